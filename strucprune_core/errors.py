@@ -1,0 +1,159 @@
+"""Every failure a user can meet, as one tree.
+
+    StrucPruneError
+    ├── InvalidSpec               a field of the job is wrong                      (final)
+    ├── InvalidCheckpoint         the model's files are missing, unsafe or lying   (final)
+    │   └── UnsupportedArchitecture
+    ├── InvalidText               calibration or evaluation text does not do       (final)
+    ├── OutputNotEmpty            the output prefix already holds something        (final)
+    ├── WorkspaceMismatch         the workspace belongs to another job             (final)
+    ├── NumericalFailure          a solve produced no usable weights               (final)
+    ├── QualityCollapsed          the pruned model's perplexity is beyond the gate (final)
+    ├── StorageError
+    │   ├── StorageUnavailable    the store does not answer                        (retryable)
+    │   ├── AccessDenied          bad or insufficient credentials                  (final)
+    │   └── ObjectNotFound        no such bucket, prefix or object                 (final)
+    ├── OutOfMemory               device or host memory was not enough             (retryable)
+    └── Stopped                   the caller asked to stop; not a failure          (resumable)
+
+Messages name the layer or field, and `remedy` says what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class StrucPruneError(Exception):
+    """A failure with a stable code, the field at fault and the cure.
+
+    Args:
+        message: What went wrong, in one sentence.
+        field: Dotted path of the job field at fault ("model.uri"), if one is.
+        remedy: What the user can do about it.
+        phase: The phase the job was in, if it had begun.
+        layer: Index of the decoder layer at fault, if one is.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        remedy: str | None = None,
+        phase: str | None = None,
+        layer: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.remedy = remedy
+        self.phase = phase
+        self.layer = layer
+
+    def __str__(self) -> str:
+        where = f"{self.field}: " if self.field else ""
+        cure = f" {self.remedy}" if self.remedy else ""
+        return f"{where}{self.message}{cure}"
+
+    def as_dict(self) -> dict[str, str | int | bool | None]:
+        """The wire form used in job records, `--json` output and problem details."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "field": self.field,
+            "remedy": self.remedy,
+            "retryable": self.retryable,
+            "phase": self.phase,
+            "layer": self.layer,
+        }
+
+
+class InvalidSpec(StrucPruneError):
+    """A field of the job specification has a value that cannot work."""
+
+    code = "invalid_spec"
+
+
+class InvalidCheckpoint(StrucPruneError):
+    """The model's files are missing, unsafe, or do not hold what they claim."""
+
+    code = "invalid_checkpoint"
+
+
+class UnsupportedArchitecture(InvalidCheckpoint):
+    """The model's `config.json` names an architecture this build cannot prune."""
+
+    code = "unsupported_architecture"
+
+
+class InvalidText(StrucPruneError):
+    """Calibration or evaluation text is unreadable or too short."""
+
+    code = "invalid_text"
+
+
+class OutputNotEmpty(StrucPruneError):
+    """The output prefix already holds objects; nothing is ever overwritten."""
+
+    code = "output_not_empty"
+
+
+class WorkspaceMismatch(StrucPruneError):
+    """The workspace holds the units of a job with another specification or model."""
+
+    code = "workspace_mismatch"
+
+
+class NumericalFailure(StrucPruneError):
+    """A factorisation failed at every damping tried, or weights were not finite."""
+
+    code = "numerical_failure"
+
+
+class QualityCollapsed(StrucPruneError):
+    """The pruned model's perplexity is above the job's limit; nothing is published."""
+
+    code = "quality_collapsed"
+
+
+class StorageError(StrucPruneError):
+    """Object storage or the file system refused or failed."""
+
+    code = "storage_error"
+
+
+class StorageUnavailable(StorageError):
+    """The store did not answer; the same request may succeed later."""
+
+    code = "storage_unavailable"
+    retryable = True
+
+
+class AccessDenied(StorageError):
+    """The store refused the credentials, or they do not reach this object."""
+
+    code = "access_denied"
+
+
+class ObjectNotFound(StorageError):
+    """No such bucket, prefix or object."""
+
+    code = "object_not_found"
+
+
+class OutOfMemory(StrucPruneError):
+    """The device or host ran out of memory."""
+
+    code = "out_of_memory"
+    retryable = True
+
+
+class Stopped(StrucPruneError):
+    """The caller asked to stop. Finished units are kept, so the job can resume."""
+
+    code = "stopped"
+    retryable = True

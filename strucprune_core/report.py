@@ -1,0 +1,151 @@
+"""The report of a pruning job: a typed, versioned document. No torch.
+
+`report.json` is this class dumped; `report_html` draws it. A change that breaks readers raises the
+major version.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.0"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSummary(_Part):
+    """Which model was pruned."""
+
+    uri: str
+    architecture: str = Field(description="`model_type` of config.json, e.g. llama.")
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    dtype: str
+    digest: str = Field(description="SHA-256 (hex) of config.json and every safetensors header.")
+
+
+class Environment(_Part):
+    """What ran the job."""
+
+    strucprune: str
+    python: str
+    torch: str
+    device: str
+    platform: str
+    threads: int
+
+
+class SizeSummary(_Part):
+    """Size of one checkpoint."""
+
+    parameters: int
+    bytes: int = Field(description="Bytes of the safetensors files.")
+    ffn_channels: int
+    flops_per_token: int = Field(
+        description="2 x the weights a token multiplies with (LM head included, attention scores "
+        "left out)."
+    )
+
+
+class SparsitySummary(_Part):
+    """Requested against reached, over FFN channels."""
+
+    requested: float
+    reached: float
+    channels_removed: int
+    parameters_removed: int
+
+
+class LayerReport(_Part):
+    """One decoder layer."""
+
+    index: int
+    width_before: int
+    width_after: int
+    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
+    reconstruction_error: float = Field(
+        description="Squared error of the FFN output relative to its energy, held-out tokens."
+    )
+    damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
+    damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    seconds: float = Field(description="Capture, curve, and solve time of this layer.")
+
+
+class PerplexitySummary(_Part):
+    """Perplexity before and after, on the same windows."""
+
+    before: float
+    after: float
+    ratio: float
+    sequences: int
+    sequence_length: int
+    tokens: int = Field(description="Tokens predicted (the first of each window is not).")
+    text_uri: str
+    text_sha256: str
+
+
+class MemoryFigure(_Part):
+    """Peak bytes, planned and seen. `measured` is None where the device is not measured."""
+
+    predicted: int
+    measured: int | None
+
+
+class MemorySummary(_Part):
+    """Peak memory of the pruning process."""
+
+    host_peak_bytes: MemoryFigure
+    device_peak_bytes: MemoryFigure
+    whole_model_bytes: int = Field(description="What the dense weights alone would occupy.")
+    note: str = Field(description="How it was measured.")
+
+
+class PhaseTime(_Part):
+    """Seconds spent in one phase, over all attempts."""
+
+    name: str
+    seconds: float
+
+
+class Verification(_Part):
+    """The reload check: written files against the pruned weights that were in memory."""
+
+    reference: str = Field(description="Implementation that reloaded the files.")
+    tokens: int
+    max_abs_logit_difference: float
+    tolerance: float
+
+
+class FileEntry(_Part):
+    """One file of the published checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Report(_Part):
+    """Everything there is to know about one finished job."""
+
+    schema_version: str = SCHEMA_VERSION
+    created_at: str = Field(description="UTC, ISO 8601.")
+    model: ModelSummary
+    spec: dict[str, Any] = Field(description="The JobSpec as it ran.")
+    environment: Environment
+    before: SizeSummary
+    after: SizeSummary
+    sparsity: SparsitySummary
+    layers: list[LayerReport]
+    perplexity: PerplexitySummary | None
+    memory: MemorySummary
+    phases: list[PhaseTime]
+    verification: Verification
+    files: list[FileEntry]
+    warnings: list[str] = Field(default_factory=list)

@@ -1,0 +1,150 @@
+"""The job specification: one definition for the REST body, the CLI and Python. No torch.
+
+Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
+widths, a text that is too short) is checked by `inspection` before any heavy work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from strucprune_core.storage.uri import check_uri
+
+Uri = Annotated[
+    str,
+    AfterValidator(check_uri),
+    Field(min_length=1, max_length=2048, description="`s3://bucket/key`, or a local path."),
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSpec(_Strict):
+    """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
+
+    uri: Uri
+
+
+class OutputSpec(_Strict):
+    """Where the pruned checkpoint and its report go. Must hold nothing yet."""
+
+    uri_prefix: Uri
+
+
+class PruningSpec(_Strict):
+    """What is removed and how the survivors are repaired."""
+
+    structures: tuple[Literal["ffn_channels"], ...] = Field(
+        default=("ffn_channels",),
+        min_length=1,
+        max_length=1,
+        description="Structures to remove. Only FFN channels in this version.",
+    )
+    sparsity: float = Field(
+        gt=0.0, lt=1.0, description="Fraction of all FFN channels of the model to remove."
+    )
+    allocation: Literal["threshold", "uniform"] = Field(
+        default="threshold",
+        description="How layers share the budget: `threshold` removes whatever costs the model "
+        "least (needs layout `per_layer`); `uniform` removes the same fraction everywhere. "
+        "Defaults to the one that fits the layout.",
+    )
+    solver: Literal["obs"] = Field(default="obs", description="Support selection inside a layer.")
+    layout: Literal["per_layer", "uniform"] = Field(
+        default="per_layer",
+        description="Shape of the checkpoint: `per_layer` widths (ships modelling code), or one "
+        "`uniform` width that every runtime loads as it is.",
+    )
+    damping: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=100.0,
+        description="Ridge of the final solve relative to the Gram's mean diagonal. "
+        "Default: 0.3 * 16384 / tokens, clipped to [0.03, 3].",
+    )
+    min_keep_fraction: float = Field(
+        default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."
+    )
+    multiple_of: int = Field(
+        default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_allocation(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "allocation" not in data and data.get("layout") == "uniform":
+            return {**data, "allocation": "uniform"}
+        return data
+
+    @model_validator(mode="after")
+    def _layout_fits_allocation(self) -> PruningSpec:
+        if self.layout == "uniform" and self.allocation != "uniform":
+            raise ValueError(
+                f"layout 'uniform' keeps one width for all layers, which allocation "
+                f"'{self.allocation}' does not give. Use allocation 'uniform' or layout 'per_layer'."
+            )
+        return self
+
+
+class CalibrationSpec(_Strict):
+    """Text that the statistics are computed on. One sequence in 16 is held out to judge layers."""
+
+    uri: Uri
+    samples: int = Field(default=32, ge=2, le=65536, description="Sequences to draw.")
+    sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
+
+
+class EvaluationSpec(_Strict):
+    """Text that perplexity is reported on: consecutive windows from its start."""
+
+    uri: Uri
+    sequences: int = Field(default=24, ge=1, le=65536)
+    sequence_length: int = Field(default=1024, ge=8, le=131072)
+    max_perplexity_ratio: float = Field(
+        default=10.0,
+        gt=1.0,
+        description="The job fails, and publishes nothing, if pruned / dense perplexity is above.",
+    )
+
+
+class RuntimeSpec(_Strict):
+    """How the job runs. Nothing here changes the result."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    micro_batch_tokens: int = Field(
+        default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    )
+    priority: Literal["low", "normal", "high"] = "normal"
+    deadline_seconds: int | None = Field(default=None, ge=1, le=30 * 24 * 3600)
+    max_attempts: int = Field(default=3, ge=1, le=20)
+
+
+class JobSpec(_Strict):
+    """A whole pruning job: what a client POSTs and what `strucprune_core.prune` runs."""
+
+    model: ModelSpec
+    output: OutputSpec
+    pruning: PruningSpec
+    calibration: CalibrationSpec
+    evaluation: EvaluationSpec | None = Field(
+        default=None, description="Omit to skip the perplexity report (and its quality gate)."
+    )
+    runtime: RuntimeSpec = RuntimeSpec()
+    labels: dict[
+        Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
+    ] = Field(default_factory=dict, max_length=64)
+
+    def result_fingerprint(self) -> str:
+        """SHA-256 (hex) over the fields that determine the result; `runtime`, `labels` and the
+        output place are left out, so a job may resume on another device or after a rename."""
+        relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
+        relevant["model"] = self.model.uri
+        canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,64 @@
+"""The store protocol: the few verbs that pruning needs of an object store or a directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """A stored object: its key relative to the store's root, and its size in bytes."""
+
+    key: str
+    size_bytes: int
+
+
+class Store(Protocol):
+    """Objects under one root (a directory, or a bucket and key prefix).
+
+    Keys are relative, '/'-separated, and can never leave the root. Every method raises
+    `StorageUnavailable`, `AccessDenied` or `ObjectNotFound` (see `errors`), never a
+    library's own exception.
+    """
+
+    @property
+    def uri(self) -> str:
+        """The root, as a user would write it."""
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size of an object, or None if it does not exist."""
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """Exactly `length` bytes from offset `start` (to the end if None).
+
+        Raises:
+            ObjectNotFound: no such object.
+            StorageError: the object is shorter than `start + length`.
+        """
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order."""
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object atomically: readers see the old bytes or the new, never a part."""
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless it exists. True if this call wrote it; one racer wins."""
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a local file as an object, atomically, in bounded memory."""
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a local file, in bounded memory."""
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if it does not exist."""
+
+    def child(self, prefix: str) -> Store:
+        """The store rooted at `prefix` under this one."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's own file if it lies on this machine's file system, else None."""
