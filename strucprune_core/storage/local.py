@@ -1,0 +1,255 @@
+"""A store on a local directory. Writes are atomic and durable; reads never leave the root."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat as stat_module
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from strucprune_core.errors import AccessDenied, ObjectNotFound, StorageError, StorageUnavailable
+from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.store import ObjectInfo
+
+# Unfinished writes carry this prefix: never listed, never addressable by a key.
+_TEMPORARY = ".strucprune-tmp-"
+_COPY_BYTES = 8 * 2**20
+_ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class LocalStore:
+    """Objects as files below a directory, which need not exist before the first write.
+
+    Symbolic links are followed only to places below the root.
+    """
+
+    root: Path
+
+    def __init__(self, root: Path) -> None:
+        # The user named the root, so links on the way to it are the user's own; those below are not.
+        object.__setattr__(self, "root", Path(root).resolve())
+
+    @property
+    def uri(self) -> str:
+        """The directory, absolute and with links resolved."""
+        return str(self.root)
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size of an object, or None if it does not exist."""
+        with _translated(key):
+            size = _file_size(self._path(key))
+        return None if size is None else ObjectInfo(key, size)
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """Exactly `length` bytes from offset `start` (to the end if None).
+
+        Raises:
+            ObjectNotFound: no such object.
+            StorageError: the object is shorter than `start + length`.
+        """
+        with _translated(key), self._open(key) as file:
+            size = os.fstat(file.fileno()).st_size
+            wanted = max(size - start, 0) if length is None else length
+            # Compared before allocating: a length may come from hostile data.
+            if start + wanted > size:
+                raise _too_short(key, start + wanted, size)
+            data = bytearray(wanted)
+            file.seek(start)
+            got = file.readinto(data)
+        if got != wanted:
+            raise _too_short(key, start + wanted, start + got)
+        return data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order. Lazy: one directory at a time."""
+        check_prefix(prefix)
+        folder, _, stem = prefix.rpartition("/")
+        with _translated(prefix):
+            base = self._path(folder) if folder else self.root
+            yield from _walk(base, f"{folder}/" if folder else "", stem)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object atomically: readers see the old bytes or the new, never a part."""
+        self._write(key, lambda file: _write_all(file, data), _replace)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless it exists. True if this call wrote it; one racer wins."""
+        return self._write(key, lambda file: _write_all(file, data), _link)
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a local file as an object, atomically, in bounded memory."""
+        with _translated(str(path)), path.open("rb") as source:
+            self._write(key, lambda file: shutil.copyfileobj(source, file, _COPY_BYTES), _replace)
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a local file, in bounded memory."""
+        with _translated(key), self._open(key) as source:
+            _write_file(path, lambda file: shutil.copyfileobj(source, file, _COPY_BYTES), _replace)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if it does not exist."""
+        with _translated(key):
+            path = self._path(key)
+            try:
+                path.unlink(missing_ok=True)
+                _sync_directory(path.parent)
+            except (FileNotFoundError, NotADirectoryError):
+                return
+
+    def child(self, prefix: str) -> LocalStore:
+        """The store rooted at `prefix` under this one."""
+        return LocalStore(self._path(prefix))
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's own file, or None if there is no such object."""
+        with _translated(key):
+            path = self._path(key)
+            return None if _file_size(path) is None else path
+
+    def _write(
+        self, key: str, fill: Callable[[BinaryIO], None], publish: Callable[[Path, Path], bool]
+    ) -> bool:
+        with _translated(key):
+            path = self._path(key)
+            if path.is_dir():
+                raise StorageError(f"'{key}' is a directory, so no object can have that name")
+            _make_directories(path.parent)
+            return _write_file(path, fill, publish)
+
+    def _open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        # A FIFO or device would block or never end; only regular files are objects.
+        if _file_size(path) is None:
+            raise ObjectNotFound(f"'{key}' does not exist under {self.root}")
+        return path.open("rb", buffering=0)  # type: ignore[return-value]  # raw files read the same
+
+    def _path(self, key: str) -> Path:
+        check_key(key)
+        if any(part.startswith(_TEMPORARY) for part in key.split("/")):
+            raise AccessDenied(f"'{key}' is the name of an unfinished write")
+        path = self.root / key
+        # `resolve` also follows links in the parents, and works for what does not exist yet.
+        if not path.resolve().is_relative_to(self.root):
+            raise AccessDenied(
+                f"'{key}' is a link that leads out of {self.root}",
+                remedy="Copy the files themselves (cp -rL) instead of links to them.",
+            )
+        return path
+
+
+def _walk(folder: Path, prefix: str, stem: str) -> Iterator[ObjectInfo]:
+    """Objects below `folder` whose name there starts with `stem`. Links are listed if they are
+    files; linked directories are not entered, so that a cycle cannot trap the walk."""
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if entry.name.startswith(stem)]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name, entry in sorted((_sort_name(entry), entry) for entry in entries):
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), prefix + name, "")
+        elif not name.startswith(_TEMPORARY):
+            size = _file_size(Path(entry.path))
+            if size is not None:
+                yield ObjectInfo(prefix + name, size)
+
+
+def _sort_name(entry: os.DirEntry[str]) -> str:
+    """A directory sorts as its keys do: "a.txt" < "a/b"."""
+    return f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+
+
+def _file_size(path: Path) -> int | None:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_size if stat_module.S_ISREG(status.st_mode) else None
+
+
+def _write_file(
+    path: Path, fill: Callable[[BinaryIO], None], publish: Callable[[Path, Path], bool]
+) -> bool:
+    """Fill a temporary file beside `path`, make it durable, and publish it under its name."""
+    temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex}")
+    try:
+        with temporary.open("xb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        published = publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+    return published
+
+
+def _write_all(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+
+
+def _replace(temporary: Path, path: Path) -> bool:
+    temporary.replace(path)
+    return True
+
+
+def _link(temporary: Path, path: Path) -> bool:
+    """Give a complete file its name unless it is taken: the kernel lets exactly one racer win."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _make_directories(folder: Path) -> None:
+    """Create missing directories, each made durable in its parent."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        _sync_directory(path.parent)
+
+
+def _sync_directory(folder: Path) -> None:
+    """Make renames in a directory survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _too_short(key: str, wanted: int, size: int) -> StorageError:
+    return StorageError(f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for")
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn an `OSError` into the typed error of the store protocol."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        if error.errno in _ABSENT:
+            raise ObjectNotFound(f"'{name}': {reason.lower()}") from error
+        if error.errno in _REFUSED:
+            raise AccessDenied(f"'{name}': {reason.lower()}") from error
+        if error.errno in _FULL:
+            raise StorageUnavailable(
+                f"'{name}': {reason.lower()}", remedy="Free space on that disk and try again."
+            ) from error
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
+            raise StorageError(f"'{name}': {reason.lower()}") from error
+        raise StorageUnavailable(f"'{name}': {reason.lower()}") from error

@@ -1,0 +1,350 @@
+"""A store on an S3-compatible service: the only file that knows boto3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import boto3
+from boto3.exceptions import Boto3Error
+from boto3.s3.transfer import TransferConfig
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ReadTimeoutError,
+    ResponseStreamingError,
+    TokenRetrievalError,
+)
+
+from strucprune_core.errors import (
+    AccessDenied,
+    InvalidSpec,
+    ObjectNotFound,
+    StorageError,
+    StorageUnavailable,
+)
+from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.open import S3Settings
+from strucprune_core.storage.store import ObjectInfo
+
+CONNECT_TIMEOUT_SECONDS = 5
+READ_TIMEOUT_SECONDS = 60
+# With exponential waits of at most 1, 2 and 4 s: a blip is bridged, an outage is told in seconds.
+REQUEST_ATTEMPTS = 4
+# botocore retries requests, but not a body that breaks off while it is being read.
+BODY_ATTEMPTS = 3
+CONFLICT_ATTEMPTS = 5
+
+# Bounds the memory of a transfer to about threads x chunk, plus the queue of 256 KiB blocks.
+_TRANSFER = TransferConfig(
+    multipart_threshold=32 * 2**20,
+    multipart_chunksize=16 * 2**20,
+    max_concurrency=4,
+    max_io_queue=64,
+)
+_READ_BYTES = 2**20
+
+_ABSENT = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
+_REFUSED = {
+    "403",
+    "401",
+    "AccessDenied",
+    "AccountProblem",
+    "AllAccessDisabled",
+    "ExpiredToken",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
+_BUSY = {
+    "InternalError",
+    "OperationAborted",
+    "RequestTimeout",
+    "ServiceUnavailable",
+    "SlowDown",
+    "Throttling",
+    "ThrottlingException",
+    "TooManyRequests",
+}
+_BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPClientError)
+
+
+@dataclass(frozen=True, slots=True)
+class S3Store:
+    """Objects of a bucket below a key prefix.
+
+    Attributes:
+        client: A boto3 S3 client (thread-safe, may be shared).
+        bucket: The bucket's name.
+        prefix: Key prefix without slashes at its ends; "" is the whole bucket.
+    """
+
+    client: Any = field(repr=False)
+    bucket: str
+    prefix: str = ""
+
+    @property
+    def uri(self) -> str:
+        """`s3://bucket/prefix`."""
+        return f"s3://{self.bucket}/{self.prefix}" if self.prefix else f"s3://{self.bucket}"
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size of an object, or None if it does not exist (or the bucket does not)."""
+        try:
+            with _translated(self._name(key)):
+                head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
+        except ObjectNotFound:
+            return None
+        return ObjectInfo(key, int(head["ContentLength"]))
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """Exactly `length` bytes from offset `start` (to the end if None).
+
+        Raises:
+            ObjectNotFound: no such object.
+            StorageError: the object is shorter than `start + length`.
+        """
+        for _ in range(BODY_ATTEMPTS - 1):
+            try:
+                return self._read_once(key, start, length)
+            except _BROKEN_BODY:
+                continue
+        with _translated(self._name(key)):
+            return self._read_once(key, start, length)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order. One request per 1000 keys."""
+        root = f"{self.prefix}/" if self.prefix else ""
+        pages = self.client.get_paginator("list_objects_v2").paginate(
+            Bucket=self.bucket, Prefix=root + check_prefix(prefix)
+        )
+        with _translated(self._name(prefix)):
+            for page in pages:
+                for item in page.get("Contents", ()):
+                    # Consoles mark "folders" by empty objects ending in a slash: not objects to us.
+                    if not item["Key"].endswith("/"):
+                        yield ObjectInfo(item["Key"].removeprefix(root), int(item["Size"]))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write an object atomically: readers see the old bytes or the new, never a part."""
+        with _translated(self._name(key)):
+            self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Write an object unless it exists. True if this call wrote it; one racer wins.
+
+        A write whose answer got lost is retried and then found present: False although the bytes
+        are ours. Callers that must know compare what is stored.
+        """
+        for _ in range(CONFLICT_ATTEMPTS):
+            outcome = self._put_new(key, data)
+            if outcome is not None:
+                return outcome
+        raise StorageUnavailable(f"{self._name(key)}: other writers kept racing for this object")
+
+    def upload(self, key: str, path: Path) -> None:
+        """Write a local file as an object, atomically, in bounded memory."""
+        with _translated(self._name(key)):
+            self.client.upload_file(str(path), self.bucket, self._key(key), Config=_TRANSFER)
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a local file, in bounded memory."""
+        with _translated(self._name(key)):
+            self.client.download_file(self.bucket, self._key(key), str(path), Config=_TRANSFER)
+
+    def delete(self, key: str) -> None:
+        """Remove an object; no error if it does not exist."""
+        try:
+            with _translated(self._name(key)):
+                self.client.delete_object(Bucket=self.bucket, Key=self._key(key))
+        except ObjectNotFound:
+            return
+
+    def child(self, prefix: str) -> S3Store:
+        """The store rooted at `prefix` under this one."""
+        return S3Store(self.client, self.bucket, self._key(prefix.rstrip("/")))
+
+    def local_path(self, key: str) -> Path | None:
+        """None: the objects lie elsewhere."""
+        check_key(key)
+        return None
+
+    def presign(self, key: str, expires_seconds: int) -> str:
+        """A URL that lets anyone GET the object until it expires. Makes no request."""
+        with _translated(self._name(key)):
+            url: str = self.client.generate_presigned_url(
+                "get_object",
+                Params={"Bucket": self.bucket, "Key": self._key(key)},
+                ExpiresIn=expires_seconds,
+            )
+        return url
+
+    def _put_new(self, key: str, data: bytes) -> bool | None:
+        """True if written, False if present, None if the service wants another try."""
+        with _translated(self._name(key)):
+            try:
+                self.client.put_object(
+                    Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*"
+                )
+            except ClientError as error:
+                status = _status(error)
+                if status == 412:
+                    return False
+                if status == 409:  # ConditionalRequestConflict: another write is in flight
+                    return None
+                raise
+        return True
+
+    def _read_once(self, key: str, start: int, length: int | None) -> bytearray:
+        name = self._name(key)
+        if length == 0:  # HTTP has no empty range; the object must exist all the same
+            return self._read_nothing(key, start)
+        end = "" if length is None else start + length - 1
+        ranged = {} if (start == 0 and length is None) else {"Range": f"bytes={start}-{end}"}
+        try:
+            with _translated(name):
+                answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
+        except _RangeRefused as error:
+            raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
+        with answer["Body"] as body:
+            size = int(answer["ContentLength"])
+            _check_range(name, answer, start, length, size)
+            data = bytearray(size)
+            _fill(body, data, name)
+        return data
+
+    def _read_nothing(self, key: str, start: int) -> bytearray:
+        info = self.stat(key)
+        if info is None:
+            raise ObjectNotFound(f"{self._name(key)} does not exist")
+        if info.size_bytes < start:
+            raise StorageError(f"{self._name(key)} is shorter than {start} bytes")
+        return bytearray()
+
+    def _key(self, key: str) -> str:
+        check_key(key)
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def _name(self, key: str) -> str:
+        return f"{self.uri}/{key}"
+
+
+def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
+    """A store on `s3://bucket/prefix`. Makes no request."""
+    # A session of our own: boto3's default session is a global and not thread-safe to build on.
+    session = boto3.session.Session()
+    try:
+        client = _client(session, settings)
+    except ValueError as error:  # what botocore raises for a malformed endpoint
+        raise InvalidSpec(f"the S3 settings do not work: {error}") from error
+    return S3Store(client, bucket, prefix)
+
+
+def _client(session: Any, settings: S3Settings) -> Any:
+    return session.client(
+        "s3",
+        endpoint_url=settings.endpoint_url,
+        region_name=settings.region,
+        aws_access_key_id=settings.access_key_id,
+        aws_secret_access_key=settings.secret_access_key,
+        config=Config(
+            signature_version="s3v4",
+            connect_timeout=CONNECT_TIMEOUT_SECONDS,
+            read_timeout=READ_TIMEOUT_SECONDS,
+            retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
+            s3={"addressing_style": settings.addressing_style},
+            request_checksum_calculation=settings.checksum_mode,
+            response_checksum_validation=settings.checksum_mode,
+        ),
+    )
+
+
+def _check_range(
+    name: str, answer: dict[str, Any], start: int, length: int | None, size: int
+) -> None:
+    """Believe no server: one that ignores Range would hand out the wrong bytes."""
+    if start == 0 and length is None:
+        return
+    if not str(answer.get("ContentRange", "")).startswith(f"bytes {start}-"):
+        raise StorageError(f"{name}: the store ignored the byte range asked for")
+    if length is not None and size != length:
+        raise StorageError(
+            f"{name} holds {size} bytes from offset {start}, but {length} were asked for"
+        )
+
+
+def _fill(body: Any, data: bytearray, name: str) -> None:
+    view, filled = memoryview(data), 0
+    while filled < len(data):
+        piece = body.read(min(_READ_BYTES, len(data) - filled))
+        if not piece:
+            raise StorageUnavailable(f"{name}: the answer ended {len(data) - filled} bytes early")
+        view[filled : filled + len(piece)] = piece
+        filled += len(piece)
+
+
+class _RangeRefused(StorageError):
+    """The byte range lies beyond the object (HTTP 416)."""
+
+
+def _status(error: ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+@contextmanager
+def _translated(name: str) -> Iterator[None]:
+    """Turn boto3's exceptions into the typed errors of the store protocol."""
+    try:
+        yield
+    except ClientError as error:
+        raise _from_answer(error, name) from error
+    except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
+        raise AccessDenied(
+            f"{name}: there are no usable S3 credentials",
+            remedy="Set STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, "
+            "or any source that boto3 reads.",
+        ) from error
+    except Boto3Error as error:
+        # upload_file and download_file hide the answer of the service behind an error of their own.
+        cause = getattr(error, "last_exception", None) or error.__cause__ or error.__context__
+        if isinstance(cause, ClientError):
+            raise _from_answer(cause, name) from error
+        raise StorageUnavailable(f"{name}: {error}") from error
+    except ParamValidationError as error:
+        raise StorageError(f"{name}: {error}") from error
+    except BotoCoreError as error:
+        raise StorageUnavailable(
+            f"{name}: {error}", remedy="Check that the S3 endpoint is right and answers."
+        ) from error
+    except OSError as error:  # the local file of an upload or download
+        raise StorageUnavailable(f"{name}: {error}") from error
+
+
+def _from_answer(error: ClientError, name: str) -> StorageError:
+    """The typed error for what the service answered."""
+    details = error.response.get("Error", {})
+    code, status = str(details.get("Code", "")), _status(error)
+    if code in _REFUSED or status in (401, 403):
+        return AccessDenied(
+            f"{name}: the store refused access ({code})",
+            remedy="Check the access key, its secret, and that its policy covers this prefix.",
+        )
+    if code == "NoSuchBucket":
+        return ObjectNotFound(f"{name}: there is no such bucket")
+    if code in _ABSENT or status == 404:
+        return ObjectNotFound(f"{name} does not exist")
+    if code in _BUSY or status >= 500 or status == 429:
+        return StorageUnavailable(f"{name}: the store cannot answer now ({code})")
+    if status == 416 or code == "InvalidRange":
+        return _RangeRefused(f"{name}: the byte range lies beyond its end")
+    return StorageError(f"{name}: the store answered {status} {code}: {details.get('Message', '')}")
