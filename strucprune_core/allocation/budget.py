@@ -1,0 +1,51 @@
+"""What both allocation rules share: the steps a layer's width may take, and the budget's arithmetic.
+
+A layer of width f shrinks in steps: first to the next multiple of `multiple_of`, then one multiple
+at a time, never below its floor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from strucprune_core.errors import InvalidSpec
+
+
+@dataclass(frozen=True, slots=True)
+class WidthRule:
+    """How far and in which steps widths may shrink.
+
+    Attributes:
+        min_keep_fraction: Share of a layer's channels that always stays, in (0, 1].
+        multiple_of: Kept widths are multiples of this.
+    """
+
+    min_keep_fraction: float
+    multiple_of: int
+
+    def floor(self, width: int) -> int:
+        """Smallest width allowed: the floor fraction rounded up to a multiple, at least one."""
+        least = max(1, math.ceil(self.min_keep_fraction * width - 1e-9))
+        rounded = math.ceil(least / self.multiple_of) * self.multiple_of
+        return min(width, rounded)
+
+    def widths(self, width: int) -> list[int]:
+        """Every width the layer may take, from dense downwards."""
+        first = width // self.multiple_of * self.multiple_of
+        shrunk = range(first, self.floor(width) - 1, -self.multiple_of)
+        return [width, *(w for w in shrunk if w != width)]
+
+
+def channels_to_remove(sparsity: float, widths: list[int]) -> int:
+    """The budget: channels that must go, rounded up."""
+    return math.ceil(sparsity * sum(widths) - 1e-9)
+
+
+def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
+    """The error of a budget that the floors do not allow."""
+    return InvalidSpec(
+        f"{sparsity:.4g} is out of reach: the layers' floors allow at most {reachable:.4g}",
+        field="pruning.sparsity",
+        remedy="Lower pruning.sparsity, pruning.min_keep_fraction or pruning.multiple_of.",
+    )

@@ -1,0 +1,88 @@
+"""The closed-form rule: remove a channel iff its loss per parameter is below one global price.
+
+Minimise sum_l alpha_l D_l(removed_l) subject to sum_l params_l removed_l >= B, where D_l is the
+(convex) damage curve. At the optimum every layer removes exactly the channels with
+
+    alpha_l c_l(r) / params_l <= lambda,
+
+so its sparsity is F_l(lambda), the distribution function of its scaled scores, and lambda is the
+price at which the budget is met. The price is found by walking the merged, sorted scores, which is
+bisection's limit without its tolerance.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strucprune_core.allocation.budget import WidthRule, channels_to_remove, out_of_reach
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """Widths and the price that gave them.
+
+    Attributes:
+        widths: Channels kept in each layer.
+        price: lambda, loss per parameter of the last step taken; None for rules without a price.
+    """
+
+    widths: tuple[int, ...]
+    price: float | None
+
+
+def allocate_by_threshold(
+    damages: list[NDArray[np.float64]],
+    energies: list[float],
+    sparsity: float,
+    rule: WidthRule,
+    parameters_per_channel: list[int],
+) -> Allocation:
+    """Widths under one price.
+
+    Args:
+        damages: Per layer, non-decreasing marginal damage of the r-th removal, (f_l,).
+        energies: Per layer, alpha_l > 0: loss per unit of damage.
+        sparsity: Fraction of all channels to remove, in (0, 1).
+        rule: Floors and rounding.
+        parameters_per_channel: Per layer, parameters that go with one channel.
+
+    Raises:
+        InvalidSpec: the floors do not allow the sparsity.
+    """
+    dense = [len(damage) for damage in damages]
+    budget = channels_to_remove(sparsity, dense)
+    reachable = sum(width - rule.floor(width) for width in dense)
+    if budget > reachable:
+        raise out_of_reach(sparsity, reachable / sum(dense))
+    queues = [
+        _steps(damage, energy / parameters, rule)
+        for damage, energy, parameters in zip(
+            damages, energies, parameters_per_channel, strict=True
+        )
+    ]
+    widths, price = list(dense), 0.0
+    # Each queue is sorted by price (the curves are convex), so the merge is too. Ties go to the
+    # earlier layer: the result never depends on hashing or threads.
+    merged = heapq.merge(*([(p, layer, w) for p, w in q] for layer, q in enumerate(queues)))
+    for step_price, layer, width in merged:
+        if sum(dense) - sum(widths) >= budget:
+            break
+        widths[layer], price = width, step_price
+    return Allocation(tuple(widths), price)
+
+
+def _steps(damage: NDArray[np.float64], scale: float, rule: WidthRule) -> list[tuple[float, int]]:
+    """(price per parameter, width after the step) for each step a layer may take."""
+    dense = len(damage)
+    steps = []
+    price = 0.0
+    for before, after in pairwise(rule.widths(dense)):
+        mean = float(damage[dense - before : dense - after].mean())
+        price = max(price, scale * mean)  # Rounding in the mean must not unsort the queue.
+        steps.append((price, after))
+    return steps
