@@ -1,0 +1,88 @@
+"""The doorbell: a Celery message that says "look at job X". Losing or doubling it is harmless."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+
+from api.jobs.record import Priority
+
+_log = logging.getLogger(__name__)
+
+TASK = "worker.tasks.run_job"
+# One queue per priority, in the order in which a worker empties them.
+QUEUES: dict[Priority, str] = {
+    "high": "strucprune.high",
+    "normal": "strucprune.normal",
+    "low": "strucprune.low",
+}
+# A submission waits for the broker at most about a second; the reconciler rings again anyway.
+_RETRY_POLICY = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
+_SOCKET_TIMEOUT_SECONDS = 5.0
+
+
+def celery_settings(broker_url: str) -> dict[str, Any]:
+    """The Celery configuration that the API and the worker share.
+
+    Messages are acknowledged early and results are not kept: recovery is the ledger's business,
+    because Celery on Redis redelivers a late-acknowledged task that outlives the visibility timeout
+    while it still runs.
+    """
+    return {
+        "broker_url": broker_url,
+        "broker_connection_retry_on_startup": True,
+        # Empty the high queue before the normal one, and that before the low one.
+        "broker_transport_options": {"queue_order_strategy": "priority"},
+        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES.values()},
+        "task_default_queue": QUEUES["normal"],
+        "task_serializer": "json",
+        "accept_content": ["json"],
+        "task_ignore_result": True,
+        "result_backend": None,
+        "task_acks_late": False,
+        # With early acknowledgement, a multiplier of 1 alone still takes one more message.
+        "worker_prefetch_multiplier": 1,
+        "worker_disable_prefetch": True,
+        # True loses tasks on Redis.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+class Doorbell:
+    """Rings for a worker. Safe to share between threads."""
+
+    def __init__(self, broker_url: str) -> None:
+        self._app = Celery("strucprune-doorbell", set_as_current=False)
+        self._app.conf.update(celery_settings(broker_url))
+        self._app.conf.broker_transport_options = {
+            **self._app.conf.broker_transport_options,
+            "socket_timeout": _SOCKET_TIMEOUT_SECONDS,
+            "socket_connect_timeout": _SOCKET_TIMEOUT_SECONDS,
+        }
+
+    def ring(self, job_id: str, priority: Priority) -> bool:
+        """Tell the workers about a job. False, with a warning logged, if the broker is down."""
+        try:
+            self._app.send_task(
+                TASK, args=[job_id], queue=QUEUES[priority], retry=True, retry_policy=_RETRY_POLICY
+            )
+        except (OperationalError, OSError) as error:
+            _log.warning("could not ring for %s; the reconciler will: %s", job_id, error)
+            return False
+        return True
+
+    def waiting(self, priority: Priority) -> int:
+        """Messages that no worker has taken yet; 0 if the broker does not say."""
+        connection = self._app.connection_for_read()
+        try:
+            with connection, connection.channel() as channel:
+                return int(channel.queue_declare(QUEUES[priority], passive=True).message_count)
+        except (*connection.connection_errors, *connection.channel_errors, KombuError):
+            return 0
+
+    def close(self) -> None:
+        """Close the connections to the broker."""
+        self._app.close()

@@ -1,0 +1,380 @@
+"""The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
+
+Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
+event. All times are the server's own. The ledger is live state, not the archive: what must survive
+the loss of Redis is in the `Journal`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol
+from urllib.parse import quote
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Signal
+from api.jobs.state import HELD, TRANSITIONS, JobState
+from strucprune_core.errors import StrucPruneError
+
+# Newest events kept per job (about 10 bytes of Redis memory per byte of JSON: some 200 kB a job).
+EVENTS_KEPT = 1000
+# A request must not hang on a dead Redis: three quick tries, then `LedgerUnavailable`.
+SOCKET_TIMEOUT_SECONDS = 5.0
+RETRIES = 2
+RETRY_CAP_SECONDS = 0.5
+
+_LUA = Path(__file__).parent / "lua"
+_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec")
+
+# Named here because the ledger's method `list` hides the built-in inside the class body.
+JobIds = list[str]
+Events = list[JobEvent]
+Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
+Stop = Literal["cancel", "pause", "resume"]
+
+
+class LedgerUnavailable(StrucPruneError):  # noqa: N818 - named as in strucprune_core.errors
+    """Redis does not answer; the same request may succeed later."""
+
+    code: ClassVar[str] = "ledger_unavailable"
+    retryable: ClassVar[bool] = True
+
+
+class Ledger(Protocol):
+    """The live state of all jobs. Every method raises `LedgerUnavailable`."""
+
+    def create(self, new: NewJob) -> bool:
+        """Enter a queued job. False, and nothing changed, if it is already there."""
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """The job, or None."""
+
+    def list(
+        self,
+        tenant: str,
+        *,
+        state: JobState | None = None,
+        label: tuple[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """A page of a tenant's jobs, newest first.
+
+        Costs the same at any depth. With both filters, or when jobs change state meanwhile, a page
+        may hold fewer than `limit` jobs and still have a successor.
+        """
+
+    def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
+        """Take a queued job, or None if it is not queued (any more)."""
+
+    def heartbeat(
+        self,
+        job_id: str,
+        fence: int,
+        lease_seconds: float,
+        progress: Mapping[str, Any] | None = None,
+    ) -> Signal:
+        """Renew the lease, note progress, and learn whether to stop.
+
+        After `LOST` the caller must stop at once: the job is somebody else's or over.
+        """
+
+    def release(self, job_id: str, fence: int) -> bool:
+        """Give the job back at a safe point; the attempt does not count.
+
+        Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
+        stale.
+        """
+
+    def finish(
+        self,
+        job_id: str,
+        fence: int,
+        state: Finished,
+        *,
+        error: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """End the job, after its outcome is in the journal.
+
+        False if `fence` is stale or the state forbids it (cancelled needs a requested cancel).
+        """
+
+    def retry_later(self, job_id: str, fence: int, error: Mapping[str, Any]) -> JobState:
+        """Report a retryable failure: queued while attempts are left, else failed.
+
+        Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
+        present state is returned; a job that the ledger has lost counts as queued, because the
+        rebuild will queue it.
+        """
+
+    def request_cancel(self, job_id: str) -> JobRecord | None:
+        """Cancel at once if no worker holds the job, else ask the worker to. The job afterwards.
+
+        Unchanged if it is already over: the caller decides what that means.
+        """
+
+    def request_pause(self, job_id: str) -> JobRecord | None:
+        """As `request_cancel`, for a pause."""
+
+    def resume(self, job_id: str) -> JobRecord | None:
+        """Queue a paused job again, or withdraw a pause. The job afterwards."""
+
+    def settle(
+        self,
+        job_id: str,
+        state: Finished,
+        *,
+        finished_at: float,
+        error: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """Copy an outcome from the journal whatever the state. True if that changed anything."""
+
+    def expired(self, limit: int) -> JobIds:
+        """Jobs whose lease has expired; changes nothing."""
+
+    def requeue_expired(self, limit: int) -> JobIds:
+        """Take back jobs whose lease has expired; the ids of those that changed state.
+
+        Queued while attempts are left, else failed with `worker_lost`; cancelled or paused if that
+        was asked for.
+        """
+
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
+        """Jobs that have waited that long; being returned restarts their wait."""
+
+    def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
+        """What happened to the job after event `after`, oldest first."""
+
+    def is_intact(self) -> bool:
+        """Whether every journalled job is known here; False in a new or flushed Redis."""
+
+    def mark_intact(self) -> None:
+        """Say that every journalled job is known here."""
+
+
+def connect(redis_url: str, namespace: str = "strucprune") -> RedisLedger:
+    """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
+    client = redis.Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
+    )
+    return RedisLedger(client, namespace)
+
+
+class RedisLedger:
+    """The ledger on one Redis or Valkey server (not a cluster).
+
+    Args:
+        client: A client with `decode_responses=True`.
+        namespace: Prefix of every key.
+    """
+
+    def __init__(self, client: redis.Redis, namespace: str = "strucprune") -> None:
+        self._client = client
+        self._namespace = namespace
+        prelude = _prelude()
+        self._scripts = {
+            path.stem: client.register_script(prelude + path.read_text())
+            for path in sorted(_LUA.glob("*.lua"))
+            if path.stem != "common"
+        }
+
+    def create(self, new: NewJob) -> bool:
+        """See `Ledger.create`."""
+        position = f"{round(new.created_at * 1_000_000):016d}:{new.id}"
+        names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
+        fields: list[str] = []
+        for name, value in new.model_dump(mode="json").items():
+            fields += [name, _encode(value) if name in _JSON_FIELDS else str(value)]
+        return bool(self._run("create", new.id, position, names, *fields))
+
+    def get(self, job_id: str) -> JobRecord | None:
+        """See `Ledger.get`."""
+        with _available():
+            fields: Any = self._client.hgetall(self._key("job", job_id))
+        return _record(fields) if fields else None
+
+    def list(
+        self,
+        tenant: str,
+        *,
+        state: JobState | None = None,
+        label: tuple[str, str] | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page:
+        """See `Ledger.list`."""
+        index = self._key("tenant", tenant, *_index_of(state, label))
+        newest = f"({cursor}" if cursor else "+"
+        with _available():
+            positions: Any = self._client.zrevrangebylex(index, newest, "-", 0, limit + 1)
+            pipeline = self._client.pipeline(transaction=False)
+            for position in positions[:limit]:
+                pipeline.hgetall(self._key("job", position.split(":", 1)[1]))
+            found = [_record(fields) for fields in pipeline.execute() if fields]
+        jobs = [job for job in found if state is None or job.state == state]
+        return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
+
+    def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
+        """See `Ledger.claim`."""
+        claimed = self._run("claim", job_id, worker_id, lease_seconds)
+        return Claim(job_id, int(claimed[0]), int(claimed[1])) if claimed else None
+
+    def heartbeat(
+        self,
+        job_id: str,
+        fence: int,
+        lease_seconds: float,
+        progress: Mapping[str, Any] | None = None,
+    ) -> Signal:
+        """See `Ledger.heartbeat`."""
+        return Signal(self._run("heartbeat", job_id, fence, lease_seconds, _encode(progress)))
+
+    def release(self, job_id: str, fence: int) -> bool:
+        """See `Ledger.release`."""
+        return bool(self._run("release", job_id, fence))
+
+    def finish(
+        self,
+        job_id: str,
+        fence: int,
+        state: Finished,
+        *,
+        error: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """See `Ledger.finish`."""
+        return bool(self._run("finish", job_id, fence, state, _encode(error), _encode(summary)))
+
+    def retry_later(self, job_id: str, fence: int, error: Mapping[str, Any]) -> JobState:
+        """See `Ledger.retry_later`."""
+        return JobState(self._run("retry_later", job_id, fence, _encode(error)) or JobState.QUEUED)
+
+    def request_cancel(self, job_id: str) -> JobRecord | None:
+        """See `Ledger.request_cancel`."""
+        return self._request(job_id, "cancel")
+
+    def request_pause(self, job_id: str) -> JobRecord | None:
+        """See `Ledger.request_pause`."""
+        return self._request(job_id, "pause")
+
+    def resume(self, job_id: str) -> JobRecord | None:
+        """See `Ledger.resume`."""
+        return self._request(job_id, "resume")
+
+    def settle(
+        self,
+        job_id: str,
+        state: Finished,
+        *,
+        finished_at: float,
+        error: Mapping[str, Any] | None = None,
+        summary: Mapping[str, Any] | None = None,
+    ) -> bool:
+        """See `Ledger.settle`."""
+        at = f"{finished_at:.6f}"
+        return bool(self._run("settle", job_id, state, _encode(error), _encode(summary), at))
+
+    def expired(self, limit: int) -> JobIds:
+        """See `Ledger.expired`."""
+        return [*self._run("expired", limit)]
+
+    def requeue_expired(self, limit: int) -> JobIds:
+        """See `Ledger.requeue_expired`."""
+        return [*self._run("requeue_expired", limit)]
+
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
+        """See `Ledger.queued_longer_than`."""
+        return [*self._run("queued_longer_than", seconds, limit)]
+
+    def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
+        """See `Ledger.events`."""
+        with _available():
+            entries: Any = self._client.xrange(
+                self._key("job", job_id, "events"), min=f"({after}", count=limit
+            )
+        return [
+            JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
+            for entry_id, entry in entries
+        ]
+
+    def is_intact(self) -> bool:
+        """See `Ledger.is_intact`."""
+        with _available():
+            return bool(self._client.exists(self._key("intact")))
+
+    def mark_intact(self) -> None:
+        """See `Ledger.mark_intact`."""
+        with _available():
+            self._client.set(self._key("intact"), "1")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _request(self, job_id: str, verb: Stop) -> JobRecord | None:
+        return self.get(job_id) if self._run("request_stop", job_id, verb) else None
+
+    def _run(self, verb: str, *args: str | int | float) -> Any:
+        with _available():
+            return self._scripts[verb](args=[self._namespace, *args])
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._namespace, *parts))
+
+
+def _prelude() -> str:
+    """The constants that the scripts share with Python, then their common functions."""
+    table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
+    held = dict.fromkeys(HELD, True)
+    constants = (
+        f"local TRANSITIONS = cjson.decode('{json.dumps(table)}')\n"
+        f"local HELD = cjson.decode('{json.dumps(held)}')\n"
+        f"local EVENTS_KEPT = {EVENTS_KEPT}\n"
+    )
+    return constants + (_LUA / "common.lua").read_text()
+
+
+def _index_of(state: JobState | None, label: tuple[str, str] | None) -> tuple[str, ...]:
+    if label is not None:
+        return ("label", _label_index(*label))
+    return ("state", state) if state is not None else ("all",)
+
+
+def _label_index(name: str, value: str) -> str:
+    # Quoted, so that no label can pose as another one by holding '=' or ':'.
+    return f"{quote(name, safe='')}={quote(value, safe='')}"
+
+
+def _encode(value: Mapping[str, Any] | None) -> str:
+    """JSON, or '' for None: a Redis hash knows no null."""
+    return "" if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def _record(fields: Mapping[str, str]) -> JobRecord:
+    present = {name: text for name, text in fields.items() if text != "" and name != "position"}
+    for name in _JSON_FIELDS:
+        if name in present:
+            present[name] = json.loads(present[name])
+    return JobRecord.model_validate(present)
+
+
+@contextmanager
+def _available() -> Iterator[None]:
+    """Turn the client library's failures into ours."""
+    try:
+        yield
+    except RedisError as error:
+        raise LedgerUnavailable(f"The job ledger does not answer ({error}).") from error

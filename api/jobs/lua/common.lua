@@ -1,0 +1,113 @@
+-- Shared by every verb: put in front of each script by ledger.py.
+--
+-- Keys (NS is the namespace, ARGV[1] of every script):
+--   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
+--                                            '' for None, times in unix seconds; plus `position`
+--   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
+--   NS:leases                        zset    ID -> time at which the lease expires
+--   NS:queued                        zset    ID -> time at which it was queued, or last re-rung
+--   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
+--   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
+--   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
+--   NS:intact                        string  present once every journalled job is in the ledger
+--
+-- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
+-- Keys are computed here, so this needs one server (or a replica set), not a cluster.
+-- TRANSITIONS, EVENTS_KEPT and HELD are defined by ledger.py above this line.
+
+local ns = ARGV[1]
+
+local function key(...)
+  return table.concat({ns, ...}, ':')
+end
+
+local function now()
+  local t = redis.call('TIME')
+  return tonumber(t[1]) + tonumber(t[2]) / 1000000
+end
+
+-- tostring() would keep 14 digits, which is not enough for a unix time in microseconds.
+local function seconds(value)
+  return string.format('%.6f', value)
+end
+
+local function load_job(id)
+  local flat = redis.call('HGETALL', key('job', id))
+  if #flat == 0 then
+    return nil
+  end
+  local job = {}
+  for i = 1, #flat, 2 do
+    job[flat[i]] = flat[i + 1]
+  end
+  return job
+end
+
+local function append_event(id, kind, data)
+  redis.call('XADD', key('job', id, 'events'), 'MAXLEN', '~', EVENTS_KEPT, '*',
+    'at', seconds(now()), 'type', kind, 'data', data)
+end
+
+local function allowed(from, to)
+  return TRANSITIONS[from] ~= nil and TRANSITIONS[from][to] == true
+end
+
+-- A worker's verb is honoured only under the newest fence and while the job is held.
+local function holds(job, fence)
+  return job ~= nil and job.fence == fence and HELD[job.state] == true
+end
+
+local function set_fields(id, fields)
+  local flat = {}
+  for name, value in pairs(fields) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = value
+  end
+  redis.call('HSET', key('job', id), unpack(flat))
+end
+
+-- Write state `to` with `fields`, keep every index in step, and append the event.
+-- reason: why, for the event; '' for none.
+local function enter(id, job, to, fields, reason)
+  local at = now()
+  redis.call('ZREM', key('tenant', job.tenant, 'state', job.state), job.position)
+  redis.call('ZADD', key('tenant', job.tenant, 'state', to), 0, job.position)
+  if to == 'queued' then
+    redis.call('ZADD', key('queued'), seconds(at), id)
+  else
+    redis.call('ZREM', key('queued'), id)
+  end
+  if not HELD[to] then
+    redis.call('ZREM', key('leases'), id)
+    fields.lease_owner = ''
+    fields.lease_expires_at = ''
+    fields.stop_requested = ''
+  end
+  if next(TRANSITIONS[to]) == nil and fields.finished_at == nil then
+    fields.finished_at = seconds(at)
+  end
+  fields.state = to
+  fields.updated_at = seconds(at)
+  fields.revision = string.format('%d', tonumber(job.revision) + 1)
+  set_fields(id, fields)
+  local event = {state = to, attempt = tonumber(fields.attempt or job.attempt)}
+  if reason ~= '' then
+    event.reason = reason
+  end
+  if fields.error and fields.error ~= '' then
+    event.error = cjson.decode(fields.error)
+  end
+  append_event(id, 'state', cjson.encode(event))
+  for name, value in pairs(fields) do
+    job[name] = value
+  end
+end
+
+-- `enter` for a transition of the table; false, with nothing changed, for any other.
+local function move(id, job, to, fields, reason)
+  if not allowed(job.state, to) then
+    return false
+  end
+  enter(id, job, to, fields, reason)
+  return true
+end

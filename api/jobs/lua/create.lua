@@ -1,0 +1,25 @@
+-- ARGV: NS, id, position, labels (JSON list of index names), then field, value, ...
+-- Enter a queued job. 1, or 0 if it is already there.
+local id, position = ARGV[2], ARGV[3]
+if redis.call('EXISTS', key('job', id)) == 1 then
+  return 0
+end
+local job = {}
+for i = 5, #ARGV, 2 do
+  job[ARGV[i]] = ARGV[i + 1]
+end
+local at = seconds(now())
+job.position = position
+job.state = 'queued'
+job.revision = '1'
+job.attempt = '0'
+job.updated_at = at
+set_fields(id, job)
+redis.call('ZADD', key('tenant', job.tenant, 'all'), 0, position)
+redis.call('ZADD', key('tenant', job.tenant, 'state', 'queued'), 0, position)
+for _, label in ipairs(cjson.decode(ARGV[4])) do
+  redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
+end
+redis.call('ZADD', key('queued'), at, id)
+append_event(id, 'state', cjson.encode({state = 'queued', attempt = 0}))
+return 1

@@ -1,0 +1,3 @@
+-- ARGV: NS, limit
+-- Ids of jobs whose lease has expired, changing nothing.
+return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', seconds(now()), 'LIMIT', 0, ARGV[2])

@@ -1,0 +1,19 @@
+-- ARGV: NS, id, 'cancel' | 'pause' | 'resume'
+-- What the user asks of a job, where its state allows it; otherwise nothing changes.
+-- 1 if the job exists, else 0.
+local id, verb = ARGV[2], ARGV[3]
+local job = load_job(id)
+if job == nil then
+  return 0
+end
+local targets = {
+  cancel = {queued = 'cancelled', paused = 'cancelled', running = 'cancelling', pausing = 'cancelling'},
+  pause = {queued = 'paused', running = 'pausing'},
+  -- Withdrawing a pause: if the worker has already stopped, its release requeues the job.
+  resume = {paused = 'queued', pausing = 'running'},
+}
+local to = targets[verb][job.state]
+if to ~= nil then
+  move(id, job, to, {stop_requested = verb == 'resume' and '' or verb}, 'requested')
+end
+return 1

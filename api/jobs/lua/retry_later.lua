@@ -1,0 +1,23 @@
+-- ARGV: NS, id, fence, error (JSON)
+-- A retryable failure: queued while attempts are left, else failed; a requested stop comes first.
+-- The job's state afterwards (unchanged under a stale fence), or nil if there is no such job.
+local id, failure = ARGV[2], ARGV[4]
+local job = load_job(id)
+if job == nil then
+  return false
+end
+if not holds(job, ARGV[3]) then
+  return job.state
+end
+local to
+if job.state == 'cancelling' then
+  to = 'cancelled'
+elseif tonumber(job.attempt) >= tonumber(job.max_attempts) then
+  to = 'failed'
+elseif job.state == 'pausing' then
+  to = 'paused'
+else
+  to = 'queued'
+end
+move(id, job, to, {error = to == 'cancelled' and '' or failure}, 'retry')
+return to
