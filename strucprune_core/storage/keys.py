@@ -1,4 +1,4 @@
-"""Keys of stored objects: checked once here, so that no store can be led out of its root. No torch."""
+"""Keys of stored objects: checked here, so that no store can be led out of its root. No torch."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import stat as stat_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
@@ -35,7 +36,7 @@ class LocalStore:
     root: Path
 
     def __init__(self, root: Path) -> None:
-        # The user named the root, so links on the way to it are the user's own; those below are not.
+        # The user named the root, so links on the way to it are the user's own; those below not.
         object.__setattr__(self, "root", Path(root).resolve())
 
     @property
@@ -70,7 +71,7 @@ class LocalStore:
         return data
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, in key order. Lazy: one directory at a time."""
+        """Every object whose key starts with `prefix`, in key order."""
         check_prefix(prefix)
         folder, _, stem = prefix.rpartition("/")
         with _translated(prefix):
@@ -125,12 +126,12 @@ class LocalStore:
             _make_directories(path.parent)
             return _write_file(path, fill, publish)
 
-    def _open(self, key: str) -> BinaryIO:
+    def _open(self, key: str) -> BufferedReader:
         path = self._path(key)
         # A FIFO or device would block or never end; only regular files are objects.
         if _file_size(path) is None:
             raise ObjectNotFound(f"'{key}' does not exist under {self.root}")
-        return path.open("rb", buffering=0)  # type: ignore[return-value]  # raw files read the same
+        return path.open("rb")
 
     def _path(self, key: str) -> Path:
         check_key(key)
@@ -147,8 +148,10 @@ class LocalStore:
 
 
 def _walk(folder: Path, prefix: str, stem: str) -> Iterator[ObjectInfo]:
-    """Objects below `folder` whose name there starts with `stem`. Links are listed if they are
-    files; linked directories are not entered, so that a cycle cannot trap the walk."""
+    """Objects below `folder` whose name there starts with `stem`.
+
+    Linked directories are not entered, so that a cycle cannot trap the walk.
+    """
     try:
         with os.scandir(folder) as found:
             entries = [entry for entry in found if entry.name.startswith(stem)]

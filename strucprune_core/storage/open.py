@@ -40,9 +40,11 @@ class S3Settings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> S3Settings:
-        """Settings from STRUCPRUNE_S3_{ENDPOINT_URL,REGION,ACCESS_KEY_ID,SECRET_ACCESS_KEY,
-        ADDRESSING_STYLE,CHECKSUM_MODE}; endpoint and region fall back to AWS_ENDPOINT_URL and
-        AWS_REGION or AWS_DEFAULT_REGION. An empty variable counts as unset.
+        """Settings from environment variables; an empty one counts as unset.
+
+        Read are STRUCPRUNE_S3_ENDPOINT_URL, _REGION, _ACCESS_KEY_ID, _SECRET_ACCESS_KEY,
+        _ADDRESSING_STYLE and _CHECKSUM_MODE; endpoint and region fall back to AWS_ENDPOINT_URL and
+        AWS_REGION or AWS_DEFAULT_REGION.
 
         Raises:
             InvalidSpec: a style or mode is unknown, or only one of the two keys is set.
@@ -55,8 +57,9 @@ class S3Settings:
         key_id, secret = get("STRUCPRUNE_S3_ACCESS_KEY_ID"), get("STRUCPRUNE_S3_SECRET_ACCESS_KEY")
         if (key_id is None) != (secret is None):
             raise InvalidSpec(
-                "only one of STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY is set",
-                remedy="Set both, or neither to use boto3's default chain.",
+                "only one of the two S3 keys is set",
+                remedy="Set both STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, "
+                "or neither to use boto3's default chain.",
             )
         style = _one_of(
             "STRUCPRUNE_S3_ADDRESSING_STYLE",

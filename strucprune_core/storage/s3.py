@@ -214,7 +214,7 @@ class S3Store:
         try:
             with _translated(name):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
-        except _RangeRefused as error:
+        except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
         with answer["Body"] as body:
             size = int(answer["ContentLength"])
@@ -293,7 +293,7 @@ def _fill(body: Any, data: bytearray, name: str) -> None:
         filled += len(piece)
 
 
-class _RangeRefused(StorageError):
+class _RangeError(StorageError):
     """The byte range lies beyond the object (HTTP 416)."""
 
 
@@ -346,5 +346,5 @@ def _from_answer(error: ClientError, name: str) -> StorageError:
     if code in _BUSY or status >= 500 or status == 429:
         return StorageUnavailable(f"{name}: the store cannot answer now ({code})")
     if status == 416 or code == "InvalidRange":
-        return _RangeRefused(f"{name}: the byte range lies beyond its end")
+        return _RangeError(f"{name}: the byte range lies beyond its end")
     return StorageError(f"{name}: the store answered {status} {code}: {details.get('Message', '')}")

@@ -1,0 +1,197 @@
+"""What a checkpoint holds, from config.json and the safetensors headers alone. No torch.
+
+Opening a model of any size reads a few ranges of bytes; no weight is touched. Pickled weights are
+refused, since unpickling runs code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
+from strucprune_core.checkpoint.hostile_json import parse_object, shown
+from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
+from strucprune_core.storage.store import Store
+
+CONFIG = "config.json"
+SINGLE_FILE = "model.safetensors"
+SHARD_INDEX = "model.safetensors.index.json"
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+
+MAX_CONFIG_BYTES = 2**20
+MAX_INDEX_BYTES = 16 * 2**20
+MAX_SIDE_FILE_BYTES = 256 * 2**20
+MAX_OBJECTS = 10_000
+_MAX_CONFIG_DEPTH = 16
+_MAX_INDEX_DEPTH = 4
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointIndex:
+    """A checkpoint whose headers were read and checked.
+
+    Attributes:
+        store: Where it lies.
+        config_bytes: config.json as it is stored.
+        config: config.json parsed.
+        tensors: Every tensor by name.
+        file_sizes: Bytes of each safetensors file by name.
+        header_sha256: SHA-256 (hex) of each file's header by name.
+        other_files: Names of the tokenizer's and similar small files that exist.
+    """
+
+    store: Store = field(repr=False)
+    config_bytes: bytes = field(repr=False)
+    config: dict[str, Any] = field(repr=False)
+    tensors: dict[str, TensorInfo] = field(repr=False)
+    file_sizes: dict[str, int]
+    header_sha256: dict[str, str] = field(repr=False)
+    other_files: tuple[str, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all safetensors files."""
+        return sum(self.file_sizes.values())
+
+    def digest(self) -> str:
+        """SHA-256 (hex) over config.json and all headers: the identity of the model's layout."""
+        digest = hashlib.sha256(hashlib.sha256(self.config_bytes).digest())
+        for name in sorted(self.header_sha256):
+            digest.update(f"{name}\0{self.file_sizes[name]}\0{self.header_sha256[name]}\n".encode())
+        return digest.hexdigest()
+
+
+def open_checkpoint(store: Store) -> CheckpointIndex:
+    """Read and check the layout of the checkpoint under a store's root.
+
+    Raises:
+        ObjectNotFound: nothing is stored there.
+        InvalidCheckpoint: a file is missing, unsafe, truncated or contradicts another.
+        StorageError: the store refused or failed.
+    """
+    sizes = _sizes(store)
+    config_bytes = _read_bounded(store, CONFIG, sizes, MAX_CONFIG_BYTES)
+    config = parse_object(config_bytes, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
+    if SINGLE_FILE in sizes:
+        weight_map = None
+        files: tuple[str, ...] = (SINGLE_FILE,)
+    elif SHARD_INDEX in sizes:
+        weight_map = _weight_map(store, sizes)
+        files = tuple(sorted(set(weight_map.values())))
+    else:
+        raise _no_weights(sizes)
+    headers = {name: _header(store, name, sizes) for name in files}
+    return CheckpointIndex(
+        store=store,
+        config_bytes=config_bytes,
+        config=config,
+        tensors=_mapped_tensors(headers, weight_map),
+        file_sizes={name: sizes[name] for name in files},
+        header_sha256={name: header.sha256 for name, header in headers.items()},
+        other_files=_side_files(sizes),
+    )
+
+
+def _sizes(store: Store) -> dict[str, int]:
+    """Bytes of each object by name; bounded, so that a wrong prefix cannot be listed for hours."""
+    objects = list(islice(store.list(), MAX_OBJECTS + 1))
+    if not objects:
+        raise ObjectNotFound(
+            f"there is nothing under {store.uri}", remedy="Check the model's place."
+        )
+    if len(objects) > MAX_OBJECTS:
+        raise InvalidCheckpoint(
+            f"{store.uri} holds more than {MAX_OBJECTS} files",
+            remedy="Give the prefix of one model.",
+        )
+    return {info.key: info.size_bytes for info in objects}
+
+
+def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
+    if name not in sizes:
+        raise InvalidCheckpoint(
+            f"there is no {name} under {store.uri}",
+            remedy="Give the directory or prefix that holds config.json and the safetensors files.",
+        )
+    if sizes[name] > limit_bytes:
+        raise InvalidCheckpoint(f"{name} is larger than {limit_bytes} bytes")
+    return bytes(store.read(name, 0, sizes[name]))
+
+
+def _no_weights(sizes: Mapping[str, int]) -> InvalidCheckpoint:
+    pickled = sorted(name for name in sizes if name.endswith(_PICKLED))
+    if pickled:
+        return InvalidCheckpoint(
+            f"the weights are pickled ({shown(pickled[0])}); pickled files can run code and are "
+            f"refused",
+            remedy="Convert the model to safetensors and try again.",
+        )
+    return InvalidCheckpoint(
+        f"there is neither {SINGLE_FILE} nor {SHARD_INDEX}",
+        remedy="Save the model as safetensors under the usual names.",
+    )
+
+
+def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
+    """Tensor name -> file name, where every file has a plain name and exists."""
+    data = _read_bounded(store, SHARD_INDEX, sizes, MAX_INDEX_BYTES)
+    weight_map = parse_object(data, SHARD_INDEX, max_depth=_MAX_INDEX_DEPTH).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InvalidCheckpoint(f"{SHARD_INDEX} has no weight_map")
+    for name in set(map(str, weight_map.values())):
+        if not _SHARD_NAME.fullmatch(name):
+            raise InvalidCheckpoint(f"{SHARD_INDEX} names the file {shown(name)}, which is unsafe")
+        if name not in sizes:
+            raise InvalidCheckpoint(
+                f"the shard {name} is missing", remedy="Copy the missing file next to the others."
+            )
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise InvalidCheckpoint(f"weight_map of {SHARD_INDEX} is not a map of strings")
+    return weight_map
+
+
+def _header(store: Store, name: str, sizes: Mapping[str, int]) -> Header:
+    return parse_header(lambda start, length: store.read(name, start, length), name, sizes[name])
+
+
+def _mapped_tensors(
+    headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
+) -> dict[str, TensorInfo]:
+    """All tensors of a single file, or those that the weight map names, each from its shard."""
+    if weight_map is None:
+        (header,) = headers.values()
+        return dict(header.tensors)
+    tensors = {}
+    for name, file in weight_map.items():
+        info = headers[file].tensors.get(name)
+        if info is None:
+            raise InvalidCheckpoint(
+                f"{SHARD_INDEX} places tensor {shown(name)} in {file}, which does not hold it"
+            )
+        tensors[name] = info
+    return tensors
+
+
+def _side_files(sizes: Mapping[str, int]) -> tuple[str, ...]:
+    present = tuple(name for name in SIDE_FILES if name in sizes)
+    for name in present:
+        if sizes[name] > MAX_SIDE_FILE_BYTES:
+            raise InvalidCheckpoint(f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes")
+    return present
