@@ -1,0 +1,50 @@
+"""Fixtures that several test packages share; the expensive ones live for the whole session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from embedded.model import ensure_model
+from embedded.s3 import S3Server
+from embedded.valkey import ValkeyServer
+from tests.support.text import make_text
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    """A real Valkey. Tests share it: flush it, or use keys of your own."""
+    with ValkeyServer(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server. Tests share it: use a bucket of your own."""
+    with S3Server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny Llama checkpoint. Do not write into it."""
+    # Imported here: it brings torch, which most tests do without.
+    from tests.support.tiny_llama import make_tiny_llama
+
+    return make_tiny_llama(tmp_path_factory.mktemp("tiny-llama"))
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 12,000 tokens (of the tiny model) of made-up prose."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(make_text(), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The converted SmolLM2-135M, in the repository's cache (mark such tests `real_model`)."""
+    return ensure_model(Path(__file__).parent.parent / ".cache/models/smollm2-135m")
