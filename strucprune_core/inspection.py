@@ -1,0 +1,270 @@
+"""Everything that can be known wrong with a job before any heavy work. No torch.
+
+Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. The
+CLI and the worker stop at the first issue (`inspect_job`), the API shows all (`job_issues`).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from strucprune_core.allocation.budget import WidthRule, channels_to_remove, out_of_reach
+from strucprune_core.allocation.uniform import allocate_uniformly
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.errors import (
+    InvalidCheckpoint,
+    InvalidSpec,
+    InvalidText,
+    ObjectNotFound,
+    OutputNotEmpty,
+    StrucPruneError,
+)
+from strucprune_core.models.config import ModelConfig, check_tensors, parse_config
+from strucprune_core.spec import JobSpec, PruningSpec
+from strucprune_core.storage.open import split_object
+from strucprune_core.storage.store import Store
+
+OpenStore = Callable[[str], Store]
+"""Opens the store at a URI; the caller's place to allow or refuse it."""
+
+MAX_TEXT_BYTES = 2**30
+# What is read of a text here. The rest is decoded, as strictly, when it is tokenised.
+TEXT_PROBE_BYTES = 2**20
+# Special tokens and a leading space can make a text a little longer in tokens than in bytes.
+_EXTRA_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that passed inspection: the layout of its files and its configuration."""
+
+    index: CheckpointIndex
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """A job that passed inspection.
+
+    Attributes:
+        model: The model.
+        calibration_bytes: Size of the calibration text.
+        evaluation_bytes: Size of the evaluation text, None if there is none.
+    """
+
+    model: ModelFacts
+    calibration_bytes: int
+    evaluation_bytes: int | None
+
+
+@contextmanager
+def naming_field(field: str) -> Iterator[None]:
+    """Give errors raised inside the job field at fault, if they do not name one."""
+    try:
+        yield
+    except StrucPruneError as error:
+        if error.field is None:
+            error.field = field
+        raise
+
+
+def inspect_model(store: Store) -> ModelFacts:
+    """Read a model's layout and check it against its configuration.
+
+    Raises:
+        ObjectNotFound: nothing is stored there.
+        InvalidCheckpoint: the files are incomplete, unsafe or contradict each other.
+        UnsupportedArchitecture: this build cannot prune such a model.
+        StorageError: the store refused or failed.
+    """
+    index = open_checkpoint(store)
+    config = parse_config(index.config)
+    check_tensors(config, index)
+    if "tokenizer.json" not in index.other_files:
+        raise InvalidCheckpoint(
+            "there is no tokenizer.json",
+            remedy="Save the model's fast tokenizer next to it "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
+        )
+    return ModelFacts(index, config)
+
+
+def check_output_empty(store: Store) -> None:
+    """Nothing is ever overwritten, so the output prefix must hold nothing.
+
+    Raises:
+        OutputNotEmpty: it holds something.
+        StorageError: the store refused or failed.
+    """
+    found = next(iter(store.list()), None)
+    if found is not None:
+        raise OutputNotEmpty(
+            f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
+        )
+
+
+def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
+    """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, too large, not UTF-8, or too short in any case.
+        StorageError: the store refused or failed.
+    """
+    info = store.stat(key)
+    if info is None:
+        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
+        raise ObjectNotFound(f"there is no text {store.uri}/{key}", remedy="Check the text's URI.")
+    size = info.size_bytes
+    if size == 0:
+        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+    if size > MAX_TEXT_BYTES:
+        raise InvalidText(
+            f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
+            remedy="Cut it: a few megabytes are plenty.",
+        )
+    needed = sequences * sequence_length
+    if size + _EXTRA_TOKENS < needed:  # no tokenizer makes more tokens than bytes
+        raise InvalidText(
+            f"the text has {size:,} bytes, which cannot hold {sequences} sequences of "
+            f"{sequence_length} tokens",
+            remedy="Give a longer text, or ask for fewer or shorter sequences.",
+        )
+    _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
+    return size
+
+
+def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Check that the model's widths allow the sparsity that is asked for.
+
+    Raises:
+        InvalidSpec: the sparsity is less than one channel or more than the floors allow, or the
+            layout does not fit a model whose layers already differ.
+    """
+    widths = list(config.intermediate_sizes)
+    if pruning.layout == "uniform" and len(set(widths)) > 1:
+        raise InvalidSpec(
+            "the model's layers already differ in width, so no uniform layout can hold them",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+    if pruning.sparsity * sum(widths) < 1.0:
+        raise InvalidSpec(
+            f"{pruning.sparsity:.4g} of {sum(widths):,} channels is less than one channel",
+            field="pruning.sparsity",
+            remedy=f"Ask for at least {1.0 / sum(widths):.2g}.",
+        )
+    rule = WidthRule(pruning.min_keep_fraction, pruning.multiple_of)
+    if pruning.allocation == "uniform":
+        allocate_uniformly(widths, pruning.sparsity, rule)
+        return
+    reachable = sum(width - rule.floor(width) for width in widths)
+    if channels_to_remove(pruning.sparsity, widths) > reachable:
+        raise out_of_reach(pruning.sparsity, reachable / sum(widths))
+
+
+def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
+    """Check that the model has positions for a sequence.
+
+    Raises:
+        InvalidSpec: the sequence is longer than the model's context.
+    """
+    if length > config.max_position_embeddings:
+        raise InvalidSpec(
+            f"{length} tokens are more than the model's context of "
+            f"{config.max_position_embeddings}",
+            field=field,
+            remedy=f"Ask for at most {config.max_position_embeddings}.",
+        )
+
+
+def inspect_job(spec: JobSpec, open_store: OpenStore) -> JobFacts:
+    """Check a whole job, stopping at the first issue.
+
+    Raises:
+        StrucPruneError: the first issue, with its field.
+    """
+    with naming_field("model.uri"):
+        model = inspect_model(open_store(spec.model.uri))
+    for check in _model_checks(spec, model.config):
+        check()
+    with naming_field("output.uri_prefix"):
+        check_output_empty(open_store(spec.output.uri_prefix))
+    return JobFacts(
+        model=model,
+        calibration_bytes=_calibration_bytes(spec, open_store),
+        evaluation_bytes=_evaluation_bytes(spec, open_store),
+    )
+
+
+def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
+    """Check a whole job and collect every issue that does not merely follow from another."""
+    issues: list[StrucPruneError] = []
+
+    def collect(field: str, check: Callable[[], Any]) -> Any:
+        try:
+            with naming_field(field):
+                return check()
+        except StrucPruneError as error:
+            issues.append(error)
+            return None
+
+    model = collect("model.uri", lambda: inspect_model(open_store(spec.model.uri)))
+    if model is not None:
+        for model_check in _model_checks(spec, model.config):
+            collect("pruning", model_check)
+    collect("output.uri_prefix", lambda: check_output_empty(open_store(spec.output.uri_prefix)))
+    collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
+    collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
+    return issues
+
+
+def _model_checks(spec: JobSpec, config: ModelConfig) -> list[Callable[[], None]]:
+    """What depends on the spec and the model's configuration only."""
+    lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
+    if spec.evaluation is not None:
+        lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
+    return [
+        partial(check_reach, spec.pruning, config),
+        *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
+    ]
+
+
+def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int:
+    text = spec.calibration
+    with naming_field("calibration.uri"):
+        return _text_bytes(text.uri, open_store, text.samples, text.sequence_length)
+
+
+def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
+    text = spec.evaluation
+    if text is None:
+        return None
+    with naming_field("evaluation.uri"):
+        return _text_bytes(text.uri, open_store, text.sequences, text.sequence_length)
+
+
+def _text_bytes(uri: str, open_store: OpenStore, sequences: int, sequence_length: int) -> int:
+    parent, name = split_object(uri)
+    return check_text(
+        open_store(parent), name, sequences=sequences, sequence_length=sequence_length
+    )
+
+
+def _check_utf8(data: bytearray, *, whole: bool) -> None:
+    try:
+        # Not final: a probe may cut a character in two.
+        codecs.getincrementaldecoder("utf-8")("strict").decode(bytes(data), final=whole)
+    except UnicodeDecodeError as error:
+        raise InvalidText(
+            f"the text is not UTF-8: {error.reason} at byte {error.start}",
+            remedy="Convert it to UTF-8.",
+        ) from error
