@@ -186,8 +186,13 @@ def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
         )
 
 
-def inspect_job(spec: JobSpec, open_store: OpenStore) -> JobFacts:
+def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = True) -> JobFacts:
     """Check a whole job, stopping at the first issue.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        check_output: False for a job that may resume after it began to publish.
 
     Raises:
         StrucPruneError: the first issue, with its field.
@@ -196,8 +201,9 @@ def inspect_job(spec: JobSpec, open_store: OpenStore) -> JobFacts:
         model = inspect_model(open_store(spec.model.uri))
     for check in _model_checks(spec, model.config):
         check()
-    with naming_field("output.uri_prefix"):
-        check_output_empty(open_store(spec.output.uri_prefix))
+    if check_output:
+        with naming_field("output.uri_prefix"):
+            check_output_empty(open_store(spec.output.uri_prefix))
     return JobFacts(
         model=model,
         calibration_bytes=_calibration_bytes(spec, open_store),

@@ -87,7 +87,8 @@ class PruningSpec(_Strict):
         if self.layout == "uniform" and self.allocation != "uniform":
             raise ValueError(
                 f"layout 'uniform' keeps one width for all layers, which allocation "
-                f"'{self.allocation}' does not give. Use allocation 'uniform' or layout 'per_layer'."
+                f"'{self.allocation}' does not give. Use allocation 'uniform', or layout "
+                f"'per_layer'."
             )
         return self
 
@@ -142,8 +143,11 @@ class JobSpec(_Strict):
     ] = Field(default_factory=dict, max_length=64)
 
     def result_fingerprint(self) -> str:
-        """SHA-256 (hex) over the fields that determine the result; `runtime`, `labels` and the
-        output place are left out, so a job may resume on another device or after a rename."""
+        """SHA-256 (hex) over the fields that determine the result.
+
+        `runtime`, `labels` and the output place are left out, so that a job may resume on another
+        device or with another output.
+        """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         relevant["model"] = self.model.uri
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))

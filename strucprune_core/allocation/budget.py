@@ -1,4 +1,4 @@
-"""What both allocation rules share: the steps a layer's width may take, and the budget's arithmetic.
+"""What both allocation rules share: the steps a layer's width may take, and the budget.
 
 A layer of width f shrinks in steps: first to the next multiple of `multiple_of`, then one multiple
 at a time, never below its floor.

@@ -13,7 +13,7 @@ LEAST_KL = 1e-9  # Below float32 noise of a logit difference: "no measurable eff
 
 
 def energy(kl: float, predicted_damage: float) -> float:
-    """alpha of one layer; positive also where a probe had no measurable effect.
+    """Energy of one layer; positive also where a probe had no measurable effect.
 
     Args:
         kl: Mean KL divergence per token, nats.

@@ -1,0 +1,1 @@
+"""From text to statistics: token batches, and one streamed pass over the dense model."""

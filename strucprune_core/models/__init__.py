@@ -1,0 +1,1 @@
+"""Architectures: config parsing, one adapter per family, and the streamed forward pass."""

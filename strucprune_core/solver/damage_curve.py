@@ -92,7 +92,7 @@ def _remove_in_blocks(gram: Tensor, weight: Tensor, block: int) -> tuple[Tensor,
         damage.append(marginal.expand(take))
         weight -= solved @ cross.T
         inverse -= cross @ torch.linalg.solve(cross[chosen], cross.T)
-        # What a removed channel leaves in the matrices is rounding noise: keep it out of later steps.
+        # What a removed channel leaves behind is rounding noise: keep it out of later steps.
         weight[:, chosen] = 0.0
         inverse[chosen] = 0.0
         inverse[:, chosen] = 0.0

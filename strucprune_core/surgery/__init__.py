@@ -1,0 +1,1 @@
+"""From solved layers to a smaller checkpoint: slicing, and the files of each layout."""

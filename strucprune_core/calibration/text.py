@@ -1,0 +1,145 @@
+"""Text to token windows: random ones for calibration, consecutive ones for evaluation.
+
+The tokenizer is the model's `tokenizer.json`, read by the `tokenizers` library: data, never code.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from strucprune_core.errors import InvalidCheckpoint, InvalidText
+from strucprune_core.storage.store import Store
+
+# Text is tokenised a block at a time (cut at a line's end), so that memory does not grow with it.
+BLOCK_BYTES = 1 << 20
+# Calibration windows are drawn from at most this much of the text's beginning: far more than any
+# calibration needs, and bounded in time.
+CALIBRATION_TEXT_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text object in a store; `field` names it in errors ("calibration.uri")."""
+
+    store: Store
+    key: str
+    field: str
+
+
+def load_tokenizer(data: bytes) -> Tokenizer:
+    """Parse `tokenizer.json`.
+
+    Raises:
+        InvalidCheckpoint: it is not a tokenizer definition.
+    """
+    try:
+        return Tokenizer.from_str(data.decode("utf-8"))
+    except Exception as error:  # The Rust parser raises bare Exception.
+        raise InvalidCheckpoint(
+            f"tokenizer.json cannot be read: {error}",
+            field="model.uri",
+            remedy="Save the tokenizer again with transformers' save_pretrained.",
+        ) from error
+
+
+def calibration_windows(
+    text: Text, tokenizer: Tokenizer, samples: int, length: int, seed: int
+) -> NDArray[np.int32]:
+    """Random windows that do not overlap, (samples x length).
+
+    Raises:
+        InvalidText: not UTF-8, or too short for that many windows.
+    """
+    stream = _take(_token_blocks(text, tokenizer, CALIBRATION_TEXT_BYTES), limit=None)
+    slots = len(stream) // length
+    if slots < samples:
+        raise _too_short(text, len(stream), samples, length)
+    # Windows lie on a grid (which keeps them apart) whose origin is random too.
+    generator = np.random.Generator(np.random.PCG64(seed))
+    origin = int(generator.integers(0, len(stream) - slots * length + 1))
+    chosen = np.sort(generator.choice(slots, size=samples, replace=False))
+    starts = generator.permutation(origin + chosen * length)
+    return np.stack([stream[start : start + length] for start in starts])
+
+
+def evaluation_windows(
+    text: Text, tokenizer: Tokenizer, sequences: int, length: int
+) -> NDArray[np.int32]:
+    """Consecutive windows from the start of the text, (sequences x length).
+
+    Raises:
+        InvalidText: not UTF-8, or too short for that many windows.
+    """
+    wanted = sequences * length
+    stream = _take(_token_blocks(text, tokenizer, None), limit=wanted)
+    if len(stream) < wanted:
+        raise _too_short(text, len(stream), sequences, length)
+    return stream[:wanted].reshape(sequences, length)
+
+
+def digest(text: Text) -> str:
+    """SHA-256 (hex) of the text's bytes."""
+    sha = hashlib.sha256()
+    for block in _blocks(text, None):
+        sha.update(block)
+    return sha.hexdigest()
+
+
+def _too_short(text: Text, tokens: int, sequences: int, length: int) -> InvalidText:
+    return InvalidText(
+        f"the text has {tokens:,} tokens; {sequences} sequences of {length} need "
+        f"{sequences * length:,}",
+        field=text.field,
+        remedy="Give a longer text, or ask for fewer or shorter sequences.",
+    )
+
+
+def _take(blocks: Iterator[list[int]], limit: int | None) -> NDArray[np.int32]:
+    parts: list[NDArray[np.int32]] = []
+    taken = 0
+    for block in blocks:
+        parts.append(np.array(block, dtype=np.int32))
+        taken += len(block)
+        if limit is not None and taken >= limit:
+            break
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+
+def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterator[list[int]]:
+    """Token ids, block after block. Special tokens are added at the start only, as if whole."""
+    decode = codecs.getincrementaldecoder("utf-8")().decode
+    rest, first = "", True
+    try:
+        for block in _blocks(text, limit):
+            rest += decode(block)
+            head, newline, rest = rest.rpartition("\n")
+            if newline:
+                ids: list[int] = tokenizer.encode(head + newline, add_special_tokens=first).ids
+                first = False
+                yield ids
+        if limit is None:
+            rest += decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        raise InvalidText(
+            f"the text is not UTF-8: {error.reason} at byte {error.start} of a block",
+            field=text.field,
+            remedy="Convert it to UTF-8.",
+        ) from error
+    if rest:
+        yield tokenizer.encode(rest, add_special_tokens=first).ids
+
+
+def _blocks(text: Text, limit: int | None) -> Iterator[bytes]:
+    info = text.store.stat(text.key)
+    if info is None:
+        raise InvalidText(f"no such text: {text.store.uri}/{text.key}", field=text.field)
+    size = info.size_bytes if limit is None else min(info.size_bytes, limit)
+    for start in range(0, size, BLOCK_BYTES):
+        yield bytes(text.store.read(text.key, start, min(BLOCK_BYTES, size - start)))

@@ -1,0 +1,72 @@
+"""Peak memory of the running process, measured and not planned.
+
+Host memory is anonymous resident memory: what the process itself holds. File-backed pages (the
+page cache behind memory-mapped scratch files, the interpreter's and torch's libraries) are left
+out, since the kernel may drop them at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+SAMPLE_SECONDS = 0.01  # A peak shorter than this can be missed.
+_STATUS = Path("/proc/self/status")
+
+
+def anonymous_bytes() -> int:
+    """Anonymous resident memory of this process in bytes; its peak RSS where /proc is missing."""
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+class MemoryMeter:
+    """Samples the process's memory in a thread between `start` and `stop`."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._peak = 0
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[MemoryMeter]:
+        """Measure while the context is open."""
+        thread = threading.Thread(target=self._sample, name="memory-meter", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
+
+    def take_host_peak(self) -> int:
+        """Peak bytes since the last call."""
+        with self._lock:
+            peak, self._peak = max(self._peak, anonymous_bytes()), 0
+        return peak
+
+    def take_device_peak(self) -> int | None:
+        """Peak bytes allocated on the device since the last call; None if it is the host."""
+        if self._device.type != "cuda":
+            return None
+        peak = int(torch.cuda.max_memory_allocated(self._device))
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return peak
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLE_SECONDS):
+            now = anonymous_bytes()
+            with self._lock:
+                self._peak = max(self._peak, now)

@@ -1,0 +1,44 @@
+"""Perplexity on consecutive windows, streamed: exp of the mean next-token loss in nats.
+
+Each window is scored on its own, as is usual: the first token of a window is not predicted.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strucprune_core.models.forward import Tick, final_hidden
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import token_losses
+
+
+@torch.inference_mode()
+def perplexity(
+    stream: ModelStream,
+    windows: NDArray[np.int32],
+    scratch: Path,
+    micro_batch_tokens: int,
+    tick: Tick = lambda: None,
+) -> float:
+    """Perplexity of a model; infinite if the loss overflows, NaN if its weights do.
+
+    Args:
+        stream: The model.
+        windows: Token ids, (sequences x length).
+        scratch: Directory for activations.
+        micro_batch_tokens: Tokens pushed through a layer at a time.
+        tick: Called after each layer and vocabulary tile; may raise to stop.
+    """
+    with final_hidden(stream, windows, scratch, micro_batch_tokens, tick) as hidden:
+        predicting = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        targets = windows[:, 1:].reshape(-1)
+        mean_loss = float(token_losses(stream, predicting, targets, tick).mean())
+    try:
+        return math.exp(mean_loss)
+    except OverflowError:
+        return math.inf

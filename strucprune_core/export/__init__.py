@@ -1,0 +1,1 @@
+"""Code that travels with checkpoints, and loading them without trusting that code."""

@@ -1,0 +1,27 @@
+"""Loading a pruned checkpoint with transformers, running no code but the library's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from strucprune_core.export.modeling_strucprune_llama import (
+    StrucPruneLlamaConfig,
+    StrucPruneLlamaForCausalLM,
+)
+
+
+def load_pretrained(directory: str, **options: Any) -> Any:
+    """Load a pruned checkpoint of any layout.
+
+    Args:
+        directory: A local checkpoint directory.
+        options: Passed on to transformers' `from_pretrained`.
+
+    Returns:
+        The transformers model. A `per_layer` checkpoint's own modelling file is not run.
+    """
+    AutoConfig.register(StrucPruneLlamaConfig.model_type, StrucPruneLlamaConfig, exist_ok=True)
+    AutoModelForCausalLM.register(StrucPruneLlamaConfig, StrucPruneLlamaForCausalLM, exist_ok=True)
+    return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, **options)

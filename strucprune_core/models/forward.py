@@ -1,0 +1,68 @@
+"""A streamed forward pass over many tokens: activations in a scratch file, one layer resident."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strucprune_core.models.adapter import LayerTrace, LayerWeights
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import embed
+
+Tick = Callable[[], None]
+"""Called at safe points: it may raise `errors.Stopped`."""
+
+
+def micro_batches(sequences: int, length: int, micro_batch_tokens: int) -> Iterator[slice]:
+    """Slices of whole sequences, each of at most `micro_batch_tokens` tokens (at least one)."""
+    step = max(1, micro_batch_tokens // length)
+    for start in range(0, sequences, step):
+        yield slice(start, min(start + step, sequences))
+
+
+@torch.inference_mode()
+def run_layer(
+    stream: ModelStream, weights: LayerWeights, hidden: NDArray[np.float32]
+) -> LayerTrace:
+    """One layer on a micro-batch held on the host, (batch x length x d)."""
+    x = torch.from_numpy(np.array(hidden)).to(stream.device)
+    return stream.adapter.forward_layer(x, weights)
+
+
+@contextlib.contextmanager
+def scratch_array(directory: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
+    """A float32 array backed by a temporary file."""
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        yield np.lib.format.open_memmap(
+            Path(folder) / "array.npy", mode="w+", dtype=np.float32, shape=shape
+        )
+
+
+@contextlib.contextmanager
+def final_hidden(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    scratch: Path,
+    micro_batch_tokens: int,
+    tick: Tick,
+) -> Iterator[NDArray[np.float32]]:
+    """Output of the last decoder layer for token ids (sequences x length), before the final norm.
+
+    Yields an array (sequences x length x d) that lives in a scratch file.
+    """
+    sequences, length = tokens.shape
+    shape = (sequences, length, stream.adapter.config.hidden_size)
+    with scratch_array(scratch, shape) as hidden:
+        embed(stream, tokens, hidden)
+        for layer in range(stream.adapter.config.layers):
+            weights = stream.layer(layer)
+            for batch in micro_batches(sequences, length, micro_batch_tokens):
+                hidden[batch] = run_layer(stream, weights, hidden[batch]).hidden.cpu().numpy()
+            tick()
+        yield hidden

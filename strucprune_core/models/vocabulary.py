@@ -1,0 +1,144 @@
+"""The two ends of the model, in tiles of the vocabulary: logits are never held whole.
+
+With logits z over V tokens computed tile by tile, the log-partition is accumulated as a running
+maximum m and a running sum of exp(z - m) (the online softmax of Milakov & Gimelshein 2018).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.models.streaming import ModelStream
+
+# Tokens multiplied with a vocabulary tile at a time: a (2048 x 4096) tile of logits is 32 MiB.
+HEAD_CHUNK_TOKENS = 2048
+
+
+def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+    """Look up token embeddings.
+
+    Args:
+        stream: The model.
+        tokens: Token ids, (...).
+        out: Filled with the embeddings, (..., d); may be memory-mapped.
+    """
+    for first_row, rows in stream.tiles(stream.adapter.embedding):
+        inside = (tokens >= first_row) & (tokens < first_row + len(rows))
+        if inside.any():
+            out[inside] = rows.cpu().numpy()[tokens[inside] - first_row]
+
+
+class _LogPartition:
+    """Running log-sum-exp of rows of logits, (n,)."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.peak = torch.full((rows,), -torch.inf, device=device)
+        self.total = torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Add a tile (n x tile). Returns exp(z - peak) of it, and by what older sums shrink."""
+        peak = torch.maximum(self.peak, logits.amax(-1))
+        shrink = (self.peak - peak).double().exp()
+        weights = (logits - peak[:, None]).exp()
+        self.total = self.total * shrink + weights.sum(-1, dtype=torch.float64)
+        self.peak = peak
+        return weights, shrink
+
+    def value(self) -> Tensor:
+        return self.peak.double() + self.total.log()
+
+
+def token_losses(
+    stream: ModelStream,
+    hidden: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    tick: Callable[[], None] = lambda: None,
+) -> NDArray[np.float64]:
+    """Cross-entropy of each target, in nats.
+
+    Args:
+        stream: The model.
+        hidden: Output of the last layer, before the final norm, (n x d).
+        targets: The token that follows each position, (n,).
+        tick: Called after every tile: a safe point to stop at.
+    """
+    chunks = list(_chunks(len(targets)))
+    partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
+    chosen = torch.zeros(len(targets), dtype=torch.float64)
+    norm = stream.final_norm()
+    wanted = torch.from_numpy(targets.astype(np.int64))
+    for first_row, rows in stream.tiles(stream.adapter.head):
+        for (start, stop), partition in zip(chunks, partitions, strict=True):
+            logits = _logits(stream, hidden[start:stop], norm, rows)
+            partition.add(logits)
+            column = wanted[start:stop] - first_row
+            inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
+            picked = logits[inside.to(logits.device), column[inside].to(logits.device)]
+            chosen[start + inside] = picked.double().cpu()
+        tick()
+    log_partition = torch.cat([partition.value().cpu() for partition in partitions])
+    losses: NDArray[np.float64] = (log_partition - chosen).numpy()
+    return losses
+
+
+def kl_divergences(
+    stream: ModelStream,
+    reference: NDArray[np.float32],
+    others: list[NDArray[np.float32]],
+    tick: Callable[[], None] = lambda: None,
+) -> list[float]:
+    """Mean KL(reference || other) per token over the model's next-token distributions, in nats.
+
+    Args:
+        stream: The model.
+        reference: Last layer's output of the dense model, (n x d).
+        others: The same of other models with the same final norm and head, each (n x d).
+        tick: Called after every tile.
+
+    KL = E_p[z_p - z_q] - logZ_p + logZ_q, with the expectation accumulated along with logZ_p.
+    """
+    rows_count = len(reference)
+    norm = stream.final_norm()
+    dense = _LogPartition(rows_count, stream.device)
+    pruned = [_LogPartition(rows_count, stream.device) for _ in others]
+    gaps = [torch.zeros(rows_count, dtype=torch.float64, device=stream.device) for _ in others]
+    for _, rows in stream.tiles(stream.adapter.head):
+        reference_logits = _logits(stream, reference, norm, rows)
+        weights, shrink = dense.add(reference_logits)
+        for index, other in enumerate(others):
+            logits = _logits(stream, other, norm, rows)
+            pruned[index].add(logits)
+            gap = (weights * (reference_logits - logits)).sum(-1, dtype=torch.float64)
+            gaps[index] = gaps[index] * shrink + gap
+        tick()
+    return [
+        float((gap / dense.total - dense.value() + partition.value()).mean())
+        for gap, partition in zip(gaps, pruned, strict=True)
+    ]
+
+
+def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
+    """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
+    norm = stream.final_norm()
+    return torch.cat(
+        [
+            _logits(stream, hidden, norm, rows).cpu()
+            for _, rows in stream.tiles(stream.adapter.head)
+        ],
+        dim=-1,
+    )
+
+
+def _chunks(count: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, HEAD_CHUNK_TOKENS):
+        yield start, min(start + HEAD_CHUNK_TOKENS, count)
+
+
+def _logits(stream: ModelStream, hidden: NDArray[np.float32], norm: Tensor, rows: Tensor) -> Tensor:
+    x = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(stream.device)
+    return stream.adapter.normalise(x, norm) @ rows.T

@@ -1,0 +1,78 @@
+"""Turns finished units into a fraction of the job and an estimate of the time left. No torch.
+
+Units are weighted by their floating-point operations, so the fraction moves at an even pace; the
+time left comes from the pace of the units that this process has run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from strucprune_core.progress import Phase, Progress, ProgressSink, StopSignal
+from strucprune_core.units import Unit
+
+
+class ProgressMeter:
+    """Watches a run and reports to a sink. Also where the stop signal is asked."""
+
+    def __init__(self, sink: ProgressSink, stop: StopSignal) -> None:
+        self._sink = sink
+        self._stop = stop
+        self._costs: Mapping[str, float] = {}
+        self._finished_cost = self._total_cost = self._skipped_cost = 0.0
+        self._phase_done: dict[Phase, int] = {}
+        self._phase_total: dict[Phase, int] = {}
+        self._current: Unit | None = None
+        self._began = time.monotonic()
+
+    def plan(self, units: Sequence[Unit], todo: Sequence[Unit], costs: Mapping[str, float]) -> None:
+        """Set the whole graph, its pending part, and the cost of each unit by name."""
+        names = {unit.name for unit in todo}
+        self._costs = costs
+        self._total_cost = sum(costs[unit.name] for unit in units) or 1.0
+        self._skipped_cost = sum(costs[unit.name] for unit in units if unit.name not in names)
+        self._finished_cost = self._skipped_cost
+        for unit in units:
+            self._phase_total[unit.phase] = self._phase_total.get(unit.phase, 0) + 1
+            done = unit.name not in names
+            self._phase_done[unit.phase] = self._phase_done.get(unit.phase, 0) + done
+
+    def begin(self, unit: Unit) -> None:
+        """A unit starts."""
+        self._current = unit
+        self.tick(0, 1)
+
+    def tick(self, done: int, total: int) -> None:
+        """A safe point inside the current unit, of which `done / total` is over.
+
+        Raises:
+            Stopped: the stop signal fired.
+        """
+        self._stop.check()
+        if self._current is not None:
+            share = min(1.0, done / total) if total else 0.0
+            self._report(self._current.phase, self._costs[self._current.name] * share)
+
+    def end(self, unit: Unit) -> None:
+        """The current unit is finished."""
+        self._finished_cost += self._costs[unit.name]
+        self._phase_done[unit.phase] += 1
+        self._report(unit.phase, 0.0)
+
+    def finish(self) -> None:
+        """Everything is done."""
+        self._sink(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
+
+    def _report(self, phase: Phase, running_cost: float) -> None:
+        done = self._finished_cost + running_cost
+        # The last hundredth is publishing, which `finish` reports.
+        fraction = 0.99 * min(1.0, done / self._total_cost)
+        worked = done - self._skipped_cost
+        eta = None
+        if worked > 0.02 * self._total_cost:  # Before that the pace is noise.
+            pace = (time.monotonic() - self._began) / worked
+            eta = pace * (self._total_cost - done)
+        self._sink(
+            Progress(phase, self._phase_done[phase], self._phase_total[phase], fraction, eta)
+        )

@@ -1,0 +1,68 @@
+"""The last step: copy an accepted checkpoint and its report to the output, manifest last.
+
+The output stays empty until every check has passed. Publishing may die anywhere and be repeated by
+another process: every file is the same bytes each time. `report.json` goes first and claims the
+prefix; `strucprune.json`, the list of all files with their digests, goes last and says "complete".
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from strucprune_core.errors import OutputNotEmpty
+from strucprune_core.report import FileEntry
+from strucprune_core.storage.overlay import OverlayStore
+from strucprune_core.storage.store import Store
+from strucprune_core.workspace import sha256_of_bytes
+
+MANIFEST = "strucprune.json"
+FORMAT_VERSION = 1
+CLAIM = "report.json"
+
+
+def publish(
+    output: Store, checkpoint: OverlayStore, entries: list[FileEntry], reports: dict[str, Path]
+) -> None:
+    """Write all files to the output.
+
+    Args:
+        output: Where they go.
+        checkpoint: The assembled checkpoint.
+        entries: Its files with their digests.
+        reports: The report's files by name; "report.json" is among them.
+
+    Raises:
+        OutputNotEmpty: another job has published here.
+    """
+    claim = reports[CLAIM].read_bytes()
+    if not output.put_if_absent(CLAIM, claim) and not is_claimed_by(output, claim):
+        raise OutputNotEmpty(
+            f"another job published to {output.uri} first",
+            field="output.uri_prefix",
+            remedy="Submit the job again with a new output prefix.",
+        )
+    for entry in entries:
+        if entry.name in checkpoint.paths:
+            output.upload(entry.name, checkpoint.paths[entry.name])
+        else:
+            output.put(entry.name, checkpoint.contents[entry.name])
+    for name, path in reports.items():
+        if name != CLAIM:
+            output.put(name, path.read_bytes())
+    output.put(MANIFEST, _manifest(entries, reports))
+
+
+def is_claimed_by(output: Store, claim: bytes) -> bool:
+    """Whether the output's report is this one: an earlier attempt of the same job put it there."""
+    return output.stat(CLAIM) is not None and bytes(output.read(CLAIM)) == claim
+
+
+def _manifest(entries: list[FileEntry], reports: dict[str, Path]) -> bytes:
+    files: list[dict[str, Any]] = [entry.model_dump() for entry in entries]
+    for name, path in sorted(reports.items()):
+        data = path.read_bytes()
+        files.append({"name": name, "bytes": len(data), "sha256": sha256_of_bytes(data)})
+    body = {"format_version": FORMAT_VERSION, "files": files}
+    return (json.dumps(body, indent=2) + "\n").encode()

@@ -1,0 +1,54 @@
+"""`assemble.s`: write one file of the pruned checkpoint; and the checkpoint as a whole to read.
+
+Assembling only cuts and copies: whichever machine does it, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
+from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
+from strucprune_core.steps.job import Job
+from strucprune_core.storage.overlay import OverlayStore
+from strucprune_core.surgery.layouts import side_files
+from strucprune_core.units import Unit
+from strucprune_core.workspace import Draft
+
+SHARD_FILE = "shard.safetensors"
+
+
+def assemble(job: Job, unit: Unit, draft: Draft) -> None:
+    """Write shard.safetensors: one file of the pruned checkpoint."""
+    shard = pruned_shards(job)[unit.index]
+    source = job.pruned_source()
+    write_shard(draft.path(SHARD_FILE), shard, source.tensor)
+
+
+def pruned_shards(job: Job) -> list[Shard]:
+    """The dense shards with the pruned shapes."""
+    source, widths = job.pruned_source(), job.widths()
+
+    def cut(tensor: PlannedTensor) -> PlannedTensor:
+        return replace(tensor, shape=source.shape(tensor.name, tensor.shape, widths))
+
+    return [
+        replace(shard, tensors=tuple(cut(tensor) for tensor in shard.tensors))
+        for shard in job.dense_shards
+    ]
+
+
+def pruned_checkpoint(job: Job) -> OverlayStore:
+    """The assembled checkpoint as a store: shards in the workspace, small files in memory."""
+    shards = pruned_shards(job)
+    contents = side_files(job.spec.pruning.layout, job.index.config, job.widths())
+    for name in SIDE_FILES:
+        if name in job.index.other_files:
+            contents[name] = bytes(job.index.store.read(name))
+    if len(shards) > 1:
+        contents[SHARD_INDEX] = index_json(shards)
+    paths = {
+        shard.file_name: job.workspace.file(f"assemble.{number}", SHARD_FILE)
+        for number, shard in enumerate(shards)
+    }
+    return OverlayStore(contents, paths)

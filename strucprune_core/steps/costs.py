@@ -1,0 +1,57 @@
+"""Cost of each unit in floating-point operations, to show progress at an even pace."""
+
+from __future__ import annotations
+
+from strucprune_core.models.config import layer_tensors
+from strucprune_core.steps.job import Job
+from strucprune_core.units import Unit, probe_groups
+
+# A fixed charge per unit for reading, writing and bookkeeping, and the factor by which the small,
+# memory-bound updates of a damage curve run slower than large matrix products.
+OVERHEAD_FLOPS = 1e9
+CURVE_SLOWDOWN = 20.0
+
+
+def unit_costs(job: Job) -> dict[str, float]:
+    """Estimated operations of every unit by name."""
+    return {unit.name: OVERHEAD_FLOPS + _flops(job, unit) for unit in job.graph}
+
+
+def _flops(job: Job, unit: Unit) -> float:
+    calibration = job.spec.calibration
+    if unit.kind == "capture":
+        width = job.config.intermediate_sizes[unit.index]
+        tokens = calibration.samples * calibration.sequence_length
+        return tokens * (_layer_flops_per_token(job, unit.index) + 2.0 * width**2)
+    if unit.kind == "curve":
+        return CURVE_SLOWDOWN * job.config.intermediate_sizes[unit.index] ** 3
+    if unit.kind == "probe":
+        return _probe_flops(job, unit)
+    if unit.kind == "solve":
+        return 4.0 * job.config.intermediate_sizes[unit.index] ** 3
+    if unit.kind == "evaluate" and job.spec.evaluation is not None:
+        tokens = job.spec.evaluation.sequences * job.spec.evaluation.sequence_length
+        layers = range(job.config.layers)
+        return tokens * (
+            sum(_layer_flops_per_token(job, layer) for layer in layers) + _head_flops(job)
+        )
+    return 0.0
+
+
+def _probe_flops(job: Job, unit: Unit) -> float:
+    sequences, length = job.probe_shape
+    group = probe_groups(job.config.layers)[unit.index]
+    passes = sum(
+        _layer_flops_per_token(job, layer) * (min(layer, group.stop - 1) - group.start + 1)
+        for layer in range(group.start, job.config.layers)
+    )
+    return sequences * length * (passes + len(group) * _head_flops(job))
+
+
+def _layer_flops_per_token(job: Job, layer: int) -> float:
+    shapes = layer_tensors(job.config, layer).values()
+    return 2.0 * sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+
+
+def _head_flops(job: Job) -> float:
+    return 2.0 * job.config.vocab_size * job.config.hidden_size

@@ -1,0 +1,105 @@
+"""`evaluate.dense`, `evaluate.pruned` and `verify`: is the pruned model still worth publishing?"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.errors import NumericalFailure, QualityCollapsed
+from strucprune_core.evaluation.perplexity import perplexity
+from strucprune_core.evaluation.reload import REFERENCE, reference_logits
+from strucprune_core.models.adapter import adapter_for
+from strucprune_core.models.config import check_tensors, parse_config
+from strucprune_core.models.forward import final_hidden
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import next_token_logits
+from strucprune_core.steps.assemble import pruned_checkpoint
+from strucprune_core.steps.job import Job
+from strucprune_core.units import Unit
+from strucprune_core.workspace import Draft
+
+VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
+# Largest logit difference that float32 rounding explains, relative to the largest logit (with an
+# absolute floor for tiny models).
+VERIFY_TOLERANCE = 1e-3
+
+
+def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
+    """Value `perplexity` of the dense or the pruned model, streamed from its files."""
+    dense = unit.name == "evaluate.dense"
+    stream = job.dense if dense else _reopened(job)[1]
+    windows = np.asarray(job.array("tokens", "evaluation.npy"))
+    ticks = iter(range(1, 1 << 30))
+    draft.values["perplexity"] = value = perplexity(
+        stream,
+        windows,
+        job.scratch,
+        job.spec.runtime.micro_batch_tokens,
+        lambda: job.tick(next(ticks), _forward_ticks(job)),
+    )
+    if dense and not math.isfinite(value):
+        raise NumericalFailure(
+            "the dense model's perplexity is not finite",
+            field="model.uri",
+            remedy="The checkpoint itself is broken, or its tokenizer belongs to another model.",
+        )
+    if not dense and job.spec.evaluation is not None:
+        _check_collapse(job, value, job.spec.evaluation.max_perplexity_ratio)
+
+
+@torch.inference_mode()
+def verify(job: Job, unit: Unit, draft: Draft) -> None:
+    """Reload the written files in transformers; compare logits with the weights in memory.
+
+    Values: `reference`, `tokens`, `max_abs_logit_difference`, `tolerance`.
+
+    Raises:
+        NumericalFailure: they differ by more than rounding.
+    """
+    tokens = np.asarray(job.array("tokens", "calibration.npy"))
+    tokens = tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS]
+    in_memory = ModelStream(job.adapter, job.pruned_source(), job.device)
+    with final_hidden(in_memory, tokens, job.scratch, tokens.size, lambda: job.tick(0, 1)) as last:
+        expected = next_token_logits(in_memory, last[:, -1])
+    index, written = _reopened(job)
+    found = reference_logits(written, index.config_bytes, set(index.tensors), tokens)
+    difference = float((expected - found).abs().max())
+    tolerance = VERIFY_TOLERANCE * max(1.0, float(expected.abs().max()))
+    if not difference <= tolerance:  # `not <=`, so that NaN fails too.
+        raise NumericalFailure(
+            f"the written checkpoint gives logits that differ by {difference:.3g} from the pruned "
+            f"weights in memory (tolerance {tolerance:.3g})",
+            remedy="Nothing was published. Please report this with the job's report.",
+        )
+    draft.values["reference"] = REFERENCE
+    draft.values["tokens"] = int(tokens.size)
+    draft.values["max_abs_logit_difference"] = difference
+    draft.values["tolerance"] = tolerance
+
+
+def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
+    """The written checkpoint, read back as a stranger would read it."""
+    index = open_checkpoint(pruned_checkpoint(job))
+    config = parse_config(index.config)
+    check_tensors(config, index)
+    return index, ModelStream(adapter_for(config), TensorReader(index), job.device)
+
+
+def _forward_ticks(job: Job) -> int:
+    return job.config.layers + math.ceil(job.config.vocab_size / 4096)
+
+
+def _check_collapse(job: Job, pruned: float, limit: float) -> None:
+    dense = float(job.workspace.values("evaluate.dense")["perplexity"])
+    if not pruned <= limit * dense:  # `not <=`, so that NaN fails too.
+        raise QualityCollapsed(
+            f"perplexity went from {dense:.2f} to {pruned:.4g}, more than {limit:g} times as much; "
+            "nothing was published",
+            field="pruning.sparsity",
+            remedy="Lower pruning.sparsity, use more calibration text, or raise "
+            "evaluation.max_perplexity_ratio if you want the model all the same.",
+        )

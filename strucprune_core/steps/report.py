@@ -1,0 +1,204 @@
+"""`report`: gather what all units left behind into report.json and report.html."""
+
+from __future__ import annotations
+
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from strucprune_core import __version__
+from strucprune_core.estimate import estimate_job, size_of
+from strucprune_core.inspection import ModelFacts
+from strucprune_core.progress import Phase
+from strucprune_core.report import (
+    Environment,
+    FileEntry,
+    LayerReport,
+    MemoryFigure,
+    MemorySummary,
+    ModelSummary,
+    PerplexitySummary,
+    PhaseTime,
+    Report,
+    SizeSummary,
+    SparsitySummary,
+    Verification,
+)
+from strucprune_core.report_html import render_html
+from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
+from strucprune_core.steps.job import Job
+from strucprune_core.units import Unit
+from strucprune_core.workspace import Draft, Manifest, sha256_of_bytes
+
+REPORT_JSON, REPORT_HTML = "report.json", "report.html"
+# A damping that had to be raised is worth a warning: the Gram matrix was close to singular.
+_RETRY_WARNING = (
+    "layer {layer}: the ridge was raised {retries} time(s) to factorise its Gram matrix"
+)
+
+
+def report(job: Job, unit: Unit, draft: Draft) -> None:
+    """Write report.json and report.html."""
+    document = build_report(job, unit)
+    draft.path(REPORT_JSON).write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    draft.path(REPORT_HTML).write_text(render_html(document), encoding="utf-8")
+
+
+def build_report(job: Job, unit: Unit) -> Report:
+    """The report of a job whose units before `report` are all finished."""
+    before, after = _sizes(job)
+    removed = sum(job.config.intermediate_sizes) - sum(job.widths())
+    layers = [_layer(job, layer) for layer in range(job.config.layers)]
+    return Report(
+        created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=_model(job),
+        spec=job.spec.model_dump(mode="json"),
+        environment=_environment(job),
+        before=before,
+        after=after,
+        sparsity=SparsitySummary(
+            requested=job.spec.pruning.sparsity,
+            reached=removed / sum(job.config.intermediate_sizes),
+            channels_removed=removed,
+            parameters_removed=before.parameters - after.parameters,
+        ),
+        layers=layers,
+        perplexity=_perplexity(job),
+        memory=_memory(job),
+        phases=_phases(job),
+        verification=Verification(**job.workspace.values("verify")),
+        files=_files(job),
+        warnings=[
+            _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
+            for layer in layers
+            if layer.damping_retries
+        ],
+    )
+
+
+def _manifests(job: Job) -> list[Manifest]:
+    found = (job.workspace.manifest(unit.name) for unit in job.graph)
+    return [manifest for manifest in found if manifest is not None]
+
+
+def _sizes(job: Job) -> tuple[SizeSummary, SizeSummary]:
+    """Sizes before and after: counts from shapes, bytes from the files themselves."""
+    stored_bytes = max(1, job.index.total_bytes // max(1, job.dense_parameters))
+    before = size_of(job.config, dtype_bytes=stored_bytes)
+    after = size_of(job.config, job.widths(), dtype_bytes=stored_bytes)
+    written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
+    return (
+        before.model_copy(update={"bytes": job.index.total_bytes}),
+        after.model_copy(update={"bytes": written}),
+    )
+
+
+def _model(job: Job) -> ModelSummary:
+    config = job.config
+    return ModelSummary(
+        uri=job.spec.model.uri,
+        architecture=config.model_type,
+        layers=config.layers,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        vocab_size=config.vocab_size,
+        dtype=job.index.tensors[job.adapter.embedding].dtype,
+        digest=job.index.digest(),
+    )
+
+
+def _environment(job: Job) -> Environment:
+    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
+    return Environment(
+        strucprune=__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        device=name,
+        platform=platform.platform(),
+        threads=torch.get_num_threads() or os.cpu_count() or 1,
+    )
+
+
+def _layer(job: Job, layer: int) -> LayerReport:
+    allocation = job.workspace.values("allocate")
+    solve = job.workspace.values(f"solve.{layer}")
+    units = (job.workspace.manifest(f"{kind}.{layer}") for kind in ("capture", "curve", "solve"))
+    return LayerReport(
+        index=layer,
+        width_before=job.config.intermediate_sizes[layer],
+        width_after=allocation["widths"][layer],
+        energy=allocation["energies"][layer],
+        predicted_damage=allocation["predicted_damages"][layer],
+        reconstruction_error=solve["reconstruction_error"],
+        damping=solve["damping"],
+        damping_retries=solve["damping_retries"],
+        seconds=sum(manifest.seconds for manifest in units if manifest is not None),
+    )
+
+
+def _perplexity(job: Job) -> PerplexitySummary | None:
+    evaluation = job.spec.evaluation
+    if evaluation is None:
+        return None
+    before = job.workspace.values("evaluate.dense")["perplexity"]
+    after = job.workspace.values("evaluate.pruned")["perplexity"]
+    return PerplexitySummary(
+        before=before,
+        after=after,
+        ratio=after / before,
+        sequences=evaluation.sequences,
+        sequence_length=evaluation.sequence_length,
+        tokens=evaluation.sequences * (evaluation.sequence_length - 1),
+        text_uri=evaluation.uri,
+        text_sha256=job.workspace.values("tokens")["evaluation_sha256"],
+    )
+
+
+def _memory(job: Job) -> MemorySummary:
+    estimate = estimate_job(job.spec, ModelFacts(job.index, job.config))
+    manifests = _manifests(job)
+    on_device = [m.device_peak_bytes for m in manifests if m.device_peak_bytes is not None]
+    host = max(manifest.host_peak_bytes for manifest in manifests)
+    return MemorySummary(
+        host_peak_bytes=MemoryFigure(predicted=estimate.host_peak_bytes, measured=host),
+        device_peak_bytes=MemoryFigure(
+            predicted=estimate.device_peak_bytes, measured=max(on_device, default=None)
+        ),
+        whole_model_bytes=job.dense_parameters * 4,
+        note="Host: anonymous resident memory, sampled. Device: the CUDA allocator's peak; on a "
+        "CPU the device is the host. Whole model: its weights in float32, as computed with.",
+    )
+
+
+def _phases(job: Job) -> list[PhaseTime]:
+    seconds = dict.fromkeys(Phase, 0.0)
+    for unit in job.graph:
+        manifest = job.workspace.manifest(unit.name)
+        seconds[unit.phase] += manifest.seconds if manifest is not None else 0.0
+    return [
+        PhaseTime(name=phase.value, seconds=round(spent, 3))
+        for phase, spent in seconds.items()
+        if spent > 0.0
+    ]
+
+
+def _files(job: Job) -> list[FileEntry]:
+    checkpoint = pruned_checkpoint(job)
+    entries = [
+        FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
+        for name, data in checkpoint.contents.items()
+    ]
+    for number, shard in enumerate(pruned_shards(job)):
+        manifest = job.workspace.manifest(f"assemble.{number}")
+        assert manifest is not None  # noqa: S101 - the graph runs assemble before report
+        (stored,) = manifest.files.values()
+        entries.append(FileEntry(name=shard.file_name, bytes=stored.bytes, sha256=stored.sha256))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def load_report(path: Path) -> Report:
+    """Read a report.json."""
+    return Report.model_validate_json(path.read_bytes())

@@ -1,0 +1,97 @@
+"""A read-only store over files that lie in different places: some on disk, some in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from strucprune_core.errors import ObjectNotFound, StorageError
+from strucprune_core.storage.store import ObjectInfo, Store
+
+
+@dataclass(frozen=True, slots=True)
+class OverlayStore:
+    """A `Store` of named contents and files; every verb that writes is refused.
+
+    Attributes:
+        contents: Small objects by key.
+        paths: Large objects by key.
+    """
+
+    contents: Mapping[str, bytes]
+    paths: Mapping[str, Path]
+
+    @property
+    def uri(self) -> str:
+        """A name for messages; it cannot be opened."""
+        return "(assembled checkpoint)"
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """Size of an object, or None if it does not exist."""
+        if key in self.contents:
+            return ObjectInfo(key, len(self.contents[key]))
+        path = self.paths.get(key)
+        return None if path is None else ObjectInfo(key, path.stat().st_size)
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """Exactly `length` bytes from offset `start` (to the end if None).
+
+        Raises:
+            ObjectNotFound: no such object.
+            StorageError: the object is shorter.
+        """
+        info = self.stat(key)
+        if info is None:
+            raise ObjectNotFound(f"{self.uri} has no {key}")
+        size = info.size_bytes - start if length is None else length
+        if start + size > info.size_bytes:
+            raise StorageError(f"{key} ends before byte {start + size}")
+        if key in self.contents:
+            return bytearray(self.contents[key][start : start + size])
+        data = bytearray(size)
+        with self.paths[key].open("rb", buffering=0) as file:
+            file.seek(start)
+            view = memoryview(data)
+            while len(view):
+                view = view[file.readinto(view) or len(view) :]
+        return data
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in key order."""
+        for key in sorted({*self.contents, *self.paths}):
+            info = self.stat(key)
+            if info is not None and key.startswith(prefix):
+                yield info
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's own file, if it has one."""
+        return self.paths.get(key)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Refused."""
+        raise _read_only()
+
+    def upload(self, key: str, path: Path) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def download(self, key: str, path: Path) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def delete(self, key: str) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def child(self, prefix: str) -> Store:
+        """Refused."""
+        raise _read_only()
+
+
+def _read_only() -> StorageError:
+    return StorageError("an assembled checkpoint is read-only")

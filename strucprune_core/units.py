@@ -1,0 +1,160 @@
+"""The job as a graph of units. No torch.
+
+    tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
+                        │            │                │
+                     curve.l      (gram, held-out rows, probe inputs of every layer)
+                        └──── probe.g ── allocate ── solve.l ── assemble.s ─┬─ verify
+    tokens ─ evaluate.dense                                                 └─ evaluate.pruned
+                                            … ── report ── (publish)
+
+Each unit is a pure function of the files and values named here, and finishes by writing one
+manifest (see `workspace`). Resuming is skipping finished units; distributing is claiming them:
+curves, probes and solves of different layers do not depend on each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strucprune_core.progress import Phase
+
+# Layers probed by one unit. A unit streams the weights from its first layer to the last once, for
+# all of its layers together: larger groups read less, smaller ones spread over more workers.
+PROBE_GROUP_LAYERS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One piece of work.
+
+    Attributes:
+        name: Unique; "capture.7" is the capture of layer 7.
+        phase: The phase that its progress and time count towards.
+        after: Units that must be finished before.
+        reads: Files it needs, as (unit, file name).
+        releases: Files that nobody needs once it is finished.
+    """
+
+    name: str
+    phase: Phase
+    after: tuple[str, ...] = ()
+    reads: tuple[tuple[str, str], ...] = ()
+    releases: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What is done: "capture" of "capture.7"."""
+        return self.name.partition(".")[0]
+
+    @property
+    def index(self) -> int:
+        """The layer, group or shard it is done to; -1 for units that have none."""
+        suffix = self.name.partition(".")[2]
+        return int(suffix) if suffix.isdigit() else -1
+
+
+def probe_groups(layers: int) -> list[range]:
+    """Layers of each probe unit."""
+    step = PROBE_GROUP_LAYERS
+    return [range(start, min(start + step, layers)) for start in range(0, layers, step)]
+
+
+def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> list[Unit]:
+    """All units of a job, every one after those it depends on.
+
+    Args:
+        layers: Decoder layers of the model.
+        shards: Files of the pruned checkpoint (an upper bound is not enough: see `pipeline`).
+        probes: Whether the allocation needs layer energies.
+        evaluate: Whether perplexity is measured.
+    """
+    units = [Unit("tokens", Phase.INSPECTING)]
+    if evaluate:
+        units.append(_evaluation("dense", ("tokens",), ()))
+    units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (("tokens", "calibration.npy"),)))
+    units += [_capture(layer) for layer in range(layers)]
+    units += [_curve(layer) for layer in range(layers)]
+    groups = probe_groups(layers) if probes else []
+    units += [_probe(number, group, layers) for number, group in enumerate(groups)]
+    units.append(_allocate(layers, len(groups)))
+    units += [_solve(layer) for layer in range(layers)]
+    solved = tuple(f"solve.{layer}" for layer in range(layers))
+    solutions = tuple((unit, name) for unit in solved for name in ("kept.npy", "weight.npy"))
+    units += [
+        Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
+        for shard in range(shards)
+    ]
+    assembled = tuple(f"assemble.{shard}" for shard in range(shards))
+    files = tuple((unit, "shard.safetensors") for unit in assembled)
+    units.append(Unit("verify", Phase.EVALUATING, (*solved, *assembled), (*solutions, *files)))
+    if evaluate:
+        units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
+    last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
+    units.append(Unit("report", Phase.COMMITTING, last))
+    return units
+
+
+def _capture(layer: int) -> Unit:
+    before = "embed" if layer == 0 else f"capture.{layer - 1}"
+    hidden = ((before, "hidden.npy"),)
+    return Unit(f"capture.{layer}", Phase.CALIBRATING, (before,), hidden, releases=hidden)
+
+
+def _curve(layer: int) -> Unit:
+    capture = f"capture.{layer}"
+    return Unit(f"curve.{layer}", Phase.ALLOCATING, (capture,), ((capture, "gram.npy"),))
+
+
+def _probe(number: int, group: range, layers: int) -> Unit:
+    reads = [(f"capture.{layers - 1}", "hidden.npy")]
+    for layer in group:
+        reads += [(f"capture.{layer}", name) for name in ("gram.npy", "probe_input.npy")]
+        reads += [(f"curve.{layer}", name) for name in ("order.npy", "damage.npy")]
+    after = tuple(dict.fromkeys(unit for unit, _ in reads))
+    return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
+
+
+def _allocate(layers: int, groups: int) -> Unit:
+    curves = tuple(f"curve.{layer}" for layer in range(layers))
+    probes = tuple(f"probe.{number}" for number in range(groups))
+    return Unit(
+        "allocate",
+        Phase.ALLOCATING,
+        (*curves, *probes),
+        tuple((curve, "damage.npy") for curve in curves),
+        releases=((f"capture.{layers - 1}", "hidden.npy"),),
+    )
+
+
+def _solve(layer: int) -> Unit:
+    capture, curve = f"capture.{layer}", f"curve.{layer}"
+    statistics = ((capture, "gram.npy"), (capture, "holdout.npy"))
+    return Unit(
+        f"solve.{layer}",
+        Phase.SOLVING,
+        ("allocate", capture, curve),
+        (*statistics, (curve, "order.npy")),
+        releases=(*statistics, (capture, "probe_input.npy")),
+    )
+
+
+def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:
+    reads = (("tokens", "evaluation.npy"), *files)
+    return Unit(f"evaluate.{which}", Phase.EVALUATING, after, reads)
+
+
+def pending(units: list[Unit], finished: set[str], present: set[tuple[str, str]]) -> list[Unit]:
+    """Units that still have to run, in order.
+
+    A finished unit runs again only where a pending one needs a file of it that is gone.
+
+    Args:
+        units: The graph, in topological order.
+        finished: Units with a manifest.
+        present: Files that are there in full.
+    """
+    todo = {unit.name for unit in units if unit.name not in finished}
+    for unit in reversed(units):
+        if unit.name in todo:
+            todo |= {owner for owner, name in unit.reads if (owner, name) not in present}
+    return [unit for unit in units if unit.name in todo]

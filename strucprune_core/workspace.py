@@ -1,0 +1,254 @@
+"""Finished units of a job, kept so that a run can stop anywhere and continue.
+
+Layout under the workspace's root:
+
+    job.json                          fingerprint of the job that owns the workspace
+    units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
+    units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
+
+A unit is finished exactly when its manifest exists. Two processes that run the same unit write
+under different nonces; one manifest wins, and both go on with the winner's files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from strucprune_core.errors import StorageError, WorkspaceMismatch
+from strucprune_core.storage.store import Store
+
+_HASH_BLOCK_BYTES = 1 << 20
+_OWNER = "job.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A unit's file: its key in the workspace, size and SHA-256 (hex)."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of a finished unit.
+
+    Attributes:
+        unit: Name of the unit.
+        files: Its files by name.
+        values: Small results, JSON.
+        seconds: Time it took.
+        host_peak_bytes: Peak of the process's anonymous memory while it ran.
+        device_peak_bytes: Peak of device allocations, None where the device is not measured.
+    """
+
+    unit: str
+    files: dict[str, StoredFile]
+    values: dict[str, Any]
+    seconds: float
+    host_peak_bytes: int
+    device_peak_bytes: int | None
+
+    def to_json(self) -> bytes:
+        """Canonical bytes."""
+        body = {
+            "unit": self.unit,
+            "files": {
+                name: {"key": f.key, "bytes": f.bytes, "sha256": f.sha256}
+                for name, f in sorted(self.files.items())
+            },
+            "values": self.values,
+            "seconds": self.seconds,
+            "host_peak_bytes": self.host_peak_bytes,
+            "device_peak_bytes": self.device_peak_bytes,
+        }
+        return json.dumps(body, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Manifest:
+        """Parse what `to_json` wrote."""
+        body = json.loads(data)
+        files = {name: StoredFile(**entry) for name, entry in body.pop("files").items()}
+        return cls(files=files, **body)
+
+
+@dataclass(slots=True)
+class Draft:
+    """A unit being computed: put files into `directory` and results into `values`."""
+
+    directory: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Where to write the file `name`."""
+        return self.directory / name
+
+
+class Workspace:
+    """The finished units of one job, in a store, with a local scratch directory for files."""
+
+    def __init__(self, store: Store, scratch: Path, fingerprint: str) -> None:
+        """Open a workspace, claiming it for the job if it is new.
+
+        Raises:
+            WorkspaceMismatch: it belongs to a job with another specification or model.
+        """
+        self._store = store
+        self._scratch = scratch
+        self._manifests: dict[str, Manifest] = {}
+        self._local: dict[str, Path] = {}
+        scratch.mkdir(parents=True, exist_ok=True)
+        self._claim(fingerprint)
+        self._present = {info.key: info.size_bytes for info in store.list("units/")}
+
+    def _claim(self, fingerprint: str) -> None:
+        mine = json.dumps({"fingerprint": fingerprint}).encode()
+        if self._store.put_if_absent(_OWNER, mine):
+            return
+        if bytes(self._store.read(_OWNER)) != mine:
+            raise WorkspaceMismatch(
+                f"the workspace {self._store.uri} holds another job's units "
+                "(its model, pruning, calibration or evaluation differs)",
+                remedy="Choose another workspace, or repeat the command that began this one.",
+            )
+
+    def manifest(self, unit: str) -> Manifest | None:
+        """The unit's manifest if it is finished, else None."""
+        if unit not in self._manifests:
+            key = _manifest_key(unit)
+            if key not in self._present:
+                return None
+            self._manifests[unit] = Manifest.from_json(bytes(self._store.read(key)))
+        return self._manifests[unit]
+
+    def values(self, unit: str) -> dict[str, Any]:
+        """Small results of a finished unit."""
+        manifest = self.manifest(unit)
+        if manifest is None:
+            raise LookupError(f"unit {unit} is not finished")
+        return manifest.values
+
+    def has_file(self, unit: str, name: str) -> bool:
+        """Whether a finished unit's file is there in full (it may have been released)."""
+        manifest = self.manifest(unit)
+        if manifest is None or name not in manifest.files:
+            return False
+        entry = manifest.files[name]
+        return self._present.get(entry.key) == entry.bytes
+
+    def file(self, unit: str, name: str) -> Path:
+        """A finished unit's file on this machine, verified when it was not written here.
+
+        Raises:
+            StorageError: its bytes are not those that the unit wrote. The unit is forgotten, so
+                the next run computes it again.
+        """
+        manifest = self.manifest(unit)
+        if manifest is None:
+            raise LookupError(f"unit {unit} is not finished")
+        entry = manifest.files[name]
+        if entry.key not in self._local:
+            path = self._store.local_path(entry.key)
+            if path is None:
+                path = self._scratch / entry.key
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self._store.download(entry.key, path)
+            if sha256_of(path) != entry.sha256:
+                self.forget(unit)
+                raise StorageError(
+                    f"{entry.key} in the workspace {self._store.uri} is damaged",
+                    remedy="Start the job again with the same workspace: the unit is recomputed.",
+                )
+            self._local[entry.key] = path
+        return self._local[entry.key]
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A scratch directory for a unit's files, removed on failure."""
+        directory = self._scratch / f"draft-{secrets.token_hex(8)}"
+        directory.mkdir(parents=True)
+        try:
+            yield Draft(directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def commit(
+        self,
+        unit: str,
+        draft: Draft,
+        *,
+        seconds: float,
+        host_peak_bytes: int,
+        device_peak_bytes: int | None,
+    ) -> Manifest:
+        """Store a unit's files and then its manifest. Returns the manifest that counts."""
+        nonce = secrets.token_hex(8)
+        files: dict[str, StoredFile] = {}
+        for path in sorted(draft.directory.iterdir()):
+            key = f"units/{unit}/{nonce}/{path.name}"
+            self._store.upload(key, path)
+            files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
+            self._keep_local(key, path)
+        manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
+        key = _manifest_key(unit)
+        if not self._store.put_if_absent(key, manifest.to_json()):
+            manifest = Manifest.from_json(bytes(self._store.read(key)))  # Another process won.
+        self._present[key] = 0
+        self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})
+        self._manifests[unit] = manifest
+        return manifest
+
+    def _keep_local(self, key: str, path: Path) -> None:
+        """Spare a later download: keep what was just uploaded, unless the store is local."""
+        if self._store.local_path(key) is not None:
+            return
+        kept = self._scratch / key
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(kept)
+        self._local[key] = kept
+
+    def release(self, unit: str, name: str) -> None:
+        """Delete a file that no pending unit needs. The unit stays finished."""
+        manifest = self.manifest(unit)
+        if manifest is None or name not in manifest.files:
+            return
+        key = manifest.files[name].key
+        local = self._local.pop(key, None)
+        if local is not None:
+            local.unlink(missing_ok=True)
+        if key in self._present:
+            self._store.delete(key)
+            del self._present[key]
+
+    def forget(self, unit: str) -> None:
+        """Make a finished unit unfinished."""
+        self._manifests.pop(unit, None)
+        self._present.pop(_manifest_key(unit), None)
+        self._store.delete(_manifest_key(unit))
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 (hex) of a file, in bounded memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sha256_of_bytes(data: bytes) -> str:
+    """SHA-256 (hex) of bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _manifest_key(unit: str) -> str:
+    return f"units/{unit}/manifest.json"
