@@ -195,7 +195,7 @@ def _layers(report: Report) -> str:
         _energy(layers),
         _figure(
             "Predicted damage",
-            "Energy-scaled damage of the removed channels, before the repair.",
+            "Energy-scaled OBS damage of the removed channels.",
             layer_bars(
                 _series(layers, "predicted_damage", "predicted damage"),
                 "amber",
@@ -477,7 +477,8 @@ def _provenance(report: Report) -> str:
 
 def _files(report: Report) -> str:
     rows = "".join(
-        f'<tr><th scope="row" class="any">{esc(entry.name)}</th><td class="num">{size(entry.bytes)}</td>'
+        f'<tr><th scope="row" class="any">{esc(entry.name)}</th>'
+        f'<td class="num">{size(entry.bytes)}</td>'
         f'<td class="digest mono">{esc(entry.sha256)}</td></tr>'
         for entry in report.files
     )

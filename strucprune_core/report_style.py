@@ -69,7 +69,7 @@ def number(value: float, digits: int = 4) -> str:
 
 
 def tick(value: float) -> str:
-    """An axis label: `number` without trailing zeros, thousands as `K`."""
+    """An axis label: as short as can be: `0.25`, `1,500`, `2.5×10⁻⁵`."""
     if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, exponent = f"{value:.1e}".split("e")
         lead = mantissa.removesuffix(".0")
