@@ -123,13 +123,20 @@ class S3Store:
             return self._read_once(key, start, length)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, in key order. One request per 1000 keys."""
+        """Every object whose key starts with `prefix`. One request per 1000 keys.
+
+        The order is the service's: key order with AWS, but SeaweedFS lists directory by directory
+        ("a/b" before "a.txt"). Sorting here would mean listing everything before the first answer.
+        """
         root = f"{self.prefix}/" if self.prefix else ""
         pages = self.client.get_paginator("list_objects_v2").paginate(
             Bucket=self.bucket, Prefix=root + check_prefix(prefix)
         )
         with _translated(self._name(prefix)):
             for page in pages:
+                # boto3 takes any answer without keys, a web page even, for an empty bucket.
+                if page.get("Name") != self.bucket:
+                    raise StorageError(f"{self._name(prefix)}: the endpoint does not speak S3")
                 for item in page.get("Contents", ()):
                     # Consoles mark "folders" by empty objects ending in a slash: not objects to us.
                     if not item["Key"].endswith("/"):

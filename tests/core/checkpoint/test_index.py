@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from strucprune_core.checkpoint.index import (
+    MAX_CONFIG_BYTES,
+    SHARD_INDEX,
+    CheckpointIndex,
+    open_checkpoint,
+)
+from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound, StrucPruneError
+from strucprune_core.storage.local import LocalStore
+
+A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(4, dtype=np.float32)
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def open_at(path: Path) -> CheckpointIndex:
+    return open_checkpoint(LocalStore(path))
+
+
+def refused(path: Path, words: str) -> StrucPruneError:
+    with pytest.raises(InvalidCheckpoint, match=words) as caught:
+        open_at(path)
+    return caught.value
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    save_file({"a": A, "b": B}, tmp_path / "model.safetensors")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    return tmp_path
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    for shard, name, array in zip(SHARDS, "ab", (A, B), strict=True):
+        save_file({name: array}, tmp_path / shard)
+    write_map(tmp_path, dict(zip("ab", SHARDS, strict=True)))
+    return tmp_path
+
+
+def write_map(path: Path, weight_map: object) -> None:
+    (path / SHARD_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_single_file(single: Path) -> None:
+    index = open_at(single)
+    assert index.config == {"model_type": "llama"}
+    assert {name: info.shape for name, info in index.tensors.items()} == {"a": (2, 3), "b": (4,)}
+    assert index.total_bytes == (single / "model.safetensors").stat().st_size
+    assert index.other_files == ("tokenizer.json",)
+
+
+def test_shards(sharded: Path) -> None:
+    index = open_at(sharded)
+    assert {name: info.file for name, info in index.tensors.items()} == dict(
+        zip("ab", SHARDS, strict=True)
+    )
+    assert set(index.file_sizes) == set(SHARDS)
+
+
+def test_digest_follows_config_and_headers(single: Path) -> None:
+    first = open_at(single).digest()
+    assert open_at(single).digest() == first
+    (single / "config.json").write_text('{"model_type":  "llama"}')
+    second = open_at(single).digest()
+    save_file({"a": A, "c": B}, single / "model.safetensors")
+    assert len({first, second, open_at(single).digest()}) == 3
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ObjectNotFound):
+            open_at(path)
+
+
+def test_no_config(single: Path) -> None:
+    (single / "config.json").unlink()
+    refused(single, "no config.json")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ("[]", "not a JSON object"),
+        ("{", "not valid JSON"),
+        ('{"a": 1, "a": 2}', "twice"),
+        ('{"a": NaN}', "NaN"),
+        ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested"),
+        (" " * (MAX_CONFIG_BYTES + 1), "larger"),
+    ],
+)
+def test_bad_configs(single: Path, config: str, words: str) -> None:
+    (single / "config.json").write_text(config)
+    refused(single, words)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "x.pkl", "a/b.ckpt"])
+def test_pickled_weights_are_refused(single: Path, name: str) -> None:
+    (single / "model.safetensors").unlink()
+    (single / name).parent.mkdir(exist_ok=True)
+    (single / name).write_bytes(b"x")
+    assert "Convert" in str(refused(single, "pickled"))
+
+
+def test_pickled_weights_beside_safetensors_are_ignored(single: Path) -> None:
+    (single / "pytorch_model.bin").write_bytes(b"x")
+    assert len(open_at(single).tensors) == 2
+
+
+def test_no_weights(single: Path) -> None:
+    (single / "model.safetensors").unlink()
+    refused(single, "neither")
+
+
+def test_a_missing_shard_is_named(sharded: Path) -> None:
+    (sharded / SHARDS[1]).unlink()
+    refused(sharded, f"{SHARDS[1]} is missing")
+
+
+def test_a_truncated_shard_is_named_with_its_sizes(sharded: Path) -> None:
+    path = sharded / SHARDS[0]
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-5])
+    message = str(refused(sharded, f"{SHARDS[0]} is truncated"))
+    assert str(size) in message
+    assert str(size - 5) in message
+
+
+def test_a_tensor_that_its_shard_lacks(sharded: Path) -> None:
+    write_map(sharded, {"a": SHARDS[0], "b": SHARDS[0]})
+    refused(sharded, "does not hold it")
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "../secret.safetensors",
+        "/etc/x.safetensors",
+        "sub/x.safetensors",
+        "..\\x.safetensors",
+        ".safetensors",
+        "model.bin",
+        "x.safetensors\n",
+        "é.safetensors",
+        1,
+        None,
+        ["x.safetensors"],
+    ],
+)
+def test_unsafe_shard_names(sharded: Path, file: object) -> None:
+    write_map(sharded, {"a": SHARDS[0], "b": file})
+    refused(sharded, "unsafe")
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {}, "x"])
+def test_bad_weight_maps(sharded: Path, weight_map: object) -> None:
+    write_map(sharded, weight_map)
+    refused(sharded, "no weight_map")
+
+
+def test_too_many_files(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_OBJECTS", 2)
+    refused(single, "more than 2 files")

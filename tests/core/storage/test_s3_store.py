@@ -1,0 +1,293 @@
+"""Against a real S3 server, and against endpoints that misbehave."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from embedded.s3 import S3Server
+from strucprune_core.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    StorageError,
+    StorageUnavailable,
+    StrucPruneError,
+)
+from strucprune_core.storage import s3
+from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.s3 import S3Store, open_s3
+from strucprune_core.storage.store import ObjectInfo, Store
+
+pytestmark = pytest.mark.services
+LOCAL = S3Settings("http://127.0.0.1:1", access_key_id="x", secret_access_key="y")
+
+
+@pytest.fixture(scope="module")
+def settings(s3_server: S3Server) -> S3Settings:
+    return S3Settings(
+        endpoint_url=s3_server.endpoint_url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+        addressing_style="path",
+    )
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server) -> str:
+    name = f"store-{uuid4().hex[:8]}"
+    s3_server.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def store(settings: S3Settings, bucket: str) -> S3Store:
+    return open_s3(bucket, f"root/{uuid4().hex}", settings)
+
+
+def test_put_read_stat_delete(store: S3Store) -> None:
+    typed: Store = store
+    typed.put("a/b.bin", b"0123456789")
+    assert store.stat("a/b.bin") == ObjectInfo("a/b.bin", 10)
+    assert store.read("a/b.bin") == b"0123456789"
+    assert store.read("a/b.bin", 3) == b"3456789"
+    assert store.read("a/b.bin", 3, 4) == b"3456"
+    assert store.read("a/b.bin", 10, 0) == b""
+    store.put("a/b.bin", b"")
+    assert store.read("a/b.bin") == b""
+    store.delete("a/b.bin")
+    store.delete("a/b.bin")
+    assert store.stat("a/b.bin") is None
+    assert store.local_path("a/b.bin") is None
+    for length in (None, 0, 1):
+        with pytest.raises(ObjectNotFound):
+            store.read("a/b.bin", 0, length)
+
+
+def test_reading_past_the_end_fails(store: S3Store) -> None:
+    store.put("x", b"0123")
+    for start, length in ((2, 3), (4, 1), (9, 1), (9, 0)):
+        with pytest.raises(StorageError):
+            store.read("x", start, length)
+
+
+def test_list(store: S3Store) -> None:
+    keys = ["a.txt", "a/b", "a/c/d", "a0", "b"]
+    for key in keys:
+        store.put(key, b"x")
+    assert sorted(info.key for info in store.list()) == sorted(keys)
+    assert [info.key for info in store.list("a/")] == ["a/b", "a/c/d"]
+    assert list(store.list("nothing")) == []
+    child = store.child("a")
+    assert [info.key for info in child.list()] == ["b", "c/d"]
+    assert child.uri == f"{store.uri}/a"
+
+
+def test_keys_cannot_leave_the_prefix(store: S3Store) -> None:
+    for key in ("../x", "", "/x", "a//b"):
+        with pytest.raises(AccessDenied):
+            store.read(key)
+        with pytest.raises(AccessDenied):
+            store.put(key, b"")
+
+
+def test_put_if_absent_has_exactly_one_winner(store: S3Store) -> None:
+    barrier = threading.Barrier(16)
+    wins: list[bytes] = []
+
+    def race(number: int) -> None:
+        barrier.wait()
+        if store.put_if_absent("race", str(number).encode()):
+            wins.append(str(number).encode())
+
+    threads = [threading.Thread(target=race, args=(number,)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(wins) == 1
+    assert store.read("race") == wins[0]
+
+
+@pytest.mark.parametrize("mode", ["when_required", "when_supported"])
+def test_multipart_upload_and_download(
+    settings: S3Settings, bucket: str, tmp_path: Path, mode: str
+) -> None:
+    store = open_s3(bucket, f"big-{mode}", replace(settings, checksum_mode=mode))  # type: ignore[arg-type]
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(40 * 2**20 + 7))
+    store.upload("big", source)
+    store.download("big", target)
+    assert target.read_bytes() == source.read_bytes()
+    assert store.read("big", 20 * 2**20, 1000) == source.read_bytes()[20 * 2**20 :][:1000]
+    with pytest.raises(ObjectNotFound):
+        store.download("missing", target)
+
+
+def test_presigned_urls(store: S3Store) -> None:
+    store.put("x", b"shared")
+    url = store.presign("x", 60)
+    with urllib.request.urlopen(url) as answer:
+        assert answer.read() == b"shared"
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(url.replace("Signature=", "Signature=0"))
+    refused.value.close()
+
+
+def test_bad_credentials_are_access_denied(settings: S3Settings, bucket: str) -> None:
+    for wrong in (
+        replace(settings, secret_access_key="wrong"),
+        replace(settings, access_key_id="nobody"),
+    ):
+        store = open_s3(bucket, "x", wrong)
+        for verb in (
+            lambda store=store: store.stat("k"),
+            lambda store=store: store.read("k"),
+            lambda store=store: list(store.list()),
+            lambda store=store: store.put("k", b""),
+            lambda store=store: store.put_if_absent("k", b""),
+        ):
+            with pytest.raises(AccessDenied, match="refused access"):
+                verb()
+
+
+def test_upload_unwraps_the_services_answer(settings: S3Settings, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"x")
+    with pytest.raises(ObjectNotFound):
+        open_s3("no-such-bucket", "x", settings).upload("k", source)
+
+
+def test_unknown_bucket(settings: S3Settings) -> None:
+    store = open_s3("no-such-bucket", "x", settings)
+    assert store.stat("k") is None
+    with pytest.raises(ObjectNotFound, match="no such bucket"):
+        store.read("k")
+    with pytest.raises(ObjectNotFound, match="no such bucket"):
+        list(store.list())
+
+
+def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    with pytest.raises(AccessDenied, match="no usable S3 credentials"):
+        open_store("s3://bucket/x", S3Settings("http://127.0.0.1:1")).read("k")
+
+
+def test_unreachable_endpoint() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{unused.getsockname()[1]}"
+    store = open_store("s3://bucket/x", replace(LOCAL, endpoint_url=endpoint))
+    with pytest.raises(StorageUnavailable) as caught:
+        store.read("k")
+    assert caught.value.retryable
+
+
+class _Answer(BaseHTTPRequestHandler):
+    """Answers every GET with what the server was given."""
+
+    status = 200
+    headers_sent: tuple[tuple[str, str], ...] = ()
+    body = b""
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        for name, value in self.headers_sent:
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+
+@contextmanager
+def misbehaving(
+    status: int, headers: dict[str, str], body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Store]:
+    handler = type(
+        "Handler",
+        (_Answer,),
+        {"status": status, "headers_sent": tuple(headers.items()), "body": body},
+    )
+    monkeypatch.setattr(s3, "REQUEST_ATTEMPTS", 1)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield open_store(
+                "s3://bucket/x", replace(LOCAL, endpoint_url=endpoint, addressing_style="path")
+            )
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _error_body(code: str) -> bytes:
+    return f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>m</Message></Error>".encode()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (503, "SlowDown", StorageUnavailable),
+        (500, "InternalError", StorageUnavailable),
+        (502, "Odd", StorageUnavailable),
+        (429, "TooManyRequests", StorageUnavailable),
+        (403, "SignatureDoesNotMatch", AccessDenied),
+        (403, "Odd", AccessDenied),
+        (404, "NoSuchBucket", ObjectNotFound),
+        (404, "NoSuchKey", ObjectNotFound),
+        (400, "Odd", StorageError),
+    ],
+)
+def test_answers_are_typed(
+    status: int, code: str, expected: type[StrucPruneError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = _error_body(code)
+    headers = {"Content-Length": str(len(body))}
+    with misbehaving(status, headers, body, monkeypatch) as store:
+        with pytest.raises(expected) as caught:
+            store.read("k")
+        assert type(caught.value) is expected
+
+
+def test_a_body_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {"Content-Length": "1000"}
+    with (
+        misbehaving(200, headers, b"only this", monkeypatch) as store,
+        pytest.raises(StorageUnavailable),
+    ):
+        store.read("k")
+
+
+def test_a_server_that_ignores_ranges_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {"Content-Length": "4"}
+    with (
+        misbehaving(200, headers, b"0123", monkeypatch) as store,
+        pytest.raises(StorageError, match="ignored the byte range"),
+    ):
+        store.read("k", 1, 2)
+
+
+def test_a_server_that_speaks_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"<html>hello</html>"
+    headers = {"Content-Length": str(len(body))}
+    with misbehaving(200, headers, body, monkeypatch) as store, pytest.raises(StorageError):
+        list(store.list())
