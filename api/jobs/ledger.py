@@ -40,7 +40,7 @@ Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 Stop = Literal["cancel", "pause", "resume"]
 
 
-class LedgerUnavailable(StrucPruneError):  # noqa: N818 - named as in strucprune_core.errors
+class LedgerUnavailable(StrucPruneError):
     """Redis does not answer; the same request may succeed later."""
 
     code: ClassVar[str] = "ledger_unavailable"

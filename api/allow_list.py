@@ -1,0 +1,58 @@
+"""Which URIs a tenant's jobs may name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from api.settings import Settings
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.uri import parse_uri
+
+
+class UriNotAllowed(InvalidSpec):
+    """The job names a place outside of what its tenant may use."""
+
+    code = "uri_not_allowed"
+
+
+def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAllowed]:
+    """One error for each URI of the job that its tenant may not use."""
+    uris = {
+        "model.uri": spec.model.uri,
+        "output.uri_prefix": spec.output.uri_prefix,
+        "calibration.uri": spec.calibration.uri,
+    }
+    if spec.evaluation is not None:
+        uris["evaluation.uri"] = spec.evaluation.uri
+    refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())
+    return [UriNotAllowed(reason, field=field) for field, reason in refusals if reason]
+
+
+def _refusal(uri: str, tenant: str, settings: Settings) -> str | None:
+    """Why the tenant may not use the URI, or None."""
+    location = parse_uri(uri)
+    if location.scheme == "file":
+        if not settings.allow_local_files:
+            return "local paths are not allowed here; use s3://bucket/key"
+        if not location.key.startswith("/"):
+            return "a local path must be absolute"
+    place, state = _canonical(uri), _canonical(settings.state_uri)
+    # A job must neither read other jobs' state nor publish over it.
+    if _contains(state, place) or _contains(place, state):
+        return "this prefix belongs to the service itself"
+    allowed = settings.allowed_prefixes.get(tenant)
+    if allowed and not any(_contains(_canonical(root), place) for root in allowed):
+        return "this prefix is not among those that your organisation may use"
+    return None
+
+
+def _canonical(uri: str) -> str:
+    location = parse_uri(uri)
+    # Links and '..' must not lead out of an allowed directory.
+    return str(location) if location.scheme == "s3" else str(Path(location.key).resolve())
+
+
+def _contains(root: str, place: str) -> bool:
+    """Whether `place` is `root` or below it; s3://b/team does not contain s3://b/team-two."""
+    return place == root or place.startswith(root.rstrip("/") + "/")

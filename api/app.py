@@ -1,0 +1,46 @@
+"""The FastAPI application: everything put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from api import openapi, problems
+from api.middleware import BodyLimit, RequestId
+from api.routes import artifacts, capabilities, control, events, health, jobs
+from api.services import Services
+from api.settings import Settings
+from strucprune_core import __version__
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application. Connects to nothing until it is used.
+
+    Raises:
+        InvalidSpec: on start, if `state_uri` or the S3 settings are malformed.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = Services.connect(settings)
+        try:
+            yield
+        finally:
+            app.state.services.close()
+
+    app = FastAPI(
+        title="StrucPrune",
+        version=__version__,
+        summary="Structured pruning of large language models.",
+        lifespan=lifespan,
+    )
+    # The last one added sees a request first: also refusals by size carry an id.
+    app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.add_middleware(RequestId)
+    problems.install(app)
+    openapi.install(app)
+    for module in (jobs, control, events, artifacts, capabilities, health):
+        app.include_router(module.router)
+    return app

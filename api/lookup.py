@@ -1,0 +1,54 @@
+"""Finding a caller's own job; everybody else's does not exist."""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import Depends, Path
+
+from api.auth import Principal, Reader, Writer
+from api.jobs.rebuild import restore
+from api.jobs.record import JobRecord
+from api.problems import ApiError
+from api.services import Services, Wired
+
+JobId = Annotated[str, Path(description="`id` of the job.", examples=["job_" + "0" * 32])]
+
+_JOB_ID = re.compile(r"job_[0-9a-f]{32}")
+
+
+def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord:
+    """The caller's job. One that the ledger has lost is restored from the journal.
+
+    Raises:
+        ApiError: 404, also for another tenant's job.
+        LedgerUnavailable: the ledger does not answer.
+        StorageError: the journal does not answer.
+    """
+    if not _JOB_ID.fullmatch(job_id):
+        raise _unknown()
+    record = services.ledger.get(job_id)
+    if record is None:
+        restore(services.journal, services.ledger, job_id)
+        record = services.ledger.get(job_id)
+    if record is None or record.tenant != principal.tenant:
+        raise _unknown()
+    return record
+
+
+def _unknown() -> ApiError:
+    return ApiError(HTTPStatus.NOT_FOUND, "job_not_found", "There is no such job.")
+
+
+def _readable(services: Wired, principal: Reader, job_id: JobId) -> JobRecord:
+    return find_job(services, principal, job_id)
+
+
+def _writable(services: Wired, principal: Writer, job_id: JobId) -> JobRecord:
+    return find_job(services, principal, job_id)
+
+
+ReadableJob = Annotated[JobRecord, Depends(_readable)]
+WritableJob = Annotated[JobRecord, Depends(_writable)]

@@ -1,0 +1,78 @@
+"""What happens to every request before a route sees it: an id, and a limit on its size."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from http import HTTPStatus
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api import problems
+
+REQUEST_ID_HEADER = "X-Request-ID"
+# What we accept from a caller or proxy; anything else could forge log lines.
+_SAFE_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
+
+
+class RequestId:
+    """Gives each request an id, the caller's if it is a safe one, and returns it as a header."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with an id in its state."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        offered = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
+        request_id = offered if _SAFE_ID.fullmatch(offered) else secrets.token_hex(16)
+        scope.setdefault("state", {})["request_id"] = request_id
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class BodyLimit:
+    """Refuses bodies over the limit, by their declared length or while they arrive."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, or refuse it with 413."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        declared = Headers(scope=scope).get("Content-Length", "0")
+        if declared.isdigit() and int(declared) > self._max_bytes:
+            refusal = problems.response(Request(scope), self._too_large())
+            await refusal(scope, receive, send)
+            return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > self._max_bytes:
+                raise self._too_large()
+            return message
+
+        await self._app(scope, counted, send)
+
+    def _too_large(self) -> problems.ApiError:
+        return problems.ApiError(
+            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+            "request_too_large",
+            f"The body is over the limit of {self._max_bytes} bytes.",
+            headers={"Connection": "close"},
+        )

@@ -1,0 +1,58 @@
+"""The OpenAPI document: says what routes answer besides their result."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI
+
+from api.problems import MEDIA_TYPE, Problem
+
+Responses = dict[int | str, dict[str, Any]]
+
+_HEADERS = {
+    "ETag": "Version of the job; send it as If-None-Match.",
+    "Idempotency-Replayed": "`true` if an earlier request had already submitted the job.",
+    "Location": "Path of the job.",
+    "Preference-Applied": "The wait that was applied.",
+    "Retry-After": "Seconds after which to look or to try again.",
+}
+
+
+def headers(*names: str) -> dict[str, Any]:
+    """The headers of a response, for `responses=` of a route."""
+    return {
+        "headers": {
+            name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names
+        }
+    }
+
+
+def problems(*statuses: int) -> Responses:
+    """The problems that a route may answer, for its `responses=`."""
+    return {
+        status: {"model": Problem, "description": HTTPStatus(status).phrase} for status in statuses
+    }
+
+
+def install(app: FastAPI) -> None:
+    """Make the document say `application/problem+json` where FastAPI assumes JSON."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _with_problems(generate())
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
+    for path in document["paths"].values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                content = answer.get("content", {})
+                if status.startswith(("4", "5")) and "application/json" in content:
+                    content[MEDIA_TYPE] = content.pop("application/json")
+    return document

@@ -1,0 +1,170 @@
+"""Errors on the wire: RFC 9457 problem details, for every error that the API can answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel, Field
+from starlette.exceptions import HTTPException
+
+from strucprune_core.errors import AccessDenied, StrucPruneError
+
+_log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+# What a client is told to wait when Redis or the object store does not answer.
+RETRY_AFTER_SECONDS = 5
+
+
+class FieldError(BaseModel):
+    """One thing that is wrong with the request."""
+
+    pointer: str | None = Field(
+        default=None, description="JSON pointer into the body, e.g. /pruning/sparsity."
+    )
+    parameter: str | None = Field(default=None, description="Query, path or header parameter.")
+    code: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """Problem details (RFC 9457). `code` is stable; `title` and `detail` are for people."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    errors: list[FieldError] = Field(default_factory=list)
+
+
+class ApiError(HTTPException):
+    """Ends a request with a problem."""
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        code: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(status, detail, dict(headers or {}))
+        self.code = code
+        self.errors = list(errors)
+
+
+def field_error(error: StrucPruneError) -> FieldError:
+    """A library error as one of a problem's errors; its field becomes a JSON pointer."""
+    pointer = _pointer(error.field.split(".")) if error.field else None
+    detail = f"{error.message} {error.remedy}" if error.remedy else error.message
+    return FieldError(pointer=pointer, code=error.code, detail=detail)
+
+
+def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
+    """The problem of a job that cannot work: 422, or 503 if trying again later may help."""
+    details = [field_error(error) for error in errors]
+    if any(error.retryable for error in errors):
+        first = next(error for error in errors if error.retryable)
+        return _unavailable(first.code, str(first), details)
+    count = f"{len(errors)} problems" if len(errors) > 1 else "a problem"
+    return ApiError(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        errors[0].code,
+        f"The job has {count}: {details[0].detail}",
+        errors=details,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Answer every failure of the app with a problem."""
+    app.add_exception_handler(RequestValidationError, _on_validation)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(StrucPruneError, _on_library_error)
+    app.add_exception_handler(Exception, _on_bug)
+
+
+def response(request: Request, error: HTTPException) -> Response:
+    """The wire form of an error."""
+    status = HTTPStatus(error.status_code)
+    problem = Problem(
+        title=status.phrase,
+        status=status,
+        detail=error.detail,
+        code=error.code if isinstance(error, ApiError) else status.name.lower(),
+        request_id=getattr(request.state, "request_id", ""),
+        errors=error.errors if isinstance(error, ApiError) else [],
+    )
+    return JSONResponse(
+        problem.model_dump(mode="json"), status, dict(error.headers or {}), media_type=MEDIA_TYPE
+    )
+
+
+def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    return response(request, error)
+
+
+def _on_validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - for the type checker
+    found = error.errors()
+    if any(item["type"] == "json_invalid" for item in found):
+        return response(
+            request,
+            ApiError(HTTPStatus.BAD_REQUEST, "malformed_json", "The body is not valid JSON."),
+        )
+    errors = [_from_pydantic(item) for item in found]
+    where = errors[0].pointer or errors[0].parameter or "the request"
+    detail = f"The request is not valid; first at {where}: {errors[0].detail}"
+    return response(
+        request,
+        ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors),
+    )
+
+
+def _on_library_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, StrucPruneError)  # noqa: S101 - for the type checker
+    # Also our own credentials failing is an outage to the caller: fail closed, say nothing of it.
+    if error.retryable or isinstance(error, AccessDenied):
+        _log.error("%s %s: %s", request.method, request.url.path, error)
+        return response(request, _unavailable(error.code, "A backing service does not answer."))
+    return _on_bug(request, error)
+
+
+def _on_bug(request: Request, error: Exception) -> Response:
+    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    detail = "Something went wrong on our side; the request id helps us find it."
+    return response(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail))
+
+
+def _unavailable(code: str, detail: str, errors: Sequence[FieldError] = ()) -> ApiError:
+    return ApiError(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        code,
+        detail,
+        errors=errors,
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+    )
+
+
+def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
+    source, *path = item["loc"]
+    if source == "body":
+        # pydantic marks a wrong key of a dictionary by a last step "[key]".
+        steps = [str(step) for step in path if step != "[key]"]
+        return FieldError(pointer=_pointer(steps), code=item["type"], detail=item["msg"])
+    parameter = ".".join(str(step) for step in path)
+    return FieldError(parameter=parameter, code=item["type"], detail=item["msg"])
+
+
+def _pointer(steps: Sequence[str]) -> str:
+    """A JSON pointer (RFC 6901); the whole document is ''."""
+    return "".join("/" + step.replace("~", "~0").replace("/", "~1") for step in steps)

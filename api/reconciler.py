@@ -1,0 +1,152 @@
+"""The reconciler: heals what crashes leave behind. `python -m api.reconciler`; run one or several.
+
+Each pass compares three places that should agree (journal, ledger, broker) and moves the later one
+to where the earlier one says. Every step may be repeated and may race with its own copy in another
+reconciler.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+import time
+
+from api.jobs.doorbell import QUEUES, Doorbell
+from api.jobs.journal import Journal, Outcome
+from api.jobs.ledger import Ledger
+from api.jobs.rebuild import commit, rebuild, settle_from_journal
+from api.jobs.record import JobRecord
+from api.jobs.state import TERMINAL, JobState
+from api.services import Services
+from api.settings import Settings
+from strucprune_core.errors import StrucPruneError
+
+_log = logging.getLogger(__name__)
+
+# Jobs handled per step and pass; the rest waits for the next pass, a few seconds later.
+BATCH = 100
+
+
+class Reconciler:
+    """One pass is `step()`.
+
+    Args:
+        requeue_after_seconds: Jobs queued this long are rung for again.
+        rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        ledger: Ledger,
+        doorbell: Doorbell,
+        *,
+        requeue_after_seconds: float,
+        rebuild_every_seconds: float,
+    ) -> None:
+        self._journal = journal
+        self._ledger = ledger
+        self._doorbell = doorbell
+        self._requeue_after_seconds = requeue_after_seconds
+        self._rebuild_every_seconds = rebuild_every_seconds
+        self._rebuild_at = 0.0
+
+    def step(self) -> None:
+        """Heal what can be healed now.
+
+        Raises:
+            LedgerUnavailable: the ledger does not answer.
+            StorageError: the journal does not answer.
+        """
+        self._rebuild_if_due()
+        self._settle_committed()
+        self._take_back_expired()
+        self._ring_again()
+
+    def _rebuild_if_due(self) -> None:
+        """Enter jobs that only the journal knows: Redis was lost, or a submission died halfway."""
+        if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
+            return
+        restored = rebuild(self._journal, self._ledger)
+        self._rebuild_at = time.monotonic() + self._rebuild_every_seconds
+        if restored:
+            _log.warning("restored %d jobs from the journal", restored)
+
+    def _settle_committed(self) -> None:
+        """Complete jobs whose worker died between the journal and the ledger."""
+        for job_id in self._ledger.expired(BATCH):
+            settle_from_journal(self._journal, self._ledger, job_id)
+
+    def _take_back_expired(self) -> None:
+        """Requeue or end jobs whose worker is gone."""
+        for job_id in self._ledger.requeue_expired(BATCH):
+            record = self._ledger.get(job_id)
+            if record is None:
+                continue
+            _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
+            if record.state in TERMINAL:
+                self._commit(record)
+            elif record.state == JobState.QUEUED:
+                self._doorbell.ring(job_id, record.priority)
+
+    def _commit(self, record: JobRecord) -> None:
+        """Journal an end that no worker will; a worker that was faster has the last word."""
+        # Narrows the type, and is what `requeue_expired` can end a job with.
+        state = JobState.CANCELLED if record.state == JobState.CANCELLED else JobState.FAILED
+        outcome = Outcome(
+            state=state,
+            error=record.error,
+            fence=record.fence,
+            finished_at=record.finished_at or record.updated_at,
+        )
+        commit(self._journal, self._ledger, record.id, outcome)
+
+    def _ring_again(self) -> None:
+        """Ring for jobs whose doorbell got lost.
+
+        Only where no doorbell waits: while some do, all workers are busy, and ringing again every
+        minute would pile up messages.
+        """
+        silent = [priority for priority in QUEUES if self._doorbell.waiting(priority) == 0]
+        for job_id in self._ledger.queued_longer_than(self._requeue_after_seconds, BATCH):
+            if settle_from_journal(self._journal, self._ledger, job_id):
+                continue
+            record = self._ledger.get(job_id)
+            if record is not None and record.priority in silent:
+                self._doorbell.ring(job_id, record.priority)
+
+
+def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> None:
+    """Pass after pass until `stop` is set. An outage is logged and waited out."""
+    while not stop.is_set():
+        try:
+            reconciler.step()
+        except StrucPruneError as error:
+            _log.error("pass not finished: %s", error)
+        stop.wait(every_seconds)
+
+
+def main() -> None:
+    """Reconcile until SIGTERM or SIGINT."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    settings = Settings()
+    services = Services.connect(settings)
+    reconciler = Reconciler(
+        services.journal,
+        services.ledger,
+        services.doorbell,
+        requeue_after_seconds=settings.requeue_after_seconds,
+        rebuild_every_seconds=settings.rebuild_every_seconds,
+    )
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        run(reconciler, stop, settings.reconcile_every_seconds)
+    finally:
+        services.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What a finished job has produced: its report and the files of the pruned checkpoint."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, ValidationError
+
+from api.jobs.record import JobRecord
+from api.jobs.state import JobState
+from api.lookup import ReadableJob
+from api.openapi import problems
+from api.problems import ApiError
+from api.services import Wired
+from api.stores import Presigner
+from api.views import ArtifactList, ArtifactView
+from strucprune_core.errors import ObjectNotFound
+from strucprune_core.report import FileEntry, Report
+from strucprune_core.storage.store import Store
+
+REPORT_JSON = "report.json"
+REPORT_HTML = "report.html"
+MANIFEST = "strucprune.json"
+# A report grows by some 300 bytes per layer; what is larger was not written by us.
+MAX_DOCUMENT_BYTES = 16 * 2**20
+URL_SECONDS = 900
+
+# The page lies in the user's bucket, so anything may have been put in its place: no scripts, no
+# requests, no access to this origin.
+_HTML_HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    ),
+    "X-Content-Type-Options": "nosniff",
+}
+
+router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["results"])
+
+
+class _Manifest(BaseModel):
+    """What the API needs of `strucprune.json`."""
+
+    format_version: Literal[1]
+    files: list[FileEntry]
+
+
+@router.get(
+    "/report",
+    response_model=Report,
+    responses={
+        200: {"content": {"text/html": {"schema": {"type": "string"}}}},
+        **problems(401, 403, 404, 409, 422, 503),
+    },
+)
+def get_report(
+    request: Request,
+    job: ReadableJob,
+    services: Wired,
+    format: Annotated[  # noqa: A002 - the name is the query parameter's
+        Literal["json", "html"] | None, Query(description="Default: by Accept, else json.")
+    ] = None,
+) -> Response:
+    """The report of a succeeded job."""
+    store = services.stores.open(_output_of(job))
+    by_accept = "html" if "text/html" in request.headers.get("Accept", "") else "json"
+    if (format or by_accept) == "html":
+        page = _read(store, REPORT_HTML)
+        return Response(page, media_type="text/html", headers=_HTML_HEADERS)
+    report = _read(store, REPORT_JSON)
+    return Response(
+        report, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"}
+    )
+
+
+@router.get("/artifacts", responses=problems(401, 403, 404, 409, 422, 503))
+def get_artifacts(
+    job: ReadableJob,
+    services: Wired,
+    presign: Annotated[bool, Query(description="Add short-lived download URLs.")] = False,
+) -> ArtifactList:
+    """The files of a succeeded job, with their checksums."""
+    store = services.stores.open(_output_of(job))
+    lender = store if presign and isinstance(store, Presigner) else None
+    files = [_artifact(store, lender, entry) for entry in _manifest(store).files]
+    return ArtifactList(data=files, expires_seconds=URL_SECONDS if lender else None)
+
+
+def _artifact(store: Store, lender: Presigner | None, entry: FileEntry) -> ArtifactView:
+    return ArtifactView(
+        name=entry.name,
+        bytes=entry.bytes,
+        sha256=entry.sha256,
+        uri=f"{store.uri}/{entry.name}",
+        url=lender.presign(entry.name, URL_SECONDS) if lender else None,
+    )
+
+
+def _output_of(job: JobRecord) -> str:
+    if job.state != JobState.SUCCEEDED:
+        raise ApiError(
+            HTTPStatus.CONFLICT,
+            "job_not_succeeded",
+            f"The job is {job.state.value}; only a succeeded job has results.",
+        )
+    uri: str = job.spec["output"]["uri_prefix"]
+    return uri
+
+
+def _manifest(store: Store) -> _Manifest:
+    try:
+        return _Manifest.model_validate_json(_read(store, MANIFEST))
+    except ValidationError as error:
+        raise _gone(f"{MANIFEST} under the output prefix is not readable any more.") from error
+
+
+def _read(store: Store, key: str) -> bytes:
+    info = store.stat(key)
+    if info is None:
+        raise _gone(f"{key} is no longer under the output prefix.")
+    if info.size_bytes > MAX_DOCUMENT_BYTES:
+        raise _gone(f"{key} under the output prefix is not what the job wrote.")
+    try:
+        return bytes(store.read(key))
+    except ObjectNotFound as error:
+        raise _gone(f"{key} is no longer under the output prefix.") from error
+
+
+def _gone(detail: str) -> ApiError:
+    return ApiError(HTTPStatus.NOT_FOUND, "artifact_gone", detail)

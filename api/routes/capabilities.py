@@ -1,0 +1,41 @@
+"""What this deployment can do, read from the very definitions it works by."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from fastapi import APIRouter
+
+from api.auth import Reader
+from api.openapi import problems
+from api.routes.jobs import MAX_PAGE_SIZE, MAX_WAIT_SECONDS
+from api.services import Wired
+from api.views import Capabilities, Limits
+from strucprune_core import __version__
+from strucprune_core.models.config import SUPPORTED_MODEL_TYPES
+from strucprune_core.spec import PruningSpec
+
+router = APIRouter(prefix="/v1", tags=["capabilities"])
+
+
+@router.get("/capabilities", responses=problems(401, 403))
+def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
+    """Architectures, methods and limits."""
+    (structure_choices, _ellipsis) = get_args(PruningSpec.model_fields["structures"].annotation)
+    return Capabilities(
+        version=__version__,
+        architectures=list(SUPPORTED_MODEL_TYPES),
+        structures=list(get_args(structure_choices)),
+        allocations=_choices("allocation"),
+        solvers=_choices("solver"),
+        layouts=_choices("layout"),
+        limits=Limits(
+            request_bytes=services.settings.max_request_bytes,
+            page_size=MAX_PAGE_SIZE,
+            wait_seconds=MAX_WAIT_SECONDS,
+        ),
+    )
+
+
+def _choices(field: str) -> list[str]:
+    return list(get_args(PruningSpec.model_fields[field].annotation))

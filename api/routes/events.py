@@ -1,0 +1,99 @@
+"""Events of a job, as a page of JSON or as a stream (SSE)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import Principal, Reader
+from api.jobs.record import JobEvent
+from api.jobs.state import TERMINAL
+from api.lookup import JobId, find_job
+from api.openapi import problems
+from api.problems import ApiError
+from api.services import Services, Wired
+from api.views import EventPage, event_view
+from strucprune_core.errors import StrucPruneError
+
+MAX_PAGE_SIZE = 1000
+POLL_SECONDS = 0.5
+# Proxies close connections that are silent for longer, often after 30 s or 60 s.
+COMMENT_SECONDS = 15.0
+
+_SSE = "text/event-stream"
+_EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
+
+router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["events"])
+
+
+@router.get(
+    "/events",
+    response_model=EventPage,
+    responses={
+        200: {"content": {_SSE: {"schema": {"type": "string"}}}},
+        **problems(401, 403, 404, 422, 503),
+    },
+)
+async def get_events(
+    request: Request,
+    principal: Reader,
+    services: Wired,
+    job_id: JobId,
+    after: Annotated[
+        str, Query(pattern=_EVENT_ID, description="Id of the last event already seen.")
+    ] = "0",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 100,
+    last_event_id: Annotated[str | None, Header(pattern=_EVENT_ID)] = None,
+) -> Response:
+    """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
+    # Asked for in either case: unknown jobs are a 404, not an empty stream.
+    await run_in_threadpool(find_job, services, principal, job_id)
+    start = last_event_id or after
+    if _SSE in request.headers.get("Accept", ""):
+        stream = _stream(services, principal, job_id, start)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, media_type=_SSE, headers=headers)
+    events = await run_in_threadpool(services.ledger.events, job_id, start, limit)
+    page = EventPage(
+        data=[event_view(event) for event in events],
+        next_after=events[-1].id if events else start,
+    )
+    return JSONResponse(page.model_dump(mode="json"))
+
+
+async def _stream(
+    services: Services, principal: Principal, job_id: str, after: str
+) -> AsyncIterator[str]:
+    """Events as they happen; ends after the terminal one, or when the ledger goes away.
+
+    Clients reconnect with `Last-Event-ID`, so ending early loses nothing.
+    """
+    spoke_at = time.monotonic()
+    while True:
+        try:
+            # The job first: if it is over by now, its last event is among those read after.
+            job = await run_in_threadpool(find_job, services, principal, job_id)
+            events = await run_in_threadpool(services.ledger.events, job_id, after, MAX_PAGE_SIZE)
+        except (StrucPruneError, ApiError):
+            return
+        for event in events:
+            yield _format(event)
+        if job.state in TERMINAL and len(events) < MAX_PAGE_SIZE:
+            return
+        if events:
+            after, spoke_at = events[-1].id, time.monotonic()
+        elif time.monotonic() - spoke_at >= COMMENT_SECONDS:
+            yield ": still here\n\n"
+            spoke_at = time.monotonic()
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def _format(event: JobEvent) -> str:
+    data = event_view(event).model_dump_json()
+    return f"id: {event.id}\nevent: {event.type}\ndata: {data}\n\n"

@@ -1,0 +1,186 @@
+"""Jobs: submit, validate, list, look at."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from http import HTTPStatus
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Response
+from starlette.concurrency import run_in_threadpool
+
+from api.auth import Principal, Reader, Writer
+from api.cursor import Cursor, encode_cursor
+from api.jobs.record import JobRecord
+from api.jobs.state import TERMINAL, JobState
+from api.lookup import JobId, find_job
+from api.openapi import headers, problems
+from api.problems import field_error, invalid
+from api.services import Services, Wired
+from api.submission import find_issues, submit
+from api.views import JobPage, JobView, ValidationView, etag, job_view
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.estimate import Estimate, estimate_job
+from strucprune_core.inspection import inspect_job
+from strucprune_core.spec import JobSpec
+
+MAX_PAGE_SIZE = 100
+MAX_WAIT_SECONDS = 60
+# A waiting client's job is looked at this often; it holds no thread in between.
+POLL_SECONDS = 0.5
+# When a client should first look at a job it has submitted.
+RETRY_AFTER_SECONDS = 2
+
+_WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
+
+router = APIRouter(prefix="/v1/pruning-jobs", tags=["jobs"])
+
+Prefer = Annotated[
+    str | None,
+    Header(
+        description=f"`wait=N` holds the answer for up to N (at most {MAX_WAIT_SECONDS}) seconds, "
+        "until the job changes (with If-None-Match) or ends (without)."
+    ),
+]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="Makes it safe to repeat the request: the same key and body give the same job.",
+    ),
+]
+
+
+@router.post(
+    "",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={
+        202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
+        **problems(400, 401, 403, 413, 422, 503),
+    },
+)
+def submit_job(
+    spec: JobSpec,
+    principal: Writer,
+    services: Wired,
+    response: Response,
+    idempotency_key: IdempotencyKey = None,
+) -> JobView:
+    """Submit a job. It is checked against the model before it is accepted."""
+    submission = submit(services, principal.tenant, spec, idempotency_key)
+    view = job_view(submission.record)
+    response.headers["Location"] = view.links.self
+    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    response.headers["ETag"] = etag(submission.record)
+    if submission.replayed:
+        response.headers["Idempotency-Replayed"] = "true"
+    return view
+
+
+@router.post("/validate", responses=problems(400, 401, 403, 413, 422, 503))
+def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> ValidationView:
+    """Say what is wrong with a job, or what it would cost, without submitting it.
+
+    Reads the model's configuration and weight headers only.
+    """
+    issues = find_issues(services, principal.tenant, spec)
+    if any(issue.retryable for issue in issues):
+        raise invalid(issues)  # whether the job is valid cannot be told now
+    return ValidationView(
+        valid=not issues,
+        issues=[field_error(issue) for issue in issues],
+        estimate=None if issues else _estimate(services, spec),
+    )
+
+
+@router.get("", responses=problems(401, 403, 422, 503))
+def list_jobs(
+    principal: Reader,
+    services: Wired,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 50,
+    cursor: Annotated[Cursor | None, Query(description="`next_cursor` of a page.")] = None,
+    state: Annotated[JobState | None, Query()] = None,
+    label: Annotated[
+        str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
+    ] = None,
+) -> JobPage:
+    """List jobs, newest first."""
+    name, _, value = (label or "").partition("=")
+    page = services.ledger.list(
+        principal.tenant,
+        state=state,
+        label=(name, value) if label else None,
+        limit=limit,
+        cursor=cursor,
+    )
+    after = encode_cursor(page.next_cursor) if page.next_cursor else None
+    return JobPage(data=[job_view(job) for job in page.jobs], next_cursor=after)
+
+
+@router.get(
+    "/{job_id}",
+    responses={
+        200: headers("ETag", "Preference-Applied"),
+        304: {"description": "The job is as it was.", **headers("ETag")},
+        **problems(401, 403, 404, 503),
+    },
+    response_model=JobView,
+)
+async def get_job(
+    principal: Reader,
+    services: Wired,
+    job_id: JobId,
+    response: Response,
+    prefer: Prefer = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> JobView | Response:
+    """Look at a job, or wait for it."""
+    wait_seconds = _wait_seconds(prefer)
+    record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
+    response.headers["ETag"] = etag(record)
+    if wait_seconds:
+        response.headers["Preference-Applied"] = f"wait={wait_seconds}"
+    if _matches(record, if_none_match):
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=dict(response.headers))
+    return job_view(record)
+
+
+async def _wait(
+    services: Services,
+    principal: Principal,
+    job_id: str,
+    if_none_match: str | None,
+    wait_seconds: int,
+) -> JobRecord:
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        record = await run_in_threadpool(find_job, services, principal, job_id)
+        unchanged = _matches(record, if_none_match)
+        worth_waiting = unchanged if if_none_match else record.state not in TERMINAL
+        left = deadline - time.monotonic()
+        if not worth_waiting or record.state in TERMINAL or left <= 0:
+            return record
+        await asyncio.sleep(min(POLL_SECONDS, left))
+
+
+def _matches(record: JobRecord, if_none_match: str | None) -> bool:
+    if if_none_match is None:
+        return False
+    known = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return etag(record) in known or "*" in known
+
+
+def _wait_seconds(prefer: str | None) -> int:
+    found = _WAIT.search(prefer or "")
+    return min(int(found.group(1)), MAX_WAIT_SECONDS) if found else 0
+
+
+def _estimate(services: Services, spec: JobSpec) -> Estimate:
+    try:
+        return estimate_job(spec, inspect_job(spec, services.stores.open).model)
+    except StrucPruneError as error:
+        # Valid a moment ago: the model has changed, or the store has gone away.
+        raise invalid([error]) from error

@@ -1,0 +1,54 @@
+"""What the routes work with, built once per process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Self
+
+from fastapi import Depends, Request
+
+from api.jobs.doorbell import Doorbell
+from api.jobs.journal import Journal
+from api.jobs.ledger import RedisLedger, connect
+from api.settings import Settings
+from api.stores import Stores
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The ledger, the journal, the doorbell, and the stores of the users."""
+
+    settings: Settings
+    ledger: RedisLedger
+    journal: Journal
+    doorbell: Doorbell
+    stores: Stores
+
+    @classmethod
+    def connect(cls, settings: Settings) -> Self:
+        """Build everything; connections are made when first used.
+
+        Raises:
+            InvalidSpec: `state_uri` or the S3 settings are malformed.
+        """
+        stores = Stores(settings.s3)
+        return cls(
+            settings,
+            connect(settings.redis_url),
+            Journal(stores.open(settings.state_uri)),
+            Doorbell(settings.celery_broker_url),
+            stores,
+        )
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.doorbell.close()
+        self.ledger.close()
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+Wired = Annotated[Services, Depends(_services)]

@@ -1,0 +1,70 @@
+"""Configuration of the API and the reconciler, from environment variables `STRUCPRUNE_*`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from strucprune_core.storage.open import S3Settings
+
+Scope = Literal["jobs:read", "jobs:write"]
+# Tenants are part of Redis keys.
+Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+
+
+class ApiKey(BaseModel):
+    """Who may call, and for what. The key itself is known to its holder only.
+
+    Attributes:
+        key_hmac: Hex HMAC-SHA256 of the key under the pepper (`python -m api.keys` makes both).
+        expires_at: With a UTC offset; None never expires.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tenant: Tenant
+    key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
+    scopes: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
+    expires_at: datetime | None = None
+
+
+class Settings(BaseSettings):
+    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+
+    Attributes:
+        redis_url: The ledger's Redis or Valkey.
+        broker_url: Celery's; the ledger's if None.
+        state_uri: Prefix of the journal, `s3://bucket/prefix`.
+        api_keys: JSON list of `ApiKey`.
+        key_pepper: Secret that key hashes depend on.
+        allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name; a tenant without
+            any may name every s3 URI that the service's own credentials reach.
+        allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
+        requeue_after_seconds: Jobs queued this long are rung for again.
+        rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="STRUCPRUNE_", extra="ignore", frozen=True)
+
+    redis_url: str
+    broker_url: str | None = None
+    state_uri: str
+    s3: S3Settings = Field(default_factory=S3Settings.from_environment)
+    api_keys: tuple[ApiKey, ...] = ()
+    key_pepper: SecretStr = Field(min_length=16)
+    allowed_prefixes: dict[Tenant, tuple[str, ...]] = Field(default_factory=dict)
+    allow_local_files: bool = False
+    max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8000, ge=1, le=65535)
+    reconcile_every_seconds: float = Field(default=5.0, gt=0)
+    requeue_after_seconds: float = Field(default=60.0, gt=0)
+    rebuild_every_seconds: float = Field(default=900.0, gt=0)
+
+    @property
+    def celery_broker_url(self) -> str:
+        """Where doorbells go."""
+        return self.broker_url or self.redis_url

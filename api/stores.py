@@ -1,0 +1,44 @@
+"""Stores of the URIs that jobs name, with one S3 connection pool for all of them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Protocol, runtime_checkable
+
+from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import parse_uri
+
+# A client takes some 50 ms and a few MB to build; services use few buckets.
+_BUCKETS_KEPT = 32
+
+
+@runtime_checkable
+class Presigner(Protocol):
+    """A store that can lend out an object by URL."""
+
+    def presign(self, key: str, expires_seconds: int) -> str:
+        """A URL that lets anyone GET the object until it expires."""
+
+
+class Stores:
+    """Opens stores; clients of the same bucket are shared. Safe to share between threads."""
+
+    def __init__(self, s3: S3Settings) -> None:
+        self._s3 = s3
+        self._bucket = lru_cache(_BUCKETS_KEPT)(self._open_bucket)
+
+    def open(self, uri: str) -> Store:
+        """The store rooted at a URI.
+
+        Raises:
+            InvalidSpec: the URI is malformed.
+        """
+        if not uri.startswith("s3://"):
+            return open_store(uri, self._s3)
+        location = parse_uri(uri)
+        bucket = self._bucket(location.bucket)
+        return bucket.child(location.key) if location.key else bucket
+
+    def _open_bucket(self, bucket: str) -> Store:
+        return open_store(f"s3://{bucket}", self._s3)

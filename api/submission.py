@@ -1,0 +1,114 @@
+"""Submitting a job: from a checked body to a journalled, queued, announced job.
+
+The order matters: a crash between any two steps leaves something that the client's retry or the
+reconciler completes, and 202 is answered only for what is in the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from api.allow_list import uri_issues
+from api.jobs.journal import JournalEntry
+from api.jobs.ledger import LedgerUnavailable
+from api.jobs.rebuild import enter_again, settle_from_journal
+from api.jobs.record import JobRecord
+from api.jobs.state import JobState
+from api.problems import ApiError, invalid
+from api.services import Services
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.inspection import job_issues
+from strucprune_core.spec import JobSpec
+
+# 128 bits of a digest: no two keys collide, and ids cannot be guessed.
+_ID_HEX_DIGITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An accepted job; `replayed` if an earlier request had already submitted it."""
+
+    record: JobRecord
+    replayed: bool
+
+
+def submit(
+    services: Services, tenant: str, spec: JobSpec, idempotency_key: str | None
+) -> Submission:
+    """Accept a job once per idempotency key.
+
+    Raises:
+        ApiError: 422 if the job cannot work or the key was used for another body.
+        LedgerUnavailable: the ledger does not answer.
+        StorageError: the journal or the job's stores do not answer.
+    """
+    job_id = _job_id(tenant, idempotency_key)
+    entry = JournalEntry(
+        tenant=tenant, spec=spec, fingerprint=fingerprint(spec), created_at=time.time()
+    )
+    # Looked up before the inspection: a replay must not fail because the job has since begun to
+    # fill its own output prefix.
+    earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
+    if earlier is None:
+        issues = find_issues(services, tenant, spec)
+        if issues:
+            raise invalid(issues)
+        if services.journal.write_spec(job_id, entry):
+            services.ledger.create(entry.as_new_job(job_id))
+            return Submission(_announced(services, job_id), replayed=False)
+        earlier = services.journal.read_spec(job_id) or entry
+    return Submission(_replay(services, job_id, earlier, entry), replayed=True)
+
+
+def find_issues(services: Services, tenant: str, spec: JobSpec) -> list[StrucPruneError]:
+    """Everything that would keep the job from working; nothing is read if a URI is not allowed.
+
+    Raises:
+        StorageError: a store of the job does not answer.
+    """
+    refused = uri_issues(spec, tenant, services.settings)
+    return [*refused] if refused else job_issues(spec, services.stores.open)
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """SHA-256 (hex) of the whole request, defaults filled in."""
+    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def _job_id(tenant: str, idempotency_key: str | None) -> str:
+    if idempotency_key is None:
+        return f"job_{secrets.token_hex(_ID_HEX_DIGITS // 2)}"
+    # A tenant's name holds no NUL, so no two pairs share an id.
+    digest = hashlib.sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()
+    return f"job_{digest[:_ID_HEX_DIGITS]}"
+
+
+def _replay(
+    services: Services, job_id: str, earlier: JournalEntry, entry: JournalEntry
+) -> JobRecord:
+    if earlier.fingerprint != entry.fingerprint:
+        raise ApiError(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            "idempotency_key_reused",
+            "This Idempotency-Key was used for a job with another body. Use a new key.",
+        )
+    # The earlier request may have died before this step, or the ledger may have been lost since.
+    if enter_again(services.ledger, job_id, earlier):
+        settle_from_journal(services.journal, services.ledger, job_id)
+    return _announced(services, job_id)
+
+
+def _announced(services: Services, job_id: str) -> JobRecord:
+    """The job, rung for if it waits. Ringing twice is harmless."""
+    record = services.ledger.get(job_id)
+    if record is None:
+        raise LedgerUnavailable("The job ledger lost the job while it was being submitted.")
+    if record.state == JobState.QUEUED:
+        services.doorbell.ring(job_id, record.priority)
+    return record

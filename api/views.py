@@ -1,0 +1,188 @@
+"""What the API shows: the JSON bodies of its answers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from api.jobs.record import JobEvent, JobRecord
+from api.jobs.state import JobState
+from api.problems import FieldError
+from strucprune_core.estimate import Estimate
+from strucprune_core.progress import Phase
+from strucprune_core.spec import JobSpec
+
+
+class ProgressView(BaseModel):
+    """How far a job is."""
+
+    phase: Phase
+    layers_done: int
+    layers_total: int
+    fraction: float = Field(description="Share of the whole job that is done, in [0, 1].")
+    eta_seconds: float | None = None
+
+
+class JobErrorView(BaseModel):
+    """Why a job failed, or why its last attempt did."""
+
+    model_config = ConfigDict(extra="allow")
+
+    code: str
+    message: str
+    retryable: bool = False
+    phase: str | None = None
+    layer: int | None = None
+
+
+class JobLinks(BaseModel):
+    """Paths of what belongs to a job."""
+
+    self: str
+    events: str
+    report: str
+    artifacts: str
+    cancel: str
+
+
+class JobView(BaseModel):
+    """A pruning job."""
+
+    id: str
+    state: JobState
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    attempt: int = Field(description="Attempts begun; interruptions by maintenance do not count.")
+    progress: ProgressView | None
+    error: JobErrorView | None
+    labels: dict[str, str]
+    spec: JobSpec
+    summary: dict[str, Any] | None = Field(
+        description="Once succeeded: parameters, bytes and perplexity before and after, seconds "
+        "and peak memory."
+    )
+    links: JobLinks
+
+
+class JobPage(BaseModel):
+    """A page of jobs, newest first. It may be short, even empty, and still have a successor."""
+
+    data: list[JobView]
+    next_cursor: str | None
+
+
+class EventView(BaseModel):
+    """Something that happened to a job."""
+
+    id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
+    at: datetime
+    type: str = Field(description="`state` or `progress`.")
+    data: dict[str, Any]
+
+
+class EventPage(BaseModel):
+    """Events, oldest first."""
+
+    data: list[EventView]
+    next_after: str = Field(description="Pass it as `after` to get what comes next.")
+
+
+class ValidationView(BaseModel):
+    """Whether a job would be accepted, and what it would cost."""
+
+    valid: bool
+    issues: list[FieldError]
+    estimate: Estimate | None
+
+
+class ArtifactView(BaseModel):
+    """One file of the pruned checkpoint."""
+
+    name: str
+    bytes: int
+    sha256: str
+    uri: str
+    url: str | None = Field(default=None, description="Short-lived download URL, if asked for.")
+
+
+class ArtifactList(BaseModel):
+    """The files of a finished job."""
+
+    data: list[ArtifactView]
+    expires_seconds: int | None = Field(
+        default=None, description="How long the URLs work, if there are any."
+    )
+
+
+class Limits(BaseModel):
+    """Limits of this deployment."""
+
+    request_bytes: int
+    page_size: int
+    wait_seconds: int
+
+
+class Capabilities(BaseModel):
+    """What this deployment can do."""
+
+    version: str
+    architectures: list[str]
+    structures: list[str]
+    allocations: list[str]
+    solvers: list[str]
+    layouts: list[str]
+    limits: Limits
+
+
+class Health(BaseModel):
+    """The process or the service is well."""
+
+    status: str = "ok"
+
+
+def job_view(record: JobRecord) -> JobView:
+    """A record as its owner sees it."""
+    here = f"/v1/pruning-jobs/{record.id}"
+    return JobView.model_validate(
+        {
+            "id": record.id,
+            "state": record.state,
+            "created_at": _utc(record.created_at),
+            "started_at": _utc(record.started_at),
+            "finished_at": _utc(record.finished_at),
+            "attempt": record.attempt,
+            "progress": record.progress,
+            "error": record.error,
+            "labels": record.labels,
+            "spec": record.spec,
+            "summary": record.summary,
+            "links": {
+                "self": here,
+                "events": f"{here}/events",
+                "report": f"{here}/report",
+                "artifacts": f"{here}/artifacts",
+                "cancel": f"{here}/cancel",
+            },
+        }
+    )
+
+
+def event_view(event: JobEvent) -> EventView:
+    """An event as the job's owner sees it."""
+    at = datetime.fromtimestamp(event.at, UTC)
+    return EventView(id=event.id, at=at, type=event.type, data=event.data)
+
+
+def etag(record: JobRecord) -> str:
+    """Changes whenever the view does.
+
+    The fence is part of it because a job restored from the journal counts revisions anew.
+    """
+    return f'"{record.fence}.{record.revision}"'
+
+
+def _utc(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
