@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.estimate import estimate_job, memory_terms, size_of
+from strucprune_core.inspection import ModelFacts, inspect_model
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
+
+
+@pytest.fixture
+def facts(tiny_model: Path) -> ModelFacts:
+    return inspect_model(LocalStore(tiny_model))
+
+
+def job(**pruning: Any) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "model": {"uri": "/model"},
+            "output": {"uri_prefix": "/out"},
+            "pruning": {"sparsity": 0.25, **pruning},
+            "calibration": {"uri": "/text.txt", "samples": 4, "sequence_length": 64},
+        }
+    )
+
+
+def test_size_is_that_of_the_loaded_model(facts: ModelFacts, tiny_model: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    size = size_of(facts.config, dtype_bytes=4)
+    assert size.parameters == sum(p.numel() for p in model.parameters())
+    assert size.bytes == 4 * size.parameters
+    assert size.ffn_channels == 4 * 192
+    # Tied embedding: counted once, as the LM head it multiplies with.
+    linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    assert size.flops_per_token == 2 * sum(m.weight.numel() for m in linear)
+
+
+def test_size_at_other_widths(facts: ModelFacts) -> None:
+    dense = size_of(facts.config, dtype_bytes=2)
+    pruned = size_of(facts.config, [192, 100, 50, 1], dtype_bytes=2)
+    gone = 4 * 192 - 343
+    assert dense.parameters - pruned.parameters == gone * facts.config.parameters_per_channel
+    assert dense.ffn_channels - pruned.ffn_channels == gone
+    assert dense.flops_per_token - pruned.flops_per_token == 2 * 3 * 64 * gone
+
+
+@pytest.mark.parametrize("layout", ["per_layer", "uniform"])
+def test_estimated_sizes_agree_with_the_widths(facts: ModelFacts, layout: str) -> None:
+    estimate = estimate_job(job(layout=layout), facts)
+    before, after = (size_of(facts.config, w, dtype_bytes=4) for w in (None, [144] * 4))
+    assert estimate.parameters_before == before.parameters
+    assert estimate.parameters_after == after.parameters
+    assert estimate.bytes_before == facts.index.total_bytes
+    assert estimate.bytes_before - estimate.bytes_after == before.bytes - after.bytes
+
+
+def test_uniform_rounding_is_in_the_estimate(facts: ModelFacts) -> None:
+    estimate = estimate_job(job(layout="uniform", multiple_of=128), facts)
+    assert estimate.parameters_after == size_of(facts.config, [128] * 4, dtype_bytes=4).parameters
+
+
+def test_out_of_reach(facts: ModelFacts) -> None:
+    with pytest.raises(InvalidSpec):
+        estimate_job(job(layout="uniform", sparsity=0.99), facts)
+
+
+def test_memory_is_the_sum_of_its_terms(facts: ModelFacts) -> None:
+    terms = memory_terms(job(), facts.config)
+    assert terms["damage_curve"] == 3 * 192 * 192 * 8
+    assert terms["gram"] == 2 * 192 * 192 * 4
+    assert terms["activations"] == 4096 * (6 * 64 + 3 * 192) * 4
+    assert all(value > 0 for value in terms.values())
+    assert estimate_job(job(), facts).host_peak_bytes == 330_000_000 + sum(terms.values())
+    assert estimate_job(job(), facts).device_peak_bytes == 0
+    on_device = job().model_copy(
+        update={"runtime": job().runtime.model_copy(update={"device": "cuda"})}
+    )
+    assert estimate_job(on_device, facts).device_peak_bytes == sum(terms.values())
+
+
+def test_calibration_flops(facts: ModelFacts) -> None:
+    tokens = 4 * 64
+    head = 2 * 512 * 64
+    body = size_of(facts.config, dtype_bytes=4).flops_per_token - head
+    expected = tokens * (body + 4 * 2 * 192 * 192)
+    assert estimate_job(job(), facts).calibration_flops == expected

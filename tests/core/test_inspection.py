@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from embedded.s3 import S3Server
+from strucprune_core.errors import (
+    AccessDenied,
+    InvalidCheckpoint,
+    InvalidSpec,
+    InvalidText,
+    ObjectNotFound,
+    OutputNotEmpty,
+    StorageUnavailable,
+    StrucPruneError,
+)
+from strucprune_core.inspection import (
+    TEXT_PROBE_BYTES,
+    JobFacts,
+    check_text,
+    inspect_job,
+    inspect_model,
+    job_issues,
+    naming_field,
+)
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
+from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.store import Store
+
+
+@pytest.fixture
+def body(tiny_model: Path, text_file: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": {"uri": str(tiny_model)},
+        "output": {"uri_prefix": str(tmp_path / "out")},
+        "pruning": {"sparsity": 0.3},
+        "calibration": {"uri": str(text_file), "samples": 4, "sequence_length": 64},
+        "evaluation": {"uri": str(text_file), "sequences": 2, "sequence_length": 64},
+    }
+
+
+def changed(body: dict[str, Any], **parts: dict[str, Any]) -> JobSpec:
+    return JobSpec.model_validate({**body, **{k: {**body[k], **v} for k, v in parts.items()}})
+
+
+def only_issue(spec: JobSpec, kind: type[StrucPruneError], field: str) -> StrucPruneError:
+    """The job has one issue, which both ways of inspecting find."""
+    issues = job_issues(spec, open_store)
+    assert [(type(issue), issue.field) for issue in issues] == [(kind, field)]
+    with pytest.raises(kind) as caught:
+        inspect_job(spec, open_store)
+    assert caught.value.as_dict() == issues[0].as_dict()
+    return issues[0]
+
+
+def test_a_good_job(body: dict[str, Any], text_file: Path) -> None:
+    facts = inspect_job(changed(body), open_store)
+    assert isinstance(facts, JobFacts)
+    assert facts.model.config.intermediate_sizes == (192,) * 4
+    assert facts.calibration_bytes == facts.evaluation_bytes == text_file.stat().st_size
+    assert job_issues(changed(body), open_store) == []
+    without = JobSpec.model_validate({**body, "evaluation": None})
+    assert inspect_job(without, open_store).evaluation_bytes is None
+
+
+def test_no_model_there(body: dict[str, Any], tmp_path: Path) -> None:
+    spec = changed(body, model={"uri": str(tmp_path / "nowhere")})
+    only_issue(spec, ObjectNotFound, "model.uri")
+
+
+def test_a_model_without_tokenizer(body: dict[str, Any], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(body["model"]["uri"], model)
+    (model / "tokenizer.json").unlink()
+    issue = only_issue(changed(body, model={"uri": str(model)}), InvalidCheckpoint, "model.uri")
+    assert "save_pretrained" in str(issue)
+
+
+def test_output_not_empty(body: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out" / "deep").mkdir(parents=True)
+    (tmp_path / "out" / "deep" / "x").write_text("x")
+    assert "deep/x" in str(only_issue(changed(body), OutputNotEmpty, "output.uri_prefix"))
+
+
+@pytest.mark.parametrize("part", ["calibration", "evaluation"])
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (None, ObjectNotFound),
+        (b"", InvalidText),
+        (b"much too short", InvalidText),
+        (b"\xff\xfe" * 1000, InvalidText),
+        (b"x" * 1000 + "é".encode()[:1], InvalidText),
+    ],
+)
+def test_bad_texts(
+    body: dict[str, Any],
+    tmp_path: Path,
+    part: str,
+    content: bytes | None,
+    kind: type[StrucPruneError],
+) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    only_issue(changed(body, **{part: {"uri": str(path)}}), kind, f"{part}.uri")
+
+
+def test_a_text_needs_as_many_bytes_as_tokens(body: dict[str, Any]) -> None:
+    spec = changed(body, calibration={"samples": 60_000})
+    assert "cannot hold" in str(only_issue(spec, InvalidText, "calibration.uri"))
+
+
+def test_a_text_over_the_limit_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "big.txt").open("wb") as file:
+        file.truncate(2**30 + 1)
+    with pytest.raises(InvalidText, match="over the limit"):
+        check_text(LocalStore(tmp_path), "big.txt", sequences=1, sequence_length=8)
+
+
+def test_a_character_cut_by_the_probe_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"x" * (TEXT_PROBE_BYTES - 1) + "é and more".encode())
+    assert check_text(LocalStore(tmp_path), "t.txt", sequences=1, sequence_length=8) > 0
+
+
+@pytest.mark.parametrize(
+    ("pruning", "reachable"),
+    [
+        ({"sparsity": 0.95}, "0.8958"),
+        ({"sparsity": 0.6, "min_keep_fraction": 0.5}, "0.5"),
+        ({"sparsity": 0.6, "min_keep_fraction": 0.5, "layout": "uniform"}, "0.5"),
+        ({"sparsity": 0.5, "multiple_of": 128}, "0.3333"),
+        ({"sparsity": 0.1, "multiple_of": 1024}, "at most 0"),
+    ],
+)
+def test_a_sparsity_out_of_reach(
+    body: dict[str, Any], pruning: dict[str, Any], reachable: str
+) -> None:
+    issue = only_issue(changed(body, pruning=pruning), InvalidSpec, "pruning.sparsity")
+    assert reachable in str(issue)
+
+
+@pytest.mark.parametrize("layout", ["per_layer", "uniform"])
+def test_a_sparsity_of_less_than_a_channel(body: dict[str, Any], layout: str) -> None:
+    spec = changed(body, pruning={"sparsity": 0.001, "layout": layout})
+    assert "less than one channel" in str(only_issue(spec, InvalidSpec, "pruning.sparsity"))
+
+
+def test_a_uniform_layout_needs_equal_layers(body: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model = tmp_path / "model"
+    shutil.copytree(body["model"]["uri"], model)
+    config = json.loads((model / "config.json").read_text())
+    config["model_type"] = "strucprune_llama"
+    config["strucprune"] = {"intermediate_sizes": [100, 192, 192, 192]}
+    (model / "config.json").write_text(json.dumps(config))
+    tensors = load_file(model / "model.safetensors")
+    for name in ("gate", "up"):
+        key = f"model.layers.0.mlp.{name}_proj.weight"
+        tensors[key] = tensors[key][:100].clone()
+    key = "model.layers.0.mlp.down_proj.weight"
+    tensors[key] = tensors[key][:, :100].clone()
+    save_file(tensors, model / "model.safetensors")
+    spec = changed(body, model={"uri": str(model)})
+    assert inspect_job(spec, open_store).model.config.ffn_channels == 676
+    spec = changed(body, model={"uri": str(model)}, pruning={"layout": "uniform"})
+    only_issue(spec, InvalidSpec, "pruning.layout")
+
+
+@pytest.mark.parametrize("part", ["calibration", "evaluation"])
+def test_sequences_longer_than_the_context(body: dict[str, Any], part: str) -> None:
+    spec = changed(body, **{part: {"sequence_length": 2049}})
+    assert "2048" in str(only_issue(spec, InvalidSpec, f"{part}.sequence_length"))
+
+
+def test_all_issues_are_collected(body: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("x")
+    spec = changed(
+        body,
+        pruning={"sparsity": 0.99},
+        calibration={"uri": str(tmp_path / "no.txt"), "sequence_length": 4096},
+        evaluation={"uri": "/"},
+    )
+    fields = [issue.field for issue in job_issues(spec, open_store)]
+    assert fields == [
+        "pruning.sparsity",
+        "calibration.sequence_length",
+        "output.uri_prefix",
+        "calibration.uri",
+        "evaluation.uri",
+    ]
+
+
+def test_the_caller_decides_what_may_be_opened(body: dict[str, Any]) -> None:
+    def open_none(uri: str) -> Store:
+        raise AccessDenied(f"{uri} is not yours")
+
+    issues = job_issues(changed(body), open_none)
+    assert [(type(issue), issue.field) for issue in issues] == [
+        (AccessDenied, "model.uri"),
+        (AccessDenied, "output.uri_prefix"),
+        (AccessDenied, "calibration.uri"),
+        (AccessDenied, "evaluation.uri"),
+    ]
+
+
+def test_a_field_that_is_named_already_stays() -> None:
+    for first, expected in (("inner", "inner"), (None, "outer")):
+        with pytest.raises(InvalidSpec) as caught, naming_field("outer"):
+            raise InvalidSpec("wrong", field=first)
+        assert caught.value.field == expected
+
+
+@pytest.mark.services
+def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
+    settings = S3Settings(
+        s3_server.endpoint_url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+        addressing_style="path",
+    )
+    bucket = f"inspect-{uuid4().hex[:8]}"
+    s3_server.create_bucket(bucket)
+    store = open_store(f"s3://{bucket}/models/tiny", settings)
+    for path in Path(body["model"]["uri"]).iterdir():
+        store.upload(path.name, path)
+    text = open_store(f"s3://{bucket}", settings)
+    text.upload("text.txt", Path(body["calibration"]["uri"]))
+    spec = changed(
+        body,
+        model={"uri": f"s3://{bucket}/models/tiny"},
+        output={"uri_prefix": f"s3://{bucket}/out"},
+        calibration={"uri": f"s3://{bucket}/text.txt"},
+        evaluation={"uri": f"s3://{bucket}/text.txt"},
+    )
+    facts = inspect_job(spec, lambda uri: open_store(uri, settings))
+    local = inspect_model(LocalStore(Path(body["model"]["uri"])))
+    assert facts.model.index.digest() == local.index.digest()
+
+    elsewhere = changed(
+        body,
+        model={"uri": "s3://no-such-bucket/model"},
+        output={"uri_prefix": "s3://no-such-bucket/out"},
+        calibration={"uri": "s3://no-such-bucket/text.txt"},
+        evaluation={"uri": f"s3://{bucket}/text.txt"},
+    )
+    issues = job_issues(elsewhere, lambda uri: open_store(uri, settings))
+    assert [(type(issue), issue.field) for issue in issues] == [
+        (ObjectNotFound, "model.uri"),
+        (ObjectNotFound, "output.uri_prefix"),
+        (ObjectNotFound, "calibration.uri"),
+    ]
+    assert all("no such bucket" in str(issue) for issue in issues)
+
+    stranger = S3Settings(s3_server.endpoint_url, "us-east-1", "nobody", "wrong", "path")
+    issues = job_issues(spec, lambda uri: open_store(uri, stranger))
+    assert {type(issue) for issue in issues} == {AccessDenied}
+    assert len(issues) == 4
+
+    nobody = S3Settings("http://127.0.0.1:1", "us-east-1", "x", "y", "path")
+    with pytest.raises(StorageUnavailable) as caught:
+        inspect_job(spec, lambda uri: open_store(uri, nobody))
+    assert caught.value.field == "model.uri"
