@@ -1,0 +1,384 @@
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.record import Claim, NewJob, Signal
+from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
+
+ERROR = {"code": "storage_unavailable", "message": "no answer", "retryable": True}
+
+
+def new_job(job_id: str = "job_a", **changes: Any) -> NewJob:
+    fields = {
+        "id": job_id,
+        "tenant": "acme",
+        "fingerprint": "f",
+        "created_at": time.time(),
+        "spec": {"model": {"uri": "s3://b/m"}},
+    }
+    return NewJob.model_validate({**fields, **changes})
+
+
+def state_of(ledger: RedisLedger, job_id: str = "job_a") -> JobState:
+    record = ledger.get(job_id)
+    assert record is not None
+    return record.state
+
+
+def claimed(ledger: RedisLedger, lease_seconds: float = 60.0, **changes: Any) -> Claim:
+    ledger.create(new_job(**changes))
+    claim = ledger.claim("job_a", "worker-1", lease_seconds)
+    assert claim is not None
+    return claim
+
+
+def test_create_is_a_no_op_the_second_time(ledger: RedisLedger) -> None:
+    assert ledger.create(new_job(labels={"a": "b"}, priority="high"))
+    assert not ledger.create(new_job(tenant="rival"))
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.tenant, record.state, record.revision) == ("acme", JobState.QUEUED, 1)
+    assert (record.labels, record.priority) == ({"a": "b"}, "high")
+    assert record.spec == {"model": {"uri": "s3://b/m"}}
+    assert record.finished_at is None
+    assert record.error is None
+
+
+def test_unknown_job(ledger: RedisLedger) -> None:
+    assert ledger.get("job_x") is None
+    assert ledger.claim("job_x", "w", 60) is None
+    assert ledger.heartbeat("job_x", 1, 60) == Signal.LOST
+    assert not ledger.finish("job_x", 1, JobState.SUCCEEDED)
+    assert not ledger.release("job_x", 1)
+    assert ledger.request_cancel("job_x") is None
+    assert ledger.retry_later("job_x", 1, ERROR) == JobState.QUEUED
+    assert ledger.events("job_x") == []
+
+
+def test_a_claim_takes_the_job(ledger: RedisLedger) -> None:
+    assert claimed(ledger) == Claim("job_a", fence=1, attempt=1)
+    assert ledger.claim("job_a", "worker-2", 60) is None
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.state, record.lease_owner) == (JobState.RUNNING, "worker-1")
+    assert record.lease_expires_at == pytest.approx(time.time() + 60, abs=5)
+    assert record.started_at == pytest.approx(time.time(), abs=5)
+
+
+def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
+    for round_number in range(10):
+        job_id = f"job_{round_number}"
+        ledger.create(new_job(job_id))
+        with ThreadPoolExecutor(16) as pool:
+            claims = list(
+                pool.map(lambda n, job=job_id: ledger.claim(job, f"w{n}", 60), range(16))
+            )
+        assert len([claim for claim in claims if claim is not None]) == 1
+
+
+def test_success(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    assert ledger.finish("job_a", claim.fence, JobState.SUCCEEDED, summary={"seconds": 1.5})
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.state, record.summary) == (JobState.SUCCEEDED, {"seconds": 1.5})
+    assert record.finished_at is not None
+    assert record.lease_owner is None
+    assert ledger.expired(10) == []
+
+
+def test_finishing_twice_is_no_error_but_otherwise_is(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    assert ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
+    assert ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
+    assert not ledger.finish("job_a", claim.fence, JobState.FAILED, error=ERROR)
+    assert state_of(ledger) == JobState.SUCCEEDED
+
+
+def test_a_stale_fence_changes_nothing(ledger: RedisLedger) -> None:
+    zombie = claimed(ledger)
+    ledger.release("job_a", zombie.fence)
+    assert ledger.heartbeat("job_a", zombie.fence, 60) == Signal.LOST  # queued, held by nobody
+    owner = ledger.claim("job_a", "worker-2", 60)
+    assert owner is not None
+    assert owner.fence > zombie.fence
+    before = ledger.get("job_a")
+    assert not ledger.finish("job_a", zombie.fence, JobState.SUCCEEDED)
+    assert not ledger.release("job_a", zombie.fence)
+    assert ledger.heartbeat("job_a", zombie.fence, 60, {"phase": "solving"}) == Signal.LOST
+    assert ledger.retry_later("job_a", zombie.fence, ERROR) == JobState.RUNNING
+    assert ledger.get("job_a") == before
+    assert ledger.finish("job_a", owner.fence, JobState.SUCCEEDED)
+
+
+def test_heartbeat_renews_the_lease(ledger: RedisLedger) -> None:
+    claim = claimed(ledger, lease_seconds=0.05)
+    assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.CONTINUE
+    time.sleep(0.1)
+    assert ledger.requeue_expired(10) == []
+
+
+def test_progress_makes_an_event_per_layer_and_a_revision_per_change(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+
+    def beat(layers_done: int, eta_seconds: float) -> int:
+        progress = {"phase": "solving", "layers_done": layers_done, "eta_seconds": eta_seconds}
+        ledger.heartbeat("job_a", claim.fence, 60, progress)
+        record = ledger.get("job_a")
+        assert record is not None
+        assert record.progress == progress
+        return record.revision
+
+    first = beat(1, 9.0)
+    assert beat(1, 9.0) == first
+    assert beat(1, 8.0) == first + 1
+    assert beat(2, 7.0) == first + 2
+    seen = [event.data["layers_done"] for event in ledger.events("job_a") if event.type != "state"]
+    assert seen == [1, 2]
+
+
+def test_cancel_while_queued_is_immediate(ledger: RedisLedger) -> None:
+    ledger.create(new_job())
+    record = ledger.request_cancel("job_a")
+    assert record is not None
+    assert record.state == JobState.CANCELLED
+    assert ledger.claim("job_a", "w", 60) is None
+    assert ledger.queued_longer_than(0, 10) == []
+
+
+def test_cancel_while_running_asks_the_worker(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    record = ledger.request_cancel("job_a")
+    assert record is not None
+    assert record.state == JobState.CANCELLING
+    assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.CANCEL
+    assert ledger.finish("job_a", claim.fence, JobState.CANCELLED)
+    assert ledger.request_cancel("job_a") == ledger.get("job_a")
+
+
+def test_commit_wins_the_race_with_cancel(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    ledger.request_cancel("job_a")
+    assert ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
+    assert state_of(ledger) == JobState.SUCCEEDED
+
+
+def test_nobody_cancelled_so_the_worker_cannot(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    assert not ledger.finish("job_a", claim.fence, JobState.CANCELLED)
+
+
+def test_drain_costs_no_attempt(ledger: RedisLedger) -> None:
+    claim = claimed(ledger, max_attempts=1)
+    assert ledger.release("job_a", claim.fence)
+    again = ledger.claim("job_a", "worker-2", 60)
+    assert again == Claim("job_a", fence=2, attempt=1)
+
+
+def test_pause_and_resume(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    ledger.request_pause("job_a")
+    assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.PAUSE
+    assert ledger.release("job_a", claim.fence)
+    assert state_of(ledger) == JobState.PAUSED
+    assert ledger.claim("job_a", "w", 60) is None
+    ledger.resume("job_a")
+    assert state_of(ledger) == JobState.QUEUED
+    ledger.request_pause("job_a")
+    assert state_of(ledger) == JobState.PAUSED
+    ledger.request_cancel("job_a")
+    assert state_of(ledger) == JobState.CANCELLED
+
+
+def test_a_withdrawn_pause_is_not_signalled(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    ledger.request_pause("job_a")
+    ledger.resume("job_a")
+    assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.CONTINUE
+
+
+def test_retry_later_until_attempts_are_used_up(ledger: RedisLedger) -> None:
+    claim = claimed(ledger, max_attempts=2)
+    assert ledger.retry_later("job_a", claim.fence, ERROR) == JobState.QUEUED
+    second = ledger.claim("job_a", "w", 60)
+    assert second is not None
+    assert ledger.retry_later("job_a", second.fence, ERROR) == JobState.FAILED
+    record = ledger.get("job_a")
+    assert record is not None
+    assert record.error == ERROR
+
+
+@pytest.mark.parametrize(
+    ("request_stop", "state"),
+    [("request_cancel", JobState.CANCELLED), ("request_pause", JobState.PAUSED)],
+)
+def test_a_requested_stop_comes_before_a_retry(
+    ledger: RedisLedger, request_stop: str, state: JobState
+) -> None:
+    claim = claimed(ledger)
+    getattr(ledger, request_stop)("job_a")
+    assert ledger.retry_later("job_a", claim.fence, ERROR) == state
+
+
+def test_an_expired_lease_is_taken_back(ledger: RedisLedger) -> None:
+    claim = claimed(ledger, lease_seconds=0.01, max_attempts=2)
+    time.sleep(0.05)
+    assert ledger.expired(10) == ["job_a"]
+    assert ledger.requeue_expired(10) == ["job_a"]
+    assert ledger.requeue_expired(10) == []
+    assert state_of(ledger) == JobState.QUEUED
+    assert not ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
+    ledger.claim("job_a", "w", 0.01)
+    time.sleep(0.05)
+    ledger.requeue_expired(10)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert record.state == JobState.FAILED
+    assert record.error is not None
+    assert record.error["code"] == "worker_lost"
+
+
+def test_a_cancellation_whose_worker_died_is_finished(ledger: RedisLedger) -> None:
+    claimed(ledger, lease_seconds=0.01)
+    ledger.request_cancel("job_a")
+    time.sleep(0.05)
+    ledger.requeue_expired(10)
+    assert state_of(ledger) == JobState.CANCELLED
+
+
+def test_settle_overrules_the_ledger(ledger: RedisLedger) -> None:
+    claimed(ledger)
+    assert ledger.settle("job_a", JobState.SUCCEEDED, finished_at=5.0, summary={"x": 1})
+    assert not ledger.settle("job_a", JobState.SUCCEEDED, finished_at=6.0)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.state, record.finished_at, record.summary) == ("succeeded", 5.0, {"x": 1})
+    assert ledger.expired(10) == []
+
+
+def test_queued_longer_than_rings_once_per_wait(ledger: RedisLedger) -> None:
+    ledger.create(new_job())
+    assert ledger.queued_longer_than(30, 10) == []
+    time.sleep(0.02)
+    assert ledger.queued_longer_than(0.01, 10) == ["job_a"]
+    assert ledger.queued_longer_than(0.01, 10) == []
+
+
+def test_events_tell_the_story_and_resume(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    ledger.retry_later("job_a", claim.fence, ERROR)
+    events = ledger.events("job_a")
+    assert [event.data["state"] for event in events] == ["queued", "running", "queued"]
+    assert events[2].data["error"] == ERROR
+    assert ledger.events("job_a", after=events[0].id, limit=1) == [events[1]]
+    assert ledger.events("job_a", after=events[-1].id) == []
+
+
+def test_pages(ledger: RedisLedger) -> None:
+    # The same instant for all: the order must still be total.
+    for number in range(7):
+        ledger.create(new_job(f"job_{number}", created_at=1000.0))
+    ledger.create(new_job("job_other", tenant="rival"))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page = ledger.list("acme", limit=3, cursor=cursor)
+        seen += [job.id for job in page.jobs]
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == [f"job_{number}" for number in reversed(range(7))]
+
+
+def test_filters(ledger: RedisLedger) -> None:
+    ledger.create(new_job("job_a", labels={"team": "nlp", "odd": "a=b:c"}))
+    ledger.create(new_job("job_b", labels={"team": "nlp"}))
+    ledger.create(new_job("job_c"))
+    ledger.claim("job_a", "w", 60)
+
+    def ids(**filters: Any) -> set[str]:
+        return {job.id for job in ledger.list("acme", limit=10, **filters).jobs}
+
+    assert ids(state=JobState.RUNNING) == {"job_a"}
+    assert ids(state=JobState.QUEUED) == {"job_b", "job_c"}
+    assert ids(label=("team", "nlp")) == {"job_a", "job_b"}
+    assert ids(label=("odd", "a=b:c")) == {"job_a"}
+    assert ids(label=("team", "nlp"), state=JobState.QUEUED) == {"job_b"}
+    assert ids(label=("team", "vision")) == set()
+
+
+def test_intact_marker(ledger: RedisLedger) -> None:
+    assert not ledger.is_intact()
+    ledger.mark_intact()
+    assert ledger.is_intact()
+
+
+def test_no_server() -> None:
+    ledger = connect("redis://127.0.0.1:1/0")
+    with pytest.raises(LedgerUnavailable):
+        ledger.get("job_a")
+
+
+VERBS = st.lists(
+    st.sampled_from(
+        ["claim", "beat", "release", "retry", "succeed", "fail", "end_cancel"]
+        + ["cancel", "pause", "resume", "expire", "zombie"]
+    ),
+    max_size=12,
+)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(verbs=VERBS)
+def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str]) -> None:
+    """States move along the table, indexes agree with records, and no zombie is heard."""
+    ledger = connect(redis_url, f"test-{uuid4().hex}")
+    ledger.create(new_job())
+    fence = 0
+    state = JobState.QUEUED
+    for verb in verbs:
+        if verb == "claim" and (claim := ledger.claim("job_a", "w", 60)):
+            fence = claim.fence
+        elif verb == "zombie":
+            assert not ledger.finish("job_a", fence - 1, JobState.SUCCEEDED)
+            assert not ledger.release("job_a", fence - 1)
+        else:
+            _perform(ledger, verb, fence)
+        after = state_of(ledger)
+        assert after == state or after in TRANSITIONS[state], (verb, state, after)
+        state = after
+        for other in JobState:
+            listed = ledger.list("acme", state=other, limit=5).jobs
+            assert bool(listed) == (other == state)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.finished_at is not None) == (state in TERMINAL)
+    assert (record.lease_owner is not None) == (state in HELD)
+    ledger.close()
+
+
+def _perform(ledger: RedisLedger, verb: str, fence: int) -> None:
+    actions = {
+        "beat": lambda: ledger.heartbeat("job_a", fence, 60, {"phase": "solving"}),
+        "release": lambda: ledger.release("job_a", fence),
+        "retry": lambda: ledger.retry_later("job_a", fence, ERROR),
+        "succeed": lambda: ledger.finish("job_a", fence, JobState.SUCCEEDED),
+        "fail": lambda: ledger.finish("job_a", fence, JobState.FAILED, error=ERROR),
+        "end_cancel": lambda: ledger.finish("job_a", fence, JobState.CANCELLED),
+        "cancel": lambda: ledger.request_cancel("job_a"),
+        "pause": lambda: ledger.request_pause("job_a"),
+        "resume": lambda: ledger.resume("job_a"),
+        "expire": lambda: (ledger.heartbeat("job_a", fence, -1), ledger.requeue_expired(10)),
+        "claim": lambda: None,
+    }
+    actions[verb]()
