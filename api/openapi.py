@@ -11,6 +11,7 @@ from api.problems import MEDIA_TYPE, Problem
 
 Responses = dict[int | str, dict[str, Any]]
 
+_PROBLEM = "#/components/schemas/Problem"
 _HEADERS = {
     "ETag": "Version of the job; send it as If-None-Match.",
     "Idempotency-Replayed": "`true` if an earlier request had already submitted the job.",
@@ -37,7 +38,7 @@ def problems(*statuses: int) -> Responses:
 
 
 def install(app: FastAPI) -> None:
-    """Make the document say `application/problem+json` where FastAPI assumes JSON."""
+    """Make the document say that every error is a problem, where FastAPI assumes its own kind."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -52,7 +53,8 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             for status, answer in operation["responses"].items():
-                content = answer.get("content", {})
-                if status.startswith(("4", "5")) and "application/json" in content:
-                    content[MEDIA_TYPE] = content.pop("application/json")
+                if status.startswith(("4", "5")):
+                    answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}
+    for unused in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(unused, None)
     return document

@@ -49,8 +49,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="STRUCPRUNE_", extra="ignore", frozen=True)
 
-    redis_url: str
-    broker_url: str | None = None
+    # URLs may hold passwords, which must not end up in logs.
+    redis_url: str = Field(repr=False)
+    broker_url: str | None = Field(default=None, repr=False)
     state_uri: str
     s3: S3Settings = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()

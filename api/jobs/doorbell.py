@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import KombuError
 
 from api.jobs.record import Priority
 
@@ -69,7 +69,8 @@ class Doorbell:
             self._app.send_task(
                 TASK, args=[job_id], queue=QUEUES[priority], retry=True, retry_policy=_RETRY_POLICY
             )
-        except (OperationalError, OSError) as error:
+        # Whatever the client of this or another broker raises: the job is safe without the bell.
+        except Exception as error:
             _log.warning("could not ring for %s; the reconciler will: %s", job_id, error)
             return False
         return True

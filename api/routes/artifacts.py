@@ -16,8 +16,9 @@ from api.problems import ApiError
 from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
-from strucprune_core.errors import ObjectNotFound
+from strucprune_core.errors import AccessDenied, ObjectNotFound
 from strucprune_core.report import FileEntry, Report
+from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import Store
 
 REPORT_JSON = "report.json"
@@ -110,8 +111,11 @@ def _output_of(job: JobRecord) -> str:
 
 def _manifest(store: Store) -> _Manifest:
     try:
-        return _Manifest.model_validate_json(_read(store, MANIFEST))
-    except ValidationError as error:
+        manifest = _Manifest.model_validate_json(_read(store, MANIFEST))
+        for entry in manifest.files:
+            check_key(entry.name)  # the user could have edited it to point elsewhere
+        return manifest
+    except (ValidationError, AccessDenied) as error:
         raise _gone(f"{MANIFEST} under the output prefix is not readable any more.") from error
 
 

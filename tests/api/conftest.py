@@ -76,14 +76,10 @@ def settings(redis_url: str, tmp_path: Path, keys: dict[str, str]) -> Settings:
 
 
 @pytest.fixture
-def client(
-    settings: Settings, keys: dict[str, str], flush: redis.Redis
-) -> Iterator[TestClient]:
+def client(settings: Settings, keys: dict[str, str], flush: redis.Redis) -> Iterator[TestClient]:
     """The app, called by tenant acme."""
     headers = {"Authorization": f"Bearer {keys['acme']}"}
-    with TestClient(
-        create_app(settings), headers=headers, raise_server_exceptions=False
-    ) as client:
+    with TestClient(create_app(settings), headers=headers, raise_server_exceptions=False) as client:
         yield client
 
 

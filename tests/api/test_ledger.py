@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -78,9 +79,7 @@ def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
         job_id = f"job_{round_number}"
         ledger.create(new_job(job_id))
         with ThreadPoolExecutor(16) as pool:
-            claims = list(
-                pool.map(lambda n, job=job_id: ledger.claim(job, f"w{n}", 60), range(16))
-            )
+            claims = list(pool.map(lambda n, job=job_id: ledger.claim(job, f"w{n}", 60), range(16)))
         assert len([claim for claim in claims if claim is not None]) == 1
 
 
@@ -329,8 +328,20 @@ def test_no_server() -> None:
 
 VERBS = st.lists(
     st.sampled_from(
-        ["claim", "beat", "release", "retry", "succeed", "fail", "end_cancel"]
-        + ["cancel", "pause", "resume", "expire", "zombie"]
+        [
+            "claim",
+            "beat",
+            "release",
+            "retry",
+            "succeed",
+            "fail",
+            "end_cancel",
+            "cancel",
+            "pause",
+            "resume",
+            "expire",
+            "zombie",
+        ]
     ),
     max_size=12,
 )
@@ -368,7 +379,7 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
 
 
 def _perform(ledger: RedisLedger, verb: str, fence: int) -> None:
-    actions = {
+    actions: dict[str, Callable[[], object]] = {
         "beat": lambda: ledger.heartbeat("job_a", fence, 60, {"phase": "solving"}),
         "release": lambda: ledger.release("job_a", fence),
         "retry": lambda: ledger.retry_later("job_a", fence, ERROR),

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api.allow_list import uri_issues
+from api.settings import Settings
+from strucprune_core.spec import JobSpec
+
+
+def job(**uris: str) -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "model": {"uri": uris.get("model", "s3://data/team/model")},
+            "output": {"uri_prefix": uris.get("output", "s3://data/team/out")},
+            "pruning": {"sparsity": 0.5},
+            "calibration": {"uri": uris.get("text", "s3://data/team/text")},
+            "evaluation": {"uri": "s3://data/team/eval"},
+        }
+    )
+
+
+def rules(**changes: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "redis_url": "redis://nowhere",
+            "state_uri": "s3://data/state",
+            "key_pepper": "p" * 16,
+            **changes,
+        }
+    )
+
+
+def refused(spec: JobSpec, settings: Settings) -> list[str | None]:
+    return [issue.field for issue in uri_issues(spec, "acme", settings)]
+
+
+def test_no_list_allows_all_of_s3_and_no_local_path(tmp_path: Path) -> None:
+    assert refused(job(), rules()) == []
+    assert refused(job(model=str(tmp_path)), rules()) == ["model.uri"]
+
+
+def test_a_list_is_by_whole_segments() -> None:
+    settings = rules(allowed_prefixes={"acme": ["s3://data/team/"]})
+    assert refused(job(), settings) == []
+    assert refused(job(model="s3://data/team-two/m"), settings) == ["model.uri"]
+    assert refused(job(output="s3://other/team/o"), settings) == ["output.uri_prefix"]
+    assert refused(job(text="s3://data/team"), settings) == []
+
+
+@pytest.mark.parametrize("output", ["s3://data/state", "s3://data/state/jobs/job_a", "s3://data"])
+def test_the_journal_is_out_of_reach(output: str) -> None:
+    assert refused(job(output=output), rules()) == ["output.uri_prefix"]
+
+
+def test_local_paths_where_allowed(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/")
+    settings = rules(
+        allow_local_files=True, allowed_prefixes={"acme": [str(tmp_path), "s3://data"]}
+    )
+    assert refused(job(model=str(tmp_path / "m")), settings) == []
+    assert refused(job(model="relative/m"), settings) == ["model.uri"]
+    assert refused(job(model=f"{tmp_path}/../m"), settings) == ["model.uri"]
+    assert refused(job(model=f"{tmp_path}/link/etc"), settings) == ["model.uri"]

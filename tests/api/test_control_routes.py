@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from api.jobs.journal import Outcome
+from api.jobs.record import Claim
+from api.jobs.state import JobState
+from api.services import Services
+from tests.api.test_job_routes import submit
+
+
+@pytest.fixture
+def job(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
+    return submit(client, body)
+
+
+def claim(services: Services, job: dict[str, Any]) -> Claim:
+    claim = services.ledger.claim(job["id"], "w", 60)
+    assert claim is not None
+    return claim
+
+
+def test_cancel_a_waiting_job(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    for _ in range(2):
+        answer = client.post(job["links"]["cancel"])
+        assert (answer.status_code, answer.json()["state"]) == (200, "cancelled")
+        assert "ETag" in answer.headers
+    outcome = services.journal.read_outcome(job["id"])
+    assert outcome is not None
+    assert outcome.state == JobState.CANCELLED
+
+
+def test_a_cancelled_job_stays_so_when_redis_is_lost(
+    client: TestClient, job: dict[str, Any], flush: redis.Redis
+) -> None:
+    client.post(job["links"]["cancel"])
+    flush.flushdb()
+    assert client.get(job["links"]["self"]).json()["state"] == "cancelled"
+
+
+def test_cancel_a_running_job(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    claim(services, job)
+    for _ in range(2):
+        answer = client.post(job["links"]["cancel"])
+        assert (answer.status_code, answer.json()["state"]) == (202, "cancelling")
+
+
+def test_too_late_to_cancel(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    services.ledger.finish(job["id"], claim(services, job).fence, JobState.SUCCEEDED)
+    answer = client.post(job["links"]["cancel"])
+    assert (answer.status_code, answer.json()["code"]) == (409, "state_conflict")
+
+
+def test_cancel_loses_to_an_outcome_that_is_already_committed(
+    client: TestClient, services: Services, job: dict[str, Any]
+) -> None:
+    """As of a zombie that published before its lease was taken away."""
+    outcome = Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0)
+    services.journal.write_outcome(job["id"], outcome)
+    assert client.post(job["links"]["cancel"]).status_code == 409
+    assert client.get(job["links"]["self"]).json()["state"] == "succeeded"
+
+
+def test_pause_and_resume(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    here = job["links"]["self"]
+    assert client.post(f"{here}/pause").status_code == 200
+    answer = client.post(f"{here}/resume")
+    assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+    claim(services, job)
+    answer = client.post(f"{here}/pause")
+    assert (answer.status_code, answer.json()["state"]) == (202, "pausing")
+    answer = client.post(f"{here}/resume")
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    client.post(job["links"]["cancel"])
+    assert client.post(f"{here}/pause").status_code == 409
+    assert client.post(f"{here}/resume").status_code == 409

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from api.jobs.state import JobState
+from api.routes import jobs
+from api.services import Services
+
+JOBS = "/v1/pruning-jobs"
+
+
+def submit(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
+    answer = client.post(JOBS, json=body, headers=headers)
+    assert answer.status_code == 202, answer.text
+    job: dict[str, Any] = answer.json()
+    return job
+
+
+def test_submit(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post(JOBS, json=body)
+    assert answer.status_code == 202
+    job = answer.json()
+    assert job["state"] == "queued"
+    assert job["attempt"] == 0
+    assert job["spec"]["pruning"]["sparsity"] == 0.25
+    assert job["spec"]["pruning"]["allocation"] == "threshold"
+    assert job["labels"] == {"team": "nlp"}
+    assert datetime.fromisoformat(job["created_at"]).tzinfo is not None
+    assert job["started_at"] is None
+    assert answer.headers["Location"] == job["links"]["self"] == f"{JOBS}/{job['id']}"
+    assert answer.headers["Retry-After"].isdigit()
+    assert answer.headers["ETag"] == client.get(job["links"]["self"]).headers["ETag"]
+    assert "Idempotency-Replayed" not in answer.headers
+
+
+def test_idempotency_key(client: TestClient, body: dict[str, Any]) -> None:
+    key = {"Idempotency-Key": "abc"}
+    first = submit(client, body, **key)
+    answer = client.post(JOBS, json=body, headers=key)
+    assert (answer.status_code, answer.json()["id"]) == (202, first["id"])
+    assert answer.headers["Idempotency-Replayed"] == "true"
+    body["pruning"]["sparsity"] = 0.5
+    answer = client.post(JOBS, json=body, headers=key)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+def test_validate(client: TestClient, body: dict[str, Any]) -> None:
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["valid"]
+    estimate = answer.json()["estimate"]
+    assert 0 < estimate["parameters_after"] < estimate["parameters_before"]
+    assert client.get(JOBS).json()["data"] == []
+
+
+def test_validate_says_what_is_wrong(
+    client: TestClient, body: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/something").touch()
+    body["pruning"] = {"sparsity": 0.99}
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 200
+    assert not answer.json()["valid"]
+    assert answer.json()["estimate"] is None
+    issues = {issue["pointer"]: issue["code"] for issue in answer.json()["issues"]}
+    assert issues == {
+        "/pruning/sparsity": "invalid_spec",
+        "/output/uri_prefix": "output_not_empty",
+    }
+
+
+def test_a_running_and_a_failed_job(
+    client: TestClient, services: Services, body: dict[str, Any]
+) -> None:
+    here = submit(client, body)["links"]["self"]
+    job_id = here.rsplit("/", 1)[1]
+    claim = services.ledger.claim(job_id, "w", 60)
+    assert claim is not None
+    progress = {
+        "phase": "solving",
+        "layers_done": 2,
+        "layers_total": 4,
+        "fraction": 0.5,
+        "eta_seconds": None,
+    }
+    services.ledger.heartbeat(job_id, claim.fence, 60, progress)
+    job = client.get(here).json()
+    assert (job["state"], job["attempt"], job["progress"]) == ("running", 1, progress)
+    error = {"code": "numerical_failure", "message": "m", "retryable": False, "layer": 3}
+    services.ledger.finish(job_id, claim.fence, JobState.FAILED, error=error)
+    job = client.get(here).json()
+    assert job["state"] == "failed"
+    assert job["error"] == {**error, "phase": None}
+    assert job["finished_at"] is not None
+
+
+def test_etag(client: TestClient, services: Services, body: dict[str, Any]) -> None:
+    job = submit(client, body)
+    tag = client.get(job["links"]["self"]).headers["ETag"]
+    answer = client.get(job["links"]["self"], headers={"If-None-Match": f'"x", W/{tag}'})
+    assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
+    services.ledger.claim(job["id"], "w", 60)
+    answer = client.get(job["links"]["self"], headers={"If-None-Match": tag})
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert answer.headers["ETag"] != tag
+
+
+def test_long_poll_returns_on_change(
+    client: TestClient, services: Services, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
+    job = submit(client, body)
+    tag = client.get(job["links"]["self"]).headers["ETag"]
+    later = threading.Timer(0.2, services.ledger.claim, (job["id"], "w", 60))
+    later.start()
+    began = time.monotonic()
+    answer = client.get(
+        job["links"]["self"], headers={"If-None-Match": tag, "Prefer": "respond-async, wait=30"}
+    )
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert answer.headers["Preference-Applied"] == "wait=30"
+    assert 0.1 < time.monotonic() - began < 10
+    later.join()
+
+
+def test_long_poll_without_a_tag_waits_for_the_end(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    job = submit(client, body)
+    began = time.monotonic()
+    assert (
+        client.get(job["links"]["self"], headers={"Prefer": "wait=1"}).json()["state"] == "queued"
+    )
+    assert time.monotonic() - began >= 1
+    client.post(job["links"]["cancel"])
+    answer = client.get(job["links"]["self"], headers={"Prefer": "wait=30"})
+    assert answer.json()["state"] == "cancelled"
+
+
+def test_list_pages_and_filters(
+    client: TestClient, services: Services, body: dict[str, Any]
+) -> None:
+    ids = [submit(client, body)["id"] for _ in range(3)]
+    first = client.get(JOBS, params={"limit": 2}).json()
+    assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
+    second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert [job["id"] for job in second["data"]] == [ids[0]]
+    assert second["next_cursor"] is None
+    services.ledger.claim(ids[0], "w", 60)
+    running = client.get(JOBS, params={"state": "running"}).json()["data"]
+    assert [job["id"] for job in running] == [ids[0]]
+    assert len(client.get(JOBS, params={"label": "team=nlp"}).json()["data"]) == 3
+    assert client.get(JOBS, params={"label": "team=other"}).json()["data"] == []
+
+
+@pytest.mark.parametrize(
+    "params",
+    [{"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}],
+)
+def test_bad_list_parameters(client: TestClient, params: dict[str, Any]) -> None:
+    answer = client.get(JOBS, params=params)
+    assert answer.status_code == 422
+    (error,) = answer.json()["errors"]
+    assert (error["pointer"], error["parameter"]) == (None, next(iter(params)))
+
+
+def test_a_lost_ledger_loses_no_job(
+    client: TestClient, body: dict[str, Any], flush: redis.Redis
+) -> None:
+    job = submit(client, body)
+    flush.flushdb()
+    found = client.get(job["links"]["self"]).json()
+    assert (found["id"], found["state"]) == (job["id"], "queued")
+    assert found["created_at"] == job["created_at"]
+
+
+@pytest.mark.parametrize("job_id", ["job_" + "0" * 32, "job_x", "..", "%2e%2e%2fspec", "job_é"])
+def test_unknown_jobs(client: TestClient, job_id: str) -> None:
+    assert client.get(f"{JOBS}/{job_id}").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("GET", "/events"),
+        ("GET", "/report"),
+        ("GET", "/artifacts"),
+        ("POST", "/cancel"),
+        ("POST", "/pause"),
+        ("POST", "/resume"),
+    ],
+)
+def test_other_tenants_jobs_do_not_exist(
+    client: TestClient,
+    services: Services,
+    body: dict[str, Any],
+    keys: dict[str, str],
+    method: str,
+    path: str,
+) -> None:
+    job = submit(client, body)
+    rival = {"Authorization": f"Bearer {keys['rival']}"}
+    answer = client.request(method, job["links"]["self"] + path, headers=rival)
+    assert (answer.status_code, answer.json()["code"]) == (404, "job_not_found")
+    assert client.get(JOBS, headers=rival).json()["data"] == []
+    record = services.ledger.get(job["id"])
+    assert record is not None
+    assert record.state == JobState.QUEUED
+
+
+def test_capabilities(client: TestClient) -> None:
+    answer = client.get("/v1/capabilities").json()
+    assert "llama" in answer["architectures"]
+    assert answer["structures"] == ["ffn_channels"]
+    assert answer["allocations"] == ["threshold", "uniform"]
+    assert answer["solvers"] == ["obs"]
+    assert answer["layouts"] == ["per_layer", "uniform"]
+    assert answer["limits"]["request_bytes"] == 256 * 1024

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from api.jobs.journal import Journal, JournalEntry, Outcome
+from api.jobs.ledger import RedisLedger
+from api.jobs.rebuild import commit, rebuild, restore, settle_from_journal
+from api.jobs.state import JobState
+from strucprune_core.errors import StorageError
+from strucprune_core.spec import JobSpec
+
+SPEC = JobSpec.model_validate(
+    {
+        "model": {"uri": "s3://bucket/model"},
+        "output": {"uri_prefix": "s3://bucket/out"},
+        "pruning": {"sparsity": 0.5},
+        "calibration": {"uri": "s3://bucket/text.txt"},
+        "runtime": {"priority": "high", "max_attempts": 5},
+        "labels": {"team": "nlp"},
+    }
+)
+
+
+def entry(tenant: str = "acme", created_at: float = 1000.5) -> JournalEntry:
+    return JournalEntry(tenant=tenant, spec=SPEC, fingerprint="f", created_at=created_at)
+
+
+def outcome(state: JobState = JobState.SUCCEEDED, fence: int = 1) -> Outcome:
+    return Outcome.model_validate(
+        {"state": state, "summary": {"x": 1}, "fence": fence, "finished_at": 2000.25}
+    )
+
+
+def test_spec_is_written_once(journal: Journal) -> None:
+    assert journal.read_spec("job_a") is None
+    assert journal.write_spec("job_a", entry())
+    assert not journal.write_spec("job_a", entry("rival"))
+    assert journal.read_spec("job_a") == entry()
+
+
+def test_writing_the_same_again_succeeds(journal: Journal) -> None:
+    """As when the answer to a write got lost and the write was repeated."""
+    assert journal.write_outcome("job_a", outcome())
+    assert journal.write_outcome("job_a", outcome())
+
+
+def test_the_first_outcome_stands(journal: Journal) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        won = list(
+            pool.map(lambda n: journal.write_outcome("job_a", outcome(fence=n)), range(1, 9))
+        )
+    assert won.count(True) == 1
+    assert journal.read_outcome("job_a") == outcome(fence=won.index(True) + 1)
+
+
+def test_job_ids_are_the_journalled_jobs(journal: Journal) -> None:
+    journal.write_spec("job_a", entry())
+    journal.write_spec("job_b", entry())
+    journal.write_outcome("job_c", outcome())
+    journal.workspace("job_a").put("spec.json", b"{}")
+    assert sorted(journal.job_ids()) == ["job_a", "job_b"]
+
+
+def test_a_damaged_entry_is_told(journal: Journal, tmp_path: Path) -> None:
+    journal.write_spec("job_a", entry())
+    (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
+    with pytest.raises(StorageError, match="job_a"):
+        journal.read_spec("job_a")
+
+
+def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLedger) -> None:
+    journal.write_spec("job_a", entry())
+    journal.write_spec("job_b", entry(created_at=1001.0))
+    journal.write_outcome("job_b", outcome())
+    assert rebuild(journal, ledger) == 2
+    assert ledger.is_intact()
+    waiting, done = ledger.get("job_a"), ledger.get("job_b")
+    assert waiting is not None
+    assert (waiting.state, waiting.priority, waiting.max_attempts) == ("queued", "high", 5)
+    assert (waiting.created_at, waiting.labels) == (1000.5, {"team": "nlp"})
+    assert done is not None
+    assert (done.state, done.summary, done.finished_at) == ("succeeded", {"x": 1}, 2000.25)
+    assert rebuild(journal, ledger) == 0
+    assert ledger.get("job_b") == done
+
+
+def test_rebuild_goes_on_past_a_damaged_entry(
+    journal: Journal, ledger: RedisLedger, tmp_path: Path
+) -> None:
+    for job_id in ("job_a", "job_b"):
+        journal.write_spec(job_id, entry())
+    (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
+    assert rebuild(journal, ledger) == 1
+    assert ledger.get("job_b") is not None
+
+
+def test_fences_of_a_lost_ledger_are_never_handed_out_again(
+    journal: Journal, ledger: RedisLedger
+) -> None:
+    journal.write_spec("job_a", entry())
+    restore(journal, ledger, "job_a")
+    claim = ledger.claim("job_a", "w", 60)
+    assert claim is not None
+    assert claim.fence > 1_000_000
+    assert not ledger.finish("job_a", 1, JobState.SUCCEEDED)
+
+
+def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedger) -> None:
+    ledger.create(entry().as_new_job("job_a"))
+    journal.write_outcome("job_a", outcome())
+    stands = commit(journal, ledger, "job_a", outcome(JobState.CANCELLED, fence=0))
+    assert stands == outcome()
+    record = ledger.get("job_a")
+    assert record is not None
+    assert record.state == JobState.SUCCEEDED
+
+
+def test_settle_from_journal(journal: Journal, ledger: RedisLedger) -> None:
+    ledger.create(entry().as_new_job("job_a"))
+    assert not settle_from_journal(journal, ledger, "job_a")
+    journal.write_outcome("job_a", outcome(JobState.FAILED))
+    assert settle_from_journal(journal, ledger, "job_a")
+    record = ledger.get("job_a")
+    assert record is not None
+    assert record.state == JobState.FAILED

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.problems import MEDIA_TYPE
+from api.services import Services
+from api.settings import Settings
+from strucprune_core.errors import AccessDenied, StorageUnavailable
+
+JOBS = "/v1/pruning-jobs"
+
+
+def is_problem(answer: Any, status: int, code: str) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == MEDIA_TYPE
+    problem: dict[str, Any] = answer.json()
+    assert set(problem) == {"type", "title", "status", "detail", "code", "request_id", "errors"}
+    assert (problem["status"], problem["code"]) == (status, code)
+    assert problem["request_id"] == answer.headers["X-Request-ID"]
+    return problem
+
+
+def test_unknown_route_and_method(client: TestClient) -> None:
+    is_problem(client.get("/nowhere"), 404, "not_found")
+    answer = client.put(JOBS)
+    is_problem(answer, 405, "method_not_allowed")
+    assert "POST" in answer.headers["Allow"] or "GET" in answer.headers["Allow"]
+
+
+@pytest.mark.parametrize(
+    ("change", "pointer"),
+    [
+        ({"pruning": {"sparsity": 2}}, "/pruning/sparsity"),
+        ({"pruning": {"sparsity": 0.5, "oddity": 1}}, "/pruning/oddity"),
+        (
+            {"pruning": {"sparsity": 0.5, "layout": "uniform", "allocation": "threshold"}},
+            "/pruning",
+        ),
+        ({"model": {}}, "/model/uri"),
+        ({"model": {"uri": "ftp://x/y"}}, "/model/uri"),
+        ({"labels": {"a/b~c": 5}}, "/labels/a~1b~0c"),
+        ({"labels": {"x" * 64: "v"}}, "/labels/" + "x" * 64),
+        ({"runtime": {"priority": "urgent"}}, "/runtime/priority"),
+    ],
+)
+def test_pointers(
+    client: TestClient, body: dict[str, Any], change: dict[str, Any], pointer: str
+) -> None:
+    problem = is_problem(client.post(JOBS, json={**body, **change}), 422, "validation_failed")
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+    assert problem["errors"][0]["detail"] in problem["detail"]
+
+
+def test_library_errors_point_too(client: TestClient, body: dict[str, Any]) -> None:
+    body["pruning"]["sparsity"] = 0.99
+    problem = is_problem(client.post(JOBS, json=body), 422, "invalid_spec")
+    assert [error["pointer"] for error in problem["errors"]] == ["/pruning/sparsity"]
+
+
+def test_malformed_json(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    is_problem(client.post(JOBS, content=b"{", headers=headers), 400, "malformed_json")
+    problem = is_problem(client.post(JOBS), 422, "validation_failed")
+    assert problem["errors"][0]["pointer"] == ""
+
+
+def test_request_size_declared(client: TestClient) -> None:
+    is_problem(client.post(JOBS, content=b"x" * 300_000), 413, "request_too_large")
+
+
+def test_request_size_not_declared(client: TestClient) -> None:
+    headers = {"Content-Type": "application/json"}
+    chunks = (b" " * 1000 for _ in range(1000))
+    is_problem(client.post(JOBS, content=chunks, headers=headers), 413, "request_too_large")
+
+
+def test_a_safe_request_id_is_kept(client: TestClient) -> None:
+    answer = client.get("/healthz", headers={"X-Request-ID": "trace-12345678"})
+    assert answer.headers["X-Request-ID"] == "trace-12345678"
+    answer = client.get("/healthz", headers={"X-Request-ID": "line\tbreak 12345"})
+    assert answer.headers["X-Request-ID"] != "line\tbreak 12345"
+
+
+def test_redis_down_is_503(settings: Settings, keys: dict[str, str], body: dict[str, Any]) -> None:
+    broken = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    headers = {"Authorization": f"Bearer {keys['acme']}"}
+    with TestClient(create_app(broken), headers=headers) as client:
+        for answer in (client.get(JOBS), client.post(JOBS, json=body)):
+            is_problem(answer, 503, "ledger_unavailable")
+            assert answer.headers["Retry-After"].isdigit()
+        is_problem(client.get("/readyz"), 503, "not_ready")
+        assert client.get("/healthz").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize("failure", [StorageUnavailable("down"), AccessDenied("secret detail")])
+def test_journal_down_is_503(
+    client: TestClient,
+    services: Services,
+    body: dict[str, Any],
+    failure: Exception,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(services.journal, "write_spec", fail)
+    answer = client.post(JOBS, json=body)
+    assert answer.status_code == 503
+    assert "secret" not in answer.text
+    assert services.ledger.list("acme").jobs == []
+
+
+def test_a_bug_is_a_500_that_tells_nothing(
+    client: TestClient, services: Services, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("api.jobs.ledger.RedisLedger.list", fail)
+    answer = client.get(JOBS)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
+    assert answer.json()["request_id"]
+    assert "secret" not in answer.text
+
+
+def test_readiness(client: TestClient) -> None:
+    assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_openapi(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    paths = document["paths"]
+    assert set(paths) == {
+        JOBS,
+        f"{JOBS}/validate",
+        f"{JOBS}/{{job_id}}",
+        *(
+            f"{JOBS}/{{job_id}}/{name}"
+            for name in ("cancel", "pause", "resume", "events", "report", "artifacts")
+        ),
+        "/v1/capabilities",
+        "/healthz",
+        "/readyz",
+    }
+    submit = paths[JOBS]["post"]
+    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "422", "503"}
+    assert set(submit["responses"]["202"]["headers"]) >= {"Location", "ETag", "Retry-After"}
+    for path in paths.values():
+        for operation in path.values():
+            for status, answer in operation["responses"].items():
+                if status >= "400":
+                    (media,) = answer["content"]
+                    assert media == MEDIA_TYPE
+                    schema = answer["content"][media]["schema"]
+                    assert schema == {"$ref": "#/components/schemas/Problem"}
+    assert submit["security"] == [{"HTTPBearer": []}]

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from api.jobs.doorbell import Doorbell
+from api.jobs.journal import Journal, Outcome
+from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.state import JobState
+from api.reconciler import Reconciler, run
+from tests.api.test_journal import entry
+
+
+@pytest.fixture
+def doorbell(redis_url: str, flush: redis.Redis) -> Iterator[Doorbell]:
+    doorbell = Doorbell(redis_url)
+    yield doorbell
+    doorbell.close()
+
+
+@pytest.fixture
+def reconciler(journal: Journal, ledger: RedisLedger, doorbell: Doorbell) -> Reconciler:
+    return Reconciler(
+        journal, ledger, doorbell, requeue_after_seconds=0.01, rebuild_every_seconds=3600
+    )
+
+
+def submit(journal: Journal, ledger: RedisLedger) -> None:
+    journal.write_spec("job_a", entry())
+    ledger.create(entry().as_new_job("job_a"))
+
+
+def state_of(ledger: RedisLedger) -> JobState | None:
+    record = ledger.get("job_a")
+    return record.state if record else None
+
+
+def test_a_lost_ledger_is_rebuilt_and_rung_for(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    ledger.mark_intact()
+    reconciler.step()
+    journal.write_spec("job_a", entry())
+    reconciler.step()
+    assert state_of(ledger) is None  # not yet due, and the ledger claims to be complete
+    ledger._client.delete(ledger._key("intact"))
+    reconciler.step()
+    assert state_of(ledger) == JobState.QUEUED
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting("high") == 1
+
+
+def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    submit(journal, ledger)
+    for _ in range(3):
+        time.sleep(0.02)
+        reconciler.step()
+    assert doorbell.waiting("high") == 1
+
+
+def test_a_dead_workers_job_is_queued_and_rung_for(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    submit(journal, ledger)
+    ledger.claim("job_a", "w", 0.01)
+    time.sleep(0.02)
+    reconciler.step()
+    assert state_of(ledger) == JobState.QUEUED
+    assert doorbell.waiting("high") == 1
+
+
+def test_a_worker_that_died_after_its_commit_has_finished(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    submit(journal, ledger)
+    claim = ledger.claim("job_a", "w", 0.01)
+    assert claim is not None
+    outcome = Outcome(
+        state=JobState.SUCCEEDED, summary={"x": 1}, fence=claim.fence, finished_at=5.0
+    )
+    journal.write_outcome("job_a", outcome)
+    time.sleep(0.02)
+    reconciler.step()
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.state, record.summary) == (JobState.SUCCEEDED, {"x": 1})
+    assert doorbell.waiting("high") == 0
+
+
+def test_a_zombies_commit_ends_the_requeued_job(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+) -> None:
+    submit(journal, ledger)
+    ledger.claim("job_a", "w", 0.01)
+    time.sleep(0.02)
+    reconciler.step()
+    journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
+    time.sleep(0.02)
+    reconciler.step()
+    assert state_of(ledger) == JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_an_end_that_no_worker_commits_is_journalled(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, cancelled: bool
+) -> None:
+    submit(journal, ledger)
+    for _ in range(5):  # max_attempts of the entry
+        ledger.claim("job_a", "w", 0.01)
+        if cancelled:
+            ledger.request_cancel("job_a")
+        time.sleep(0.02)
+        reconciler.step()
+    outcome = journal.read_outcome("job_a")
+    assert outcome is not None
+    assert outcome.state == (JobState.CANCELLED if cancelled else JobState.FAILED)
+    assert outcome.state == state_of(ledger)
+    assert (outcome.error is None) == cancelled
+
+
+def test_an_outage_is_waited_out(reconciler: Reconciler, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+    passes = 0
+
+    def step() -> None:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            stop.set()
+        raise LedgerUnavailable("down")
+
+    monkeypatch.setattr(reconciler, "step", step)
+    run(reconciler, stop, 0.001)
+    assert passes == 3

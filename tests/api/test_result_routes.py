@@ -1,0 +1,166 @@
+"""Report and artefacts, on a real S3 server."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from uuid import uuid4
+
+import httpx
+import pytest
+import redis
+from fastapi.testclient import TestClient
+
+from api.app import create_app
+from api.jobs.journal import JournalEntry
+from api.jobs.state import JobState
+from api.services import Services
+from api.settings import Settings
+from embedded.s3 import S3Server
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.open import S3Settings
+
+WEIGHTS = b"weights"
+JOB_ID = "job_" + "a" * 32
+HERE = f"/v1/pruning-jobs/{JOB_ID}"
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server) -> str:
+    name = f"api-{uuid4().hex}"
+    s3_server.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def prefix(bucket: str) -> str:
+    return f"s3://{bucket}/{uuid4().hex}"
+
+
+@pytest.fixture
+def client(
+    settings: Settings, keys: dict[str, str], flush: redis.Redis, s3_server: S3Server, prefix: str
+) -> Iterator[TestClient]:
+    """The app with journal and outputs on S3."""
+    s3 = S3Settings(
+        endpoint_url=s3_server.endpoint_url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+        addressing_style="path",
+    )
+    changed = settings.model_copy(update={"s3": s3, "state_uri": f"{prefix}/state"})
+    headers = {"Authorization": f"Bearer {keys['acme']}"}
+    with TestClient(create_app(changed), headers=headers) as client:
+        yield client
+
+
+@pytest.fixture
+def job(services: Services, prefix: str) -> None:
+    """A job that has succeeded."""
+    spec = JobSpec.model_validate(
+        {
+            "model": {"uri": f"{prefix}/model"},
+            "output": {"uri_prefix": f"{prefix}/out"},
+            "pruning": {"sparsity": 0.5},
+            "calibration": {"uri": f"{prefix}/text"},
+        }
+    )
+    entry = JournalEntry(tenant="acme", spec=spec, fingerprint="f", created_at=1.0)
+    services.journal.write_spec(JOB_ID, entry)
+    services.ledger.create(entry.as_new_job(JOB_ID))
+    claim = services.ledger.claim(JOB_ID, "w", 60)
+    assert claim is not None
+    services.ledger.finish(JOB_ID, claim.fence, JobState.SUCCEEDED)
+
+
+def publish(services: Services, prefix: str, *names: str) -> None:
+    store = services.stores.open(f"{prefix}/out")
+    store.put("model.safetensors", WEIGHTS)
+    store.put("report.json", b'{"schema_version": "1.0"}')
+    store.put("report.html", b"<script>steal()</script>")
+    files = [
+        {"name": name, "bytes": len(WEIGHTS), "sha256": hashlib.sha256(WEIGHTS).hexdigest()}
+        for name in names or ("model.safetensors",)
+    ]
+    manifest = {"format_version": 1, "files": files, "more": "fields"}
+    store.put("strucprune.json", json.dumps(manifest).encode())
+
+
+@pytest.mark.usefixtures("job")
+def test_report(client: TestClient, services: Services, prefix: str) -> None:
+    publish(services, prefix)
+    answer = client.get(f"{HERE}/report")
+    assert answer.json() == {"schema_version": "1.0"}
+    assert answer.headers["Content-Type"] == "application/json"
+    by_accept = client.get(f"{HERE}/report", headers={"Accept": "text/html,*/*;q=0.8"})
+    by_query = client.get(f"{HERE}/report", params={"format": "html"})
+    assert by_accept.text == by_query.text == "<script>steal()</script>"
+    assert by_query.headers["Content-Type"].startswith("text/html")
+    assert by_query.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
+    assert client.get(f"{HERE}/report", params={"format": "pdf"}).status_code == 422
+
+
+@pytest.mark.usefixtures("job")
+def test_artifacts(client: TestClient, services: Services, prefix: str) -> None:
+    publish(services, prefix)
+    (file,) = client.get(f"{HERE}/artifacts").json()["data"]
+    assert file["uri"] == f"{prefix}/out/model.safetensors"
+    assert file["url"] is None
+    answer = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()
+    downloaded = httpx.get(answer["data"][0]["url"]).content
+    assert hashlib.sha256(downloaded).hexdigest() == answer["data"][0]["sha256"]
+    assert answer["expires_seconds"] > 0
+
+
+@pytest.mark.usefixtures("job")
+def test_a_manifest_cannot_lead_out_of_the_output(
+    client: TestClient, services: Services, prefix: str
+) -> None:
+    publish(services, prefix, "../state/secret")
+    answer = client.get(f"{HERE}/artifacts", params={"presign": "true"})
+    assert (answer.status_code, answer.json()["code"]) == (404, "artifact_gone")
+
+
+@pytest.mark.usefixtures("job")
+def test_results_that_the_user_removed(client: TestClient, services: Services, prefix: str) -> None:
+    for path in ("report", "artifacts"):
+        answer = client.get(f"{HERE}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (404, "artifact_gone")
+    services.stores.open(f"{prefix}/out").put("strucprune.json", b"{}")
+    assert client.get(f"{HERE}/artifacts").status_code == 404
+
+
+def test_no_results_before_success(client: TestClient, services: Services, prefix: str) -> None:
+    spec = JobSpec.model_validate(
+        {
+            "model": {"uri": f"{prefix}/model"},
+            "output": {"uri_prefix": f"{prefix}/out"},
+            "pruning": {"sparsity": 0.5},
+            "calibration": {"uri": f"{prefix}/text"},
+        }
+    )
+    entry = JournalEntry(tenant="acme", spec=spec, fingerprint="f", created_at=1.0)
+    services.ledger.create(entry.as_new_job(JOB_ID))
+    for path in ("report", "artifacts"):
+        answer = client.get(f"{HERE}/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (409, "job_not_succeeded")
+
+
+def test_submit_on_s3_names_what_is_missing(client: TestClient, prefix: str) -> None:
+    body = {
+        "model": {"uri": f"{prefix}/model"},
+        "output": {"uri_prefix": f"{prefix}/out"},
+        "pruning": {"sparsity": 0.5},
+        "calibration": {"uri": f"{prefix}/text"},
+    }
+    answer = client.post("/v1/pruning-jobs", json=body)
+    assert answer.status_code == 422
+    assert {error["pointer"] for error in answer.json()["errors"]} == {
+        "/model/uri",
+        "/calibration/uri",
+    }
+
+
+def test_ready_on_s3(client: TestClient) -> None:
+    assert client.get("/readyz").status_code == 200
