@@ -9,8 +9,18 @@ import pytest
 
 from embedded.model import ensure_model
 from embedded.s3 import S3Server
+from embedded.stack import Stack
 from embedded.valkey import ValkeyServer
 from tests.support.text import make_text
+
+# Seconds, so that a test sees within seconds what heals within minutes in production.
+SHORT_INTERVALS = {
+    "STRUCPRUNE_LEASE_SECONDS": "4",
+    "STRUCPRUNE_HEARTBEAT_SECONDS": "1",
+    "STRUCPRUNE_PROGRESS_SECONDS": "0.2",
+    "STRUCPRUNE_RECONCILE_EVERY_SECONDS": "0.5",
+    "STRUCPRUNE_REQUEUE_AFTER_SECONDS": "2",
+}
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +58,10 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smollm2() -> Path:
     """The converted SmolLM2-135M, in the repository's cache (mark such tests `real_model`)."""
     return ensure_model(Path(__file__).parent.parent / ".cache/models/smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The whole product with one worker and short leases (mark such tests `services`)."""
+    with Stack(tmp_path_factory.mktemp("stack"), settings=SHORT_INTERVALS) as running:
+        yield running

@@ -1,0 +1,40 @@
+"""The Celery app of the worker."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from celery import Celery
+from celery.signals import worker_process_init, worker_shutting_down
+
+from api.jobs.doorbell import celery_settings
+from worker import tether
+from worker.settings import Settings
+from worker.stop import Drain
+from worker.tasks import register
+
+
+def make_app(settings: Settings) -> Celery:
+    """The app, to be run by this very process (see `__main__`)."""
+    app = Celery("strucprune-worker")
+    app.conf.update(celery_settings(settings.celery_broker_url))
+    drain = Drain()
+    register(app, settings, drain)
+    _connect_signals(drain)
+    return app
+
+
+def _connect_signals(drain: Drain) -> None:
+    main_pid = os.getpid()
+
+    def begin_drain(**_: Any) -> None:
+        drain.start()
+
+    def follow_main_process(**_: Any) -> None:
+        # Else the child of a killed main process would go on, with nobody to stop it.
+        tether.die_with_parent(main_pid)
+
+    # Not weak: nothing else refers to the two functions.
+    worker_shutting_down.connect(begin_drain, weak=False)
+    worker_process_init.connect(follow_main_process, weak=False)

@@ -1,0 +1,145 @@
+"""What the end of a solve means for its job. The journal's outcome is the commit; ledger follows.
+
+result                              -> succeeded (even if a stop was asked for: it came too late)
+lost                                -> nothing: the job is somebody else's
+final failure, deadline             -> failed
+cancelled                           -> cancelled
+paused, drained                     -> given back; the attempt does not count
+retryable failure, crash, stall     -> queued again while attempts are left, else failed
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from api.jobs.doorbell import Doorbell
+from api.jobs.journal import Journal, Outcome
+from api.jobs.ledger import Finished, Ledger
+from api.jobs.rebuild import commit
+from api.jobs.record import Claim, JobRecord, Signal
+from api.jobs.state import JobState
+from strucprune_core.errors import Stopped
+from worker import failures
+from worker.lease import Lease
+from worker.settings import Settings
+from worker.supervision import Ended, StopReason
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Everything needed to conclude one claimed job."""
+
+    ledger: Ledger
+    journal: Journal
+    doorbell: Doorbell
+    settings: Settings
+    record: JobRecord
+    claim: Claim
+
+
+def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
+    """Write down how the job goes on.
+
+    Raises:
+        StrucPruneError: journal or ledger did not answer. The lease will expire, and the reconciler
+            finish what was begun here.
+    """
+    if ended.stop is StopReason.LOST or lease.beat() is Signal.LOST:
+        # Also keeps a worker that slept through its lease from failing another one's attempt.
+        _log.warning("%s is no longer ours", desk.claim.job_id)
+        return
+    if ended.summary is not None:
+        _finish(desk, JobState.SUCCEEDED, summary=ended.summary)
+        return
+    error = failure_of(ended, desk)
+    if error is not None and not error["retryable"]:
+        _finish(desk, JobState.FAILED, error=error)
+    elif ended.stop is StopReason.CANCEL:
+        _finish(desk, JobState.CANCELLED)
+    elif error is None:
+        give_back(desk)
+    else:
+        retry(desk, error)
+
+
+def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
+    """The failure that a solve ended with; None if it was stopped without one."""
+    match ended.stop:
+        case StopReason.DEADLINE:
+            allowed = desk.record.spec["runtime"]["deadline_seconds"]
+            return failures.deadline(allowed, ended.progress).as_dict()
+        case StopReason.STALLED:
+            return failures.stalled(desk.settings.stall_seconds, ended.progress).as_dict()
+    if ended.error is not None and ended.error["code"] != Stopped.code:
+        return ended.error
+    if ended.stop is not None:
+        return None
+    return failures.crash(ended.returncode, ended.progress).as_dict()
+
+
+def give_back(desk: Desk) -> None:
+    """Return the job without using up the attempt, and ring for another worker if it waits."""
+    if not desk.ledger.release(desk.claim.job_id, desk.claim.fence):
+        return
+    after = desk.ledger.get(desk.claim.job_id)
+    if after is not None and after.state is JobState.QUEUED:
+        desk.doorbell.ring(after.id, after.priority)
+    elif after is not None and after.state is JobState.CANCELLED:
+        # A cancellation that came after the pause or the drain.
+        _commit(desk, _outcome(desk, JobState.CANCELLED))
+
+
+def retry(desk: Desk, error: dict[str, Any]) -> None:
+    """Leave a retryable failure to another attempt, or fail if there are none left.
+
+    Nobody is rung for: the reconciler will, after a while, and that while is the back-off.
+    """
+    _log.warning("%s failed for now: %s", desk.claim.job_id, error)
+    state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error)
+    if state is JobState.FAILED:
+        _commit(desk, _outcome(desk, state, error=error))
+    elif state is JobState.CANCELLED:
+        _commit(desk, _outcome(desk, state))
+
+
+def _finish(
+    desk: Desk,
+    state: Finished,
+    *,
+    error: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+) -> None:
+    """Commit an outcome, then tell the ledger; an earlier outcome stands."""
+    outcome = _outcome(desk, state, error=error, summary=summary)
+    job_id, fence = desk.claim.job_id, desk.claim.fence
+    written = desk.journal.write_outcome(job_id, outcome)
+    if written and desk.ledger.finish(job_id, fence, state, error=error, summary=summary):
+        _log.info("%s: %s", job_id, state.value)
+        return
+    _commit(desk, outcome)
+
+
+def _commit(desk: Desk, outcome: Outcome) -> None:
+    stands = commit(desk.journal, desk.ledger, desk.claim.job_id, outcome)
+    _log.info("%s: %s", desk.claim.job_id, stands.state.value)
+
+
+def _outcome(
+    desk: Desk,
+    state: Finished,
+    *,
+    error: dict[str, Any] | None = None,
+    summary: dict[str, Any] | None = None,
+) -> Outcome:
+    return Outcome(
+        state=state,
+        error=error,
+        summary=summary,
+        fence=desk.claim.fence,
+        finished_at=time.time(),
+    )

@@ -1,0 +1,142 @@
+"""One doorbell answered: claim the job, run a solve under watch, write down how it ended.
+
+Never imports torch: a process that used it cannot fork safely, and a solve that must die at once
+has to be another process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+
+from api.jobs.doorbell import Doorbell
+from api.jobs.journal import Journal
+from api.jobs.ledger import Ledger, LedgerUnavailable, connect
+from api.jobs.rebuild import settle_from_journal
+from api.jobs.record import JobRecord
+from strucprune_core.errors import InvalidSpec, StrucPruneError
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.open import open_store
+from worker.child import SOLVE, SolveProcess
+from worker.conclusion import Desk, conclude, give_back, retry
+from worker.lease import Lease
+from worker.protocol import EXIT_FAILED, Request
+from worker.settings import Settings
+from worker.stop import Drain
+from worker.supervision import Ended, Supervision
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What a worker is connected to."""
+
+    ledger: Ledger
+    journal: Journal
+    doorbell: Doorbell
+
+    @classmethod
+    @contextlib.contextmanager
+    def connected(cls, settings: Settings) -> Iterator[Services]:
+        """Connections for one job: none is carried over a fork, and none grows stale."""
+        ledger = connect(settings.redis_url)
+        doorbell = Doorbell(settings.celery_broker_url)
+        try:
+            yield cls(ledger, Journal(open_store(settings.state_uri, settings.s3)), doorbell)
+        finally:
+            doorbell.close()
+            ledger.close()
+
+
+def run_job(
+    job_id: str,
+    services: Services,
+    settings: Settings,
+    drain: Drain,
+    solve: Sequence[str] = SOLVE,
+) -> None:
+    """Answer one doorbell; returns when the job has ended, was given back, or was not to be had.
+
+    Nothing is raised for an outage of ledger or journal: the reconciler heals what it leaves.
+    """
+    if drain.started:
+        # Left queued: the reconciler rings again.
+        return
+    try:
+        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds)
+        record = services.ledger.get(job_id) if claim else None
+    except LedgerUnavailable as error:
+        _log.error("cannot claim %s: %s", job_id, error)
+        return
+    if claim is None or record is None:
+        _log.info("%s is not waiting (any more)", job_id)
+        return
+    _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
+    desk = Desk(services.ledger, services.journal, services.doorbell, settings, record, claim)
+    try:
+        _run_claimed(desk, drain, solve)
+    except StrucPruneError as error:
+        _log.exception("%s could not be concluded", job_id)
+        # If the ledger does not answer either, the lease expires, with the same effect.
+        with contextlib.suppress(LedgerUnavailable):
+            retry(desk, error.as_dict())
+
+
+def worker_id() -> str:
+    """Who holds a lease: for people who read the ledger."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
+    job_id = desk.claim.job_id
+    if settle_from_journal(desk.journal, desk.ledger, job_id):
+        # An earlier attempt committed, and died before it told the ledger.
+        return
+    lease = Lease(desk.ledger, desk.claim, desk.settings.lease_seconds)
+    try:
+        spec = JobSpec.model_validate(desk.record.spec)
+    except ValidationError as error:
+        # Accepted by another release than this one.
+        failure = InvalidSpec(f"This worker's release does not know the job: {error}.")
+        conclude(desk, lease, Ended(EXIT_FAILED, error=failure.as_dict()))
+        return
+    if drain.started:
+        give_back(desk)
+        return
+    conclude(desk, lease, _solve(desk, lease, spec, drain, solve))
+
+
+def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:
+    """Run the solve to its end, in a scratch directory that goes with it."""
+    with tempfile.TemporaryDirectory(
+        prefix="strucprune-", dir=desk.settings.scratch_directory, ignore_cleanup_errors=True
+    ) as scratch:
+        request = Request(
+            job_id=desk.claim.job_id,
+            spec=spec,
+            workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
+            scratch=scratch,
+        )
+        process = SolveProcess(request, argv)
+        try:
+            left = _seconds_left(spec, desk.record)
+            return Supervision(process, lease, desk.settings, drain, left).watch()
+        finally:
+            process.close()
+
+
+def _seconds_left(spec: JobSpec, record: JobRecord) -> float | None:
+    """Seconds to the job's deadline, which counts from the start of its first attempt."""
+    if spec.runtime.deadline_seconds is None:
+        return None
+    used = time.time() - (record.started_at or time.time())
+    return spec.runtime.deadline_seconds - used

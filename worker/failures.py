@@ -1,0 +1,70 @@
+"""Failures of a solve as the job's record shows them, whether it told us or just ended."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any, ClassVar
+
+from strucprune_core.errors import OutOfMemory, StrucPruneError
+
+
+class SolveCrashed(StrucPruneError):
+    """The solve ended without a word."""
+
+    code: ClassVar[str] = "solve_crashed"
+    retryable: ClassVar[bool] = True
+
+
+class SolveStalled(StrucPruneError):
+    """The solve reported nothing for too long."""
+
+    code: ClassVar[str] = "solve_stalled"
+    retryable: ClassVar[bool] = True
+
+
+class DeadlineExceeded(StrucPruneError):
+    """The job ran longer than its `runtime.deadline_seconds`."""
+
+    code: ClassVar[str] = "deadline_exceeded"
+
+
+def crash(returncode: int, progress: dict[str, Any] | None) -> StrucPruneError:
+    """The failure of a solve that ended without reporting one.
+
+    Args:
+        returncode: Its exit status, negative if a signal ended it.
+        progress: The last progress that it reported, if any.
+    """
+    phase = progress.get("phase") if progress else None
+    if returncode == -signal.SIGKILL:
+        # Nobody but the kernel, short of memory, kills a solve that we did not kill ourselves.
+        return OutOfMemory(
+            "The solve was killed, most likely because the machine ran out of memory.",
+            remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory.",
+            phase=phase,
+        )
+    how = f"by {signal.Signals(-returncode).name}" if returncode < 0 else f"status {returncode}"
+    return SolveCrashed(
+        f"The solve ended unexpectedly ({how}).",
+        remedy="The worker's log has the details.",
+        phase=phase,
+    )
+
+
+def stalled(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
+    """The failure of a solve that was killed for its silence."""
+    return SolveStalled(
+        f"The solve reported nothing for {seconds:.0f} s and was killed.",
+        remedy="If the device is healthy, raise the worker's STRUCPRUNE_STALL_SECONDS.",
+        phase=progress.get("phase") if progress else None,
+    )
+
+
+def deadline(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
+    """The failure of a job whose time is up."""
+    return DeadlineExceeded(
+        f"The job did not finish within its deadline of {seconds:.0f} s.",
+        field="runtime.deadline_seconds",
+        remedy="Raise the deadline, or lower calibration.samples.",
+        phase=progress.get("phase") if progress else None,
+    )

@@ -1,0 +1,64 @@
+"""What a supervisor and its solve say to each other: one request in, then one message per line."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+from strucprune_core.spec import JobSpec
+
+# Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: nothing is wrong, try again later.
+EXIT_DONE = 0
+EXIT_FAILED = 1
+EXIT_STOPPED = 75
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Request(_Part):
+    """What a solve is to do. Credentials are not in it: they come with the environment."""
+
+    job_id: str
+    spec: JobSpec
+    workspace_uri: str
+    scratch: str
+
+
+class ProgressMessage(_Part):
+    """How far the solve is: `Progress.as_dict()`."""
+
+    type: Literal["progress"] = "progress"
+    progress: dict[str, Any]
+
+
+class ResultMessage(_Part):
+    """The solve has published its result."""
+
+    type: Literal["result"] = "result"
+    summary: dict[str, Any]
+
+
+class ErrorMessage(_Part):
+    """The solve has failed: `StrucPruneError.as_dict()`."""
+
+    type: Literal["error"] = "error"
+    error: dict[str, Any]
+
+
+Message = Annotated[
+    ProgressMessage | ResultMessage | ErrorMessage,
+    Field(discriminator="type"),
+]
+
+
+def parse_message(line: bytes) -> Message:
+    """One line of a solve's output.
+
+    Raises:
+        pydantic.ValidationError: it is no message.
+    """
+    adapter: TypeAdapter[Message] = TypeAdapter(Message)
+    return adapter.validate_json(line)

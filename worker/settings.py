@@ -1,0 +1,55 @@
+"""Configuration of the worker, from environment variables `STRUCPRUNE_*`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from strucprune_core.storage.open import S3Settings
+
+
+class Settings(BaseSettings):
+    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+
+    Attributes:
+        redis_url: The ledger's Redis or Valkey.
+        broker_url: Celery's; the ledger's if None.
+        state_uri: Prefix of the journal, `s3://bucket/prefix`.
+        lease_seconds: A worker that is silent this long has lost its job to others.
+        heartbeat_seconds: How often a lease is renewed.
+        progress_seconds: At most this often a heartbeat is sent early, to tell of progress.
+        grace_seconds: From asking a solve to stop until it is killed. Whatever stops workers (a
+            pod's termination grace period) must wait longer.
+        stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
+        scratch_directory: Where jobs get their temporary directories; the system's if None.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="STRUCPRUNE_", extra="ignore", frozen=True)
+
+    redis_url: str
+    broker_url: str | None = None
+    state_uri: str
+    s3: S3Settings = Field(default_factory=S3Settings.from_environment)
+    lease_seconds: float = Field(default=60.0, gt=0)
+    heartbeat_seconds: float = Field(default=15.0, gt=0)
+    progress_seconds: float = Field(default=1.0, gt=0)
+    grace_seconds: float = Field(default=60.0, gt=0)
+    stall_seconds: float = Field(default=1800.0, gt=0)
+    scratch_directory: Path | None = None
+
+    @model_validator(mode="after")
+    def _beats_fit_in_a_lease(self) -> Self:
+        if self.heartbeat_seconds * 2 > self.lease_seconds:
+            raise ValueError(
+                "heartbeat_seconds must be at most half of lease_seconds: one lost heartbeat "
+                "would lose the job"
+            )
+        return self
+
+    @property
+    def celery_broker_url(self) -> str:
+        """Where doorbells come from."""
+        return self.broker_url or self.redis_url

@@ -1,0 +1,131 @@
+"""The solve: one attempt at one job, in a process of its own. The only importer of torch here.
+
+    python -m worker.solve < request.json
+
+Device memory is free again when it ends, and it can be killed at any instant: finished units are in
+the workspace, and the next attempt goes on from there. See `protocol` for what goes in and out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
+from strucprune_core.pipeline import prune
+from strucprune_core.progress import Progress
+from strucprune_core.report import Report
+from strucprune_core.storage.open import open_store
+from worker.protocol import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    ErrorMessage,
+    ProgressMessage,
+    Request,
+    ResultMessage,
+)
+from worker.stop import StopOnTerminate
+
+_log = logging.getLogger(__name__)
+
+
+class Channel:
+    """The line to the supervisor: standard output, of which nothing else keeps a hold."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    @classmethod
+    def take_stdout(cls) -> Channel:
+        """Move standard output to a private descriptor; what libraries print goes to the log."""
+        sys.stdout.flush()
+        descriptor = os.dup(1)
+        os.dup2(2, 1)
+        return cls(descriptor)
+
+    def send(self, message: BaseModel) -> None:
+        """Write one line."""
+        data = message.model_dump_json().encode() + b"\n"
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
+    """Run the request; the exit status."""
+
+    def tell(progress: Progress) -> None:
+        channel.send(ProgressMessage(progress=progress.as_dict()))
+
+    try:
+        report = prune(
+            request.spec,
+            workspace=open_store(request.workspace_uri),
+            scratch=Path(request.scratch),
+            open_store=open_store,
+            progress=tell,
+            stop=stop,
+        )
+    except Stopped:
+        return EXIT_STOPPED
+    except Exception as error:
+        # Whatever it is, the user is to read it in the job and we in the log.
+        _log.exception("job %s failed", request.job_id)
+        channel.send(ErrorMessage(error=_as_ours(error).as_dict()))
+        return EXIT_FAILED
+    channel.send(ResultMessage(summary=summary_of(report)))
+    return EXIT_DONE
+
+
+def _as_ours(error: Exception) -> StrucPruneError:
+    if isinstance(error, StrucPruneError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("The machine ran out of memory.", remedy="Use one with more memory.")
+    # The message of a foreign exception may quote data or paths: its type is enough for the user.
+    return StrucPruneError(
+        f"The solve met an error that it does not know ({type(error).__name__}).",
+        remedy="The worker's log has the details.",
+    )
+
+
+def summary_of(report: Report) -> dict[str, Any]:
+    """The report's main figures, kept in the job's record."""
+    perplexity = report.perplexity
+    return {
+        "parameters": {"before": report.before.parameters, "after": report.after.parameters},
+        "bytes": {"before": report.before.bytes, "after": report.after.bytes},
+        "perplexity": perplexity
+        and {
+            "before": perplexity.before,
+            "after": perplexity.after,
+            "ratio": perplexity.ratio,
+        },
+        "sparsity": {
+            "requested": report.sparsity.requested,
+            "reached": report.sparsity.reached,
+        },
+        "seconds": round(sum(phase.seconds for phase in report.phases), 3),
+        "peak_memory_bytes": {
+            "host": report.memory.host_peak_bytes.measured,
+            "device": report.memory.device_peak_bytes.measured,
+        },
+    }
+
+
+def main() -> int:
+    """Read the request from standard input and run it; the exit status."""
+    channel = Channel.take_stdout()
+    stop = StopOnTerminate.install()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    request = Request.model_validate_json(sys.stdin.buffer.read())
+    return run(request, channel, stop)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""The watch over a running solve: relay progress, renew the lease, stop it when that is asked for.
+
+The watch decides *when* a solve ends; what its end means for the job is decided in `conclusion`.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from api.jobs.record import Signal
+from worker.child import SolveProcess
+from worker.lease import Lease
+from worker.protocol import ErrorMessage, Message, ProgressMessage, ResultMessage
+from worker.settings import Settings
+from worker.stop import Drain
+
+_log = logging.getLogger(__name__)
+
+# How soon a drain or an overdue stop is noticed while the solve is silent.
+_TICK_SECONDS = 0.25
+
+
+class StopReason(StrEnum):
+    """Why the supervisor stopped a solve."""
+
+    CANCEL = "cancel"
+    PAUSE = "pause"
+    LOST = "lost"
+    DRAIN = "drain"
+    STALLED = "stalled"
+    DEADLINE = "deadline"
+
+
+# There is nothing to save, or nothing to hope for: no grace period.
+_KILL_AT_ONCE = frozenset({StopReason.LOST, StopReason.STALLED})
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a solve ended.
+
+    Attributes:
+        returncode: Exit status, negative if a signal ended it.
+        summary: The result, if it reported one.
+        error: The failure, if it reported one.
+        stop: Why we stopped it, if we did.
+        progress: The last progress that it reported.
+    """
+
+    returncode: int
+    summary: dict[str, Any] | None = None
+    error: dict[str, Any] | None = None
+    stop: StopReason | None = None
+    progress: dict[str, Any] | None = None
+
+
+class Supervision:
+    """One solve under watch.
+
+    Args:
+        solve: The process.
+        lease: The claim on its job.
+        settings: Intervals and limits.
+        drain: Set when the worker is to shut down.
+        deadline_seconds: Seconds that the job may still run, or None.
+    """
+
+    def __init__(
+        self,
+        solve: SolveProcess,
+        lease: Lease,
+        settings: Settings,
+        drain: Drain,
+        deadline_seconds: float | None,
+    ) -> None:
+        self._solve = solve
+        self._lease = lease
+        self._settings = settings
+        self._drain = drain
+        now = time.monotonic()
+        self._deadline = None if deadline_seconds is None else now + deadline_seconds
+        self._heard_at = self._beaten_at = now
+        self._kill_at: float | None = None
+        self._stop: StopReason | None = None
+        self._progress: dict[str, Any] | None = None
+        self._progress_is_news = False
+        self._summary: dict[str, Any] | None = None
+        self._error: dict[str, Any] | None = None
+
+    def watch(self) -> Ended:
+        """Watch until the solve has ended."""
+        while (messages := self._solve.receive(_TICK_SECONDS)) is not None:
+            for message in messages:
+                self._note(message)
+            self._beat_if_due()
+            self._stop_if_due()
+            self._kill_if_due()
+        return Ended(self._solve.wait(), self._summary, self._error, self._stop, self._progress)
+
+    def _note(self, message: Message) -> None:
+        self._heard_at = time.monotonic()
+        match message:
+            case ProgressMessage(progress=progress):
+                self._progress, self._progress_is_news = progress, True
+            case ResultMessage(summary=summary):
+                self._summary = summary
+            case ErrorMessage(error=error):
+                self._error = error
+
+    def _beat_if_due(self) -> None:
+        since = time.monotonic() - self._beaten_at
+        news = self._progress_is_news and since >= self._settings.progress_seconds
+        if not news and since < self._settings.heartbeat_seconds:
+            return
+        signal = self._lease.beat(self._progress)
+        self._beaten_at, self._progress_is_news = time.monotonic(), False
+        if signal is not Signal.CONTINUE:
+            self._ask_to_stop(StopReason(signal.value))
+
+    def _stop_if_due(self) -> None:
+        now = time.monotonic()
+        if self._drain.started:
+            self._ask_to_stop(StopReason.DRAIN)
+        if self._deadline is not None and now > self._deadline:
+            self._ask_to_stop(StopReason.DEADLINE)
+        if now - self._heard_at > self._settings.stall_seconds:
+            self._ask_to_stop(StopReason.STALLED)
+
+    def _ask_to_stop(self, reason: StopReason) -> None:
+        """Stop the solve. The first reason stays, unless the job turns out to be lost."""
+        if reason is StopReason.LOST and self._stop is not StopReason.LOST:
+            self._stop, self._kill_at = reason, time.monotonic()
+        elif self._stop is None:
+            grace = 0.0 if reason in _KILL_AT_ONCE else self._settings.grace_seconds
+            self._stop, self._kill_at = reason, time.monotonic() + grace
+            self._solve.terminate()
+        else:
+            return
+        _log.info("stopping solve %d: %s", self._solve.pid, reason.value)
+
+    def _kill_if_due(self) -> None:
+        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+            self._solve.kill()
