@@ -65,7 +65,8 @@ class ApiError(HTTPException):
 def field_error(error: StrucPruneError) -> FieldError:
     """A library error as one of a problem's errors; its field becomes a JSON pointer."""
     pointer = _pointer(error.field.split(".")) if error.field else None
-    detail = f"{error.message} {error.remedy}" if error.remedy else error.message
+    sentence = error.message if error.message.endswith(".") else f"{error.message}."
+    detail = f"{sentence} {error.remedy}" if error.remedy else sentence
     return FieldError(pointer=pointer, code=error.code, detail=detail)
 
 

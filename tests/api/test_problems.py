@@ -68,6 +68,26 @@ def test_malformed_json(client: TestClient) -> None:
     assert problem["errors"][0]["pointer"] == ""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"[" * 200_000,
+        b"\xff\xfe",
+        b"null",
+        b"[]",
+        b'{"model": {"uri": "\\ud800"}}',
+        b'{"model": {"uri": "s3://bucket/\\u0000"}, "pruning": {"sparsity": NaN}}',
+        b'{"pruning": {"sparsity": 1e400}, "labels": {"a": {"b": []}}}',
+        b'{"runtime": {"deadline_seconds": ' + b"9" * 5000 + b"}}",
+    ],
+)
+def test_hostile_bodies(client: TestClient, content: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = client.post(JOBS, content=content, headers=headers)
+    assert answer.status_code in (400, 422)
+    is_problem(answer, answer.status_code, answer.json()["code"])
+
+
 def test_request_size_declared(client: TestClient) -> None:
     is_problem(client.post(JOBS, content=b"x" * 300_000), 413, "request_too_large")
 
