@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strucprune_core.solver.factorisation import factorise
+from strucprune_core.solver.factorisation import check_finite, factorise
 
 HESSIAN_DAMPING = 0.01  # eps relative to mean(diag G); enough to invert, too small to reorder.
 BLOCK_CHANNELS = 16  # Removed per update: a rank-16 update is bound by compute, not by memory.
@@ -52,34 +52,41 @@ def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> D
         block: Channels removed per update.
 
     Raises:
-        NumericalFailure: G cannot be factorised (see `factorisation.factorise`).
+        NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
     """
-    gram, weight = gram.double(), weight.double()
-    energy = gram.diagonal()
+    check_finite(gram)  # Before `dead`: beside an infinite energy all others look dead.
+    energy = gram.diagonal().double()
     dead = energy <= DEAD_ENERGY * energy.mean()
-    dead_first = dead.nonzero().flatten()
+    dead_first = dead.nonzero().flatten().cpu()
     alive = (~dead).nonzero().flatten()
-    if alive.numel() == 0:
-        return DamageCurve(dead_first.cpu(), torch.zeros(len(dead_first), dtype=torch.float64))
-    order, damage = _remove_in_blocks(gram[alive][:, alive], weight[:, alive], block)
     free = torch.zeros(len(dead_first), dtype=torch.float64)
+    if alive.numel() == 0:
+        return DamageCurve(dead_first, free)
+    inverse = _inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
+    order, damage = _remove_in_blocks(inverse, weight[:, alive].double(), block)
     marginal = torch.cat([free, damage.cpu()]).clamp_min(0.0)
     return DamageCurve(
-        order=torch.cat([dead_first.cpu(), alive.cpu()[order.cpu()]]),
+        order=torch.cat([dead_first, alive.cpu()[order.cpu()]]),
         damage=marginal.cummax(0).values,
     )
 
 
-def _remove_in_blocks(gram: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
-    """OBS over live channels: the order (m,) and the marginal damage per channel (m,)."""
-    factor = factorise(gram, HESSIAN_DAMPING * float(gram.diagonal().mean()))
-    inverse = torch.cholesky_inverse(factor.lower)
-    weight = weight.clone()
-    index = torch.arange(len(gram), device=gram.device)
-    removed = torch.zeros(len(gram), dtype=torch.bool, device=gram.device)
+def _inverse_hessian(gram: Tensor) -> Tensor:
+    """(G + eps I)^-1, (m x m) float64."""
+    eps = HESSIAN_DAMPING * float(gram.diagonal().double().mean())
+    return torch.cholesky_inverse(factorise(gram.double(), eps).lower)
+
+
+def _remove_in_blocks(inverse: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+    """OBS over live channels: the order (m,) and the marginal damage per channel (m,).
+
+    Both arguments, H^-1 (m x m) and W (d x m), are float64 and are overwritten.
+    """
+    index = torch.arange(len(inverse), device=inverse.device)
+    removed = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
     order: list[Tensor] = []
     damage: list[Tensor] = []
-    left, blocks_done = len(gram), 0
+    left, blocks_done = len(inverse), 0
     while left:
         saliency = weight.square().sum(0) / inverse.diagonal()
         saliency[removed] = torch.inf
@@ -90,8 +97,8 @@ def _remove_in_blocks(gram: Tensor, weight: Tensor, block: int) -> tuple[Tensor,
         marginal = (solved * weight[:, chosen]).sum() / take
         order.append(index[chosen])
         damage.append(marginal.expand(take))
-        weight -= solved @ cross.T
-        inverse -= cross @ torch.linalg.solve(cross[chosen], cross.T)
+        weight.addmm_(solved, cross.T, alpha=-1)
+        inverse.addmm_(cross, torch.linalg.solve(cross[chosen], cross.T), alpha=-1)
         # What a removed channel leaves behind is rounding noise: keep it out of later steps.
         weight[:, chosen] = 0.0
         inverse[chosen] = 0.0
@@ -104,5 +111,5 @@ def _remove_in_blocks(gram: Tensor, weight: Tensor, block: int) -> tuple[Tensor,
             keep = (~removed).nonzero().flatten()
             index, weight = index[keep], weight[:, keep]
             inverse = inverse[keep][:, keep]
-            removed = torch.zeros(left, dtype=torch.bool, device=gram.device)
+            removed = torch.zeros(left, dtype=torch.bool, device=inverse.device)
     return torch.cat(order), torch.cat(damage)

@@ -28,6 +28,19 @@ class Factor:
     retries: int
 
 
+def check_finite(gram: Tensor) -> None:
+    """Refuse statistics that overflowed: whatever does shows on the diagonal.
+
+    Raises:
+        NumericalFailure: an entry of the diagonal is not finite.
+    """
+    if not torch.isfinite(gram.diagonal()).all():
+        raise NumericalFailure(
+            "the Gram matrix has non-finite entries",
+            remedy="The model's activations overflow on this calibration text; check the weights.",
+        )
+
+
 def factorise(gram: Tensor, ridge: float) -> Factor:
     """Cholesky of `gram + ridge I`, raising the ridge until it succeeds.
 
@@ -39,11 +52,7 @@ def factorise(gram: Tensor, ridge: float) -> Factor:
         NumericalFailure: `gram` is not finite, or no ridge up to `RIDGE_GROWTH**MAX_RETRIES`
             times the first gives a positive definite matrix.
     """
-    if not torch.isfinite(gram.diagonal()).all():
-        raise NumericalFailure(
-            "the Gram matrix has non-finite entries",
-            remedy="The model's activations overflow on this calibration text; check the weights.",
-        )
+    check_finite(gram)
     for retries in range(MAX_RETRIES + 1):
         damped = gram.clone()
         damped.diagonal().add_(ridge)
