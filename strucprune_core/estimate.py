@@ -19,17 +19,17 @@ from strucprune_core.inspection import ModelFacts
 from strucprune_core.models.config import ModelConfig, expected_tensors, layer_tensors
 from strucprune_core.report import SizeSummary
 from strucprune_core.spec import JobSpec, PruningSpec
+from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
 
 FP32_BYTES = 4
 FP64_BYTES = 8
-# Resident memory of a process that imported torch and did nothing yet.
-PROCESS_BYTES = 330 * 10**6
-# Rows of the vocabulary that are multiplied at a time.
-VOCABULARY_TILE_ROWS = 8192
-# fp64 matrices of f x f that live at once while a damage curve is drawn: H^-1 and its update.
-CURVE_MATRICES = 3
-# The Gram as it accumulates, and the product of the micro-batch that is added to it.
-GRAM_MATRICES = 2
+# Anonymous memory of a process that imported torch and parsed a tokenizer, before any weight.
+PROCESS_BYTES = 350 * 10**6
+# float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
+# factor, H^-1, and the copies made when removed channels are dropped.
+CURVE_MATRICES = 5
+# Tiles of logits that live at once: the logits, their exponentials, and a reference's logits.
+LOGITS_TILES = 3
 
 
 class Estimate(BaseModel):
@@ -81,7 +81,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     down = index.tensors["model.layers.0.mlp.down_proj.weight"]
     bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[down.dtype]
     memory = memory_terms(spec, config)
-    solve = sum(memory.values())
+    solve = max(memory.values())
     on_device = spec.runtime.device == "cuda"
     return Estimate(
         parameters_before=parameters,
@@ -96,27 +96,33 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
 
 
 def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
-    """Bytes beside the bare process, by what they are for.
+    """Bytes beside the bare process, by step; the steps follow one another.
 
     d hidden size, f the widest FFN, t tokens of one micro-batch.
     """
     d, f = config.hidden_size, max(config.intermediate_sizes)
     tokens = _micro_batch_tokens(spec)
     widest = max(range(config.layers), key=lambda layer: config.intermediate_sizes[layer])
-    layer = sum(math.prod(shape) for shape in layer_tensors(config, widest).values())
-    tile_rows = min(VOCABULARY_TILE_ROWS, config.vocab_size)
+    parameters = sum(math.prod(shape) for shape in layer_tensors(config, widest).values())
+    layer = parameters * FP32_BYTES
+    # Residual, normalised input, queries, keys, values, attended, output and the copy on the host;
+    # gate, its activation, up and their product.
+    activations = tokens * (8 * d + 4 * f) * FP32_BYTES
+    tile_rows = min(VOCAB_TILE_ROWS, config.vocab_size)
+    logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
     return {
-        # One decoder layer, in the precision of the computation.
-        "decoder_layer": layer * FP32_BYTES,
-        # G and the product that is added to it.
-        "gram": GRAM_MATRICES * f * f * FP32_BYTES,
-        # H, H^-1 and the update of H^-1.
-        "damage_curve": CURVE_MATRICES * f * f * FP64_BYTES,
-        # Residual, normalised input, queries, keys, values, output; gate, up and their product.
-        "activations": tokens * (6 * d + 3 * f) * FP32_BYTES,
-        # A tile of the LM head, and its logits.
-        "vocabulary_tile": tile_rows * d * FP32_BYTES,
-        "logits_tile": tokens * tile_rows * FP32_BYTES,
+        "decoder_layer": layer,
+        # One layer over a micro-batch.
+        "forward": layer + activations,
+        # The same, G, and the activations scaled by the token weights.
+        "capture": layer + activations + f * f * FP32_BYTES + tokens * f * FP32_BYTES,
+        # G in float32, the float64 matrices, and W in both.
+        "damage_curve": f * f * (FP32_BYTES + CURVE_MATRICES * FP64_BYTES)
+        + d * f * (FP32_BYTES + 3 * FP64_BYTES),
+        # G in float32, its kept columns, the damped Gram and its factor.
+        "reconstruction": f * f * (FP32_BYTES + 4 * FP64_BYTES) + d * f * 4 * FP64_BYTES,
+        # A tile of the LM head, its logits, and the hidden states they come from.
+        "lm_head": tile_rows * d * FP32_BYTES + LOGITS_TILES * logits + 3 * tokens * d * FP32_BYTES,
     }
 
 

@@ -23,7 +23,7 @@ from strucprune_core.errors import (
     OutputNotEmpty,
     StrucPruneError,
 )
-from strucprune_core.evaluation.memory import MemoryMeter
+from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_empty, inspect_job, naming_field
 from strucprune_core.models.adapter import adapter_for
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
@@ -161,6 +161,7 @@ def _pending(job: Job) -> list[Unit]:
 def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
     """Compute one unit and commit it."""
     began = time.monotonic()
+    return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
     job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.

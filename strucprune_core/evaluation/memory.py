@@ -8,6 +8,7 @@ out, since the kernel may drop them at any time.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,16 @@ def anonymous_bytes() -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def return_free_memory() -> None:
+    """Give freed heap memory back to the system, where the C library can (glibc).
+
+    Without it a process keeps what its largest step once needed, and each later step's peak would
+    be reported too high.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class MemoryMeter:

@@ -35,9 +35,10 @@ def perplexity(
         tick: Called after each layer and vocabulary tile; may raise to stop.
     """
     with final_hidden(stream, windows, scratch, micro_batch_tokens, tick) as hidden:
-        predicting = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        targets = windows[:, 1:].reshape(-1)
-        mean_loss = float(token_losses(stream, predicting, targets, tick).mean())
+        # Every position is scored in place; what the last of a window "predicts" is dropped.
+        targets = np.roll(windows, -1, axis=1).reshape(-1)
+        losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)
+    mean_loss = float(losses.reshape(windows.shape)[:, :-1].mean())
     try:
         return math.exp(mean_loss)
     except OverflowError:

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from strucprune_core.models.adapter import Adapter, LayerWeights
-
-# Rows of the embedding or LM head resident at a time. 4096 rows keep the matrix products large
-# enough to run at full speed, and a tile of logits small next to a decoder layer.
-VOCAB_TILE_ROWS = 4096
+from strucprune_core.tiling import VOCAB_TILE_ROWS
 
 
 class WeightSource(Protocol):

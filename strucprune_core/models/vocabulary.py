@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.streaming import ModelStream
-
-# Tokens multiplied with a vocabulary tile at a time: a (2048 x 4096) tile of logits is 32 MiB.
-HEAD_CHUNK_TOKENS = 2048
+from strucprune_core.tiling import HEAD_CHUNK_TOKENS
 
 
 def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float32]) -> None:
@@ -44,8 +42,8 @@ class _LogPartition:
         """Add a tile (n x tile). Returns exp(z - peak) of it, and by what older sums shrink."""
         peak = torch.maximum(self.peak, logits.amax(-1))
         shrink = (self.peak - peak).double().exp()
-        weights = (logits - peak[:, None]).exp()
-        self.total = self.total * shrink + weights.sum(-1, dtype=torch.float64)
+        weights = (logits - peak[:, None]).exp_()
+        self.total = self.total * shrink + weights.sum(-1).double()
         self.peak = peak
         return weights, shrink
 
@@ -113,7 +111,7 @@ def kl_divergences(
         for index, other in enumerate(others):
             logits = _logits(stream, other, norm, rows)
             pruned[index].add(logits)
-            gap = (weights * (reference_logits - logits)).sum(-1, dtype=torch.float64)
+            gap = logits.sub_(reference_logits).mul_(weights).sum(-1).neg_().double()
             gaps[index] = gaps[index] * shrink + gap
         tick()
     return [

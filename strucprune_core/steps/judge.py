@@ -11,7 +11,6 @@ from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import NumericalFailure, QualityCollapsed
 from strucprune_core.evaluation.perplexity import perplexity
-from strucprune_core.evaluation.reload import REFERENCE, reference_logits
 from strucprune_core.models.adapter import adapter_for
 from strucprune_core.models.config import check_tensors, parse_config
 from strucprune_core.models.forward import final_hidden
@@ -19,6 +18,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import next_token_logits
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job
+from strucprune_core.tiling import VOCAB_TILE_ROWS
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -60,6 +60,9 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
     Raises:
         NumericalFailure: they differ by more than rounding.
     """
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.evaluation.reload import REFERENCE, reference_logits
+
     tokens = np.asarray(job.array("tokens", "calibration.npy"))
     tokens = tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS]
     in_memory = ModelStream(job.adapter, job.pruned_source(), job.device)
@@ -90,7 +93,7 @@ def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
 
 
 def _forward_ticks(job: Job) -> int:
-    return job.config.layers + math.ceil(job.config.vocab_size / 4096)
+    return job.config.layers + math.ceil(job.config.vocab_size / VOCAB_TILE_ROWS)
 
 
 def _check_collapse(job: Job, pruned: float, limit: float) -> None:
