@@ -121,6 +121,8 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
         + d * f * (FP32_BYTES + 3 * FP64_BYTES),
         # G in float32, its kept columns, the damped Gram and its factor.
         "reconstruction": f * f * (FP32_BYTES + 4 * FP64_BYTES) + d * f * 4 * FP64_BYTES,
+        # The largest tensor, and the float32 copy of a piece of it that is checked to be finite.
+        "assembly": config.vocab_size * d * FP32_BYTES + 2**22 * FP32_BYTES,
         # A tile of the LM head, its logits, and the hidden states they come from.
         "lm_head": tile_rows * d * FP32_BYTES + LOGITS_TILES * logits + 3 * tokens * d * FP32_BYTES,
     }

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
+from strucprune_core.devices import choose_device
 from strucprune_core.errors import (
-    InvalidSpec,
     OutOfMemory,
     OutputNotEmpty,
     StrucPruneError,
@@ -120,22 +120,6 @@ def prune(
         publish(output, pruned_checkpoint(job), result.files, reports)
     meter.finish()
     return result
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda".
-
-    Raises:
-        InvalidSpec: "cuda" was asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if wanted == "cuda" and not available:
-        raise InvalidSpec(
-            "no CUDA device is available to this process",
-            field="runtime.device",
-            remedy="Use 'auto' or 'cpu', or run where a GPU is visible.",
-        )
-    return torch.device("cuda" if wanted != "cpu" and available else "cpu")
 
 
 def _check_output(output: Store, workspace: Workspace) -> None:

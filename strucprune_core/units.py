@@ -86,9 +86,9 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
     ]
     assembled = tuple(f"assemble.{shard}" for shard in range(shards))
     files = tuple((unit, "shard.safetensors") for unit in assembled)
-    units.append(Unit("verify", Phase.EVALUATING, (*solved, *assembled), (*solutions, *files)))
     if evaluate:
         units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
+    units.append(Unit("verify", Phase.EVALUATING, (*solved, *assembled), (*solutions, *files)))
     last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
     units.append(Unit("report", Phase.COMMITTING, last))
     return units

@@ -5,27 +5,24 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import NumericalFailure, QualityCollapsed
 from strucprune_core.evaluation.perplexity import perplexity
+from strucprune_core.evaluation.reload_check import (
+    VERIFY_SEQUENCES,
+    VERIFY_TOKENS,
+    compare_with_transformers,
+)
 from strucprune_core.models.adapter import adapter_for
 from strucprune_core.models.config import check_tensors, parse_config
-from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import next_token_logits
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import VOCAB_TILE_ROWS
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
-
-VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
-# Largest logit difference that float32 rounding explains, relative to the largest logit (with an
-# absolute floor for tiny models).
-VERIFY_TOLERANCE = 1e-3
 
 
 def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
@@ -51,7 +48,6 @@ def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
         _check_collapse(job, value, job.spec.evaluation.max_perplexity_ratio)
 
 
-@torch.inference_mode()
 def verify(job: Job, unit: Unit, draft: Draft) -> None:
     """Reload the written files in transformers; compare logits with the weights in memory.
 
@@ -60,28 +56,16 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
     Raises:
         NumericalFailure: they differ by more than rounding.
     """
-    # transformers takes seconds and 100 MB to import: only here.
-    from strucprune_core.evaluation.reload import REFERENCE, reference_logits
-
     tokens = np.asarray(job.array("tokens", "calibration.npy"))
-    tokens = tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS]
-    in_memory = ModelStream(job.adapter, job.pruned_source(), job.device)
-    with final_hidden(in_memory, tokens, job.scratch, tokens.size, lambda: job.tick(0, 1)) as last:
-        expected = next_token_logits(in_memory, last[:, -1])
     index, written = _reopened(job)
-    found = reference_logits(written, index.config_bytes, set(index.tensors), tokens)
-    difference = float((expected - found).abs().max())
-    tolerance = VERIFY_TOLERANCE * max(1.0, float(expected.abs().max()))
-    if not difference <= tolerance:  # `not <=`, so that NaN fails too.
-        raise NumericalFailure(
-            f"the written checkpoint gives logits that differ by {difference:.3g} from the pruned "
-            f"weights in memory (tolerance {tolerance:.3g})",
-            remedy="Nothing was published. Please report this with the job's report.",
-        )
-    draft.values["reference"] = REFERENCE
-    draft.values["tokens"] = int(tokens.size)
-    draft.values["max_abs_logit_difference"] = difference
-    draft.values["tolerance"] = tolerance
+    draft.values |= compare_with_transformers(
+        ModelStream(job.adapter, job.pruned_source(), job.device),
+        written,
+        index.config_bytes,
+        set(index.tensors),
+        tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
+        lambda: job.tick(0, 1),
+    )
 
 
 def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:

@@ -1,6 +1,6 @@
-"""The reload check: the written files, run by transformers, against the weights that were pruned.
+"""A checkpoint run by transformers, one decoder layer at a time: the reload check's reference.
 
-The reference model is built by transformers from the written config.json on the meta device, so a
+The model is built by transformers from the written config.json on the meta device, so a
 wrong name, shape or width fails here; then its decoder layers are filled from the written shards
 and run one at a time, so a checkpoint of any size is checked in the memory of one layer.
 """

@@ -1,0 +1,331 @@
+"""The `strucprune` command: inspect, prune, evaluate, verify. No service is needed.
+
+Human output and progress go to standard error, results to standard output; `--json` makes the
+result one JSON document. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from strucprune_core import progress as core_progress
+from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.report import Report
+from strucprune_core.spec import JobSpec
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+app = typer.Typer(
+    name="strucprune",
+    help="Make a large language model smaller and faster: whole FFN channels are removed and the "
+    "rest is repaired, one decoder layer in memory at a time.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+stderr = Console(stderr=True)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Directory or s3://bucket/prefix with config.json, tokenizer.json and safetensors.",
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+@app.callback()
+def _logging(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=stderr, show_path=False, show_level=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+@app.command()
+def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Show what a model is and whether it can be pruned. Reads no weights."""
+    from strucprune_core.estimate import size_of
+    from strucprune_core.inspection import inspect_model, naming_field
+    from strucprune_core.storage.open import open_store
+
+    with _failures(as_json):
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(model))
+        config = facts.config
+        size = size_of(config, dtype_bytes=1)
+        result = {
+            "model": model,
+            "architecture": config.model_type,
+            "layers": config.layers,
+            "hidden_size": config.hidden_size,
+            "intermediate_sizes": list(config.intermediate_sizes),
+            "attention_heads": config.heads,
+            "kv_heads": config.kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "parameters": size.parameters,
+            "ffn_channels": size.ffn_channels,
+            "bytes": facts.index.total_bytes,
+            "files": len(facts.index.file_sizes),
+            "digest": facts.index.digest(),
+        }
+        if not as_json and len(set(config.intermediate_sizes)) == 1:
+            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_size}"
+        _print(result, as_json)
+
+
+@app.command()
+def prune(
+    model: ModelArgument,
+    output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
+    sparsity: Annotated[float, typer.Option(help="Fraction of FFN channels to remove, 0 to 1.")],
+    calibration: Annotated[str, typer.Option(help="Text (UTF-8) to compute the statistics on.")],
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="threshold (least loss) or uniform. Default: fits the layout."),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
+    ] = "per_layer",
+    damping: Annotated[
+        float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
+    ] = None,
+    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Text to report perplexity on, before and after.")
+    ] = None,
+    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
+    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
+    max_perplexity_ratio: Annotated[
+        float, typer.Option(help="Fail, publishing nothing, if pruned / dense is above.")
+    ] = 10.0,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help="Directory or s3:// prefix for finished steps; reuse it to resume."),
+    ] = None,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model and write the smaller one with its report.
+
+    With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues where it was
+    when the same command is given again, and ends with the same bytes.
+    """
+    with _failures(as_json):
+        pruning: dict[str, Any] = {
+            "sparsity": sparsity,
+            "layout": layout,
+            "damping": damping,
+            "multiple_of": multiple_of,
+        }
+        if allocation is not None:
+            pruning["allocation"] = allocation
+        body: dict[str, Any] = {
+            "model": {"uri": model},
+            "output": {"uri_prefix": output},
+            "pruning": pruning,
+            "calibration": {
+                "uri": calibration,
+                "samples": samples,
+                "sequence_length": sequence_length,
+                "seed": seed,
+            },
+            "runtime": {"device": device, "micro_batch_tokens": micro_batch_tokens},
+        }
+        if evaluation is not None:
+            body["evaluation"] = {
+                "uri": evaluation,
+                "sequences": evaluation_sequences,
+                "sequence_length": evaluation_sequence_length,
+                "max_perplexity_ratio": max_perplexity_ratio,
+            }
+        report = _run_prune(_parse_spec(body), workspace)
+        if as_json:
+            _print(report.model_dump(mode="json"), as_json=True)
+        else:
+            _print_summary(report, output)
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[str, typer.Option(help="Text (UTF-8); windows are taken from its start.")],
+    sequences: Annotated[int, typer.Option(min=1, help="Windows.")] = 24,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 1024,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens per pass.")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's perplexity on a text: consecutive windows, each scored on its own."""
+    from strucprune_core.evaluation.standalone import evaluate_model
+
+    with _failures(as_json), _bar() as bar:
+        task = bar.add_task("evaluating", total=1.0)
+        result = evaluate_model(
+            model,
+            text,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            device=device,
+            micro_batch_tokens=micro_batch_tokens,
+            tick=lambda share: bar.update(task, completed=share),
+        )
+        bar.stop()
+        _print(result, as_json)
+
+
+@app.command()
+def verify(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory or s3:// prefix.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
+    from strucprune_core.evaluation.standalone import verify_checkpoint
+
+    with _failures(as_json):
+        _print(verify_checkpoint(directory), as_json)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _parse_spec(body: dict[str, Any]) -> JobSpec:
+    try:
+        return JobSpec.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InvalidSpec(f"{message} (got {first['input']!r})", field=field) from None
+
+
+def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
+    from strucprune_core.pipeline import prune as run
+    from strucprune_core.storage.open import open_store
+
+    interrupted = _StopOnInterrupt()
+    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch, _bar() as bar:
+        task = bar.add_task(core_progress.Phase.INSPECTING.value, total=1.0)
+
+        def show(progress: core_progress.Progress) -> None:
+            label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
+            bar.update(task, completed=progress.fraction, description=label)
+
+        return run(
+            spec,
+            workspace=open_store(workspace or str(Path(scratch) / "workspace")),
+            scratch=Path(scratch),
+            progress=show,
+            stop=interrupted,
+        )
+
+
+class _StopOnInterrupt:
+    """Ctrl-C and SIGTERM stop at the next safe point; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
+        self._stopped = True
+        stderr.print("stopping at the next safe point …")
+
+    def check(self) -> None:
+        """Raise `Stopped` once a signal has come."""
+        if self._stopped:
+            raise Stopped(
+                "interrupted", remedy="With --workspace, the same command continues the run."
+            )
+
+
+@contextmanager
+def _failures(as_json: bool) -> Iterator[None]:
+    """Show a failure as one readable message (or JSON) and exit with its code."""
+    try:
+        yield
+    except StrucPruneError as error:
+        _fail(error, as_json)
+
+
+def _fail(error: StrucPruneError, as_json: bool) -> NoReturn:
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
+    stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
+    stderr.print(str(error), markup=False, highlight=False)
+    usage = isinstance(error, InvalidSpec)
+    stopped = isinstance(error, Stopped)
+    raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+    )
+
+
+def _print(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in result.items():
+        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
+        table.add_row(key.replace("_", " "), str(shown))
+    Console().print(table)
+
+
+def _print_summary(report: Report, output: str) -> None:
+    table = Table("", "before", "after", "after / before", box=None)
+    before, after = report.before, report.after
+    rows: list[tuple[str, float, float, str]] = [
+        ("parameters", before.parameters, after.parameters, ",.0f"),
+        ("bytes", before.bytes, after.bytes, ",.0f"),
+        ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
+    ]
+    if report.perplexity is not None:
+        rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
+    for name, dense, pruned, style in rows:
+        table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
+    console = Console()
+    console.print(table)
+    peak = report.memory.host_peak_bytes.measured or 0
+    seconds = sum(phase.seconds for phase in report.phases)
+    console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")

@@ -1,0 +1,27 @@
+"""Which device a run uses."""
+
+from __future__ import annotations
+
+import torch
+
+from strucprune_core.errors import InvalidSpec
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda".
+
+    Raises:
+        InvalidSpec: the name is unknown, or "cuda" was asked for and there is none.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise InvalidSpec(
+            f"'{wanted}' is not a device", field="runtime.device", remedy="Use auto, cpu or cuda."
+        )
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise InvalidSpec(
+            "no CUDA device is available to this process",
+            field="runtime.device",
+            remedy="Use 'auto' or 'cpu', or run where a GPU is visible.",
+        )
+    return torch.device("cuda" if wanted != "cpu" and available else "cpu")

@@ -1,0 +1,149 @@
+"""Judging a checkpoint outside a job: `strucprune evaluate` and `strucprune verify`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from strucprune_core.calibration.text import Text, digest, evaluation_windows, load_tokenizer
+from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.devices import choose_device
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.evaluation.perplexity import perplexity
+from strucprune_core.evaluation.reload_check import (
+    VERIFY_SEQUENCES,
+    VERIFY_TOKENS,
+    compare_with_transformers,
+)
+from strucprune_core.inspection import (
+    ModelFacts,
+    check_sequence_length,
+    check_text,
+    inspect_model,
+    naming_field,
+)
+from strucprune_core.models.adapter import adapter_for
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.publish import MANIFEST
+from strucprune_core.storage.open import open_object, open_store
+from strucprune_core.storage.store import Store
+from strucprune_core.tiling import VOCAB_TILE_ROWS
+
+_READ_BYTES = 16 << 20
+
+
+def evaluate_model(
+    model: str,
+    text: str,
+    *,
+    sequences: int,
+    sequence_length: int,
+    device: str,
+    micro_batch_tokens: int,
+    tick: Callable[[float], None],
+) -> dict[str, Any]:
+    """Perplexity of a model on consecutive windows of a text, streamed.
+
+    Args:
+        model: Directory or s3 URI.
+        text: Path or s3 URI.
+        sequences: Windows.
+        sequence_length: Tokens per window.
+        device: "auto", "cpu" or "cuda".
+        micro_batch_tokens: Tokens pushed through a layer at a time.
+        tick: Told the share that is done, in [0, 1].
+
+    Raises:
+        StrucPruneError: see `errors`.
+    """
+    with naming_field("model.uri"):
+        facts = inspect_model(open_store(model))
+    check_sequence_length(sequence_length, facts.config, "sequence_length")
+    with naming_field("text"):
+        store, name = open_object(text)
+        check_text(store, name, sequences=sequences, sequence_length=sequence_length)
+    source = Text(store, name, "text")
+    tokenizer = load_tokenizer(bytes(facts.index.store.read("tokenizer.json")))
+    windows = evaluation_windows(source, tokenizer, sequences, sequence_length)
+    total = facts.config.layers + math.ceil(facts.config.vocab_size / VOCAB_TILE_ROWS)
+    done = iter(range(1, total + 1))
+    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
+        value = perplexity(
+            _stream(facts, choose_device(device)),
+            windows,
+            Path(scratch),
+            micro_batch_tokens,
+            lambda: tick(next(done, total) / total),
+        )
+    return {
+        "model": model,
+        "perplexity": value,
+        "sequences": sequences,
+        "sequence_length": sequence_length,
+        "tokens": sequences * (sequence_length - 1),
+        "text": text,
+        "text_sha256": digest(source),
+    }
+
+
+def verify_checkpoint(uri: str) -> dict[str, Any]:
+    """Check a checkpoint's files against its manifest, its tensors, and transformers' own forward.
+
+    Raises:
+        InvalidCheckpoint: a file is missing, altered, or not what the config says.
+        NumericalFailure: transformers computes other logits than the streamed forward.
+    """
+    store = open_store(uri)
+    with naming_field("DIR"):
+        files = _check_digests(store)
+        facts = inspect_model(store)
+    tokens = np.random.Generator(np.random.PCG64(0)).integers(
+        0, facts.config.vocab_size, (VERIFY_SEQUENCES, VERIFY_TOKENS), dtype=np.int32
+    )
+    stream = _stream(facts, torch.device("cpu"))
+    result = compare_with_transformers(
+        stream, stream, facts.index.config_bytes, set(facts.index.tensors), tokens
+    )
+    return {"checkpoint": uri, "valid": True, "files": files, **result}
+
+
+def _stream(facts: ModelFacts, device: torch.device) -> ModelStream:
+    return ModelStream(adapter_for(facts.config), TensorReader(facts.index), device)
+
+
+def _check_digests(store: Store) -> int:
+    """Compare every file with the manifest. Returns how many there are."""
+    if store.stat(MANIFEST) is None:
+        raise InvalidCheckpoint(
+            f"there is no {MANIFEST} under {store.uri}",
+            remedy="Give the output of a finished pruning job.",
+        )
+    files = json.loads(bytes(store.read(MANIFEST)))["files"]
+    for entry in files:
+        info = store.stat(entry["name"])
+        if info is None:
+            raise InvalidCheckpoint(f"{entry['name']} is missing")
+        if (
+            info.size_bytes != entry["bytes"]
+            or _digest(store, info.key, info.size_bytes) != (entry["sha256"])
+        ):
+            raise InvalidCheckpoint(
+                f"{entry['name']} is not the file that was written",
+                remedy="Download it again, or prune again.",
+            )
+    return len(files)
+
+
+def _digest(store: Store, key: str, size_bytes: int) -> str:
+    sha = hashlib.sha256()
+    for start in range(0, size_bytes, _READ_BYTES):
+        sha.update(store.read(key, start, min(_READ_BYTES, size_bytes - start)))
+    return sha.hexdigest()
