@@ -1,0 +1,92 @@
+"""Random models of transformers, and our stream over the files that transformers wrote."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from strucprune_core.checkpoint.index import open_checkpoint
+from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.export.modeling_strucprune_llama import (
+    StrucPruneLlamaConfig,
+    StrucPruneLlamaForCausalLM,
+)
+from strucprune_core.models.adapter import adapter_for
+from strucprune_core.models.config import parse_config
+from strucprune_core.models.forward import final_hidden
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import next_token_logits
+from strucprune_core.storage.local import LocalStore
+
+SHAPE = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+
+
+def random_llama(widths: list[int] | None = None, **options: Any) -> Any:
+    """A llama with random weights, norms and biases too; with `widths` a pruned one."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if widths is None:
+            model = LlamaForCausalLM(LlamaConfig(**{**SHAPE, **options}))
+        else:
+            layers = {"num_hidden_layers": len(widths), "intermediate_size": max(widths)}
+            config = StrucPruneLlamaConfig(**{**SHAPE, **layers, **options})
+            config.strucprune = {"format_version": 1, "intermediate_sizes": widths}
+            model_class: Any = StrucPruneLlamaForCausalLM
+            model = model_class(config)
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # transformers begins with ones and zeros
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def stream_of(model: Any, directory: Path) -> ModelStream:
+    """Save a model with transformers and open the files."""
+    model.save_pretrained(directory)
+    return open_stream(directory)
+
+
+def open_stream(directory: Path) -> ModelStream:
+    index = open_checkpoint(LocalStore(directory))
+    config = parse_config(json.loads(index.config_bytes))
+    return ModelStream(adapter_for(config), TensorReader(index), torch.device("cpu"))
+
+
+def random_tokens(sequences: int, length: int, vocabulary: int = 101) -> NDArray[np.int32]:
+    draw = np.random.default_rng(0)
+    return draw.integers(0, vocabulary, size=(sequences, length), dtype=np.int32)
+
+
+def streamed_logits(
+    stream: ModelStream, tokens: NDArray[np.int32], scratch: Path, micro_batch_tokens: int = 64
+) -> Tensor:
+    """Logits of all positions, (sequences x length x V)."""
+    with final_hidden(stream, tokens, scratch, micro_batch_tokens, lambda: None) as hidden:
+        logits = next_token_logits(stream, hidden.reshape(-1, hidden.shape[-1]))
+    return logits.reshape(*tokens.shape, -1)
+
+
+@torch.inference_mode()
+def reference_logits(model: Any, tokens: NDArray[np.int32]) -> Tensor:
+    """The same by transformers."""
+    logits: Tensor = model(torch.from_numpy(tokens.astype(np.int64))).logits
+    return logits

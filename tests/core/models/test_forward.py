@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+
+from strucprune_core.errors import Stopped
+from strucprune_core.models.forward import final_hidden, micro_batches, scratch_array
+from tests.core.models.reference import (
+    random_llama,
+    random_tokens,
+    reference_logits,
+    stream_of,
+    streamed_logits,
+)
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "gqa": {},
+    "mha": {"num_key_value_heads": 4},
+    "mqa": {"num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+    "attention_bias": {"attention_bias": True},
+    "mlp_bias": {"mlp_bias": True},
+    "all_biases": {"attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    "theta": {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+    "linear_rope": {
+        "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    },
+    "llama3_rope": {"rope_parameters": LLAMA3},
+    "head_dim": {"head_dim": 16},
+    "gelu": {"hidden_act": "gelu"},
+    "tanh_gelu": {"hidden_act": "gelu_pytorch_tanh"},
+    "relu": {"hidden_act": "relu"},
+    "eps": {"rms_norm_eps": 0.1},
+}
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+def test_streamed_logits_are_those_of_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
+    model, tokens = random_llama(**options), random_tokens(3, 40)
+    streamed = streamed_logits(stream_of(model, tmp_path / "model"), tokens, tmp_path)
+    torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"mlp_bias": True, "tie_word_embeddings": True}])
+def test_a_pruned_model_streams_like_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
+    model, tokens = random_llama(widths=[48, 7, 1, 20], **options), random_tokens(2, 24)
+    stream = stream_of(model, tmp_path / "model")
+    assert stream.adapter.config.intermediate_sizes == (48, 7, 1, 20)
+    streamed = streamed_logits(stream, tokens, tmp_path)
+    torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_files_are_computed_on_in_float32(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    tokens, model = random_tokens(2, 16), tmp_path / "model"
+    streamed = streamed_logits(stream_of(random_llama().to(dtype), model), tokens, tmp_path)
+    reopened = LlamaForCausalLM.from_pretrained(model, dtype=torch.float32)
+    expected = reference_logits(reopened, tokens)
+    torch.testing.assert_close(streamed, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 81, 10**6])
+def test_micro_batches_change_nothing(tmp_path: Path, micro_batch_tokens: int) -> None:
+    model, tokens = random_llama(), random_tokens(5, 40)
+    stream = stream_of(model, tmp_path / "model")
+    streamed = streamed_logits(stream, tokens, tmp_path, micro_batch_tokens)
+    torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+def test_micro_batches_are_whole_sequences() -> None:
+    assert list(micro_batches(5, 10, 25)) == [slice(0, 2), slice(2, 4), slice(4, 5)]
+    assert list(micro_batches(2, 10, 3)) == [slice(0, 1), slice(1, 2)]
+    assert list(micro_batches(0, 10, 3)) == []
+
+
+def test_it_can_be_stopped_after_each_layer_and_cleans_up(tmp_path: Path) -> None:
+    stream = stream_of(random_llama(), tmp_path / "model")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    layers: list[int] = []
+
+    def stop_at_the_second() -> None:
+        layers.append(1)
+        if len(layers) == 2:
+            raise Stopped("enough")
+
+    with (
+        pytest.raises(Stopped),
+        final_hidden(stream, random_tokens(1, 8), scratch, 64, stop_at_the_second),
+    ):
+        pass
+    assert len(layers) == 2
+    assert list(scratch.iterdir()) == []
+
+
+def test_scratch_arrays_are_files_that_vanish(tmp_path: Path) -> None:
+    with scratch_array(tmp_path, (2, 3)) as array:
+        assert isinstance(array, np.memmap)
+        assert array.shape == (2, 3)
+        assert list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == []
