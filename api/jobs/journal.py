@@ -2,7 +2,7 @@
 
 jobs/{job_id}/spec.json      what was asked; written once, before the client gets its 202
 jobs/{job_id}/outcome.json   how it ended; writing it *is* the commit, and the first writer wins
-jobs/{job_id}/workspace/     finished units of work, so that another attempt goes on from there
+workspaces/{job_id}/         finished units of work, so that another attempt goes on from there
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 
 _ROOT = "jobs/"
+# Apart from the journal, so that listing all jobs does not list their workspaces.
+_WORKSPACES = "workspaces/"
 _SPEC = "/spec.json"
 
 
@@ -101,14 +103,14 @@ class Journal:
         return self._get(_outcome_key(job_id), Outcome)
 
     def job_ids(self) -> Iterator[str]:
-        """Every journalled job. Lists the whole prefix, workspaces included: for rebuilds only."""
+        """Every journalled job. Lists the whole prefix: for rebuilds only."""
         for info in self._store.list(_ROOT):
             if info.key.endswith(_SPEC) and info.key.count("/") == 2:
                 yield info.key.removeprefix(_ROOT).removesuffix(_SPEC)
 
     def workspace(self, job_id: str) -> Store:
         """Where the job's attempts keep their finished units."""
-        return self._store.child(f"{_ROOT}{job_id}/workspace")
+        return self._store.child(f"{_WORKSPACES}{job_id}")
 
     def ping(self) -> None:
         """Return if the store answers; for readiness probes."""
