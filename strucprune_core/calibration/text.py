@@ -17,8 +17,10 @@ from tokenizers import Tokenizer
 from strucprune_core.errors import InvalidCheckpoint, InvalidText
 from strucprune_core.storage.store import Store
 
-# Text is tokenised a block at a time (cut at a line's end), so that memory does not grow with it.
+# Text is tokenised a block at a time (cut between words), so that memory does not grow with it.
 BLOCK_BYTES = 1 << 20
+# Blocks without a place to cut that are gathered before the text is cut where it is.
+MAX_UNCUT_BLOCKS = 4
 # Calibration windows are drawn from at most this much of the text's beginning: far more than any
 # calibration needs, and bounded in time.
 CALIBRATION_TEXT_BYTES = 64 << 20
@@ -114,17 +116,20 @@ def _take(blocks: Iterator[list[int]], limit: int | None) -> NDArray[np.int32]:
 
 def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterator[list[int]]:
     """Token ids, block after block. Special tokens are added at the start only, as if whole."""
+    size = _size(text)
     decode = codecs.getincrementaldecoder("utf-8")().decode
     rest, first = "", True
     try:
         for block in _blocks(text, limit):
             rest += decode(block)
-            head, newline, rest = rest.rpartition("\n")
-            if newline:
-                ids: list[int] = tokenizer.encode(head + newline, add_special_tokens=first).ids
-                first = False
+            cut = _last_word_start(rest)
+            if not cut and len(rest) >= MAX_UNCUT_BLOCKS * BLOCK_BYTES:
+                cut = len(rest)
+            if cut:
+                ids: list[int] = tokenizer.encode(rest[:cut], add_special_tokens=first).ids
+                rest, first = rest[cut:], False
                 yield ids
-        if limit is None:
+        if limit is None or size <= limit:
             rest += decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise InvalidText(
@@ -136,10 +141,26 @@ def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterat
         yield tokenizer.encode(rest, add_special_tokens=first).ids
 
 
-def _blocks(text: Text, limit: int | None) -> Iterator[bytes]:
+def _last_word_start(text: str) -> int:
+    """The last single space between a letter or digit and a letter; 0 if there is none.
+
+    A pre-tokeniser begins a new piece at such a space, so cutting before it changes no token. (Line
+    ends will not do: some join them to the punctuation before, others to the blank line after.)
+    """
+    at = text.rfind(" ")
+    while at > 0 and not (text[at - 1].isalnum() and text[at + 1 : at + 2].isalpha()):
+        at = text.rfind(" ", 0, at)
+    return max(0, at)
+
+
+def _size(text: Text) -> int:
     info = text.store.stat(text.key)
     if info is None:
         raise InvalidText(f"no such text: {text.store.uri}/{text.key}", field=text.field)
-    size = info.size_bytes if limit is None else min(info.size_bytes, limit)
+    return info.size_bytes
+
+
+def _blocks(text: Text, limit: int | None) -> Iterator[bytes]:
+    size = _size(text) if limit is None else min(_size(text), limit)
     for start in range(0, size, BLOCK_BYTES):
         yield bytes(text.store.read(text.key, start, min(BLOCK_BYTES, size - start)))
