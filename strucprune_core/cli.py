@@ -234,12 +234,7 @@ def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
 
     interrupted = _StopOnInterrupt()
     with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch, _bar() as bar:
-        task = bar.add_task(core_progress.Phase.INSPECTING.value, total=1.0)
-
-        def show(progress: core_progress.Progress) -> None:
-            label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
-            bar.update(task, completed=progress.fraction, description=label)
-
+        show = _ProgressDisplay(bar)
         return run(
             spec,
             workspace=open_store(workspace or str(Path(scratch) / "workspace")),
@@ -247,6 +242,25 @@ def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
             progress=show,
             stop=interrupted,
         )
+
+
+class _ProgressDisplay:
+    """A bar in a terminal; elsewhere (a log file, CI) a line for each new phase and tenth."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task(core_progress.Phase.INSPECTING.value, total=1.0)
+        self._last = ("", -1)
+
+    def __call__(self, progress: core_progress.Progress) -> None:
+        label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
+        if stderr.is_terminal:
+            self._bar.update(self._task, completed=progress.fraction, description=label)
+            return
+        step = (progress.phase.value, int(progress.fraction * 10))
+        if step != self._last:
+            self._last = step
+            stderr.print(f"{progress.fraction:4.0%} {label}", highlight=False)
 
 
 class _StopOnInterrupt:

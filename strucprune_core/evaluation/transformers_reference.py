@@ -58,8 +58,8 @@ def reference_logits(
             f"transformers expects other tensors than the checkpoint holds: {difference}"
         )
     hidden = _embedded(stream, tokens)
-    positions = torch.arange(tokens.shape[1])[None]
-    rotary = type(model.model.rotary_emb)(model.config)
+    positions = torch.arange(tokens.shape[1], device=hidden.device)[None]
+    rotary = type(model.model.rotary_emb)(model.config).to(hidden.device)
     rotations = rotary(hidden, positions)
     for index, layer in enumerate(model.model.layers):
         layer.load_state_dict(dict(stream.layer(index)), assign=True, strict=True)
