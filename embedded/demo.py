@@ -1,0 +1,237 @@
+"""The product's main job from end to end, on this machine: prune SmolLM2-135M over REST.
+
+    python -m embedded.demo [--keep]
+
+Starts the whole stack, uploads the model and two texts, submits a job, follows it, downloads the
+pruned checkpoint and its report to .demo/result, loads the checkpoint and lets it write a sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from embedded.client import Client
+from embedded.model import ensure_model
+from embedded.stack import ROOT, WORK_BUCKET, Stack
+from embedded.text import Texts, ensure_texts
+
+DIRECTORY = Path(".demo")
+PROMPT = "The most famous play by William Shakespeare is"
+# As a shell reports a program that Ctrl-C ended.
+_INTERRUPTED = 130
+
+
+def job_spec(output: str) -> dict[str, Any]:
+    """The job: remove 30 % of all FFN channels, wherever they are missed least."""
+    return {
+        "model": {"uri": f"s3://{WORK_BUCKET}/models/smollm2-135m"},
+        "output": {"uri_prefix": f"s3://{WORK_BUCKET}/{output}"},
+        "pruning": {"sparsity": 0.3, "allocation": "threshold", "layout": "per_layer"},
+        "calibration": {
+            "uri": f"s3://{WORK_BUCKET}/text/calibration.txt",
+            "samples": 32,
+            "sequence_length": 512,
+        },
+        "evaluation": {
+            "uri": f"s3://{WORK_BUCKET}/text/evaluation.txt",
+            "sequences": 8,
+            "sequence_length": 512,
+        },
+        "labels": {"made-by": "demo"},
+    }
+
+
+def main() -> int:
+    """Run the demo; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
+    parser.add_argument("--keep", action="store_true", help="leave the stack running afterwards")
+    keep = parser.parse_args().keep
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console()
+    try:
+        return run(console, keep=keep)
+    except KeyboardInterrupt:
+        console.print("Interrupted; everything is stopped.")
+        return _INTERRUPTED
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    # SIGTERM unwinds as Ctrl-C does, so that the stack is stopped in order.
+    raise KeyboardInterrupt
+
+
+def run(console: Console, *, keep: bool) -> int:
+    """The demo itself; the exit status."""
+    with console.status("Preparing SmolLM2-135M and the texts (cached after the first time)"):
+        model, texts = ensure_model(), ensure_texts()
+    shutil.rmtree(DIRECTORY, ignore_errors=True)
+    stack = Stack(DIRECTORY.resolve() / "stack")
+    try:
+        with console.status("Starting Valkey, S3, API, reconciler and worker") as status:
+            stack.start()
+            status.update("Uploading the model and the texts")
+            upload(stack, model, texts)
+        succeeded = prune(console, stack)
+        if keep:
+            show_access(console, stack)
+            signal.pause()
+        return 0 if succeeded else 1
+    finally:
+        with console.status("Stopping"):
+            stack.stop()
+        shutil.rmtree(DIRECTORY / "stack" / "s3", ignore_errors=True)
+
+
+def upload(stack: Stack, model: Path, texts: Texts) -> None:
+    """Put the model and the texts where the job will look for them."""
+    client = stack.s3.client()
+    for path in model.iterdir():
+        client.upload_file(str(path), WORK_BUCKET, f"models/smollm2-135m/{path.name}")
+    for path in (texts.calibration, texts.evaluation):
+        client.upload_file(str(path), WORK_BUCKET, f"text/{path.name}")
+
+
+def prune(console: Console, stack: Stack) -> bool:
+    """Submit the job, follow it and show what it made. False if it failed."""
+    with stack.client() as http:
+        client = Client(http)
+        job = client.submit(job_spec(f"pruned/{uuid.uuid4().hex[:8]}"))
+        console.print(f"Submitted [bold]{job['id']}[/bold] to {stack.api_url}")
+        job = follow(console, client, job["id"])
+        if job["state"] != "succeeded":
+            show_failure(console, stack, job)
+            return False
+        result = DIRECTORY / "result"
+        client.download(job["id"], result)
+        show_report(console, client.report(job["id"]))
+    console.print(f"Checkpoint and report: [bold]{result}[/bold] (open report.html)")
+    console.print("\nThe pruned model, loaded with transformers in a fresh process, writes:")
+    console.print(f"[italic]{write_sentence(result)}[/italic]", highlight=False)
+    return True
+
+
+def follow(console: Console, client: Client, job_id: str) -> dict[str, Any]:
+    """Show the job's progress until it has ended; the job."""
+    job: dict[str, Any] = {}
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("queued", total=1.0, left="")
+        for job in client.follow(job_id):
+            progress = job["progress"]
+            if progress is None:
+                bar.update(task, description=job["state"])
+                continue
+            eta = progress["eta_seconds"]
+            bar.update(
+                task,
+                description=progress["phase"],
+                completed=progress["fraction"],
+                left="" if eta is None else f"about {eta:.0f} s left",
+            )
+    return job
+
+
+def show_failure(console: Console, stack: Stack, job: dict[str, Any]) -> None:
+    """Say why the job did not succeed."""
+    error = job["error"] or {}
+    console.print(f"[red]The job {job['state']}: {error.get('code')}[/red]")
+    console.print(error.get("message", ""), error.get("remedy") or "", highlight=False)
+    console.print("\nThe end of the worker's log:", style="bold")
+    console.print(stack.workers[0].log_tail(), highlight=False, markup=False)
+
+
+def show_report(console: Console, report: dict[str, Any]) -> None:
+    """The report's main figures as a table."""
+    before, after = report["before"], report["after"]
+    table = Table(title="SmolLM2-135M, 30 % of the FFN channels removed")
+    for name in ("", "before", "after", "change"):
+        table.add_column(name, justify="left" if not name else "right")
+    for label, field, unit in (
+        ("parameters", "parameters", 1e6),
+        ("bytes", "bytes", 1e6),
+        ("FLOPs per token", "flops_per_token", 1e6),
+    ):
+        table.add_row(
+            label,
+            f"{before[field] / unit:.1f} M",
+            f"{after[field] / unit:.1f} M",
+            f"{after[field] / before[field] - 1:+.1%}",
+        )
+    perplexity = report["perplexity"]
+    table.add_row(
+        "perplexity",
+        f"{perplexity['before']:.2f}",
+        f"{perplexity['after']:.2f}",
+        f"x {perplexity['ratio']:.2f}",
+    )
+    memory = report["memory"]
+    peak = memory["host_peak_bytes"]["measured"]
+    console.print(table)
+    console.print(
+        f"{sum(phase['seconds'] for phase in report['phases']):.0f} s of work"
+        + ("" if peak is None else f", peak memory {peak / 2**20:.0f} MiB")
+        + f"; the dense weights alone are {memory['whole_model_bytes'] / 2**20:.0f} MiB"
+    )
+
+
+def write_sentence(checkpoint: Path) -> str:
+    """What the checkpoint writes, in a process that knows nothing of ours."""
+    completed = subprocess.run(
+        [sys.executable, "-m", "embedded.generate", str(checkpoint.resolve()), PROMPT],
+        cwd=ROOT,
+        check=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={
+            **os.environ,
+            "HF_HUB_OFFLINE": "1",
+            # The checkpoint's own code is copied there; keep the user's home as it is.
+            "HF_MODULES_CACHE": str((DIRECTORY / "modules").resolve()),
+        },
+    )
+    return completed.stdout.strip()
+
+
+def show_access(console: Console, stack: Stack) -> None:
+    """How to use what is left running."""
+    jobs = f"{stack.api_url}/v1/pruning-jobs"
+    authorization = f'-H "Authorization: Bearer {stack.api_key}"'
+    lines = [
+        "",
+        f"API        {stack.api_url}  (interactive documentation: {stack.api_url}/docs)",
+        f"API key    {stack.api_key}",
+        f"S3         {stack.s3.endpoint_url}  bucket {WORK_BUCKET}",
+        f"S3 keys    {stack.s3.access_key_id}  {stack.s3.secret_access_key}",
+        f"Logs       {stack.log_directory}",
+        "",
+        f"curl {authorization} {jobs}",
+        f"curl {authorization} {stack.api_url}/v1/capabilities",
+        "",
+        "Ctrl-C stops everything.",
+    ]
+    # Plain lines, not wrapped: they are there to be copied.
+    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
