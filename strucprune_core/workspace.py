@@ -22,7 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from strucprune_core.errors import StorageError, WorkspaceMismatch
+from strucprune_core.errors import (
+    ObjectNotFound,
+    StorageError,
+    StorageUnavailable,
+    WorkspaceMismatch,
+)
 from strucprune_core.storage.store import Store
 
 _HASH_BLOCK_BYTES = 1 << 20
@@ -151,17 +156,14 @@ class Workspace:
         Raises:
             StorageError: its bytes are not those that the unit wrote. The unit is forgotten, so
                 the next run computes it again.
+            StorageUnavailable: another process on the same job has released it meanwhile.
         """
         manifest = self.manifest(unit)
         if manifest is None:
             raise LookupError(f"unit {unit} is not finished")
         entry = manifest.files[name]
         if entry.key not in self._local:
-            path = self._store.local_path(entry.key)
-            if path is None:
-                path = self._scratch / entry.key
-                path.parent.mkdir(parents=True, exist_ok=True)
-                self._store.download(entry.key, path)
+            path = self._fetch(entry.key)
             if sha256_of(path) != entry.sha256:
                 self.forget(unit)
                 raise StorageError(
@@ -170,6 +172,23 @@ class Workspace:
                 )
             self._local[entry.key] = path
         return self._local[entry.key]
+
+    def _fetch(self, key: str) -> Path:
+        """The file on this machine, downloaded if need be."""
+        path = self._store.local_path(key)
+        if path is not None:
+            return path
+        path = self._scratch / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._store.download(key, path)
+        except ObjectNotFound as error:
+            raise StorageUnavailable(
+                f"{key} is gone from the workspace {self._store.uri}: another process is at work "
+                "on the same job",
+                remedy="Start the job again with the same workspace: it goes on from there.",
+            ) from error
+        return path
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
@@ -230,10 +249,14 @@ class Workspace:
             del self._present[key]
 
     def forget(self, unit: str) -> None:
-        """Make a finished unit unfinished."""
+        """Make a finished unit unfinished.
+
+        One that this process never saw finished is left alone: if it is by now, another process
+        did it, and `commit` will go on with that one's files.
+        """
         self._manifests.pop(unit, None)
-        self._present.pop(_manifest_key(unit), None)
-        self._store.delete(_manifest_key(unit))
+        if self._present.pop(_manifest_key(unit), None) is not None:
+            self._store.delete(_manifest_key(unit))
 
 
 def sha256_of(path: Path) -> str:

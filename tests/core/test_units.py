@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strucprune_core.units import PROBE_GROUP_LAYERS, Unit, build_graph, pending, probe_groups
+
+
+def graph(
+    layers: int = 3, shards: int = 2, *, probes: bool = True, evaluate: bool = True
+) -> list[Unit]:
+    return build_graph(layers=layers, shards=shards, probes=probes, evaluate=evaluate)
+
+
+def names(units: list[Unit]) -> list[str]:
+    return [unit.name for unit in units]
+
+
+def all_files(units: list[Unit]) -> set[tuple[str, str]]:
+    return {read for unit in units for read in unit.reads}
+
+
+def after_running(units: list[Unit]) -> tuple[set[str], set[tuple[str, str]]]:
+    """What is finished and present once all units have run and released what they may."""
+    released = {file for unit in units for file in unit.releases}
+    return set(names(units)), all_files(units) - released
+
+
+@pytest.mark.parametrize("probes", [True, False])
+@pytest.mark.parametrize("evaluate", [True, False])
+@pytest.mark.parametrize(("layers", "shards"), [(1, 1), (3, 2), (20, 5)])
+def test_the_graph_is_in_order_and_closed(
+    layers: int, shards: int, probes: bool, evaluate: bool
+) -> None:
+    units = graph(layers, shards, probes=probes, evaluate=evaluate)
+    assert len(set(names(units))) == len(units)
+    seen: set[str] = set()
+    for unit in units:
+        assert set(unit.after) <= seen
+        assert {owner for owner, _ in unit.reads} <= seen
+        seen.add(unit.name)
+    assert units[-1].name == "report"
+    assert ("evaluate.pruned" in seen) == evaluate
+    assert ("probe.0" in seen) == probes
+
+
+@pytest.mark.parametrize("layers", [1, 3, 20])
+def test_nothing_is_released_before_its_last_reader(layers: int) -> None:
+    units = graph(layers)
+    gone: set[tuple[str, str]] = set()
+    for unit in units:
+        assert not set(unit.reads) & gone
+        gone |= set(unit.releases)
+
+
+def test_hidden_states_and_grams_do_not_pile_up() -> None:
+    _, left = after_running(graph(20))
+    assert not {(owner, name) for owner, name in left if name in ("hidden.npy", "gram.npy")}
+
+
+@pytest.mark.parametrize("layers", [1, 7, 8, 9, 30])
+def test_probe_groups_cover_every_layer_once(layers: int) -> None:
+    groups = probe_groups(layers)
+    assert [layer for group in groups for layer in group] == list(range(layers))
+    assert max(map(len, groups)) <= PROBE_GROUP_LAYERS
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "index"),
+    [("capture.17", "capture", 17), ("tokens", "tokens", -1), ("evaluate.dense", "evaluate", -1)],
+)
+def test_kind_and_index(name: str, kind: str, index: int) -> None:
+    unit = next(unit for unit in graph(20) if unit.name == name)
+    assert (unit.kind, unit.index) == (kind, index)
+
+
+def test_everything_is_pending_at_first() -> None:
+    units = graph()
+    assert pending(units, set(), set()) == units
+
+
+def test_nothing_is_pending_at_last() -> None:
+    units = graph()
+    assert pending(units, *after_running(units)) == []
+
+
+@given(done=st.integers(0, 60), layers=st.integers(1, 12))
+def test_after_an_interruption_only_the_rest_is_pending(done: int, layers: int) -> None:
+    units = graph(layers)
+    done = min(done, len(units))
+    finished, present = after_running(units[:done])
+    present |= all_files(units) & {
+        (owner, name) for owner, name in all_files(units) if owner in finished
+    } - {file for unit in units[:done] for file in unit.releases}
+    assert pending(units, finished, present) == units[done:]
+
+
+def test_a_released_file_is_recomputed_only_where_it_is_needed() -> None:
+    units = graph(layers=3)
+    finished, present = after_running(units)
+    # capture.1 got lost: its input was released, and so was the input of that.
+    todo = names(pending(units, finished - {"capture.1"}, present))
+    assert todo == ["embed", "capture.0", "capture.1"]
+
+
+def test_a_lost_solve_needs_the_statistics_again() -> None:
+    units = graph(layers=3)
+    finished, present = after_running(units)
+    todo = names(pending(units, finished - {"solve.0"}, present))
+    assert todo == ["embed", "capture.0", "solve.0"]
+
+
+def test_a_lost_file_of_a_finished_unit_matters_only_to_pending_readers() -> None:
+    units = graph()
+    finished, present = after_running(units)
+    present.remove(("solve.1", "weight.npy"))
+    assert pending(units, finished, present) == []
+    todo = names(pending(units, finished - {"assemble.0"}, present))
+    assert todo == ["embed", "capture.0", "capture.1", "solve.1", "assemble.0"]
+
+
+@given(data=st.data(), layers=st.integers(1, 10))
+def test_whatever_is_lost_what_is_pending_can_run(data: st.DataObject, layers: int) -> None:
+    units = graph(layers)
+    finished = data.draw(st.sets(st.sampled_from(names(units))))
+    owned = sorted(file for file in all_files(units) if file[0] in finished)
+    present = data.draw(st.sets(st.sampled_from(owned))) if owned else set()
+    todo = pending(units, finished, present)
+    available = set(present)
+    done = finished - set(names(todo))
+    for unit in todo:
+        assert set(unit.after) <= done
+        assert set(unit.reads) <= available
+        done.add(unit.name)
+        available |= {file for file in all_files(units) if file[0] == unit.name}
+        available -= set(unit.releases)
+    assert done == set(names(units))
