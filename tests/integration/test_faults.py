@@ -1,0 +1,143 @@
+"""Crashes in the middle of a job: it ends well all the same, with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from embedded.client import Client
+from embedded.processes import wait_until
+from embedded.stack import Stack
+from tests.integration.conftest import MakeSpec
+from tests.integration.test_jobs import weights
+
+pytestmark = pytest.mark.services
+
+
+def descendants(pid: int) -> list[int]:
+    """Processes below one, from the kernel's own list, parents first."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in (child, *descendants(child))]
+
+
+def solve_of(stack: Stack) -> int:
+    """Process id of the solve that the stack's worker runs."""
+    for pid in descendants(stack.workers[-1].pid):
+        if b"worker.solve" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("the worker runs no solve")
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stack: Stack, uploaded: str) -> Callable[[dict[str, Any]], bytes]:
+    """The weights of a job like the given one that nothing happened to."""
+    known: dict[int, bytes] = {}
+
+    def of(spec: dict[str, Any]) -> bytes:
+        samples = spec["calibration"]["samples"]
+        if samples not in known:
+            twin = {**spec, "output": {"uri_prefix": f"{spec['output']['uri_prefix']}-twin"}}
+            with stack.client() as http:
+                client = Client(http)
+                assert client.wait(client.submit(twin)["id"])["state"] == "succeeded"
+            known[samples] = weights(stack, twin)
+        return known[samples]
+
+    return of
+
+
+def run_until(client: Client, job_id: str, phase: str) -> None:
+    for job in client.follow(job_id):
+        if job["progress"] is not None and job["progress"]["phase"] == phase:
+            return
+
+
+@pytest.mark.parametrize("phase", ["calibrating", "solving"])
+def test_a_killed_solve_is_repeated(
+    stack: Stack,
+    client: Client,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[dict[str, Any]], bytes],
+    phase: str,
+) -> None:
+    spec = make_spec(samples=64)
+    job_id = client.submit(spec)["id"]
+    run_until(client, job_id, phase)
+    os.kill(solve_of(stack), signal.SIGKILL)
+    job = client.wait(job_id)
+    assert job["state"] == "succeeded"
+    assert job["attempt"] == 2
+    assert weights(stack, spec) == undisturbed(spec)
+
+
+def test_a_killed_worker_is_replaced(
+    stack: Stack,
+    client: Client,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[dict[str, Any]], bytes],
+) -> None:
+    spec = make_spec(samples=64)
+    job_id = client.submit(spec)["id"]
+    run_until(client, job_id, "calibrating")
+    solve, worker = solve_of(stack), stack.workers[-1]
+    # Only Celery's main process: its child and the solve must notice by themselves.
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_until(lambda: not alive(solve), "the solve is dead", timeout_seconds=10)
+    worker.kill()
+    stack.start_worker()
+    job = client.wait(job_id)
+    assert job["state"] == "succeeded"
+    assert job["attempt"] == 2
+    assert weights(stack, spec) == undisturbed(spec)
+
+
+def test_a_drained_worker_gives_its_job_back(
+    stack: Stack,
+    client: Client,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[dict[str, Any]], bytes],
+) -> None:
+    spec = make_spec(samples=64)
+    job_id = client.submit(spec)["id"]
+    run_until(client, job_id, "calibrating")
+    worker = stack.workers[-1]
+    began = time.monotonic()
+    worker.stop(30)
+    assert time.monotonic() - began < 25
+    job = client.get(job_id)
+    assert (job["state"], job["attempt"]) == ("queued", 0)
+    stack.start_worker()
+    job = client.wait(job_id)
+    assert (job["state"], job["attempt"]) == ("succeeded", 1)
+    assert weights(stack, spec) == undisturbed(spec)
+
+
+def test_a_lost_ledger_loses_no_job(stack: Stack, client: Client, make_spec: MakeSpec) -> None:
+    import redis
+
+    spec = make_spec()
+    job_id = client.submit(spec)["id"]
+    run_until(client, job_id, "calibrating")
+    with redis.Redis.from_url(stack.valkey.url) as connection:
+        connection.flushall()
+    wait_until(lambda: known(stack, job_id), "the job is restored", timeout_seconds=30)
+    assert client.wait(job_id)["state"] == "succeeded"
+
+
+def known(stack: Stack, job_id: str) -> bool:
+    with stack.client() as http:
+        return http.get(f"/v1/pruning-jobs/{job_id}").is_success

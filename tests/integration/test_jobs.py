@@ -1,0 +1,154 @@
+"""Jobs over REST, through the real Valkey, S3 server, API, reconciler and worker."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from safetensors.numpy import load_file
+
+from embedded.client import JOBS, Client, Refused
+from embedded.generate import generate
+from embedded.stack import WORK_BUCKET, Stack
+from tests.integration.conftest import MakeSpec
+
+pytestmark = pytest.mark.services
+
+
+def objects_under(stack: Stack, uri: str) -> list[str]:
+    prefix = uri.removeprefix(f"s3://{WORK_BUCKET}/") + "/"
+    listing = stack.s3.client().list_objects_v2(Bucket=WORK_BUCKET, Prefix=prefix)
+    return [entry["Key"].removeprefix(prefix) for entry in listing.get("Contents", [])]
+
+
+def test_a_job_from_submission_to_a_loaded_checkpoint(
+    client: Client, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    spec = make_spec()
+    job = client.wait(client.submit(spec)["id"])
+    assert job["error"] is None
+    assert job["state"] == "succeeded"
+    assert job["attempt"] == 1
+    assert job["progress"]["fraction"] == 1.0
+
+    report = client.report(job["id"])
+    assert report["sparsity"]["reached"] == pytest.approx(0.3, abs=0.01)
+    assert job["summary"]["parameters"]["after"] == report["after"]["parameters"]
+    assert job["summary"]["perplexity"]["after"] == report["perplexity"]["after"]
+
+    client.download(job["id"], tmp_path)
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
+    tensors = load_file(tmp_path / "model.safetensors")
+    widths = [tensors[f"model.layers.{layer}.mlp.gate_proj.weight"].shape[0] for layer in range(4)]
+    assert widths == [layer["width_after"] for layer in report["layers"]]
+    assert sum(widths) == report["after"]["ffn_channels"]
+
+
+def test_the_checkpoint_generates_in_transformers(
+    client: Client, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
+    spec = make_spec()
+    job = client.wait(client.submit(spec)["id"])
+    assert job["state"] == "succeeded"
+    client.download(job["id"], tmp_path / "pruned")
+    assert generate(tmp_path / "pruned", "The miller").startswith("The miller")
+
+
+def test_a_uniform_layout_needs_no_code_of_ours(
+    client: Client, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    spec = make_spec()
+    spec["pruning"] = {"sparsity": 0.25, "layout": "uniform"}
+    job = client.wait(client.submit(spec)["id"])
+    assert job["state"] == "succeeded"
+    client.download(job["id"], tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert (config["model_type"], config["intermediate_size"]) == ("llama", 144)
+    assert not list(tmp_path.glob("*.py"))
+
+
+def test_a_repeated_submission_is_the_same_job(client: Client, make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    first = client.submit(spec, idempotency_key="once")
+    again = client.submit(spec, idempotency_key="once")
+    assert again["id"] == first["id"]
+    with pytest.raises(Refused, match="422"):
+        client.submit(make_spec(), idempotency_key="once")
+    client.ask(first["id"], "cancel")
+    assert client.wait(first["id"])["state"] == "cancelled"
+
+
+def test_cancel_a_running_job(stack: Stack, client: Client, make_spec: MakeSpec) -> None:
+    spec = make_spec(samples=128, length=64)
+    job_id = client.submit(spec)["id"]
+    for job in client.follow(job_id):
+        if job["state"] == "running" and job["progress"] is not None:
+            client.ask(job_id, "cancel")
+            break
+    job = client.wait(job_id)
+    assert job["error"] is None
+    assert job["state"] == "cancelled"
+    assert objects_under(stack, spec["output"]["uri_prefix"]) == []
+    with pytest.raises(Refused, match="409"):
+        client.report(job_id)
+
+
+def test_pause_and_resume_give_the_same_checkpoint(
+    stack: Stack, client: Client, make_spec: MakeSpec
+) -> None:
+    undisturbed, paused = make_spec(), make_spec()
+    assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
+    job_id = client.submit(paused)["id"]
+    for job in client.follow(job_id):
+        if job["progress"] is not None and job["progress"]["phase"] == "calibrating":
+            client.ask(job_id, "pause")
+            break
+    for job in client.follow(job_id):
+        if job["state"] == "paused":
+            break
+    client.ask(job_id, "resume")
+    job = client.wait(job_id)
+    assert job["state"] == "succeeded"
+    assert job["attempt"] == 1
+    assert weights(stack, undisturbed) == weights(stack, paused)
+
+
+def weights(stack: Stack, spec: dict[str, Any]) -> bytes:
+    key = spec["output"]["uri_prefix"].removeprefix(f"s3://{WORK_BUCKET}/")
+    found = stack.s3.client().get_object(Bucket=WORK_BUCKET, Key=f"{key}/model.safetensors")
+    data: bytes = found["Body"].read()
+    return data
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"pruning": {"sparsity": 1.5}}, "/pruning/sparsity"),
+        ({"pruning": {"sparsity": 0.3, "solver": "magic"}}, "/pruning/solver"),
+        ({"model": {"uri": f"s3://{WORK_BUCKET}/nowhere"}}, "/model/uri"),
+        ({"model": {"uri": "s3://no-such-bucket/model"}}, "/model/uri"),
+        ({"model": {"uri": "/etc"}}, "/model/uri"),
+        ({"model": {"uri": f"s3://{WORK_BUCKET}/../etc"}}, "/model/uri"),
+        ({"calibration": {"uri": f"s3://{WORK_BUCKET}/nothing.txt"}}, "/calibration/uri"),
+        ({"output": {"uri_prefix": f"s3://{WORK_BUCKET}/input"}}, "/output/uri_prefix"),
+        ({"surprise": 1}, "/surprise"),
+    ],
+)
+def test_a_wrong_job_is_refused_at_submission(
+    stack: Stack, make_spec: MakeSpec, change: dict[str, Any], field: str
+) -> None:
+    with stack.client() as http:
+        response = http.post(JOBS, json={**make_spec(), **change})
+    assert response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
+    assert response.headers["Content-Type"] == "application/problem+json"
+    pointers = [error["pointer"] for error in response.json()["errors"]]
+    assert any(pointer.startswith(field) for pointer in pointers), response.text
+
+
+def test_without_a_key_there_is_nothing(stack: Stack, make_spec: MakeSpec) -> None:
+    response = httpx.post(f"{stack.api_url}{JOBS}", json=make_spec())
+    assert response.status_code == httpx.codes.UNAUTHORIZED
