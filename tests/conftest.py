@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from embedded.model import ensure_model
 from embedded.s3 import S3Server
 from embedded.stack import Stack
 from embedded.valkey import ValkeyServer
@@ -57,6 +56,9 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The converted SmolLM2-135M, in the repository's cache (mark such tests `real_model`)."""
+    # Imported here: it brings transformers.
+    from embedded.model import ensure_model
+
     return ensure_model(Path(__file__).parent.parent / ".cache/models/smollm2-135m")
 
 
