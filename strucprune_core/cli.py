@@ -114,6 +114,9 @@ def prune(
     damping: Annotated[
         float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
     ] = None,
+    min_keep_fraction: Annotated[
+        float, typer.Option(help="Share of each layer's channels that always stays.")
+    ] = 0.1,
     multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
     evaluation: Annotated[
         str | None, typer.Option(help="Text to report perplexity on, before and after.")
@@ -141,6 +144,7 @@ def prune(
             "sparsity": sparsity,
             "layout": layout,
             "damping": damping,
+            "min_keep_fraction": min_keep_fraction,
             "multiple_of": multiple_of,
         }
         if allocation is not None:
@@ -225,7 +229,8 @@ def _parse_spec(body: dict[str, Any]) -> JobSpec:
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
-        raise InvalidSpec(f"{message} (got {first['input']!r})", field=field) from None
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise InvalidSpec(message + given, field=field) from None
 
 
 def _run_prune(spec: JobSpec, workspace: str | None) -> Report:

@@ -57,7 +57,7 @@ class StrucPruneError(Exception):
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
         cure = f" {self.remedy}" if self.remedy else ""
-        return f"{where}{self.message}{cure}"
+        return f"{where}{self.message.removesuffix('.')}.{cure}"
 
     def as_dict(self) -> dict[str, str | int | bool | None]:
         """The wire form used in job records, `--json` output and problem details."""

@@ -25,8 +25,11 @@ class WidthRule:
     multiple_of: int
 
     def floor(self, width: int) -> int:
-        """Smallest width allowed: the floor fraction rounded up to a multiple, at least one."""
-        least = max(1, math.ceil(self.min_keep_fraction * width - 1e-9))
+        """Smallest width allowed: the floor fraction in whole channels, rounded up to a multiple.
+
+        A part of a channel does not count, so that keeping 0.1 allows a sparsity of 0.9.
+        """
+        least = max(1, math.floor(self.min_keep_fraction * width + 1e-9))
         rounded = math.ceil(least / self.multiple_of) * self.multiple_of
         return min(width, rounded)
 
