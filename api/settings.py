@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from strucprune_core.storage.open import S3Settings
+from strucprune_core.storage.s3_settings import S3Settings
 
 Scope = Literal["jobs:read", "jobs:write"]
 # Tenants are part of Redis keys.

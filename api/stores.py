@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
-from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.open import open_store
+from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
 from strucprune_core.storage.uri import parse_uri
 

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from strucprune_core.storage.open import S3Settings
+from strucprune_core.storage.s3_settings import S3Settings
 
 
 class Settings(BaseSettings):

@@ -30,7 +30,7 @@ from strucprune_core.inspection import (
     inspect_model,
     naming_field,
 )
-from strucprune_core.models.adapter import adapter_for
+from strucprune_core.models.families import adapter_for
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.publish import MANIFEST
 from strucprune_core.storage.open import open_object, open_store

@@ -13,7 +13,6 @@ from typing import Protocol
 
 from torch import Tensor
 
-from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import ModelConfig
 
 LayerWeights = Mapping[str, Tensor]
@@ -61,19 +60,3 @@ class Adapter(Protocol):
 
     def normalise(self, hidden: Tensor, weight: Tensor) -> Tensor:
         """The final norm, before the LM head."""
-
-
-def adapter_for(config: ModelConfig) -> Adapter:
-    """The adapter of a model's family.
-
-    Raises:
-        UnsupportedArchitecture: no adapter knows the model type.
-    """
-    from strucprune_core.models.llama import LlamaAdapter
-
-    families = {"llama": LlamaAdapter, "strucprune_llama": LlamaAdapter}
-    if config.model_type not in families:
-        raise UnsupportedArchitecture(
-            f"architecture '{config.model_type}' is not supported", field="model.uri"
-        )
-    return families[config.model_type](config)

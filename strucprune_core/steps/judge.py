@@ -15,8 +15,8 @@ from strucprune_core.evaluation.reload_check import (
     VERIFY_TOKENS,
     compare_with_transformers,
 )
-from strucprune_core.models.adapter import adapter_for
 from strucprune_core.models.config import check_tensors, parse_config
+from strucprune_core.models.families import adapter_for
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job

@@ -33,7 +33,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
 )
 from strucprune_core.storage.keys import check_key, check_prefix
-from strucprune_core.storage.open import S3Settings
+from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import ObjectInfo
 
 CONNECT_TIMEOUT_SECONDS = 5

@@ -12,7 +12,8 @@ import json
 from importlib import resources
 from typing import Any
 
-PER_LAYER_TYPE = "strucprune_llama"
+from strucprune_core.models.config import PRUNED_LLAMA
+
 MODELLING_MODULE = "modeling_strucprune_llama"
 MODELLING_FILE = f"{MODELLING_MODULE}.py"
 
@@ -37,7 +38,7 @@ def side_files(layout: str, dense_config: dict[str, Any], widths: list[int]) -> 
         }
         return {"config.json": _json(config)}
     config |= {
-        "model_type": PER_LAYER_TYPE,
+        "model_type": PRUNED_LLAMA,
         "architectures": ["StrucPruneLlamaForCausalLM"],
         "auto_map": {
             "AutoConfig": f"{MODELLING_MODULE}.StrucPruneLlamaConfig",

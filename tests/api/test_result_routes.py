@@ -19,7 +19,7 @@ from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
 from strucprune_core.spec import JobSpec
-from strucprune_core.storage.open import S3Settings
+from strucprune_core.storage.s3_settings import S3Settings
 
 WEIGHTS = b"weights"
 JOB_ID = "job_" + "a" * 32

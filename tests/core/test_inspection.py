@@ -30,7 +30,8 @@ from strucprune_core.inspection import (
 )
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.open import open_store
+from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
 
 

@@ -18,8 +18,8 @@ from strucprune_core.export.modeling_strucprune_llama import (
     StrucPruneLlamaConfig,
     StrucPruneLlamaForCausalLM,
 )
-from strucprune_core.models.adapter import adapter_for
 from strucprune_core.models.config import parse_config
+from strucprune_core.models.families import adapter_for
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import next_token_logits

@@ -8,7 +8,8 @@ import pytest
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.storage.open import S3Settings, open_object, open_store, split_object
+from strucprune_core.storage.open import open_object, open_store, split_object
+from strucprune_core.storage.s3_settings import S3Settings
 
 
 def test_local_paths_and_file_uris(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from strucprune_core.errors import (
     StrucPruneError,
 )
 from strucprune_core.storage import s3
-from strucprune_core.storage.open import S3Settings, open_store
+from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3 import S3Store, open_s3
+from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import ObjectInfo, Store
 
 pytestmark = pytest.mark.services
