@@ -15,8 +15,9 @@ _NEW_TOKENS = 32
 
 def generate(directory: Path, prompt: str) -> str:
     """The prompt and its most likely continuation."""
-    tokenizer = AutoTokenizer.from_pretrained(directory)
-    # Pruned checkpoints of layout "per_layer" bring a few lines of modelling code of their own.
+    # Pruned checkpoints of layout "per_layer" bring a few lines of modelling code of their own, and
+    # the tokenizer is looked up by way of the model's configuration: unasked, it would ask.
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
     tokens = tokenizer(prompt, return_tensors="pt")
     written = model.generate(**tokens, max_new_tokens=_NEW_TOKENS, do_sample=False)
