@@ -25,3 +25,14 @@ def choose_device(wanted: str) -> torch.device:
             remedy="Use 'auto' or 'cpu', or run where a GPU is visible.",
         )
     return torch.device("cuda" if wanted != "cpu" and available else "cpu")
+
+
+def settle_vector_math() -> None:
+    """Call torch's vector mathematics once from one thread, before any parallel call.
+
+    The library behind it picks its code path at the first call; two threads making that call
+    together were seen to end up on different paths, and so with different last bits.
+    """
+    one = torch.ones(1)
+    for function in (torch.exp, torch.log, torch.cos, torch.sin, torch.tanh, torch.erf):
+        function(one)

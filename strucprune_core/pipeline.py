@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from strucprune_core.devices import choose_device
+from strucprune_core.devices import choose_device, settle_vector_math
 from strucprune_core.errors import (
     OutOfMemory,
     OutputNotEmpty,
@@ -95,6 +95,7 @@ def prune(
     kept = Workspace(workspace, scratch / "files", hashlib.sha256(fingerprint.encode()).hexdigest())
     _check_output(output, kept)
     device = choose_device(spec.runtime.device)
+    settle_vector_math()
     meter = ProgressMeter(progress, stop or NeverStop())
     job = Job(
         spec=spec,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,10 +40,15 @@ def _llama3(speeds: Tensor, rope: RopeConfig) -> Tensor:
 
 
 def cosines_and_sines(speeds: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rotation of each position, two (length x head_dim) tensors (halves repeated)."""
-    angles = torch.outer(torch.arange(length, device=speeds.device).float(), speeds)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
+    """Rotation of each position, two (length x head_dim) float32 tensors (halves repeated).
+
+    Computed by NumPy in float64: torch's float32 cosine was seen to give other bits in one process
+    of forty on the same machine, and a job must end with the same bytes wherever it was resumed.
+    """
+    angles = torch.outer(torch.arange(length).float(), speeds.cpu())
+    exact = torch.cat((angles, angles), dim=-1).double().numpy()
+    cosines, sines = torch.from_numpy(np.cos(exact)), torch.from_numpy(np.sin(exact))
+    return cosines.float().to(speeds.device), sines.float().to(speeds.device)
 
 
 def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
