@@ -30,8 +30,8 @@ def choose_device(wanted: str) -> torch.device:
 def settle_vector_math() -> None:
     """Call torch's vector mathematics once from one thread, before any parallel call.
 
-    The library behind it picks its code path at the first call; two threads making that call
-    together were seen to end up on different paths, and so with different last bits.
+    A precaution: one process in about forty computed other last bits of a cosine on the same
+    machine, and a race in the library's first, parallel call is the likely reason.
     """
     one = torch.ones(1)
     for function in (torch.exp, torch.log, torch.cos, torch.sin, torch.tanh, torch.erf):
