@@ -66,7 +66,7 @@ def run_until(client: Client, job_id: str, phase: str) -> None:
             return
 
 
-@pytest.mark.parametrize("phase", ["calibrating", "solving"])
+@pytest.mark.parametrize("phase", ["evaluating", "calibrating"])
 def test_a_killed_solve_is_repeated(
     stack: Stack,
     client: Client,

@@ -1,0 +1,197 @@
+"""Who may import whom, read from the sources: the rules of DESIGN.md, kept."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import strucprune_core
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("strucprune_core", "api", "worker", "embedded")
+TORCH = {"torch", "transformers"}
+# What the API image imports of the library: it has no torch.
+NO_TORCH = (
+    "strucprune_core",
+    "strucprune_core.spec",
+    "strucprune_core.report",
+    "strucprune_core.report_html",
+    "strucprune_core.errors",
+    "strucprune_core.progress",
+    "strucprune_core.progress_meter",
+    "strucprune_core.estimate",
+    "strucprune_core.inspection",
+    "strucprune_core.units",
+    "strucprune_core.tiling",
+    "strucprune_core.workspace",
+    "strucprune_core.storage.open",
+    "strucprune_core.storage.s3",
+    "strucprune_core.checkpoint.index",
+    "strucprune_core.models.config",
+    "strucprune_core.allocation.threshold",
+)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+@cache
+def sources() -> dict[str, ast.Module]:
+    """Every module of the product by name."""
+    return {
+        module_name(path): ast.parse(path.read_text(encoding="utf-8"))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+@cache
+def imports(module: str, *, at_load: bool = False) -> frozenset[str]:
+    """Modules that a module imports; with `at_load` only those it needs to be imported itself."""
+    tree = sources()[module]
+    nodes = tree.body if at_load else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in sources() else node.module for name in names}
+    return frozenset(found)
+
+
+def modules(prefix: str) -> list[str]:
+    return [name for name in sources() if name == prefix or name.startswith(prefix + ".")]
+
+
+def within(name: str, *allowed: str) -> bool:
+    return any(name == prefix or name.startswith(prefix + ".") for prefix in allowed)
+
+
+def offences(users: list[str], forbidden: tuple[str, ...]) -> set[tuple[str, str]]:
+    return {(user, name) for user in users for name in imports(user) if within(name, *forbidden)}
+
+
+def load_closure(module: str) -> set[str]:
+    """Everything that importing a module imports, parents' `__init__` included."""
+    seen: set[str] = set()
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        parent = name.rpartition(".")[0]
+        if parent in sources():
+            todo.append(parent)
+        if name in sources():
+            todo += imports(name, at_load=True)
+    return seen
+
+
+def test_the_sources_are_found() -> None:
+    assert {"strucprune_core.pipeline", "api.app", "worker.solve"} <= set(sources())
+    assert "torch" in imports("strucprune_core.solver.ridge")
+
+
+@pytest.mark.parametrize("module", NO_TORCH)
+def test_core_without_torch(module: str) -> None:
+    assert not {name for name in load_closure(module) if within(name, *TORCH)}
+
+
+@pytest.mark.parametrize("package", ["solver", "allocation"])
+def test_mathematics_does_no_io(package: str) -> None:
+    own = f"strucprune_core.{package}"
+    for module in modules(own):
+        core = {name for name in imports(module) if within(name, "strucprune_core")}
+        assert all(within(name, own, "strucprune_core.errors") for name in core), module
+        assert not {name for name in imports(module) if within(name, "pathlib", "os", "boto3")}
+
+
+def test_surgery_does_no_io() -> None:
+    forbidden = ("strucprune_core.storage", "strucprune_core.workspace", "pathlib", "boto3")
+    assert not offences(modules("strucprune_core.surgery"), forbidden)
+
+
+def test_boto3_is_one_files_business() -> None:
+    assert {user for user, _ in offences(list(sources()), ("boto3", "botocore"))} <= {
+        "strucprune_core.storage.s3",
+        "embedded.s3",  # makes buckets on the embedded server
+    }
+
+
+def test_the_library_knows_no_service() -> None:
+    forbidden = ("api", "worker", "embedded", "celery", "redis", "fastapi")
+    assert not offences(modules("strucprune_core"), forbidden)
+
+
+def test_the_api_has_no_torch_and_no_worker() -> None:
+    assert not offences(modules("api"), ("worker", "embedded", *TORCH))
+    for module in modules("api"):
+        assert not {name for name in load_closure(module) if within(name, *TORCH)}, module
+
+
+def test_job_machinery_knows_no_web_framework() -> None:
+    assert not offences(modules("api.jobs"), ("fastapi", "starlette"))
+    for module in modules("api.jobs"):
+        own = {name for name in imports(module) if within(name, "api")}
+        assert all(within(name, "api.jobs") for name in own), module
+
+
+def test_the_worker_knows_only_the_job_machinery_of_the_api() -> None:
+    assert not offences(modules("worker"), ("fastapi", "starlette", "embedded"))
+    for module in modules("worker"):
+        of_api = {name for name in imports(module) if within(name, "api")}
+        assert all(within(name, "api.jobs") for name in of_api), module
+
+
+def test_only_the_solve_process_imports_torch() -> None:
+    heavy = ("strucprune_core.pipeline", "torch", "transformers")
+    assert {user for user, _ in offences(modules("worker"), heavy)} <= {"worker.solve"}
+
+
+def test_there_are_no_circles() -> None:
+    for start in sources():
+        stack, seen = list(imports(start, at_load=True)), set[str]()
+        while stack:
+            name = stack.pop()
+            assert name != start, f"{start} imports itself in a circle"
+            if name in sources() and name not in seen:
+                seen.add(name)
+                stack += imports(name, at_load=True)
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = (
+        "import sys, strucprune_core, strucprune_core.cli, strucprune_core.inspection; "
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "False"
+
+
+def test_the_public_names() -> None:
+    assert sorted(strucprune_core.__all__) == [
+        "CalibrationSpec",
+        "EvaluationSpec",
+        "JobSpec",
+        "ModelSpec",
+        "OutputSpec",
+        "PruningSpec",
+        "Report",
+        "RuntimeSpec",
+        "StrucPruneError",
+        "__version__",
+        "load_pretrained",
+        "prune",
+    ]
+    assert all(hasattr(strucprune_core, name) for name in strucprune_core.__all__)

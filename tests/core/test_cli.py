@@ -1,0 +1,131 @@
+"""The `strucprune` command, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from strucprune_core.cli import app
+
+RUNNER = CliRunner()
+
+
+def call(*arguments: str | Path) -> Result:
+    return RUNNER.invoke(app, [str(argument) for argument in arguments])
+
+
+def result_of(*arguments: str | Path) -> dict[str, Any]:
+    result = call(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    body: dict[str, Any] = json.loads(result.stdout)
+    return body
+
+
+def prune(model: Path, text: Path, output: Path, *more: str | Path) -> list[str | Path]:
+    return [
+        *("prune", model, "--output", output, "--sparsity", "0.3", "--calibration", text),
+        *("--samples", "8", "--sequence-length", "32"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, text_file: Path
+) -> tuple[Path, dict[str, Any]]:
+    output = tmp_path_factory.mktemp("cli") / "out"
+    evaluation = ("--evaluation", text_file, "--evaluation-sequences", "2")
+    more = (*evaluation, "--evaluation-sequence-length", "32")
+    return output, result_of(*prune(tiny_model, text_file, output, *more))
+
+
+@pytest.mark.parametrize("command", [[], ["inspect"], ["prune"], ["evaluate"], ["verify"]])
+def test_help(command: list[str]) -> None:
+    result = call(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_inspect(tiny_model: Path) -> None:
+    facts = result_of("inspect", tiny_model)
+    assert (facts["architecture"], facts["layers"]) == ("llama", 4)
+    assert "parameters" in call("inspect", tiny_model).stdout
+
+
+def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
+    output, report = pruned
+    assert report == json.loads((output / "report.json").read_text())
+    assert report["sparsity"]["reached"] >= 0.3
+
+
+def test_evaluate_agrees_with_the_report(
+    pruned: tuple[Path, dict[str, Any]], tiny_model: Path, text_file: Path
+) -> None:
+    output, report = pruned
+    windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
+    for model, which in ((tiny_model, "before"), (output, "after")):
+        found = result_of("evaluate", model, *windows)
+        assert found["perplexity"] == pytest.approx(report["perplexity"][which], rel=1e-5)
+
+
+def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    output, _ = pruned
+    assert result_of("verify", output)["valid"] is True
+    altered = shutil.copytree(output, tmp_path / "altered")
+    data = bytearray((altered / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (altered / "model.safetensors").write_bytes(data)
+    failed = call("verify", altered, "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["error"]["code"] == "invalid_checkpoint"
+
+
+def test_a_workspace_is_taken_up(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    workspace = ("--workspace", tmp_path / "work")
+    first = result_of(*prune(tiny_model, text_file, tmp_path / "a", *workspace))
+    again = result_of(*prune(tiny_model, text_file, tmp_path / "b", *workspace))
+    assert again == first  # the finished units, report included, were not computed again
+    other = call(*prune(tiny_model, text_file, tmp_path / "c", *workspace, "--seed", "1"))
+    assert other.exit_code == 1
+    assert "another job" in " ".join(other.output.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "exit_code", "code", "field"),
+    [
+        (["--sparsity", "1.5"], 2, "invalid_spec", "pruning.sparsity"),
+        (["--sparsity", "0.95"], 2, "invalid_spec", "pruning.sparsity"),
+        (["--layout", "uniform", "--allocation", "threshold"], 2, "invalid_spec", "pruning"),
+        (["--calibration", "missing.txt"], 1, "object_not_found", "calibration.uri"),
+        (["--samples", "9999"], 1, "invalid_text", "calibration.uri"),
+        (["--sequence-length", "999999"], 2, "invalid_spec", "calibration.sequence_length"),
+        (["--output", "OUTPUT_IN_USE"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--device", "abacus"], 2, "invalid_spec", "runtime.device"),
+    ],
+)
+def test_bad_input(
+    tmp_path: Path,
+    tiny_model: Path,
+    text_file: Path,
+    change: list[str],
+    exit_code: int,
+    code: str,
+    field: str,
+) -> None:
+    change = [str(tiny_model) if part == "OUTPUT_IN_USE" else part for part in change]
+    result = call(*prune(tiny_model, text_file, tmp_path / "out", *change), "--json")
+    assert result.exit_code == exit_code, result.output
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], error["field"]) == (code, field)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_model(tmp_path: Path) -> None:
+    result = call("inspect", tmp_path / "nothing", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["field"] == "model.uri"

@@ -1,0 +1,274 @@
+"""A job may stop anywhere, by request or by force, and be repeated: the bytes are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from strucprune_core.errors import (
+    OutputNotEmpty,
+    Stopped,
+    StorageError,
+    StorageUnavailable,
+    WorkspaceMismatch,
+)
+from strucprune_core.progress import Progress
+from strucprune_core.report import Report
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
+from tests.core.tiny_job import FlakyStore, StopAt, checkpoint_of, files_of, run, tiny_spec
+from tests.support.tiny_llama import make_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_llama(tmp_path_factory.mktemp("model"), layers=3, intermediate=96)
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
+) -> dict[str, bytes]:
+    """The checkpoint of a run that nothing disturbed."""
+    root = tmp_path_factory.mktemp("expected")
+    run(tiny_spec(model, text_file, root / "out"), root)
+    return checkpoint_of(root / "out")
+
+
+@pytest.fixture
+def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
+    return tiny_spec(model, text_file, tmp_path / "out")
+
+
+class Attempts:
+    """Runs a job with a stop signal until it is finished."""
+
+    def __init__(self, spec: JobSpec, root: Path) -> None:
+        self.spec, self.root = spec, root
+        self.fractions: list[list[float]] = []
+
+    def until_finished(self, checks: int) -> Report:
+        """Stop each attempt at its n-th check."""
+        for _ in range(100):
+            seen: list[float] = []
+            self.fractions.append(seen)
+            try:
+                return run(
+                    self.spec,
+                    self.root,
+                    stop=StopAt(checks),
+                    progress=lambda progress, seen=seen: seen.append(progress.fraction),  # type: ignore[misc]
+                )
+            except Stopped:
+                assert files_of(self.root / "out") == {}
+                assert not list((self.root / "scratch").glob("draft-*"))
+        pytest.fail("the attempts do not get anywhere")
+
+
+@pytest.mark.parametrize("checks", [7, 12])
+def test_stopping_again_and_again(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], checks: int
+) -> None:
+    # Every attempt gets a little further: no unit of this model asks 7 times.
+    attempts = Attempts(spec, tmp_path)
+    report = attempts.until_finished(checks)
+    assert len(attempts.fractions) >= 3
+    assert checkpoint_of(tmp_path / "out") == expected
+    assert attempts.fractions[-1][-1] == 1.0
+    starts = [seen[0] for seen in attempts.fractions if seen]
+    assert starts == sorted(starts)  # what is finished stays finished
+    assert report.perplexity is not None
+
+
+@pytest.mark.parametrize("check", [1, 2, 4, 9, 14, 19, 24, 29, 31])
+def test_stopping_once_anywhere(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], check: int
+) -> None:
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(check))
+    assert files_of(tmp_path / "out") == {}
+    run(spec, tmp_path)
+    assert checkpoint_of(tmp_path / "out") == expected
+
+
+def test_a_lost_scratch_directory_costs_nothing(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes]
+) -> None:
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(15))
+    (tmp_path / "workspace").rename(tmp_path / "other")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "other").rename(elsewhere / "workspace")
+    run(spec, elsewhere)
+    assert checkpoint_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("write", [1, 2, 7, 20, 33, 46])
+def test_a_workspace_that_fails_at_some_write(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], write: int, after: bool
+) -> None:
+    from strucprune_core.pipeline import prune
+
+    flaky = FlakyStore(tmp_path / "workspace", write, after=after)
+    with pytest.raises(StorageUnavailable):
+        prune(spec, workspace=flaky, scratch=tmp_path / "scratch")
+    run(spec, tmp_path)
+    assert checkpoint_of(tmp_path / "out") == expected
+
+
+@pytest.mark.parametrize(
+    "unit", ["tokens", "capture.2", "curve.1", "solve.0", "solve.2", "assemble.0"]
+)
+def test_a_damaged_file_is_recomputed(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], unit: str
+) -> None:
+    stop_before = {"tokens": 6, "capture.2": 14, "curve.1": 17}.get(unit, 29)
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(stop_before))
+    damaged = 0
+    for path in sorted((tmp_path / "workspace/units" / unit).rglob("*")):
+        if path.suffix in (".npy", ".safetensors"):
+            data = bytearray(path.read_bytes())
+            data[-1] ^= 1
+            path.write_bytes(data)
+            damaged += 1
+    assert damaged
+    failures = 0
+    for _ in range(10):
+        try:
+            run(spec, tmp_path)
+            break
+        except StorageError as error:
+            assert "damaged" in str(error)  # noqa: PT017 - one of several attempts
+            failures += 1
+    assert 0 < failures <= damaged
+    assert checkpoint_of(tmp_path / "out") == expected
+
+
+def test_the_workspace_of_another_job_is_refused(
+    tmp_path: Path, spec: JobSpec, model: Path, text_file: Path
+) -> None:
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(5))
+    others: list[dict[str, Any]] = [
+        {"pruning": {"sparsity": 0.31}},
+        {"calibration": {"seed": 1}},
+        {"evaluation": None},
+    ]
+    for changes in others:
+        with pytest.raises(WorkspaceMismatch):
+            run(tiny_spec(model, text_file, tmp_path / "out", **changes), tmp_path)
+    wider = make_tiny_llama(tmp_path / "model", layers=3, intermediate=100)
+    with pytest.raises(WorkspaceMismatch):
+        run(tiny_spec(wider, text_file, tmp_path / "out"), tmp_path)
+    # What does not change the result may change.
+    same = tiny_spec(model, text_file, tmp_path / "out", labels={"a": "b"})
+    same = same.model_copy(
+        update={"runtime": same.runtime.model_copy(update={"priority": "high", "max_attempts": 9})}
+    )
+    run(same, tmp_path)
+
+
+def test_a_model_that_changed_under_its_name_is_noticed(tmp_path: Path, text_file: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", layers=2, intermediate=64)
+    spec = tiny_spec(model, text_file, tmp_path / "out")
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(5))
+    make_tiny_llama(model, layers=2, intermediate=72)
+    with pytest.raises(WorkspaceMismatch):
+        run(spec, tmp_path)
+
+
+@pytest.mark.parametrize("overtaken_at", [0.0, 0.3, 0.8])
+def test_a_process_that_was_overtaken_ends_well(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], overtaken_at: float
+) -> None:
+    # Two processes are on one job for a moment: a lease ran out, but its holder was only slow.
+    # The other finishes and publishes while the slow one is in the middle of it.
+    winner: list[Report] = []
+
+    def overtake(progress: Progress) -> None:
+        if progress.fraction >= overtaken_at and not winner:
+            winner.append(run(spec, tmp_path))
+
+    for _ in range(5):
+        try:
+            report = run(spec, tmp_path, progress=overtake)
+            break
+        except StorageUnavailable:  # retryable: a file was released by the other
+            continue
+        except OutputNotEmpty:
+            pytest.fail("the slow process made a second report of the same job")
+    assert report == winner[0]
+    assert checkpoint_of(tmp_path / "out") == expected
+    assert Report.model_validate_json((tmp_path / "out/report.json").read_bytes()) == report
+
+
+_KILLED_AND_RESUMED = """
+import json, os, random, signal, sys, time
+from pathlib import Path
+from strucprune_core.spec import JobSpec
+from tests.core.tiny_job import run
+
+def attempt(spec, root):
+    pid = os.fork()
+    if pid == 0:
+        try:
+            run(spec, root)
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr, flush=True)
+            os._exit(1)
+    return pid
+
+job = json.load(sys.stdin)
+draw = random.Random(job["seed"])
+spec, root = JobSpec.model_validate(job["spec"]), Path(job["root"])
+kills = 0
+for _ in range(job["kills"]):
+    pid = attempt(spec, root)
+    time.sleep(draw.uniform(0.02, job["longest_seconds"]))
+    os.kill(pid, signal.SIGKILL)
+    kills += os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+status = os.waitstatus_to_exitcode(os.waitpid(attempt(spec, root), 0)[1])
+print(json.dumps({"kills": kills, "status": status}))
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_random_instants(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], seed: int
+) -> None:
+    # The process imports everything, then forks before torch has started a thread.
+    job = {
+        "spec": spec.model_dump(mode="json"),
+        "root": str(tmp_path),
+        "seed": seed,
+        "kills": 8,
+        "longest_seconds": 0.25,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED_AND_RESUMED],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["status"] == 0, done.stderr
+    assert result["kills"] > 0
+    assert checkpoint_of(tmp_path / "out") == expected
+    # Half-written files carry a name that no store lists.
+    listed = {info.key for info in LocalStore(tmp_path / "out").list()}
+    assert listed == {*expected, "report.json", "report.html", "strucprune.json"}
