@@ -30,13 +30,14 @@ class StrucPruneError(Exception):
     Args:
         message: What went wrong, in one sentence.
         field: Dotted path of the job field at fault ("model.uri"), if one is.
-        remedy: What the user can do about it.
+        remedy: What the user can do about it; the class's usual one if None.
         phase: The phase the job was in, if it had begun.
         layer: Index of the decoder layer at fault, if one is.
     """
 
     code: ClassVar[str] = "internal_error"
     retryable: ClassVar[bool] = False
+    usual_remedy: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -50,7 +51,7 @@ class StrucPruneError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
-        self.remedy = remedy
+        self.remedy = remedy or self.usual_remedy
         self.phase = phase
         self.layer = layer
 
@@ -82,18 +83,26 @@ class InvalidCheckpoint(StrucPruneError):
     """The model's files are missing, unsafe, or do not hold what they claim."""
 
     code = "invalid_checkpoint"
+    usual_remedy = (
+        "Copy the model again from where it came; if that does not help, save it again with "
+        "transformers' save_pretrained."
+    )
 
 
 class UnsupportedArchitecture(InvalidCheckpoint):
     """The model's `config.json` names an architecture this build cannot prune."""
 
     code = "unsupported_architecture"
+    usual_remedy = (
+        "`strucprune inspect` tells what a model is; GET /v1/capabilities what can be pruned."
+    )
 
 
 class InvalidText(StrucPruneError):
     """Calibration or evaluation text is unreadable or too short."""
 
     code = "invalid_text"
+    usual_remedy = "Give another text."
 
 
 class OutputNotEmpty(StrucPruneError):
@@ -130,6 +139,7 @@ class StorageUnavailable(StorageError):
     """The store did not answer; the same request may succeed later."""
 
     code = "storage_unavailable"
+    usual_remedy = "Try again; check that the storage runs and is within reach."
     retryable = True
 
 
@@ -137,12 +147,14 @@ class AccessDenied(StorageError):
     """The store refused the credentials, or they do not reach this object."""
 
     code = "access_denied"
+    usual_remedy = "Check the credentials, and that they may reach this place."
 
 
 class ObjectNotFound(StorageError):
     """No such bucket, prefix or object."""
 
     code = "object_not_found"
+    usual_remedy = "Check the URI: bucket, prefix and name."
 
 
 class OutOfMemory(StrucPruneError):

@@ -42,7 +42,7 @@ from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.store import Store
-from strucprune_core.units import Unit, pending
+from strucprune_core.units import Unit, pending, publication
 from strucprune_core.workspace import Draft, Workspace
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def prune(
     facts = inspect_job(spec, open_store, check_output=False)
     output = open_store(spec.output.uri_prefix)
     config = facts.model.config
-    fingerprint = f"{spec.result_fingerprint()} {facts.model.index.digest()}"
+    fingerprint = f"{spec.result_fingerprint()} {facts.model.index.version()}"
     kept = Workspace(workspace, scratch / "files", hashlib.sha256(fingerprint.encode()).hexdigest())
     _check_output(output, kept)
     device = choose_device(spec.runtime.device)
@@ -118,7 +118,7 @@ def prune(
     reports = {name: kept.file("report", name) for name in (REPORT_JSON, REPORT_HTML)}
     result = load_report(reports[REPORT_JSON])
     with naming_field("output.uri_prefix"):
-        publish(output, pruned_checkpoint(job), result.files, reports)
+        publish(output, pruned_checkpoint(job), result.files, reports, meter.tick)
     meter.finish()
     return result
 
@@ -136,11 +136,12 @@ def _check_output(output: Store, workspace: Workspace) -> None:
 
 
 def _pending(job: Job) -> list[Unit]:
-    units = job.graph
+    """The units to run: the unfinished ones, and those whose files are missing where needed."""
+    units = [*job.graph, publication(job.graph)]
     finished = {unit.name for unit in units if job.workspace.manifest(unit.name) is not None}
     needed = {read for unit in units for read in unit.reads}
     present = {read for read in needed if job.workspace.has_file(*read)}
-    return pending(units, finished, present)
+    return pending(units, finished, present)[:-1]
 
 
 def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
@@ -164,17 +165,33 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
         error.phase = error.phase or unit.phase.value
         error.layer = _layer_of(unit) if error.layer is None else error.layer
         raise
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise OutOfMemory(
-            f"out of memory in {unit.name}: {error}",
-            field="runtime.micro_batch_tokens",
-            remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory.",
-            phase=unit.phase.value,
-            layer=_layer_of(unit),
-        ) from error
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _out_of_memory(unit, error) from error
     for owner, name in unit.releases:
         job.workspace.release(owner, name)
     log.info("%s finished in %.1f s", unit.name, time.monotonic() - began)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out: torch's CPU allocator says so with a plain RuntimeError."""
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return typed or "DefaultCPUAllocator" in str(error)
+
+
+def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
+    """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
+    pushes_tokens = unit.kind in ("capture", "probe", "evaluate")
+    return OutOfMemory(
+        f"out of memory in {unit.name}: {error}",
+        field="runtime.micro_batch_tokens" if pushes_tokens else None,
+        remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory."
+        if pushes_tokens
+        else "Use a machine with more memory; `strucprune_core.estimate` says how much.",
+        phase=unit.phase.value,
+        layer=_layer_of(unit),
+    )
 
 
 def _layer_of(unit: Unit) -> int | None:

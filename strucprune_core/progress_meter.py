@@ -44,7 +44,7 @@ class ProgressMeter:
         self.tick(0, 1)
 
     def tick(self, done: int, total: int) -> None:
-        """A safe point inside the current unit, of which `done / total` is over.
+        """A safe point in the current unit, of which `done / total` is over, or behind the last.
 
         Raises:
             Stopped: the stop signal fired.
@@ -53,9 +53,12 @@ class ProgressMeter:
         if self._current is not None:
             share = min(1.0, done / total) if total else 0.0
             self._report(self._current.phase, self._costs[self._current.name] * share)
+        else:
+            self._report(Phase.COMMITTING, 0.0)
 
     def end(self, unit: Unit) -> None:
         """The current unit is finished."""
+        self._current = None
         self._finished_cost += self._costs[unit.name]
         self._phase_done[unit.phase] += 1
         self._report(unit.phase, 0.0)

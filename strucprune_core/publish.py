@@ -7,12 +7,11 @@ prefix; `strucprune.json`, the list of all files with their digests, goes last a
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from strucprune_core.errors import OutputNotEmpty
-from strucprune_core.report import FileEntry
+from strucprune_core.report import FileEntry, PublishedManifest
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Store
 from strucprune_core.workspace import sha256_of_bytes
@@ -23,7 +22,11 @@ CLAIM = "report.json"
 
 
 def publish(
-    output: Store, checkpoint: OverlayStore, entries: list[FileEntry], reports: dict[str, Path]
+    output: Store,
+    checkpoint: OverlayStore,
+    entries: list[FileEntry],
+    reports: dict[str, Path],
+    tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Write all files to the output.
 
@@ -32,6 +35,8 @@ def publish(
         checkpoint: The assembled checkpoint.
         entries: Its files with their digests.
         reports: The report's files by name; "report.json" is among them.
+        tick: Called before each file with (done, total): a safe point to stop at, since the same
+            job may publish again.
 
     Raises:
         OutputNotEmpty: another job has published here.
@@ -43,7 +48,8 @@ def publish(
             field="output.uri_prefix",
             remedy="Submit the job again with a new output prefix.",
         )
-    for entry in entries:
+    for number, entry in enumerate(entries):
+        tick(number, len(entries))
         if entry.name in checkpoint.paths:
             output.upload(entry.name, checkpoint.paths[entry.name])
         else:
@@ -60,9 +66,9 @@ def is_claimed_by(output: Store, claim: bytes) -> bool:
 
 
 def _manifest(entries: list[FileEntry], reports: dict[str, Path]) -> bytes:
-    files: list[dict[str, Any]] = [entry.model_dump() for entry in entries]
+    files = list(entries)
     for name, path in sorted(reports.items()):
         data = path.read_bytes()
-        files.append({"name": name, "bytes": len(data), "sha256": sha256_of_bytes(data)})
-    body = {"format_version": FORMAT_VERSION, "files": files}
-    return (json.dumps(body, indent=2) + "\n").encode()
+        files.append(FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data)))
+    manifest = PublishedManifest(format_version=FORMAT_VERSION, files=files)
+    return (manifest.model_dump_json(indent=2) + "\n").encode()

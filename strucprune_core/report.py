@@ -131,6 +131,15 @@ class FileEntry(_Part):
     sha256: str
 
 
+class PublishedManifest(BaseModel):
+    """`strucprune.json`, written last: every file of a complete output with its digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: int
+    files: list[FileEntry]
+
+
 class Report(_Part):
     """Everything there is to know about one finished job."""
 

@@ -90,8 +90,15 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
         units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
     units.append(Unit("verify", Phase.EVALUATING, (*solved, *assembled), (*solutions, *files)))
     last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
-    units.append(Unit("report", Phase.COMMITTING, last))
+    units.append(Unit("report", Phase.COMMITTING, last, files))
     return units
+
+
+def publication(units: list[Unit]) -> Unit:
+    """Publishing as a unit that is never finished: it reads what a complete job must have."""
+    report = units[-1]
+    files = tuple((report.name, name) for name in ("report.json", "report.html"))
+    return Unit("publish", Phase.COMMITTING, (report.name,), (*report.reads, *files))
 
 
 def _capture(layer: int) -> Unit:

@@ -24,7 +24,6 @@ from typing import Any
 
 from strucprune_core.errors import (
     ObjectNotFound,
-    StorageError,
     StorageUnavailable,
     WorkspaceMismatch,
 )
@@ -154,9 +153,8 @@ class Workspace:
         """A finished unit's file on this machine, verified when it was not written here.
 
         Raises:
-            StorageError: its bytes are not those that the unit wrote. The unit is forgotten, so
-                the next run computes it again.
-            StorageUnavailable: another process on the same job has released it meanwhile.
+            StorageUnavailable: its bytes are not those that the unit wrote, which is forgotten;
+                or they are gone. The next attempt computes the unit again.
         """
         manifest = self.manifest(unit)
         if manifest is None:
@@ -166,7 +164,7 @@ class Workspace:
             path = self._fetch(entry.key)
             if sha256_of(path) != entry.sha256:
                 self.forget(unit)
-                raise StorageError(
+                raise StorageUnavailable(
                     f"{entry.key} in the workspace {self._store.uri} is damaged",
                     remedy="Start the job again with the same workspace: the unit is recomputed.",
                 )
@@ -184,8 +182,8 @@ class Workspace:
             self._store.download(key, path)
         except ObjectNotFound as error:
             raise StorageUnavailable(
-                f"{key} is gone from the workspace {self._store.uri}: another process is at work "
-                "on the same job",
+                f"{key} is gone from the workspace {self._store.uri}: it was deleted, or another "
+                "process is at work on the same job",
                 remedy="Start the job again with the same workspace: it goes on from there.",
             ) from error
         return path

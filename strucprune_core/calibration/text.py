@@ -42,13 +42,17 @@ def load_tokenizer(data: bytes) -> Tokenizer:
         InvalidCheckpoint: it is not a tokenizer definition.
     """
     try:
-        return Tokenizer.from_str(data.decode("utf-8"))
+        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
     except Exception as error:  # The Rust parser raises bare Exception.
         raise InvalidCheckpoint(
             f"tokenizer.json cannot be read: {error}",
             field="model.uri",
             remedy="Save the tokenizer again with transformers' save_pretrained.",
         ) from error
+    # Saved with some tokenizers; here they would cut or fill every block of the text.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def calibration_windows(

@@ -16,7 +16,7 @@ from typing import Any
 from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import ObjectInfo, Store
 
 CONFIG = "config.json"
 SINGLE_FILE = "model.safetensors"
@@ -53,6 +53,7 @@ class CheckpointIndex:
         config: config.json parsed.
         tensors: Every tensor by name.
         file_sizes: Bytes of each safetensors file by name.
+        file_versions: Version of every file that a job reads (see `ObjectInfo`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
     """
@@ -62,6 +63,7 @@ class CheckpointIndex:
     config: dict[str, Any] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
     file_sizes: dict[str, int]
+    file_versions: dict[str, str] = field(repr=False)
     header_sha256: dict[str, str] = field(repr=False)
     other_files: tuple[str, ...]
 
@@ -69,6 +71,15 @@ class CheckpointIndex:
     def total_bytes(self) -> int:
         """Bytes of all safetensors files."""
         return sum(self.file_sizes.values())
+
+    def version(self) -> str:
+        """Like `digest`, but another one whenever any file was written again, with the same layout.
+
+        What a job has computed belongs to these very files: a fine-tuned model in their place has
+        the same layout.
+        """
+        versions = sorted(self.file_versions.items())
+        return hashlib.sha256(f"{self.digest()}{versions}".encode()).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 (hex) over config.json and all headers: the identity of the model's layout."""
@@ -86,7 +97,8 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         InvalidCheckpoint: a file is missing, unsafe, truncated or contradicts another.
         StorageError: the store refused or failed.
     """
-    sizes = _sizes(store)
+    objects = _objects(store)
+    sizes = {info.key: info.size_bytes for info in objects}
     config_bytes = _read_bounded(store, CONFIG, sizes, MAX_CONFIG_BYTES)
     config = parse_object(config_bytes, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
     if SINGLE_FILE in sizes:
@@ -104,13 +116,16 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         config=config,
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
+        file_versions={
+            info.key: info.version for info in objects if info.key in (*files, *SIDE_FILES)
+        },
         header_sha256={name: header.sha256 for name, header in headers.items()},
         other_files=_side_files(sizes),
     )
 
 
-def _sizes(store: Store) -> dict[str, int]:
-    """Bytes of each object by name; bounded, so that a wrong prefix cannot be listed for hours."""
+def _objects(store: Store) -> list[ObjectInfo]:
+    """All objects; bounded, so that a wrong prefix cannot be listed for hours."""
     objects = list(islice(store.list(), MAX_OBJECTS + 1))
     if not objects:
         raise ObjectNotFound(
@@ -121,7 +136,7 @@ def _sizes(store: Store) -> dict[str, int]:
             f"{store.uri} holds more than {MAX_OBJECTS} files",
             remedy="Give the prefix of one model.",
         )
-    return {info.key: info.size_bytes for info in objects}
+    return objects
 
 
 def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:

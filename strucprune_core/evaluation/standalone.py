@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from strucprune_core.calibration.text import Text, digest, evaluation_windows, load_tokenizer
 from strucprune_core.checkpoint.reader import TensorReader
@@ -33,6 +33,7 @@ from strucprune_core.inspection import (
 from strucprune_core.models.families import adapter_for
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.publish import MANIFEST
+from strucprune_core.report import PublishedManifest
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
 from strucprune_core.tiling import VOCAB_TILE_ROWS
@@ -126,20 +127,31 @@ def _check_digests(store: Store) -> int:
             f"there is no {MANIFEST} under {store.uri}",
             remedy="Give the output of a finished pruning job.",
         )
-    files = json.loads(bytes(store.read(MANIFEST)))["files"]
+    files = _manifest(store).files
     for entry in files:
-        info = store.stat(entry["name"])
+        info = store.stat(entry.name)
         if info is None:
-            raise InvalidCheckpoint(f"{entry['name']} is missing")
+            raise InvalidCheckpoint(f"{entry.name} is missing")
         if (
-            info.size_bytes != entry["bytes"]
-            or _digest(store, info.key, info.size_bytes) != (entry["sha256"])
+            info.size_bytes != entry.bytes
+            or _digest(store, info.key, info.size_bytes) != entry.sha256
         ):
             raise InvalidCheckpoint(
-                f"{entry['name']} is not the file that was written",
+                f"{entry.name} is not the file that was written",
                 remedy="Download it again, or prune again.",
             )
     return len(files)
+
+
+def _manifest(store: Store) -> PublishedManifest:
+    try:
+        return PublishedManifest.model_validate_json(bytes(store.read(MANIFEST)))
+    except ValidationError as error:
+        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
+        raise InvalidCheckpoint(
+            f"{MANIFEST} is damaged: {reason}",
+            remedy="Download the checkpoint again, or prune again.",
+        ) from error
 
 
 def _digest(store: Store, key: str, size_bytes: int) -> str:

@@ -161,9 +161,9 @@ def _walk(folder: Path, prefix: str, stem: str) -> Iterator[ObjectInfo]:
         if entry.is_dir(follow_symlinks=False):
             yield from _walk(Path(entry.path), prefix + name, "")
         elif not name.startswith(_TEMPORARY):
-            size = _file_size(Path(entry.path))
-            if size is not None:
-                yield ObjectInfo(prefix + name, size)
+            status = _file_status(Path(entry.path))
+            if status is not None:
+                yield ObjectInfo(prefix + name, status.st_size, str(status.st_mtime_ns))
 
 
 def _sort_name(entry: os.DirEntry[str]) -> str:
@@ -172,11 +172,16 @@ def _sort_name(entry: os.DirEntry[str]) -> str:
 
 
 def _file_size(path: Path) -> int | None:
+    status = _file_status(path)
+    return None if status is None else status.st_size
+
+
+def _file_status(path: Path) -> os.stat_result | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_size if stat_module.S_ISREG(status.st_mode) else None
+    return status if stat_module.S_ISREG(status.st_mode) else None
 
 
 def _write_file(

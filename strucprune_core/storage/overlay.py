@@ -32,7 +32,9 @@ class OverlayStore:
         if key in self.contents:
             return ObjectInfo(key, len(self.contents[key]))
         path = self.paths.get(key)
-        return None if path is None else ObjectInfo(key, path.stat().st_size)
+        if path is None or not path.exists():
+            return None
+        return ObjectInfo(key, path.stat().st_size)
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -45,8 +47,8 @@ class OverlayStore:
         if info is None:
             raise ObjectNotFound(f"{self.uri} has no {key}")
         size = info.size_bytes - start if length is None else length
-        if start + size > info.size_bytes:
-            raise StorageError(f"{key} ends before byte {start + size}")
+        if size < 0 or start + size > info.size_bytes:
+            raise StorageError(f"{key} ends before byte {max(start, start + size)}")
         if key in self.contents:
             return bytearray(self.contents[key][start : start + size])
         data = bytearray(size)

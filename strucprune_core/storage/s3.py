@@ -140,7 +140,8 @@ class S3Store:
                 for item in page.get("Contents", ()):
                     # Consoles mark "folders" by empty objects ending in a slash: not objects to us.
                     if not item["Key"].endswith("/"):
-                        yield ObjectInfo(item["Key"].removeprefix(root), int(item["Size"]))
+                        key = item["Key"].removeprefix(root)
+                        yield ObjectInfo(key, int(item["Size"]), item["ETag"])
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """A stored object: its key relative to the store's root, and its size in bytes."""
+    """A stored object.
+
+    Attributes:
+        key: Relative to the store's root.
+        size_bytes: Its size.
+        version: Changes when the object is written again (ETag, time of change); listings only.
+    """
 
     key: str
     size_bytes: int
+    version: str = field(default="", compare=False)
 
 
 class Store(Protocol):

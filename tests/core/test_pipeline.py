@@ -429,3 +429,24 @@ def test_the_output_place_does_not_change_the_result(
     # The same workspace goes on to another output: everything is finished but the publishing.
     run(tiny_spec(tiny_model, text_file, tmp_path / "b"), tmp_path)
     assert checkpoint_of(tmp_path / "a") == checkpoint_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("unit", "field"), [("capture", "runtime.micro_batch_tokens"), ("curve", None)]
+)
+def test_memory_that_runs_out_is_named(
+    tiny_model: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unit: str,
+    field: str | None,
+) -> None:
+    def allocate_too_much(*_: object) -> None:
+        torch.empty(2**60)  # The CPU allocator's own refusal.
+
+    monkeypatch.setitem(STEPS, unit, allocate_too_much)
+    with pytest.raises(OutOfMemory, match=f"out of memory in {unit}") as caught:
+        run(tiny_spec(tiny_model, text_file, tmp_path / "out"), tmp_path)
+    assert caught.value.field == field
+    assert caught.value.remedy

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +22,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.progress import Progress
 from strucprune_core.report import Report
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import JobSpec, ModelSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import FlakyStore, StopAt, checkpoint_of, files_of, run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
@@ -66,7 +68,7 @@ class Attempts:
                     progress=lambda progress, seen=seen: seen.append(progress.fraction),  # type: ignore[misc]
                 )
             except Stopped:
-                assert files_of(self.root / "out") == {}
+                assert not (self.root / "out/strucprune.json").exists()
                 assert not list((self.root / "scratch").glob("draft-*"))
         pytest.fail("the attempts do not get anywhere")
 
@@ -215,7 +217,7 @@ def test_a_process_that_was_overtaken_ends_well(
 _KILLED_AND_RESUMED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import JobSpec, ModelSpec
 from tests.core.tiny_job import run
 
 def attempt(spec, root):
@@ -272,3 +274,41 @@ def test_killed_at_random_instants(
     # Half-written files carry a name that no store lists.
     listed = {info.key for info in LocalStore(tmp_path / "out").list()}
     assert listed == {*expected, "report.json", "report.html", "strucprune.json"}
+
+
+@pytest.mark.parametrize("unit", ["assemble.0", "report"])
+@pytest.mark.parametrize("damage", ["deleted", "changed"])
+def test_a_file_lost_just_before_publishing_is_recomputed(
+    tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], unit: str, damage: str
+) -> None:
+    output = FlakyStore(tmp_path / "out", 1)  # everything is computed; publishing fails
+    others = {str(tmp_path / "out"): output}
+    with pytest.raises(StorageUnavailable):
+        run(spec, tmp_path, open_store=lambda uri: others.get(uri) or LocalStore(Path(uri)))
+    for path in (tmp_path / "workspace/units" / unit).rglob("*"):
+        if path.is_file() and path.name != "manifest.json":
+            if damage == "deleted":
+                path.unlink()
+            else:
+                path.write_bytes(path.read_bytes()[:-1] + b"?")
+    for _ in range(4):
+        with contextlib.suppress(StorageUnavailable):
+            run(spec, tmp_path)
+            break
+    assert checkpoint_of(tmp_path / "out") == expected
+
+
+def test_other_weights_of_the_same_layout_are_another_job(
+    tmp_path: Path, spec: JobSpec, model: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(model, copy)
+    spec = spec.model_copy(update={"model": ModelSpec(uri=str(copy))})
+    with pytest.raises(Stopped):
+        run(spec, tmp_path, stop=StopAt(9))
+    weights = copy / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(WorkspaceMismatch):
+        run(spec, tmp_path)

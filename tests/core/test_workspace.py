@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from strucprune_core.errors import StorageError, WorkspaceMismatch
+from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.workspace import Manifest, StoredFile, Workspace, sha256_of, sha256_of_bytes
 
@@ -144,7 +144,7 @@ def test_a_damaged_file_is_noticed_and_its_unit_forgotten(tmp_path: Path, remote
     path.write_bytes(b"12245")  # same size: only the digest tells
     workspace = open_workspace(tmp_path, scratch="other", remote=remote)
     assert workspace.has_file("u", "file")
-    with pytest.raises(StorageError, match="damaged") as caught:
+    with pytest.raises(StorageUnavailable, match="damaged") as caught:
         workspace.file("u", "file")
     assert caught.value.remedy
     assert workspace.manifest("u") is None

@@ -238,3 +238,11 @@ def test_a_file_that_is_no_tokenizer_is_refused(data: bytes) -> None:
 def test_a_tokenizer_survives_its_file(tokenizer: Tokenizer) -> None:
     again = load_tokenizer(tokenizer.to_str().encode())
     assert again.encode(PROSE).ids == whole(tokenizer, PROSE)
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tokenizer: Tokenizer) -> None:
+    saved = Tokenizer.from_str(tokenizer.to_str())
+    saved.enable_truncation(8)
+    saved.enable_padding(length=2048)
+    again = load_tokenizer(saved.to_str().encode())
+    assert again.encode(PROSE).ids == whole(tokenizer, PROSE)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strucprune_core.evaluation.memory import SAMPLE_SECONDS, MemoryMeter, anonymous_bytes
+
+BLOCK_BYTES = 100_000_000
+# What the rest of the process may grow or shrink by meanwhile.
+SLACK_BYTES = 20_000_000
+
+
+@pytest.fixture
+def meter() -> MemoryMeter:
+    return MemoryMeter(torch.device("cpu"))
+
+
+def sample() -> None:
+    """Give the meter's thread time for several samples."""
+    time.sleep(10 * SAMPLE_SECONDS)
+
+
+def test_an_allocation_shows_in_the_peak_even_when_it_is_gone(meter: MemoryMeter) -> None:
+    with meter.running():
+        meter.take_host_peak()
+        before = anonymous_bytes()
+        block = np.ones(BLOCK_BYTES, dtype=np.uint8)
+        sample()
+        del block
+        grown = meter.take_host_peak() - before
+        assert grown == pytest.approx(BLOCK_BYTES, abs=SLACK_BYTES)
+        assert meter.take_host_peak() - before < SLACK_BYTES  # each call begins anew
+
+
+def test_pages_of_a_file_do_not_count(meter: MemoryMeter, tmp_path: Path) -> None:
+    with meter.running():
+        meter.take_host_peak()
+        before = anonymous_bytes()
+        path = tmp_path / "scratch.npy"
+        written = np.lib.format.open_memmap(path, "w+", np.uint8, (BLOCK_BYTES,))
+        written[:] = 1
+        read = np.load(path, mmap_mode="r")
+        assert read.sum() == BLOCK_BYTES  # every page is resident
+        sample()
+        assert meter.take_host_peak() - before < SLACK_BYTES
+
+
+def test_the_host_has_no_device_memory(meter: MemoryMeter) -> None:
+    assert meter.take_device_peak() is None
