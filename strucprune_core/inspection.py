@@ -172,7 +172,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     least = min(parameters)
     if pruning.sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {sum(widths):,} structures is less than one of them",
+            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
             field="pruning.sparsity",
             remedy=f"Ask for at least {least / total:.2g}.",
         )

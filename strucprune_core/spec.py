@@ -49,8 +49,10 @@ class PruningSpec(_Strict):
         "many of each key-value head).",
     )
     sparsity: float = Field(
-        gt=0.0, lt=1.0, description="Fraction to remove of all parameters that belong to the chosen "
-        "structures; with `ffn_channels` alone, of all FFN channels."
+        gt=0.0,
+        lt=1.0,
+        description="Fraction to remove of all parameters that belong to the chosen "
+        "structures; with `ffn_channels` alone, of all FFN channels.",
     )
     allocation: Literal["threshold", "uniform"] = Field(
         default="threshold",

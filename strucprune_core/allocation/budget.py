@@ -1,7 +1,7 @@
 """What the allocation rules share: the steps a site's width may take, and the budget.
 
-Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next multiple of `multiple_of`, then one multiple
-at a time, never below its floor.
+Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
+multiple of `multiple_of`, then one multiple at a time, never below its floor.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[in
     return math.ceil(sparsity * total - 1e-9 * total)
 
 
-def reachable_sparsity(
-    widths: list[int], parameters: list[int], rules: list[WidthRule]
-) -> float:
+def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[WidthRule]) -> float:
     """The largest sparsity that the floors allow."""
     sites = list(zip(widths, parameters, rules, strict=True))
     total = sum(width * each for width, each, _ in sites)

@@ -8,7 +8,9 @@ from strucprune_core.allocation.budget import WidthRule, out_of_reach
 from strucprune_core.allocation.threshold import Allocation
 
 
-def allocate_uniformly(dense_widths: list[int], sparsity: float, rules: list[WidthRule]) -> Allocation:
+def allocate_uniformly(
+    dense_widths: list[int], sparsity: float, rules: list[WidthRule]
+) -> Allocation:
     """Keep `(1 - sparsity)` of each site, rounded down to a multiple.
 
     Args:

@@ -21,11 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.export.modeling_strucprune import CONFIGS, MODELS, decoder_layers
+from strucprune_core.export import modeling_strucprune
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.models.vocabulary import logits_of_output, token_embeddings
 
+_PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 REFERENCE = f"transformers {transformers_version}"
 
 
@@ -52,7 +53,7 @@ def reference_logits(
         raise InvalidCheckpoint(f"the checkpoint lacks tensors: {missing}")
     model = _skeleton(stream, json.loads(config_json))
     _load_rest(model, stream)
-    for index, layer in enumerate(decoder_layers(model)):
+    for index, layer in enumerate(_PRUNED.decoder_layers(model)):
         _stream_layer(layer, index, stream)
     output = model.base_model(inputs_embeds=token_embeddings(stream, tokens), use_cache=False)
     return logits_of_output(stream, output.last_hidden_state[:, -1])
@@ -64,10 +65,10 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
     # Only eager attention applies a soft cap.
     implementation = "sdpa" if stream.config.attention_soft_cap is None else "eager"
     with _parameters_on_meta():
-        if model_type in CONFIGS:
-            config = CONFIGS[model_type].from_dict(raw)
+        if model_type in _PRUNED.CONFIGS:
+            config = _PRUNED.CONFIGS[model_type].from_dict(raw)
             config._attn_implementation = implementation
-            model = MODELS[model_type](config)
+            model = _PRUNED.MODELS[model_type](config)
         else:
             plain = {key: value for key, value in raw.items() if key != "model_type"}
             config = AutoConfig.for_model(model_type, **plain)
@@ -83,18 +84,19 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
     """Parameters made inside have a shape but no memory."""
-    register = nn.Module.register_parameter
+    module_class: Any = nn.Module
+    register = module_class.register_parameter
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    module_class.register_parameter = on_meta
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        module_class.register_parameter = register
 
 
 def _load_rest(model: Any, stream: ModelStream) -> None:
@@ -140,7 +142,7 @@ def _as_transformers(stream: ModelStream, index: int) -> dict[str, Tensor]:
     """A layer's tensors by transformers' names: it holds equal experts in one tensor."""
     weights = dict(stream.layer(index))
     block = stream.config.blocks[index]
-    if block.names.router is None or stream.config.model_type in CONFIGS:
+    if block.names.router is None or stream.config.model_type in _PRUNED.CONFIGS:
         return weights
     gate, up, down = (
         torch.stack([weights.pop(f"{name.format(n)}.weight") for n in range(len(block.ffn_widths))])

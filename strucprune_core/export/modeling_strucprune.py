@@ -1,8 +1,8 @@
 """Decoders whose layers have different widths. Written by StrucPrune, Apache-2.0.
 
-Everything but the widths is transformers' own: `config.strucprune["layers"]` holds the shape of each
-layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}. Before it gets its weights, each
-layer's matrices are made as narrow as that. This file travels with every `per_layer` checkpoint.
+Everything but the widths is transformers' own: `config.strucprune["layers"]` holds the shape of
+each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}. Before it gets its weights,
+each layer's matrices are made as narrow as that. This file travels with every `per_layer` checkpoint.
 """
 
 import torch
@@ -24,7 +24,9 @@ def narrow(model):
     """Give each decoder layer the shape that the config lists."""
     layers, shapes = decoder_layers(model), model.config.strucprune["layers"]
     if len(layers) != len(shapes):
-        raise ValueError(f"config.strucprune lists {len(shapes)} layers; the model has {len(layers)}")
+        raise ValueError(
+            f"config.strucprune lists {len(shapes)} layers; the model has {len(layers)}"
+        )
     for layer, shape in zip(layers, shapes, strict=True):
         narrow_layer(layer, shape, head_dim(model.config))
 
@@ -45,10 +47,10 @@ def narrow_layer(layer, shape, head):
     """Replace the linear modules of a layer by narrower ones, and tell attention how many heads."""
     queries, keys = shape["query_heads"] * head, shape["kv_heads"] * head
     attention = attention_of(layer)
-    widths = {name: (None, queries) for name in QUERIES}
-    widths |= {name: (None, keys) for name in KEYS_AND_VALUES}
-    widths |= {name: (None, queries + 2 * keys) for name in FUSED_HEADS}
-    widths |= {name: (queries, None) for name in ATTENTION_OUTPUTS}
+    widths = dict.fromkeys(QUERIES, (None, queries))
+    widths |= dict.fromkeys(KEYS_AND_VALUES, (None, keys))
+    widths |= dict.fromkeys(FUSED_HEADS, (None, queries + 2 * keys))
+    widths |= dict.fromkeys(ATTENTION_OUTPUTS, (queries, None))
     if attention is getattr(layer, "attn", None):
         widths["c_proj"] = (queries, None)
     resize_children(attention, widths)
@@ -60,9 +62,9 @@ def narrow_layer(layer, shape, head):
     ffn = getattr(layer, "mlp", layer)
     if len(shape["ffn"]) == 1:
         (width,) = shape["ffn"]
-        widths = {name: (None, width) for name in FFN_INPUTS}
-        widths |= {name: (None, 2 * width) for name in FUSED_FFN_INPUTS}
-        widths |= {name: (width, None) for name in (*FFN_OUTPUTS, "c_proj")}
+        widths = dict.fromkeys(FFN_INPUTS, (None, width))
+        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
+        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
         resize_children(ffn, widths)
     else:
         mixtral = type(ffn).__name__.startswith("Mixtral")
@@ -105,6 +107,7 @@ class Expert(nn.Module):
         setattr(self, down, nn.Linear(width, hidden_size, bias=False))
 
     def forward(self, x, activate):
+        """The FFN's output for tokens (n x d)."""
         gate, up, down = (getattr(self, name) for name in self.names)
         return down(activate(gate(x)) * up(x))
 
@@ -117,6 +120,7 @@ class Experts(nn.ModuleList):
         self.act_fn = dense.act_fn
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
+        """The weighted sum of each token's experts."""
         output = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self):
             tokens, place = (top_k_index == number).nonzero(as_tuple=True)
@@ -234,6 +238,7 @@ class MixtralLayer(MixtralDecoderLayer):
 
     @property
     def mlp(self):
+        """The same module by the name that transformers calls it."""
         return self.block_sparse_moe
 
 

@@ -23,7 +23,8 @@ def attend(
 
     Args:
         query: (b, n, heads, head_dim).
-        key, value: (b, n, kv_heads, head_dim).
+        key: (b, n, kv_heads, head_dim).
+        value: The same.
         rotations: Cosines and sines of the first dimensions of a head, each (n x dims).
         scale: Attention logits are multiplied by it.
         soft_cap: Logits z become cap * tanh(z / cap).

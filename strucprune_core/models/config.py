@@ -189,6 +189,11 @@ class ModelConfig:
         return sum(self.intermediate_sizes)
 
     @property
+    def head_matrix(self) -> str:
+        """Tensor that turns hidden states into logits, (V x embedding size)."""
+        return self.names.embedding if self.tie_word_embeddings else self.names.head
+
+    @property
     def kv_cache_values_per_token(self) -> int:
         """Numbers that the key-value cache holds for each token."""
         return sum(2 * block.kv_heads * self.head_dim for block in self.blocks)

@@ -1,7 +1,7 @@
 """The forward pass of a decoder, driven by its `ModelConfig`; it holds no weights.
 
-Every method takes the tensors of one layer as a dict from *role* ("mlp.down_proj.weight") to tensor,
-so that whoever calls decides where weights come from and how long they live.
+Every method takes the tensors of one layer as a dict from *role* ("mlp.down_proj.weight") to
+tensor, so that whoever calls decides where weights come from and how long they live.
 
 Shapes: b sequences of n tokens, d hidden size.
 """
@@ -124,7 +124,7 @@ class Decoder:
             return query, key, value
         per_kv_head = block.query_heads_per_kv_head
         keys = fused.shape[-1] // (per_kv_head + 2)
-        query, key, value = fused.split([per_kv_head * keys, keys, keys], dim=-1)
+        query, key, value = torch.split(fused, [per_kv_head * keys, keys, keys], dim=-1)
         return query.reshape(shape), key.reshape(shape), value.reshape(shape)
 
     def _ffn(

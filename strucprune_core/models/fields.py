@@ -75,7 +75,7 @@ def optional_number(config: RawConfig, key: str) -> float | None:
 
 
 def boolean(config: RawConfig, key: str, *, default: bool = False) -> bool:
-    """true or false."""
+    """True or false."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
         raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not true or false")

@@ -1,6 +1,6 @@
 """The `strucprune` section of a pruned checkpoint's config.json: the shape of each layer. No torch.
 
-    {"format_version": 2, "layers": [{"ffn": [1024], "query_heads": 9, "kv_heads": 3}, ...]}
+{"format_version": 2, "layers": [{"ffn": [1024], "query_heads": 9, "kv_heads": 3}, ...]}
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ SiteKind = Literal["ffn", "attention"]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Where structures lie along an axis: structure j owns `size` indices from offset + j * size."""
+    """Structure j owns `size` indices along an axis, from offset + j * size."""
 
     offset: int
     size: int
@@ -202,6 +202,4 @@ def _site(
         slices = sum(segment.size for segment in tensor.segments)
         others = [size for axis, size in enumerate(shape) if axis != tensor.axis]
         parameters += slices * (others[0] if others else 1)
-    return Site(
-        name, kind, structures, columns, lockstep, output, tuple(coupled), parameters
-    )
+    return Site(name, kind, structures, columns, lockstep, output, tuple(coupled), parameters)

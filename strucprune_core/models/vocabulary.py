@@ -64,7 +64,6 @@ class _Head:
     def __init__(self, stream: ModelStream) -> None:
         self._stream = stream
         config, names = stream.config, stream.config.names
-        self._matrix = names.embedding if config.tie_word_embeddings else names.head
         self._norm: dict[str, Tensor] = {}
         if names.final_norm is not None:
             kinds = ("weight", "bias") if config.norm.kind == "layer" else ("weight",)
@@ -74,7 +73,7 @@ class _Head:
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the head's matrix."""
-        return self._stream.tiles(self._matrix)
+        return self._stream.tiles(self._stream.config.head_matrix)
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""

@@ -34,9 +34,7 @@ CLASS_STEMS = {
 """Family to the stem of its class names in the modelling file."""
 
 
-def side_files(
-    layout: str, dense_config: dict[str, Any], pruned: ModelConfig
-) -> dict[str, bytes]:
+def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
     """Small files of the checkpoint by name: config.json, and the modelling file if one is needed.
 
     Args:

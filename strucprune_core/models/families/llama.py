@@ -74,18 +74,27 @@ def parse_llama_like(
     Args:
         config: config.json.
         names: A layer's modules.
-        qkv_bias, attention_output_bias, ffn_bias: Which matrices have a bias.
+        qkv_bias: Whether queries, keys and values have a bias.
+        attention_output_bias: Whether the attention output has one.
+        ffn_bias: Whether the FFN's matrices have one.
         sliding: Whether `sliding_window` applies to layers that `layer_types` does not name.
-        head_dim, kv_heads, eps, theta, max_positions, tie: The family's defaults for missing keys.
+        head_dim: Default of the family; None shares the hidden size out.
+        kv_heads: Default of the family; None is one for each query head.
+        eps: Default of the family.
+        theta: Default of the family.
+        max_positions: Default of the family.
+        tie: Default of the family.
     """
     layers = fields.integer(config, "num_hidden_layers", fields.MAX_LAYERS)
     heads = fields.integer(config, "num_attention_heads", fields.MAX_WIDTH)
     hidden_size = fields.integer(config, "hidden_size", fields.MAX_WIDTH)
     width = fields.integer(config, "intermediate_size", fields.MAX_WIDTH)
     head_dim = fields.head_dim(config, hidden_size, heads, default=head_dim)
-    raw = config if config.get("num_key_value_heads") or not kv_heads else {
-        **config, "num_key_value_heads": kv_heads
-    }
+    raw = (
+        config
+        if config.get("num_key_value_heads") or not kv_heads
+        else {**config, "num_key_value_heads": kv_heads}
+    )
     groups = fields.kv_heads(raw, heads)
     rope = fields.rope(fields.rope_section(config), theta=theta)
     windows = fields.windows(config, layers, sliding=[sliding] * layers)

@@ -74,9 +74,8 @@ def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
         else replace(block, names=QWEN3_MOE_LAYER_NAMES, ffn_widths=(width,) * experts)
         for layer, block in enumerate(parsed.blocks)
     ]
-    parsed = replace(
+    return replace(
         with_qwen_windows(config, parsed.with_blocks(blocks)),
         experts_per_token=fields.integer(config, "num_experts_per_tok", experts, default=8),
         normalise_routing=fields.boolean(config, "norm_topk_prob"),
     )
-    return parsed

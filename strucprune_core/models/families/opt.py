@@ -1,4 +1,4 @@
-"""opt: LayerNorm, learned positions, biases, ReLU; the 350m is post-norm and projects embeddings."""
+"""opt: LayerNorm, learned positions, biases, ReLU. The 350m: post-norm, projected embeddings."""
 
 from __future__ import annotations
 

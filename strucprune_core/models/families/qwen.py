@@ -18,9 +18,7 @@ def parse_qwen2(config: RawConfig) -> ModelConfig:
     """Qwen2 and Qwen2.5."""
     return with_qwen_windows(
         config,
-        parse_llama_like(
-            without_window(config), qkv_bias=True, sliding=False, max_positions=32768
-        ),
+        parse_llama_like(without_window(config), qkv_bias=True, sliding=False, max_positions=32768),
     )
 
 
@@ -50,8 +48,6 @@ def with_qwen_windows(config: RawConfig, parsed: ModelConfig) -> ModelConfig:
         return parsed
     first = config.get("max_window_layers", 28)
     sliding = [layer >= first for layer in range(parsed.layers)]
-    windows = fields.windows(
-        {"sliding_window": 4096, **config}, parsed.layers, sliding=sliding
-    )
+    windows = fields.windows({"sliding_window": 4096, **config}, parsed.layers, sliding=sliding)
     blocks = zip(parsed.blocks, windows, strict=True)
     return parsed.with_blocks([replace(block, window=window) for block, window in blocks])

@@ -8,7 +8,7 @@ import torch
 import transformers as hf
 
 SHAPE = {
-    "vocab_size": 101,
+    "vocab_size": 512,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 3,
@@ -22,7 +22,7 @@ SHAPE = {
     "pad_token_id": 0,
 }
 OPT = {
-    "vocab_size": 101,
+    "vocab_size": 512,
     "hidden_size": 32,
     "word_embed_proj_dim": 32,
     "ffn_dim": 48,
@@ -35,7 +35,7 @@ OPT = {
     "pad_token_id": 1,
 }
 GPT2 = {
-    "vocab_size": 101,
+    "vocab_size": 512,
     "n_embd": 32,
     "n_layer": 3,
     "n_head": 4,

@@ -18,6 +18,6 @@ from tests.core.models.reference import (
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_logits_are_those_of_transformers(tmp_path: Path, variant: str) -> None:
-    model, tokens = random_model(variant), random_tokens(3, 40)
+    model, tokens = random_model(variant), random_tokens(3, 40, 512)
     streamed = streamed_logits(stream_of(model, tmp_path / "model"), tokens, tmp_path)
     torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
