@@ -112,7 +112,8 @@ def _load_rest(model: Any, stream: ModelStream) -> None:
     found = model.load_state_dict(
         {name: stream.tensor(name) for name in rest}, strict=False, assign=True
     )
-    vocabulary = {config.names.embedding, config.names.head}
+    # Some families call the head by another name in memory than in their files.
+    vocabulary = {config.names.embedding, config.names.head, "lm_head.weight"}
     wanted = [
         name
         for name in found.missing_keys
@@ -139,18 +140,26 @@ def _stream_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
 
 
 def _as_transformers(stream: ModelStream, index: int) -> dict[str, Tensor]:
-    """A layer's tensors by transformers' names: it holds equal experts in one tensor."""
-    weights = dict(stream.layer(index))
+    """A layer's tensors by transformers' names: experts of equal width are one tensor there."""
+    weights = {
+        role.replace("block_sparse_moe.", "mlp."): tensor
+        for role, tensor in stream.layer(index).items()
+    }
     block = stream.config.blocks[index]
     if block.names.router is None or stream.config.model_type in _PRUNED.CONFIGS:
         return weights
+    roles = (str(block.names.gate), str(block.names.up), block.names.down)
     gate, up, down = (
-        torch.stack([weights.pop(f"{name.format(n)}.weight") for n in range(len(block.ffn_widths))])
-        for name in (str(block.names.gate), str(block.names.up), block.names.down)
+        torch.stack(
+            [
+                weights.pop(f"{role.replace('block_sparse_moe.', 'mlp.').format(expert)}.weight")
+                for expert in range(len(block.ffn_widths))
+            ]
+        )
+        for role in roles
     )
     weights["mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
     weights["mlp.experts.down_proj"] = down
-    weights["mlp.gate.weight"] = weights.pop(f"{block.names.router}.weight")
     return weights
 
 

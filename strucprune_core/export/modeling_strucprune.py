@@ -2,13 +2,18 @@
 
 Everything but the widths is transformers' own: `config.strucprune["layers"]` holds the shape of
 each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}. Before it gets its weights,
-each layer's matrices are made as narrow as that. This file travels with every `per_layer` checkpoint.
+each layer's matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
 """
+
+import copy
 
 import torch
 import transformers as hf
 from torch import nn
-from transformers.models.mixtral.modeling_mixtral import MixtralDecoderLayer
+from transformers.conversion_mapping import (
+    WeightRenaming,
+    register_checkpoint_conversion_mapping,
+)
 from transformers.pytorch_utils import Conv1D
 
 QUERIES = ("q_proj",)
@@ -57,8 +62,11 @@ def narrow_layer(layer, shape, head):
     attention.num_key_value_groups = shape["query_heads"] // shape["kv_heads"]
     attention.num_heads = shape["query_heads"]
     attention.num_key_value_heads = shape["kv_heads"]
-    if hasattr(attention, "split_size"):  # gpt2
+    if hasattr(attention, "split_size"):  # gpt2 splits its fused matrix by this,
         attention.split_size = queries
+    if hasattr(attention, "qkv_proj"):  # and phi3 by its config.
+        attention.config = copy.copy(attention.config)
+        attention.config.num_attention_heads = shape["query_heads"]
     ffn = getattr(layer, "mlp", layer)
     if len(shape["ffn"]) == 1:
         (width,) = shape["ffn"]
@@ -98,33 +106,33 @@ def resize_children(module, widths):
 class Expert(nn.Module):
     """One gated FFN."""
 
-    def __init__(self, hidden_size, width, names):
+    def __init__(self, hidden_size, width, names, act_fn):
         super().__init__()
         gate, up, down = names
         self.names = names
+        self.act_fn = act_fn
         setattr(self, gate, nn.Linear(hidden_size, width, bias=False))
         setattr(self, up, nn.Linear(hidden_size, width, bias=False))
         setattr(self, down, nn.Linear(width, hidden_size, bias=False))
 
-    def forward(self, x, activate):
+    def forward(self, x):
         """The FFN's output for tokens (n x d)."""
         gate, up, down = (getattr(self, name) for name in self.names)
-        return down(activate(gate(x)) * up(x))
+        return down(self.act_fn(gate(x)) * up(x))
 
 
 class Experts(nn.ModuleList):
     """Experts of different widths, one module each."""
 
     def __init__(self, dense, widths, names):
-        super().__init__(Expert(dense.hidden_dim, width, names) for width in widths)
-        self.act_fn = dense.act_fn
+        super().__init__(Expert(dense.hidden_dim, width, names, dense.act_fn) for width in widths)
 
     def forward(self, hidden_states, top_k_index, top_k_weights):
         """The weighted sum of each token's experts."""
         output = torch.zeros_like(hidden_states)
         for number, expert in enumerate(self):
             tokens, place = (top_k_index == number).nonzero(as_tuple=True)
-            added = expert(hidden_states[tokens], self.act_fn)
+            added = expert(hidden_states[tokens])
             output.index_add_(0, tokens, added * top_k_weights[tokens, place, None].to(added.dtype))
         return output
 
@@ -233,23 +241,8 @@ class StrucPruneMixtralConfig(hf.MixtralConfig):
     strucprune: dict | None = None
 
 
-class MixtralLayer(MixtralDecoderLayer):
-    """A Mixtral layer that calls its experts as checkpoints do: block_sparse_moe."""
-
-    @property
-    def mlp(self):
-        """The same module by the name that transformers calls it."""
-        return self.block_sparse_moe
-
-
 class StrucPruneMixtralForCausalLM(Narrowed, hf.MixtralForCausalLM):
     config_class = StrucPruneMixtralConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        for layer in self.model.layers:
-            layer.block_sparse_moe = layer._modules.pop("mlp")
-            layer.__class__ = MixtralLayer
 
 
 class StrucPruneQwen3MoeConfig(hf.Qwen3MoeConfig):
@@ -260,6 +253,13 @@ class StrucPruneQwen3MoeConfig(hf.Qwen3MoeConfig):
 class StrucPruneQwen3MoeForCausalLM(Narrowed, hf.Qwen3MoeForCausalLM):
     config_class = StrucPruneQwen3MoeConfig
 
+
+# Names that differ between a checkpoint and the modules in memory.
+for model_type, renaming in (
+    (StrucPruneGPTNeoXConfig.model_type, WeightRenaming(r"^embed_out\.", "lm_head.")),
+    (StrucPruneMixtralConfig.model_type, WeightRenaming(r"\.block_sparse_moe\.", ".mlp.")),
+):
+    register_checkpoint_conversion_mapping(model_type, [renaming], overwrite=True)
 
 CONFIGS = {
     value.model_type: value
