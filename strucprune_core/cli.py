@@ -79,8 +79,8 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "layers": config.layers,
             "hidden_size": config.hidden_size,
             "intermediate_sizes": list(config.intermediate_sizes),
-            "attention_heads": config.heads,
-            "kv_heads": config.kv_heads,
+            "query_heads": size.query_heads,
+            "kv_heads": size.kv_heads,
             "head_dim": config.head_dim,
             "vocab_size": config.vocab_size,
             "parameters": size.parameters,
@@ -90,7 +90,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "digest": facts.index.digest(),
         }
         if not as_json and len(set(config.intermediate_sizes)) == 1:
-            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_size}"
+            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
         _print(result, as_json)
 
 

@@ -7,16 +7,17 @@ corrected where it is wrong.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from strucprune_core.allocation.budget import WidthRule, channels_to_remove
+from strucprune_core.allocation.budget import parameters_to_remove
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.inspection import ModelFacts
-from strucprune_core.models.config import ModelConfig, expected_tensors, layer_tensors
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.planning import plan_sites
 from strucprune_core.report import SizeSummary
 from strucprune_core.spec import JobSpec, PruningSpec
 from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
@@ -47,24 +48,23 @@ class Estimate(BaseModel):
     calibration_flops: int = Field(description="Floating-point operations of the dense pass.")
 
 
-def size_of(
-    config: ModelConfig, widths: Sequence[int] | None = None, *, dtype_bytes: int
-) -> SizeSummary:
+def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
     """Size of a checkpoint.
 
     Args:
         config: The model.
-        widths: FFN width of each layer; None keeps those of the config.
         dtype_bytes: Bytes of one stored parameter.
     """
-    sized = config if widths is None else replace(config, intermediate_sizes=tuple(widths))
-    shapes = expected_tensors(sized)
+    shapes = expected_tensors(config)
     parameters = sum(math.prod(shape) for shape in shapes.values())
     return SizeSummary(
         parameters=parameters,
         bytes=parameters * dtype_bytes,
-        ffn_channels=sized.ffn_channels,
-        flops_per_token=2 * (_body_weights(sized) + sized.vocab_size * sized.hidden_size),
+        ffn_channels=config.ffn_channels,
+        query_heads=sum(block.query_heads for block in config.blocks),
+        kv_heads=sum(block.kv_heads for block in config.blocks),
+        kv_cache_bytes_per_token=config.kv_cache_values_per_token * dtype_bytes,
+        flops_per_token=2 * (_active_weights(config) + config.vocab_size * config.embedding_size),
     )
 
 
@@ -75,11 +75,11 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         InvalidSpec: the model's widths do not allow the sparsity.
     """
     config, index = facts.config, facts.index
-    removed = _channels_removed(spec.pruning, config)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
-    removed_parameters = removed * config.parameters_per_channel
-    down = index.tensors["model.layers.0.mlp.down_proj.weight"]
-    bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[down.dtype]
+    removed_parameters = _parameters_removed(spec.pruning, config)
+    down = config.blocks[0].names.down.format(0)
+    stored = index.tensors[tensor_name(config, 0, f"{down}.weight")]
+    bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
     memory = memory_terms(spec, config)
     solve = max(memory.values())
     on_device = spec.runtime.device == "cuda"
@@ -98,24 +98,30 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
 def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     """Bytes beside the bare process, by step; the steps follow one another.
 
-    d hidden size, f the widest FFN, t tokens of one micro-batch.
+    d hidden size, f input columns of the widest site.
     """
-    d, f = config.hidden_size, max(config.intermediate_sizes)
+    d = config.hidden_size
+    sites = [site.site for site in plan_sites(config, spec.pruning)]
+    f = max(site.structures * site.columns for site in sites)
     tokens = _micro_batch_tokens(spec)
-    widest = max(range(config.layers), key=lambda layer: config.intermediate_sizes[layer])
-    parameters = sum(math.prod(shape) for shape in layer_tensors(config, widest).values())
-    layer = parameters * FP32_BYTES
+    layer = FP32_BYTES * max(
+        sum(math.prod(shape) for shape in layer_tensors(config, number).values())
+        for number in range(config.layers)
+    )
+    widest = max(max(block.ffn_widths) for block in config.blocks)
     # Residual, normalised input, queries, keys, values, attended, output and the copy on the host;
     # gate, its activation, up and their product.
-    activations = tokens * (8 * d + 4 * f) * FP32_BYTES
+    activations = tokens * (8 * d + 4 * widest) * FP32_BYTES
+    grams = _largest_layer(config, spec, lambda width: width * width)
+    scaled = _largest_layer(config, spec, lambda width: tokens * width)
     tile_rows = min(VOCAB_TILE_ROWS, config.vocab_size)
     logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
     return {
         "decoder_layer": layer,
         # One layer over a micro-batch.
         "forward": layer + activations,
-        # The same, G, and the activations scaled by the token weights.
-        "capture": layer + activations + f * f * FP32_BYTES + tokens * f * FP32_BYTES,
+        # The same, every G of the layer, and the activations scaled by the token weights.
+        "capture": layer + activations + (grams + scaled) * FP32_BYTES,
         # G in float32, the float64 matrices, and W in both.
         "damage_curve": f * f * (FP32_BYTES + CURVE_MATRICES * FP64_BYTES)
         + d * f * (FP32_BYTES + 3 * FP64_BYTES),
@@ -136,37 +142,58 @@ def _micro_batch_tokens(spec: JobSpec) -> int:
     return max(spec.runtime.micro_batch_tokens, longest)
 
 
-def _channels_removed(pruning: PruningSpec, config: ModelConfig) -> int:
-    """Channels that go. For `threshold` the budget; rounding may remove a little more."""
-    widths = list(config.intermediate_sizes)
-    if pruning.allocation == "threshold":
-        return channels_to_remove(pruning.sparsity, widths)
-    rule = WidthRule(pruning.min_keep_fraction, pruning.multiple_of)
-    return sum(widths) - sum(allocate_uniformly(widths, pruning.sparsity, rule).widths)
+def _parameters_removed(pruning: PruningSpec, config: ModelConfig) -> int:
+    """Parameters that go. For rules with a price the budget; rounding may remove a little more."""
+    planned = plan_sites(config, pruning)
+    widths = [place.site.structures for place in planned]
+    parameters = [place.site.parameters for place in planned]
+    if pruning.allocation != "uniform":
+        return parameters_to_remove(pruning.sparsity, widths, parameters)
+    rules = [place.rule for place in planned]
+    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    return sum(
+        (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
+    )
 
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, bytes_after: int) -> int:
     """Disk space: nothing here grows with more than the model's own size and the tokens."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # a layer's inputs and outputs
-    grams = sum(width * width for width in config.intermediate_sizes) * FP32_BYTES
+    sites = [place.site for place in plan_sites(config, spec.pruning)]
+    columns = [site.structures * site.columns for site in sites]
+    grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, kept to resume from, until the shards are assembled from them.
-    solved = sum(width for width in config.intermediate_sizes) * config.hidden_size * FP32_BYTES
+    solved = sum(columns) * config.hidden_size * FP32_BYTES
     return streams + grams + solved + bytes_after
 
 
 def _calibration_flops(spec: JobSpec, config: ModelConfig) -> int:
-    """The dense pass (without LM head) and the Gram of each layer, 2 n f^2."""
+    """The dense pass (without LM head) and the Gram of each site, 2 n m^2."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
-    grams = sum(2 * width * width for width in config.intermediate_sizes)
-    return tokens * (2 * _body_weights(config) + grams)
+    sites = [place.site for place in plan_sites(config, spec.pruning)]
+    grams = sum(2 * (site.structures * site.columns) ** 2 for site in sites)
+    return tokens * (2 * _active_weights(config) + grams)
 
 
-def _body_weights(config: ModelConfig) -> int:
-    """Weights of all matrices of the decoder layers (norms and biases multiply nothing)."""
-    return sum(
-        math.prod(shape)
-        for layer in range(config.layers)
-        for shape in layer_tensors(config, layer).values()
-        if len(shape) == 2
-    )
+def _largest_layer(config: ModelConfig, spec: JobSpec, cost: Callable[[int], int]) -> int:
+    """The largest sum of a cost, a function of input columns, over one layer's sites."""
+    totals = [0] * config.layers
+    for place in plan_sites(config, spec.pruning):
+        totals[place.layer] += cost(place.site.structures * place.site.columns)
+    return max(totals)
+
+
+def _active_weights(config: ModelConfig) -> int:
+    """Weights of the layers' matrices that one token meets (norms and biases multiply nothing)."""
+    total = 0
+    for layer, block in enumerate(config.blocks):
+        shapes = layer_tensors(config, layer)
+        matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+        if block.names.router is not None:  # Of the experts a token meets only a few.
+            gated = 2 if block.names.gate is not None else 1
+            experts = sum(block.ffn_widths) * (gated + 1) * config.hidden_size
+            share = config.experts_per_token / len(block.ffn_widths)
+            matrices += round(experts * share) - experts
+        total += matrices
+    return total

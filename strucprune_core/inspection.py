@@ -13,7 +13,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from strucprune_core.allocation.budget import WidthRule, channels_to_remove, out_of_reach
+from strucprune_core.allocation.budget import (
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+)
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.errors import (
@@ -24,7 +28,10 @@ from strucprune_core.errors import (
     OutputNotEmpty,
     StrucPruneError,
 )
-from strucprune_core.models.config import ModelConfig, check_tensors, parse_config
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.tensors import check_tensors
+from strucprune_core.planning import plan_sites
 from strucprune_core.spec import JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
@@ -149,26 +156,47 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         InvalidSpec: the sparsity is less than one channel or more than the floors allow, or the
             layout does not fit a model whose layers already differ.
     """
-    widths = list(config.intermediate_sizes)
-    if pruning.layout == "uniform" and len(set(widths)) > 1:
+    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
         raise InvalidSpec(
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
         )
-    if pruning.sparsity * sum(widths) < 1.0:
+    planned = plan_sites(config, pruning)
+    if "query_heads" in pruning.structures:
+        _check_query_heads(config)
+    widths = [place.site.structures for place in planned]
+    parameters = [place.site.parameters for place in planned]
+    rules = [place.rule for place in planned]
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    least = min(parameters)
+    if pruning.sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {sum(widths):,} channels is less than one channel",
+            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {1.0 / sum(widths):.2g}.",
+            remedy=f"Ask for at least {least / total:.2g}.",
         )
-    rule = WidthRule(pruning.min_keep_fraction, pruning.multiple_of)
     if pruning.allocation == "uniform":
-        allocate_uniformly(widths, pruning.sparsity, rule)
+        allocate_uniformly(widths, pruning.sparsity, rules)
         return
-    reachable = sum(width - rule.floor(width) for width in widths)
-    if channels_to_remove(pruning.sparsity, widths) > reachable:
-        raise out_of_reach(pruning.sparsity, reachable / sum(widths))
+    reachable = reachable_sparsity(widths, parameters, rules)
+    most = parameters_to_remove(reachable, widths, parameters)
+    if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
+        raise out_of_reach(pruning.sparsity, reachable)
+
+
+def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
+    """What may differ between a model's layers once it is pruned."""
+    return block.query_heads, block.kv_heads, block.ffn_widths
+
+
+def _check_query_heads(config: ModelConfig) -> None:
+    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+        raise InvalidSpec(
+            "every query head has a key-value head of its own, so none can go alone",
+            field="pruning.structures",
+            remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
+        )
 
 
 def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:

@@ -25,7 +25,6 @@ from strucprune_core.errors import (
 )
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_empty, inspect_job, naming_field
-from strucprune_core.models.families import adapter_for
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import is_claimed_by, publish
@@ -101,7 +100,6 @@ def prune(
         spec=spec,
         index=facts.model.index,
         config=config,
-        adapter=adapter_for(config),
         workspace=kept,
         scratch=scratch,
         device=device,

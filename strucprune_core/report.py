@@ -47,6 +47,11 @@ class SizeSummary(_Part):
     parameters: int
     bytes: int = Field(description="Bytes of the safetensors files.")
     ffn_channels: int
+    query_heads: int
+    kv_heads: int
+    kv_cache_bytes_per_token: int = Field(
+        description="Keys and values of one token in all layers, in the checkpoint's dtype."
+    )
     flops_per_token: int = Field(
         description="2 x the weights a token multiplies with (LM head included, attention scores "
         "left out)."
@@ -54,24 +59,46 @@ class SizeSummary(_Part):
 
 
 class SparsitySummary(_Part):
-    """Requested against reached, over FFN channels."""
+    """Requested against reached: the share of the prunable structures' parameters."""
 
     requested: float
     reached: float
-    channels_removed: int
+    channels_removed: int = Field(description="FFN channels.")
+    kv_heads_removed: int
+    query_heads_removed: int
     parameters_removed: int
 
 
-class LayerReport(_Part):
-    """One decoder layer."""
+class SiteReport(_Part):
+    """One matrix that lost input columns: of the FFN, of an expert, of attention."""
 
-    index: int
-    width_before: int
-    width_after: int
+    name: str
+    structures_before: int
+    structures_after: int
     energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(
-        description="Squared error of the FFN output relative to its energy, held-out tokens."
+        description="Squared error of its output relative to its energy, held-out tokens."
+    )
+    damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
+    damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+
+
+class LayerReport(_Part):
+    """One decoder layer. Its energy, error and damping are the largest of its sites."""
+
+    index: int
+    width_before: int = Field(description="FFN channels, all experts together.")
+    width_after: int
+    query_heads_before: int
+    query_heads_after: int
+    kv_heads_before: int
+    kv_heads_after: int
+    sites: list[SiteReport]
+    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
+    reconstruction_error: float = Field(
+        description="Squared error of the output relative to its energy, held-out tokens."
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")

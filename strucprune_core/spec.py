@@ -40,14 +40,19 @@ class OutputSpec(_Strict):
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
-    structures: tuple[Literal["ffn_channels"], ...] = Field(
+    structures: tuple[Literal["ffn_channels", "kv_groups", "query_heads"], ...] = Field(
         default=("ffn_channels",),
         min_length=1,
-        max_length=1,
-        description="Structures to remove. Only FFN channels in this version.",
+        max_length=2,
+        description="Structures to remove: `ffn_channels`, and of attention either `kv_groups` "
+        "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
+        "many of each key-value head).",
     )
     sparsity: float = Field(
-        gt=0.0, lt=1.0, description="Fraction of all FFN channels of the model to remove."
+        gt=0.0,
+        lt=1.0,
+        description="Fraction to remove of all parameters that belong to the chosen "
+        "structures; with `ffn_channels` alone, of all FFN channels.",
     )
     allocation: Literal["threshold", "uniform"] = Field(
         default="threshold",
@@ -81,6 +86,16 @@ class PruningSpec(_Strict):
         if isinstance(data, dict) and "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
+
+    @model_validator(mode="after")
+    def _structures_are_distinct(self) -> PruningSpec:
+        if len(set(self.structures)) != len(self.structures):
+            raise ValueError("structures lists one kind twice")
+        if {"kv_groups", "query_heads"} <= set(self.structures):
+            raise ValueError(
+                "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
+            )
+        return self
 
     @model_validator(mode="after")
     def _layout_fits_allocation(self) -> PruningSpec:

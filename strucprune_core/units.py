@@ -79,7 +79,7 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
     units.append(_allocate(layers, len(groups)))
     units += [_solve(layer) for layer in range(layers)]
     solved = tuple(f"solve.{layer}" for layer in range(layers))
-    solutions = tuple((unit, name) for unit in solved for name in ("kept.npy", "weight.npy"))
+    solutions = tuple((unit, "solution.safetensors") for unit in solved)
     units += [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
         for shard in range(shards)
@@ -109,14 +109,14 @@ def _capture(layer: int) -> Unit:
 
 def _curve(layer: int) -> Unit:
     capture = f"capture.{layer}"
-    return Unit(f"curve.{layer}", Phase.ALLOCATING, (capture,), ((capture, "gram.npy"),))
+    return Unit(f"curve.{layer}", Phase.ALLOCATING, (capture,), ((capture, "grams.safetensors"),))
 
 
 def _probe(number: int, group: range, layers: int) -> Unit:
     reads = [(f"capture.{layers - 1}", "hidden.npy")]
     for layer in group:
-        reads += [(f"capture.{layer}", name) for name in ("gram.npy", "probe_input.npy")]
-        reads += [(f"curve.{layer}", name) for name in ("order.npy", "damage.npy")]
+        reads += [(f"capture.{layer}", name) for name in ("grams.safetensors", "probe_input.npy")]
+        reads.append((f"curve.{layer}", "curves.safetensors"))
     after = tuple(dict.fromkeys(unit for unit, _ in reads))
     return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
 
@@ -128,19 +128,19 @@ def _allocate(layers: int, groups: int) -> Unit:
         "allocate",
         Phase.ALLOCATING,
         (*curves, *probes),
-        tuple((curve, "damage.npy") for curve in curves),
+        tuple((curve, "curves.safetensors") for curve in curves),
         releases=((f"capture.{layers - 1}", "hidden.npy"),),
     )
 
 
 def _solve(layer: int) -> Unit:
     capture, curve = f"capture.{layer}", f"curve.{layer}"
-    statistics = ((capture, "gram.npy"), (capture, "holdout.npy"))
+    statistics = ((capture, "grams.safetensors"), (capture, "holdout.safetensors"))
     return Unit(
         f"solve.{layer}",
         Phase.SOLVING,
         ("allocate", capture, curve),
-        (*statistics, (curve, "order.npy")),
+        (*statistics, (curve, "curves.safetensors")),
         releases=(*statistics, (capture, "probe_input.npy")),
     )
 

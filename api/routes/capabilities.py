@@ -12,7 +12,7 @@ from api.routes.jobs import MAX_PAGE_SIZE, MAX_WAIT_SECONDS
 from api.services import Wired
 from api.views import Capabilities, Limits
 from strucprune_core import __version__
-from strucprune_core.models.config import SUPPORTED_MODEL_TYPES
+from strucprune_core.models.families import FAMILIES
 from strucprune_core.spec import PruningSpec
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
@@ -24,7 +24,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
     (structure_choices, _ellipsis) = get_args(PruningSpec.model_fields["structures"].annotation)
     return Capabilities(
         version=__version__,
-        architectures=list(SUPPORTED_MODEL_TYPES),
+        architectures=list(FAMILIES),
         structures=list(get_args(structure_choices)),
         allocations=_choices("allocation"),
         solvers=_choices("solver"),

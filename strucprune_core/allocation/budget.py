@@ -1,7 +1,7 @@
-"""What both allocation rules share: the steps a layer's width may take, and the budget.
+"""What the allocation rules share: the steps a site's width may take, and the budget.
 
-A layer of width f shrinks in steps: first to the next multiple of `multiple_of`, then one multiple
-at a time, never below its floor.
+Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
+multiple of `multiple_of`, then one multiple at a time, never below its floor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class WidthRule:
     """How far and in which steps widths may shrink.
 
     Attributes:
-        min_keep_fraction: Share of a layer's channels that always stays, in (0, 1].
+        min_keep_fraction: Share of a site's structures that always stays, in (0, 1].
         multiple_of: Kept widths are multiples of this.
     """
 
@@ -25,30 +25,44 @@ class WidthRule:
     multiple_of: int
 
     def floor(self, width: int) -> int:
-        """Smallest width allowed: the floor fraction in whole channels, rounded up to a multiple.
+        """Smallest width allowed: the floor fraction in whole structures, rounded up to a multiple.
 
-        A part of a channel does not count, so that keeping 0.1 allows a sparsity of 0.9.
+        A part of a structure does not count, so that keeping 0.1 allows a sparsity of 0.9.
         """
         least = max(1, math.floor(self.min_keep_fraction * width + 1e-9))
         rounded = math.ceil(least / self.multiple_of) * self.multiple_of
         return min(width, rounded)
 
     def widths(self, width: int) -> list[int]:
-        """Every width the layer may take, from dense downwards."""
+        """Every width the site may take, from dense downwards."""
         first = width // self.multiple_of * self.multiple_of
         shrunk = range(first, self.floor(width) - 1, -self.multiple_of)
         return [width, *(w for w in shrunk if w != width)]
 
 
-def channels_to_remove(sparsity: float, widths: list[int]) -> int:
-    """The budget: channels that must go, rounded up."""
-    return math.ceil(sparsity * sum(widths) - 1e-9)
+def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[int]) -> int:
+    """The budget: parameters that must go, rounded up.
+
+    Args:
+        sparsity: Fraction of all structures' parameters.
+        widths: Structures of each site.
+        parameters: Parameters of one structure of each site.
+    """
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    return math.ceil(sparsity * total - 1e-9 * total)
+
+
+def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[WidthRule]) -> float:
+    """The largest sparsity that the floors allow."""
+    sites = list(zip(widths, parameters, rules, strict=True))
+    total = sum(width * each for width, each, _ in sites)
+    return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total
 
 
 def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
     """The error of a budget that the floors do not allow."""
     return InvalidSpec(
-        f"{sparsity:.4g} is out of reach: the layers' floors allow at most {reachable:.4g}",
+        f"{sparsity:.4g} is out of reach: the floors allow at most {reachable:.4g}",
         field="pruning.sparsity",
         remedy="Lower pruning.sparsity, pruning.min_keep_fraction or pruning.multiple_of.",
     )

@@ -19,7 +19,12 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from strucprune_core.allocation.budget import WidthRule, channels_to_remove, out_of_reach
+from strucprune_core.allocation.budget import (
+    WidthRule,
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,7 @@ class Allocation:
     """Widths and the price that gave them.
 
     Attributes:
-        widths: Channels kept in each layer.
+        widths: Structures kept at each site.
         price: lambda, loss per parameter of the last step taken; None for rules without a price.
     """
 
@@ -39,39 +44,38 @@ def allocate_by_threshold(
     damages: list[NDArray[np.float64]],
     energies: list[float],
     sparsity: float,
-    rule: WidthRule,
-    parameters_per_channel: list[int],
+    rules: list[WidthRule],
+    parameters: list[int],
 ) -> Allocation:
     """Widths under one price.
 
     Args:
-        damages: Per layer, non-decreasing marginal damage of the r-th removal, (f_l,).
-        energies: Per layer, alpha_l > 0: loss per unit of damage.
-        sparsity: Fraction of all channels to remove, in (0, 1).
-        rule: Floors and rounding.
-        parameters_per_channel: Per layer, parameters that go with one channel.
+        damages: Per site, non-decreasing marginal damage of the r-th removal, (f_l,).
+        energies: Per site, alpha_l > 0: loss per unit of damage.
+        sparsity: Fraction of all structures' parameters to remove, in (0, 1).
+        rules: Per site, floors and rounding.
+        parameters: Per site, parameters that go with one structure.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
     dense = [len(damage) for damage in damages]
-    budget = channels_to_remove(sparsity, dense)
-    reachable = sum(width - rule.floor(width) for width in dense)
-    if budget > reachable:
-        raise out_of_reach(sparsity, reachable / sum(dense))
+    budget = parameters_to_remove(sparsity, dense, parameters)
+    reachable = reachable_sparsity(dense, parameters, rules)
+    if budget > parameters_to_remove(reachable, dense, parameters):
+        raise out_of_reach(sparsity, reachable)
     queues = [
-        _steps(damage, energy / parameters, rule)
-        for damage, energy, parameters in zip(
-            damages, energies, parameters_per_channel, strict=True
-        )
+        _steps(damage, energy / each, rule)
+        for damage, energy, each, rule in zip(damages, energies, parameters, rules, strict=True)
     ]
-    widths, price = list(dense), 0.0
+    widths, price, removed = list(dense), 0.0, 0
     # Each queue is sorted by price (the curves are convex), so the merge is too. Ties go to the
-    # earlier layer: the result never depends on hashing or threads.
+    # earlier site: the result never depends on hashing or threads.
     merged = heapq.merge(*([(p, layer, w) for p, w in q] for layer, q in enumerate(queues)))
     for step_price, layer, width in merged:
-        if sum(dense) - sum(widths) >= budget:
+        if removed >= budget:
             break
+        removed += (widths[layer] - width) * parameters[layer]
         widths[layer], price = width, step_price
     return Allocation(tuple(widths), price)
 

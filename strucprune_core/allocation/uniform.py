@@ -8,19 +8,21 @@ from strucprune_core.allocation.budget import WidthRule, out_of_reach
 from strucprune_core.allocation.threshold import Allocation
 
 
-def allocate_uniformly(dense_widths: list[int], sparsity: float, rule: WidthRule) -> Allocation:
-    """Keep `(1 - sparsity)` of each layer, rounded down to a multiple.
+def allocate_uniformly(
+    dense_widths: list[int], sparsity: float, rules: list[WidthRule]
+) -> Allocation:
+    """Keep `(1 - sparsity)` of each site, rounded down to a multiple.
 
     Args:
-        dense_widths: Channels of each layer.
+        dense_widths: Structures of each site.
         sparsity: Fraction to remove, in (0, 1).
-        rule: Floors and rounding.
+        rules: Per site, floors and rounding.
 
     Raises:
-        InvalidSpec: a layer's floor does not allow the sparsity.
+        InvalidSpec: a floor does not allow the sparsity.
     """
     widths = []
-    for dense in dense_widths:
+    for dense, rule in zip(dense_widths, rules, strict=True):
         most = math.floor((1.0 - sparsity) * dense + 1e-9)
         width = most // rule.multiple_of * rule.multiple_of
         if width < rule.floor(dense):

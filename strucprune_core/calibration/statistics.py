@@ -1,9 +1,10 @@
-"""The statistics of a layer's FFN: a token-weighted Gram matrix, accumulated in float32.
+"""The statistics of a site: a token-weighted Gram matrix, accumulated in float32.
 
     w_t = 1 / mean(x_out,t^2)        G = sum_t w_t a_t a_t^T / sum_t w_t
 
 The weights make layers comparable: a few tokens carry activations tens of thousands of times the
-median (Sun et al. 2024, "Massive Activations"), and a raw Gram matrix is theirs alone.
+median (Sun et al. 2024, "Massive Activations"), and a raw Gram matrix is theirs alone. An expert's
+sum runs over its tokens only, but is divided by the weight of all: what it adds to the whole.
 """
 
 from __future__ import annotations
@@ -24,20 +25,12 @@ class GramAccumulator:
 
     def __init__(self, width: int, device: torch.device) -> None:
         self._sum = torch.zeros(width, width, device=device)
-        self._weight = 0.0
 
-    def add(self, activations: Tensor, outputs: Tensor) -> None:
-        """Add tokens: their activations (n x f) and the layer's outputs for them (n x d)."""
-        weights = token_weights(outputs)
+    def add(self, activations: Tensor, weights: Tensor) -> None:
+        """Add tokens: their activations (n x f) and weights w_t (n,)."""
         scaled = activations.float() * weights.sqrt()[:, None]
         self._sum.addmm_(scaled.T, scaled)
-        self._weight += float(weights.sum(dtype=torch.float64))
 
-    @property
-    def total_weight(self) -> float:
-        """Sum of w_t so far."""
-        return self._weight
-
-    def gram(self) -> Tensor:
+    def gram(self, total_weight: float) -> Tensor:
         """G, (f x f) float32. Ends the accumulation: it is the accumulator's own memory."""
-        return self._sum.div_(self._weight)
+        return self._sum.div_(total_weight)

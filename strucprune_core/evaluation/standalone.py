@@ -30,7 +30,6 @@ from strucprune_core.inspection import (
     inspect_model,
     naming_field,
 )
-from strucprune_core.models.families import adapter_for
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.publish import MANIFEST
 from strucprune_core.report import PublishedManifest
@@ -117,7 +116,7 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
 
 
 def _stream(facts: ModelFacts, device: torch.device) -> ModelStream:
-    return ModelStream(adapter_for(facts.config), TensorReader(facts.index), device)
+    return ModelStream(facts.config, TensorReader(facts.index), device)
 
 
 def _check_digests(store: Store) -> int:

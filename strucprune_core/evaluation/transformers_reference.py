@@ -1,35 +1,33 @@
 """A checkpoint run by transformers, one decoder layer at a time: the reload check's reference.
 
-The model is built by transformers from the written config.json on the meta device, so a
-wrong name, shape or width fails here; then its decoder layers are filled from the written shards
-and run one at a time, so a checkpoint of any size is checked in the memory of one layer.
+The model is built by transformers from the written config.json with its parameters on the meta
+device, so a wrong name, shape or width fails here. A hook fills each decoder layer from the written
+shards just before it runs and empties it after, so a checkpoint of any size is checked in the
+memory of one layer. Everything that is computed is transformers' own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.export.modeling_strucprune_llama import (
-    StrucPruneLlamaConfig,
-    StrucPruneLlamaForCausalLM,
-)
+from strucprune_core.export import modeling_strucprune
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import embed, next_token_logits
+from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.models.vocabulary import logits_of_output, token_embeddings
 
+_PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 REFERENCE = f"transformers {transformers_version}"
-_CLASSES: dict[str, tuple[type[Any], type[Any]]] = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    StrucPruneLlamaConfig.model_type: (StrucPruneLlamaConfig, StrucPruneLlamaForCausalLM),
-}
 
 
 @torch.inference_mode()
@@ -39,7 +37,7 @@ def reference_logits(
     """Logits of a checkpoint as transformers computes them.
 
     Args:
-        stream: The checkpoint's tensors. The decoder layers that run are transformers' own.
+        stream: The checkpoint's tensors.
         config_json: Its config.json.
         tensor_names: Names of all its tensors.
         tokens: Token ids, (sequences x length).
@@ -50,35 +48,122 @@ def reference_logits(
     Raises:
         InvalidCheckpoint: transformers expects other tensors than there are.
     """
-    model = _skeleton(config_json)
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    difference = sorted((set(model.state_dict()) ^ tensor_names) - tied)[:3]
-    if difference:
-        raise InvalidCheckpoint(
-            f"transformers expects other tensors than the checkpoint holds: {difference}"
+    missing = sorted(set(expected_tensors(stream.config)) - tensor_names)[:3]
+    if missing:
+        raise InvalidCheckpoint(f"the checkpoint lacks tensors: {missing}")
+    model = _skeleton(stream, json.loads(config_json))
+    _load_rest(model, stream)
+    for index, layer in enumerate(_PRUNED.decoder_layers(model)):
+        _stream_layer(layer, index, stream)
+    output = model.base_model(inputs_embeds=token_embeddings(stream, tokens), use_cache=False)
+    return logits_of_output(stream, output.last_hidden_state[:, -1])
+
+
+def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
+    """The model without memory for its parameters; buffers are real, on the stream's device."""
+    model_type = raw["model_type"]
+    # Only eager attention applies a soft cap.
+    implementation = "sdpa" if stream.config.attention_soft_cap is None else "eager"
+    with _parameters_on_meta():
+        if model_type in _PRUNED.CONFIGS:
+            config = _PRUNED.CONFIGS[model_type].from_dict(raw)
+            config._attn_implementation = implementation
+            model = _PRUNED.MODELS[model_type](config)
+        else:
+            plain = {key: value for key, value in raw.items() if key != "model_type"}
+            config = AutoConfig.for_model(model_type, **plain)
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=implementation, dtype=torch.float32
+            )
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(stream.device))
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters made inside have a shape but no memory."""
+    module_class: Any = nn.Module
+    register = module_class.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    module_class.register_parameter = on_meta
+    try:
+        yield
+    finally:
+        module_class.register_parameter = register
+
+
+def _load_rest(model: Any, stream: ModelStream) -> None:
+    """Load what is neither a decoder layer nor a vocabulary matrix."""
+    config = stream.config
+    in_layers = {
+        tensor_name(config, layer, role)
+        for layer in range(config.layers)
+        for role in layer_tensors(config, layer)
+    }
+    rest = set(expected_tensors(config)) - in_layers - {config.names.embedding, config.names.head}
+    layers = config.names.layer.partition("{}")[0]
+    found = model.load_state_dict(
+        {name: stream.tensor(name) for name in rest}, strict=False, assign=True
+    )
+    # Some families call the head by another name in memory than in their files.
+    vocabulary = {config.names.embedding, config.names.head, "lm_head.weight"}
+    wanted = [
+        name
+        for name in found.missing_keys
+        if not name.startswith(layers) and name not in vocabulary
+    ]
+    if wanted or found.unexpected_keys:
+        raise _other_tensors([*wanted, *found.unexpected_keys])
+
+
+def _stream_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
+    """Let a layer have its weights only while it runs."""
+
+    def fill(module: nn.Module, arguments: Any) -> None:
+        try:
+            module.load_state_dict(_as_transformers(stream, index), strict=True, assign=True)
+        except RuntimeError as error:
+            raise _other_tensors([f"layer {index}: {error}"]) from error
+
+    def empty(module: nn.Module, arguments: Any, output: Any) -> None:
+        module.to("meta")
+
+    layer.register_forward_pre_hook(fill)
+    layer.register_forward_hook(empty)
+
+
+def _as_transformers(stream: ModelStream, index: int) -> dict[str, Tensor]:
+    """A layer's tensors by transformers' names: experts of equal width are one tensor there."""
+    weights = {
+        role.replace("block_sparse_moe.", "mlp."): tensor
+        for role, tensor in stream.layer(index).items()
+    }
+    block = stream.config.blocks[index]
+    if block.names.router is None or stream.config.model_type in _PRUNED.CONFIGS:
+        return weights
+    roles = (str(block.names.gate), str(block.names.up), block.names.down)
+    gate, up, down = (
+        torch.stack(
+            [
+                weights.pop(f"{role.replace('block_sparse_moe.', 'mlp.').format(expert)}.weight")
+                for expert in range(len(block.ffn_widths))
+            ]
         )
-    hidden = _embedded(stream, tokens)
-    positions = torch.arange(tokens.shape[1], device=hidden.device)[None]
-    rotary = type(model.model.rotary_emb)(model.config).to(hidden.device)
-    rotations = rotary(hidden, positions)
-    for index, layer in enumerate(model.model.layers):
-        layer.load_state_dict(dict(stream.layer(index)), assign=True, strict=True)
-        output = layer(hidden, position_ids=positions, position_embeddings=rotations)
-        hidden = output[0] if isinstance(output, tuple) else output
-        layer.to("meta")
-    return next_token_logits(stream, hidden[:, -1].cpu().numpy())
+        for role in roles
+    )
+    weights["mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
+    weights["mlp.experts.down_proj"] = down
+    return weights
 
 
-def _skeleton(config_json: bytes) -> Any:
-    """The model on the meta device: shapes and names, no memory."""
-    config_class, model_class = _CLASSES[json.loads(config_json)["model_type"]]
-    config = config_class.from_dict(json.loads(config_json))
-    config._attn_implementation = "sdpa"  # Causal without a mask; eager would need one.
-    with torch.device("meta"):
-        return model_class(config).eval()
-
-
-def _embedded(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
-    out = np.empty((*tokens.shape, stream.adapter.config.hidden_size), dtype=np.float32)
-    embed(stream, tokens, out)
-    return torch.from_numpy(out).to(stream.device)
+def _other_tensors(names: list[str]) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"transformers expects other tensors than the checkpoint holds: {names[:3]}"
+    )

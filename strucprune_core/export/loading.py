@@ -6,10 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from strucprune_core.export.modeling_strucprune_llama import (
-    StrucPruneLlamaConfig,
-    StrucPruneLlamaForCausalLM,
-)
+from strucprune_core.export.modeling_strucprune import CONFIGS, MODELS
 
 
 def load_pretrained(directory: str, **options: Any) -> Any:
@@ -22,6 +19,7 @@ def load_pretrained(directory: str, **options: Any) -> Any:
     Returns:
         The transformers model. A `per_layer` checkpoint's own modelling file is not run.
     """
-    AutoConfig.register(StrucPruneLlamaConfig.model_type, StrucPruneLlamaConfig, exist_ok=True)
-    AutoModelForCausalLM.register(StrucPruneLlamaConfig, StrucPruneLlamaForCausalLM, exist_ok=True)
+    for model_type, config in CONFIGS.items():
+        AutoConfig.register(model_type, config, exist_ok=True)
+        AutoModelForCausalLM.register(config, MODELS[model_type], exist_ok=True)
     return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, **options)

@@ -8,10 +8,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from strucprune_core.models.adapter import LayerTrace, LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed
 
@@ -24,15 +22,6 @@ def micro_batches(sequences: int, length: int, micro_batch_tokens: int) -> Itera
     step = max(1, micro_batch_tokens // length)
     for start in range(0, sequences, step):
         yield slice(start, min(start + step, sequences))
-
-
-@torch.inference_mode()
-def run_layer(
-    stream: ModelStream, weights: LayerWeights, hidden: NDArray[np.float32]
-) -> LayerTrace:
-    """One layer on a micro-batch held on the host, (batch x length x d)."""
-    x = torch.from_numpy(np.array(hidden)).to(stream.device)
-    return stream.adapter.forward_layer(x, weights)
 
 
 @contextlib.contextmanager
@@ -57,12 +46,12 @@ def final_hidden(
     Yields an array (sequences x length x d) that lives in a scratch file.
     """
     sequences, length = tokens.shape
-    shape = (sequences, length, stream.adapter.config.hidden_size)
+    shape = (sequences, length, stream.config.hidden_size)
     with scratch_array(scratch, shape) as hidden:
         embed(stream, tokens, hidden)
-        for layer in range(stream.adapter.config.layers):
+        for layer in range(stream.config.layers):
             weights = stream.layer(layer)
             for batch in micro_batches(sequences, length, micro_batch_tokens):
-                hidden[batch] = run_layer(stream, weights, hidden[batch]).hidden.cpu().numpy()
+                hidden[batch] = stream.run_layer(layer, weights, hidden[batch]).hidden.cpu().numpy()
             tick()
         yield hidden

@@ -13,22 +13,82 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.tiling import HEAD_CHUNK_TOKENS
 
 
+@torch.inference_mode()
 def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float32]) -> None:
-    """Look up token embeddings.
+    """The first layer's input: token embeddings, scaled or projected, with learned positions.
 
     Args:
         stream: The model.
-        tokens: Token ids, (...).
-        out: Filled with the embeddings, (..., d); may be memory-mapped.
+        tokens: Token ids, (sequences x length).
+        out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
     """
-    for first_row, rows in stream.tiles(stream.adapter.embedding):
-        inside = (tokens >= first_row) & (tokens < first_row + len(rows))
-        if inside.any():
-            out[inside] = rows.cpu().numpy()[tokens[inside] - first_row]
+    names, config = stream.config.names, stream.config
+    into = None if names.project_in is None else stream.tensor(names.project_in)
+    for where, rows in _look_up(stream, tokens):
+        out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
+    if names.positions is not None:
+        first = config.position_offset
+        table = stream.source.rows(names.positions, first, first + tokens.shape[1])
+        for sequence in out:
+            sequence += table.float().numpy()
+
+
+@torch.inference_mode()
+def token_embeddings(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
+    """Embeddings as the table has them (scaled), (sequences x length x embedding size)."""
+    out = torch.empty(*tokens.shape, stream.config.embedding_size, device=stream.device)
+    for where, rows in _look_up(stream, tokens):
+        out[torch.from_numpy(where)] = rows
+    return out
+
+
+def _look_up(
+    stream: ModelStream, tokens: NDArray[np.int32]
+) -> Iterator[tuple[NDArray[np.bool_], Tensor]]:
+    """(where, embeddings of the tokens there) for each tile of the table that is needed."""
+    for first_row, rows in stream.tiles(stream.config.names.embedding):
+        where = (tokens >= first_row) & (tokens < first_row + len(rows))
+        if where.any():
+            found = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
+            yield where, rows[found.to(rows.device)] * stream.config.embedding_scale
+
+
+class _Head:
+    """What turns the last layer's output into logits, a tile of the vocabulary at a time."""
+
+    def __init__(self, stream: ModelStream) -> None:
+        self._stream = stream
+        config, names = stream.config, stream.config.names
+        self._norm: dict[str, Tensor] = {}
+        if names.final_norm is not None:
+            kinds = ("weight", "bias") if config.norm.kind == "layer" else ("weight",)
+            roles = [f"{names.final_norm}.{kind}" for kind in kinds]
+            self._norm = {role: stream.tensor(role) for role in roles}
+        self._out = None if names.project_out is None else stream.tensor(names.project_out)
+
+    def tiles(self) -> Iterator[tuple[int, Tensor]]:
+        """(first row, rows) of the head's matrix."""
+        return self._stream.tiles(self._stream.config.head_matrix)
+
+    def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
+        """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
+        config = self._stream.config
+        x = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
+        if config.names.final_norm is not None:
+            x = normalise(config.norm, x, self._norm, config.names.final_norm)
+        if self._out is not None:
+            x = x @ self._out.T
+        return self.capped(x @ rows.T)
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """Logits with the model's soft cap, if it has one."""
+        cap = self._stream.config.logit_soft_cap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 class _LogPartition:
@@ -68,11 +128,11 @@ def token_losses(
     chunks = list(_chunks(len(targets)))
     partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
     chosen = torch.zeros(len(targets), dtype=torch.float64)
-    norm = stream.final_norm()
+    head = _Head(stream)
     wanted = torch.from_numpy(targets.astype(np.int64))
-    for first_row, rows in stream.tiles(stream.adapter.head):
+    for first_row, rows in head.tiles():
         for (start, stop), partition in zip(chunks, partitions, strict=True):
-            logits = _logits(stream, hidden[start:stop], norm, rows)
+            logits = head.logits(hidden[start:stop], rows)
             partition.add(logits)
             column = wanted[start:stop] - first_row
             inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
@@ -101,15 +161,15 @@ def kl_divergences(
     KL = E_p[z_p - z_q] - logZ_p + logZ_q, with the expectation accumulated along with logZ_p.
     """
     rows_count = len(reference)
-    norm = stream.final_norm()
+    head = _Head(stream)
     dense = _LogPartition(rows_count, stream.device)
     pruned = [_LogPartition(rows_count, stream.device) for _ in others]
     gaps = [torch.zeros(rows_count, dtype=torch.float64, device=stream.device) for _ in others]
-    for _, rows in stream.tiles(stream.adapter.head):
-        reference_logits = _logits(stream, reference, norm, rows)
+    for _, rows in head.tiles():
+        reference_logits = head.logits(reference, rows)
         weights, shrink = dense.add(reference_logits)
         for index, other in enumerate(others):
-            logits = _logits(stream, other, norm, rows)
+            logits = head.logits(other, rows)
             pruned[index].add(logits)
             gap = logits.sub_(reference_logits).mul_(weights).sum(-1).neg_().double()
             gaps[index] = gaps[index] * shrink + gap
@@ -122,21 +182,16 @@ def kl_divergences(
 
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
-    norm = stream.final_norm()
-    return torch.cat(
-        [
-            _logits(stream, hidden, norm, rows).cpu()
-            for _, rows in stream.tiles(stream.adapter.head)
-        ],
-        dim=-1,
-    )
+    head = _Head(stream)
+    return torch.cat([head.logits(hidden, rows).cpu() for _, rows in head.tiles()], dim=-1)
+
+
+def logits_of_output(stream: ModelStream, output: Tensor) -> Tensor:
+    """The same from (n x embedding size) to which the final norm has been applied already."""
+    head = _Head(stream)
+    return torch.cat([head.capped(output @ rows.T).cpu() for _, rows in head.tiles()], dim=-1)
 
 
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
     for start in range(0, count, HEAD_CHUNK_TOKENS):
         yield start, min(start + HEAD_CHUNK_TOKENS, count)
-
-
-def _logits(stream: ModelStream, hidden: NDArray[np.float32], norm: Tensor, rows: Tensor) -> Tensor:
-    x = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(stream.device)
-    return stream.adapter.normalise(x, norm) @ rows.T

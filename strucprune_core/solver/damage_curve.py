@@ -62,7 +62,7 @@ def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> D
     free = torch.zeros(len(dead_first), dtype=torch.float64)
     if alive.numel() == 0:
         return DamageCurve(dead_first, free)
-    inverse = _inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
+    inverse = inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
     order, damage = _remove_in_blocks(inverse, weight[:, alive].double(), block)
     marginal = torch.cat([free, damage.cpu()]).clamp_min(0.0)
     return DamageCurve(
@@ -71,7 +71,7 @@ def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> D
     )
 
 
-def _inverse_hessian(gram: Tensor) -> Tensor:
+def inverse_hessian(gram: Tensor) -> Tensor:
     """(G + eps I)^-1, (m x m) float64."""
     eps = HESSIAN_DAMPING * float(gram.diagonal().double().mean())
     return torch.cholesky_inverse(factorise(gram.double(), eps).lower)

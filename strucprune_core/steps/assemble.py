@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
+from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.surgery.layouts import side_files
@@ -27,10 +28,10 @@ def assemble(job: Job, unit: Unit, draft: Draft) -> None:
 
 def pruned_shards(job: Job) -> list[Shard]:
     """The dense shards with the pruned shapes."""
-    source, widths = job.pruned_source(), job.widths()
+    shapes = expected_tensors(job.pruned_config)
 
     def cut(tensor: PlannedTensor) -> PlannedTensor:
-        return replace(tensor, shape=source.shape(tensor.name, tensor.shape, widths))
+        return replace(tensor, shape=shapes[tensor.name])
 
     return [
         replace(shard, tensors=tuple(cut(tensor) for tensor in shard.tensors))
@@ -41,7 +42,7 @@ def pruned_shards(job: Job) -> list[Shard]:
 def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint as a store: shards in the workspace, small files in memory."""
     shards = pruned_shards(job)
-    contents = side_files(job.spec.pruning.layout, job.index.config, job.widths())
+    contents = side_files(job.spec.pruning.layout, job.index.config, job.pruned_config)
     for name in SIDE_FILES:
         if name in job.index.other_files:
             contents[name] = bytes(job.index.store.read(name))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strucprune_core.models.config import layer_tensors
+from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit, probe_groups
 
@@ -20,15 +20,15 @@ def unit_costs(job: Job) -> dict[str, float]:
 def _flops(job: Job, unit: Unit) -> float:
     calibration = job.spec.calibration
     if unit.kind == "capture":
-        width = job.config.intermediate_sizes[unit.index]
         tokens = calibration.samples * calibration.sequence_length
-        return tokens * (_layer_flops_per_token(job, unit.index) + 2.0 * width**2)
+        grams = sum(2.0 * width**2 for width in _site_widths(job, unit.index))
+        return tokens * (_layer_flops_per_token(job, unit.index) + grams)
     if unit.kind == "curve":
-        return CURVE_SLOWDOWN * job.config.intermediate_sizes[unit.index] ** 3
+        return CURVE_SLOWDOWN * sum(width**3 for width in _site_widths(job, unit.index))
     if unit.kind == "probe":
         return _probe_flops(job, unit)
     if unit.kind == "solve":
-        return 4.0 * job.config.intermediate_sizes[unit.index] ** 3
+        return 4.0 * sum(width**3 for width in _site_widths(job, unit.index))
     if unit.kind == "evaluate" and job.spec.evaluation is not None:
         tokens = job.spec.evaluation.sequences * job.spec.evaluation.sequence_length
         layers = range(job.config.layers)
@@ -36,6 +36,11 @@ def _flops(job: Job, unit: Unit) -> float:
             sum(_layer_flops_per_token(job, layer) for layer in layers) + _head_flops(job)
         )
     return 0.0
+
+
+def _site_widths(job: Job, layer: int) -> list[int]:
+    """Input columns of each of a layer's sites."""
+    return [site.structures * site.columns for site in job.sites(layer)]
 
 
 def _probe_flops(job: Job, unit: Unit) -> float:

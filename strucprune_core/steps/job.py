@@ -13,22 +13,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strucprune_core.checkpoint.bundle import load_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
-from strucprune_core.models.adapter import Adapter
-from strucprune_core.models.config import ModelConfig, expected_tensors
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.structures import Site
+from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
 from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
-from strucprune_core.surgery.pruned_source import LayerSolution, PrunedSource
+from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution
 from strucprune_core.units import Unit, build_graph
 from strucprune_core.workspace import Workspace
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
 HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
+SOLUTION = "solution.safetensors"
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
 
 
@@ -40,7 +44,6 @@ class Job:
         spec: What was asked for.
         index: The dense checkpoint's layout.
         config: Its parsed config.
-        adapter: Its architecture.
         workspace: Finished units.
         scratch: Directory for temporary files.
         device: Where tensors visit.
@@ -51,7 +54,6 @@ class Job:
     spec: JobSpec
     index: CheckpointIndex
     config: ModelConfig
-    adapter: Adapter
     workspace: Workspace
     scratch: Path
     device: torch.device
@@ -66,7 +68,7 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return ModelStream(self.adapter, self.reader, self.device)
+        return ModelStream(self.config, self.reader, self.device)
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -120,18 +122,45 @@ class Job:
         array: NDArray[Any] = np.load(self.workspace.file(unit, name), mmap_mode="r")
         return array
 
-    def solution(self, layer: int) -> LayerSolution:
-        """What solving a layer gave."""
-        return LayerSolution(
-            kept=torch.from_numpy(np.array(self.array(f"solve.{layer}", "kept.npy"))),
-            weight=torch.from_numpy(np.array(self.array(f"solve.{layer}", "weight.npy"))),
+    def tensor(self, unit: str, file: str, name: str) -> torch.Tensor:
+        """One tensor of a finished unit's safetensors file, on the device."""
+        return load_from_bundle(self.workspace.file(unit, file), name, self.device)
+
+    @cached_property
+    def planned(self) -> list[PlannedSite]:
+        """Every site that is pruned, in order."""
+        return plan_sites(self.config, self.spec.pruning)
+
+    def sites(self, layer: int) -> list[Site]:
+        """The sites of a layer that are pruned."""
+        return [place.site for place in self.planned if place.layer == layer]
+
+    @property
+    def widths(self) -> list[int]:
+        """Structures kept at each planned site, once allocated."""
+        widths: list[int] = self.workspace.values("allocate")["widths"]
+        return widths
+
+    def width(self, layer: int, site: Site) -> int:
+        """Structures kept at one site, once allocated."""
+        places = [(place.layer, place.site.name) for place in self.planned]
+        return self.widths[places.index((layer, site.name))]
+
+    @property
+    def pruned_config(self) -> ModelConfig:
+        """The pruned model's shape, once allocated."""
+        return pruned_config(self.config, self.spec.pruning, self.planned, self.widths)
+
+    def solution(self, layer: int, site: Site) -> SiteSolution:
+        """What solving a site gave, on the host."""
+        file = self.workspace.file(f"solve.{layer}", SOLUTION)
+        cpu = torch.device("cpu")
+        return SiteSolution(
+            kept=load_from_bundle(file, f"{site.name}.kept", cpu),
+            weight=load_from_bundle(file, f"{site.name}.weight", cpu),
         )
 
     def pruned_source(self) -> PrunedSource:
         """The pruned model's tensors, cut from the dense ones and the finished solves."""
-        return PrunedSource(self.reader, self.adapter, self.solution)
-
-    def widths(self) -> list[int]:
-        """Channels kept in each layer, once allocated."""
-        widths: list[int] = self.workspace.values("allocate")["widths"]
-        return widths
+        sites = [(place.layer, place.site) for place in self.planned]
+        return PrunedSource(self.reader, self.config, sites, self.solution)

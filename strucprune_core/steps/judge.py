@@ -15,9 +15,9 @@ from strucprune_core.evaluation.reload_check import (
     VERIFY_TOKENS,
     compare_with_transformers,
 )
-from strucprune_core.models.config import check_tensors, parse_config
-from strucprune_core.models.families import adapter_for
+from strucprune_core.models.families import parse_config
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tensors import check_tensors
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import VOCAB_TILE_ROWS
@@ -59,7 +59,7 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
     tokens = np.asarray(job.array("tokens", "calibration.npy"))
     index, written = _reopened(job)
     draft.values |= compare_with_transformers(
-        ModelStream(job.adapter, job.pruned_source(), job.device),
+        ModelStream(job.pruned_config, job.pruned_source(), job.device),
         written,
         index.config_bytes,
         set(index.tensors),
@@ -73,7 +73,7 @@ def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
     index = open_checkpoint(pruned_checkpoint(job))
     config = parse_config(index.config)
     check_tensors(config, index)
-    return index, ModelStream(adapter_for(config), TensorReader(index), job.device)
+    return index, ModelStream(config, TensorReader(index), job.device)
 
 
 def _forward_ticks(job: Job) -> int:

@@ -23,6 +23,7 @@ from strucprune_core.report import (
     PerplexitySummary,
     PhaseTime,
     Report,
+    SiteReport,
     SizeSummary,
     SparsitySummary,
     Verification,
@@ -50,7 +51,6 @@ def report(job: Job, unit: Unit, draft: Draft) -> None:
 def build_report(job: Job, unit: Unit) -> Report:
     """The report of a job whose units before `report` are all finished."""
     before, after = _sizes(job)
-    removed = sum(job.config.intermediate_sizes) - sum(job.widths())
     layers = [_layer(job, layer) for layer in range(job.config.layers)]
     return Report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,8 +61,10 @@ def build_report(job: Job, unit: Unit) -> Report:
         after=after,
         sparsity=SparsitySummary(
             requested=job.spec.pruning.sparsity,
-            reached=removed / sum(job.config.intermediate_sizes),
-            channels_removed=removed,
+            reached=_reached(job),
+            channels_removed=before.ffn_channels - after.ffn_channels,
+            kv_heads_removed=before.kv_heads - after.kv_heads,
+            query_heads_removed=before.query_heads - after.query_heads,
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
@@ -88,7 +90,7 @@ def _sizes(job: Job) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
     stored_bytes = max(1, job.index.total_bytes // max(1, job.dense_parameters))
     before = size_of(job.config, dtype_bytes=stored_bytes)
-    after = size_of(job.config, job.widths(), dtype_bytes=stored_bytes)
+    after = size_of(job.pruned_config, dtype_bytes=stored_bytes)
     written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
     return (
         before.model_copy(update={"bytes": job.index.total_bytes}),
@@ -103,9 +105,9 @@ def _model(job: Job) -> ModelSummary:
         architecture=config.model_type,
         layers=config.layers,
         hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
+        intermediate_size=max(config.intermediate_sizes),
         vocab_size=config.vocab_size,
-        dtype=job.index.tensors[job.adapter.embedding].dtype,
+        dtype=job.index.tensors[job.config.names.embedding].dtype,
         digest=job.index.digest(),
     )
 
@@ -122,21 +124,51 @@ def _environment(job: Job) -> Environment:
     )
 
 
+def _reached(job: Job) -> float:
+    """Share of the prunable structures' parameters that went."""
+    places = list(zip(job.planned, job.widths, strict=True))
+    total = sum(place.site.structures * place.site.parameters for place, _ in places)
+    left = sum(width * place.site.parameters for place, width in places)
+    return 1.0 - left / total
+
+
 def _layer(job: Job, layer: int) -> LayerReport:
-    allocation = job.workspace.values("allocate")
-    solve = job.workspace.values(f"solve.{layer}")
     units = (job.workspace.manifest(f"{kind}.{layer}") for kind in ("capture", "curve", "solve"))
+    before, after = job.config.blocks[layer], job.pruned_config.blocks[layer]
+    sites = _sites(job, layer)
     return LayerReport(
         index=layer,
-        width_before=job.config.intermediate_sizes[layer],
-        width_after=allocation["widths"][layer],
-        energy=allocation["energies"][layer],
-        predicted_damage=allocation["predicted_damages"][layer],
-        reconstruction_error=solve["reconstruction_error"],
-        damping=solve["damping"],
-        damping_retries=solve["damping_retries"],
+        width_before=sum(before.ffn_widths),
+        width_after=sum(after.ffn_widths),
+        query_heads_before=before.query_heads,
+        query_heads_after=after.query_heads,
+        kv_heads_before=before.kv_heads,
+        kv_heads_after=after.kv_heads,
+        sites=sites,
+        energy=max(site.energy for site in sites),
+        predicted_damage=sum(site.predicted_damage for site in sites),
+        reconstruction_error=max(site.reconstruction_error for site in sites),
+        damping=max(site.damping for site in sites),
+        damping_retries=max(site.damping_retries for site in sites),
         seconds=sum(manifest.seconds for manifest in units if manifest is not None),
     )
+
+
+def _sites(job: Job, layer: int) -> list[SiteReport]:
+    allocation = job.workspace.values("allocate")
+    solved = job.workspace.values(f"solve.{layer}")["sites"]
+    return [
+        SiteReport(
+            name=place.site.name,
+            structures_before=place.site.structures,
+            structures_after=allocation["widths"][number],
+            energy=allocation["energies"][number],
+            predicted_damage=allocation["predicted_damages"][number],
+            **solved[place.site.name],
+        )
+        for number, place in enumerate(job.planned)
+        if place.layer == layer
+    ]
 
 
 def _perplexity(job: Job) -> PerplexitySummary | None:

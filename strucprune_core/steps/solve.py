@@ -1,31 +1,47 @@
-"""`solve.l`: choose a layer's channels and repair the rest."""
+"""`solve.l`: choose what stays of a layer, and repair it."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
+from typing import Any
 
-from strucprune_core.solver.ridge import relative_error, ridge
-from strucprune_core.steps.allocation import load_down_projection, load_gram
-from strucprune_core.steps.job import Job
+import torch
+from torch import Tensor
+
+from strucprune_core.checkpoint.bundle import save_bundle
+from strucprune_core.solver.ridge import relative_error
+from strucprune_core.steps.allocation import load_order, load_output_matrix, solve_site
+from strucprune_core.steps.capture import HOLDOUT
+from strucprune_core.steps.job import SOLUTION, Job
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
 
 @torch.inference_mode()
 def solve(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write kept.npy (k,) int64 and weight.npy (d x k) float32 of a layer."""
+    """Write solution.safetensors: per site the kept structures and their columns.
+
+    Value `sites`: per site `reconstruction_error`, `damping` and `damping_retries`.
+    """
     layer = unit.index
-    width = job.widths()[layer]
-    order = torch.from_numpy(np.array(job.array(f"curve.{layer}", "order.npy")))
-    kept = order[len(order) - width :].sort().values
-    dense = load_down_projection(job, layer)
-    solution = ridge(load_gram(job, layer), dense, kept.to(job.device), job.damping)
-    weight = solution.weight.float()
-    holdout = torch.from_numpy(np.array(job.array(f"capture.{layer}", "holdout.npy")))
-    error = relative_error(holdout.to(job.device), dense, weight, kept.to(job.device))
-    np.save(draft.path("kept.npy"), kept.numpy())
-    np.save(draft.path("weight.npy"), weight.cpu().numpy())
-    draft.values["reconstruction_error"] = error
-    draft.values["damping"] = solution.damping
-    draft.values["damping_retries"] = solution.retries
+    tensors: dict[str, Tensor] = {}
+    values: dict[str, Any] = {}
+    for site in job.sites(layer):
+        order = load_order(job, layer, site)
+        kept = order[len(order) - job.width(layer, site) :].sort().values
+        solution, damping, retries = solve_site(job, layer, site, kept)
+        columns = torch.tensor(site.output.indices(kept.tolist()), device=job.device)
+        error = relative_error(
+            job.tensor(f"capture.{layer}", HOLDOUT, site.name),
+            load_output_matrix(job, layer, site),
+            solution.weight,
+            columns,
+        )
+        tensors[f"{site.name}.kept"] = solution.kept
+        tensors[f"{site.name}.weight"] = solution.weight
+        values[site.name] = {
+            "reconstruction_error": error,
+            "damping": damping,
+            "damping_retries": retries,
+        }
+    save_bundle(draft.path(SOLUTION), tensors)
+    draft.values["sites"] = values

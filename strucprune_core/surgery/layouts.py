@@ -1,8 +1,8 @@
 """The config and modelling code that make a pruned checkpoint loadable, one function per layout.
 
-`uniform`: every layer has the same width; plain `LlamaForCausalLM` loads it everywhere.
-`per_layer`: the config carries a width per layer, and a modelling file travels with the weights:
-`AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`, or without remote code
+`uniform`: every layer has the same shape; transformers' own classes load it everywhere.
+`per_layer`: the config carries the shape of each layer, and a modelling file travels with the
+weights: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`, or without remote code
 `strucprune_core.load_pretrained(...)`.
 """
 
@@ -12,40 +12,48 @@ import json
 from importlib import resources
 from typing import Any
 
-from strucprune_core.models.config import PRUNED_LLAMA
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
 
-MODELLING_MODULE = "modeling_strucprune_llama"
+MODELLING_MODULE = "modeling_strucprune"
 MODELLING_FILE = f"{MODELLING_MODULE}.py"
+CLASS_STEMS = {
+    "llama": "Llama",
+    "mistral": "Mistral",
+    "qwen2": "Qwen2",
+    "qwen3": "Qwen3",
+    "gemma2": "Gemma2",
+    "gemma3_text": "Gemma3",
+    "phi3": "Phi3",
+    "opt": "OPT",
+    "gpt2": "GPT2",
+    "gpt_neox": "GPTNeoX",
+    "mixtral": "Mixtral",
+    "qwen3_moe": "Qwen3Moe",
+}
+"""Family to the stem of its class names in the modelling file."""
 
 
-def side_files(layout: str, dense_config: dict[str, Any], widths: list[int]) -> dict[str, bytes]:
+def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
     """Small files of the checkpoint by name: config.json, and the modelling file if one is needed.
 
     Args:
         layout: "per_layer" or "uniform".
         dense_config: The dense model's config.json.
-        widths: Channels kept in each layer.
+        pruned: The pruned model's shape.
     """
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
     if layout == "uniform":
-        if len(set(widths)) != 1:
-            raise ValueError("layout 'uniform' needs one width for all layers")
-        config.pop("strucprune", None)
-        config |= {
-            "model_type": "llama",
-            "architectures": ["LlamaForCausalLM"],
-            "intermediate_size": widths[0],
-        }
-        return {"config.json": _json(config)}
+        return {"config.json": _json(_uniform(config, pruned))}
+    stem = f"StrucPrune{CLASS_STEMS[pruned.family]}"
     config |= {
-        "model_type": PRUNED_LLAMA,
-        "architectures": ["StrucPruneLlamaForCausalLM"],
+        "model_type": f"{PRUNED_PREFIX}{pruned.family}",
+        "architectures": [f"{stem}ForCausalLM"],
         "auto_map": {
-            "AutoConfig": f"{MODELLING_MODULE}.StrucPruneLlamaConfig",
-            "AutoModelForCausalLM": f"{MODELLING_MODULE}.StrucPruneLlamaForCausalLM",
+            "AutoConfig": f"{MODELLING_MODULE}.{stem}Config",
+            "AutoModelForCausalLM": f"{MODELLING_MODULE}.{stem}ForCausalLM",
         },
-        "intermediate_size": max(widths),
-        "strucprune": {"format_version": 1, "intermediate_sizes": widths},
+        "strucprune": pruned_section(pruned),
     }
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
 
@@ -53,6 +61,24 @@ def side_files(layout: str, dense_config: dict[str, Any], widths: list[int]) -> 
 def modelling_code() -> bytes:
     """The modelling file as it is shipped with a `per_layer` checkpoint."""
     return resources.files("strucprune_core.export").joinpath(MODELLING_FILE).read_bytes()
+
+
+# Names that families give to the width of an FFN or expert, and to the numbers of heads.
+_WIDTH_KEYS = {"opt": "ffn_dim", "gpt2": "n_inner", "qwen3_moe": "moe_intermediate_size"}
+
+
+def _uniform(config: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
+    shapes = {(b.query_heads, b.kv_heads, b.ffn_widths) for b in pruned.blocks}
+    if len(shapes) != 1:
+        raise ValueError("layout 'uniform' needs one shape for all layers")
+    ((query_heads, kv_heads, ffn_widths),) = shapes
+    config.pop("strucprune", None)
+    config[_WIDTH_KEYS.get(pruned.family, "intermediate_size")] = ffn_widths[0]
+    if "num_attention_heads" in config:
+        config |= {"num_attention_heads": query_heads, "head_dim": pruned.head_dim}
+    if "num_key_value_heads" in config or query_heads != kv_heads:
+        config["num_key_value_heads"] = kv_heads
+    return config | {"model_type": pruned.family}
 
 
 def _json(config: dict[str, Any]) -> bytes:

@@ -5,43 +5,80 @@ The same object feeds the files that are written and the forward pass that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from strucprune_core.models.adapter import Adapter, CoupledTensor
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import WeightSource
+from strucprune_core.models.structures import CoupledTensor, Site
+from strucprune_core.models.tensors import tensor_name
 
 
 @dataclass(frozen=True, slots=True)
-class LayerSolution:
-    """What pruning one layer gave.
+class SiteSolution:
+    """What pruning one site gave.
 
     Attributes:
-        kept: Channels that stay, ascending, (k,) int64.
-        weight: Their columns of the down projection, (d x k) float32.
+        kept: Structures that stay, ascending, (k,) int64.
+        weight: Their columns of the output matrix, (d x k * columns) float32.
     """
 
     kept: Tensor
     weight: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A tensor that shrinks: where its site is, and how it is coupled to it."""
+
+    layer: int
+    site: Site
+    coupled: CoupledTensor
+
+
+def cut_tensor(tensor: Tensor, coupled: CoupledTensor, kept: Tensor) -> Tensor:
+    """What stays of a coupled tensor when the structures `kept` stay."""
+    indices = torch.tensor(coupled.indices(kept.tolist()), device=tensor.device)
+    return tensor.index_select(coupled.axis, indices)
+
+
+def as_stored(weight: Tensor, site: Site) -> Tensor:
+    """A site's output matrix (d x columns) the way round that its checkpoint stores it."""
+    return weight.T.contiguous() if site.output.axis == 0 else weight
+
+
+def prune_layer(
+    weights: Mapping[str, Tensor], solutions: list[tuple[Site, SiteSolution]]
+) -> dict[str, Tensor]:
+    """A layer's tensors by role, with the given sites pruned."""
+    pruned = dict(weights)
+    for site, solution in solutions:
+        for coupled in site.coupled:
+            pruned[coupled.role] = cut_tensor(pruned[coupled.role], coupled, solution.kept)
+        pruned[site.output.role] = as_stored(solution.weight, site)
+    return pruned
+
+
 class PrunedSource:
-    """A `WeightSource` that cuts channels out of another's tensors."""
+    """A `WeightSource` that cuts structures out of another's tensors."""
 
     def __init__(
-        self, dense: WeightSource, adapter: Adapter, solution: Callable[[int], LayerSolution]
+        self,
+        dense: WeightSource,
+        config: ModelConfig,
+        sites: list[tuple[int, Site]],
+        solution: Callable[[int, Site], SiteSolution],
     ) -> None:
-        """`solution` gives a layer's solution; it is called for each tensor that is cut."""
+        """`solution` gives the solution of a layer's site; it is called for each tensor cut."""
         self._dense = dense
-        self._down = adapter.down_projection
         self._solution = solution
-        self._cut: dict[str, tuple[int, CoupledTensor]] = {
-            adapter.tensor_name(layer, coupled.role): (layer, coupled)
-            for layer in range(adapter.config.layers)
-            for coupled in adapter.ffn_channel
+        self._cuts = {
+            tensor_name(config, layer, coupled.role): _Cut(layer, site, coupled)
+            for layer, site in sites
+            for coupled in (*site.coupled, site.output)
         }
 
     def tensor(
@@ -52,16 +89,16 @@ class PrunedSource:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """A tensor of the pruned model; with `dtype` None exactly as it will be stored."""
-        if name not in self._cut:
+        if name not in self._cuts:
             return self._dense.tensor(name, device=device, dtype=dtype)
-        layer, coupled = self._cut[name]
-        solution = self._solution(layer)
+        cut = self._cuts[name]
+        solution = self._solution(cut.layer, cut.site)
         stored = self._dense.tensor(name, dtype=None)
-        if coupled.role == self._down:
-            cut = solution.weight.to(stored.dtype)
+        if cut.coupled is cut.site.output:
+            left = as_stored(solution.weight, cut.site).to(stored.dtype)
         else:
-            cut = stored.index_select(coupled.axis, solution.kept)
-        return cut.to(device=device, dtype=dtype or cut.dtype)
+            left = cut_tensor(stored, cut.coupled, solution.kept)
+        return left.to(device=device, dtype=dtype or left.dtype)
 
     def rows(
         self,
@@ -74,14 +111,3 @@ class PrunedSource:
     ) -> Tensor:
         """Rows of a tensor that pruning leaves alone."""
         return self._dense.rows(name, start, stop, device=device, dtype=dtype)
-
-    def shape(self, name: str, dense_shape: tuple[int, ...], widths: list[int]) -> tuple[int, ...]:
-        """Shape of a tensor after pruning to the given widths per layer."""
-        if name not in self._cut:
-            return dense_shape
-        layer, coupled = self._cut[name]
-        return (
-            *dense_shape[: coupled.axis],
-            widths[layer],
-            *dense_shape[coupled.axis + 1 :],
-        )

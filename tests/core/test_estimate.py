@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.estimate import PROCESS_BYTES, estimate_job, memory_terms, size_of
 from strucprune_core.inspection import ModelFacts, inspect_model
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 
@@ -30,6 +32,11 @@ def job(**pruning: Any) -> JobSpec:
     )
 
 
+def narrowed(config: ModelConfig, widths: list[int]) -> ModelConfig:
+    blocks = zip(config.blocks, widths, strict=True)
+    return config.with_blocks([replace(block, ffn_widths=(width,)) for block, width in blocks])
+
+
 def test_size_is_that_of_the_loaded_model(facts: ModelFacts, tiny_model: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     size = size_of(facts.config, dtype_bytes=4)
@@ -43,9 +50,9 @@ def test_size_is_that_of_the_loaded_model(facts: ModelFacts, tiny_model: Path) -
 
 def test_size_at_other_widths(facts: ModelFacts) -> None:
     dense = size_of(facts.config, dtype_bytes=2)
-    pruned = size_of(facts.config, [192, 100, 50, 1], dtype_bytes=2)
+    pruned = size_of(narrowed(facts.config, [192, 100, 50, 1]), dtype_bytes=2)
     gone = 4 * 192 - 343
-    assert dense.parameters - pruned.parameters == gone * facts.config.parameters_per_channel
+    assert dense.parameters - pruned.parameters == gone * 3 * 64
     assert dense.ffn_channels - pruned.ffn_channels == gone
     assert dense.flops_per_token - pruned.flops_per_token == 2 * 3 * 64 * gone
 
@@ -53,7 +60,8 @@ def test_size_at_other_widths(facts: ModelFacts) -> None:
 @pytest.mark.parametrize("layout", ["per_layer", "uniform"])
 def test_estimated_sizes_agree_with_the_widths(facts: ModelFacts, layout: str) -> None:
     estimate = estimate_job(job(layout=layout), facts)
-    before, after = (size_of(facts.config, w, dtype_bytes=4) for w in (None, [144] * 4))
+    before = size_of(facts.config, dtype_bytes=4)
+    after = size_of(narrowed(facts.config, [144] * 4), dtype_bytes=4)
     assert estimate.parameters_before == before.parameters
     assert estimate.parameters_after == after.parameters
     assert estimate.bytes_before == facts.index.total_bytes
@@ -62,7 +70,8 @@ def test_estimated_sizes_agree_with_the_widths(facts: ModelFacts, layout: str) -
 
 def test_uniform_rounding_is_in_the_estimate(facts: ModelFacts) -> None:
     estimate = estimate_job(job(layout="uniform", multiple_of=128), facts)
-    assert estimate.parameters_after == size_of(facts.config, [128] * 4, dtype_bytes=4).parameters
+    after = size_of(narrowed(facts.config, [128] * 4), dtype_bytes=4)
+    assert estimate.parameters_after == after.parameters
 
 
 def test_out_of_reach(facts: ModelFacts) -> None:

@@ -150,7 +150,7 @@ def test_a_sparsity_out_of_reach(
 @pytest.mark.parametrize("layout", ["per_layer", "uniform"])
 def test_a_sparsity_of_less_than_a_channel(body: dict[str, Any], layout: str) -> None:
     spec = changed(body, pruning={"sparsity": 0.001, "layout": layout})
-    assert "less than one channel" in str(only_issue(spec, InvalidSpec, "pruning.sparsity"))
+    assert "less than one structure" in str(only_issue(spec, InvalidSpec, "pruning.sparsity"))
 
 
 def test_a_uniform_layout_needs_equal_layers(body: dict[str, Any], tmp_path: Path) -> None:
@@ -160,7 +160,12 @@ def test_a_uniform_layout_needs_equal_layers(body: dict[str, Any], tmp_path: Pat
     shutil.copytree(body["model"]["uri"], model)
     config = json.loads((model / "config.json").read_text())
     config["model_type"] = "strucprune_llama"
-    config["strucprune"] = {"intermediate_sizes": [100, 192, 192, 192]}
+    config["strucprune"] = {
+        "format_version": 2,
+        "layers": [
+            {"ffn": [width], "query_heads": 4, "kv_heads": 2} for width in (100, 192, 192, 192)
+        ],
+    }
     (model / "config.json").write_text(json.dumps(config))
     tensors = load_file(model / "model.safetensors")
     for name in ("gate", "up"):

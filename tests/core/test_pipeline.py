@@ -71,7 +71,7 @@ def test_the_report_is_what_the_files_hold(
         assert shapes[f"{prefix}.up_proj.weight"] == [width, 64]
         assert shapes[f"{prefix}.down_proj.weight"] == [64, width]
     config = json.loads((out / "config.json").read_bytes())
-    assert config["strucprune"]["intermediate_sizes"] == widths
+    assert [layer["ffn"] for layer in config["strucprune"]["layers"]] == [[w] for w in widths]
 
 
 def test_the_report_adds_up(finished: tuple[Path, Report, list[Progress]]) -> None:

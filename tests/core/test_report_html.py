@@ -45,6 +45,11 @@ def make_layers(count: int, width: int = 1536) -> list[LayerReport]:
             index=index,
             width_before=width,
             width_after=int(width * (0.55 + 0.4 * abs(math.sin(0.37 * index + 0.8)))),
+            query_heads_before=9,
+            query_heads_after=9,
+            kv_heads_before=3,
+            kv_heads_after=3,
+            sites=[],
             energy=0.02 * math.exp(4.2 * abs(math.cos(0.21 * index))),
             predicted_damage=0.0011 * (1.3 + math.sin(1.1 * index)),
             reconstruction_error=0.012 + 0.05 * index / count + 0.01 * math.sin(2.3 * index),
@@ -107,15 +112,29 @@ def make_report(layers: int = 30, **changes: Any) -> Report:
             threads=2,
         ),
         "before": SizeSummary(
-            parameters=before, bytes=2 * before, ffn_channels=channels, flops_per_token=2 * before
+            parameters=before,
+            bytes=2 * before,
+            ffn_channels=channels,
+            query_heads=9 * layers,
+            kv_heads=3 * layers,
+            kv_cache_bytes_per_token=768 * layers,
+            flops_per_token=2 * before,
         ),
         "after": SizeSummary(
-            parameters=after, bytes=2 * after, ffn_channels=kept, flops_per_token=2 * after
+            parameters=after,
+            bytes=2 * after,
+            ffn_channels=kept,
+            query_heads=9 * layers,
+            kv_heads=3 * layers,
+            kv_cache_bytes_per_token=768 * layers,
+            flops_per_token=2 * after,
         ),
         "sparsity": SparsitySummary(
             requested=0.2,
             reached=removed / channels,
             channels_removed=removed,
+            kv_heads_removed=0,
+            query_heads_removed=0,
             parameters_removed=before - after,
         ),
         "layers": rows,
@@ -310,7 +329,15 @@ def test_equal_and_extreme_values(value: float) -> None:
 
 def test_nothing_removed_and_nothing_known() -> None:
     report = make_report(3)
-    empty = SizeSummary(parameters=0, bytes=0, ffn_channels=0, flops_per_token=0)
+    empty = SizeSummary(
+        parameters=0,
+        bytes=0,
+        ffn_channels=0,
+        query_heads=0,
+        kv_heads=0,
+        kv_cache_bytes_per_token=0,
+        flops_per_token=0,
+    )
     nothing = MemoryFigure(predicted=0, measured=None)
     bare = report.model_copy(
         update={

@@ -113,7 +113,7 @@ def test_a_lost_scratch_directory_costs_nothing(
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("write", [1, 2, 7, 20, 33, 46])
+@pytest.mark.parametrize("write", [1, 2, 7, 20, 33, 38])
 def test_a_workspace_that_fails_at_some_write(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], write: int, after: bool
 ) -> None:

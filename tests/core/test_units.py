@@ -56,7 +56,9 @@ def test_nothing_is_released_before_its_last_reader(layers: int) -> None:
 
 def test_hidden_states_and_grams_do_not_pile_up() -> None:
     _, left = after_running(graph(20))
-    assert not {(owner, name) for owner, name in left if name in ("hidden.npy", "gram.npy")}
+    assert not {
+        (owner, name) for owner, name in left if name in ("hidden.npy", "grams.safetensors")
+    }
 
 
 @pytest.mark.parametrize("layers", [1, 7, 8, 9, 30])
@@ -114,7 +116,7 @@ def test_a_lost_solve_needs_the_statistics_again() -> None:
 def test_a_lost_file_of_a_finished_unit_matters_only_to_pending_readers() -> None:
     units = graph()
     finished, present = after_running(units)
-    present.remove(("solve.1", "weight.npy"))
+    present.remove(("solve.1", "solution.safetensors"))
     assert pending(units, finished, present) == []
     todo = names(pending(units, finished - {"assemble.0"}, present))
     assert todo == ["embed", "capture.0", "capture.1", "solve.1", "assemble.0"]

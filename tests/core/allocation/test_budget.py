@@ -4,7 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strucprune_core.allocation.budget import WidthRule, channels_to_remove, out_of_reach
+from strucprune_core.allocation.budget import (
+    WidthRule,
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +60,16 @@ def test_every_width_is_allowed(width: int, fraction: float, multiple: int) -> N
 
 
 def test_the_budget_is_rounded_up_but_not_by_rounding_noise() -> None:
-    assert channels_to_remove(0.3, [100, 100]) == 60  # 0.3 * 200 is 60.000000000000004 or less
-    assert channels_to_remove(0.301, [100]) == 31
-    assert channels_to_remove(0.1, [10] * 3) == 3
-    assert channels_to_remove(1e-6, [5]) == 1
+    assert parameters_to_remove(0.3, [100, 100], [1, 1]) == 60  # 0.3 * 200 is not quite 60
+    assert parameters_to_remove(0.301, [100], [1]) == 31
+    assert parameters_to_remove(0.1, [10] * 3, [7] * 3) == 21
+    assert parameters_to_remove(1e-6, [5], [1]) == 1
+    assert parameters_to_remove(0.5, [10, 3], [4, 100]) == 170
+
+
+def test_the_reach_counts_parameters() -> None:
+    rules = [WidthRule(0.1, 1), WidthRule(0.5, 2)]
+    assert reachable_sparsity([10, 4], [3, 20], rules) == pytest.approx((9 * 3 + 2 * 20) / 110)
 
 
 def test_out_of_reach_says_how_far_one_can_go() -> None:

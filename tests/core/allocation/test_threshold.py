@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from strucprune_core.allocation.budget import WidthRule, channels_to_remove
+from strucprune_core.allocation.budget import WidthRule, parameters_to_remove
 from strucprune_core.allocation.threshold import allocate_by_threshold
 from strucprune_core.errors import InvalidSpec
 
@@ -29,13 +29,13 @@ class Problem:
 
     @property
     def budget(self) -> int:
-        return channels_to_remove(self.sparsity, self.dense)
+        return parameters_to_remove(self.sparsity, self.dense, [1] * len(self.dense))
 
     def widths(self, sparsity: float | None = None) -> tuple[int, ...]:
         wanted = self.sparsity if sparsity is None else sparsity
         per_channel = [30] * len(self.damages)
         return allocate_by_threshold(
-            self.damages, self.energies, wanted, self.rule, per_channel
+            self.damages, self.energies, wanted, [self.rule] * len(self.damages), per_channel
         ).widths
 
     def damage(self, widths: tuple[int, ...]) -> float:
@@ -153,7 +153,7 @@ def test_dead_channels_go_before_all_others() -> None:
 
 def test_the_price_is_that_of_the_last_step() -> None:
     damages = [np.array([1.0, 4.0, 9.0, 16.0]), np.array([2.0, 3.0, 5.0, 8.0])]
-    found = allocate_by_threshold(damages, [1.0, 1.0], 0.5, WidthRule(0.1, 1), [10, 10])
+    found = allocate_by_threshold(damages, [1.0, 1.0], 0.5, [WidthRule(0.1, 1)] * 2, [10, 10])
     assert found.widths == (2, 2)  # 1, 2, 3, 4 go
     assert found.price == pytest.approx(0.4)
 
@@ -174,3 +174,12 @@ def test_out_of_reach_names_the_field() -> None:
 def test_the_reach_itself_is_allowed() -> None:
     problem = Problem([np.ones(10), np.ones(20)], [1.0, 1.0], 0.9, WidthRule(0.1, 1))
     assert problem.widths() == (1, 2)
+
+
+def test_sites_of_different_size_share_one_price_per_parameter() -> None:
+    # A head of 100 parameters at damage 50 costs 0.5 each; channels of 10 cost 0.1, 0.4, 0.9.
+    damages = [np.array([50.0, 80.0]), np.array([1.0, 4.0, 9.0, 16.0])]
+    rules = [WidthRule(0.5, 1), WidthRule(0.1, 1)]
+    found = allocate_by_threshold(damages, [1.0, 1.0], 0.5, rules, [100, 10])
+    assert found.widths == (1, 2)  # 0.1, 0.4 and 0.5 go: 120 of 240 parameters
+    assert found.price == pytest.approx(0.5)

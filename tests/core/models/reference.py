@@ -14,12 +14,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.export.modeling_strucprune_llama import (
+from strucprune_core.export.modeling_strucprune import (
     StrucPruneLlamaConfig,
     StrucPruneLlamaForCausalLM,
 )
-from strucprune_core.models.config import parse_config
-from strucprune_core.models.families import adapter_for
+from strucprune_core.models.families import parse_config
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import next_token_logits
@@ -50,7 +49,13 @@ def random_llama(widths: list[int] | None = None, **options: Any) -> Any:
         else:
             layers = {"num_hidden_layers": len(widths), "intermediate_size": max(widths)}
             config = StrucPruneLlamaConfig(**{**SHAPE, **layers, **options})
-            config.strucprune = {"format_version": 1, "intermediate_sizes": widths}
+            heads, groups = config.num_attention_heads, config.num_key_value_heads
+            config.strucprune = {
+                "format_version": 2,
+                "layers": [
+                    {"ffn": [width], "query_heads": heads, "kv_heads": groups} for width in widths
+                ],
+            }
             model_class: Any = StrucPruneLlamaForCausalLM
             model = model_class(config)
         for parameter in model.parameters():
@@ -68,7 +73,7 @@ def stream_of(model: Any, directory: Path) -> ModelStream:
 def open_stream(directory: Path) -> ModelStream:
     index = open_checkpoint(LocalStore(directory))
     config = parse_config(json.loads(index.config_bytes))
-    return ModelStream(adapter_for(config), TensorReader(index), torch.device("cpu"))
+    return ModelStream(config, TensorReader(index), torch.device("cpu"))
 
 
 def random_tokens(sequences: int, length: int, vocabulary: int = 101) -> NDArray[np.int32]:

@@ -11,13 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
-from strucprune_core.models.config import (
-    ModelConfig,
-    RopeConfig,
-    check_tensors,
-    expected_tensors,
-    parse_config,
-)
+from strucprune_core.models.config import ModelConfig, RopeConfig
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.structures import sites
+from strucprune_core.models.tensors import check_tensors, expected_tensors
 from strucprune_core.storage.local import LocalStore
 
 SMALL: dict[str, Any] = {
@@ -39,12 +36,12 @@ def parsed(**changes: Any) -> ModelConfig:
 def test_defaults_are_those_of_the_reference() -> None:
     config = parse_config({k: v for k, v in SMALL.items() if k != "num_key_value_heads"})
     reference = LlamaConfig(**{k: v for k, v in SMALL.items() if k != "num_key_value_heads"})
-    assert config.kv_heads == reference.num_key_value_heads == 4
+    assert config.blocks[0].kv_heads == reference.num_key_value_heads == 4
     assert config.head_dim == reference.head_dim == 4
-    assert config.rms_norm_eps == reference.rms_norm_eps
-    assert config.hidden_act == reference.hidden_act
+    assert config.norm.eps == reference.rms_norm_eps
+    assert config.activation == reference.hidden_act
     assert config.tie_word_embeddings is reference.tie_word_embeddings is False
-    assert config.rope == RopeConfig()
+    assert config.blocks[0].rope == RopeConfig()
     assert config.intermediate_sizes == (24, 24)
     assert config.ffn_channels == 48
     assert hash(config) == hash(parse_config(SMALL | {"num_key_value_heads": 4}))
@@ -64,7 +61,7 @@ def test_expected_tensors_are_those_of_the_reference(tie: bool, bias: bool) -> N
         for name, parameter in model.named_parameters()
         if name.startswith("model.layers.0.mlp") and name != "model.layers.0.mlp.down_proj.bias"
     )
-    assert config.parameters_per_channel == channel
+    assert sites(config, 0, ["ffn_channels"])[0].parameters == channel
 
 
 def test_what_the_reference_saves_is_parsed(tmp_path: Path) -> None:
@@ -79,7 +76,7 @@ def test_what_the_reference_saves_is_parsed(tmp_path: Path) -> None:
     keys = {k: v for k, v in SMALL.items() if k != "model_type"}
     LlamaConfig(**keys, rope_parameters=llama3, dtype=torch.bfloat16).save_pretrained(tmp_path)
     config = parse_config(json.loads((tmp_path / "config.json").read_text()))
-    assert config.rope == RopeConfig(500000.0, "llama3", 8.0, 1.0, 4.0, 32)
+    assert config.blocks[0].rope == RopeConfig(500000.0, "llama3", 8.0, 1.0, 4.0, 32)
     assert config.dtype == "bfloat16"
 
 
@@ -109,13 +106,13 @@ def test_what_the_reference_saves_is_parsed(tmp_path: Path) -> None:
     ],
 )
 def test_old_and_new_rope_keys(keys: dict[str, Any], rope: RopeConfig) -> None:
-    assert parsed(**keys).rope == rope
+    assert parsed(**keys).blocks[1].rope == rope
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "gpt2"}, "'gpt2' is not supported"),
+        ({"model_type": "mamba"}, "'mamba' is not supported"),
         ({"model_type": None}, "not supported"),
         ({"model_type": ["llama"]}, "not supported"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
@@ -180,20 +177,47 @@ def test_values_that_cannot_be(changes: dict[str, Any]) -> None:
     assert not isinstance(caught.value, UnsupportedArchitecture)
 
 
+def shape(ffn: Any, query_heads: Any = 4, kv_heads: Any = 2) -> dict[str, Any]:
+    return {"ffn": ffn, "query_heads": query_heads, "kv_heads": kv_heads}
+
+
+def section(*layers: Any) -> dict[str, Any]:
+    return {"format_version": 2, "layers": list(layers)}
+
+
 def test_our_own_pruned_checkpoints() -> None:
-    config = parsed(model_type="strucprune_llama", strucprune={"intermediate_sizes": [20, 7]})
+    pruned = section(shape([20]), shape([7], 2, 1))
+    config = parsed(model_type="strucprune_llama", strucprune=pruned)
     assert config.intermediate_sizes == (20, 7)
+    assert (config.model_type, config.family) == ("strucprune_llama", "llama")
     shapes = expected_tensors(config)
     assert shapes["model.layers.0.mlp.gate_proj.weight"] == (20, 16)
     assert shapes["model.layers.1.mlp.down_proj.weight"] == (16, 7)
+    assert shapes["model.layers.0.self_attn.q_proj.weight"] == (16, 16)
+    assert shapes["model.layers.1.self_attn.q_proj.weight"] == (8, 16)
+    assert shapes["model.layers.1.self_attn.v_proj.weight"] == (4, 16)
 
 
 @pytest.mark.parametrize(
-    "section", [None, [], {}, {"intermediate_sizes": [1]}, {"intermediate_sizes": [1, 0]}]
+    "pruned",
+    [
+        None,
+        [],
+        {},
+        {"format_version": 1, "intermediate_sizes": [20, 7]},
+        section(shape([1])),
+        section(shape([1]), None),
+        section(shape([1]), shape([0])),
+        section(shape([1]), shape([1, 1])),
+        section(shape([1]), shape("1")),
+        section(shape([1]), shape([1], 3, 2)),
+        section(shape([1]), shape([1], 2, 4)),
+        section(shape([1]), shape([1], True, 1)),
+    ],
 )
-def test_bad_lists_of_widths(section: Any) -> None:
-    with pytest.raises(InvalidCheckpoint, match="intermediate_sizes"):
-        parsed(model_type="strucprune_llama", strucprune=section)
+def test_bad_sections(pruned: Any) -> None:
+    with pytest.raises(InvalidCheckpoint, match="strucprune"):
+        parsed(model_type="strucprune_llama", strucprune=pruned)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_streamed_logits_are_those_of_transformers(tmp_path: Path, options: dict
 def test_a_pruned_model_streams_like_transformers(tmp_path: Path, options: dict[str, Any]) -> None:
     model, tokens = random_llama(widths=[48, 7, 1, 20], **options), random_tokens(2, 24)
     stream = stream_of(model, tmp_path / "model")
-    assert stream.adapter.config.intermediate_sizes == (48, 7, 1, 20)
+    assert stream.config.intermediate_sizes == (48, 7, 1, 20)
     streamed = streamed_logits(stream, tokens, tmp_path)
     torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
 

@@ -43,11 +43,11 @@ def states(count: int, seed: int, scale: float = 1.0) -> NDArray[np.float32]:
 
 def full_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits at once, in float64."""
-    adapter = stream.adapter
+    config, names = stream.config, stream.config.names
     x = torch.from_numpy(hidden).double()
-    norm = stream.source.tensor(adapter.final_norm, dtype=torch.float64)
-    x = norm * x / (x.square().mean(-1, keepdim=True) + adapter.config.rms_norm_eps).sqrt()
-    return x @ stream.source.tensor(adapter.head, dtype=torch.float64).T
+    norm = stream.source.tensor(f"{names.final_norm}.weight", dtype=torch.float64)
+    x = norm * x / (x.square().mean(-1, keepdim=True) + config.norm.eps).sqrt()
+    return x @ stream.source.tensor(config.head_matrix, dtype=torch.float64).T
 
 
 def test_embed_is_a_table_lookup(stream: ModelStream) -> None:
@@ -55,7 +55,7 @@ def test_embed_is_a_table_lookup(stream: ModelStream) -> None:
     tokens[0, :2] = 0, VOCABULARY - 1
     out = np.full((4, 30, HIDDEN), np.nan, dtype=np.float32)
     embed(stream, tokens, out)
-    table = stream.source.tensor(stream.adapter.embedding).numpy()
+    table = stream.source.tensor(stream.config.names.embedding).numpy()
     assert np.array_equal(out, table[tokens])
 
 
@@ -84,8 +84,8 @@ def test_token_losses_survive_huge_logits(
     stream: ModelStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden, targets = states(9, 2), random_tokens(1, 9)[0]
-    plain = vocabulary._logits
-    monkeypatch.setattr(vocabulary, "_logits", lambda *args: 1e4 * plain(*args))
+    plain = vocabulary._Head.logits
+    monkeypatch.setattr(vocabulary._Head, "logits", lambda *args: 1e4 * plain(*args))
     expected = functional.cross_entropy(
         1e4 * full_logits(stream, hidden),
         torch.from_numpy(targets.astype(np.int64)),

@@ -1,0 +1,273 @@
+"""Decoders whose layers have different widths. Written by StrucPrune, Apache-2.0.
+
+Everything but the widths is transformers' own: `config.strucprune["layers"]` holds the shape of
+each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}. Before it gets its weights,
+each layer's matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+"""
+
+import copy
+
+import torch
+import transformers as hf
+from torch import nn
+from transformers.conversion_mapping import (
+    WeightRenaming,
+    register_checkpoint_conversion_mapping,
+)
+from transformers.pytorch_utils import Conv1D
+
+QUERIES = ("q_proj",)
+KEYS_AND_VALUES = ("k_proj", "v_proj")
+FUSED_HEADS = ("qkv_proj", "c_attn", "query_key_value")
+ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
+FFN_INPUTS = ("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h")
+FUSED_FFN_INPUTS = ("gate_up_proj",)
+FFN_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h")
+
+
+def narrow(model):
+    """Give each decoder layer the shape that the config lists."""
+    layers, shapes = decoder_layers(model), model.config.strucprune["layers"]
+    if len(layers) != len(shapes):
+        raise ValueError(
+            f"config.strucprune lists {len(shapes)} layers; the model has {len(layers)}"
+        )
+    for layer, shape in zip(layers, shapes, strict=True):
+        narrow_layer(layer, shape, head_dim(model.config))
+
+
+def decoder_layers(model):
+    """The list of decoder layers, wherever the family keeps it."""
+    base = model.base_model
+    base = getattr(base, "decoder", base)
+    return base.h if hasattr(base, "h") else base.layers
+
+
+def head_dim(config):
+    """Width of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def narrow_layer(layer, shape, head):
+    """Replace the linear modules of a layer by narrower ones, and tell attention how many heads."""
+    queries, keys = shape["query_heads"] * head, shape["kv_heads"] * head
+    attention = attention_of(layer)
+    widths = dict.fromkeys(QUERIES, (None, queries))
+    widths |= dict.fromkeys(KEYS_AND_VALUES, (None, keys))
+    widths |= dict.fromkeys(FUSED_HEADS, (None, queries + 2 * keys))
+    widths |= dict.fromkeys(ATTENTION_OUTPUTS, (queries, None))
+    if attention is getattr(layer, "attn", None):
+        widths["c_proj"] = (queries, None)
+    resize_children(attention, widths)
+    attention.num_key_value_groups = shape["query_heads"] // shape["kv_heads"]
+    attention.num_heads = shape["query_heads"]
+    attention.num_key_value_heads = shape["kv_heads"]
+    if hasattr(attention, "split_size"):  # gpt2 splits its fused matrix by this,
+        attention.split_size = queries
+    if hasattr(attention, "qkv_proj"):  # and phi3 by its config.
+        attention.config = copy.copy(attention.config)
+        attention.config.num_attention_heads = shape["query_heads"]
+    ffn = getattr(layer, "mlp", layer)
+    if len(shape["ffn"]) == 1:
+        (width,) = shape["ffn"]
+        widths = dict.fromkeys(FFN_INPUTS, (None, width))
+        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
+        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
+        resize_children(ffn, widths)
+    else:
+        mixtral = type(ffn).__name__.startswith("Mixtral")
+        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def attention_of(layer):
+    """The attention module of a layer."""
+    for name in ("self_attn", "attn", "attention"):
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    raise ValueError(f"{type(layer).__name__} has no attention that strucprune knows")
+
+
+def resize_children(module, widths):
+    """Replace linear children by ones with the given (inputs, outputs); None keeps the number."""
+    for name, (inputs, outputs) in widths.items():
+        old = getattr(module, name, None)
+        if isinstance(old, nn.Linear):
+            new = nn.Linear(
+                inputs or old.in_features, outputs or old.out_features, old.bias is not None
+            )
+        elif isinstance(old, Conv1D):
+            new = Conv1D(outputs or old.nf, inputs or old.weight.shape[0])
+        else:
+            continue
+        setattr(module, name, new)
+
+
+class Expert(nn.Module):
+    """One gated FFN."""
+
+    def __init__(self, hidden_size, width, names, act_fn):
+        super().__init__()
+        gate, up, down = names
+        self.names = names
+        self.act_fn = act_fn
+        setattr(self, gate, nn.Linear(hidden_size, width, bias=False))
+        setattr(self, up, nn.Linear(hidden_size, width, bias=False))
+        setattr(self, down, nn.Linear(width, hidden_size, bias=False))
+
+    def forward(self, x):
+        """The FFN's output for tokens (n x d)."""
+        gate, up, down = (getattr(self, name) for name in self.names)
+        return down(self.act_fn(gate(x)) * up(x))
+
+
+class Experts(nn.ModuleList):
+    """Experts of different widths, one module each."""
+
+    def __init__(self, dense, widths, names):
+        super().__init__(Expert(dense.hidden_dim, width, names, dense.act_fn) for width in widths)
+
+    def forward(self, hidden_states, top_k_index, top_k_weights):
+        """The weighted sum of each token's experts."""
+        output = torch.zeros_like(hidden_states)
+        for number, expert in enumerate(self):
+            tokens, place = (top_k_index == number).nonzero(as_tuple=True)
+            added = expert(hidden_states[tokens])
+            output.index_add_(0, tokens, added * top_k_weights[tokens, place, None].to(added.dtype))
+        return output
+
+
+class Narrowed:
+    """Mixed into transformers' classes: the same model, with layers as narrow as listed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        narrow(self)
+        self.post_init()
+
+
+class StrucPruneLlamaConfig(hf.LlamaConfig):
+    model_type = "strucprune_llama"
+    strucprune: dict | None = None
+
+
+class StrucPruneLlamaForCausalLM(Narrowed, hf.LlamaForCausalLM):
+    config_class = StrucPruneLlamaConfig
+
+
+class StrucPruneMistralConfig(hf.MistralConfig):
+    model_type = "strucprune_mistral"
+    strucprune: dict | None = None
+
+
+class StrucPruneMistralForCausalLM(Narrowed, hf.MistralForCausalLM):
+    config_class = StrucPruneMistralConfig
+
+
+class StrucPruneQwen2Config(hf.Qwen2Config):
+    model_type = "strucprune_qwen2"
+    strucprune: dict | None = None
+
+
+class StrucPruneQwen2ForCausalLM(Narrowed, hf.Qwen2ForCausalLM):
+    config_class = StrucPruneQwen2Config
+
+
+class StrucPruneQwen3Config(hf.Qwen3Config):
+    model_type = "strucprune_qwen3"
+    strucprune: dict | None = None
+
+
+class StrucPruneQwen3ForCausalLM(Narrowed, hf.Qwen3ForCausalLM):
+    config_class = StrucPruneQwen3Config
+
+
+class StrucPruneGemma2Config(hf.Gemma2Config):
+    model_type = "strucprune_gemma2"
+    strucprune: dict | None = None
+
+
+class StrucPruneGemma2ForCausalLM(Narrowed, hf.Gemma2ForCausalLM):
+    config_class = StrucPruneGemma2Config
+
+
+class StrucPruneGemma3Config(hf.Gemma3TextConfig):
+    model_type = "strucprune_gemma3_text"
+    strucprune: dict | None = None
+
+
+class StrucPruneGemma3ForCausalLM(Narrowed, hf.Gemma3ForCausalLM):
+    config_class = StrucPruneGemma3Config
+
+
+class StrucPrunePhi3Config(hf.Phi3Config):
+    model_type = "strucprune_phi3"
+    strucprune: dict | None = None
+
+
+class StrucPrunePhi3ForCausalLM(Narrowed, hf.Phi3ForCausalLM):
+    config_class = StrucPrunePhi3Config
+
+
+class StrucPruneOPTConfig(hf.OPTConfig):
+    model_type = "strucprune_opt"
+    strucprune: dict | None = None
+
+
+class StrucPruneOPTForCausalLM(Narrowed, hf.OPTForCausalLM):
+    config_class = StrucPruneOPTConfig
+
+
+class StrucPruneGPT2Config(hf.GPT2Config):
+    model_type = "strucprune_gpt2"
+    strucprune: dict | None = None
+
+
+class StrucPruneGPT2ForCausalLM(Narrowed, hf.GPT2LMHeadModel):
+    config_class = StrucPruneGPT2Config
+
+
+class StrucPruneGPTNeoXConfig(hf.GPTNeoXConfig):
+    model_type = "strucprune_gpt_neox"
+    strucprune: dict | None = None
+
+
+class StrucPruneGPTNeoXForCausalLM(Narrowed, hf.GPTNeoXForCausalLM):
+    config_class = StrucPruneGPTNeoXConfig
+
+
+class StrucPruneMixtralConfig(hf.MixtralConfig):
+    model_type = "strucprune_mixtral"
+    strucprune: dict | None = None
+
+
+class StrucPruneMixtralForCausalLM(Narrowed, hf.MixtralForCausalLM):
+    config_class = StrucPruneMixtralConfig
+
+
+class StrucPruneQwen3MoeConfig(hf.Qwen3MoeConfig):
+    model_type = "strucprune_qwen3_moe"
+    strucprune: dict | None = None
+
+
+class StrucPruneQwen3MoeForCausalLM(Narrowed, hf.Qwen3MoeForCausalLM):
+    config_class = StrucPruneQwen3MoeConfig
+
+
+# Names that differ between a checkpoint and the modules in memory.
+for model_type, renaming in (
+    (StrucPruneGPTNeoXConfig.model_type, WeightRenaming(r"^embed_out\.", "lm_head.")),
+    (StrucPruneMixtralConfig.model_type, WeightRenaming(r"\.block_sparse_moe\.", ".mlp.")),
+):
+    register_checkpoint_conversion_mapping(model_type, [renaming], overwrite=True)
+
+CONFIGS = {
+    value.model_type: value
+    for value in list(globals().values())
+    if isinstance(value, type) and getattr(value, "model_type", "").startswith("strucprune_")
+}
+MODELS = {
+    value.config_class.model_type: value
+    for value in list(globals().values())
+    if isinstance(value, type) and issubclass(value, Narrowed) and value is not Narrowed
+}

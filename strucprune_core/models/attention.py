@@ -1,0 +1,76 @@
+"""Causal attention: grouped queries, rotary positions, windows, soft caps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from strucprune_core.models.rope import rotate
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    rotations: tuple[Tensor, Tensor] | None,
+    scale: float,
+    soft_cap: float | None,
+    window: int | None,
+) -> Tensor:
+    """Mix values by attention.
+
+    Args:
+        query: (b, n, heads, head_dim).
+        key: (b, n, kv_heads, head_dim).
+        value: The same.
+        rotations: Cosines and sines of the first dimensions of a head, each (n x dims).
+        scale: Attention logits are multiplied by it.
+        soft_cap: Logits z become cap * tanh(z / cap).
+        window: Tokens seen at most, the own one included.
+
+    Returns:
+        (b, n, heads * head_dim).
+    """
+    length, shared = query.shape[1], query.shape[2] != key.shape[2]
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if rotations is not None:
+        query, key = (_rotate_first(x, rotations) for x in (query, key))
+    mask = None if window is None or window >= length else _window(length, window, query.device)
+    if soft_cap is None:
+        mixed = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=scale,
+            enable_gqa=shared,
+        )
+    else:
+        seen = _window(length, length, query.device) if mask is None else mask
+        mixed = _capped(query, key, value, scale, soft_cap, seen)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _rotate_first(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+    dims = rotations[0].shape[-1]
+    if dims == x.shape[-1]:
+        return rotate(x, *rotations)
+    return torch.cat([rotate(x[..., :dims], *rotations), x[..., dims:]], dim=-1)
+
+
+def _window(length: int, window: int, device: torch.device) -> Tensor:
+    """True where a position (row) sees another (column), (n x n)."""
+    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
+    return (distance >= 0) & (distance < window)
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, seen: Tensor
+) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
+    logits = cap * torch.tanh(query @ key.transpose(2, 3) * scale / cap)
+    return logits.masked_fill(~seen, -torch.inf).softmax(-1) @ value

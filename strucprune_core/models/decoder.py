@@ -1,0 +1,193 @@
+"""The forward pass of a decoder, driven by its `ModelConfig`; it holds no weights.
+
+Every method takes the tensors of one layer as a dict from *role* ("mlp.down_proj.weight") to
+tensor, so that whoever calls decides where weights come from and how long they live.
+
+Shapes: b sequences of n tokens, d hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from strucprune_core.models.attention import attend
+from strucprune_core.models.config import Activation, LayerConfig, ModelConfig, RopeConfig
+from strucprune_core.models.norms import normalise
+from strucprune_core.models.rope import cosines_and_sines, inverse_frequencies
+
+LayerWeights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class SiteInput:
+    """What a site's output matrix was applied to.
+
+    Attributes:
+        rows: Its inputs, (m x columns of the site). For an expert each row is multiplied by the
+            router's weight, so that rows @ W^T is what the expert adds to its tokens.
+        tokens: Which of the b * n tokens each row belongs to, (m,) int64; None: one row per token.
+    """
+
+    rows: Tensor
+    tokens: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerTrace:
+    """One layer's forward pass.
+
+    Attributes:
+        hidden: The layer's output on the residual stream, (b, n, d).
+        inputs: Input of each site, by the site's name.
+    """
+
+    hidden: Tensor
+    inputs: dict[str, SiteInput]
+
+
+class Decoder:
+    """The mathematics of one model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+
+    def forward_layer(
+        self, block: LayerConfig, hidden: Tensor, weights: LayerWeights
+    ) -> LayerTrace:
+        """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0."""
+        names, inputs = block.names, dict[str, SiteInput]()
+
+        def norm(name: str | None, x: Tensor) -> Tensor:
+            return x if name is None else normalise(self.config.norm, x, weights, name)
+
+        def attention(x: Tensor) -> Tensor:
+            output = self._attention(block, x, weights, inputs)
+            return norm(names.attention_output_norm, output)
+
+        def ffn(x: Tensor) -> Tensor:
+            return norm(names.ffn_output_norm, self._ffn(block, x, weights, inputs))
+
+        if self.config.residual == "post_norm":
+            hidden = norm(names.attention_norm, hidden + attention(hidden))
+            hidden = norm(names.ffn_norm, hidden + ffn(hidden))
+        elif self.config.residual == "parallel":
+            attended = attention(norm(names.attention_norm, hidden))
+            hidden = hidden + attended + ffn(norm(names.ffn_norm, hidden))
+        else:
+            hidden = hidden + attention(norm(names.attention_norm, hidden))
+            hidden = hidden + ffn(norm(names.ffn_norm, hidden))
+        return LayerTrace(hidden, inputs)
+
+    def _attention(
+        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+    ) -> Tensor:
+        query, key, value = self._query_key_value(block, x, weights)
+        if block.names.query_norm is not None and block.names.key_norm is not None:
+            query = normalise(self.config.norm, query, weights, block.names.query_norm)
+            key = normalise(self.config.norm, key, weights, block.names.key_norm)
+        rotations = None
+        if block.rope is not None:
+            rotations = _rotations(block.rope, self.config.rotary_dims, x.shape[1], x.device)
+        mixed = attend(
+            query,
+            key,
+            value,
+            rotations=rotations,
+            scale=self.config.attention_scale,
+            soft_cap=self.config.attention_soft_cap,
+            window=block.window,
+        )
+        inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
+        return self._linear(mixed, weights, block.names.attention_output)
+
+    def _query_key_value(
+        self, block: LayerConfig, x: Tensor, weights: LayerWeights
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Three tensors (b, n, heads, head_dim)."""
+        names, head_dim = block.names, self.config.head_dim
+        shape = (*x.shape[:2], -1, head_dim)
+        if names.query_key_value is None:
+            query, key, value = (
+                self._linear(x, weights, str(name)).view(shape)
+                for name in (names.query, names.key, names.value)
+            )
+            return query, key, value
+        fused = self._linear(x, weights, names.query_key_value)
+        if self.config.qkv_interleaved:
+            query, key, value = fused.view(*x.shape[:2], -1, 3 * head_dim).chunk(3, dim=-1)
+            return query, key, value
+        per_kv_head = block.query_heads_per_kv_head
+        keys = fused.shape[-1] // (per_kv_head + 2)
+        query, key, value = torch.split(fused, [per_kv_head * keys, keys, keys], dim=-1)
+        return query.reshape(shape), key.reshape(shape), value.reshape(shape)
+
+    def _ffn(
+        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+    ) -> Tensor:
+        if block.names.router is not None:
+            return self._experts(block, x, weights, inputs)
+        activations = self._activations(block, 0, x, weights)
+        inputs["ffn"] = SiteInput(activations.reshape(-1, activations.shape[-1]))
+        return self._linear(activations, weights, block.names.down)
+
+    def _activations(
+        self, block: LayerConfig, expert: int, x: Tensor, weights: LayerWeights
+    ) -> Tensor:
+        """Input of the down projection, (..., f)."""
+        names, activate = block.names, _ACTIVATIONS[self.config.activation]
+        if names.gate_up is not None:
+            gate, up = self._linear(x, weights, names.gate_up.format(expert)).chunk(2, dim=-1)
+            return activate(gate) * up
+        up = self._linear(x, weights, str(names.up).format(expert))
+        if names.gate is None:
+            return activate(up)
+        return activate(self._linear(x, weights, names.gate.format(expert))) * up
+
+    def _experts(
+        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+    ) -> Tensor:
+        flat = x.reshape(-1, x.shape[-1])
+        logits = functional.linear(flat, weights[f"{block.names.router}.weight"])
+        share, chosen = logits.float().softmax(-1).topk(self.config.experts_per_token, dim=-1)
+        if self.config.normalise_routing:
+            share = share / share.sum(-1, keepdim=True)
+        output = torch.zeros_like(flat)
+        for expert in range(len(block.ffn_widths)):
+            tokens, place = (chosen == expert).nonzero(as_tuple=True)
+            rows = self._activations(block, expert, flat[tokens], weights)
+            rows = rows * share[tokens, place, None]
+            inputs[f"expert.{expert}"] = SiteInput(rows, tokens)
+            added = functional.linear(rows, weights[f"{block.names.down.format(expert)}.weight"])
+            output.index_add_(0, tokens, added)
+        return output.view_as(x)
+
+    def _linear(self, x: Tensor, weights: LayerWeights, name: str) -> Tensor:
+        weight = weights[f"{name}.weight"]
+        if self.config.transposed:
+            weight = weight.T
+        return functional.linear(x, weight, weights.get(f"{name}.bias"))
+
+
+@lru_cache(maxsize=4)
+def _rotations(
+    rope: RopeConfig, dims: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    return cosines_and_sines(inverse_frequencies(rope, dims).to(device), length)
+
+
+def _tanh_gelu(x: Tensor) -> Tensor:
+    return functional.gelu(x, approximate="tanh")
+
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": _tanh_gelu,
+    "relu": functional.relu,
+}

@@ -1,0 +1,63 @@
+"""The `strucprune` section of a pruned checkpoint's config.json: the shape of each layer. No torch.
+
+{"format_version": 2, "layers": [{"ffn": [1024], "query_heads": 9, "kv_heads": 3}, ...]}
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.fields import MAX_WIDTH, RawConfig, checked_integer, integers
+
+PRUNED_PREFIX = "strucprune_"
+"""Model type of our checkpoints whose layers differ: this and the family's."""
+FORMAT_VERSION = 2
+
+
+def pruned_section(config: ModelConfig) -> dict[str, Any]:
+    """The section that describes a model's layers."""
+    layers = [
+        {
+            "ffn": list(block.ffn_widths),
+            "query_heads": block.query_heads,
+            "kv_heads": block.kv_heads,
+        }
+        for block in config.blocks
+    ]
+    return {"format_version": FORMAT_VERSION, "layers": layers}
+
+
+def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:
+    """The model with the layer shapes that its section lists.
+
+    Raises:
+        InvalidCheckpoint: the section is missing, of another version, or impossible.
+    """
+    section = raw.get("strucprune")
+    if not isinstance(section, dict) or section.get("format_version") != FORMAT_VERSION:
+        raise InvalidCheckpoint(
+            f"config.json has no strucprune section of format_version {FORMAT_VERSION}",
+            remedy="Prune the dense model again with this version of strucprune.",
+        )
+    layers = section.get("layers")
+    if not isinstance(layers, list) or len(layers) != dense.layers:
+        raise InvalidCheckpoint(f"strucprune.layers of config.json must list {dense.layers} layers")
+    blocks = [_block(layer, block) for layer, block in zip(layers, dense.blocks, strict=True)]
+    return replace(dense, model_type=str(raw["model_type"]), blocks=tuple(blocks))
+
+
+def _block(layer: Any, dense: LayerConfig) -> LayerConfig:
+    if not isinstance(layer, dict):
+        raise InvalidCheckpoint("strucprune.layers of config.json must hold objects")
+    query_heads = checked_integer("strucprune query_heads", layer.get("query_heads"), MAX_WIDTH)
+    kv_heads = checked_integer("strucprune kv_heads", layer.get("kv_heads"), query_heads)
+    if query_heads % kv_heads:
+        raise InvalidCheckpoint(
+            f"strucprune.layers of config.json has {query_heads} query heads for {kv_heads} "
+            f"key-value heads"
+        )
+    widths = integers("strucprune ffn", layer.get("ffn"), len(dense.ffn_widths), MAX_WIDTH)
+    return replace(dense, query_heads=query_heads, kv_heads=kv_heads, ffn_widths=widths)

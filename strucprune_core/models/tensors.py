@@ -1,0 +1,148 @@
+"""Names and shapes of a model's tensors, derived from its configuration. No torch."""
+
+from __future__ import annotations
+
+from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.config import LayerConfig, ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+# Buffers that older tools wrote although the model derives them.
+_DERIVED = (
+    ".rotary_emb.inv_freq",
+    ".attn.bias",
+    ".attn.masked_bias",
+    ".attention.bias",
+    ".attention.masked_bias",
+)
+
+
+def expected_tensors(config: ModelConfig) -> Shapes:
+    """Names and shapes of all tensors of the model."""
+    names, d, e = config.names, config.hidden_size, config.embedding_size
+    tensors: Shapes = {names.embedding: (config.vocab_size, e)}
+    if names.positions is not None:
+        rows = config.max_position_embeddings + config.position_offset
+        tensors[names.positions] = (rows, d)
+    if names.project_in is not None:
+        tensors[names.project_in] = (d, e)
+    for layer in range(config.layers):
+        for role, shape in layer_tensors(config, layer).items():
+            tensors[tensor_name(config, layer, role)] = shape
+    if names.final_norm is not None:
+        tensors |= _norm(config, names.final_norm, d)
+    if names.project_out is not None:
+        tensors[names.project_out] = (e, d)
+    if not config.tie_word_embeddings:
+        tensors[names.head] = (config.vocab_size, e)
+    return tensors
+
+
+def tensor_name(config: ModelConfig, layer: int, role: str) -> str:
+    """Checkpoint name of a layer's tensor."""
+    return config.names.layer.format(layer) + role
+
+
+def layer_tensors(config: ModelConfig, layer: int) -> Shapes:
+    """Roles (names within the layer) and shapes of one decoder layer's tensors."""
+    block = config.blocks[layer]
+    return {**_attention(config, block), **_ffn(config, block), **_norms(config, block)}
+
+
+def _attention(config: ModelConfig, block: LayerConfig) -> Shapes:
+    names, d = block.names, config.hidden_size
+    queries, keys = block.query_heads * config.head_dim, block.kv_heads * config.head_dim
+    tensors: Shapes = {}
+    if names.query_key_value is not None:
+        width = queries + 2 * keys
+        tensors |= _linear(config, names.query_key_value, width, d, config.qkv_bias)
+    else:
+        for name, width in ((names.query, queries), (names.key, keys), (names.value, keys)):
+            tensors |= _linear(config, str(name), width, d, config.qkv_bias)
+    tensors |= _linear(config, names.attention_output, d, queries, config.attention_output_bias)
+    for name in (names.query_norm, names.key_norm):
+        if name is not None:
+            tensors |= _norm(config, name, config.head_dim)
+    return tensors
+
+
+def _ffn(config: ModelConfig, block: LayerConfig) -> Shapes:
+    names, d = block.names, config.hidden_size
+    tensors: Shapes = {}
+    if names.router is not None:
+        tensors[f"{names.router}.weight"] = (len(block.ffn_widths), d)
+    for expert, width in enumerate(block.ffn_widths):
+        for name in (names.gate, names.up):
+            if name is not None:
+                tensors |= _linear(config, name.format(expert), width, d, config.ffn_bias)
+        if names.gate_up is not None:
+            tensors |= _linear(config, names.gate_up.format(expert), 2 * width, d, config.ffn_bias)
+        tensors |= _linear(config, names.down.format(expert), d, width, config.ffn_bias)
+    return tensors
+
+
+def _norms(config: ModelConfig, block: LayerConfig) -> Shapes:
+    names = block.names
+    found = (
+        names.attention_norm,
+        names.attention_output_norm,
+        names.ffn_norm,
+        names.ffn_output_norm,
+    )
+    tensors: Shapes = {}
+    for name in found:
+        if name is not None:
+            tensors |= _norm(config, name, config.hidden_size)
+    return tensors
+
+
+def _linear(config: ModelConfig, name: str, outputs: int, inputs: int, bias: bool) -> Shapes:
+    shape = (inputs, outputs) if config.transposed else (outputs, inputs)
+    return {f"{name}.weight": shape, **({f"{name}.bias": (outputs,)} if bias else {})}
+
+
+def _norm(config: ModelConfig, name: str, width: int) -> Shapes:
+    bias = {f"{name}.bias": (width,)} if config.norm.kind == "layer" else {}
+    return {f"{name}.weight": (width,), **bias}
+
+
+def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
+    """Compare what the files hold with what the config promises.
+
+    Raises:
+        InvalidCheckpoint: a tensor is missing, misshaped, not floating-point, or unknown (it would
+            be lost without a word).
+    """
+    expected = expected_tensors(config)
+    for name, shape in expected.items():
+        info = index.tensors.get(name)
+        if info is None:
+            raise InvalidCheckpoint(
+                f"tensor '{name}' is missing",
+                remedy="Copy the model again, or correct its config.json.",
+            )
+        if info.shape != shape:
+            raise InvalidCheckpoint(
+                f"tensor '{name}' has shape {info.shape}, but config.json makes it {shape}"
+            )
+        if info.dtype not in _FLOAT_DTYPES:
+            raise InvalidCheckpoint(
+                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
+                f"can be pruned",
+                remedy="Give the unquantised model.",
+            )
+    for name in index.tensors:
+        if name not in expected and not _is_redundant(config, name):
+            raise InvalidCheckpoint(
+                f"tensor {shown(name)} is not part of architecture '{config.model_type}'",
+                remedy="Adapters must be merged and quantised models given unquantised.",
+            )
+
+
+def _is_redundant(config: ModelConfig, name: str) -> bool:
+    if name == config.names.head:
+        return config.tie_word_embeddings
+    return name.endswith(_DERIVED)
