@@ -12,6 +12,7 @@ import signal
 import threading
 import time
 
+from api.jobs import environment
 from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import Ledger
@@ -130,7 +131,7 @@ def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> 
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings()
+    settings = environment.read(Settings)
     services = Services.connect(settings)
     reconciler = Reconciler(
         services.journal,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api.jobs import environment
 from api.jobs.doorbell import QUEUES
 from worker.app import make_app
 from worker.settings import Settings
@@ -9,7 +10,7 @@ from worker.settings import Settings
 
 def main() -> None:
     """Work until SIGTERM: then give the running job back at its next safe point."""
-    make_app(Settings()).worker_main(
+    make_app(environment.read(Settings)).worker_main(
         [
             "worker",
             # One job at a time, in a child process, so that the main process always answers.
