@@ -364,7 +364,7 @@ def _encode(value: Mapping[str, Any] | None) -> str:
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
-    present = {name: text for name, text in fields.items() if text != "" and name != "position"}
+    present = {name: text for name, text in fields.items() if text != ""}
     for name in _JSON_FIELDS:
         if name in present:
             present[name] = json.loads(present[name])

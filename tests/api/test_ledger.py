@@ -53,6 +53,14 @@ def test_create_is_a_no_op_the_second_time(ledger: RedisLedger) -> None:
     assert record.error is None
 
 
+def test_fields_of_a_newer_release_are_ignored(ledger: RedisLedger) -> None:
+    """Releases share one ledger while they are rolled out, and after a rollback."""
+    ledger.create(new_job())
+    before = ledger.get("job_a")
+    ledger._client.hset(ledger._key("job", "job_a"), "of_the_future", "1")
+    assert ledger.get("job_a") == before
+
+
 def test_unknown_job(ledger: RedisLedger) -> None:
     assert ledger.get("job_x") is None
     assert ledger.claim("job_x", "w", 60) is None
