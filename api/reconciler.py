@@ -17,7 +17,7 @@ from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import Ledger
 from api.jobs.rebuild import commit, rebuild, settle_from_journal
-from api.jobs.record import JobRecord
+from api.jobs.record import JobRecord, Priority
 from api.jobs.state import TERMINAL, JobState
 from api.services import Services
 from api.settings import Settings
@@ -104,18 +104,23 @@ class Reconciler:
         commit(self._journal, self._ledger, record.id, outcome)
 
     def _ring_again(self) -> None:
-        """Ring for jobs whose doorbell got lost.
+        """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
 
-        Only where no doorbell waits: while some do, all workers are busy, and ringing again every
-        minute would pile up messages.
+        Whose is missing is not known, only how many are: as many jobs as there are fewer doorbells
+        than queued jobs are rung for, those first that waited longest. More would pile up messages
+        while all workers are busy; ringing only where no doorbell waits would let such jobs starve
+        behind a backlog. A doorbell whose job is over counts as well, until a worker has answered it.
         """
-        silent = [priority for priority in QUEUES if self._doorbell.waiting(priority) == 0]
-        for job_id in self._ledger.queued_longer_than(self._requeue_after_seconds, BATCH):
-            if settle_from_journal(self._journal, self._ledger, job_id):
-                continue
-            record = self._ledger.get(job_id)
-            if record is not None and record.priority in silent:
-                self._doorbell.ring(job_id, record.priority)
+        for priority in QUEUES:
+            missing = self._ledger.queued(priority) - self._doorbell.waiting(priority)
+            if missing > 0:
+                self._ring(priority, min(missing, BATCH))
+
+    def _ring(self, priority: Priority, count: int) -> None:
+        seconds = self._requeue_after_seconds
+        for job_id in self._ledger.queued_longer_than(priority, seconds, count):
+            if not settle_from_journal(self._journal, self._ledger, job_id):
+                self._doorbell.ring(job_id, priority)
 
 
 def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> None:

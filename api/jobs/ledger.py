@@ -19,7 +19,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Signal
+from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Priority, Signal
 from api.jobs.state import HELD, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
@@ -148,8 +148,11 @@ class Ledger(Protocol):
         was asked for.
         """
 
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have waited that long; being returned restarts their wait."""
+    def queued(self, priority: Priority) -> int:
+        """How many jobs of this priority wait for a worker."""
+
+    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+        """Jobs that have waited that long, longest first; being returned restarts their wait."""
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """What happened to the job after event `after`, oldest first."""
@@ -295,9 +298,15 @@ class RedisLedger:
         """See `Ledger.requeue_expired`."""
         return [*self._run("requeue_expired", limit)]
 
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
+    def queued(self, priority: Priority) -> int:
+        """See `Ledger.queued`."""
+        with _available():
+            count: Any = self._client.zcard(self._key("queued", priority))
+        return int(count)
+
+    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
         """See `Ledger.queued_longer_than`."""
-        return [*self._run("queued_longer_than", seconds, limit)]
+        return [*self._run("queued_longer_than", priority, seconds, limit)]
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """See `Ledger.events`."""

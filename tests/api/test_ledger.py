@@ -158,7 +158,8 @@ def test_cancel_while_queued_is_immediate(ledger: RedisLedger) -> None:
     assert record is not None
     assert record.state == JobState.CANCELLED
     assert ledger.claim("job_a", "w", 60) is None
-    assert ledger.queued_longer_than(0, 10) == []
+    assert ledger.queued("normal") == 0
+    assert ledger.queued_longer_than("normal", 0, 10) == []
 
 
 def test_cancel_while_running_asks_the_worker(ledger: RedisLedger) -> None:
@@ -273,10 +274,12 @@ def test_settle_overrules_the_ledger(ledger: RedisLedger) -> None:
 
 def test_queued_longer_than_rings_once_per_wait(ledger: RedisLedger) -> None:
     ledger.create(new_job())
-    assert ledger.queued_longer_than(30, 10) == []
+    assert ledger.queued("normal") == 1
+    assert ledger.queued_longer_than("normal", 30, 10) == []
     time.sleep(0.02)
-    assert ledger.queued_longer_than(0.01, 10) == ["job_a"]
-    assert ledger.queued_longer_than(0.01, 10) == []
+    assert ledger.queued_longer_than("high", 0.01, 10) == []
+    assert ledger.queued_longer_than("normal", 0.01, 10) == ["job_a"]
+    assert ledger.queued_longer_than("normal", 0.01, 10) == []
 
 
 def test_events_tell_the_story_and_resume(ledger: RedisLedger) -> None:
