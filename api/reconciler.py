@@ -109,7 +109,7 @@ class Reconciler:
         Whose is missing is not known, only how many are: as many jobs as there are fewer doorbells
         than queued jobs are rung for, those first that waited longest. More would pile up messages
         while all workers are busy; ringing only where no doorbell waits would let such jobs starve
-        behind a backlog. A doorbell whose job is over counts as well, until a worker has answered it.
+        behind a backlog. A doorbell of a job that is over counts too, until a worker answers it.
         """
         for priority in QUEUES:
             missing = self._ledger.queued(priority) - self._doorbell.waiting(priority)

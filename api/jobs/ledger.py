@@ -1,13 +1,15 @@
 """The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. All times are the server's own. The ledger is live state, not the archive: what must survive
-the loss of Redis is in the `Journal`.
+event. Each may be repeated, as the client library does with a call whose answer was lost. All times
+are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
+is in the `Journal`.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +234,7 @@ class RedisLedger:
 
     def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
         """See `Ledger.claim`."""
-        claimed = self._run("claim", job_id, worker_id, lease_seconds)
+        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce())
         return Claim(job_id, int(claimed[0]), int(claimed[1])) if claimed else None
 
     def heartbeat(
@@ -247,7 +249,7 @@ class RedisLedger:
 
     def release(self, job_id: str, fence: int) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence))
+        return bool(self._run("release", job_id, fence, _nonce()))
 
     def finish(
         self,
@@ -342,6 +344,11 @@ class RedisLedger:
 
     def _key(self, *parts: str) -> str:
         return ":".join((self._namespace, *parts))
+
+
+def _nonce() -> str:
+    """Tells a call that the client library repeats from a new one."""
+    return secrets.token_hex(8)
 
 
 def _prelude() -> str:

@@ -82,6 +82,55 @@ def test_a_claim_takes_the_job(ledger: RedisLedger) -> None:
     assert record.started_at == pytest.approx(time.time(), abs=5)
 
 
+@pytest.fixture
+def deaf(ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch) -> RedisLedger:
+    """A ledger that does all twice, as when the client repeats a call whose answer is lost."""
+    run = ledger._run
+
+    def twice(verb: str, *args: str | int | float) -> Any:
+        run(verb, *args)
+        return run(verb, *args)
+
+    monkeypatch.setattr(ledger, "_run", twice)
+    return ledger
+
+
+def test_a_repeated_claim_is_the_same_claim(deaf: RedisLedger) -> None:
+    deaf.create(new_job())
+    assert deaf.claim("job_a", "worker-1", 60) == Claim("job_a", fence=1, attempt=1)
+    assert deaf.claim("job_a", "worker-1", 60) is None
+
+
+@pytest.mark.parametrize(
+    ("ask", "state"),
+    [
+        (None, JobState.QUEUED),
+        ("request_pause", JobState.PAUSED),
+        ("request_cancel", JobState.CANCELLED),
+    ],
+)
+def test_a_repeated_release_is_one_release(
+    deaf: RedisLedger, ask: str | None, state: JobState
+) -> None:
+    claim = claimed(deaf)
+    if ask is not None:
+        getattr(deaf, ask)("job_a")
+    assert deaf.release("job_a", claim.fence)
+    assert state_of(deaf) == state
+    assert not deaf.release("job_a", claim.fence)
+
+
+def test_all_other_verbs_may_be_repeated(deaf: RedisLedger) -> None:
+    claim = claimed(deaf, max_attempts=2)
+    assert deaf.retry_later("job_a", claim.fence, ERROR) == JobState.QUEUED
+    deaf.request_pause("job_a")
+    deaf.resume("job_a")
+    assert state_of(deaf) == JobState.QUEUED
+    second = deaf.claim("job_a", "w", 60)
+    assert second == Claim("job_a", fence=2, attempt=2)
+    assert deaf.retry_later("job_a", 2, ERROR) == JobState.FAILED
+
+
 def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
     for round_number in range(10):
         job_id = f"job_{round_number}"

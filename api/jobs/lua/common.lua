@@ -2,7 +2,8 @@
 --
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
---                                            '' for None, times in unix seconds; plus `position`
+--                                            '' for None, times in unix seconds; plus `position`,
+--                                            and claim_nonce, release_nonce: the call last heard
 --   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
 --   NS:leases                        zset    ID -> time at which the lease expires
 --   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
