@@ -14,10 +14,10 @@ import time
 
 from api.jobs import environment
 from api.jobs.doorbell import QUEUES, Doorbell
-from api.jobs.journal import Journal, Outcome
+from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
-from api.jobs.rebuild import commit, rebuild, settle_from_journal
-from api.jobs.record import JobRecord, Priority
+from api.jobs.rebuild import commit_end, rebuild, settle_from_journal
+from api.jobs.record import Priority
 from api.jobs.state import TERMINAL, JobState
 from api.services import Services
 from api.settings import Settings
@@ -66,7 +66,7 @@ class Reconciler:
         self._ring_again()
 
     def _rebuild_if_due(self) -> None:
-        """Enter jobs that only the journal knows: Redis was lost, or a submission died halfway."""
+        """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
         restored = rebuild(self._journal, self._ledger)
@@ -87,21 +87,10 @@ class Reconciler:
                 continue
             _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
             if record.state in TERMINAL:
-                self._commit(record)
+                # A worker that was faster has the last word.
+                commit_end(self._journal, self._ledger, record)
             elif record.state == JobState.QUEUED:
                 self._doorbell.ring(job_id, record.priority)
-
-    def _commit(self, record: JobRecord) -> None:
-        """Journal an end that no worker will; a worker that was faster has the last word."""
-        # Narrows the type, and is what `requeue_expired` can end a job with.
-        state = JobState.CANCELLED if record.state == JobState.CANCELLED else JobState.FAILED
-        outcome = Outcome(
-            state=state,
-            error=record.error,
-            fence=record.fence,
-            finished_at=record.finished_at or record.updated_at,
-        )
-        commit(self._journal, self._ledger, record.id, outcome)
 
     def _ring_again(self) -> None:
         """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
