@@ -27,6 +27,7 @@ class Settings(BaseSettings):
             pod's termination grace period) must wait longer.
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
+            A worker that starts removes what crashed ones left there.
     """
 
     model_config = CONFIG
