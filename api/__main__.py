@@ -7,6 +7,7 @@ import logging
 import uvicorn
 
 from api.app import create_app
+from api.jobs import environment
 from api.settings import Settings
 
 # Long-polls and event streams are cut after this on SIGTERM; their clients reconnect.
@@ -16,7 +17,7 @@ GRACEFUL_SHUTDOWN_SECONDS = 10
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings()
+    settings = environment.read(Settings)
     uvicorn.run(
         create_app(settings),
         host=settings.api_host,

@@ -41,8 +41,10 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> str | None:
     # A job must neither read other jobs' state nor publish over it.
     if _contains(state, place) or _contains(place, state):
         return "this prefix belongs to the service itself"
-    allowed = settings.allowed_prefixes.get(tenant)
-    if allowed and not any(_contains(_canonical(root), place) for root in allowed):
+    if not settings.allowed_prefixes:
+        return None
+    allowed = settings.allowed_prefixes.get(tenant, ())
+    if not any(_contains(_canonical(root), place) for root in allowed):
         return "this prefix is not among those that your organisation may use"
     return None
 

@@ -12,12 +12,10 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from api.keys import hash_key, new_key
+from api.keys import hash_key
 from api.problems import ApiError
 from api.services import Wired
 from api.settings import ApiKey, Scope, Settings
-
-__all__ = ["Principal", "Reader", "Writer", "authenticate", "hash_key", "new_key"]
 
 _bearer = HTTPBearer(auto_error=False, description="An API key.")
 

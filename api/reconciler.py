@@ -12,11 +12,12 @@ import signal
 import threading
 import time
 
+from api.jobs import environment
 from api.jobs.doorbell import QUEUES, Doorbell
-from api.jobs.journal import Journal, Outcome
+from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
-from api.jobs.rebuild import commit, rebuild, settle_from_journal
-from api.jobs.record import JobRecord
+from api.jobs.rebuild import commit_end, rebuild, settle_from_journal
+from api.jobs.record import Priority
 from api.jobs.state import TERMINAL, JobState
 from api.services import Services
 from api.settings import Settings
@@ -65,7 +66,7 @@ class Reconciler:
         self._ring_again()
 
     def _rebuild_if_due(self) -> None:
-        """Enter jobs that only the journal knows: Redis was lost, or a submission died halfway."""
+        """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
         restored = rebuild(self._journal, self._ledger)
@@ -86,35 +87,29 @@ class Reconciler:
                 continue
             _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
             if record.state in TERMINAL:
-                self._commit(record)
+                # A worker that was faster has the last word.
+                commit_end(self._journal, self._ledger, record)
             elif record.state == JobState.QUEUED:
                 self._doorbell.ring(job_id, record.priority)
 
-    def _commit(self, record: JobRecord) -> None:
-        """Journal an end that no worker will; a worker that was faster has the last word."""
-        # Narrows the type, and is what `requeue_expired` can end a job with.
-        state = JobState.CANCELLED if record.state == JobState.CANCELLED else JobState.FAILED
-        outcome = Outcome(
-            state=state,
-            error=record.error,
-            fence=record.fence,
-            finished_at=record.finished_at or record.updated_at,
-        )
-        commit(self._journal, self._ledger, record.id, outcome)
-
     def _ring_again(self) -> None:
-        """Ring for jobs whose doorbell got lost.
+        """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
 
-        Only where no doorbell waits: while some do, all workers are busy, and ringing again every
-        minute would pile up messages.
+        Whose is missing is not known, only how many are: as many jobs as there are fewer doorbells
+        than queued jobs are rung for, those first that waited longest. More would pile up messages
+        while all workers are busy; ringing only where no doorbell waits would let such jobs starve
+        behind a backlog. A doorbell of a job that is over counts too, until a worker answers it.
         """
-        silent = [priority for priority in QUEUES if self._doorbell.waiting(priority) == 0]
-        for job_id in self._ledger.queued_longer_than(self._requeue_after_seconds, BATCH):
-            if settle_from_journal(self._journal, self._ledger, job_id):
-                continue
-            record = self._ledger.get(job_id)
-            if record is not None and record.priority in silent:
-                self._doorbell.ring(job_id, record.priority)
+        for priority in QUEUES:
+            missing = self._ledger.queued(priority) - self._doorbell.waiting(priority)
+            if missing > 0:
+                self._ring(priority, min(missing, BATCH))
+
+    def _ring(self, priority: Priority, count: int) -> None:
+        seconds = self._requeue_after_seconds
+        for job_id in self._ledger.queued_longer_than(priority, seconds, count):
+            if not settle_from_journal(self._journal, self._ledger, job_id):
+                self._doorbell.ring(job_id, priority)
 
 
 def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> None:
@@ -130,7 +125,7 @@ def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> 
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    settings = Settings()
+    settings = environment.read(Settings)
     services = Services.connect(settings)
     reconciler = Reconciler(
         services.journal,

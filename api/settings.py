@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
+from pydantic_settings import BaseSettings
 
+from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
+from strucprune_core.storage.uri import parse_uri
 
 Scope = Literal["jobs:read", "jobs:write"]
 # Tenants are part of Redis keys.
 Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+
+
+def _check_prefix(prefix: str) -> str:
+    location = parse_uri(prefix)
+    # Also a mistyped scheme ("s3:/bucket") is a relative path.
+    if location.scheme == "file" and not location.key.startswith("/"):
+        raise ValueError("a prefix is s3://bucket/prefix or an absolute path")
+    return prefix
+
+
+Prefix = Annotated[str, AfterValidator(_check_prefix)]
 
 
 class ApiKey(BaseModel):
@@ -28,7 +41,7 @@ class ApiKey(BaseModel):
     tenant: Tenant
     key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     scopes: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
-    expires_at: datetime | None = None
+    expires_at: AwareDatetime | None = None
 
 
 class Settings(BaseSettings):
@@ -40,23 +53,24 @@ class Settings(BaseSettings):
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
         api_keys: JSON list of `ApiKey`.
         key_pepper: Secret that key hashes depend on.
-        allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name; a tenant without
-            any may name every s3 URI that the service's own credentials reach.
+        allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name. Once it names any
+            tenant, a tenant without an entry may name nothing, as may one with an empty list.
+            Empty (the default), every tenant may name every s3 URI that the service's own
+            credentials reach.
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
     """
 
-    model_config = SettingsConfigDict(env_prefix="STRUCPRUNE_", extra="ignore", frozen=True)
+    model_config = CONFIG
 
-    # URLs may hold passwords, which must not end up in logs.
-    redis_url: str = Field(repr=False)
-    broker_url: str | None = Field(default=None, repr=False)
-    state_uri: str
-    s3: S3Settings = Field(default_factory=S3Settings.from_environment)
+    redis_url: RedisUrl
+    broker_url: BrokerUrl = Field(default=None, repr=False)
+    state_uri: Uri
+    s3: S3 = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()
     key_pepper: SecretStr = Field(min_length=16)
-    allowed_prefixes: dict[Tenant, tuple[str, ...]] = Field(default_factory=dict)
+    allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     api_host: str = "127.0.0.1"

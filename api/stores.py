@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Protocol, runtime_checkable
 
+from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
@@ -37,7 +38,10 @@ class Stores:
         """
         if not uri.startswith("s3://"):
             return open_store(uri, self._s3)
-        location = parse_uri(uri)
+        try:
+            location = parse_uri(uri)
+        except ValueError as error:
+            raise InvalidSpec(str(error)) from error
         bucket = self._bucket(location.bucket)
         return bucket.child(location.key) if location.key else bucket
 

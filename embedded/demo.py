@@ -25,10 +25,13 @@ from rich.table import Table
 
 from embedded.client import Client
 from embedded.model import ensure_model
+from embedded.s3 import REGION
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from embedded.text import Texts, ensure_texts
 
 DIRECTORY = Path(".demo")
+# Where in the bucket the model is put; the texts lie under text/.
+MODEL_KEY = "models/smollm2-135m"
 PROMPT = "The most famous play by William Shakespeare is"
 # As a shell reports a program that Ctrl-C ended.
 _INTERRUPTED = 130
@@ -37,7 +40,7 @@ _INTERRUPTED = 130
 def job_spec(output: str) -> dict[str, Any]:
     """The job: remove 30 % of all FFN channels, wherever they are missed least."""
     return {
-        "model": {"uri": f"s3://{WORK_BUCKET}/models/smollm2-135m"},
+        "model": {"uri": f"s3://{WORK_BUCKET}/{MODEL_KEY}"},
         "output": {"uri_prefix": f"s3://{WORK_BUCKET}/{output}"},
         "pruning": {"sparsity": 0.3, "allocation": "threshold", "layout": "per_layer"},
         "calibration": {
@@ -99,7 +102,7 @@ def upload(stack: Stack, model: Path, texts: Texts) -> None:
     """Put the model and the texts where the job will look for them."""
     client = stack.s3.client()
     for path in model.iterdir():
-        client.upload_file(str(path), WORK_BUCKET, f"models/smollm2-135m/{path.name}")
+        client.upload_file(str(path), WORK_BUCKET, f"{MODEL_KEY}/{path.name}")
     for path in (texts.calibration, texts.evaluation):
         client.upload_file(str(path), WORK_BUCKET, f"text/{path.name}")
 
@@ -214,23 +217,28 @@ def write_sentence(checkpoint: Path) -> str:
 
 def show_access(console: Console, stack: Stack) -> None:
     """How to use what is left running."""
-    jobs = f"{stack.api_url}/v1/pruning-jobs"
-    authorization = f'-H "Authorization: Bearer {stack.api_key}"'
-    lines = [
-        "",
-        f"API        {stack.api_url}  (interactive documentation: {stack.api_url}/docs)",
-        f"API key    {stack.api_key}",
-        f"S3         {stack.s3.endpoint_url}  bucket {WORK_BUCKET}",
-        f"S3 keys    {stack.s3.access_key_id}  {stack.s3.secret_access_key}",
-        f"Logs       {stack.log_directory}",
-        "",
-        f"curl {authorization} {jobs}",
-        f"curl {authorization} {stack.api_url}/v1/capabilities",
-        "",
-        "Ctrl-C stops everything.",
-    ]
     # Plain lines, not wrapped: they are there to be copied.
-    console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
+    console.print(access(stack), highlight=False, markup=False, soft_wrap=True)
+
+
+def access(stack: Stack) -> str:
+    """Lines for another terminal, and where to look."""
+    s3 = stack.s3
+    return f"""
+Everything is left running. In another terminal:
+
+export URL={stack.api_url} KEY={stack.api_key}
+
+and, for S3 clients and the command `strucprune`:
+
+export AWS_ENDPOINT_URL={s3.endpoint_url} AWS_REGION={REGION}
+export AWS_ACCESS_KEY_ID={s3.access_key_id} AWS_SECRET_ACCESS_KEY={s3.secret_access_key}
+
+In S3    s3://{WORK_BUCKET}/{MODEL_KEY}  s3://{WORK_BUCKET}/text/{{calibration,evaluation}}.txt
+API      {stack.api_url}/docs
+Logs     {stack.log_directory}
+
+Ctrl-C stops everything."""
 
 
 if __name__ == "__main__":

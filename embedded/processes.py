@@ -8,8 +8,11 @@ import signal
 import socket
 import subprocess
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from worker import tether
 
@@ -21,7 +24,7 @@ _POLL_SECONDS = 0.05
 _GRACE_SECONDS = 10.0
 # How much of a log an error message shows.
 _TAIL_LINES = 30
-# Ports above this leave no room for a companion port at a fixed distance.
+# Of TCP: a companion port at a fixed distance above may not exist.
 _HIGHEST_PORT = 65535
 
 
@@ -183,3 +186,48 @@ class ManagedProcess:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+
+class Service(ABC):
+    """Something with a start and a stop, as a context manager."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start it and wait until it answers."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """Stop it, also after a start that failed halfway; no error if it does not run."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+class Server(Service):
+    """A service of one process, which `start` leaves in `_process`; its data stays on disk."""
+
+    _process: ManagedProcess | None = None
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would; `start` brings it back on the same port with its data."""
+        if self._process is not None:
+            self._process.kill()
+
+    def stop(self) -> None:
+        """Stop the server; its data stays."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None

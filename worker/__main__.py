@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+
+from api.jobs import environment
 from api.jobs.doorbell import QUEUES
+from worker import scratch
 from worker.app import make_app
+from worker.failures import ScratchUnavailable
 from worker.settings import Settings
 
 
 def main() -> None:
     """Work until SIGTERM: then give the running job back at its next safe point."""
-    make_app(Settings()).worker_main(
+    settings = environment.read(Settings)
+    _prepare_scratch(settings)
+    make_app(settings).worker_main(
         [
             "worker",
             # One job at a time, in a child process, so that the main process always answers.
@@ -22,6 +29,16 @@ def main() -> None:
             "--without-mingle",
         ]
     )
+
+
+def _prepare_scratch(settings: Settings) -> None:
+    """Remove what crashed workers left, and see that there is a place; ends the program if not."""
+    try:
+        scratch.sweep(settings.scratch_directory)
+        with scratch.directory(settings.scratch_directory):
+            pass
+    except ScratchUnavailable as error:
+        sys.exit(f"Cannot start: {error}")
 
 
 if __name__ == "__main__":

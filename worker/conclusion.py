@@ -4,13 +4,14 @@ result                              -> succeeded (even if a stop was asked for: 
 lost                                -> nothing: the job is somebody else's
 final failure, deadline             -> failed
 cancelled                           -> cancelled
-paused, drained                     -> given back; the attempt does not count
+paused, drained, stopped by another -> given back; the attempt does not count
 retryable failure, crash, stall     -> queued again while attempts are left, else failed
 """
 
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -24,10 +25,15 @@ from api.jobs.state import JobState
 from strucprune_core.errors import Stopped
 from worker import failures
 from worker.lease import Lease
+from worker.protocol import EXIT_STOPPED
 from worker.settings import Settings
 from worker.supervision import Ended, StopReason
 
 _log = logging.getLogger(__name__)
+
+# Somebody else's SIGTERM stopped the solve: a whole control group is told to end, and the solve may
+# hear it before we do, or before it listens at all. No fault of the job's.
+_STOPPED = (EXIT_STOPPED, -signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,7 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
             return failures.stalled(desk.settings.stall_seconds, ended.progress).as_dict()
     if ended.error is not None and ended.error["code"] != Stopped.code:
         return ended.error
-    if ended.stop is not None:
+    if ended.stop is not None or ended.returncode in _STOPPED:
         return None
     return failures.crash(ended.returncode, ended.progress).as_dict()
 

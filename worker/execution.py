@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import socket
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,8 +24,10 @@ from api.jobs.record import JobRecord
 from strucprune_core.errors import InvalidSpec, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
+from worker import scratch
 from worker.child import SOLVE, SolveProcess
 from worker.conclusion import Desk, conclude, give_back, retry
+from worker.failures import unforeseen
 from worker.lease import Lease
 from worker.protocol import EXIT_FAILED, Request
 from worker.settings import Settings
@@ -66,7 +67,7 @@ def run_job(
 ) -> None:
     """Answer one doorbell; returns when the job has ended, was given back, or was not to be had.
 
-    Nothing is raised for an outage of ledger or journal: the reconciler heals what it leaves.
+    Nothing is raised: the reconciler heals what an outage of ledger or journal leaves.
     """
     if drain.started:
         # Left queued: the reconciler rings again.
@@ -84,11 +85,14 @@ def run_job(
     desk = Desk(services.ledger, services.journal, services.doorbell, settings, record, claim)
     try:
         _run_claimed(desk, drain, solve)
-    except StrucPruneError as error:
+    except Exception as error:
+        # Whatever it is, the job must not be left to its lease, and the user is to read the reason.
         _log.exception("%s could not be concluded", job_id)
-        # If the ledger does not answer either, the lease expires, with the same effect.
-        with contextlib.suppress(LedgerUnavailable):
-            retry(desk, error.as_dict())
+        failure = error if isinstance(error, StrucPruneError) else unforeseen(error)
+        # If the ledger or the journal does not answer (either), the lease expires, or the next
+        # rebuild journals the end, with the same effect.
+        with contextlib.suppress(StrucPruneError):
+            retry(desk, failure.as_dict())
 
 
 def worker_id() -> str:
@@ -117,14 +121,12 @@ def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
 
 def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:
     """Run the solve to its end, in a scratch directory that goes with it."""
-    with tempfile.TemporaryDirectory(
-        prefix="strucprune-", dir=desk.settings.scratch_directory, ignore_cleanup_errors=True
-    ) as scratch:
+    with scratch.directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
             spec=spec,
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
-            scratch=scratch,
+            scratch=str(directory),
         )
         process = SolveProcess(request, argv)
         try:

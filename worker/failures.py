@@ -28,6 +28,36 @@ class DeadlineExceeded(StrucPruneError):
     code: ClassVar[str] = "deadline_exceeded"
 
 
+class ScratchUnavailable(StrucPruneError):
+    """The worker has no place for temporary files."""
+
+    code: ClassVar[str] = "scratch_unavailable"
+    retryable: ClassVar[bool] = True
+
+
+class WorkerFailed(StrucPruneError):
+    """The worker met an error that it does not know."""
+
+    code: ClassVar[str] = "worker_failed"
+    retryable: ClassVar[bool] = True
+
+
+def scratch_unavailable(error: OSError) -> StrucPruneError:
+    """The failure of a worker without a scratch directory. Names no path: users read it."""
+    return ScratchUnavailable(
+        f"The worker has no place for temporary files ({error.strerror or type(error).__name__}).",
+        remedy="Make room, or set the worker's STRUCPRUNE_SCRATCH_DIRECTORY to another directory.",
+    )
+
+
+def unforeseen(error: Exception) -> StrucPruneError:
+    """The failure of a worker that itself failed. Its words may quote data or paths: left out."""
+    return WorkerFailed(
+        f"The worker met an error that it does not know ({type(error).__name__}).",
+        remedy="The worker's log has the details.",
+    )
+
+
 def crash(returncode: int, progress: dict[str, Any] | None) -> StrucPruneError:
     """The failure of a solve that ended without reporting one.
 

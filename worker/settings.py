@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings
 
+from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 
 
@@ -25,14 +27,15 @@ class Settings(BaseSettings):
             pod's termination grace period) must wait longer.
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
+            A worker that starts removes what crashed ones left there.
     """
 
-    model_config = SettingsConfigDict(env_prefix="STRUCPRUNE_", extra="ignore", frozen=True)
+    model_config = CONFIG
 
-    redis_url: str
-    broker_url: str | None = None
-    state_uri: str
-    s3: S3Settings = Field(default_factory=S3Settings.from_environment)
+    redis_url: RedisUrl
+    broker_url: BrokerUrl = Field(default=None, repr=False)
+    state_uri: Uri
+    s3: S3 = Field(default_factory=S3Settings.from_environment)
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=15.0, gt=0)
     progress_seconds: float = Field(default=1.0, gt=0)

@@ -7,7 +7,6 @@ workspaces/{job_id}/         finished units of work, so that another attempt goe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +21,7 @@ _ROOT = "jobs/"
 # Apart from the journal, so that listing all jobs does not list their workspaces.
 _WORKSPACES = "workspaces/"
 _SPEC = "/spec.json"
+_OUTCOME = "/outcome.json"
 
 
 class _Document(BaseModel):
@@ -102,11 +102,19 @@ class Journal:
         """How the job ended, or None while it has not."""
         return self._get(_outcome_key(job_id), Outcome)
 
-    def job_ids(self) -> Iterator[str]:
-        """Every journalled job. Lists the whole prefix: for rebuilds only."""
+    def jobs(self) -> dict[str, bool]:
+        """Every journalled job, and whether its outcome is journalled: for rebuilds only.
+
+        Lists the whole prefix, a thousand objects a request; reads nothing.
+        """
+        asked, ended = set(), set()
         for info in self._store.list(_ROOT):
-            if info.key.endswith(_SPEC) and info.key.count("/") == 2:
-                yield info.key.removeprefix(_ROOT).removesuffix(_SPEC)
+            job_id, slash, name = info.key.removeprefix(_ROOT).partition("/")
+            if slash + name == _SPEC:
+                asked.add(job_id)
+            elif slash + name == _OUTCOME:
+                ended.add(job_id)
+        return {job_id: job_id in ended for job_id in asked}
 
     def workspace(self, job_id: str) -> Store:
         """Where the job's attempts keep their finished units."""
@@ -135,4 +143,4 @@ def _spec_key(job_id: str) -> str:
 
 
 def _outcome_key(job_id: str) -> str:
-    return f"{_ROOT}{job_id}/outcome.json"
+    return f"{_ROOT}{job_id}{_OUTCOME}"

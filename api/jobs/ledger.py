@@ -1,13 +1,15 @@
 """The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. All times are the server's own. The ledger is live state, not the archive: what must survive
-the loss of Redis is in the `Journal`.
+event. Each may be repeated, as the client library does with a call whose answer was lost. All times
+are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
+is in the `Journal`.
 """
 
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Signal
+from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Priority, Signal
 from api.jobs.state import HELD, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
@@ -148,8 +150,11 @@ class Ledger(Protocol):
         was asked for.
         """
 
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have waited that long; being returned restarts their wait."""
+    def queued(self, priority: Priority) -> int:
+        """How many jobs of this priority wait for a worker."""
+
+    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+        """Jobs that have waited that long, longest first; being returned restarts their wait."""
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """What happened to the job after event `after`, oldest first."""
@@ -229,7 +234,7 @@ class RedisLedger:
 
     def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
         """See `Ledger.claim`."""
-        claimed = self._run("claim", job_id, worker_id, lease_seconds)
+        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce())
         return Claim(job_id, int(claimed[0]), int(claimed[1])) if claimed else None
 
     def heartbeat(
@@ -244,7 +249,7 @@ class RedisLedger:
 
     def release(self, job_id: str, fence: int) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence))
+        return bool(self._run("release", job_id, fence, _nonce()))
 
     def finish(
         self,
@@ -295,9 +300,15 @@ class RedisLedger:
         """See `Ledger.requeue_expired`."""
         return [*self._run("requeue_expired", limit)]
 
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
+    def queued(self, priority: Priority) -> int:
+        """See `Ledger.queued`."""
+        with _available():
+            count: Any = self._client.zcard(self._key("queued", priority))
+        return int(count)
+
+    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
         """See `Ledger.queued_longer_than`."""
-        return [*self._run("queued_longer_than", seconds, limit)]
+        return [*self._run("queued_longer_than", priority, seconds, limit)]
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """See `Ledger.events`."""
@@ -335,6 +346,11 @@ class RedisLedger:
         return ":".join((self._namespace, *parts))
 
 
+def _nonce() -> str:
+    """Tells a call that the client library repeats from a new one."""
+    return secrets.token_hex(8)
+
+
 def _prelude() -> str:
     """The constants that the scripts share with Python, then their common functions."""
     table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
@@ -364,7 +380,7 @@ def _encode(value: Mapping[str, Any] | None) -> str:
 
 
 def _record(fields: Mapping[str, str]) -> JobRecord:
-    present = {name: text for name, text in fields.items() if text != "" and name != "position"}
+    present = {name: text for name, text in fields.items() if text != ""}
     for name in _JSON_FIELDS:
         if name in present:
             present[name] = json.loads(present[name])

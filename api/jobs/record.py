@@ -22,11 +22,7 @@ class Signal(StrEnum):
     LOST = "lost"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class NewJob(_Frozen):
+class NewJob(BaseModel):
     """A job to enter in the ledger.
 
     Attributes:
@@ -34,6 +30,8 @@ class NewJob(_Frozen):
         fence: Fence that the first claim goes beyond. 0 for a new job; a job restored from the
             journal starts above every fence handed out before (see `rebuild`).
     """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     tenant: str
@@ -46,7 +44,7 @@ class NewJob(_Frozen):
     fence: int = 0
 
 
-class JobRecord(_Frozen):
+class JobRecord(BaseModel):
     """A job as the ledger knows it. Times are unix seconds.
 
     Attributes:
@@ -56,6 +54,9 @@ class JobRecord(_Frozen):
         stop_requested: What the worker is asked to do at its next safe point.
         error: The failure, or the last retryable error while the job waits for its next attempt.
     """
+
+    # What a newer release or the scripts keep beside these fields is not ours to judge.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
     tenant: str

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from http import HTTPStatus
 
 from fastapi import APIRouter, Response
 
-from api.jobs.journal import Outcome
-from api.jobs.rebuild import commit
+from api.jobs.rebuild import commit_end
 from api.jobs.record import JobRecord
 from api.jobs.state import JobState
 from api.lookup import WritableJob
@@ -37,7 +35,10 @@ def cancel_job(job: WritableJob, services: Wired, response: Response) -> JobView
 
 @router.post("/pause", responses=_RESPONSES)
 def pause_job(job: WritableJob, services: Wired, response: Response) -> JobView:
-    """Pause a job: at once if it waits, at the worker's next safe point if it runs."""
+    """Pause a job: at once if it waits, at the worker's next safe point if it runs.
+
+    A pause lives in Redis only: should its data be lost, the job is queued again.
+    """
     record = _present(services.ledger.request_pause(job.id))
     return _answer(record, response, done=JobState.PAUSED, asked=JobState.PAUSING)
 
@@ -53,9 +54,7 @@ def resume_job(job: WritableJob, services: Wired, response: Response) -> JobView
 
 def _commit_cancelled(services: Services, record: JobRecord) -> JobRecord:
     """Make a cancellation that no worker will commit survive the loss of the ledger."""
-    finished_at = record.finished_at or time.time()
-    outcome = Outcome(state=JobState.CANCELLED, fence=record.fence, finished_at=finished_at)
-    commit(services.journal, services.ledger, record.id, outcome)
+    commit_end(services.journal, services.ledger, record)
     return _present(services.ledger.get(record.id))
 
 

@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -37,6 +38,8 @@ MAX_CONFIG_BYTES = 2**20
 MAX_INDEX_BYTES = 16 * 2**20
 MAX_SIDE_FILE_BYTES = 256 * 2**20
 MAX_OBJECTS = 10_000
+# Of all files together, since all are held in memory: more than half a million tensors.
+MAX_HEADERS_BYTES = 64 * 2**20
 _MAX_CONFIG_DEPTH = 16
 _MAX_INDEX_DEPTH = 4
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
@@ -109,7 +112,7 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         files = tuple(sorted(set(weight_map.values())))
     else:
         raise _no_weights(sizes)
-    headers = {name: _header(store, name, sizes) for name in files}
+    headers = _headers(store, files, sizes)
     return CheckpointIndex(
         store=store,
         config_bytes=config_bytes,
@@ -182,8 +185,21 @@ def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
     return weight_map
 
 
-def _header(store: Store, name: str, sizes: Mapping[str, int]) -> Header:
-    return parse_header(lambda start, length: store.read(name, start, length), name, sizes[name])
+def _headers(store: Store, files: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, Header]:
+    """The header of each file; what would go over the limit is not even read."""
+    total = 0
+
+    def read(name: str, start: int, length: int) -> bytearray:
+        nonlocal total
+        total += length
+        if total > MAX_HEADERS_BYTES:
+            raise InvalidCheckpoint(
+                f"the safetensors headers together hold more than {MAX_HEADERS_BYTES} bytes",
+                remedy="Check that the prefix holds one model, saved by the usual tools.",
+            )
+        return store.read(name, start, length)
+
+    return {name: parse_header(partial(read, name), name, sizes[name]) for name in files}
 
 
 def _mapped_tensors(

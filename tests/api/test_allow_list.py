@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from api.allow_list import uri_issues
 from api.settings import Settings
@@ -64,3 +65,18 @@ def test_local_paths_where_allowed(tmp_path: Path) -> None:
     assert refused(job(model="relative/m"), settings) == ["model.uri"]
     assert refused(job(model=f"{tmp_path}/../m"), settings) == ["model.uri"]
     assert refused(job(model=f"{tmp_path}/link/etc"), settings) == ["model.uri"]
+
+
+def test_a_list_for_some_refuses_all_others() -> None:
+    """A mistyped tenant must not open everything to the one that was meant."""
+    everything = ["model.uri", "output.uri_prefix", "calibration.uri", "evaluation.uri"]
+    assert refused(job(), rules(allowed_prefixes={"acne": ["s3://data/team"]})) == everything
+    assert refused(job(), rules(allowed_prefixes={"acme": []})) == everything
+
+
+@pytest.mark.parametrize(
+    "prefix", ["s3://", "s3://data/../x", "s3:/data", "data/team", "gs://data"]
+)
+def test_a_malformed_prefix_fails_at_the_start(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="allowed_prefixes"):
+        rules(allowed_prefixes={"acme": [prefix]})

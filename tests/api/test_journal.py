@@ -56,12 +56,13 @@ def test_the_first_outcome_stands(journal: Journal) -> None:
     assert journal.read_outcome("job_a") == outcome(fence=won.index(True) + 1)
 
 
-def test_job_ids_are_the_journalled_jobs(journal: Journal) -> None:
+def test_jobs_are_the_journalled_ones(journal: Journal) -> None:
     journal.write_spec("job_a", entry())
     journal.write_spec("job_b", entry())
+    journal.write_outcome("job_b", outcome())
     journal.write_outcome("job_c", outcome())
     journal.workspace("job_a").put("spec.json", b"{}")
-    assert sorted(journal.job_ids()) == ["job_a", "job_b"]
+    assert journal.jobs() == {"job_a": False, "job_b": True}
 
 
 def test_a_damaged_entry_is_told(journal: Journal, tmp_path: Path) -> None:
@@ -95,6 +96,41 @@ def test_rebuild_goes_on_past_a_damaged_entry(
     (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
     assert rebuild(journal, ledger) == 1
     assert ledger.get("job_b") is not None
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_rebuild_journals_an_end_that_only_the_ledger_knows(
+    journal: Journal, ledger: RedisLedger, cancelled: bool
+) -> None:
+    """As when whoever ended the job died before it wrote the outcome."""
+    journal.write_spec("job_a", entry())
+    ledger.create(entry().as_new_job("job_a"))
+    if cancelled:
+        ledger.request_cancel("job_a")
+    else:
+        for fence in range(1, 6):  # max_attempts of the entry
+            ledger.claim("job_a", "w", 60)
+            ledger.retry_later("job_a", fence, {"code": "solve_crashed"})
+    record = ledger.get("job_a")
+    assert rebuild(journal, ledger) == 0
+    written = journal.read_outcome("job_a")
+    assert record is not None
+    assert written is not None
+    assert (written.state, written.finished_at) == (record.state, record.finished_at)
+    assert written.error == (None if cancelled else {"code": "solve_crashed"})
+    assert ledger.get("job_a") == record
+
+
+def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
+    journal: Journal, ledger: RedisLedger
+) -> None:
+    journal.write_spec("job_a", entry())
+    ledger.create(entry().as_new_job("job_a"))
+    journal.write_outcome("job_a", outcome())
+    rebuild(journal, ledger)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.state, record.summary) == ("succeeded", {"x": 1})
 
 
 def test_fences_of_a_lost_ledger_are_never_handed_out_again(

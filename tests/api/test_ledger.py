@@ -53,6 +53,14 @@ def test_create_is_a_no_op_the_second_time(ledger: RedisLedger) -> None:
     assert record.error is None
 
 
+def test_fields_of_a_newer_release_are_ignored(ledger: RedisLedger) -> None:
+    """Releases share one ledger while they are rolled out, and after a rollback."""
+    ledger.create(new_job())
+    before = ledger.get("job_a")
+    ledger._client.hset(ledger._key("job", "job_a"), "of_the_future", "1")
+    assert ledger.get("job_a") == before
+
+
 def test_unknown_job(ledger: RedisLedger) -> None:
     assert ledger.get("job_x") is None
     assert ledger.claim("job_x", "w", 60) is None
@@ -72,6 +80,55 @@ def test_a_claim_takes_the_job(ledger: RedisLedger) -> None:
     assert (record.state, record.lease_owner) == (JobState.RUNNING, "worker-1")
     assert record.lease_expires_at == pytest.approx(time.time() + 60, abs=5)
     assert record.started_at == pytest.approx(time.time(), abs=5)
+
+
+@pytest.fixture
+def deaf(ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch) -> RedisLedger:
+    """A ledger that does all twice, as when the client repeats a call whose answer is lost."""
+    run = ledger._run
+
+    def twice(verb: str, *args: str | int | float) -> Any:
+        run(verb, *args)
+        return run(verb, *args)
+
+    monkeypatch.setattr(ledger, "_run", twice)
+    return ledger
+
+
+def test_a_repeated_claim_is_the_same_claim(deaf: RedisLedger) -> None:
+    deaf.create(new_job())
+    assert deaf.claim("job_a", "worker-1", 60) == Claim("job_a", fence=1, attempt=1)
+    assert deaf.claim("job_a", "worker-1", 60) is None
+
+
+@pytest.mark.parametrize(
+    ("ask", "state"),
+    [
+        (None, JobState.QUEUED),
+        ("request_pause", JobState.PAUSED),
+        ("request_cancel", JobState.CANCELLED),
+    ],
+)
+def test_a_repeated_release_is_one_release(
+    deaf: RedisLedger, ask: str | None, state: JobState
+) -> None:
+    claim = claimed(deaf)
+    if ask is not None:
+        getattr(deaf, ask)("job_a")
+    assert deaf.release("job_a", claim.fence)
+    assert state_of(deaf) == state
+    assert not deaf.release("job_a", claim.fence)
+
+
+def test_all_other_verbs_may_be_repeated(deaf: RedisLedger) -> None:
+    claim = claimed(deaf, max_attempts=2)
+    assert deaf.retry_later("job_a", claim.fence, ERROR) == JobState.QUEUED
+    deaf.request_pause("job_a")
+    deaf.resume("job_a")
+    assert state_of(deaf) == JobState.QUEUED
+    second = deaf.claim("job_a", "w", 60)
+    assert second == Claim("job_a", fence=2, attempt=2)
+    assert deaf.retry_later("job_a", 2, ERROR) == JobState.FAILED
 
 
 def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
@@ -150,7 +207,8 @@ def test_cancel_while_queued_is_immediate(ledger: RedisLedger) -> None:
     assert record is not None
     assert record.state == JobState.CANCELLED
     assert ledger.claim("job_a", "w", 60) is None
-    assert ledger.queued_longer_than(0, 10) == []
+    assert ledger.queued("normal") == 0
+    assert ledger.queued_longer_than("normal", 0, 10) == []
 
 
 def test_cancel_while_running_asks_the_worker(ledger: RedisLedger) -> None:
@@ -265,10 +323,12 @@ def test_settle_overrules_the_ledger(ledger: RedisLedger) -> None:
 
 def test_queued_longer_than_rings_once_per_wait(ledger: RedisLedger) -> None:
     ledger.create(new_job())
-    assert ledger.queued_longer_than(30, 10) == []
+    assert ledger.queued("normal") == 1
+    assert ledger.queued_longer_than("normal", 30, 10) == []
     time.sleep(0.02)
-    assert ledger.queued_longer_than(0.01, 10) == ["job_a"]
-    assert ledger.queued_longer_than(0.01, 10) == []
+    assert ledger.queued_longer_than("high", 0.01, 10) == []
+    assert ledger.queued_longer_than("normal", 0.01, 10) == ["job_a"]
+    assert ledger.queued_longer_than("normal", 0.01, 10) == []
 
 
 def test_events_tell_the_story_and_resume(ledger: RedisLedger) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import base64
+import json
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
 
-from api.jobs.doorbell import Doorbell
+from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import LedgerUnavailable, RedisLedger
 from api.jobs.state import JobState
@@ -65,6 +68,51 @@ def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
     assert doorbell.waiting("high") == 1
 
 
+def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    """As after a retryable failure: its bell is used up, those of all others wait."""
+    for job_id in ("job_a", "job_b", "job_c"):
+        journal.write_spec(job_id, entry())
+        ledger.create(entry().as_new_job(job_id))
+    for job_id in ("job_a", "job_b"):
+        doorbell.ring(job_id, "high")
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting("high") == 3
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting("high") == 3
+
+
+def test_each_waiting_job_gets_its_turn(
+    reconciler: Reconciler,
+    journal: Journal,
+    ledger: RedisLedger,
+    doorbell: Doorbell,
+    flush: redis.Redis,
+) -> None:
+    """Nobody knows whose bell is missing: one is rung for, and then the next."""
+    for job_id in ("job_a", "job_b", "job_c"):
+        journal.write_spec(job_id, entry())
+        ledger.create(entry().as_new_job(job_id))
+    for _ in range(2):
+        doorbell.ring("job_a", "high")
+    rung = []
+    for _ in range(3):
+        time.sleep(0.02)
+        reconciler.step()
+        rung.append(rung_for(flush)[0])
+        flush.lpop(QUEUES["high"])
+    assert sorted(rung) == ["job_a", "job_b", "job_c"]
+
+
+def rung_for(client: redis.Redis) -> list[str]:
+    """Jobs whose bells wait, the newest first."""
+    messages: Any = client.lrange(QUEUES["high"], 0, -1)
+    return [json.loads(base64.b64decode(json.loads(message)["body"]))[0][0] for message in messages]
+
+
 def test_a_dead_workers_job_is_queued_and_rung_for(
     reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
 ) -> None:
@@ -95,12 +143,13 @@ def test_a_worker_that_died_after_its_commit_has_finished(
 
 
 def test_a_zombies_commit_ends_the_requeued_job(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, flush: redis.Redis
 ) -> None:
     submit(journal, ledger)
     ledger.claim("job_a", "w", 0.01)
     time.sleep(0.02)
     reconciler.step()
+    flush.delete(QUEUES["high"])  # a worker that answers the bell sees the outcome itself
     journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
     time.sleep(0.02)
     reconciler.step()

@@ -158,5 +158,5 @@ def test_bad_input_is_refused_before_anything_is_journalled(
     assert answer.status_code == 422
     pointers = {error["pointer"] for error in answer.json()["errors"]}
     assert pointers == {"/model/uri", "/calibration/uri"}
-    assert list(services.journal.job_ids()) == []
+    assert services.journal.jobs() == {}
     assert services.ledger.list("acme").jobs == []

@@ -88,6 +88,12 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
         case "exit":
             progress(2)
             return 3
+        case "stopped-by-another":
+            os.kill(os.getpid(), signal.SIGTERM)
+            work(ears)
+        case "terminated-early":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
         case "killed":
             progress(2)
             os.kill(os.getpid(), signal.SIGKILL)

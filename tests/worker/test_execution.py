@@ -133,6 +133,17 @@ def test_a_drain_gives_the_job_back_uncounted(bench: Bench) -> None:
     assert bench.doorbell.rung == [job_id]
 
 
+@pytest.mark.parametrize("behaviour", ["stopped-by-another", "terminated-early"])
+def test_a_solve_that_somebody_else_stops_is_given_back_uncounted(
+    bench: Bench, behaviour: str
+) -> None:
+    """As by SIGTERM to a whole control group, which the solve may hear before we do."""
+    job_id = bench.submit(max_attempts=1)
+    job = bench.run(job_id, behaviour)
+    assert (job.state, job.attempt, job.error) == (JobState.QUEUED, 0, None)
+    assert bench.doorbell.rung == [job_id]
+
+
 def test_a_draining_worker_takes_nothing(bench: Bench) -> None:
     job_id = bench.submit()
     bench.drain.start()
@@ -221,3 +232,28 @@ def test_a_committed_outcome_is_only_copied(bench: Bench) -> None:
     bench.journal.write_outcome(job_id, earlier)
     job = bench.run(job_id, "fail")
     assert (job.state, job.summary) == (JobState.SUCCEEDED, {"by": "a dead worker"})
+
+
+def test_no_scratch_directory_is_a_failure_for_now(bench: Bench, tmp_path: Path) -> None:
+    settings = bench.settings.model_copy(update={"scratch_directory": tmp_path / "nowhere"})
+    job = bench.run(bench.submit(), "succeed", settings)
+    assert job.state is JobState.QUEUED
+    assert job.error is not None
+    assert (job.error["code"], job.error["retryable"]) == ("scratch_unavailable", True)
+    assert "No such file" in job.error["message"]
+    assert str(tmp_path) not in job.error["message"]
+
+
+def test_what_nobody_foresaw_is_a_failure_for_now(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    monkeypatch.setattr("worker.execution.SolveProcess", fail)
+    job = bench.run(bench.submit(), "succeed")
+    assert job.state is JobState.QUEUED
+    assert job.error is not None
+    assert job.error["code"] == "worker_failed"
+    assert "secret" not in job.error["message"]
+    assert "secret detail" in caplog.text

@@ -2,10 +2,11 @@
 --
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
---                                            '' for None, times in unix seconds; plus `position`
+--                                            '' for None, times in unix seconds; plus `position`,
+--                                            and claim_nonce, release_nonce: the call last heard
 --   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
 --   NS:leases                        zset    ID -> time at which the lease expires
---   NS:queued                        zset    ID -> time at which it was queued, or last re-rung
+--   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
 --   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
@@ -73,9 +74,9 @@ local function enter(id, job, to, fields, reason)
   redis.call('ZREM', key('tenant', job.tenant, 'state', job.state), job.position)
   redis.call('ZADD', key('tenant', job.tenant, 'state', to), 0, job.position)
   if to == 'queued' then
-    redis.call('ZADD', key('queued'), seconds(at), id)
+    redis.call('ZADD', key('queued', job.priority), seconds(at), id)
   else
-    redis.call('ZREM', key('queued'), id)
+    redis.call('ZREM', key('queued', job.priority), id)
   end
   if not HELD[to] then
     redis.call('ZREM', key('leases'), id)

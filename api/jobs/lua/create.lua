@@ -20,6 +20,6 @@ redis.call('ZADD', key('tenant', job.tenant, 'state', 'queued'), 0, position)
 for _, label in ipairs(cjson.decode(ARGV[4])) do
   redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
 end
-redis.call('ZADD', key('queued'), at, id)
+redis.call('ZADD', key('queued', job.priority), at, id)
 append_event(id, 'state', cjson.encode({state = 'queued', attempt = 0}))
 return 1

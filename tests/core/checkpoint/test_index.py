@@ -170,3 +170,14 @@ def test_bad_weight_maps(sharded: Path, weight_map: object) -> None:
 def test_too_many_files(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_OBJECTS", 2)
     refused(single, "more than 2 files")
+
+
+def test_headers_are_bounded_in_sum(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each header has a limit of its own, but all are held in memory together."""
+    largest = max(
+        8 + int.from_bytes((sharded / shard).read_bytes()[:8], "little") for shard in SHARDS
+    )
+    monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_HEADERS_BYTES", largest)
+    refused(sharded, f"headers together hold more than {largest} bytes")
+    monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_HEADERS_BYTES", 2 * largest)
+    assert len(open_at(sharded).tensors) == 2
