@@ -46,7 +46,7 @@ def only_issue(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
 def is_untouched(services: Services) -> bool:
     """Whether no job was journalled, queued or rung for."""
     return (
-        list(services.journal.job_ids()) == []
+        not services.journal.jobs()
         and services.ledger.list("acme").jobs == []
         and services.doorbell.waiting("normal") == 0
     )

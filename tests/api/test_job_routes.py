@@ -221,7 +221,7 @@ def test_other_tenants_jobs_do_not_exist(
 def test_capabilities(client: TestClient) -> None:
     answer = client.get("/v1/capabilities").json()
     assert "llama" in answer["architectures"]
-    assert answer["structures"] == ["ffn_channels"]
+    assert answer["structures"] == ["ffn_channels", "kv_groups", "query_heads"]
     assert answer["allocations"] == ["threshold", "uniform"]
     assert answer["solvers"] == ["obs"]
     assert answer["layouts"] == ["per_layer", "uniform"]

@@ -128,6 +128,6 @@ BREAKAGES = {
         _set_config(intermediate_size=191), "invalid_checkpoint", "has shape"
     ),
     "unsupported architecture": Breakage(
-        _set_config(model_type="gpt2"), "unsupported_architecture", "gpt2"
+        _set_config(model_type="mamba"), "unsupported_architecture", "mamba"
     ),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPruneError
 from strucprune_core.evaluation.reload_check import compare_with_transformers
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.pipeline import STEPS
 from strucprune_core.steps import assemble
 from strucprune_core.storage.local import LocalStore
@@ -107,7 +109,7 @@ def test_a_config_of_other_widths_is_refused(checkpoints: Path) -> None:
     config = json.loads((checkpoints / "written" / "config.json").read_bytes())
     config["intermediate_size"] += 1
     if "strucprune" in config:
-        config["strucprune"]["intermediate_sizes"][1] += 1
+        config["strucprune"]["layers"][1]["ffn"][0] += 1
     with pytest.raises(InvalidCheckpoint, match="layer"):
         compare(checkpoints, config_json=json.dumps(config).encode())
 
@@ -121,8 +123,10 @@ def damage_shard(patch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> N
 
 
 def lie_about_widths(patch: pytest.MonkeyPatch) -> None:
-    def lying(layout: str, dense_config: dict[str, Any], widths: list[int]) -> dict[str, bytes]:
-        return side_files(layout, dense_config, [widths[0] + 1, *widths[1:]])
+    def lying(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
+        first, *others = pruned.blocks
+        wider = replace(first, ffn_widths=(first.ffn_widths[0] + 1,))
+        return side_files(layout, dense_config, pruned.with_blocks([wider, *others]))
 
     patch.setattr(assemble, "side_files", lying)
 

@@ -77,7 +77,7 @@ def test_a_missing_tensor_is_found_even_if_the_digests_fit(copy: Path) -> None:
 
 def test_other_widths_are_found_even_if_the_digests_fit(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_bytes())
-    config["strucprune"]["intermediate_sizes"][1] -= 1
+    config["strucprune"]["layers"][1]["ffn"][0] -= 1
     (copy / "config.json").write_text(json.dumps(config))
     sign(copy)
     refused(copy, r"layers\.1\.mlp\.gate_proj\.weight' has shape")
