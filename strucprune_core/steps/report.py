@@ -28,7 +28,7 @@ from strucprune_core.report import (
     SparsitySummary,
     Verification,
 )
-from strucprune_core.report_html import render_html
+from strucprune_core.report_page import render_html
 from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit

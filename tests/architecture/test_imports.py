@@ -20,7 +20,7 @@ NO_TORCH = (
     "strucprune_core",
     "strucprune_core.spec",
     "strucprune_core.report",
-    "strucprune_core.report_html",
+    "strucprune_core.report_page",
     "strucprune_core.errors",
     "strucprune_core.progress",
     "strucprune_core.progress_meter",

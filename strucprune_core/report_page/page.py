@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from strucprune_core.report import LayerReport, MemoryFigure, PerplexitySummary, Report
-from strucprune_core.report_plots import (
+from strucprune_core.report_page.parts import card, details, facts, figure, pill, table
+from strucprune_core.report_page.plots import (
     Bar,
     Series,
     horizontal_bars,
@@ -22,7 +23,7 @@ from strucprune_core.report_plots import (
     stacked_bar,
     wants_log,
 )
-from strucprune_core.report_style import (
+from strucprune_core.report_page.style import (
     ABSENT,
     CSS,
     change,
@@ -36,7 +37,6 @@ from strucprune_core.report_style import (
 )
 
 _COLOURS = 8
-_MONO = ' class="mono"'
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -110,14 +110,14 @@ def _cards(report: Report) -> str:
     before, after = report.before, report.after
     ffn_before, ffn_after = _ffn_flops(report)
     cards = [
-        _card(
+        card(
             "Parameters",
             count(after.parameters),
             f"from {count(before.parameters)}",
             _less_is_good(before.parameters, after.parameters),
             f"{count(report.sparsity.parameters_removed)} removed",
         ),
-        _card(
+        card(
             "Checkpoint size",
             size(after.bytes),
             f"from {size(before.bytes)}",
@@ -125,7 +125,7 @@ def _cards(report: Report) -> str:
             f"in {report.model.dtype}",
         ),
         _perplexity_card(report.perplexity),
-        _card(
+        card(
             "FFN FLOPs per token",
             flops(ffn_after),
             f"from {flops(ffn_before)}",
@@ -140,13 +140,13 @@ def _cards(report: Report) -> str:
 
 def _perplexity_card(quality: PerplexitySummary | None) -> str:
     if quality is None:
-        return _card("Perplexity", ABSENT, "not evaluated", "", "The job names no evaluation text.")
+        return card("Perplexity", ABSENT, "not evaluated", "", "The job names no evaluation text.")
     rose = quality.after > quality.before
-    return _card(
+    return card(
         "Perplexity",
         number(quality.after),
         f"from {number(quality.before)}",
-        _pill(change(quality.before, quality.after), "bad" if rose else "good"),
+        pill(change(quality.before, quality.after), "bad" if rose else "good"),
         f"{quality.tokens:,} tokens, windows of {quality.sequence_length:,}",
     )
 
@@ -157,35 +157,27 @@ def _time_card(report: Report) -> str:
     sub = ""
     if longest is not None and total > 0:
         sub = f"{percent(longest.seconds / total, 0)} of it {longest.name}"
-    return _card("Time", duration(total), f"on {report.environment.device}", "", sub)
+    return card("Time", duration(total), f"on {report.environment.device}", "", sub)
 
 
 def _memory_card(report: Report) -> str:
     device = _shows_device(report)
     memory = report.memory
-    figure = memory.device_peak_bytes if device else memory.host_peak_bytes
-    peak = figure.predicted if figure.measured is None else figure.measured
+    peaks = memory.device_peak_bytes if device else memory.host_peak_bytes
+    peak = peaks.predicted if peaks.measured is None else peaks.measured
     was = "predicted, not measured"
-    pill = ""
-    if figure.measured is not None:
-        was = f"{size(figure.predicted)} predicted"
-        pill = _pill(change(figure.predicted, figure.measured), "")
+    difference = ""
+    if peaks.measured is not None:
+        was = f"{size(peaks.predicted)} predicted"
+        difference = pill(change(peaks.predicted, peaks.measured), "")
     share = peak / memory.whole_model_bytes if memory.whole_model_bytes else math.nan
     compare = percent(share, 0) if share < 2 else f"{number(share, 2)}×"
-    return _card(
+    return card(
         f"Peak {'device' if device else 'host'} memory",
         size(peak),
         was,
-        pill,
+        difference,
         f"{compare} of the dense weights' {size(memory.whole_model_bytes)}",
-    )
-
-
-def _card(title: str, now: str, was: str, pill: str, sub: str) -> str:
-    """One headline card; `pill` is HTML, everything else is text."""
-    return (
-        f'<article class="card"><h3>{esc(title)}</h3><p class="now">{esc(now)}</p>'
-        f'<p class="was">{esc(was)} {pill}</p><p class="sub">{esc(sub)}</p></article>'
     )
 
 
@@ -193,7 +185,7 @@ def _layers(report: Report) -> str:
     layers = report.layers
     small = [
         _energy(layers),
-        _figure(
+        figure(
             "Predicted damage",
             "Energy-scaled OBS damage of the removed channels.",
             layer_bars(
@@ -203,7 +195,7 @@ def _layers(report: Report) -> str:
             ),
         ),
         _reconstruction(layers),
-        _figure(
+        figure(
             "Time",
             "Capture, curve and solve, in seconds.",
             layer_bars(
@@ -241,7 +233,7 @@ def _kept_width(report: Report) -> str:
         '<p class="keys"><span><i class="bar"></i>kept</span><span><i class="track"></i>removed'
         f"</span><span>dashed: mean, {percent(kept)} kept</span></p>"
     )
-    return _figure(
+    return figure(
         "Kept FFN channels",
         "Width of each layer after pruning, in front of its dense width.",
         plot,
@@ -252,7 +244,7 @@ def _kept_width(report: Report) -> str:
 
 def _energy(layers: Sequence[LayerReport]) -> str:
     values = [layer.energy for layer in layers]
-    return _figure(
+    return figure(
         "Energy",
         f"Loss per unit of damage in this layer{_log_note(values)}.",
         layer_line(_series(layers, "energy", "energy"), "violet", _extent("Energy", values)),
@@ -261,7 +253,7 @@ def _energy(layers: Sequence[LayerReport]) -> str:
 
 def _reconstruction(layers: Sequence[LayerReport]) -> str:
     values = [layer.reconstruction_error for layer in layers]
-    return _figure(
+    return figure(
         "Reconstruction error",
         f"Relative squared error of the FFN output, held-out tokens{_log_note(values)}.",
         layer_line(
@@ -289,8 +281,8 @@ def _layer_table(layers: Sequence[LayerReport]) -> str:
         for layer in layers
     ]
     head = ["Layer", "Dense", "Kept", "Share", "Energy", "Damage", "Error", "Damping", "Retries"]
-    table = _table("All figures, one row per layer", [*head, "Time"], rows, numeric_from=1)
-    return _details("Table of all layers", table)
+    all_layers = table("All figures, one row per layer", [*head, "Time"], rows, numeric_from=1)
+    return details("Table of all layers", all_layers)
 
 
 def _quality(report: Report) -> str:
@@ -313,7 +305,7 @@ def _perplexity(quality: PerplexitySummary | None) -> str:
         Bar("Pruned", quality.after, number(quality.after), "bar"),
     ]
     label = f"Perplexity {number(quality.before)} before and {number(quality.after)} after"
-    facts = _facts(
+    conditions = facts(
         [
             ("Ratio", number(quality.ratio)),
             ("Tokens predicted", f"{quality.tokens:,}"),
@@ -323,19 +315,19 @@ def _perplexity(quality: PerplexitySummary | None) -> str:
         ],
         mono=("Text", "Text SHA-256"),
     )
-    return _figure(
+    return figure(
         "Perplexity",
         "Dense and pruned model on the same windows; lower is better.",
         horizontal_bars(bars, label),
-        extra=facts,
+        extra=conditions,
     )
 
 
 def _verification(report: Report) -> str:
     check = report.verification
     passed = check.max_abs_logit_difference <= check.tolerance
-    pill = _pill("matches", "good") if passed else _pill("beyond tolerance", "bad")
-    facts = _facts(
+    verdict = pill("matches", "good") if passed else pill("beyond tolerance", "bad")
+    findings = facts(
         [
             ("Reloaded with", check.reference),
             ("Tokens compared", f"{check.tokens:,}"),
@@ -344,8 +336,8 @@ def _verification(report: Report) -> str:
         ]
     )
     return (
-        f'<article class="card"><h3>Reload check {pill}</h3><p class="sub">The written files were '
-        f"loaded again and compared with the pruned weights in memory.</p>{facts}</article>"
+        f'<article class="card"><h3>Reload check {verdict}</h3><p class="sub">The written files '
+        f"were loaded again and compared with the pruned weights in memory.</p>{findings}</article>"
     )
 
 
@@ -360,7 +352,7 @@ def _size_table(report: Report) -> str:
         ("of which FFN", ffn_before, ffn_after),
     ]
     rows = [[name, _exact(was), _exact(now), change(was, now)] for name, was, now in figures]
-    return _table("Exact figures", ["", "Before", "After", "Change"], rows, numeric_from=1)
+    return table("Exact figures", ["", "Before", "After", "Change"], rows, numeric_from=1)
 
 
 def _exact(value: float) -> str:
@@ -392,28 +384,28 @@ def _memory(report: Report) -> str:
         _memory_row("Host", memory.host_peak_bytes),
         ["Dense weights", ABSENT, f"{memory.whole_model_bytes:,}"],
     ]
-    table = _table("Peak bytes", ["", "Predicted", "Measured"], rows, numeric_from=1)
-    return _figure(
+    exact = table("Peak bytes", ["", "Predicted", "Measured"], rows, numeric_from=1)
+    return figure(
         "Peak memory",
         "Planned before the run and seen during it, next to what the dense weights occupy.",
         horizontal_bars(bars, label),
-        extra=f'<p class="sub">{esc(memory.note)}</p>{_details("Table of peak bytes", table)}',
+        extra=f'<p class="sub">{esc(memory.note)}</p>{details("Table of peak bytes", exact)}',
     )
 
 
-def _peak_bars(name: str, figure: MemoryFigure) -> list[Bar]:
+def _peak_bars(name: str, peaks: MemoryFigure) -> list[Bar]:
     bars = [
-        Bar(f"{name}, predicted", float(figure.predicted), size(figure.predicted), "planned"),
+        Bar(f"{name}, predicted", float(peaks.predicted), size(peaks.predicted), "planned"),
     ]
-    if figure.measured is not None:
-        measured = float(figure.measured)
+    if peaks.measured is not None:
+        measured = float(peaks.measured)
         bars.append(Bar(f"{name}, measured", measured, size(measured), "bar"))
     return bars
 
 
-def _memory_row(name: str, figure: MemoryFigure) -> list[str]:
-    seen = "not measured" if figure.measured is None else f"{figure.measured:,}"
-    return [name, f"{figure.predicted:,}", seen]
+def _memory_row(name: str, peaks: MemoryFigure) -> list[str]:
+    seen = "not measured" if peaks.measured is None else f"{peaks.measured:,}"
+    return [name, f"{peaks.predicted:,}", seen]
 
 
 def _phases(report: Report) -> str:
@@ -429,18 +421,18 @@ def _phases(report: Report) -> str:
         for bar in bars
     )
     rows = [[bar.name, f"{bar.value:,.3f}", _share(bar.value, total)] for bar in bars]
-    table = _table("Seconds per phase", ["Phase", "Seconds", "Share"], rows, numeric_from=1)
-    return _figure(
+    exact = table("Seconds per phase", ["Phase", "Seconds", "Share"], rows, numeric_from=1)
+    return figure(
         "Time per phase",
         f"{duration(total)} in all, over every attempt.",
         stacked_bar(bars, label),
-        extra=f'<ul class="legend">{legend}</ul>{_details("Table of phases", table)}',
+        extra=f'<ul class="legend">{legend}</ul>{details("Table of phases", exact)}',
     )
 
 
 def _provenance(report: Report) -> str:
     model, environment = report.model, report.environment
-    what = _facts(
+    what = facts(
         [
             ("URI", model.uri),
             ("Architecture", model.architecture),
@@ -453,7 +445,7 @@ def _provenance(report: Report) -> str:
         ],
         mono=("URI", "SHA-256"),
     )
-    how = _facts(
+    how = facts(
         [
             ("Seed", _section(report.spec, "calibration").get("seed", ABSENT)),
             ("StrucPrune", environment.strucprune),
@@ -471,7 +463,7 @@ def _provenance(report: Report) -> str:
         f'<div class="stack"><div class="grid"><article class="card"><h3>Model</h3>{what}</article>'
         f'<article class="card"><h3>Seed and versions</h3>{how}</article></div>'
         '<article class="card"><h3>Job specification</h3>'
-        f"{_facts(spec, mono=[key for key, _ in spec])}</article></div></section>"
+        f"{facts(spec, mono=[key for key, _ in spec])}</article></div></section>"
     )
 
 
@@ -499,61 +491,8 @@ def _footer(report: Report) -> str:
     )
 
 
-def _figure(title: str, note: str, plot: str, *, extra: str = "", keys: str = "") -> str:
-    """A captioned plot; `plot`, `extra` and `keys` are HTML."""
-    return (
-        f"<figure><figcaption><h3>{esc(title)}</h3><p>{esc(note)}</p>{keys}</figcaption>"
-        f"{plot}{extra}</figure>"
-    )
-
-
-def _details(summary: str, body: str) -> str:
-    return f"<details><summary>{esc(summary)}</summary>{body}</details>"
-
-
-def _table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], numeric_from: int
-) -> str:
-    """A table of text cells that scrolls inside itself on narrow screens."""
-    columns = "".join(
-        f'<th scope="col"{_numeric(place, numeric_from)}>{esc(name)}</th>'
-        for place, name in enumerate(head)
-    )
-    body = "".join(
-        f'<tr><th scope="row">{esc(row[0])}</th>'
-        + "".join(
-            f"<td{_numeric(place, numeric_from)}>{esc(cell)}</td>"
-            for place, cell in enumerate(row[1:], start=1)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{esc(caption)}"><table>'
-        f"<caption>{esc(caption)}</caption><thead><tr>{columns}</tr></thead>"
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _numeric(place: int, numeric_from: int) -> str:
-    return ' class="num"' if place >= numeric_from else ""
-
-
-def _facts(pairs: Iterable[tuple[str, object]], mono: Collection[str] = ()) -> str:
-    """Names and values, all text; the values named in `mono` are set in a fixed pitch."""
-    rows = "".join(
-        f"<dt>{esc(name)}</dt><dd{_MONO if name in mono else ''}>{esc(value)}</dd>"
-        for name, value in pairs
-    )
-    return f"<dl>{rows}</dl>"
-
-
-def _pill(text: str, tone: str) -> str:
-    return f'<span class="pill {tone}">{esc(text)}</span>' if text != ABSENT else ""
-
-
 def _less_is_good(before: float, after: float) -> str:
-    return _pill(change(before, after), "good" if after < before else "")
+    return pill(change(before, after), "good" if after < before else "")
 
 
 def _share(part: float, whole: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle
 
-from strucprune_core.report_style import esc, tick
+from strucprune_core.report_page.style import esc, tick
 
 _LOG_RANGE = 30.0
 _MAX_X_LABELS = 9

@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from strucprune_core import report_style as style
 from strucprune_core.report import (
     Environment,
     FileEntry,
@@ -25,8 +24,8 @@ from strucprune_core.report import (
     SparsitySummary,
     Verification,
 )
-from strucprune_core.report_html import render_html
-from strucprune_core.report_plots import (
+from strucprune_core.report_page import render_html, style
+from strucprune_core.report_page.plots import (
     Bar,
     Series,
     horizontal_bars,
