@@ -64,8 +64,9 @@ def _logging(
 @app.command()
 def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a model is and whether it can be pruned. Reads no weights."""
+    from strucprune_core.errors import naming_field
     from strucprune_core.estimate import size_of
-    from strucprune_core.inspection import inspect_model, naming_field
+    from strucprune_core.inspection import inspect_model
     from strucprune_core.storage.open import open_store
 
     with _failures(as_json):

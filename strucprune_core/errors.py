@@ -21,6 +21,8 @@ Messages name the layer or field, and `remedy` says what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 
@@ -169,3 +171,14 @@ class Stopped(StrucPruneError):
 
     code = "stopped"
     retryable = True
+
+
+@contextmanager
+def naming_field(field: str) -> Iterator[None]:
+    """Give errors raised inside the job field at fault, if they do not name one."""
+    try:
+        yield
+    except StrucPruneError as error:
+        if error.field is None:
+            error.field = field
+        raise

@@ -7,8 +7,7 @@ CLI and the worker stop at the first issue (`inspect_job`), the API shows all (`
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +26,7 @@ from strucprune_core.errors import (
     ObjectNotFound,
     OutputNotEmpty,
     StrucPruneError,
+    naming_field,
 )
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
@@ -67,17 +67,6 @@ class JobFacts:
     model: ModelFacts
     calibration_bytes: int
     evaluation_bytes: int | None
-
-
-@contextmanager
-def naming_field(field: str) -> Iterator[None]:
-    """Give errors raised inside the job field at fault, if they do not name one."""
-    try:
-        yield
-    except StrucPruneError as error:
-        if error.field is None:
-            error.field = field
-        raise
 
 
 def inspect_model(store: Store) -> ModelFacts:

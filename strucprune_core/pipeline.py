@@ -22,9 +22,10 @@ from strucprune_core.errors import (
     OutOfMemory,
     OutputNotEmpty,
     StrucPruneError,
+    naming_field,
 )
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
-from strucprune_core.inspection import check_output_empty, inspect_job, naming_field
+from strucprune_core.inspection import check_output_empty, inspect_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import is_claimed_by, publish

@@ -9,7 +9,11 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """What a job is doing, in the order in which it happens."""
+    """What a job is doing.
+
+    The order is that of the first time: the dense model is evaluated before calibration, and the
+    pruned one after its files are written (`uploading`). See `units` for what belongs to what.
+    """
 
     INSPECTING = "inspecting"
     CALIBRATING = "calibrating"

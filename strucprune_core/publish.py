@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import OutputNotEmpty
 from strucprune_core.report import FileEntry, PublishedManifest
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import sha256_of_bytes
 
 MANIFEST = "strucprune.json"
 FORMAT_VERSION = 1

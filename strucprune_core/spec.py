@@ -132,7 +132,7 @@ class EvaluationSpec(_Strict):
 
 
 class RuntimeSpec(_Strict):
-    """How the job runs. Nothing here changes the result."""
+    """How the job runs. Device and micro-batch change rounding; nothing else changes the result."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch_tokens: int = Field(

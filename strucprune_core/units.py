@@ -64,7 +64,7 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
 
     Args:
         layers: Decoder layers of the model.
-        shards: Files of the pruned checkpoint (an upper bound is not enough: see `pipeline`).
+        shards: Files of the pruned checkpoint, exactly: each is a unit.
         probes: Whether the allocation needs layer energies.
         evaluate: Whether perplexity is measured.
     """

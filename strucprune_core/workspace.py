@@ -13,7 +13,6 @@ under different nonces; one manifest wins, and both go on with the winner's file
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import secrets
 import shutil
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from strucprune_core.digests import sha256_of
 from strucprune_core.errors import (
     ObjectNotFound,
     StorageUnavailable,
@@ -29,7 +29,6 @@ from strucprune_core.errors import (
 )
 from strucprune_core.storage.store import Store
 
-_HASH_BLOCK_BYTES = 1 << 20
 _OWNER = "job.json"
 
 
@@ -190,7 +189,7 @@ class Workspace:
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
-        """A scratch directory for a unit's files, removed on failure."""
+        """A scratch directory for a unit's files, removed at the end: `commit` has stored them."""
         directory = self._scratch / f"draft-{secrets.token_hex(8)}"
         directory.mkdir(parents=True)
         try:
@@ -255,20 +254,6 @@ class Workspace:
         self._manifests.pop(unit, None)
         if self._present.pop(_manifest_key(unit), None) is not None:
             self._store.delete(_manifest_key(unit))
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 (hex) of a file, in bounded memory."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_HASH_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def sha256_of_bytes(data: bytes) -> str:
-    """SHA-256 (hex) of bytes."""
-    return hashlib.sha256(data).hexdigest()
 
 
 def _manifest_key(unit: str) -> str:

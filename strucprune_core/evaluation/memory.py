@@ -43,7 +43,7 @@ def return_free_memory() -> None:
 
 
 class MemoryMeter:
-    """Samples the process's memory in a thread between `start` and `stop`."""
+    """Samples the process's memory in a thread while the context of `running` is open."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

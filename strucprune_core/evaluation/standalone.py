@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from strucprune_core.calibration.text import Text, digest, evaluation_windows, load_tokenizer
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.devices import choose_device
-from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.errors import InvalidCheckpoint, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
     VERIFY_SEQUENCES,
@@ -28,7 +28,6 @@ from strucprune_core.inspection import (
     check_sequence_length,
     check_text,
     inspect_model,
-    naming_field,
 )
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.publish import MANIFEST

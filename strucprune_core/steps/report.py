@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from strucprune_core import __version__
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.inspection import ModelFacts
 from strucprune_core.progress import Phase
@@ -32,7 +33,7 @@ from strucprune_core.report_page import render_html
 from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit
-from strucprune_core.workspace import Draft, Manifest, sha256_of_bytes
+from strucprune_core.workspace import Draft, Manifest
 
 REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 # A damping that had to be raised is worth a warning: the Gram matrix was close to singular.

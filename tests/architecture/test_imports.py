@@ -22,6 +22,7 @@ NO_TORCH = (
     "strucprune_core.report",
     "strucprune_core.report_page",
     "strucprune_core.errors",
+    "strucprune_core.digests",
     "strucprune_core.progress",
     "strucprune_core.progress_meter",
     "strucprune_core.estimate",

@@ -18,6 +18,7 @@ from strucprune_core.errors import (
     OutputNotEmpty,
     StorageUnavailable,
     StrucPruneError,
+    naming_field,
 )
 from strucprune_core.inspection import (
     TEXT_PROBE_BYTES,
@@ -26,7 +27,6 @@ from strucprune_core.inspection import (
     inspect_job,
     inspect_model,
     job_issues,
-    naming_field,
 )
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore

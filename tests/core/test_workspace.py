@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.workspace import Manifest, StoredFile, Workspace, sha256_of, sha256_of_bytes
+from strucprune_core.workspace import Manifest, StoredFile, Workspace
 
 
 class RemoteStore(LocalStore):
@@ -197,8 +198,3 @@ def test_the_owner_is_readable(tmp_path: Path) -> None:
     open_workspace(tmp_path)
     owner = json.loads((tmp_path / "store/job.json").read_text())
     assert owner == {"fingerprint": "job"}
-
-
-def test_sha256_of(tmp_path: Path) -> None:
-    (tmp_path / "f").write_bytes(b"x" * (3 << 20))
-    assert sha256_of(tmp_path / "f") == sha256_of_bytes(b"x" * (3 << 20))
