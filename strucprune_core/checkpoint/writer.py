@@ -158,7 +158,8 @@ def _checked_bytes(planned: PlannedTensor, tensor: Tensor) -> memoryview:
     if flat.is_floating_point() and not _is_finite(flat):
         raise NumericalFailure(
             f"tensor '{planned.name}' has values that are not finite",
-            remedy="Raise pruning.damping or use more calibration samples.",
+            remedy="If the model's own weights hold NaN or infinity, get a sound copy; if not, "
+            "raise pruning.damping or use more calibration samples.",
         )
     return flat.view(torch.uint8).numpy().data
 

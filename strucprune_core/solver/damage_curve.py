@@ -33,14 +33,12 @@ class DamageCurve:
     Attributes:
         order: Channel indices, first to go first, (f,) int64.
         damage: Non-decreasing marginal damage of the r-th removal, (f,) float64.
+        retries: Times the ridge had to be raised to factorise G; 0 is usual.
     """
 
     order: Tensor
     damage: Tensor
-
-    def predicted(self, removed: int) -> float:
-        """Damage of removing the first `removed` channels."""
-        return float(self.damage[:removed].sum())
+    retries: int
 
 
 def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> DamageCurve:
@@ -61,20 +59,22 @@ def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> D
     alive = (~dead).nonzero().flatten()
     free = torch.zeros(len(dead_first), dtype=torch.float64)
     if alive.numel() == 0:
-        return DamageCurve(dead_first, free)
-    inverse = inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
+        return DamageCurve(dead_first, free, retries=0)
+    inverse, retries = inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
     order, damage = _remove_in_blocks(inverse, weight[:, alive].double(), block)
     marginal = torch.cat([free, damage.cpu()]).clamp_min(0.0)
     return DamageCurve(
         order=torch.cat([dead_first, alive.cpu()[order.cpu()]]),
         damage=marginal.cummax(0).values,
+        retries=retries,
     )
 
 
-def inverse_hessian(gram: Tensor) -> Tensor:
-    """(G + eps I)^-1, (m x m) float64."""
+def inverse_hessian(gram: Tensor) -> tuple[Tensor, int]:
+    """(G + eps I)^-1, (m x m) float64, and how often eps had to be raised (see `factorisation`)."""
     eps = HESSIAN_DAMPING * float(gram.diagonal().double().mean())
-    return torch.cholesky_inverse(factorise(gram.double(), eps).lower)
+    factor = factorise(gram.double(), eps)
+    return torch.cholesky_inverse(factor.lower), factor.retries
 
 
 def _remove_in_blocks(inverse: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from strucprune_core.errors import NumericalFailure
 
 RIDGE_GROWTH = 10.0  # Each retry multiplies the ridge by this.
 MAX_RETRIES = 6  # A million times the first ridge: beyond it the matrix is not a Gram matrix.
+REMEDY = "Use more calibration samples."
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +42,13 @@ def check_finite(gram: Tensor) -> None:
         )
 
 
-def factorise(gram: Tensor, ridge: float) -> Factor:
+def factorise(gram: Tensor, ridge: float, remedy: str = REMEDY) -> Factor:
     """Cholesky of `gram + ridge I`, raising the ridge until it succeeds.
 
     Args:
         gram: Symmetric (m x m), float64. Not modified.
         ridge: First value added to the diagonal, > 0.
+        remedy: What the user is told to do if it fails; more where the ridge is the user's choice.
 
     Raises:
         NumericalFailure: `gram` is not finite, or no ridge up to `RIDGE_GROWTH**MAX_RETRIES`
@@ -62,5 +64,5 @@ def factorise(gram: Tensor, ridge: float) -> Factor:
         ridge *= RIDGE_GROWTH
     raise NumericalFailure(
         f"the Gram matrix is not positive definite with a ridge of {ridge:.3g}",
-        remedy="Use more calibration samples, or a larger pruning.damping.",
+        remedy=remedy,
     )

@@ -33,8 +33,9 @@ def group_damage_curve(
     structures = len(gram) // columns
     if not bool(gram.diagonal().any()):  # No token ever gets here: removing anything is free.
         free = torch.zeros(structures, dtype=torch.float64)
-        return DamageCurve(_round_robin(structures, lockstep), free)
-    inverse, left_weight = inverse_hessian(gram), weight.double().clone()
+        return DamageCurve(_round_robin(structures, lockstep), free, retries=0)
+    inverse, retries = inverse_hessian(gram)
+    left_weight = weight.double().clone()
     left = list(range(structures))
     order: list[int] = []
     damage: list[float] = []
@@ -55,7 +56,7 @@ def group_damage_curve(
     marginal = torch.tensor(damage, dtype=torch.float64).clamp_min(0.0)
     if lockstep > 1:  # A round goes as one, so its structures share its cost.
         marginal = marginal.view(-1, lockstep).mean(1, keepdim=True).expand(-1, lockstep).flatten()
-    return DamageCurve(torch.tensor(order), marginal.cummax(0).values)
+    return DamageCurve(torch.tensor(order), marginal.cummax(0).values, retries)
 
 
 def _round_robin(structures: int, lockstep: int) -> Tensor:

@@ -21,6 +21,7 @@ from strucprune_core.solver.factorisation import factorise
 # calibration text (0.01: train error .074, held out .173 at one layer).
 REFERENCE_DAMPING, REFERENCE_TOKENS = 0.3, 16384
 DAMPING_RANGE = (0.03, 3.0)
+_REMEDY = "Use more calibration samples, or a larger pruning.damping."
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +61,12 @@ def ridge(gram: Tensor, weight: Tensor, kept: Tensor, damping: float) -> RidgeSo
     if mean_energy == 0.0:  # No token ever reaches this layer's FFN: the dense weights stand.
         return RidgeSolution(weight[:, kept].double(), damping, 0)
     columns = gram[:, kept].double()
-    factor = factorise(columns[kept], damping * mean_energy)
+    factor = factorise(columns[kept], damping * mean_energy, _REMEDY)
     dense = weight.double()
     right_side = dense @ columns + factor.ridge * dense[:, kept]
     solution = torch.cholesky_solve(right_side.T, factor.lower).T
     if not torch.isfinite(solution).all():
-        raise NumericalFailure(
-            "the reconstructed weights are not finite",
-            remedy="Use more calibration samples, or a larger pruning.damping.",
-        )
+        raise NumericalFailure("the reconstructed weights are not finite", remedy=_REMEDY)
     return RidgeSolution(solution.contiguous(), factor.ridge / mean_energy, factor.retries)
 
 

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from strucprune_core.errors import NumericalFailure
 from strucprune_core.solver import damage_curve as module
 from strucprune_core.solver.damage_curve import damage_curve
+from strucprune_core.solver.factorisation import MAX_RETRIES, RIDGE_GROWTH
+from strucprune_core.solver.group_damage_curve import group_damage_curve
 from tests.core.solver.exact import (
     damped,
     marginal_damages,
@@ -81,7 +83,7 @@ def test_prefixes_cost_what_the_direct_solve_says_when_the_curve_is_convex() -> 
     order = curve.order.tolist()
     for removed in range(9):
         exact = support_damage(damped(gram), weight, order[removed:])
-        assert curve.predicted(removed) == pytest.approx(exact, rel=1e-9, abs=1e-12)
+        assert float(curve.damage[:removed].sum()) == pytest.approx(exact, rel=1e-9, abs=1e-12)
 
 
 def test_blocks_agree_with_single_removals_in_total() -> None:
@@ -96,8 +98,8 @@ def test_blocks_agree_with_single_removals_in_total() -> None:
         assert found == pytest.approx(best, rel=0.15)
     everything = support_damage(hessian, weight, [])
     for curve in (single, blocks):  # The running maximum can only add.
-        assert curve.predicted(channels) >= everything * (1 - 1e-9)
-        assert curve.predicted(channels) == pytest.approx(everything, rel=0.2)
+        assert float(curve.damage.sum()) >= everything * (1 - 1e-9)
+        assert float(curve.damage.sum()) == pytest.approx(everything, rel=0.2)
 
 
 def test_dead_channels_go_first_and_free() -> None:
@@ -172,6 +174,28 @@ def test_a_singular_gram_is_damped_not_refused() -> None:
     curve = damage_curve(gram, weight, block=1)
     exact = marginal_damages(damped(gram), weight, curve.order.tolist())
     torch.testing.assert_close(curve.damage, exact.cummax(0).values, rtol=1e-6, atol=1e-8)
+
+
+def indefinite(channels: int, lowest: float) -> torch.Tensor:
+    """A Gram matrix that rounding has spoiled: diagonal of ones, smallest eigenvalue `lowest`."""
+    rest = torch.eye(channels, dtype=torch.float64)
+    rest[0, 1] = rest[1, 0] = 1.0 - lowest
+    return rest
+
+
+@pytest.mark.parametrize(("lowest", "retries"), [(0.5, 0), (-0.05, 1), (-0.5, 2)])
+def test_retries_of_the_factorisation_are_told(lowest: float, retries: int) -> None:
+    gram, weight = indefinite(8, lowest), random_weight(3, 8, 0)
+    assert damage_curve(gram, weight).retries == retries
+    assert group_damage_curve(gram, weight, columns=2).retries == retries
+
+
+def test_the_remedy_names_nothing_that_does_not_help() -> None:
+    gram = indefinite(8, -2.0 * module.HESSIAN_DAMPING * RIDGE_GROWTH**MAX_RETRIES)
+    with pytest.raises(NumericalFailure, match="not positive definite") as caught:
+        damage_curve(gram, random_weight(3, 8, 0))
+    assert "calibration" in str(caught.value.remedy)
+    assert "damping" not in str(caught.value.remedy)  # the curve's own is a constant
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -111,6 +111,14 @@ def test_statistics_that_are_not_finite_are_refused(value: float) -> None:
         ridge(gram, random_weight(4, 10, 7), KEPT, 0.3)
 
 
+def test_the_remedy_of_a_hopeless_matrix_names_the_damping() -> None:
+    gram = torch.eye(8, dtype=torch.float64)
+    gram[0, 1] = gram[1, 0] = 1e9
+    with pytest.raises(NumericalFailure, match="not positive definite") as caught:
+        ridge(gram, random_weight(3, 8, 0), torch.arange(4), 0.3)
+    assert "pruning.damping" in str(caught.value.remedy)
+
+
 def test_weights_that_are_not_finite_are_refused() -> None:
     weight = random_weight(4, 10, 8)
     weight[0, 1] = float("nan")
