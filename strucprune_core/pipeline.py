@@ -29,7 +29,7 @@ from strucprune_core.inspection import check_output_empty, inspect_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import is_claimed_by, publish
-from strucprune_core.report import Report
+from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.allocation import allocate, curve, probe
 from strucprune_core.steps.assemble import assemble, pruned_checkpoint
@@ -37,7 +37,7 @@ from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
-from strucprune_core.steps.report import REPORT_HTML, REPORT_JSON, load_report, report
+from strucprune_core.steps.report import load_report, report
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment

@@ -12,13 +12,11 @@ from pathlib import Path
 
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import OutputNotEmpty
-from strucprune_core.report import FileEntry, PublishedManifest
+from strucprune_core.report import MANIFEST, REPORT_JSON, FileEntry, PublishedManifest
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Store
 
-MANIFEST = "strucprune.json"
-FORMAT_VERSION = 1
-CLAIM = "report.json"
+CLAIM = REPORT_JSON
 
 
 def publish(
@@ -70,5 +68,5 @@ def _manifest(entries: list[FileEntry], reports: dict[str, Path]) -> bytes:
     for name, path in sorted(reports.items()):
         data = path.read_bytes()
         files.append(FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data)))
-    manifest = PublishedManifest(format_version=FORMAT_VERSION, files=files)
+    manifest = PublishedManifest(format_version=1, files=files)
     return (manifest.model_dump_json(indent=2) + "\n").encode()

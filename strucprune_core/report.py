@@ -6,11 +6,13 @@ major version.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = "1.0"
+# Names of the documents in an output, next to the files of the checkpoint.
+REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
 
 class _Part(BaseModel):
@@ -163,7 +165,7 @@ class PublishedManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    format_version: int
+    format_version: Literal[1]
     files: list[FileEntry]
 
 

@@ -6,7 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from api.jobs.record import JobRecord
 from api.jobs.state import JobState
@@ -17,13 +17,17 @@ from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
 from strucprune_core.errors import AccessDenied, ObjectNotFound
-from strucprune_core.report import FileEntry, Report
+from strucprune_core.report import (
+    MANIFEST,
+    REPORT_HTML,
+    REPORT_JSON,
+    FileEntry,
+    PublishedManifest,
+    Report,
+)
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import Store
 
-REPORT_JSON = "report.json"
-REPORT_HTML = "report.html"
-MANIFEST = "strucprune.json"
 # A report grows by some 300 bytes per layer; what is larger was not written by us.
 MAX_DOCUMENT_BYTES = 16 * 2**20
 URL_SECONDS = 900
@@ -38,13 +42,6 @@ _HTML_HEADERS = {
 }
 
 router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["results"])
-
-
-class _Manifest(BaseModel):
-    """What the API needs of `strucprune.json`."""
-
-    format_version: Literal[1]
-    files: list[FileEntry]
 
 
 @router.get(
@@ -109,9 +106,9 @@ def _output_of(job: JobRecord) -> str:
     return uri
 
 
-def _manifest(store: Store) -> _Manifest:
+def _manifest(store: Store) -> PublishedManifest:
     try:
-        manifest = _Manifest.model_validate_json(_read(store, MANIFEST))
+        manifest = PublishedManifest.model_validate_json(_read(store, MANIFEST))
         for entry in manifest.files:
             check_key(entry.name)  # the user could have edited it to point elsewhere
         return manifest

@@ -30,8 +30,7 @@ from strucprune_core.inspection import (
     inspect_model,
 )
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.publish import MANIFEST
-from strucprune_core.report import PublishedManifest
+from strucprune_core.report import MANIFEST, PublishedManifest
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
 from strucprune_core.tiling import VOCAB_TILE_ROWS

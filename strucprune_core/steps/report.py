@@ -15,6 +15,8 @@ from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.inspection import ModelFacts
 from strucprune_core.progress import Phase
 from strucprune_core.report import (
+    REPORT_HTML,
+    REPORT_JSON,
     Environment,
     FileEntry,
     LayerReport,
@@ -35,7 +37,6 @@ from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, Manifest
 
-REPORT_JSON, REPORT_HTML = "report.json", "report.html"
 # A damping that had to be raised is worth a warning: the Gram matrix was close to singular.
 _RETRY_WARNING = (
     "layer {layer}: the ridge was raised {retries} time(s) to factorise its Gram matrix"

@@ -85,7 +85,17 @@ def test_other_widths_are_found_even_if_the_digests_fit(copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "manifest",
-    ["", "{", "[]", "{}", '{"files": 1}', '{"files": [1]}', '{"files": [{"name": "config.json"}]}'],
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"files": 1}',
+        '{"files": [1]}',
+        '{"files": [{"name": "config.json"}]}',
+        '{"files": []}',
+        '{"format_version": 2, "files": []}',
+    ],
 )
 def test_a_manifest_that_is_none_is_refused(copy: Path, manifest: Any) -> None:
     (copy / MANIFEST).write_text(manifest)
