@@ -149,10 +149,11 @@ def test_a_transfer_tells_its_progress_and_can_be_abandoned(
         assert threading.get_ident() == mine  # whoever is told need not be thread-safe
         seen.append(done)
 
-    for transfer in (
+    watched: list[Callable[[], None]] = [
         lambda: store.upload("big", source, tick),
         lambda: store.download("big", target, tick),
-    ):
+    ]
+    for transfer in watched:
         seen.clear()
         transfer()
         assert len(seen) > 1
