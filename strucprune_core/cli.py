@@ -99,7 +99,23 @@ def prune(
     model: ModelArgument,
     output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
     sparsity: Annotated[float, typer.Option(help="Fraction of FFN channels to remove, 0 to 1.")],
-    calibration: Annotated[str, typer.Option(help="Text (UTF-8) to compute the statistics on.")],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="What the statistics are computed on: plain text (UTF-8), JSON lines or parquet; "
+            "or `self`, text that the model writes (a file of that name is ./self)."
+        ),
+    ],
+    calibration_format: Annotated[
+        str, typer.Option(help="auto (by the name), text, jsonl or parquet.")
+    ] = "auto",
+    calibration_field: Annotated[
+        str | None,
+        typer.Option(help="Field or column of the documents. Default: text, or messages."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option(help="Documents are conversations: use the model's chat template.")
+    ] = False,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
@@ -154,7 +170,10 @@ def prune(
             "output": {"uri_prefix": output},
             "pruning": pruning,
             "calibration": {
-                "uri": calibration,
+                **({"source": "self"} if calibration == "self" else {"uri": calibration}),
+                "format": calibration_format,
+                "field": calibration_field,
+                "chat_template": chat_template,
                 "samples": samples,
                 "sequence_length": sequence_length,
                 "seed": seed,

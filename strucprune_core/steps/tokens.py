@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
+from strucprune_core.calibration.chat import ChatRenderer
+from strucprune_core.calibration.documents import document_tokens, end_of_text, read_records
 from strucprune_core.calibration.text import (
     Text,
     calibration_windows,
     digest,
+    draw_windows,
     evaluation_windows,
     load_tokenizer,
 )
+from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.steps.job import Job
@@ -23,13 +31,8 @@ from strucprune_core.workspace import Draft
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
     tokenizer = load_tokenizer(bytes(job.index.store.read("tokenizer.json")))
-    calibration = job.spec.calibration
-    text = _text(job, calibration.uri, "calibration.uri")
-    windows = calibration_windows(
-        text, tokenizer, calibration.samples, calibration.sequence_length, calibration.seed
-    )
+    windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
     _save(job, draft, "calibration.npy", windows)
-    draft.values["calibration_sha256"] = digest(text)
     if job.spec.evaluation is not None:
         text = _text(job, job.spec.evaluation.uri, "evaluation.uri")
         windows = evaluation_windows(
@@ -37,6 +40,33 @@ def tokens(job: Job, unit: Unit, draft: Draft) -> None:
         )
         _save(job, draft, "evaluation.npy", windows)
         draft.values["evaluation_sha256"] = digest(text)
+
+
+def _calibration(job: Job, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], str]:
+    """The calibration windows, and the SHA-256 (hex) of the text or documents they come from."""
+    spec = job.spec.calibration
+    assert spec.uri is not None  # noqa: S101 - source "file" has one
+    text = _text(job, spec.uri, "calibration.uri")
+    if spec.file_format == "text":
+        windows = calibration_windows(
+            text, tokenizer, spec.samples, spec.sequence_length, spec.seed
+        )
+        return windows, digest(text)
+    settings = read_tokenizer_config(job.index.store, job.index.other_files)
+    chat = None
+    if spec.chat_template:
+        chat = ChatRenderer(tokenizer, check_chat_template(settings), settings.special_tokens)
+    sha = hashlib.sha256()
+    stream = document_tokens(
+        text,
+        read_records(text, spec.file_format, spec.document_field),
+        tokenizer,
+        end=end_of_text(tokenizer, settings, job.index.config),
+        chat=chat,
+        seen=sha.update,
+    )
+    windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
+    return windows, sha.hexdigest()
 
 
 @torch.inference_mode()
@@ -58,7 +88,7 @@ def _text(job: Job, uri: str, field: str) -> Text:
     return Text(job.open_store(parent), name, field)
 
 
-def _save(job: Job, draft: Draft, name: str, windows: np.typing.NDArray[np.int32]) -> None:
+def _save(job: Job, draft: Draft, name: str, windows: NDArray[np.int32]) -> None:
     if int(windows.max()) >= job.config.vocab_size:
         raise InvalidCheckpoint(
             f"the tokenizer gives token {int(windows.max())}, but the model has a vocabulary of "
