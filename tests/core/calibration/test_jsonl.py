@@ -76,7 +76,7 @@ def test_an_endless_line_is_refused_before_it_is_read_whole(
     monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1000)
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 64)
     content = '{"text": "a"}\n' + '{"text": "' + "x" * 50_000 + '"}' + ending
-    with pytest.raises(InvalidText, match="line 2 of d.jsonl is longer than 1,000 bytes"):
+    with pytest.raises(InvalidText, match=r"line 2 of d\.jsonl is longer than 1,000 bytes"):
         records(tmp_path, content)
 
 

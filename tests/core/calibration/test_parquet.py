@@ -163,14 +163,14 @@ def test_text_that_is_not_utf8(tmp_path: Path) -> None:
     raw = pa.array([b"fine", b"caf\xe9"], pa.binary())
     broken = pa.Array.from_buffers(pa.string(), 2, raw.buffers())  # as other writers do
     text = written(tmp_path, {"text": broken})
-    with pytest.raises(InvalidText, match="row 2 of d.parquet is not UTF-8"):
+    with pytest.raises(InvalidText, match=r"row 2 of d\.parquet is not UTF-8"):
         list(parquet_records(text, "text"))
 
 
 def test_an_endless_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("strucprune_core.calibration.parquet.MAX_RECORD_BYTES", 1000)
     text = written(tmp_path, {"text": ["short", "x" * 2000]})
-    with pytest.raises(InvalidText, match="row 2 of d.parquet is longer than 1,000 bytes"):
+    with pytest.raises(InvalidText, match=r"row 2 of d\.parquet is longer than 1,000 bytes"):
         list(parquet_records(text, "text"))
 
 
