@@ -1,4 +1,4 @@
-"""The `strucprune` command: inspect, prune, evaluate, verify. No service is needed.
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify. No service is needed.
 
 Human output and progress go to standard error, results to standard output; `--json` makes the
 result one JSON document. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
@@ -91,6 +91,32 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
         }
         if not as_json and len(set(config.intermediate_sizes)) == 1:
             result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_size}"
+        _print(result, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Model with pytorch_model.bin: directory or s3://.")
+    ],
+    output: Annotated[
+        str, typer.Argument(metavar="DST", help="Where the safetensors go; must be empty.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
+    with _failures(as_json), tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
+        from strucprune_core.conversion import convert as run
+        from strucprune_core.storage.open import open_store
+
+        with _bar() as bar:
+            task = bar.add_task("converting", total=1.0)
+            result = run(
+                open_store(source),
+                open_store(output),
+                Path(scratch),
+                tick=lambda share: bar.update(task, completed=share),
+            )
         _print(result, as_json)
 
 

@@ -3,16 +3,22 @@ from __future__ import annotations
 import random
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 
+from embedded.s3 import S3Server
+from strucprune_core.calibration.jsonl import jsonl_records
 from strucprune_core.calibration.parquet import check_parquet, parquet_records
 from strucprune_core.calibration.records import Record
 from strucprune_core.calibration.text import Text
 from strucprune_core.errors import InvalidText, ObjectNotFound, StorageUnavailable
 from strucprune_core.storage.local import LocalStore
+from strucprune_core.storage.open import open_store
+from strucprune_core.storage.s3_settings import S3Settings
+from tests.core.calibration.stored import json_lines
 
 TALKS = [
     [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Good day."}],
@@ -186,3 +192,26 @@ def test_storage_errors_stay_what_they_are(tmp_path: Path) -> None:
         list(parquet_records(text, "text"))
     with pytest.raises(ObjectNotFound):
         list(parquet_records(Text(LocalStore(tmp_path), "gone.parquet", "x"), "text"))
+
+
+@pytest.mark.services
+def test_from_s3(tmp_path: Path, s3_server: S3Server) -> None:
+    settings = S3Settings(
+        s3_server.endpoint_url,
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+        addressing_style="path",
+    )
+    bucket = f"parquet-{uuid4().hex[:8]}"
+    s3_server.create_bucket(bucket)
+    store = open_store(f"s3://{bucket}/data", settings)
+    texts = [f"document {i}" for i in range(500)]
+    local = written(tmp_path, {"text": texts, "n": texts}, row_group_size=100)
+    store.upload("d.parquet", tmp_path / "d.parquet")
+    remote = Text(store, "d.parquet", "calibration.uri")
+    check_parquet(remote, "text", conversations=False)
+    assert list(parquet_records(remote, "text")) == list(parquet_records(local, "text"))
+    (tmp_path / "d.jsonl").write_text(json_lines([{"text": text} for text in texts]))
+    store.upload("d.jsonl", tmp_path / "d.jsonl")
+    lines = jsonl_records(Text(store, "d.jsonl", "calibration.uri"), "text")
+    assert [record.value for record in lines] == texts
