@@ -34,15 +34,33 @@ def end_of_text(
 
     The tokenizer's `eos_token` if it has one, else the (first) `eos_token_id` of config.json.
     """
-    named = settings.special_tokens.get("eos_token")
-    if named is not None:
-        found: int | None = tokenizer.token_to_id(named)
+    return _named_token("eos_token", tokenizer, settings, config)
+
+
+def start_of_text(
+    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+) -> int | None:
+    """Id of the token that a text begins after, None if the model names none.
+
+    The beginning-of-sequence token, or for models trained without one the end of the text before.
+    """
+    token = _named_token("bos_token", tokenizer, settings, config)
+    return end_of_text(tokenizer, settings, config) if token is None else token
+
+
+def _named_token(
+    name: str, tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+) -> int | None:
+    text = settings.special_tokens.get(name)
+    if text is not None:
+        found: int | None = tokenizer.token_to_id(text)
         if found is not None:
             return found
-    token = config.get("eos_token_id")
+    token = config.get(f"{name}_id")
     if isinstance(token, list):
         token = token[0] if token else None
-    return token if isinstance(token, int) and 0 <= token < tokenizer.get_vocab_size() else None
+    known = type(token) is int and 0 <= token < tokenizer.get_vocab_size()
+    return token if known else None
 
 
 def document_tokens(

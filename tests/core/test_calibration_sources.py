@@ -11,6 +11,8 @@ import pytest
 from pyarrow import parquet as pq
 
 from strucprune_core.errors import InvalidText
+from strucprune_core.spec import JobSpec, OutputSpec
+from strucprune_core.storage.local import LocalStore
 from tests.core.test_cli import call, prune, result_of
 from tests.core.tiny_job import checkpoint_of, run, tiny_spec
 from tests.support.text import make_text
@@ -70,6 +72,48 @@ def test_what_does_not_fit_is_named(
     error = json.loads(result.stdout)["error"]
     assert (error["code"], error["field"]) == (code, field), error
     assert error["remedy"] or code == "invalid_spec"
+
+
+def test_a_model_calibrated_on_itself(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    more = ("--evaluation", text_file, "--evaluation-sequences", "2")
+    length = ("--evaluation-sequence-length", "32")
+    reports = [
+        result_of(*prune(tiny_model, Path("self"), tmp_path / name, *more, *length, *seed))
+        for name, seed in (("a", ()), ("b", ()), ("c", ("--seed", "1")))
+    ]
+    assert reports[0]["spec"]["calibration"]["source"] == "self"
+    assert reports[0]["perplexity"]["ratio"] < 10
+    made = [checkpoint_of(tmp_path / name) for name in ("a", "b", "c")]
+    assert made[0] == made[1]
+    assert made[0] != made[2]
+
+
+class Remote(LocalStore):
+    """A store whose files lie elsewhere."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
+
+
+def test_a_remote_model_is_fetched_once(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    read: list[str] = []
+
+    class Counting(Remote):
+        def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+            read.append(key)
+            return super().read(key, start, length)
+
+    spec = tiny_spec(tiny_model, text_file, tmp_path / "near", evaluation=None)
+    body = spec.model_dump()
+    body["calibration"] = {"source": "self", "samples": 8, "sequence_length": 32}
+    spec = JobSpec.model_validate(body)
+    run(spec, tmp_path / "run-near")
+    far = spec.model_copy(update={"output": OutputSpec(uri_prefix=str(tmp_path / "far"))})
+    run(far, tmp_path / "run-far", open_store=lambda uri: Counting(Path(uri)))
+    assert checkpoint_of(tmp_path / "near") == checkpoint_of(tmp_path / "far")
+    # Were every step to read the model anew, each of its 38 tensors would be read 31 times.
+    assert read.count("model.safetensors") < 1000
+    assert not list((tmp_path / "run-far" / "scratch").glob("tmp*"))
 
 
 def test_a_bad_record_in_the_middle_fails_the_job(
