@@ -19,9 +19,11 @@ from strucprune_core.storage.store import Store
 # A column chunk is read in pieces of this size, so that a row group never lies in memory whole.
 _READ_BYTES = 1 << 20
 _BATCH_ROWS = 64
-# The footer is hostile data: what it may claim (thrift strings and lists).
+# The footer is hostile data and read whole: its size, and what it may claim (strings and lists).
+MAX_FOOTER_BYTES = 64 << 20
 _MAX_FOOTER_STRING_BYTES = 16 << 20
 _MAX_FOOTER_ENTRIES = 1 << 20
+_TAIL_BYTES = 8
 _MAX_NAMES_SHOWN = 12
 
 
@@ -115,6 +117,7 @@ def _opened(text: Text) -> Iterator[Any]:
     info = text.store.stat(text.key)
     if info is None:
         raise ObjectNotFound(f"there is no {text.store.uri}/{text.key}", field=text.field)
+    _check_footer(text, info.size_bytes)
     stored = _StoredFile(text.store, text.key, info.size_bytes)
     try:
         with parquet.ParquetFile(
@@ -128,11 +131,26 @@ def _opened(text: Text) -> Iterator[Any]:
     except MemoryError:
         raise
     except (pyarrow.ArrowException, OSError) as error:
-        raise InvalidText(
-            f"{text.key} cannot be read as parquet: {shown(str(error), 300)}",
-            field=text.field,
-            remedy="Check the file, or set calibration.format if it is another format.",
-        ) from error
+        raise _unreadable(text, shown(str(error), 300)) from error
+
+
+def _check_footer(text: Text, size_bytes: int) -> None:
+    """A parquet file ends in its footer, the footer's length (4 bytes) and "PAR1"."""
+    if size_bytes < _TAIL_BYTES:
+        raise _unreadable(text, f"{size_bytes} bytes are too few")
+    tail = bytes(text.store.read(text.key, size_bytes - _TAIL_BYTES, _TAIL_BYTES))
+    if tail[4:] != b"PAR1":
+        raise _unreadable(text, 'it does not end in "PAR1"')
+    if int.from_bytes(tail[:4], "little") > MAX_FOOTER_BYTES:
+        raise _unreadable(text, f"its footer is longer than {MAX_FOOTER_BYTES:,} bytes")
+
+
+def _unreadable(text: Text, reason: str) -> InvalidText:
+    return InvalidText(
+        f"{text.key} cannot be read as parquet: {reason}",
+        field=text.field,
+        remedy="Check the file, or set calibration.format if it is another format.",
+    )
 
 
 class _StoredFile(io.RawIOBase):

@@ -145,6 +145,18 @@ def test_what_is_no_parquet(tmp_path: Path, content: bytes) -> None:
         assert caught.value.remedy
 
 
+def test_a_huge_footer_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "d.parquet").open("wb") as file:
+        file.write(b"PAR1")
+        file.truncate(200 << 20)
+        file.seek(0, 2)
+        file.write((150 << 20).to_bytes(4, "little") + b"PAR1")
+    store = Counting(tmp_path)
+    with pytest.raises(InvalidText, match="footer is longer"):
+        check_parquet(Text(store, "d.parquet", "x"), "text", conversations=False)
+    assert sum(store.read_bytes) == 8
+
+
 def test_damage_anywhere_is_an_error_or_changes_nothing_else(tmp_path: Path) -> None:
     text = written(tmp_path, {"text": [f"w{i}" for i in range(200)]}, compression="zstd")
     path = tmp_path / "d.parquet"
