@@ -21,8 +21,9 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
     uris = {
         "model.uri": spec.model.uri,
         "output.uri_prefix": spec.output.uri_prefix,
-        "calibration.uri": spec.calibration.uri,
     }
+    if spec.calibration.uri is not None:
+        uris["calibration.uri"] = spec.calibration.uri
     if spec.evaluation is not None:
         uris["evaluation.uri"] = spec.evaluation.uri
     refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())

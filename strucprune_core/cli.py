@@ -1,4 +1,4 @@
-"""The `strucprune` command: inspect, prune, evaluate, verify. No service is needed.
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify. No service is needed.
 
 Human output and progress go to standard error, results to standard output; `--json` makes the
 result one JSON document. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
@@ -96,11 +96,53 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Model with pytorch_model.bin: directory or s3://.")
+    ],
+    output: Annotated[
+        str, typer.Argument(metavar="DST", help="Where the safetensors go; must be empty.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
+    with _failures(as_json), tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
+        from strucprune_core.conversion import convert as run
+        from strucprune_core.storage.open import open_store
+
+        with _bar() as bar:
+            task = bar.add_task("converting", total=1.0)
+            result = run(
+                open_store(source),
+                open_store(output),
+                Path(scratch),
+                tick=lambda share: bar.update(task, completed=share),
+            )
+        _print(result, as_json)
+
+
+@app.command()
 def prune(
     model: ModelArgument,
     output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
     sparsity: Annotated[float, typer.Option(help="Fraction of FFN channels to remove, 0 to 1.")],
-    calibration: Annotated[str, typer.Option(help="Text (UTF-8) to compute the statistics on.")],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="What the statistics are computed on: plain text (UTF-8), JSON lines or parquet; "
+            "or `self`, text that the model writes (a file of that name is ./self)."
+        ),
+    ],
+    calibration_format: Annotated[
+        str, typer.Option(help="auto (by the name), text, jsonl or parquet.")
+    ] = "auto",
+    calibration_field: Annotated[
+        str | None,
+        typer.Option(help="Field or column of the documents. Default: text, or messages."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option(help="Documents are conversations: use the model's chat template.")
+    ] = False,
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
@@ -155,7 +197,10 @@ def prune(
             "output": {"uri_prefix": output},
             "pruning": pruning,
             "calibration": {
-                "uri": calibration,
+                **({"source": "self"} if calibration == "self" else {"uri": calibration}),
+                "format": calibration_format,
+                "field": calibration_field,
+                "chat_template": chat_template,
                 "samples": samples,
                 "sequence_length": sequence_length,
                 "seed": seed,

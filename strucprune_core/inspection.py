@@ -1,7 +1,8 @@
 """Everything that can be known wrong with a job before any heavy work. No torch.
 
-Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. The
-CLI and the worker stop at the first issue (`inspect_job`), the API shows all (`job_issues`).
+Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. A
+chat template is looked for, not run: it is a stranger's program. The CLI and the worker stop at the
+first issue (`inspect_job`), the API shows all (`job_issues`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from strucprune_core.allocation.budget import (
     reachable_sparsity,
 )
 from strucprune_core.allocation.uniform import allocate_uniformly
+from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.parquet import check_parquet
+from strucprune_core.calibration.records import check_kind
+from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.errors import (
     InvalidCheckpoint,
@@ -32,7 +38,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.planning import plan_sites
-from strucprune_core.spec import JobSpec, PruningSpec
+from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
 
@@ -60,12 +66,12 @@ class JobFacts:
 
     Attributes:
         model: The model.
-        calibration_bytes: Size of the calibration text.
+        calibration_bytes: Size of the calibration file, None if the model writes its own text.
         evaluation_bytes: Size of the evaluation text, None if there is none.
     """
 
     model: ModelFacts
-    calibration_bytes: int
+    calibration_bytes: int | None
     evaluation_bytes: int | None
 
 
@@ -115,27 +121,61 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
         InvalidText: it is empty, too large, not UTF-8, or too short in any case.
         StorageError: the store refused or failed.
     """
-    info = store.stat(key)
-    if info is None:
-        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
-        raise ObjectNotFound(f"there is no text {store.uri}/{key}", remedy="Check the text's URI.")
-    size = info.size_bytes
-    if size == 0:
-        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+    size = _size(store, key)
     if size > MAX_TEXT_BYTES:
         raise InvalidText(
             f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
             remedy="Cut it: a few megabytes are plenty.",
         )
-    needed = sequences * sequence_length
-    if size + _EXTRA_TOKENS < needed:  # no tokenizer makes more tokens than bytes
-        raise InvalidText(
-            f"the text has {size:,} bytes, which cannot hold {sequences} sequences of "
-            f"{sequence_length} tokens",
-            remedy="Give a longer text, or ask for fewer or shorter sequences.",
-        )
+    _check_holds(size, sequences * sequence_length)
     _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
     return size
+
+
+def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int:
+    """Check a JSON lines or parquet file as far as that is cheap: its first record, or its columns.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, of another format, has no such field, or is too short in any case.
+        StorageError: the store refused or failed.
+    """
+    size = _size(store, key)
+    field = calibration.document_field
+    text = Text(store, key, "calibration.uri")
+    if calibration.file_format == "parquet":
+        check_parquet(text, field, conversations=calibration.chat_template)
+        return size
+    first = next(jsonl_records(text, field), None)
+    if first is None:
+        raise InvalidText("the file holds blank lines only", remedy="Give one with documents.")
+    check_kind(text, first, conversations=calibration.chat_template)
+    if not calibration.chat_template:  # a template may write much that the file does not hold
+        _check_holds(size, calibration.samples * calibration.sequence_length)
+    return size
+
+
+def _size(store: Store, key: str) -> int:
+    """Bytes of a text that is there and not empty."""
+    info = store.stat(key)
+    if info is None:
+        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
+        raise ObjectNotFound(f"there is no text {store.uri}/{key}", remedy="Check the text's URI.")
+    if info.size_bytes == 0:
+        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+    return info.size_bytes
+
+
+def _check_holds(size_bytes: int, tokens: int) -> None:
+    """No tokenizer makes more tokens than there are bytes."""
+    if size_bytes + _EXTRA_TOKENS < tokens:
+        raise InvalidText(
+            f"the text has {size_bytes:,} bytes, which cannot hold the {tokens:,} tokens asked for",
+            remedy="Give a longer text, or ask for fewer or shorter sequences.",
+        )
 
 
 def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -216,7 +256,7 @@ def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = Tr
     """
     with naming_field("model.uri"):
         model = inspect_model(open_store(spec.model.uri))
-    for check in _model_checks(spec, model.config):
+    for check in _model_checks(spec, model):
         check()
     if check_output:
         with naming_field("output.uri_prefix"):
@@ -242,7 +282,7 @@ def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
 
     model = collect("model.uri", lambda: inspect_model(open_store(spec.model.uri)))
     if model is not None:
-        for model_check in _model_checks(spec, model.config):
+        for model_check in _model_checks(spec, model):
             collect("pruning", model_check)
     collect("output.uri_prefix", lambda: check_output_empty(open_store(spec.output.uri_prefix)))
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
@@ -250,21 +290,34 @@ def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
     return issues
 
 
-def _model_checks(spec: JobSpec, config: ModelConfig) -> list[Callable[[], None]]:
-    """What depends on the spec and the model's configuration only."""
+def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """What depends on the spec and the model's small files only."""
+    config = model.config
     lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
     if spec.evaluation is not None:
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
-    return [
+    checks: list[Callable[[], object]] = [
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
     ]
+    if spec.calibration.chat_template:
+        checks.append(partial(_check_chat_template, model.index))
+    return checks
 
 
-def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int:
+def _check_chat_template(index: CheckpointIndex) -> None:
+    check_chat_template(read_tokenizer_config(index.store, index.other_files))
+
+
+def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
     text = spec.calibration
+    if text.uri is None:
+        return None
     with naming_field("calibration.uri"):
-        return _text_bytes(text.uri, open_store, text.samples, text.sequence_length)
+        if text.file_format == "text":
+            return _text_bytes(text.uri, open_store, text.samples, text.sequence_length)
+        parent, name = split_object(text.uri)
+        return check_documents(open_store(parent), name, text)
 
 
 def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:

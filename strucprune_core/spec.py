@@ -21,6 +21,15 @@ Uri = Annotated[
 ]
 
 
+FileFormat = Literal["text", "jsonl", "parquet"]
+_FORMATS: dict[str, FileFormat] = {
+    "jsonl": "jsonl",
+    "ndjson": "jsonl",
+    "json": "jsonl",
+    "parquet": "parquet",
+}
+
+
 class _Strict(BaseModel):
     # Finite: JSON has no infinity, so a journalled one could not be read again.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -110,12 +119,67 @@ class PruningSpec(_Strict):
 
 
 class CalibrationSpec(_Strict):
-    """Text that the statistics are computed on. One sequence in 16 is held out to judge layers."""
+    """What the statistics are computed on. One sequence in 16 is held out to judge layers."""
 
-    uri: Uri
+    source: Literal["file", "self"] = Field(
+        default="file",
+        description="`file`: text in storage, at `uri`. `self`: text that the dense model itself "
+        "writes, so that no data is needed; its weights are read once per token of a sequence.",
+    )
+    uri: Uri | None = Field(default=None, description="One object; absent for source `self`.")
+    format: Literal["auto", "text", "jsonl", "parquet"] = Field(
+        default="auto",
+        description="`text` is UTF-8 as it stands; `jsonl` and `parquet` hold a document in each "
+        "line or row. `auto` goes by the name: .jsonl, .ndjson, .json, .parquet, else text.",
+    )
+    field: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=256,
+        description="Field or column of each document. Default: `text`, with `chat_template` "
+        "`messages`.",
+    )
+    chat_template: bool = Field(
+        default=False,
+        description="Documents are conversations, lists of {role, content}; each is written out "
+        "by the model's own chat template.",
+    )
     samples: int = Field(default=32, ge=2, le=65536, description="Sequences to draw.")
     sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
+
+    @property
+    def file_format(self) -> FileFormat:
+        """The format, with `auto` resolved by the object's name."""
+        if self.format != "auto":
+            return self.format
+        _, _, extension = (self.uri or "").rpartition(".")
+        return _FORMATS.get(extension.lower(), "text")
+
+    @property
+    def document_field(self) -> str:
+        """The field that holds a document, with the default resolved."""
+        return self.field or ("messages" if self.chat_template else "text")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> CalibrationSpec:
+        if self.source == "self":
+            given = {"uri", "format", "field", "chat_template"} & self.model_fields_set
+            if any(getattr(self, name) not in (None, False, "auto") for name in given):
+                raise ValueError(
+                    f"source 'self' reads no file; leave out {', '.join(sorted(given))}."
+                )
+            return self
+        if self.uri is None:
+            raise ValueError("uri is missing. Name a text, or use source 'self'.")
+        if self.file_format == "text":
+            for name in ("chat_template", "field"):
+                if getattr(self, name):
+                    raise ValueError(
+                        f"{name} needs documents with fields, which plain text has not. Use a "
+                        f"jsonl or parquet file, and set format if its name does not end so."
+                    )
+        return self
 
 
 class EvaluationSpec(_Strict):

@@ -1,5 +1,7 @@
 """Text to token windows: random ones for calibration, consecutive ones for evaluation.
 
+Documents with fields (JSON lines, parquet) are read by `documents`; both end in `draw_windows`.
+
 The tokenizer is the model's `tokenizer.json`, read by the `tokenizers` library: data, never code.
 """
 
@@ -7,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,10 +65,22 @@ def calibration_windows(
     Raises:
         InvalidText: not UTF-8, or too short for that many windows.
     """
-    stream = _take(_token_blocks(text, tokenizer, CALIBRATION_TEXT_BYTES), limit=None)
+    tokens = _token_blocks(text, tokenizer, CALIBRATION_TEXT_BYTES)
+    return draw_windows(tokens, samples, length, seed, text.field)
+
+
+def draw_windows(
+    tokens: Iterable[list[int]], samples: int, length: int, seed: int, field: str
+) -> NDArray[np.int32]:
+    """Random windows of a stream of tokens that do not overlap, (samples x length).
+
+    Raises:
+        InvalidText: the stream is too short for that many windows; `field` names it.
+    """
+    stream = _take(tokens, limit=None)
     slots = len(stream) // length
     if slots < samples:
-        raise _too_short(text, len(stream), samples, length)
+        raise _too_short(field, len(stream), samples, length)
     # Windows lie on a grid (which keeps them apart) whose origin is random too.
     generator = np.random.Generator(np.random.PCG64(seed))
     origin = int(generator.integers(0, len(stream) - slots * length + 1))
@@ -86,31 +100,31 @@ def evaluation_windows(
     wanted = sequences * length
     stream = _take(_token_blocks(text, tokenizer, None), limit=wanted)
     if len(stream) < wanted:
-        raise _too_short(text, len(stream), sequences, length)
+        raise _too_short(text.field, len(stream), sequences, length)
     return stream[:wanted].reshape(sequences, length)
 
 
 def digest(text: Text) -> str:
     """SHA-256 (hex) of the text's bytes."""
     sha = hashlib.sha256()
-    for block in _blocks(text, None):
+    for block in blocks(text):
         sha.update(block)
     return sha.hexdigest()
 
 
-def _too_short(text: Text, tokens: int, sequences: int, length: int) -> InvalidText:
+def _too_short(field: str, tokens: int, sequences: int, length: int) -> InvalidText:
     return InvalidText(
         f"the text has {tokens:,} tokens; {sequences} sequences of {length} need "
         f"{sequences * length:,}",
-        field=text.field,
+        field=field,
         remedy="Give a longer text, or ask for fewer or shorter sequences.",
     )
 
 
-def _take(blocks: Iterator[list[int]], limit: int | None) -> NDArray[np.int32]:
+def _take(tokens: Iterable[list[int]], limit: int | None) -> NDArray[np.int32]:
     parts: list[NDArray[np.int32]] = []
     taken = 0
-    for block in blocks:
+    for block in tokens:
         parts.append(np.array(block, dtype=np.int32))
         taken += len(block)
         if limit is not None and taken >= limit:
@@ -118,31 +132,46 @@ def _take(blocks: Iterator[list[int]], limit: int | None) -> NDArray[np.int32]:
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
 
 
+def encode_pieces(
+    pieces: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool
+) -> Iterator[list[int]]:
+    """Token ids of a text that comes in pieces, cut between words whatever the pieces are.
+
+    Special tokens are added at the start only, as if the text were whole.
+    """
+    rest, first = "", special_tokens
+    for piece in pieces:
+        rest += piece
+        cut = _last_word_start(rest)
+        if not cut and len(rest) >= MAX_UNCUT_BLOCKS * BLOCK_BYTES:
+            cut = len(rest)
+        if cut:
+            ids: list[int] = tokenizer.encode(rest[:cut], add_special_tokens=first).ids
+            rest, first = rest[cut:], False
+            yield ids
+    if rest:
+        yield tokenizer.encode(rest, add_special_tokens=first).ids
+
+
 def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterator[list[int]]:
-    """Token ids, block after block. Special tokens are added at the start only, as if whole."""
+    """Token ids of a plain text, block after block."""
+    return encode_pieces(_decoded(text, limit), tokenizer, special_tokens=True)
+
+
+def _decoded(text: Text, limit: int | None) -> Iterator[str]:
     size = _size(text)
     decode = codecs.getincrementaldecoder("utf-8")().decode
-    rest, first = "", True
     try:
-        for block in _blocks(text, limit):
-            rest += decode(block)
-            cut = _last_word_start(rest)
-            if not cut and len(rest) >= MAX_UNCUT_BLOCKS * BLOCK_BYTES:
-                cut = len(rest)
-            if cut:
-                ids: list[int] = tokenizer.encode(rest[:cut], add_special_tokens=first).ids
-                rest, first = rest[cut:], False
-                yield ids
+        for block in blocks(text, limit):
+            yield decode(block)
         if limit is None or size <= limit:
-            rest += decode(b"", final=True)
+            decode(b"", final=True)  # yields nothing, but fails on half a character
     except UnicodeDecodeError as error:
         raise InvalidText(
             f"the text is not UTF-8: {error.reason} at byte {error.start} of a block",
             field=text.field,
             remedy="Convert it to UTF-8.",
         ) from error
-    if rest:
-        yield tokenizer.encode(rest, add_special_tokens=first).ids
 
 
 def _last_word_start(text: str) -> int:
@@ -164,7 +193,8 @@ def _size(text: Text) -> int:
     return info.size_bytes
 
 
-def _blocks(text: Text, limit: int | None) -> Iterator[bytes]:
+def blocks(text: Text, limit: int | None = None) -> Iterator[bytes]:
+    """The text's bytes, or the first `limit` of them, a block at a time."""
     size = _size(text) if limit is None else min(_size(text), limit)
     for start in range(0, size, BLOCK_BYTES):
         yield bytes(text.store.read(text.key, start, min(BLOCK_BYTES, size - start)))

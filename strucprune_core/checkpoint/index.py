@@ -159,7 +159,7 @@ def _no_weights(sizes: Mapping[str, int]) -> InvalidCheckpoint:
         return InvalidCheckpoint(
             f"the weights are pickled ({shown(pickled[0])}); pickled files can run code and are "
             f"refused",
-            remedy="Convert the model to safetensors and try again.",
+            remedy="Convert the model first: strucprune convert MODEL OUTPUT.",
         )
     return InvalidCheckpoint(
         f"there is neither {SINGLE_FILE} nor {SHARD_INDEX}",

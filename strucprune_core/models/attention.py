@@ -36,7 +36,7 @@ def attend(
     length, shared = query.shape[1], query.shape[2] != key.shape[2]
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     if rotations is not None:
-        query, key = (_rotate_first(x, rotations) for x in (query, key))
+        query, key = (rotate_first(x, rotations) for x in (query, key))
     mask = None if window is None or window >= length else _window(length, window, query.device)
     if soft_cap is None:
         mixed = functional.scaled_dot_product_attention(
@@ -54,7 +54,35 @@ def attend(
     return mixed.transpose(1, 2).flatten(2)
 
 
-def _rotate_first(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+def attend_last(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, soft_cap: float | None
+) -> Tensor:
+    """Attention of the last position to all that are given.
+
+    Args:
+        query: (b, 1, heads, head_dim), rotated.
+        key: (b, kv_heads, n, head_dim), rotated.
+        value: (b, kv_heads, n, head_dim).
+        scale: Attention logits are multiplied by it.
+        soft_cap: Logits z become cap * tanh(z / cap).
+
+    Returns:
+        (b, 1, heads * head_dim).
+    """
+    query = query.transpose(1, 2)
+    if soft_cap is None:
+        shared = query.shape[1] != key.shape[1]
+        mixed = functional.scaled_dot_product_attention(
+            query, key, value, scale=scale, enable_gqa=shared
+        )
+    else:
+        seen = torch.ones(1, key.shape[2], dtype=torch.bool, device=query.device)
+        mixed = _capped(query, key, value, scale, soft_cap, seen)
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def rotate_first(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate as many dimensions of each head as there are angles for; the rest pass."""
     dims = rotations[0].shape[-1]
     if dims == x.shape[-1]:
         return rotate(x, *rotations)

@@ -91,10 +91,17 @@ class Decoder:
         if block.names.query_norm is not None and block.names.key_norm is not None:
             query = normalise(self.config.norm, query, weights, block.names.query_norm)
             key = normalise(self.config.norm, key, weights, block.names.key_norm)
+        mixed = self.mix(block, query, key, value)
+        inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
+        return self._linear(mixed, weights, block.names.attention_output)
+
+    def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention among the n positions, (b, n, heads * head_dim)."""
         rotations = None
         if block.rope is not None:
-            rotations = _rotations(block.rope, self.config.rotary_dims, x.shape[1], x.device)
-        mixed = attend(
+            length, device = query.shape[1], query.device
+            rotations = rotations_of(block.rope, self.config.rotary_dims, length, device)
+        return attend(
             query,
             key,
             value,
@@ -103,8 +110,6 @@ class Decoder:
             soft_cap=self.config.attention_soft_cap,
             window=block.window,
         )
-        inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
-        return self._linear(mixed, weights, block.names.attention_output)
 
     def _query_key_value(
         self, block: LayerConfig, x: Tensor, weights: LayerWeights
@@ -175,9 +180,10 @@ class Decoder:
 
 
 @lru_cache(maxsize=4)
-def _rotations(
+def rotations_of(
     rope: RopeConfig, dims: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the positions from 0, each (length x dims)."""
     return cosines_and_sines(inverse_frequencies(rope, dims).to(device), length)
 
 

@@ -192,6 +192,33 @@ def logits_of_output(stream: ModelStream, output: Tensor) -> Tensor:
     return torch.cat([head.capped(output @ rows.T).cpu() for _, rows in head.tiles()], dim=-1)
 
 
+def sample_tokens(
+    stream: ModelStream, hidden: NDArray[np.float32], generator: np.random.Generator
+) -> NDArray[np.int32]:
+    """Draw the token that follows each position, (n,), from the model's distribution.
+
+    The largest of z + g, g standard Gumbel noise, is a draw from softmax(z) (Gumbel 1954), and the
+    largest can be kept while the tiles pass. g = -log(e) with e standard exponential.
+
+    Args:
+        stream: The model.
+        hidden: Output of the last layer, before the final norm, (n x d).
+        generator: Where the noise comes from.
+    """
+    head = _Head(stream)
+    best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)
+    chosen = torch.zeros(len(hidden), dtype=torch.int64)
+    for first_row, rows in head.tiles():
+        for start, stop in _chunks(len(hidden)):
+            logits = head.logits(hidden[start:stop], rows).cpu()
+            noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
+            score, column = (logits - noise.log_()).max(-1)
+            better = score > best[start:stop]
+            best[start:stop] = torch.where(better, score, best[start:stop])
+            chosen[start:stop] = torch.where(better, first_row + column, chosen[start:stop])
+    return chosen.numpy().astype(np.int32)
+
+
 def _chunks(count: int) -> Iterator[tuple[int, int]]:
     for start in range(0, count, HEAD_CHUNK_TOKENS):
         yield start, min(start + HEAD_CHUNK_TOKENS, count)

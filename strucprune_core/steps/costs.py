@@ -10,6 +10,8 @@ from strucprune_core.units import Unit, probe_groups
 # memory-bound updates of a damage curve run slower than large matrix products.
 OVERHEAD_FLOPS = 1e9
 CURVE_SLOWDOWN = 20.0
+# Tokens that a layer computes on while its weights are read.
+READING_TOKENS = 64
 
 
 def unit_costs(job: Job) -> dict[str, float]:
@@ -19,6 +21,8 @@ def unit_costs(job: Job) -> dict[str, float]:
 
 def _flops(job: Job, unit: Unit) -> float:
     calibration = job.spec.calibration
+    if unit.kind == "tokens" and calibration.source == "self":
+        return _writing_flops(job)
     if unit.kind == "capture":
         tokens = calibration.samples * calibration.sequence_length
         grams = sum(2.0 * width**2 for width in _site_widths(job, unit.index))
@@ -41,6 +45,14 @@ def _flops(job: Job, unit: Unit) -> float:
 def _site_widths(job: Job, layer: int) -> list[int]:
     """Input columns of each of a layer's sites."""
     return [site.structures * site.columns for site in job.sites(layer)]
+
+
+def _writing_flops(job: Job) -> float:
+    """Every token of every sequence once, and no step faster than the weights can be read."""
+    calibration = job.spec.calibration
+    once = sum(_layer_flops_per_token(job, layer) for layer in range(job.config.layers))
+    per_step = max(calibration.samples, READING_TOKENS) * (once + _head_flops(job))
+    return calibration.sequence_length * per_step
 
 
 def _probe_flops(job: Job, unit: Unit) -> float:

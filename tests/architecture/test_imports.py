@@ -32,6 +32,9 @@ NO_TORCH = (
     "strucprune_core.workspace",
     "strucprune_core.storage.open",
     "strucprune_core.storage.s3",
+    "strucprune_core.calibration.jsonl",
+    "strucprune_core.calibration.parquet",
+    "strucprune_core.calibration.tokenizer_config",
     "strucprune_core.checkpoint.index",
     "strucprune_core.models.config",
     "strucprune_core.allocation.threshold",
@@ -128,6 +131,13 @@ def test_boto3_is_one_files_business() -> None:
     }
 
 
+def test_pickles_are_read_by_the_conversion_only() -> None:
+    readers = {user for user, _ in offences(list(sources()), ("pickle",))}
+    assert not readers
+    users = offences(list(sources()), ("strucprune_core.checkpoint.pickled",))
+    assert {user for user, _ in users} == {"strucprune_core.conversion"}
+
+
 def test_the_library_knows_no_service() -> None:
     forbidden = ("api", "worker", "embedded", "celery", "redis", "fastapi")
     assert not offences(modules("strucprune_core"), forbidden)
@@ -172,7 +182,7 @@ def test_there_are_no_circles() -> None:
 def test_importing_the_package_loads_no_torch() -> None:
     code = (
         "import sys, strucprune_core, strucprune_core.cli, strucprune_core.inspection; "
-        "print('torch' in sys.modules)"
+        "print(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

@@ -44,7 +44,9 @@ def pruned(
     return output, result_of(*prune(tiny_model, text_file, output, *more))
 
 
-@pytest.mark.parametrize("command", [[], ["inspect"], ["prune"], ["evaluate"], ["verify"]])
+@pytest.mark.parametrize(
+    "command", [[], ["inspect"], ["convert"], ["prune"], ["evaluate"], ["verify"]]
+)
 def test_help(command: list[str]) -> None:
     result = call(*command, "--help")
     assert result.exit_code == 0

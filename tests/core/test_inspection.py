@@ -131,6 +131,73 @@ def test_a_character_cut_by_the_probe_is_no_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "calibration", "field", "reason"),
+    [
+        ("d.jsonl", '{"body": "x"}\n' * 99, {}, "calibration.uri", "no field 'text'"),
+        ("d.jsonl", "no json\n" * 99, {}, "calibration.uri", "line 1"),
+        ("d.jsonl", '{"text": 3}\n' * 99, {}, "calibration.uri", "a number, not text"),
+        ("d.jsonl", '{"text": "x"}\n', {}, "calibration.uri", "cannot hold"),
+        ("d.jsonl", "\n" * 999, {}, "calibration.uri", "blank lines"),
+        ("d.jsonl", "", {}, "calibration.uri", "empty"),
+        ("d.parquet", "no parquet " * 99, {}, "calibration.uri", "as parquet"),
+        ("d.txt", "no parquet " * 99, {"format": "parquet"}, "calibration.uri", "as parquet"),
+        (None, "", {}, "calibration.uri", "no text"),
+    ],
+)
+def test_bad_documents(
+    body: dict[str, Any],
+    tmp_path: Path,
+    name: str | None,
+    content: str,
+    calibration: dict[str, Any],
+    field: str,
+    reason: str,
+) -> None:
+    path = tmp_path / (name or "gone.jsonl")
+    if name:
+        path.write_text(content)
+    spec = changed(body, calibration={"uri": str(path), **calibration})
+    kind = InvalidText if name else ObjectNotFound
+    assert reason in str(only_issue(spec, kind, field))
+
+
+def test_documents_that_do(body: dict[str, Any], tmp_path: Path) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet as pq
+
+    (tmp_path / "d.jsonl").write_text(json.dumps({"body": "word " * 200}) + "\n")
+    pq.write_table(pa.table({"body": ["word " * 200]}), tmp_path / "d.parquet")
+    for name in ("d.jsonl", "d.parquet"):
+        calibration = {"uri": str(tmp_path / name), "field": "body"}
+        facts = inspect_job(changed(body, calibration=calibration), open_store)
+        assert facts.calibration_bytes == (tmp_path / name).stat().st_size
+        spec = changed(body, calibration={"uri": str(tmp_path / name)})
+        where = "calibration.uri" if name == "d.jsonl" else "calibration.field"
+        assert "'body'" in str(only_issue(spec, InvalidText, where))
+
+
+def test_conversations_need_a_chat_template(body: dict[str, Any], tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "hello"}]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    calibration = {"uri": str(tmp_path / "d.jsonl"), "chat_template": True}
+    spec = changed(body, calibration=calibration)
+    only_issue(spec, InvalidSpec, "calibration.chat_template")
+    model = tmp_path / "model"
+    shutil.copytree(body["model"]["uri"], model)
+    # It is not run here, so that it is endless does no harm.
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (model / "chat_template.jinja").write_text(endless)
+    spec = changed(body, model={"uri": str(model)}, calibration=calibration)
+    assert inspect_job(spec, open_store).calibration_bytes
+
+
+def test_a_model_that_writes_its_own_text(body: dict[str, Any]) -> None:
+    spec = JobSpec.model_validate({**body, "calibration": {"source": "self", "samples": 4}})
+    assert inspect_job(spec, open_store).calibration_bytes is None
+    assert job_issues(spec, open_store) == []
+
+
+@pytest.mark.parametrize(
     ("pruning", "reachable"),
     [
         ({"sparsity": 0.95}, "0.901"),

@@ -1,4 +1,4 @@
-"""The specification on its way through JSON: what is accepted can be journalled and read again."""
+"""The specification: what it accepts, and its way through JSON."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import CalibrationSpec, JobSpec
 
 
 def body(**evaluation: Any) -> dict[str, Any]:
@@ -34,3 +34,76 @@ def test_numbers_are_finite(number: str) -> None:
         JobSpec.model_validate_json(text)
     with pytest.raises(ValidationError, match="max_perplexity_ratio"):
         JobSpec.model_validate(json.loads(text))
+
+
+def calibration(**fields: Any) -> CalibrationSpec:
+    return CalibrationSpec.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"uri": "a.txt"}, "text"),
+        ({"uri": "s3://bucket/no-name"}, "text"),
+        ({"uri": "s3://bucket/a.b/c"}, "text"),
+        ({"uri": "s3://bucket/a.JSONL"}, "jsonl"),
+        ({"uri": "a.ndjson"}, "jsonl"),
+        ({"uri": "a.json"}, "jsonl"),
+        ({"uri": "train-00000-of-00001.parquet"}, "parquet"),
+        ({"uri": "a.parquet", "format": "text"}, "text"),
+        ({"uri": "a", "format": "jsonl"}, "jsonl"),
+    ],
+)
+def test_the_format(fields: dict[str, Any], expected: str) -> None:
+    assert calibration(**fields).file_format == expected
+
+
+def test_the_field() -> None:
+    assert calibration(uri="a.jsonl").document_field == "text"
+    assert calibration(uri="a.jsonl", chat_template=True).document_field == "messages"
+    assert calibration(uri="a.jsonl", chat_template=True, field="talk").document_field == "talk"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "uri is missing"),
+        ({"source": "file"}, "uri is missing"),
+        ({"source": "self", "uri": "a.txt"}, "source 'self' reads no file; leave out uri"),
+        ({"source": "self", "chat_template": True}, "leave out chat_template"),
+        ({"source": "self", "field": "x", "format": "jsonl"}, "leave out field, format"),
+        ({"uri": "a.txt", "chat_template": True}, "chat_template needs documents with fields"),
+        ({"uri": "a.txt", "field": "x"}, "field needs documents with fields"),
+        ({"uri": "a.jsonl", "format": "xml"}, "Input should be"),
+        ({"uri": "a.jsonl", "field": ""}, "at least 1 character"),
+        ({"source": "web"}, "Input should be"),
+    ],
+)
+def test_what_does_not_fit(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        calibration(**fields)
+
+
+def test_self_with_its_defaults_spelled_out() -> None:
+    body = calibration(source="self").model_dump()
+    assert calibration(**body) == calibration(source="self")
+
+
+def test_what_is_read_belongs_to_the_fingerprint() -> None:
+    def fingerprint(**fields: Any) -> str:
+        job = {
+            "model": {"uri": "m"},
+            "output": {"uri_prefix": "o"},
+            "pruning": {"sparsity": 0.3},
+            "calibration": fields,
+        }
+        return JobSpec.model_validate(job).result_fingerprint()
+
+    prints = {
+        fingerprint(uri="a.jsonl"),
+        fingerprint(uri="a.jsonl", field="body"),
+        fingerprint(uri="a.jsonl", chat_template=True),
+        fingerprint(uri="a.jsonl", format="text"),
+        fingerprint(source="self"),
+    }
+    assert len(prints) == 5

@@ -23,6 +23,7 @@ from strucprune_core.calibration.text import (
 )
 from strucprune_core.errors import InvalidCheckpoint, InvalidText
 from strucprune_core.storage.local import LocalStore
+from tests.core.calibration.stored import stored, words
 from tests.support.text import make_text
 
 # How Llama 3's tokenizer splits: a line's end belongs to the punctuation before it.
@@ -59,12 +60,6 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     split = pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     return trained(pre_tokenizers.Sequence([split, byte_level]))
-
-
-def stored(directory: Path, content: str | bytes) -> Text:
-    data = content.encode() if isinstance(content, str) else content
-    (directory / "text.txt").write_bytes(data)
-    return Text(LocalStore(directory), "text.txt", "calibration.uri")
 
 
 def whole(tokenizer: Tokenizer, content: str) -> list[int]:
@@ -156,24 +151,17 @@ def test_the_seed_decides(tmp_path: Path, tokenizer: Tokenizer) -> None:
 def test_any_draw_lies_inside_the_text(
     tmp_path_factory: pytest.TempPathFactory, seed: int, samples: int, length: int
 ) -> None:
-    words = trained_on_words()
     text = stored(tmp_path_factory.mktemp("text"), " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, words, samples, length, seed)
+    windows = calibration_windows(text, words(), samples, length, seed)
     steps = np.diff(windows, axis=1)
     assert (steps == 1).all()  # word i is token i
     starts = np.sort(windows[:, 0])
     assert (np.diff(starts) >= length).all()
 
 
-def trained_on_words() -> Tokenizer:
-    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(500)}, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    return tokenizer
-
-
 def test_exactly_enough_tokens_do(tmp_path: Path) -> None:
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, trained_on_words(), 10, 50, 3)
+    windows = calibration_windows(text, words(), 10, 50, 3)
     assert sorted(windows.flatten().tolist()) == list(range(500))
 
 
@@ -183,7 +171,7 @@ def test_calibration_reads_no_more_than_it_needs(
     monkeypatch.setattr(module, "CALIBRATION_TEXT_BYTES", 1000)
     monkeypatch.setattr(module, "BLOCK_BYTES", 64)
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, trained_on_words(), 5, 10, 0)
+    windows = calibration_windows(text, words(), 5, 10, 0)
     assert windows.max() <= 1000 / len("w10 ")
 
 
@@ -191,7 +179,7 @@ def test_calibration_reads_no_more_than_it_needs(
 def test_too_short_says_by_how_much(tmp_path: Path, draw: Callable[..., object]) -> None:
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
     with pytest.raises(InvalidText, match=r"500 tokens; 11 sequences of 50 need 550") as caught:
-        draw(text, trained_on_words(), 11, 50)
+        draw(text, words(), 11, 50)
     assert caught.value.field == "calibration.uri"
     assert caught.value.remedy
 
@@ -203,23 +191,22 @@ def test_text_that_is_not_utf8_is_refused(
 ) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
     text = stored(tmp_path, b"w1 w2 w3 w4 w5 " + bad)
-    words = trained_on_words()
     with pytest.raises(InvalidText, match="not UTF-8") as caught:
-        calibration_windows(text, words, 1, 2, 0)
+        calibration_windows(text, words(), 1, 2, 0)
     assert caught.value.field == "calibration.uri"
     with pytest.raises(InvalidText, match="not UTF-8"):
-        evaluation_windows(text, words, 1, 50)
+        evaluation_windows(text, words(), 1, 50)
 
 
 def test_an_empty_text_is_too_short(tmp_path: Path) -> None:
     with pytest.raises(InvalidText, match="0 tokens"):
-        evaluation_windows(stored(tmp_path, ""), trained_on_words(), 1, 2)
+        evaluation_windows(stored(tmp_path, ""), words(), 1, 2)
 
 
 def test_a_text_that_vanished(tmp_path: Path) -> None:
     text = Text(LocalStore(tmp_path), "gone.txt", "evaluation.uri")
     with pytest.raises(InvalidText, match=r"gone\.txt") as caught:
-        evaluation_windows(text, trained_on_words(), 1, 2)
+        evaluation_windows(text, words(), 1, 2)
     assert caught.value.field == "evaluation.uri"
 
 

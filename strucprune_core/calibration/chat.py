@@ -1,0 +1,76 @@
+"""Conversations to text, by the chat template that belongs to the model.
+
+A template is a program from a stranger. transformers renders it in Jinja's immutable sandbox, where
+it reaches no Python object but the conversation; what it can still do is take time and memory, like
+everything in a job, and the solve process is watched for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tokenizers import Tokenizer
+
+from strucprune_core.calibration.records import MAX_RECORD_BYTES, SHAPE, Record, bad_record
+from strucprune_core.calibration.text import Text
+from strucprune_core.checkpoint.hostile_json import shown
+
+# Some templates (Llama 3's) write today's date unless they are given one: a job must not end with
+# other bytes tomorrow. This is the date that those templates themselves fall back to.
+FIXED_DATE = "26 Jul 2024"
+
+
+class ChatRenderer:
+    """Writes conversations out as the model expects them."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, template: str, special_tokens: Mapping[str, str]
+    ) -> None:
+        # transformers takes seconds to import: only where it is needed.
+        from transformers import PreTrainedTokenizerFast
+
+        self._template = template
+        self._tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, **dict(special_tokens)
+        )
+
+    def render(self, text: Text, record: Record) -> str:
+        """One conversation as text, its special tokens included.
+
+        Raises:
+            InvalidText: the record is no conversation, or the template refuses it.
+        """
+        messages = _messages(text, record)
+        try:
+            written = self._tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, date_string=FIXED_DATE
+            )
+        except MemoryError:
+            raise
+        except Exception as error:  # a stranger's program may raise anything
+            raise bad_record(
+                text,
+                record.where,
+                f"is refused by the model's chat template: {shown(str(error), 300)}",
+                "Check that roles and their order are those that the model knows.",
+            ) from error
+        if not isinstance(written, str) or len(written) > MAX_RECORD_BYTES:
+            raise bad_record(
+                text,
+                record.where,
+                f"becomes more than {MAX_RECORD_BYTES:,} characters in the model's chat template",
+                "Check the template.",
+            )
+        return written
+
+
+def _messages(text: Text, record: Record) -> list[dict[str, object]]:
+    value = record.value
+    if not isinstance(value, list) or not value:
+        raise bad_record(text, record.where, "holds no messages", SHAPE)
+    for message in value:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise bad_record(
+                text, record.where, f"has the message {shown(message)} without a role", SHAPE
+            )
+    return value

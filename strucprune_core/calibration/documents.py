@@ -1,0 +1,132 @@
+"""Documents to one stream of tokens: each tokenised on its own, the end-of-text token after it.
+
+This is how models are trained (documents packed back to back), so windows of the stream look like
+what the model has seen: most begin inside a document, and long ones may hold the end of one and the
+beginning of the next. Conversations carry their own ends, written by the chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from strucprune_core.calibration import text as plain
+from strucprune_core.calibration.chat import ChatRenderer
+from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.parquet import parquet_records
+from strucprune_core.calibration.records import Record, bad_record, check_kind
+from strucprune_core.calibration.text import Text, encode_pieces
+from strucprune_core.calibration.tokenizer_config import TokenizerConfig
+from strucprune_core.spec import FileFormat
+
+
+def read_records(text: Text, file_format: FileFormat, field: str) -> Iterator[Record]:
+    """The field of every record of a JSON lines or parquet file."""
+    return (parquet_records if file_format == "parquet" else jsonl_records)(text, field)
+
+
+def end_of_text(
+    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+) -> int | None:
+    """Id of the token that ends a document, None if the model names none.
+
+    The tokenizer's `eos_token` if it has one, else the (first) `eos_token_id` of config.json.
+    """
+    return _named_token("eos_token", tokenizer, settings, config)
+
+
+def start_of_text(
+    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+) -> int | None:
+    """Id of the token that a text begins after, None if the model names none.
+
+    The beginning-of-sequence token, or for models trained without one the end of the text before.
+    """
+    token = _named_token("bos_token", tokenizer, settings, config)
+    return end_of_text(tokenizer, settings, config) if token is None else token
+
+
+def _named_token(
+    name: str, tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+) -> int | None:
+    text = settings.special_tokens.get(name)
+    if text is not None:
+        found: int | None = tokenizer.token_to_id(text)
+        if found is not None:
+            return found
+    token = config.get(f"{name}_id")
+    if isinstance(token, list):
+        token = token[0] if token else None
+    known = type(token) is int and 0 <= token < tokenizer.get_vocab_size()
+    return token if known else None
+
+
+def document_tokens(
+    text: Text,
+    records: Iterator[Record],
+    tokenizer: Tokenizer,
+    *,
+    end: int | None = None,
+    chat: ChatRenderer | None = None,
+    seen: Callable[[bytes], None] = lambda data: None,
+) -> Iterator[list[int]]:
+    """Token ids, document after document; null and empty ones are passed over.
+
+    Args:
+        text: The file, for messages.
+        records: Its records.
+        tokenizer: The model's.
+        end: Put after each document, unless the tokenizer put it there. Not after conversations.
+        chat: Records are conversations, to be rendered by it.
+        seen: Told the bytes of each document: what a digest is computed of.
+
+    Raises:
+        InvalidText: a record is not what was announced.
+    """
+    left = plain.CALIBRATION_TEXT_BYTES
+    for record in records:
+        document = _document(text, record, chat)
+        if not document:
+            continue
+        data = _encoded(text, record, document)
+        seen(data + b"\0")
+        last = None
+        for ids in _encode(document, tokenizer, special_tokens=chat is None):
+            yield ids
+            last = ids[-1] if ids else last
+        if chat is None and end is not None and last != end:
+            yield [end]
+        left -= len(data)
+        if left <= 0:
+            return
+
+
+def _document(text: Text, record: Record, chat: ChatRenderer | None) -> str:
+    check_kind(text, record, conversations=chat is not None)
+    if record.value is None:
+        return ""
+    return str(record.value) if chat is None else chat.render(text, record)
+
+
+def _encoded(text: Text, record: Record, document: str) -> bytes:
+    try:
+        return document.encode("utf-8")
+    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+        raise bad_record(
+            text,
+            record.where,
+            f"holds text that is not Unicode: {error.reason}",
+            "Write such characters as UTF-8, not as single surrogates.",
+        ) from error
+
+
+def _encode(document: str, tokenizer: Tokenizer, *, special_tokens: bool) -> Iterator[list[int]]:
+    """Token ids of one document; a long one goes in pieces, so that memory stays bounded."""
+    step = plain.BLOCK_BYTES
+    if len(document) <= step:
+        yield tokenizer.encode(document, add_special_tokens=special_tokens).ids
+        return
+    pieces = (document[start : start + step] for start in range(0, len(document), step))
+    yield from encode_pieces(pieces, tokenizer, special_tokens=special_tokens)

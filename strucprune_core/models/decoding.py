@@ -1,0 +1,187 @@
+"""Text that the model writes itself, streamed: one decoder layer resident, all sequences at once.
+
+Every step adds one token to every sequence. Keys and values of the tokens so far lie in a mapped
+scratch file, so that a step costs one token's work per sequence, and memory holds one layer and the
+keys and values of a few sequences. The price is reading: the weights are read once per step, so
+`length` times in all. A model that fits the page cache is read at memory speed, a larger one at the
+disk's. Disk: 2 * layers * sequences * length * kv_heads * head_dim * 4 bytes.
+
+Calibrating on it is the idea of Williams, Chrysostomou & Aletras 2024 (arXiv 2410.17170). Tokens
+are drawn from the model's own distribution, at temperature 1 and with nothing cut off. A sequence
+that ends goes on with the next text, as in the packed documents that models are trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.errors import StorageUnavailable
+from strucprune_core.models.attention import attend_last, rotate_first
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.decoder import Decoder, rotations_of
+from strucprune_core.models.forward import Tick
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import sample_tokens
+
+# Sequences that pass a layer together: bounded in number, and by the keys and values they bring.
+# Not a setting, because other groups round otherwise and so end in other text.
+_MAX_GROUP = 256
+_GROUP_CACHE_BYTES = 64 << 20
+_FP32_BYTES = 4
+
+
+@torch.inference_mode()
+def generate(
+    stream: ModelStream,
+    first: NDArray[np.int32],
+    length: int,
+    seed: int,
+    scratch: Path,
+    tick: Tick = lambda: None,
+) -> NDArray[np.int32]:
+    """Continue sequences of one token each, (sequences,), to (sequences x length).
+
+    Args:
+        stream: The model.
+        first: The first token of each sequence.
+        length: Tokens per sequence, the first included.
+        seed: Seed of the draw; the same seed gives the same text on the same machine.
+        scratch: Directory for keys and values.
+        tick: Called after each layer of each step: `layers * (length - 1)` times.
+
+    Raises:
+        StorageUnavailable: the scratch directory has no room.
+    """
+    tokens = np.empty((len(first), length), dtype=np.int32)
+    tokens[:, 0] = first
+    generator = np.random.Generator(np.random.PCG64(seed))
+    with key_value_cache(scratch, stream.config, len(first), length) as cache:
+        for position in range(length - 1):
+            hidden = step(stream, tokens[:, position], position, cache, tick)
+            tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
+    return tokens
+
+
+def step(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    position: int,
+    cache: NDArray[np.float32],
+    tick: Tick = lambda: None,
+) -> NDArray[np.float32]:
+    """Push the token at `position` of every sequence through all layers, extending the cache.
+
+    Returns:
+        Output of the last layer, before the final norm, (sequences x d).
+    """
+    config = stream.config
+    hidden = _embed(stream, tokens, position)
+    group = _group(config, cache.shape[-2])
+    for layer in range(config.layers):
+        weights = stream.layer(layer)
+        for start in range(0, len(tokens), group):
+            part = slice(start, start + group)
+            decoder = _Continuing(config, torch.from_numpy(cache[layer, :, part]), position)
+            x = torch.from_numpy(hidden[part, None]).to(stream.device)
+            trace = decoder.forward_layer(config.blocks[layer], x, weights)
+            hidden[part] = trace.hidden[:, 0].cpu().numpy()
+        tick()
+    return hidden
+
+
+def cache_bytes(config: ModelConfig, sequences: int, length: int) -> int:
+    """Disk space of the keys and values."""
+    per_layer = 2 * sequences * length * _kv_heads(config) * config.head_dim * _FP32_BYTES
+    return config.layers * per_layer
+
+
+def _kv_heads(config: ModelConfig) -> int:
+    """Key-value heads of the layer that has most."""
+    return max(block.kv_heads for block in config.blocks)
+
+
+@contextlib.contextmanager
+def key_value_cache(
+    directory: Path, config: ModelConfig, sequences: int, length: int
+) -> Iterator[NDArray[np.float32]]:
+    """A mapped scratch file, (layers x 2 x sequences x kv_heads x length x head_dim).
+
+    Raises:
+        StorageUnavailable: there is no room. It is reserved here, since a mapped page that finds
+            the disk full later would kill the process.
+    """
+    size = cache_bytes(config, sequences, length)
+    shape = (config.layers, 2, sequences, _kv_heads(config), length, config.head_dim)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        path = Path(folder) / "cache"
+        try:
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{size:,} bytes for keys and values do not fit in {directory}: {error.strerror}",
+                field="calibration.samples",
+                remedy="Free space there, or ask for fewer or shorter sequences.",
+            ) from error
+        yield np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+
+
+def _group(config: ModelConfig, length: int) -> int:
+    per_sequence = 2 * _kv_heads(config) * config.head_dim * length * _FP32_BYTES
+    return max(1, min(_MAX_GROUP, _GROUP_CACHE_BYTES // per_sequence))
+
+
+def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDArray[np.float32]:
+    """The first layer's input for a few tokens, each read by itself: the table is large."""
+    config, names = stream.config, stream.config.names
+    rows = torch.empty(len(tokens), config.embedding_size)
+    for token in np.unique(tokens).tolist():
+        row = stream.source.rows(names.embedding, token, token + 1, dtype=torch.float32)
+        rows[torch.from_numpy(tokens == token)] = row * config.embedding_scale
+    if names.project_in is not None:
+        rows = rows @ stream.tensor(names.project_in).cpu().T
+    if names.positions is not None:
+        at = position + config.position_offset
+        rows = rows + stream.source.rows(names.positions, at, at + 1, dtype=torch.float32)
+    hidden: NDArray[np.float32] = rows.numpy()
+    return hidden
+
+
+class _Continuing(Decoder):
+    """The decoder for one new token per sequence, whose attention sees the cached ones as well."""
+
+    def __init__(self, config: ModelConfig, cache: Tensor, position: int) -> None:
+        super().__init__(config)
+        self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
+
+    def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of the new position to itself and all before, (b, 1, heads * head_dim)."""
+        at, config = self._position, self.config
+        if block.rope is not None:
+            rotations = rotations_of(
+                block.rope, config.rotary_dims, self._cache.shape[-2], query.device
+            )
+            here = (rotations[0][at : at + 1], rotations[1][at : at + 1])
+            query, key = (
+                rotate_first(x.transpose(1, 2), here).transpose(1, 2) for x in (query, key)
+            )
+        self._cache[0, :, : block.kv_heads, at] = key[:, 0].cpu()
+        self._cache[1, :, : block.kv_heads, at] = value[:, 0].cpu()
+        first = 0 if block.window is None else max(0, at + 1 - block.window)
+        seen = self._cache[:, :, : block.kv_heads, first : at + 1].to(query.device)
+        return attend_last(
+            query,
+            seen[0],
+            seen[1],
+            scale=config.attention_scale,
+            soft_cap=config.attention_soft_cap,
+        )
