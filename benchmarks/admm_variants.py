@@ -9,7 +9,9 @@ are kept in `--work` and used again. The calibration text behind the figures in 
 validation split of WikiText-2 in its tokenised form; its `<unk>` marks are deleted.
 
 Parts: `variants` (every setting of ADMM at one sparsity), `supports` (OBS by block size and
-damping, the best settings of ADMM, exchanges) and `recovery`.
+damping, better settings of ADMM, exchanges) and `recovery`. `--damping` is that of the objective
+by which supports are chosen (OBS's own if not given); weights always come from the ridge with the
+damping that a job would use.
 """
 
 from __future__ import annotations
@@ -134,6 +136,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--layers", type=int, nargs="+", default=[1, 5, 10, 15, 20, 25, 29])
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.2, 0.3, 0.5])
     parser.add_argument("--parts", nargs="+", default=list(_PARTS), choices=list(_PARTS))
+    parser.add_argument(
+        "--damping",
+        type=float,
+        default=HESSIAN_DAMPING,
+        help="of the objective that supports are chosen by; the ridge has its own",
+    )
     parser.add_argument("--steps", type=int, nargs="+", default=[80, 150])
     parser.add_argument("--max-iterations", type=int, default=40)
     parser.add_argument("--delete-mark", default="<unk>", help="deleted from the calibration text")
@@ -216,11 +224,14 @@ def _ffn(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
 class Bench:
     """One layer at one sparsity: the OBS baseline, and others measured against it."""
 
-    def __init__(self, number: int, layer: Layer, sparsity: float, order: Tensor) -> None:
+    def __init__(
+        self, number: int, layer: Layer, sparsity: float, order: Tensor, damping: float
+    ) -> None:
         self.number, self.layer, self.sparsity = number, layer, sparsity
+        self.damping = damping
         self.keep = len(order) - round(sparsity * len(order))
         self.obs = self.kept(order)
-        self.problem = LayerProblem.of(layer.gram, layer.down, DAMPING)
+        self.problem = LayerProblem.of(layer.gram, layer.down, damping)
         self._choosing = layer.activations(CHOOSE_ROWS)
         self._testing = layer.activations(TEST_ROWS)
         self._baseline = self.test_error(self.obs)
@@ -271,7 +282,7 @@ class Bench:
             self.layer.gram,
             self.layer.down,
             self.keep,
-            DAMPING,
+            self.damping,
             start=self.obs if warm else None,
             options=options,
         )
@@ -290,7 +301,7 @@ def _benches(options: argparse.Namespace, sparsities: list[float]) -> Iterator[B
         layer = _load(options, number)
         order = damage_curve(layer.gram, layer.down).order
         for sparsity in sparsities:
-            yield Bench(number, layer, sparsity, order)
+            yield Bench(number, layer, sparsity, order, options.damping)
 
 
 def _variants(options: argparse.Namespace) -> list[dict[str, object]]:
@@ -320,62 +331,53 @@ def _variants(options: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def _supports(options: argparse.Namespace) -> list[dict[str, object]]:
-    """OBS by block size and damping, exchanges, and ADMM near the metric's natural r."""
+    """OBS by block size and damping, exchanges, and the better settings of ADMM."""
     outcomes: list[Outcome] = []
     for number in options.layers:
         layer = _load(options, number)
         curves = _curves(layer)
+        baseline = next(iter(curves.values()))[0]
         for sparsity in options.sparsity:
-            bench = Bench(number, layer, sparsity, curves["OBS, blocks of 16"][0])
+            bench = Bench(number, layer, sparsity, baseline, options.damping)
             for name, (order, seconds) in curves.items():
                 outcomes.append(bench.outcome(name, bench.kept(order), seconds))
-            outcomes += _refinements(bench, bench.kept(curves["OBS, blocks of 1, damped"][0]))
+            outcomes += _refinements(bench)
         print(f"layer {number} done", file=sys.stderr, flush=True)
     return _table(outcomes)
 
 
 def _curves(layer: Layer) -> dict[str, tuple[Tensor, float]]:
-    """Orders of removal, and the seconds they took."""
-    strong = layer.gram.double()
-    strong.diagonal().add_((DAMPING - HESSIAN_DAMPING) * float(strong.diagonal().mean()))
-    wanted: dict[str, tuple[Tensor, int]] = {
-        f"OBS, blocks of {block}": (layer.gram, block) for block in (16, 4, 1)
-    }
-    wanted |= {f"OBS, blocks of {block}, damped": (strong, block) for block in (16, 1)}
+    """Orders of removal, and the seconds they took; the baseline first."""
     curves: dict[str, tuple[Tensor, float]] = {}
-    for name, (gram, block) in wanted.items():
+    wanted = [(16, HESSIAN_DAMPING), (4, HESSIAN_DAMPING), (1, HESSIAN_DAMPING)]
+    for block, damping in [*wanted, (16, 0.03), (16, 0.1), (16, DAMPING)]:
+        gram = layer.gram.to(torch.float64, copy=True)
+        gram.diagonal().add_((damping - HESSIAN_DAMPING) * float(gram.diagonal().mean()))
         began = time.perf_counter()
         order = damage_curve(gram, layer.down, block).order
-        curves[name] = order, time.perf_counter() - began
+        curves[f"OBS, blocks of {block}, damping {damping:g}"] = order, time.perf_counter() - began
     energy = layer.gram.diagonal() * layer.down.square().sum(0)
     curves["Wanda"] = energy.argsort(), 0.0
     return curves
 
 
-def _refinements(bench: Bench, damped: Tensor) -> list[Outcome]:
-    outcomes = []
-    for name, start in (("OBS", bench.obs), ("OBS damped", damped)):
-        began = time.perf_counter()
-        result = swap_groups(bench.problem, start)
-        outcomes.append(
-            bench.outcome(
-                f"exchanges from {name}",
-                result.groups,
-                time.perf_counter() - began,
-                iterations=result.evaluations,
-                status="local optimum" if result.local_optimum else "limit",
-            )
+def _refinements(bench: Bench) -> list[Outcome]:
+    began = time.perf_counter()
+    result = swap_groups(bench.problem, bench.obs)
+    status = "local optimum" if result.local_optimum else "limit"
+    seconds = time.perf_counter() - began
+    exchanged = bench.outcome(
+        "exchanges", result.groups, seconds, iterations=result.evaluations, status=status
+    )
+    rules: list[tuple[RhoRule, float]] = [("fixed", 0.3), ("growing", 0.1), ("growing", 0.5)]
+    return [exchanged] + [
+        bench.admm(
+            f"ADMM metric {rule} {rho:g} warm",
+            AdmmOptions(rho=rho, rho_rule=rule, patience=6),
+            warm=True,
         )
-    rules: list[tuple[RhoRule, float]] = [
-        ("fixed", 0.2),
-        ("fixed", 0.5),
-        ("growing", 0.1),
-        ("growing", 0.3),
+        for rule, rho in rules
     ]
-    for rule, rho in rules:
-        settings = AdmmOptions(rho=rho, rho_rule=rule)
-        outcomes.append(bench.admm(f"ADMM metric {rule} {rho:g} warm", settings, warm=True))
-    return outcomes
 
 
 def _table(outcomes: list[Outcome]) -> list[dict[str, object]]:

@@ -7,7 +7,9 @@
     U <- U + W - Z                               scaled dual: r U is the multiplier of W = Z
 
 (Boyd et al. 2011, "Distributed Optimization and Statistical Learning via ADMM", sections 3.1.1 and
-9.1.) H = G + g I with g = damping * mean(diag G), so the solution on a fixed support is `ridge`'s.
+9.1.) H = G + g I with g = damping * mean(diag G). With `ridge`'s damping the solution on a fixed
+support is `ridge`'s; but then removing W0_j is charged g ||W0_j||^2, which the outputs never see. A
+support is better chosen with OBS's small damping, and repaired with `ridge`'s.
 
 The set of Z is not convex: ADMM is a heuristic, here for the *support* only. Three things follow.
 The weights come from `ridge` on the support. Every new support is priced by its exact optimum,
@@ -151,7 +153,7 @@ def admm(
         gram: G, (f x f), any float dtype; computed on in float64.
         weight: W0, (d x f), any float dtype.
         keep: Groups to keep, k, in [1, f / group_size].
-        damping: Ridge relative to mean(diag G), > 0: the one that `ridge` is going to use.
+        damping: Ridge of the objective relative to mean(diag G), > 0; see the module's docstring.
         start: Support to start from, (k,) group indices; None starts from W0.
         group_size: Columns of a group: 1 for FFN channels, head_dim (or a multiple) for attention.
         options: How to iterate.
