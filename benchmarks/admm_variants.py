@@ -36,9 +36,9 @@ from strucprune_core.calibration.statistics import GramAccumulator, token_weight
 from strucprune_core.calibration.text import Text, calibration_windows, load_tokenizer
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.models.config import parse_config
-from strucprune_core.models.families import adapter_for
-from strucprune_core.models.forward import micro_batches, run_layer
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.solver.admm import AdmmOptions, Ranking, RhoRule, admm, choose_support
@@ -52,7 +52,7 @@ from strucprune_core.storage.open import open_store
 TRAIN, CHOOSE, TEST, LENGTH = 30, 2, 8, 512  # Sequences, and tokens of each.
 DAMPING = default_damping(TRAIN * LENGTH)
 ROLES = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
-NORM = "post_attention_layernorm.weight"
+NORM = "post_attention_layernorm"
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ def _collect(options: argparse.Namespace) -> None:
     if not wanted:
         return
     index = open_checkpoint(open_store(str(options.model)))
-    adapter = adapter_for(parse_config(index.config))
-    stream = ModelStream(adapter, TensorReader(index), torch.device("cpu"))
+    config = parse_config(index.config)
+    stream = ModelStream(config, TensorReader(index), torch.device("cpu"))
     text = options.work / "calibration.txt"
     raw = options.calibration.read_text(encoding="utf-8")
     text.write_text(raw.replace(options.delete_mark, ""), encoding="utf-8")
@@ -170,28 +170,31 @@ def _collect(options: argparse.Namespace) -> None:
         LENGTH,
         seed=0,
     )
-    d = adapter.config.hidden_size
+    d = config.hidden_size
     hidden = np.empty((*windows.shape, d), dtype=np.float32)
     embed(stream, windows, hidden)
     for layer in range(max(wanted) + 1):
         weights = stream.layer(layer)
-        width = adapter.config.intermediate_sizes[layer]
-        gram, inputs, scales = GramAccumulator(width, stream.device), [], []
+        width = config.intermediate_sizes[layer]
+        gram, total_weight = GramAccumulator(width, stream.device), 0.0
+        inputs, scales = [], []
         for batch in micro_batches(len(windows), LENGTH, 2 * LENGTH):
-            trace = run_layer(stream, weights, hidden[batch])
+            trace = stream.run_layer(layer, weights, hidden[batch])
             hidden[batch] = trace.hidden.numpy()
             if layer in wanted:
                 outputs = trace.hidden.reshape(-1, d)
-                activations = trace.activations.reshape(-1, width)
+                activations = trace.inputs["ffn"].rows
+                per_token = token_weights(outputs)
                 if batch.stop <= TRAIN:
-                    gram.add(activations, outputs)
+                    gram.add(activations, per_token)
+                    total_weight += float(per_token.sum(dtype=torch.float64))
                 before = outputs - activations @ weights[ROLES["down"]].T
-                inputs.append(adapter.normalise(before, weights[NORM]).numpy())
-                scales.append(token_weights(outputs).numpy())
+                inputs.append(normalise(config.norm, before, weights, NORM).numpy())
+                scales.append(per_token.numpy())
         if layer in wanted:
             scale = np.concatenate(scales)
             arrays = {name: weights[role].numpy() for name, role in ROLES.items()}
-            arrays["gram"] = gram.gram().numpy()
+            arrays["gram"] = gram.gram(total_weight).numpy()
             arrays["inputs"] = np.concatenate(inputs)
             arrays["token_weights"] = scale / scale[TRAIN_ROWS].mean()
             np.savez(_file(options, layer), allow_pickle=False, **arrays)

@@ -37,6 +37,7 @@ from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.recover import recover, replay
 from strucprune_core.steps.report import load_report, report
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
@@ -56,6 +57,8 @@ STEPS: dict[str, Step] = {
     "probe": probe,
     "allocate": allocate,
     "solve": solve,
+    "replay": replay,
+    "recover": recover,
     "assemble": assemble,
     "evaluate": evaluate,
     "verify": verify,
@@ -194,4 +197,4 @@ def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
 
 
 def _layer_of(unit: Unit) -> int | None:
-    return unit.index if unit.kind in ("capture", "curve", "solve") else None
+    return unit.index if unit.kind in ("capture", "curve", "solve", "recover") else None

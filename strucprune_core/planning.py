@@ -25,7 +25,7 @@ class PlannedSite:
 def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
     """All sites that a job prunes, layer by layer."""
     return [
-        PlannedSite(layer, site, _rule(site, pruning))
+        PlannedSite(layer, site, _rule(layer, site, pruning))
         for layer in range(config.layers)
         for site in sites(config, layer, pruning.structures)
     ]
@@ -44,7 +44,8 @@ def pruned_config(
     )
 
 
-def _rule(site: Site, pruning: PruningSpec) -> WidthRule:
+def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:
     """Heads keep no multiple of a hardware tile: a head is one."""
     multiple = pruning.multiple_of if site.columns == 1 else site.lockstep
-    return WidthRule(pruning.min_keep_fraction, multiple)
+    most = min(pruning.max_layer_sparsity, pruning.max_sparsity_by_layer.get(layer, 1.0))
+    return WidthRule(max(pruning.min_keep_fraction, 1.0 - most), multiple)

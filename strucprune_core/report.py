@@ -84,6 +84,19 @@ class SiteReport(_Part):
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    admm_status: str | None = Field(default=None, description="How ADMM ended; null: not used.")
+    admm_iterations: int | None = None
+    admm_taken: bool | None = Field(
+        default=None, description="Whether its support was better on held-out tokens."
+    )
+
+
+class RecoveryReport(_Part):
+    """Training of one layer: relative error of its output on held-out tokens."""
+
+    status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
+    error_before: float
+    error_after: float | None = Field(description="Null if training diverged.")
 
 
 class LayerReport(_Part):
@@ -97,6 +110,7 @@ class LayerReport(_Part):
     kv_heads_before: int
     kv_heads_after: int
     sites: list[SiteReport]
+    recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
     energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(

@@ -30,6 +30,9 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
 class _Strict(BaseModel):
     # Finite: JSON has no infinity, so a journalled one could not be read again.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -45,6 +48,18 @@ class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must hold nothing yet."""
 
     uri_prefix: Uri
+
+
+class RecoverySpec(_Strict):
+    """Training of each pruned layer towards the dense one's outputs (see `solver.recovery`)."""
+
+    steps: int = Field(default=100, ge=1, le=10_000, description="Steps of Adam per layer.")
+    mode: Literal["parallel", "sequential"] = Field(
+        default="sequential",
+        description="What a layer sees: `parallel` the dense model's hidden states, so that layers "
+        "do not depend on each other; `sequential` those of the layers pruned before it, whose "
+        "errors it makes good.",
+    )
 
 
 class PruningSpec(_Strict):
@@ -64,13 +79,31 @@ class PruningSpec(_Strict):
         description="Fraction to remove of all parameters that belong to the chosen "
         "structures; with `ffn_channels` alone, of all FFN channels.",
     )
-    allocation: Literal["threshold", "uniform"] = Field(
+    allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
         description="How layers share the budget: `threshold` removes whatever costs the model "
-        "least (needs layout `per_layer`); `uniform` removes the same fraction everywhere. "
-        "Defaults to the one that fits the layout.",
+        "least; `softmax` shares it by energy (both need layout `per_layer`); `uniform` removes "
+        "the same fraction everywhere. Defaults to the one that fits the layout.",
     )
-    solver: Literal["obs"] = Field(default="obs", description="Support selection inside a layer.")
+    temperature: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1000.0,
+        description="Of allocation `softmax`; by default the one of least predicted damage.",
+    )
+    energy: Literal["kl_probe", "forward"] = Field(
+        default="kl_probe",
+        description="What turns a layer's damage into the model's loss: `kl_probe` prunes each "
+        "layer alone and looks at the output; `forward` takes the damage as it is.",
+    )
+    solver: Literal["obs", "admm"] = Field(
+        default="obs",
+        description="Which structures a layer keeps: `obs`, one shot; `admm` starts from it and "
+        "is taken where held-out tokens agree.",
+    )
+    recover: RecoverySpec | None = Field(
+        default=None, description="Train each pruned layer for a few steps. Omit to leave it out."
+    )
     layout: Literal["per_layer", "uniform"] = Field(
         default="per_layer",
         description="Shape of the checkpoint: `per_layer` widths (ships modelling code), or one "
@@ -85,6 +118,14 @@ class PruningSpec(_Strict):
     )
     min_keep_fraction: float = Field(
         default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."
+    )
+    max_layer_sparsity: float = Field(
+        default=1.0, gt=0.0, le=1.0, description="Largest fraction that goes from any layer."
+    )
+    max_sparsity_by_layer: dict[Annotated[int, Field(ge=0)], Share] = Field(
+        default_factory=dict,
+        max_length=1024,
+        description="The same for single layers, by number from 0; 0 leaves a layer alone.",
     )
     multiple_of: int = Field(
         default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
@@ -105,6 +146,12 @@ class PruningSpec(_Strict):
             raise ValueError(
                 "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_belongs_to_softmax(self) -> PruningSpec:
+        if self.temperature is not None and self.allocation != "softmax":
+            raise ValueError("temperature is only used by allocation 'softmax'. Leave it out.")
         return self
 
     @model_validator(mode="after")

@@ -3,8 +3,9 @@
     tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
-                        └──── probe.g ── allocate ── solve.l ── assemble.s ─┬─ verify
-    tokens ─ evaluate.dense                                                 └─ evaluate.pruned
+                        └──── probe.g ── allocate ── solve.l ─┬─ assemble.s ─┬─ verify
+    tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┘              └─ evaluate.pruned
+    tokens ─ evaluate.dense
                                             … ── report ── (publish)
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
@@ -59,7 +60,9 @@ def probe_groups(layers: int) -> list[range]:
     return [range(start, min(start + step, layers)) for start in range(0, layers, step)]
 
 
-def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> list[Unit]:
+def build_graph(
+    *, layers: int, shards: int, probes: bool, evaluate: bool, recover: bool = False
+) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
     Args:
@@ -67,6 +70,7 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
         shards: Files of the pruned checkpoint, exactly: each is a unit.
         probes: Whether the allocation needs layer energies.
         evaluate: Whether perplexity is measured.
+        recover: Whether solved layers are trained.
     """
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
@@ -78,7 +82,12 @@ def build_graph(*, layers: int, shards: int, probes: bool, evaluate: bool) -> li
     units += [_probe(number, group, layers) for number, group in enumerate(groups)]
     units.append(_allocate(layers, len(groups)))
     units += [_solve(layer) for layer in range(layers)]
-    solved = tuple(f"solve.{layer}" for layer in range(layers))
+    if recover:
+        embedded = (("tokens", "calibration.npy"),)
+        units.append(Unit("replay", Phase.SOLVING, ("tokens",), embedded))
+        units += [_recover(layer) for layer in range(layers)]
+    last_word = "recover" if recover else "solve"
+    solved = tuple(f"{last_word}.{layer}" for layer in range(layers))
     solutions = tuple((unit, "solution.safetensors") for unit in solved)
     units += [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
@@ -143,6 +152,15 @@ def _solve(layer: int) -> Unit:
         (*statistics, (curve, "curves.safetensors")),
         releases=(*statistics, (capture, "probe_input.npy")),
     )
+
+
+def _recover(layer: int) -> Unit:
+    before = "replay" if layer == 0 else f"recover.{layer - 1}"
+    streams = ((before, "streams.npy"),)
+    solution = (f"solve.{layer}", "solution.safetensors")
+    after = (before, f"solve.{layer}")
+    reads = (*streams, solution)
+    return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=streams)
 
 
 def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:

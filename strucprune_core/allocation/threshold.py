@@ -34,10 +34,12 @@ class Allocation:
     Attributes:
         widths: Structures kept at each site.
         price: lambda, loss per parameter of the last step taken; None for rules without a price.
+        temperature: T of the energy rule; None for the others.
     """
 
     widths: tuple[int, ...]
     price: float | None
+    temperature: float | None = None
 
 
 def allocate_by_threshold(

@@ -30,6 +30,12 @@ def save_bundle(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_shard(path, shard, tensors.__getitem__)
 
 
+def bundle_names(path: Path) -> list[str]:
+    """Names of a file's tensors."""
+    with safe_open(path, framework="pt") as bundle:
+        return sorted(bundle.keys())
+
+
 def load_from_bundle(path: Path, name: str, device: torch.device) -> Tensor:
     """One tensor of a file."""
     with safe_open(path, framework="pt", device=str(device)) as bundle:

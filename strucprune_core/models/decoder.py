@@ -61,28 +61,56 @@ class Decoder:
         self, block: LayerConfig, hidden: Tensor, weights: LayerWeights
     ) -> LayerTrace:
         """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0."""
-        names, inputs = block.names, dict[str, SiteInput]()
+        inputs: dict[str, SiteInput] = {}
+        residual, source = self.attention_half(block, hidden, weights, inputs)
+        added = self.ffn_half(block, source, weights, inputs)
+        return LayerTrace(self.join(block, residual, added, weights), inputs)
 
-        def norm(name: str | None, x: Tensor) -> Tensor:
-            return x if name is None else normalise(self.config.norm, x, weights, name)
+    def attention_half(
+        self,
+        block: LayerConfig,
+        hidden: Tensor,
+        weights: LayerWeights,
+        inputs: dict[str, SiteInput] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """The layer up to its FFN: the residual stream, and what the FFN takes, (b, n, d) each.
 
-        def attention(x: Tensor) -> Tensor:
-            output = self._attention(block, x, weights, inputs)
-            return norm(names.attention_output_norm, output)
+        `inputs` is given the input of attention's site.
+        """
+        names = block.names
+        post_norm = self.config.residual == "post_norm"
+        x = hidden if post_norm else self._norm(names.attention_norm, hidden, weights)
+        output = self._attention(block, x, weights, {} if inputs is None else inputs)
+        residual = hidden + self._norm(names.attention_output_norm, output, weights)
+        if post_norm:
+            residual = self._norm(names.attention_norm, residual, weights)
+        return residual, hidden if self.config.residual == "parallel" else residual
 
-        def ffn(x: Tensor) -> Tensor:
-            return norm(names.ffn_output_norm, self._ffn(block, x, weights, inputs))
+    def ffn_half(
+        self,
+        block: LayerConfig,
+        source: Tensor,
+        weights: LayerWeights,
+        inputs: dict[str, SiteInput] | None = None,
+    ) -> Tensor:
+        """What the FFN adds to the residual stream, (b, n, d). `inputs`: of its sites."""
+        names = block.names
+        if self.config.residual != "post_norm":
+            source = self._norm(names.ffn_norm, source, weights)
+        output = self._ffn(block, source, weights, {} if inputs is None else inputs)
+        return self._norm(names.ffn_output_norm, output, weights)
 
+    def join(
+        self, block: LayerConfig, residual: Tensor, added: Tensor, weights: LayerWeights
+    ) -> Tensor:
+        """The layer's output, (b, n, d)."""
+        output = residual + added
         if self.config.residual == "post_norm":
-            hidden = norm(names.attention_norm, hidden + attention(hidden))
-            hidden = norm(names.ffn_norm, hidden + ffn(hidden))
-        elif self.config.residual == "parallel":
-            attended = attention(norm(names.attention_norm, hidden))
-            hidden = hidden + attended + ffn(norm(names.ffn_norm, hidden))
-        else:
-            hidden = hidden + attention(norm(names.attention_norm, hidden))
-            hidden = hidden + ffn(norm(names.ffn_norm, hidden))
-        return LayerTrace(hidden, inputs)
+            return self._norm(block.names.ffn_norm, output, weights)
+        return output
+
+    def _norm(self, name: str | None, x: Tensor, weights: LayerWeights) -> Tensor:
+        return x if name is None else normalise(self.config.norm, x, weights, name)
 
     def _attention(
         self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]

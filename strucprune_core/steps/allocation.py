@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.allocation.energies import PROBE_SPARSITY, energy
+from strucprune_core.allocation.softmax import allocate_by_softmax
 from strucprune_core.allocation.threshold import Allocation, allocate_by_threshold
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.checkpoint.bundle import save_bundle
@@ -77,12 +78,13 @@ def probe(job: Job, unit: Unit, draft: Draft) -> None:
 
 
 def allocate(job: Job, unit: Unit, draft: Draft) -> None:
-    """Values by planned site: `widths`, `energies`, `predicted_damages`; and the `price`."""
+    """Values by planned site: `widths`, `energies`, `predicted_damages`; `price`, `temperature`."""
     damages = [_damages(job, place) for place in job.planned]
     energies = _energies(job, damages)
     allocation = _allocate(job, damages, energies)
     draft.values["widths"] = list(allocation.widths)
     draft.values["price"] = allocation.price
+    draft.values["temperature"] = allocation.temperature
     draft.values["energies"] = energies
     draft.values["predicted_damages"] = [
         alpha * float(damage[: len(damage) - width].sum())
@@ -160,7 +162,7 @@ def _forward_pruned(
 
 def _energies(job: Job, damages: list[NDArray[np.float64]]) -> list[float]:
     """One energy per planned site; the sites of a kind in a layer share theirs."""
-    if job.spec.pruning.allocation == "uniform":
+    if not job.probes:
         return [1.0] * len(damages)
     predicted: dict[tuple[int, str], float] = {}
     for place, damage in zip(job.planned, damages, strict=True):
@@ -181,4 +183,9 @@ def _allocate(job: Job, damages: list[NDArray[np.float64]], energies: list[float
     if job.spec.pruning.allocation == "uniform":
         return allocate_uniformly([len(damage) for damage in damages], sparsity, rules)
     parameters = [place.site.parameters for place in job.planned]
+    if job.spec.pruning.allocation == "softmax":
+        found = allocate_by_softmax(
+            damages, energies, sparsity, rules, parameters, job.spec.pruning.temperature
+        )
+        return Allocation(found.widths, None, found.temperature)
     return allocate_by_threshold(damages, energies, sparsity, rules, parameters)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.checkpoint.bundle import load_from_bundle
+from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
@@ -34,6 +34,30 @@ MAX_SHARD_BYTES = 1 << 30
 HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
 SOLUTION = "solution.safetensors"
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
+
+
+def load_solution(file: Path, site: Site) -> SiteSolution:
+    """A site's part of a solution file, on the host."""
+    cpu = torch.device("cpu")
+    prefix = f"{site.name}.trained."
+    return SiteSolution(
+        kept=load_from_bundle(file, f"{site.name}.kept", cpu),
+        weight=load_from_bundle(file, f"{site.name}.weight", cpu),
+        trained={
+            name.removeprefix(prefix): load_from_bundle(file, name, cpu)
+            for name in bundle_names(file)
+            if name.startswith(prefix)
+        },
+    )
+
+
+def solution_tensors(site: Site, solution: SiteSolution) -> dict[str, torch.Tensor]:
+    """A site's part of a solution file."""
+    return {
+        f"{site.name}.kept": solution.kept,
+        f"{site.name}.weight": solution.weight,
+        **{f"{site.name}.trained.{role}": weight for role, weight in solution.trained.items()},
+    }
 
 
 @dataclass(frozen=True)
@@ -83,9 +107,16 @@ class Job:
         return build_graph(
             layers=self.config.layers,
             shards=len(self.dense_shards),
-            probes=self.spec.pruning.allocation == "threshold",
+            probes=self.probes,
+            recover=self.spec.pruning.recover is not None,
             evaluate=self.spec.evaluation is not None,
         )
+
+    @property
+    def probes(self) -> bool:
+        """Whether layers' energies are probed."""
+        pruning = self.spec.pruning
+        return pruning.allocation != "uniform" and pruning.energy == "kl_probe"
 
     @cached_property
     def holdout_sequences(self) -> int:
@@ -153,12 +184,8 @@ class Job:
 
     def solution(self, layer: int, site: Site) -> SiteSolution:
         """What solving a site gave, on the host."""
-        file = self.workspace.file(f"solve.{layer}", SOLUTION)
-        cpu = torch.device("cpu")
-        return SiteSolution(
-            kept=load_from_bundle(file, f"{site.name}.kept", cpu),
-            weight=load_from_bundle(file, f"{site.name}.weight", cpu),
-        )
+        last = "solve" if self.spec.pruning.recover is None else "recover"
+        return load_solution(self.workspace.file(f"{last}.{layer}", SOLUTION), site)
 
     def pruned_source(self) -> PrunedSource:
         """The pruned model's tensors, cut from the dense ones and the finished solves."""

@@ -25,6 +25,7 @@ from strucprune_core.report import (
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
+    RecoveryReport,
     Report,
     SiteReport,
     SizeSummary,
@@ -147,6 +148,7 @@ def _layer(job: Job, layer: int) -> LayerReport:
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
+        recovery=_recovery(job, layer),
         energy=max(site.energy for site in sites),
         predicted_damage=sum(site.predicted_damage for site in sites),
         reconstruction_error=max(site.reconstruction_error for site in sites),
@@ -154,6 +156,12 @@ def _layer(job: Job, layer: int) -> LayerReport:
         damping_retries=max(site.damping_retries for site in sites),
         seconds=sum(manifest.seconds for manifest in units if manifest is not None),
     )
+
+
+def _recovery(job: Job, layer: int) -> RecoveryReport | None:
+    if job.spec.pruning.recover is None:
+        return None
+    return RecoveryReport(**job.workspace.values(f"recover.{layer}"))
 
 
 def _sites(job: Job, layer: int) -> list[SiteReport]:

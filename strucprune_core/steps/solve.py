@@ -8,10 +8,19 @@ import torch
 from torch import Tensor
 
 from strucprune_core.checkpoint.bundle import save_bundle
+from strucprune_core.models.structures import Site
+from strucprune_core.solver.admm import admm, choose_support
+from strucprune_core.solver.damage_curve import HESSIAN_DAMPING
 from strucprune_core.solver.ridge import relative_error
-from strucprune_core.steps.allocation import load_order, load_output_matrix, solve_site
+from strucprune_core.steps.allocation import (
+    load_gram,
+    load_order,
+    load_output_matrix,
+    solve_site,
+)
 from strucprune_core.steps.capture import HOLDOUT
-from strucprune_core.steps.job import SOLUTION, Job
+from strucprune_core.steps.job import SOLUTION, Job, solution_tensors
+from strucprune_core.surgery.pruned_source import SiteSolution
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -20,7 +29,7 @@ from strucprune_core.workspace import Draft
 def solve(job: Job, unit: Unit, draft: Draft) -> None:
     """Write solution.safetensors: per site the kept structures and their columns.
 
-    Value `sites`: per site `reconstruction_error`, `damping` and `damping_retries`.
+    Value `sites`: per site `reconstruction_error`, `damping`, `damping_retries`, and how ADMM went.
     """
     layer = unit.index
     tensors: dict[str, Tensor] = {}
@@ -28,20 +37,53 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
     for site in job.sites(layer):
         order = load_order(job, layer, site)
         kept = order[len(order) - job.width(layer, site) :].sort().values
+        report: dict[str, Any] = {}
+        if job.spec.pruning.solver == "admm" and site.lockstep == 1:
+            kept, report = _admm_support(job, layer, site, kept)
         solution, damping, retries = solve_site(job, layer, site, kept)
-        columns = torch.tensor(site.output.indices(kept.tolist()), device=job.device)
-        error = relative_error(
-            job.tensor(f"capture.{layer}", HOLDOUT, site.name),
-            load_output_matrix(job, layer, site),
-            solution.weight,
-            columns,
-        )
-        tensors[f"{site.name}.kept"] = solution.kept
-        tensors[f"{site.name}.weight"] = solution.weight
-        values[site.name] = {
-            "reconstruction_error": error,
-            "damping": damping,
-            "damping_retries": retries,
-        }
+        report["reconstruction_error"] = _held_out_error(job, layer, site, solution)
+        report["damping"], report["damping_retries"] = damping, retries
+        tensors |= solution_tensors(site, solution)
+        values[site.name] = report
     save_bundle(draft.path(SOLUTION), tensors)
     draft.values["sites"] = values
+
+
+def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """What ADMM keeps, warm-started, where held-out tokens agree; else the start. And a report."""
+    gram, matrix = load_gram(job, layer, site), load_output_matrix(job, layer, site)
+    found = admm(
+        gram,
+        matrix,
+        len(start),
+        HESSIAN_DAMPING,
+        start=start,
+        group_size=site.columns,
+    )
+    choice = choose_support(
+        gram,
+        matrix,
+        _columns(job, site, start),
+        _columns(job, site, found.groups),
+        job.damping,
+        job.tensor(f"capture.{layer}", HOLDOUT, site.name),
+    )
+    taken = choice.taken == "candidate"
+    return (found.groups if taken else start), {
+        "admm_status": found.status.value,
+        "admm_iterations": len(found.trace),
+        "admm_taken": taken,
+    }
+
+
+def _held_out_error(job: Job, layer: int, site: Site, solution: SiteSolution) -> float:
+    return relative_error(
+        job.tensor(f"capture.{layer}", HOLDOUT, site.name),
+        load_output_matrix(job, layer, site),
+        solution.weight,
+        _columns(job, site, solution.kept),
+    )
+
+
+def _columns(job: Job, site: Site, kept: Tensor) -> Tensor:
+    return torch.tensor(site.output.indices(kept.tolist()), device=job.device)

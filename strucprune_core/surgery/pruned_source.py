@@ -6,7 +6,7 @@ The same object feeds the files that are written and the forward pass that they 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -24,10 +24,12 @@ class SiteSolution:
     Attributes:
         kept: Structures that stay, ascending, (k,) int64.
         weight: Their columns of the output matrix, (d x k * columns) float32.
+        trained: Coupled tensors by role that are more than a cut of the dense ones, float32.
     """
 
     kept: Tensor
     weight: Tensor
+    trained: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,9 @@ def prune_layer(
     pruned = dict(weights)
     for site, solution in solutions:
         for coupled in site.coupled:
-            pruned[coupled.role] = cut_tensor(pruned[coupled.role], coupled, solution.kept)
+            pruned[coupled.role] = solution.trained.get(
+                coupled.role, cut_tensor(pruned[coupled.role], coupled, solution.kept)
+            )
         pruned[site.output.role] = as_stored(solution.weight, site)
     return pruned
 
@@ -96,6 +100,8 @@ class PrunedSource:
         stored = self._dense.tensor(name, dtype=None)
         if cut.coupled is cut.site.output:
             left = as_stored(solution.weight, cut.site).to(stored.dtype)
+        elif cut.coupled.role in solution.trained:
+            left = solution.trained[cut.coupled.role].to(stored.dtype)
         else:
             left = cut_tensor(stored, cut.coupled, solution.kept)
         return left.to(device=device, dtype=dtype or left.dtype)
