@@ -125,7 +125,9 @@ def convert(
 def prune(
     model: ModelArgument,
     output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
-    sparsity: Annotated[float, typer.Option(help="Fraction of FFN channels to remove, 0 to 1.")],
+    sparsity: Annotated[
+        float, typer.Option(help="Fraction of the structures' parameters to remove.")
+    ],
     calibration: Annotated[
         str,
         typer.Option(
@@ -146,10 +148,28 @@ def prune(
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(help="ffn_channels, kv_groups or query_heads; repeat for two."),
+    ] = None,
     allocation: Annotated[
         str | None,
-        typer.Option(help="threshold (least loss) or uniform. Default: fits the layout."),
+        typer.Option(help="threshold (least loss), softmax or uniform. Default: fits the layout."),
     ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of softmax. Default: the one of least predicted damage.")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="kl_probe, or forward (faster, worse).")] = "kl_probe",
+    solver: Annotated[str, typer.Option(help="obs or admm.")] = "obs",
+    recover_steps: Annotated[
+        int, typer.Option(help="Train each pruned layer for so many steps; 0 does not.")
+    ] = 0,
+    recover_mode: Annotated[
+        str, typer.Option(help="sequential (better) or parallel.")
+    ] = "sequential",
+    max_layer_sparsity: Annotated[
+        float, typer.Option(help="Largest fraction that goes from any layer.")
+    ] = 1.0,
     layout: Annotated[
         str,
         typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
@@ -188,10 +208,18 @@ def prune(
             "layout": layout,
             "damping": damping,
             "min_keep_fraction": min_keep_fraction,
+            "max_layer_sparsity": max_layer_sparsity,
             "multiple_of": multiple_of,
+            "temperature": temperature,
+            "energy": energy,
+            "solver": solver,
         }
+        if structure:
+            pruning["structures"] = structure
         if allocation is not None:
             pruning["allocation"] = allocation
+        if recover_steps:
+            pruning["recover"] = {"steps": recover_steps, "mode": recover_mode}
         body: dict[str, Any] = {
             "model": {"uri": model},
             "output": {"uri_prefix": output},
