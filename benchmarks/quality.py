@@ -21,8 +21,7 @@ from pathlib import Path
 from strucprune_core import JobSpec, Report, prune
 from strucprune_core.storage.open import open_store
 
-# Highest pruned / dense perplexity accepted, by sparsity (FFN channels, per_layer), without and with
-# recovery.
+# Highest pruned / dense perplexity accepted, by sparsity (FFN channels, layout per_layer).
 BARS = {0.2: 1.27, 0.3: 1.48, 0.5: 2.20}
 RECOVERED_BARS = {0.2: 1.24, 0.3: 1.40, 0.5: 2.05}
 
