@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat as stat_module
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from uuid import uuid4
 
 from strucprune_core.errors import AccessDenied, ObjectNotFound, StorageError, StorageUnavailable
 from strucprune_core.storage.keys import check_key, check_prefix
-from strucprune_core.storage.store import ObjectInfo
+from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 
 # Unfinished writes carry this prefix: never listed, never addressable by a key.
 _TEMPORARY = ".strucprune-tmp-"
@@ -86,15 +85,15 @@ class LocalStore:
         """Write an object unless it exists. True if this call wrote it; one racer wins."""
         return self._write(key, lambda file: _write_all(file, data), _link)
 
-    def upload(self, key: str, path: Path) -> None:
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write a local file as an object, atomically, in bounded memory."""
         with _translated(str(path)), path.open("rb") as source:
-            self._write(key, lambda file: shutil.copyfileobj(source, file, _COPY_BYTES), _replace)
+            self._write(key, lambda file: _copy(source, file, tick), _replace)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write an object to a local file, in bounded memory."""
         with _translated(key), self._open(key) as source:
-            _write_file(path, lambda file: shutil.copyfileobj(source, file, _COPY_BYTES), _replace)
+            _write_file(path, lambda file: _copy(source, file, tick), _replace)
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if it does not exist."""
@@ -199,6 +198,14 @@ def _write_file(
         temporary.unlink(missing_ok=True)
     _sync_directory(path.parent)
     return published
+
+
+def _copy(source: BinaryIO, target: BinaryIO, tick: Tick) -> None:
+    done = 0
+    while block := source.read(_COPY_BYTES):
+        target.write(block)
+        done += len(block)
+        tick(done)
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

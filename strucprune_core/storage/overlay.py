@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from strucprune_core.errors import ObjectNotFound, StorageError
-from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +78,11 @@ class OverlayStore:
         """Refused."""
         raise _read_only()
 
-    def upload(self, key: str, path: Path) -> None:
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Refused."""
         raise _read_only()
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Refused."""
         raise _read_only()
 

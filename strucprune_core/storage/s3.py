@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-from boto3.exceptions import Boto3Error
-from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
@@ -34,7 +32,8 @@ from strucprune_core.errors import (
 )
 from strucprune_core.storage.keys import check_key, check_prefix
 from strucprune_core.storage.s3_settings import S3Settings
-from strucprune_core.storage.store import ObjectInfo
+from strucprune_core.storage.s3_transfer import RetriesExceededError, download, upload
+from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
@@ -44,13 +43,6 @@ REQUEST_ATTEMPTS = 4
 BODY_ATTEMPTS = 3
 CONFLICT_ATTEMPTS = 5
 
-# Bounds the memory of a transfer to about threads x chunk, plus the queue of 256 KiB blocks.
-_TRANSFER = TransferConfig(
-    multipart_threshold=32 * 2**20,
-    multipart_chunksize=16 * 2**20,
-    max_concurrency=4,
-    max_io_queue=64,
-)
 _READ_BYTES = 2**20
 
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
@@ -160,15 +152,15 @@ class S3Store:
                 return outcome
         raise StorageUnavailable(f"{self._name(key)}: other writers kept racing for this object")
 
-    def upload(self, key: str, path: Path) -> None:
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write a local file as an object, atomically, in bounded memory."""
         with _translated(self._name(key)):
-            self.client.upload_file(str(path), self.bucket, self._key(key), Config=_TRANSFER)
+            upload(self.client, path, self.bucket, self._key(key), tick)
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write an object to a local file, in bounded memory."""
         with _translated(self._name(key)):
-            self.client.download_file(self.bucket, self._key(key), str(path), Config=_TRANSFER)
+            download(self.client, self.bucket, self._key(key), path, tick)
 
     def delete(self, key: str) -> None:
         """Remove an object; no error if it does not exist."""
@@ -322,12 +314,8 @@ def _translated(name: str) -> Iterator[None]:
             remedy="Set STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, "
             "or any source that boto3 reads.",
         ) from error
-    except Boto3Error as error:
-        # upload_file and download_file hide the answer of the service behind an error of their own.
-        cause = getattr(error, "last_exception", None) or error.__cause__ or error.__context__
-        if isinstance(cause, ClientError):
-            raise _from_answer(cause, name) from error
-        raise StorageUnavailable(f"{name}: {error}") from error
+    except RetriesExceededError as error:  # of a download whose body kept breaking off
+        raise StorageUnavailable(f"{name}: {error.last_exception}") from error
     except ParamValidationError as error:
         raise StorageError(f"{name}: {error}") from error
     except BotoCoreError as error:

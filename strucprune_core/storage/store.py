@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +21,15 @@ class ObjectInfo:
     key: str
     size_bytes: int
     version: str = field(default="", compare=False)
+
+
+Tick = Callable[[int], None]
+"""Told now and then, in the caller's thread, how many bytes of a transfer are over. What it raises
+abandons the transfer, which leaves nothing behind."""
+
+
+def ignore_bytes(done: int) -> None:
+    """A tick for callers that do not watch."""
 
 
 class Store(Protocol):
@@ -55,10 +64,10 @@ class Store(Protocol):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless it exists. True if this call wrote it; one racer wins."""
 
-    def upload(self, key: str, path: Path) -> None:
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write a local file as an object, atomically, in bounded memory."""
 
-    def download(self, key: str, path: Path) -> None:
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write an object to a local file, in bounded memory."""
 
     def delete(self, key: str) -> None:

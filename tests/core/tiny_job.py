@@ -12,7 +12,7 @@ from strucprune_core.progress import ProgressSink, StopSignal, ignore_progress
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Store, Tick, ignore_bytes
 
 T = TypeVar("T")
 
@@ -96,8 +96,8 @@ class FlakyStore(LocalStore):
     def put_if_absent(self, key: str, data: bytes) -> bool:
         return self._try(lambda: super(FlakyStore, self).put_if_absent(key, data))
 
-    def upload(self, key: str, path: Path) -> None:
-        self._try(lambda: super(FlakyStore, self).upload(key, path))
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
+        self._try(lambda: super(FlakyStore, self).upload(key, path, tick))
 
     def _try(self, write: Callable[[], T]) -> T:
         self._left[0] -= 1

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from strucprune_core.errors import AccessDenied, ObjectNotFound, StorageError
+from strucprune_core.errors import AccessDenied, ObjectNotFound, Stopped, StorageError
+from strucprune_core.storage import local
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import ObjectInfo, Store
 
@@ -169,6 +171,34 @@ def test_upload_and_download(store: LocalStore, tmp_path: Path) -> None:
     store.download("big", target)
     assert target.read_bytes() == source.read_bytes()
     assert store.local_path("big") == store.root / "big"
+
+
+def test_a_transfer_tells_its_progress_and_can_be_abandoned(
+    store: LocalStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_COPY_BYTES", 1000)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(2500))
+    seen: list[int] = []
+    store.upload("big", source, seen.append)
+    store.download("big", target, seen.append)
+    assert seen == [1000, 2000, 2500] * 2
+
+    def stop(done: int) -> None:
+        if done > 1000:
+            raise Stopped("asked to")
+
+    target.unlink()
+    abandoned: list[Callable[[], None]] = [
+        lambda: store.upload("other", source, stop),
+        lambda: store.download("big", target, stop),
+    ]
+    for transfer in abandoned:
+        with pytest.raises(Stopped):
+            transfer()
+    assert [path.name for path in store.root.iterdir()] == ["big"]
+    assert list(tmp_path.glob("*target*")) == []
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_put_if_absent_has_exactly_one_winner(store: LocalStore) -> None:

@@ -7,7 +7,7 @@ import socket
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,11 +20,12 @@ from embedded.s3 import S3Server
 from strucprune_core.errors import (
     AccessDenied,
     ObjectNotFound,
+    Stopped,
     StorageError,
     StorageUnavailable,
     StrucPruneError,
 )
-from strucprune_core.storage import s3
+from strucprune_core.storage import s3, s3_transfer
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3 import S3Store, open_s3
 from strucprune_core.storage.s3_settings import S3Settings
@@ -133,6 +134,48 @@ def test_multipart_upload_and_download(
     assert store.read("big", 20 * 2**20, 1000) == source.read_bytes()[20 * 2**20 :][:1000]
     with pytest.raises(ObjectNotFound):
         store.download("missing", target)
+
+
+def test_a_transfer_tells_its_progress_and_can_be_abandoned(
+    store: S3Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3_transfer, "TICK_SECONDS", 0.002)
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(os.urandom(64 * 2**20))
+    mine = threading.get_ident()
+    seen: list[int] = []
+
+    def tick(done: int) -> None:
+        assert threading.get_ident() == mine  # whoever is told need not be thread-safe
+        seen.append(done)
+
+    transfers: list[Callable[[], None]] = [
+        lambda: store.upload("big", source, tick),
+        lambda: store.download("big", target, tick),
+    ]
+    for transfer in transfers:
+        seen.clear()
+        transfer()
+        assert len(seen) > 1
+        assert 0 <= min(seen) <= max(seen) <= 64 * 2**20
+        assert max(seen) > 0
+    assert target.read_bytes() == source.read_bytes()
+    target.unlink()
+
+    def stop(done: int) -> None:
+        raise Stopped("asked to")
+
+    abandoned: list[Callable[[], None]] = [
+        lambda: store.upload("other", source, stop),
+        lambda: store.download("big", target, stop),
+    ]
+    for transfer in abandoned:
+        with pytest.raises(Stopped, match="asked to"):
+            transfer()
+    assert [info.key for info in store.list()] == ["big"]
+    unfinished = store.client.list_multipart_uploads(Bucket=store.bucket).get("Uploads", [])
+    assert unfinished == []
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
 def test_presigned_urls(store: S3Store) -> None:
