@@ -62,7 +62,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m embedded.demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave the stack running afterwards")
     keep = parser.parse_args().keep
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     console = Console()
     try:
         return run(console, keep=keep)
@@ -72,7 +73,8 @@ def main() -> int:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
-    # SIGTERM unwinds as Ctrl-C does, so that the stack is stopped in order.
+    # SIGTERM unwinds as Ctrl-C does, so that the stack is stopped in order. SIGINT is set as well:
+    # a script's background command (`make demo &`) begins with it ignored.
     raise KeyboardInterrupt
 
 
