@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 import tempfile
@@ -81,6 +82,8 @@ class Plan:
 
 def main() -> int:
     """Run the comparison."""
+    # Threads that wait for each other sleep: otherwise waiting would count as CPU time.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = _parse(sys.argv[1:])
     with tempfile.TemporaryDirectory(prefix="strucprune-rivals-") as folder:
         work = options.work or Path(folder)
