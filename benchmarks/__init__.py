@@ -1,0 +1,1 @@
+"""Performance and quality claims, each with the command that reproduces it."""

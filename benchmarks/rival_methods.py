@@ -1,0 +1,205 @@
+"""The rows of `benchmarks.rivals`: add a line to `METHODS` and it is compared.
+
+A `Baseline` prunes a whole transformers model in memory; statistics that it shares with other rows
+come from a stage, which runs once. A `Job` is StrucPrune itself with other pruning options.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from benchmarks.baselines import (
+    flap,
+    least_squares,
+    magnitude,
+    random_choice,
+    taylor,
+    wanda_sp,
+)
+from benchmarks.baselines.selection import keep_globally
+from benchmarks.baselines.sites import Scope, Site, layer_sites
+from benchmarks.baselines.statistics import Gram, Moments, embedded, run_layer
+
+Windows = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What a baseline is given.
+
+    Attributes:
+        model: A transformers model, to be pruned in place.
+        sites: Its sites.
+        scope: Which kinds of sites these are.
+        sparsity: Share of the sites' weights to remove.
+        windows: Calibration windows, (samples x length).
+        seed: For methods that draw.
+        stages: Folder of each stage that the method names.
+    """
+
+    model: Any
+    sites: Sequence[Site]
+    scope: Scope
+    sparsity: float
+    windows: Windows
+    seed: int
+    stages: Mapping[str, Path]
+
+    def statistics(self, stage: str, site: int) -> dict[str, Tensor]:
+        """What a stage found at the i-th site."""
+        found: dict[str, Tensor] = torch.load(self.stages[stage] / f"{site}.pt", weights_only=True)
+        return found
+
+    def everywhere(self, stage: str) -> list[dict[str, Tensor]]:
+        """What a stage found at every site."""
+        return [self.statistics(stage, site) for site in range(len(self.sites))]
+
+    def scores(self, stage: str) -> list[Tensor]:
+        """Scores that a stage gave every site's structures."""
+        return [found["scores"] for found in self.everywhere(stage)]
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Somebody else's method.
+
+    Attributes:
+        key: Its name on the command line.
+        title: Its name in the table.
+        prune: Prunes the model of a case.
+        stages: Statistics it needs, names in `STAGES`.
+        attention: Whether it can remove KV groups too.
+    """
+
+    key: str
+    title: str
+    prune: Callable[[Case], None]
+    stages: tuple[str, ...] = ()
+    attention: bool = True
+
+
+@dataclass(frozen=True)
+class Job:
+    """StrucPrune: `pruning` holds the options of a job's `pruning` section beside the sparsity."""
+
+    key: str
+    title: str
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+    attention: bool = True
+
+
+Method = Baseline | Job
+
+
+def _random(case: Case) -> None:
+    random_choice.prune(case.sites, case.sparsity, case.seed)
+
+
+def _magnitude(case: Case) -> None:
+    magnitude.prune(case.sites, case.sparsity)
+
+
+def _wanda_sp(case: Case) -> None:
+    wanda_sp.prune(case.model, case.scope, case.windows, case.sparsity)
+
+
+def _flap(case: Case) -> None:
+    flap.prune(case.sites, case.everywhere("moments"), case.sparsity)
+
+
+def _taylor_vector(case: Case) -> None:
+    taylor.prune(case.sites, case.scores("taylor-vector"), case.sparsity)
+
+
+def _taylor_element(case: Case) -> None:
+    taylor.prune(case.sites, case.scores("taylor-element"), case.sparsity)
+
+
+def _taylor_ridge(case: Case) -> None:
+    kept = keep_globally(case.sites, case.scores("taylor-vector"), case.sparsity)
+    least_squares.repair(case.sites, kept, _grams(case), case.windows.size)
+
+
+def _wanda_ridge(case: Case) -> None:
+    least_squares.prune(case.sites, _grams(case), "wanda", case.sparsity, case.windows.size)
+
+
+def _obs_ridge(case: Case) -> None:
+    least_squares.prune(case.sites, _grams(case), "obs", case.sparsity, case.windows.size)
+
+
+def _grams(case: Case) -> least_squares.Statistics:
+    return lambda site: case.statistics("grams", site)
+
+
+METHODS: tuple[Method, ...] = (
+    Baseline("random", "random", _random),
+    Baseline("magnitude", "magnitude-sp", _magnitude),
+    Baseline("wanda-sp", "Wanda-sp", _wanda_sp),
+    Baseline("flap", "FLAP (score + bias)", _flap, ("moments",)),
+    Baseline(
+        "taylor-element",
+        "global Taylor, LLM-Pruner's element",
+        _taylor_element,
+        ("taylor-element",),
+    ),
+    Baseline("taylor", "global Taylor, per sample", _taylor_vector, ("taylor-vector",)),
+    Baseline(
+        "taylor-ridge",
+        "global Taylor, per sample + least squares",
+        _taylor_ridge,
+        ("taylor-vector", "grams"),
+    ),
+    Baseline("wanda-ridge", "uniform Wanda + least squares", _wanda_ridge, ("grams",)),
+    Baseline("obs-ridge", "uniform OBS + least squares", _obs_ridge, ("grams",), attention=False),
+    Job("ours", "StrucPrune (OBS, threshold)"),
+)
+
+
+def _moments(model: Any, scope: Scope, windows: Windows) -> Iterator[dict[str, Tensor]]:
+    yield from _observed(model, scope, windows, Moments)
+
+
+def _gram_matrices(model: Any, scope: Scope, windows: Windows) -> Iterator[dict[str, Tensor]]:
+    yield from _observed(model, scope, windows, Gram)
+
+
+def _observed(
+    model: Any, scope: Scope, windows: Windows, make: Callable[[int], Moments | Gram]
+) -> Iterator[dict[str, Tensor]]:
+    """Statistics of each site of the dense model; only one layer's are held at a time."""
+    hidden = embedded(model, windows)
+    for layer in range(len(model.model.layers)):
+        observers: dict[nn.Linear, Moments | Gram] = {
+            site.consumer: make(site.consumer.in_features)
+            for site in layer_sites(model, layer, scope)
+        }
+        hidden = run_layer(model, layer, hidden, observers)
+        for observer in observers.values():
+            yield observer.tensors()
+
+
+def _taylor(form: taylor.Form) -> Callable[[Any, Scope, Windows], Iterator[dict[str, Tensor]]]:
+    def scores(model: Any, scope: Scope, windows: Windows) -> Iterator[dict[str, Tensor]]:
+        sites = [s for i in range(len(model.model.layers)) for s in layer_sites(model, i, scope)]
+        for found in taylor.scores(model, sites, windows, form):
+            yield {"scores": found}
+
+    return scores
+
+
+# Statistics of every site, in the order of `sites.model_sites`.
+STAGES: dict[str, Callable[[Any, Scope, Windows], Iterator[dict[str, Tensor]]]] = {
+    "moments": _moments,
+    "grams": _gram_matrices,
+    "taylor-vector": _taylor("vector"),
+    "taylor-element": _taylor("element"),
+}
