@@ -10,8 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strucprune_core.report_plots import Axis
-from strucprune_core.report_style import esc, tick
+from strucprune_core.report_page.plots import Axis
+from strucprune_core.report_page.style import esc, tick
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _LABELS = 52, 44, 420, 380, 300
 _HIGHEST = 10.0  # The axis ends at this multiple of the dense perplexity.
