@@ -84,15 +84,27 @@ def _summary(report: Report) -> str:
     """The result in two sentences."""
     sparsity, before, after = report.sparsity, report.before, report.after
     text = (
-        f"{percent(sparsity.reached)} of the FFN channels were removed "
-        f"({sparsity.channels_removed:,} of {before.ffn_channels:,}, "
-        f"{percent(sparsity.requested)} requested). The checkpoint went from {size(before.bytes)} "
-        f"to {size(after.bytes)}"
+        f"{_removed(report)} ({percent(sparsity.requested)} requested). The checkpoint went from "
+        f"{size(before.bytes)} to {size(after.bytes)}"
     )
     quality = report.perplexity
     if quality is None:
         return esc(f"{text}; perplexity was not evaluated.")
     return esc(f"{text}, perplexity from {number(quality.before)} to {number(quality.after)}.")
+
+
+def _removed(report: Report) -> str:
+    """What went, in words."""
+    gone, before = report.sparsity, report.before
+    channels = f"{gone.channels_removed:,} of {before.ffn_channels:,} FFN channels"
+    if not gone.kv_heads_removed and not gone.query_heads_removed:
+        return f"{percent(gone.reached)} of the FFN channels were removed: {channels}"
+    heads = [
+        f"{gone.query_heads_removed:,} of {before.query_heads:,} query heads",
+        f"{gone.kv_heads_removed:,} of {before.kv_heads:,} key-value heads",
+    ]
+    parts = [channels, *heads] if gone.channels_removed else heads
+    return f"{percent(gone.reached)} of the prunable parameters were removed: {', '.join(parts)}"
 
 
 def _warnings(warnings: Sequence[str]) -> str:
@@ -108,7 +120,6 @@ def _warnings(warnings: Sequence[str]) -> str:
 
 def _cards(report: Report) -> str:
     before, after = report.before, report.after
-    ffn_before, ffn_after = _ffn_flops(report)
     cards = [
         card(
             "Parameters",
@@ -125,13 +136,7 @@ def _cards(report: Report) -> str:
             f"in {report.model.dtype}",
         ),
         _perplexity_card(report.perplexity),
-        card(
-            "FFN FLOPs per token",
-            flops(ffn_after),
-            f"from {flops(ffn_before)}",
-            _less_is_good(ffn_before, ffn_after),
-            f"whole model {flops(before.flops_per_token)} → {flops(after.flops_per_token)}",
-        ),
+        _flops_card(report),
         _time_card(report),
         _memory_card(report),
     ]
@@ -265,6 +270,8 @@ def _reconstruction(layers: Sequence[LayerReport]) -> str:
 
 
 def _layer_table(layers: Sequence[LayerReport]) -> str:
+    heads = any(layer.query_heads_after < layer.query_heads_before for layer in layers)
+    trained = any(layer.recovery is not None for layer in layers)
     rows = [
         [
             str(layer.index),
@@ -276,13 +283,27 @@ def _layer_table(layers: Sequence[LayerReport]) -> str:
             number(layer.reconstruction_error),
             number(layer.damping, 3),
             str(layer.damping_retries),
+            *([f"{layer.query_heads_after} / {layer.kv_heads_after}"] if heads else []),
+            *([_recovery(layer)] if trained else []),
             duration(layer.seconds),
         ]
         for layer in layers
     ]
     head = ["Layer", "Dense", "Kept", "Share", "Energy", "Damage", "Error", "Damping", "Retries"]
+    head += ["Heads / KV"] if heads else []
+    head += ["Recovery"] if trained else []
     all_layers = table("All figures, one row per layer", [*head, "Time"], rows, numeric_from=1)
     return details("Table of all layers", all_layers)
+
+
+def _recovery(layer: LayerReport) -> str:
+    """Held-out error before and after training, or that it was not taken."""
+    found = layer.recovery
+    if found is None:
+        return ABSENT
+    if found.status != "accepted" or found.error_after is None:
+        return found.status
+    return f"{number(found.error_before)} → {number(found.error_after)}"
 
 
 def _quality(report: Report) -> str:
@@ -341,6 +362,19 @@ def _verification(report: Report) -> str:
     )
 
 
+def _flops_card(report: Report) -> str:
+    """The FFN's operations; the whole model's where attention went as well."""
+    before, after = report.before.flops_per_token, report.after.flops_per_token
+    whole = f"whole model {flops(before)} → {flops(after)}"
+    ffn_before, ffn_after = _ffn_flops(report)
+    if report.sparsity.query_heads_removed:
+        note = f"KV cache {size(report.after.kv_cache_bytes_per_token)} per token"
+        less = _less_is_good(before, after)
+        return card("FLOPs per token", flops(after), f"from {flops(before)}", less, note)
+    less = _less_is_good(ffn_before, ffn_after)
+    return card("FFN FLOPs per token", flops(ffn_after), f"from {flops(ffn_before)}", less, whole)
+
+
 def _size_table(report: Report) -> str:
     before, after = report.before, report.after
     ffn_before, ffn_after = _ffn_flops(report)
@@ -348,6 +382,13 @@ def _size_table(report: Report) -> str:
         ("Parameters", before.parameters, after.parameters),
         ("Bytes", before.bytes, after.bytes),
         ("FFN channels", before.ffn_channels, after.ffn_channels),
+        ("Query heads", before.query_heads, after.query_heads),
+        ("Key-value heads", before.kv_heads, after.kv_heads),
+        (
+            "KV cache, bytes per token",
+            before.kv_cache_bytes_per_token,
+            after.kv_cache_bytes_per_token,
+        ),
         ("FLOPs per token", before.flops_per_token, after.flops_per_token),
         ("of which FFN", ffn_before, ffn_after),
     ]
@@ -526,11 +567,11 @@ def _log_note(values: Sequence[float]) -> str:
 def _ffn_flops(report: Report) -> tuple[float, float]:
     """FLOPs per token of the FFN layers before and after.
 
-    Only FFN channels are removed, so the difference over the channels removed is what one costs.
+    Where only FFN channels are removed, the difference over them is what one costs; else unknown.
     """
     before, after = report.before, report.after
     removed = before.ffn_channels - after.ffn_channels
-    if removed <= 0:
+    if removed <= 0 or report.sparsity.query_heads_removed:
         return math.nan, math.nan
     each = (before.flops_per_token - after.flops_per_token) / removed
     return each * before.ffn_channels, each * after.ffn_channels
