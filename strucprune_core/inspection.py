@@ -37,7 +37,7 @@ from strucprune_core.errors import (
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors
-from strucprune_core.planning import plan_sites
+from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
@@ -206,7 +206,9 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             remedy=f"Ask for at least {least / total:.2g}.",
         )
     if pruning.allocation == "uniform":
-        allocate_uniformly(widths, pruning.sparsity, rules)
+        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        if pruning.layout == "uniform":
+            _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
     reachable = reachable_sparsity(widths, parameters, rules)
     most = parameters_to_remove(reachable, widths, parameters)
@@ -217,6 +219,25 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
     """What may differ between a model's layers once it is pruned."""
     return block.query_heads, block.kv_heads, block.ffn_widths
+
+
+# Their classes in transformers share the hidden size out among the heads.
+_FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
+
+
+def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
+    """Fewer heads load in the family's own classes only where its config can say so."""
+    heads = pruned.blocks[0].query_heads
+    if heads == dense.blocks[0].query_heads:
+        return
+    indivisible = dense.family == "llama" and dense.hidden_size % heads
+    if dense.family in _FIXED_HEAD_FAMILIES or indivisible:
+        raise InvalidSpec(
+            f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
+            f"{dense.hidden_size}, so no uniform layout can hold the result",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer', another sparsity, or structures ['ffn_channels'].",
+        )
 
 
 def _check_query_heads(config: ModelConfig) -> None:
