@@ -65,7 +65,11 @@ def free_ports(count: int, *, companion: int = 0) -> list[int]:
 
 def _bind(port: int) -> socket.socket:
     listener = socket.socket()
-    listener.bind(("127.0.0.1", port))
+    try:
+        listener.bind(("127.0.0.1", port))
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 from pathlib import Path
 
 import pytest
 import redis
 from botocore.exceptions import ClientError
 
-from embedded.processes import ManagedProcess, ProcessError, accepts_connections, free_ports
+from embedded.processes import (
+    ManagedProcess,
+    ProcessError,
+    _try_bind,
+    accepts_connections,
+    free_ports,
+)
 from embedded.s3 import S3Server
 from embedded.valkey import ValkeyServer
 
@@ -115,3 +124,14 @@ def test_free_ports_are_distinct_and_have_their_companions() -> None:
     ports = free_ports(5, companion=10_000)
     assert len(set(ports)) == 5
     assert all(port + 10_000 <= 65535 for port in ports)
+
+
+def test_a_taken_port_leaves_no_socket_open() -> None:
+    """Warnings are errors here, and an unclosed socket is one."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            assert _try_bind(taken.getsockname()[1]) is None
+            gc.collect()
+    assert [str(warning.message) for warning in told] == []
