@@ -4,21 +4,25 @@
 
 The graph is in `units`, the work of each unit in `steps`, what is finished in the workspace. So
 stopping anywhere and calling `prune` again with the same workspace continues, and ends with the
-same bytes.
+same bytes. A file of the workspace that turns out to be damaged or gone makes the run look again
+at what is pending.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.devices import choose_device, settle_vector_math
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import (
+    InvalidCheckpoint,
     OutOfMemory,
     OutputNotEmpty,
     StrucPruneError,
@@ -28,8 +32,9 @@ from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_empty, inspect_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
-from strucprune_core.publish import is_claimed_by, publish
+from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report_page import render_html
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.allocation import allocate, curve, probe
 from strucprune_core.steps.assemble import assemble, pruned_checkpoint
@@ -38,15 +43,19 @@ from strucprune_core.steps.costs import unit_costs
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
 from strucprune_core.steps.recover import recover, replay
-from strucprune_core.steps.report import load_report, report
+from strucprune_core.steps.report import checkpoint_files, report
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
+from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Store
 from strucprune_core.units import Unit, pending, publication
-from strucprune_core.workspace import Draft, Workspace
+from strucprune_core.workspace import Draft, LostFile, Workspace
 
 log = logging.getLogger(__name__)
+
+# How often one unit may lose files in one run before the workspace itself is taken for broken.
+MAX_LOSSES = 3
 
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
@@ -92,49 +101,115 @@ def prune(
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
     facts = inspect_job(spec, open_store, check_output=False)
+    index = facts.model.index
     output = open_store(spec.output.uri_prefix)
-    config = facts.model.config
-    fingerprint = f"{spec.result_fingerprint()} {facts.model.index.version()}"
-    kept = Workspace(workspace, scratch / "files", hashlib.sha256(fingerprint.encode()).hexdigest())
-    _check_output(output, kept)
+    meter = ProgressMeter(progress, stop or NeverStop())
+    fingerprint = f"{spec.result_fingerprint()} {index.version()}"
+    kept = Workspace(
+        workspace,
+        scratch / "files",
+        sha256_of_bytes(fingerprint.encode()),
+        # A unit whose files are being stored is better finished than stopped.
+        on_upload=lambda done: meter.alive(),
+        on_download=lambda done: meter.safe_point(),
+    )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
-    meter = ProgressMeter(progress, stop or NeverStop())
     job = Job(
         spec=spec,
-        index=facts.model.index,
-        config=config,
+        index=index,
+        config=facts.model.config,
         workspace=kept,
         scratch=scratch,
         device=device,
         open_store=open_store,
         tick=meter.tick,
     )
-    todo = _pending(job)
-    meter.plan(job.graph, todo, unit_costs(job))
+    losses: Counter[str] = Counter()
     with MemoryMeter(device).running() as memory:
-        for unit in todo:
-            meter.begin(unit)
-            _run(job, unit, memory)
-            meter.end(unit)
-    reports = {name: kept.file("report", name) for name in (REPORT_JSON, REPORT_HTML)}
-    result = load_report(reports[REPORT_JSON])
-    with naming_field("output.uri_prefix"):
-        publish(output, pruned_checkpoint(job), result.files, reports, meter.tick)
+        while True:
+            try:
+                claim = _claim(output, kept)
+                _run_pending(job, meter, memory)
+                result = _publish(job, output, claim, meter)
+                break
+            except LostFile as lost:
+                losses[lost.unit] += 1
+                if losses[lost.unit] > MAX_LOSSES:
+                    raise
+                log.warning("%s: going on with what is left", lost.message)
+                kept.refresh()
     meter.finish()
     return result
 
 
-def _check_output(output: Store, workspace: Workspace) -> None:
-    """Refuse an output that holds anything but what this very job began to publish."""
+def _claim(output: Store, workspace: Workspace) -> bytes | None:
+    """The report with which this very job claimed the output earlier; None if it is empty.
+
+    Raises:
+        OutputNotEmpty: it holds something else.
+    """
     with naming_field("output.uri_prefix"):
         try:
             check_output_empty(output)
+            return None
         except OutputNotEmpty:
-            if workspace.manifest("report") is None:
+            claim = claim_of(output)
+            ours = claim == workspace.claim() or claim == _finished_report(workspace)
+            if claim is None or not ours:
                 raise
-            if not is_claimed_by(output, workspace.file("report", REPORT_JSON).read_bytes()):
-                raise
+            return claim
+
+
+def _finished_report(workspace: Workspace) -> bytes | None:
+    if workspace.manifest("report") is None:
+        return None
+    try:
+        return workspace.file("report", REPORT_JSON).read_bytes()
+    except LostFile:  # It will be made again.
+        return None
+
+
+def _run_pending(job: Job, meter: ProgressMeter, memory: MemoryMeter) -> None:
+    todo = _pending(job)
+    meter.plan(job.graph, todo, unit_costs(job))
+    for unit in todo:
+        meter.begin(unit)
+        _run(job, unit, memory)
+        meter.end(unit)
+
+
+def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter) -> Report:
+    """Copy the finished checkpoint and its report to the output."""
+    names = (REPORT_JSON, REPORT_HTML)
+    documents = {name: job.workspace.file("report", name).read_bytes() for name in names}
+    if claim is not None and claim != documents[REPORT_JSON]:
+        # The report got lost after it was published, and a second one tells other times.
+        page = render_html(Report.model_validate_json(claim))
+        documents = {REPORT_JSON: claim, REPORT_HTML: page.encode()}
+    result = Report.model_validate_json(documents[REPORT_JSON])
+    checkpoint = pruned_checkpoint(job)
+    _check_unchanged(job, checkpoint, result)
+    job.workspace.keep_claim(documents[REPORT_JSON])
+    with naming_field("output.uri_prefix"):
+        publish(output, checkpoint, result.files, documents, meter.publishing)
+    return result
+
+
+def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None:
+    """Check that what goes out is what was computed and reported.
+
+    Raises:
+        InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
+    """
+    same_model = open_checkpoint(job.index.store).version() == job.index.version()
+    if not same_model or checkpoint_files(job, checkpoint) != result.files:
+        raise InvalidCheckpoint(
+            f"the model under {job.index.store.uri} changed while the job ran",
+            field="model.uri",
+            remedy="Submit the job again, with a new output prefix; give other models a prefix of "
+            "their own.",
+        )
 
 
 def _pending(job: Job) -> list[Unit]:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from strucprune_core.progress import Phase, Progress, ProgressSink, StopSignal
 from strucprune_core.units import Unit
+
+# The last hundredth of the fraction is publishing.
+UNITS_SHARE = 0.99
+# How often at most `alive` says so.
+ALIVE_SECONDS = 1.0
 
 
 class ProgressMeter:
@@ -25,10 +31,19 @@ class ProgressMeter:
         self._phase_total: dict[Phase, int] = {}
         self._current: Unit | None = None
         self._began = time.monotonic()
+        self._publishing_since: float | None = None
+        self._last: Progress | None = None
+        self._told_at = self._began
 
     def plan(self, units: Sequence[Unit], todo: Sequence[Unit], costs: Mapping[str, float]) -> None:
-        """Set the whole graph, its pending part, and the cost of each unit by name."""
+        """Set the whole graph, its pending part, and the cost of each unit by name.
+
+        May be called again when it turns out that more is to be done.
+        """
         names = {unit.name for unit in todo}
+        self._began, self._publishing_since, self._current = time.monotonic(), None, None
+        self._phase_done.clear()
+        self._phase_total.clear()
         self._costs = costs
         self._total_cost = sum(costs[unit.name] for unit in units) or 1.0
         self._skipped_cost = sum(costs[unit.name] for unit in units if unit.name not in names)
@@ -44,7 +59,7 @@ class ProgressMeter:
         self.tick(0, 1)
 
     def tick(self, done: int, total: int) -> None:
-        """A safe point in the current unit, of which `done / total` is over, or behind the last.
+        """A safe point in the current unit, of which `done / total` is over.
 
         Raises:
             Stopped: the stop signal fired.
@@ -53,8 +68,37 @@ class ProgressMeter:
         if self._current is not None:
             share = min(1.0, done / total) if total else 0.0
             self._report(self._current.phase, self._costs[self._current.name] * share)
-        else:
-            self._report(Phase.COMMITTING, 0.0)
+
+    def publishing(self, done_bytes: int, total_bytes: int) -> None:
+        """A safe point while the result is copied to the output.
+
+        Raises:
+            Stopped: the stop signal fired.
+        """
+        self._stop.check()
+        now = time.monotonic()
+        self._publishing_since = self._publishing_since or now
+        share = min(1.0, done_bytes / total_bytes) if total_bytes else 1.0
+        eta = None
+        if share > 0.02:
+            eta = (now - self._publishing_since) * (1.0 - share) / share
+        steps = self._phase_total[Phase.COMMITTING]
+        fraction = UNITS_SHARE + (0.999 - UNITS_SHARE) * share
+        self._tell(Progress(Phase.COMMITTING, steps, steps, fraction, eta))
+
+    def safe_point(self) -> None:
+        """A safe point without progress, as in a long download.
+
+        Raises:
+            Stopped: the stop signal fired.
+        """
+        self._stop.check()
+        self.alive()
+
+    def alive(self) -> None:
+        """Tell the last progress again, so that a long silence is not taken for a standstill."""
+        if self._last is not None and time.monotonic() - self._told_at > ALIVE_SECONDS:
+            self._tell(self._last)
 
     def end(self, unit: Unit) -> None:
         """The current unit is finished."""
@@ -65,17 +109,23 @@ class ProgressMeter:
 
     def finish(self) -> None:
         """Everything is done."""
-        self._sink(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
+        self._tell(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
 
     def _report(self, phase: Phase, running_cost: float) -> None:
         done = self._finished_cost + running_cost
-        # The last hundredth is publishing, which `finish` reports.
-        fraction = 0.99 * min(1.0, done / self._total_cost)
+        fraction = UNITS_SHARE * min(1.0, done / self._total_cost)
         worked = done - self._skipped_cost
         eta = None
         if worked > 0.02 * self._total_cost:  # Before that the pace is noise.
             pace = (time.monotonic() - self._began) / worked
             eta = pace * (self._total_cost - done)
-        self._sink(
+        self._tell(
             Progress(phase, self._phase_done[phase], self._phase_total[phase], fraction, eta)
         )
+
+    def _tell(self, progress: Progress) -> None:
+        if self._last is not None and progress.fraction < self._last.fraction:
+            # What was lost is done again; the fraction waits until that is made up for.
+            progress = replace(progress, fraction=self._last.fraction)
+        self._last, self._told_at = progress, time.monotonic()
+        self._sink(progress)

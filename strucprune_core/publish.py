@@ -7,11 +7,11 @@ prefix; `strucprune.json`, the list of all files with their digests, goes last a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.errors import OutputNotEmpty
+from strucprune_core.errors import ObjectNotFound, OutputNotEmpty
 from strucprune_core.report import MANIFEST, REPORT_JSON, FileEntry, PublishedManifest
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Store
@@ -22,9 +22,9 @@ CLAIM = REPORT_JSON
 def publish(
     output: Store,
     checkpoint: OverlayStore,
-    entries: list[FileEntry],
-    reports: dict[str, Path],
-    tick: Callable[[int, int], None] = lambda done, total: None,
+    entries: Sequence[FileEntry],
+    documents: Mapping[str, bytes],
+    tick: Callable[[int, int], None],
 ) -> None:
     """Write all files to the output.
 
@@ -32,41 +32,50 @@ def publish(
         output: Where they go.
         checkpoint: The assembled checkpoint.
         entries: Its files with their digests.
-        reports: The report's files by name; "report.json" is among them.
-        tick: Called before each file with (done, total): a safe point to stop at, since the same
-            job may publish again.
+        documents: report.json and what else goes with it, by name.
+        tick: Told bytes (done, total) before each file and during large ones: safe points to stop
+            at, since the same job may publish again.
 
     Raises:
         OutputNotEmpty: another job has published here.
     """
-    claim = reports[CLAIM].read_bytes()
-    if not output.put_if_absent(CLAIM, claim) and not is_claimed_by(output, claim):
+    claim = documents[CLAIM]
+    if not output.put_if_absent(CLAIM, claim) and claim_of(output) != claim:
         raise OutputNotEmpty(
             f"another job published to {output.uri} first",
             field="output.uri_prefix",
             remedy="Submit the job again with a new output prefix.",
         )
-    for number, entry in enumerate(entries):
-        tick(number, len(entries))
+    before, total = 0, sum(entry.bytes for entry in entries)
+
+    def at(before: int, done: int) -> None:
+        tick(before + done, total)
+
+    for entry in entries:
+        at(before, 0)
         if entry.name in checkpoint.paths:
-            output.upload(entry.name, checkpoint.paths[entry.name])
+            output.upload(entry.name, checkpoint.paths[entry.name], partial(at, before))
         else:
             output.put(entry.name, checkpoint.contents[entry.name])
-    for name, path in reports.items():
+        before += entry.bytes
+    at(total, 0)
+    for name, data in documents.items():
         if name != CLAIM:
-            output.put(name, path.read_bytes())
-    output.put(MANIFEST, _manifest(entries, reports))
+            output.put(name, data)
+    output.put(MANIFEST, _manifest(entries, documents))
 
 
-def is_claimed_by(output: Store, claim: bytes) -> bool:
-    """Whether the output's report is this one: an earlier attempt of the same job put it there."""
-    return output.stat(CLAIM) is not None and bytes(output.read(CLAIM)) == claim
+def claim_of(output: Store) -> bytes | None:
+    """The report that the output is claimed with, None if there is none."""
+    try:
+        return bytes(output.read(CLAIM))
+    except ObjectNotFound:
+        return None
 
 
-def _manifest(entries: list[FileEntry], reports: dict[str, Path]) -> bytes:
+def _manifest(entries: Sequence[FileEntry], documents: Mapping[str, bytes]) -> bytes:
     files = list(entries)
-    for name, path in sorted(reports.items()):
-        data = path.read_bytes()
+    for name, data in sorted(documents.items()):
         files.append(FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data)))
     manifest = PublishedManifest(format_version=1, files=files)
     return (manifest.model_dump_json(indent=2) + "\n").encode()

@@ -75,7 +75,8 @@ def build_graph(
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
         units.append(_evaluation("dense", ("tokens",), ()))
-    units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (("tokens", "calibration.npy"),)))
+    windows = ("tokens", "calibration.npy")
+    units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
     groups = probe_groups(layers) if probes else []
@@ -97,7 +98,8 @@ def build_graph(
     files = tuple((unit, "shard.safetensors") for unit in assembled)
     if evaluate:
         units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
-    units.append(Unit("verify", Phase.EVALUATING, (*solved, *assembled), (*solutions, *files)))
+    reads = (windows, *solutions, *files)
+    units.append(Unit("verify", Phase.EVALUATING, ("tokens", *solved, *assembled), reads))
     last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
     units.append(Unit("report", Phase.COMMITTING, last, files))
     return units

@@ -3,17 +3,22 @@
 Layout under the workspace's root:
 
     job.json                          fingerprint of the job that owns the workspace
+    claim.json                        the report that publishing began with
     units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
     units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
 
 A unit is finished exactly when its manifest exists. Two processes that run the same unit write
 under different nonces; one manifest wins, and both go on with the winner's files.
+
+Nothing here is irreplaceable, so nothing is believed: manifests carry a seal, files a digest. What
+does not fit counts as not there, and is computed again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -21,15 +26,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from strucprune_core.digests import sha256_of
+from strucprune_core.digests import sha256_of, sha256_of_bytes
 from strucprune_core.errors import (
     ObjectNotFound,
     StorageUnavailable,
     WorkspaceMismatch,
 )
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Store, Tick, ignore_bytes
+
+log = logging.getLogger(__name__)
 
 _OWNER = "job.json"
+_CLAIM = "claim.json"
+
+
+class LostFile(StorageUnavailable):
+    """A file of a finished unit is damaged or gone. Look again (`refresh`) at what is to be done.
+
+    Args:
+        message: What was found.
+        unit: The unit whose file it is.
+    """
+
+    def __init__(self, message: str, unit: str) -> None:
+        super().__init__(
+            message,
+            remedy="Start the job again with the same workspace: what was lost is recomputed.",
+        )
+        self.unit = unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +85,9 @@ class Manifest:
     host_peak_bytes: int
     device_peak_bytes: int | None
 
-    def to_json(self) -> bytes:
-        """Canonical bytes."""
-        body = {
+    def body(self) -> dict[str, Any]:
+        """What is stored as JSON."""
+        return {
             "unit": self.unit,
             "files": {
                 name: {"key": f.key, "bytes": f.bytes, "sha256": f.sha256}
@@ -74,14 +98,12 @@ class Manifest:
             "host_peak_bytes": self.host_peak_bytes,
             "device_peak_bytes": self.device_peak_bytes,
         }
-        return json.dumps(body, sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Manifest:
-        """Parse what `to_json` wrote."""
-        body = json.loads(data)
-        files = {name: StoredFile(**entry) for name, entry in body.pop("files").items()}
-        return cls(files=files, **body)
+    def from_body(cls, body: dict[str, Any]) -> Manifest:
+        """What `body` gave."""
+        files = {name: StoredFile(**entry) for name, entry in body["files"].items()}
+        return cls(**{**body, "files": files})
 
 
 @dataclass(slots=True)
@@ -99,30 +121,59 @@ class Draft:
 class Workspace:
     """The finished units of one job, in a store, with a local scratch directory for files."""
 
-    def __init__(self, store: Store, scratch: Path, fingerprint: str) -> None:
+    def __init__(
+        self,
+        store: Store,
+        scratch: Path,
+        fingerprint: str,
+        *,
+        on_upload: Tick = ignore_bytes,
+        on_download: Tick = ignore_bytes,
+    ) -> None:
         """Open a workspace, claiming it for the job if it is new.
+
+        Args:
+            store: Where it lies.
+            scratch: Local directory for files.
+            fingerprint: Identifies the job.
+            on_upload: Told now and then while a unit's file is written.
+            on_download: Told now and then while a file is fetched.
 
         Raises:
             WorkspaceMismatch: it belongs to a job with another specification or model.
         """
         self._store = store
         self._scratch = scratch
+        self._fingerprint = fingerprint
+        self._on_upload = on_upload
+        self._on_download = on_download
         self._manifests: dict[str, Manifest] = {}
         self._local: dict[str, Path] = {}
         scratch.mkdir(parents=True, exist_ok=True)
-        self._claim(fingerprint)
-        self._present = {info.key: info.size_bytes for info in store.list("units/")}
+        self._take_possession()
+        self.refresh()
 
-    def _claim(self, fingerprint: str) -> None:
-        mine = json.dumps({"fingerprint": fingerprint}).encode()
+    def _take_possession(self) -> None:
+        mine = _owner(self._fingerprint)
         if self._store.put_if_absent(_OWNER, mine):
             return
-        if bytes(self._store.read(_OWNER)) != mine:
+        found = bytes(self._store.read(_OWNER))
+        if found == mine:
+            return
+        if _is_owner(found):
             raise WorkspaceMismatch(
                 f"the workspace {self._store.uri} holds another job's units "
-                "(its model, pruning, calibration or evaluation differs)",
+                "(its pruning, calibration or evaluation differs, or the model's files were "
+                "written again since)",
                 remedy="Choose another workspace, or repeat the command that began this one.",
             )
+        log.warning("%s in the workspace %s was damaged", _OWNER, self._store.uri)
+        self._store.put(_OWNER, mine)
+
+    def refresh(self) -> None:
+        """Look at what is there now: what was lost, and what other processes have done."""
+        self._manifests.clear()
+        self._present = {info.key: info.size_bytes for info in self._store.list("units/")}
 
     def manifest(self, unit: str) -> Manifest | None:
         """The unit's manifest if it is finished, else None."""
@@ -130,8 +181,31 @@ class Workspace:
             key = _manifest_key(unit)
             if key not in self._present:
                 return None
-            self._manifests[unit] = Manifest.from_json(bytes(self._store.read(key)))
+            found = self._stored_manifest(unit)
+            if found is None:
+                self.forget(unit)
+                return None
+            self._manifests[unit] = found
         return self._manifests[unit]
+
+    def _stored_manifest(self, unit: str) -> Manifest | None:
+        """The manifest in the store, None if it is gone, damaged, or not of this job."""
+        try:
+            body = json.loads(bytes(self._store.read(_manifest_key(unit))))
+            seal = body.pop("seal")
+            manifest = Manifest.from_body(body)
+        except (ObjectNotFound, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return manifest if seal == self._seal(manifest) and manifest.unit == unit else None
+
+    def _sealed(self, manifest: Manifest) -> bytes:
+        return json.dumps({**manifest.body(), "seal": self._seal(manifest)}).encode()
+
+    def _seal(self, manifest: Manifest) -> str:
+        """A digest that only this very manifest has, and only in this job."""
+        read_back = json.loads(json.dumps(manifest.body()))  # Keys of `values` become text.
+        body = json.dumps(read_back, sort_keys=True)
+        return sha256_of_bytes(f"{self._fingerprint} {body}".encode())
 
     def values(self, unit: str) -> dict[str, Any]:
         """Small results of a finished unit."""
@@ -152,25 +226,24 @@ class Workspace:
         """A finished unit's file on this machine, verified when it was not written here.
 
         Raises:
-            StorageUnavailable: its bytes are not those that the unit wrote, which is forgotten;
-                or they are gone. The next attempt computes the unit again.
+            LostFile: its bytes are not those that the unit wrote, which is therefore forgotten; or
+                it is gone. That may be right: another process at work on the same job releases
+                what it needs no more.
         """
         manifest = self.manifest(unit)
         if manifest is None:
             raise LookupError(f"unit {unit} is not finished")
         entry = manifest.files[name]
-        if entry.key not in self._local:
-            path = self._fetch(entry.key)
+        path = self._local.get(entry.key)
+        if path is None or not path.exists():
+            path = self._fetch(unit, entry.key)
             if sha256_of(path) != entry.sha256:
                 self.forget(unit)
-                raise StorageUnavailable(
-                    f"{entry.key} in the workspace {self._store.uri} is damaged",
-                    remedy="Start the job again with the same workspace: the unit is recomputed.",
-                )
+                raise LostFile(f"{entry.key} in the workspace {self._store.uri} is damaged", unit)
             self._local[entry.key] = path
-        return self._local[entry.key]
+        return path
 
-    def _fetch(self, key: str) -> Path:
+    def _fetch(self, unit: str, key: str) -> Path:
         """The file on this machine, downloaded if need be."""
         path = self._store.local_path(key)
         if path is not None:
@@ -178,13 +251,9 @@ class Workspace:
         path = self._scratch / key
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._store.download(key, path)
+            self._store.download(key, path, self._on_download)
         except ObjectNotFound as error:
-            raise StorageUnavailable(
-                f"{key} is gone from the workspace {self._store.uri}: it was deleted, or another "
-                "process is at work on the same job",
-                remedy="Start the job again with the same workspace: it goes on from there.",
-            ) from error
+            raise LostFile(f"{key} is gone from the workspace {self._store.uri}", unit) from error
         return path
 
     @contextlib.contextmanager
@@ -211,13 +280,16 @@ class Workspace:
         files: dict[str, StoredFile] = {}
         for path in sorted(draft.directory.iterdir()):
             key = f"units/{unit}/{nonce}/{path.name}"
-            self._store.upload(key, path)
+            self._store.upload(key, path, self._on_upload)
             files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
             self._keep_local(key, path)
         manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
         key = _manifest_key(unit)
-        if not self._store.put_if_absent(key, manifest.to_json()):
-            manifest = Manifest.from_json(bytes(self._store.read(key)))  # Another process won.
+        if not self._store.put_if_absent(key, self._sealed(manifest)):
+            winner = self._stored_manifest(unit)
+            if winner is None:  # What is there is no manifest.
+                self._store.put(key, self._sealed(manifest))
+            manifest = winner or manifest
         self._present[key] = 0
         self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})
         self._manifests[unit] = manifest
@@ -245,6 +317,17 @@ class Workspace:
             self._store.delete(key)
             del self._present[key]
 
+    def keep_claim(self, report: bytes) -> None:
+        """Remember the report that an output is about to be claimed with."""
+        self._store.put(_CLAIM, report)
+
+    def claim(self) -> bytes | None:
+        """What was last kept, damaged or not; None if nothing was."""
+        try:
+            return bytes(self._store.read(_CLAIM))
+        except ObjectNotFound:
+            return None
+
     def forget(self, unit: str) -> None:
         """Make a finished unit unfinished.
 
@@ -254,6 +337,19 @@ class Workspace:
         self._manifests.pop(unit, None)
         if self._present.pop(_manifest_key(unit), None) is not None:
             self._store.delete(_manifest_key(unit))
+
+
+def _owner(fingerprint: str) -> bytes:
+    seal = sha256_of_bytes(fingerprint.encode())
+    return json.dumps({"fingerprint": fingerprint, "seal": seal}).encode()
+
+
+def _is_owner(data: bytes) -> bool:
+    """Whether some job wrote this, and nothing has damaged it."""
+    try:
+        return _owner(json.loads(data)["fingerprint"]) == data
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _manifest_key(unit: str) -> str:

@@ -120,7 +120,9 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            info.key: info.version for info in objects if info.key in (*files, *SIDE_FILES)
+            info.key: info.version
+            for info in objects
+            if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
         },
         header_sha256={name: header.sha256 for name, header in headers.items()},
         other_files=_side_files(sizes),

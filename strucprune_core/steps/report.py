@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
@@ -35,6 +34,7 @@ from strucprune_core.report import (
 from strucprune_core.report_page import render_html
 from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
+from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, Manifest
 
@@ -75,7 +75,7 @@ def build_report(job: Job, unit: Unit) -> Report:
         memory=_memory(job),
         phases=_phases(job),
         verification=Verification(**job.workspace.values("verify")),
-        files=_files(job),
+        files=checkpoint_files(job, pruned_checkpoint(job)),
         warnings=[
             _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
             for layer in layers
@@ -227,8 +227,8 @@ def _phases(job: Job) -> list[PhaseTime]:
     ]
 
 
-def _files(job: Job) -> list[FileEntry]:
-    checkpoint = pruned_checkpoint(job)
+def checkpoint_files(job: Job, checkpoint: OverlayStore) -> list[FileEntry]:
+    """The files of the assembled checkpoint with their digests."""
     entries = [
         FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
         for name, data in checkpoint.contents.items()
@@ -239,8 +239,3 @@ def _files(job: Job) -> list[FileEntry]:
         (stored,) = manifest.files.values()
         entries.append(FileEntry(name=shard.file_name, bytes=stored.bytes, sha256=stored.sha256))
     return sorted(entries, key=lambda entry: entry.name)
-
-
-def load_report(path: Path) -> Report:
-    """Read a report.json."""
-    return Report.model_validate_json(path.read_bytes())

@@ -162,7 +162,11 @@ def _walk(folder: Path, prefix: str, stem: str) -> Iterator[ObjectInfo]:
         elif not name.startswith(_TEMPORARY):
             status = _file_status(Path(entry.path))
             if status is not None:
-                yield ObjectInfo(prefix + name, status.st_size, str(status.st_mtime_ns))
+                yield ObjectInfo(prefix + name, status.st_size, _version(status))
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_mtime_ns}-{status.st_size}"
 
 
 def _sort_name(entry: os.DirEntry[str]) -> str:

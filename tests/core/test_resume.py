@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,9 +13,7 @@ from typing import Any
 import pytest
 
 from strucprune_core.errors import (
-    OutputNotEmpty,
     Stopped,
-    StorageError,
     StorageUnavailable,
     WorkspaceMismatch,
 )
@@ -56,7 +53,7 @@ class Attempts:
         self.fractions: list[list[float]] = []
 
     def until_finished(self, checks: int) -> Report:
-        """Stop each attempt at its n-th check."""
+        """Stop each attempt at its n-th check, but for publishing, which starts anew each time."""
         for _ in range(100):
             seen: list[float] = []
             self.fractions.append(seen)
@@ -64,7 +61,7 @@ class Attempts:
                 return run(
                     self.spec,
                     self.root,
-                    stop=StopAt(checks),
+                    stop=None if (self.root / "out").exists() else StopAt(checks),
                     progress=lambda progress, seen=seen: seen.append(progress.fraction),  # type: ignore[misc]
                 )
             except Stopped:
@@ -143,15 +140,7 @@ def test_a_damaged_file_is_recomputed(
             path.write_bytes(data)
             damaged += 1
     assert damaged
-    failures = 0
-    for _ in range(10):
-        try:
-            run(spec, tmp_path)
-            break
-        except StorageError as error:
-            assert "damaged" in str(error)  # noqa: PT017 - one of several attempts
-            failures += 1
-    assert 0 < failures <= damaged
+    run(spec, tmp_path)
     assert checkpoint_of(tmp_path / "out") == expected
 
 
@@ -201,14 +190,8 @@ def test_a_process_that_was_overtaken_ends_well(
         if progress.fraction >= overtaken_at and not winner:
             winner.append(run(spec, tmp_path))
 
-    for _ in range(5):
-        try:
-            report = run(spec, tmp_path, progress=overtake)
-            break
-        except StorageUnavailable:  # retryable: a file was released by the other
-            continue
-        except OutputNotEmpty:
-            pytest.fail("the slow process made a second report of the same job")
+    # A file that the other released is looked for again, and a second report is not made.
+    report = run(spec, tmp_path, progress=overtake)
     assert report == winner[0]
     assert checkpoint_of(tmp_path / "out") == expected
     assert Report.model_validate_json((tmp_path / "out/report.json").read_bytes()) == report
@@ -291,10 +274,7 @@ def test_a_file_lost_just_before_publishing_is_recomputed(
                 path.unlink()
             else:
                 path.write_bytes(path.read_bytes()[:-1] + b"?")
-    for _ in range(4):
-        with contextlib.suppress(StorageUnavailable):
-            run(spec, tmp_path)
-            break
+    run(spec, tmp_path)
     assert checkpoint_of(tmp_path / "out") == expected
 
 

@@ -8,7 +8,7 @@ import pytest
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.workspace import Manifest, StoredFile, Workspace
+from strucprune_core.workspace import LostFile, Manifest, StoredFile, Workspace
 
 
 class RemoteStore(LocalStore):
@@ -39,7 +39,7 @@ def remote(request: pytest.FixtureRequest) -> bool:
 def test_a_manifest_survives_its_json() -> None:
     files = {"b": StoredFile("units/u/1/b", 3, "ff"), "a": StoredFile("units/u/1/a", 0, "00")}
     manifest = Manifest("u.3", files, {"x": [1.5, None]}, 0.25, 10, None)
-    assert Manifest.from_json(manifest.to_json()) == manifest
+    assert Manifest.from_body(json.loads(json.dumps(manifest.body()))) == manifest
 
 
 def test_a_finished_unit_is_found_again(tmp_path: Path, remote: bool) -> None:
@@ -197,4 +197,90 @@ def test_attempts_never_share_a_file(tmp_path: Path) -> None:
 def test_the_owner_is_readable(tmp_path: Path) -> None:
     open_workspace(tmp_path)
     owner = json.loads((tmp_path / "store/job.json").read_text())
-    assert owner == {"fingerprint": "job"}
+    assert owner["fingerprint"] == "job"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'{"seal": 1, "files": []}']
+)
+def test_a_manifest_that_is_none_makes_its_unit_unfinished(tmp_path: Path, content: bytes) -> None:
+    finish(open_workspace(tmp_path), "u", file=b"old")
+    path = tmp_path / "store/units/u/manifest.json"
+    path.write_bytes(content)
+    slow = open_workspace(tmp_path)
+    path.write_bytes(content)  # and again, where a commit finds it
+    won = finish(slow, "u", file=b"new")
+    again = open_workspace(tmp_path)
+    assert again.manifest("u") == won
+    path.write_bytes(content)
+    again.refresh()
+    assert again.manifest("u") is None
+    assert not path.exists()
+
+
+def test_a_manifest_that_was_altered_is_none(tmp_path: Path) -> None:
+    finish(open_workspace(tmp_path), "u", file=b"x")
+    path = tmp_path / "store/units/u/manifest.json"
+    body = json.loads(path.read_bytes())
+    body["values"] = {"widths": [1, 2, 3]}
+    path.write_text(json.dumps(body))
+    assert open_workspace(tmp_path).manifest("u") is None
+
+
+def test_values_of_every_form_come_back(tmp_path: Path) -> None:
+    values = {"by_layer": {10: 0.1, 9: (1, 2)}, "odd": [float("inf"), 1e-310, None, "\u2028"]}
+    workspace = open_workspace(tmp_path)
+    with workspace.draft() as draft:
+        draft.values |= values
+        workspace.commit("u", draft, seconds=0.0, host_peak_bytes=0, device_peak_bytes=None)
+    found = open_workspace(tmp_path).values("u")
+    assert found == json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"fingerprint": "another"}'])
+def test_a_damaged_owner_is_written_again(tmp_path: Path, content: bytes) -> None:
+    won = finish(open_workspace(tmp_path), "u", file=b"x")
+    (tmp_path / "store/job.json").write_bytes(content)
+    assert open_workspace(tmp_path).manifest("u") == won
+    with pytest.raises(WorkspaceMismatch):
+        Workspace(LocalStore(tmp_path / "store"), tmp_path / "scratch", "another")
+
+
+def test_a_copy_that_vanished_from_this_machine_is_fetched_again(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path, remote=True)
+    finish(workspace, "u", file=b"12345")
+    workspace.file("u", "file").unlink()
+    assert workspace.file("u", "file").read_bytes() == b"12345"
+
+
+def test_a_lost_file_names_its_unit_and_is_missed_after_a_second_look(
+    tmp_path: Path, remote: bool
+) -> None:
+    manifest = finish(open_workspace(tmp_path, remote=remote), "u", file=b"12345")
+    workspace = open_workspace(tmp_path, scratch="other", remote=remote)
+    (tmp_path / "store" / manifest.files["file"].key).unlink()
+    assert workspace.has_file("u", "file")
+    with pytest.raises(LostFile, match="is gone") as caught:
+        workspace.file("u", "file")
+    assert caught.value.unit == "u"
+    workspace.refresh()
+    assert not workspace.has_file("u", "file")
+    assert workspace.manifest("u") == manifest
+
+
+def test_transfers_are_watched(tmp_path: Path) -> None:
+    up: list[int] = []
+    down: list[int] = []
+    store = RemoteStore(tmp_path / "store")
+    first = Workspace(store, tmp_path / "a", "job", on_upload=up.append, on_download=down.append)
+    finish(first, "u", file=b"12345")
+    second = Workspace(store, tmp_path / "b", "job", on_upload=up.append, on_download=down.append)
+    second.file("u", "file")
+    assert (up, down) == ([5], [5])
+
+
+def test_a_claim_is_kept(tmp_path: Path) -> None:
+    workspace = open_workspace(tmp_path)
+    assert workspace.claim() is None
+    workspace.keep_claim(b"{}")
+    assert open_workspace(tmp_path).claim() == b"{}"

@@ -201,6 +201,17 @@ def test_a_transfer_tells_its_progress_and_can_be_abandoned(
     assert list(tmp_path.glob(".*")) == []
 
 
+def test_a_listing_tells_versions(store: LocalStore) -> None:
+    store.put("a", b"one")
+    store.put("b", b"one")
+    before = {info.key: info.version for info in store.list()}
+    assert before == {info.key: info.version for info in store.list()}
+    store.put("a", b"two")
+    after = {info.key: info.version for info in store.list()}
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
+
+
 def test_put_if_absent_has_exactly_one_winner(store: LocalStore) -> None:
     barrier = threading.Barrier(16)
     wins: list[bytes] = []

@@ -103,6 +103,17 @@ def test_keys_cannot_leave_the_prefix(store: S3Store) -> None:
             store.put(key, b"")
 
 
+def test_a_listing_tells_versions(store: S3Store) -> None:
+    store.put("a", b"one")
+    store.put("b", b"one")
+    before = {info.key: info.version for info in store.list()}
+    assert before == {info.key: info.version for info in store.list()}
+    store.put("a", b"two")
+    after = {info.key: info.version for info in store.list()}
+    assert after["a"] != before["a"]
+    assert after["b"] == before["b"]
+
+
 def test_put_if_absent_has_exactly_one_winner(store: S3Store) -> None:
     barrier = threading.Barrier(16)
     wins: list[bytes] = []
