@@ -37,6 +37,10 @@ NO_TORCH = (
     "strucprune_core.calibration.tokenizer_config",
     "strucprune_core.checkpoint.index",
     "strucprune_core.models.config",
+    "strucprune_core.models.families",
+    "strucprune_core.models.structures",
+    "strucprune_core.planning",
+    "strucprune_core.allocation.softmax",
     "strucprune_core.allocation.threshold",
 )
 
