@@ -222,7 +222,7 @@ def test_capabilities(client: TestClient) -> None:
     answer = client.get("/v1/capabilities").json()
     assert "llama" in answer["architectures"]
     assert answer["structures"] == ["ffn_channels", "kv_groups", "query_heads"]
-    assert answer["allocations"] == ["threshold", "uniform"]
-    assert answer["solvers"] == ["obs"]
+    assert answer["allocations"] == ["threshold", "softmax", "uniform"]
+    assert answer["solvers"] == ["obs", "admm"]
     assert answer["layouts"] == ["per_layer", "uniform"]
     assert answer["limits"]["request_bytes"] == 256 * 1024
