@@ -6,6 +6,7 @@ import random
 import shutil
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,15 @@ from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, Workspace
-from tests.core.tiny_job import FlakyStore, StopAt, checkpoint_of, files_of, run, tiny_spec
+from tests.core.tiny_job import (
+    FlakyStore,
+    RemoteStore,
+    StopAt,
+    checkpoint_of,
+    files_of,
+    run,
+    tiny_spec,
+)
 from tests.support.tiny_llama import make_tiny_llama
 
 # Where the job is interrupted: at the n-th safe point, or at the n-th write to its output.
@@ -105,19 +114,30 @@ def test_any_object_may_be_lost_at_any_point(
         root = copy_of(interrupted[point], tmp_path / str(number))
         how = draw.choice(DAMAGES)
         damage(root / "workspace" / name, how, draw)
-        report = run(tiny_spec(model, text_file, root / "out"), root)
-        assert checkpoint_of(root / "out") == expected, (name, how)
+        store = draw.choice([LocalStore, RemoteStore])
+        report = run(tiny_spec(model, text_file, root / "out"), root, store=store)
+        assert checkpoint_of(root / "out") == expected, (name, how, store)
         published = (root / "out/report.json").read_bytes()
         assert Report.model_validate_json(published) == report
 
 
-@pytest.mark.parametrize("evaluation", [True, False])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"evaluation": None, "pruning": {"allocation": "uniform"}},
+        {"pruning": {"recover": {"steps": 2, "mode": "sequential"}}},
+        {"pruning": {"recover": {"steps": 2, "mode": "parallel"}}},
+        {"pruning": {"allocation": "softmax", "energy": "forward", "solver": "admm"}},
+    ],
+    ids=str,
+)
 def test_units_read_what_they_say(
     tmp_path: Path,
     model: Path,
     text_file: Path,
     monkeypatch: pytest.MonkeyPatch,
-    evaluation: bool,
+    changes: dict[str, Any],
 ) -> None:
     # What a unit reads and does not name would not be recomputed for it.
     open_file, read = Workspace.file, set[tuple[str, str]]()
@@ -134,7 +154,6 @@ def test_units_read_what_they_say(
     monkeypatch.setattr(Workspace, "file", opened)
     for kind, step in STEPS.items():
         monkeypatch.setitem(STEPS, kind, partial(checked, step))
-    changes = {} if evaluation else {"evaluation": None}
     run(tiny_spec(model, text_file, tmp_path / "out", **changes), tmp_path)
 
 

@@ -9,13 +9,7 @@ from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.workspace import LostFile, Manifest, StoredFile, Workspace
-
-
-class RemoteStore(LocalStore):
-    """A store whose files cannot be opened in place, as in S3."""
-
-    def local_path(self, key: str) -> Path | None:
-        return None
+from tests.core.tiny_job import RemoteStore
 
 
 def open_workspace(tmp_path: Path, *, scratch: str = "scratch", remote: bool = False) -> Workspace:

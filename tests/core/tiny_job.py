@@ -41,11 +41,12 @@ def run(
     open_store: Callable[[str], Store] = lambda uri: LocalStore(Path(uri)),
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
+    store: type[LocalStore] = LocalStore,
 ) -> Report:
-    """Prune with the workspace and scratch directory under `root`."""
+    """Prune with the workspace (of the class `store`) and scratch directory under `root`."""
     return prune(
         spec,
-        workspace=LocalStore(root / "workspace"),
+        workspace=store(root / "workspace"),
         scratch=root / "scratch",
         open_store=open_store,
         progress=progress,
@@ -77,6 +78,13 @@ class StopAt:
         self.left -= 1
         if self.left == 0:
             raise Stopped("asked to")
+
+
+class RemoteStore(LocalStore):
+    """A store whose files cannot be opened in place, as in S3."""
+
+    def local_path(self, key: str) -> Path | None:
+        return None
 
 
 class FlakyStore(LocalStore):
