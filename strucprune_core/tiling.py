@@ -5,6 +5,9 @@ Chosen large enough that matrix products run at full speed, and small next to a 
 
 from __future__ import annotations
 
+HOLDOUT_TOKENS = 4096
+"""Held-out tokens kept to judge a layer by, however many there are."""
+
 VOCAB_TILE_ROWS = 4096
 """Rows of the embedding or LM head resident at a time."""
 

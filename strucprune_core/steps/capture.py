@@ -14,6 +14,7 @@ from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.steps.job import Job
+from strucprune_core.tiling import HOLDOUT_TOKENS
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -26,7 +27,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
 
     hidden.npy           the layer's output, input of the next, (samples x length x d) float32
     grams.safetensors    per site, the token-weighted Gram of its inputs, (m x m) float32
-    holdout.safetensors  per site, held-out inputs times sqrt(weight), (tokens x m) float32
+    holdout.safetensors  per site, held-out inputs times sqrt(weight), (at most HOLDOUT_TOKENS x m)
     probe_input.npy      the layer's input on the probe windows, (sequences x tokens x d) float32
     """
     ((before, name),) = unit.reads
@@ -56,7 +57,8 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
         for site in holdout:
             seen = trace.inputs[site]
             factor = scale if seen.tokens is None else scale[seen.tokens]
-            holdout[site].append((seen.rows * factor[:, None]).cpu())
+            room = HOLDOUT_TOKENS - sum(len(kept) for kept in holdout[site])
+            holdout[site].append((seen.rows[:room] * factor[:room, None]).cpu())
     output.flush()
     save_bundle(draft.path(GRAMS), {site: sums.gram(total_weight) for site, sums in grams.items()})
     save_bundle(draft.path(HOLDOUT), {site: torch.cat(rows) for site, rows in holdout.items()})

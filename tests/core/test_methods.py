@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.errors import Stopped
+from strucprune_core.steps import capture
 from tests.core.test_families_jobs import save
 from tests.core.tiny_job import StopAt, checkpoint_of, run, tiny_spec
 
@@ -97,3 +101,20 @@ def test_recovery_resumes_with_the_same_bytes(
         stops += 1
     assert stops > 3
     assert checkpoint_of(tmp_path / "out") == checkpoint_of(tmp_path / "whole" / "out")
+
+
+def test_held_out_tokens_are_bounded(
+    tiny_model: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(capture, "HOLDOUT_TOKENS", 10)
+    shapes: list[tuple[int, ...]] = []
+
+    def watched(path: Path, tensors: Mapping[str, Tensor]) -> None:
+        if path.name == capture.HOLDOUT:
+            shapes.extend(tuple(tensor.shape) for tensor in tensors.values())
+        save_bundle(path, tensors)
+
+    monkeypatch.setattr(capture, "save_bundle", watched)
+    calibration = {"samples": 40, "sequence_length": 32}
+    run(tiny_spec(tiny_model, text_file, tmp_path / "out", calibration=calibration), tmp_path)
+    assert shapes == [(10, 192)] * 4
