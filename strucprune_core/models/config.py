@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-RopeType = Literal["default", "linear", "llama3"]
+RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
 Residual = Literal["pre_norm", "post_norm", "parallel"]
@@ -19,15 +19,20 @@ Residual = Literal["pre_norm", "post_norm", "parallel"]
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary position embedding.
+    """Rotary position embedding; `rope` has the formulas.
 
     Attributes:
         theta: Base of the rotation speeds.
         type: How the speeds are scaled; "default" does not.
-        factor: Stretch of the context ("linear", "llama3").
+        factor: Stretch of the context ("linear", "dynamic", "yarn", "llama3").
         low_freq_factor: Below this many turns per original context, fully stretched ("llama3").
         high_freq_factor: Above this many turns per original context, kept ("llama3").
-        original_max_position_embeddings: Context before the stretch, tokens ("llama3").
+        original_max_position_embeddings: Context before the stretch, tokens (all but "linear").
+        beta_slow, beta_fast: The same bounds for "yarn".
+        truncate: Whether the bounds are rounded outwards to whole dimensions ("yarn").
+        short_factors, long_factors: Stretch of each pair of dimensions for sequences within the
+            original context, and beyond it ("longrope").
+        amplitude: Rotated queries and keys are multiplied by it ("yarn", "longrope").
     """
 
     theta: float = 10_000.0
@@ -36,6 +41,12 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    beta_slow: float = 1.0
+    beta_fast: float = 32.0
+    truncate: bool = True
+    short_factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
+    amplitude: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,8 +211,9 @@ class Decoder:
 def rotations_of(
     rope: RopeConfig, dims: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the positions from 0, each (length x dims)."""
-    return cosines_and_sines(inverse_frequencies(rope, dims).to(device), length)
+    """Cosines and sines of the positions of a sequence, each (length x dims)."""
+    speeds = inverse_frequencies(rope, dims, length)
+    return cosines_and_sines(speeds.to(device), length, rope.amplitude)
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:

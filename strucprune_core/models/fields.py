@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, get_args
+from dataclasses import replace
+from typing import Any, cast, get_args
 
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
@@ -38,6 +39,11 @@ def integer(config: RawConfig, key: str, maximum: int, *, default: int | None = 
     """A whole number from 1 to `maximum`."""
     value = config.get(key)
     return checked_integer(key, default if value is None else value, maximum)
+
+
+def whole_number(config: RawConfig, key: str, maximum: int, *, default: int) -> int:
+    """A whole number from 0 to `maximum`."""
+    return 0 if config.get(key) == 0 else integer(config, key, maximum, default=default)
 
 
 def checked_integer(key: str, value: Any, maximum: int) -> int:
@@ -88,12 +94,16 @@ def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
         raise UnsupportedArchitecture(f"{words} ({key}) is not supported", field=FIELD)
 
 
-def refuse_quantised(config: RawConfig) -> None:
-    """Quantised weights cannot be cut and solved."""
+def refuse_variants(config: RawConfig) -> None:
+    """Refuse what transformers obeys in a model of any family and no family here implements."""
     if config.get("quantization_config") is not None:
         raise UnsupportedArchitecture(
             "the model is quantised", field=FIELD, remedy="Give the unquantised model."
         )
+    refuse(config, "is_causal", True, words="attention to later tokens")
+    refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
+    refuse(config, "add_cross_attention", False, words="cross attention")
+    refuse(config, "per_layer_config", {}, words="other shapes in some layers")
 
 
 def activation(config: RawConfig, key: str, *, default: str) -> Activation:
@@ -121,9 +131,10 @@ def dtype(config: RawConfig) -> str:
     return str(name)
 
 
-def kv_heads(config: RawConfig, heads: int) -> int:
-    """Key-value heads; a divisor of the query heads."""
-    found = integer(config, "num_key_value_heads", heads, default=heads)
+def kv_heads(config: RawConfig, heads: int, *, default: int | None = None) -> int:
+    """Key-value heads, a divisor of the query heads: if null one for each, if absent `default`."""
+    absent = default if default is not None and "num_key_value_heads" not in config else heads
+    found = integer(config, "num_key_value_heads", heads, default=absent)
     if heads % found:
         raise InvalidCheckpoint(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {found}"
@@ -151,78 +162,173 @@ def rotated_dims(head_dim: int, share: float = 1.0) -> int:
     return dims
 
 
-def rope_section(config: RawConfig) -> RawConfig:
-    """New files have all of it in `rope_parameters`, old ones in `rope_theta`, `rope_scaling`."""
-    scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise InvalidCheckpoint("rope_parameters or rope_scaling of config.json is not an object")
-    if "rope_theta" in scaling:
-        return scaling
-    return {**scaling, "rope_theta": config.get("rope_theta")}
+def section(config: RawConfig, key: str) -> dict[str, Any]:
+    """A copy of an object; {} if it is absent."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not an object")
+    return dict(value or {})
 
 
-def partial_rotary_factor(config: RawConfig, *, default: float = 1.0, key: str = "") -> float:
-    """Share of a head that is rotated, wherever the file says so."""
-    for place, name in (
-        (rope_section(config), "partial_rotary_factor"),
-        (config, "partial_rotary_factor"),
-        (config, key),
-    ):
-        if place.get(name) is not None:
-            return number(place, name)
-    return default
+def rope_section(
+    config: RawConfig,
+    *,
+    theta_key: str = "rope_theta",
+    partial_key: str = "partial_rotary_factor",
+) -> dict[str, Any]:
+    """All keys of the rotary positions in one section.
+
+    New files have them in `rope_parameters`, old ones in `rope_scaling` and, beside it, under the
+    family's names for the base and the rotated share. Where they contradict each other, the same
+    wins as in transformers.
+    """
+    found = section(config, "rope_scaling") or section(config, "rope_parameters")
+    if any(isinstance(value, dict) for value in found.values()):
+        raise UnsupportedArchitecture(
+            "rotary positions by kind of layer (rope_parameters) are not supported for "
+            f"'{config.get('model_type')}'",
+            field=FIELD,
+        )
+    found.setdefault("rope_theta", config.get(theta_key))
+    found.setdefault("partial_rotary_factor", config.get(partial_key))
+    original = config.get("original_max_position_embeddings")
+    return found if original is None else {**found, "original_max_position_embeddings": original}
 
 
-def rope(section: RawConfig, *, theta: float = 10_000.0) -> RopeConfig:
-    """Rotary positions from a section that holds all of their keys."""
-    kind = section.get("rope_type", section.get("type", "default"))
+def rope(found: RawConfig, *, dims: int, context: int, theta: float = 10_000.0) -> RopeConfig:
+    """Rotary positions.
+
+    Args:
+        found: A section that holds all of their keys.
+        dims: Dimensions of a head that are rotated.
+        context: The model's context, tokens.
+        theta: Default of the family.
+    """
+    kind = found.get("rope_type") or found.get("type") or "default"
     if kind not in get_args(RopeType):
         raise UnsupportedArchitecture(
             f"rope type {shown(kind)} is not supported",
             field=FIELD,
             remedy=f"Supported rope types: {', '.join(get_args(RopeType))}.",
         )
-    theta = number(section, "rope_theta", default=theta)
+    plain = RopeConfig(theta=number(found, "rope_theta", default=theta), type=cast(RopeType, kind))
     if kind == "default":
-        return RopeConfig(theta=theta)
+        return plain
     if kind == "linear":
-        return RopeConfig(theta=theta, type="linear", factor=number(section, "factor"))
-    low, high = number(section, "low_freq_factor"), number(section, "high_freq_factor")
+        return replace(plain, factor=number(found, "factor"))
+    original = context
+    if kind != "dynamic":  # whose stretch begins where the model's context ends
+        key = "original_max_position_embeddings"
+        original = integer(found, key, MAX_POSITIONS, default=context)
+    plain = replace(plain, original_max_position_embeddings=original)
+    if kind == "llama3":
+        return _llama3(found, plain)
+    if kind == "longrope":
+        return _longrope(found, plain, dims, context)
+    if kind == "yarn":
+        return _yarn(found, plain, context)
+    if dims <= 2:
+        raise InvalidCheckpoint(f"rope type 'dynamic' cannot rotate {dims} dimensions of a head")
+    return replace(plain, factor=number(found, "factor"))
+
+
+def _llama3(found: RawConfig, plain: RopeConfig) -> RopeConfig:
+    low, high = number(found, "low_freq_factor"), number(found, "high_freq_factor")
     if low >= high:
         raise InvalidCheckpoint(f"low_freq_factor {low} is not below high_freq_factor {high}")
-    return RopeConfig(
-        theta=theta,
-        type="llama3",
-        factor=number(section, "factor"),
-        low_freq_factor=low,
-        high_freq_factor=high,
-        original_max_position_embeddings=integer(
-            section, "original_max_position_embeddings", MAX_POSITIONS
-        ),
+    factor = number(found, "factor")
+    return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
+
+
+def _yarn(found: RawConfig, plain: RopeConfig, context: int) -> RopeConfig:
+    stretch = context / plain.original_max_position_embeddings
+    factor = number(found, "factor", default=stretch)
+    scale, scale_all = optional_number(found, "mscale"), optional_number(found, "mscale_all_dim")
+    amplitude = _yarn_amplitude(factor, 1.0)
+    if scale and scale_all:
+        amplitude = _yarn_amplitude(factor, scale) / _yarn_amplitude(factor, scale_all)
+    return replace(
+        plain,
+        factor=factor,
+        beta_slow=number(found, "beta_slow", default=1.0),
+        beta_fast=number(found, "beta_fast", default=32.0),
+        truncate=boolean(found, "truncate", default=True),
+        amplitude=number(found, "attention_factor", default=amplitude),
     )
 
 
-def windows(config: RawConfig, layers: int, *, sliding: list[bool]) -> list[int | None]:
-    """The attention window of each layer.
+def _yarn_amplitude(factor: float, scale: float) -> float:
+    """Peng et al. 2023, eq. 22: the temperature of attention, as a factor of queries and keys."""
+    return 1.0 if factor <= 1.0 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def _longrope(found: RawConfig, plain: RopeConfig, dims: int, context: int) -> RopeConfig:
+    original = plain.original_max_position_embeddings
+    factor = number(found, "factor", default=context / original)
+    amplitude = 1.0
+    if factor > 1.0 and original > 1:
+        amplitude = math.sqrt(1.0 + math.log(factor) / math.log(original))
+    return replace(
+        plain,
+        short_factors=_numbers(found, "short_factor", dims // 2),
+        long_factors=_numbers(found, "long_factor", dims // 2),
+        amplitude=number(found, "attention_factor", default=amplitude),
+    )
+
+
+def _numbers(found: RawConfig, key: str, count: int) -> tuple[float, ...]:
+    """A list of `count` positive numbers."""
+    values = found.get(key)
+    if not isinstance(values, list) or len(values) != count:
+        raise InvalidCheckpoint(f"{key} of config.json must list {count} numbers")
+    return tuple(number({key: value}, key) for value in values)
+
+
+_LAYER_KINDS = {"sliding_attention": True, "full_attention": False}
+
+
+def window(config: RawConfig, *, default: int | None = None) -> int | None:
+    """The attention window: null is none, absent the family's default."""
+    found = config.get("sliding_window", default)
+    return None if found is None else checked_integer("sliding_window", found, MAX_POSITIONS)
+
+
+def windows_by_layer(config: RawConfig, size: int | None, default: list[bool]) -> list[int | None]:
+    """The window of each layer, where `layer_types` says which layers have it.
 
     Args:
-        config: Its `sliding_window` is the window; its `layer_types`, if given, says which layers
-            have it.
-        layers: Number of layers.
-        sliding: Which layers have it where `layer_types` is missing.
+        config: config.json.
+        size: The window.
+        default: Which layers have it where `layer_types` is absent.
     """
-    window = config.get("sliding_window")
-    if window is None:
-        return [None] * layers
-    window = checked_integer("sliding_window", window, MAX_POSITIONS)
+    sliding = _sliding_layers(config, default)
+    if size is None and any(sliding):
+        raise InvalidCheckpoint(
+            "sliding_window of config.json is null, but some layers have sliding attention"
+        )
+    return [size if slides else None for slides in sliding]
+
+
+def windows_alike(config: RawConfig, size: int | None, layers: int) -> list[int | None]:
+    """The window of each layer, where the family's class knows no `layer_types`."""
+    alike = [size is not None] * layers
+    if _sliding_layers(config, alike) != alike:
+        raise UnsupportedArchitecture(
+            f"layer_types do not fit sliding_window; layers of "
+            f"'{config.get('model_type')}' all have the same window",
+            field=FIELD,
+        )
+    return [size] * layers
+
+
+def _sliding_layers(config: RawConfig, default: list[bool]) -> list[bool]:
     kinds = config.get("layer_types")
-    if kinds is not None:
-        known = {"sliding_attention": True, "full_attention": False}
-        if not isinstance(kinds, list) or len(kinds) != layers:
-            raise InvalidCheckpoint(f"layer_types of config.json must list {layers} kinds")
-        if any(not isinstance(kind, str) or kind not in known for kind in kinds):
-            raise UnsupportedArchitecture(
-                f"layer types other than {', '.join(known)} are not supported", field=FIELD
-            )
-        sliding = [known[kind] for kind in kinds]
-    return [window if slides else None for slides in sliding]
+    if kinds is None:
+        return default
+    if not isinstance(kinds, list) or len(kinds) != len(default):
+        raise InvalidCheckpoint(f"layer_types of config.json must list {len(default)} kinds")
+    if any(not isinstance(kind, str) or kind not in _LAYER_KINDS for kind in kinds):
+        raise UnsupportedArchitecture(
+            f"layer types other than {', '.join(_LAYER_KINDS)} are not supported", field=FIELD
+        )
+    return [_LAYER_KINDS[kind] for kind in kinds]

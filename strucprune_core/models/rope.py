@@ -1,7 +1,13 @@
-"""Rotary position embedding: the angles of `default`, `linear` and `llama3` scaling.
+"""Rotary position embedding: the angles of every way to stretch the context that is in use.
 
-Same formulas as the models were trained with (Su et al. 2021; the llama3 bands as published with
-Llama 3.1): tests compare with transformers' implementation.
+    linear    speeds / factor
+    dynamic   a larger theta once a sequence exceeds the original context ("NTK-aware")
+    llama3    slow rotations stretched, fast ones kept, the band between blended (Llama 3.1)
+    yarn      likewise by dimension, and larger queries and keys (Peng et al. 2023)
+    longrope  a stretch for each pair of dimensions, other ones within and beyond the original
+              context (Ding et al. 2024)
+
+Same formulas as the models were trained with (Su et al. 2021): tests compare with transformers.
 """
 
 from __future__ import annotations
@@ -15,15 +21,51 @@ from torch import Tensor
 from strucprune_core.models.config import RopeConfig
 
 
-def inverse_frequencies(rope: RopeConfig, head_dim: int) -> Tensor:
-    """Rotation speed of each pair of dimensions, radians per position, (head_dim / 2,) float32."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
-    speeds = 1.0 / (rope.theta**exponents)
+def inverse_frequencies(rope: RopeConfig, dims: int, length: int) -> Tensor:
+    """Rotation speed of each pair of dimensions, radians per position, (dims / 2,) float32.
+
+    Args:
+        rope: The rotation.
+        dims: Dimensions of a head that are rotated.
+        length: Tokens of the whole sequence; "dynamic" and "longrope" depend on it.
+    """
+    exponents = torch.arange(0, dims, 2, dtype=torch.int64).float() / dims
+    speeds = 1.0 / (_theta(rope, dims, length) ** exponents)
     if rope.type == "linear":
         return speeds / rope.factor
     if rope.type == "llama3":
         return _llama3(speeds, rope)
+    if rope.type == "yarn":
+        return _yarn(speeds, rope, dims)
+    if rope.type == "longrope":
+        beyond = length > rope.original_max_position_embeddings
+        return speeds / torch.tensor(rope.long_factors if beyond else rope.short_factors)
     return speeds
+
+
+def _theta(rope: RopeConfig, dims: int, length: int) -> float:
+    stretch = length / rope.original_max_position_embeddings
+    if rope.type != "dynamic" or stretch <= 1.0:
+        return rope.theta
+    growth = rope.factor * stretch - (rope.factor - 1.0)
+    return float(rope.theta * growth ** (dims / (dims - 2)))
+
+
+def _yarn(speeds: Tensor, rope: RopeConfig, dims: int) -> Tensor:
+    """From the dimension that turns `beta_fast` times in the original context to `beta_slow`."""
+
+    def dimension(turns: float) -> float:
+        context = rope.original_max_position_embeddings
+        return dims * math.log(context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low, high = dimension(rope.beta_fast), dimension(rope.beta_slow)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dims - 1)
+    if low == high:
+        high += 0.001
+    stretched = ((torch.arange(dims // 2).float() - low) / (high - low)).clamp(0, 1)
+    return stretched * speeds / rope.factor + (1 - stretched) * speeds
 
 
 def _llama3(speeds: Tensor, rope: RopeConfig) -> Tensor:
@@ -39,15 +81,16 @@ def _llama3(speeds: Tensor, rope: RopeConfig) -> Tensor:
     return torch.where(slow, speeds / rope.factor, torch.where(fast, speeds, blended))
 
 
-def cosines_and_sines(speeds: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """Rotation of each position, two (length x head_dim) float32 tensors (halves repeated).
+def cosines_and_sines(speeds: Tensor, length: int, amplitude: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Rotation of each position, two (length x dims) float32 tensors (halves repeated).
 
     Computed by NumPy in float64: torch's float32 cosine was seen to give other bits in one process
     of forty on the same machine, and a job must end with the same bytes wherever it was resumed.
     """
     angles = torch.outer(torch.arange(length).float(), speeds.cpu())
     exact = torch.cat((angles, angles), dim=-1).double().numpy()
-    cosines, sines = torch.from_numpy(np.cos(exact)), torch.from_numpy(np.sin(exact))
+    cosines = torch.from_numpy(amplitude * np.cos(exact))
+    sines = torch.from_numpy(amplitude * np.sin(exact))
     return cosines.float().to(speeds.device), sines.float().to(speeds.device)
 
 

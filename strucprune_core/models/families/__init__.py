@@ -17,7 +17,7 @@ from strucprune_core.models.families import (
     phi3,
     qwen,
 )
-from strucprune_core.models.fields import FIELD, RawConfig, refuse_quantised
+from strucprune_core.models.fields import FIELD, RawConfig, refuse_variants
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, apply_pruned_shapes
 
 Parser = Callable[[RawConfig], ModelConfig]
@@ -54,6 +54,6 @@ def parse_config(config: RawConfig) -> ModelConfig:
             field=FIELD,
             remedy=f"Supported model types: {', '.join(FAMILIES)}.",
         )
-    refuse_quantised(config)
+    refuse_variants(config)
     parsed = FAMILIES[family](config)
     return apply_pruned_shapes(config, parsed) if model_type != family else parsed

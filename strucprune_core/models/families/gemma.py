@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig, NormConfig, RopeConfig
-from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like
+from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like, with_windows
 from strucprune_core.models.fields import RawConfig
 
 GEMMA2_LAYER_NAMES: LayerNames = replace(
@@ -34,14 +34,18 @@ def parse_gemma2(config: RawConfig) -> ModelConfig:
 
 def parse_gemma3(config: RawConfig) -> ModelConfig:
     """Gemma 3 (text): local layers rotate at another speed than global ones."""
-    fields.refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
+    # The class has the key, but its attention takes no cap.
+    fields.refuse(config, "attn_logit_softcapping", words="a soft cap on attention")
+    pattern = GEMMA3_PATTERN
+    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
+        pattern = fields.integer(config, key, fields.MAX_LAYERS, default=pattern)
     parsed = _parse(
-        config,
+        {**config, "rope_parameters": None, "rope_scaling": None},
         GEMMA3_LAYER_NAMES,
-        lambda layer: (layer + 1) % GEMMA3_PATTERN != 0,
+        lambda layer: (layer + 1) % pattern != 0,
         max_positions=131072,
     )
-    local, everywhere = _gemma3_ropes(config)
+    local, everywhere = _gemma3_ropes(config, parsed)
     blocks = [
         replace(block, rope=local if block.window is not None else everywhere)
         for block in parsed.blocks
@@ -49,7 +53,6 @@ def parse_gemma3(config: RawConfig) -> ModelConfig:
     return replace(
         parsed,
         blocks=tuple(blocks),
-        attention_soft_cap=_cap(config, "attn_logit_softcapping", None),
         logit_soft_cap=_cap(config, "final_logit_softcapping", None),
     )
 
@@ -58,49 +61,42 @@ def _parse(
     config: RawConfig, names: LayerNames, slides: Callable[[int], bool], *, max_positions: int
 ) -> ModelConfig:
     bias = fields.boolean(config, "attention_bias")
-    rope_free = {k: v for k, v in config.items() if k not in ("rope_parameters", "rope_scaling")}
-    scalar_rope = config if config.get("model_type") == "gemma2" else rope_free
-    raw = {**scalar_rope, "hidden_act": config.get("hidden_activation"), "sliding_window": None}
+    activation = config.get("hidden_activation") or "gelu_pytorch_tanh"
     parsed = parse_llama_like(
-        {**raw, "hidden_act": raw["hidden_act"] or "gelu_pytorch_tanh"},
+        {**config, "hidden_act": activation},
         names=names,
         qkv_bias=bias,
         attention_output_bias=bias,
-        sliding=False,
         head_dim=256,
         kv_heads=4,
         max_positions=max_positions,
         tie=True,
     )
-    layers = parsed.layers
-    windows = fields.windows(
-        {"sliding_window": 4096, **config}, layers, sliding=[slides(n) for n in range(layers)]
-    )
+    sliding = [slides(layer) for layer in range(parsed.layers)]
+    windows = fields.windows_by_layer(config, fields.window(config, default=4096), sliding)
     scalar = fields.number(config, "query_pre_attn_scalar", default=256)
     return replace(
-        parsed,
-        blocks=tuple(
-            replace(block, window=window)
-            for block, window in zip(parsed.blocks, windows, strict=True)
-        ),
+        with_windows(parsed, windows),
         norm=NormConfig("rms_plus_one", parsed.norm.eps),
         embedding_scale=parsed.hidden_size**0.5,
         attention_scale=scalar**-0.5,
     )
 
 
-def _gemma3_ropes(config: RawConfig) -> tuple[RopeConfig, RopeConfig]:
+def _gemma3_ropes(config: RawConfig, parsed: ModelConfig) -> tuple[RopeConfig, RopeConfig]:
     """Rotations of local and of global layers: in new files by kind, in old ones by key."""
-    section = config.get("rope_parameters")
-    if isinstance(section, dict) and isinstance(section.get("full_attention"), dict):
-        return (
-            fields.rope(section.get("sliding_attention") or {}),
-            fields.rope(section["full_attention"], theta=1_000_000.0),
-        )
-    scaling = config.get("rope_scaling") or {}
-    everywhere = {**scaling, "rope_theta": config.get("rope_theta")}
-    local = {"rope_theta": config.get("rope_local_base_freq")}
-    return fields.rope(local), fields.rope(everywhere, theta=1_000_000.0)
+    by_kind = fields.section(config, "rope_parameters")
+    local = fields.section(by_kind, "sliding_attention")
+    everywhere = fields.section(by_kind, "full_attention") | fields.section(config, "rope_scaling")
+    local.setdefault("rope_theta", config.get("rope_local_base_freq"))
+    everywhere.setdefault("rope_theta", config.get("rope_theta"))
+    dims, context = parsed.rotary_dims, parsed.max_position_embeddings
+    for found in (local, everywhere):
+        fields.refuse(found, "partial_rotary_factor", 1.0, words="partial rotary positions")
+    return (
+        fields.rope(local, dims=dims, context=context),
+        fields.rope(everywhere, dims=dims, context=context, theta=1_000_000.0),
+    )
 
 
 def _cap(config: RawConfig, key: str, default: float | None) -> float | None:

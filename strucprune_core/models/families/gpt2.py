@@ -24,7 +24,6 @@ LAYER_NAMES = LayerNames(
 
 def parse(config: RawConfig) -> ModelConfig:
     """GPT-2, small to xl."""
-    fields.refuse(config, "add_cross_attention", False, words="cross attention")
     fields.refuse(config, "scale_attn_by_inverse_layer_idx", False, words="a scale by layer")
     fields.refuse(config, "scale_attn_weights", True, words="unscaled attention")
     layers = fields.integer(config, "n_layer", fields.MAX_LAYERS)

@@ -29,14 +29,13 @@ def parse(config: RawConfig) -> ModelConfig:
     d = fields.integer(config, "hidden_size", fields.MAX_WIDTH)
     width = fields.integer(config, "intermediate_size", fields.MAX_WIDTH)
     head_dim = fields.head_dim({}, d, heads)
-    section = {
-        **fields.rope_section(config),
-        **({"rope_theta": config["rotary_emb_base"]} if "rotary_emb_base" in config else {}),
-    }
-    share = fields.partial_rotary_factor(config, default=0.25, key="rotary_pct")
+    context = fields.integer(config, "max_position_embeddings", fields.MAX_POSITIONS, default=2048)
+    found = fields.rope_section(config, theta_key="rotary_emb_base", partial_key="rotary_pct")
+    share = fields.number(found, "partial_rotary_factor", default=0.25)
+    dims = fields.rotated_dims(head_dim, share)
+    rope = fields.rope(found, dims=dims, context=context)
     bias = fields.boolean(config, "attention_bias", default=True)
     parallel = fields.boolean(config, "use_parallel_residual", default=True)
-    rope = fields.rope(section)
     return ModelConfig(
         model_type=str(config["model_type"]),
         family="gpt_neox",
@@ -51,10 +50,8 @@ def parse(config: RawConfig) -> ModelConfig:
         hidden_size=d,
         embedding_size=d,
         head_dim=head_dim,
-        rotary_dims=fields.rotated_dims(head_dim, share),
-        max_position_embeddings=fields.integer(
-            config, "max_position_embeddings", fields.MAX_POSITIONS, default=2048
-        ),
+        rotary_dims=dims,
+        max_position_embeddings=context,
         norm=NormConfig("layer", fields.number(config, "layer_norm_eps", default=1e-5)),
         activation=fields.activation(config, "hidden_act", default="gelu"),
         residual="parallel" if parallel else "pre_norm",

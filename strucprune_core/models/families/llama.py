@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
     LayerConfig,
@@ -34,24 +36,26 @@ MODEL_NAMES = ModelNames(
 def parse_llama(config: RawConfig) -> ModelConfig:
     """Llama, and whatever is Llama by another name."""
     attention_bias = fields.boolean(config, "attention_bias")
-    if fields.partial_rotary_factor(config) != 1.0:
-        fields.refuse(
-            {"partial_rotary_factor": "set"},
-            "partial_rotary_factor",
-            words="partial rotary positions",
-        )
-    return parse_llama_like(
+    parsed = parse_llama_like(
         config,
         qkv_bias=attention_bias,
         attention_output_bias=attention_bias,
         ffn_bias=fields.boolean(config, "mlp_bias"),
-        sliding=False,
     )
+    return with_windows(parsed, fields.windows_alike(config, None, parsed.layers))
 
 
 def parse_mistral(config: RawConfig) -> ModelConfig:
     """Mistral: llama with a sliding window in all layers."""
-    return parse_llama_like(config, sliding=True, kv_heads=8)
+    parsed = parse_llama_like(config, kv_heads=8, max_positions=131072)
+    window = fields.window(config, default=4096)
+    return with_windows(parsed, fields.windows_alike(config, window, parsed.layers))
+
+
+def with_windows(parsed: ModelConfig, windows: list[int | None]) -> ModelConfig:
+    """The model with the attention window of each layer."""
+    blocks = zip(parsed.blocks, windows, strict=True)
+    return parsed.with_blocks([replace(block, window=window) for block, window in blocks])
 
 
 def parse_llama_like(
@@ -61,15 +65,15 @@ def parse_llama_like(
     qkv_bias: bool = False,
     attention_output_bias: bool = False,
     ffn_bias: bool = False,
-    sliding: bool,
     head_dim: int | None = None,
     kv_heads: int | None = None,
     eps: float = 1e-6,
     theta: float = 10_000.0,
     max_positions: int = 2048,
     tie: bool = False,
+    partial: bool = False,
 ) -> ModelConfig:
-    """A model with llama's keys and tensor names.
+    """A model with llama's keys and tensor names, and no window.
 
     Args:
         config: config.json.
@@ -77,42 +81,40 @@ def parse_llama_like(
         qkv_bias: Whether queries, keys and values have a bias.
         attention_output_bias: Whether the attention output has one.
         ffn_bias: Whether the FFN's matrices have one.
-        sliding: Whether `sliding_window` applies to layers that `layer_types` does not name.
         head_dim: Default of the family; None shares the hidden size out.
         kv_heads: Default of the family; None is one for each query head.
         eps: Default of the family.
         theta: Default of the family.
         max_positions: Default of the family.
         tie: Default of the family.
+        partial: Whether the family can rotate a part of each head.
     """
     layers = fields.integer(config, "num_hidden_layers", fields.MAX_LAYERS)
     heads = fields.integer(config, "num_attention_heads", fields.MAX_WIDTH)
     hidden_size = fields.integer(config, "hidden_size", fields.MAX_WIDTH)
     width = fields.integer(config, "intermediate_size", fields.MAX_WIDTH)
     head_dim = fields.head_dim(config, hidden_size, heads, default=head_dim)
-    raw = (
-        config
-        if config.get("num_key_value_heads") or not kv_heads
-        else {**config, "num_key_value_heads": kv_heads}
+    groups = fields.kv_heads(config, heads, default=kv_heads)
+    context = fields.integer(
+        config, "max_position_embeddings", fields.MAX_POSITIONS, default=max_positions
     )
-    groups = fields.kv_heads(raw, heads)
-    rope = fields.rope(fields.rope_section(config), theta=theta)
-    windows = fields.windows(config, layers, sliding=[sliding] * layers)
+    found = fields.rope_section(config)
+    if not partial:
+        fields.refuse(found, "partial_rotary_factor", 1.0, words="partial rotary positions")
+    share = fields.number(found, "partial_rotary_factor", default=1.0)
+    dims = fields.rotated_dims(head_dim, share)
+    rope = fields.rope(found, dims=dims, context=context, theta=theta)
     return ModelConfig(
         model_type=str(config["model_type"]),
         family=str(config["model_type"]).removeprefix("strucprune_"),
         names=MODEL_NAMES,
-        blocks=tuple(
-            LayerConfig(names, heads, groups, (width,), window, rope) for window in windows
-        ),
+        blocks=(LayerConfig(names, heads, groups, (width,), None, rope),) * layers,
         vocab_size=fields.integer(config, "vocab_size", fields.MAX_VOCABULARY),
         hidden_size=hidden_size,
         embedding_size=hidden_size,
         head_dim=head_dim,
-        rotary_dims=fields.rotated_dims(head_dim, fields.partial_rotary_factor(config)),
-        max_position_embeddings=fields.integer(
-            config, "max_position_embeddings", fields.MAX_POSITIONS, default=max_positions
-        ),
+        rotary_dims=dims,
+        max_position_embeddings=context,
         norm=NormConfig("rms", fields.number(config, "rms_norm_eps", default=eps)),
         activation=fields.activation(config, "hidden_act", default="silu"),
         residual="pre_norm",

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
-from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like
-from strucprune_core.models.families.qwen import (
-    QWEN3_LAYER_NAMES,
-    with_qwen_windows,
-    without_window,
-)
+from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like, with_windows
+from strucprune_core.models.families.qwen import QWEN3_LAYER_NAMES, qwen_window
 from strucprune_core.models.fields import RawConfig
 
 MIXTRAL_LAYER_NAMES: LayerNames = replace(
@@ -38,7 +35,6 @@ def parse_mixtral(config: RawConfig) -> ModelConfig:
     parsed = parse_llama_like(
         config,
         names=MIXTRAL_LAYER_NAMES,
-        sliding=True,
         kv_heads=8,
         eps=1e-5,
         theta=1_000_000.0,
@@ -47,18 +43,22 @@ def parse_mixtral(config: RawConfig) -> ModelConfig:
     experts = fields.integer(config, "num_local_experts", fields.MAX_EXPERTS, default=8)
     blocks = [replace(block, ffn_widths=block.ffn_widths * experts) for block in parsed.blocks]
     chosen = fields.integer(config, "num_experts_per_tok", experts, default=2)
-    return replace(parsed.with_blocks(blocks), experts_per_token=chosen, normalise_routing=True)
+    windows = fields.windows_alike(config, fields.window(config), parsed.layers)
+    return replace(
+        with_windows(parsed.with_blocks(blocks), windows),
+        experts_per_token=chosen,
+        normalise_routing=True,
+    )
 
 
 def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
     """Qwen3-MoE: some layers may have one plain FFN instead."""
     bias = fields.boolean(config, "attention_bias")
     parsed = parse_llama_like(
-        without_window(config),
+        config,
         names=QWEN3_LAYER_NAMES,
         qkv_bias=bias,
         attention_output_bias=bias,
-        sliding=False,
         kv_heads=4,
         max_positions=32768,
     )
@@ -67,7 +67,8 @@ def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
     experts = fields.integer(config, key, fields.MAX_EXPERTS, default=128)
     width = fields.integer(config, "moe_intermediate_size", fields.MAX_WIDTH, default=768)
     step = fields.integer(config, "decoder_sparse_step", fields.MAX_LAYERS, default=1)
-    plain = config.get("mlp_only_layers") or []
+    plain = _plain_layers(config)
+    windows = fields.windows_alike(config, qwen_window(config), parsed.layers)
     blocks = [
         block
         if layer in plain or (layer + 1) % step
@@ -75,7 +76,15 @@ def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
         for layer, block in enumerate(parsed.blocks)
     ]
     return replace(
-        with_qwen_windows(config, parsed.with_blocks(blocks)),
+        with_windows(parsed.with_blocks(blocks), windows),
         experts_per_token=fields.integer(config, "num_experts_per_tok", experts, default=8),
         normalise_routing=fields.boolean(config, "norm_topk_prob"),
     )
+
+
+def _plain_layers(config: RawConfig) -> list[int]:
+    """Numbers of the layers that have no experts whatever `decoder_sparse_step` says."""
+    found = config.get("mlp_only_layers") or []
+    if not isinstance(found, list) or any(type(layer) is not int for layer in found):
+        raise InvalidCheckpoint("mlp_only_layers of config.json must list whole numbers")
+    return found

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
-from strucprune_core.models.families.llama import parse_llama_like
+from strucprune_core.models.families.llama import parse_llama_like, with_windows
 from strucprune_core.models.fields import RawConfig
 
 LAYER_NAMES = LayerNames(
@@ -19,7 +18,31 @@ LAYER_NAMES = LayerNames(
 )
 
 
+# Of Phi-3's first configs; transformers takes all three for the same.
+_LONGROPE_NAMES = ("longrope", "su", "yarn")
+_ORIGINAL_CONTEXT = 4096
+
+
 def parse(config: RawConfig) -> ModelConfig:
-    """Phi-3 and Phi-4 with `default` rotary positions."""
-    parsed = parse_llama_like(config, names=LAYER_NAMES, sliding=True, eps=1e-5, max_positions=4096)
-    return replace(parsed, tie_word_embeddings=fields.boolean(config, "tie_word_embeddings"))
+    """Phi-3, Phi-3.5 and Phi-4, with short or long context."""
+    found = fields.rope_section(config)
+    kind = found.get("rope_type") or found.get("type") or "default"
+    if kind in _LONGROPE_NAMES:
+        found["rope_type"] = "longrope"
+    elif kind != "default":
+        fields.refuse({"rope_type": kind}, "rope_type", words=f"rope type {shown(kind)} in phi3")
+    original = config.get("original_max_position_embeddings", _ORIGINAL_CONTEXT)
+    parsed = parse_llama_like(
+        {
+            **config,
+            "rope_scaling": None,
+            "rope_parameters": found,
+            "original_max_position_embeddings": original,
+        },
+        names=LAYER_NAMES,
+        eps=1e-5,
+        max_positions=4096,
+        partial=True,
+    )
+    window = fields.window(config)
+    return with_windows(parsed, fields.windows_alike(config, window, parsed.layers))

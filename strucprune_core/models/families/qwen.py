@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
-from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like
+from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like, with_windows
 from strucprune_core.models.fields import RawConfig
 
 QWEN3_LAYER_NAMES: LayerNames = replace(
@@ -16,38 +16,34 @@ QWEN3_LAYER_NAMES: LayerNames = replace(
 
 def parse_qwen2(config: RawConfig) -> ModelConfig:
     """Qwen2 and Qwen2.5."""
-    return with_qwen_windows(
-        config,
-        parse_llama_like(without_window(config), qkv_bias=True, sliding=False, max_positions=32768),
-    )
+    parsed = parse_llama_like(config, qkv_bias=True, kv_heads=32, max_positions=32768)
+    return with_windows(parsed, _windows(config, parsed.layers))
 
 
 def parse_qwen3(config: RawConfig) -> ModelConfig:
     """Qwen3."""
     bias = fields.boolean(config, "attention_bias")
     parsed = parse_llama_like(
-        without_window(config),
+        config,
         names=QWEN3_LAYER_NAMES,
         qkv_bias=bias,
         attention_output_bias=bias,
-        sliding=False,
         head_dim=128,
+        kv_heads=32,
         max_positions=32768,
     )
-    return with_qwen_windows(config, parsed)
+    return with_windows(parsed, _windows(config, parsed.layers))
 
 
-def without_window(config: RawConfig) -> RawConfig:
-    """The config for a parser that must not see the window: Qwen has rules of its own for it."""
-    return {key: value for key, value in config.items() if key != "sliding_window"}
+def qwen_window(config: RawConfig) -> int | None:
+    """The window, which counts only with `use_sliding_window`."""
+    used = fields.boolean(config, "use_sliding_window")
+    return fields.window(config, default=4096) if used else None
 
 
-def with_qwen_windows(config: RawConfig, parsed: ModelConfig) -> ModelConfig:
-    """Windows only with `use_sliding_window`, from layer `max_window_layers` on."""
-    if not fields.boolean(config, "use_sliding_window"):
-        return parsed
-    first = config.get("max_window_layers", 28)
-    sliding = [layer >= first for layer in range(parsed.layers)]
-    windows = fields.windows({"sliding_window": 4096, **config}, parsed.layers, sliding=sliding)
-    blocks = zip(parsed.blocks, windows, strict=True)
-    return parsed.with_blocks([replace(block, window=window) for block, window in blocks])
+def _windows(config: RawConfig, layers: int) -> list[int | None]:
+    """The window of each layer: from `max_window_layers` on."""
+    window = qwen_window(config)
+    first = fields.whole_number(config, "max_window_layers", fields.MAX_LAYERS, default=28)
+    sliding = [window is not None and layer >= first for layer in range(layers)]
+    return fields.windows_by_layer(config, window, sliding)

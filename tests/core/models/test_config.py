@@ -116,7 +116,7 @@ def test_old_and_new_rope_keys(keys: dict[str, Any], rope: RopeConfig) -> None:
         ({"model_type": None}, "not supported"),
         ({"model_type": ["llama"]}, "not supported"),
         ({"quantization_config": {"bits": 4}}, "quantised"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "yarn"),
+        ({"rope_scaling": {"rope_type": "su"}}, "su"),
         ({"rope_scaling": {"rope_type": ["x"]}}, "rope type"),
         ({"partial_rotary_factor": 0.5}, "partial rotary"),
         ({"hidden_act": "swiglu"}, "swiglu"),
