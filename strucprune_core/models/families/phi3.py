@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
 from strucprune_core.models.families.llama import parse_llama_like, with_windows
@@ -18,8 +19,6 @@ LAYER_NAMES = LayerNames(
 )
 
 
-# Of Phi-3's first configs; transformers takes all three for the same.
-_LONGROPE_NAMES = ("longrope", "su", "yarn")
 _ORIGINAL_CONTEXT = 4096
 
 
@@ -27,18 +26,15 @@ def parse(config: RawConfig) -> ModelConfig:
     """Phi-3, Phi-3.5 and Phi-4, with short or long context."""
     found = fields.rope_section(config)
     kind = found.get("rope_type") or found.get("type") or "default"
-    if kind in _LONGROPE_NAMES:
-        found["rope_type"] = "longrope"
-    elif kind != "default":
-        fields.refuse({"rope_type": kind}, "rope_type", words=f"rope type {shown(kind)} in phi3")
+    if kind not in ("default", "longrope"):
+        raise UnsupportedArchitecture(
+            f"rope type {shown(kind)} is not supported for phi3",
+            field=fields.FIELD,
+            remedy="Take the model's present config.json, which calls it 'longrope'.",
+        )
     original = config.get("original_max_position_embeddings", _ORIGINAL_CONTEXT)
     parsed = parse_llama_like(
-        {
-            **config,
-            "rope_scaling": None,
-            "rope_parameters": found,
-            "original_max_position_embeddings": original,
-        },
+        {**config, "original_max_position_embeddings": original},
         names=LAYER_NAMES,
         eps=1e-5,
         max_positions=4096,
