@@ -36,7 +36,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
-from strucprune_core.models.tensors import check_tensors
+from strucprune_core.models.tensors import check_tensors, with_full_names
 from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
@@ -86,6 +86,7 @@ def inspect_model(store: Store) -> ModelFacts:
     """
     index = open_checkpoint(store)
     config = parse_config(index.config)
+    index = with_full_names(config, index)
     check_tensors(config, index)
     if "tokenizer.json" not in index.other_files:
         raise InvalidCheckpoint(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
@@ -17,6 +19,7 @@ _DERIVED = (
     ".attn.masked_bias",
     ".attention.bias",
     ".attention.masked_bias",
+    ".decoder.version",
 )
 
 
@@ -107,6 +110,22 @@ def _linear(config: ModelConfig, name: str, outputs: int, inputs: int, bias: boo
 def _norm(config: ModelConfig, name: str, width: int) -> Shapes:
     bias = {f"{name}.bias": (width,)} if config.norm.kind == "layer" else {}
     return {f"{name}.weight": (width,), **bias}
+
+
+def with_full_names(config: ModelConfig, index: CheckpointIndex) -> CheckpointIndex:
+    """The checkpoint with its tensors named as the whole model names them.
+
+    GPT-2 and OPT were published without the prefix of their base model ("wte.weight" for
+    "transformer.wte.weight"); transformers reads both.
+    """
+    prefix, _, first = config.names.embedding.partition(".")
+    if config.names.embedding in index.tensors or first not in index.tensors:
+        return index
+    full = {
+        name if name == config.names.head else f"{prefix}.{name}": info
+        for name, info in index.tensors.items()
+    }
+    return replace(index, tensors={name: replace(info, name=name) for name, info in full.items()})
 
 
 def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:

@@ -17,8 +17,6 @@ LAYER_NAMES = LayerNames(
     attention_norm="input_layernorm",
     ffn_norm="post_attention_layernorm",
 )
-
-
 _ORIGINAL_CONTEXT = 4096
 
 
