@@ -76,6 +76,14 @@ def test_evaluate_agrees_with_the_report(
         assert found["perplexity"] == pytest.approx(report["perplexity"][which], rel=1e-5)
 
 
+def test_results_for_people(tiny_model: Path, text_file: Path) -> None:
+    windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
+    told = result_of("evaluate", tiny_model, *windows)
+    shown = "".join(call("evaluate", tiny_model, *windows).stdout.split())
+    assert f"perplexity{told['perplexity']:.4f}sequences2" in shown
+    assert told["text_sha256"] in shown  # on a narrow terminal too
+
+
 def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     output, _ = pruned
     assert result_of("verify", output)["valid"] is True
