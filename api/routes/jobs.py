@@ -60,7 +60,7 @@ IdempotencyKey = Annotated[
     status_code=HTTPStatus.ACCEPTED,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 422, 503),
+        **problems(400, 401, 403, 413, 415, 422, 503),
     },
 )
 def submit_job(
@@ -81,7 +81,7 @@ def submit_job(
     return view
 
 
-@router.post("/validate", responses=problems(400, 401, 403, 413, 422, 503))
+@router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
 def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> ValidationView:
     """Say what is wrong with a job, or what it would cost, without submitting it.
 
