@@ -126,7 +126,11 @@ def prune(
     model: ModelArgument,
     output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
     sparsity: Annotated[
-        float, typer.Option(help="Fraction of the structures' parameters to remove.")
+        float,
+        typer.Option(
+            help="Fraction of the structures' parameters to remove, between 0 and 1; with FFN "
+            "channels alone, of all channels."
+        ),
     ],
     calibration: Annotated[
         str,
@@ -399,10 +403,20 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
         return
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest cut short is no use
     for key, value in result.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        table.add_row(key.replace("_", " "), str(shown))
+        table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def _shown(value: object) -> str:
+    """A value for people: thousands apart, no more digits than mean something."""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_summary(report: Report, output: str) -> None:

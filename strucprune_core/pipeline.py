@@ -29,7 +29,7 @@ from strucprune_core.errors import (
     naming_field,
 )
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
-from strucprune_core.inspection import check_output_empty, inspect_job
+from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
@@ -105,14 +105,15 @@ def prune(
     output = open_store(spec.output.uri_prefix)
     meter = ProgressMeter(progress, stop or NeverStop())
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
-    kept = Workspace(
-        workspace,
-        scratch / "files",
-        sha256_of_bytes(fingerprint.encode()),
-        # A unit whose files are being stored is better finished than stopped.
-        on_upload=lambda done: meter.alive(),
-        on_download=lambda done: meter.safe_point(),
-    )
+    with naming_field("workspace"):
+        kept = Workspace(
+            workspace,
+            scratch / "files",
+            sha256_of_bytes(fingerprint.encode()),
+            # A unit whose files are being stored is better finished than stopped.
+            on_upload=lambda done: meter.alive(),
+            on_download=lambda done: meter.safe_point(),
+        )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     job = Job(
@@ -151,7 +152,7 @@ def _claim(output: Store, workspace: Workspace) -> bytes | None:
     """
     with naming_field("output.uri_prefix"):
         try:
-            check_output_empty(output)
+            check_output_usable(output)
             return None
         except OutputNotEmpty:
             claim = claim_of(output)

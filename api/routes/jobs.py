@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Principal, Reader, Writer
@@ -59,7 +60,7 @@ IdempotencyKey = Annotated[
     status_code=HTTPStatus.ACCEPTED,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 422, 503),
+        **problems(400, 401, 403, 413, 415, 422, 503),
     },
 )
 def submit_job(
@@ -80,7 +81,7 @@ def submit_job(
     return view
 
 
-@router.post("/validate", responses=problems(400, 401, 403, 413, 422, 503))
+@router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
 def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> ValidationView:
     """Say what is wrong with a job, or what it would cost, without submitting it.
 
@@ -106,6 +107,8 @@ def list_jobs(
     label: Annotated[
         str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
     ] = None,
+    created_after: Annotated[AwareDatetime | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
+    created_before: Annotated[AwareDatetime | None, Query()] = None,
 ) -> JobPage:
     """List jobs, newest first."""
     name, _, value = (label or "").partition("=")
@@ -113,6 +116,8 @@ def list_jobs(
         principal.tenant,
         state=state,
         label=(name, value) if label else None,
+        created_after=created_after.timestamp() if created_after else None,
+        created_before=created_before.timestamp() if created_before else None,
         limit=limit,
         cursor=cursor,
     )

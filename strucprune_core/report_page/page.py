@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from strucprune_core.report import LayerReport, MemoryFigure, PerplexitySummary, Report
-from strucprune_core.report_page.parts import card, details, facts, figure, pill, table
+from strucprune_core.report_page.parts import card, details, facts, figure, name_html, pill, table
 from strucprune_core.report_page.plots import (
     Bar,
     Series,
@@ -409,8 +409,10 @@ def _resources(report: Report) -> str:
 
 def _memory(report: Report) -> str:
     memory = report.memory
+    device = memory.device_peak_bytes
     bars = [
-        *_peak_bars("Device peak", memory.device_peak_bytes),
+        # Nothing planned and nothing seen: there is no device beside the host.
+        *(_peak_bars("Device peak", device) if device.predicted or device.measured else ()),
         *_peak_bars("Host peak", memory.host_peak_bytes),
         Bar(
             "Dense weights alone",
@@ -510,7 +512,7 @@ def _provenance(report: Report) -> str:
 
 def _files(report: Report) -> str:
     rows = "".join(
-        f'<tr><th scope="row" class="any">{esc(entry.name)}</th>'
+        f'<tr><th scope="row" class="name">{name_html(entry.name)}</th>'
         f'<td class="num">{size(entry.bytes)}</td>'
         f'<td class="digest mono">{esc(entry.sha256)}</td></tr>'
         for entry in report.files

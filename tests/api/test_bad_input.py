@@ -169,6 +169,17 @@ def test_a_storage_that_does_not_answer(
         assert is_untouched(client.app.state.services)  # type: ignore[attr-defined]
 
 
+@pytest.mark.services
+def test_a_service_without_its_bucket_is_not_ready(
+    s3_server: S3Server, settings: Settings, keys: dict[str, str], flush: redis.Redis
+) -> None:
+    settings = settings.model_copy(update={"state_uri": "s3://no-such-bucket/state"})
+    with on_s3(settings, keys, s3_server) as client:
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert "object_not_found" in answer.json()["detail"]
+
+
 def on_s3(settings: Settings, keys: dict[str, str], server: S3Server, **changes: str) -> TestClient:
     """The app with the server's S3 settings, some of them wrong."""
     right = S3Settings(

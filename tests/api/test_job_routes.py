@@ -160,11 +160,18 @@ def test_list_pages_and_filters(
     assert [job["id"] for job in running] == [ids[0]]
     assert len(client.get(JOBS, params={"label": "team=nlp"}).json()["data"]) == 3
     assert client.get(JOBS, params={"label": "team=other"}).json()["data"] == []
+    middle = second["data"][0]["created_at"]
+    assert len(client.get(JOBS, params={"created_after": middle}).json()["data"]) == 2
+    assert client.get(JOBS, params={"created_before": middle}).json()["data"] == []
 
 
 @pytest.mark.parametrize(
     "params",
-    [{"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}],
+    [
+        *({"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}),
+        {"created_after": "yesterday"},
+        {"created_before": "2026-01-31T12:00:00"},  # of which time zone?
+    ],
 )
 def test_bad_list_parameters(client: TestClient, params: dict[str, Any]) -> None:
     answer = client.get(JOBS, params=params)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -53,6 +54,38 @@ def test_pointers(
     problem = is_problem(client.post(JOBS, json={**body, **change}), 422, "validation_failed")
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
     assert problem["errors"][0]["detail"] in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pruning": {"sparsty": 0.3}}, "There is no such field; is 'sparsity' meant?"),
+        ({"pruning": {"sparsity": 0.3, "oddity": 1}}, "There is no such field; see /docs for"),
+        ({"modell": {}}, "There is no such field; is 'model' meant?"),
+        ({"evaluation": {"uri": "s3://b/t", "seqences": 1}}, "is 'sequences' meant?"),
+        ({"model": {"uri": "ftp://x/y"}}, "scheme 'ftp' is not supported; use s3://bucket/key"),
+    ],
+)
+def test_words_that_help(
+    client: TestClient, body: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    problem = is_problem(client.post(JOBS, json={**body, **change}), 422, "validation_failed")
+    details = [error["detail"] for error in problem["errors"]]
+    assert any(detail.startswith(words) or words in detail for detail in details)
+    assert "Value error" not in str(problem)
+    # What there is too much of explains what is missing, so it comes first.
+    assert words in problem["detail"]
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_that_is_not_declared_as_json(
+    client: TestClient, body: dict[str, Any], kind: str | None
+) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    for path in (JOBS, f"{JOBS}/validate"):
+        answer = client.post(path, content=json.dumps(body), headers=headers)
+        problem = is_problem(answer, 415, "unsupported_media_type")
+        assert "`Content-Type: application/json`" in problem["detail"]
 
 
 def test_library_errors_point_too(client: TestClient, body: dict[str, Any]) -> None:
@@ -167,7 +200,7 @@ def test_openapi(client: TestClient) -> None:
         "/readyz",
     }
     submit = paths[JOBS]["post"]
-    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "422", "503"}
+    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "415", "422", "503"}
     assert set(submit["responses"]["202"]["headers"]) >= {"Location", "ETag", "Retry-After"}
     for path in paths.values():
         for operation in path.values():

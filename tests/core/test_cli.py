@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,14 @@ def test_evaluate_agrees_with_the_report(
         assert found["perplexity"] == pytest.approx(report["perplexity"][which], rel=1e-5)
 
 
+def test_results_for_people(tiny_model: Path, text_file: Path) -> None:
+    windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
+    told = result_of("evaluate", tiny_model, *windows)
+    shown = "".join(call("evaluate", tiny_model, *windows).stdout.split())
+    assert f"perplexity{told['perplexity']:.4f}sequences2" in shown
+    assert told["text_sha256"] in shown  # on a narrow terminal too
+
+
 def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     output, _ = pruned
     assert result_of("verify", output)["valid"] is True
@@ -106,7 +115,13 @@ def test_a_workspace_is_taken_up(tmp_path: Path, tiny_model: Path, text_file: Pa
         (["--calibration", "missing.txt"], 1, "object_not_found", "calibration.uri"),
         (["--samples", "9999"], 1, "invalid_text", "calibration.uri"),
         (["--sequence-length", "999999"], 2, "invalid_spec", "calibration.sequence_length"),
-        (["--output", "OUTPUT_IN_USE"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--calibration", "/"], 2, "invalid_spec", "calibration.uri"),
+        (["--calibration", "DIRECTORY"], 1, "object_not_found", "calibration.uri"),
+        (["--output", "DIRECTORY"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--output", "FILE"], 1, "storage_error", "output.uri_prefix"),
+        (["--output", "FILE/below"], 1, "storage_error", "output.uri_prefix"),
+        (["--output", "/proc/new"], 1, "access_denied", "output.uri_prefix"),
+        (["--workspace", "FILE"], 1, "storage_error", "workspace"),
         (["--device", "abacus"], 2, "invalid_spec", "runtime.device"),
     ],
 )
@@ -119,11 +134,13 @@ def test_bad_input(
     code: str,
     field: str,
 ) -> None:
-    change = [str(tiny_model) if part == "OUTPUT_IN_USE" else part for part in change]
+    places = {"DIRECTORY": str(tiny_model), "FILE": str(text_file)}
+    change = [re.sub("DIRECTORY|FILE", lambda found: places[found[0]], part) for part in change]
     result = call(*prune(tiny_model, text_file, tmp_path / "out", *change), "--json")
     assert result.exit_code == exit_code, result.output
     error = json.loads(result.stdout)["error"]
     assert (error["code"], error["field"]) == (code, field)
+    assert error["phase"] is None  # before any work
     assert not (tmp_path / "out").exists()
 
 

@@ -35,7 +35,7 @@ from strucprune_core.report_page.plots import (
     wants_log,
 )
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 
 
 def make_layers(count: int, width: int = 1536) -> list[LayerReport]:
@@ -355,6 +355,20 @@ def test_nothing_removed_and_nothing_known() -> None:
     parsed = check_page(render_html(bare))
     assert "warning" not in parsed.text
     check_page(render_html(report.model_copy(update={"after": report.before})))
+
+
+def test_a_cpu_job_shows_no_device_bar() -> None:
+    memory = make_report().memory.model_copy(
+        update={"device_peak_bytes": MemoryFigure(predicted=0, measured=None)}
+    )
+    assert "Device peak" not in check_page(render_html(make_report(memory=memory))).text
+    assert "Device peak, predicted" in check_page(render_html(make_report())).text
+
+
+def test_names_break_between_words_on_a_phone() -> None:
+    page = render_html(make_report())
+    assert "<dt>pruning.<wbr>sparsity</dt>" in page
+    assert "model.<wbr>safetensors</th>" in page
 
 
 def test_measured_device_memory_is_the_headline() -> None:
