@@ -174,6 +174,13 @@ def prune(
         str,
         typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
     ] = "per_layer",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write `gguf` (llama.cpp) or `block_configs` (vLLM, MLX) into a folder of "
+            "that name; repeat for both."
+        ),
+    ] = None,
     damping: Annotated[
         float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
     ] = None,
@@ -216,6 +223,8 @@ def prune(
         }
         if structure:
             pruning["structures"] = structure
+        if export:
+            pruning["exports"] = export
         if allocation is not None:
             pruning["allocation"] = allocation
         if recover_steps:
