@@ -5,8 +5,10 @@ An export that cannot say what the model is, is refused before any heavy work.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.errors import InvalidSpec, StrucPruneError
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.spec import Export, PruningSpec
@@ -49,16 +51,18 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
         _check_heads(pruning, config)
 
 
-def possible_exports(
-    pruning: PruningSpec, config: ModelConfig, index: CheckpointIndex
-) -> list[Export]:
-    """The exports that a job on a model could have."""
+def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:
+    """The exports that a job on a model could have if it removes FFN channels alone.
+
+    Raises:
+        StorageError: the store refused or failed.
+    """
+    pruning = PruningSpec(sparsity=0.5)
     found: list[Export] = []
-    exports: tuple[Export, ...] = ("gguf", "block_configs")
-    for export in exports:
+    for export in get_args(Export):
         try:
             check_export(export, pruning, config, index)
-        except StrucPruneError:
+        except (InvalidSpec, InvalidCheckpoint):
             continue
         found.append(export)
     return found
