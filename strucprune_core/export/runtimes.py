@@ -135,7 +135,7 @@ def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: Pruning
     """What would make a runtime load the result; None if nothing here does."""
     ways = []
     for form in known:
-        if form.form in ("per_layer", "uniform"):
+        if form.form == "per_layer" or form.form == "uniform":
             ways.append(f"use layout '{form.form}'")
         elif _possible(form.form, pruning, config):
             ways.append(f"add '{form.form}' to pruning.exports")
