@@ -66,6 +66,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a model is and whether it can be pruned. Reads no weights."""
     from strucprune_core.errors import naming_field
     from strucprune_core.estimate import size_of
+    from strucprune_core.export.checks import possible_exports
     from strucprune_core.inspection import inspect_model
     from strucprune_core.storage.open import open_store
 
@@ -74,7 +75,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             facts = inspect_model(open_store(model))
         config = facts.config
         size = size_of(config, dtype_bytes=1)
-        result = {
+        result: dict[str, Any] = {
             "model": model,
             "architecture": config.model_type,
             "layers": config.layers,
@@ -87,11 +88,14 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "parameters": size.parameters,
             "ffn_channels": size.ffn_channels,
             "bytes": facts.index.total_bytes,
+            "exports": possible_exports(config, facts.index),
             "files": len(facts.index.file_sizes),
             "digest": facts.index.digest(),
         }
         if not as_json and len(set(config.intermediate_sizes)) == 1:
             result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
+        if not as_json:
+            result["exports"] = ", ".join(result["exports"]) or "none"
         _print(result, as_json)
 
 
@@ -178,6 +182,13 @@ def prune(
         str,
         typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
     ] = "per_layer",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write `gguf` (llama.cpp) or `block_configs` (vLLM, MLX) into a folder of "
+            "that name; repeat for both."
+        ),
+    ] = None,
     damping: Annotated[
         float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
     ] = None,
@@ -220,6 +231,8 @@ def prune(
         }
         if structure:
             pruning["structures"] = structure
+        if export:
+            pruning["exports"] = export
         if allocation is not None:
             pruning["allocation"] = allocation
         if recover_steps:
@@ -435,4 +448,6 @@ def _print_summary(report: Report, output: str) -> None:
     console.print(table)
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
+    for export in report.exports:
+        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")

@@ -34,6 +34,7 @@ from strucprune_core.errors import (
     StrucPruneError,
     naming_field,
 )
+from strucprune_core.export.checks import check_export
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors, with_full_names
@@ -325,6 +326,10 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
     checks: list[Callable[[], object]] = [
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
+        *(
+            partial(check_export, export, spec.pruning, config, model.index)
+            for export in spec.pruning.exports
+        ),
     ]
     if spec.calibration.chat_template:
         checks.append(partial(_check_chat_template, model.index))

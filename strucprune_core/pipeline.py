@@ -37,13 +37,14 @@ from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report_page import render_html
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.allocation import allocate, curve, probe
-from strucprune_core.steps.assemble import assemble, pruned_checkpoint
+from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
+from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
 from strucprune_core.steps.recover import recover, replay
-from strucprune_core.steps.report import checkpoint_files, report
+from strucprune_core.steps.report import published_files, report
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
@@ -69,6 +70,9 @@ STEPS: dict[str, Step] = {
     "replay": replay,
     "recover": recover,
     "assemble": assemble,
+    "gguf": export_gguf,
+    "block_configs": export_blocks,
+    "check": check_export,
     "evaluate": evaluate,
     "verify": verify,
     "report": report,
@@ -189,7 +193,7 @@ def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter)
         page = render_html(Report.model_validate_json(claim))
         documents = {REPORT_JSON: claim, REPORT_HTML: page.encode()}
     result = Report.model_validate_json(documents[REPORT_JSON])
-    checkpoint = pruned_checkpoint(job)
+    checkpoint = published(job)
     _check_unchanged(job, checkpoint, result)
     job.workspace.keep_claim(documents[REPORT_JSON])
     with naming_field("output.uri_prefix"):
@@ -204,7 +208,7 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
         InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
     """
     same_model = open_checkpoint(job.index.store).version() == job.index.version()
-    if not same_model or checkpoint_files(job, checkpoint) != result.files:
+    if not same_model or published_files(job, checkpoint) != result.files:
         raise InvalidCheckpoint(
             f"the model under {job.index.store.uri} changed while the job ran",
             field="model.uri",

@@ -166,8 +166,19 @@ class Verification(_Part):
     tolerance: float
 
 
+class ExportReport(_Part):
+    """A further form of the result, in a folder beside the checkpoint."""
+
+    name: str = Field(description="`gguf` or `block_configs`.")
+    folder: str
+    bytes: int = Field(description="Bytes of all its files.")
+    verification: Verification = Field(
+        description="Its reload check; for gguf against the weights rounded to 16 bits."
+    )
+
+
 class FileEntry(_Part):
-    """One file of the published checkpoint."""
+    """One published file, by its path under the output."""
 
     name: str
     bytes: int
@@ -199,5 +210,6 @@ class Report(_Part):
     memory: MemorySummary
     phases: list[PhaseTime]
     verification: Verification
+    exports: list[ExportReport] = Field(default_factory=list)
     files: list[FileEntry]
     warnings: list[str] = Field(default_factory=list)

@@ -38,6 +38,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Export = Literal["gguf", "block_configs"]
+
+
 class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
@@ -109,6 +112,13 @@ class PruningSpec(_Strict):
         description="Shape of the checkpoint: `per_layer` widths (ships modelling code), or one "
         "`uniform` width that every runtime loads as it is.",
     )
+    exports: tuple[Export, ...] = Field(
+        default=(),
+        max_length=2,
+        description="Further forms of the result, each in a folder of its own beside it: `gguf`, "
+        "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
+        "and MLX know, filled up to multiples of 256 channels.",
+    )
     damping: float | None = Field(
         default=None,
         gt=0.0,
@@ -146,6 +156,12 @@ class PruningSpec(_Strict):
             raise ValueError(
                 "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _exports_are_distinct(self) -> PruningSpec:
+        if len(set(self.exports)) != len(self.exports):
+            raise ValueError("exports lists one kind twice")
         return self
 
     @model_validator(mode="after")

@@ -5,8 +5,8 @@
                      curve.l      (gram, held-out rows, probe inputs of every layer)
                         └──── probe.g ── allocate ── solve.l ─┬─ assemble.s ─┬─ verify
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┘              └─ evaluate.pruned
-    tokens ─ evaluate.dense
-                                            … ── report ── (publish)
+    tokens ─ evaluate.dense       solve.l ── gguf, block_configs.s ── check.* (optional) ──┐
+                                                                    … ── report ── (publish)
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `workspace`). Resuming is skipping finished units; distributing is claiming them:
@@ -15,13 +15,18 @@ curves, probes and solves of different layers do not depend on each other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.progress import Phase
+from strucprune_core.spec import Export
 
 # Layers probed by one unit. A unit streams the weights from its first layer to the last once, for
 # all of its layers together: larger groups read less, smaller ones spread over more workers.
 PROBE_GROUP_LAYERS = 8
+
+EXPORT_FILE: Mapping[Export, str] = {"gguf": "model.gguf", "block_configs": "shard.safetensors"}
+"""What each unit of an export writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,14 @@ def probe_groups(layers: int) -> list[range]:
 
 
 def build_graph(
-    *, layers: int, shards: int, probes: bool, evaluate: bool, recover: bool = False
+    *,
+    layers: int,
+    shards: int,
+    probes: bool,
+    evaluate: bool,
+    recover: bool = False,
+    exports: Sequence[Export] = (),
+    export_shards: int = 0,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -71,6 +83,8 @@ def build_graph(
         probes: Whether the allocation needs layer energies.
         evaluate: Whether perplexity is measured.
         recover: Whether solved layers are trained.
+        exports: Further forms of the result.
+        export_shards: Files of the export `block_configs`.
     """
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
@@ -101,8 +115,24 @@ def build_graph(
     reads = (windows, *solutions, *files)
     units.append(Unit("verify", Phase.EVALUATING, ("tokens", *solved, *assembled), reads))
     last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
-    units.append(Unit("report", Phase.COMMITTING, last, files))
+    exported: tuple[tuple[str, str], ...] = ()
+    for export in exports:
+        written = _export(export, export_shards, ("allocate", *solved), solutions)
+        products = tuple((unit.name, EXPORT_FILE[export]) for unit in written)
+        after = ("tokens", *solved, *(unit.name for unit in written))
+        check = Unit(f"check.{export}", Phase.EVALUATING, after, (windows, *solutions, *products))
+        units += [*written, check]
+        last, exported = (*last, check.name), (*exported, *products)
+    units.append(Unit("report", Phase.COMMITTING, last, (*files, *exported)))
     return units
+
+
+def _export(
+    export: Export, shards: int, after: tuple[str, ...], reads: tuple[tuple[str, str], ...]
+) -> list[Unit]:
+    """The units that write an export, one for each of its files of weights."""
+    names = ["gguf"] if export == "gguf" else [f"block_configs.{shard}" for shard in range(shards)]
+    return [Unit(name, Phase.UPLOADING, after, reads) for name in names]
 
 
 def publication(units: list[Unit]) -> Unit:

@@ -23,8 +23,9 @@ from api.services import Services, Wired
 from api.submission import find_issues, submit
 from api.views import JobPage, JobView, ValidationView, etag, job_view
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.estimate import Estimate, estimate_job
-from strucprune_core.inspection import inspect_job
+from strucprune_core.estimate import estimate_job
+from strucprune_core.export.runtimes import runtime_support
+from strucprune_core.inspection import ModelFacts, inspect_job
 from strucprune_core.spec import JobSpec
 
 MAX_PAGE_SIZE = 100
@@ -90,10 +91,16 @@ def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> Validatio
     issues = find_issues(services, principal.tenant, spec)
     if any(issue.retryable for issue in issues):
         raise invalid(issues)  # whether the job is valid cannot be told now
+    if issues:
+        return ValidationView(
+            valid=False, issues=[field_error(issue) for issue in issues], estimate=None
+        )
+    facts = _facts(services, spec)
     return ValidationView(
-        valid=not issues,
-        issues=[field_error(issue) for issue in issues],
-        estimate=None if issues else _estimate(services, spec),
+        valid=True,
+        issues=[],
+        estimate=estimate_job(spec, facts),
+        runtimes=runtime_support(facts.config, spec.pruning),
     )
 
 
@@ -183,9 +190,9 @@ def _wait_seconds(prefer: str | None) -> int:
     return min(int(found.group(1)), MAX_WAIT_SECONDS) if found else 0
 
 
-def _estimate(services: Services, spec: JobSpec) -> Estimate:
+def _facts(services: Services, spec: JobSpec) -> ModelFacts:
     try:
-        return estimate_job(spec, inspect_job(spec, services.stores.open).model)
+        return inspect_job(spec, services.stores.open).model
     except StrucPruneError as error:
         # Valid a moment ago: the model has changed, or the store has gone away.
         raise invalid([error]) from error

@@ -11,7 +11,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strucprune_core.report import LayerReport, MemoryFigure, PerplexitySummary, Report
+from strucprune_core.report import (
+    ExportReport,
+    LayerReport,
+    MemoryFigure,
+    PerplexitySummary,
+    Report,
+    Verification,
+)
 from strucprune_core.report_page.parts import card, details, facts, figure, name_html, pill, table
 from strucprune_core.report_page.plots import (
     Bar,
@@ -310,7 +317,8 @@ def _quality(report: Report) -> str:
     return (
         '<section aria-labelledby="quality"><h2 id="quality">Quality and size</h2>'
         '<div class="stack"><div class="grid">'
-        f"{_perplexity(report.perplexity)}{_verification(report)}</div>"
+        f"{_perplexity(report.perplexity)}{_verification(report)}"
+        f"{_exports(report.exports)}</div>"
         f'<div class="card">{_size_table(report)}</div></div></section>'
     )
 
@@ -345,7 +353,24 @@ def _perplexity(quality: PerplexitySummary | None) -> str:
 
 
 def _verification(report: Report) -> str:
-    check = report.verification
+    what = "The written files were loaded again and compared with the pruned weights in memory."
+    return _reload_card("Reload check", what, report.verification)
+
+
+def _exports(exports: Sequence[ExportReport]) -> str:
+    """A card for each further form of the result."""
+    return "".join(
+        _reload_card(
+            f"Export {export.name}",
+            f"{size(export.bytes)} in the folder {export.folder}. The files were read back: every "
+            f"tensor is to the bit what was to be written.",
+            export.verification,
+        )
+        for export in exports
+    )
+
+
+def _reload_card(title: str, what: str, check: Verification) -> str:
     passed = check.max_abs_logit_difference <= check.tolerance
     verdict = pill("matches", "good") if passed else pill("beyond tolerance", "bad")
     findings = facts(
@@ -357,8 +382,8 @@ def _verification(report: Report) -> str:
         ]
     )
     return (
-        f'<article class="card"><h3>Reload check {verdict}</h3><p class="sub">The written files '
-        f"were loaded again and compared with the pruned weights in memory.</p>{findings}</article>"
+        f'<article class="card"><h3>{esc(title)} {verdict}</h3><p class="sub">{esc(what)}</p>'
+        f"{findings}</article>"
     )
 
 

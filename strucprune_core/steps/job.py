@@ -17,6 +17,7 @@ from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
+from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site
@@ -110,6 +111,8 @@ class Job:
             probes=self.probes,
             recover=self.spec.pruning.recover is not None,
             evaluate=self.spec.evaluation is not None,
+            exports=self.spec.pruning.exports,
+            export_shards=len(self.padded_shards) if self.exports_blocks else 0,
         )
 
     @property
@@ -147,6 +150,23 @@ class Job:
         infos = [self.index.tensors[name] for name in names]
         planned = [PlannedTensor(info.name, info.dtype, info.shape) for info in infos]
         return plan_shards(planned, MAX_SHARD_BYTES)
+
+    @property
+    def exports_blocks(self) -> bool:
+        """Whether there is an export `block_configs`."""
+        return "block_configs" in self.spec.pruning.exports
+
+    @cached_property
+    def padded_shards(self) -> list[Shard]:
+        """Which tensors share a file of the export `block_configs`, by dense sizes filled up."""
+        shapes = expected_tensors(padded(self.config))
+        infos = [self.index.tensors[name] for name in shapes]
+        planned = [PlannedTensor(info.name, info.dtype, shapes[info.name]) for info in infos]
+        return plan_shards(planned, MAX_SHARD_BYTES)
+
+    def stored_dtype(self, name: str) -> str:
+        """Safetensors dtype of a tensor, the same before and after pruning."""
+        return self.index.tensors[name].dtype
 
     def array(self, unit: str, name: str) -> NDArray[Any]:
         """A finished unit's array, memory-mapped and read-only."""

@@ -17,6 +17,7 @@ from strucprune_core.report import (
     REPORT_HTML,
     REPORT_JSON,
     Environment,
+    ExportReport,
     FileEntry,
     LayerReport,
     MemoryFigure,
@@ -32,7 +33,9 @@ from strucprune_core.report import (
     Verification,
 )
 from strucprune_core.report_page import render_html
-from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
+from strucprune_core.spec import Export
+from strucprune_core.steps.assemble import pruned_checkpoint
+from strucprune_core.steps.exports import exported, published, unit_files
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import Unit
@@ -75,7 +78,8 @@ def build_report(job: Job, unit: Unit) -> Report:
         memory=_memory(job),
         phases=_phases(job),
         verification=Verification(**job.workspace.values("verify")),
-        files=checkpoint_files(job, pruned_checkpoint(job)),
+        exports=[_export(job, export) for export in job.spec.pruning.exports],
+        files=published_files(job, published(job)),
         warnings=[
             _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
             for layer in layers
@@ -227,15 +231,23 @@ def _phases(job: Job) -> list[PhaseTime]:
     ]
 
 
-def checkpoint_files(job: Job, checkpoint: OverlayStore) -> list[FileEntry]:
-    """The files of the assembled checkpoint with their digests."""
+def _export(job: Job, export: Export) -> ExportReport:
+    store = exported(job, export)
+    sizes = [len(data) for data in store.contents.values()]
+    sizes += [path.stat().st_size for path in store.paths.values()]
+    check = Verification(**job.workspace.values(f"check.{export}"))
+    return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
+
+
+def published_files(job: Job, result: OverlayStore) -> list[FileEntry]:
+    """The files that are published with their digests."""
     entries = [
         FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
-        for name, data in checkpoint.contents.items()
+        for name, data in result.contents.items()
     ]
-    for number, shard in enumerate(pruned_shards(job)):
-        manifest = job.workspace.manifest(f"assemble.{number}")
-        assert manifest is not None  # noqa: S101 - the graph runs assemble before report
+    for name, unit in unit_files(job).items():
+        manifest = job.workspace.manifest(unit)
+        assert manifest is not None  # noqa: S101 - the graph runs these before report
         (stored,) = manifest.files.values()
-        entries.append(FileEntry(name=shard.file_name, bytes=stored.bytes, sha256=stored.sha256))
+        entries.append(FileEntry(name=name, bytes=stored.bytes, sha256=stored.sha256))
     return sorted(entries, key=lambda entry: entry.name)

@@ -61,6 +61,18 @@ def test_validate(client: TestClient, body: dict[str, Any]) -> None:
     assert client.get(JOBS).json()["data"] == []
 
 
+def test_validate_says_which_runtimes_load_the_result(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    body["pruning"] = {"sparsity": 0.3, "exports": ["gguf"]}
+    answer = client.post(f"{JOBS}/validate", json=body).json()
+    found = {entry["runtime"]: entry for entry in answer["runtimes"]}
+    assert (found["llama.cpp"]["loads"], found["llama.cpp"]["folder"]) == (True, "gguf")
+    assert not found["MLX"]["loads"]
+    assert "block_configs" in found["MLX"]["remedy"]
+    assert answer["estimate"]["export_bytes"]["gguf"] > 0
+
+
 def test_validate_says_what_is_wrong(
     client: TestClient, body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -71,6 +83,7 @@ def test_validate_says_what_is_wrong(
     assert answer.status_code == 200
     assert not answer.json()["valid"]
     assert answer.json()["estimate"] is None
+    assert answer.json()["runtimes"] is None
     issues = {issue["pointer"]: issue["code"] for issue in answer.json()["issues"]}
     assert issues == {
         "/pruning/sparsity": "invalid_spec",
@@ -232,4 +245,8 @@ def test_capabilities(client: TestClient) -> None:
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
     assert answer["solvers"] == ["obs", "admm"]
     assert answer["layouts"] == ["per_layer", "uniform"]
+    assert answer["exports"] == ["gguf", "block_configs"]
+    loads = {each["name"]: [form["form"] for form in each["loads"]] for each in answer["runtimes"]}
+    assert loads["llama.cpp"] == ["gguf"]
+    assert loads["vLLM"] == ["uniform", "block_configs"]
     assert answer["limits"]["request_bytes"] == 256 * 1024

@@ -57,6 +57,7 @@ def test_help(command: list[str]) -> None:
 def test_inspect(tiny_model: Path) -> None:
     facts = result_of("inspect", tiny_model)
     assert (facts["architecture"], facts["layers"]) == ("llama", 4)
+    assert facts["exports"] == ["gguf", "block_configs"]
     assert "parameters" in call("inspect", tiny_model).stdout
 
 

@@ -13,6 +13,17 @@ def graph(
     return build_graph(layers=layers, shards=shards, probes=probes, evaluate=evaluate)
 
 
+def exporting() -> list[Unit]:
+    return build_graph(
+        layers=3,
+        shards=2,
+        probes=True,
+        evaluate=True,
+        exports=("gguf", "block_configs"),
+        export_shards=2,
+    )
+
+
 def names(units: list[Unit]) -> list[str]:
     return [unit.name for unit in units]
 
@@ -43,6 +54,22 @@ def test_the_graph_is_in_order_and_closed(
     assert units[-1].name == "report"
     assert ("evaluate.pruned" in seen) == evaluate
     assert ("probe.0" in seen) == probes
+
+
+def test_exports_are_written_once_solved_and_checked_before_the_report() -> None:
+    units = {unit.name: unit for unit in exporting()}
+    assert list(units)[-1] == "report"
+    solves = {f"solve.{layer}" for layer in range(3)}
+    for name in ("gguf", "block_configs.0", "block_configs.1"):
+        assert solves <= set(units[name].after)
+    assert {"check.gguf", "check.block_configs"} <= set(units["report"].after)
+    shards = {(f"block_configs.{shard}", "shard.safetensors") for shard in range(2)}
+    assert shards <= set(units["check.block_configs"].reads)
+    assert {*shards, ("gguf", "model.gguf")} <= set(publication(list(units.values())).reads)
+    seen: set[str] = set()
+    for unit in units.values():
+        assert {*unit.after, *(owner for owner, _ in unit.reads)} <= seen
+        seen.add(unit.name)
 
 
 @pytest.mark.parametrize("layers", [1, 3, 20])
