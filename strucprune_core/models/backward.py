@@ -58,6 +58,4 @@ def backward_layer(
         at_input, *at_outputs = torch.autograd.grad(
             result, (x, *outputs.values()), torch.from_numpy(np.array(at_output)).to(stream.device)
         )
-    return LayerGradients(
-        result.detach(), at_input, dict(zip(outputs, at_outputs, strict=True))
-    )
+    return LayerGradients(result.detach(), at_input, dict(zip(outputs, at_outputs, strict=True)))

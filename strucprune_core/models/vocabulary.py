@@ -162,7 +162,7 @@ def loss_gradients(
 ) -> NDArray[np.float32]:
     """Gradient of each target's cross-entropy (nats) at the hidden state it is predicted from.
 
-    With y = the normed state, h_v the head's rows and z_v = y . h_v, the loss is logZ - z_target and
+    With y the normed state, h_v the head's rows and z_v = y . h_v, the loss is logZ - z_target, and
     its gradient at y is E_p[h_v] - h_target: the expectation is accumulated along with logZ, and
     shrinks with it when the maximum moves. A soft cap multiplies each row by its slope. From y the
     gradient goes back through the final norm by autograd.

@@ -129,6 +129,8 @@ def test_any_object_may_be_lost_at_any_point(
         {"pruning": {"recover": {"steps": 2, "mode": "sequential"}}},
         {"pruning": {"recover": {"steps": 2, "mode": "parallel"}}},
         {"pruning": {"allocation": "softmax", "energy": "forward", "solver": "admm"}},
+        {"pruning": {"energy": "gradient"}},
+        {"pruning": {"structures": ["ffn_channels", "kv_groups"], "rounds": 3}},
     ],
     ids=str,
 )

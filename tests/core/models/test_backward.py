@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.backward import backward_layer
-from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed, loss_gradients
 from tests.core.models.families import VARIANTS, random_model
@@ -27,8 +26,8 @@ FFN = ("mlp", "fc2", "block_sparse_moe")
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    lists = [m for m in model.modules() if isinstance(m, torch.nn.ModuleList)]
-    return list(max(lists, key=lambda found: len(found) if "Layer" in repr(type(found[0])) or "Block" in repr(type(found[0])) else 0))
+    """The first list of modules is that of the layers: experts' are inside them."""
+    return next(list(m) for m in model.modules() if isinstance(m, torch.nn.ModuleList))
 
 
 def submodule(layer: Any, names: tuple[str, ...]) -> Any:
@@ -41,7 +40,6 @@ def reference_gradients(model: Any, tokens: NDArray[np.int32]) -> dict[tuple[int
     kept: dict[tuple[int, str], Tensor] = {}
 
     def keep(key: tuple[int, str], tensor: Tensor) -> None:
-        tensor.retain_grad()
         kept[key] = tensor
 
     for number, layer in enumerate(decoder_layers(model)):
@@ -59,13 +57,12 @@ def reference_gradients(model: Any, tokens: NDArray[np.int32]) -> dict[tuple[int
             )
     ids = torch.from_numpy(tokens.astype(np.int64))
     logits = model(ids).logits[:, :-1].float()
-    functional.cross_entropy(
+    loss = functional.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"
-    ).backward()
+    )
+    gradients = torch.autograd.grad(loss, list(kept.values()))
     return {
-        key: tensor.grad.view(*tokens.shape, -1)
-        for key, tensor in kept.items()
-        if tensor.grad is not None
+        key: gradient.view(*tokens.shape, -1) for key, gradient in zip(kept, gradients, strict=True)
     }
 
 
