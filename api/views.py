@@ -136,6 +136,7 @@ class Capabilities(BaseModel):
     architectures: list[str]
     structures: list[str]
     allocations: list[str]
+    energies: list[str]
     solvers: list[str]
     layouts: list[str]
     exports: list[str]

@@ -167,7 +167,12 @@ def prune(
     temperature: Annotated[
         float | None, typer.Option(help="Of softmax. Default: the one of least predicted damage.")
     ] = None,
-    energy: Annotated[str, typer.Option(help="kl_probe, or forward (faster, worse).")] = "kl_probe",
+    energy: Annotated[
+        str, typer.Option(help="kl_probe, gradient (faster) or forward (faster still, worse).")
+    ] = "kl_probe",
+    rounds: Annotated[
+        int, typer.Option(help="Times the price is set, each on the model pruned before.")
+    ] = 1,
     solver: Annotated[str, typer.Option(help="obs or admm.")] = "obs",
     recover_steps: Annotated[
         int, typer.Option(help="Train each pruned layer for so many steps; 0 does not.")
@@ -227,6 +232,7 @@ def prune(
             "multiple_of": multiple_of,
             "temperature": temperature,
             "energy": energy,
+            "rounds": rounds,
             "solver": solver,
         }
         if structure:

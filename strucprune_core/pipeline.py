@@ -36,15 +36,18 @@ from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report_page import render_html
 from strucprune_core.spec import JobSpec
-from strucprune_core.steps.allocation import allocate, curve, probe
+from strucprune_core.steps.allocation import curve, probe
 from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
 from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
+from strucprune_core.steps.gradients import gradient
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.pricing import allocate, price
 from strucprune_core.steps.recover import recover, replay
 from strucprune_core.steps.report import published_files, report
+from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
@@ -58,6 +61,9 @@ log = logging.getLogger(__name__)
 # How often one unit may lose files in one run before the workspace itself is taken for broken.
 MAX_LOSSES = 3
 
+# Kinds of units whose index is a layer.
+_OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
+
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
     "tokens": tokens,
@@ -65,6 +71,10 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "curve": curve,
     "probe": probe,
+    "gradient": gradient,
+    "price": price,
+    "trial": trial,
+    "review": review,
     "allocate": allocate,
     "solve": solve,
     "replay": replay,
@@ -277,4 +287,4 @@ def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
 
 
 def _layer_of(unit: Unit) -> int | None:
-    return unit.index if unit.kind in ("capture", "curve", "solve", "recover") else None
+    return unit.index if unit.kind in _OF_A_LAYER else None

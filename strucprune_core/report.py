@@ -77,7 +77,7 @@ class SiteReport(_Part):
     name: str
     structures_before: int
     structures_after: int
-    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(
         description="Squared error of its output relative to its energy, held-out tokens."
@@ -89,6 +89,20 @@ class SiteReport(_Part):
     admm_taken: bool | None = Field(
         default=None, description="Whether its support was better on held-out tokens."
     )
+
+
+class RoundReport(_Part):
+    """One setting of the price."""
+
+    price: float | None = Field(description="Loss per parameter of the last step; null: softmax.")
+    temperature: float | None
+    predicted_damage: float = Field(description="Energy-scaled damage of all sites together.")
+    widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
+    kl: float | None = Field(
+        description="KL divergence per token of the model so pruned, before recovery, from the "
+        "dense one on held-out windows; null if there was one round."
+    )
+    used: bool
 
 
 class RecoveryReport(_Part):
@@ -111,7 +125,7 @@ class LayerReport(_Part):
     kv_heads_after: int
     sites: list[SiteReport]
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
-    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(
         description="Squared error of the output relative to its energy, held-out tokens."
@@ -206,6 +220,7 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
+    rounds: list[RoundReport] = Field(description="Settings of the price, in order.")
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]

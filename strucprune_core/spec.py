@@ -30,6 +30,7 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+Energy = Literal["kl_probe", "gradient", "forward"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -94,10 +95,18 @@ class PruningSpec(_Strict):
         le=1000.0,
         description="Of allocation `softmax`; by default the one of least predicted damage.",
     )
-    energy: Literal["kl_probe", "forward"] = Field(
+    energy: Energy = Field(
         default="kl_probe",
         description="What turns a layer's damage into the model's loss: `kl_probe` prunes each "
-        "layer alone and looks at the output; `forward` takes the damage as it is.",
+        "layer alone and looks at the output; `gradient` squares the loss's gradients, one pass "
+        "back through the layers; `forward` takes the damage as it is.",
+    )
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Times the price is set. A further round measures what each layer costs in the "
+        "model pruned so far and allocates anew; the round of least held-out loss is used.",
     )
     solver: Literal["obs", "admm"] = Field(
         default="obs",
@@ -168,6 +177,15 @@ class PruningSpec(_Strict):
     def _temperature_belongs_to_softmax(self) -> PruningSpec:
         if self.temperature is not None and self.allocation != "softmax":
             raise ValueError("temperature is only used by allocation 'softmax'. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_need_a_price(self) -> PruningSpec:
+        if self.rounds > 1 and self.allocation == "uniform":
+            raise ValueError(
+                "rounds reset the price between layers, which allocation 'uniform' does without. "
+                "Leave rounds out, or use allocation 'threshold' or 'softmax'."
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,10 +3,18 @@
     tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
-                        └──── probe.g ── allocate ── solve.l ─┬─ assemble.s ─┬─ verify
+                        └── probe.g, or gradient.G ─ … ─ gradient.0, or nothing
+                                    │
+                                 price.1 ── (further rounds) ── allocate
+    allocate ── solve.l ──────────────────────────────────────┬─ assemble.s ─┬─ verify
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┘              └─ evaluate.pruned
     tokens ─ evaluate.dense       solve.l ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
+
+Where the price is set more than once, every round r tries its widths, and all but the last are
+reviewed:
+
+    price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `workspace`). Resuming is skipping finished units; distributing is claiming them:
@@ -19,10 +27,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.progress import Phase
-from strucprune_core.spec import Export
+from strucprune_core.spec import Energy, Export
 
-# Layers probed by one unit. A unit streams the weights from its first layer to the last once, for
-# all of its layers together: larger groups read less, smaller ones spread over more workers.
+# Layers probed or reviewed by one unit. A unit streams the weights from its first layer to the last
+# once, for all of its layers together: larger groups read less, smaller ones spread over more
+# workers. Gradients go back through as many layers in a unit.
 PROBE_GROUP_LAYERS = 8
 
 EXPORT_FILE: Mapping[Export, str] = {"gguf": "model.gguf", "block_configs": "shard.safetensors"}
@@ -54,9 +63,14 @@ class Unit:
 
     @property
     def index(self) -> int:
-        """The layer, group or shard it is done to; -1 for units that have none."""
-        suffix = self.name.partition(".")[2]
+        """The layer, group, shard or (of a price) round; -1 for units that have none."""
+        suffix = self.name.rpartition(".")[2]
         return int(suffix) if suffix.isdigit() else -1
+
+    @property
+    def round(self) -> int:
+        """Of trials and reviews, in which round, from 1: 2 of "trial.2.7"."""
+        return int(self.name.split(".")[1])
 
 
 def probe_groups(layers: int) -> list[range]:
@@ -69,9 +83,10 @@ def build_graph(
     *,
     layers: int,
     shards: int,
-    probes: bool,
+    energy: Energy,
     evaluate: bool,
     recover: bool = False,
+    rounds: int = 1,
     exports: Sequence[Export] = (),
     export_shards: int = 0,
 ) -> list[Unit]:
@@ -80,9 +95,10 @@ def build_graph(
     Args:
         layers: Decoder layers of the model.
         shards: Files of the pruned checkpoint, exactly: each is a unit.
-        probes: Whether the allocation needs layer energies.
+        energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
         recover: Whether solved layers are trained.
+        rounds: Times the price is set.
         exports: Further forms of the result.
         export_shards: Files of the export `block_configs`.
     """
@@ -93,9 +109,15 @@ def build_graph(
     units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
-    groups = probe_groups(layers) if probes else []
-    units += [_probe(number, group, layers) for number, group in enumerate(groups)]
-    units.append(_allocate(layers, len(groups)))
+    measured = _energies(energy, layers)
+    units += [*measured, _price(1, layers, tuple(unit.name for unit in measured))]
+    for number in range(1, rounds + 1):
+        if rounds > 1:
+            units += [_trial(number, layer, layers) for layer in range(layers)]
+        if number < rounds:
+            reviews = _reviews(number, layers)
+            units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
+    units.append(_allocate(rounds, layers))
     units += [_solve(layer) for layer in range(layers)]
     if recover:
         embedded = (("tokens", "calibration.npy"),)
@@ -162,15 +184,92 @@ def _probe(number: int, group: range, layers: int) -> Unit:
     return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
 
 
-def _allocate(layers: int, groups: int) -> Unit:
+def _gradient(number: int, group: range, layers: int) -> Unit:
+    """Starts from the loss in the last group, elsewhere from what came out of the next one."""
+    if group.stop == layers:
+        start = [(f"capture.{layers - 1}", "hidden.npy"), ("tokens", "calibration.npy")]
+    else:
+        start = [(f"gradient.{number + 1}", "gradient.npy")]
+    reads = (*start, *((f"capture.{layer}", "probe_input.npy") for layer in group))
+    after = tuple(dict.fromkeys(unit for unit, _ in reads))
+    flow = tuple(file for file in start if file[1] == "gradient.npy")
+    return Unit(f"gradient.{number}", Phase.ALLOCATING, after, reads, releases=flow)
+
+
+def _energies(energy: Energy, layers: int) -> list[Unit]:
+    groups = list(enumerate(probe_groups(layers)))
+    if energy == "kl_probe":
+        return [_probe(number, group, layers) for number, group in groups]
+    if energy == "gradient":
+        return [_gradient(number, group, layers) for number, group in reversed(groups)]
+    return []
+
+
+def _price(number: int, layers: int, measured: tuple[str, ...]) -> Unit:
     curves = tuple(f"curve.{layer}" for layer in range(layers))
-    probes = tuple(f"probe.{number}" for number in range(groups))
+    files = tuple((curve, "curves.safetensors") for curve in curves)
+    before = (f"price.{number - 1}",) if number > 1 else ()
+    after = (*curves, *before, *measured)
+    tried = _tried(number - 1, layers, reviewed=True) if number > 1 else ()
+    return Unit(f"price.{number}", Phase.ALLOCATING, after, files, releases=tried)
+
+
+def _trial(number: int, layer: int, layers: int) -> Unit:
+    """Solve a layer at the round's widths, and lead the pruned model's hidden states through it."""
+    capture, curve = f"capture.{layer}", f"curve.{layer}"
+    stream = _pruned_stream(number, layer)
+    reads = [stream, (capture, "grams.safetensors"), (curve, "curves.safetensors")]
+    if layer == layers - 1:
+        reads.append((f"capture.{layer}", "hidden.npy"))
+    after = tuple(dict.fromkeys((f"price.{number}", *(unit for unit, _ in reads))))
+    return Unit(f"trial.{number}.{layer}", Phase.ALLOCATING, after, tuple(reads))
+
+
+def _reviews(number: int, layers: int) -> list[Unit]:
+    """Put the dense layers of a group back into the pruned model, one by one."""
+    last = f"trial.{number}.{layers - 1}"
+    units = []
+    for group_number, group in enumerate(probe_groups(layers)):
+        reads = [(f"capture.{layers - 1}", "hidden.npy")]
+        reads += [_pruned_stream(number, layer) for layer in group]
+        reads += [
+            (f"trial.{number}.{layer}", "solution.safetensors")
+            for layer in range(group.start, layers)
+        ]
+        after = tuple(dict.fromkeys((last, *(unit for unit, _ in reads))))
+        name = f"review.{number}.{group_number}"
+        units.append(Unit(name, Phase.ALLOCATING, after, tuple(reads)))
+    return units
+
+
+def _pruned_stream(number: int, layer: int) -> tuple[str, str]:
+    """Input of a layer on the probe windows in the model that a round has pruned."""
+    if layer == 0:
+        return ("capture.0", "probe_input.npy")
+    return (f"trial.{number}.{layer - 1}", "stream.npy")
+
+
+def _tried(number: int, layers: int, *, reviewed: bool) -> tuple[tuple[str, str], ...]:
+    """Files of a round's trials."""
+    streams = tuple((f"trial.{number}.{layer}", "stream.npy") for layer in range(layers - 1))
+    if not reviewed:
+        return streams
+    solved = ((f"trial.{number}.{layer}", "solution.safetensors") for layer in range(layers))
+    return (*streams, *solved)
+
+
+def _allocate(rounds: int, layers: int) -> Unit:
+    """Choose a round."""
+    prices = tuple(f"price.{number}" for number in range(1, rounds + 1))
+    last = tuple(f"trial.{number}.{layers - 1}" for number in range(1, rounds + 1))
     return Unit(
         "allocate",
         Phase.ALLOCATING,
-        (*curves, *probes),
-        tuple((curve, "curves.safetensors") for curve in curves),
-        releases=((f"capture.{layers - 1}", "hidden.npy"),),
+        (*prices, *(last if rounds > 1 else ())),
+        releases=(
+            (f"capture.{layers - 1}", "hidden.npy"),
+            *(_tried(rounds, layers, reviewed=False) if rounds > 1 else ()),
+        ),
     )
 
 

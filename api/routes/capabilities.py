@@ -28,6 +28,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
         architectures=list(FAMILIES),
         structures=list(get_args(structure_choices)),
         allocations=_choices("allocation"),
+        energies=_choices("energy"),
         solvers=_choices("solver"),
         layouts=_choices("layout"),
         exports=list(get_args(Export)),

@@ -167,8 +167,9 @@ def rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
     rope = config.blocks[0].rope
     if rope is None or rope.type != "llama3":
         return None
-    plain = inverse_frequencies(RopeConfig(theta=rope.theta), config.rotary_dims)
-    factors: NDArray[np.float32] = (plain / inverse_frequencies(rope, config.rotary_dims)).numpy()
+    dims, length = config.rotary_dims, config.max_position_embeddings
+    plain = inverse_frequencies(RopeConfig(theta=rope.theta), dims, length)
+    factors: NDArray[np.float32] = (plain / inverse_frequencies(rope, dims, length)).numpy()
     return factors
 
 

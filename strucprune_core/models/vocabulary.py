@@ -77,18 +77,28 @@ class _Head:
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
+        return self.capped(self.output(self.load(hidden)) @ rows.T)
+
+    def load(self, hidden: NDArray[np.float32]) -> Tensor:
+        """A copy on the device."""
+        return torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
         config = self._stream.config
-        x = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
         if config.names.final_norm is not None:
-            x = normalise(config.norm, x, self._norm, config.names.final_norm)
-        if self._out is not None:
-            x = x @ self._out.T
-        return self.capped(x @ rows.T)
+            hidden = normalise(config.norm, hidden, self._norm, config.names.final_norm)
+        return hidden if self._out is None else hidden @ self._out.T
 
     def capped(self, logits: Tensor) -> Tensor:
         """Logits with the model's soft cap, if it has one."""
         cap = self._stream.config.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def slope(self, capped: Tensor) -> Tensor | float:
+        """Derivative of the soft cap where it gave `capped`."""
+        cap = self._stream.config.logit_soft_cap
+        return 1.0 if cap is None else 1.0 - (capped / cap).square_()
 
 
 class _LogPartition:
@@ -142,6 +152,60 @@ def token_losses(
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
     losses: NDArray[np.float64] = (log_partition - chosen).numpy()
     return losses
+
+
+def loss_gradients(
+    stream: ModelStream,
+    hidden: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    tick: Callable[[], None] = lambda: None,
+) -> NDArray[np.float32]:
+    """Gradient of each target's cross-entropy (nats) at the hidden state it is predicted from.
+
+    With y the normed state, h_v the head's rows and z_v = y . h_v, the loss is logZ - z_target, and
+    its gradient at y is E_p[h_v] - h_target: the expectation is accumulated along with logZ, and
+    shrinks with it when the maximum moves. A soft cap multiplies each row by its slope. From y the
+    gradient goes back through the final norm by autograd.
+
+    Args:
+        stream: The model.
+        hidden: Output of the last layer, before the final norm, (n x d).
+        targets: The token that follows each position, (n,).
+        tick: Called after every tile.
+
+    Returns:
+        (n x d).
+    """
+    chunks = list(_chunks(len(targets)))
+    head = _Head(stream)
+    outputs = [head.output(head.load(hidden[start:stop])) for start, stop in chunks]
+    partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
+    expected = [torch.zeros_like(output) for output in outputs]
+    chosen = [torch.zeros_like(output) for output in outputs]
+    wanted = torch.from_numpy(targets.astype(np.int64)).to(stream.device)
+    for first_row, rows in head.tiles():
+        for number, (start, stop) in enumerate(chunks):
+            logits = head.capped(outputs[number] @ rows.T)
+            slope = head.slope(logits)
+            column = wanted[start:stop] - first_row
+            inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
+            at = column[inside]
+            own = slope if isinstance(slope, float) else slope[inside, at, None]
+            chosen[number][inside] = rows[at] * own
+            weights, shrink = partitions[number].add(logits)
+            expected[number] *= shrink[:, None]
+            expected[number] += weights.mul_(slope) @ rows
+        tick()
+    found = np.empty_like(hidden)
+    for number, (start, stop) in enumerate(chunks):
+        mean = expected[number] / partitions[number].total[:, None]
+        with torch.enable_grad():
+            state = head.load(hidden[start:stop]).requires_grad_()
+            (gradient,) = torch.autograd.grad(
+                head.output(state), state, (mean - chosen[number]).float()
+            )
+        found[start:stop] = gradient.cpu().numpy()
+    return found
 
 
 def kl_divergences(

@@ -29,9 +29,11 @@ def _flops(job: Job, unit: Unit) -> float:
         return tokens * (_layer_flops_per_token(job, unit.index) + grams)
     if unit.kind == "curve":
         return CURVE_SLOWDOWN * sum(width**3 for width in _site_widths(job, unit.index))
-    if unit.kind == "probe":
+    if unit.kind in ("probe", "review"):
         return _probe_flops(job, unit)
-    if unit.kind == "solve":
+    if unit.kind == "gradient":
+        return _gradient_flops(job, unit)
+    if unit.kind in ("trial", "solve"):
         return 4.0 * sum(width**3 for width in _site_widths(job, unit.index))
     if unit.kind == "evaluate" and job.spec.evaluation is not None:
         tokens = job.spec.evaluation.sequences * job.spec.evaluation.sequence_length
@@ -63,6 +65,15 @@ def _probe_flops(job: Job, unit: Unit) -> float:
         for layer in range(group.start, job.config.layers)
     )
     return sequences * length * (passes + len(group) * _head_flops(job))
+
+
+def _gradient_flops(job: Job, unit: Unit) -> float:
+    """A layer forth again and back, which is as much as forth: weights have no gradient."""
+    sequences, length = job.probe_shape
+    group = probe_groups(job.config.layers)[unit.index]
+    layers = sum(2.0 * _layer_flops_per_token(job, layer) for layer in group)
+    head = 2.0 * _head_flops(job) if group.stop == job.config.layers else 0.0
+    return sequences * length * (layers + head)
 
 
 def _layer_flops_per_token(job: Job, layer: int) -> float:

@@ -24,7 +24,7 @@ from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
 from strucprune_core.solver.ridge import default_damping
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
 from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution
 from strucprune_core.units import Unit, build_graph
@@ -108,18 +108,19 @@ class Job:
         return build_graph(
             layers=self.config.layers,
             shards=len(self.dense_shards),
-            probes=self.probes,
+            energy=self.energy,
             recover=self.spec.pruning.recover is not None,
+            rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             exports=self.spec.pruning.exports,
             export_shards=len(self.padded_shards) if self.exports_blocks else 0,
         )
 
     @property
-    def probes(self) -> bool:
-        """Whether layers' energies are probed."""
+    def energy(self) -> Energy:
+        """Where layers' energies come from; the same width everywhere needs none."""
         pruning = self.spec.pruning
-        return pruning.allocation != "uniform" and pruning.energy == "kl_probe"
+        return "forward" if pruning.allocation == "uniform" else pruning.energy
 
     @cached_property
     def holdout_sequences(self) -> int:

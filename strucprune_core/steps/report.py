@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from strucprune_core.report import (
     PhaseTime,
     RecoveryReport,
     Report,
+    RoundReport,
     SiteReport,
     SizeSummary,
     SparsitySummary,
@@ -74,6 +76,7 @@ def build_report(job: Job, unit: Unit) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
+        rounds=_rounds(job),
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
@@ -183,6 +186,27 @@ def _sites(job: Job, layer: int) -> list[SiteReport]:
         for number, place in enumerate(job.planned)
         if place.layer == layer
     ]
+
+
+def _rounds(job: Job) -> list[RoundReport]:
+    allocation = job.workspace.values("allocate")
+    rounds = range(1, job.spec.pruning.rounds + 1)
+    kls = allocation["kls"] or [None]
+    return [
+        _round(job.workspace.values(f"price.{number}"), kl, used=number == allocation["round"])
+        for number, kl in zip(rounds, kls, strict=True)
+    ]
+
+
+def _round(values: dict[str, Any], kl: float | None, *, used: bool) -> RoundReport:
+    return RoundReport(
+        price=values["price"],
+        temperature=values["temperature"],
+        predicted_damage=sum(values["predicted_damages"]),
+        widths=values["widths"],
+        kl=kl,
+        used=used,
+    )
 
 
 def _perplexity(job: Job) -> PerplexitySummary | None:

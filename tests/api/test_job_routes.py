@@ -243,6 +243,7 @@ def test_capabilities(client: TestClient) -> None:
     assert "llama" in answer["architectures"]
     assert answer["structures"] == ["ffn_channels", "kv_groups", "query_heads"]
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
+    assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]
     assert answer["layouts"] == ["per_layer", "uniform"]
     assert answer["exports"] == ["gguf", "block_configs"]

@@ -130,6 +130,8 @@ def test_any_object_may_be_lost_at_any_point(
         {"pruning": {"recover": {"steps": 2, "mode": "parallel"}}},
         {"pruning": {"allocation": "softmax", "energy": "forward", "solver": "admm"}},
         {"pruning": {"exports": ["gguf", "block_configs"]}},
+        {"pruning": {"energy": "gradient"}},
+        {"pruning": {"structures": ["ffn_channels", "kv_groups"], "rounds": 3}},
     ],
     ids=str,
 )
