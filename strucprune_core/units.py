@@ -129,7 +129,7 @@ def build_graph(
         units += distillation
         solved = (*solved, distillation[-1].name)
         distilled = (f"distilled.{layer}.safetensors" for layer in range(layers))
-        solutions = (*solutions, *((distillation[-1].name, name) for name in distilled))
+        solutions = tuple((distillation[-1].name, name) for name in distilled)
     units += [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
         for shard in range(shards)

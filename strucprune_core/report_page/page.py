@@ -11,7 +11,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strucprune_core.report import LayerReport, MemoryFigure, PerplexitySummary, Report
+from strucprune_core.report import (
+    DistillationReport,
+    LayerReport,
+    MemoryFigure,
+    PerplexitySummary,
+    Report,
+)
 from strucprune_core.report_page.parts import card, details, facts, figure, pill, table
 from strucprune_core.report_page.plots import (
     Bar,
@@ -310,7 +316,8 @@ def _quality(report: Report) -> str:
     return (
         '<section aria-labelledby="quality"><h2 id="quality">Quality and size</h2>'
         '<div class="stack"><div class="grid">'
-        f"{_perplexity(report.perplexity)}{_verification(report)}</div>"
+        f"{_perplexity(report.perplexity)}{_verification(report)}"
+        f"{_distillation(report.distillation)}</div>"
         f'<div class="card">{_size_table(report)}</div></div></section>'
     )
 
@@ -359,6 +366,26 @@ def _verification(report: Report) -> str:
     return (
         f'<article class="card"><h3>Reload check {verdict}</h3><p class="sub">The written files '
         f"were loaded again and compared with the pruned weights in memory.</p>{findings}</article>"
+    )
+
+
+def _distillation(found: DistillationReport | None) -> str:
+    """How training the whole model went; nothing if it was not asked for."""
+    if found is None:
+        return ""
+    taken = found.status == "accepted"
+    after = ABSENT if found.kl_after is None else number(found.kl_after)
+    findings = facts(
+        [
+            ("Steps", f"{len(found.losses):,} of {found.steps:,}"),
+            ("Divergence on held-out text", f"{number(found.kl_before)} → {after} nats per token"),
+            ("Time", duration(found.seconds)),
+        ]
+    )
+    return (
+        f'<article class="card"><h3>Distillation {pill(found.status, "good" if taken else "bad")}'
+        f'</h3><p class="sub">The pruned model was trained as a whole towards the dense one.</p>'
+        f"{findings}</article>"
     )
 
 

@@ -97,7 +97,7 @@ def test_a_step_is_that_of_the_model_in_memory(
         loss = functional.kl_div(found, target, log_target=True, reduction="sum") / tokens.numel()
         losses.append(float(loss.detach()))
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         for group, matrix in zip(adam.param_groups, matrices, strict=True):
             group["lr"] = factor * 2e-3 * float(matrix.detach().square().mean().sqrt())
         adam.step()
@@ -147,10 +147,13 @@ def test_what_made_it_worse_is_not_shipped(
 ) -> None:
     plain_spec = tiny_spec(tiny_model, text_file, tmp_path / "a" / "out")
     run(plain_spec, tmp_path / "a")
+
     # Away from the dense model instead of towards it.
-    monkeypatch.setattr(
-        distill_step, "kl_gradients", lambda *a: (lambda kl, way: (kl, -way))(*kl_gradients(*a))
-    )
+    def backwards(*arguments: Any) -> Any:
+        losses, gradient = kl_gradients(*arguments)
+        return losses, -gradient
+
+    monkeypatch.setattr(distill_step, "kl_gradients", backwards)
     rate = 0.1 if status == "diverged" else 1e-5
     pruning = {"distill": {"steps": 12, "learning_rate": rate}}
     spec = tiny_spec(tiny_model, text_file, tmp_path / "b" / "out", pruning=pruning)
