@@ -180,6 +180,9 @@ def prune(
     recover_mode: Annotated[
         str, typer.Option(help="sequential (better) or parallel.")
     ] = "sequential",
+    distill_steps: Annotated[
+        int, typer.Option(help="Last, train the whole model for so many steps; 0 does not.")
+    ] = 0,
     max_layer_sparsity: Annotated[
         float, typer.Option(help="Largest fraction that goes from any layer.")
     ] = 1.0,
@@ -243,6 +246,8 @@ def prune(
             pruning["allocation"] = allocation
         if recover_steps:
             pruning["recover"] = {"steps": recover_steps, "mode": recover_mode}
+        if distill_steps:
+            pruning["distill"] = {"steps": distill_steps}
         body: dict[str, Any] = {
             "model": {"uri": model},
             "output": {"uri_prefix": output},

@@ -32,6 +32,8 @@ PROCESS_BYTES = 350 * 10**6
 # float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
 # factor, H^-1, and the copies made when removed channels are dropped.
 CURVE_MATRICES = 5
+# Copies of a micro-batch's activations while a layer is run back.
+GRAPH_ACTIVATIONS = 3
 # Tiles of logits that live at once: the logits, their exponentials, and a reference's logits.
 LOGITS_TILES = 3
 
@@ -127,7 +129,7 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
     exported = vocabulary * (FP32_BYTES + 2 * FP16_BYTES) if spec.pruning.exports else 0
     logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
-    return {
+    terms = {
         "decoder_layer": layer,
         # One layer over a micro-batch.
         "forward": layer + activations,
@@ -145,6 +147,14 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
         # A tile of the LM head, its logits, and the hidden states they come from.
         "lm_head": tile_rows * d * FP32_BYTES + LOGITS_TILES * logits + 3 * tokens * d * FP32_BYTES,
     }
+    if spec.pruning.recover is not None:
+        # The dense and the pruned layer, trained matrices, gradients, two moments.
+        terms["recovery"] = 6 * layer + activations
+    if spec.pruning.distill is not None:
+        # Matrices, gradients of a micro-batch and of all, two moments; activations that the graph
+        # keeps for the way back, and their gradients.
+        terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
+    return terms
 
 
 def _micro_batch_tokens(spec: JobSpec) -> int:

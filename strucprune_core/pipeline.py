@@ -40,6 +40,7 @@ from strucprune_core.steps.allocation import curve, probe
 from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
+from strucprune_core.steps.distill import distill
 from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
 from strucprune_core.steps.gradients import gradient
 from strucprune_core.steps.job import Job
@@ -79,6 +80,7 @@ STEPS: dict[str, Step] = {
     "solve": solve,
     "replay": replay,
     "recover": recover,
+    "distill": distill,
     "assemble": assemble,
     "gguf": export_gguf,
     "block_configs": export_blocks,
@@ -274,7 +276,7 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
     """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
-    pushes_tokens = unit.kind in ("capture", "probe", "evaluate")
+    pushes_tokens = unit.kind in ("capture", "probe", "distill", "evaluate")
     return OutOfMemory(
         f"out of memory in {unit.name}: {error}",
         field="runtime.micro_batch_tokens" if pushes_tokens else None,

@@ -113,6 +113,17 @@ class RecoveryReport(_Part):
     error_after: float | None = Field(description="Null if training diverged.")
 
 
+class DistillationReport(_Part):
+    """Training of the model as a whole: KL divergence from the dense one, nats per token."""
+
+    status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
+    steps: int
+    kl_before: float = Field(description="On held-out calibration text, before.")
+    kl_after: float | None = Field(description="The same after; null if training diverged.")
+    losses: list[float] = Field(description="Of each step's batch.")
+    seconds: float
+
+
 class LayerReport(_Part):
     """One decoder layer. Its energy, error and damping are the largest of its sites."""
 
@@ -221,6 +232,9 @@ class Report(_Part):
     sparsity: SparsitySummary
     layers: list[LayerReport]
     rounds: list[RoundReport] = Field(description="Settings of the price, in order.")
+    distillation: DistillationReport | None = Field(
+        default=None, description="Null: not asked for."
+    )
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]

@@ -66,6 +66,21 @@ class RecoverySpec(_Strict):
     )
 
 
+class DistillationSpec(_Strict):
+    """Training of the pruned model as a whole towards the dense one (see `solver.distillation`)."""
+
+    steps: int = Field(default=100, ge=1, le=100_000, description="Steps of Adam.")
+    batch_sequences: int = Field(
+        default=4, ge=1, le=4096, description="Calibration sequences of one step."
+    )
+    learning_rate: float = Field(
+        default=2e-3,
+        gt=0.0,
+        le=0.1,
+        description="Highest rate, relative to the root mean square of each matrix.",
+    )
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -115,6 +130,12 @@ class PruningSpec(_Strict):
     )
     recover: RecoverySpec | None = Field(
         default=None, description="Train each pruned layer for a few steps. Omit to leave it out."
+    )
+    distill: DistillationSpec | None = Field(
+        default=None,
+        description="Last, train all layers together towards the dense model's output, one layer "
+        "in memory at a time. Costs a pass forth and back through the model for each step. Omit to "
+        "leave it out.",
     )
     layout: Literal["per_layer", "uniform"] = Field(
         default="per_layer",

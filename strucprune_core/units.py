@@ -7,8 +7,9 @@
                                     │
                                  price.1 ── (further rounds) ── allocate
     allocate ── solve.l ──────────────────────────────────────┬─ assemble.s ─┬─ verify
-    tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┘              └─ evaluate.pruned
-    tokens ─ evaluate.dense       solve.l ── gguf, block_configs.s ── check.* (optional) ──┐
+    tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
+                       distill.0 ─ distill.1 ─ … (optional) ──┘
+    tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
 
 Where the price is set more than once, every round r tries its widths, and all but the last are
@@ -33,6 +34,9 @@ from strucprune_core.spec import Energy, Export
 # once, for all of its layers together: larger groups read less, smaller ones spread over more
 # workers. Gradients go back through as many layers in a unit.
 PROBE_GROUP_LAYERS = 8
+# Steps of distillation in one unit: what is lost if a run is killed. Each unit keeps all weights in
+# training and their moments.
+DISTILL_UNIT_STEPS = 10
 
 EXPORT_FILE: Mapping[Export, str] = {"gguf": "model.gguf", "block_configs": "shard.safetensors"}
 """What each unit of an export writes."""
@@ -89,6 +93,7 @@ def build_graph(
     rounds: int = 1,
     exports: Sequence[Export] = (),
     export_shards: int = 0,
+    distill_steps: int = 0,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -101,6 +106,7 @@ def build_graph(
         rounds: Times the price is set.
         exports: Further forms of the result.
         export_shards: Files of the export `block_configs`.
+        distill_steps: Steps that the whole model is trained for.
     """
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
@@ -117,7 +123,7 @@ def build_graph(
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
-    units.append(_allocate(rounds, layers))
+    units.append(_allocate(rounds, layers, distill=distill_steps > 0))
     units += [_solve(layer) for layer in range(layers)]
     if recover:
         embedded = (("tokens", "calibration.npy"),)
@@ -126,6 +132,12 @@ def build_graph(
     last_word = "recover" if recover else "solve"
     solved = tuple(f"{last_word}.{layer}" for layer in range(layers))
     solutions = tuple((unit, "solution.safetensors") for unit in solved)
+    if distill_steps:
+        distillation = _distillation(layers, distill_steps, solutions)
+        units += distillation
+        solved = (*solved, distillation[-1].name)
+        distilled = (f"distilled.{layer}.safetensors" for layer in range(layers))
+        solutions = tuple((distillation[-1].name, name) for name in distilled)
     units += [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
         for shard in range(shards)
@@ -258,8 +270,8 @@ def _tried(number: int, layers: int, *, reviewed: bool) -> tuple[tuple[str, str]
     return (*streams, *solved)
 
 
-def _allocate(rounds: int, layers: int) -> Unit:
-    """Choose a round."""
+def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
+    """Choose a round. Distillation still needs what the dense model made of the text."""
     prices = tuple(f"price.{number}" for number in range(1, rounds + 1))
     last = tuple(f"trial.{number}.{layers - 1}" for number in range(1, rounds + 1))
     return Unit(
@@ -267,7 +279,7 @@ def _allocate(rounds: int, layers: int) -> Unit:
         Phase.ALLOCATING,
         (*prices, *(last if rounds > 1 else ())),
         releases=(
-            (f"capture.{layers - 1}", "hidden.npy"),
+            *(() if distill else ((f"capture.{layers - 1}", "hidden.npy"),)),
             *(_tried(rounds, layers, reviewed=False) if rounds > 1 else ()),
         ),
     )
@@ -292,6 +304,28 @@ def _recover(layer: int) -> Unit:
     after = (before, f"solve.{layer}")
     reads = (*streams, solution)
     return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=streams)
+
+
+def distill_units(steps: int) -> list[range]:
+    """Steps of each distillation unit, from 0."""
+    size = DISTILL_UNIT_STEPS
+    return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
+    """Train on from the unit before; the last one writes what is to be assembled."""
+    dense = (f"capture.{layers - 1}", "hidden.npy")
+    count = len(distill_units(steps))
+    units: list[Unit] = []
+    for number in range(count):
+        before = f"distill.{number - 1}"
+        state = tuple((before, f"state.{layer}.safetensors") for layer in range(layers))
+        reads = (("tokens", "calibration.npy"), dense, *solutions, *(state if number else ()))
+        after = tuple(dict.fromkeys(("allocate", *(unit for unit, _ in reads))))
+        last = (dense,) if number == count - 1 else ()
+        releases = (*(state if number else ()), *last)
+        units.append(Unit(f"distill.{number}", Phase.SOLVING, after, reads, releases))
+    return units
 
 
 def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:

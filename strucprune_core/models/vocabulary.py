@@ -244,6 +244,81 @@ def kl_divergences(
     ]
 
 
+def kl_gradients(
+    stream: ModelStream,
+    reference: NDArray[np.float32],
+    hidden: NDArray[np.float32],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """KL(reference || hidden) of each token's next-token distributions, and its gradient.
+
+    With p of the reference and q of `hidden`, the gradient at the normed state is E_q[h_v] -
+    E_p[h_v], h_v the head's rows: both expectations are accumulated along with their log-partitions
+    as in `loss_gradients`, which is the case of a p that knows the answer.
+
+    Args:
+        stream: The model.
+        reference: Last layer's output of the dense model, (n x d).
+        hidden: The same of another model with the same final norm and head, (n x d).
+        tick: Called after every tile.
+
+    Returns:
+        (n,) nats, and the gradient at `hidden`, (n x d).
+    """
+    head = _Head(stream)
+    chunks = list(_chunks(len(hidden)))
+    pairs = [_Pair(head, reference[a:b], hidden[a:b]) for a, b in chunks]
+    for _, rows in head.tiles():
+        for pair in pairs:
+            pair.add(rows)
+        tick()
+    losses = np.concatenate([pair.divergences().cpu().numpy() for pair in pairs])
+    return losses, np.concatenate([pair.gradient().cpu().numpy() for pair in pairs])
+
+
+class _Pair:
+    """KL(p || q) of some tokens and its gradient, while the head's tiles pass."""
+
+    def __init__(
+        self, head: _Head, reference: NDArray[np.float32], hidden: NDArray[np.float32]
+    ) -> None:
+        self._head, self._hidden = head, hidden
+        self._wanted = head.output(head.load(reference))
+        self._output = head.output(head.load(hidden))
+        device = self._output.device
+        self._p, self._q = (_LogPartition(len(hidden), device) for _ in range(2))
+        self._gap = torch.zeros(len(hidden), dtype=torch.float64, device=device)
+        # The head's rows, weighted by p and by q.
+        self._by_p, self._by_q = (torch.zeros_like(self._output) for _ in range(2))
+
+    def add(self, rows: Tensor) -> None:
+        wanted = self._head.capped(self._wanted @ rows.T)
+        logits = self._head.capped(self._output @ rows.T)
+        slope = self._head.slope(logits)
+        weights, shrink = self._p.add(wanted)
+        gap = (wanted - logits).mul_(weights).sum(-1).double()
+        self._gap = self._gap * shrink + gap
+        self._by_p = self._by_p * shrink[:, None].float() + weights.mul_(slope) @ rows
+        weights, shrink = self._q.add(logits)
+        self._by_q = self._by_q * shrink[:, None].float() + weights.mul_(slope) @ rows
+
+    def divergences(self) -> Tensor:
+        """(n,) float64."""
+        return self._gap / self._p.total - self._p.value() + self._q.value()
+
+    def gradient(self) -> Tensor:
+        """At the hidden states, (n x d) float32: back through the final norm by autograd."""
+        means = (
+            by.double() / partition.total[:, None]
+            for by, partition in ((self._by_q, self._q), (self._by_p, self._p))
+        )
+        at_output = next(means) - next(means)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            state = self._head.load(self._hidden).requires_grad_()
+            (found,) = torch.autograd.grad(self._head.output(state), state, at_output.float())
+        return found
+
+
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
     head = _Head(stream)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from strucprune_core.report import (
+    DistillationReport,
     ExportReport,
     LayerReport,
     MemoryFigure,
@@ -318,7 +319,7 @@ def _quality(report: Report) -> str:
         '<section aria-labelledby="quality"><h2 id="quality">Quality and size</h2>'
         '<div class="stack"><div class="grid">'
         f"{_perplexity(report.perplexity)}{_verification(report)}"
-        f"{_exports(report.exports)}</div>"
+        f"{_distillation(report.distillation)}{_exports(report.exports)}</div>"
         f'<div class="card">{_size_table(report)}</div></div></section>'
     )
 
@@ -383,6 +384,26 @@ def _reload_card(title: str, what: str, check: Verification) -> str:
     )
     return (
         f'<article class="card"><h3>{esc(title)} {verdict}</h3><p class="sub">{esc(what)}</p>'
+        f"{findings}</article>"
+    )
+
+
+def _distillation(found: DistillationReport | None) -> str:
+    """How training the whole model went; nothing if it was not asked for."""
+    if found is None:
+        return ""
+    taken = found.status == "accepted"
+    after = ABSENT if found.kl_after is None else number(found.kl_after)
+    findings = facts(
+        [
+            ("Steps", f"{len(found.losses):,} of {found.steps:,}"),
+            ("Divergence on held-out text", f"{number(found.kl_before)} → {after} nats per token"),
+            ("Time", duration(found.seconds)),
+        ]
+    )
+    return (
+        f'<article class="card"><h3>Distillation {pill(found.status, "good" if taken else "bad")}'
+        f'</h3><p class="sub">The pruned model was trained as a whole towards the dense one.</p>'
         f"{findings}</article>"
     )
 

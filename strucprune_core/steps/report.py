@@ -17,6 +17,7 @@ from strucprune_core.progress import Phase
 from strucprune_core.report import (
     REPORT_HTML,
     REPORT_JSON,
+    DistillationReport,
     Environment,
     ExportReport,
     FileEntry,
@@ -77,6 +78,7 @@ def build_report(job: Job, unit: Unit) -> Report:
         ),
         layers=layers,
         rounds=_rounds(job),
+        distillation=_distillation(job),
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
@@ -169,6 +171,21 @@ def _recovery(job: Job, layer: int) -> RecoveryReport | None:
     if job.spec.pruning.recover is None:
         return None
     return RecoveryReport(**job.workspace.values(f"recover.{layer}"))
+
+
+def _distillation(job: Job) -> DistillationReport | None:
+    if job.spec.pruning.distill is None:
+        return None
+    manifests = [m for m in _manifests(job) if m.unit.startswith("distill.")]
+    first, last = manifests[0].values, manifests[-1].values
+    return DistillationReport(
+        status=last["status"],
+        steps=job.spec.pruning.distill.steps,
+        kl_before=first["kl_before"],
+        kl_after=last["kl_after"],
+        losses=[loss for manifest in manifests for loss in manifest.values["losses"]],
+        seconds=sum(manifest.seconds for manifest in manifests),
+    )
 
 
 def _sites(job: Job, layer: int) -> list[SiteReport]:

@@ -128,6 +128,8 @@ def test_any_object_may_be_lost_at_any_point(
         {"evaluation": None, "pruning": {"allocation": "uniform"}},
         {"pruning": {"recover": {"steps": 2, "mode": "sequential"}}},
         {"pruning": {"recover": {"steps": 2, "mode": "parallel"}}},
+        {"pruning": {"distill": {"steps": 12}}},
+        {"pruning": {"recover": {"steps": 2}, "distill": {"steps": 2}}},
         {"pruning": {"allocation": "softmax", "energy": "forward", "solver": "admm"}},
         {"pruning": {"exports": ["gguf", "block_configs"]}},
         {"pruning": {"energy": "gradient"}},

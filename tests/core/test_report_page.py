@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from strucprune_core.report import (
+    DistillationReport,
     Environment,
     FileEntry,
     LayerReport,
@@ -485,3 +486,17 @@ def test_plots_take_empty_and_broken_series() -> None:
 )
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text.replace(style.NBSP, " ") == expected
+
+
+def test_distillation_has_a_card_where_it_was_done() -> None:
+    found = DistillationReport(
+        status="accepted", steps=20, kl_before=0.25, kl_after=0.125, losses=[0.3] * 20, seconds=61.0
+    )
+    assert "Distillation" not in render_html(make_report())
+    page = render_html(make_report(distillation=found))
+    assert "0.25 → 0.125 nats per token" in page
+    assert "20 of 20" in page
+    stopped = found.model_copy(update={"status": "diverged", "kl_after": None, "losses": [0.3]})
+    page = render_html(make_report(distillation=stopped))
+    assert "diverged" in page
+    assert "1 of 20" in page
