@@ -24,7 +24,7 @@ curves, probes and solves of different layers do not depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.progress import Phase
@@ -38,8 +38,14 @@ PROBE_GROUP_LAYERS = 8
 # training and their moments.
 DISTILL_UNIT_STEPS = 10
 
-EXPORT_FILE: Mapping[Export, str] = {"gguf": "model.gguf", "block_configs": "shard.safetensors"}
-"""What each unit of an export writes."""
+WRITTEN: Mapping[str, str] = {
+    "assemble": "shard.safetensors",
+    "gguf": "model.gguf",
+    "block_configs": "shard.safetensors",
+}
+"""The file that each kind of unit writes of what is published."""
+CHECKS = ("verify", "check")
+JUDGED = "evaluate.pruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,65 +114,64 @@ def build_graph(
         export_shards: Files of the export `block_configs`.
         distill_steps: Steps that the whole model is trained for.
     """
+    windows = ("tokens", "calibration.npy")
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
         units.append(_evaluation("dense", ("tokens",), ()))
-    windows = ("tokens", "calibration.npy")
     units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
-    measured = _energies(energy, layers)
-    units += [*measured, _price(1, layers, tuple(unit.name for unit in measured))]
-    for number in range(1, rounds + 1):
-        if rounds > 1:
-            units += [_trial(number, layer, layers) for layer in range(layers)]
-        if number < rounds:
-            reviews = _reviews(number, layers)
-            units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
-    units.append(_allocate(rounds, layers, distill=distill_steps > 0))
+    units += _allocation(layers, energy, rounds, distill=distill_steps > 0)
     units += [_solve(layer) for layer in range(layers)]
+    solutions = tuple((f"solve.{layer}", "solution.safetensors") for layer in range(layers))
     if recover:
-        embedded = (("tokens", "calibration.npy"),)
-        units.append(Unit("replay", Phase.SOLVING, ("tokens",), embedded))
+        units.append(Unit("replay", Phase.SOLVING, ("tokens",), (windows,)))
         units += [_recover(layer) for layer in range(layers)]
-    last_word = "recover" if recover else "solve"
-    solved = tuple(f"{last_word}.{layer}" for layer in range(layers))
-    solutions = tuple((unit, "solution.safetensors") for unit in solved)
+        solutions = tuple((f"recover.{layer}", name) for layer, (_, name) in enumerate(solutions))
     if distill_steps:
-        distillation = _distillation(layers, distill_steps, solutions)
-        units += distillation
-        solved = (*solved, distillation[-1].name)
-        distilled = (f"distilled.{layer}.safetensors" for layer in range(layers))
-        solutions = tuple((distillation[-1].name, name) for name in distilled)
-    units += [
+        units += _distillation(layers, distill_steps, solutions)
+        last = units[-1].name
+        solutions = tuple((last, f"distilled.{layer}.safetensors") for layer in range(layers))
+    units += _checkpoint(shards, solutions, evaluate=evaluate)
+    for export in exports:
+        units += _export(export, export_shards, solutions)
+    written = tuple((unit.name, WRITTEN[unit.kind]) for unit in units if unit.kind in WRITTEN)
+    judges = tuple(unit.name for unit in units if unit.name == JUDGED or unit.kind in CHECKS)
+    return [*units, Unit("report", Phase.COMMITTING, judges, written)]
+
+
+def _checkpoint(
+    shards: int, solutions: tuple[tuple[str, str], ...], *, evaluate: bool
+) -> list[Unit]:
+    """Write the pruned checkpoint and judge it."""
+    windows = ("tokens", "calibration.npy")
+    solved = _owners(solutions)
+    assembled = [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
         for shard in range(shards)
     ]
-    assembled = tuple(f"assemble.{shard}" for shard in range(shards))
-    files = tuple((unit, "shard.safetensors") for unit in assembled)
-    if evaluate:
-        units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
+    files = tuple((unit.name, WRITTEN["assemble"]) for unit in assembled)
+    after = _owners(files)
+    judges = [_evaluation("pruned", (*after, "evaluate.dense"), files)] if evaluate else []
     reads = (windows, *solutions, *files)
-    units.append(Unit("verify", Phase.EVALUATING, ("tokens", *solved, *assembled), reads))
-    last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
-    exported: tuple[tuple[str, str], ...] = ()
-    for export in exports:
-        written = _export(export, export_shards, ("allocate", *solved), solutions)
-        products = tuple((unit.name, EXPORT_FILE[export]) for unit in written)
-        after = ("tokens", *solved, *(unit.name for unit in written))
-        check = Unit(f"check.{export}", Phase.EVALUATING, after, (windows, *solutions, *products))
-        units += [*written, check]
-        last, exported = (*last, check.name), (*exported, *products)
-    units.append(Unit("report", Phase.COMMITTING, last, (*files, *exported)))
-    return units
+    verify = Unit("verify", Phase.EVALUATING, ("tokens", *solved, *after), reads)
+    return [*assembled, *judges, verify]
 
 
-def _export(
-    export: Export, shards: int, after: tuple[str, ...], reads: tuple[tuple[str, str], ...]
-) -> list[Unit]:
-    """The units that write an export, one for each of its files of weights."""
+def _export(export: Export, shards: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
+    """The units that write an export, one for each of its files of weights, and check it."""
+    windows = ("tokens", "calibration.npy")
     names = ["gguf"] if export == "gguf" else [f"block_configs.{shard}" for shard in range(shards)]
-    return [Unit(name, Phase.UPLOADING, after, reads) for name in names]
+    after = ("allocate", *_owners(solutions))
+    written = [Unit(name, Phase.UPLOADING, after, solutions) for name in names]
+    reads = (windows, *solutions, *((name, WRITTEN[export]) for name in names))
+    check = Unit(f"check.{export}", Phase.EVALUATING, _owners(reads), reads)
+    return [*written, check]
+
+
+def _owners(files: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The units that files belong to, each once."""
+    return tuple(dict.fromkeys(unit for unit, _ in files))
 
 
 def publication(units: list[Unit]) -> Unit:
@@ -192,7 +197,7 @@ def _probe(number: int, group: range, layers: int) -> Unit:
     for layer in group:
         reads += [(f"capture.{layer}", name) for name in ("grams.safetensors", "probe_input.npy")]
         reads.append((f"curve.{layer}", "curves.safetensors"))
-    after = tuple(dict.fromkeys(unit for unit, _ in reads))
+    after = _owners(reads)
     return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
 
 
@@ -203,7 +208,7 @@ def _gradient(number: int, group: range, layers: int) -> Unit:
     else:
         start = [(f"gradient.{number + 1}", "gradient.npy")]
     reads = (*start, *((f"capture.{layer}", "probe_input.npy") for layer in group))
-    after = tuple(dict.fromkeys(unit for unit, _ in reads))
+    after = _owners(reads)
     flow = tuple(file for file in start if file[1] == "gradient.npy")
     return Unit(f"gradient.{number}", Phase.ALLOCATING, after, reads, releases=flow)
 
@@ -215,6 +220,19 @@ def _energies(energy: Energy, layers: int) -> list[Unit]:
     if energy == "gradient":
         return [_gradient(number, group, layers) for number, group in reversed(groups)]
     return []
+
+
+def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
+    """Measure energies, and set the price in rounds."""
+    measured = _energies(energy, layers)
+    units = [*measured, _price(1, layers, tuple(unit.name for unit in measured))]
+    for number in range(1, rounds + 1):
+        if rounds > 1:
+            units += [_trial(number, layer, layers) for layer in range(layers)]
+        if number < rounds:
+            reviews = _reviews(number, layers)
+            units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
+    return [*units, _allocate(rounds, layers, distill=distill)]
 
 
 def _price(number: int, layers: int, measured: tuple[str, ...]) -> Unit:

@@ -36,10 +36,10 @@ from strucprune_core.spec import Export
 from strucprune_core.steps.assemble import copied_files, pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
-from strucprune_core.units import EXPORT_FILE, Unit
+from strucprune_core.units import WRITTEN, Unit
 from strucprune_core.workspace import Draft
 
-GGUF, BLOCKS = EXPORT_FILE["gguf"], EXPORT_FILE["block_configs"]
+GGUF, BLOCKS = WRITTEN["gguf"], WRITTEN["block_configs"]
 
 
 def export_gguf(job: Job, unit: Unit, draft: Draft) -> None:
