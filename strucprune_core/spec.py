@@ -74,7 +74,7 @@ class DistillationSpec(_Strict):
         default=4, ge=1, le=4096, description="Calibration sequences of one step."
     )
     learning_rate: float = Field(
-        default=2e-3,
+        default=1e-3,
         gt=0.0,
         le=0.1,
         description="Highest rate, relative to the root mean square of each matrix.",
