@@ -24,7 +24,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.vocabulary import embed, kl_divergences, kl_gradients
 from strucprune_core.solver.distillation import DistillationStatus, Trained, has_diverged
-from strucprune_core.solver.recovery import rate_factor
+from strucprune_core.solver.schedule import rate_factor
 from strucprune_core.spec import DistillationSpec
 from strucprune_core.steps.job import DISTILLED, OTHERS, Job, solution_tensors
 from strucprune_core.surgery.pruned_source import SiteSolution, as_stored
