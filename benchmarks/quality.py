@@ -43,7 +43,7 @@ class Row:
 def main() -> int:
     """Run the benchmark; 1 if a bar is missed."""
     options = _parse(sys.argv[1:])
-    bars = RECOVERED_BARS if options.recover_steps else BARS
+    bars = RECOVERED_BARS if options.recover_steps or options.distill_steps else BARS
     rows = [_run(options, sparsity, bars.get(sparsity)) for sparsity in options.sparsity]
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
@@ -67,6 +67,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--structures", nargs="+", default=["ffn_channels"])
     parser.add_argument("--recover-steps", type=int, default=0)
     parser.add_argument("--recover-mode", default="sequential")
+    parser.add_argument("--distill-steps", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -111,6 +112,8 @@ def _pruning(options: argparse.Namespace, sparsity: float) -> dict[str, object]:
     }
     if options.recover_steps:
         pruning["recover"] = {"steps": options.recover_steps, "mode": options.recover_mode}
+    if options.distill_steps:
+        pruning["distill"] = {"steps": options.distill_steps}
     return pruning
 
 
