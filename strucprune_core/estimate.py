@@ -208,7 +208,26 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> i
     grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, kept to resume from, until the shards are assembled from them.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
-    return streams + grams + solved + result_bytes
+    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+
+
+def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """What recovery and distillation keep: streams of hidden states; matrices and two moments."""
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    state = tokens * config.hidden_size * FP32_BYTES
+    needed = 0
+    if spec.pruning.recover is not None:
+        # Dense and pruned stream, before and after a layer.
+        needed += 4 * state if spec.pruning.recover.mode == "sequential" else 2 * state
+    if spec.pruning.distill is not None:
+        layers = sum(
+            math.prod(shape)
+            for number in range(config.layers)
+            for shape in layer_tensors(config, number).values()
+        )
+        # What the unit before left and what this one writes; the dense model's last states.
+        needed += 2 * 3 * layers * FP32_BYTES + state
+    return needed
 
 
 def _calibration_flops(spec: JobSpec, config: ModelConfig) -> int:
