@@ -24,6 +24,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from strucprune_core import __version__
 from strucprune_core import progress as core_progress
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.report import Report
@@ -33,8 +34,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="strucprune",
-    help="Make a large language model smaller and faster: whole FFN channels are removed and the "
-    "rest is repaired, one decoder layer in memory at a time.",
+    help="Make a large language model smaller and faster: whole FFN channels and attention heads "
+    "are removed and the rest is repaired, one decoder layer in memory at a time.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -52,9 +53,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"strucprune {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def _logging(
+def _options_of_all_commands(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
     handler = RichHandler(console=stderr, show_path=False, show_level=False)

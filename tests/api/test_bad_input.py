@@ -89,8 +89,12 @@ def test_a_sparsity_outside_of_its_range(
         ({"pruning": {"sparsity": 1e-4}}, "invalid_spec", "/pruning/sparsity", "at least"),
         ({"calibration": {"samples": 60_000}}, "invalid_text", "/calibration/uri", "longer text"),
         ({"output": {"uri_prefix": "IN_USE"}}, "output_not_empty", "/output/uri_prefix", "new"),
+        ({"output": {"uri_prefix": "/proc/new"}}, "access_denied", "/output/uri_prefix", "Choose"),
     ],
-    ids=["out of reach", "less than a channel", "text too short", "output in use"],
+    ids=[
+        *("out of reach", "less than a channel", "text too short", "output in use"),
+        "output that cannot be written",
+    ],
 )
 def test_what_does_not_fit_the_model_or_the_stores(
     client: TestClient,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -182,6 +183,16 @@ def test_a_bug_is_a_500_that_tells_nothing(
 
 def test_readiness(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"status": "ok"}
+
+
+def test_the_docs_need_no_other_host(client: TestClient) -> None:
+    page = client.get("/docs").text
+    links = re.findall(r"(?:src|href)=\"([^\"]+)", page)
+    assert len(links) >= 3
+    for link in links:
+        assert link.startswith("/")
+        assert client.get(link).status_code == 200
+    assert "//" not in re.sub(r"<!--.*?-->|<script>.*?</script>", "", page, flags=re.S)
 
 
 def test_openapi(client: TestClient) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from strucprune_core import __version__
 from strucprune_core.cli import app
 
 RUNNER = CliRunner()
@@ -52,6 +53,11 @@ def test_help(command: list[str]) -> None:
     result = call(*command, "--help")
     assert result.exit_code == 0
     assert "Usage" in result.stdout
+
+
+def test_version() -> None:
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"strucprune {__version__}\n")
 
 
 def test_inspect(tiny_model: Path) -> None:
