@@ -209,7 +209,9 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
-    rounds: list[RoundReport] = Field(description="Settings of the price, in order.")
+    rounds: list[RoundReport] = Field(
+        default_factory=list, description="Settings of the price, in order."
+    )
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]
