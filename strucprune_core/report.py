@@ -231,7 +231,9 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
-    rounds: list[RoundReport] = Field(description="Settings of the price, in order.")
+    rounds: list[RoundReport] = Field(
+        default_factory=list, description="Settings of the price, in order."
+    )
     distillation: DistillationReport | None = Field(
         default=None, description="Null: not asked for."
     )

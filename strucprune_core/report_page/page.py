@@ -220,8 +220,27 @@ def _layers(report: Report) -> str:
     ]
     return (
         '<section aria-labelledby="layers"><h2 id="layers">Layer by layer</h2><div class="stack">'
-        f'{_kept_width(report)}<div class="grid">{"".join(small)}</div></div></section>'
+        f'{_kept_width(report)}{_rounds(report)}<div class="grid">{"".join(small)}</div></div>'
+        "</section>"
     )
+
+
+def _rounds(report: Report) -> str:
+    """How often the price was set, if more than once."""
+    if len(report.rounds) < 2:
+        return ""
+    rows = [
+        [
+            f"{place}{' (used)' if each.used else ''}",
+            ABSENT if each.price is None else number(each.price),
+            number(each.predicted_damage),
+            ABSENT if each.kl is None else number(each.kl),
+        ]
+        for place, each in enumerate(report.rounds, start=1)
+    ]
+    head = ["Round", "Price", "Predicted damage", "KL to dense, held out"]
+    caption = "Rounds of the price; the one of least divergence is used"
+    return f'<div class="card">{table(caption, head, rows, numeric_from=1)}</div>'
 
 
 def _kept_width(report: Report) -> str:

@@ -8,10 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strucprune_core.allocation.energies import energy, review_factors
-from strucprune_core.allocation.softmax import allocate_by_softmax
-from strucprune_core.allocation.threshold import Allocation, allocate_by_threshold
-from strucprune_core.allocation.uniform import allocate_uniformly
-from strucprune_core.planning import PlannedSite
+from strucprune_core.planning import PlannedSite, allocate_widths
 from strucprune_core.steps.allocation import CURVES, probe_removals
 from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit, probe_groups
@@ -26,7 +23,7 @@ def price(job: Job, unit: Unit, draft: Draft) -> None:
     damages = [_damages(job, place) for place in job.planned]
     first = unit.index == 1
     energies = _measured(job, damages) if first else _reviewed(job, unit.index - 1, damages)
-    allocation = _allocate(job, damages, energies)
+    allocation = allocate_widths(job.spec.pruning, job.planned, damages, energies)
     draft.values |= asdict(allocation)
     draft.values["energies"] = energies
     draft.values["predicted_damages"] = [
@@ -116,17 +113,3 @@ def _reviewed(job: Job, number: int, damages: list[NDArray[np.float64]]) -> list
         )
     )
     return [old * factors[key] for key, old in zip(_keys(job), before["energies"], strict=True)]
-
-
-def _allocate(job: Job, damages: list[NDArray[np.float64]], energies: list[float]) -> Allocation:
-    sparsity = job.spec.pruning.sparsity
-    rules = [place.rule for place in job.planned]
-    if job.spec.pruning.allocation == "uniform":
-        return allocate_uniformly([len(damage) for damage in damages], sparsity, rules)
-    parameters = [place.site.parameters for place in job.planned]
-    if job.spec.pruning.allocation == "softmax":
-        found = allocate_by_softmax(
-            damages, energies, sparsity, rules, parameters, job.spec.pruning.temperature
-        )
-        return Allocation(found.widths, None, found.temperature)
-    return allocate_by_threshold(damages, energies, sparsity, rules, parameters)

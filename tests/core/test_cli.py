@@ -73,6 +73,13 @@ def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
     assert report["sparsity"]["reached"] >= 0.3
 
 
+def test_energies_and_rounds(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    more = ("--energy", "gradient", "--rounds", "2")
+    report = result_of(*prune(tiny_model, text_file, tmp_path / "out", *more))
+    assert report["spec"]["pruning"]["energy"] == "gradient"
+    assert len(report["rounds"]) == 2
+
+
 def test_evaluate_agrees_with_the_report(
     pruned: tuple[Path, dict[str, Any]], tiny_model: Path, text_file: Path
 ) -> None:

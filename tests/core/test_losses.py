@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from strucprune_core import units
 from strucprune_core.errors import OutputNotEmpty, Stopped, StorageUnavailable
 from strucprune_core.pipeline import STEPS, Step
 from strucprune_core.progress import Phase, Progress
@@ -145,6 +146,7 @@ def test_units_read_what_they_say(
     changes: dict[str, Any],
 ) -> None:
     # What a unit reads and does not name would not be recomputed for it.
+    monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)  # what one group leaves for another counts
     open_file, read = Workspace.file, set[tuple[str, str]]()
 
     def opened(workspace: Workspace, unit: str, name: str) -> Path:

@@ -21,6 +21,7 @@ from strucprune_core.report import (
     PerplexitySummary,
     PhaseTime,
     Report,
+    RoundReport,
     SizeSummary,
     SparsitySummary,
     Verification,
@@ -298,6 +299,25 @@ def test_ffn_flops_follow_from_the_channels() -> None:
     text = check_page(render_html(report)).text
     assert f"{2 * 3 * 576 * report.before.ffn_channels:,}" in text
     assert f"{2 * 3 * 576 * report.after.ffn_channels:,}" in text
+
+
+def test_rounds_are_shown_where_there_were_several() -> None:
+    rounds = [
+        RoundReport(
+            price=price,
+            temperature=None,
+            predicted_damage=0.5,
+            widths=[9],
+            kl=kl,
+            used=kl == 0.3125,
+        )
+        for price, kl in ((1.5e-8, 0.4375), (2.5e-8, 0.3125))
+    ]
+    page = render_html(make_report(rounds=rounds))
+    assert "2 (used)" in page
+    assert "1 (used)" not in page
+    assert "0.4375" in page
+    assert "(used)" not in render_html(make_report(rounds=rounds[1:]))
 
 
 def test_without_perplexity() -> None:
