@@ -52,17 +52,18 @@ def sequence(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain() -> dict[str, Any]:
-    """A tokenizer of seven tokens."""
+    """A tokenizer of six tokens."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     return {
         "version": "1.0",
         "added_tokens": [
-            {"id": 0, "content": "<s>", "special": True},
-            {"id": 5, "content": "<tool>", "special": False},
+            {"id": 0, "content": "<s>", **flags, "special": True},
+            {"id": 5, "content": "<tool>", **flags, "special": False},
         ],
         "normalizer": None,
         "pre_tokenizer": BYTES,
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": BYTES,
         "model": {
             "type": "BPE",
             "vocab": {"<s>": 0, "a": 1, "b": 2, "ab": 3, "Ġ": 4},
