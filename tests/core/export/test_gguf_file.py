@@ -223,7 +223,7 @@ def test_values_too_large_for_float16(tmp_path: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericalFailure, match=r"mlp\.up_proj") as failure:
         write(model, tmp_path / "model.gguf")
-    assert "bfloat16" in failure.value.remedy
+    assert "bfloat16" in str(failure.value.remedy)
     assert not (tmp_path / "model.gguf").exists()
 
 
