@@ -26,6 +26,9 @@ def main() -> None:
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
     with _listener(settings.api_host, settings.api_port) as listener:
+        logging.getLogger(__name__).info(
+            "listening on %s port %d; /docs shows the API", settings.api_host, settings.api_port
+        )
         uvicorn.Server(config).run(sockets=[listener])
 
 
