@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import socket
+import sys
 
 import uvicorn
 
@@ -18,13 +20,28 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = environment.read(Settings)
-    uvicorn.run(
+    config = uvicorn.Config(
         create_app(settings),
-        host=settings.api_host,
-        port=settings.api_port,
         server_header=False,
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
+    with _listener(settings.api_host, settings.api_port) as listener:
+        logging.getLogger(__name__).info(
+            "listening on %s port %d; /docs shows the API", settings.api_host, settings.api_port
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A socket that listens there; ends the program with one line if there is none to be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        sys.exit(
+            f"Cannot start: nothing can listen on {host}:{port} ({error.strerror}); set "
+            "STRUCPRUNE_API_HOST and STRUCPRUNE_API_PORT to an address of this machine that is free"
+        )
 
 
 if __name__ == "__main__":

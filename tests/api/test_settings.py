@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -70,3 +71,16 @@ def test_a_wrong_setting_ends_the_program_with_one_line(
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert PASSWORD not in ended.stderr
     assert PEPPER not in ended.stderr
+
+
+def test_a_taken_port_ends_the_api_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        environment(monkeypatch, STRUCPRUNE_API_HOST="127.0.0.1", STRUCPRUNE_API_PORT=port)
+        ended = subprocess.run(
+            [sys.executable, "-m", "api"], cwd=ROOT, capture_output=True, text=True
+        )
+    assert ended.returncode == 1
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(f"Cannot start: nothing can listen on 127.0.0.1:{port}")
+    assert "STRUCPRUNE_API_PORT" in line
