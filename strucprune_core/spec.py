@@ -102,7 +102,7 @@ class PruningSpec(_Strict):
         "is taken where held-out tokens agree.",
     )
     recover: RecoverySpec | None = Field(
-        default=None, description="Train each pruned layer for a few steps. Omit to leave it out."
+        default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
     )
     layout: Literal["per_layer", "uniform"] = Field(
         default="per_layer",
@@ -145,6 +145,15 @@ class PruningSpec(_Strict):
         if {"kv_groups", "query_heads"} <= set(self.structures):
             raise ValueError(
                 "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_has_something_to_train(self) -> PruningSpec:
+        if self.recover is not None and "ffn_channels" not in self.structures:
+            raise ValueError(
+                "recover trains pruned FFNs, but structures lacks 'ffn_channels'. Add it, or leave "
+                "recover out."
             )
         return self
 

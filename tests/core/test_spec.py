@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from strucprune_core.spec import CalibrationSpec, JobSpec
+from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 
 
 def body(**evaluation: Any) -> dict[str, Any]:
@@ -107,3 +107,17 @@ def test_what_is_read_belongs_to_the_fingerprint() -> None:
         fingerprint(source="self"),
     }
     assert len(prints) == 5
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"recover": {}, "structures": ["kv_groups"]}, "lacks 'ffn_channels'"),
+        ({"temperature": 1.0}, "only used by allocation 'softmax'"),
+        ({"structures": ["kv_groups", "query_heads"]}, "exclude each other"),
+        ({"structures": ["kv_groups", "kv_groups"]}, "one kind twice"),
+    ],
+)
+def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        PruningSpec.model_validate({"sparsity": 0.3, **fields})
