@@ -463,6 +463,12 @@ def _print_summary(report: Report, output: str) -> None:
         ("parameters", before.parameters, after.parameters, ",.0f"),
         ("bytes", before.bytes, after.bytes, ",.0f"),
         ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
+        (
+            "KV cache bytes per token",
+            before.kv_cache_bytes_per_token,
+            after.kv_cache_bytes_per_token,
+            ",.0f",
+        ),
     ]
     if report.perplexity is not None:
         rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))

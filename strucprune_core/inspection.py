@@ -230,14 +230,20 @@ def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
 # Their classes in transformers share the hidden size out among the heads.
 _FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
 
+# Their configs must have a hidden size that is a multiple of the heads.
+_EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
+
 
 def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
     """Fewer heads load in the family's own classes only where its config can say so."""
     heads = pruned.blocks[0].query_heads
     if heads == dense.blocks[0].query_heads:
         return
-    indivisible = dense.family == "llama" and dense.hidden_size % heads
-    if dense.family in _FIXED_HEAD_FAMILIES or indivisible:
+    indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
+    rope = dense.blocks[0].rope
+    # phi3's config counts the numbers of longrope by hidden size and heads alone.
+    longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
+    if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
         raise InvalidSpec(
             f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
             f"{dense.hidden_size}, so no uniform layout can hold the result",

@@ -71,6 +71,30 @@ class SparsitySummary(_Part):
     parameters_removed: int
 
 
+class AdmmReport(_Part):
+    """What ADMM did at one site, started from the one-shot choice of structures."""
+
+    status: str = Field(
+        description="converged; settled: the choice changed no more; iteration_limit; diverged: "
+        "the best choice before that was judged."
+    )
+    iterations: int
+    factorisations: int
+    rho: float | None = Field(
+        description="Last penalty, relative to the mean diagonal; null: no iteration was done."
+    )
+    primal_residual: float | None = Field(description="Last, relative.")
+    dual_residual: float | None = Field(description="Last, relative.")
+    objective_before: float = Field(
+        description="Exact error of the one-shot choice on calibration tokens, relative."
+    )
+    objective_after: float = Field(description="The same of ADMM's choice.")
+    exchanged: int = Field(description="Structures in which the choices differ.")
+    held_out_error_before: float = Field(description="Error of the one-shot choice once repaired.")
+    held_out_error_after: float = Field(description="The same of ADMM's choice.")
+    taken: bool = Field(description="Whether ADMM's choice erred less on held-out tokens.")
+
+
 class SiteReport(_Part):
     """One matrix that lost input columns: of the FFN, of an expert, of attention."""
 
@@ -84,11 +108,7 @@ class SiteReport(_Part):
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
-    admm_status: str | None = Field(default=None, description="How ADMM ended; null: not used.")
-    admm_iterations: int | None = None
-    admm_taken: bool | None = Field(
-        default=None, description="Whether its support was better on held-out tokens."
-    )
+    admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
 class RoundReport(_Part):

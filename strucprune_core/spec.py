@@ -129,7 +129,7 @@ class PruningSpec(_Strict):
         "is taken where held-out tokens agree.",
     )
     recover: RecoverySpec | None = Field(
-        default=None, description="Train each pruned layer for a few steps. Omit to leave it out."
+        default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
     )
     distill: DistillationSpec | None = Field(
         default=None,
@@ -192,6 +192,15 @@ class PruningSpec(_Strict):
     def _exports_are_distinct(self) -> PruningSpec:
         if len(set(self.exports)) != len(self.exports):
             raise ValueError("exports lists one kind twice")
+        return self
+
+    @model_validator(mode="after")
+    def _recovery_has_something_to_train(self) -> PruningSpec:
+        if self.recover is not None and "ffn_channels" not in self.structures:
+            raise ValueError(
+                "recover trains pruned FFNs, but structures lacks 'ffn_channels'. Add it, or leave "
+                "recover out."
+            )
         return self
 
     @model_validator(mode="after")

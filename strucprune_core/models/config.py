@@ -27,7 +27,8 @@ class RopeConfig:
         factor: Stretch of the context ("linear", "dynamic", "yarn", "llama3").
         low_freq_factor: Below this many turns per original context, fully stretched ("llama3").
         high_freq_factor: Above this many turns per original context, kept ("llama3").
-        original_max_position_embeddings: Context before the stretch, tokens (all but "linear").
+        original_max_position_embeddings: Context before the stretch, tokens (all but "default" and
+            "linear").
         beta_slow, beta_fast: The same bounds for "yarn".
         truncate: Whether the bounds are rounded outwards to whole dimensions ("yarn").
         short_factors, long_factors: Stretch of each pair of dimensions for sequences within the

@@ -143,6 +143,7 @@ def admm(
     *,
     start: Tensor | None = None,
     group_size: int = 1,
+    lockstep: int = 1,
     options: AdmmOptions | None = None,
 ) -> AdmmResult:
     """Choose `keep` groups of consecutive columns.
@@ -156,17 +157,19 @@ def admm(
         damping: Ridge of the objective relative to mean(diag G), > 0; see the module's docstring.
         start: Support to start from, (k,) group indices; None starts from W0.
         group_size: Columns of a group: 1 for FFN channels, head_dim (or a multiple) for attention.
+        lockstep: Families of consecutive groups that keep equally many: the KV groups of query
+            heads; 1: any groups.
         options: How to iterate.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised.
-        ValueError: `keep`, `start` or `group_size` does not fit the shapes.
+        ValueError: `keep`, `start`, `group_size` or `lockstep` does not fit the shapes.
     """
-    _check_shapes(len(gram), keep, start, group_size)
+    _check_shapes(len(gram), keep, start, group_size, lockstep)
     if start is not None:
         start = start.sort().values.to(gram.device)
     problem = LayerProblem.of(gram, weight, damping)
-    run = _Run(problem, keep, group_size, options or AdmmOptions())
+    run = _Run(problem, keep, group_size, lockstep, options or AdmmOptions())
     run.begin(start)
     status = run.iterate()
     return AdmmResult(
@@ -184,10 +187,15 @@ class _Run:
     """The state of one run: Z, U, r, the present support and the best one so far."""
 
     def __init__(
-        self, problem: LayerProblem, keep: int, group_size: int, options: AdmmOptions
+        self,
+        problem: LayerProblem,
+        keep: int,
+        group_size: int,
+        lockstep: int,
+        options: AdmmOptions,
     ) -> None:
         self._problem, self._options = problem, options
-        self._keep, self._size = keep, group_size
+        self._keep, self._size, self._lockstep = keep, group_size, lockstep
         # The coordinates of the iteration: the weights' own, or those of the metric.
         self._hessian, self._dense = problem.hessian, problem.dense
         self._coordinates: SaliencyMetric | None = None
@@ -275,7 +283,8 @@ class _Run:
         self._rho = rho
 
     def _largest(self, matrix: Tensor) -> Tensor:
-        return largest_groups(_scaled(self._ranks_by, matrix), self._keep, self._size)
+        ranked = _scaled(self._ranks_by, matrix)
+        return largest_groups(ranked, self._keep, self._size, self._lockstep)
 
 
 def _scaled(metric: SaliencyMetric | None, matrix: Tensor) -> Tensor:
@@ -297,12 +306,16 @@ def _ratio(part: Tensor, whole: Tensor) -> float:
     return float(part / whole) if float(part) > 0.0 else 0.0
 
 
-def _check_shapes(columns: int, keep: int, start: Tensor | None, group_size: int) -> None:
+def _check_shapes(
+    columns: int, keep: int, start: Tensor | None, group_size: int, lockstep: int
+) -> None:
     groups, rest = divmod(columns, group_size)
     if rest:
         raise ValueError(f"{columns} columns are not groups of {group_size}")
     if not 1 <= keep <= groups:
         raise ValueError(f"cannot keep {keep} of {groups} groups")
+    if groups % lockstep or keep % lockstep:
+        raise ValueError(f"{keep} of {groups} groups are not equally many in {lockstep} families")
     if start is not None and len(start) != keep:
         raise ValueError(f"the start has {len(start)} groups, {keep} are to be kept")
 

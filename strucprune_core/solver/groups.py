@@ -25,12 +25,16 @@ def restricted(matrix: Tensor, groups: Tensor, size: int) -> Tensor:
     return result
 
 
-def largest_groups(matrix: Tensor, keep: int, size: int) -> Tensor:
-    """The `keep` groups of (d x f) with the largest norm, ascending; of equals, the first."""
-    energies = matrix.square().sum(0).view(-1, size).sum(1)
+def largest_groups(matrix: Tensor, keep: int, size: int, lockstep: int = 1) -> Tensor:
+    """The `keep` groups of (d x f) with the largest norm, ascending; of equals, the first.
+
+    With `lockstep`, equally many of each of so many families of consecutive groups.
+    """
+    energies = matrix.square().sum(0).view(lockstep, -1, size).sum(2)
     # A stable sort: `topk` breaks ties differently from device to device.
-    order = torch.sort(energies, descending=True, stable=True).indices
-    return order[:keep].sort().values
+    order = torch.sort(energies, dim=1, descending=True, stable=True).indices
+    first = torch.arange(lockstep, device=matrix.device)[:, None] * energies.shape[1]
+    return (order[:, : keep // lockstep] + first).flatten().sort().values
 
 
 @dataclass(frozen=True, slots=True)

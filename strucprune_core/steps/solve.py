@@ -38,8 +38,8 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
         order = load_order(job, layer, site)
         kept = order[len(order) - job.width(layer, site) :].sort().values
         report: dict[str, Any] = {}
-        if job.spec.pruning.solver == "admm" and site.lockstep == 1:
-            kept, report = _admm_support(job, layer, site, kept)
+        if job.spec.pruning.solver == "admm":
+            kept, report["admm"] = _admm_support(job, layer, site, kept)
         solution, damping, retries = solve_site(job, layer, site, kept)
         report["reconstruction_error"] = _held_out_error(job, layer, site, solution)
         report["damping"], report["damping_retries"] = damping, retries
@@ -59,6 +59,7 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         HESSIAN_DAMPING,
         start=start,
         group_size=site.columns,
+        lockstep=site.lockstep,
     )
     choice = choose_support(
         gram,
@@ -69,10 +70,20 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         job.tensor(f"capture.{layer}", HOLDOUT, site.name),
     )
     taken = choice.taken == "candidate"
+    last = found.trace[-1] if found.trace else None
     return (found.groups if taken else start), {
-        "admm_status": found.status.value,
-        "admm_iterations": len(found.trace),
-        "admm_taken": taken,
+        "status": found.status.value,
+        "iterations": len(found.trace),
+        "factorisations": found.factorisations,
+        "rho": None if last is None else last.rho,
+        "primal_residual": None if last is None else last.primal,
+        "dual_residual": None if last is None else last.dual,
+        "objective_before": found.start_objective,
+        "objective_after": found.objective,
+        "exchanged": len(start) - int(torch.isin(found.groups, start).sum()),
+        "held_out_error_before": choice.baseline_error,
+        "held_out_error_after": choice.candidate_error,
+        "taken": taken,
     }
 
 

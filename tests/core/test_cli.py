@@ -120,6 +120,18 @@ def test_a_workspace_is_taken_up(tmp_path: Path, tiny_model: Path, text_file: Pa
     assert "another job" in " ".join(other.output.split())
 
 
+def test_a_summary_for_people(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    groups = ("--structure", "kv_groups", "--sparsity", "0.5")
+    done = call(*prune(tiny_model, text_file, tmp_path / "out", *groups))
+    assert done.exit_code == 0, done.output
+    (line,) = (line for line in done.stdout.splitlines() if "KV cache" in line)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    before, after = (report[k]["kv_cache_bytes_per_token"] for k in ("before", "after"))
+    assert after < before
+    assert f"{before:,}" in line
+    assert f"{after:,}" in line
+
+
 @pytest.mark.parametrize(
     ("change", "exit_code", "code", "field"),
     [

@@ -24,16 +24,19 @@ from strucprune_core.errors import (
 from strucprune_core.inspection import (
     TEXT_PROBE_BYTES,
     JobFacts,
+    check_reach,
     check_text,
     inspect_job,
     inspect_model,
     job_issues,
 )
-from strucprune_core.spec import JobSpec
+from strucprune_core.models.families import parse_config
+from strucprune_core.spec import JobSpec, PruningSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
+from tests.core.models.hub_configs import HUB
 
 
 @pytest.fixture
@@ -349,3 +352,17 @@ def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
     with pytest.raises(StorageUnavailable) as caught:
         inspect_job(spec, lambda uri: open_store(uri, nobody))
     assert caught.value.field == "model.uri"
+
+
+@pytest.mark.parametrize("name", ["google/gemma-2-9b", "microsoft/Phi-3.5-mini-instruct"])
+def test_uniform_heads_that_transformers_would_refuse(name: str) -> None:
+    """Found before the work, not by the reload check after it."""
+    pruning = {"sparsity": 0.25, "structures": ["kv_groups"], "layout": "uniform"}
+    with pytest.raises(InvalidSpec, match="cannot have"):
+        check_reach(PruningSpec.model_validate(pruning), parse_config(HUB[name][0]))
+
+
+def test_uniform_heads_that_divide_the_hidden_size() -> None:
+    config = parse_config(HUB["google/gemma-3-1b-pt"][0])  # 1152, of four heads three stay
+    pruning = {"sparsity": 0.25, "structures": ["query_heads"], "layout": "uniform"}
+    check_reach(PruningSpec.model_validate(pruning), config)

@@ -25,12 +25,29 @@ def test_admm_says_how_it_went(tiny_model: Path, text_file: Path, tmp_path: Path
     plain = run(tiny_spec(tiny_model, text_file, tmp_path / "obs" / "out"), tmp_path / "obs")
     for layer, other in zip(report.layers, plain.layers, strict=True):
         (site,), (obs,) = layer.sites, other.sites
-        assert site.admm_status in ("converged", "settled", "iteration_limit", "diverged")
-        assert site.admm_iterations is not None
+        admm = site.admm
+        assert admm is not None
+        assert admm.status in ("converged", "settled", "iteration_limit", "diverged")
+        assert admm.iterations > 0
+        assert admm.factorisations == 2
+        assert admm.objective_after <= admm.objective_before
+        assert (admm.exchanged == 0) == (admm.objective_after == admm.objective_before)
         # The safeguard: never worse on held-out tokens.
         assert site.reconstruction_error <= obs.reconstruction_error * (1 + 1e-6)
-        assert site.admm_taken == (site.reconstruction_error < obs.reconstruction_error)
-        assert obs.admm_status is None
+        assert admm.taken == (site.reconstruction_error < obs.reconstruction_error)
+        best = min(admm.held_out_error_before, admm.held_out_error_after)
+        assert site.reconstruction_error == pytest.approx(best, rel=1e-5)
+        assert obs.admm is None
+
+
+def test_admm_keeps_query_heads_in_lockstep(text_file: Path, tmp_path: Path) -> None:
+    model = save("llama", tmp_path / "model")
+    pruning = {"sparsity": 0.5, "solver": "admm", "structures": ["query_heads"]}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    report = run(spec, tmp_path)
+    for layer in report.layers:
+        assert layer.query_heads_after % layer.kv_heads_after == 0
+        assert layer.sites[0].admm is not None
 
 
 @pytest.mark.parametrize("temperature", [None, 0.5])

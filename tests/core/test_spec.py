@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from strucprune_core.spec import CalibrationSpec, JobSpec
+from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 
 
 def body(**evaluation: Any) -> dict[str, Any]:
@@ -117,3 +117,17 @@ def test_rounds_need_a_price_to_set() -> None:
             JobSpec.model_validate(body() | {"pruning": pruning | uniform})
     with pytest.raises(ValidationError, match="greater than or equal to 1"):
         JobSpec.model_validate(body() | {"pruning": pruning | {"rounds": 0}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"recover": {}, "structures": ["kv_groups"]}, "lacks 'ffn_channels'"),
+        ({"temperature": 1.0}, "only used by allocation 'softmax'"),
+        ({"structures": ["kv_groups", "query_heads"]}, "exclude each other"),
+        ({"structures": ["kv_groups", "kv_groups"]}, "one kind twice"),
+    ],
+)
+def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        PruningSpec.model_validate({"sparsity": 0.3, **fields})

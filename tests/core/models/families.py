@@ -51,10 +51,23 @@ GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1000000.0},
 }
 
+PHI3 = {key: value for key, value in SHAPE.items() if key != "head_dim"}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.75,
+    "short_factor": [1.0, 1.5, 2.0],
+    "long_factor": [1.5, 3.0, 5.0],
+}
+
 VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "llama": (hf.LlamaConfig, SHAPE),
     "llama-mha": (hf.LlamaConfig, {**SHAPE, **MHA}),
     "llama-mqa": (hf.LlamaConfig, {**SHAPE, "num_key_value_heads": 1}),
+    "llama-biases": (
+        hf.LlamaConfig,
+        {**SHAPE, "attention_bias": True, "mlp_bias": True, "head_dim": 16},
+    ),
     "mistral": (hf.MistralConfig, {**SHAPE, "sliding_window": None}),
     "mistral-window": (hf.MistralConfig, {**SHAPE, "sliding_window": 9}),
     "qwen2": (hf.Qwen2Config, SHAPE),
@@ -71,7 +84,11 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
         hf.Gemma3TextConfig,
         {**SHAPE, "num_hidden_layers": 7, "sliding_window": 9, "rope_parameters": GEMMA3_ROPE},
     ),
-    "phi3": (hf.Phi3Config, {k: v for k, v in SHAPE.items() if k != "head_dim"}),
+    "phi3": (hf.Phi3Config, PHI3),
+    "phi3-long": (
+        hf.Phi3Config,
+        {**PHI3, "original_max_position_embeddings": 16, "rope_parameters": LONGROPE},
+    ),
     "opt": (hf.OPTConfig, OPT),
     "opt-350m": (
         hf.OPTConfig,
@@ -81,7 +98,13 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
     "gpt_neox": (hf.GPTNeoXConfig, {**SHAPE, **MHA}),
     "gpt_neox-serial": (
         hf.GPTNeoXConfig,
-        {**SHAPE, **MHA, "use_parallel_residual": False, "tie_word_embeddings": True},
+        {
+            **SHAPE,
+            **MHA,
+            "use_parallel_residual": False,
+            "tie_word_embeddings": True,
+            "attention_bias": False,
+        },
     ),
     "mixtral": (
         hf.MixtralConfig,

@@ -182,7 +182,7 @@ def test_where_it_converges_z_is_the_direct_solution(ranking: Ranking) -> None:
     options = AdmmOptions(
         ranking=ranking, rho=3.0, tolerance=1e-10, max_iterations=2000, patience=2000
     )
-    run = module._Run(LayerProblem.of(gram, weight, DAMPING), 4, 1, options)
+    run = module._Run(LayerProblem.of(gram, weight, DAMPING), 4, 1, 1, options)
     run.begin(None)
     assert run.iterate() is AdmmStatus.CONVERGED
     direct = torch.zeros_like(weight)
@@ -209,7 +209,7 @@ def test_rescaling_the_duals_keeps_the_multipliers(ranking: Ranking) -> None:
     """At the optimum on its support a pair is stationary at every r, if U follows r."""
     gram, weight = problem_of(5)
     options = AdmmOptions(ranking=ranking, rho=50.0, rho_rule="growing", growth=2.0)
-    run = module._Run(LayerProblem.of(gram, weight, DAMPING), 4, 1, options)
+    run = module._Run(LayerProblem.of(gram, weight, DAMPING), 4, 1, 1, options)
     run.begin(torch.tensor([1, 2, 5, 7]))
     multipliers = run._rho * run._u
     for _ in range(5):
@@ -355,3 +355,25 @@ def test_of_equal_supports_the_baseline_is_taken(
     )
     assert choice.taken == "baseline"
     assert choice.baseline_error == choice.candidate_error
+
+
+@pytest.mark.parametrize("ranking", RANKINGS)
+def test_families_in_lockstep_against_brute_force(ranking: Ranking) -> None:
+    """Three families of two groups of two columns; one group of each is kept."""
+    found = 0
+    for seed in range(10):
+        gram, weight = problem_of(seed, 12)
+        problem = LayerProblem.of(gram, weight, DAMPING)
+        supports = [torch.tensor([a, 2 + b, 4 + c]) for a in (0, 1) for b in (0, 1) for c in (0, 1)]
+        errors = [problem.error(columns_of(support, 2)) for support in supports]
+        start = torch.tensor([0, 2, 4])
+        options = AdmmOptions(ranking=ranking)
+        result = admm(
+            gram, weight, 3, DAMPING, start=start, group_size=2, lockstep=3, options=options
+        )
+        assert (result.groups // 2).tolist() == [0, 1, 2]
+        assert min(errors) - 1e-12 <= result.objective <= errors[0] + 1e-12
+        found += result.objective <= min(errors) + 1e-12
+    assert found >= 3
+    with pytest.raises(ValueError, match="equally many"):
+        admm(gram, weight, 2, DAMPING, group_size=2, lockstep=3)

@@ -33,6 +33,13 @@ def test_the_largest_groups_by_norm_ascending() -> None:
     assert largest_groups(matrix, 1, 1).tolist() == [2]
 
 
+def test_equally_many_of_each_family() -> None:
+    matrix = torch.tensor([[5.0, 4.0, 3.0, 1.0, 2.0, 0.0]])
+    assert largest_groups(matrix, 2, 1).tolist() == [0, 1]
+    assert largest_groups(matrix, 2, 1, lockstep=2).tolist() == [0, 4]
+    assert largest_groups(matrix, 3, 1, lockstep=3).tolist() == [0, 2, 4]
+
+
 def test_of_equal_groups_the_first_are_taken() -> None:
     assert largest_groups(torch.ones(3, 40), 5, 1).tolist() == [0, 1, 2, 3, 4]
 
