@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := strucprune_core api worker embedded tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format clean
+.PHONY: help setup model demo test lint types format runtimes clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -51,6 +51,10 @@ types: setup ## Static types.
 format: setup ## Format the code, and fix what can be fixed.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# Needs node and npm for llama.cpp, and several GB of disk, most of it for vLLM. Not part of `test`.
+runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; REUSE=1 prunes nothing anew.
+	$(BIN)/python -m benchmarks.runtimes --pip-args "$(PIP_ARGS)" $(if $(REUSE),--reuse)
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

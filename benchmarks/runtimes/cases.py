@@ -1,0 +1,73 @@
+"""What is tried: a runtime, and the form of a pruned checkpoint that it is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.runtimes.protocol import How
+from strucprune_core.export.runtimes import RUNTIMES, Form
+
+Runtime = Literal["transformers", "MLX", "llama.cpp", "vLLM"]
+FAMILY = "llama"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        runtime: That is to load it.
+        form: Of the result.
+        checkpoint: Of `checkpoints.PRUNINGS`.
+        how: With the checkpoint's own code or without.
+    """
+
+    runtime: Runtime
+    form: Form
+    checkpoint: str
+    how: How = "plain"
+
+    @property
+    def name(self) -> str:
+        """Of a folder, and in progress messages."""
+        return "-".join([self.runtime.replace(".", "_"), self.form, self.checkpoint, self.how])
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the library says that the runtime loads this."""
+        return any(
+            form.form == self.form and FAMILY in form.families
+            for runtime in RUNTIMES
+            if runtime.name == self.runtime
+            for form in runtime.loads
+        )
+
+    def pruned_path(self, checkpoint: Path) -> Path:
+        """What the runtime gets of a checkpoint's directory."""
+        if self.form == "gguf":
+            return checkpoint / "gguf" / "model.gguf"
+        return checkpoint / "block_configs" if self.form == "block_configs" else checkpoint
+
+    def dense_path(self, model: Path, dense_gguf: Path) -> Path:
+        """What it is compared with."""
+        return dense_gguf if self.form == "gguf" else model
+
+
+# transformers comes first: the others are compared with it.
+CASES = (
+    Case("transformers", "uniform", "uniform"),
+    Case("transformers", "per_layer", "per_layer", "trust_remote_code"),
+    Case("transformers", "per_layer", "per_layer", "load_pretrained"),
+    Case("transformers", "per_layer", "per_layer_heads", "trust_remote_code"),
+    Case("MLX", "uniform", "uniform"),
+    Case("MLX", "block_configs", "per_layer"),
+    Case("MLX", "per_layer", "per_layer"),
+    Case("llama.cpp", "gguf", "uniform"),
+    Case("llama.cpp", "gguf", "per_layer"),
+    Case("llama.cpp", "gguf", "per_layer_heads"),
+    Case("vLLM", "uniform", "uniform"),
+    Case("vLLM", "block_configs", "per_layer", "trust_remote_code"),
+    Case("vLLM", "per_layer", "per_layer", "trust_remote_code"),
+)

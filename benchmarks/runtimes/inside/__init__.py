@@ -1,0 +1,1 @@
+"""What runs inside a runtime's own environment: the standard library, NumPy and the runtime."""

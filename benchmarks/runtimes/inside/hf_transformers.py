@@ -1,0 +1,68 @@
+"""A session of transformers: the reference, and a runtime like the others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import transformers
+
+import strucprune_core
+from benchmarks.runtimes.inside.session import serve
+
+
+class TransformersModel:
+    """A model of transformers, float32."""
+
+    def __init__(self, entry: Mapping[str, Any]) -> None:
+        path, how = entry["path"], entry["how"]
+        if how == "load_pretrained":
+            self._model = strucprune_core.load_pretrained(path, dtype=torch.float32)
+        else:
+            self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                path, dtype=torch.float32, trust_remote_code=how == "trust_remote_code"
+            )
+        self._model.eval()
+
+    @torch.inference_mode()
+    def _step(self, tokens: Sequence[int], cache: Any) -> tuple[torch.Tensor, Any]:
+        """Logits (vocabulary,) after the tokens, and the cache that holds them."""
+        output = self._model(
+            torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return output.logits[0, -1], output.past_key_values
+
+    def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
+        """See `session.Model`."""
+        return self._step(prompt, None)[0].numpy()
+
+    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """See `session.Model`."""
+        logits, cache = self._step(prompt, None)
+        found = [int(logits.argmax())]
+        while len(found) < tokens:
+            logits, cache = self._step(found[-1:], cache)
+            found.append(int(logits.argmax()))
+        return found
+
+    def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
+        """See `session.Model`."""
+        start = time.perf_counter()
+        logits, cache = self._step(prompt, None)
+        token = int(logits.argmax())
+        first = time.perf_counter()
+        for _ in range(tokens):
+            logits, cache = self._step([token], cache)
+            token = int(logits.argmax())
+        return first - start, time.perf_counter() - first
+
+
+if __name__ == "__main__":
+    serve(
+        TransformersModel,
+        {"transformers": transformers.__version__, "torch": torch.__version__.partition("+")[0]},
+    )

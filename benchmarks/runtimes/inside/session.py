@@ -1,0 +1,83 @@
+"""One session of a Python runtime: reads a request, answers greedy tokens, logits and times.
+
+    python -m benchmarks.runtimes.inside.mlx REQUEST.json ANSWER.json
+
+The request (`benchmarks.runtimes.protocol.Request`) names models, prompts as token ids and what to
+time. Logits go to a file of float32 beside the answer, (prompts, vocabulary). A model that does not
+load is an answer too: its error.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Model(Protocol):
+    """A model that a runtime has loaded."""
+
+    def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Logits (vocabulary,) of the token after the prompt."""
+
+    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """The likeliest continuation, token by token; an end token does not end it."""
+
+    def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
+        """Seconds to the first new token, and from there to the last of `1 + tokens`."""
+
+
+def serve(load: Callable[[Mapping[str, Any]], Model], versions: Mapping[str, str]) -> None:
+    """Answer the request named on the command line.
+
+    Args:
+        load: Loads a model; gets its entry of the request (`path`, `how`).
+        versions: Of the runtime and what it computes with.
+    """
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    answer_path = Path(sys.argv[2])
+    models: dict[str, Model] = {}
+    answers: dict[str, dict[str, Any]] = {}
+    for entry in request["models"]:
+        name = entry["name"]
+        try:
+            models[name] = load(entry)
+            logits_path = answer_path.with_name(f"{answer_path.stem}-{name}.f32")
+            answers[name] = _answers(models[name], request, logits_path)
+        except Exception as error:  # of the runtime's own kinds; reported, not hidden
+            answers[name] = {"error": f"{type(error).__name__}: {error}"}
+    complete = all("error" not in answer for answer in answers.values())
+    times = _times(models, request["timing"]) if complete and request["timing"] else {}
+    answer = {"versions": dict(versions), "models": answers, "times": times}
+    answer_path.write_text(json.dumps(answer), encoding="utf-8")
+
+
+def _answers(model: Model, request: Mapping[str, Any], logits_path: Path) -> dict[str, Any]:
+    prompts = request["prompts"]
+    logits = np.stack([model.next_logits(prompt) for prompt in prompts])
+    logits.astype("<f4").tofile(logits_path)
+    return {
+        "tokens": [model.greedy(prompt, request["new_tokens"]) for prompt in prompts],
+        "logits": str(logits_path),
+    }
+
+
+def _times(
+    models: Mapping[str, Model], timing: Mapping[str, Any]
+) -> dict[str, list[dict[str, float]]]:
+    """Times of each model, round by round; who comes first changes from round to round."""
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    for number in range(timing["rounds"] + 1):
+        order = list(models)
+        if number % 2:
+            order.reverse()
+        for name in order:
+            prefill, decode = models[name].timed(timing["prompt"], timing["new_tokens"])
+            if number:  # the first round only warms up
+                times[name].append({"prefill_seconds": prefill, "decode_seconds": decode})
+    return times

@@ -1,0 +1,167 @@
+"""What the driver and a runtime's session tell each other: a request, an answer, both JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+How = Literal["plain", "trust_remote_code", "load_pretrained"]
+
+# Lines of a crashed runtime's error output that are worth keeping.
+_LAST_LINES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model to load.
+
+    Attributes:
+        name: In request and answer.
+        path: A checkpoint's directory, or a GGUF file.
+        how: In transformers and vLLM: with the checkpoint's own code or without.
+    """
+
+    name: str
+    path: str
+    how: How = "plain"
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """What to time: `prompt` to the first new token (prefill), then `new_tokens` more (decode)."""
+
+    prompt: list[int]
+    new_tokens: int
+    rounds: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """Work for one session.
+
+    Attributes:
+        models: Loaded side by side; timed in turns.
+        prompts: Token ids; each is continued greedily by `new_tokens`.
+        new_tokens: Of every continuation.
+        threads: Of the runtime.
+        timing: None: nothing is timed.
+    """
+
+    models: list[ModelEntry]
+    prompts: list[list[int]]
+    new_tokens: int
+    threads: int
+    timing: Timing | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a loaded model said.
+
+    Attributes:
+        tokens: Greedy continuation of each prompt.
+        logits: Of the token after each prompt, (prompts, vocabulary) float32.
+    """
+
+    tokens: list[list[int]]
+    logits: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Seconds of each round."""
+
+    prefill_seconds: list[float]
+    decode_seconds: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a session found out.
+
+    Attributes:
+        outputs: By model; those that loaded.
+        errors: By model; those that did not.
+        speeds: By model; empty unless all loaded and were to be timed.
+        versions: Of the runtime and its parts.
+    """
+
+    outputs: Mapping[str, Output]
+    errors: Mapping[str, str]
+    speeds: Mapping[str, Speed] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def ask(
+    command: Sequence[str],
+    request: Request,
+    folder: Path,
+    environment: Mapping[str, str],
+    limit_seconds: float,
+) -> Answer:
+    """Run a session; a session that crashes or hangs is an answer with an error for every model.
+
+    Args:
+        command: Starts the session; paths of request and answer are added.
+        request: The work.
+        folder: For request, answer, logits and the session's output; made if it is not there.
+        environment: Added to this process's.
+        limit_seconds: After so long the session is killed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    request_path, answer_path = folder / "request.json", folder / "answer.json"
+    answer_path.unlink(missing_ok=True)
+    request_path.write_text(json.dumps(asdict(request)), encoding="utf-8")
+    log_path = folder / "output.log"
+    with log_path.open("w", encoding="utf-8") as log:
+        try:
+            done = subprocess.run(
+                [*command, str(request_path.resolve()), str(answer_path.resolve())],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                timeout=limit_seconds,
+                check=False,
+            )
+            ending = f"ended with exit code {done.returncode}"
+        except subprocess.TimeoutExpired:
+            ending = f"did not end within {limit_seconds:.0f} s"
+    if not answer_path.exists():
+        lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        said = " / ".join(lines[-_LAST_LINES:])
+        error = f"the process {ending}: {said}" if said else f"the process {ending}"
+        return Answer(outputs={}, errors={entry.name: error for entry in request.models})
+    return read_answer(answer_path, len(request.prompts))
+
+
+def read_answer(path: Path, prompts: int) -> Answer:
+    """A session's answer.
+
+    Args:
+        path: answer.json.
+        prompts: How many there were.
+    """
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    outputs, errors = {}, {}
+    for name, found in raw["models"].items():
+        if "error" in found:
+            errors[name] = found["error"]
+        else:
+            logits = np.fromfile(found["logits"], "<f4").reshape(prompts, -1)
+            outputs[name] = Output(found["tokens"], logits)
+    speeds = {
+        name: Speed(
+            [each["prefill_seconds"] for each in rounds],
+            [each["decode_seconds"] for each in rounds],
+        )
+        for name, rounds in raw["times"].items()
+    }
+    return Answer(outputs, errors, speeds, raw["versions"])

@@ -1,0 +1,100 @@
+"""Rows of the result, and the Markdown table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from benchmarks.runtimes.comparison import Agreement, Gain, Rates
+
+_HEADER = (
+    "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
+    " prefill, tokens/s | decode, tokens/s |"
+)
+_ARROW = " → "
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one case gave.
+
+    Attributes:
+        runtime: Its name.
+        versions: Of it and its parts.
+        form: Of the result.
+        checkpoint: Which pruned model.
+        how: With the checkpoint's own code or without.
+        claimed: Whether the library says that it loads.
+        error: Why it does not load; None if it does.
+        dense_bytes: Weights of the dense model in the same form.
+        pruned_bytes: Weights of the pruned one.
+        dense_agreement: With transformers on the dense model.
+        agreement: With transformers on the pruned one.
+        dense: Speed of the dense model.
+        pruned: Speed of the pruned one.
+        gain: How many times as fast the pruned one is, round by round.
+    """
+
+    runtime: str
+    versions: Mapping[str, str]
+    form: str
+    checkpoint: str
+    how: str
+    claimed: bool
+    error: str | None
+    dense_bytes: int
+    pruned_bytes: int
+    dense_agreement: Agreement | None
+    agreement: Agreement | None
+    dense: Rates | None
+    pruned: Rates | None
+    gain: Gain | None
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table."""
+    columns = _HEADER.count("|") - 1
+    return "\n".join([_HEADER, "|" + "---|" * columns, *(_line(row) for row in rows)])
+
+
+def _line(row: Row) -> str:
+    cells = [f"{row.runtime} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+    if row.error is not None:
+        cells += [f"no: {_short(row.error)}", "", "", "", "", ""]
+    else:
+        sizes = (f"{row.dense_bytes / 1e6:.0f}", f"{row.pruned_bytes / 1e6:.0f} MB")
+        cells += ["yes", *_agreement(row.agreement), _ARROW.join(sizes), *_speeds(row)]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _given(row: Row) -> str:
+    """The form; in brackets what else tells rows of one form apart."""
+    details = [] if row.checkpoint in (row.form, "per_layer") else [row.checkpoint]
+    if row.how != "plain":
+        details.append(row.how)
+    return f"`{row.form}`" + (f" ({', '.join(details)})" if details else "")
+
+
+def _short(error: str, limit: int = 160) -> str:
+    one_line = " ".join(error.split()).replace("|", "/")
+    return one_line if len(one_line) <= limit else one_line[: limit - 2] + " …"
+
+
+def _agreement(found: Agreement | None) -> tuple[str, str]:
+    if found is None:
+        return "", ""
+    return (
+        f"{found.same_tokens} of {found.tokens}",
+        f"{found.max_abs_logit_difference:.1g}",
+    )
+
+
+def _speeds(row: Row) -> tuple[str, str]:
+    if row.dense is None or row.pruned is None or row.gain is None:
+        return "", ""
+    return (
+        f"{row.dense.prefill_tokens_per_second:.0f}{_ARROW}"
+        f"{row.pruned.prefill_tokens_per_second:.0f} ({row.gain.prefill:.2f}x)",
+        f"{row.dense.decode_tokens_per_second:.1f}{_ARROW}"
+        f"{row.pruned.decode_tokens_per_second:.1f} ({row.gain.decode:.2f}x)",
+    )

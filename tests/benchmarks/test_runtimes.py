@@ -1,0 +1,240 @@
+"""`make runtimes` without the runtimes: sessions, comparison, table; and transformers' session."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from benchmarks.runtimes import environments
+from benchmarks.runtimes.__main__ import LOGIT_TOLERANCE, _problems
+from benchmarks.runtimes.cases import CASES, FAMILY
+from benchmarks.runtimes.comparison import Agreement, Gain, Rates, agreement, gain, rates
+from benchmarks.runtimes.inside import session
+from benchmarks.runtimes.inside.hf_transformers import TransformersModel
+from benchmarks.runtimes.protocol import ModelEntry, Output, Request, Speed, Timing, ask
+from benchmarks.runtimes.table import Row, markdown
+from strucprune_core.export.runtimes import RUNTIMES
+from tests.support.tiny_llama import make_tiny_llama
+
+TIMING = Timing(prompt=[1, 2, 3, 4], new_tokens=2, rounds=3)
+REQUEST = Request(
+    models=[ModelEntry("dense", "d"), ModelEntry("pruned", "p")],
+    prompts=[[1, 2], [3, 4, 5]],
+    new_tokens=3,
+    threads=1,
+    timing=TIMING,
+)
+ROW = Row(
+    runtime="MLX",
+    versions={"mlx": "0.32.0"},
+    form="block_configs",
+    checkpoint="per_layer",
+    how="plain",
+    claimed=True,
+    error=None,
+    dense_bytes=538_000_000,
+    pruned_bytes=467_000_000,
+    dense_agreement=Agreement(160, 160, 1e-5),
+    agreement=Agreement(160, 160, 2e-5),
+    dense=Rates(100.0, 10.0),
+    pruned=Rates(125.0, 12.0),
+    gain=Gain(1.25, 1.2),
+)
+
+
+class Counter:
+    """A model that counts upwards, and writes down when it is timed."""
+
+    def __init__(self, name: str, calls: list[str]) -> None:
+        self._name, self._calls = name, calls
+
+    def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
+        return np.array([*prompt[:2], 0.5], np.float32)
+
+    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        return [prompt[-1] + 1 + number for number in range(tokens)]
+
+    def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
+        self._calls.append(self._name)
+        return float(len(self._calls)), 10.0 * len(self._calls)
+
+
+def run_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: str = ""
+) -> tuple[dict[str, Any], list[str]]:
+    calls: list[str] = []
+
+    def load(entry: Mapping[str, Any]) -> Counter:
+        if entry["name"] == broken:
+            raise KeyError("no such architecture")
+        return Counter(entry["name"], calls)
+
+    request, answer = tmp_path / "request.json", tmp_path / "answer.json"
+    models = [{"name": name, "path": "", "how": "plain"} for name in ("dense", "pruned")]
+    timing = {"prompt": [1, 2], "new_tokens": 2, "rounds": 3}
+    request.write_text(
+        json.dumps(
+            {"models": models, "prompts": [[1, 2], [3, 4]], "new_tokens": 3, "timing": timing}
+        )
+    )
+    monkeypatch.setattr(sys, "argv", ["session", str(request), str(answer)])
+    session.serve(load, {"it": "1.0"})
+    return json.loads(answer.read_text()), calls
+
+
+def test_models_are_timed_in_turns_after_a_warm_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, calls = run_session(tmp_path, monkeypatch)
+    assert calls == ["dense", "pruned", "pruned", "dense", "dense", "pruned", "pruned", "dense"]
+    assert [each["prefill_seconds"] for each in answer["times"]["dense"]] == [4.0, 5.0, 8.0]
+    assert answer["models"]["pruned"]["tokens"] == [[3, 4, 5], [5, 6, 7]]
+    logits = np.fromfile(answer["models"]["pruned"]["logits"], "<f4").reshape(2, -1)
+    assert logits.tolist() == [[1.0, 2.0, 0.5], [3.0, 4.0, 0.5]]
+
+
+def test_a_model_that_does_not_load_is_reported_and_nothing_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, calls = run_session(tmp_path, monkeypatch, broken="pruned")
+    assert answer["models"]["pruned"] == {"error": "KeyError: 'no such architecture'"}
+    assert answer["models"]["dense"]["tokens"]
+    assert not calls
+    assert not answer["times"]
+
+
+def ask_python(code: str, folder: Path, limit_seconds: float = 60.0) -> Any:
+    return ask([sys.executable, "-c", code], REQUEST, folder, {"WHO": "me"}, limit_seconds)
+
+
+def test_an_answer_is_read_back(tmp_path: Path) -> None:
+    code = (
+        "import array, json, os, sys\n"
+        "request = json.load(open(sys.argv[1]))\n"
+        "assert os.environ['WHO'] == 'me' and request['timing']['rounds'] == 3\n"
+        "path = sys.argv[2] + '.f32'\n"
+        "array.array('f', [1, 2, 3, 4]).tofile(open(path, 'wb'))\n"
+        "times = {'pruned': [{'prefill_seconds': 1, 'decode_seconds': 2}] * 2}\n"
+        "models = {'dense': {'error': 'no'}, 'pruned': {'tokens': [[1], [2]], 'logits': path}}\n"
+        "json.dump({'versions': {'a': '1'}, 'models': models, 'times': times},"
+        " open(sys.argv[2], 'w'))"
+    )
+    answer = ask_python(code, tmp_path / "new")
+    assert answer.errors == {"dense": "no"}
+    assert answer.outputs["pruned"].tokens == [[1], [2]]
+    assert answer.outputs["pruned"].logits.tolist() == [[1, 2], [3, 4]]
+    assert answer.speeds["pruned"] == Speed([1, 1], [2, 2])
+
+
+def test_a_crash_is_an_error_of_every_model_and_old_answers_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "answer.json").write_text("{}")
+    answer = ask_python(
+        "import os; print('unknown architecture', flush=True); os.abort()", tmp_path
+    )
+    assert set(answer.errors) == {"dense", "pruned"}
+    assert answer.errors["pruned"] == "the process ended with exit code -6: unknown architecture"
+
+
+def test_a_session_that_hangs_is_stopped(tmp_path: Path) -> None:
+    answer = ask_python("import time; time.sleep(60)", tmp_path, limit_seconds=0.3)
+    assert answer.errors["dense"] == "the process did not end within 0 s"
+
+
+def output(tokens: list[list[int]], logits: list[list[float]]) -> Output:
+    return Output(tokens, np.array(logits, np.float32))
+
+
+def test_tokens_count_up_to_the_first_difference() -> None:
+    reference = output([[1, 2, 3], [4, 5, 6]], [[0.0, 1.0], [2.0, 3.0]])
+    found = output([[1, 9, 3], [4, 5, 6]], [[0.0, 1.0], [2.25, 3.0]])
+    assert agreement(found, reference) == Agreement(4, 6, 0.25)
+    assert agreement(reference, reference) == Agreement(6, 6, 0.0)
+
+
+def test_other_vocabularies_are_not_compared() -> None:
+    reference = output([[1]], [[0.0, 1.0]])
+    with pytest.raises(ValueError, match="shape"):
+        agreement(output([[1]], [[0.0]]), reference)
+
+
+def test_a_slow_moment_of_the_machine_does_not_change_the_gain() -> None:
+    dense, pruned = Speed([2.0, 20.0, 2.0], [4.0, 4.0, 40.0]), Speed([1.0, 10.0, 1.0], [2, 2, 20])
+    assert gain(dense, pruned) == Gain(2.0, 2.0)
+    assert rates(dense, TIMING) == Rates(4 / 2.0, 2 / 4.0)
+
+
+def test_everything_that_the_library_says_a_llama_loads_in_is_tried() -> None:
+    said = {
+        (runtime.name, form.form)
+        for runtime in RUNTIMES
+        for form in runtime.loads
+        if FAMILY in form.families
+    }
+    assert said == {(case.runtime, case.form) for case in CASES if case.claimed}
+    assert any(not case.claimed for case in CASES)
+
+
+def test_the_table_has_a_line_for_each_row() -> None:
+    broken = replace(ROW, form="per_layer", error="ValueError: a | b\n" + "long " * 99, gain=None)
+    lines = markdown([ROW, broken]).splitlines()
+    assert {line.count("|") for line in lines} == {9}
+    assert lines[2] == (
+        "| MLX 0.32.0 | `block_configs` | yes | 160 of 160 | 2e-05 | 538 → 467 MB "
+        "| 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
+    )
+    assert "no: ValueError: a / b long" in lines[3]
+
+
+def test_what_contradicts_the_library_is_a_problem() -> None:
+    assert not _problems(ROW)
+    assert not _problems(replace(ROW, claimed=False, error="no such architecture"))
+    for wrong in (
+        replace(ROW, error="no such architecture"),
+        replace(ROW, claimed=False),
+        replace(ROW, agreement=Agreement(9, 9, 2 * LOGIT_TOLERANCE)),
+        replace(ROW, dense_agreement=Agreement(9, 9, float("nan"))),
+    ):
+        assert len(_problems(wrong)) == 1
+
+
+def test_requirements_are_pinned_and_name_no_host() -> None:
+    for name in ("mlx.txt", "vllm.txt"):
+        for line in (environments.INSIDE / name).read_text().splitlines():
+            assert "==" in line, line
+    package = json.loads((environments.INSIDE / "package.json").read_text())
+    lock = (environments.INSIDE / "package-lock.json").read_text()
+    for name, version in package["dependencies"].items():
+        assert json.loads(lock)["packages"][f"node_modules/{name}"]["version"] == version
+    assert "://" not in lock
+
+
+def test_the_reference_is_what_transformers_generates(tmp_path: Path) -> None:
+    directory = str(make_tiny_llama(tmp_path / "model"))
+    prompt = [5, 6, 7, 8]
+    ours = TransformersModel({"path": directory, "how": "plain"})
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        wanted = model(torch.tensor([prompt])).logits[0, -1]
+        made = model.generate(
+            torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False
+        )
+    assert np.abs(ours.next_logits(prompt) - wanted.numpy()).max() < 1e-5
+    greedy = ours.greedy(prompt, 8)
+    assert len(greedy) == 8
+    # generate() never picks the end token here (min_new_tokens); ours would.
+    end = greedy.index(0) if 0 in greedy else 8
+    assert greedy[:end] == made[0, len(prompt) : len(prompt) + end].tolist()
+    assert end > 0
+    prefill, decode = ours.timed(prompt, 4)
+    assert prefill > 0.0
+    assert decode > 0.0
