@@ -66,7 +66,8 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant
     found = backward(stream_of(model, tmp_path / "model"), tokens)
     expected = reference_gradients(model, tokens)
     for layer, gradients in enumerate(found):
-        parts = {"input": gradients.at_input, **gradients.at_outputs}
+        parts: dict[str, torch.Tensor] = {str(k): g for k, g in gradients.at_outputs.items()}
+        parts["input"] = gradients.at_input
         assert set(parts) == {"input", "attention", "ffn"}
         for name, gradient in parts.items():
             reference = expected[layer, name][1]
@@ -91,7 +92,7 @@ def test_gradients_are_slopes_of_the_loss(tmp_path: Path, variant: str) -> None:
     for layer in (0, 2):
         gradient = gradients[layer].at_input.numpy()
         size = float(np.linalg.norm(gradient))
-        step = 1e-2 * gradient / size
+        step = (1e-2 * gradient / size).astype(np.float32)
         slope = (loss(layer, step) - loss(layer, -step)) / 2e-2
         assert slope == pytest.approx(size, rel=1e-2)
 
