@@ -58,7 +58,7 @@ def _look_up(
             yield where, rows[found.to(rows.device)] * stream.config.embedding_scale
 
 
-class _Head:
+class Head:
     """What turns the last layer's output into logits, a tile of the vocabulary at a time."""
 
     def __init__(self, stream: ModelStream) -> None:
@@ -101,7 +101,7 @@ class _Head:
         return 1.0 if cap is None else 1.0 - (capped / cap).square_()
 
 
-class _LogPartition:
+class LogPartition:
     """Running log-sum-exp of rows of logits, (n,)."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
@@ -118,6 +118,7 @@ class _LogPartition:
         return weights, shrink
 
     def value(self) -> Tensor:
+        """The log-sum-exp so far, (n,) float64."""
         return self.peak.double() + self.total.log()
 
 
@@ -135,10 +136,10 @@ def token_losses(
         targets: The token that follows each position, (n,).
         tick: Called after every tile: a safe point to stop at.
     """
-    chunks = list(_chunks(len(targets)))
-    partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
+    chunks = list(chunks_of(len(targets)))
+    partitions = [LogPartition(stop - start, stream.device) for start, stop in chunks]
     chosen = torch.zeros(len(targets), dtype=torch.float64)
-    head = _Head(stream)
+    head = Head(stream)
     wanted = torch.from_numpy(targets.astype(np.int64))
     for first_row, rows in head.tiles():
         for (start, stop), partition in zip(chunks, partitions, strict=True):
@@ -152,60 +153,6 @@ def token_losses(
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
     losses: NDArray[np.float64] = (log_partition - chosen).numpy()
     return losses
-
-
-def loss_gradients(
-    stream: ModelStream,
-    hidden: NDArray[np.float32],
-    targets: NDArray[np.int32],
-    tick: Callable[[], None] = lambda: None,
-) -> NDArray[np.float32]:
-    """Gradient of each target's cross-entropy (nats) at the hidden state it is predicted from.
-
-    With y the normed state, h_v the head's rows and z_v = y . h_v, the loss is logZ - z_target, and
-    its gradient at y is E_p[h_v] - h_target: the expectation is accumulated along with logZ, and
-    shrinks with it when the maximum moves. A soft cap multiplies each row by its slope. From y the
-    gradient goes back through the final norm by autograd.
-
-    Args:
-        stream: The model.
-        hidden: Output of the last layer, before the final norm, (n x d).
-        targets: The token that follows each position, (n,).
-        tick: Called after every tile.
-
-    Returns:
-        (n x d).
-    """
-    chunks = list(_chunks(len(targets)))
-    head = _Head(stream)
-    outputs = [head.output(head.load(hidden[start:stop])) for start, stop in chunks]
-    partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
-    expected = [torch.zeros_like(output) for output in outputs]
-    chosen = [torch.zeros_like(output) for output in outputs]
-    wanted = torch.from_numpy(targets.astype(np.int64)).to(stream.device)
-    for first_row, rows in head.tiles():
-        for number, (start, stop) in enumerate(chunks):
-            logits = head.capped(outputs[number] @ rows.T)
-            slope = head.slope(logits)
-            column = wanted[start:stop] - first_row
-            inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
-            at = column[inside]
-            own = slope if isinstance(slope, float) else slope[inside, at, None]
-            chosen[number][inside] = rows[at] * own
-            weights, shrink = partitions[number].add(logits)
-            expected[number] *= shrink[:, None]
-            expected[number] += weights.mul_(slope) @ rows
-        tick()
-    found = np.empty_like(hidden)
-    for number, (start, stop) in enumerate(chunks):
-        mean = expected[number] / partitions[number].total[:, None]
-        with torch.enable_grad():
-            state = head.load(hidden[start:stop]).requires_grad_()
-            (gradient,) = torch.autograd.grad(
-                head.output(state), state, (mean - chosen[number]).float()
-            )
-        found[start:stop] = gradient.cpu().numpy()
-    return found
 
 
 def kl_divergences(
@@ -225,9 +172,9 @@ def kl_divergences(
     KL = E_p[z_p - z_q] - logZ_p + logZ_q, with the expectation accumulated along with logZ_p.
     """
     rows_count = len(reference)
-    head = _Head(stream)
-    dense = _LogPartition(rows_count, stream.device)
-    pruned = [_LogPartition(rows_count, stream.device) for _ in others]
+    head = Head(stream)
+    dense = LogPartition(rows_count, stream.device)
+    pruned = [LogPartition(rows_count, stream.device) for _ in others]
     gaps = [torch.zeros(rows_count, dtype=torch.float64, device=stream.device) for _ in others]
     for _, rows in head.tiles():
         reference_logits = head.logits(reference, rows)
@@ -244,90 +191,15 @@ def kl_divergences(
     ]
 
 
-def kl_gradients(
-    stream: ModelStream,
-    reference: NDArray[np.float32],
-    hidden: NDArray[np.float32],
-    tick: Callable[[], None] = lambda: None,
-) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
-    """KL(reference || hidden) of each token's next-token distributions, and its gradient.
-
-    With p of the reference and q of `hidden`, the gradient at the normed state is E_q[h_v] -
-    E_p[h_v], h_v the head's rows: both expectations are accumulated along with their log-partitions
-    as in `loss_gradients`, which is the case of a p that knows the answer.
-
-    Args:
-        stream: The model.
-        reference: Last layer's output of the dense model, (n x d).
-        hidden: The same of another model with the same final norm and head, (n x d).
-        tick: Called after every tile.
-
-    Returns:
-        (n,) nats, and the gradient at `hidden`, (n x d).
-    """
-    head = _Head(stream)
-    chunks = list(_chunks(len(hidden)))
-    pairs = [_Pair(head, reference[a:b], hidden[a:b]) for a, b in chunks]
-    for _, rows in head.tiles():
-        for pair in pairs:
-            pair.add(rows)
-        tick()
-    losses = np.concatenate([pair.divergences().cpu().numpy() for pair in pairs])
-    return losses, np.concatenate([pair.gradient().cpu().numpy() for pair in pairs])
-
-
-class _Pair:
-    """KL(p || q) of some tokens and its gradient, while the head's tiles pass."""
-
-    def __init__(
-        self, head: _Head, reference: NDArray[np.float32], hidden: NDArray[np.float32]
-    ) -> None:
-        self._head, self._hidden = head, hidden
-        self._wanted = head.output(head.load(reference))
-        self._output = head.output(head.load(hidden))
-        device = self._output.device
-        self._p, self._q = (_LogPartition(len(hidden), device) for _ in range(2))
-        self._gap = torch.zeros(len(hidden), dtype=torch.float64, device=device)
-        # The head's rows, weighted by p and by q.
-        self._by_p, self._by_q = (torch.zeros_like(self._output) for _ in range(2))
-
-    def add(self, rows: Tensor) -> None:
-        wanted = self._head.capped(self._wanted @ rows.T)
-        logits = self._head.capped(self._output @ rows.T)
-        slope = self._head.slope(logits)
-        weights, shrink = self._p.add(wanted)
-        gap = (wanted - logits).mul_(weights).sum(-1).double()
-        self._gap = self._gap * shrink + gap
-        self._by_p = self._by_p * shrink[:, None].float() + weights.mul_(slope) @ rows
-        weights, shrink = self._q.add(logits)
-        self._by_q = self._by_q * shrink[:, None].float() + weights.mul_(slope) @ rows
-
-    def divergences(self) -> Tensor:
-        """(n,) float64."""
-        return self._gap / self._p.total - self._p.value() + self._q.value()
-
-    def gradient(self) -> Tensor:
-        """At the hidden states, (n x d) float32: back through the final norm by autograd."""
-        means = (
-            by.double() / partition.total[:, None]
-            for by, partition in ((self._by_q, self._q), (self._by_p, self._p))
-        )
-        at_output = next(means) - next(means)
-        with torch.inference_mode(mode=False), torch.enable_grad():
-            state = self._head.load(self._hidden).requires_grad_()
-            (found,) = torch.autograd.grad(self._head.output(state), state, at_output.float())
-        return found
-
-
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:
     """All logits of a few positions, (n x V) float32 on the CPU. For n small."""
-    head = _Head(stream)
+    head = Head(stream)
     return torch.cat([head.logits(hidden, rows).cpu() for _, rows in head.tiles()], dim=-1)
 
 
 def logits_of_output(stream: ModelStream, output: Tensor) -> Tensor:
     """The same from (n x embedding size) to which the final norm has been applied already."""
-    head = _Head(stream)
+    head = Head(stream)
     return torch.cat([head.capped(output @ rows.T).cpu() for _, rows in head.tiles()], dim=-1)
 
 
@@ -344,11 +216,11 @@ def sample_tokens(
         hidden: Output of the last layer, before the final norm, (n x d).
         generator: Where the noise comes from.
     """
-    head = _Head(stream)
+    head = Head(stream)
     best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
-        for start, stop in _chunks(len(hidden)):
+        for start, stop in chunks_of(len(hidden)):
             logits = head.logits(hidden[start:stop], rows).cpu()
             noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
             score, column = (logits - noise.log_()).max(-1)
@@ -358,6 +230,7 @@ def sample_tokens(
     return chosen.numpy().astype(np.int32)
 
 
-def _chunks(count: int) -> Iterator[tuple[int, int]]:
+def chunks_of(count: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the tokens that meet a tile together."""
     for start in range(0, count, HEAD_CHUNK_TOKENS):
         yield start, min(start + HEAD_CHUNK_TOKENS, count)

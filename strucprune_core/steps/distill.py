@@ -20,9 +20,10 @@ from strucprune_core.checkpoint.bundle import load_from_bundle, save_bundle
 from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.forward import micro_batches, scratch_array
+from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import layer_tensors, tensor_name
-from strucprune_core.models.vocabulary import embed, kl_divergences, kl_gradients
+from strucprune_core.models.vocabulary import embed, kl_divergences
 from strucprune_core.solver.distillation import DistillationStatus, Trained, has_diverged
 from strucprune_core.solver.schedule import rate_factor
 from strucprune_core.spec import DistillationSpec

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from strucprune_core.allocation.energies import gradient_energy
 from strucprune_core.calibration.statistics import token_weights
 from strucprune_core.models.backward import backward_layer
-from strucprune_core.models.vocabulary import loss_gradients
+from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.steps.capture import probe_rows
 from strucprune_core.steps.job import Job
 from strucprune_core.units import Unit, probe_groups

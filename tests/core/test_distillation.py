@@ -17,7 +17,8 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import Stopped
 from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models import streaming, vocabulary
-from strucprune_core.models.vocabulary import kl_divergences, kl_gradients, next_token_logits
+from strucprune_core.models.output_gradients import kl_gradients
+from strucprune_core.models.vocabulary import kl_divergences, next_token_logits
 from strucprune_core.solver.distillation import BETAS, EPSILON
 from strucprune_core.steps import distill as distill_step
 from strucprune_core.storage.local import LocalStore

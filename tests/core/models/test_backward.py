@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.backward import LayerGradients, backward_layer
+from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import embed, loss_gradients, token_losses
+from strucprune_core.models.vocabulary import embed, token_losses
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import (
     open_stream,

@@ -84,8 +84,8 @@ def test_token_losses_survive_huge_logits(
     stream: ModelStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden, targets = states(9, 2), random_tokens(1, 9)[0]
-    plain = vocabulary._Head.logits
-    monkeypatch.setattr(vocabulary._Head, "logits", lambda *args: 1e4 * plain(*args))
+    plain = vocabulary.Head.logits
+    monkeypatch.setattr(vocabulary.Head, "logits", lambda *args: 1e4 * plain(*args))
     expected = functional.cross_entropy(
         1e4 * full_logits(stream, hidden),
         torch.from_numpy(targets.astype(np.int64)),
