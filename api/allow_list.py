@@ -27,27 +27,34 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
     if spec.evaluation is not None:
         uris["evaluation.uri"] = spec.evaluation.uri
     refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())
-    return [UriNotAllowed(reason, field=field) for field, reason in refusals if reason]
+    return [
+        UriNotAllowed(refusal[0], field=field, remedy=refusal[1])
+        for field, refusal in refusals
+        if refusal is not None
+    ]
 
 
-def _refusal(uri: str, tenant: str, settings: Settings) -> str | None:
-    """Why the tenant may not use the URI, or None."""
+def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
+    """Why the tenant may not use the URI, and the cure; None if it may."""
     location = parse_uri(uri)
     if location.scheme == "file":
         if not settings.allow_local_files:
-            return "local paths are not allowed here; use s3://bucket/key"
+            return "local paths are not allowed here", "Use s3://bucket/key."
         if not location.key.startswith("/"):
-            return "a local path must be absolute"
+            return "a local path must be absolute", "Give it from the root: /directory/name."
     place, state = _canonical(uri), _canonical(settings.state_uri)
     # A job must neither read other jobs' state nor publish over it.
     if _contains(state, place) or _contains(place, state):
-        return "this prefix belongs to the service itself"
+        return "this prefix belongs to the service itself", "Choose another prefix."
     if not settings.allowed_prefixes:
         return None
     allowed = settings.allowed_prefixes.get(tenant, ())
-    if not any(_contains(_canonical(root), place) for root in allowed):
-        return "this prefix is not among those that your organisation may use"
-    return None
+    if any(_contains(_canonical(root), place) for root in allowed):
+        return None
+    reason = "this prefix is not among those that your organisation may use"
+    if not allowed:
+        return reason, "Ask whoever runs the service for one."
+    return reason, f"Use a prefix below {', '.join(root.rstrip('/') for root in allowed)}."
 
 
 def _canonical(uri: str) -> str:

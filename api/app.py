@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from api import openapi, problems
 from api.middleware import BodyLimit, RequestId
@@ -30,7 +31,10 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.services.close()
 
-    app = FastAPI(
+    # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
+    # closed network, and elsewhere foreign code runs on the page that API keys are typed into.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="StrucPrune",
         version=__version__,
         summary="Structured pruning of large language models.",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, get_args
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,6 +15,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from strucprune_core.errors import AccessDenied, StrucPruneError
+from strucprune_core.spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -122,6 +124,11 @@ def _on_validation(request: Request, error: Exception) -> Response:
             request,
             ApiError(HTTPStatus.BAD_REQUEST, "malformed_json", "The body is not valid JSON."),
         )
+    if any(item["loc"] == ("body",) and isinstance(item["input"], bytes | str) for item in found):
+        # The framework parses a body only where it is said to be JSON.
+        return response(request, _not_json())
+    # What there is too much of often explains what is missing: a misspelt name is both.
+    found = sorted(found, key=lambda item: item["type"] != "extra_forbidden")
     errors = [_from_pydantic(item) for item in found]
     where = errors[0].pointer or errors[0].parameter or "the request"
     detail = f"The request is not valid; first at {where}: {errors[0].detail}"
@@ -161,9 +168,37 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
     if source == "body":
         # pydantic marks a wrong key of a dictionary by a last step "[key]".
         steps = [str(step) for step in path if step != "[key]"]
-        return FieldError(pointer=_pointer(steps), code=item["type"], detail=item["msg"])
+        return FieldError(pointer=_pointer(steps), code=item["type"], detail=_words(item, steps))
     parameter = ".".join(str(step) for step in path)
-    return FieldError(parameter=parameter, code=item["type"], detail=item["msg"])
+    return FieldError(parameter=parameter, code=item["type"], detail=_words(item, []))
+
+
+def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
+    """What pydantic says, without its own terms."""
+    if item["type"] != "extra_forbidden":
+        message: str = item["msg"]
+        return message.removeprefix("Value error, ")
+    near = difflib.get_close_matches(steps[-1], _known_fields(steps[:-1]), n=1)
+    hint = f"is '{near[0]}' meant?" if near else "see /docs for those there are."
+    return f"There is no such field; {hint}"
+
+
+def _known_fields(steps: Sequence[str]) -> list[str]:
+    """Names of the fields in one section of a job."""
+    section: type[BaseModel] = JobSpec
+    for step in steps:
+        annotation = section.model_fields[step].annotation
+        kinds = (annotation, *get_args(annotation))  # a section that may be absent is a union
+        section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
+    return list(section.model_fields)
+
+
+def _not_json() -> ApiError:
+    return ApiError(
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "unsupported_media_type",
+        "The body is not declared to be JSON. Send the header `Content-Type: application/json`.",
+    )
 
 
 def _pointer(steps: Sequence[str]) -> str:

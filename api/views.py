@@ -11,6 +11,7 @@ from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.estimate import Estimate
+from strucprune_core.export.runtimes import Runtime, RuntimeSupport
 from strucprune_core.progress import Phase
 from strucprune_core.spec import JobSpec
 
@@ -96,6 +97,9 @@ class ValidationView(BaseModel):
     valid: bool
     issues: list[FieldError]
     estimate: Estimate | None
+    runtimes: list[RuntimeSupport] | None = Field(
+        default=None, description="Which runtimes will load the result; null if not valid."
+    )
 
 
 class ArtifactView(BaseModel):
@@ -132,8 +136,11 @@ class Capabilities(BaseModel):
     architectures: list[str]
     structures: list[str]
     allocations: list[str]
+    energies: list[str]
     solvers: list[str]
     layouts: list[str]
+    exports: list[str]
+    runtimes: list[Runtime]
     limits: Limits
 
 

@@ -42,9 +42,9 @@ class Row:
 
 def main() -> int:
     """Run the benchmark; 1 if a bar is missed."""
-    options = _parse(sys.argv[1:])
-    bars = RECOVERED_BARS if options.recover_steps else BARS
-    rows = [_run(options, sparsity, bars.get(sparsity)) for sparsity in options.sparsity]
+    options = options_parser().parse_args()
+    bars = RECOVERED_BARS if options.recover_steps or options.distill_steps else BARS
+    rows = [_row(run(options, each), each, bars.get(each)) for each in options.sparsity]
     if options.json:
         print(json.dumps([asdict(row) for row in rows], indent=2))
     else:
@@ -52,7 +52,8 @@ def main() -> int:
     return int(any(row.bar is not None and row.ratio > row.bar for row in rows))
 
 
-def _parse(arguments: list[str]) -> argparse.Namespace:
+def options_parser() -> argparse.ArgumentParser:
+    """The options of `run`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--model", default=".cache/models/smollm2-135m")
     parser.add_argument("--calibration", required=True, type=Path)
@@ -64,14 +65,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--delete-mark", default="<unk>", help="deleted from the calibration text")
     parser.add_argument("--solver", default="obs", choices=["obs", "admm"])
     parser.add_argument("--allocation", default="threshold", choices=["threshold", "softmax"])
+    parser.add_argument("--energy", default="kl_probe")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--structures", nargs="+", default=["ffn_channels"])
     parser.add_argument("--recover-steps", type=int, default=0)
     parser.add_argument("--recover-mode", default="sequential")
+    parser.add_argument("--distill-steps", type=int, default=0)
+    parser.add_argument("--evaluation-sequences", type=int, default=24, help="of 1024 tokens")
     parser.add_argument("--json", action="store_true")
-    return parser.parse_args(arguments)
+    return parser
 
 
-def _run(options: argparse.Namespace, sparsity: float, bar: float | None) -> Row:
+def run(options: argparse.Namespace, sparsity: float) -> Report:
+    """Prune in a temporary directory, of which nothing stays but the report."""
     with tempfile.TemporaryDirectory(prefix="strucprune-quality-") as folder:
         root = Path(folder)
         calibration = root / "calibration.txt"
@@ -90,16 +96,13 @@ def _run(options: argparse.Namespace, sparsity: float, bar: float | None) -> Row
                 },
                 "evaluation": {
                     "uri": str(options.evaluation),
-                    "sequences": 24,
+                    "sequences": options.evaluation_sequences,
                     "sequence_length": 1024,
                 },
                 "runtime": {"device": "cpu"},
             }
         )
-        report = prune(
-            spec, workspace=open_store(str(root / "workspace")), scratch=root / "scratch"
-        )
-        return _row(report, sparsity, bar)
+        return prune(spec, workspace=open_store(str(root / "workspace")), scratch=root / "scratch")
 
 
 def _pruning(options: argparse.Namespace, sparsity: float) -> dict[str, object]:
@@ -107,10 +110,14 @@ def _pruning(options: argparse.Namespace, sparsity: float) -> dict[str, object]:
         "sparsity": sparsity,
         "solver": options.solver,
         "allocation": options.allocation,
+        "energy": options.energy,
+        "rounds": options.rounds,
         "structures": options.structures,
     }
     if options.recover_steps:
         pruning["recover"] = {"steps": options.recover_steps, "mode": options.recover_mode}
+    if options.distill_steps:
+        pruning["distill"] = {"steps": options.distill_steps}
     return pruning
 
 

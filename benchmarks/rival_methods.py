@@ -161,6 +161,19 @@ METHODS: tuple[Method, ...] = (
     Baseline("wanda-ridge", "uniform Wanda + least squares", _wanda_ridge, ("grams",)),
     Baseline("obs-ridge", "uniform OBS + least squares", _obs_ridge, ("grams",), attention=False),
     Job("ours", "StrucPrune (OBS, threshold)"),
+    Job("ours-softmax", "StrucPrune (OBS, softmax)", {"allocation": "softmax"}),
+    Job("ours-admm", "StrucPrune (ADMM, threshold)", {"solver": "admm"}),
+    Job(
+        "ours-admm-softmax",
+        "StrucPrune (ADMM, softmax)",
+        {"solver": "admm", "allocation": "softmax"},
+    ),
+    Job("ours-recover", "StrucPrune + recovery", {"recover": {"steps": 100}}),
+    Job(
+        "ours-distill",
+        "StrucPrune + recovery + distillation",
+        {"recover": {"steps": 100}, "distill": {"steps": 40}},
+    ),
 )
 
 

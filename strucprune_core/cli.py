@@ -24,6 +24,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from strucprune_core import __version__
 from strucprune_core import progress as core_progress
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.report import Report
@@ -33,8 +34,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="strucprune",
-    help="Make a large language model smaller and faster: whole FFN channels are removed and the "
-    "rest is repaired, one decoder layer in memory at a time.",
+    help="Make a large language model smaller and faster: whole FFN channels and attention heads "
+    "are removed and the rest is repaired, one decoder layer in memory at a time.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -52,9 +53,21 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"strucprune {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def _logging(
+def _options_of_all_commands(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
 ) -> None:
     level = logging.INFO if verbose else logging.WARNING
     handler = RichHandler(console=stderr, show_path=False, show_level=False)
@@ -66,6 +79,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a model is and whether it can be pruned. Reads no weights."""
     from strucprune_core.errors import naming_field
     from strucprune_core.estimate import size_of
+    from strucprune_core.export.checks import possible_exports
     from strucprune_core.inspection import inspect_model
     from strucprune_core.storage.open import open_store
 
@@ -74,7 +88,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             facts = inspect_model(open_store(model))
         config = facts.config
         size = size_of(config, dtype_bytes=1)
-        result = {
+        result: dict[str, Any] = {
             "model": model,
             "architecture": config.model_type,
             "layers": config.layers,
@@ -87,11 +101,14 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "parameters": size.parameters,
             "ffn_channels": size.ffn_channels,
             "bytes": facts.index.total_bytes,
+            "exports": possible_exports(config, facts.index),
             "files": len(facts.index.file_sizes),
             "digest": facts.index.digest(),
         }
         if not as_json and len(set(config.intermediate_sizes)) == 1:
             result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
+        if not as_json:
+            result["exports"] = ", ".join(result["exports"]) or "none"
         _print(result, as_json)
 
 
@@ -126,7 +143,11 @@ def prune(
     model: ModelArgument,
     output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
     sparsity: Annotated[
-        float, typer.Option(help="Fraction of the structures' parameters to remove.")
+        float,
+        typer.Option(
+            help="Fraction of the structures' parameters to remove, between 0 and 1; with FFN "
+            "channels alone, of all channels."
+        ),
     ],
     calibration: Annotated[
         str,
@@ -159,7 +180,12 @@ def prune(
     temperature: Annotated[
         float | None, typer.Option(help="Of softmax. Default: the one of least predicted damage.")
     ] = None,
-    energy: Annotated[str, typer.Option(help="kl_probe, or forward (faster, worse).")] = "kl_probe",
+    energy: Annotated[
+        str, typer.Option(help="kl_probe, gradient (faster) or forward (faster still, worse).")
+    ] = "kl_probe",
+    rounds: Annotated[
+        int, typer.Option(help="Times the price is set, each on the model pruned before.")
+    ] = 1,
     solver: Annotated[str, typer.Option(help="obs or admm.")] = "obs",
     recover_steps: Annotated[
         int, typer.Option(help="Train each pruned layer for so many steps; 0 does not.")
@@ -167,6 +193,9 @@ def prune(
     recover_mode: Annotated[
         str, typer.Option(help="sequential (better) or parallel.")
     ] = "sequential",
+    distill_steps: Annotated[
+        int, typer.Option(help="Last, train the whole model for so many steps; 0 does not.")
+    ] = 0,
     max_layer_sparsity: Annotated[
         float, typer.Option(help="Largest fraction that goes from any layer.")
     ] = 1.0,
@@ -174,6 +203,13 @@ def prune(
         str,
         typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
     ] = "per_layer",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write `gguf` (llama.cpp) or `block_configs` (vLLM, MLX) into a folder of "
+            "that name; repeat for both."
+        ),
+    ] = None,
     damping: Annotated[
         float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
     ] = None,
@@ -212,14 +248,19 @@ def prune(
             "multiple_of": multiple_of,
             "temperature": temperature,
             "energy": energy,
+            "rounds": rounds,
             "solver": solver,
         }
         if structure:
             pruning["structures"] = structure
+        if export:
+            pruning["exports"] = export
         if allocation is not None:
             pruning["allocation"] = allocation
         if recover_steps:
             pruning["recover"] = {"steps": recover_steps, "mode": recover_mode}
+        if distill_steps:
+            pruning["distill"] = {"steps": distill_steps}
         body: dict[str, Any] = {
             "model": {"uri": model},
             "output": {"uri_prefix": output},
@@ -399,10 +440,20 @@ def _print(result: dict[str, Any], as_json: bool) -> None:
         sys.stdout.write(json.dumps(result, indent=2) + "\n")
         return
     table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest cut short is no use
     for key, value in result.items():
-        shown = f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else value
-        table.add_row(key.replace("_", " "), str(shown))
+        table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def _shown(value: object) -> str:
+    """A value for people: thousands apart, no more digits than mean something."""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_summary(report: Report, output: str) -> None:
@@ -427,4 +478,6 @@ def _print_summary(report: Report, output: str) -> None:
     console.print(table)
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
+    for export in report.exports:
+        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")

@@ -32,7 +32,7 @@ from strucprune_core.errors import (
     StrucPruneError,
     naming_field,
 )
-from strucprune_core.inspection import check_output_empty
+from strucprune_core.inspection import check_output_usable
 from strucprune_core.storage.store import Store
 
 MAX_SHARD_BYTES = 1 << 30
@@ -69,7 +69,7 @@ def convert(
         config_bytes, config = _config(source)
         files, weight_map = pickled_files(source)
     with naming_field("DST"):
-        check_output_empty(output)
+        check_output_usable(output)
     with naming_field("SRC"):
         tensors = PickledTensors({name: _local(source, name, scratch) for name in files})
         places, tied = _places(tensors, files, weight_map, tied=config.get("tie_word_embeddings"))

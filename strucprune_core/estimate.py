@@ -14,14 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from strucprune_core.allocation.budget import parameters_to_remove
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.checkpoint.header import DTYPE_BYTES
+from strucprune_core.export.block_configs import padded
+from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.inspection import ModelFacts
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
-from strucprune_core.planning import plan_sites
+from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.report import SizeSummary
-from strucprune_core.spec import JobSpec, PruningSpec
+from strucprune_core.spec import Export, JobSpec, PruningSpec
 from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
 
+FP16_BYTES = 2
 FP32_BYTES = 4
 FP64_BYTES = 8
 # Anonymous memory of a process that imported torch and parsed a tokenizer, before any weight.
@@ -29,6 +32,8 @@ PROCESS_BYTES = 350 * 10**6
 # float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
 # factor, H^-1, and the copies made when removed channels are dropped.
 CURVE_MATRICES = 5
+# Copies of a micro-batch's activations while a layer is run back.
+GRAPH_ACTIVATIONS = 3
 # Tiles of logits that live at once: the logits, their exponentials, and a reference's logits.
 LOGITS_TILES = 3
 
@@ -42,6 +47,9 @@ class Estimate(BaseModel):
     parameters_after: int
     bytes_before: int = Field(description="Bytes of the dense model's safetensors files.")
     bytes_after: int = Field(description="Bytes of the pruned model's safetensors files.")
+    export_bytes: dict[Export, int] = Field(
+        description="Bytes of each export's weights; per-layer widths may be filled up to more."
+    )
     host_peak_bytes: int = Field(description="Peak resident memory of the pruning process.")
     device_peak_bytes: int = Field(description="Peak memory on the accelerator, if one is used.")
     workspace_bytes: int = Field(description="Peak disk space of the workspace.")
@@ -80,6 +88,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     down = config.blocks[0].names.down.format(0)
     stored = index.tensors[tensor_name(config, 0, f"{down}.weight")]
     bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
+    exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
     memory = memory_terms(spec, config)
     solve = max(memory.values())
     on_device = spec.runtime.device == "cuda"
@@ -88,9 +97,10 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         parameters_after=parameters - removed_parameters,
         bytes_before=index.total_bytes,
         bytes_after=bytes_after,
+        export_bytes=exports,
         host_peak_bytes=PROCESS_BYTES + (memory["decoder_layer"] if on_device else solve),
         device_peak_bytes=solve if on_device else 0,
-        workspace_bytes=_workspace_bytes(spec, config, bytes_after),
+        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
         calibration_flops=_calibration_flops(spec, config),
     )
 
@@ -115,8 +125,11 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     grams = _largest_layer(config, spec, lambda width: width * width)
     scaled = _largest_layer(config, spec, lambda width: tokens * width)
     tile_rows = min(VOCAB_TILE_ROWS, config.vocab_size)
+    vocabulary = config.vocab_size * d
+    # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
+    exported = vocabulary * (FP32_BYTES + 2 * FP16_BYTES) if spec.pruning.exports else 0
     logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
-    return {
+    terms = {
         "decoder_layer": layer,
         # One layer over a micro-batch.
         "forward": layer + activations,
@@ -128,10 +141,20 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
         # G in float32, its kept columns, the damped Gram and its factor.
         "reconstruction": f * f * (FP32_BYTES + 4 * FP64_BYTES) + d * f * 4 * FP64_BYTES,
         # The largest tensor, and the float32 copy of a piece of it that is checked to be finite.
-        "assembly": config.vocab_size * d * FP32_BYTES + 2**22 * FP32_BYTES,
+        "assembly": vocabulary * FP32_BYTES + 2**22 * FP32_BYTES,
+        # The same of exports.
+        "exports": exported,
         # A tile of the LM head, its logits, and the hidden states they come from.
         "lm_head": tile_rows * d * FP32_BYTES + LOGITS_TILES * logits + 3 * tokens * d * FP32_BYTES,
     }
+    if spec.pruning.recover is not None:
+        # The dense and the pruned layer, trained matrices, gradients, two moments.
+        terms["recovery"] = 6 * layer + activations
+    if spec.pruning.distill is not None:
+        # Matrices, gradients of a micro-batch and of all, two moments; activations that the graph
+        # keeps for the way back, and their gradients.
+        terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
+    return terms
 
 
 def _micro_batch_tokens(spec: JobSpec) -> int:
@@ -156,8 +179,28 @@ def _parameters_removed(pruning: PruningSpec, config: ModelConfig) -> int:
     )
 
 
-def _workspace_bytes(spec: JobSpec, config: ModelConfig, bytes_after: int) -> int:
-    """Disk space: nothing here grows with more than the model's own size and the tokens."""
+def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
+    """Bytes of an export if all layers lose the same share."""
+    config, pruning = facts.config, spec.pruning
+    planned = plan_sites(config, pruning)
+    widths = [place.site.structures for place in planned]
+    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
+    pruned = pruned_config(config, pruning, planned, list(kept))
+
+    def stored(name: str) -> str:
+        return facts.index.tensors[name].dtype
+
+    if export == "gguf":
+        return sum(tensor.size_bytes for tensor in plan_tensors(pruned, stored))
+    shapes = expected_tensors(padded(pruned))
+    return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
+
+
+def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
+    """Disk space: nothing here grows with more than the model's own size and the tokens.
+
+    `result_bytes` is the pruned checkpoint and its exports.
+    """
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # a layer's inputs and outputs
     sites = [place.site for place in plan_sites(config, spec.pruning)]
@@ -165,7 +208,26 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, bytes_after: int) -> in
     grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, kept to resume from, until the shards are assembled from them.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
-    return streams + grams + solved + bytes_after
+    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+
+
+def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """What recovery and distillation keep: streams of hidden states; matrices and two moments."""
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    state = tokens * config.hidden_size * FP32_BYTES
+    needed = 0
+    if spec.pruning.recover is not None:
+        # Dense and pruned stream, before and after a layer.
+        needed += 4 * state if spec.pruning.recover.mode == "sequential" else 2 * state
+    if spec.pruning.distill is not None:
+        layers = sum(
+            math.prod(shape)
+            for number in range(config.layers)
+            for shape in layer_tensors(config, number).values()
+        )
+        # What the unit before left and what this one writes; the dense model's last states.
+        needed += 2 * 3 * layers * FP32_BYTES + state
+    return needed
 
 
 def _calibration_flops(spec: JobSpec, config: ModelConfig) -> int:

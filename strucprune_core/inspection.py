@@ -34,6 +34,7 @@ from strucprune_core.errors import (
     StrucPruneError,
     naming_field,
 )
+from strucprune_core.export.checks import check_export
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors, with_full_names
@@ -97,18 +98,19 @@ def inspect_model(store: Store) -> ModelFacts:
     return ModelFacts(index, config)
 
 
-def check_output_empty(store: Store) -> None:
-    """Nothing is ever overwritten, so the output prefix must hold nothing.
+def check_output_usable(store: Store) -> None:
+    """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
 
     Raises:
         OutputNotEmpty: it holds something.
-        StorageError: the store refused or failed.
+        StorageError: the store refused or failed, or would refuse to be written to.
     """
     found = next(iter(store.list()), None)
     if found is not None:
         raise OutputNotEmpty(
             f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
         )
+    store.check_writable()
 
 
 def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
@@ -164,7 +166,10 @@ def _size(store: Store, key: str) -> int:
     info = store.stat(key)
     if info is None:
         next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
-        raise ObjectNotFound(f"there is no text {store.uri}/{key}", remedy="Check the text's URI.")
+        raise ObjectNotFound(
+            f"there is no text {store.uri}/{key}",
+            remedy="Check the text's URI: it must name one file, not a directory or prefix.",
+        )
     if info.size_bytes == 0:
         raise InvalidText("the text is empty", remedy="Give a text with words in it.")
     return info.size_bytes
@@ -288,7 +293,7 @@ def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = Tr
         check()
     if check_output:
         with naming_field("output.uri_prefix"):
-            check_output_empty(open_store(spec.output.uri_prefix))
+            check_output_usable(open_store(spec.output.uri_prefix))
     return JobFacts(
         model=model,
         calibration_bytes=_calibration_bytes(spec, open_store),
@@ -312,7 +317,7 @@ def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
     if model is not None:
         for model_check in _model_checks(spec, model):
             collect("pruning", model_check)
-    collect("output.uri_prefix", lambda: check_output_empty(open_store(spec.output.uri_prefix)))
+    collect("output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix)))
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
     return issues
@@ -327,6 +332,10 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
     checks: list[Callable[[], object]] = [
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
+        *(
+            partial(check_export, export, spec.pruning, config, model.index)
+            for export in spec.pruning.exports
+        ),
     ]
     if spec.calibration.chat_template:
         checks.append(partial(_check_chat_template, model.index))

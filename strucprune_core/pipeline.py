@@ -29,21 +29,26 @@ from strucprune_core.errors import (
     naming_field,
 )
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
-from strucprune_core.inspection import check_output_empty, inspect_job
+from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report_page import render_html
 from strucprune_core.spec import JobSpec
-from strucprune_core.steps.allocation import allocate, curve, probe
-from strucprune_core.steps.assemble import assemble, pruned_checkpoint
+from strucprune_core.steps.allocation import curve, probe
+from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
 from strucprune_core.steps.costs import unit_costs
+from strucprune_core.steps.distill import distill
+from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
+from strucprune_core.steps.gradients import gradient
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.pricing import allocate, price
 from strucprune_core.steps.recover import recover, replay
-from strucprune_core.steps.report import checkpoint_files, report
+from strucprune_core.steps.report import published_files, report
+from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
@@ -57,6 +62,9 @@ log = logging.getLogger(__name__)
 # How often one unit may lose files in one run before the workspace itself is taken for broken.
 MAX_LOSSES = 3
 
+# Kinds of units whose index is a layer.
+_OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
+
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
     "tokens": tokens,
@@ -64,11 +72,19 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "curve": curve,
     "probe": probe,
+    "gradient": gradient,
+    "price": price,
+    "trial": trial,
+    "review": review,
     "allocate": allocate,
     "solve": solve,
     "replay": replay,
     "recover": recover,
+    "distill": distill,
     "assemble": assemble,
+    "gguf": export_gguf,
+    "block_configs": export_blocks,
+    "check": check_export,
     "evaluate": evaluate,
     "verify": verify,
     "report": report,
@@ -105,14 +121,15 @@ def prune(
     output = open_store(spec.output.uri_prefix)
     meter = ProgressMeter(progress, stop or NeverStop())
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
-    kept = Workspace(
-        workspace,
-        scratch / "files",
-        sha256_of_bytes(fingerprint.encode()),
-        # A unit whose files are being stored is better finished than stopped.
-        on_upload=lambda done: meter.alive(),
-        on_download=lambda done: meter.safe_point(),
-    )
+    with naming_field("workspace"):
+        kept = Workspace(
+            workspace,
+            scratch / "files",
+            sha256_of_bytes(fingerprint.encode()),
+            # A unit whose files are being stored is better finished than stopped.
+            on_upload=lambda done: meter.alive(),
+            on_download=lambda done: meter.safe_point(),
+        )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     job = Job(
@@ -151,7 +168,7 @@ def _claim(output: Store, workspace: Workspace) -> bytes | None:
     """
     with naming_field("output.uri_prefix"):
         try:
-            check_output_empty(output)
+            check_output_usable(output)
             return None
         except OutputNotEmpty:
             claim = claim_of(output)
@@ -188,7 +205,7 @@ def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter)
         page = render_html(Report.model_validate_json(claim))
         documents = {REPORT_JSON: claim, REPORT_HTML: page.encode()}
     result = Report.model_validate_json(documents[REPORT_JSON])
-    checkpoint = pruned_checkpoint(job)
+    checkpoint = published(job)
     _check_unchanged(job, checkpoint, result)
     job.workspace.keep_claim(documents[REPORT_JSON])
     with naming_field("output.uri_prefix"):
@@ -203,7 +220,7 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
         InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
     """
     same_model = open_checkpoint(job.index.store).version() == job.index.version()
-    if not same_model or checkpoint_files(job, checkpoint) != result.files:
+    if not same_model or published_files(job, checkpoint) != result.files:
         raise InvalidCheckpoint(
             f"the model under {job.index.store.uri} changed while the job ran",
             field="model.uri",
@@ -259,7 +276,7 @@ def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
 
 def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
     """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
-    pushes_tokens = unit.kind in ("capture", "probe", "evaluate")
+    pushes_tokens = unit.kind in ("capture", "probe", "distill", "evaluate")
     return OutOfMemory(
         f"out of memory in {unit.name}: {error}",
         field="runtime.micro_batch_tokens" if pushes_tokens else None,
@@ -272,4 +289,4 @@ def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
 
 
 def _layer_of(unit: Unit) -> int | None:
-    return unit.index if unit.kind in ("capture", "curve", "solve", "recover") else None
+    return unit.index if unit.kind in _OF_A_LAYER else None

@@ -1,4 +1,4 @@
-"""The sites a job prunes, with the widths each may take. No torch.
+"""The sites a job prunes, the widths each may take, and the rules that choose. No torch.
 
 Shared by whoever checks a job, estimates it and runs it, so that they cannot disagree.
 """
@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from strucprune_core.allocation.budget import WidthRule
+from strucprune_core.allocation.softmax import allocate_by_softmax
+from strucprune_core.allocation.threshold import Allocation, allocate_by_threshold
+from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.structures import Site, shrink, sites
 from strucprune_core.spec import PruningSpec
@@ -42,6 +48,35 @@ def pruned_config(
     return config.with_blocks(
         [shrink(block, widths, pruning.structures) for block, widths in blocks]
     )
+
+
+def allocate_widths(
+    pruning: PruningSpec,
+    planned: list[PlannedSite],
+    damages: list[NDArray[np.float64]],
+    energies: list[float],
+) -> Allocation:
+    """Widths by the rule that is asked for.
+
+    Args:
+        pruning: The rule, the budget, and the temperature if it is given.
+        planned: The sites.
+        damages: Per site, non-decreasing marginal damage of the r-th removal.
+        energies: Per site, loss per unit of damage.
+
+    Raises:
+        InvalidSpec: the floors do not allow the sparsity.
+    """
+    rules = [place.rule for place in planned]
+    if pruning.allocation == "uniform":
+        return allocate_uniformly([len(damage) for damage in damages], pruning.sparsity, rules)
+    parameters = [place.site.parameters for place in planned]
+    if pruning.allocation == "softmax":
+        found = allocate_by_softmax(
+            damages, energies, pruning.sparsity, rules, parameters, pruning.temperature
+        )
+        return Allocation(found.widths, None, found.temperature)
+    return allocate_by_threshold(damages, energies, pruning.sparsity, rules, parameters)
 
 
 def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:

@@ -101,7 +101,7 @@ class SiteReport(_Part):
     name: str
     structures_before: int
     structures_after: int
-    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(
         description="Squared error of its output relative to its energy, held-out tokens."
@@ -111,12 +111,37 @@ class SiteReport(_Part):
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
+class RoundReport(_Part):
+    """One setting of the price."""
+
+    price: float | None = Field(description="Loss per parameter of the last step; null: softmax.")
+    temperature: float | None
+    predicted_damage: float = Field(description="Energy-scaled damage of all sites together.")
+    widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
+    kl: float | None = Field(
+        description="KL divergence per token of the model so pruned, before recovery, from the "
+        "dense one on held-out windows; null if there was one round."
+    )
+    used: bool
+
+
 class RecoveryReport(_Part):
     """Training of one layer: relative error of its output on held-out tokens."""
 
     status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
     error_before: float
     error_after: float | None = Field(description="Null if training diverged.")
+
+
+class DistillationReport(_Part):
+    """Training of the model as a whole: KL divergence from the dense one, nats per token."""
+
+    status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
+    steps: int
+    kl_before: float = Field(description="On held-out calibration text, before.")
+    kl_after: float | None = Field(description="The same after; null if training diverged.")
+    losses: list[float] = Field(description="Of each step's batch.")
+    seconds: float
 
 
 class LayerReport(_Part):
@@ -131,7 +156,7 @@ class LayerReport(_Part):
     kv_heads_after: int
     sites: list[SiteReport]
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
-    energy: float = Field(description="Loss per unit of damage (KL probe); 1 for uniform.")
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float = Field(
         description="Squared error of the output relative to its energy, held-out tokens."
@@ -186,8 +211,19 @@ class Verification(_Part):
     tolerance: float
 
 
+class ExportReport(_Part):
+    """A further form of the result, in a folder beside the checkpoint."""
+
+    name: str = Field(description="`gguf` or `block_configs`.")
+    folder: str
+    bytes: int = Field(description="Bytes of all its files.")
+    verification: Verification = Field(
+        description="Its reload check; for gguf against the weights rounded to 16 bits."
+    )
+
+
 class FileEntry(_Part):
-    """One file of the published checkpoint."""
+    """One published file, by its path under the output."""
 
     name: str
     bytes: int
@@ -215,9 +251,16 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
+    rounds: list[RoundReport] = Field(
+        default_factory=list, description="Settings of the price, in order."
+    )
+    distillation: DistillationReport | None = Field(
+        default=None, description="Null: not asked for."
+    )
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]
     verification: Verification
+    exports: list[ExportReport] = Field(default_factory=list)
     files: list[FileEntry]
     warnings: list[str] = Field(default_factory=list)

@@ -30,12 +30,16 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+Energy = Literal["kl_probe", "gradient", "forward"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class _Strict(BaseModel):
     # Finite: JSON has no infinity, so a journalled one could not be read again.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Export = Literal["gguf", "block_configs"]
 
 
 class ModelSpec(_Strict):
@@ -59,6 +63,21 @@ class RecoverySpec(_Strict):
         description="What a layer sees: `parallel` the dense model's hidden states, so that layers "
         "do not depend on each other; `sequential` those of the layers pruned before it, whose "
         "errors it makes good.",
+    )
+
+
+class DistillationSpec(_Strict):
+    """Training of the pruned model as a whole towards the dense one (see `solver.distillation`)."""
+
+    steps: int = Field(default=100, ge=1, le=100_000, description="Steps of Adam.")
+    batch_sequences: int = Field(
+        default=4, ge=1, le=4096, description="Calibration sequences of one step."
+    )
+    learning_rate: float = Field(
+        default=1e-3,
+        gt=0.0,
+        le=0.1,
+        description="Highest rate, relative to the root mean square of each matrix.",
     )
 
 
@@ -91,10 +110,18 @@ class PruningSpec(_Strict):
         le=1000.0,
         description="Of allocation `softmax`; by default the one of least predicted damage.",
     )
-    energy: Literal["kl_probe", "forward"] = Field(
+    energy: Energy = Field(
         default="kl_probe",
         description="What turns a layer's damage into the model's loss: `kl_probe` prunes each "
-        "layer alone and looks at the output; `forward` takes the damage as it is.",
+        "layer alone and looks at the output; `gradient` squares the loss's gradients, one pass "
+        "back through the layers; `forward` takes the damage as it is.",
+    )
+    rounds: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="Times the price is set. A further round measures what each layer costs in the "
+        "model pruned so far and allocates anew; the round of least held-out loss is used.",
     )
     solver: Literal["obs", "admm"] = Field(
         default="obs",
@@ -104,10 +131,23 @@ class PruningSpec(_Strict):
     recover: RecoverySpec | None = Field(
         default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
     )
+    distill: DistillationSpec | None = Field(
+        default=None,
+        description="Last, train all layers together towards the dense model's output, one layer "
+        "in memory at a time. Costs a pass forth and back through the model for each step. Omit to "
+        "leave it out.",
+    )
     layout: Literal["per_layer", "uniform"] = Field(
         default="per_layer",
         description="Shape of the checkpoint: `per_layer` widths (ships modelling code), or one "
         "`uniform` width that every runtime loads as it is.",
+    )
+    exports: tuple[Export, ...] = Field(
+        default=(),
+        max_length=2,
+        description="Further forms of the result, each in a folder of its own beside it: `gguf`, "
+        "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
+        "and MLX know, filled up to multiples of 256 channels.",
     )
     damping: float | None = Field(
         default=None,
@@ -158,9 +198,24 @@ class PruningSpec(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _exports_are_distinct(self) -> PruningSpec:
+        if len(set(self.exports)) != len(self.exports):
+            raise ValueError("exports lists one kind twice")
+        return self
+
+    @model_validator(mode="after")
     def _temperature_belongs_to_softmax(self) -> PruningSpec:
         if self.temperature is not None and self.allocation != "softmax":
             raise ValueError("temperature is only used by allocation 'softmax'. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _rounds_need_a_price(self) -> PruningSpec:
+        if self.rounds > 1 and self.allocation == "uniform":
+            raise ValueError(
+                "rounds reset the price between layers, which allocation 'uniform' does without. "
+                "Leave rounds out, or use allocation 'threshold' or 'softmax'."
+            )
         return self
 
     @model_validator(mode="after")

@@ -3,10 +3,19 @@
     tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
-                        └──── probe.g ── allocate ── solve.l ─┬─ assemble.s ─┬─ verify
-    tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┘              └─ evaluate.pruned
-    tokens ─ evaluate.dense
-                                            … ── report ── (publish)
+                        └── probe.g, or gradient.G ─ … ─ gradient.0, or nothing
+                                    │
+                                 price.1 ── (further rounds) ── allocate
+    allocate ── solve.l ──────────────────────────────────────┬─ assemble.s ─┬─ verify
+    tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
+                       distill.0 ─ distill.1 ─ … (optional) ──┘
+    tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
+                                                                    … ── report ── (publish)
+
+Where the price is set more than once, every round r tries its widths, and all but the last are
+reviewed:
+
+    price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `workspace`). Resuming is skipping finished units; distributing is claiming them:
@@ -15,13 +24,28 @@ curves, probes and solves of different layers do not depend on each other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.progress import Phase
+from strucprune_core.spec import Energy, Export
 
-# Layers probed by one unit. A unit streams the weights from its first layer to the last once, for
-# all of its layers together: larger groups read less, smaller ones spread over more workers.
+# Layers probed or reviewed by one unit. A unit streams the weights from its first layer to the last
+# once, for all of its layers together: larger groups read less, smaller ones spread over more
+# workers. Gradients go back through as many layers in a unit.
 PROBE_GROUP_LAYERS = 8
+# Steps of distillation in one unit: what is lost if a run is killed. Each unit keeps all weights in
+# training and their moments.
+DISTILL_UNIT_STEPS = 10
+
+WRITTEN: Mapping[str, str] = {
+    "assemble": "shard.safetensors",
+    "gguf": "model.gguf",
+    "block_configs": "shard.safetensors",
+}
+"""The file that each kind of unit writes of what is published."""
+CHECKS = ("verify", "check")
+JUDGED = "evaluate.pruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +73,14 @@ class Unit:
 
     @property
     def index(self) -> int:
-        """The layer, group or shard it is done to; -1 for units that have none."""
-        suffix = self.name.partition(".")[2]
+        """The layer, group, shard or (of a price) round; -1 for units that have none."""
+        suffix = self.name.rpartition(".")[2]
         return int(suffix) if suffix.isdigit() else -1
+
+    @property
+    def round(self) -> int:
+        """Of trials and reviews, in which round, from 1: 2 of "trial.2.7"."""
+        return int(self.name.split(".")[1])
 
 
 def probe_groups(layers: int) -> list[range]:
@@ -61,48 +90,88 @@ def probe_groups(layers: int) -> list[range]:
 
 
 def build_graph(
-    *, layers: int, shards: int, probes: bool, evaluate: bool, recover: bool = False
+    *,
+    layers: int,
+    shards: int,
+    energy: Energy,
+    evaluate: bool,
+    recover: bool = False,
+    rounds: int = 1,
+    exports: Sequence[Export] = (),
+    export_shards: int = 0,
+    distill_steps: int = 0,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
     Args:
         layers: Decoder layers of the model.
         shards: Files of the pruned checkpoint, exactly: each is a unit.
-        probes: Whether the allocation needs layer energies.
+        energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
         recover: Whether solved layers are trained.
+        rounds: Times the price is set.
+        exports: Further forms of the result.
+        export_shards: Files of the export `block_configs`.
+        distill_steps: Steps that the whole model is trained for.
     """
+    windows = ("tokens", "calibration.npy")
     units = [Unit("tokens", Phase.INSPECTING)]
     if evaluate:
         units.append(_evaluation("dense", ("tokens",), ()))
-    windows = ("tokens", "calibration.npy")
     units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
-    groups = probe_groups(layers) if probes else []
-    units += [_probe(number, group, layers) for number, group in enumerate(groups)]
-    units.append(_allocate(layers, len(groups)))
+    units += _allocation(layers, energy, rounds, distill=distill_steps > 0)
     units += [_solve(layer) for layer in range(layers)]
+    solutions = tuple((f"solve.{layer}", "solution.safetensors") for layer in range(layers))
     if recover:
-        embedded = (("tokens", "calibration.npy"),)
-        units.append(Unit("replay", Phase.SOLVING, ("tokens",), embedded))
+        units.append(Unit("replay", Phase.SOLVING, ("tokens",), (windows,)))
         units += [_recover(layer) for layer in range(layers)]
-    last_word = "recover" if recover else "solve"
-    solved = tuple(f"{last_word}.{layer}" for layer in range(layers))
-    solutions = tuple((unit, "solution.safetensors") for unit in solved)
-    units += [
+        solutions = tuple((f"recover.{layer}", name) for layer, (_, name) in enumerate(solutions))
+    if distill_steps:
+        units += _distillation(layers, distill_steps, solutions)
+        last = units[-1].name
+        solutions = tuple((last, f"distilled.{layer}.safetensors") for layer in range(layers))
+    units += _checkpoint(shards, solutions, evaluate=evaluate)
+    for export in exports:
+        units += _export(export, export_shards, solutions)
+    written = tuple((unit.name, WRITTEN[unit.kind]) for unit in units if unit.kind in WRITTEN)
+    judges = tuple(unit.name for unit in units if unit.name == JUDGED or unit.kind in CHECKS)
+    return [*units, Unit("report", Phase.COMMITTING, judges, written)]
+
+
+def _checkpoint(
+    shards: int, solutions: tuple[tuple[str, str], ...], *, evaluate: bool
+) -> list[Unit]:
+    """Write the pruned checkpoint and judge it."""
+    windows = ("tokens", "calibration.npy")
+    solved = _owners(solutions)
+    assembled = [
         Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
         for shard in range(shards)
     ]
-    assembled = tuple(f"assemble.{shard}" for shard in range(shards))
-    files = tuple((unit, "shard.safetensors") for unit in assembled)
-    if evaluate:
-        units.append(_evaluation("pruned", (*assembled, "evaluate.dense"), files))
+    files = tuple((unit.name, WRITTEN["assemble"]) for unit in assembled)
+    after = _owners(files)
+    judges = [_evaluation("pruned", (*after, "evaluate.dense"), files)] if evaluate else []
     reads = (windows, *solutions, *files)
-    units.append(Unit("verify", Phase.EVALUATING, ("tokens", *solved, *assembled), reads))
-    last = ("verify", "evaluate.pruned") if evaluate else ("verify",)
-    units.append(Unit("report", Phase.COMMITTING, last, files))
-    return units
+    verify = Unit("verify", Phase.EVALUATING, ("tokens", *solved, *after), reads)
+    return [*assembled, *judges, verify]
+
+
+def _export(export: Export, shards: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
+    """The units that write an export, one for each of its files of weights, and check it."""
+    windows = ("tokens", "calibration.npy")
+    names = ["gguf"] if export == "gguf" else [f"block_configs.{shard}" for shard in range(shards)]
+    after = ("allocate", *_owners(solutions))
+    written = [Unit(name, Phase.UPLOADING, after, solutions) for name in names]
+    reads = (windows, *solutions, *((name, WRITTEN[export]) for name in names))
+    check = Unit(f"check.{export}", Phase.EVALUATING, _owners(reads), reads)
+    return [*written, check]
+
+
+def _owners(files: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """The units that files belong to, each once."""
+    return tuple(dict.fromkeys(unit for unit, _ in files))
 
 
 def publication(units: list[Unit]) -> Unit:
@@ -128,19 +197,109 @@ def _probe(number: int, group: range, layers: int) -> Unit:
     for layer in group:
         reads += [(f"capture.{layer}", name) for name in ("grams.safetensors", "probe_input.npy")]
         reads.append((f"curve.{layer}", "curves.safetensors"))
-    after = tuple(dict.fromkeys(unit for unit, _ in reads))
+    after = _owners(reads)
     return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
 
 
-def _allocate(layers: int, groups: int) -> Unit:
+def _gradient(number: int, group: range, layers: int) -> Unit:
+    """Starts from the loss in the last group, elsewhere from what came out of the next one."""
+    if group.stop == layers:
+        start = [(f"capture.{layers - 1}", "hidden.npy"), ("tokens", "calibration.npy")]
+    else:
+        start = [(f"gradient.{number + 1}", "gradient.npy")]
+    reads = (*start, *((f"capture.{layer}", "probe_input.npy") for layer in group))
+    after = _owners(reads)
+    flow = tuple(file for file in start if file[1] == "gradient.npy")
+    return Unit(f"gradient.{number}", Phase.ALLOCATING, after, reads, releases=flow)
+
+
+def _energies(energy: Energy, layers: int) -> list[Unit]:
+    groups = list(enumerate(probe_groups(layers)))
+    if energy == "kl_probe":
+        return [_probe(number, group, layers) for number, group in groups]
+    if energy == "gradient":
+        return [_gradient(number, group, layers) for number, group in reversed(groups)]
+    return []
+
+
+def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
+    """Measure energies, and set the price in rounds."""
+    measured = _energies(energy, layers)
+    units = [*measured, _price(1, layers, tuple(unit.name for unit in measured))]
+    for number in range(1, rounds + 1):
+        if rounds > 1:
+            units += [_trial(number, layer, layers) for layer in range(layers)]
+        if number < rounds:
+            reviews = _reviews(number, layers)
+            units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
+    return [*units, _allocate(rounds, layers, distill=distill)]
+
+
+def _price(number: int, layers: int, measured: tuple[str, ...]) -> Unit:
     curves = tuple(f"curve.{layer}" for layer in range(layers))
-    probes = tuple(f"probe.{number}" for number in range(groups))
+    files = tuple((curve, "curves.safetensors") for curve in curves)
+    before = (f"price.{number - 1}",) if number > 1 else ()
+    after = (*curves, *before, *measured)
+    tried = _tried(number - 1, layers, reviewed=True) if number > 1 else ()
+    return Unit(f"price.{number}", Phase.ALLOCATING, after, files, releases=tried)
+
+
+def _trial(number: int, layer: int, layers: int) -> Unit:
+    """Solve a layer at the round's widths, and lead the pruned model's hidden states through it."""
+    capture, curve = f"capture.{layer}", f"curve.{layer}"
+    stream = _pruned_stream(number, layer)
+    reads = [stream, (capture, "grams.safetensors"), (curve, "curves.safetensors")]
+    if layer == layers - 1:
+        reads.append((f"capture.{layer}", "hidden.npy"))
+    after = tuple(dict.fromkeys((f"price.{number}", *(unit for unit, _ in reads))))
+    return Unit(f"trial.{number}.{layer}", Phase.ALLOCATING, after, tuple(reads))
+
+
+def _reviews(number: int, layers: int) -> list[Unit]:
+    """Put the dense layers of a group back into the pruned model, one by one."""
+    last = f"trial.{number}.{layers - 1}"
+    units = []
+    for group_number, group in enumerate(probe_groups(layers)):
+        reads = [(f"capture.{layers - 1}", "hidden.npy")]
+        reads += [_pruned_stream(number, layer) for layer in group]
+        reads += [
+            (f"trial.{number}.{layer}", "solution.safetensors")
+            for layer in range(group.start, layers)
+        ]
+        after = tuple(dict.fromkeys((last, *(unit for unit, _ in reads))))
+        name = f"review.{number}.{group_number}"
+        units.append(Unit(name, Phase.ALLOCATING, after, tuple(reads)))
+    return units
+
+
+def _pruned_stream(number: int, layer: int) -> tuple[str, str]:
+    """Input of a layer on the probe windows in the model that a round has pruned."""
+    if layer == 0:
+        return ("capture.0", "probe_input.npy")
+    return (f"trial.{number}.{layer - 1}", "stream.npy")
+
+
+def _tried(number: int, layers: int, *, reviewed: bool) -> tuple[tuple[str, str], ...]:
+    """Files of a round's trials."""
+    streams = tuple((f"trial.{number}.{layer}", "stream.npy") for layer in range(layers - 1))
+    if not reviewed:
+        return streams
+    solved = ((f"trial.{number}.{layer}", "solution.safetensors") for layer in range(layers))
+    return (*streams, *solved)
+
+
+def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
+    """Choose a round. Distillation still needs what the dense model made of the text."""
+    prices = tuple(f"price.{number}" for number in range(1, rounds + 1))
+    last = tuple(f"trial.{number}.{layers - 1}" for number in range(1, rounds + 1))
     return Unit(
         "allocate",
         Phase.ALLOCATING,
-        (*curves, *probes),
-        tuple((curve, "curves.safetensors") for curve in curves),
-        releases=((f"capture.{layers - 1}", "hidden.npy"),),
+        (*prices, *(last if rounds > 1 else ())),
+        releases=(
+            *(() if distill else ((f"capture.{layers - 1}", "hidden.npy"),)),
+            *(_tried(rounds, layers, reviewed=False) if rounds > 1 else ()),
+        ),
     )
 
 
@@ -163,6 +322,28 @@ def _recover(layer: int) -> Unit:
     after = (before, f"solve.{layer}")
     reads = (*streams, solution)
     return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=streams)
+
+
+def distill_units(steps: int) -> list[range]:
+    """Steps of each distillation unit, from 0."""
+    size = DISTILL_UNIT_STEPS
+    return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
+    """Train on from the unit before; the last one writes what is to be assembled."""
+    dense = (f"capture.{layers - 1}", "hidden.npy")
+    count = len(distill_units(steps))
+    units: list[Unit] = []
+    for number in range(count):
+        before = f"distill.{number - 1}"
+        state = tuple((before, f"state.{layer}.safetensors") for layer in range(layers))
+        reads = (("tokens", "calibration.npy"), dense, *solutions, *(state if number else ()))
+        after = tuple(dict.fromkeys(("allocate", *(unit for unit, _ in reads))))
+        last = (dense,) if number == count - 1 else ()
+        releases = (*(state if number else ()), *last)
+        units.append(Unit(f"distill.{number}", Phase.SOLVING, after, reads, releases))
+    return units
 
 
 def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:

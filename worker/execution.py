@@ -21,7 +21,7 @@ from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger, LedgerUnavailable, connect
 from api.jobs.rebuild import settle_from_journal
 from api.jobs.record import JobRecord
-from strucprune_core.errors import InvalidSpec, StrucPruneError
+from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from worker import scratch
@@ -102,8 +102,15 @@ def worker_id() -> str:
 
 def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
     job_id = desk.claim.job_id
-    if settle_from_journal(desk.journal, desk.ledger, job_id):
-        # An earlier attempt committed, and died before it told the ledger.
+    try:
+        if settle_from_journal(desk.journal, desk.ledger, job_id):
+            # An earlier attempt committed, and died before it told the ledger.
+            return
+    except StorageUnavailable as error:
+        # No fault of the job's, so the attempt does not count, else an outage of minutes would end
+        # every job that waits. Nobody is rung for: the reconciler will, after a while.
+        _log.warning("%s cannot begin: %s", job_id, error)
+        desk.ledger.release(job_id, desk.claim.fence)
         return
     lease = Lease(desk.ledger, desk.claim, desk.settings.lease_seconds)
     try:

@@ -121,8 +121,8 @@ class Journal:
         return self._store.child(f"{_WORKSPACES}{job_id}")
 
     def ping(self) -> None:
-        """Return if the store answers; for readiness probes."""
-        self._store.stat(f"{_ROOT}.readiness")
+        """Return if the store answers and its bucket exists; for readiness probes."""
+        next(iter(self._store.list(f"{_ROOT}.readiness")), None)
 
     def _put(self, key: str, document: _Document) -> bool:
         data = document.model_dump_json().encode()

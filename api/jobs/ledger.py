@@ -64,10 +64,12 @@ class Ledger(Protocol):
         *,
         state: JobState | None = None,
         label: tuple[str, str] | None = None,
+        created_after: float | None = None,
+        created_before: float | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """A page of a tenant's jobs, newest first.
+        """A page of a tenant's jobs, newest first; the times are unix seconds, both exclusive.
 
         Costs the same at any depth. With both filters, or when jobs change state meanwhile, a page
         may hold fewer than `limit` jobs and still have a successor.
@@ -198,7 +200,7 @@ class RedisLedger:
 
     def create(self, new: NewJob) -> bool:
         """See `Ledger.create`."""
-        position = f"{round(new.created_at * 1_000_000):016d}:{new.id}"
+        position = f"{_instant(new.created_at)}:{new.id}"
         names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
         fields: list[str] = []
         for name, value in new.model_dump(mode="json").items():
@@ -217,14 +219,21 @@ class RedisLedger:
         *,
         state: JobState | None = None,
         label: tuple[str, str] | None = None,
+        created_after: float | None = None,
+        created_before: float | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
         """See `Ledger.list`."""
         index = self._key("tenant", tenant, *_index_of(state, label))
-        newest = f"({cursor}" if cursor else "+"
+        newer = [cursor] if cursor else []
+        if created_before is not None:
+            newer.append(_instant(created_before))
+        newest = f"({min(newer)}" if newer else "+"
+        # ';' follows ':', so this is past every job of that very instant.
+        oldest = f"({_instant(created_after)};" if created_after is not None else "-"
         with _available():
-            positions: Any = self._client.zrevrangebylex(index, newest, "-", 0, limit + 1)
+            positions: Any = self._client.zrevrangebylex(index, newest, oldest, 0, limit + 1)
             pipeline = self._client.pipeline(transaction=False)
             for position in positions[:limit]:
                 pipeline.hgetall(self._key("job", position.split(":", 1)[1]))
@@ -367,6 +376,11 @@ def _index_of(state: JobState | None, label: tuple[str, str] | None) -> tuple[st
     if label is not None:
         return ("label", _label_index(*label))
     return ("state", state) if state is not None else ("all",)
+
+
+def _instant(seconds: float) -> str:
+    """The part of a job's position that its time of creation decides."""
+    return f"{max(0, round(seconds * 1_000_000)):016d}"
 
 
 def _label_index(name: str, value: str) -> str:

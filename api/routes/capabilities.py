@@ -12,8 +12,9 @@ from api.routes.jobs import MAX_PAGE_SIZE, MAX_WAIT_SECONDS
 from api.services import Wired
 from api.views import Capabilities, Limits
 from strucprune_core import __version__
+from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.families import FAMILIES
-from strucprune_core.spec import PruningSpec
+from strucprune_core.spec import Export, PruningSpec
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
 
@@ -27,8 +28,11 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
         architectures=list(FAMILIES),
         structures=list(get_args(structure_choices)),
         allocations=_choices("allocation"),
+        energies=_choices("energy"),
         solvers=_choices("solver"),
         layouts=_choices("layout"),
+        exports=list(get_args(Export)),
+        runtimes=list(RUNTIMES),
         limits=Limits(
             request_bytes=services.settings.max_request_bytes,
             page_size=MAX_PAGE_SIZE,

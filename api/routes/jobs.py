@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
+from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Principal, Reader, Writer
@@ -22,8 +23,9 @@ from api.services import Services, Wired
 from api.submission import find_issues, submit
 from api.views import JobPage, JobView, ValidationView, etag, job_view
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.estimate import Estimate, estimate_job
-from strucprune_core.inspection import inspect_job
+from strucprune_core.estimate import estimate_job
+from strucprune_core.export.runtimes import runtime_support
+from strucprune_core.inspection import ModelFacts, inspect_job
 from strucprune_core.spec import JobSpec
 
 MAX_PAGE_SIZE = 100
@@ -59,7 +61,7 @@ IdempotencyKey = Annotated[
     status_code=HTTPStatus.ACCEPTED,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 422, 503),
+        **problems(400, 401, 403, 413, 415, 422, 503),
     },
 )
 def submit_job(
@@ -80,7 +82,7 @@ def submit_job(
     return view
 
 
-@router.post("/validate", responses=problems(400, 401, 403, 413, 422, 503))
+@router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
 def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> ValidationView:
     """Say what is wrong with a job, or what it would cost, without submitting it.
 
@@ -89,10 +91,16 @@ def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> Validatio
     issues = find_issues(services, principal.tenant, spec)
     if any(issue.retryable for issue in issues):
         raise invalid(issues)  # whether the job is valid cannot be told now
+    if issues:
+        return ValidationView(
+            valid=False, issues=[field_error(issue) for issue in issues], estimate=None
+        )
+    facts = _facts(services, spec)
     return ValidationView(
-        valid=not issues,
-        issues=[field_error(issue) for issue in issues],
-        estimate=None if issues else _estimate(services, spec),
+        valid=True,
+        issues=[],
+        estimate=estimate_job(spec, facts),
+        runtimes=runtime_support(facts.config, spec.pruning),
     )
 
 
@@ -106,6 +114,8 @@ def list_jobs(
     label: Annotated[
         str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
     ] = None,
+    created_after: Annotated[AwareDatetime | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
+    created_before: Annotated[AwareDatetime | None, Query()] = None,
 ) -> JobPage:
     """List jobs, newest first."""
     name, _, value = (label or "").partition("=")
@@ -113,6 +123,8 @@ def list_jobs(
         principal.tenant,
         state=state,
         label=(name, value) if label else None,
+        created_after=created_after.timestamp() if created_after else None,
+        created_before=created_before.timestamp() if created_before else None,
         limit=limit,
         cursor=cursor,
     )
@@ -178,9 +190,9 @@ def _wait_seconds(prefer: str | None) -> int:
     return min(int(found.group(1)), MAX_WAIT_SECONDS) if found else 0
 
 
-def _estimate(services: Services, spec: JobSpec) -> Estimate:
+def _facts(services: Services, spec: JobSpec) -> ModelFacts:
     try:
-        return estimate_job(spec, inspect_job(spec, services.stores.open).model)
+        return inspect_job(spec, services.stores.open).model
     except StrucPruneError as error:
         # Valid a moment ago: the model has changed, or the store has gone away.
         raise invalid([error]) from error

@@ -134,7 +134,8 @@ def _objects(store: Store) -> list[ObjectInfo]:
     objects = list(islice(store.list(), MAX_OBJECTS + 1))
     if not objects:
         raise ObjectNotFound(
-            f"there is nothing under {store.uri}", remedy="Check the model's place."
+            f"there is nothing under {store.uri}",
+            remedy="Give the directory or prefix that holds config.json and the safetensors files.",
         )
     if len(objects) > MAX_OBJECTS:
         raise InvalidCheckpoint(

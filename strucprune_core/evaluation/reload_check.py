@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from strucprune_core.errors import NumericalFailure
+from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
 from strucprune_core.models.forward import final_hidden
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.vocabulary import next_token_logits
 
 VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
@@ -62,3 +62,30 @@ def compare_with_transformers(
         "max_abs_logit_difference": difference,
         "tolerance": tolerance,
     }
+
+
+def check_same_tensors(
+    expected: WeightSource,
+    written: WeightSource,
+    names: Sequence[str],
+    tick: Callable[[int, int], None],
+) -> None:
+    """Compare two sources to the bit, with one tensor of each in memory.
+
+    Args:
+        expected: What was to be written.
+        written: What was read back.
+        names: Tensors of both.
+        tick: Told tensors (done, total) before each one: safe points to stop at.
+
+    Raises:
+        InvalidCheckpoint: a tensor differs.
+    """
+    for number, name in enumerate(names):
+        tick(number, len(names))
+        wanted, found = expected.tensor(name, dtype=None), written.tensor(name, dtype=None)
+        if wanted.dtype != found.dtype or not torch.equal(wanted, found):
+            raise InvalidCheckpoint(
+                f"tensor '{name}' of the export is not what was to be written",
+                remedy="The export must not be used. Please report this.",
+            )

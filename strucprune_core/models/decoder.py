@@ -20,6 +20,7 @@ from strucprune_core.models.attention import attend
 from strucprune_core.models.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.rope import cosines_and_sines, inverse_frequencies
+from strucprune_core.models.structures import SiteKind
 
 LayerWeights = Mapping[str, Tensor]
 
@@ -58,12 +59,19 @@ class Decoder:
         self.config = config
 
     def forward_layer(
-        self, block: LayerConfig, hidden: Tensor, weights: LayerWeights
+        self,
+        block: LayerConfig,
+        hidden: Tensor,
+        weights: LayerWeights,
+        outputs: dict[SiteKind, Tensor] | None = None,
     ) -> LayerTrace:
-        """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0."""
+        """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0.
+
+        `outputs` is given what the sites of each kind compute together, before any norm, (b, n, d).
+        """
         inputs: dict[str, SiteInput] = {}
-        residual, source = self.attention_half(block, hidden, weights, inputs)
-        added = self.ffn_half(block, source, weights, inputs)
+        residual, source = self.attention_half(block, hidden, weights, inputs, outputs)
+        added = self.ffn_half(block, source, weights, inputs, outputs)
         return LayerTrace(self.join(block, residual, added, weights), inputs)
 
     def attention_half(
@@ -72,15 +80,18 @@ class Decoder:
         hidden: Tensor,
         weights: LayerWeights,
         inputs: dict[str, SiteInput] | None = None,
+        outputs: dict[SiteKind, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The layer up to its FFN: the residual stream, and what the FFN takes, (b, n, d) each.
 
-        `inputs` is given the input of attention's site.
+        `inputs` is given the input of attention's site, `outputs` its output.
         """
         names = block.names
         post_norm = self.config.residual == "post_norm"
         x = hidden if post_norm else self._norm(names.attention_norm, hidden, weights)
         output = self._attention(block, x, weights, {} if inputs is None else inputs)
+        if outputs is not None:
+            outputs["attention"] = output
         residual = hidden + self._norm(names.attention_output_norm, output, weights)
         if post_norm:
             residual = self._norm(names.attention_norm, residual, weights)
@@ -92,12 +103,18 @@ class Decoder:
         source: Tensor,
         weights: LayerWeights,
         inputs: dict[str, SiteInput] | None = None,
+        outputs: dict[SiteKind, Tensor] | None = None,
     ) -> Tensor:
-        """What the FFN adds to the residual stream, (b, n, d). `inputs`: of its sites."""
+        """What the FFN adds to the residual stream, (b, n, d).
+
+        `inputs` is given the inputs of its sites, `outputs` what they compute together.
+        """
         names = block.names
         if self.config.residual != "post_norm":
             source = self._norm(names.ffn_norm, source, weights)
         output = self._ffn(block, source, weights, {} if inputs is None else inputs)
+        if outputs is not None:
+            outputs["ffn"] = output
         return self._norm(names.ffn_output_norm, output, weights)
 
     def join(
@@ -212,8 +229,9 @@ def rotations_of(
     rope: RopeConfig, dims: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions of a sequence, each (length x dims)."""
-    speeds = inverse_frequencies(rope, dims, length)
-    return cosines_and_sines(speeds.to(device), length, rope.amplitude)
+    with torch.inference_mode(mode=False):  # Whoever asks next may want to differentiate.
+        speeds = inverse_frequencies(rope, dims, length)
+        return cosines_and_sines(speeds.to(device), length, rope.amplitude)
 
 
 def _tanh_gelu(x: Tensor) -> Tensor:

@@ -77,18 +77,28 @@ class _Head:
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
+        return self.capped(self.output(self.load(hidden)) @ rows.T)
+
+    def load(self, hidden: NDArray[np.float32]) -> Tensor:
+        """A copy on the device."""
+        return torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
+
+    def output(self, hidden: Tensor) -> Tensor:
+        """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
         config = self._stream.config
-        x = torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
         if config.names.final_norm is not None:
-            x = normalise(config.norm, x, self._norm, config.names.final_norm)
-        if self._out is not None:
-            x = x @ self._out.T
-        return self.capped(x @ rows.T)
+            hidden = normalise(config.norm, hidden, self._norm, config.names.final_norm)
+        return hidden if self._out is None else hidden @ self._out.T
 
     def capped(self, logits: Tensor) -> Tensor:
         """Logits with the model's soft cap, if it has one."""
         cap = self._stream.config.logit_soft_cap
         return logits if cap is None else cap * torch.tanh(logits / cap)
+
+    def slope(self, capped: Tensor) -> Tensor | float:
+        """Derivative of the soft cap where it gave `capped`."""
+        cap = self._stream.config.logit_soft_cap
+        return 1.0 if cap is None else 1.0 - (capped / cap).square_()
 
 
 class _LogPartition:
@@ -144,6 +154,60 @@ def token_losses(
     return losses
 
 
+def loss_gradients(
+    stream: ModelStream,
+    hidden: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    tick: Callable[[], None] = lambda: None,
+) -> NDArray[np.float32]:
+    """Gradient of each target's cross-entropy (nats) at the hidden state it is predicted from.
+
+    With y the normed state, h_v the head's rows and z_v = y . h_v, the loss is logZ - z_target, and
+    its gradient at y is E_p[h_v] - h_target: the expectation is accumulated along with logZ, and
+    shrinks with it when the maximum moves. A soft cap multiplies each row by its slope. From y the
+    gradient goes back through the final norm by autograd.
+
+    Args:
+        stream: The model.
+        hidden: Output of the last layer, before the final norm, (n x d).
+        targets: The token that follows each position, (n,).
+        tick: Called after every tile.
+
+    Returns:
+        (n x d).
+    """
+    chunks = list(_chunks(len(targets)))
+    head = _Head(stream)
+    outputs = [head.output(head.load(hidden[start:stop])) for start, stop in chunks]
+    partitions = [_LogPartition(stop - start, stream.device) for start, stop in chunks]
+    expected = [torch.zeros_like(output) for output in outputs]
+    chosen = [torch.zeros_like(output) for output in outputs]
+    wanted = torch.from_numpy(targets.astype(np.int64)).to(stream.device)
+    for first_row, rows in head.tiles():
+        for number, (start, stop) in enumerate(chunks):
+            logits = head.capped(outputs[number] @ rows.T)
+            slope = head.slope(logits)
+            column = wanted[start:stop] - first_row
+            inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
+            at = column[inside]
+            own = slope if isinstance(slope, float) else slope[inside, at, None]
+            chosen[number][inside] = rows[at] * own
+            weights, shrink = partitions[number].add(logits)
+            expected[number] *= shrink[:, None]
+            expected[number] += weights.mul_(slope) @ rows
+        tick()
+    found = np.empty_like(hidden)
+    for number, (start, stop) in enumerate(chunks):
+        mean = expected[number] / partitions[number].total[:, None]
+        with torch.enable_grad():
+            state = head.load(hidden[start:stop]).requires_grad_()
+            (gradient,) = torch.autograd.grad(
+                head.output(state), state, (mean - chosen[number]).float()
+            )
+        found[start:stop] = gradient.cpu().numpy()
+    return found
+
+
 def kl_divergences(
     stream: ModelStream,
     reference: NDArray[np.float32],
@@ -178,6 +242,81 @@ def kl_divergences(
         float((gap / dense.total - dense.value() + partition.value()).mean())
         for gap, partition in zip(gaps, pruned, strict=True)
     ]
+
+
+def kl_gradients(
+    stream: ModelStream,
+    reference: NDArray[np.float32],
+    hidden: NDArray[np.float32],
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[NDArray[np.float64], NDArray[np.float32]]:
+    """KL(reference || hidden) of each token's next-token distributions, and its gradient.
+
+    With p of the reference and q of `hidden`, the gradient at the normed state is E_q[h_v] -
+    E_p[h_v], h_v the head's rows: both expectations are accumulated along with their log-partitions
+    as in `loss_gradients`, which is the case of a p that knows the answer.
+
+    Args:
+        stream: The model.
+        reference: Last layer's output of the dense model, (n x d).
+        hidden: The same of another model with the same final norm and head, (n x d).
+        tick: Called after every tile.
+
+    Returns:
+        (n,) nats, and the gradient at `hidden`, (n x d).
+    """
+    head = _Head(stream)
+    chunks = list(_chunks(len(hidden)))
+    pairs = [_Pair(head, reference[a:b], hidden[a:b]) for a, b in chunks]
+    for _, rows in head.tiles():
+        for pair in pairs:
+            pair.add(rows)
+        tick()
+    losses = np.concatenate([pair.divergences().cpu().numpy() for pair in pairs])
+    return losses, np.concatenate([pair.gradient().cpu().numpy() for pair in pairs])
+
+
+class _Pair:
+    """KL(p || q) of some tokens and its gradient, while the head's tiles pass."""
+
+    def __init__(
+        self, head: _Head, reference: NDArray[np.float32], hidden: NDArray[np.float32]
+    ) -> None:
+        self._head, self._hidden = head, hidden
+        self._wanted = head.output(head.load(reference))
+        self._output = head.output(head.load(hidden))
+        device = self._output.device
+        self._p, self._q = (_LogPartition(len(hidden), device) for _ in range(2))
+        self._gap = torch.zeros(len(hidden), dtype=torch.float64, device=device)
+        # The head's rows, weighted by p and by q.
+        self._by_p, self._by_q = (torch.zeros_like(self._output) for _ in range(2))
+
+    def add(self, rows: Tensor) -> None:
+        wanted = self._head.capped(self._wanted @ rows.T)
+        logits = self._head.capped(self._output @ rows.T)
+        slope = self._head.slope(logits)
+        weights, shrink = self._p.add(wanted)
+        gap = (wanted - logits).mul_(weights).sum(-1).double()
+        self._gap = self._gap * shrink + gap
+        self._by_p = self._by_p * shrink[:, None].float() + weights.mul_(slope) @ rows
+        weights, shrink = self._q.add(logits)
+        self._by_q = self._by_q * shrink[:, None].float() + weights.mul_(slope) @ rows
+
+    def divergences(self) -> Tensor:
+        """(n,) float64."""
+        return self._gap / self._p.total - self._p.value() + self._q.value()
+
+    def gradient(self) -> Tensor:
+        """At the hidden states, (n x d) float32: back through the final norm by autograd."""
+        means = (
+            by.double() / partition.total[:, None]
+            for by, partition in ((self._by_q, self._q), (self._by_p, self._p))
+        )
+        at_output = next(means) - next(means)
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            state = self._head.load(self._hidden).requires_grad_()
+            (found,) = torch.autograd.grad(self._head.output(state), state, at_output.float())
+        return found
 
 
 def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tensor:

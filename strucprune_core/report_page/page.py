@@ -11,8 +11,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from strucprune_core.report import LayerReport, MemoryFigure, PerplexitySummary, Report
-from strucprune_core.report_page.parts import card, details, facts, figure, pill, table
+from strucprune_core.report import (
+    DistillationReport,
+    ExportReport,
+    LayerReport,
+    MemoryFigure,
+    PerplexitySummary,
+    Report,
+    Verification,
+)
+from strucprune_core.report_page.parts import card, details, facts, figure, name_html, pill, table
 from strucprune_core.report_page.plots import (
     Bar,
     Series,
@@ -212,8 +220,27 @@ def _layers(report: Report) -> str:
     ]
     return (
         '<section aria-labelledby="layers"><h2 id="layers">Layer by layer</h2><div class="stack">'
-        f'{_kept_width(report)}<div class="grid">{"".join(small)}</div></div></section>'
+        f'{_kept_width(report)}{_rounds(report)}<div class="grid">{"".join(small)}</div></div>'
+        "</section>"
     )
+
+
+def _rounds(report: Report) -> str:
+    """How often the price was set, if more than once."""
+    if len(report.rounds) < 2:
+        return ""
+    rows = [
+        [
+            f"{place}{' (used)' if each.used else ''}",
+            ABSENT if each.price is None else number(each.price),
+            number(each.predicted_damage),
+            ABSENT if each.kl is None else number(each.kl),
+        ]
+        for place, each in enumerate(report.rounds, start=1)
+    ]
+    head = ["Round", "Price", "Predicted damage", "KL to dense, held out"]
+    caption = "Rounds of the price; the one of least divergence is used"
+    return f'<div class="card">{table(caption, head, rows, numeric_from=1)}</div>'
 
 
 def _kept_width(report: Report) -> str:
@@ -310,7 +337,8 @@ def _quality(report: Report) -> str:
     return (
         '<section aria-labelledby="quality"><h2 id="quality">Quality and size</h2>'
         '<div class="stack"><div class="grid">'
-        f"{_perplexity(report.perplexity)}{_verification(report)}</div>"
+        f"{_perplexity(report.perplexity)}{_verification(report)}"
+        f"{_distillation(report.distillation)}{_exports(report.exports)}</div>"
         f'<div class="card">{_size_table(report)}</div></div></section>'
     )
 
@@ -345,7 +373,24 @@ def _perplexity(quality: PerplexitySummary | None) -> str:
 
 
 def _verification(report: Report) -> str:
-    check = report.verification
+    what = "The written files were loaded again and compared with the pruned weights in memory."
+    return _reload_card("Reload check", what, report.verification)
+
+
+def _exports(exports: Sequence[ExportReport]) -> str:
+    """A card for each further form of the result."""
+    return "".join(
+        _reload_card(
+            f"Export {export.name}",
+            f"{size(export.bytes)} in the folder {export.folder}. The files were read back: every "
+            f"tensor is to the bit what was to be written.",
+            export.verification,
+        )
+        for export in exports
+    )
+
+
+def _reload_card(title: str, what: str, check: Verification) -> str:
     passed = check.max_abs_logit_difference <= check.tolerance
     verdict = pill("matches", "good") if passed else pill("beyond tolerance", "bad")
     findings = facts(
@@ -357,8 +402,28 @@ def _verification(report: Report) -> str:
         ]
     )
     return (
-        f'<article class="card"><h3>Reload check {verdict}</h3><p class="sub">The written files '
-        f"were loaded again and compared with the pruned weights in memory.</p>{findings}</article>"
+        f'<article class="card"><h3>{esc(title)} {verdict}</h3><p class="sub">{esc(what)}</p>'
+        f"{findings}</article>"
+    )
+
+
+def _distillation(found: DistillationReport | None) -> str:
+    """How training the whole model went; nothing if it was not asked for."""
+    if found is None:
+        return ""
+    taken = found.status == "accepted"
+    after = ABSENT if found.kl_after is None else number(found.kl_after)
+    findings = facts(
+        [
+            ("Steps", f"{len(found.losses):,} of {found.steps:,}"),
+            ("Divergence on held-out text", f"{number(found.kl_before)} → {after} nats per token"),
+            ("Time", duration(found.seconds)),
+        ]
+    )
+    return (
+        f'<article class="card"><h3>Distillation {pill(found.status, "good" if taken else "bad")}'
+        f'</h3><p class="sub">The pruned model was trained as a whole towards the dense one.</p>'
+        f"{findings}</article>"
     )
 
 
@@ -409,8 +474,10 @@ def _resources(report: Report) -> str:
 
 def _memory(report: Report) -> str:
     memory = report.memory
+    device = memory.device_peak_bytes
     bars = [
-        *_peak_bars("Device peak", memory.device_peak_bytes),
+        # Nothing planned and nothing seen: there is no device beside the host.
+        *(_peak_bars("Device peak", device) if device.predicted or device.measured else ()),
         *_peak_bars("Host peak", memory.host_peak_bytes),
         Bar(
             "Dense weights alone",
@@ -510,7 +577,7 @@ def _provenance(report: Report) -> str:
 
 def _files(report: Report) -> str:
     rows = "".join(
-        f'<tr><th scope="row" class="any">{esc(entry.name)}</th>'
+        f'<tr><th scope="row" class="name">{name_html(entry.name)}</th>'
         f'<td class="num">{size(entry.bytes)}</td>'
         f'<td class="digest mono">{esc(entry.sha256)}</td></tr>'
         for entry in report.files

@@ -60,10 +60,15 @@ def table(
 def facts(pairs: Iterable[tuple[str, object]], mono: Collection[str] = ()) -> str:
     """Names and values, all text; the values named in `mono` are set in a fixed pitch."""
     rows = "".join(
-        f"<dt>{esc(name)}</dt><dd{_MONO if name in mono else ''}>{esc(value)}</dd>"
+        f"<dt>{name_html(name)}</dt><dd{_MONO if name in mono else ''}>{esc(value)}</dd>"
         for name, value in pairs
     )
     return f"<dl>{rows}</dl>"
+
+
+def name_html(name: str) -> str:
+    """A name as HTML that may break after its dots and underscores rather than anywhere."""
+    return esc(name).replace(".", ".<wbr>").replace("_", "_<wbr>")
 
 
 def pill(text: str, tone: str) -> str:

@@ -274,7 +274,7 @@ thead th {
   font-size: 13px; vertical-align: bottom;
 }
 tbody th { font-weight: 400; }
-.any { overflow-wrap: anywhere; }
+.name { overflow-wrap: break-word; }
 .num { text-align: right; white-space: nowrap; }
 .digest { min-width: 140px; }
 details { margin-top: 14px; }

@@ -4,8 +4,7 @@
 
 After the ridge only the down projection has been repaired; this also moves the kept rows of gate
 and up, through the nonlinearity. Adam's step does not depend on the scale of the loss, so a rate
-relative to each matrix, 0.01 rms(W), means the same in every layer of every model. Warm-up over 5 %
-of the steps, then a cosine down to 5 % of the rate.
+relative to each matrix, 0.01 rms(W), means the same in every layer of every model.
 
 A block is one layer, so memory stays at one layer: the trained matrices five times (the given ones,
 the trained ones, gradients, two moments) plus the activations of one batch. Rows are read from
@@ -26,7 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-WARMUP_SHARE, FLOOR = 0.05, 0.05
+from strucprune_core.solver.schedule import rate_factor
+
 # Far below any gradient of a loss that is relative: the step of a very wide matrix, whose single
 # entries matter little, must not be damped by it.
 ADAM_EPS = 1e-15
@@ -190,15 +190,6 @@ def _train(
         adam.step()
         tick()
     return tuple(losses), True
-
-
-def rate_factor(step: int, steps: int) -> float:
-    """The rate at a step in [0, steps), relative to the highest: linear warm-up, then a cosine."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    progress = (step + 1 - warmup) / max(1, steps - warmup)
-    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def _highest_rate(weight: Tensor, options: RecoveryOptions) -> float:

@@ -39,13 +39,17 @@ def pruned_shards(job: Job) -> list[Shard]:
     ]
 
 
+def copied_files(job: Job) -> dict[str, bytes]:
+    """The dense model's tokenizer and similar files, which pruning leaves alone."""
+    present = [name for name in SIDE_FILES if name in job.index.other_files]
+    return {name: bytes(job.index.store.read(name)) for name in present}
+
+
 def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint as a store: shards in the workspace, small files in memory."""
     shards = pruned_shards(job)
     contents = side_files(job.spec.pruning.layout, job.index.config, job.pruned_config)
-    for name in SIDE_FILES:
-        if name in job.index.other_files:
-            contents[name] = bytes(job.index.store.read(name))
+    contents |= copied_files(job)
     if len(shards) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     paths = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -65,11 +66,14 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
     np.save(draft.path("probe_input.npy"), probe_rows(job, hidden))
 
 
-def probe_rows(job: Job, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The probe windows' part of all hidden states: the beginnings of held-out sequences."""
+Number = TypeVar("Number", bound=np.generic)
+
+
+def probe_rows(job: Job, states: NDArray[Number]) -> NDArray[Number]:
+    """The probe windows' part of all hidden states, or tokens: the beginnings of held-out ones."""
     sequences, tokens = job.probe_shape
     first = job.train_sequences
-    return np.ascontiguousarray(hidden[first : first + sequences, :tokens])
+    return np.ascontiguousarray(states[first : first + sequences, :tokens])
 
 
 def _run(

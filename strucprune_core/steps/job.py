@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +17,25 @@ from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
+from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site
-from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
 from strucprune_core.solver.ridge import default_damping
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
 from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution
-from strucprune_core.units import Unit, build_graph
+from strucprune_core.units import Unit, build_graph, distill_units
 from strucprune_core.workspace import Workspace
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
 HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
 SOLUTION = "solution.safetensors"
+DISTILLED = "distilled.{}.safetensors"
+OTHERS = "others."  # Prefix of trained tensors that belong to no site.
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
 
 
@@ -107,16 +110,26 @@ class Job:
         return build_graph(
             layers=self.config.layers,
             shards=len(self.dense_shards),
-            probes=self.probes,
+            energy=self.energy,
             recover=self.spec.pruning.recover is not None,
+            distill_steps=self.distill_steps,
+            rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
+            exports=self.spec.pruning.exports,
+            export_shards=len(self.padded_shards) if self.exports_blocks else 0,
         )
 
     @property
-    def probes(self) -> bool:
-        """Whether layers' energies are probed."""
+    def energy(self) -> Energy:
+        """Where layers' energies come from; the same width everywhere needs none."""
         pruning = self.spec.pruning
-        return pruning.allocation != "uniform" and pruning.energy == "kl_probe"
+        return "forward" if pruning.allocation == "uniform" else pruning.energy
+
+    @property
+    def distill_steps(self) -> int:
+        """Steps that the whole model is trained for; 0 if it is not."""
+        distill = self.spec.pruning.distill
+        return 0 if distill is None else distill.steps
 
     @cached_property
     def holdout_sequences(self) -> int:
@@ -147,6 +160,23 @@ class Job:
         infos = [self.index.tensors[name] for name in names]
         planned = [PlannedTensor(info.name, info.dtype, info.shape) for info in infos]
         return plan_shards(planned, MAX_SHARD_BYTES)
+
+    @property
+    def exports_blocks(self) -> bool:
+        """Whether there is an export `block_configs`."""
+        return "block_configs" in self.spec.pruning.exports
+
+    @cached_property
+    def padded_shards(self) -> list[Shard]:
+        """Which tensors share a file of the export `block_configs`, by dense sizes filled up."""
+        shapes = expected_tensors(padded(self.config))
+        infos = [self.index.tensors[name] for name in shapes]
+        planned = [PlannedTensor(info.name, info.dtype, shapes[info.name]) for info in infos]
+        return plan_shards(planned, MAX_SHARD_BYTES)
+
+    def stored_dtype(self, name: str) -> str:
+        """Safetensors dtype of a tensor, the same before and after pruning."""
+        return self.index.tensors[name].dtype
 
     def array(self, unit: str, name: str) -> NDArray[Any]:
         """A finished unit's array, memory-mapped and read-only."""
@@ -184,10 +214,49 @@ class Job:
 
     def solution(self, layer: int, site: Site) -> SiteSolution:
         """What solving a site gave, on the host."""
+        if self.spec.pruning.distill is None:
+            return self.repaired(layer, site)
+        return load_solution(self._distilled(layer), site)
+
+    def repaired(self, layer: int, site: Site) -> SiteSolution:
+        """The same before the model was trained as a whole."""
         last = "solve" if self.spec.pruning.recover is None else "recover"
         return load_solution(self.workspace.file(f"{last}.{layer}", SOLUTION), site)
 
     def pruned_source(self) -> PrunedSource:
         """The pruned model's tensors, cut from the dense ones and the finished solves."""
-        sites = [(place.layer, place.site) for place in self.planned]
-        return PrunedSource(self.reader, self.config, sites, self.solution)
+        if self.spec.pruning.distill is None:
+            return self.repaired_source()
+        return PrunedSource(self.reader, self.config, self._places, self.solution, self._others())
+
+    def repaired_source(self) -> PrunedSource:
+        """The same before the model was trained as a whole."""
+        return PrunedSource(self.reader, self.config, self._places, self.repaired)
+
+    def distilled_roles(self, layer: int) -> list[str]:
+        """Matrices of a layer that are trained with the whole model: all but routers."""
+        router = f"{self.config.blocks[layer].names.router}.weight"
+        shapes = layer_tensors(self.config, layer)
+        return [role for role, shape in shapes.items() if len(shape) == 2 and role != router]
+
+    @property
+    def _places(self) -> list[tuple[int, Site]]:
+        return [(place.layer, place.site) for place in self.planned]
+
+    def _distilled(self, layer: int) -> Path:
+        last = len(distill_units(self.distill_steps)) - 1
+        return self.workspace.file(f"distill.{last}", DISTILLED.format(layer))
+
+    def _others(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """Trained tensors outside the sites, by name."""
+        cpu = torch.device("cpu")
+
+        def load(layer: int, role: str) -> torch.Tensor:
+            return load_from_bundle(self._distilled(layer), f"{OTHERS}{role}", cpu)
+
+        found: dict[str, Callable[[], torch.Tensor]] = {}
+        for layer in range(self.config.layers):
+            parts = (part for site in self.sites(layer) for part in (site.output, *site.coupled))
+            for role in set(self.distilled_roles(layer)) - {part.role for part in parts}:
+                found[tensor_name(self.config, layer, role)] = partial(load, layer, role)
+        return found

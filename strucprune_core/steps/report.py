@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from datetime import UTC, datetime
+from typing import Any
 
 import torch
 
@@ -16,7 +17,9 @@ from strucprune_core.progress import Phase
 from strucprune_core.report import (
     REPORT_HTML,
     REPORT_JSON,
+    DistillationReport,
     Environment,
+    ExportReport,
     FileEntry,
     LayerReport,
     MemoryFigure,
@@ -26,13 +29,16 @@ from strucprune_core.report import (
     PhaseTime,
     RecoveryReport,
     Report,
+    RoundReport,
     SiteReport,
     SizeSummary,
     SparsitySummary,
     Verification,
 )
 from strucprune_core.report_page import render_html
-from strucprune_core.steps.assemble import pruned_checkpoint, pruned_shards
+from strucprune_core.spec import Export
+from strucprune_core.steps.assemble import pruned_checkpoint
+from strucprune_core.steps.exports import exported, published, unit_files
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import Unit
@@ -71,11 +77,14 @@ def build_report(job: Job, unit: Unit) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
+        rounds=_rounds(job),
+        distillation=_distillation(job),
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
         verification=Verification(**job.workspace.values("verify")),
-        files=checkpoint_files(job, pruned_checkpoint(job)),
+        exports=[_export(job, export) for export in job.spec.pruning.exports],
+        files=published_files(job, published(job)),
         warnings=[
             _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
             for layer in layers
@@ -164,6 +173,21 @@ def _recovery(job: Job, layer: int) -> RecoveryReport | None:
     return RecoveryReport(**job.workspace.values(f"recover.{layer}"))
 
 
+def _distillation(job: Job) -> DistillationReport | None:
+    if job.spec.pruning.distill is None:
+        return None
+    manifests = [m for m in _manifests(job) if m.unit.startswith("distill.")]
+    first, last = manifests[0].values, manifests[-1].values
+    return DistillationReport(
+        status=last["status"],
+        steps=job.spec.pruning.distill.steps,
+        kl_before=first["kl_before"],
+        kl_after=last["kl_after"],
+        losses=[loss for manifest in manifests for loss in manifest.values["losses"]],
+        seconds=sum(manifest.seconds for manifest in manifests),
+    )
+
+
 def _sites(job: Job, layer: int) -> list[SiteReport]:
     allocation = job.workspace.values("allocate")
     solved = job.workspace.values(f"solve.{layer}")["sites"]
@@ -179,6 +203,27 @@ def _sites(job: Job, layer: int) -> list[SiteReport]:
         for number, place in enumerate(job.planned)
         if place.layer == layer
     ]
+
+
+def _rounds(job: Job) -> list[RoundReport]:
+    allocation = job.workspace.values("allocate")
+    rounds = range(1, job.spec.pruning.rounds + 1)
+    kls = allocation["kls"] or [None]
+    return [
+        _round(job.workspace.values(f"price.{number}"), kl, used=number == allocation["round"])
+        for number, kl in zip(rounds, kls, strict=True)
+    ]
+
+
+def _round(values: dict[str, Any], kl: float | None, *, used: bool) -> RoundReport:
+    return RoundReport(
+        price=values["price"],
+        temperature=values["temperature"],
+        predicted_damage=sum(values["predicted_damages"]),
+        widths=values["widths"],
+        kl=kl,
+        used=used,
+    )
 
 
 def _perplexity(job: Job) -> PerplexitySummary | None:
@@ -227,15 +272,23 @@ def _phases(job: Job) -> list[PhaseTime]:
     ]
 
 
-def checkpoint_files(job: Job, checkpoint: OverlayStore) -> list[FileEntry]:
-    """The files of the assembled checkpoint with their digests."""
+def _export(job: Job, export: Export) -> ExportReport:
+    store = exported(job, export)
+    sizes = [len(data) for data in store.contents.values()]
+    sizes += [path.stat().st_size for path in store.paths.values()]
+    check = Verification(**job.workspace.values(f"check.{export}"))
+    return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
+
+
+def published_files(job: Job, result: OverlayStore) -> list[FileEntry]:
+    """The files that are published with their digests."""
     entries = [
         FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
-        for name, data in checkpoint.contents.items()
+        for name, data in result.contents.items()
     ]
-    for number, shard in enumerate(pruned_shards(job)):
-        manifest = job.workspace.manifest(f"assemble.{number}")
-        assert manifest is not None  # noqa: S101 - the graph runs assemble before report
+    for name, unit in unit_files(job).items():
+        manifest = job.workspace.manifest(unit)
+        assert manifest is not None  # noqa: S101 - the graph runs these before report
         (stored,) = manifest.files.values()
-        entries.append(FileEntry(name=shard.file_name, bytes=stored.bytes, sha256=stored.sha256))
+        entries.append(FileEntry(name=name, bytes=stored.bytes, sha256=stored.sha256))
     return sorted(entries, key=lambda entry: entry.name)

@@ -77,6 +77,30 @@ class LocalStore:
             base = self._path(folder) if folder else self.root
             yield from _walk(base, f"{folder}/" if folder else "", stem)
 
+    def check_writable(self) -> None:
+        """Raise what a write below the root would raise, leaving no trace.
+
+        Raises:
+            AccessDenied: this user cannot make files there.
+            StorageError: a file is where a directory would have to be.
+        """
+        folder = self.root
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir():
+            raise _in_the_way(folder)
+        probe = folder / f"{_TEMPORARY}{uuid4().hex}"
+        try:
+            probe.touch(exist_ok=False)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _full(self.uri, error) from error
+            raise AccessDenied(
+                f"nothing can be written under {self.root}: {_reason(error)}",
+                remedy="Choose a place where this user may make files.",
+            ) from error
+        probe.unlink(missing_ok=True)
+
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""
         self._write(key, lambda file: _write_all(file, data), _replace)
@@ -237,7 +261,10 @@ def _make_directories(folder: Path) -> None:
         missing.append(folder)
         folder = folder.parent
     for path in reversed(missing):
-        path.mkdir(exist_ok=True)
+        try:
+            path.mkdir(exist_ok=True)
+        except FileExistsError:
+            raise _in_the_way(path) from None
         _sync_directory(path.parent)
 
 
@@ -254,21 +281,35 @@ def _too_short(key: str, wanted: int, size: int) -> StorageError:
     return StorageError(f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for")
 
 
+def _in_the_way(path: Path) -> StorageError:
+    return StorageError(
+        f"{path} is a file, not a directory", remedy="Choose another place, or move that file."
+    )
+
+
+def _full(name: str, error: OSError) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"'{name}': {_reason(error)}", remedy="Free space on that disk and try again."
+    )
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
+
+
 @contextmanager
 def _translated(name: str) -> Iterator[None]:
     """Turn an `OSError` into the typed error of the store protocol."""
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
+        reason = _reason(error)
         if error.errno in _ABSENT:
-            raise ObjectNotFound(f"'{name}': {reason.lower()}") from error
+            raise ObjectNotFound(f"'{name}': {reason}") from error
         if error.errno in _REFUSED:
-            raise AccessDenied(f"'{name}': {reason.lower()}") from error
+            raise AccessDenied(f"'{name}': {reason}") from error
         if error.errno in _FULL:
-            raise StorageUnavailable(
-                f"'{name}': {reason.lower()}", remedy="Free space on that disk and try again."
-            ) from error
+            raise _full(name, error) from error
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
-            raise StorageError(f"'{name}': {reason.lower()}") from error
-        raise StorageUnavailable(f"'{name}': {reason.lower()}") from error
+            raise StorageError(f"'{name}': {reason}") from error
+        raise StorageUnavailable(f"'{name}': {reason}") from error

@@ -70,6 +70,10 @@ class OverlayStore:
         """The object's own file, if it has one."""
         return self.paths.get(key)
 
+    def check_writable(self) -> None:
+        """Refused."""
+        raise _read_only()
+
     def put(self, key: str, data: bytes) -> None:
         """Refused."""
         raise _read_only()

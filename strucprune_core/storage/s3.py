@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ BODY_ATTEMPTS = 3
 CONFLICT_ATTEMPTS = 5
 
 _READ_BYTES = 2**20
+_PROBE = "strucprune-write-check"
 
 _ABSENT = {"NoSuchKey", "NoSuchBucket", "NotFound", "404"}
 _REFUSED = {
@@ -134,6 +135,20 @@ class S3Store:
                     if not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(root)
                         yield ObjectInfo(key, int(item["Size"]), item["ETag"])
+
+    def check_writable(self) -> None:
+        """Raise what a write below the root would raise.
+
+        A multipart upload asks for the same permission as any write, and is no object until it is
+        completed, which this one never is.
+        """
+        key = self._key(_PROBE)
+        with _translated(self.uri):
+            begun = self.client.create_multipart_upload(Bucket=self.bucket, Key=key)
+        with suppress(ClientError):  # who may not abort it may write all the same
+            self.client.abort_multipart_upload(
+                Bucket=self.bucket, Key=key, UploadId=begun["UploadId"]
+            )
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

@@ -58,6 +58,9 @@ class Store(Protocol):
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in the service's order."""
 
+    def check_writable(self) -> None:
+        """Raise what a write below the root would raise. Readers see nothing of it."""
+
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""
 

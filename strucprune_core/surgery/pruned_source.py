@@ -75,10 +75,15 @@ class PrunedSource:
         config: ModelConfig,
         sites: list[tuple[int, Site]],
         solution: Callable[[int, Site], SiteSolution],
+        replaced: Mapping[str, Callable[[], Tensor]] | None = None,
     ) -> None:
-        """`solution` gives the solution of a layer's site; it is called for each tensor cut."""
+        """`solution` gives the solution of a layer's site; it is called for each tensor cut.
+
+        `replaced` gives, by name, tensors outside the sites that are not the dense ones any more.
+        """
         self._dense = dense
         self._solution = solution
+        self._replaced = replaced or {}
         self._cuts = {
             tensor_name(config, layer, coupled.role): _Cut(layer, site, coupled)
             for layer, site in sites
@@ -93,6 +98,10 @@ class PrunedSource:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """A tensor of the pruned model; with `dtype` None exactly as it will be stored."""
+        if name in self._replaced:
+            stored_dtype = self._dense.tensor(name, dtype=None).dtype
+            left = self._replaced[name]().to(stored_dtype)
+            return left.to(device=device, dtype=dtype or stored_dtype)
         if name not in self._cuts:
             return self._dense.tensor(name, device=device, dtype=dtype)
         cut = self._cuts[name]

@@ -51,6 +51,30 @@ def test_a_list_is_by_whole_segments() -> None:
     assert refused(job(text="s3://data/team"), settings) == []
 
 
+def test_each_refusal_has_a_cure() -> None:
+    listed = rules(allowed_prefixes={"acme": ["s3://data/team", "s3://data/shared"]})
+    for spec, settings, cure in (
+        (job(model="/srv/model"), rules(), "Use s3://bucket/key."),
+        (
+            job(model="relative"),
+            rules(allow_local_files=True),
+            "Give it from the root: /directory/name.",
+        ),
+        (job(output="s3://data/state/x"), rules(), "Choose another prefix."),
+        (
+            job(model="s3://elsewhere/y"),
+            listed,
+            "Use a prefix below s3://data/team, s3://data/shared.",
+        ),
+        (
+            job(model="s3://elsewhere/y"),
+            rules(allowed_prefixes={"rival": ["s3://data/rival"]}),
+            "Ask whoever runs the service for one.",
+        ),
+    ):
+        assert cure in [issue.remedy for issue in uri_issues(spec, "acme", settings)]
+
+
 @pytest.mark.parametrize("output", ["s3://data/state", "s3://data/state/jobs/job_a", "s3://data"])
 def test_the_journal_is_out_of_reach(output: str) -> None:
     assert refused(job(output=output), rules()) == ["output.uri_prefix"]

@@ -89,8 +89,12 @@ def test_a_sparsity_outside_of_its_range(
         ({"pruning": {"sparsity": 1e-4}}, "invalid_spec", "/pruning/sparsity", "at least"),
         ({"calibration": {"samples": 60_000}}, "invalid_text", "/calibration/uri", "longer text"),
         ({"output": {"uri_prefix": "IN_USE"}}, "output_not_empty", "/output/uri_prefix", "new"),
+        ({"output": {"uri_prefix": "/proc/new"}}, "access_denied", "/output/uri_prefix", "Choose"),
     ],
-    ids=["out of reach", "less than a channel", "text too short", "output in use"],
+    ids=[
+        *("out of reach", "less than a channel", "text too short", "output in use"),
+        "output that cannot be written",
+    ],
 )
 def test_what_does_not_fit_the_model_or_the_stores(
     client: TestClient,
@@ -167,6 +171,17 @@ def test_a_storage_that_does_not_answer(
             assert error["pointer"] == f"/{section}/{name}"
             assert "Check that the S3 endpoint" in error["detail"]
         assert is_untouched(client.app.state.services)  # type: ignore[attr-defined]
+
+
+@pytest.mark.services
+def test_a_service_without_its_bucket_is_not_ready(
+    s3_server: S3Server, settings: Settings, keys: dict[str, str], flush: redis.Redis
+) -> None:
+    settings = settings.model_copy(update={"state_uri": "s3://no-such-bucket/state"})
+    with on_s3(settings, keys, s3_server) as client:
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+        assert "object_not_found" in answer.json()["detail"]
 
 
 def on_s3(settings: Settings, keys: dict[str, str], server: S3Server, **changes: str) -> TestClient:

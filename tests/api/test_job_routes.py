@@ -61,6 +61,18 @@ def test_validate(client: TestClient, body: dict[str, Any]) -> None:
     assert client.get(JOBS).json()["data"] == []
 
 
+def test_validate_says_which_runtimes_load_the_result(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    body["pruning"] = {"sparsity": 0.3, "exports": ["gguf"]}
+    answer = client.post(f"{JOBS}/validate", json=body).json()
+    found = {entry["runtime"]: entry for entry in answer["runtimes"]}
+    assert (found["llama.cpp"]["loads"], found["llama.cpp"]["folder"]) == (True, "gguf")
+    assert not found["MLX"]["loads"]
+    assert "block_configs" in found["MLX"]["remedy"]
+    assert answer["estimate"]["export_bytes"]["gguf"] > 0
+
+
 def test_validate_says_what_is_wrong(
     client: TestClient, body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -71,6 +83,7 @@ def test_validate_says_what_is_wrong(
     assert answer.status_code == 200
     assert not answer.json()["valid"]
     assert answer.json()["estimate"] is None
+    assert answer.json()["runtimes"] is None
     issues = {issue["pointer"]: issue["code"] for issue in answer.json()["issues"]}
     assert issues == {
         "/pruning/sparsity": "invalid_spec",
@@ -160,11 +173,18 @@ def test_list_pages_and_filters(
     assert [job["id"] for job in running] == [ids[0]]
     assert len(client.get(JOBS, params={"label": "team=nlp"}).json()["data"]) == 3
     assert client.get(JOBS, params={"label": "team=other"}).json()["data"] == []
+    middle = second["data"][0]["created_at"]
+    assert len(client.get(JOBS, params={"created_after": middle}).json()["data"]) == 2
+    assert client.get(JOBS, params={"created_before": middle}).json()["data"] == []
 
 
 @pytest.mark.parametrize(
     "params",
-    [{"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}],
+    [
+        *({"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}),
+        {"created_after": "yesterday"},
+        {"created_before": "2026-01-31T12:00:00"},  # of which time zone?
+    ],
 )
 def test_bad_list_parameters(client: TestClient, params: dict[str, Any]) -> None:
     answer = client.get(JOBS, params=params)
@@ -223,6 +243,11 @@ def test_capabilities(client: TestClient) -> None:
     assert "llama" in answer["architectures"]
     assert answer["structures"] == ["ffn_channels", "kv_groups", "query_heads"]
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
+    assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]
     assert answer["layouts"] == ["per_layer", "uniform"]
+    assert answer["exports"] == ["gguf", "block_configs"]
+    loads = {each["name"]: [form["form"] for form in each["loads"]] for each in answer["runtimes"]}
+    assert loads["llama.cpp"] == ["gguf"]
+    assert loads["vLLM"] == ["uniform", "block_configs"]
     assert answer["limits"]["request_bytes"] == 256 * 1024

@@ -357,6 +357,29 @@ def test_pages(ledger: RedisLedger) -> None:
     assert seen == [f"job_{number}" for number in reversed(range(7))]
 
 
+def test_the_time_of_creation_filters_and_pages(ledger: RedisLedger) -> None:
+    for number in range(5):
+        ledger.create(new_job(f"job_{number}", created_at=1000.0 + number))
+
+    def ids(**bounds: Any) -> list[str]:
+        return [job.id for job in ledger.list("acme", **bounds).jobs]
+
+    assert ids(created_after=1001.0) == ["job_4", "job_3", "job_2"]
+    assert ids(created_after=1000.999999) == ["job_4", "job_3", "job_2", "job_1"]
+    assert ids(created_before=1002.0) == ["job_1", "job_0"]
+    assert ids(created_before=1002.000001, created_after=1000.0) == ["job_2", "job_1"]
+    assert ids(created_before=1000.0) == []
+    assert ids(created_after=1003.0, state=JobState.QUEUED) == ["job_4"]
+    page = ledger.list("acme", created_after=1000.0, created_before=1004.0, limit=2)
+    rest = ledger.list(
+        "acme", created_after=1000.0, created_before=1004.0, limit=2, cursor=page.next_cursor
+    )
+    assert [job.id for job in (*page.jobs, *rest.jobs)] == ["job_3", "job_2", "job_1"]
+    assert rest.next_cursor is None
+    # A cursor of another list does not widen this one.
+    assert ids(created_before=1001.0, cursor=page.next_cursor) == ["job_0"]
+
+
 def test_filters(ledger: RedisLedger) -> None:
     ledger.create(new_job("job_a", labels={"team": "nlp", "odd": "a=b:c"}))
     ledger.create(new_job("job_b", labels={"team": "nlp"}))

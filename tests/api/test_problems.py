@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
 import pytest
@@ -53,6 +55,38 @@ def test_pointers(
     problem = is_problem(client.post(JOBS, json={**body, **change}), 422, "validation_failed")
     assert [error["pointer"] for error in problem["errors"]] == [pointer]
     assert problem["errors"][0]["detail"] in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"pruning": {"sparsty": 0.3}}, "There is no such field; is 'sparsity' meant?"),
+        ({"pruning": {"sparsity": 0.3, "oddity": 1}}, "There is no such field; see /docs for"),
+        ({"modell": {}}, "There is no such field; is 'model' meant?"),
+        ({"evaluation": {"uri": "s3://b/t", "seqences": 1}}, "is 'sequences' meant?"),
+        ({"model": {"uri": "ftp://x/y"}}, "scheme 'ftp' is not supported; use s3://bucket/key"),
+    ],
+)
+def test_words_that_help(
+    client: TestClient, body: dict[str, Any], change: dict[str, Any], words: str
+) -> None:
+    problem = is_problem(client.post(JOBS, json={**body, **change}), 422, "validation_failed")
+    details = [error["detail"] for error in problem["errors"]]
+    assert any(detail.startswith(words) or words in detail for detail in details)
+    assert "Value error" not in str(problem)
+    # What there is too much of explains what is missing, so it comes first.
+    assert words in problem["detail"]
+
+
+@pytest.mark.parametrize("kind", [None, "application/x-www-form-urlencoded", "text/plain"])
+def test_a_body_that_is_not_declared_as_json(
+    client: TestClient, body: dict[str, Any], kind: str | None
+) -> None:
+    headers = {} if kind is None else {"Content-Type": kind}
+    for path in (JOBS, f"{JOBS}/validate"):
+        answer = client.post(path, content=json.dumps(body), headers=headers)
+        problem = is_problem(answer, 415, "unsupported_media_type")
+        assert "`Content-Type: application/json`" in problem["detail"]
 
 
 def test_library_errors_point_too(client: TestClient, body: dict[str, Any]) -> None:
@@ -151,6 +185,16 @@ def test_readiness(client: TestClient) -> None:
     assert client.get("/readyz").json() == {"status": "ok"}
 
 
+def test_the_docs_need_no_other_host(client: TestClient) -> None:
+    page = client.get("/docs").text
+    links = re.findall(r"(?:src|href)=\"([^\"]+)", page)
+    assert len(links) >= 3
+    for link in links:
+        assert link.startswith("/")
+        assert client.get(link).status_code == 200
+    assert "//" not in re.sub(r"<!--.*?-->|<script>.*?</script>", "", page, flags=re.S)
+
+
 def test_openapi(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     paths = document["paths"]
@@ -167,7 +211,7 @@ def test_openapi(client: TestClient) -> None:
         "/readyz",
     }
     submit = paths[JOBS]["post"]
-    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "422", "503"}
+    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "415", "422", "503"}
     assert set(submit["responses"]["202"]["headers"]) >= {"Location", "ETag", "Retry-After"}
     for path in paths.values():
         for operation in path.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from strucprune_core import __version__
 from strucprune_core.cli import app
 
 RUNNER = CliRunner()
@@ -53,9 +55,15 @@ def test_help(command: list[str]) -> None:
     assert "Usage" in result.stdout
 
 
+def test_version() -> None:
+    result = call("--version")
+    assert (result.exit_code, result.stdout) == (0, f"strucprune {__version__}\n")
+
+
 def test_inspect(tiny_model: Path) -> None:
     facts = result_of("inspect", tiny_model)
     assert (facts["architecture"], facts["layers"]) == ("llama", 4)
+    assert facts["exports"] == ["gguf", "block_configs"]
     assert "parameters" in call("inspect", tiny_model).stdout
 
 
@@ -63,6 +71,13 @@ def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
     output, report = pruned
     assert report == json.loads((output / "report.json").read_text())
     assert report["sparsity"]["reached"] >= 0.3
+
+
+def test_energies_and_rounds(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
+    more = ("--energy", "gradient", "--rounds", "2")
+    report = result_of(*prune(tiny_model, text_file, tmp_path / "out", *more))
+    assert report["spec"]["pruning"]["energy"] == "gradient"
+    assert len(report["rounds"]) == 2
 
 
 def test_evaluate_agrees_with_the_report(
@@ -73,6 +88,14 @@ def test_evaluate_agrees_with_the_report(
     for model, which in ((tiny_model, "before"), (output, "after")):
         found = result_of("evaluate", model, *windows)
         assert found["perplexity"] == pytest.approx(report["perplexity"][which], rel=1e-5)
+
+
+def test_results_for_people(tiny_model: Path, text_file: Path) -> None:
+    windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
+    told = result_of("evaluate", tiny_model, *windows)
+    shown = "".join(call("evaluate", tiny_model, *windows).stdout.split())
+    assert f"perplexity{told['perplexity']:.4f}sequences2" in shown
+    assert told["text_sha256"] in shown  # on a narrow terminal too
 
 
 def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -118,7 +141,13 @@ def test_a_summary_for_people(tmp_path: Path, tiny_model: Path, text_file: Path)
         (["--calibration", "missing.txt"], 1, "object_not_found", "calibration.uri"),
         (["--samples", "9999"], 1, "invalid_text", "calibration.uri"),
         (["--sequence-length", "999999"], 2, "invalid_spec", "calibration.sequence_length"),
-        (["--output", "OUTPUT_IN_USE"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--calibration", "/"], 2, "invalid_spec", "calibration.uri"),
+        (["--calibration", "DIRECTORY"], 1, "object_not_found", "calibration.uri"),
+        (["--output", "DIRECTORY"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--output", "FILE"], 1, "storage_error", "output.uri_prefix"),
+        (["--output", "FILE/below"], 1, "storage_error", "output.uri_prefix"),
+        (["--output", "/proc/new"], 1, "access_denied", "output.uri_prefix"),
+        (["--workspace", "FILE"], 1, "storage_error", "workspace"),
         (["--device", "abacus"], 2, "invalid_spec", "runtime.device"),
     ],
 )
@@ -131,11 +160,13 @@ def test_bad_input(
     code: str,
     field: str,
 ) -> None:
-    change = [str(tiny_model) if part == "OUTPUT_IN_USE" else part for part in change]
+    places = {"DIRECTORY": str(tiny_model), "FILE": str(text_file)}
+    change = [re.sub("DIRECTORY|FILE", lambda found: places[found[0]], part) for part in change]
     result = call(*prune(tiny_model, text_file, tmp_path / "out", *change), "--json")
     assert result.exit_code == exit_code, result.output
     error = json.loads(result.stdout)["error"]
     assert (error["code"], error["field"]) == (code, field)
+    assert error["phase"] is None  # before any work
     assert not (tmp_path / "out").exists()
 
 

@@ -16,6 +16,7 @@ from strucprune_core.errors import (
     InvalidText,
     ObjectNotFound,
     OutputNotEmpty,
+    StorageError,
     StorageUnavailable,
     StrucPruneError,
     naming_field,
@@ -90,6 +91,12 @@ def test_output_not_empty(body: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "out" / "deep").mkdir(parents=True)
     (tmp_path / "out" / "deep" / "x").write_text("x")
     assert "deep/x" in str(only_issue(changed(body), OutputNotEmpty, "output.uri_prefix"))
+
+
+def test_output_that_cannot_be_written(body: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    issue = only_issue(changed(body), StorageError, "output.uri_prefix")
+    assert "out is a file" in str(issue)
 
 
 @pytest.mark.parametrize("part", ["calibration", "evaluation"])

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from strucprune_core import units
 from strucprune_core.errors import OutputNotEmpty, Stopped, StorageUnavailable
 from strucprune_core.pipeline import STEPS, Step
 from strucprune_core.progress import Phase, Progress
@@ -128,7 +129,12 @@ def test_any_object_may_be_lost_at_any_point(
         {"evaluation": None, "pruning": {"allocation": "uniform"}},
         {"pruning": {"recover": {"steps": 2, "mode": "sequential"}}},
         {"pruning": {"recover": {"steps": 2, "mode": "parallel"}}},
+        {"pruning": {"distill": {"steps": 12}}},
+        {"pruning": {"recover": {"steps": 2}, "distill": {"steps": 2}}},
         {"pruning": {"allocation": "softmax", "energy": "forward", "solver": "admm"}},
+        {"pruning": {"exports": ["gguf", "block_configs"]}},
+        {"pruning": {"energy": "gradient"}},
+        {"pruning": {"structures": ["ffn_channels", "kv_groups"], "rounds": 3}},
     ],
     ids=str,
 )
@@ -140,6 +146,7 @@ def test_units_read_what_they_say(
     changes: dict[str, Any],
 ) -> None:
     # What a unit reads and does not name would not be recomputed for it.
+    monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)  # what one group leaves for another counts
     open_file, read = Workspace.file, set[tuple[str, str]]()
 
     def opened(workspace: Workspace, unit: str, name: str) -> Path:

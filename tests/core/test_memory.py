@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -17,22 +19,25 @@ LAYERS, HIDDEN, WIDTH = 48, 512, 1024
 ALLOWED_SHARE = 0.3
 
 _RUN = """
-import sys
+import json, sys
 from pathlib import Path
 import strucprune_core.evaluation.transformers_reference
 from strucprune_core.evaluation.memory import anonymous_bytes
 from strucprune_core.spec import JobSpec
 from tests.core.tiny_job import run, tiny_spec
 
-model, text, root = (Path(argument) for argument in sys.argv[1:])
-spec = tiny_spec(model, text, root / "out")
+model, text, root = (Path(argument) for argument in sys.argv[1:4])
+spec = tiny_spec(model, text, root / "out", pruning=json.loads(sys.argv[4]))
 before = anonymous_bytes()
 report = run(spec, root)
 print(report.memory.host_peak_bytes.measured - before)
 """
 
 
-def test_peak_memory_is_that_of_a_layer(tmp_path: Path, text_file: Path) -> None:
+@pytest.mark.parametrize("pruning", [{}, {"energy": "gradient", "rounds": 2}], ids=str)
+def test_peak_memory_is_that_of_a_layer(
+    tmp_path: Path, text_file: Path, pruning: dict[str, Any]
+) -> None:
     # The tiny model gives tokenizer and config; the weights are those of a deep one, in one file
     # per layer, so that making them does not take the memory either.
     model = make_tiny_llama(
@@ -41,7 +46,15 @@ def test_peak_memory_is_that_of_a_layer(tmp_path: Path, text_file: Path) -> None
     model_bytes = _deepen(model)
     assert model_bytes > 400e6
     done = subprocess.run(
-        [sys.executable, "-c", _RUN, str(model), str(text_file), str(tmp_path)],
+        [
+            sys.executable,
+            "-c",
+            _RUN,
+            str(model),
+            str(text_file),
+            str(tmp_path),
+            json.dumps(pruning),
+        ],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[2],

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 
 from strucprune_core.report import (
+    DistillationReport,
     Environment,
     FileEntry,
     LayerReport,
@@ -20,6 +21,7 @@ from strucprune_core.report import (
     PerplexitySummary,
     PhaseTime,
     Report,
+    RoundReport,
     SizeSummary,
     SparsitySummary,
     Verification,
@@ -35,7 +37,7 @@ from strucprune_core.report_page.plots import (
     wants_log,
 )
 
-VOID = {"meta", "br", "hr", "img", "link", "input"}
+VOID = {"meta", "br", "hr", "img", "link", "input", "wbr"}
 
 
 def make_layers(count: int, width: int = 1536) -> list[LayerReport]:
@@ -299,6 +301,25 @@ def test_ffn_flops_follow_from_the_channels() -> None:
     assert f"{2 * 3 * 576 * report.after.ffn_channels:,}" in text
 
 
+def test_rounds_are_shown_where_there_were_several() -> None:
+    rounds = [
+        RoundReport(
+            price=price,
+            temperature=None,
+            predicted_damage=0.5,
+            widths=[9],
+            kl=kl,
+            used=kl == 0.3125,
+        )
+        for price, kl in ((1.5e-8, 0.4375), (2.5e-8, 0.3125))
+    ]
+    page = render_html(make_report(rounds=rounds))
+    assert "2 (used)" in page
+    assert "1 (used)" not in page
+    assert "0.4375" in page
+    assert "(used)" not in render_html(make_report(rounds=rounds[1:]))
+
+
 def test_without_perplexity() -> None:
     parsed = check_page(render_html(make_report(perplexity=None)))
     assert "not evaluated" in parsed.text
@@ -355,6 +376,20 @@ def test_nothing_removed_and_nothing_known() -> None:
     parsed = check_page(render_html(bare))
     assert "warning" not in parsed.text
     check_page(render_html(report.model_copy(update={"after": report.before})))
+
+
+def test_a_cpu_job_shows_no_device_bar() -> None:
+    memory = make_report().memory.model_copy(
+        update={"device_peak_bytes": MemoryFigure(predicted=0, measured=None)}
+    )
+    assert "Device peak" not in check_page(render_html(make_report(memory=memory))).text
+    assert "Device peak, predicted" in check_page(render_html(make_report())).text
+
+
+def test_names_break_between_words_on_a_phone() -> None:
+    page = render_html(make_report())
+    assert "<dt>pruning.<wbr>sparsity</dt>" in page
+    assert "model.<wbr>safetensors</th>" in page
 
 
 def test_measured_device_memory_is_the_headline() -> None:
@@ -471,3 +506,17 @@ def test_plots_take_empty_and_broken_series() -> None:
 )
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text.replace(style.NBSP, " ") == expected
+
+
+def test_distillation_has_a_card_where_it_was_done() -> None:
+    found = DistillationReport(
+        status="accepted", steps=20, kl_before=0.25, kl_after=0.125, losses=[0.3] * 20, seconds=61.0
+    )
+    assert "Distillation" not in render_html(make_report())
+    page = render_html(make_report(distillation=found))
+    assert "0.25 → 0.125 nats per token" in page
+    assert "20 of 20" in page
+    stopped = found.model_copy(update={"status": "diverged", "kl_after": None, "losses": [0.3]})
+    page = render_html(make_report(distillation=stopped))
+    assert "diverged" in page
+    assert "1 of 20" in page

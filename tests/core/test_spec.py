@@ -121,3 +121,13 @@ def test_what_is_read_belongs_to_the_fingerprint() -> None:
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         PruningSpec.model_validate({"sparsity": 0.3, **fields})
+
+
+def test_rounds_need_a_price_to_set() -> None:
+    pruning = {"sparsity": 0.5, "rounds": 2}
+    assert JobSpec.model_validate(body() | {"pruning": pruning}).pruning.rounds == 2
+    for uniform in ({"allocation": "uniform"}, {"layout": "uniform"}):
+        with pytest.raises(ValidationError, match="rounds reset the price"):
+            JobSpec.model_validate(body() | {"pruning": pruning | uniform})
+    with pytest.raises(ValidationError, match="greater than or equal to 1"):
+        JobSpec.model_validate(body() | {"pruning": pruning | {"rounds": 0}})

@@ -1,16 +1,44 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strucprune_core.units import PROBE_GROUP_LAYERS, Unit, build_graph, pending, probe_groups
+from strucprune_core.spec import Energy
+from strucprune_core.units import (
+    PROBE_GROUP_LAYERS,
+    Unit,
+    build_graph,
+    pending,
+    probe_groups,
+    publication,
+)
 
 
 def graph(
-    layers: int = 3, shards: int = 2, *, probes: bool = True, evaluate: bool = True
+    layers: int = 3,
+    shards: int = 2,
+    *,
+    energy: Energy = "kl_probe",
+    evaluate: bool = True,
+    rounds: int = 1,
 ) -> list[Unit]:
-    return build_graph(layers=layers, shards=shards, probes=probes, evaluate=evaluate)
+    return build_graph(
+        layers=layers, shards=shards, energy=energy, evaluate=evaluate, rounds=rounds
+    )
+
+
+def exporting() -> list[Unit]:
+    return build_graph(
+        layers=3,
+        shards=2,
+        energy="kl_probe",
+        evaluate=True,
+        exports=("gguf", "block_configs"),
+        export_shards=2,
+    )
 
 
 def names(units: list[Unit]) -> list[str]:
@@ -27,13 +55,14 @@ def after_running(units: list[Unit]) -> tuple[set[str], set[tuple[str, str]]]:
     return set(names(units)), all_files(units) - released
 
 
-@pytest.mark.parametrize("probes", [True, False])
+@pytest.mark.parametrize("rounds", [1, 2, 3])
+@pytest.mark.parametrize("energy", get_args(Energy))
 @pytest.mark.parametrize("evaluate", [True, False])
 @pytest.mark.parametrize(("layers", "shards"), [(1, 1), (3, 2), (20, 5)])
 def test_the_graph_is_in_order_and_closed(
-    layers: int, shards: int, probes: bool, evaluate: bool
+    layers: int, shards: int, evaluate: bool, energy: Energy, rounds: int
 ) -> None:
-    units = graph(layers, shards, probes=probes, evaluate=evaluate)
+    units = graph(layers, shards, energy=energy, evaluate=evaluate, rounds=rounds)
     assert len(set(names(units))) == len(units)
     seen: set[str] = set()
     for unit in units:
@@ -42,12 +71,38 @@ def test_the_graph_is_in_order_and_closed(
         seen.add(unit.name)
     assert units[-1].name == "report"
     assert ("evaluate.pruned" in seen) == evaluate
-    assert ("probe.0" in seen) == probes
+    assert ("probe.0" in seen) == (energy == "kl_probe")
+    assert ("gradient.0" in seen) == (energy == "gradient")
+    assert {f"price.{number}" in seen for number in range(1, rounds + 1)} == {True}
+    assert ("trial.1.0" in seen) == (rounds > 1)
+    # A round is reviewed only if there is another one.
+    assert (f"review.{rounds - 1}.0" in seen) == (rounds > 1)
+    assert f"review.{rounds}.0" not in seen
 
 
+def test_exports_are_written_once_solved_and_checked_before_the_report() -> None:
+    units = {unit.name: unit for unit in exporting()}
+    assert list(units)[-1] == "report"
+    solves = {f"solve.{layer}" for layer in range(3)}
+    for name in ("gguf", "block_configs.0", "block_configs.1"):
+        assert solves <= set(units[name].after)
+    assert {"check.gguf", "check.block_configs"} <= set(units["report"].after)
+    shards = {(f"block_configs.{shard}", "shard.safetensors") for shard in range(2)}
+    assert shards <= set(units["check.block_configs"].reads)
+    assert {*shards, ("gguf", "model.gguf")} <= set(publication(list(units.values())).reads)
+    seen: set[str] = set()
+    for unit in units.values():
+        assert {*unit.after, *(owner for owner, _ in unit.reads)} <= seen
+        seen.add(unit.name)
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+@pytest.mark.parametrize("energy", get_args(Energy))
 @pytest.mark.parametrize("layers", [1, 3, 20])
-def test_nothing_is_released_before_its_last_reader(layers: int) -> None:
-    units = graph(layers)
+def test_nothing_is_released_before_its_last_reader(
+    layers: int, energy: Energy, rounds: int
+) -> None:
+    units = graph(layers, energy=energy, rounds=rounds)
     gone: set[tuple[str, str]] = set()
     for unit in units:
         assert not set(unit.reads) & gone
@@ -55,10 +110,18 @@ def test_nothing_is_released_before_its_last_reader(layers: int) -> None:
 
 
 def test_hidden_states_and_grams_do_not_pile_up() -> None:
-    _, left = after_running(graph(20))
-    assert not {
-        (owner, name) for owner, name in left if name in ("hidden.npy", "grams.safetensors")
-    }
+    passing = ("hidden.npy", "grams.safetensors", "gradient.npy", "stream.npy")
+    for energy in get_args(Energy):
+        _, left = after_running(graph(20, energy=energy, rounds=2))
+        assert not {(owner, name) for owner, name in left if name in passing}
+        assert not {owner for owner, _ in left if owner.startswith("trial")}
+
+
+def test_gradients_go_from_the_last_layer_to_the_first() -> None:
+    order = [unit for unit in graph(20, energy="gradient") if unit.kind == "gradient"]
+    assert names(order) == ["gradient.2", "gradient.1", "gradient.0"]
+    assert ("gradient.2", "gradient.npy") in order[1].reads
+    assert ("tokens", "calibration.npy") in order[0].reads
 
 
 @pytest.mark.parametrize("layers", [1, 7, 8, 9, 30])
@@ -70,11 +133,22 @@ def test_probe_groups_cover_every_layer_once(layers: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind", "index"),
-    [("capture.17", "capture", 17), ("tokens", "tokens", -1), ("evaluate.dense", "evaluate", -1)],
+    [
+        ("capture.17", "capture", 17),
+        ("tokens", "tokens", -1),
+        ("evaluate.dense", "evaluate", -1),
+        ("price.2", "price", 2),
+    ],
 )
 def test_kind_and_index(name: str, kind: str, index: int) -> None:
-    unit = next(unit for unit in graph(20) if unit.name == name)
+    unit = next(unit for unit in graph(20, rounds=2) if unit.name == name)
     assert (unit.kind, unit.index) == (kind, index)
+
+
+@pytest.mark.parametrize(("name", "number", "index"), [("trial.2.17", 2, 17), ("review.1.2", 1, 2)])
+def test_round_and_index(name: str, number: int, index: int) -> None:
+    unit = next(unit for unit in graph(20, rounds=2) if unit.name == name)
+    assert (unit.round, unit.index) == (number, index)
 
 
 def test_everything_is_pending_at_first() -> None:
@@ -87,9 +161,16 @@ def test_nothing_is_pending_at_last() -> None:
     assert pending(units, *after_running(units)) == []
 
 
-@given(done=st.integers(0, 60), layers=st.integers(1, 12))
-def test_after_an_interruption_only_the_rest_is_pending(done: int, layers: int) -> None:
-    units = graph(layers)
+@given(
+    done=st.integers(0, 120),
+    layers=st.integers(1, 12),
+    energy=st.sampled_from(get_args(Energy)),
+    rounds=st.integers(1, 3),
+)
+def test_after_an_interruption_only_the_rest_is_pending(
+    done: int, layers: int, energy: Energy, rounds: int
+) -> None:
+    units = graph(layers, energy=energy, rounds=rounds)
     done = min(done, len(units))
     finished, present = after_running(units[:done])
     present |= all_files(units) & {
@@ -122,9 +203,16 @@ def test_a_lost_file_of_a_finished_unit_matters_only_to_pending_readers() -> Non
     assert todo == ["embed", "capture.0", "capture.1", "solve.1", "assemble.0"]
 
 
-@given(data=st.data(), layers=st.integers(1, 10))
-def test_whatever_is_lost_what_is_pending_can_run(data: st.DataObject, layers: int) -> None:
-    units = graph(layers)
+@given(
+    data=st.data(),
+    layers=st.integers(1, 10),
+    energy=st.sampled_from(get_args(Energy)),
+    rounds=st.integers(1, 2),
+)
+def test_whatever_is_lost_what_is_pending_can_run(
+    data: st.DataObject, layers: int, energy: Energy, rounds: int
+) -> None:
+    units = graph(layers, energy=energy, rounds=rounds)
     finished = data.draw(st.sets(st.sampled_from(names(units))))
     owned = sorted(file for file in all_files(units) if file[0] in finished)
     present = data.draw(st.sets(st.sampled_from(owned))) if owned else set()

@@ -126,6 +126,30 @@ def test_a_drained_worker_gives_its_job_back(
     assert weights(stack, spec) == undisturbed(spec)
 
 
+def test_a_job_outlives_its_storage(
+    stack: Stack,
+    client: Client,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[dict[str, Any]], bytes],
+) -> None:
+    spec = make_spec(samples=64)
+    job_id = client.submit(spec)["id"]
+    run_until(client, job_id, "calibrating")
+    stack.s3.kill()
+    try:
+        with stack.client() as http:
+            answer = http.post("/v1/pruning-jobs", json=make_spec())
+            assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
+        # Long enough for an attempt to give up, and not for all of them.
+        wait_until(lambda: client.get(job_id)["error"], "an attempt has failed", timeout_seconds=60)
+    finally:
+        stack.s3.start()
+    job = client.wait(job_id)
+    assert (job["state"], job["error"]) == ("succeeded", None)
+    assert job["attempt"] in (2, 3)
+    assert weights(stack, spec) == undisturbed(spec)
+
+
 def test_a_lost_ledger_loses_no_job(stack: Stack, client: Client, make_spec: MakeSpec) -> None:
     import redis
 

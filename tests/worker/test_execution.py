@@ -9,6 +9,7 @@ import pytest
 
 from api.jobs.journal import Outcome
 from api.jobs.state import JobState
+from strucprune_core.errors import StorageUnavailable
 from tests.worker.conftest import Bench
 
 
@@ -232,6 +233,23 @@ def test_a_committed_outcome_is_only_copied(bench: Bench) -> None:
     bench.journal.write_outcome(job_id, earlier)
     job = bench.run(job_id, "fail")
     assert (job.state, job.summary) == (JobState.SUCCEEDED, {"by": "a dead worker"})
+
+
+def test_a_journal_that_is_down_uses_up_no_attempt(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageUnavailable("down")
+
+    job_id = bench.submit()
+    with monkeypatch.context() as outage:
+        outage.setattr(bench.journal, "read_outcome", fail)
+        for _ in range(5):
+            job = bench.run(job_id, "succeed")
+            assert (job.state, job.attempt) == (JobState.QUEUED, 0)
+        assert bench.doorbell.rung == []  # the reconciler will, after a while
+    job = bench.run(job_id, "succeed")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
 
 
 def test_no_scratch_directory_is_a_failure_for_now(bench: Bench, tmp_path: Path) -> None:

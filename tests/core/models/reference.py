@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from strucprune_core.checkpoint.index import open_checkpoint
@@ -95,3 +96,49 @@ def reference_logits(model: Any, tokens: NDArray[np.int32]) -> Tensor:
     """The same by transformers."""
     logits: Tensor = model(torch.from_numpy(tokens.astype(np.int64))).logits
     return logits
+
+
+# The modules whose outputs are what a layer's sites compute together, in one family or another.
+_ATTENTION = ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attention.dense")
+_FFN = ("mlp", "fc2", "block_sparse_moe")
+
+
+def reference_gradients(
+    model: Any, tokens: NDArray[np.int32]
+) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
+    """Values and gradients of the windows' summed loss, by transformers and autograd, (b, n, d).
+
+    Of each layer: "input", "output", "attention" and "ffn".
+    """
+    kept: dict[tuple[int, str], Tensor] = {}
+
+    def keep_output(module: Any, key: tuple[int, str]) -> None:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            kept[key] = output[0] if isinstance(output, tuple) else output
+
+        module.register_forward_hook(hook)
+
+    def keep_input(module: Any, key: tuple[int, str]) -> None:
+        def hook(module: Any, args: Any, kwargs: Any) -> None:
+            kept[key] = args[0] if args else kwargs["hidden_states"]
+
+        module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    # The first list of modules is that of the layers: experts' are inside them.
+    layers = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))
+    for number, layer in enumerate(layers):
+        modules = dict(layer.named_modules())
+        keep_input(layer, (number, "input"))
+        keep_output(layer, (number, "output"))
+        for kind, names in (("attention", _ATTENTION), ("ffn", _FFN)):
+            keep_output(next(modules[name] for name in names if name in modules), (number, kind))
+    ids = torch.from_numpy(tokens.astype(np.int64))
+    logits = model(ids).logits[:, :-1].float()
+    loss = functional.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), ids[:, 1:].reshape(-1), reduction="sum"
+    )
+    gradients = torch.autograd.grad(loss, list(kept.values()))
+    return {
+        key: (value.detach().view(*tokens.shape, -1), gradient.view(*tokens.shape, -1))
+        for (key, value), gradient in zip(kept.items(), gradients, strict=True)
+    }

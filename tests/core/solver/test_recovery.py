@@ -12,16 +12,15 @@ from torch.nn import functional
 
 from strucprune_core.errors import Stopped
 from strucprune_core.solver.recovery import (
-    FLOOR,
     RecoveryOptions,
     RecoveryResult,
     RecoveryStatus,
     Tokens,
     held_out_error,
-    rate_factor,
     recover,
 )
 from strucprune_core.solver.ridge import ridge
+from strucprune_core.solver.schedule import FLOOR, rate_factor
 
 D, F, KEPT = 12, 32, 20
 OPTIONS = RecoveryOptions(steps=60, batch_tokens=128)

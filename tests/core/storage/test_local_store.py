@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -7,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from strucprune_core.errors import AccessDenied, ObjectNotFound, Stopped, StorageError
+from strucprune_core.errors import (
+    AccessDenied,
+    ObjectNotFound,
+    Stopped,
+    StorageError,
+    StorageUnavailable,
+)
 from strucprune_core.storage import local
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import ObjectInfo, Store
@@ -75,6 +82,41 @@ def test_a_directory_is_no_object(store: LocalStore) -> None:
         store.read("folder")
     with pytest.raises(StorageError, match="directory"):
         store.put("folder", b"x")
+
+
+def test_nothing_can_be_stored_below_a_file(store: LocalStore) -> None:
+    store.put("file", b"")
+    for below in (store.child("file"), store.child("file/deeper")):
+        for verb in (below.check_writable, lambda below=below: below.put("x", b"")):
+            with pytest.raises(StorageError, match="file is a file, not a directory") as caught:
+                verb()
+            assert not caught.value.retryable
+            assert "Choose another" in str(caught.value)
+
+
+def test_a_check_for_writing_leaves_no_trace(tmp_path: Path) -> None:
+    LocalStore(tmp_path / "not/yet").check_writable()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_nothing_can_be_written() -> None:
+    # Not even root can make files there.
+    with pytest.raises(AccessDenied, match="nothing can be written under /proc/new") as caught:
+        LocalStore(Path("/proc/new")).check_writable()
+    assert "Choose a place" in str(caught.value)
+
+
+def test_a_full_disk_can_be_mended(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageUnavailable, match="no space left on device") as caught:
+        store.put("x", b"1")
+    assert caught.value.retryable
+    assert "Free space" in str(caught.value)
+    monkeypatch.undo()
+    assert list(store.root.iterdir()) == []
 
 
 def test_reading_past_the_end_fails_without_allocating(store: LocalStore) -> None:

@@ -87,6 +87,7 @@ VERBS: dict[str, Callable[[OverlayStore, Path], object]] = {
     "upload": lambda store, path: store.upload("model.safetensors", path),
     "download": lambda store, path: store.download("config.json", path),
     "delete": lambda store, path: store.delete("model.safetensors"),
+    "check_writable": lambda store, path: store.check_writable(),
     "child": lambda store, path: store.child("folder"),
 }
 

@@ -199,6 +199,17 @@ def test_presigned_urls(store: S3Store) -> None:
     refused.value.close()
 
 
+def test_a_check_for_writing_leaves_no_trace(store: S3Store) -> None:
+    store.check_writable()
+    assert list(store.list()) == []
+    found = store.client.list_multipart_uploads(Bucket=store.bucket, Prefix=store.prefix)
+    assert found.get("Uploads", []) == []
+
+
+def test_a_whole_bucket_can_be_checked_for_writing(settings: S3Settings, bucket: str) -> None:
+    open_s3(bucket, "", settings).check_writable()
+
+
 def test_bad_credentials_are_access_denied(settings: S3Settings, bucket: str) -> None:
     for wrong in (
         replace(settings, secret_access_key="wrong"),
@@ -211,6 +222,7 @@ def test_bad_credentials_are_access_denied(settings: S3Settings, bucket: str) ->
             lambda store=store: list(store.list()),
             lambda store=store: store.put("k", b""),
             lambda store=store: store.put_if_absent("k", b""),
+            store.check_writable,
         ):
             with pytest.raises(AccessDenied, match="refused access"):
                 verb()
@@ -230,6 +242,8 @@ def test_unknown_bucket(settings: S3Settings) -> None:
         store.read("k")
     with pytest.raises(ObjectNotFound, match="no such bucket"):
         list(store.list())
+    with pytest.raises(ObjectNotFound, match="no such bucket"):
+        store.check_writable()
 
 
 def test_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

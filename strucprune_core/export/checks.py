@@ -1,0 +1,94 @@
+"""Which exports a model can have, known from its config and tokenizer. No torch.
+
+An export that cannot say what the model is, is refused before any heavy work.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
+from strucprune_core.export.gguf_vocabulary import read_vocabulary
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.spec import Export, PruningSpec
+
+FIELD = "pruning.exports"
+# Families whose tensors and arithmetic are llama's.
+FAMILIES = ("llama", "mistral")
+
+
+def check_export(
+    export: Export, pruning: PruningSpec, config: ModelConfig, index: CheckpointIndex
+) -> None:
+    """Check that an export can hold what a job will make of a model.
+
+    Raises:
+        InvalidSpec: it cannot; the field is `pruning.exports`.
+        InvalidCheckpoint: the tokenizer's files are malformed.
+        StorageError: the store refused or failed.
+    """
+    check_shape(export, pruning, config)
+    if export == "gguf":
+        read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
+
+
+def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> None:
+    """The same without the tokenizer: from the config alone.
+
+    Raises:
+        InvalidSpec: the export cannot hold the result.
+    """
+    if config.family not in FAMILIES:
+        raise _refusal(export, f"models of family '{config.family}', only {' and '.join(FAMILIES)}")
+    if config.activation != "silu":
+        raise _refusal(export, f"the activation '{config.activation}'")
+    if config.qkv_bias or config.attention_output_bias or config.ffn_bias:
+        raise _refusal(export, "biases in attention or FFN")
+    if any(_slides(block, config) for block in config.blocks):
+        raise _refusal(export, "sliding windows shorter than the context")
+    if export == "block_configs":
+        _check_heads(pruning, config)
+
+
+def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:
+    """The exports that a job on a model could have if it removes FFN channels alone.
+
+    Raises:
+        StorageError: the store refused or failed.
+    """
+    pruning = PruningSpec(sparsity=0.5)
+    found: list[Export] = []
+    for export in get_args(Export):
+        try:
+            check_export(export, pruning, config, index)
+        except (InvalidSpec, InvalidCheckpoint):
+            continue
+        found.append(export)
+    return found
+
+
+def _slides(block: LayerConfig, config: ModelConfig) -> bool:
+    return block.window is not None and block.window < config.max_position_embeddings
+
+
+def _check_heads(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Runtimes make every head hidden_size / heads wide, and as many queries in all layers."""
+    if {"kv_groups", "query_heads"} & set(pruning.structures):
+        raise InvalidSpec(
+            "the block_configs export has one number of query heads for all layers, so that heads "
+            "cannot be removed",
+            field=FIELD,
+            remedy="Use structures ['ffn_channels'], or leave 'block_configs' out.",
+        )
+    heads = {block.query_heads for block in config.blocks}
+    if any(count * config.head_dim != config.hidden_size for count in heads):
+        raise _refusal("block_configs", "heads that do not share out the hidden size")
+
+
+def _refusal(export: str, what: str) -> InvalidSpec:
+    return InvalidSpec(
+        f"the {export} export knows no {what}",
+        field=FIELD,
+        remedy=f"Leave '{export}' out of pruning.exports.",
+    )

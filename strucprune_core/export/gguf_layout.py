@@ -1,0 +1,218 @@
+"""What a llama is called in GGUF: tensors, dtypes and metadata, both ways. No torch, no gguf.
+
+Architecture `llama` where all layers have one shape, else `deci`, which is llama with the width and
+head counts of every layer (`feed_forward_length`, `attention.head_count`, `.head_count_kv` as
+lists). Rows of query and key projections are permuted: a head's rotary pairs lie side by side in
+GGUF (x0, y0, x1, y1, ..), and in two halves in transformers (x0, x1, .., y0, y1, ..).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.config import ModelConfig, RopeConfig
+from strucprune_core.models.pruned_shapes import FORMAT_VERSION, PRUNED_PREFIX
+from strucprune_core.models.tensors import expected_tensors, tensor_name
+
+GgufDtype = Literal["F32", "F16", "BF16"]
+Value = int | float | str | list[int]
+
+DTYPE_BYTES: Mapping[GgufDtype, int] = {"F32": 4, "F16": 2, "BF16": 2}
+ROPE_FACTORS = "rope_freqs.weight"
+"""By how much each pair of a head turns slower (llama3 scaling), (head_dim / 2,) float32."""
+
+_MODEL = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_LAYER = {
+    "input_layernorm.weight": "attn_norm.weight",
+    "self_attn.q_proj.weight": "attn_q.weight",
+    "self_attn.k_proj.weight": "attn_k.weight",
+    "self_attn.v_proj.weight": "attn_v.weight",
+    "self_attn.o_proj.weight": "attn_output.weight",
+    "post_attention_layernorm.weight": "ffn_norm.weight",
+    "mlp.gate_proj.weight": "ffn_gate.weight",
+    "mlp.up_proj.weight": "ffn_up.weight",
+    "mlp.down_proj.weight": "ffn_down.weight",
+}
+# GGUF's numbers for what most matrices of a file are.
+_FILE_TYPES: Mapping[GgufDtype, int] = {"F16": 1, "BF16": 32}
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of the file.
+
+    Attributes:
+        name: In GGUF.
+        source: In the checkpoint.
+        shape: Rows first, as in the checkpoint.
+        dtype: As it is written.
+        rotary_heads: Heads whose rows are permuted; 0 for all but query and key projections.
+    """
+
+    name: str
+    source: str
+    shape: tuple[int, ...]
+    dtype: GgufDtype
+    rotary_heads: int = 0
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its values."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count * DTYPE_BYTES[self.dtype]
+
+
+def plan_tensors(config: ModelConfig, stored: Callable[[str], str]) -> list[GgufTensor]:
+    """All tensors of a model, in file order.
+
+    Args:
+        config: A llama.
+        stored: Safetensors dtype of a checkpoint tensor by name. bfloat16 stays what it is;
+            everything else becomes float16, vectors float32.
+    """
+    names = {source: (name, 0) for source, name in _MODEL.items()}
+    for layer, block in enumerate(config.blocks):
+        heads = {
+            f"{block.names.query}.weight": block.query_heads,
+            f"{block.names.key}.weight": block.kv_heads,
+        }
+        for role, name in _LAYER.items():
+            source = tensor_name(config, layer, role)
+            names[source] = (f"blk.{layer}.{name}", heads.get(role, 0))
+    return [
+        GgufTensor(names[source][0], source, shape, _dtype(shape, stored(source)), names[source][1])
+        for source, shape in expected_tensors(config).items()
+    ]
+
+
+def _dtype(shape: tuple[int, ...], stored: str) -> GgufDtype:
+    if len(shape) == 1:
+        return "F32"
+    return "BF16" if stored == "BF16" else "F16"
+
+
+def architecture(config: ModelConfig) -> str:
+    """`llama` if one shape holds for all layers, else `deci`."""
+    shapes = {(block.query_heads, block.kv_heads, block.ffn_widths) for block in config.blocks}
+    return "llama" if len(shapes) == 1 else "deci"
+
+
+def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[str, Value]:
+    """Key-value pairs that describe the model; integers are written as uint32, floats as float32.
+
+    Args:
+        config: A llama.
+        name: What the model is called.
+        tensors: Its tensors.
+    """
+    arch = architecture(config)
+    rope = config.blocks[0].rope or RopeConfig()
+    matrices: list[GgufDtype] = [tensor.dtype for tensor in tensors if len(tensor.shape) == 2]
+    most = max(sorted(set(matrices)), key=matrices.count)
+    pairs: dict[str, Value] = {
+        "general.type": "model",
+        "general.name": name,
+        "general.file_type": _FILE_TYPES[most],
+        f"{arch}.block_count": config.layers,
+        f"{arch}.context_length": config.max_position_embeddings,
+        f"{arch}.embedding_length": config.hidden_size,
+        f"{arch}.feed_forward_length": [block.ffn_widths[0] for block in config.blocks],
+        f"{arch}.attention.head_count": [block.query_heads for block in config.blocks],
+        f"{arch}.attention.head_count_kv": [block.kv_heads for block in config.blocks],
+        f"{arch}.attention.layer_norm_rms_epsilon": config.norm.eps,
+        f"{arch}.attention.key_length": config.head_dim,
+        f"{arch}.attention.value_length": config.head_dim,
+        f"{arch}.rope.dimension_count": config.rotary_dims,
+        f"{arch}.rope.freq_base": rope.theta,
+        f"{arch}.vocab_size": config.vocab_size,
+    }
+    if rope.type == "linear":
+        pairs[f"{arch}.rope.scaling.type"] = "linear"
+        pairs[f"{arch}.rope.scaling.factor"] = rope.factor
+    if arch == "llama":
+        return {key: value[0] if isinstance(value, list) else value for key, value in pairs.items()}
+    return pairs
+
+
+def raw_config(
+    field: Callable[[str], Any], tensor_names: set[str], rope: RopeConfig
+) -> dict[str, Any]:
+    """The config.json (of layout `per_layer`) of what a GGUF file holds.
+
+    Args:
+        field: Value of a metadata key, None if there is none.
+        tensor_names: The file's tensors.
+        rope: The model's; a GGUF file has only the effect of llama3 scaling (`ROPE_FACTORS`).
+
+    Raises:
+        InvalidCheckpoint: a key is missing.
+    """
+    arch = field("general.architecture")
+
+    def needed(key: str) -> Any:
+        value = field(f"{arch}.{key}")
+        if value is None:
+            raise InvalidCheckpoint(f"the GGUF file has no {arch}.{key}")
+        return value
+
+    layers = needed("block_count")
+
+    def by_layer(key: str) -> list[int]:
+        value = needed(key)
+        return value if isinstance(value, list) else [value] * layers
+
+    widths = by_layer("feed_forward_length")
+    heads, kv_heads = by_layer("attention.head_count"), by_layer("attention.head_count_kv")
+    theta = needed("rope.freq_base")
+    positions: dict[str, Any] = {"rope_type": "default"}
+    if field(f"{arch}.rope.scaling.type") == "linear":
+        positions = {"rope_type": "linear", "factor": needed("rope.scaling.factor")}
+    if ROPE_FACTORS in tensor_names:
+        positions = rope_parameters(rope)
+    return {
+        "model_type": f"{PRUNED_PREFIX}llama",
+        "vocab_size": needed("vocab_size"),
+        "hidden_size": needed("embedding_length"),
+        "intermediate_size": widths[0],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads[0],
+        "num_key_value_heads": kv_heads[0],
+        "head_dim": needed("attention.key_length"),
+        "hidden_act": "silu",
+        "max_position_embeddings": needed("context_length"),
+        "rms_norm_eps": needed("attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {**positions, "rope_theta": theta},
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": _MODEL["lm_head.weight"] not in tensor_names,
+        "strucprune": {
+            "format_version": FORMAT_VERSION,
+            "layers": [
+                {"ffn": [width], "query_heads": queries, "kv_heads": keys}
+                for width, queries, keys in zip(widths, heads, kv_heads, strict=True)
+            ],
+        },
+    }
+
+
+def rope_parameters(rope: RopeConfig) -> dict[str, Any]:
+    """The section of config.json that describes rotary positions."""
+    section: dict[str, Any] = {"rope_type": rope.type, "rope_theta": rope.theta}
+    if rope.type != "default":
+        section["factor"] = rope.factor
+    if rope.type == "llama3":
+        section |= {
+            "low_freq_factor": rope.low_freq_factor,
+            "high_freq_factor": rope.high_freq_factor,
+            "original_max_position_embeddings": rope.original_max_position_embeddings,
+        }
+    return section

@@ -1,0 +1,151 @@
+"""Which runtimes load the result of a job, from which folder, and if not, what to change. No torch.
+
+`RUNTIMES` is the one table of these claims; `make runtimes` puts them to the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.export.checks import check_shape
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.spec import Export, PruningSpec
+
+Form = Literal["per_layer", "uniform", "gguf", "block_configs"]
+
+_EVERY = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "opt",
+    "gpt2",
+    "gpt_neox",
+    "mixtral",
+    "qwen3_moe",
+)
+_LLAMAS = ("llama", "mistral")
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LoadableForm(_Part):
+    """A form of the result that a runtime loads."""
+
+    form: Form = Field(description="A layout of the checkpoint, or an export.")
+    families: tuple[str, ...]
+    note: str = Field(description="How it is loaded.")
+
+
+class Runtime(_Part):
+    """A runtime, and what it loads; what serves it best comes first."""
+
+    name: str
+    loads: tuple[LoadableForm, ...]
+
+
+RUNTIMES: tuple[Runtime, ...] = (
+    Runtime(
+        name="transformers",
+        loads=(
+            LoadableForm(form="uniform", families=_EVERY, note="the family's own classes"),
+            LoadableForm(
+                form="per_layer",
+                families=_EVERY,
+                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+            ),
+        ),
+    ),
+    Runtime(
+        name="vLLM",
+        loads=(
+            LoadableForm(form="uniform", families=_EVERY, note="as it is"),
+            LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+        ),
+    ),
+    Runtime(
+        name="llama.cpp",
+        loads=(LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),),
+    ),
+    Runtime(
+        name="MLX",
+        loads=(
+            LoadableForm(
+                form="uniform",
+                families=tuple(name for name in _EVERY if name != "opt"),
+                note="as it is",
+            ),
+            LoadableForm(form="block_configs", families=_LLAMAS, note="as it is"),
+        ),
+    ),
+)
+
+
+class RuntimeSupport(_Part):
+    """Whether a runtime loads what a job will produce."""
+
+    runtime: str
+    loads: bool
+    folder: str | None = Field(
+        default=None, description="Under the output prefix, '.' for itself; null: does not load."
+    )
+    note: str | None = Field(default=None, description="How it is loaded.")
+    reason: str | None = Field(default=None, description="Why it does not load.")
+    remedy: str | None = Field(default=None, description="What to change so that it does.")
+
+
+def runtime_support(config: ModelConfig, pruning: PruningSpec) -> list[RuntimeSupport]:
+    """Say for every runtime whether, and from where, it loads a job's result.
+
+    Args:
+        config: The dense model.
+        pruning: What is asked for.
+    """
+    return [_support(runtime, config, pruning) for runtime in RUNTIMES]
+
+
+def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> RuntimeSupport:
+    known = [form for form in runtime.loads if config.family in form.families]
+    for form in known:
+        if form.form == pruning.layout:
+            return RuntimeSupport(runtime=runtime.name, loads=True, folder=".", note=form.note)
+        if form.form in pruning.exports:
+            return RuntimeSupport(
+                runtime=runtime.name, loads=True, folder=form.form, note=form.note
+            )
+    produced = " and ".join([f"layout '{pruning.layout}'", *pruning.exports])
+    return RuntimeSupport(
+        runtime=runtime.name,
+        loads=False,
+        reason=f"it does not load {produced} of family '{config.family}'",
+        remedy=_remedy(known, config, pruning),
+    )
+
+
+def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec) -> str | None:
+    """What would make a runtime load the result; None if nothing here does."""
+    ways = []
+    for form in known:
+        if form.form == "per_layer" or form.form == "uniform":
+            ways.append(f"use layout '{form.form}'")
+        elif _possible(form.form, pruning, config):
+            ways.append(f"add '{form.form}' to pruning.exports")
+    text = ", or ".join(ways)
+    return f"{text[:1].upper()}{text[1:]}." if text else None
+
+
+def _possible(export: Export, pruning: PruningSpec, config: ModelConfig) -> bool:
+    try:
+        check_shape(export, pruning, config)
+    except InvalidSpec:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""The backward pass of a streamed model, a layer at a time.
+
+Nothing is kept of a forward pass but every layer's input (the activation checkpoints of Chen et al.
+2016, "Training Deep Nets with Sublinear Memory Cost"): a layer is run again from its input with the
+graph on, and the gradient at its output becomes that at its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.models.config import LayerConfig
+from strucprune_core.models.decoder import Decoder, LayerWeights
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.structures import SiteKind
+
+
+@dataclass(frozen=True, slots=True)
+class LayerGradients:
+    """What one layer's backward pass gave.
+
+    Attributes:
+        hidden: The layer's output, from which it was run again, (b, n, d).
+        at_input: Gradient at its input, (b, n, d).
+        at_outputs: Gradient at what its sites of each kind compute together, (b, n, d).
+    """
+
+    hidden: Tensor
+    at_input: Tensor
+    at_outputs: dict[SiteKind, Tensor]
+
+
+def backward_layer(
+    stream: ModelStream,
+    layer: int,
+    weights: LayerWeights,
+    hidden: NDArray[np.float32],
+    at_output: NDArray[np.float32],
+) -> LayerGradients:
+    """Run one dense layer forth and back; no weight gets a gradient.
+
+    Args:
+        stream: The model.
+        layer: Which.
+        weights: Its tensors, by role.
+        hidden: Its input, (b x n x d).
+        at_output: Gradient of the loss at its output, (b x n x d).
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        x = torch.from_numpy(np.array(hidden)).to(stream.device).requires_grad_()
+        outputs: dict[SiteKind, Tensor] = {}
+        block = stream.config.blocks[layer]
+        result = Decoder(stream.config).forward_layer(block, x, weights, outputs).hidden
+        at_input, *at_outputs = torch.autograd.grad(
+            result, (x, *outputs.values()), torch.from_numpy(np.array(at_output)).to(stream.device)
+        )
+    return LayerGradients(result.detach(), at_input, dict(zip(outputs, at_outputs, strict=True)))
+
+
+def layer_gradients(
+    decoder: Decoder,
+    block: LayerConfig,
+    weights: LayerWeights,
+    trained: Sequence[str],
+    hidden: Tensor,
+    at_output: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Run one layer forth and back for the sake of its weights.
+
+    Args:
+        decoder: The model's mathematics.
+        block: The layer's shape.
+        weights: Its tensors, by role.
+        trained: Roles that get a gradient.
+        hidden: Its input, (b, n, d).
+        at_output: Gradient of the loss at its output, (b, n, d).
+
+    Returns:
+        The gradient at its input, and at each trained tensor by role.
+    """
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        x = hidden.detach().requires_grad_()
+        leaves = {role: weights[role].detach().requires_grad_() for role in trained}
+        result = decoder.forward_layer(block, x, {**weights, **leaves}).hidden
+        # An expert that no token chose is not part of the graph: its gradient is zero.
+        at_input, *found = torch.autograd.grad(
+            result, (x, *leaves.values()), at_output, materialize_grads=True
+        )
+    return at_input, dict(zip(trained, found, strict=True))

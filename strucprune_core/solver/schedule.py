@@ -1,0 +1,16 @@
+"""The learning rate over the steps of a training: warm-up over 5 %, then a cosine down to 5 %."""
+
+from __future__ import annotations
+
+import math
+
+WARMUP_SHARE, FLOOR = 0.05, 0.05
+
+
+def rate_factor(step: int, steps: int) -> float:
+    """The rate at a step in [0, steps), relative to the highest: linear warm-up, then a cosine."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    progress = (step + 1 - warmup) / max(1, steps - warmup)
+    return FLOOR + (1.0 - FLOOR) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,115 @@
+"""`price.r` and `allocate`: energies, the widths they give, and which round's widths are used."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strucprune_core.allocation.energies import energy, review_factors
+from strucprune_core.planning import PlannedSite, allocate_widths
+from strucprune_core.steps.allocation import CURVES, probe_removals
+from strucprune_core.steps.job import Job
+from strucprune_core.units import Unit, probe_groups
+from strucprune_core.workspace import Draft
+
+Key = tuple[int, str]
+"""Layer and kind: the sites of a kind in a layer share an energy."""
+
+
+def price(job: Job, unit: Unit, draft: Draft) -> None:
+    """Values by planned site: `widths`, `energies`, `predicted_damages`; `price`, `temperature`."""
+    damages = [_damages(job, place) for place in job.planned]
+    first = unit.index == 1
+    energies = _measured(job, damages) if first else _reviewed(job, unit.index - 1, damages)
+    allocation = allocate_widths(job.spec.pruning, job.planned, damages, energies)
+    draft.values |= asdict(allocation)
+    draft.values["energies"] = energies
+    draft.values["predicted_damages"] = [
+        alpha * _removed(damage, width)
+        for alpha, damage, width in zip(energies, damages, allocation.widths, strict=True)
+    ]
+
+
+def allocate(job: Job, unit: Unit, draft: Draft) -> None:
+    """The values of one round's price: the one whose model diverges least from the dense one.
+
+    Values beside: `round`, from 1, and `kls`, by round, empty if there was only one.
+    """
+    rounds = range(1, job.spec.pruning.rounds + 1)
+    kls = [_tried(job, number) for number in rounds] if len(rounds) > 1 else []
+    chosen = 1 + int(np.argmin(kls)) if kls else 1
+    draft.values |= job.workspace.values(f"price.{chosen}")
+    draft.values |= {"round": chosen, "kls": kls}
+
+
+def _tried(job: Job, number: int) -> float:
+    """Mean KL divergence per token of the model that a round prunes."""
+    return float(job.workspace.values(f"trial.{number}.{job.config.layers - 1}")["kl"])
+
+
+def _damages(job: Job, place: PlannedSite) -> NDArray[np.float64]:
+    name = f"{place.site.name}.damage"
+    damage: NDArray[np.float64] = job.tensor(f"curve.{place.layer}", CURVES, name).cpu().numpy()
+    return damage
+
+
+def _removed(damage: NDArray[np.float64], width: int) -> float:
+    """Damage of all that goes when so many structures stay."""
+    return float(damage[: len(damage) - width].sum())
+
+
+def _keys(job: Job) -> list[Key]:
+    return [(place.layer, place.site.kind) for place in job.planned]
+
+
+def _by_key(job: Job, values: list[float]) -> dict[Key, float]:
+    """Sums over the sites that share an energy."""
+    sums: dict[Key, float] = {}
+    for key, value in zip(_keys(job), values, strict=True):
+        sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
+def _group_values(job: Job, kind: str, name: str) -> dict[Key, float]:
+    """What the units of all groups found out by layer and kind."""
+    found: dict[Key, float] = {}
+    for group in range(len(probe_groups(job.config.layers))):
+        for layer, site_kind, value in job.workspace.values(f"{kind}.{group}")[name]:
+            found[layer, site_kind] = value
+    return found
+
+
+def _measured(job: Job, damages: list[NDArray[np.float64]]) -> list[float]:
+    """One energy per planned site, from the dense model."""
+    if job.energy == "forward":
+        return [1.0] * len(damages)
+    if job.energy == "gradient":
+        energies = _group_values(job, "gradient", "energies")
+        return [energies[key] for key in _keys(job)]
+    probed = [
+        float(damage[: probe_removals(place.site)].sum())
+        for place, damage in zip(job.planned, damages, strict=True)
+    ]
+    predicted = _by_key(job, probed)
+    kls = _group_values(job, "probe", "kl")
+    return [energy(kls[key], predicted[key]) for key in _keys(job)]
+
+
+def _reviewed(job: Job, number: int, damages: list[NDArray[np.float64]]) -> list[float]:
+    """One energy per planned site, from the model that a round has pruned."""
+    before = job.workspace.values(f"price.{number}")
+    predicted = _by_key(job, before["predicted_damages"])
+    whole = _tried(job, number)
+    without = _group_values(job, f"review.{number}", "kl")
+    losses = {key: whole - kl for key, kl in without.items()}
+    keys = list(predicted)
+    factors = dict(
+        zip(
+            keys,
+            review_factors([predicted[key] for key in keys], [losses[key] for key in keys]),
+            strict=True,
+        )
+    )
+    return [old * factors[key] for key, old in zip(_keys(job), before["energies"], strict=True)]

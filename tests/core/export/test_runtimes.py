@@ -1,0 +1,142 @@
+"""Which runtimes load a result, and which exports a model can have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.export.checks import check_shape, possible_exports
+from strucprune_core.export.runtimes import RUNTIMES, RuntimeSupport, runtime_support
+from strucprune_core.inspection import inspect_model, job_issues
+from strucprune_core.models.families import FAMILIES, parse_config
+from strucprune_core.spec import Export, JobSpec, PruningSpec
+from strucprune_core.storage.local import LocalStore
+from tests.core.tiny_job import tiny_spec
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 192,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 512,
+    "max_position_embeddings": 2048,
+}
+
+
+def pruning(**changes: Any) -> PruningSpec:
+    return PruningSpec.model_validate({"sparsity": 0.3, **changes})
+
+
+def support(config: dict[str, Any], **changes: Any) -> dict[str, RuntimeSupport]:
+    found = runtime_support(parse_config(config), pruning(**changes))
+    return {entry.runtime: entry for entry in found}
+
+
+def folders(config: dict[str, Any], **changes: Any) -> list[str | None]:
+    return [entry.folder for entry in support(config, **changes).values()]
+
+
+def test_the_table_names_families_that_exist() -> None:
+    for runtime in RUNTIMES:
+        for form in runtime.loads:
+            assert set(form.families) <= set(FAMILIES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [".", None, None, None]),
+        ({"layout": "uniform"}, [".", ".", None, "."]),
+        ({"exports": ["gguf"]}, [".", None, "gguf", None]),
+        ({"exports": ["block_configs"]}, [".", "block_configs", None, "block_configs"]),
+        (
+            {"exports": ["block_configs", "gguf"]},
+            [".", "block_configs", "gguf", "block_configs"],
+        ),
+        ({"layout": "uniform", "exports": ["block_configs", "gguf"]}, [".", ".", "gguf", "."]),
+    ],
+    ids=str,
+)
+def test_folders_of_a_llama(changes: dict[str, Any], expected: list[str | None]) -> None:
+    assert [runtime.name for runtime in RUNTIMES] == ["transformers", "vLLM", "llama.cpp", "MLX"]
+    assert folders(LLAMA, **changes) == expected
+    for entry in support(LLAMA, **changes).values():
+        assert entry.loads == (entry.folder is not None)
+        assert (entry.reason is None) == entry.loads
+        assert entry.loads or entry.remedy is not None
+
+
+def test_what_to_change() -> None:
+    found = support(LLAMA)
+    assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."
+    assert found["vLLM"].remedy == (
+        "Use layout 'uniform', or add 'block_configs' to pruning.exports."
+    )
+    heads = support(LLAMA, structures=["kv_groups"])
+    assert heads["MLX"].remedy == "Use layout 'uniform'."
+    opt = {
+        "model_type": "opt",
+        "hidden_size": 64,
+        "ffn_dim": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 512,
+        "word_embed_proj_dim": 64,
+        "max_position_embeddings": 2048,
+    }
+    assert support(opt)["llama.cpp"].remedy is None
+    assert support(opt)["transformers"].loads
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "refused"),
+    [
+        ({}, {}, set()),
+        ({"model_type": "mistral", "sliding_window": None}, {}, set()),
+        ({"model_type": "mistral", "sliding_window": 2048}, {}, set()),
+        ({"model_type": "mistral", "sliding_window": 1024}, {}, {"gguf", "block_configs"}),
+        ({"model_type": "qwen2"}, {}, {"gguf", "block_configs"}),
+        ({"attention_bias": True}, {}, {"gguf", "block_configs"}),
+        ({"mlp_bias": True}, {}, {"gguf", "block_configs"}),
+        ({"hidden_act": "gelu"}, {}, {"gguf", "block_configs"}),
+        ({"head_dim": 32}, {}, {"block_configs"}),
+        ({}, {"structures": ["kv_groups"]}, {"block_configs"}),
+        ({}, {"structures": ["ffn_channels", "query_heads"]}, {"block_configs"}),
+    ],
+    ids=str,
+)
+def test_what_exports_cannot_hold(
+    config: dict[str, Any], changes: dict[str, Any], refused: set[str]
+) -> None:
+    parsed = parse_config({**LLAMA, **config})
+    for export in get_args(Export):
+        if export in refused:
+            with pytest.raises(InvalidSpec) as error:
+                check_shape(export, pruning(**changes), parsed)
+            assert error.value.field == "pruning.exports"
+            assert f"'{export}'" in error.value.remedy
+        else:
+            check_shape(export, pruning(**changes), parsed)
+
+
+def test_a_job_is_refused_before_any_work(
+    tiny_model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    changes = {"structures": ["kv_groups"], "exports": ["gguf", "block_configs"]}
+    spec: JobSpec = tiny_spec(tiny_model, text_file, tmp_path / "out", pruning=changes)
+    (issue,) = job_issues(spec, lambda uri: LocalStore(Path(uri)))
+    assert issue.field == "pruning.exports"
+    facts = inspect_model(LocalStore(tiny_model))
+    assert possible_exports(facts.config, facts.index) == ["gguf", "block_configs"]
+
+
+def test_an_export_is_named_once() -> None:
+    with pytest.raises(ValueError, match="lists one kind twice"):
+        pruning(exports=["gguf", "gguf"])
+    with pytest.raises(ValueError, match="exports"):
+        pruning(exports=["onnx"])

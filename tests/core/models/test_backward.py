@@ -1,0 +1,106 @@
+"""Gradients of the streamed model against autograd of the real transformers classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from strucprune_core.models import streaming, vocabulary
+from strucprune_core.models.backward import LayerGradients, backward_layer
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import embed, loss_gradients, token_losses
+from tests.core.models.families import VARIANTS, random_model
+from tests.core.models.reference import (
+    open_stream,
+    random_tokens,
+    reference_gradients,
+    stream_of,
+)
+
+Rows = NDArray[np.float32]
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "VOCAB_TILE_ROWS", 100)
+    monkeypatch.setattr(vocabulary, "HEAD_CHUNK_TOKENS", 20)
+
+
+def run_from(stream: ModelStream, layer: int, hidden: Rows) -> list[Rows]:
+    """A layer's input and the outputs of all layers from there."""
+    states = [hidden]
+    for number in range(layer, stream.config.layers):
+        states.append(stream.run_layer(number, stream.layer(number), states[-1]).hidden.numpy())
+    return states
+
+
+def all_states(stream: ModelStream, tokens: NDArray[np.int32]) -> list[Rows]:
+    """Every layer's input, and the last one's output."""
+    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
+    embed(stream, tokens, hidden)
+    return run_from(stream, 0, hidden)
+
+
+def backward(stream: ModelStream, tokens: NDArray[np.int32]) -> list[LayerGradients]:
+    """The backward passes of all layers, by layer."""
+    states = all_states(stream, tokens)
+    d = stream.config.hidden_size
+    flow = np.zeros_like(states[-1])
+    flow[:, :-1] = loss_gradients(
+        stream, states[-1][:, :-1].reshape(-1, d), tokens[:, 1:].reshape(-1)
+    ).reshape(len(tokens), -1, d)
+    found: list[LayerGradients] = []
+    for layer in reversed(range(stream.config.layers)):
+        found.append(backward_layer(stream, layer, stream.layer(layer), states[layer], flow))
+        flow = found[-1].at_input.numpy()
+    return found[::-1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant: str) -> None:
+    model, tokens = random_model(variant), random_tokens(2, 24, 512)
+    found = backward(stream_of(model, tmp_path / "model"), tokens)
+    expected = reference_gradients(model, tokens)
+    for layer, gradients in enumerate(found):
+        parts = {"input": gradients.at_input, **gradients.at_outputs}
+        assert set(parts) == {"input", "attention", "ffn"}
+        for name, gradient in parts.items():
+            reference = expected[layer, name][1]
+            error = float((gradient - reference).norm() / reference.norm())
+            assert error < 1e-4, (layer, name)
+        torch.testing.assert_close(
+            gradients.hidden, expected[layer, "output"][0], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("variant", ["llama", "gemma2", "opt-350m", "mixtral"])
+def test_gradients_are_slopes_of_the_loss(tmp_path: Path, variant: str) -> None:
+    random_model(variant).save_pretrained(tmp_path)
+    stream, tokens = open_stream(tmp_path), random_tokens(2, 24, 512)
+    states, gradients = all_states(stream, tokens), backward(stream, tokens)
+
+    def loss(layer: int, change: Rows) -> float:
+        last = run_from(stream, layer, states[layer] + change)[-1][:, :-1]
+        flat = last.reshape(-1, last.shape[-1])
+        return float(token_losses(stream, flat, tokens[:, 1:].reshape(-1)).sum())
+
+    for layer in (0, 2):
+        gradient = gradients[layer].at_input.numpy()
+        size = float(np.linalg.norm(gradient))
+        step = 1e-2 * gradient / size
+        slope = (loss(layer, step) - loss(layer, -step)) / 2e-2
+        assert slope == pytest.approx(size, rel=1e-2)
+
+
+def test_gradients_do_not_depend_on_how_the_mode_was_before(tmp_path: Path) -> None:
+    """Rotary tables are kept from the forward pass, which runs in inference mode."""
+    stream, tokens = stream_of(random_model("llama"), tmp_path), random_tokens(1, 29, 512)
+    weights = stream.layer(1)
+    with torch.inference_mode():
+        states = all_states(stream, tokens)
+        found = backward_layer(stream, 1, weights, states[1], np.ones_like(states[1]))
+    assert torch.isfinite(found.at_input).all()
