@@ -33,6 +33,7 @@ from strucprune_core.errors import (
     naming_field,
 )
 from strucprune_core.inspection import check_output_usable
+from strucprune_core.models.families import parse_config
 from strucprune_core.storage.store import Store
 
 MAX_SHARD_BYTES = 1 << 30
@@ -72,7 +73,7 @@ def convert(
         check_output_usable(output)
     with naming_field("SRC"):
         tensors = PickledTensors({name: _local(source, name, scratch) for name in files})
-        places, tied = _places(tensors, files, weight_map, tied=config.get("tie_word_embeddings"))
+        places, tied = _places(tensors, files, weight_map, tied=_ties(config))
         planned = _planned(tensors, places)
     written: list[str] = []
     with _undone_on_failure(output, written):
@@ -129,6 +130,17 @@ def _config(source: Store) -> tuple[bytes, dict[str, Any]]:
     return data, parse_object(data, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
 
 
+def _ties(config: dict[str, Any]) -> bool:
+    """Whether the head is the embedding: as the config says, else as its family does."""
+    stated = config.get("tie_word_embeddings")
+    if stated is not None:
+        return stated is True
+    try:
+        return parse_config(config).tie_word_embeddings
+    except StrucPruneError:  # not a model that can be pruned, but one that can be converted
+        return False
+
+
 def _local(source: Store, name: str, scratch: Path) -> Path:
     """The file on this machine: only files can be mapped."""
     path = source.local_path(name)
@@ -143,7 +155,7 @@ def _places(
     files: tuple[str, ...],
     weight_map: Mapping[str, str] | None,
     *,
-    tied: object,
+    tied: bool,
 ) -> tuple[dict[str, str], list[str]]:
     """The file of each tensor to be written, and the names that are left out as tied.
 
@@ -159,7 +171,7 @@ def _places(
             if weight_map is not None and weight_map.get(name) != file:
                 continue
             owner = first.setdefault(_memory(found[name]), name)
-            if owner != name and tied is True:
+            if owner != name and tied:
                 left_out.append(name)
             else:
                 places[name] = file

@@ -28,6 +28,7 @@ from strucprune_core.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
+from tests.core.models.families import random_model
 from tests.core.test_cli import call, prune, result_of
 from tests.core.tiny_job import FlakyStore, files_of
 from tests.support.tiny_llama import make_tiny_llama
@@ -131,6 +132,26 @@ def test_names_that_share_memory_are_both_kept_unless_the_model_ties_them(tmp_pa
     assert converted(source, tmp_path / "out")["tied"] == []
     found = weights_of(tmp_path / "out")
     assert torch.equal(found["lm_head.weight"], found["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(("variant", "prefix"), [("opt", "model."), ("gpt2", "transformer.")])
+def test_models_as_they_lie_on_the_hub(tmp_path: Path, variant: str, prefix: str) -> None:
+    """Names without the base model's prefix, and a config that leaves tying to the family."""
+    model, source = random_model(variant), tmp_path / "source"
+    source.mkdir()
+    config = model.config.to_dict()
+    del config["tie_word_embeddings"]
+    (source / "config.json").write_text(json.dumps(config))
+    (source / "tokenizer.json").write_text("{}")
+    state = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
+    assert "lm_head.weight" in state
+    save(state, source / "pytorch_model.bin")
+    assert converted(source, tmp_path / "out")["tied"] == ["lm_head.weight"]
+    assert "lm_head.weight" not in weights_of(tmp_path / "out")
+    facts = inspect_model(LocalStore(tmp_path / "out"))
+    assert sum(p.numel() for p in model.parameters()) == sum(
+        info.parameters for info in facts.index.tensors.values()
+    )
 
 
 def test_the_format_before_torch_1_6(tmp_path: Path, tiny_model: Path) -> None:
