@@ -101,7 +101,10 @@ def run(options: argparse.Namespace, sparsity: float) -> Report:
                 "runtime": {"device": "cpu"},
             }
         )
-        return prune(spec, workspace=open_store(str(root / "workspace")), scratch=root / "scratch")
+        report: Report = prune(
+            spec, workspace=open_store(str(root / "workspace")), scratch=root / "scratch"
+        )
+        return report
 
 
 def _pruning(options: argparse.Namespace, sparsity: float) -> dict[str, object]:
