@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.backward import LayerGradients, backward_layer
@@ -67,8 +68,8 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant
     found = backward(stream_of(model, tmp_path / "model"), tokens)
     expected = reference_gradients(model, tokens)
     for layer, gradients in enumerate(found):
-        parts: dict[str, torch.Tensor] = {str(k): g for k, g in gradients.at_outputs.items()}
-        parts["input"] = gradients.at_input
+        parts: dict[str, Tensor] = {"input": gradients.at_input}
+        parts |= {str(kind): each for kind, each in gradients.at_outputs.items()}
         assert set(parts) == {"input", "attention", "ffn"}
         for name, gradient in parts.items():
             reference = expected[layer, name][1]
@@ -93,7 +94,7 @@ def test_gradients_are_slopes_of_the_loss(tmp_path: Path, variant: str) -> None:
     for layer in (0, 2):
         gradient = gradients[layer].at_input.numpy()
         size = float(np.linalg.norm(gradient))
-        step = (1e-2 * gradient / size).astype(np.float32)
+        step = gradient * np.float32(1e-2 / size)
         slope = (loss(layer, step) - loss(layer, -step)) / 2e-2
         assert slope == pytest.approx(size, rel=1e-2)
 
