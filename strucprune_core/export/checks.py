@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import get_args
 
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.spec import Export, PruningSpec
@@ -16,6 +16,7 @@ from strucprune_core.spec import Export, PruningSpec
 FIELD = "pruning.exports"
 # Families whose tensors and arithmetic are llama's.
 FAMILIES = ("llama", "mistral")
+ROPE_TYPES = ("default", "linear", "llama3")
 
 
 def check_export(
@@ -30,7 +31,8 @@ def check_export(
     """
     check_shape(export, pruning, config)
     if export == "gguf":
-        read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
+        with naming_field("model.uri"):
+            read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
 
 
 def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> None:
@@ -47,6 +49,9 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
         raise _refusal(export, "biases in attention or FFN")
     if any(_slides(block, config) for block in config.blocks):
         raise _refusal(export, "sliding windows shorter than the context")
+    ropes = {block.rope for block in config.blocks}
+    if len(ropes) > 1 or any(rope is None or rope.type not in ROPE_TYPES for rope in ropes):
+        raise _refusal(export, f"rotary positions other than {', '.join(ROPE_TYPES)}")
     if export == "block_configs":
         _check_heads(pruning, config)
 

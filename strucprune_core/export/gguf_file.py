@@ -26,10 +26,10 @@ from strucprune_core.export.gguf_layout import (
     metadata,
     plan_tensors,
     raw_config,
+    rope_factors,
 )
 from strucprune_core.export.gguf_vocabulary import GgufVocabulary
 from strucprune_core.models.config import ModelConfig, RopeConfig
-from strucprune_core.models.rope import inverse_frequencies
 from strucprune_core.models.streaming import WeightSource
 
 _TORCH_DTYPES: dict[GgufDtype, torch.dtype] = {
@@ -63,7 +63,7 @@ def write_gguf(
         NumericalFailure: a value is too large for float16.
     """
     tensors = plan_tensors(config, stored)
-    factors = rope_factors(config)
+    factors = _rope_factors(config)
     writer = GGUFWriter(path, architecture(config))
     try:
         for key, value in metadata(config, name, tensors).items():
@@ -162,14 +162,9 @@ def _as_bytes(values: Tensor) -> NDArray[np.uint8]:
     return array
 
 
-def rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
-    """By how much llama3 scaling slows each pair of a head, (head_dim / 2,); None without it."""
-    rope = config.blocks[0].rope
-    if rope is None or rope.type != "llama3":
-        return None
-    plain = inverse_frequencies(RopeConfig(theta=rope.theta), config.rotary_dims)
-    factors: NDArray[np.float32] = (plain / inverse_frequencies(rope, config.rotary_dims)).numpy()
-    return factors
+def _rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
+    factors = rope_factors(config.blocks[0].rope or RopeConfig(), config.rotary_dims)
+    return None if factors is None else np.array(factors, dtype=np.float32)
 
 
 class RoundedSource:
@@ -223,7 +218,7 @@ class GgufFile:
         rope = expected.blocks[0].rope or RopeConfig()
         self.config = raw_config(self.field, set(self._stored), rope)
         """The file's metadata as a config.json of layout `per_layer`."""
-        factors = rope_factors(expected)
+        factors = _rope_factors(expected)
         found = self._stored.get(ROPE_FACTORS)
         none = found is None and factors is None
         both = found is not None and factors is not None and np.array_equal(found.data, factors)

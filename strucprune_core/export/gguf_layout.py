@@ -8,6 +8,7 @@ GGUF (x0, y0, x1, y1, ..), and in two halves in transformers (x0, x1, .., y0, y1
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -202,6 +203,27 @@ def raw_config(
             ],
         },
     }
+
+
+def rope_factors(rope: RopeConfig, dims: int) -> list[float] | None:
+    """By how much llama3 scaling slows each pair of a head, (dims / 2,); None without it.
+
+    Wavelengths above context / low_freq_factor are stretched by `factor`, those below context /
+    high_freq_factor are kept, and the speeds of the band between are blended (Llama 3.1).
+    """
+    if rope.type != "llama3":
+        return None
+    context, low, high = (
+        rope.original_max_position_embeddings,
+        rope.low_freq_factor,
+        rope.high_freq_factor,
+    )
+    factors = []
+    for pair in range(dims // 2):
+        turns = context / (2 * math.pi * rope.theta ** (2 * pair / dims))  # in the context
+        kept = min(1.0, max(0.0, (turns - low) / (high - low)))
+        factors.append(1.0 / ((1.0 - kept) / rope.factor + kept))
+    return factors
 
 
 def rope_parameters(rope: RopeConfig) -> dict[str, Any]:

@@ -114,6 +114,15 @@ def test_artifacts(client: TestClient, services: Services, prefix: str) -> None:
 
 
 @pytest.mark.usefixtures("job")
+def test_artifacts_in_folders(client: TestClient, services: Services, prefix: str) -> None:
+    services.stores.open(f"{prefix}/out").put("gguf/model.gguf", WEIGHTS)
+    publish(services, prefix, "gguf/model.gguf")
+    (file,) = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()["data"]
+    assert (file["name"], file["uri"]) == ("gguf/model.gguf", f"{prefix}/out/gguf/model.gguf")
+    assert httpx.get(file["url"]).content == WEIGHTS
+
+
+@pytest.mark.usefixtures("job")
 def test_a_manifest_cannot_lead_out_of_the_output(
     client: TestClient, services: Services, prefix: str
 ) -> None:

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from strucprune_core.units import PROBE_GROUP_LAYERS, Unit, build_graph, pending, probe_groups
+from strucprune_core.units import (
+    PROBE_GROUP_LAYERS,
+    Unit,
+    build_graph,
+    pending,
+    probe_groups,
+    publication,
+)
 
 
 def graph(

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,13 +17,14 @@ from safetensors.torch import load_file
 
 import strucprune_core
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.export import block_configs
+from strucprune_core.export import block_configs, modeling_strucprune
 from strucprune_core.inspection import inspect_model
 from strucprune_core.report import Report
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
+PRUNED: Any = modeling_strucprune  # untyped: it travels with checkpoints
 _CONFIG = """
 import sys, json
 from transformers import AutoConfig
@@ -83,9 +85,8 @@ def test_the_filled_up_model_is_the_same_function(pruned: tuple[Path, Report]) -
     tokens = torch.arange(3, 35)[None]
     raw = block_configs.raw_config(json.loads((out / "block_configs/config.json").read_text()))
     # transformers' own decoder in the padded widths, with the weights of the export.
-    from strucprune_core.export.modeling_strucprune import CONFIGS, MODELS
-
-    wide = MODELS[raw["model_type"]](CONFIGS[raw["model_type"]].from_dict(raw)).eval()
+    kind = raw["model_type"]
+    wide = PRUNED.MODELS[kind](PRUNED.CONFIGS[kind].from_dict(raw)).eval()
     wide.load_state_dict(load_file(out / "block_configs/model.safetensors"), strict=True)
     narrow = strucprune_core.load_pretrained(str(out))
     with torch.inference_mode():

@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
 
+from strucprune_core.cli import app
 from strucprune_core.errors import InvalidCheckpoint, Stopped
 from strucprune_core.estimate import estimate_job
 from strucprune_core.evaluation.standalone import verify_checkpoint
@@ -124,3 +126,36 @@ def test_the_page_of_a_report_without_exports(tmp_path: Path, model: Path, text_
     report = run(tiny_spec(model, text_file, tmp_path / "out"), tmp_path)
     assert report.exports == []
     assert "Export " not in render_html(report)
+
+
+def command(model: Path, text: Path, output: Path, *more: str) -> Result:
+    fixed = ["prune", model, "--output", output, "--sparsity", "0.3", "--calibration", text]
+    sizes = ["--samples", "8", "--sequence-length", "32"]
+    return CliRunner().invoke(app, [*map(str, fixed), *sizes, *more])
+
+
+def test_the_command(tmp_path: Path, model: Path, text_file: Path, done: Path) -> None:
+    both = ("--export", "gguf", "--export", "block_configs")
+    result = command(model, text_file, tmp_path / "out", *both)
+    assert result.exit_code == 0, result.output
+    bytes_written = (tmp_path / "out/gguf/model.gguf").stat().st_size
+    assert f"gguf: {bytes_written:,} bytes" in result.output
+    assert checkpoint_of(tmp_path / "out") == checkpoint_of(done)
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        (["--export", "onnx"], "pruning.exports.0"),
+        (["--export", "gguf", "--export", "gguf"], "pruning"),
+        (["--export", "block_configs", "--structure", "kv_groups"], "pruning.exports"),
+    ],
+)
+def test_the_command_refuses(
+    tmp_path: Path, model: Path, text_file: Path, more: list[str], field: str
+) -> None:
+    result = command(model, text_file, tmp_path / "out", *more, "--json")
+    assert result.exit_code == 2, result.output
+    error = json.loads(result.stdout)["error"]
+    assert (error["code"], error["field"]) == ("invalid_spec", field)
+    assert not (tmp_path / "out").exists()

@@ -14,8 +14,9 @@ from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
@@ -24,11 +25,15 @@ from strucprune_core.export.gguf_file import (
     GgufFile,
     RoundedSource,
     permute_rotary,
-    rope_factors,
     undo_rotary,
     write_gguf,
 )
-from strucprune_core.export.gguf_layout import ROPE_FACTORS, architecture, plan_tensors
+from strucprune_core.export.gguf_layout import (
+    ROPE_FACTORS,
+    architecture,
+    plan_tensors,
+    rope_factors,
+)
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.inspection import ModelFacts, inspect_model
 from strucprune_core.models.families import parse_config
@@ -170,8 +175,13 @@ def test_llama3_scaling_as_factors(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "model", layers=1)
     change_config(model, rope_parameters=LLAMA3)
     written = write(model, tmp_path / "model.gguf")
-    factors = rope_factors(written.facts.config)
+    rope = written.facts.config.blocks[0].rope
+    assert rope is not None
+    factors = rope_factors(rope, 16)
     assert factors is not None
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](AutoConfig.from_pretrained(model), "cpu")
+    plain = 10000.0 ** -(np.arange(0, 16, 2) / 16)
+    assert factors == pytest.approx(plain / scaled.numpy(), rel=1e-5)
     # By the definition of Llama 3.1: wavelengths of 2 pi 10000^(2i/16) positions.
     for pair, factor in enumerate(factors):
         wavelength = 2 * np.pi * 10000 ** (2 * pair / 16)
@@ -184,7 +194,7 @@ def test_llama3_scaling_as_factors(tmp_path: Path) -> None:
             assert factor == pytest.approx(1 / ((1 - smooth) / 8 + smooth), rel=1e-5)
     assert len({float(factor) for factor in factors}) > 2
     (stored,) = [each for each in GGUFReader(written.path).tensors if each.name == ROPE_FACTORS]
-    assert np.array_equal(stored.data, factors)
+    assert np.array_equal(stored.data, np.array(factors, dtype=np.float32))
 
 
 def test_another_models_factors_are_noticed(tmp_path: Path) -> None:
@@ -213,7 +223,7 @@ def test_values_too_large_for_float16(tmp_path: Path) -> None:
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericalFailure, match=r"mlp\.up_proj") as failure:
         write(model, tmp_path / "model.gguf")
-    assert "bfloat16" in failure.value.remedy
+    assert "bfloat16" in str(failure.value.remedy)
     assert not (tmp_path / "model.gguf").exists()
 
 

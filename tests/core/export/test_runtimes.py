@@ -119,7 +119,7 @@ def test_what_exports_cannot_hold(
             with pytest.raises(InvalidSpec) as error:
                 check_shape(export, pruning(**changes), parsed)
             assert error.value.field == "pruning.exports"
-            assert f"'{export}'" in error.value.remedy
+            assert f"'{export}'" in str(error.value.remedy)
         else:
             check_shape(export, pruning(**changes), parsed)
 
