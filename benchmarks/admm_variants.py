@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.swaps import swap_groups
 from strucprune_core.calibration.statistics import GramAccumulator, token_weights
 from strucprune_core.calibration.text import Text, calibration_windows, load_tokenizer
 from strucprune_core.checkpoint.index import open_checkpoint
@@ -46,7 +47,6 @@ from strucprune_core.solver.damage_curve import HESSIAN_DAMPING, damage_curve
 from strucprune_core.solver.fixed_support import LayerProblem
 from strucprune_core.solver.recovery import RecoveryOptions, Tokens, held_out_error, recover
 from strucprune_core.solver.ridge import default_damping, relative_error, ridge
-from strucprune_core.solver.swaps import swap_groups
 from strucprune_core.storage.open import open_store
 
 TRAIN, CHOOSE, TEST, LENGTH = 30, 2, 8, 512  # Sequences, and tokens of each.

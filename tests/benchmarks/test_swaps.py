@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.swaps import _costs_and_gains, swap_groups
 from strucprune_core.solver.fixed_support import LayerProblem
 from strucprune_core.solver.groups import columns_of
-from strucprune_core.solver.swaps import _costs_and_gains, swap_groups
 from tests.core.solver.exact import random_gram, random_weight
 
 DAMPING = 0.3
