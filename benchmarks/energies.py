@@ -4,9 +4,9 @@
     .venv/bin/python -m benchmarks.energies --calibration CALIBRATION.txt --evaluation REST.txt
         --evaluation-sequences 12 --sparsity 0.3 0.5
 
-Settings are chosen on calibration text alone: cut one in two (of WikiText-2's validation split with
-the `<unk>` marks deleted all but the last 60,000 characters, and the rest) and give the parts. Takes
-the options of `benchmarks/quality.py`.
+Settings are chosen on calibration text alone: cut one in two (of WikiText-2's validation split
+with the `<unk>` marks deleted all but the last 60,000 characters, and the rest) and give the parts.
+Takes the options of `benchmarks/quality.py`.
 """
 
 from __future__ import annotations
