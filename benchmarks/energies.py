@@ -4,10 +4,9 @@
     .venv/bin/python -m benchmarks.energies --calibration CALIBRATION.txt --evaluation REST.txt
         --evaluation-sequences 12 --sparsity 0.3 0.5
 
-The figures in DESIGN.md come from one text that was cut in two, WikiText-2's validation split with
-the `<unk>` marks deleted: all but its last 60,000 characters, up to the end of a line, are
-CALIBRATION.txt, the rest is REST.txt. Choices are not made on the test text. Takes the options of
-`benchmarks/quality.py`.
+Settings are chosen on calibration text alone: cut one in two (of WikiText-2's validation split
+with the `<unk>` marks deleted all but the last 60,000 characters, and the rest) and give the parts.
+Takes the options of `benchmarks/quality.py`.
 """
 
 from __future__ import annotations

@@ -26,12 +26,10 @@ class LayerGradients:
     """What one layer's backward pass gave.
 
     Attributes:
-        hidden: The layer's output, from which it was run again, (b, n, d).
         at_input: Gradient at its input, (b, n, d).
         at_outputs: Gradient at what its sites of each kind compute together, (b, n, d).
     """
 
-    hidden: Tensor
     at_input: Tensor
     at_outputs: dict[SiteKind, Tensor]
 
@@ -60,7 +58,7 @@ def backward_layer(
         at_input, *at_outputs = torch.autograd.grad(
             result, (x, *outputs.values()), torch.from_numpy(np.array(at_output)).to(stream.device)
         )
-    return LayerGradients(result.detach(), at_input, dict(zip(outputs, at_outputs, strict=True)))
+    return LayerGradients(at_input, dict(zip(outputs, at_outputs, strict=True)))
 
 
 def layer_gradients(

@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strucprune_core.allocation.energies import gradient_energy
-from strucprune_core.calibration.statistics import token_weights
 from strucprune_core.models.backward import backward_layer
 from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.steps.capture import probe_rows
@@ -58,18 +57,14 @@ def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[tuple[int, str, float
     inputs = job.array(f"capture.{layer}", "probe_input.npy")
     before = np.empty_like(flow)
     squares: dict[str, list[NDArray[np.float32]]] = {}
-    weighted: list[NDArray[np.float32]] = []
     for window in range(len(flow)):
         rows = slice(window, window + 1)
         result = backward_layer(job.dense, layer, weights, inputs[rows], flow[rows])
         before[rows] = result.at_input.cpu().numpy()
-        weighted.append(token_weights(result.hidden[0, :-1]).cpu().numpy())
         for kind, gradients in result.at_outputs.items():
             squares.setdefault(kind, []).append(gradients[0, :-1].square().sum(-1).cpu().numpy())
-    token_weight = np.concatenate(weighted)
     kinds = dict.fromkeys(site.kind for site in job.sites(layer))
     d = job.config.hidden_size
     return [
-        (layer, kind, gradient_energy(np.concatenate(squares[kind]), token_weight, d))
-        for kind in kinds
+        (layer, kind, gradient_energy(np.concatenate(squares[kind]), d)) for kind in kinds
     ], before

@@ -103,12 +103,10 @@ _ATTENTION = ("self_attn.o_proj", "self_attn.out_proj", "attn.c_proj", "attentio
 _FFN = ("mlp", "fc2", "block_sparse_moe")
 
 
-def reference_gradients(
-    model: Any, tokens: NDArray[np.int32]
-) -> dict[tuple[int, str], tuple[Tensor, Tensor]]:
-    """Values and gradients of the windows' summed loss, by transformers and autograd, (b, n, d).
+def reference_gradients(model: Any, tokens: NDArray[np.int32]) -> dict[tuple[int, str], Tensor]:
+    """Gradients of the windows' summed loss, by transformers and autograd, (b, n, d).
 
-    Of each layer: "input", "output", "attention" and "ffn".
+    Of each layer: at "input", "attention" and "ffn".
     """
     kept: dict[tuple[int, str], Tensor] = {}
 
@@ -129,7 +127,6 @@ def reference_gradients(
     for number, layer in enumerate(layers):
         modules = dict(layer.named_modules())
         keep_input(layer, (number, "input"))
-        keep_output(layer, (number, "output"))
         for kind, names in (("attention", _ATTENTION), ("ffn", _FFN)):
             keep_output(next(modules[name] for name in names if name in modules), (number, kind))
     ids = torch.from_numpy(tokens.astype(np.int64))
@@ -139,6 +136,5 @@ def reference_gradients(
     )
     gradients = torch.autograd.grad(loss, list(kept.values()))
     return {
-        key: (value.detach().view(*tokens.shape, -1), gradient.view(*tokens.shape, -1))
-        for (key, value), gradient in zip(kept.items(), gradients, strict=True)
+        key: gradient.view(*tokens.shape, -1) for key, gradient in zip(kept, gradients, strict=True)
     }

@@ -72,12 +72,9 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant
         parts |= {str(kind): each for kind, each in gradients.at_outputs.items()}
         assert set(parts) == {"input", "attention", "ffn"}
         for name, gradient in parts.items():
-            reference = expected[layer, name][1]
+            reference = expected[layer, name]
             error = float((gradient - reference).norm() / reference.norm())
             assert error < 1e-4, (layer, name)
-        torch.testing.assert_close(
-            gradients.hidden, expected[layer, "output"][0], rtol=1e-4, atol=1e-4
-        )
 
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "opt-350m", "mixtral"])
