@@ -63,16 +63,20 @@ def main() -> int:
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
         checkpoints[name] = ensure_pruned(name, recipe, folder, reuse=options.reuse)
-    references: dict[tuple[str, str], Output] = {}
+    references: dict[str, Mapping[str, Output]] = {}
     rows = []
     for case in cases:
         _say(case.name)
         dense = case.dense_path(model, dense_gguf)
         pruned = case.pruned_path(checkpoints[case.checkpoint])
         answer = _try(case, dense, pruned, request, options)
-        for name, output in answer.outputs.items():
-            references.setdefault((case.checkpoint, name), output)
-        rows.append(_row(case, dense, pruned, answer, request.timing, references))
+        rows.append(
+            _row(case, dense, pruned, answer, request.timing, references.get(case.checkpoint))
+        )
+        if case.checkpoint not in references:
+            if PRUNED in answer.errors:
+                raise SystemExit(f"{case.name} is what others are compared with: {rows[-1].error}")
+            references[case.checkpoint] = answer.outputs
     _write(options, recipe, rows)
     print(markdown(rows))
     wrong = [problem for row in rows for problem in _problems(row)]
@@ -101,9 +105,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=32, help="of each greedy continuation")
-    parser.add_argument("--prefill-tokens", type=int, default=256, help="of the timed prompt")
-    parser.add_argument("--decode-tokens", type=int, default=64, help="timed after the first")
-    parser.add_argument("--rounds", type=int, default=7, help="of timing; 0: none")
+    parser.add_argument("--prefill-tokens", type=int, default=128, help="of the timed prompt")
+    parser.add_argument("--decode-tokens", type=int, default=32, help="timed after the first")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-seconds", type=float, default=1800.0, help="of one session")
     parser.add_argument("--pip-args", default="", help="more options for pip, as one text")
@@ -158,11 +162,12 @@ def _row(
     pruned: Path,
     answer: Answer,
     timing: Timing | None,
-    references: Mapping[tuple[str, str], Output],
+    reference: Mapping[str, Output] | None,
 ) -> Row:
     agreements = {
-        name: agreement(output, references[case.checkpoint, name])
+        name: agreement(output, reference[name])
         for name, output in answer.outputs.items()
+        if reference is not None
     }
     timed = timing is not None and {DENSE, PRUNED} <= set(answer.speeds)
     speeds = answer.speeds

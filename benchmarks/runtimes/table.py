@@ -29,7 +29,8 @@ class Row:
         dense_bytes: Weights of the dense model in the same form.
         pruned_bytes: Weights of the pruned one.
         dense_agreement: With transformers on the dense model.
-        agreement: With transformers on the pruned one.
+        agreement: With transformers on the pruned one; None if this row is what others are
+            compared with.
         dense: Speed of the dense model.
         pruned: Speed of the pruned one.
         gain: How many times as fast the pruned one is, round by round.
@@ -82,7 +83,7 @@ def _short(error: str, limit: int = 160) -> str:
 
 def _agreement(found: Agreement | None) -> tuple[str, str]:
     if found is None:
-        return "", ""
+        return "reference", "reference"
     return (
         f"{found.same_tokens} of {found.tokens}",
         f"{found.max_abs_logit_difference:.1g}",
