@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -41,6 +41,9 @@ DENSE, PRUNED = "dense", "pruned"
 # criterion; logits (about 20 wide here) may differ by the rounding of weights and sums.
 LOGIT_TOLERANCES = {"gguf": 0.25}
 LOGIT_TOLERANCE = 0.01
+# Added to prose, for tokenizers: contractions, digits, runs of blanks, letters beyond ASCII.
+_ODD_TEXT = "I'll pay 12,345.67 for a naïve café; 日本語 🙂.\n\n\n    def f(x):\n\treturn x**2  \n"
+_TEXT_CHARACTERS = 4000
 
 
 def main() -> int:
@@ -56,7 +59,10 @@ def main() -> int:
         sequence_length=options.sequence_length,
     )
     cases = [case for case in CASES if case.runtime in ("transformers", *options.runtimes)]
-    request = _request(options, model, (options.evaluation or texts.evaluation).read_text("utf-8"))
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    text = (options.evaluation or texts.evaluation).read_text("utf-8")
+    request = _request(options, tokenizer, text)
+    text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
     dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
     checkpoints = {}
@@ -71,7 +77,7 @@ def main() -> int:
         pruned = case.pruned_path(checkpoints[case.checkpoint])
         answer = _try(case, dense, pruned, request, options)
         rows.append(
-            _row(case, dense, pruned, answer, request.timing, references.get(case.checkpoint))
+            _row(case, dense, pruned, answer, request, references.get(case.checkpoint), text_tokens)
         )
         if case.checkpoint not in references:
             if PRUNED in answer.errors:
@@ -114,9 +120,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _request(options: argparse.Namespace, model: Path, text: str) -> Request:
+def _request(options: argparse.Namespace, tokenizer: Tokenizer, text: str) -> Request:
     """The work, without models: passages of the text, evenly spaced."""
-    tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids
+    tokens = tokenizer.encode(text).ids
     needed = max(options.prompts * options.prompt_tokens, options.prefill_tokens)
     if len(tokens) < needed:
         raise SystemExit(f"--evaluation has {len(tokens)} tokens; {needed} are needed")
@@ -126,6 +132,7 @@ def _request(options: argparse.Namespace, model: Path, text: str) -> Request:
         models=[],
         prompts=[tokens[start : start + options.prompt_tokens] for start in starts],
         new_tokens=options.new_tokens,
+        text=text[:_TEXT_CHARACTERS] + _ODD_TEXT,
         threads=options.threads,
         timing=timing if options.rounds else None,
     )
@@ -143,13 +150,7 @@ def _try(
     )
     return ask(
         environment.command,
-        Request(
-            models,
-            request.prompts,
-            request.new_tokens,
-            request.threads,
-            request.timing if case.claimed else None,
-        ),
+        replace(request, models=models, timing=request.timing if case.claimed else None),
         options.root / "sessions" / case.name,
         environment.variables,
         options.limit_seconds,
@@ -161,9 +162,11 @@ def _row(
     dense: Path,
     pruned: Path,
     answer: Answer,
-    timing: Timing | None,
+    request: Request,
     reference: Mapping[str, Output] | None,
+    text_tokens: list[int],
 ) -> Row:
+    timing = request.timing
     agreements = {
         name: agreement(output, reference[name])
         for name, output in answer.outputs.items()
@@ -183,10 +186,17 @@ def _row(
         pruned_bytes=weight_bytes(pruned),
         dense_agreement=agreements.get(DENSE),
         agreement=agreements.get(PRUNED),
+        same_text_tokens=_same_tokens(answer.outputs.get(PRUNED), text_tokens),
         dense=rates(speeds[DENSE], timing) if timed and timing else None,
         pruned=rates(speeds[PRUNED], timing) if timed and timing else None,
         gain=gain(speeds[DENSE], speeds[PRUNED]) if timed else None,
     )
+
+
+def _same_tokens(output: Output | None, wanted: list[int]) -> bool | None:
+    if output is None or output.text_tokens is None:
+        return None
+    return output.text_tokens == wanted
 
 
 def _problems(row: Row) -> list[str]:
@@ -195,6 +205,8 @@ def _problems(row: Row) -> list[str]:
     if row.error is not None:
         return [f"{name}: said to load, but: {row.error}"] if row.claimed else []
     found = [] if row.claimed else [f"{name}: loads, which strucprune_core does not say"]
+    if row.same_text_tokens is False:
+        found.append(f"{name}: its tokenizer splits text differently from tokenizer.json")
     tolerance = LOGIT_TOLERANCES.get(row.form, LOGIT_TOLERANCE)
     for kind, each in ((PRUNED, row.agreement), (DENSE, row.dense_agreement)):
         # Not `>`: a logit that is not a number is no agreement either.

@@ -31,6 +31,8 @@ class Row:
         dense_agreement: With transformers on the dense model.
         agreement: With transformers on the pruned one; None if this row is what others are
             compared with.
+        same_text_tokens: Whether the file's own tokenizer splits a text as tokenizer.json does;
+            None if it has none.
         dense: Speed of the dense model.
         pruned: Speed of the pruned one.
         gain: How many times as fast the pruned one is, round by round.
@@ -47,6 +49,7 @@ class Row:
     pruned_bytes: int
     dense_agreement: Agreement | None
     agreement: Agreement | None
+    same_text_tokens: bool | None
     dense: Rates | None
     pruned: Rates | None
     gain: Gain | None
