@@ -17,7 +17,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -41,6 +41,9 @@ DENSE, PRUNED = "dense", "pruned"
 # criterion; logits (about 20 wide here) may differ by the rounding of weights and sums.
 LOGIT_TOLERANCES = {"gguf": 0.25}
 LOGIT_TOLERANCE = 0.01
+# Added to prose, for tokenizers: contractions, digits, runs of blanks, letters beyond ASCII.
+_ODD_TEXT = "I'll pay 12,345.67 for a naïve café; 日本語 🙂.\n\n\n    def f(x):\n\treturn x**2  \n"
+_TEXT_CHARACTERS = 4000
 
 
 def main() -> int:
@@ -56,23 +59,30 @@ def main() -> int:
         sequence_length=options.sequence_length,
     )
     cases = [case for case in CASES if case.runtime in ("transformers", *options.runtimes)]
-    request = _request(options, model, (options.evaluation or texts.evaluation).read_text("utf-8"))
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    text = (options.evaluation or texts.evaluation).read_text("utf-8")
+    request = _request(options, tokenizer, text)
+    text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
     dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
     checkpoints = {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
         checkpoints[name] = ensure_pruned(name, recipe, folder, reuse=options.reuse)
-    references: dict[tuple[str, str], Output] = {}
+    references: dict[str, Mapping[str, Output]] = {}
     rows = []
     for case in cases:
         _say(case.name)
         dense = case.dense_path(model, dense_gguf)
         pruned = case.pruned_path(checkpoints[case.checkpoint])
         answer = _try(case, dense, pruned, request, options)
-        for name, output in answer.outputs.items():
-            references.setdefault((case.checkpoint, name), output)
-        rows.append(_row(case, dense, pruned, answer, request.timing, references))
+        rows.append(
+            _row(case, dense, pruned, answer, request, references.get(case.checkpoint), text_tokens)
+        )
+        if case.checkpoint not in references:
+            if PRUNED in answer.errors:
+                raise SystemExit(f"{case.name} is what others are compared with: {rows[-1].error}")
+            references[case.checkpoint] = answer.outputs
     _write(options, recipe, rows)
     print(markdown(rows))
     wrong = [problem for row in rows for problem in _problems(row)]
@@ -101,18 +111,18 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=32, help="of each greedy continuation")
-    parser.add_argument("--prefill-tokens", type=int, default=256, help="of the timed prompt")
-    parser.add_argument("--decode-tokens", type=int, default=64, help="timed after the first")
-    parser.add_argument("--rounds", type=int, default=7, help="of timing; 0: none")
+    parser.add_argument("--prefill-tokens", type=int, default=128, help="of the timed prompt")
+    parser.add_argument("--decode-tokens", type=int, default=32, help="timed after the first")
+    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-seconds", type=float, default=1800.0, help="of one session")
     parser.add_argument("--pip-args", default="", help="more options for pip, as one text")
     return parser.parse_args(arguments)
 
 
-def _request(options: argparse.Namespace, model: Path, text: str) -> Request:
+def _request(options: argparse.Namespace, tokenizer: Tokenizer, text: str) -> Request:
     """The work, without models: passages of the text, evenly spaced."""
-    tokens = Tokenizer.from_file(str(model / "tokenizer.json")).encode(text).ids
+    tokens = tokenizer.encode(text).ids
     needed = max(options.prompts * options.prompt_tokens, options.prefill_tokens)
     if len(tokens) < needed:
         raise SystemExit(f"--evaluation has {len(tokens)} tokens; {needed} are needed")
@@ -122,6 +132,7 @@ def _request(options: argparse.Namespace, model: Path, text: str) -> Request:
         models=[],
         prompts=[tokens[start : start + options.prompt_tokens] for start in starts],
         new_tokens=options.new_tokens,
+        text=text[:_TEXT_CHARACTERS] + _ODD_TEXT,
         threads=options.threads,
         timing=timing if options.rounds else None,
     )
@@ -139,13 +150,7 @@ def _try(
     )
     return ask(
         environment.command,
-        Request(
-            models,
-            request.prompts,
-            request.new_tokens,
-            request.threads,
-            request.timing if case.claimed else None,
-        ),
+        replace(request, models=models, timing=request.timing if case.claimed else None),
         options.root / "sessions" / case.name,
         environment.variables,
         options.limit_seconds,
@@ -157,12 +162,15 @@ def _row(
     dense: Path,
     pruned: Path,
     answer: Answer,
-    timing: Timing | None,
-    references: Mapping[tuple[str, str], Output],
+    request: Request,
+    reference: Mapping[str, Output] | None,
+    text_tokens: list[int],
 ) -> Row:
+    timing = request.timing
     agreements = {
-        name: agreement(output, references[case.checkpoint, name])
+        name: agreement(output, reference[name])
         for name, output in answer.outputs.items()
+        if reference is not None
     }
     timed = timing is not None and {DENSE, PRUNED} <= set(answer.speeds)
     speeds = answer.speeds
@@ -178,10 +186,17 @@ def _row(
         pruned_bytes=weight_bytes(pruned),
         dense_agreement=agreements.get(DENSE),
         agreement=agreements.get(PRUNED),
+        same_text_tokens=_same_tokens(answer.outputs.get(PRUNED), text_tokens),
         dense=rates(speeds[DENSE], timing) if timed and timing else None,
         pruned=rates(speeds[PRUNED], timing) if timed and timing else None,
         gain=gain(speeds[DENSE], speeds[PRUNED]) if timed else None,
     )
+
+
+def _same_tokens(output: Output | None, wanted: list[int]) -> bool | None:
+    if output is None or output.text_tokens is None:
+        return None
+    return output.text_tokens == wanted
 
 
 def _problems(row: Row) -> list[str]:
@@ -190,6 +205,8 @@ def _problems(row: Row) -> list[str]:
     if row.error is not None:
         return [f"{name}: said to load, but: {row.error}"] if row.claimed else []
     found = [] if row.claimed else [f"{name}: loads, which strucprune_core does not say"]
+    if row.same_text_tokens is False:
+        found.append(f"{name}: its tokenizer splits text differently from tokenizer.json")
     tolerance = LOGIT_TOLERANCES.get(row.form, LOGIT_TOLERANCE)
     for kind, each in ((PRUNED, row.agreement), (DENSE, row.dense_agreement)):
         # Not `>`: a logit that is not a number is no agreement either.

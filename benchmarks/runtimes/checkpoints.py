@@ -1,4 +1,4 @@
-"""The checkpoints that runtimes are to load: SmolLM2-135M pruned in three ways, and dense ones."""
+"""The checkpoints that runtimes are to load: SmolLM2-135M, pruned in several ways and dense."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from strucprune_core.storage.open import open_store
 
 PRUNINGS: Mapping[str, Mapping[str, Any]] = {
     "per_layer": {"layout": "per_layer", "exports": ["gguf", "block_configs"]},
+    # Nothing for `block_configs` to fill up.
+    "per_layer_256": {"layout": "per_layer", "multiple_of": 256, "exports": ["block_configs"]},
     "uniform": {"layout": "uniform", "exports": ["gguf"]},
     # Layers of different widths and different numbers of heads.
     "per_layer_heads": {

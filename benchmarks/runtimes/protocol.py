@@ -51,6 +51,7 @@ class Request:
         models: Loaded side by side; timed in turns.
         prompts: Token ids; each is continued greedily by `new_tokens`.
         new_tokens: Of every continuation.
+        text: For runtimes whose file has a tokenizer of its own (GGUF) to tokenise.
         threads: Of the runtime.
         timing: None: nothing is timed.
     """
@@ -58,6 +59,7 @@ class Request:
     models: list[ModelEntry]
     prompts: list[list[int]]
     new_tokens: int
+    text: str
     threads: int
     timing: Timing | None
 
@@ -69,10 +71,12 @@ class Output:
     Attributes:
         tokens: Greedy continuation of each prompt.
         logits: Of the token after each prompt, (prompts, vocabulary) float32.
+        text_tokens: Of the request's text; None from runtimes that read tokenizer.json.
     """
 
     tokens: list[list[int]]
     logits: npt.NDArray[np.float32]
+    text_tokens: list[int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ def read_answer(path: Path, prompts: int) -> Answer:
             errors[name] = found["error"]
         else:
             logits = np.fromfile(found["logits"], "<f4").reshape(prompts, -1)
-            outputs[name] = Output(found["tokens"], logits)
+            outputs[name] = Output(found["tokens"], logits, found.get("text_tokens"))
     speeds = {
         name: Speed(
             [each["prefill_seconds"] for each in rounds],

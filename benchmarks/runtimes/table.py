@@ -29,7 +29,10 @@ class Row:
         dense_bytes: Weights of the dense model in the same form.
         pruned_bytes: Weights of the pruned one.
         dense_agreement: With transformers on the dense model.
-        agreement: With transformers on the pruned one.
+        agreement: With transformers on the pruned one; None if this row is what others are
+            compared with.
+        same_text_tokens: Whether the file's own tokenizer splits a text as tokenizer.json does;
+            None if it has none.
         dense: Speed of the dense model.
         pruned: Speed of the pruned one.
         gain: How many times as fast the pruned one is, round by round.
@@ -46,6 +49,7 @@ class Row:
     pruned_bytes: int
     dense_agreement: Agreement | None
     agreement: Agreement | None
+    same_text_tokens: bool | None
     dense: Rates | None
     pruned: Rates | None
     gain: Gain | None
@@ -82,7 +86,7 @@ def _short(error: str, limit: int = 160) -> str:
 
 def _agreement(found: Agreement | None) -> tuple[str, str]:
     if found is None:
-        return "", ""
+        return "reference", "reference"
     return (
         f"{found.same_tokens} of {found.tokens}",
         f"{found.max_abs_logit_difference:.1g}",

@@ -31,6 +31,7 @@ REQUEST = Request(
     models=[ModelEntry("dense", "d"), ModelEntry("pruned", "p")],
     prompts=[[1, 2], [3, 4, 5]],
     new_tokens=3,
+    text="some text",
     threads=1,
     timing=TIMING,
 )
@@ -46,6 +47,7 @@ ROW = Row(
     pruned_bytes=467_000_000,
     dense_agreement=Agreement(160, 160, 1e-5),
     agreement=Agreement(160, 160, 2e-5),
+    same_text_tokens=None,
     dense=Rates(100.0, 10.0),
     pruned=Rates(125.0, 12.0),
     gain=Gain(1.25, 1.2),
@@ -201,6 +203,7 @@ def test_what_contradicts_the_library_is_a_problem() -> None:
     for wrong in (
         replace(ROW, error="no such architecture"),
         replace(ROW, claimed=False),
+        replace(ROW, same_text_tokens=False),
         replace(ROW, agreement=Agreement(9, 9, 2 * LOGIT_TOLERANCE)),
         replace(ROW, dense_agreement=Agreement(9, 9, float("nan"))),
     ):

@@ -14,7 +14,8 @@ const CONTEXT_TOKENS = 1024;
 const complaints = [];
 
 class Model {
-    constructor(context) {
+    constructor(model, context) {
+        this.model = model;
         this.sequence = context.getSequence();
     }
 
@@ -56,7 +57,7 @@ async function load(llama, file, threads) {
     const context = await model.createContext({
         contextSize: CONTEXT_TOKENS, batchSize: CONTEXT_TOKENS, threads, flashAttention: false,
     });
-    return new Model(context);
+    return new Model(model, context);
 }
 
 async function answer(model, request, logitsPath) {
@@ -66,7 +67,7 @@ async function answer(model, request, logitsPath) {
         tokens.push(await model.greedy(prompt, request.new_tokens));
     }
     fs.writeFileSync(logitsPath, Buffer.concat(logits));
-    return {tokens, logits: logitsPath};
+    return {tokens, logits: logitsPath, text_tokens: model.model.tokenize(request.text)};
 }
 
 async function times(models, timing) {
