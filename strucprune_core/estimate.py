@@ -32,6 +32,9 @@ PROCESS_BYTES = 350 * 10**6
 # float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
 # factor, H^-1, and the copies made when removed channels are dropped.
 CURVE_MATRICES = 5
+# The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with as many merges
+# as tokens; Llama 3 has twice as many).
+GGUF_TOKEN_BYTES = 2000
 # Tiles of logits that live at once: the logits, their exponentials, and a reference's logits.
 LOGITS_TILES = 3
 
@@ -126,6 +129,8 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     vocabulary = config.vocab_size * d
     # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
     exported = vocabulary * (FP32_BYTES + 2 * FP16_BYTES) if spec.pruning.exports else 0
+    if "gguf" in spec.pruning.exports:
+        exported += config.vocab_size * GGUF_TOKEN_BYTES
     logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
     return {
         "decoder_layer": layer,
