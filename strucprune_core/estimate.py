@@ -27,14 +27,14 @@ from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
 FP16_BYTES = 2
 FP32_BYTES = 4
 FP64_BYTES = 8
+# The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
+# token; Llama 3 has two).
+GGUF_TOKEN_BYTES = 2000
 # Anonymous memory of a process that imported torch and parsed a tokenizer, before any weight.
 PROCESS_BYTES = 350 * 10**6
 # float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
 # factor, H^-1, and the copies made when removed channels are dropped.
 CURVE_MATRICES = 5
-# The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
-# token; Llama 3 has two).
-GGUF_TOKEN_BYTES = 2000
 # Tiles of logits that live at once: the logits, their exponentials, and a reference's logits.
 LOGITS_TILES = 3
 
