@@ -9,6 +9,7 @@ routers) is what it was. A unit goes on from the files of the unit before.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -53,14 +54,17 @@ def distill(job: Job, unit: Unit, draft: Draft) -> None:
     model = _Model(job, unit.index, draft)
     if not before:
         draft.values["kl_before"] = model.held_out_divergence()
-    first_loss = before[0]["losses"][0] if before else None
-    losses, diverged = [], bool(before and before[-1]["diverged"])
+    earlier = [loss for values in before for loss in values["losses"]]
+    losses: list[float] = []
+    diverged = bool(before and before[-1]["diverged"])
     for step in units[unit.index]:
         if diverged:
             break
-        losses.append(model.train(_batch(job, spec, step), step, spec, first_loss))
-        first_loss = losses[0] if first_loss is None else first_loss
-        diverged = has_diverged(losses[-1], first_loss)
+        first_loss = next(iter([*earlier, *losses]), None)
+        loss = model.train(_batch(job, spec, step), step, spec, first_loss)
+        diverged = has_diverged(loss, loss if first_loss is None else first_loss)
+        if math.isfinite(loss):
+            losses.append(loss)
     draft.values |= {"losses": losses, "diverged": diverged}
     if unit.index + 1 < len(units):
         model.hand_on()

@@ -166,6 +166,21 @@ def test_what_made_it_worse_is_not_shipped(
     assert ours["model.safetensors"] == theirs["model.safetensors"]
 
 
+def test_a_loss_that_is_no_number_is_divergence(
+    tiny_model: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: Any) -> Any:
+        losses, gradient = kl_gradients(*arguments)
+        return losses * np.nan, gradient
+
+    monkeypatch.setattr(distill_step, "kl_gradients", broken)
+    pruning = {"distill": {"steps": 12}}
+    spec = tiny_spec(tiny_model, text_file, tmp_path / "out", pruning=pruning)
+    found = run(spec, tmp_path).distillation
+    assert found is not None
+    assert (found.status, found.losses, found.kl_after) == ("diverged", [], None)
+
+
 def test_it_resumes_with_the_same_bytes(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     pruning = {"distill": {"steps": 23, "batch_sequences": 2}}
     whole = tiny_spec(tiny_model, text_file, tmp_path / "whole" / "out", pruning=pruning)
