@@ -34,7 +34,14 @@ print(report.memory.host_peak_bytes.measured - before)
 """
 
 
-@pytest.mark.parametrize("pruning", [{}, {"energy": "gradient", "rounds": 2}], ids=str)
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {},
+        {"energy": "gradient", "rounds": 2, "recover": {"steps": 1}, "distill": {"steps": 1}},
+    ],
+    ids=str,
+)
 def test_peak_memory_is_that_of_a_layer(
     tmp_path: Path, text_file: Path, pruning: dict[str, Any]
 ) -> None:
