@@ -27,6 +27,9 @@ from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
 FP16_BYTES = 2
 FP32_BYTES = 4
 FP64_BYTES = 8
+# The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
+# token; Llama 3 has two).
+GGUF_TOKEN_BYTES = 2000
 # Anonymous memory of a process that imported torch and parsed a tokenizer, before any weight.
 PROCESS_BYTES = 350 * 10**6
 # float64 matrices of f x f that live at once while a damage curve is drawn: the damped Gram, its
@@ -126,6 +129,8 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     vocabulary = config.vocab_size * d
     # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
     exported = vocabulary * (FP32_BYTES + 2 * FP16_BYTES) if spec.pruning.exports else 0
+    if "gguf" in spec.pruning.exports:
+        exported += config.vocab_size * GGUF_TOKEN_BYTES
     logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
     return {
         "decoder_layer": layer,

@@ -84,7 +84,7 @@ def test_memory_is_that_of_the_largest_step(facts: ModelFacts) -> None:
     layer, activations = terms["decoder_layer"], 4096 * (8 * 64 + 4 * 192) * 4
     assert terms["forward"] == layer + activations
     assert terms["capture"] == layer + activations + 192 * 192 * 4 + 4096 * 192 * 4
-    assert all(value > 0 for value in terms.values())
+    assert all(value > 0 for name, value in terms.items() if name != "exports")
     peak = max(terms.values())
     assert estimate_job(job(), facts).host_peak_bytes == PROCESS_BYTES + peak
     assert estimate_job(job(), facts).device_peak_bytes == 0
