@@ -54,7 +54,7 @@ format: setup ## Format the code, and fix what can be fixed.
 
 # Needs node and npm for llama.cpp, and several GB of disk, most of it for vLLM. Not part of `test`.
 runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; REUSE=1 prunes nothing anew.
-	$(BIN)/python -m benchmarks.runtimes --pip-args "$(PIP_ARGS)" $(if $(REUSE),--reuse)
+	$(BIN)/python -m benchmarks.runtimes --pip-args="$(PIP_ARGS)" $(if $(REUSE),--reuse)
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

@@ -79,11 +79,11 @@ def main() -> int:
         rows.append(
             _row(case, dense, pruned, answer, request, references.get(case.checkpoint), text_tokens)
         )
+        _write(options, recipe, rows)  # after every row: a stopped run keeps what it measured
         if case.checkpoint not in references:
             if PRUNED in answer.errors:
                 raise SystemExit(f"{case.name} is what others are compared with: {rows[-1].error}")
             references[case.checkpoint] = answer.outputs
-    _write(options, recipe, rows)
     print(markdown(rows))
     wrong = [problem for row in rows for problem in _problems(row)]
     for problem in wrong:
@@ -190,6 +190,7 @@ def _row(
         dense=rates(speeds[DENSE], timing) if timed and timing else None,
         pruned=rates(speeds[PRUNED], timing) if timed and timing else None,
         gain=gain(speeds[DENSE], speeds[PRUNED]) if timed else None,
+        speeds=speeds,
     )
 
 

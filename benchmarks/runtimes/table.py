@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates
+from benchmarks.runtimes.protocol import Speed
 
 _HEADER = (
     "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
@@ -36,6 +37,7 @@ class Row:
         dense: Speed of the dense model.
         pruned: Speed of the pruned one.
         gain: How many times as fast the pruned one is, round by round.
+        speeds: What both were measured from.
     """
 
     runtime: str
@@ -53,6 +55,7 @@ class Row:
     dense: Rates | None
     pruned: Rates | None
     gain: Gain | None
+    speeds: Mapping[str, Speed]
 
 
 def markdown(rows: Sequence[Row]) -> str:

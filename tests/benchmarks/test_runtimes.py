@@ -51,6 +51,7 @@ ROW = Row(
     dense=Rates(100.0, 10.0),
     pruned=Rates(125.0, 12.0),
     gain=Gain(1.25, 1.2),
+    speeds={},
 )
 
 
