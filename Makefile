@@ -39,7 +39,7 @@ demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it ru
 	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
 
 test: setup lint types ## Everything that CI checks.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## Style, and formatting as `make format` would leave it.
 	$(BIN)/ruff check $(SOURCES)
