@@ -205,7 +205,7 @@ def _row(setup: Setup, plan: Plan, dense: dict[str, float]) -> Row:
         perplexity=outcome.perplexity,
         ratio=outcome.perplexity / dense["perplexity"],
         seconds=round(cost.seconds, 1),
-        cpu_seconds=round(cost.cpu_seconds, 1),
+        cpu_seconds=round(cost.cpu_seconds, 2),
         host_peak_bytes=cost.host_peak_bytes,
     )
 

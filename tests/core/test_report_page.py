@@ -514,7 +514,7 @@ def test_distillation_has_a_card_where_it_was_done() -> None:
     )
     assert "Distillation" not in render_html(make_report())
     page = render_html(make_report(distillation=found))
-    assert "0.25 → 0.125 nats per token" in page
+    assert "0.2500 → 0.1250 nats per token" in page
     assert "20 of 20" in page
     stopped = found.model_copy(update={"status": "diverged", "kl_after": None, "losses": [0.3]})
     page = render_html(make_report(distillation=stopped))
