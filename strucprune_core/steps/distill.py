@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -141,7 +142,7 @@ class _Model:
             given = self._given.layer(layer)
             trained = {role: given[role] for role in self._job.distilled_roles(layer)}
             if accepted:
-                trained = {role: state.weight for role, state in self._load(layer).items()}
+                trained = self._matrices(layer)
             file = self._draft.path(DISTILLED.format(layer))
             save_bundle(file, self._as_solution(layer, trained))
             self._draft.path(STATE.format(layer)).unlink(missing_ok=True)
@@ -154,7 +155,10 @@ class _Model:
         with scratch_array(self._job.scratch, shape) as states:
             embed(self._job.dense, tokens, states[0])
             for layer in range(layers):
-                block, weights = self._config.blocks[layer], self._weights(layer, self._load(layer))
+                block, weights = (
+                    self._config.blocks[layer],
+                    self._weights(layer, self._matrices(layer)),
+                )
                 for batch in self._batches(len(rows)):
                     x = self._on_device(states[layer, batch])
                     output = self._decoder.forward_layer(block, x, weights).hidden
@@ -165,7 +169,7 @@ class _Model:
     def _back(self, layer: int, inputs: Rows, flow: Rows, step: int, rate: float) -> Rows:
         """Lead the gradient back through a layer, and update it."""
         states = self._load(layer)
-        weights = self._weights(layer, states)
+        weights = self._weights(layer, {role: state.weight for role, state in states.items()})
         total = {role: torch.zeros_like(state.weight) for role, state in states.items()}
         before = np.empty_like(flow)
         for batch in self._batches(len(flow)):
@@ -185,30 +189,45 @@ class _Model:
         self._save(layer, states)
         return before
 
-    def _weights(self, layer: int, states: dict[str, Trained]) -> dict[str, Tensor]:
-        rest = set(layer_tensors(self._config, layer)) - set(states)
-        given = {role: self._given.tensor(tensor_name(self._config, layer, role)) for role in rest}
-        return given | {role: state.weight for role, state in states.items()}
+    def _weights(self, layer: int, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of a layer's tensors: its matrices in training, and the rest as it was."""
+        rest = set(layer_tensors(self._config, layer)) - set(matrices)
+        return matrices | {
+            role: self._given.tensor(tensor_name(self._config, layer, role)) for role in rest
+        }
 
     def _load(self, layer: int) -> dict[str, Trained]:
-        """A layer's matrices in training, by role, on the device."""
+        """A layer's matrices in training with their moments, by role, on the device."""
+        matrices = self._matrices(layer)
+        file = self._file(layer)
+        if file is None:
+            return {role: Trained.start(matrix) for role, matrix in matrices.items()}
+        return {
+            role: Trained(matrix, *(self._read(file, role, part) for part in PARTS[1:]))
+            for role, matrix in matrices.items()
+        }
+
+    def _matrices(self, layer: int) -> dict[str, Tensor]:
+        """The matrices alone: a pass forth needs no moments."""
         roles = self._job.distilled_roles(layer)
+        file = self._file(layer)
+        if file is None:
+            given = self._given.layer(layer)
+            return {role: given[role].clone() for role in roles}
+        return {role: self._read(file, role, PARTS[0]) for role in roles}
+
+    def _file(self, layer: int) -> Path | None:
+        """Where a layer's state lies; None before the first step."""
         name = STATE.format(layer)
         if layer in self._updated:
-            file = self._draft.path(name)
-        elif self._number > 0:
-            file = self._job.workspace.file(f"distill.{self._number - 1}", name)
-        else:
-            given = self._given.layer(layer)
-            return {role: Trained.start(given[role].clone()) for role in roles}
-        device = self._job.device
-        return {
-            # Cloned: the update is made in place, and what is read may be mapped from the file.
-            role: Trained(
-                *(load_from_bundle(file, f"{role}.{part}", device).clone() for part in PARTS)
-            )
-            for role in roles
-        }
+            return self._draft.path(name)
+        if self._number == 0:
+            return None
+        return self._job.workspace.file(f"distill.{self._number - 1}", name)
+
+    def _read(self, file: Path, role: str, part: str) -> Tensor:
+        # Cloned: the update is made in place, and what is read may be mapped from the file.
+        return load_from_bundle(file, f"{role}.{part}", self._job.device).clone()
 
     def _save(self, layer: int, states: dict[str, Trained]) -> None:
         file = self._draft.path(STATE.format(layer))

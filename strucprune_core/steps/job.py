@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
@@ -252,7 +252,10 @@ class Job:
         cpu = torch.device("cpu")
 
         def load(layer: int, role: str) -> torch.Tensor:
-            return load_from_bundle(self._distilled(layer), f"{OTHERS}{role}", cpu)
+            trained = load_from_bundle(self._distilled(layer), f"{OTHERS}{role}", cpu)
+            return trained.to(
+                TORCH_DTYPES[self.stored_dtype(tensor_name(self.config, layer, role))]
+            )
 
         found: dict[str, Callable[[], torch.Tensor]] = {}
         for layer in range(self.config.layers):

@@ -79,7 +79,8 @@ class PrunedSource:
     ) -> None:
         """`solution` gives the solution of a layer's site; it is called for each tensor cut.
 
-        `replaced` gives, by name, tensors outside the sites that are not the dense ones any more.
+        `replaced` gives, by name and as they will be stored, tensors outside the sites that are not
+        the dense ones any more.
         """
         self._dense = dense
         self._solution = solution
@@ -99,9 +100,8 @@ class PrunedSource:
     ) -> Tensor:
         """A tensor of the pruned model; with `dtype` None exactly as it will be stored."""
         if name in self._replaced:
-            stored_dtype = self._dense.tensor(name, dtype=None).dtype
-            left = self._replaced[name]().to(stored_dtype)
-            return left.to(device=device, dtype=dtype or stored_dtype)
+            left = self._replaced[name]()
+            return left.to(device=device, dtype=dtype or left.dtype)
         if name not in self._cuts:
             return self._dense.tensor(name, device=device, dtype=dtype)
         cut = self._cuts[name]
