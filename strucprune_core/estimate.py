@@ -22,7 +22,7 @@ from strucprune_core.models.tensors import expected_tensors, layer_tensors, tens
 from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.report import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
-from strucprune_core.tiling import HEAD_CHUNK_TOKENS, VOCAB_TILE_ROWS
+from strucprune_core.tiling import Tiles
 
 FP16_BYTES = 2
 FP32_BYTES = 4
@@ -127,13 +127,14 @@ def memory_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
     activations = tokens * (8 * d + 4 * widest) * FP32_BYTES
     grams = _largest_layer(config, spec, lambda width: width * width)
     scaled = _largest_layer(config, spec, lambda width: tokens * width)
-    tile_rows = min(VOCAB_TILE_ROWS, config.vocab_size)
+    tiles = Tiles()
+    tile_rows = min(tiles.vocabulary_rows, config.vocab_size)
     vocabulary = config.vocab_size * d
     # A tensor as it is stored, rounded to 16 bits, and read back from the file to be compared.
     exported = vocabulary * (FP32_BYTES + 2 * FP16_BYTES) if spec.pruning.exports else 0
     if "gguf" in spec.pruning.exports:
         exported += config.vocab_size * GGUF_TOKEN_BYTES
-    logits = min(tokens, HEAD_CHUNK_TOKENS) * tile_rows * FP32_BYTES
+    logits = min(tokens, tiles.head_tokens) * tile_rows * FP32_BYTES
     terms = {
         "decoder_layer": layer,
         # One layer over a micro-batch.

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.tiling import HEAD_CHUNK_TOKENS
 
 
 @torch.inference_mode()
@@ -51,7 +50,7 @@ def _look_up(
     stream: ModelStream, tokens: NDArray[np.int32]
 ) -> Iterator[tuple[NDArray[np.bool_], Tensor]]:
     """(where, embeddings of the tokens there) for each tile of the table that is needed."""
-    for first_row, rows in stream.tiles(stream.config.names.embedding):
+    for first_row, rows in stream.tiles_of(stream.config.names.embedding):
         where = (tokens >= first_row) & (tokens < first_row + len(rows))
         if where.any():
             found = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
@@ -73,7 +72,7 @@ class Head:
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the head's matrix."""
-        return self._stream.tiles(self._stream.config.head_matrix)
+        return self._stream.tiles_of(self._stream.config.head_matrix)
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
@@ -81,7 +80,13 @@ class Head:
 
     def load(self, hidden: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""
-        return torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
+        return self._stream.load(hidden)
+
+    def chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the tokens that meet a tile together."""
+        step = self._stream.tiles.head_tokens
+        for start in range(0, count, step):
+            yield start, min(start + step, count)
 
     def output(self, hidden: Tensor) -> Tensor:
         """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
@@ -136,10 +141,10 @@ def token_losses(
         targets: The token that follows each position, (n,).
         tick: Called after every tile: a safe point to stop at.
     """
-    chunks = list(chunks_of(len(targets)))
+    head = Head(stream)
+    chunks = list(head.chunks(len(targets)))
     partitions = [LogPartition(stop - start, stream.device) for start, stop in chunks]
     chosen = torch.zeros(len(targets), dtype=torch.float64)
-    head = Head(stream)
     wanted = torch.from_numpy(targets.astype(np.int64))
     for first_row, rows in head.tiles():
         for (start, stop), partition in zip(chunks, partitions, strict=True):
@@ -220,7 +225,7 @@ def sample_tokens(
     best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
-        for start, stop in chunks_of(len(hidden)):
+        for start, stop in head.chunks(len(hidden)):
             logits = head.logits(hidden[start:stop], rows).cpu()
             noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
             score, column = (logits - noise.log_()).max(-1)
@@ -228,9 +233,3 @@ def sample_tokens(
             best[start:stop] = torch.where(better, score, best[start:stop])
             chosen[start:stop] = torch.where(better, first_row + column, chosen[start:stop])
     return chosen.numpy().astype(np.int32)
-
-
-def chunks_of(count: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the tokens that meet a tile together."""
-    for start in range(0, count, HEAD_CHUNK_TOKENS):
-        yield start, min(start + HEAD_CHUNK_TOKENS, count)

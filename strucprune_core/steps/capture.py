@@ -51,6 +51,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
             seen = trace.inputs[site]
             grams[site].add(seen.rows, weights if seen.tokens is None else weights[seen.tokens])
         job.tick(rows.stop, samples)
+        del trace, seen, weights  # They are a micro-batch's: not two at a time.
     mean_weight = total_weight / (train * hidden.shape[1])
     for rows, trace in _run(job, unit.index, hidden, range(train, samples)):
         output[rows] = trace.hidden.cpu().numpy()
@@ -60,6 +61,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
             factor = scale if seen.tokens is None else scale[seen.tokens]
             room = HOLDOUT_TOKENS - sum(len(kept) for kept in holdout[site])
             holdout[site].append((seen.rows[:room] * factor[:room, None]).cpu())
+        del trace, seen, scale, factor
     output.flush()
     save_bundle(draft.path(GRAMS), {site: sums.gram(total_weight) for site, sums in grams.items()})
     save_bundle(draft.path(HOLDOUT), {site: torch.cat(rows) for site, rows in holdout.items()})
@@ -82,6 +84,6 @@ def _run(
     """The dense layer on some sequences: (which, what it gave), a micro-batch at a time."""
     weights = job.dense.layer(layer)
     length = hidden.shape[1]
-    for batch in micro_batches(len(sequences), length, job.spec.runtime.micro_batch_tokens):
+    for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
         rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-        yield rows, job.dense.run_layer(layer, weights, hidden[rows])
+        yield rows, job.dense.run_layer(layer, weights, hidden[rows], record=True)

@@ -19,7 +19,7 @@ from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
@@ -27,6 +27,7 @@ from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
 from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution
+from strucprune_core.tiling import Tiles
 from strucprune_core.units import Unit, build_graph, distill_units
 from strucprune_core.workspace import Workspace
 
@@ -95,7 +96,16 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return ModelStream(self.config, self.reader, self.device)
+        return self.stream(self.config, self.reader)
+
+    def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
+        """A model on the job's device, in pieces that fit."""
+        return ModelStream(config, source, self.device, self.tiles)
+
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The pieces in which the job runs."""
+        return Tiles(micro_batch_tokens=self.spec.runtime.micro_batch_tokens)
 
     @cached_property
     def dense_parameters(self) -> int:

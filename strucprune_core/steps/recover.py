@@ -75,7 +75,7 @@ class _Layer:
         self._block = job.pruned_config.blocks[index]
         file = job.workspace.file(f"solve.{index}", SOLUTION)
         self._solved = [(site, load_solution(file, site)) for site in job.sites(index)]
-        self._dense = dict(job.dense.layer(index))
+        self._dense = job.dense.whole_layer(index)
         self._pruned = prune_layer(
             self._dense, [(site, _on_device(solution, job)) for site, solution in self._solved]
         )
@@ -169,7 +169,7 @@ class _Layer:
 
     def _batches(self) -> Iterator[slice]:
         _, samples, length, _ = self._before.shape
-        return micro_batches(samples, length, self._job.spec.runtime.micro_batch_tokens)
+        return micro_batches(samples, length, self._job.tiles.micro_batch_tokens)
 
     def _streams(self, rows: slice) -> tuple[Tensor, Tensor]:
         """What the dense and what the pruned layer sees."""

@@ -34,7 +34,6 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.decoding import generate
-from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
@@ -100,7 +99,7 @@ def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
     done = iter(range(1, total + 1))
     with local_weights(job.index, job.scratch) as index:
         return generate(
-            ModelStream(job.config, TensorReader(index), job.device),
+            job.stream(job.config, TensorReader(index)),
             first,
             spec.sequence_length,
             spec.seed,
