@@ -30,11 +30,13 @@ def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float3
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
         out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
+        del rows
     if names.positions is not None:
-        first = config.position_offset
-        table = stream.source.rows(names.positions, first, first + tokens.shape[1])
-        for sequence in out:
-            sequence += table.float().numpy()
+        for start in range(0, tokens.shape[1], stream.tiles.head_tokens):
+            stop = min(start + stream.tiles.head_tokens, tokens.shape[1])
+            first = config.position_offset
+            table = stream.source.rows(names.positions, first + start, first + stop)
+            out[:, start:stop] += table.float().numpy()
 
 
 @torch.inference_mode()
@@ -42,19 +44,21 @@ def token_embeddings(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
     """Embeddings as the table has them (scaled), (sequences x length x embedding size)."""
     out = torch.empty(*tokens.shape, stream.config.embedding_size, device=stream.device)
     for where, rows in _look_up(stream, tokens):
-        out[torch.from_numpy(where)] = rows
+        out[tuple(torch.from_numpy(axis) for axis in where)] = rows
     return out
 
 
 def _look_up(
     stream: ModelStream, tokens: NDArray[np.int32]
-) -> Iterator[tuple[NDArray[np.bool_], Tensor]]:
-    """(where, embeddings of the tokens there) for each tile of the table that is needed."""
+) -> Iterator[tuple[tuple[NDArray[np.int64], ...], Tensor]]:
+    """(where, embeddings of the tokens there) for each tile of the table, some at a time."""
     for first_row, rows in stream.tiles_of(stream.config.names.embedding):
-        where = (tokens >= first_row) & (tokens < first_row + len(rows))
-        if where.any():
+        inside = np.nonzero((tokens >= first_row) & (tokens < first_row + len(rows)))
+        for start in range(0, len(inside[0]), stream.tiles.head_tokens):
+            where = tuple(axis[start : start + stream.tiles.head_tokens] for axis in inside)
             found = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
-            yield where, rows[found.to(rows.device)] * stream.config.embedding_scale
+            yield where, rows[found.to(rows.device)].mul_(stream.config.embedding_scale)
+        del rows
 
 
 class Head:
@@ -96,9 +100,9 @@ class Head:
         return hidden if self._out is None else hidden @ self._out.T
 
     def capped(self, logits: Tensor) -> Tensor:
-        """Logits with the model's soft cap, if it has one."""
+        """Logits with the model's soft cap, if it has one: in place."""
         cap = self._stream.config.logit_soft_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def slope(self, capped: Tensor) -> Tensor | float:
         """Derivative of the soft cap where it gave `capped`."""
@@ -154,6 +158,8 @@ def token_losses(
             inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
             picked = logits[inside.to(logits.device), column[inside].to(logits.device)]
             chosen[start + inside] = picked.double().cpu()
+            del logits, picked
+        del rows  # Not beside the next tile.
         tick()
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
     losses: NDArray[np.float64] = (log_partition - chosen).numpy()
@@ -189,6 +195,8 @@ def kl_divergences(
             pruned[index].add(logits)
             gap = logits.sub_(reference_logits).mul_(weights).sum(-1).neg_().double()
             gaps[index] = gaps[index] * shrink + gap
+            del logits
+        del rows, reference_logits, weights
         tick()
     return [
         float((gap / dense.total - dense.value() + partition.value()).mean())

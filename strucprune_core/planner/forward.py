@@ -73,7 +73,7 @@ def forward_bytes(
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
     """Numbers beside the residual stream and what attention sees."""
     t, d, width = batch.tokens, config.hidden_size, config.head_dim
-    queries, keys = block.query_heads * width, block.kv_heads * width
+    queries = block.query_heads * width
     panel = tiles.weight_rows
     heads = block.kv_heads
     if panel is not None and not config.transposed:

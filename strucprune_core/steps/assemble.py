@@ -5,9 +5,13 @@ Assembling only cuts and copies: whichever machine does it, the bytes are the sa
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
+from torch import Tensor
+
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
+from strucprune_core.checkpoint.reader import PIECE_BYTES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
@@ -22,8 +26,25 @@ SHARD_FILE = "shard.safetensors"
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the pruned checkpoint."""
     shard = pruned_shards(job)[unit.index]
-    source = job.pruned_source()
-    write_shard(draft.path(SHARD_FILE), shard, source.tensor)
+    source, done = job.pruned_source(), 0
+    shapes = {tensor.name: tensor for tensor in shard.tensors}
+
+    def produce(name: str) -> Iterator[Tensor]:
+        nonlocal done
+        for start, stop in _pieces(shapes[name]):
+            job.tick(done, shard.size_bytes)
+            rows = source.rows(name, start, stop, dtype=None)
+            done += rows.nbytes
+            yield rows
+
+    write_shard(draft.path(SHARD_FILE), shard, produce)
+
+
+def _pieces(tensor: PlannedTensor) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) to be in memory together."""
+    step = max(1, PIECE_BYTES * tensor.shape[0] // max(1, tensor.size_bytes))
+    for start in range(0, tensor.shape[0], step):
+        yield start, min(start + step, tensor.shape[0])
 
 
 def pruned_shards(job: Job) -> list[Shard]:
