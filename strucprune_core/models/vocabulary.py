@@ -37,6 +37,7 @@ def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float3
             first = config.position_offset
             table = stream.source.rows(names.positions, first + start, first + stop)
             out[:, start:stop] += table.float().numpy()
+            del table
 
 
 @torch.inference_mode()
