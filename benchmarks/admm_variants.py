@@ -179,7 +179,7 @@ def _collect(options: argparse.Namespace) -> None:
         gram, total_weight = GramAccumulator(width, stream.device), 0.0
         inputs, scales = [], []
         for batch in micro_batches(len(windows), LENGTH, 2 * LENGTH):
-            trace = stream.run_layer(layer, weights, hidden[batch])
+            trace = stream.run_layer(layer, weights, hidden[batch], record=("ffn",))
             hidden[batch] = trace.hidden.numpy()
             if layer in wanted:
                 outputs = trace.hidden.reshape(-1, d)

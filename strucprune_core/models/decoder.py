@@ -9,7 +9,7 @@ Shapes: b sequences of n tokens, d hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,17 +65,18 @@ class Decoder:
         weights: LayerWeights,
         outputs: dict[SiteKind, Tensor] | None = None,
         *,
-        record: bool = False,
+        record: Collection[SiteKind] = (),
     ) -> LayerTrace:
         """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0.
 
         `outputs` is given what the sites of each kind compute together, before any norm, (b, n, d).
-        Inputs of sites are kept only if they are to be recorded: they are most of a layer's memory.
+        `record` names the kinds of sites whose inputs are kept: they are most of a layer's memory.
         """
-        inputs: dict[str, SiteInput] | None = {} if record else None
-        residual, source = self.attention_half(block, hidden, weights, inputs, outputs)
-        added = self.ffn_half(block, source, weights, inputs, outputs)
-        return LayerTrace(self.join(block, residual, added, weights), inputs or {})
+        inputs: dict[str, SiteInput] = {}
+        attention, ffn = (inputs if kind in record else None for kind in ("attention", "ffn"))
+        residual, source = self.attention_half(block, hidden, weights, attention, outputs)
+        added = self.ffn_half(block, source, weights, ffn, outputs)
+        return LayerTrace(self.join(block, residual, added, weights), inputs)
 
     def attention_half(
         self,

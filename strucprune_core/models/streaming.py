@@ -6,7 +6,7 @@ by pruned ones that exist only in memory so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.tiling import Tiles
 
@@ -90,9 +91,12 @@ class ModelStream:
         weights: LayerWeights,
         hidden: NDArray[np.float32],
         *,
-        record: bool = False,
+        record: Collection[SiteKind] = (),
     ) -> LayerTrace:
-        """One layer on a micro-batch held on the host, (b x n x d). `record` its sites' inputs."""
+        """One layer on a micro-batch held on the host, (b x n x d).
+
+        `record` names the kinds of sites whose inputs are kept.
+        """
         block, x = self.config.blocks[layer], self.load(hidden)
         return Decoder(self.config).forward_layer(block, x, weights, record=record)
 

@@ -9,9 +9,11 @@ panel; float32 throughout.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.tiling import Tiles
 
@@ -42,7 +44,12 @@ def layer_bytes(config: ModelConfig, layer: int) -> int:
 
 
 def forward_bytes(
-    config: ModelConfig, layer: int, batch: Batch, tiles: Tiles, *, record: bool = False
+    config: ModelConfig,
+    layer: int,
+    batch: Batch,
+    tiles: Tiles,
+    *,
+    record: Collection[SiteKind] = (),
 ) -> int:
     """Peak while a layer runs, its weights and its input included.
 
@@ -51,22 +58,22 @@ def forward_bytes(
         layer: Which layer.
         batch: What runs through it.
         tiles: How its matrices pass.
-        record: Whether the sites' inputs are kept.
+        record: Kinds of sites whose inputs are kept.
     """
     block = config.blocks[layer]
     t, d = batch.tokens, config.hidden_size
     resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
     queries = block.query_heads * config.head_dim
-    recorded = t * queries if record else 0
+    recorded = t * queries if "attention" in record else 0
     channels = max(block.ffn_widths) if block.names.router is None else 0
     terms = {
         "attention": 2 * t * d + _attention(config, block, batch, tiles),
-        "ffn": 3 * t * d + recorded + _ffn(config, block, t, tiles, record=record),
+        "ffn": 3 * t * d + recorded + _ffn(config, block, t, tiles, record="ffn" in record),
         # Beside its input, the residual stream and its result a norm holds one product more.
         "norm": 4 * t * d + recorded,
     }
     if block.names.ffn_output_norm is not None:
-        terms["output_norm"] = 6 * t * d + recorded + (t * channels if record else 0)
+        terms["output_norm"] = 6 * t * d + recorded + (t * channels if "ffn" in record else 0)
     return resident + FP32_BYTES * max(terms.values())
 
 

@@ -83,7 +83,8 @@ def _run(
 ) -> Iterator[tuple[slice, LayerTrace]]:
     """The dense layer on some sequences: (which, what it gave), a micro-batch at a time."""
     weights = job.dense.layer(layer)
+    kinds = {site.kind for site in job.sites(layer)}
     length = hidden.shape[1]
     for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
         rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-        yield rows, job.dense.run_layer(layer, weights, hidden[rows], record=True)
+        yield rows, job.dense.run_layer(layer, weights, hidden[rows], record=kinds)

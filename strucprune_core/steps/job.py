@@ -22,7 +22,13 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
-from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
+from strucprune_core.planning import (
+    PlannedSite,
+    holdout_sequences,
+    plan_sites,
+    probe_shape,
+    pruned_config,
+)
 from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -33,11 +39,9 @@ from strucprune_core.workspace import Workspace
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
-HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
 SOLUTION = "solution.safetensors"
 DISTILLED = "distilled.{}.safetensors"
 OTHERS = "others."  # Prefix of trained tensors that belong to no site.
-PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
 
 
 def load_solution(file: Path, site: Site) -> SiteSolution:
@@ -144,7 +148,7 @@ class Job:
     @cached_property
     def holdout_sequences(self) -> int:
         """Calibration sequences kept out of the statistics: the last ones."""
-        return max(1, self.spec.calibration.samples // HOLDOUT_SHARE)
+        return holdout_sequences(self.spec.calibration.samples)
 
     @cached_property
     def train_sequences(self) -> int:
@@ -154,8 +158,7 @@ class Job:
     @property
     def probe_shape(self) -> tuple[int, int]:
         """(sequences, tokens) of the held-out text that energies are probed on."""
-        sequences = min(PROBE_SEQUENCES, self.holdout_sequences)
-        return sequences, min(PROBE_TOKENS, self.spec.calibration.sequence_length)
+        return probe_shape(self.spec.calibration)
 
     @property
     def damping(self) -> float:

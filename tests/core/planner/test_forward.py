@@ -7,17 +7,18 @@ import pytest
 import torch
 
 from strucprune_core.evaluation.tensor_bytes import TensorBytes
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.planner.forward import Batch, forward_bytes, micro_batch
 from strucprune_core.tiling import Tiles
 from tests.core.planner.shapes import RAW, shape, stream
 
 
-@pytest.mark.parametrize("record", [False, True], ids=["", "record"])
+@pytest.mark.parametrize("record", [(), ("ffn",), ("ffn", "attention")], ids=str)
 @pytest.mark.parametrize("rows", [None, 64, 200])
 @pytest.mark.parametrize("batch", [Batch(4, 128), Batch(1, 300)], ids=["four", "one"])
 @pytest.mark.parametrize("name", RAW)
 def test_a_layer_takes_what_was_planned(
-    name: str, rows: int | None, batch: Batch, record: bool
+    name: str, rows: int | None, batch: Batch, record: tuple[SiteKind, ...]
 ) -> None:
     config = shape(name)
     tiles = Tiles(micro_batch_tokens=batch.tokens, weight_rows=rows)
