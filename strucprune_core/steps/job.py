@@ -76,6 +76,7 @@ class Job:
         spec: What was asked for.
         index: The dense checkpoint's layout.
         config: Its parsed config.
+        reader: Its tensors by name.
         workspace: Finished units.
         scratch: Directory for temporary files.
         device: Where tensors visit.
@@ -86,16 +87,12 @@ class Job:
     spec: JobSpec
     index: CheckpointIndex
     config: ModelConfig
+    reader: TensorReader
     workspace: Workspace
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]
     tick: Callable[[int, int], None]
-
-    @cached_property
-    def reader(self) -> TensorReader:
-        """Dense tensors by name."""
-        return TensorReader(self.index)
 
     @cached_property
     def dense(self) -> ModelStream:
