@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,11 @@ class HostMatrix:
         """Rows and columns."""
         rows, columns = self._array.shape
         return rows, columns
+
+    @property
+    def tensor(self) -> Tensor:
+        """All of it, on the host."""
+        return torch.from_numpy(self._array)
 
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
         """A part, in `buffer`."""
@@ -98,17 +105,29 @@ class ScratchMatrices:
         """
         kind = _NUMPY_DTYPES[dtype]
         size_bytes = rows * columns * kind.itemsize
-        try:
-            with tempfile.TemporaryFile(dir=self._directory) as file:
-                take_space(file.fileno(), size_bytes)
-                array = np.memmap(file, dtype=kind, mode="r+", shape=(rows, columns))
-        except OSError as error:
-            raise StorageUnavailable(
-                f"the scratch directory has no room for a matrix of {size_bytes} bytes: "
-                f"{error.strerror or error}",
-                remedy="Free disk space there, or give another scratch directory.",
-            ) from error
+        with (
+            disk_errors(f"a scratch matrix of {size_bytes} bytes"),
+            tempfile.TemporaryFile(dir=self._directory) as file,
+        ):
+            take_space(file.fileno(), size_bytes)
+            array = np.memmap(file, dtype=kind, mode="r+", shape=(rows, columns))
         return HostMatrix(array, self._device)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an `OSError` into one that says what could not be written.
+
+    Raises:
+        StorageUnavailable: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"{what} cannot be written: {error.strerror or error}",
+            remedy="Free disk space in the scratch directory, or give another one.",
+        ) from error
 
 
 def take_space(descriptor: int, size_bytes: int) -> None:

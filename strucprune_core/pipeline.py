@@ -141,6 +141,7 @@ def prune(
         device=device,
         open_store=open_store,
         tick=meter.tick,
+        safe_point=meter.safe_point,
     )
     losses: Counter[str] = Counter()
     with MemoryMeter(device).running() as memory:

@@ -148,7 +148,9 @@ class _Superblock:
         problem, room = self._problem, self._room
         # Asked once, not at each removal: that would make an accelerator wait.
         if bool(torch.stack(self._failures).any()):
-            raise NumericalFailure("the inverse of the Gram matrix lost its accuracy", remedy=REMEDY)
+            raise NumericalFailure(
+                "the inverse of the Gram matrix lost its accuracy", remedy=REMEDY
+            )
         left = (~self._removed).nonzero().flatten()
         problem.groups = problem.groups[left]
         keep = columns_of(left, problem.size)

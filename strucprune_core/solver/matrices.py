@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from strucprune_core.solver.panels import Panels
+from strucprune_core.solver.panels import ALL_RESIDENT, Panels
 
 Index = slice | Tensor
 """Rows or columns: a slice with both ends, or ascending indices, (k,) int64."""
@@ -31,6 +31,10 @@ class Matrix(Protocol):
     @property
     def resident(self) -> bool:
         """Whether it lies on the device, so that a panel of it needs no buffer."""
+
+    @property
+    def tensor(self) -> Tensor:
+        """All of it where it lies, without a copy."""
 
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
         """A part, in `buffer` (flat, large enough) or in the matrix's own memory.
@@ -57,37 +61,42 @@ class DeviceMatrix:
     resident = True
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self._tensor = tensor
+
+    @property
+    def tensor(self) -> Tensor:
+        """The tensor itself."""
+        return self._tensor
 
     @property
     def shape(self) -> tuple[int, int]:
         """Rows and columns."""
-        rows, columns = self.tensor.shape
+        rows, columns = self._tensor.shape
         return rows, columns
 
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
         """A view; `buffer` is not used."""
-        return self.tensor[rows, columns]
+        return self._tensor[rows, columns]
 
     def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
         """Copy a part to `out`."""
-        part = _selected(_selected(self.tensor, 0, rows), 1, columns)
+        part = _selected(_selected(self._tensor, 0, rows), 1, columns)
         out.copy_(part)
 
     def write(self, rows: slice, columns: slice, values: Tensor) -> None:
         """Overwrite a part; what `read` gave is there already."""
-        target = self.tensor[rows, columns]
+        target = self._tensor[rows, columns]
         if target.data_ptr() != values.data_ptr():
             target.copy_(values)
 
     def write_symmetric(self, rows: slice, panel: Tensor) -> None:
         """Overwrite a row panel and its mirror image."""
         self.write(rows, slice(0, rows.stop), panel)
-        self.tensor[: rows.start, rows].copy_(panel[:, : rows.start].T)
+        self._tensor[: rows.start, rows].copy_(panel[:, : rows.start].T)
 
     def diagonal(self) -> Tensor:
         """A copy of the diagonal."""
-        return self.tensor.diagonal().clone()
+        return self._tensor.diagonal().clone()
 
 
 def _selected(tensor: Tensor, axis: int, index: Index) -> Tensor:
@@ -118,7 +127,7 @@ class Room:
     """
 
     device: torch.device
-    panels: Panels = Panels()
+    panels: Panels = ALL_RESIDENT
     scratch: Callable[[int, int, torch.dtype], Matrix] | None = None
     tick: Callable[[], None] = no_tick
 

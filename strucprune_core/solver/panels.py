@@ -28,7 +28,7 @@ class Panels:
     """
 
     panel: int = RESIDENT
-    superblock: int = 128
+    superblock: int = 256
 
     def fits(self, columns: int) -> bool:
         """Whether a matrix of so many columns lies on the device whole."""
@@ -41,3 +41,7 @@ class Panels:
     def rows(self, columns: int) -> int:
         """Rows of a weight matrix that pass through a matrix of so many columns at a time."""
         return RESIDENT_ROWS if self.fits(columns) else self.panel
+
+
+ALL_RESIDENT = Panels()
+"""Everything on the device."""

@@ -172,7 +172,10 @@ def relative_error_by_panels(
         dense.gather(span, slice(0, f), whole)
         pruned.gather(span, slice(0, k), left)
         for rows in spans(n, tokens):
-            seen, seen_k = carve(a, rows.stop - rows.start, f), carve(a_k, rows.stop - rows.start, k)
+            seen, seen_k = (
+                carve(a, rows.stop - rows.start, f),
+                carve(a_k, rows.stop - rows.start, k),
+            )
             activations.gather(rows, slice(0, f), seen)
             activations.gather(rows, kept, seen_k)
             wanted = seen @ whole.T

@@ -76,17 +76,18 @@ def _sweep(matrix: Matrix, pivot: slice, step: int, columns: Tensor, buffer: Ten
     lower, info = torch.linalg.cholesky_ex(cross[:, pivot])
     if int(info) != 0:
         return False
-    # With A_kk = R R^T and L = R^-1 A_k: what others lose is L_i^T L_j.
-    torch.linalg.solve_triangular(lower, cross, upper=False, out=cross)
+    inverse = torch.cholesky_inverse(lower, out=lower)
     for span in spans(m, step):
-        if span != pivot:
-            below = slice(0, span.stop)
-            panel = matrix.read(span, below, buffer)
-            panel.addmm_(cross[:, span].T, cross[:, below], alpha=-1)
-            matrix.write(span, below, panel)
-    torch.linalg.solve_triangular(lower.T, cross, upper=True, out=cross)
-    torch.cholesky_inverse(lower, out=lower)
-    cross[:, pivot] = lower.neg_()
-    matrix.write(pivot, slice(0, last), cross[:, :last])
-    matrix.write(slice(last, m), pivot, cross[:, last:].T)
+        if span == pivot:
+            continue
+        below = slice(0, span.stop)
+        solved = inverse @ cross[:, span]
+        panel = matrix.read(span, below, buffer)
+        panel.addmm_(solved.T, cross[:, below], alpha=-1)
+        if span.start > first:
+            panel[:, pivot] = solved.T
+        else:
+            matrix.write(pivot, span, solved)
+        matrix.write(span, below, panel)
+    matrix.write(pivot, pivot, inverse.neg_())
     return True

@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
+from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle, map_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
+from strucprune_core.host_matrix import HostMatrix, ScratchMatrices
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
+from strucprune_core.solver.matrices import DeviceMatrix, Matrix, Room, no_tick
+from strucprune_core.solver.panels import ALL_RESIDENT, Panels
 from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -76,6 +79,8 @@ class Job:
         device: Where tensors visit.
         open_store: Opens the store of a URI.
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
+        safe_point: The same without progress.
+        panels: Sizes of the pieces in which matrices are solved.
     """
 
     spec: JobSpec
@@ -86,6 +91,8 @@ class Job:
     device: torch.device
     open_store: Callable[[str], Store]
     tick: Callable[[int, int], None]
+    safe_point: Callable[[], None] = no_tick
+    panels: Panels = ALL_RESIDENT
 
     @cached_property
     def reader(self) -> TensorReader:
@@ -96,6 +103,12 @@ class Job:
     def dense(self) -> ModelStream:
         """The dense model."""
         return ModelStream(self.config, self.reader, self.device)
+
+    @cached_property
+    def room(self) -> Room:
+        """Where matrices that are solved lie."""
+        scratch = ScratchMatrices(self.scratch, self.device)
+        return Room(self.device, self.panels, scratch, self.safe_point)
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -186,6 +199,13 @@ class Job:
     def tensor(self, unit: str, file: str, name: str) -> torch.Tensor:
         """One tensor of a finished unit's safetensors file, on the device."""
         return load_from_bundle(self.workspace.file(unit, file), name, self.device)
+
+    def matrix(self, unit: str, file: str, name: str) -> Matrix:
+        """The same, (rows x columns) float32: on the device if it fits, else mapped to memory."""
+        mapped = map_from_bundle(self.workspace.file(unit, file), name)
+        if self.panels.fits(mapped.shape[1]):
+            return DeviceMatrix(self.tensor(unit, file, name))
+        return HostMatrix(mapped, self.device)
 
     @cached_property
     def planned(self) -> list[PlannedSite]:
