@@ -45,6 +45,7 @@ from strucprune_core.models.vocabulary import embed
 from strucprune_core.solver.admm import AdmmOptions, Ranking, RhoRule, admm, choose_support
 from strucprune_core.solver.damage_curve import HESSIAN_DAMPING, damage_curve
 from strucprune_core.solver.fixed_support import LayerProblem
+from strucprune_core.solver.matrices import Room
 from strucprune_core.solver.recovery import RecoveryOptions, Tokens, held_out_error, recover
 from strucprune_core.solver.ridge import default_damping, relative_error, ridge
 from strucprune_core.storage.open import open_store
@@ -176,7 +177,7 @@ def _collect(options: argparse.Namespace) -> None:
     for layer in range(max(wanted) + 1):
         weights = stream.layer(layer)
         width = config.intermediate_sizes[layer]
-        gram, total_weight = GramAccumulator(width, stream.device), 0.0
+        gram, total_weight = GramAccumulator(width, Room(stream.device)), 0.0
         inputs, scales = [], []
         for batch in micro_batches(len(windows), LENGTH, 2 * LENGTH):
             trace = stream.run_layer(layer, weights, hidden[batch], record=("ffn",))

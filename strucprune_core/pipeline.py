@@ -35,6 +35,7 @@ from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.forward import layer_bytes
+from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
@@ -158,6 +159,8 @@ def prune(
             device=device,
             open_store=open_store,
             tick=meter.tick,
+            safe_point=meter.safe_point,
+            plan=plan_job(spec, facts.model.config),
         )
         while True:
             try:

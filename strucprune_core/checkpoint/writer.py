@@ -102,7 +102,7 @@ def write_shard(
     digest = hashlib.sha256()
     try:
         with path.open("wb") as file:
-            _write(file, digest.update, _header(shard))
+            _write(file, digest.update, header_bytes(shard))
             for planned in shard.tensors:
                 for data in _checked_bytes(planned, produce(planned.name)):
                     _write(file, digest.update, data)
@@ -135,7 +135,8 @@ def _file_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _header(shard: Shard) -> bytes:
+def header_bytes(shard: Shard) -> bytes:
+    """The beginning of a shard's file, up to its first tensor's bytes."""
     entries: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
     start = 0
     for tensor in shard.tensors:

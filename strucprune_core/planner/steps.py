@@ -20,9 +20,16 @@ from strucprune_core.planner.vocabulary import (
     losses_bytes,
 )
 from strucprune_core.planning import PlannedSite, plan_sites, probe_shape
+from strucprune_core.solver.panels import Panels
 from strucprune_core.spec import JobSpec
 from strucprune_core.tiling import Tiles
 from strucprune_core.units import PROBE_GROUP_LAYERS
+
+VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
+"""Steps that tiles of the vocabulary decide on."""
+
+SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
+"""Steps that panels decide on."""
 
 # Copies of a micro-batch's activations while a layer is run back.
 GRAPH_ACTIVATIONS = 3
@@ -30,7 +37,9 @@ GRAPH_ACTIVATIONS = 3
 VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
 
 
-def device_terms(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, int]:
+def device_terms(
+    spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels
+) -> dict[str, int]:
     """Bytes on the device by step."""
     places, text = plan_sites(config, spec.pruning), spec.calibration
     calibration = micro_batch(tiles, text.samples, text.sequence_length)
@@ -52,10 +61,8 @@ def device_terms(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, 
     if spec.evaluation is not None:
         judged = spec.evaluation
         batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
-        terms["evaluate"] = max(
-            _forward(config, batch, tiles),
-            losses_bytes(config, judged.sequences * judged.sequence_length, tiles),
-        )
+        terms["evaluate"] = _forward(config, batch, tiles)
+        terms["losses"] = losses_bytes(config, judged.sequences * judged.sequence_length, tiles)
     return terms | _training(spec, config, calibration, tiles)
 
 

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
+from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle, map_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
+from strucprune_core.host_matrix import HostMatrix, ScratchMatrices
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.planner.plan import Plan
 from strucprune_core.planning import (
     PlannedSite,
     holdout_sequences,
@@ -29,6 +31,8 @@ from strucprune_core.planning import (
     probe_shape,
     pruned_config,
 )
+from strucprune_core.solver.matrices import DeviceMatrix, Matrix, Room
+from strucprune_core.solver.panels import Panels
 from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -82,6 +86,8 @@ class Job:
         device: Where tensors visit.
         open_store: Opens the store of a URI.
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
+        safe_point: The same without progress.
+        plan: The pieces in which it runs.
     """
 
     spec: JobSpec
@@ -93,6 +99,8 @@ class Job:
     device: torch.device
     open_store: Callable[[str], Store]
     tick: Callable[[int, int], None]
+    safe_point: Callable[[], None]
+    plan: Plan
 
     @cached_property
     def dense(self) -> ModelStream:
@@ -103,10 +111,21 @@ class Job:
         """A model on the job's device, in pieces that fit."""
         return ModelStream(config, source, self.device, self.tiles)
 
-    @cached_property
+    @property
     def tiles(self) -> Tiles:
-        """The pieces in which the job runs."""
-        return Tiles(micro_batch_tokens=self.spec.runtime.micro_batch_tokens)
+        """The pieces in which text runs through a model."""
+        return self.plan.tiles
+
+    @property
+    def panels(self) -> Panels:
+        """The pieces in which matrices are solved."""
+        return self.plan.panels
+
+    @cached_property
+    def room(self) -> Room:
+        """Where matrices that are solved lie."""
+        scratch = ScratchMatrices(self.scratch, self.device)
+        return Room(self.device, self.panels, scratch, self.safe_point)
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -196,6 +215,13 @@ class Job:
     def tensor(self, unit: str, file: str, name: str) -> torch.Tensor:
         """One tensor of a finished unit's safetensors file, on the device."""
         return load_from_bundle(self.workspace.file(unit, file), name, self.device)
+
+    def matrix(self, unit: str, file: str, name: str) -> Matrix:
+        """The same, (rows x columns) float32: on the device if it fits, else mapped to memory."""
+        mapped = map_from_bundle(self.workspace.file(unit, file), name)
+        if self.panels.fits(mapped.shape[1]):
+            return DeviceMatrix(self.tensor(unit, file, name))
+        return HostMatrix(mapped, self.device)
 
     @cached_property
     def planned(self) -> list[PlannedSite]:
