@@ -16,7 +16,7 @@ from strucprune_core.allocation.threshold import Allocation, allocate_by_thresho
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.structures import Site, shrink, sites
-from strucprune_core.spec import CalibrationSpec, PruningSpec
+from strucprune_core.spec import CalibrationSpec, Energy, PruningSpec
 
 HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
 PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
@@ -40,6 +40,11 @@ def probe_shape(spec: CalibrationSpec) -> tuple[int, int]:
     """(sequences, tokens) of the held-out text that energies are probed on."""
     sequences = min(PROBE_SEQUENCES, holdout_sequences(spec.samples))
     return sequences, min(PROBE_TOKENS, spec.sequence_length)
+
+
+def energy_of(pruning: PruningSpec) -> Energy:
+    """Where layers' energies come from; the same width everywhere needs none."""
+    return "forward" if pruning.allocation == "uniform" else pruning.energy
 
 
 def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:

@@ -23,7 +23,7 @@ class TensorBytes(TorchDispatchMode):
     """Counts the bytes of tensors created in its context, in this thread, while they live.
 
     A tensor that wraps memory of others (a memory-mapped file, a NumPy array) counts nothing, nor
-    does a view of it.
+    does a view of it, nor a tensor on the meta device.
 
     Args:
         limit_bytes: What may live at once; None counts only.
@@ -83,5 +83,5 @@ class TensorBytes(TorchDispatchMode):
 
 def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_leaves(tree):
-        if isinstance(leaf, Tensor):
+        if isinstance(leaf, Tensor) and leaf.device.type != "meta":
             yield leaf.untyped_storage()

@@ -86,20 +86,32 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside have a shape but no memory."""
+    """Parameters made inside have a shape but no memory.
+
+    The large ones never have any: a linear layer or an embedding is made on the meta device.
+    """
     module_class: Any = nn.Module
     register = module_class.register_parameter
+    makers: list[Any] = [nn.Linear, nn.Embedding]
+    plain = [maker.__init__ for maker in makers]
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
+    def made_on_meta(make: Callable[..., None]) -> Callable[..., None]:
+        return lambda self, *given, **options: make(self, *given, **{**options, "device": "meta"})
+
     module_class.register_parameter = on_meta
+    for maker, make in zip(makers, plain, strict=True):
+        maker.__init__ = made_on_meta(make)
     try:
         yield
     finally:
         module_class.register_parameter = register
+        for maker, make in zip(makers, plain, strict=True):
+            maker.__init__ = make
 
 
 def _load_rest(model: Any, stream: ModelStream) -> None:

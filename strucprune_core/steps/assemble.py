@@ -17,6 +17,7 @@ from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.surgery.layouts import side_files
+from strucprune_core.tiling import Tiles
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -31,7 +32,7 @@ def assemble(job: Job, unit: Unit, draft: Draft) -> None:
 
     def produce(name: str) -> Iterator[Tensor]:
         nonlocal done
-        for start, stop in _pieces(shapes[name]):
+        for start, stop in _pieces(shapes[name], job.tiles):
             job.tick(done, shard.size_bytes)
             rows = source.rows(name, start, stop, dtype=None)
             done += rows.nbytes
@@ -40,9 +41,11 @@ def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     write_shard(draft.path(SHARD_FILE), shard, produce)
 
 
-def _pieces(tensor: PlannedTensor) -> Iterator[tuple[int, int]]:
+def _pieces(tensor: PlannedTensor, tiles: Tiles) -> Iterator[tuple[int, int]]:
     """Rows [start, stop) to be in memory together."""
     step = max(1, PIECE_BYTES * tensor.shape[0] // max(1, tensor.size_bytes))
+    if tiles.weight_rows is not None:
+        step = min(step, tiles.weight_rows)
     for start in range(0, tensor.shape[0], step):
         yield start, min(start + step, tensor.shape[0])
 

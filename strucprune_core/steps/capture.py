@@ -92,24 +92,21 @@ class _Rows:
 
     def __init__(self, job: Job, most: int, width: int) -> None:
         self.room = most
-        fits = job.panels.fits(width)
-        self._file = None if fits else job.room.matrix(most, width, torch.float32)
-        self._parts: list[Tensor] = []
+        if job.panels.fits(width):
+            self._rows = torch.from_numpy(np.empty((most, width), dtype=np.float32))
+        else:
+            self._rows = job.room.matrix(most, width, torch.float32).tensor
         self._count = 0
 
     def add(self, rows: Tensor) -> None:
         """Add rows, no more than there is room for."""
-        if self._file is None:
-            self._parts.append(rows.cpu())
-        else:
-            span = slice(self._count, self._count + len(rows))
-            self._file.write(span, slice(0, rows.shape[1]), rows)
+        self._rows[self._count : self._count + len(rows)] = rows.cpu()
         self._count += len(rows)
         self.room -= len(rows)
 
     def tensor(self) -> Tensor:
         """All rows, (count x width) float32."""
-        return torch.cat(self._parts) if self._file is None else self._file.tensor[: self._count]
+        return self._rows[: self._count]
 
 
 Number = TypeVar("Number", bound=np.generic)

@@ -26,6 +26,7 @@ from strucprune_core.models.tensors import expected_tensors, layer_tensors, tens
 from strucprune_core.planner.plan import Plan
 from strucprune_core.planning import (
     PlannedSite,
+    energy_of,
     holdout_sequences,
     plan_sites,
     probe_shape,
@@ -151,9 +152,8 @@ class Job:
 
     @property
     def energy(self) -> Energy:
-        """Where layers' energies come from; the same width everywhere needs none."""
-        pruning = self.spec.pruning
-        return "forward" if pruning.allocation == "uniform" else pruning.energy
+        """Where layers' energies come from."""
+        return energy_of(self.spec.pruning)
 
     @property
     def distill_steps(self) -> int:
