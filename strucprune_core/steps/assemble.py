@@ -27,13 +27,15 @@ SHARD_FILE = "shard.safetensors"
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the pruned checkpoint."""
     shard = pruned_shards(job)[unit.index]
-    source, done = job.pruned_source(), 0
+    source, done, told = job.pruned_source(), 0, 0
     shapes = {tensor.name: tensor for tensor in shard.tensors}
 
     def produce(name: str) -> Iterator[Tensor]:
-        nonlocal done
+        nonlocal done, told
         for start, stop in _pieces(shapes[name], job.tiles):
-            job.tick(done, shard.size_bytes)
+            if done >= told:
+                job.tick(done, shard.size_bytes)
+                told = done + PIECE_BYTES
             rows = source.rows(name, start, stop, dtype=None)
             done += rows.nbytes
             yield rows

@@ -80,6 +80,17 @@ class StopAt:
             raise Stopped("asked to")
 
 
+class StopAfter:
+    """A stop signal that fires at the first check after a unit has finished."""
+
+    def __init__(self, workspace: Path, unit: str) -> None:
+        self.manifest = workspace / "units" / unit / "manifest.json"
+
+    def check(self) -> None:
+        if self.manifest.exists():
+            raise Stopped("asked to")
+
+
 class RemoteStore(LocalStore):
     """A store whose files cannot be opened in place, as in S3."""
 

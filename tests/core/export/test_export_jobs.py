@@ -13,6 +13,7 @@ from strucprune_core.errors import InvalidCheckpoint, Stopped
 from strucprune_core.estimate import estimate_job
 from strucprune_core.evaluation.standalone import verify_checkpoint
 from strucprune_core.inspection import inspect_model
+from strucprune_core.planner.host import host_terms
 from strucprune_core.report_page import render_html
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import StopAt, checkpoint_of, run, tiny_spec
