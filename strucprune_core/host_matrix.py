@@ -1,4 +1,4 @@
-"""A `Matrix` in host memory: in practice a file that is mapped into it, which no budget has to hold.
+"""A `Matrix` in host memory: in practice a mapped file, which no budget has to hold.
 
 Reads put a part on the device. What maps a file is paged in and out by the system, so a matrix may
 be larger than memory.
