@@ -58,7 +58,7 @@ class GramAccumulator:
         for span in spans(target.shape[0], self._step):
             panel = self._sums.read(span, slice(0, span.stop), self._buffer)
             panel.div_(total_weight)
-            if not torch.isfinite(panel).all():
+            if not torch.isfinite(panel.sum(dtype=torch.float64)):
                 raise NumericalFailure(
                     "the Gram matrix has non-finite entries",
                     remedy="The model's activations overflow on this calibration text; check the "

@@ -105,4 +105,7 @@ def map_from_bundle(path: Path, name: str) -> NDArray[Any]:
             return file.read(length)
 
         info = parse_header(read, path.name, path.stat().st_size).tensors[name]
-        return np.memmap(file, _NUMPY_NAMES[info.dtype], "c", offset=info.start, shape=info.shape)
+        dtype = _NUMPY_NAMES[info.dtype]
+        if not info.size_bytes:  # Nothing cannot be mapped.
+            return np.zeros(info.shape, dtype)
+        return np.memmap(file, dtype, "c", offset=info.start, shape=info.shape)

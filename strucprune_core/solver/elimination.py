@@ -83,6 +83,7 @@ def eliminate(problem: Problem, policy: Policy, room: Room) -> tuple[Tensor, Ten
             costs.append((cost / len(chosen)).expand(len(chosen)))
             room.tick()
         superblock.apply()
+        del superblock  # Before there is another.
     return torch.cat(order), torch.cat(costs)
 
 
@@ -93,7 +94,7 @@ class _Superblock:
         self._problem, self._policy, self._room = problem, policy, room
         groups, size = len(problem.groups), problem.size
         self._left, m = groups, groups * size
-        capacity = min(m, max(room.panels.superblock, policy.most * size))
+        capacity = room.panels.capacity(m, min(policy.most, groups) * size)
         self._factor = carve(room.flat(capacity * m), capacity, m)  # L
         self._change = carve(room.flat(capacity * m), capacity, m)  # D
         self._rank = 0

@@ -80,8 +80,10 @@ class DeviceMatrix:
 
     def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
         """Copy a part to `out`."""
-        part = _selected(_selected(self._tensor, 0, rows), 1, columns)
-        out.copy_(part)
+        if isinstance(rows, Tensor) and isinstance(columns, Tensor):
+            out.copy_(self._tensor[rows[:, None], columns])
+        else:
+            out.copy_(_selected(_selected(self._tensor, 1, columns), 0, rows))
 
     def write(self, rows: slice, columns: slice, values: Tensor) -> None:
         """Overwrite a part; what `read` gave is there already."""

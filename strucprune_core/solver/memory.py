@@ -12,9 +12,8 @@ from strucprune_core.solver.panels import BLOCK_CHANNELS, Panels
 
 FP64_BYTES = 8
 FP32_BYTES = 4
-# Vectors of m values while columns are removed: names of columns and groups, both diagonals, their
-# quotient and mask, a product's sum, the order so far and its costs.
-REMOVAL_VECTORS = 9
+# Vectors of m values while channels are removed: both diagonals, names, the order so far.
+REMOVAL_VECTORS = 4
 # float64 matrices (m x m) that live at once in ADMM ("metric"): H and its factor, C^-1 H C^-T and
 # its factor, and what is being factorised; (d x m): W0, B, Z, U, W, V and the scaled dense weights.
 ADMM_SQUARES, ADMM_WEIGHTS = 5, 9
@@ -50,11 +49,11 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
     visiting = _visiting(m, m, panels) * FP64_BYTES
     columns = m * FP64_BYTES  # Names of the columns.
     most = size if size > 1 else min(m, BLOCK_CHANNELS)
-    capacity = superblock_columns(m, panels, size)
+    capacity = panels.capacity(m, most)
     low_rank = 2 * capacity * m * FP64_BYTES
     # Diagonal blocks of both matrices, and as much again when they are factorised or updated.
     blocks = 4 * m * size * FP64_BYTES if size > 1 else 0
-    vectors = REMOVAL_VECTORS * m * FP64_BYTES
+    vectors = (REMOVAL_VECTORS * m if size == 1 else m) * FP64_BYTES
     left = m - capacity  # Columns after a superblock.
     panel = min(p, left) * left
     copies = panel if panels.fits(m) else 0  # What a resident matrix gives to be put into a panel.
@@ -71,7 +70,7 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
         + low_rank
         + blocks
         + (most * m * FP64_BYTES if size == 1 else 0)
-        + 2 * capacity * most * FP64_BYTES
+        + 2 * (capacity - most) * most * FP64_BYTES
         + vectors,
         "update": given
         + 2 * matrix
@@ -80,12 +79,6 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
         + max(panel + copies, BLOCK_CHANNELS * left) * FP64_BYTES
         + vectors,
     }
-
-
-def superblock_columns(m: int, panels: Panels, size: int = 1) -> int:
-    """Columns that are removed between two updates of the matrices."""
-    most = size if size > 1 else BLOCK_CHANNELS
-    return min(m, max(panels.superblock, most) // most * most)
 
 
 def curve_scratch_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
@@ -99,7 +92,7 @@ def curve_scratch_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
 
 def curve_flops(m: int, d: int, panels: Panels) -> dict[str, int]:
     """Operations of a damage curve."""
-    s = superblock_columns(m, panels)
+    s = panels.capacity(m, BLOCK_CHANNELS)
     return {
         "inverse": m**3,
         "energy": d * m * m,
@@ -114,7 +107,7 @@ def curve_traffic_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
     """Bytes read from and written to scratch by a damage curve."""
     if panels.fits(m):
         return {}
-    p, s, square = panels.step(m), superblock_columns(m, panels), m * m * FP64_BYTES
+    p, s, square = panels.step(m), panels.capacity(m, BLOCK_CHANNELS), m * m * FP64_BYTES
     return {
         # The lower half each way per panel of pivots.
         "inverse": -(-m // p) * square,

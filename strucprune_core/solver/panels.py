@@ -38,6 +38,10 @@ class Panels:
         """Rows that are worked on at a time in a matrix of so many columns."""
         return min(columns, RESIDENT_STEP if self.fits(columns) else self.panel)
 
+    def capacity(self, columns: int, most: int) -> int:
+        """Columns that are removed, `most` at a time, between two updates of the matrices."""
+        return min(columns, max(self.superblock, most) // most * most)
+
     def rows(self, columns: int) -> int:
         """Rows of a weight matrix that pass through a matrix of so many columns at a time."""
         return RESIDENT_ROWS if self.fits(columns) else self.panel

@@ -126,7 +126,7 @@ def ridge_into(
         inner = room.panels.step(k)
         solve_forward(lower, b, inner, columns)
         solve_backward(lower, b, inner, columns)
-        if not torch.isfinite(b).all():
+        if not torch.isfinite(b.sum()):  # Without a mask as large as b.
             raise NumericalFailure("the reconstructed weights are not finite", remedy=_REMEDY)
         solution.write(span, slice(0, k), b)
         room.tick()

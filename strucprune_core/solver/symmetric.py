@@ -88,6 +88,7 @@ def _sweep(matrix: Matrix, pivot: slice, step: int, columns: Tensor, buffer: Ten
             panel[:, pivot] = solved.T
         else:
             matrix.write(pivot, span, solved)
+        del solved  # Before there is another.
         matrix.write(span, below, panel)
     matrix.write(pivot, pivot, inverse.neg_())
     return True
