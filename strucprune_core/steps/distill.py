@@ -226,7 +226,7 @@ class _Model:
 
     def _read(self, file: Path, role: str, part: str) -> Tensor:
         # Cloned: the update is made in place, and what is read may be mapped from the file.
-        return load_from_bundle(file, f"{role}.{part}", self._job.device).clone()
+        return load_from_bundle(file, f"{role}.{part}", self._job.device)
 
     def _save(self, layer: int, states: dict[str, Trained]) -> None:
         file = self._draft.path(STATE.format(layer))

@@ -50,14 +50,17 @@ OTHERS = "others."  # Prefix of trained tensors that belong to no site.
 
 
 def load_solution(file: Path, site: Site) -> SiteSolution:
-    """A site's part of a solution file, on the host."""
-    cpu = torch.device("cpu")
+    """A site's part of a solution file, mapped into the host's memory."""
+
+    def mapped(name: str) -> torch.Tensor:
+        return torch.from_numpy(map_from_bundle(file, name))
+
     prefix = f"{site.name}.trained."
     return SiteSolution(
-        kept=load_from_bundle(file, f"{site.name}.kept", cpu),
-        weight=load_from_bundle(file, f"{site.name}.weight", cpu),
+        kept=mapped(f"{site.name}.kept"),
+        weight=mapped(f"{site.name}.weight"),
         trained={
-            name.removeprefix(prefix): load_from_bundle(file, name, cpu)
+            name.removeprefix(prefix): mapped(name)
             for name in bundle_names(file)
             if name.startswith(prefix)
         },
@@ -285,10 +288,9 @@ class Job:
 
     def _others(self) -> dict[str, Callable[[], torch.Tensor]]:
         """Trained tensors outside the sites, by name."""
-        cpu = torch.device("cpu")
 
         def load(layer: int, role: str) -> torch.Tensor:
-            trained = load_from_bundle(self._distilled(layer), f"{OTHERS}{role}", cpu)
+            trained = torch.from_numpy(map_from_bundle(self._distilled(layer), f"{OTHERS}{role}"))
             return trained.to(
                 TORCH_DTYPES[self.stored_dtype(tensor_name(self.config, layer, role))]
             )

@@ -76,9 +76,7 @@ class _Layer:
         file = job.workspace.file(f"solve.{index}", SOLUTION)
         self._solved = [(site, load_solution(file, site)) for site in job.sites(index)]
         self._dense = job.dense.whole_layer(index)
-        self._pruned = prune_layer(
-            self._dense, [(site, _on_device(solution, job)) for site, solution in self._solved]
-        )
+        self._pruned = prune_layer(self._dense, self._solved)
         self._trained = [
             tensor.role
             for site in job.sites(index)
@@ -182,10 +180,6 @@ class _Layer:
     def _steps(self) -> int:
         spec = self._job.spec.pruning.recover
         return 0 if spec is None else spec.steps
-
-
-def _on_device(solution: SiteSolution, job: Job) -> SiteSolution:
-    return SiteSolution(solution.kept, solution.weight.to(job.device))
 
 
 def _stream_count(job: Job) -> int:

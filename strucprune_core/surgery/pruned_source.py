@@ -65,7 +65,8 @@ def prune_layer(
             pruned[coupled.role] = solution.trained.get(
                 coupled.role, cut_tensor(pruned[coupled.role], coupled, solution.kept)
             )
-        pruned[site.output.role] = as_stored(solution.weight, site)
+        device = weights[site.output.role].device
+        pruned[site.output.role] = as_stored(solution.weight.to(device), site)
     return pruned
 
 
