@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,8 +16,9 @@ from strucprune_core.inspection import ModelFacts
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.planner.forward import FP32_BYTES
-from strucprune_core.planner.host import PROCESS_BYTES, host_terms, weights_read
-from strucprune_core.planner.plan import plan_job
+from strucprune_core.planner.host import PROCESS_BYTES, host_terms
+from strucprune_core.planner.plan import Plan, plan_job
+from strucprune_core.planner.work import active_weights, flops, weights_read
 from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.report import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -41,7 +43,10 @@ class Estimate(BaseModel):
     )
     workspace_bytes: int = Field(description="Peak disk space of the workspace.")
     bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
-    calibration_flops: int = Field(description="Floating-point operations of the dense pass.")
+    flops: dict[str, int] = Field(description="Floating-point operations by phase.")
+    pieces: dict[str, int | None] = Field(
+        description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+    )
 
 
 def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
@@ -52,6 +57,7 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
         dtype_bytes: Bytes of one stored parameter.
     """
     shapes = expected_tensors(config)
+    active = sum(active_weights(config, layer) for layer in range(config.layers))
     parameters = sum(math.prod(shape) for shape in shapes.values())
     return SizeSummary(
         parameters=parameters,
@@ -60,7 +66,7 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
         query_heads=sum(block.query_heads for block in config.blocks),
         kv_heads=sum(block.kv_heads for block in config.blocks),
         kv_cache_bytes_per_token=config.kv_cache_values_per_token * dtype_bytes,
-        flops_per_token=2 * (_active_weights(config) + config.vocab_size * config.embedding_size),
+        flops_per_token=2 * (active + config.vocab_size * config.embedding_size),
     )
 
 
@@ -92,8 +98,14 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         step_bytes=plan.device_terms,
         workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
         bytes_read=read,
-        calibration_flops=_calibration_flops(spec, config),
+        flops=flops(spec, config, plan.panels),
+        pieces=_pieces(plan, config),
     )
+
+
+def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
+    widest = max(max(block.ffn_widths) for block in config.blocks)
+    return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
 
 
 def _parameters_removed(pruning: PruningSpec, config: ModelConfig) -> int:
@@ -159,26 +171,3 @@ def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
         # What the unit before left and what this one writes; the dense model's last states.
         needed += 2 * 3 * layers * FP32_BYTES + state
     return needed
-
-
-def _calibration_flops(spec: JobSpec, config: ModelConfig) -> int:
-    """The dense pass (without LM head) and the Gram of each site, 2 n m^2."""
-    tokens = spec.calibration.samples * spec.calibration.sequence_length
-    sites = [place.site for place in plan_sites(config, spec.pruning)]
-    grams = sum(2 * (site.structures * site.columns) ** 2 for site in sites)
-    return tokens * (2 * _active_weights(config) + grams)
-
-
-def _active_weights(config: ModelConfig) -> int:
-    """Weights of the layers' matrices that one token meets (norms and biases multiply nothing)."""
-    total = 0
-    for layer, block in enumerate(config.blocks):
-        shapes = layer_tensors(config, layer)
-        matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
-        if block.names.router is not None:  # Of the experts a token meets only a few.
-            gated = 2 if block.names.gate is not None else 1
-            experts = sum(block.ffn_widths) * (gated + 1) * config.hidden_size
-            share = config.experts_per_token / len(block.ffn_widths)
-            matrices += round(experts * share) - experts
-        total += matrices
-    return total

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from strucprune_core.errors import OutOfMemory
 
 
-class TensorBytes(TorchDispatchMode):
+class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of tensors created in its context, in this thread, while they live.
 
     A tensor that wraps memory of others (a memory-mapped file, a NumPy array) counts nothing, nor
@@ -30,7 +30,7 @@ class TensorBytes(TorchDispatchMode):
     """
 
     def __init__(self, limit_bytes: int | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._limit = limit_bytes
         self._live: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.live_bytes = 0

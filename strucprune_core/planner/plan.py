@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.forward import layer_bytes
+from strucprune_core.planner.host import PROCESS_BYTES, host_terms
 from strucprune_core.planner.steps import SOLVER_STEPS, VOCABULARY_STEPS, device_terms
 from strucprune_core.solver.panels import Panels
 from strucprune_core.spec import JobSpec
@@ -62,7 +63,7 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         InvalidSpec: it does not fit its limit, whatever the pieces.
     """
     plan = _default(spec, config)
-    limit = spec.runtime.device_memory_bytes
+    limit, field, beside = _limit(spec, config)
     if limit is None or plan.device_peak_bytes * MARGIN <= limit:
         return plan
     for steps, ladder in (
@@ -74,13 +75,38 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         plan = _largest_that_fits(rungs, steps, limit)
     if plan.device_peak_bytes * MARGIN > limit:
         step = max(plan.device_terms, key=plan.device_terms.__getitem__)
-        least = math.ceil(plan.device_peak_bytes * MARGIN)
+        least = math.ceil(plan.device_peak_bytes * MARGIN) + beside
         raise InvalidSpec(
-            f"the job does not fit {limit:,} bytes of device memory: {step} needs {least:,}",
-            field="runtime.device_memory_bytes",
+            f"the job does not fit {limit + beside:,} bytes: {step} needs {least:,}",
+            field=field,
             remedy=f"Allow at least {least:,} bytes{_advice(step)}.",
         )
     return plan
+
+
+def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
+    """What tensors may take, the field that says so, and what else that field has to pay for.
+
+    Raises:
+        InvalidSpec: the process alone takes more than the host may give.
+    """
+    runtime = spec.runtime
+    device, host = runtime.device_memory_bytes, runtime.host_memory_bytes
+    if host is None:
+        return device, "runtime.device_memory_bytes", 0
+    beside = PROCESS_BYTES + max(host_terms(spec, config).values())
+    left = host - beside
+    if runtime.device == "cuda" and left >= 0:
+        return device, "runtime.device_memory_bytes", 0
+    if runtime.device == "cuda" or left <= 0:
+        raise InvalidSpec(
+            f"the process itself takes {beside:,} bytes of host memory",
+            field="runtime.host_memory_bytes",
+            remedy=f"Allow more than {beside:,} bytes.",
+        )
+    if device is not None and device <= left:
+        return device, "runtime.device_memory_bytes", 0
+    return left, "runtime.host_memory_bytes", beside
 
 
 def _default(spec: JobSpec, config: ModelConfig) -> Plan:

@@ -84,16 +84,15 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     blocks = list(job.config.blocks)
     blocks[layer] = block
     config = job.config.with_blocks(blocks)
-    if job.tiles.weight_rows is None:
-        stream, pruned = job.stream(config, job.reader), prune_layer(weights, solved)
-    else:
-        given = {site.name: solution for site, solution in solved}
-        places = [(layer, site) for site, _ in solved]
-        source = PrunedSource(job.reader, job.config, places, lambda _, site: given[site.name])
-        stream = job.stream(config, source)
-        pruned = stream.layer(layer)
+    given = {site.name: solution for site, solution in solved}
+    places = [(layer, site) for site, _ in solved]
+    source = PrunedSource(job.reader, job.config, places, lambda _, site: given[site.name])
+    stream = job.stream(config, source)
+    resident = job.tiles.weight_rows is None
+    pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
     found = np.empty_like(hidden)
-    for rows in micro_batches(*hidden.shape[:2], job.tiles.micro_batch_tokens):
+    sequences, length = hidden.shape[:2]
+    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
         found[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
     return found
 

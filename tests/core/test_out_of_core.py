@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from strucprune_core import pipeline
+from strucprune_core.planner.plan import Plan
 from strucprune_core.report import Report
 from strucprune_core.solver.panels import Panels
-from strucprune_core.steps.job import Job
+from strucprune_core.tiling import Tiles
 from tests.core.models.families import random_model
 from tests.core.tiny_job import checkpoint_of, run, tiny_spec
 from tests.support.text import make_text
@@ -32,7 +32,8 @@ def run_in(
 ) -> Report:
     structures = ["ffn_channels", "kv_groups"]
     spec = tiny_spec(model, text, root / "out", pruning={"structures": structures}, evaluation=EASY)
-    monkeypatch.setattr(pipeline, "Job", partial(Job, panels=panels))
+    plan = Plan(Tiles(), panels, {})
+    monkeypatch.setattr(pipeline, "plan_job", lambda *_: plan)
     return run(spec, root)
 
 

@@ -26,7 +26,7 @@ from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
 
 AMPLE = 10**9
 SMALL_PIECES = Plan(Tiles(64, 8, 100, 30), Panels(16, 16), {"all": 1})
-SHAPES: dict[str, dict[str, int]] = {
+SHAPES: dict[str, dict[str, Any]] = {
     "wide_ffn": {"hidden": 128, "intermediate": 512, "heads": 4, "kv_heads": 2},
     "narrow_ffn": {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 8},
     "one_kv_head": {"hidden": 192, "intermediate": 512, "heads": 6, "kv_heads": 1},
