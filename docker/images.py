@@ -34,7 +34,8 @@ STAND_IN = "localhost/strucprune/stand-in-python:3.11"
 _STAND_IN_PACKAGES = "ca-certificates,python3,python3-venv"
 _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Binds what a container would have mounted, makes the rest read-only, and becomes the command.
-# $1 root, $2 the directory for /tmp and /scratch, $3 user:group, $4 working directory, then the command.
+# $1 root, $2 the directory for /tmp and /scratch, $3 user:group, $4 working directory, then the
+# command.
 _ENTER = """
 set -e
 mount --bind "$1" "$1"
