@@ -32,6 +32,12 @@ from tests.support.tiny_llama import make_tiny_llama
 STAND_IN = "localhost/strucprune/stand-in-python:3.11"
 # As the official image: its interpreter is /usr/local/bin/python.
 _STAND_IN_PACKAGES = "ca-certificates,python3,python3-venv"
+_APT_CONFIGURATION = """\
+APT::Keep-Downloaded-Packages "false";
+DPkg::Post-Invoke { "rm -rf /var/cache/apt/archives /var/cache/apt/*.bin"; };
+Dir::Cache::pkgcache "";
+Dir::Cache::srcpkgcache "";
+"""
 _PATH = "/usr/local/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Binds what a container would have mounted, makes the rest read-only, and becomes the command.
 # $1 root, $2 the directory for /tmp and /scratch, $3 user:group, $4 working directory, then the
@@ -147,6 +153,11 @@ class Workshop:
         command = ["debootstrap", "--variant=minbase", f"--include={_STAND_IN_PACKAGES}"]
         subprocess.run([*command, "bookworm", str(files)], check=True, stdout=subprocess.DEVNULL)
         (files / "usr/local/bin/python").symlink_to("/usr/bin/python3")
+        # As the official image does, so that sizes compare.
+        (files / "etc/apt/apt.conf.d/docker-clean").write_text(_APT_CONFIGURATION)
+        for leftover in ("var/cache/apt", "var/lib/apt/lists"):
+            shutil.rmtree(files / leftover)
+            (files / leftover).mkdir()
         container = self.buildah("from", "scratch")
         self.buildah("add", "--quiet", container, str(files), "/")
         self.buildah("config", "--env", f"PATH={_PATH}", container)

@@ -22,6 +22,7 @@ from packaging.utils import canonicalize_name
 
 from api.keys import hash_key
 from api.settings import Settings
+from embedded.s3 import S3Server
 from tests.ship.chart import ROOT
 from worker.settings import Settings as WorkerSettings
 
@@ -35,7 +36,7 @@ each_image = pytest.mark.parametrize("image", DOCKERFILES)
 @each_image
 def test_hadolint_finds_nothing(image: str) -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
-    command = [hadolint, "--no-color", DOCKER / f"{image}.Dockerfile"]
+    command = [str(hadolint), "--no-color", str(DOCKER / f"{image}.Dockerfile")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout + done.stderr, done.returncode) == ("", 0)
     assert "hadolint ignore" not in DOCKERFILES[image]
@@ -223,6 +224,25 @@ def test_the_key_that_compose_names_is_valid() -> None:
     )
     (entry,) = settings.api_keys
     assert entry.key_hmac == hash_key(key, settings.key_pepper.get_secret_value())
+
+
+@pytest.mark.services
+def test_the_buckets_are_made_and_made_once(
+    s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python, *command = SERVICES["buckets"]["command"]
+    assert python == "python"
+    for name, value in {
+        "ENDPOINT_URL": s3_server.endpoint_url,
+        "REGION": "us-east-1",
+        "ACCESS_KEY_ID": s3_server.access_key_id,
+        "SECRET_ACCESS_KEY": s3_server.secret_access_key,
+    }.items():
+        monkeypatch.setenv(f"STRUCPRUNE_S3_{name}", value)
+    for _ in range(2):
+        subprocess.run([sys.executable, *command], check=True)
+    buckets = {bucket["Name"] for bucket in s3_server.client().list_buckets()["Buckets"]}
+    assert {"work", "strucprune-state"} <= buckets
 
 
 def test_a_stopped_worker_has_time_to_give_back_its_job() -> None:
