@@ -59,7 +59,7 @@ runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; RE
 # Needs root, and Debian's buildah and debootstrap. Not part of `test`.
 # IMAGES_ARGS=--help shows its options.
 images: setup ## Build both images without Docker, and run the product with them.
-	$(BIN)/python docker/images.py $(IMAGES_ARGS)
+	$(BIN)/python -m docker.images $(IMAGES_ARGS)
 
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write
