@@ -421,6 +421,14 @@ def test_the_dashboard_asks_what_exists() -> None:
     assert all(x + width <= 24 for x, _, width, _ in places)
 
 
+def test_keys_may_be_kept_elsewhere() -> None:
+    for pod in pods(rendered("openshift")):
+        assert "STRUCPRUNE_API_KEYS" not in pod.variables
+    for pod in pods(rendered("production")):
+        assert pod.variables["HTTPS_PROXY"]["value"].startswith("http")
+        assert ("STRUCPRUNE_API_KEYS" in pod.variables) == (pod.container["name"] != "worker")
+
+
 def test_external_secrets_make_what_pods_refer_to() -> None:
     objects = rendered("production")
     made = {

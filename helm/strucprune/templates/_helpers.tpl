@@ -122,6 +122,9 @@ affinity:
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_SECRET_ACCESS_KEY" "secret" .existingSecret.name "key" .existingSecret.secretAccessKeyKey) }}
 {{- end }}
 {{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
 {{- end -}}
 
 {{/* What API and reconciler have beyond that: they read the same settings. */}}
@@ -129,7 +132,9 @@ affinity:
 {{ include "strucprune.serviceEnv" . | trim }}
 {{- with .Values.auth }}
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_KEY_PEPPER" "secret" .existingSecret.name "key" .existingSecret.pepperKey) }}
+{{- if .existingSecret.apiKeysKey }}
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_API_KEYS" "secret" .existingSecret.name "key" .existingSecret.apiKeysKey) }}
+{{- end }}
 {{- with .allowedPrefixes }}
 - name: STRUCPRUNE_ALLOWED_PREFIXES
   value: {{ toJson . | quote }}
