@@ -12,13 +12,13 @@ ARG PIP_ARGS=""
 WORKDIR /build
 # Nothing but these two decides which packages there are, so their layer outlives changes of code.
 COPY pyproject.toml constraints.txt ./
-# Tests and headers of pyarrow and numpy, and pip itself, are dead weight in an image.
+# Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir "pip==${PIP_VERSION}" \
     && /opt/venv/bin/pip install --no-cache-dir ${PIP_ARGS} -c constraints.txt --group api \
     && /opt/venv/bin/pip uninstall --yes setuptools pip \
-    && find /opt/venv/lib -type d \( -path '*/pyarrow/tests' -o -path '*/pyarrow/include' \
-        -o -path '*/numpy/*/tests' \) -prune -exec rm -rf {} +
+    && find /opt/venv/lib \( -path '*/pyarrow/tests' -o -path '*/pyarrow/include' \
+        -o -path '*/pyarrow/*flight*' -o -path '*/numpy/*/tests' \) -prune -exec rm -rf {} +
 
 FROM ${BASE}
 RUN apt-get update \

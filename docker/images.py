@@ -11,6 +11,7 @@ container runtime, so capabilities, seccomp and limits are not what a cluster wo
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+from pyarrow import parquet
 
 from embedded.client import Client
 from embedded.processes import ManagedProcess, wait_until
@@ -211,8 +215,12 @@ def tiny_job(stack: Stack, directory: Path) -> dict[str, Any]:
     s3 = stack.s3.client()
     for path in make_tiny_llama(directory / "model").iterdir():
         s3.upload_file(str(path), WORK_BUCKET, f"model/{path.name}")
-    s3.put_object(Bucket=WORK_BUCKET, Key="text.txt", Body=make_text().encode())
-    text = {"uri": f"s3://{WORK_BUCKET}/text.txt", "sequence_length": 32}
+    # The formats need different libraries in the images.
+    text, documents = make_text(), io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": text.split("\n\n")}), documents)
+    s3.put_object(Bucket=WORK_BUCKET, Key="text.txt", Body=text.encode())
+    s3.put_object(Bucket=WORK_BUCKET, Key="text.parquet", Body=documents.getvalue())
+    uri = f"s3://{WORK_BUCKET}/text"
     with stack.client() as http:
         client = Client(http)
         job = client.submit(
@@ -220,8 +228,8 @@ def tiny_job(stack: Stack, directory: Path) -> dict[str, Any]:
                 "model": {"uri": f"s3://{WORK_BUCKET}/model"},
                 "output": {"uri_prefix": f"s3://{WORK_BUCKET}/pruned"},
                 "pruning": {"sparsity": 0.3},
-                "calibration": {**text, "samples": 16},
-                "evaluation": {**text, "sequences": 4},
+                "calibration": {"uri": f"{uri}.parquet", "samples": 16, "sequence_length": 32},
+                "evaluation": {"uri": f"{uri}.txt", "sequences": 4, "sequence_length": 32},
                 "runtime": {"device": "cpu"},
             }
         )

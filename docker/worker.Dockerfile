@@ -20,7 +20,7 @@ WORKDIR /build
 COPY pyproject.toml constraints.txt ./
 # pip installs a group's dependencies without the project, but not the project's own.
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
-# Tests and headers, and pip itself, are dead weight in an image.
+# Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
 RUN case "${DEVICE}" in \
         cpu) index="--extra-index-url=${TORCH_CPU_INDEX}" ;; \
         cuda) index="" ;; \
@@ -31,8 +31,8 @@ RUN case "${DEVICE}" in \
     && /opt/venv/bin/pip install --no-cache-dir ${index} ${PIP_ARGS} -c constraints.txt \
         -r requirements.txt --group worker \
     && /opt/venv/bin/pip uninstall --yes pip \
-    && find /opt/venv/lib -type d \( -path '*/pyarrow/tests' -o -path '*/pyarrow/include' \
-        -o -path '*/numpy/*/tests' -o -path '*/torch/include' -o -path '*/torch/test' \) \
+    && find /opt/venv/lib \( -path '*/pyarrow/tests' -o -path '*/pyarrow/include' \
+        -o -path '*/pyarrow/*flight*' -o -path '*/numpy/*/tests' -o -path '*/torch/include' -o -path '*/torch/test' \) \
         -prune -exec rm -rf {} +
 
 FROM ${BASE}
