@@ -1,6 +1,6 @@
 # The image of the worker, for CPU or CUDA. From the repository's root:
 #
-#     docker build -f docker/worker.Dockerfile -t strucprune/worker:0.1.0 .
+#     docker build -f docker/worker.Dockerfile -t strucprune/worker:0.1.0-cpu .
 #     docker build -f docker/worker.Dockerfile --build-arg DEVICE=cuda -t strucprune/worker:0.1.0-cuda .
 #
 # torch's own wheels bring CUDA along, so both start from the same base; the driver is the host's.
