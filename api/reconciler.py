@@ -11,9 +11,11 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from api.jobs import environment
 from api.jobs.doorbell import QUEUES, Doorbell
+from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
 from api.jobs.rebuild import commit_end, rebuild, settle_from_journal
@@ -35,6 +37,7 @@ class Reconciler:
     Args:
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
+        beat: Called often during what may take long.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class Reconciler:
         *,
         requeue_after_seconds: float,
         rebuild_every_seconds: float,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
@@ -52,6 +56,7 @@ class Reconciler:
         self._requeue_after_seconds = requeue_after_seconds
         self._rebuild_every_seconds = rebuild_every_seconds
         self._rebuild_at = 0.0
+        self._beat = beat
 
     def step(self) -> None:
         """Heal what can be healed now.
@@ -69,7 +74,7 @@ class Reconciler:
         """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
-        restored = rebuild(self._journal, self._ledger)
+        restored = rebuild(self._journal, self._ledger, self._beat)
         self._rebuild_at = time.monotonic() + self._rebuild_every_seconds
         if restored:
             _log.warning("restored %d jobs from the journal", restored)
@@ -112,9 +117,18 @@ class Reconciler:
                 self._doorbell.ring(job_id, priority)
 
 
-def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out."""
+def run(
+    reconciler: Reconciler,
+    stop: threading.Event,
+    every_seconds: float,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
+    """Pass after pass until `stop` is set. An outage is logged and waited out.
+
+    `beat` is called before each pass, also during an outage: a restart would mend nothing.
+    """
     while not stop.is_set():
+        beat()
         try:
             reconciler.step()
         except StrucPruneError as error:
@@ -127,18 +141,20 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = environment.read(Settings)
     services = Services.connect(settings)
+    heartbeat = HeartbeatFile(settings.heartbeat_file)
     reconciler = Reconciler(
         services.journal,
         services.ledger,
         services.doorbell,
         requeue_after_seconds=settings.requeue_after_seconds,
         rebuild_every_seconds=settings.rebuild_every_seconds,
+        beat=heartbeat.beat,
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(reconciler, stop, settings.reconcile_every_seconds)
+        run(reconciler, stop, settings.reconcile_every_seconds, heartbeat.beat)
     finally:
         services.close()
 

@@ -28,6 +28,9 @@ class Settings(BaseSettings):
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
             A worker that starts removes what crashed ones left there.
+        heartbeat_file: Touched every few seconds: its age tells whether the worker is alive.
+        drain_file: A worker that finds it gives its job back at the next safe point and ends, as
+            after SIGTERM. A worker that starts removes it.
     """
 
     model_config = CONFIG
@@ -42,6 +45,8 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None
+    heartbeat_file: Path | None = None
+    drain_file: Path | None = None
 
     @model_validator(mode="after")
     def _beats_fit_in_a_lease(self) -> Self:

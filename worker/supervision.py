@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.record import Signal
 from worker.child import SolveProcess
 from worker.lease import Lease
@@ -80,6 +81,7 @@ class Supervision:
         self._solve = solve
         self._lease = lease
         self._settings = settings
+        self._heartbeat_file = HeartbeatFile(settings.heartbeat_file)
         self._drain = drain
         now = time.monotonic()
         self._deadline = None if deadline_seconds is None else now + deadline_seconds
@@ -97,6 +99,7 @@ class Supervision:
             for message in messages:
                 self._note(message)
             self._beat_if_due()
+            self._heartbeat_file.beat()
             self._stop_if_due()
             self._kill_if_due()
         return Ended(self._solve.wait(), self._summary, self._error, self._stop, self._progress)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from api.jobs.journal import Journal, JournalEntry, Outcome
 from api.jobs.ledger import Ledger
@@ -29,10 +30,15 @@ from strucprune_core.errors import StorageError, StorageUnavailable
 _log = logging.getLogger(__name__)
 
 
-def rebuild(journal: Journal, ledger: Ledger) -> int:
+def rebuild(journal: Journal, ledger: Ledger, beat: Callable[[], None] = lambda: None) -> int:
     """Make journal and ledger agree on every job; return how many the ledger did not know.
 
     A job that was running starts again from its workspace, with its attempts uncounted.
+
+    Args:
+        journal: Every job that was ever accepted.
+        ledger: What may have lost some.
+        beat: Called after each job, since this may take minutes.
 
     Raises:
         StorageUnavailable: the journal does not answer.
@@ -47,6 +53,7 @@ def rebuild(journal: Journal, ledger: Ledger) -> int:
         except StorageError as error:
             # One damaged entry must not keep all others from being restored.
             _log.error("cannot restore %s: %s", job_id, error)
+        beat()
     ledger.mark_intact()
     return restored
 
