@@ -40,9 +40,8 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Floating-point operations by phase; a multiplication and an addition are two."""
     d, text = config.hidden_size, spec.calibration
-    widths = [
-        place.site.structures * place.site.columns for place in plan_sites(config, spec.pruning)
-    ]
+    sites = [place.site for place in plan_sites(config, spec.pruning)]
+    widths = [site.structures * site.columns for site in sites]
     tokens = text.samples * text.sequence_length
     layers = [2 * active_weights(config, layer) for layer in range(config.layers)]
     head = 2 * config.vocab_size * config.embedding_size

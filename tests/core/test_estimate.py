@@ -99,12 +99,17 @@ def test_weights_are_read_once_in_each_pass(facts: ModelFacts) -> None:
     assert 2 * whole < estimate_job(job(), facts).bytes_read < 3 * whole
 
 
-def test_calibration_flops(facts: ModelFacts) -> None:
+def test_operations(facts: ModelFacts) -> None:
     tokens = 4 * 64
     head = 2 * 512 * 64
     body = size_of(facts.config, dtype_bytes=4).flops_per_token - head
-    expected = tokens * (body + 4 * 2 * 192 * 192)
-    assert estimate_job(job(), facts).calibration_flops == expected
+    found = estimate_job(job(), facts).flops
+    assert found["calibration"] == tokens * body
+    assert found["grams"] == tokens * 4 * 192 * 192
+    # Every layer is followed through those behind it: half of the model, five layers of eight.
+    through = 64 * (body * 5 // 2 + 4 * head)
+    assert found["probes"] == through + found["solves"]
+    assert "evaluation" not in found
 
 
 def test_training_needs_its_room(facts: ModelFacts) -> None:
