@@ -45,7 +45,9 @@ class JobLinks(BaseModel):
     events: str
     report: str
     artifacts: str
+    logs: str
     cancel: str
+    retry: str
 
 
 class JobView(BaseModel):
@@ -56,7 +58,10 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    attempt: int = Field(description="Attempts begun; interruptions by maintenance do not count.")
+    run: int = Field(description="1, and one more with each retry.")
+    attempt: int = Field(
+        description="Attempts begun in this run; interruptions by maintenance do not count."
+    )
     progress: ProgressView | None
     error: JobErrorView | None
     labels: dict[str, str]
@@ -160,6 +165,7 @@ def job_view(record: JobRecord) -> JobView:
             "created_at": _utc(record.created_at),
             "started_at": _utc(record.started_at),
             "finished_at": _utc(record.finished_at),
+            "run": record.run,
             "attempt": record.attempt,
             "progress": record.progress,
             "error": record.error,
@@ -171,7 +177,9 @@ def job_view(record: JobRecord) -> JobView:
                 "events": f"{here}/events",
                 "report": f"{here}/report",
                 "artifacts": f"{here}/artifacts",
+                "logs": f"{here}/logs",
                 "cancel": f"{here}/cancel",
+                "retry": f"{here}/retry",
             },
         }
     )

@@ -314,7 +314,14 @@ class RuntimeSpec(_Strict):
         default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
     )
     priority: Literal["low", "normal", "high"] = "normal"
-    deadline_seconds: int | None = Field(default=None, ge=1, le=30 * 24 * 3600)
+    deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=30 * 24 * 3600,
+        description="The job fails unless it has ended so long after its first start. The time "
+        "counts on while it is paused or waits for another attempt, but not before the start; a "
+        "retry begins anew.",
+    )
     max_attempts: int = Field(default=3, ge=1, le=20)
 
 

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.jobs.doorbell import Doorbell
+from api.jobs.ends import commit
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import Finished, Ledger
-from api.jobs.rebuild import commit
 from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
 from strucprune_core.errors import Stopped
@@ -146,6 +146,7 @@ def _outcome(
         state=state,
         error=error,
         summary=summary,
+        run=desk.claim.run,
         fence=desk.claim.fence,
         finished_at=time.time(),
     )

@@ -10,17 +10,15 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
 
-from api.jobs.doorbell import Doorbell
+from api.jobs.doorbell import Doorbell, ring_unblocked
+from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
-from api.jobs.ledger import Ledger, LedgerUnavailable, connect
-from api.jobs.rebuild import settle_from_journal
-from api.jobs.record import JobRecord
+from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -73,13 +71,19 @@ def run_job(
         # Left queued: the reconciler rings again.
         return
     try:
-        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds)
-        record = services.ledger.get(job_id) if claim else None
+        record = services.ledger.get(job_id)
+        if record is None:
+            _log.info("%s is not in the ledger (any more)", job_id)
+            return
+        limit = settings.limits_of(record.tenant).running_jobs
+        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds, limit)
+        # Again: what an earlier attempt has left in it may be newer than the first look.
+        record = services.ledger.get(job_id) or record
     except LedgerUnavailable as error:
         _log.error("cannot claim %s: %s", job_id, error)
         return
-    if claim is None or record is None:
-        _log.info("%s is not waiting (any more)", job_id)
+    if isinstance(claim, Refusal):
+        _log.info("%s is not to be had: %s", job_id, claim.value)
         return
     _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
     desk = Desk(services.ledger, services.journal, services.doorbell, settings, record, claim)
@@ -93,6 +97,8 @@ def run_job(
         # rebuild journals the end, with the same effect.
         with contextlib.suppress(StrucPruneError):
             retry(desk, failure.as_dict())
+    with contextlib.suppress(LedgerUnavailable):
+        ring_unblocked(services.ledger, services.doorbell, record.tenant)
 
 
 def worker_id() -> str:
@@ -103,7 +109,7 @@ def worker_id() -> str:
 def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
     job_id = desk.claim.job_id
     try:
-        if settle_from_journal(desk.journal, desk.ledger, job_id):
+        if settle_from_journal(desk.journal, desk.ledger, job_id, desk.claim.run):
             # An earlier attempt committed, and died before it told the ledger.
             return
     except StorageUnavailable as error:
@@ -137,15 +143,7 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
         )
         process = SolveProcess(request, argv)
         try:
-            left = _seconds_left(spec, desk.record)
+            left = desk.claim.seconds_left
             return Supervision(process, lease, desk.settings, drain, left).watch()
         finally:
             process.close()
-
-
-def _seconds_left(spec: JobSpec, record: JobRecord) -> float | None:
-    """Seconds to the job's deadline, which counts from the start of its first attempt."""
-    if spec.runtime.deadline_seconds is None:
-        return None
-    used = time.time() - (record.started_at or time.time())
-    return spec.runtime.deadline_seconds - used

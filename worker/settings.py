@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from api.jobs.limits import LimitSettings
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings):
     """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
 
     Attributes:
@@ -28,6 +28,8 @@ class Settings(BaseSettings):
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
             A worker that starts removes what crashed ones left there.
+        limits: JSON object as the API's; `running_jobs` of it is kept by the workers.
+        tenant_limits: JSON object as the API's.
     """
 
     model_config = CONFIG

@@ -218,6 +218,8 @@ def test_unknown_jobs(client: TestClient, job_id: str) -> None:
         ("POST", "/cancel"),
         ("POST", "/pause"),
         ("POST", "/resume"),
+        ("POST", "/retry"),
+        ("DELETE", ""),
     ],
 )
 def test_other_tenants_jobs_do_not_exist(
