@@ -10,7 +10,7 @@ from fastapi_offline import FastAPIOffline
 
 from api import openapi, problems
 from api.middleware import BodyLimit, RequestId
-from api.routes import artifacts, capabilities, control, events, health, jobs
+from api.routes import artifacts, capabilities, control, events, health, jobs, logs
 from api.services import Services
 from api.settings import Settings
 from strucprune_core import __version__
@@ -45,6 +45,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestId)
     problems.install(app)
     openapi.install(app)
-    for module in (jobs, control, events, artifacts, capabilities, health):
+    for module in (jobs, control, events, logs, artifacts, capabilities, health):
         app.include_router(module.router)
     return app

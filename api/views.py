@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.jobs.record import JobEvent, JobRecord
+from api.jobs.record import JobEvent, JobRecord, LogLine
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.estimate import Estimate
@@ -93,6 +93,24 @@ class EventPage(BaseModel):
     """Events, oldest first."""
 
     data: list[EventView]
+    next_after: str = Field(description="Pass it as `after` to get what comes next.")
+
+
+class LogLineView(BaseModel):
+    """A line that the job's solve has logged."""
+
+    id: str = Field(description="Pass it as `after` to go on from here.")
+    at: datetime
+    run: int
+    attempt: int
+    level: str
+    message: str
+
+
+class LogPage(BaseModel):
+    """Log lines, oldest first."""
+
+    data: list[LogLineView]
     next_after: str = Field(description="Pass it as `after` to get what comes next.")
 
 
@@ -189,6 +207,18 @@ def event_view(event: JobEvent) -> EventView:
     """An event as the job's owner sees it."""
     at = datetime.fromtimestamp(event.at, UTC)
     return EventView(id=event.id, at=at, type=event.type, data=event.data)
+
+
+def log_line_view(line: LogLine) -> LogLineView:
+    """A log line as the job's owner sees it."""
+    return LogLineView(
+        id=line.id,
+        at=datetime.fromtimestamp(line.at, UTC),
+        run=line.run,
+        attempt=line.attempt,
+        level=line.level,
+        message=line.message,
+    )
 
 
 def etag(record: JobRecord) -> str:

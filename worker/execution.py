@@ -29,6 +29,7 @@ from worker.failures import unforeseen
 from worker.lease import Lease
 from worker.protocol import EXIT_FAILED, Request
 from worker.settings import Settings
+from worker.smaller_plan import following
 from worker.stop import Drain
 from worker.supervision import Ended, Supervision
 
@@ -137,7 +138,7 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
     with scratch.directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
-            spec=spec,
+            spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
             scratch=str(directory),
         )

@@ -48,8 +48,17 @@ class ErrorMessage(_Part):
     error: dict[str, Any]
 
 
+class LogMessage(_Part):
+    """A line for the user's log; see `log_lines`."""
+
+    type: Literal["log"] = "log"
+    at: float
+    level: str
+    message: str
+
+
 Message = Annotated[
-    ProgressMessage | ResultMessage | ErrorMessage,
+    ProgressMessage | ResultMessage | ErrorMessage | LogMessage,
     Field(discriminator="type"),
 ]
 

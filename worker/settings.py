@@ -23,6 +23,10 @@ class Settings(LimitSettings):
         lease_seconds: A worker that is silent this long has lost its job to others.
         heartbeat_seconds: How often a lease is renewed.
         progress_seconds: At most this often a heartbeat is sent early, to tell of progress.
+        signal_seconds: How often a worker looks whether its job is to be stopped, and passes log
+            lines on.
+        cancel_grace_seconds: From asking a cancelled solve to stop until it is killed. A cancelled
+            job has nothing to save, so this need not cover a safe point.
         grace_seconds: From asking a solve to stop until it is killed. Whatever stops workers (a
             pod's termination grace period) must wait longer.
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
@@ -41,6 +45,8 @@ class Settings(LimitSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=15.0, gt=0)
     progress_seconds: float = Field(default=1.0, gt=0)
+    signal_seconds: float = Field(default=1.0, gt=0)
+    cancel_grace_seconds: float = Field(default=5.0, gt=0)
     grace_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from strucprune_core.pipeline import prune
 from strucprune_core.progress import Progress
 from strucprune_core.report import Report
 from strucprune_core.storage.open import open_store
+from worker.log_lines import LogLines
 from worker.protocol import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -40,6 +42,7 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._lock = threading.Lock()
 
     @classmethod
     def take_stdout(cls) -> Channel:
@@ -52,8 +55,9 @@ class Channel:
     def send(self, message: BaseModel) -> None:
         """Write one line."""
         data = message.model_dump_json().encode() + b"\n"
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        with self._lock:  # log lines may come from any thread
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
@@ -123,6 +127,7 @@ def main() -> int:
     channel = Channel.take_stdout()
     stop = StopOnTerminate.install()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger().addHandler(LogLines(channel.send, os.environ))
     request = Request.model_validate_json(sys.stdin.buffer.read())
     return run(request, channel, stop)
 

@@ -127,7 +127,10 @@ class Ledger(Protocol):
         """What a heartbeat would say, at a fraction of its cost and renewing nothing."""
 
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Add lines (at, level, message, attempt) to the job's log. False if `fence` is stale."""
+        """Add lines to the job's log. False if `fence` is stale.
+
+        Each has the fields of `LogLine` but the id.
+        """
 
     def release(self, job_id: str, fence: int) -> bool:
         """Give the job back at a safe point; the attempt does not count.

@@ -116,12 +116,14 @@ class LogLine:
     Attributes:
         id: Position in the job's log; pass it as `after` to go on from here.
         at: Unix seconds, by the worker's clock.
+        run: The run that the attempt belongs to.
         attempt: The attempt that logged it.
         level: "INFO", "WARNING", …
     """
 
     id: str
     at: float
+    run: int
     attempt: int
     level: str
     message: str

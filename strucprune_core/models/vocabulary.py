@@ -19,18 +19,25 @@ from strucprune_core.tiling import HEAD_CHUNK_TOKENS
 
 
 @torch.inference_mode()
-def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def embed(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    out: NDArray[np.float32],
+    tick: Callable[[], None] = lambda: None,
+) -> None:
     """The first layer's input: token embeddings, scaled or projected, with learned positions.
 
     Args:
         stream: The model.
         tokens: Token ids, (sequences x length).
         out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
+        tick: Called after every tile of the table that is needed: a safe point to stop at.
     """
     names, config = stream.config.names, stream.config
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
         out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
+        tick()
     if names.positions is not None:
         first = config.position_offset
         table = stream.source.rows(names.positions, first, first + tokens.shape[1])

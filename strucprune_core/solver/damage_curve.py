@@ -13,6 +13,7 @@ the curve convex, which is what lets `allocation.threshold` be a closed form.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +25,13 @@ HESSIAN_DAMPING = 0.01  # eps relative to mean(diag G); enough to invert, too sm
 BLOCK_CHANNELS = 16  # Removed per update: a rank-16 update is bound by compute, not by memory.
 COMPACT_EVERY = 8  # Blocks between dropping dead rows and columns from the working matrices.
 DEAD_ENERGY = 1e-12  # A channel below this share of the mean energy never fires.
+
+
+Tick = Callable[[int, int], None]
+
+
+def ignore_steps(done: int, total: int) -> None:
+    """A tick for callers that do not watch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +49,16 @@ class DamageCurve:
     retries: int
 
 
-def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> DamageCurve:
+def damage_curve(
+    gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS, tick: Tick = ignore_steps
+) -> DamageCurve:
     """Order all channels of a layer by OBS, with the marginal damage of each.
 
     Args:
         gram: G, (f x f), any float dtype; computed on in float64.
         weight: W, (d x f), any float dtype.
         block: Channels removed per update.
+        tick: Told channels (done, total) after each update: safe points to stop at.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
@@ -61,7 +72,7 @@ def damage_curve(gram: Tensor, weight: Tensor, block: int = BLOCK_CHANNELS) -> D
     if alive.numel() == 0:
         return DamageCurve(dead_first, free, retries=0)
     inverse, retries = inverse_hessian(gram if len(alive) == len(gram) else gram[alive][:, alive])
-    order, damage = _remove_in_blocks(inverse, weight[:, alive].double(), block)
+    order, damage = _remove_in_blocks(inverse, weight[:, alive].double(), block, tick)
     marginal = torch.cat([free, damage.cpu()]).clamp_min(0.0)
     return DamageCurve(
         order=torch.cat([dead_first, alive.cpu()[order.cpu()]]),
@@ -77,7 +88,9 @@ def inverse_hessian(gram: Tensor) -> tuple[Tensor, int]:
     return torch.cholesky_inverse(factor.lower), factor.retries
 
 
-def _remove_in_blocks(inverse: Tensor, weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
+def _remove_in_blocks(
+    inverse: Tensor, weight: Tensor, block: int, tick: Tick
+) -> tuple[Tensor, Tensor]:
     """OBS over live channels: the order (m,) and the marginal damage per channel (m,).
 
     Both arguments, H^-1 (m x m) and W (d x m), are float64 and are overwritten.
@@ -86,7 +99,8 @@ def _remove_in_blocks(inverse: Tensor, weight: Tensor, block: int) -> tuple[Tens
     removed = torch.zeros(len(inverse), dtype=torch.bool, device=inverse.device)
     order: list[Tensor] = []
     damage: list[Tensor] = []
-    left, blocks_done = len(inverse), 0
+    total = left = len(inverse)
+    blocks_done = 0
     while left:
         saliency = weight.square().sum(0) / inverse.diagonal()
         saliency[removed] = torch.inf
@@ -107,6 +121,7 @@ def _remove_in_blocks(inverse: Tensor, weight: Tensor, block: int) -> tuple[Tens
         removed[chosen] = True
         left -= take
         blocks_done += 1
+        tick(total - left, total)
         if blocks_done % COMPACT_EVERY == 0 and left:
             keep = (~removed).nonzero().flatten()
             index, weight = index[keep], weight[:, keep]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from strucprune_core.solver.damage_curve import DamageCurve, inverse_hessian
+from strucprune_core.solver.damage_curve import DamageCurve, Tick, ignore_steps, inverse_hessian
 from strucprune_core.solver.factorisation import check_finite
 
 
 def group_damage_curve(
-    gram: Tensor, weight: Tensor, columns: int, lockstep: int = 1
+    gram: Tensor, weight: Tensor, columns: int, lockstep: int = 1, tick: Tick = ignore_steps
 ) -> DamageCurve:
     """Order structures by OBS, with the marginal damage of each.
 
@@ -25,6 +25,7 @@ def group_damage_curve(
         columns: Columns of one structure; m is a multiple.
         lockstep: Families of equally many consecutive structures; every `lockstep` removals take
             one of each.
+        tick: Told structures (done, total) after each removal: safe points to stop at.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
@@ -53,6 +54,7 @@ def group_damage_curve(
         left.remove(chosen)
         order.append(chosen)
         damage.append(costs[chosen])
+        tick(len(order), structures)
     marginal = torch.tensor(damage, dtype=torch.float64).clamp_min(0.0)
     if lockstep > 1:  # A round goes as one, so its structures share its cost.
         marginal = marginal.view(-1, lockstep).mean(1, keepdim=True).expand(-1, lockstep).flatten()

@@ -10,7 +10,7 @@ from strucprune_core.allocation.energies import PROBE_SPARSITY
 from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
-from strucprune_core.solver.damage_curve import DamageCurve, damage_curve
+from strucprune_core.solver.damage_curve import DamageCurve, Tick, damage_curve
 from strucprune_core.solver.group_damage_curve import group_damage_curve
 from strucprune_core.solver.ridge import ridge
 from strucprune_core.steps.capture import GRAMS
@@ -27,8 +27,13 @@ CURVES = "curves.safetensors"
 def curve(job: Job, unit: Unit, draft: Draft) -> None:
     """Write curves.safetensors: per site its order (m,) int64 and damage (m,) float64."""
     tensors: dict[str, Tensor] = {}
-    for site in job.sites(unit.index):
-        result = _curve(job, unit.index, site)
+    sites = job.sites(unit.index)
+    for number, site in enumerate(sites):
+
+        def tick(done: int, total: int, number: int = number) -> None:
+            job.tick(number * total + done, len(sites) * total)
+
+        result = _curve(job, unit.index, site, tick)
         tensors |= {f"{site.name}.order": result.order, f"{site.name}.damage": result.damage}
     save_bundle(draft.path(CURVES), tensors)
 
@@ -82,11 +87,11 @@ def solve_site(job: Job, layer: int, site: Site, kept: Tensor) -> tuple[SiteSolu
     return SiteSolution(kept, solution.weight.float()), solution.damping, solution.retries
 
 
-def _curve(job: Job, layer: int, site: Site) -> DamageCurve:
+def _curve(job: Job, layer: int, site: Site, tick: Tick) -> DamageCurve:
     gram, matrix = load_gram(job, layer, site), load_output_matrix(job, layer, site)
     if site.columns == 1:
-        return damage_curve(gram, matrix)
-    return group_damage_curve(gram, matrix, site.columns, site.lockstep)
+        return damage_curve(gram, matrix, tick=tick)
+    return group_damage_curve(gram, matrix, site.columns, site.lockstep, tick)
 
 
 def probe_removals(site: Site) -> int:

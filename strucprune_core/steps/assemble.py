@@ -5,10 +5,14 @@ Assembling only cuts and copies: whichever machine does it, the bytes are the sa
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
+from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
@@ -22,8 +26,18 @@ SHARD_FILE = "shard.safetensors"
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the pruned checkpoint."""
     shard = pruned_shards(job)[unit.index]
-    source = job.pruned_source()
-    write_shard(draft.path(SHARD_FILE), shard, source.tensor)
+    write_shard(draft.path(SHARD_FILE), shard, produced(job, shard, job.pruned_source()))
+
+
+def produced(job: Job, shard: Shard, source: WeightSource) -> Callable[[str], Tensor]:
+    """The tensors of a file of a checkpoint, each asked for once; a safe point before each."""
+    done = iter(range(len(shard.tensors)))
+
+    def produce(name: str) -> Tensor:
+        job.tick(next(done), len(shard.tensors))
+        return source.tensor(name)
+
+    return produce
 
 
 def pruned_shards(job: Job) -> list[Shard]:

@@ -55,10 +55,10 @@ def variant_divergences(
     for layer in range(group.start, job.config.layers):
         weights = job.dense.layer(layer)
         solved = given(layer)
-        runs = [
-            _Run(run.layer, run.kind, run_layer(job, layer, weights, solved, run.hidden))
-            for run in runs
-        ]
+        for number, run in enumerate(runs):
+            hidden = run_layer(job, layer, weights, solved, run.hidden)
+            runs[number] = _Run(run.layer, run.kind, hidden)
+            job.tick(layer - group.start, job.config.layers - group.start)
         if layer in group:
             start = entering(layer)
             for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
@@ -84,5 +84,8 @@ def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
     dense = probe_rows(job, job.array(f"capture.{job.config.layers - 1}", "hidden.npy"))
     d = job.config.hidden_size
     return kl_divergences(
-        job.dense, dense.reshape(-1, d), [hidden.reshape(-1, d) for hidden in others]
+        job.dense,
+        dense.reshape(-1, d),
+        [hidden.reshape(-1, d) for hidden in others],
+        lambda: job.tick(1, 1),
     )

@@ -213,6 +213,7 @@ def test_unknown_jobs(client: TestClient, job_id: str) -> None:
     [
         ("GET", ""),
         ("GET", "/events"),
+        ("GET", "/logs"),
         ("GET", "/report"),
         ("GET", "/artifacts"),
         ("POST", "/cancel"),

@@ -204,7 +204,16 @@ def test_openapi(client: TestClient) -> None:
         f"{JOBS}/{{job_id}}",
         *(
             f"{JOBS}/{{job_id}}/{name}"
-            for name in ("cancel", "pause", "resume", "retry", "events", "report", "artifacts")
+            for name in (
+                "cancel",
+                "pause",
+                "resume",
+                "retry",
+                "events",
+                "logs",
+                "report",
+                "artifacts",
+            )
         ),
         "/v1/capabilities",
         "/healthz",

@@ -97,6 +97,22 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
         case "killed":
             progress(2)
             os.kill(os.getpid(), signal.SIGKILL)
+        case "silent":
+            progress()
+            while not ears.terminated:
+                time.sleep(0.01)
+            raise Terminated
+        case "deaf":
+            progress()
+            time.sleep(60)
+        case "out-of-memory":
+            say("error", error={**RETRYABLE, "code": "out_of_memory"})
+            return 1
+        case "log":
+            for number in range(3):
+                say("log", at=1000.0 + number, level="INFO", message=f"solve.{number} finished")
+            say("error", error=RETRYABLE)
+            return 1
         case "hang":
             time.sleep(60)
         case "ignore-terminate":
