@@ -17,6 +17,7 @@ from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
 from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
+from api.jobs.meters import LEASES_LOST, Tally
 from api.jobs.rebuild import rebuild
 from api.jobs.record import Priority
 from api.jobs.sequel import OpenStore, delete
@@ -62,6 +63,7 @@ class Reconciler:
         self._retention_seconds = retention_seconds
         self._requeue_after_seconds = requeue_after_seconds
         self._rebuild_every_seconds = rebuild_every_seconds
+        self._tally = Tally(ledger)
         self._rebuild_at = 0.0
 
     def step(self) -> None:
@@ -77,6 +79,7 @@ class Reconciler:
         self._end_overdue()
         self._ring_again()
         self._remove_old()
+        self._tally.flush()
 
     def _rebuild_if_due(self) -> None:
         """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
@@ -100,6 +103,7 @@ class Reconciler:
             record = self._ledger.get(job_id)
             if record is None:
                 continue
+            self._tally.count(LEASES_LOST, "reconciler")
             _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
             if record.state in TERMINAL:
                 # A worker that was faster has the last word.

@@ -21,6 +21,7 @@ from api.jobs.doorbell import Doorbell
 from api.jobs.ends import commit
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import Finished, Ledger
+from api.jobs.meters import Tally
 from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
 from strucprune_core.errors import OutOfMemory, Stopped
@@ -49,6 +50,7 @@ class Desk:
     settings: Settings
     record: JobRecord
     claim: Claim
+    tally: Tally
 
 
 def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:

@@ -19,6 +19,7 @@ from api.jobs.doorbell import Doorbell, ring_unblocked
 from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
+from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -83,11 +84,17 @@ def run_job(
     except LedgerUnavailable as error:
         _log.error("cannot claim %s: %s", job_id, error)
         return
+    tally = Tally(services.ledger)
     if isinstance(claim, Refusal):
+        tally.count(DUPLICATES if claim is Refusal.DUPLICATE else BLOCKED)
+        tally.flush()
         _log.info("%s is not to be had: %s", job_id, claim.value)
         return
     _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
-    desk = Desk(services.ledger, services.journal, services.doorbell, settings, record, claim)
+    desk = Desk(
+        services.ledger, services.journal, services.doorbell, settings, record, claim, tally
+    )
+    tally.count(ATTEMPTS)
     try:
         _run_claimed(desk, drain, solve)
     except Exception as error:
@@ -98,8 +105,21 @@ def run_job(
         # rebuild journals the end, with the same effect.
         with contextlib.suppress(StrucPruneError):
             retry(desk, failure.as_dict())
+    _count_end(desk)
     with contextlib.suppress(LedgerUnavailable):
         ring_unblocked(services.ledger, services.doorbell, record.tenant)
+
+
+def _count_end(desk: Desk) -> None:
+    """Count how the attempt ended, by what the ledger says of the job now."""
+    with contextlib.suppress(LedgerUnavailable):
+        after = desk.ledger.get(desk.claim.job_id)
+        if after is None or after.fence != desk.claim.fence:
+            desk.tally.count(LEASES_LOST, "worker")
+        else:
+            code = after.error["code"] if after.error else ""
+            desk.tally.count(ENDED, after.state.value, code)
+    desk.tally.flush()
 
 
 def worker_id() -> str:
@@ -145,6 +165,6 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
         process = SolveProcess(request, argv)
         try:
             left = desk.claim.seconds_left
-            return Supervision(process, lease, desk.settings, drain, left).watch()
+            return Supervision(process, lease, desk.settings, drain, desk.tally, left).watch()
         finally:
             process.close()

@@ -57,8 +57,22 @@ class LogMessage(_Part):
     message: str
 
 
+class UnitMessage(_Part):
+    """A unit of work is done (`FinishedUnit`); bytes moved since the last one."""
+
+    type: Literal["unit"] = "unit"
+    name: str
+    kind: str
+    began_at: float
+    seconds: float
+    host_peak_bytes: int | None
+    device_peak_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+
+
 Message = Annotated[
-    ProgressMessage | ResultMessage | ErrorMessage | LogMessage,
+    ProgressMessage | ResultMessage | ErrorMessage | LogMessage | UnitMessage,
     Field(discriminator="type"),
 ]
 

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from pydantic import BaseModel
 
 from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
 from strucprune_core.pipeline import prune
-from strucprune_core.progress import Progress
+from strucprune_core.progress import FinishedUnit, Progress
 from strucprune_core.report import Report
+from strucprune_core.storage.metered import MeteredStore, Traffic
 from strucprune_core.storage.open import open_store
+from strucprune_core.storage.store import Store
 from worker.log_lines import LogLines
 from worker.protocol import (
     EXIT_DONE,
@@ -31,6 +34,7 @@ from worker.protocol import (
     ProgressMessage,
     Request,
     ResultMessage,
+    UnitMessage,
 )
 from worker.stop import StopOnTerminate
 
@@ -66,14 +70,24 @@ def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
     def tell(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
 
+    traffic = Traffic()
+
+    def open_metered(uri: str) -> Store:
+        return MeteredStore(open_store(uri), traffic)
+
+    def count(unit: FinishedUnit) -> None:
+        read, written = traffic.take()
+        channel.send(UnitMessage(**asdict(unit), read_bytes=read, written_bytes=written))
+
     try:
         report = prune(
             request.spec,
-            workspace=open_store(request.workspace_uri),
+            workspace=open_metered(request.workspace_uri),
             scratch=Path(request.scratch),
-            open_store=open_store,
+            open_store=open_metered,
             progress=tell,
             stop=stop,
+            finished=count,
         )
     except Stopped:
         return EXIT_STOPPED

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
 from worker.child import SolveProcess
 from worker.lease import Lease
 from worker.oom import OomWatch
-from worker.protocol import ErrorMessage, LogMessage, Message, ProgressMessage, ResultMessage
+from worker.protocol import (
+    ErrorMessage,
+    LogMessage,
+    Message,
+    ProgressMessage,
+    ResultMessage,
+    UnitMessage,
+)
 from worker.settings import Settings
 from worker.stop import Drain
 
@@ -72,6 +80,7 @@ class Supervision:
         lease: The claim on its job.
         settings: Intervals and limits.
         drain: Set when the worker is to shut down.
+        tally: Counts finished units.
         deadline_seconds: Seconds that the job may still run, or None.
     """
 
@@ -81,12 +90,14 @@ class Supervision:
         lease: Lease,
         settings: Settings,
         drain: Drain,
+        tally: Tally,
         deadline_seconds: float | None,
     ) -> None:
         self._solve = solve
         self._lease = lease
         self._settings = settings
         self._drain = drain
+        self._tally = tally
         now = time.monotonic()
         self._deadline = None if deadline_seconds is None else now + deadline_seconds
         self._heard_at = self._beaten_at = self._looked_at = now
@@ -128,6 +139,8 @@ class Supervision:
                 self._summary = summary
             case ErrorMessage(error=error):
                 self._error = error
+            case UnitMessage():
+                self._count(message)
             case LogMessage():
                 self._lines.append(message.model_dump(exclude={"type"}))
 
@@ -172,6 +185,15 @@ class Supervision:
             return
         _log.info("stopping solve %d: %s", self._solve.pid, reason.value)
 
+    def _count(self, unit: UnitMessage) -> None:
+        self._tally.observe(UNIT_SECONDS, unit.seconds, unit.kind)
+        peaks = (("host", unit.host_peak_bytes), ("device", unit.device_peak_bytes))
+        for place, peak_bytes in peaks:
+            if peak_bytes is not None:
+                self._tally.observe(PEAK_BYTES, float(peak_bytes), place)
+        self._tally.count(BYTES_MOVED, "worker", by=float(unit.read_bytes))
+        self._tally.count(BYTES_MOVED, "store", by=float(unit.written_bytes))
+
     def _grace_seconds(self, reason: StopReason) -> float:
         if reason in _KILL_AT_ONCE:
             return 0.0
@@ -180,6 +202,7 @@ class Supervision:
         return self._settings.grace_seconds
 
     def _pass_lines_on(self) -> None:
+        self._tally.flush()
         lines = [*self._lines]
         if lines and self._lease.log(lines):
             self._lines.clear()

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
 import redis
@@ -30,6 +30,7 @@ from api.jobs.record import (
     NewJob,
     Page,
     Priority,
+    Queue,
     Signal,
 )
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
@@ -238,6 +239,18 @@ class Ledger(Protocol):
 
     def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
         """Jobs that have waited that long, longest first; being returned restarts their wait."""
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each state."""
+
+    def queues(self) -> dict[Priority, Queue]:
+        """What waits for workers."""
+
+    def add_totals(self, amounts: Mapping[str, float]) -> None:
+        """Add to totals by key, all or nothing; see `meters`."""
+
+    def totals(self) -> dict[str, float]:
+        """Everything that was ever added, by key."""
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """What happened to the job after event `after`, oldest first."""
@@ -454,6 +467,39 @@ class RedisLedger:
     def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
         """See `Ledger.queued_longer_than`."""
         return [*self._run("queued_longer_than", priority, seconds, limit)]
+
+    def counts(self) -> dict[str, int]:
+        """See `Ledger.counts`."""
+        with _available():
+            found: Any = self._client.hgetall(self._key("counts"))
+        return {state.value: int(found.get(state.value, 0)) for state in JobState}
+
+    def queues(self) -> dict[Priority, Queue]:
+        """See `Ledger.queues`."""
+        found: dict[Priority, Queue] = {}
+        with _available():
+            seconds, micros = self._client.time()  # type: ignore[misc]
+            for priority in get_args(Priority):
+                waiting = self._key("waiting", priority)
+                oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)
+                age = max(0.0, seconds + micros / 1e6 - oldest[0][1]) if oldest else 0.0
+                count: Any = self._client.zcard(waiting)
+                found[priority] = Queue(int(count), age)
+        return found
+
+    def add_totals(self, amounts: Mapping[str, float]) -> None:
+        """See `Ledger.add_totals`."""
+        with _available():
+            pipeline = self._client.pipeline(transaction=True)
+            for key, amount in amounts.items():
+                pipeline.hincrbyfloat(self._key("totals"), key, amount)
+            pipeline.execute()
+
+    def totals(self) -> dict[str, float]:
+        """See `Ledger.totals`."""
+        with _available():
+            found: Any = self._client.hgetall(self._key("totals"))
+        return {key: float(value) for key, value in found.items()}
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """See `Ledger.events`."""

@@ -147,6 +147,14 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True)
+class Queue:
+    """Jobs of one priority that wait for a worker, and since when the first one does."""
+
+    jobs: int
+    age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A page of jobs, newest first; `next_cursor` is None on the last page."""
 

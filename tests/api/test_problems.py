@@ -218,6 +218,7 @@ def test_openapi(client: TestClient) -> None:
         "/v1/capabilities",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
     submit = paths[JOBS]["post"]
     assert set(submit["responses"]) == {

@@ -9,6 +9,17 @@ import pytest
 
 from api.jobs.journal import Outcome
 from api.jobs.limits import TenantLimits
+from api.jobs.meters import (
+    ATTEMPTS,
+    BYTES_MOVED,
+    DUPLICATES,
+    ENDED,
+    LEASES_LOST,
+    PEAK_BYTES,
+    UNIT_SECONDS,
+    Meter,
+    key_of,
+)
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageUnavailable
@@ -227,6 +238,7 @@ def test_a_worker_that_lost_its_lease_leaves_the_job_alone(bench: Bench) -> None
     job = bench.run(job_id, "finish-when-terminated")
     assert successor[0] is not None
     assert (job.state, job.fence, job.lease_owner) == (JobState.RUNNING, 2, "successor")
+    assert total(bench, LEASES_LOST, "worker") == 1
     assert outcome_of(bench, job_id) is None
 
 
@@ -278,6 +290,26 @@ def test_what_nobody_foresaw_is_a_failure_for_now(
     assert job.error["code"] == "worker_failed"
     assert "secret" not in job.error["message"]
     assert "secret detail" in caplog.text
+
+
+def total(bench: Bench, meter: Meter, *labels: str, part: str = "") -> float:
+    return bench.ledger.totals().get(key_of(meter, labels, part), 0.0)
+
+
+def test_what_workers_do_is_counted(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.run(job_id, "succeed")
+    bench.run(job_id, "succeed")
+    bench.run(bench.submit(), "fail")
+    assert total(bench, ATTEMPTS) == 2
+    assert total(bench, DUPLICATES) == 1
+    assert total(bench, ENDED, "succeeded", "") == 1
+    assert total(bench, ENDED, "failed", "invalid_checkpoint") == 1
+    assert total(bench, UNIT_SECONDS, "curve", part="le=5.0") == 1
+    assert total(bench, UNIT_SECONDS, "curve", part="sum") == 2.5
+    assert total(bench, PEAK_BYTES, "host", part="sum") == 3 * 2**30
+    assert total(bench, BYTES_MOVED, "worker") == 10
+    assert total(bench, BYTES_MOVED, "store") == 4
 
 
 PATIENT = {"lease_seconds": 60.0, "heartbeat_seconds": 30.0, "progress_seconds": 30.0}

@@ -59,7 +59,14 @@ def test_a_solve_reports_progress_and_its_result(
 ) -> None:
     status, messages = run(request_json)
     assert status == EXIT_DONE
-    assert {message["type"] for message in messages[:-1]} == {"progress", "log"}
+    assert {message["type"] for message in messages[:-1]} == {"progress", "log", "unit"}
+    units = {message["name"]: message for message in messages if message["type"] == "unit"}
+    assert {"tokens", "capture.0", "curve.3", "solve.0", "publish"} <= set(units)
+    assert units["curve.3"]["kind"] == "curve"
+    assert units["capture.0"]["seconds"] > 0
+    assert units["capture.0"]["host_peak_bytes"] > 2**20
+    checkpoint = (tmp_path / "output" / "model.safetensors").stat().st_size
+    assert units["publish"]["written_bytes"] > checkpoint
     lines = [message["message"] for message in messages if message["type"] == "log"]
     assert any(line.startswith("solve.0 finished in") for line in lines)
     summary = messages[-1]["summary"]

@@ -1,22 +1,27 @@
 -- Shared by every verb: put in front of each script by ledger.py.
 --
--- Keys (NS is the namespace, ARGV[1] of every script): NS:job:ID                        hash    the
--- job; fields as in record.py, JSON for dictionaries, '' for None, times in unix seconds; plus
--- `position`, label_index (JSON list), deadline_seconds, and claim_nonce, release_nonce: the call
--- last heard NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
--- NS:job:ID:logs                   stream  capped; field line (JSON) NS:leases
--- zset    ID -> time at which the lease expires NS:deadlines                     zset    ID ->
--- deadline_at of jobs that are not over NS:ended                         zset    ID -> finished_at
--- of jobs that are over NS:queued:PRIORITY               zset    ID -> time at which it was queued,
--- or last re-rung NS:waiting:PRIORITY              zset    ID -> time at which it was queued
--- NS:counts                        hash    STATE -> number of jobs NS:tenant:TENANT:all
--- zset    positions of all jobs, all with score 0 NS:tenant:TENANT:state:STATE     zset
--- positions of the jobs in this state NS:tenant:TENANT:label:KEY=VALUE zset    positions of the
--- jobs with this label NS:tenant:TENANT:blocked         zset    queued jobs that a worker left
--- because the tenant has as many running as it may; high priority first, then age
--- NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
--- NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket NS:intact
--- string  present once every journalled job is in the ledger
+-- Keys (NS is the namespace, ARGV[1] of every script):
+--   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
+--                                            '' for None, times in unix seconds; plus `position`,
+--                                            label_index (JSON list), deadline_seconds, and
+--                                            claim_nonce, release_nonce: the call last heard
+--   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
+--   NS:job:ID:logs                   stream  capped; field line (JSON)
+--   NS:leases                        zset    ID -> time at which the lease expires
+--   NS:deadlines                     zset    ID -> deadline_at of jobs that are not over
+--   NS:ended                         zset    ID -> finished_at of jobs that are over
+--   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
+--   NS:waiting:PRIORITY              zset    ID -> time at which it was queued
+--   NS:counts                        hash    STATE -> number of jobs
+--   NS:totals                        hash    what is counted over all programs; see meters.py
+--   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
+--   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
+--   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
+--   NS:tenant:TENANT:blocked         zset    queued jobs that a worker left because the tenant has as
+--                                            many running as it may; high priority first, then age
+--   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
+--   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:intact                        string  present once every journalled job is in the ledger
 --
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
 -- Keys are computed here, so this needs one server (or a replica set), not a cluster.
