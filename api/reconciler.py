@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 
-from api.jobs import environment
+from api.jobs import environment, logs
 from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
 from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.journal import Journal
@@ -164,8 +164,8 @@ def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> 
 
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = environment.read(Settings)
+    logs.configure(settings.log_format)
     services = Services.connect(settings)
     days = settings.retention_days
     reconciler = Reconciler(

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings, Tenant
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
@@ -56,6 +57,7 @@ class Settings(LimitSettings):
             Empty (the default), every tenant may name every s3 URI that the service's own
             credentials reach.
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
+        log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once (`api.jobs.limits`):
             `open_jobs`, `running_jobs`, `requests_per_second`, `request_burst`. No limits by
             default. Workers need the same value for `running_jobs` to be kept.
@@ -77,6 +79,7 @@ class Settings(LimitSettings):
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
     retention_days: float | None = Field(default=30.0, gt=0)

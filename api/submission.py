@@ -21,6 +21,7 @@ from api.jobs.rebuild import restore
 from api.jobs.record import JobRecord
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
+from api.jobs.tracing import TRACEPARENT
 from api.problems import ApiError, invalid
 from api.services import Services
 from strucprune_core.errors import StrucPruneError
@@ -65,7 +66,8 @@ def submit(
             raise _key_of_deleted()
         admit_job(services, tenant, job_id)
         if services.journal.write_spec(job_id, entry):
-            services.ledger.create(entry.as_new_job(job_id))
+            new = entry.as_new_job(job_id)
+            services.ledger.create(new.model_copy(update={"traceparent": TRACEPARENT.get()}))
             return Submission(_announced(services, job_id), replayed=False)
         earlier = services.journal.read_spec(job_id) or entry
     return Submission(_replay(services, job_id, earlier, entry), replayed=True)

@@ -6,6 +6,7 @@ import sys
 
 from api.jobs import environment
 from api.jobs.doorbell import QUEUES
+from api.jobs.tracing import check_configured
 from worker import scratch
 from worker.app import make_app
 from worker.failures import ScratchUnavailable
@@ -15,6 +16,7 @@ from worker.settings import Settings
 def main() -> None:
     """Work until SIGTERM: then give the running job back at its next safe point."""
     settings = environment.read(Settings)
+    check_configured()
     _prepare_scratch(settings)
     make_app(settings).worker_main(
         [

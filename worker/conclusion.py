@@ -24,6 +24,7 @@ from api.jobs.ledger import Finished, Ledger
 from api.jobs.meters import Tally
 from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
+from api.jobs.tracing import Tracing
 from strucprune_core.errors import OutOfMemory, Stopped
 from strucprune_core.spec import JobSpec
 from worker import failures
@@ -51,6 +52,7 @@ class Desk:
     record: JobRecord
     claim: Claim
     tally: Tally
+    tracing: Tracing
 
 
 def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:

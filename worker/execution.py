@@ -11,15 +11,17 @@ import logging
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
+from api.jobs import logs
 from api.jobs.doorbell import Doorbell, ring_unblocked
 from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
 from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
+from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -44,6 +46,7 @@ class Services:
     ledger: Ledger
     journal: Journal
     doorbell: Doorbell
+    tracing: Tracing = field(default_factory=NoTracing)
 
     @classmethod
     @contextlib.contextmanager
@@ -51,9 +54,13 @@ class Services:
         """Connections for one job: none is carried over a fork, and none grows stale."""
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
+        # Made here and not before the fork: what exports spans is a thread.
+        spans = tracing("strucprune-worker")
+        journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
-            yield cls(ledger, Journal(open_store(settings.state_uri, settings.s3)), doorbell)
+            yield cls(ledger, journal, doorbell, spans)
         finally:
+            spans.close()
             doorbell.close()
             ledger.close()
 
@@ -92,9 +99,37 @@ def run_job(
         return
     _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
     desk = Desk(
-        services.ledger, services.journal, services.doorbell, settings, record, claim, tally
+        services.ledger,
+        services.journal,
+        services.doorbell,
+        settings,
+        record,
+        claim,
+        tally,
+        services.tracing,
     )
     tally.count(ATTEMPTS)
+    with logs.about_job(job_id), _attempt(services.tracing, desk):
+        _run_and_conclude(desk, drain, solve)
+
+
+@contextlib.contextmanager
+def _attempt(spans: Tracing, desk: Desk) -> Iterator[None]:
+    """A span around the attempt, which goes on with the trace of the job's submission."""
+    attributes: dict[str, str | int | float | bool] = {
+        "job.id": desk.claim.job_id,
+        "job.run": desk.claim.run,
+        "job.attempt": desk.claim.attempt,
+    }
+    with spans.span("attempt", desk.record.traceparent, attributes) as span:
+        yield
+        with contextlib.suppress(LedgerUnavailable):
+            after = desk.ledger.get(desk.claim.job_id)
+            span.attributes["job.state"] = after.state.value if after else "unknown"
+
+
+def _run_and_conclude(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
+    job_id = desk.claim.job_id
     try:
         _run_claimed(desk, drain, solve)
     except Exception as error:
@@ -107,7 +142,7 @@ def run_job(
             retry(desk, failure.as_dict())
     _count_end(desk)
     with contextlib.suppress(LedgerUnavailable):
-        ring_unblocked(services.ledger, services.doorbell, record.tenant)
+        ring_unblocked(desk.ledger, desk.doorbell, desk.record.tenant)
 
 
 def _count_end(desk: Desk) -> None:
@@ -161,10 +196,14 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
             spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
             scratch=str(directory),
+            traceparent=TRACEPARENT.get(),
+            log_format=desk.settings.log_format,
         )
         process = SolveProcess(request, argv)
         try:
             left = desk.claim.seconds_left
-            return Supervision(process, lease, desk.settings, drain, desk.tally, left).watch()
+            return Supervision(
+                process, lease, desk.settings, drain, desk.tally, desk.tracing, left
+            ).watch()
         finally:
             process.close()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import JobSpec
 
 # Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: nothing is wrong, try again later.
@@ -19,12 +20,18 @@ class _Part(BaseModel):
 
 
 class Request(_Part):
-    """What a solve is to do. Credentials are not in it: they come with the environment."""
+    """What a solve is to do. Credentials are not in it: they come with the environment.
+
+    Attributes:
+        traceparent: The attempt's span, for log lines.
+    """
 
     job_id: str
     spec: JobSpec
     workspace_uri: str
     scratch: str
+    traceparent: str | None = None
+    log_format: LogFormat = "text"
 
 
 class ProgressMessage(_Part):

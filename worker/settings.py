@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 
@@ -32,6 +33,7 @@ class Settings(LimitSettings):
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
             A worker that starts removes what crashed ones left there.
+        log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object as the API's; `running_jobs` of it is kept by the workers.
         tenant_limits: JSON object as the API's.
     """
@@ -50,6 +52,7 @@ class Settings(LimitSettings):
     grace_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None
+    log_format: LogFormat = "text"
 
     @model_validator(mode="after")
     def _beats_fit_in_a_lease(self) -> Self:

@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from api.jobs import logs
+from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
 from strucprune_core.pipeline import prune
 from strucprune_core.progress import FinishedUnit, Progress
@@ -140,10 +142,12 @@ def main() -> int:
     """Read the request from standard input and run it; the exit status."""
     channel = Channel.take_stdout()
     stop = StopOnTerminate.install()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger().addHandler(LogLines(channel.send, os.environ))
     request = Request.model_validate_json(sys.stdin.buffer.read())
-    return run(request, channel, stop)
+    logs.configure(request.log_format)
+    logging.getLogger().addHandler(LogLines(channel.send, os.environ))
+    TRACEPARENT.set(request.traceparent)
+    with logs.about_job(request.job_id):
+        return run(request, channel, stop)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any
 
 from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
+from api.jobs.tracing import TRACEPARENT, Tracing
 from worker.child import SolveProcess
 from worker.lease import Lease
 from worker.oom import OomWatch
@@ -81,6 +82,7 @@ class Supervision:
         settings: Intervals and limits.
         drain: Set when the worker is to shut down.
         tally: Counts finished units.
+        tracing: Gets a span of each, below the present one.
         deadline_seconds: Seconds that the job may still run, or None.
     """
 
@@ -91,6 +93,7 @@ class Supervision:
         settings: Settings,
         drain: Drain,
         tally: Tally,
+        tracing: Tracing,
         deadline_seconds: float | None,
     ) -> None:
         self._solve = solve
@@ -98,6 +101,7 @@ class Supervision:
         self._settings = settings
         self._drain = drain
         self._tally = tally
+        self._tracing = tracing
         now = time.monotonic()
         self._deadline = None if deadline_seconds is None else now + deadline_seconds
         self._heard_at = self._beaten_at = self._looked_at = now
@@ -191,6 +195,10 @@ class Supervision:
         for place, peak_bytes in peaks:
             if peak_bytes is not None:
                 self._tally.observe(PEAK_BYTES, float(peak_bytes), place)
+        parent = TRACEPARENT.get()
+        if parent is not None:
+            about = {"unit.kind": unit.kind, "unit.name": unit.name}
+            self._tracing.record(f"unit {unit.kind}", parent, unit.began_at, unit.seconds, about)
         self._tally.count(BYTES_MOVED, "worker", by=float(unit.read_bytes))
         self._tally.count(BYTES_MOVED, "store", by=float(unit.written_bytes))
 

@@ -478,7 +478,7 @@ class RedisLedger:
         """See `Ledger.queues`."""
         found: dict[Priority, Queue] = {}
         with _available():
-            seconds, micros = self._client.time()  # type: ignore[misc]
+            seconds, micros = self._client.time()
             for priority in get_args(Priority):
                 waiting = self._key("waiting", priority)
                 oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)

@@ -29,6 +29,7 @@ class NewJob(BaseModel):
         created_at: Unix seconds, as journalled.
         run: 1, or more after retries (see `sequel`).
         deadline_seconds: Time that the run may take from its first start; None for no limit.
+        traceparent: The span that submitted it (see `tracing`).
         fence: Fence that the first claim goes beyond. 0 for a new job; a job restored from the
             journal starts above every fence handed out before (see `rebuild`).
     """
@@ -45,6 +46,7 @@ class NewJob(BaseModel):
     labels: dict[str, str] = Field(default_factory=dict)
     run: int = 1
     deadline_seconds: float | None = None
+    traceparent: str | None = None
     fence: int = 0
 
 
@@ -87,6 +89,7 @@ class JobRecord(BaseModel):
     error: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
+    traceparent: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str
