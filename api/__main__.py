@@ -9,7 +9,8 @@ import sys
 import uvicorn
 
 from api.app import create_app
-from api.jobs import environment
+from api.jobs import environment, logs
+from api.jobs.tracing import check_configured
 from api.settings import Settings
 
 # Long-polls and event streams are cut after this on SIGTERM; their clients reconnect.
@@ -18,11 +19,13 @@ GRACEFUL_SHUTDOWN_SECONDS = 10
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = environment.read(Settings)
+    logs.configure(settings.log_format)
+    check_configured()
     config = uvicorn.Config(
         create_app(settings),
         server_header=False,
+        log_config=None,  # its lines go where all others go
         timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
     )
     with _listener(settings.api_host, settings.api_port) as listener:

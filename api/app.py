@@ -9,10 +9,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import openapi, problems
-from api.middleware import BodyLimit, RequestId
-from api.routes import artifacts, capabilities, control, events, health, jobs
+from api.jobs.tracing import tracing
+from api.middleware import BodyLimit, RequestId, Trace
+from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics
 from api.services import Services
 from api.settings import Settings
+from api.telemetry import CountRequests, Telemetry
 from strucprune_core import __version__
 
 
@@ -26,9 +28,12 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         app.state.services = Services.connect(settings)
+        app.state.tracing = tracing("strucprune-api")
+        app.state.telemetry.watch(app.state.services.ledger)
         try:
             yield
         finally:
+            app.state.tracing.close()
             app.state.services.close()
 
     # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
@@ -42,9 +47,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     # The last one added sees a request first: also refusals by size carry an id.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
+    app.state.telemetry = Telemetry()
+    app.add_middleware(CountRequests, telemetry=app.state.telemetry)
     app.add_middleware(RequestId)
+    app.add_middleware(Trace)
     problems.install(app)
     openapi.install(app)
-    for module in (jobs, control, events, artifacts, capabilities, health):
+    for module in (jobs, control, events, logs, artifacts, capabilities, health, metrics):
         app.include_router(module.router)
     return app

@@ -12,6 +12,7 @@ from typing import Annotated
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from api.admission import admit_request
 from api.keys import hash_key
 from api.problems import ApiError
 from api.services import Wired
@@ -56,6 +57,7 @@ def _require(scope: Scope) -> Callable[..., Principal]:
             raise ApiError(
                 HTTPStatus.FORBIDDEN, "insufficient_scope", f"The API key lacks scope '{scope}'."
             )
+        admit_request(services, caller.tenant)
         return caller
 
     return principal

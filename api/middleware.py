@@ -1,4 +1,4 @@
-"""What happens to every request before a route sees it: an id, and a limit on its size."""
+"""What happens to every request before a route sees it: an id, a trace, and a limit on its size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import problems
+from api.jobs.tracing import Tracing, accepted
+from api.telemetry import route_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
 # What we accept from a caller or proxy; anything else could forge log lines.
@@ -38,6 +40,34 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class Trace:
+    """Puts each request into a trace: the caller's (`traceparent`), or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on within a span, which is named by the route that answers."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        tracing: Tracing = scope["app"].state.tracing
+        parent = accepted(Headers(scope=scope).get("traceparent"))
+        with tracing.span(scope["method"], parent) as span:
+
+            async def noted(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    span.attributes["http.response.status_code"] = message["status"]
+                await send(message)
+
+            try:
+                await self._app(scope, receive, noted)
+            finally:
+                span.name = f"{scope['method']} {route_of(scope)}"
+                span.attributes["http.request.method"] = scope["method"]
+                span.attributes["http.route"] = route_of(scope)
 
 
 class BodyLimit:

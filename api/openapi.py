@@ -52,6 +52,12 @@ def install(app: FastAPI) -> None:
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
+            if "security" in operation:
+                # Every request with a key may be one too many for its tenant.
+                operation["responses"]["429"] = {
+                    "description": HTTPStatus.TOO_MANY_REQUESTS.phrase,
+                    **headers("Retry-After"),
+                }
             for status, answer in operation["responses"].items():
                 if status.startswith(("4", "5")):
                     answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}

@@ -13,13 +13,16 @@ import threading
 import time
 from collections.abc import Callable
 
-from api.jobs import environment
-from api.jobs.doorbell import QUEUES, Doorbell
+from api.jobs import environment, logs
+from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
+from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
-from api.jobs.rebuild import commit_end, rebuild, settle_from_journal
+from api.jobs.meters import LEASES_LOST, Tally
+from api.jobs.rebuild import rebuild
 from api.jobs.record import Priority
+from api.jobs.sequel import OpenStore, delete
 from api.jobs.state import TERMINAL, JobState
 from api.services import Services
 from api.settings import Settings
@@ -35,6 +38,11 @@ class Reconciler:
     """One pass is `step()`.
 
     Args:
+        journal: What was asked, how it ended.
+        ledger: Live state.
+        doorbell: To the workers.
+        open_store: Opens what jobs have published, for deletions that include it.
+        retention_seconds: Jobs that have been over for this long are removed; None keeps all.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         beat: Called often during what may take long.
@@ -46,6 +54,8 @@ class Reconciler:
         ledger: Ledger,
         doorbell: Doorbell,
         *,
+        open_store: OpenStore,
+        retention_seconds: float | None = None,
         requeue_after_seconds: float,
         rebuild_every_seconds: float,
         beat: Callable[[], None] = lambda: None,
@@ -53,8 +63,11 @@ class Reconciler:
         self._journal = journal
         self._ledger = ledger
         self._doorbell = doorbell
+        self._open_store = open_store
+        self._retention_seconds = retention_seconds
         self._requeue_after_seconds = requeue_after_seconds
         self._rebuild_every_seconds = rebuild_every_seconds
+        self._tally = Tally(ledger)
         self._rebuild_at = 0.0
         self._beat = beat
 
@@ -68,13 +81,16 @@ class Reconciler:
         self._rebuild_if_due()
         self._settle_committed()
         self._take_back_expired()
+        self._end_overdue()
         self._ring_again()
+        self._remove_old()
+        self._tally.flush()
 
     def _rebuild_if_due(self) -> None:
         """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
-        restored = rebuild(self._journal, self._ledger, self._beat)
+        restored = rebuild(self._journal, self._ledger, self._open_store, self._beat)
         self._rebuild_at = time.monotonic() + self._rebuild_every_seconds
         if restored:
             _log.warning("restored %d jobs from the journal", restored)
@@ -82,7 +98,9 @@ class Reconciler:
     def _settle_committed(self) -> None:
         """Complete jobs whose worker died between the journal and the ledger."""
         for job_id in self._ledger.expired(BATCH):
-            settle_from_journal(self._journal, self._ledger, job_id)
+            record = self._ledger.get(job_id)
+            if record is not None:
+                settle_from_journal(self._journal, self._ledger, job_id, record.run)
 
     def _take_back_expired(self) -> None:
         """Requeue or end jobs whose worker is gone."""
@@ -90,12 +108,31 @@ class Reconciler:
             record = self._ledger.get(job_id)
             if record is None:
                 continue
+            self._tally.count(LEASES_LOST, "reconciler")
             _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
             if record.state in TERMINAL:
                 # A worker that was faster has the last word.
                 commit_end(self._journal, self._ledger, record)
             elif record.state == JobState.QUEUED:
                 self._doorbell.ring(job_id, record.priority)
+            ring_unblocked(self._ledger, self._doorbell, record.tenant)
+
+    def _end_overdue(self) -> None:
+        """Journal the failure of jobs whose deadline passed while no worker held them."""
+        for job_id in self._ledger.overdue(BATCH):
+            record = self._ledger.get(job_id)
+            if record is not None:
+                _log.warning("%s is over its deadline", job_id)
+                commit_end(self._journal, self._ledger, record)
+
+    def _remove_old(self) -> None:
+        """Remove jobs that have been over for long. What they published stays."""
+        if self._retention_seconds is None:
+            return
+        for job_id in self._ledger.ended_longer_than(self._retention_seconds, BATCH):
+            record = self._ledger.get(job_id)
+            if record is not None and delete(self._journal, self._ledger, self._open_store, record):
+                _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
 
     def _ring_again(self) -> None:
         """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
@@ -113,7 +150,10 @@ class Reconciler:
     def _ring(self, priority: Priority, count: int) -> None:
         seconds = self._requeue_after_seconds
         for job_id in self._ledger.queued_longer_than(priority, seconds, count):
-            if not settle_from_journal(self._journal, self._ledger, job_id):
+            record = self._ledger.get(job_id)
+            if record is not None and not settle_from_journal(
+                self._journal, self._ledger, job_id, record.run
+            ):
                 self._doorbell.ring(job_id, priority)
 
 
@@ -138,14 +178,17 @@ def run(
 
 def main() -> None:
     """Reconcile until SIGTERM or SIGINT."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     settings = environment.read(Settings)
+    logs.configure(settings.log_format)
     services = Services.connect(settings)
     heartbeat = HeartbeatFile(settings.heartbeat_file)
+    days = settings.retention_days
     reconciler = Reconciler(
         services.journal,
         services.ledger,
         services.doorbell,
+        open_store=services.stores.open,
+        retention_seconds=days and days * 24 * 3600,
         requeue_after_seconds=settings.requeue_after_seconds,
         rebuild_every_seconds=settings.rebuild_every_seconds,
         beat=heartbeat.beat,

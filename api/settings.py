@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
-from pydantic_settings import BaseSettings
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from api.jobs.limits import LimitSettings, Tenant
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
 
 Scope = Literal["jobs:read", "jobs:write"]
-# Tenants are part of Redis keys.
-Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
 
 
 def _check_prefix(prefix: str) -> str:
@@ -45,7 +44,7 @@ class ApiKey(BaseModel):
     expires_at: AwareDatetime | None = None
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings):
     """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
 
     Attributes:
@@ -59,6 +58,13 @@ class Settings(BaseSettings):
             Empty (the default), every tenant may name every s3 URI that the service's own
             credentials reach.
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
+        log_format: `text` for people, or `json`: one object a line, with job and trace id.
+        limits: JSON object, what each tenant may have and do at once (`api.jobs.limits`):
+            `open_jobs`, `running_jobs`, `requests_per_second`, `request_burst`. No limits by
+            default. Workers need the same value for `running_jobs` to be kept.
+        tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
+        retention_days: The reconciler removes jobs that have been over for this long, with their
+            workspaces; what they published stays. None keeps all, for ever.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is
@@ -76,8 +82,10 @@ class Settings(BaseSettings):
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
+    retention_days: float | None = Field(default=30.0, gt=0)
     reconcile_every_seconds: float = Field(default=5.0, gt=0)
     requeue_after_seconds: float = Field(default=60.0, gt=0)
     rebuild_every_seconds: float = Field(default=900.0, gt=0)

@@ -13,12 +13,15 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
+from api.admission import admit_job
 from api.allow_list import uri_issues
 from api.jobs.journal import JournalEntry
 from api.jobs.ledger import LedgerUnavailable
-from api.jobs.rebuild import enter_again, settle_from_journal
+from api.jobs.rebuild import restore
 from api.jobs.record import JobRecord
+from api.jobs.sequel import deleted
 from api.jobs.state import JobState
+from api.jobs.tracing import TRACEPARENT
 from api.problems import ApiError, invalid
 from api.services import Services
 from strucprune_core.errors import StrucPruneError
@@ -43,7 +46,8 @@ def submit(
     """Accept a job once per idempotency key.
 
     Raises:
-        ApiError: 422 if the job cannot work or the key was used for another body.
+        ApiError: 422 if the job cannot work, or the key was used for another body or for a job
+            that is deleted; 429 if the tenant has as many jobs as it may.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal or the job's stores do not answer.
     """
@@ -58,8 +62,12 @@ def submit(
         issues = find_issues(services, tenant, spec)
         if issues:
             raise invalid(issues)
+        if idempotency_key is not None and _is_deleted(services, job_id):
+            raise _key_of_deleted()
+        admit_job(services, tenant, job_id)
         if services.journal.write_spec(job_id, entry):
-            services.ledger.create(entry.as_new_job(job_id))
+            new = entry.as_new_job(job_id)
+            services.ledger.create(new.model_copy(update={"traceparent": TRACEPARENT.get()}))
             return Submission(_announced(services, job_id), replayed=False)
         earlier = services.journal.read_spec(job_id) or entry
     return Submission(_replay(services, job_id, earlier, entry), replayed=True)
@@ -99,9 +107,23 @@ def _replay(
             "This Idempotency-Key was used for a job with another body. Use a new key.",
         )
     # The earlier request may have died before this step, or the ledger may have been lost since.
-    if enter_again(services.ledger, job_id, earlier):
-        settle_from_journal(services.journal, services.ledger, job_id)
+    if services.ledger.get(job_id) is None:
+        restore(services.journal, services.ledger, job_id)
+        if _is_deleted(services, job_id):
+            raise _key_of_deleted()
     return _announced(services, job_id)
+
+
+def _is_deleted(services: Services, job_id: str) -> bool:
+    return deleted(services.journal, job_id, services.journal.standing(job_id))
+
+
+def _key_of_deleted() -> ApiError:
+    return ApiError(
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "idempotency_key_reused",
+        "The job of this Idempotency-Key has been deleted. Use a new key.",
+    )
 
 
 def _announced(services: Services, job_id: str) -> JobRecord:

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.jobs.record import JobEvent, JobRecord
+from api.jobs.record import JobEvent, JobRecord, LogLine
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.estimate import Estimate
@@ -45,7 +45,9 @@ class JobLinks(BaseModel):
     events: str
     report: str
     artifacts: str
+    logs: str
     cancel: str
+    retry: str
 
 
 class JobView(BaseModel):
@@ -56,7 +58,10 @@ class JobView(BaseModel):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
-    attempt: int = Field(description="Attempts begun; interruptions by maintenance do not count.")
+    run: int = Field(description="1, and one more with each retry.")
+    attempt: int = Field(
+        description="Attempts begun in this run; interruptions by maintenance do not count."
+    )
     progress: ProgressView | None
     error: JobErrorView | None
     labels: dict[str, str]
@@ -88,6 +93,24 @@ class EventPage(BaseModel):
     """Events, oldest first."""
 
     data: list[EventView]
+    next_after: str = Field(description="Pass it as `after` to get what comes next.")
+
+
+class LogLineView(BaseModel):
+    """A line that the job's solve has logged."""
+
+    id: str = Field(description="Pass it as `after` to go on from here.")
+    at: datetime
+    run: int
+    attempt: int
+    level: str
+    message: str
+
+
+class LogPage(BaseModel):
+    """Log lines, oldest first."""
+
+    data: list[LogLineView]
     next_after: str = Field(description="Pass it as `after` to get what comes next.")
 
 
@@ -160,6 +183,7 @@ def job_view(record: JobRecord) -> JobView:
             "created_at": _utc(record.created_at),
             "started_at": _utc(record.started_at),
             "finished_at": _utc(record.finished_at),
+            "run": record.run,
             "attempt": record.attempt,
             "progress": record.progress,
             "error": record.error,
@@ -171,7 +195,9 @@ def job_view(record: JobRecord) -> JobView:
                 "events": f"{here}/events",
                 "report": f"{here}/report",
                 "artifacts": f"{here}/artifacts",
+                "logs": f"{here}/logs",
                 "cancel": f"{here}/cancel",
+                "retry": f"{here}/retry",
             },
         }
     )
@@ -181,6 +207,18 @@ def event_view(event: JobEvent) -> EventView:
     """An event as the job's owner sees it."""
     at = datetime.fromtimestamp(event.at, UTC)
     return EventView(id=event.id, at=at, type=event.type, data=event.data)
+
+
+def log_line_view(line: LogLine) -> LogLineView:
+    """A log line as the job's owner sees it."""
+    return LogLineView(
+        id=line.id,
+        at=datetime.fromtimestamp(line.at, UTC),
+        run=line.run,
+        attempt=line.attempt,
+        level=line.level,
+        message=line.message,
+    )
 
 
 def etag(record: JobRecord) -> str:

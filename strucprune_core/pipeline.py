@@ -36,7 +36,15 @@ from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
-from strucprune_core.progress import NeverStop, ProgressSink, StopSignal, ignore_progress
+from strucprune_core.progress import (
+    FinishedUnit,
+    NeverStop,
+    ProgressSink,
+    StopSignal,
+    UnitSink,
+    ignore_progress,
+    ignore_unit,
+)
 from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
@@ -110,6 +118,7 @@ def prune(
     open_store: Callable[[str], Store] = open_store_from_environment,
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
+    finished: UnitSink = ignore_unit,
 ) -> Report:
     """Prune a model and publish the result.
 
@@ -120,6 +129,7 @@ def prune(
         open_store: Opens the stores that the spec names.
         progress: Told about progress.
         stop: Asked at safe points; raising `errors.Stopped` there loses no finished unit.
+        finished: Told of each unit that was done, and of the publishing.
 
     Returns:
         The report that was published with the checkpoint.
@@ -165,8 +175,11 @@ def prune(
         while True:
             try:
                 claim = _claim(output, kept)
-                _run_pending(job, meter, memory)
+                _run_pending(job, meter, memory, finished)
+                began_at, began = time.time(), time.monotonic()
                 result = _publish(job, output, claim, meter)
+                seconds = time.monotonic() - began
+                finished(FinishedUnit("publish", "publish", began_at, seconds))
                 break
             except LostFile as lost:
                 losses[lost.unit] += 1
@@ -221,12 +234,12 @@ def _finished_report(workspace: Workspace) -> bytes | None:
         return None
 
 
-def _run_pending(job: Job, meter: ProgressMeter, memory: MemoryMeter) -> None:
+def _run_pending(job: Job, meter: ProgressMeter, memory: MemoryMeter, finished: UnitSink) -> None:
     todo = _pending(job)
     meter.plan(job.graph, todo, unit_costs(job))
     for unit in todo:
         meter.begin(unit)
-        _run(job, unit, memory)
+        finished(_run(job, unit, memory))
         meter.end(unit)
 
 
@@ -272,9 +285,9 @@ def _pending(job: Job) -> list[Unit]:
     return pending(units, finished, present)[:-1]
 
 
-def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
+def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
     """Compute one unit and commit it."""
-    began = time.monotonic()
+    began_at, began = time.time(), time.monotonic()
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
@@ -283,12 +296,13 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
         with job.workspace.draft() as draft:
             with memory.counting():
                 STEPS[unit.kind](job, unit, draft)
+            host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
             job.workspace.commit(
                 unit.name,
                 draft,
                 seconds=round(time.monotonic() - began, 4),
-                host_peak_bytes=memory.take_host_peak(),
-                device_peak_bytes=memory.take_device_peak(),
+                host_peak_bytes=host_peak,
+                device_peak_bytes=device_peak,
             )
     except StrucPruneError as error:
         error.phase = error.phase or unit.phase.value
@@ -300,7 +314,9 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> None:
         raise _out_of_memory(unit, error) from error
     for owner, name in unit.releases:
         job.workspace.release(owner, name)
-    log.info("%s finished in %.1f s", unit.name, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    log.info("%s finished in %.1f s", unit.name, seconds)
+    return FinishedUnit(unit.name, unit.kind, began_at, seconds, host_peak, device_peak)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

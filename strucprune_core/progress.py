@@ -53,6 +53,28 @@ class Progress:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class FinishedUnit:
+    """A unit of work that this run has done.
+
+    Attributes:
+        name: See `units`; "publish" for the last step, which is no unit.
+        kind: The same without the number: "curve" of "curve.3".
+        began_at: Unix seconds.
+        seconds: Time it took.
+        host_peak_bytes: Peak of the process's anonymous memory meanwhile.
+        device_peak_bytes: Peak of device allocations; None where the device is not measured.
+    """
+
+    name: str
+    kind: str
+    began_at: float
+    seconds: float
+    host_peak_bytes: int | None = None
+    device_peak_bytes: int | None = None
+
+
+UnitSink = Callable[[FinishedUnit], None]
 ProgressSink = Callable[[Progress], None]
 
 
@@ -68,6 +90,10 @@ class NeverStop:
 
     def check(self) -> None:
         """Do nothing."""
+
+
+def ignore_unit(unit: FinishedUnit) -> None:
+    """A sink for callers that do not count."""
 
 
 def ignore_progress(progress: Progress) -> None:

@@ -325,7 +325,14 @@ class RuntimeSpec(_Strict):
         description="What the process may hold in host memory, file-backed pages left out.",
     )
     priority: Literal["low", "normal", "high"] = "normal"
-    deadline_seconds: int | None = Field(default=None, ge=1, le=30 * 24 * 3600)
+    deadline_seconds: int | None = Field(
+        default=None,
+        ge=1,
+        le=30 * 24 * 3600,
+        description="The job fails unless it has ended so long after its first start. The time "
+        "counts on while it is paused or waits for another attempt, but not before the start; a "
+        "retry begins anew.",
+    )
     max_attempts: int = Field(default=3, ge=1, le=20)
 
 

@@ -37,7 +37,7 @@ from strucprune_core.storage.store import Store, Tick, ignore_bytes
 log = logging.getLogger(__name__)
 
 _OWNER = "job.json"
-_CLAIM = "claim.json"
+CLAIM = "claim.json"
 
 
 class LostFile(StorageUnavailable):
@@ -319,12 +319,12 @@ class Workspace:
 
     def keep_claim(self, report: bytes) -> None:
         """Remember the report that an output is about to be claimed with."""
-        self._store.put(_CLAIM, report)
+        self._store.put(CLAIM, report)
 
     def claim(self) -> bytes | None:
         """What was last kept, damaged or not; None if nothing was."""
         try:
-            return bytes(self._store.read(_CLAIM))
+            return bytes(self._store.read(CLAIM))
         except ObjectNotFound:
             return None
 

@@ -6,6 +6,7 @@ import sys
 
 from api.jobs import environment
 from api.jobs.doorbell import QUEUES
+from api.jobs.tracing import check_configured
 from worker import scratch
 from worker.app import make_app
 from worker.failures import ScratchUnavailable
@@ -16,6 +17,7 @@ from worker.watch import forget_drain
 def main() -> None:
     """Work until SIGTERM: then give the running job back at its next safe point."""
     settings = environment.read(Settings)
+    check_configured()
     _prepare_scratch(settings)
     _forget_drain(settings)
     make_app(settings).worker_main(

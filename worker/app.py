@@ -6,8 +6,9 @@ import os
 from typing import Any
 
 from celery import Celery
-from celery.signals import worker_process_init, worker_shutting_down
+from celery.signals import setup_logging, worker_process_init, worker_shutting_down
 
+from api.jobs import logs
 from api.jobs.doorbell import celery_settings
 from worker import tether
 from worker.settings import Settings
@@ -23,11 +24,11 @@ def make_app(settings: Settings) -> Celery:
     drain = Drain()
     register(app, settings, drain)
     app.steps["worker"].add(watch_step(settings, drain))
-    _connect_signals(drain)
+    _connect_signals(drain, settings)
     return app
 
 
-def _connect_signals(drain: Drain) -> None:
+def _connect_signals(drain: Drain, settings: Settings) -> None:
     main_pid = os.getpid()
 
     def begin_drain(**_: Any) -> None:
@@ -37,6 +38,10 @@ def _connect_signals(drain: Drain) -> None:
         # Else the child of a killed main process would go on, with nobody to stop it.
         tether.die_with_parent(main_pid)
 
-    # Not weak: nothing else refers to the two functions.
+    def log_our_way(**_: Any) -> None:
+        logs.configure(settings.log_format)
+
+    # Not weak: nothing else refers to the functions.
+    setup_logging.connect(log_our_way, weak=False)
     worker_shutting_down.connect(begin_drain, weak=False)
     worker_process_init.connect(follow_main_process, weak=False)

@@ -6,6 +6,7 @@ final failure, deadline             -> failed
 cancelled                           -> cancelled
 paused, drained, stopped by another -> given back; the attempt does not count
 retryable failure, crash, stall     -> queued again while attempts are left, else failed
+out of memory                       -> queued again once, with a smaller plan, else failed
 """
 
 from __future__ import annotations
@@ -17,16 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.jobs.doorbell import Doorbell
+from api.jobs.ends import commit
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import Finished, Ledger
-from api.jobs.rebuild import commit
+from api.jobs.meters import Tally
 from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
-from strucprune_core.errors import Stopped
+from api.jobs.tracing import Tracing
+from strucprune_core.errors import OutOfMemory, Stopped
+from strucprune_core.spec import JobSpec
 from worker import failures
 from worker.lease import Lease
 from worker.protocol import EXIT_STOPPED
 from worker.settings import Settings
+from worker.smaller_plan import smaller_plan
 from worker.supervision import Ended, StopReason
 
 _log = logging.getLogger(__name__)
@@ -46,6 +51,8 @@ class Desk:
     settings: Settings
     record: JobRecord
     claim: Claim
+    tally: Tally
+    tracing: Tracing
 
 
 def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
@@ -69,6 +76,8 @@ def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
         _finish(desk, JobState.CANCELLED)
     elif error is None:
         give_back(desk)
+    elif error["code"] == OutOfMemory.code:
+        _retry_smaller(desk, error)
     else:
         retry(desk, error)
 
@@ -85,7 +94,8 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
         return ended.error
     if ended.stop is not None or ended.returncode in _STOPPED:
         return None
-    return failures.crash(ended.returncode, ended.progress).as_dict()
+    crash = failures.crash(ended.returncode, ended.progress, oom_killed=ended.oom_killed)
+    return crash.as_dict()
 
 
 def give_back(desk: Desk) -> None:
@@ -100,13 +110,22 @@ def give_back(desk: Desk) -> None:
         _commit(desk, _outcome(desk, JobState.CANCELLED))
 
 
-def retry(desk: Desk, error: dict[str, Any]) -> None:
+def _retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
+    """Leave it to another attempt that needs less memory; the second time, fail."""
+    plan = smaller_plan(JobSpec.model_validate(desk.record.spec), desk.record.plan)
+    if plan is None:
+        _finish(desk, JobState.FAILED, error={**error, "retryable": False})
+    else:
+        retry(desk, error, plan)
+
+
+def retry(desk: Desk, error: dict[str, Any], plan: dict[str, int] | None = None) -> None:
     """Leave a retryable failure to another attempt, or fail if there are none left.
 
     Nobody is rung for: the reconciler will, after a while, and that while is the back-off.
     """
     _log.warning("%s failed for now: %s", desk.claim.job_id, error)
-    state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error)
+    state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error, plan)
     if state is JobState.FAILED:
         _commit(desk, _outcome(desk, state, error=error))
     elif state is JobState.CANCELLED:
@@ -146,6 +165,7 @@ def _outcome(
         state=state,
         error=error,
         summary=summary,
+        run=desk.claim.run,
         fence=desk.claim.fence,
         finished_at=time.time(),
     )

@@ -10,17 +10,18 @@ import contextlib
 import logging
 import os
 import socket
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from api.jobs.doorbell import Doorbell
+from api.jobs import logs
+from api.jobs.doorbell import Doorbell, ring_unblocked
+from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
-from api.jobs.ledger import Ledger, LedgerUnavailable, connect
-from api.jobs.rebuild import settle_from_journal
-from api.jobs.record import JobRecord
+from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
+from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
+from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -31,6 +32,7 @@ from worker.failures import unforeseen
 from worker.lease import Lease
 from worker.protocol import EXIT_FAILED, Request
 from worker.settings import Settings
+from worker.smaller_plan import following
 from worker.stop import Drain
 from worker.supervision import Ended, Supervision
 
@@ -44,6 +46,7 @@ class Services:
     ledger: Ledger
     journal: Journal
     doorbell: Doorbell
+    tracing: Tracing = field(default_factory=NoTracing)
 
     @classmethod
     @contextlib.contextmanager
@@ -51,9 +54,13 @@ class Services:
         """Connections for one job: none is carried over a fork, and none grows stale."""
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
+        # Made here and not before the fork: what exports spans is a thread.
+        spans = tracing("strucprune-worker")
+        journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
-            yield cls(ledger, Journal(open_store(settings.state_uri, settings.s3)), doorbell)
+            yield cls(ledger, journal, doorbell, spans)
         finally:
+            spans.close()
             doorbell.close()
             ledger.close()
 
@@ -73,16 +80,56 @@ def run_job(
         # Left queued: the reconciler rings again.
         return
     try:
-        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds)
-        record = services.ledger.get(job_id) if claim else None
+        record = services.ledger.get(job_id)
+        if record is None:
+            _log.info("%s is not in the ledger (any more)", job_id)
+            return
+        limit = settings.limits_of(record.tenant).running_jobs
+        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds, limit)
+        # Again: what an earlier attempt has left in it may be newer than the first look.
+        record = services.ledger.get(job_id) or record
     except LedgerUnavailable as error:
         _log.error("cannot claim %s: %s", job_id, error)
         return
-    if claim is None or record is None:
-        _log.info("%s is not waiting (any more)", job_id)
+    tally = Tally(services.ledger)
+    if isinstance(claim, Refusal):
+        tally.count(DUPLICATES if claim is Refusal.DUPLICATE else BLOCKED)
+        tally.flush()
+        _log.info("%s is not to be had: %s", job_id, claim.value)
         return
     _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
-    desk = Desk(services.ledger, services.journal, services.doorbell, settings, record, claim)
+    desk = Desk(
+        services.ledger,
+        services.journal,
+        services.doorbell,
+        settings,
+        record,
+        claim,
+        tally,
+        services.tracing,
+    )
+    tally.count(ATTEMPTS)
+    with logs.about_job(job_id), _attempt(services.tracing, desk):
+        _run_and_conclude(desk, drain, solve)
+
+
+@contextlib.contextmanager
+def _attempt(spans: Tracing, desk: Desk) -> Iterator[None]:
+    """A span around the attempt, which goes on with the trace of the job's submission."""
+    attributes: dict[str, str | int | float | bool] = {
+        "job.id": desk.claim.job_id,
+        "job.run": desk.claim.run,
+        "job.attempt": desk.claim.attempt,
+    }
+    with spans.span("attempt", desk.record.traceparent, attributes) as span:
+        yield
+        with contextlib.suppress(LedgerUnavailable):
+            after = desk.ledger.get(desk.claim.job_id)
+            span.attributes["job.state"] = after.state.value if after else "unknown"
+
+
+def _run_and_conclude(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
+    job_id = desk.claim.job_id
     try:
         _run_claimed(desk, drain, solve)
     except Exception as error:
@@ -93,6 +140,21 @@ def run_job(
         # rebuild journals the end, with the same effect.
         with contextlib.suppress(StrucPruneError):
             retry(desk, failure.as_dict())
+    _count_end(desk)
+    with contextlib.suppress(LedgerUnavailable):
+        ring_unblocked(desk.ledger, desk.doorbell, desk.record.tenant)
+
+
+def _count_end(desk: Desk) -> None:
+    """Count how the attempt ended, by what the ledger says of the job now."""
+    with contextlib.suppress(LedgerUnavailable):
+        after = desk.ledger.get(desk.claim.job_id)
+        if after is None or after.fence != desk.claim.fence:
+            desk.tally.count(LEASES_LOST, "worker")
+        else:
+            code = after.error["code"] if after.error else ""
+            desk.tally.count(ENDED, after.state.value, code)
+    desk.tally.flush()
 
 
 def worker_id() -> str:
@@ -103,7 +165,7 @@ def worker_id() -> str:
 def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
     job_id = desk.claim.job_id
     try:
-        if settle_from_journal(desk.journal, desk.ledger, job_id):
+        if settle_from_journal(desk.journal, desk.ledger, job_id, desk.claim.run):
             # An earlier attempt committed, and died before it told the ledger.
             return
     except StorageUnavailable as error:
@@ -131,21 +193,17 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
     with scratch.directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
-            spec=spec,
+            spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
             scratch=str(directory),
+            traceparent=TRACEPARENT.get(),
+            log_format=desk.settings.log_format,
         )
         process = SolveProcess(request, argv)
         try:
-            left = _seconds_left(spec, desk.record)
-            return Supervision(process, lease, desk.settings, drain, left).watch()
+            left = desk.claim.seconds_left
+            return Supervision(
+                process, lease, desk.settings, drain, desk.tally, desk.tracing, left
+            ).watch()
         finally:
             process.close()
-
-
-def _seconds_left(spec: JobSpec, record: JobRecord) -> float | None:
-    """Seconds to the job's deadline, which counts from the start of its first attempt."""
-    if spec.runtime.deadline_seconds is None:
-        return None
-    used = time.time() - (record.started_at or time.time())
-    return spec.runtime.deadline_seconds - used

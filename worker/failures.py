@@ -58,18 +58,20 @@ def unforeseen(error: Exception) -> StrucPruneError:
     )
 
 
-def crash(returncode: int, progress: dict[str, Any] | None) -> StrucPruneError:
+def crash(
+    returncode: int, progress: dict[str, Any] | None, *, oom_killed: bool = False
+) -> StrucPruneError:
     """The failure of a solve that ended without reporting one.
 
     Args:
         returncode: Its exit status, negative if a signal ended it.
         progress: The last progress that it reported, if any.
+        oom_killed: Whether the kernel killed a process for memory meanwhile.
     """
     phase = progress.get("phase") if progress else None
-    if returncode == -signal.SIGKILL:
-        # Nobody but the kernel, short of memory, kills a solve that we did not kill ourselves.
+    if returncode == -signal.SIGKILL and oom_killed:
         return OutOfMemory(
-            "The solve was killed, most likely because the machine ran out of memory.",
+            "The solve was killed because the machine ran out of memory.",
             remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory.",
             phase=phase,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from api.jobs.ledger import Ledger, LedgerUnavailable
@@ -54,3 +54,21 @@ class Lease:
         # Counted from before the request: the server's lease starts no earlier.
         self._renewed_at = sent_at
         return signal
+
+    def look(self) -> Signal:
+        """Hear what to do, renewing nothing; to go on, while the ledger does not answer."""
+        try:
+            return self._ledger.signal(self._claim.job_id, self._claim.fence)
+        except LedgerUnavailable:
+            return Signal.CONTINUE
+
+    def log(self, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Add lines to the job's log. False if they should be tried again."""
+        whose = {"run": self._claim.run, "attempt": self._claim.attempt}
+        try:
+            self._ledger.append_logs(
+                self._claim.job_id, self._claim.fence, [{**line, **whose} for line in lines]
+            )
+        except LedgerUnavailable:
+            return False
+        return True

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import JobSpec
 
 # Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: nothing is wrong, try again later.
@@ -19,12 +20,18 @@ class _Part(BaseModel):
 
 
 class Request(_Part):
-    """What a solve is to do. Credentials are not in it: they come with the environment."""
+    """What a solve is to do. Credentials are not in it: they come with the environment.
+
+    Attributes:
+        traceparent: The attempt's span, for log lines.
+    """
 
     job_id: str
     spec: JobSpec
     workspace_uri: str
     scratch: str
+    traceparent: str | None = None
+    log_format: LogFormat = "text"
 
 
 class ProgressMessage(_Part):
@@ -48,8 +55,31 @@ class ErrorMessage(_Part):
     error: dict[str, Any]
 
 
+class LogMessage(_Part):
+    """A line for the user's log; see `log_lines`."""
+
+    type: Literal["log"] = "log"
+    at: float
+    level: str
+    message: str
+
+
+class UnitMessage(_Part):
+    """A unit of work is done (`FinishedUnit`); bytes moved since the last one."""
+
+    type: Literal["unit"] = "unit"
+    name: str
+    kind: str
+    began_at: float
+    seconds: float
+    host_peak_bytes: int | None
+    device_peak_bytes: int | None
+    read_bytes: int
+    written_bytes: int
+
+
 Message = Annotated[
-    ProgressMessage | ResultMessage | ErrorMessage,
+    ProgressMessage | ResultMessage | ErrorMessage | LogMessage | UnitMessage,
     Field(discriminator="type"),
 ]
 

@@ -6,14 +6,15 @@ from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from api.jobs.limits import LimitSettings
+from api.jobs.logs import LogFormat
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings):
     """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
 
     Attributes:
@@ -23,6 +24,10 @@ class Settings(BaseSettings):
         lease_seconds: A worker that is silent this long has lost its job to others.
         heartbeat_seconds: How often a lease is renewed.
         progress_seconds: At most this often a heartbeat is sent early, to tell of progress.
+        signal_seconds: How often a worker looks whether its job is to be stopped, and passes log
+            lines on.
+        cancel_grace_seconds: From asking a cancelled solve to stop until it is killed. A cancelled
+            job has nothing to save, so this need not cover a safe point.
         grace_seconds: From asking a solve to stop until it is killed. Whatever stops workers (a
             pod's termination grace period) must wait longer.
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
@@ -31,6 +36,9 @@ class Settings(BaseSettings):
         heartbeat_file: Touched every few seconds: its age tells whether the worker is alive.
         drain_file: A worker that finds it gives its job back at the next safe point and ends, as
             after SIGTERM. A worker that starts removes it.
+        log_format: `text` for people, or `json`: one object a line, with job and trace id.
+        limits: JSON object as the API's; `running_jobs` of it is kept by the workers.
+        tenant_limits: JSON object as the API's.
     """
 
     model_config = CONFIG
@@ -42,11 +50,14 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=15.0, gt=0)
     progress_seconds: float = Field(default=1.0, gt=0)
+    signal_seconds: float = Field(default=1.0, gt=0)
+    cancel_grace_seconds: float = Field(default=5.0, gt=0)
     grace_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None
     heartbeat_file: Path | None = None
     drain_file: Path | None = None
+    log_format: LogFormat = "text"
 
     @model_validator(mode="after")
     def _beats_fit_in_a_lease(self) -> Self:

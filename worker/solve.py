@@ -11,16 +11,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
+from api.jobs import logs
+from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
 from strucprune_core.pipeline import prune
-from strucprune_core.progress import Progress
+from strucprune_core.progress import FinishedUnit, Progress
 from strucprune_core.report import Report
+from strucprune_core.storage.metered import MeteredStore, Traffic
 from strucprune_core.storage.open import open_store
+from strucprune_core.storage.store import Store
+from worker.log_lines import LogLines
 from worker.protocol import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -29,6 +36,7 @@ from worker.protocol import (
     ProgressMessage,
     Request,
     ResultMessage,
+    UnitMessage,
 )
 from worker.stop import StopOnTerminate
 
@@ -40,6 +48,7 @@ class Channel:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self._lock = threading.Lock()
 
     @classmethod
     def take_stdout(cls) -> Channel:
@@ -52,8 +61,9 @@ class Channel:
     def send(self, message: BaseModel) -> None:
         """Write one line."""
         data = message.model_dump_json().encode() + b"\n"
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        with self._lock:  # log lines may come from any thread
+            while data:
+                data = data[os.write(self._descriptor, data) :]
 
 
 def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
@@ -62,14 +72,24 @@ def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
     def tell(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
 
+    traffic = Traffic()
+
+    def open_metered(uri: str) -> Store:
+        return MeteredStore(open_store(uri), traffic)
+
+    def count(unit: FinishedUnit) -> None:
+        read, written = traffic.take()
+        channel.send(UnitMessage(**asdict(unit), read_bytes=read, written_bytes=written))
+
     try:
         report = prune(
             request.spec,
-            workspace=open_store(request.workspace_uri),
+            workspace=open_metered(request.workspace_uri),
             scratch=Path(request.scratch),
-            open_store=open_store,
+            open_store=open_metered,
             progress=tell,
             stop=stop,
+            finished=count,
         )
     except Stopped:
         return EXIT_STOPPED
@@ -122,9 +142,12 @@ def main() -> int:
     """Read the request from standard input and run it; the exit status."""
     channel = Channel.take_stdout()
     stop = StopOnTerminate.install()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     request = Request.model_validate_json(sys.stdin.buffer.read())
-    return run(request, channel, stop)
+    logs.configure(request.log_format)
+    logging.getLogger().addHandler(LogLines(channel.send, os.environ))
+    TRACEPARENT.set(request.traceparent)
+    with logs.about_job(request.job_id):
+        return run(request, channel, stop)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,33 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from api.jobs.heartbeat_file import HeartbeatFile
+from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
+from api.jobs.tracing import TRACEPARENT, Tracing
 from worker.child import SolveProcess
 from worker.lease import Lease
-from worker.protocol import ErrorMessage, Message, ProgressMessage, ResultMessage
+from worker.oom import OomWatch
+from worker.protocol import (
+    ErrorMessage,
+    LogMessage,
+    Message,
+    ProgressMessage,
+    ResultMessage,
+    UnitMessage,
+)
 from worker.settings import Settings
 from worker.stop import Drain
 
 _log = logging.getLogger(__name__)
 
+# Log lines kept while the ledger does not take them.
+_LINES_KEPT = 500
 # How soon a drain or an overdue stop is noticed while the solve is silent.
 _TICK_SECONDS = 0.25
 
@@ -50,6 +63,7 @@ class Ended:
         error: The failure, if it reported one.
         stop: Why we stopped it, if we did.
         progress: The last progress that it reported.
+        oom_killed: Whether the kernel killed a process for memory meanwhile.
     """
 
     returncode: int
@@ -57,6 +71,7 @@ class Ended:
     error: dict[str, Any] | None = None
     stop: StopReason | None = None
     progress: dict[str, Any] | None = None
+    oom_killed: bool = False
 
 
 class Supervision:
@@ -67,6 +82,8 @@ class Supervision:
         lease: The claim on its job.
         settings: Intervals and limits.
         drain: Set when the worker is to shut down.
+        tally: Counts finished units.
+        tracing: Gets a span of each, below the present one.
         deadline_seconds: Seconds that the job may still run, or None.
     """
 
@@ -76,6 +93,8 @@ class Supervision:
         lease: Lease,
         settings: Settings,
         drain: Drain,
+        tally: Tally,
+        tracing: Tracing,
         deadline_seconds: float | None,
     ) -> None:
         self._solve = solve
@@ -83,9 +102,13 @@ class Supervision:
         self._settings = settings
         self._heartbeat_file = HeartbeatFile(settings.heartbeat_file)
         self._drain = drain
+        self._tally = tally
+        self._tracing = tracing
         now = time.monotonic()
         self._deadline = None if deadline_seconds is None else now + deadline_seconds
-        self._heard_at = self._beaten_at = now
+        self._heard_at = self._beaten_at = self._looked_at = now
+        self._oom = OomWatch()
+        self._lines: deque[dict[str, Any]] = deque(maxlen=_LINES_KEPT)
         self._kill_at: float | None = None
         self._stop: StopReason | None = None
         self._progress: dict[str, Any] | None = None
@@ -100,9 +123,19 @@ class Supervision:
                 self._note(message)
             self._beat_if_due()
             self._heartbeat_file.beat()
+            self._look_if_due()
             self._stop_if_due()
             self._kill_if_due()
-        return Ended(self._solve.wait(), self._summary, self._error, self._stop, self._progress)
+        returncode = self._solve.wait()
+        self._pass_lines_on()
+        return Ended(
+            returncode,
+            self._summary,
+            self._error,
+            self._stop,
+            self._progress,
+            oom_killed=returncode < 0 and self._oom.fired(),
+        )
 
     def _note(self, message: Message) -> None:
         self._heard_at = time.monotonic()
@@ -113,6 +146,10 @@ class Supervision:
                 self._summary = summary
             case ErrorMessage(error=error):
                 self._error = error
+            case UnitMessage():
+                self._count(message)
+            case LogMessage():
+                self._lines.append(message.model_dump(exclude={"type"}))
 
     def _beat_if_due(self) -> None:
         since = time.monotonic() - self._beaten_at
@@ -121,6 +158,17 @@ class Supervision:
             return
         signal = self._lease.beat(self._progress)
         self._beaten_at, self._progress_is_news = time.monotonic(), False
+        self._obey(signal)
+
+    def _look_if_due(self) -> None:
+        """Between heartbeats, which are far apart while the solve is silent."""
+        latest = max(self._beaten_at, self._looked_at)
+        if time.monotonic() - latest >= self._settings.signal_seconds:
+            self._looked_at = time.monotonic()
+            self._obey(self._lease.look())
+            self._pass_lines_on()
+
+    def _obey(self, signal: Signal) -> None:
         if signal is not Signal.CONTINUE:
             self._ask_to_stop(StopReason(signal.value))
 
@@ -138,12 +186,37 @@ class Supervision:
         if reason is StopReason.LOST and self._stop is not StopReason.LOST:
             self._stop, self._kill_at = reason, time.monotonic()
         elif self._stop is None:
-            grace = 0.0 if reason in _KILL_AT_ONCE else self._settings.grace_seconds
-            self._stop, self._kill_at = reason, time.monotonic() + grace
+            self._stop, self._kill_at = reason, time.monotonic() + self._grace_seconds(reason)
             self._solve.terminate()
         else:
             return
         _log.info("stopping solve %d: %s", self._solve.pid, reason.value)
+
+    def _count(self, unit: UnitMessage) -> None:
+        self._tally.observe(UNIT_SECONDS, unit.seconds, unit.kind)
+        peaks = (("host", unit.host_peak_bytes), ("device", unit.device_peak_bytes))
+        for place, peak_bytes in peaks:
+            if peak_bytes is not None:
+                self._tally.observe(PEAK_BYTES, float(peak_bytes), place)
+        parent = TRACEPARENT.get()
+        if parent is not None:
+            about = {"unit.kind": unit.kind, "unit.name": unit.name}
+            self._tracing.record(f"unit {unit.kind}", parent, unit.began_at, unit.seconds, about)
+        self._tally.count(BYTES_MOVED, "worker", by=float(unit.read_bytes))
+        self._tally.count(BYTES_MOVED, "store", by=float(unit.written_bytes))
+
+    def _grace_seconds(self, reason: StopReason) -> float:
+        if reason in _KILL_AT_ONCE:
+            return 0.0
+        if reason is StopReason.CANCEL:
+            return min(self._settings.cancel_grace_seconds, self._settings.grace_seconds)
+        return self._settings.grace_seconds
+
+    def _pass_lines_on(self) -> None:
+        self._tally.flush()
+        lines = [*self._lines]
+        if lines and self._lease.log(lines):
+            self._lines.clear()
 
     def _kill_if_due(self) -> None:
         if self._kill_at is not None and time.monotonic() >= self._kill_at:

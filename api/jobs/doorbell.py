@@ -8,6 +8,7 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import KombuError
 
+from api.jobs.ledger import Ledger
 from api.jobs.record import Priority
 
 _log = logging.getLogger(__name__)
@@ -87,3 +88,14 @@ class Doorbell:
     def close(self) -> None:
         """Close the connections to the broker."""
         self._app.close()
+
+
+def ring_unblocked(ledger: Ledger, doorbell: Doorbell, tenant: str) -> None:
+    """After one of a tenant's jobs has left its worker: ring for one that had to wait for that.
+
+    Raises:
+        LedgerUnavailable: the ledger does not answer. The reconciler rings after a while.
+    """
+    found = ledger.unblock(tenant)
+    if found is not None:
+        doorbell.ring(*found)

@@ -2,26 +2,32 @@
 
 jobs/{job_id}/spec.json      what was asked; written once, before the client gets its 202
 jobs/{job_id}/outcome.json   how it ended; writing it *is* the commit, and the first writer wins
+jobs/{job_id}/sequel-1.json  what came after that end, if anything: a retry or the deletion
+jobs/{job_id}/outcome-2.json how the retry (run 2) ended; after it may come sequel-2.json, and so on
 workspaces/{job_id}/         finished units of work, so that another attempt goes on from there
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.jobs.ledger import Finished
 from api.jobs.record import NewJob
-from strucprune_core.errors import StorageError
+from strucprune_core.errors import ObjectNotFound, StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 
 _ROOT = "jobs/"
 # Apart from the journal, so that listing all jobs does not list their workspaces.
 _WORKSPACES = "workspaces/"
-_SPEC = "/spec.json"
-_OUTCOME = "/outcome.json"
+_SPEC = "spec.json"
+_OUTCOME = re.compile(r"outcome(?:-(\d{1,9}))?\.json")
+_SEQUEL = re.compile(r"sequel-(\d{1,9})\.json")
 
 
 class _Document(BaseModel):
@@ -47,7 +53,7 @@ class JournalEntry(_Document):
     fingerprint: str
     created_at: float
 
-    def as_new_job(self, job_id: str, *, fence: int = 0) -> NewJob:
+    def as_new_job(self, job_id: str, *, fence: int = 0, run: int = 1) -> NewJob:
         """The ledger's view of this entry."""
         return NewJob(
             id=job_id,
@@ -58,14 +64,17 @@ class JournalEntry(_Document):
             priority=self.spec.runtime.priority,
             max_attempts=self.spec.runtime.max_attempts,
             labels=dict(self.spec.labels),
+            deadline_seconds=self.spec.runtime.deadline_seconds,
             fence=fence,
+            run=run,
         )
 
 
 class Outcome(_Document):
-    """How a job ended.
+    """How a run of a job ended.
 
     Attributes:
+        run: Which; 1 unless the job was retried.
         fence: Fence of the claim that committed; 0 if no worker did (a cancelled queued job).
         finished_at: Unix seconds.
     """
@@ -73,8 +82,39 @@ class Outcome(_Document):
     state: Finished
     error: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
+    run: int = 1
     fence: int = 0
     finished_at: float
+
+
+class Sequel(_Document):
+    """What came after the end of a run: the job runs again, or is removed.
+
+    Both are one document, so that put-if-absent lets one of them happen (see `sequel`).
+
+    Attributes:
+        at: Unix seconds.
+        outputs: For a deletion, whether what the job has published goes too.
+    """
+
+    kind: Literal["retry", "deletion"]
+    at: float
+    outputs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a listing tells of a job.
+
+    Attributes:
+        asked: Whether its spec is there.
+        run: The newest run that a sequel leads to; it has begun only if that is a retry.
+        ended: Whether that run's outcome is there.
+    """
+
+    asked: bool
+    run: int = 1
+    ended: bool = False
 
 
 class Journal:
@@ -95,26 +135,50 @@ class Journal:
         return self._get(_spec_key(job_id), JournalEntry)
 
     def write_outcome(self, job_id: str, outcome: Outcome) -> bool:
-        """Commit how the job ended. False if somebody else already did; theirs stands."""
-        return self._put(_outcome_key(job_id), outcome)
+        """Commit how a run ended. False if somebody else already did; theirs stands."""
+        return self._put(_outcome_key(job_id, outcome.run), outcome)
 
-    def read_outcome(self, job_id: str) -> Outcome | None:
-        """How the job ended, or None while it has not."""
-        return self._get(_outcome_key(job_id), Outcome)
+    def read_outcome(self, job_id: str, run: int = 1) -> Outcome | None:
+        """How the run ended, or None while it has not."""
+        return self._get(_outcome_key(job_id, run), Outcome)
 
-    def jobs(self) -> dict[str, bool]:
-        """Every journalled job, and whether its outcome is journalled: for rebuilds only.
+    def write_sequel(self, job_id: str, run: int, sequel: Sequel) -> bool:
+        """Commit what comes after the end of a run. False if something else already has."""
+        return self._put(_sequel_key(job_id, run), sequel)
+
+    def read_sequel(self, job_id: str, run: int) -> Sequel | None:
+        """What came after the end of a run, or None if nothing has."""
+        return self._get(_sequel_key(job_id, run), Sequel)
+
+    def standing(self, job_id: str) -> Standing:
+        """How the job stands; one listing."""
+        root = f"{_ROOT}{job_id}/"
+        return _standing(info.key.removeprefix(root) for info in self._store.list(root))
+
+    def jobs(self) -> dict[str, Standing]:
+        """Every job that something is left of, and how it stands: for rebuilds only.
 
         Lists the whole prefix, a thousand objects a request; reads nothing.
         """
-        asked, ended = set(), set()
+        found: dict[str, list[str]] = {}
         for info in self._store.list(_ROOT):
-            job_id, slash, name = info.key.removeprefix(_ROOT).partition("/")
-            if slash + name == _SPEC:
-                asked.add(job_id)
-            elif slash + name == _OUTCOME:
-                ended.add(job_id)
-        return {job_id: job_id in ended for job_id in asked}
+            job_id, _, name = info.key.removeprefix(_ROOT).partition("/")
+            found.setdefault(job_id, []).append(name)
+        return {job_id: _standing(names) for job_id, names in found.items()}
+
+    def remove(self, job_id: str, run: int) -> None:
+        """Remove all of a job except the sequel of run `run`, the spec last."""
+        root = f"{_ROOT}{job_id}/"
+        kept = {_spec_key(job_id), _sequel_key(job_id, run)}
+        for prefix in (f"{_WORKSPACES}{job_id}/", root):
+            for info in [*self._store.list(prefix)]:
+                if info.key not in kept:
+                    self._store.delete(info.key)
+        self._store.delete(_spec_key(job_id))
+
+    def remove_sequel(self, job_id: str, run: int) -> None:
+        """Remove the last trace of a job."""
+        self._store.delete(_sequel_key(job_id, run))
 
     def workspace(self, job_id: str) -> Store:
         """Where the job's attempts keep their finished units."""
@@ -127,20 +191,41 @@ class Journal:
     def _put(self, key: str, document: _Document) -> bool:
         data = document.model_dump_json().encode()
         # A write whose answer got lost is repeated below us and then finds its own bytes.
-        return self._store.put_if_absent(key, data) or bytes(self._store.read(key)) == data
+        if self._store.put_if_absent(key, data):
+            return True
+        try:
+            return bytes(self._store.read(key)) == data
+        except ObjectNotFound:
+            return False  # Theirs is gone already: the job is being deleted.
 
     def _get(self, key: str, kind: type[_D]) -> _D | None:
-        if self._store.stat(key) is None:
-            return None
         try:
             return kind.model_validate_json(bytes(self._store.read(key)))
+        except ObjectNotFound:
+            return None
         except ValidationError as error:
             raise StorageError(f"{key} in the journal is not readable: {error}") from error
 
 
 def _spec_key(job_id: str) -> str:
-    return f"{_ROOT}{job_id}{_SPEC}"
+    return f"{_ROOT}{job_id}/{_SPEC}"
 
 
-def _outcome_key(job_id: str) -> str:
-    return f"{_ROOT}{job_id}{_OUTCOME}"
+def _outcome_key(job_id: str, run: int) -> str:
+    return f"{_ROOT}{job_id}/outcome.json" if run == 1 else f"{_ROOT}{job_id}/outcome-{run}.json"
+
+
+def _sequel_key(job_id: str, run: int) -> str:
+    return f"{_ROOT}{job_id}/sequel-{run}.json"
+
+
+def _standing(names: Iterable[str]) -> Standing:
+    asked, run, ended = False, 1, set[int]()
+    for name in names:
+        if name == _SPEC:
+            asked = True
+        elif match := _OUTCOME.fullmatch(name):
+            ended.add(int(match.group(1) or 1))
+        elif match := _SEQUEL.fullmatch(name):
+            run = max(run, int(match.group(1)) + 1)
+    return Standing(asked, run, run in ended)

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
 import redis
@@ -21,23 +22,38 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from api.jobs.record import Claim, JobEvent, JobRecord, NewJob, Page, Priority, Signal
-from api.jobs.state import HELD, TRANSITIONS, JobState
+from api.jobs.record import (
+    Claim,
+    JobEvent,
+    JobRecord,
+    LogLine,
+    NewJob,
+    Page,
+    Priority,
+    Queue,
+    Signal,
+)
+from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
 # Newest events kept per job (about 10 bytes of Redis memory per byte of JSON: some 200 kB a job).
 EVENTS_KEPT = 1000
+# Newest log lines kept per job: a few lines per unit of work, of at most some 1000 characters.
+LOGS_KEPT = 1000
+# From the check of a quota until the job is in the ledger: some requests to the object store.
+RESERVATION_SECONDS = 60.0
 # A request must not hang on a dead Redis: three quick tries, then `LedgerUnavailable`.
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
 RETRY_CAP_SECONDS = 0.5
 
 _LUA = Path(__file__).parent / "lua"
-_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec")
+_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
 
 # Named here because the ledger's method `list` hides the built-in inside the class body.
 JobIds = list[str]
 Events = list[JobEvent]
+LogLines = list[LogLine]
 Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 Stop = Literal["cancel", "pause", "resume"]
 
@@ -47,6 +63,15 @@ class LedgerUnavailable(StrucPruneError):
 
     code: ClassVar[str] = "ledger_unavailable"
     retryable: ClassVar[bool] = True
+
+
+class Refusal(StrEnum):
+    """Why a job was not to be had."""
+
+    # It is not queued: another worker was faster, or it is over, or unknown.
+    DUPLICATE = "duplicate"
+    # Its tenant has as many jobs running as it may. `unblock` names it once one of them ends.
+    BLOCKED = "blocked"
 
 
 class Ledger(Protocol):
@@ -75,8 +100,17 @@ class Ledger(Protocol):
         may hold fewer than `limit` jobs and still have a successor.
         """
 
-    def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
-        """Take a queued job, or None if it is not queued (any more)."""
+    def claim(
+        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
+    ) -> Claim | Refusal:
+        """Take a queued job, or learn why not.
+
+        Args:
+            job_id: The job.
+            worker_id: Who takes it, for people.
+            lease_seconds: How long the claim lasts without a heartbeat.
+            max_running: Jobs that its tenant may have running; None for any number.
+        """
 
     def heartbeat(
         self,
@@ -88,6 +122,15 @@ class Ledger(Protocol):
         """Renew the lease, note progress, and learn whether to stop.
 
         After `LOST` the caller must stop at once: the job is somebody else's or over.
+        """
+
+    def signal(self, job_id: str, fence: int) -> Signal:
+        """What a heartbeat would say, at a fraction of its cost and renewing nothing."""
+
+    def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Add lines to the job's log. False if `fence` is stale.
+
+        Each has the fields of `LogLine` but the id.
         """
 
     def release(self, job_id: str, fence: int) -> bool:
@@ -111,9 +154,16 @@ class Ledger(Protocol):
         False if `fence` is stale or the state forbids it (cancelled needs a requested cancel).
         """
 
-    def retry_later(self, job_id: str, fence: int, error: Mapping[str, Any]) -> JobState:
+    def retry_later(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any],
+        plan: Mapping[str, Any] | None = None,
+    ) -> JobState:
         """Report a retryable failure: queued while attempts are left, else failed.
 
+        `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
         Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
         present state is returned; a job that the ledger has lost counts as queued, because the
         rebuild will queue it.
@@ -131,16 +181,29 @@ class Ledger(Protocol):
     def resume(self, job_id: str) -> JobRecord | None:
         """Queue a paused job again, or withdraw a pause. The job afterwards."""
 
+    def reopen(self, job_id: str, run: int) -> bool:
+        """Queue a job again whose run `run` failed or was cancelled. True if its next run exists.
+
+        The new run counts attempts and its deadline from zero.
+        """
+
+    def forget(self, job_id: str) -> bool:
+        """Remove a job that is over. False if it is not over; True also if it is not there."""
+
     def settle(
         self,
         job_id: str,
         state: Finished,
         *,
         finished_at: float,
+        run: int = 1,
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Copy an outcome from the journal whatever the state. True if that changed anything."""
+        """Copy a run's outcome from the journal whatever the state. True if that changed anything.
+
+        Changes nothing if the job is in another run by now.
+        """
 
     def expired(self, limit: int) -> JobIds:
         """Jobs whose lease has expired; changes nothing."""
@@ -152,14 +215,48 @@ class Ledger(Protocol):
         was asked for.
         """
 
+    def overdue(self, limit: int) -> JobIds:
+        """Fail jobs whose deadline has passed while no worker holds them; their ids."""
+
+    def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
+        """Jobs that have been over for that long, the first to end first."""
+
+    def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
+        """Reserve one of `limit` places among the tenant's jobs that are not over.
+
+        False if there is none. The place is the job's once it is entered or queued, and free again
+        if neither happens within `RESERVATION_SECONDS`.
+        """
+
+    def take_token(self, tenant: str, per_second: float, most: int) -> float:
+        """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
+
+    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
+        """A queued job to ring for, now that fewer of the tenant's run; see `Refusal.BLOCKED`."""
+
     def queued(self, priority: Priority) -> int:
         """How many jobs of this priority wait for a worker."""
 
     def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
         """Jobs that have waited that long, longest first; being returned restarts their wait."""
 
+    def counts(self) -> dict[str, int]:
+        """How many jobs there are in each state."""
+
+    def queues(self) -> dict[Priority, Queue]:
+        """What waits for workers."""
+
+    def add_totals(self, amounts: Mapping[str, float]) -> None:
+        """Add to totals by key, all or nothing; see `meters`."""
+
+    def totals(self) -> dict[str, float]:
+        """Everything that was ever added, by key."""
+
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """What happened to the job after event `after`, oldest first."""
+
+    def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
+        """The job's log after line `after`, oldest first."""
 
     def is_intact(self) -> bool:
         """Whether every journalled job is known here; False in a new or flushed Redis."""
@@ -204,7 +301,8 @@ class RedisLedger:
         names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
         fields: list[str] = []
         for name, value in new.model_dump(mode="json").items():
-            fields += [name, _encode(value) if name in _JSON_FIELDS else str(value)]
+            text = _encode(value) if name in _JSON_FIELDS else str("" if value is None else value)
+            fields += [name, text]
         return bool(self._run("create", new.id, position, names, *fields))
 
     def get(self, job_id: str) -> JobRecord | None:
@@ -241,10 +339,16 @@ class RedisLedger:
         jobs = [job for job in found if state is None or job.state == state]
         return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
 
-    def claim(self, job_id: str, worker_id: str, lease_seconds: float) -> Claim | None:
+    def claim(
+        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
+    ) -> Claim | Refusal:
         """See `Ledger.claim`."""
-        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce())
-        return Claim(job_id, int(claimed[0]), int(claimed[1])) if claimed else None
+        limit = "" if max_running is None else max_running
+        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce(), limit)
+        if isinstance(claimed, str):
+            return Refusal(claimed)
+        fence, attempt, run, left = claimed
+        return Claim(job_id, int(fence), int(attempt), int(run), float(left) if left else None)
 
     def heartbeat(
         self,
@@ -255,6 +359,14 @@ class RedisLedger:
     ) -> Signal:
         """See `Ledger.heartbeat`."""
         return Signal(self._run("heartbeat", job_id, fence, lease_seconds, _encode(progress)))
+
+    def signal(self, job_id: str, fence: int) -> Signal:
+        """See `Ledger.signal`."""
+        return Signal(self._run("signal", job_id, fence))
+
+    def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """See `Ledger.append_logs`."""
+        return bool(self._run("append_logs", job_id, fence, *map(_encode, lines)))
 
     def release(self, job_id: str, fence: int) -> bool:
         """See `Ledger.release`."""
@@ -272,9 +384,16 @@ class RedisLedger:
         """See `Ledger.finish`."""
         return bool(self._run("finish", job_id, fence, state, _encode(error), _encode(summary)))
 
-    def retry_later(self, job_id: str, fence: int, error: Mapping[str, Any]) -> JobState:
+    def retry_later(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any],
+        plan: Mapping[str, Any] | None = None,
+    ) -> JobState:
         """See `Ledger.retry_later`."""
-        return JobState(self._run("retry_later", job_id, fence, _encode(error)) or JobState.QUEUED)
+        state = self._run("retry_later", job_id, fence, _encode(error), _encode(plan))
+        return JobState(state or JobState.QUEUED)
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
         """See `Ledger.request_cancel`."""
@@ -288,18 +407,27 @@ class RedisLedger:
         """See `Ledger.resume`."""
         return self._request(job_id, "resume")
 
+    def reopen(self, job_id: str, run: int) -> bool:
+        """See `Ledger.reopen`."""
+        return bool(self._run("reopen", job_id, run))
+
+    def forget(self, job_id: str) -> bool:
+        """See `Ledger.forget`."""
+        return bool(self._run("forget", job_id))
+
     def settle(
         self,
         job_id: str,
         state: Finished,
         *,
         finished_at: float,
+        run: int = 1,
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
         """See `Ledger.settle`."""
         at = f"{finished_at:.6f}"
-        return bool(self._run("settle", job_id, state, _encode(error), _encode(summary), at))
+        return bool(self._run("settle", job_id, state, _encode(error), _encode(summary), at, run))
 
     def expired(self, limit: int) -> JobIds:
         """See `Ledger.expired`."""
@@ -308,6 +436,27 @@ class RedisLedger:
     def requeue_expired(self, limit: int) -> JobIds:
         """See `Ledger.requeue_expired`."""
         return [*self._run("requeue_expired", limit)]
+
+    def overdue(self, limit: int) -> JobIds:
+        """See `Ledger.overdue`."""
+        return [*self._run("overdue", limit)]
+
+    def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
+        """See `Ledger.ended_longer_than`."""
+        return [*self._run("ended_longer_than", seconds, limit)]
+
+    def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
+        """See `Ledger.reserve`."""
+        return bool(self._run("reserve", tenant, job_id, limit, RESERVATION_SECONDS))
+
+    def take_token(self, tenant: str, per_second: float, most: int) -> float:
+        """See `Ledger.take_token`."""
+        return float(self._run("take_token", tenant, per_second, most))
+
+    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
+        """See `Ledger.unblock`."""
+        found = self._run("unblock", tenant)
+        return (found[0], found[1]) if found else None
 
     def queued(self, priority: Priority) -> int:
         """See `Ledger.queued`."""
@@ -319,6 +468,39 @@ class RedisLedger:
         """See `Ledger.queued_longer_than`."""
         return [*self._run("queued_longer_than", priority, seconds, limit)]
 
+    def counts(self) -> dict[str, int]:
+        """See `Ledger.counts`."""
+        with _available():
+            found: Any = self._client.hgetall(self._key("counts"))
+        return {state.value: int(found.get(state.value, 0)) for state in JobState}
+
+    def queues(self) -> dict[Priority, Queue]:
+        """See `Ledger.queues`."""
+        found: dict[Priority, Queue] = {}
+        with _available():
+            seconds, micros = self._client.time()
+            for priority in get_args(Priority):
+                waiting = self._key("waiting", priority)
+                oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)
+                age = max(0.0, seconds + micros / 1e6 - oldest[0][1]) if oldest else 0.0
+                count: Any = self._client.zcard(waiting)
+                found[priority] = Queue(int(count), age)
+        return found
+
+    def add_totals(self, amounts: Mapping[str, float]) -> None:
+        """See `Ledger.add_totals`."""
+        with _available():
+            pipeline = self._client.pipeline(transaction=True)
+            for key, amount in amounts.items():
+                pipeline.hincrbyfloat(self._key("totals"), key, amount)
+            pipeline.execute()
+
+    def totals(self) -> dict[str, float]:
+        """See `Ledger.totals`."""
+        with _available():
+            found: Any = self._client.hgetall(self._key("totals"))
+        return {key: float(value) for key, value in found.items()}
+
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """See `Ledger.events`."""
         with _available():
@@ -329,6 +511,14 @@ class RedisLedger:
             JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
             for entry_id, entry in entries
         ]
+
+    def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
+        """See `Ledger.logs`."""
+        with _available():
+            entries: Any = self._client.xrange(
+                self._key("job", job_id, "logs"), min=f"({after}", count=limit
+            )
+        return [LogLine(entry_id, **json.loads(entry["line"])) for entry_id, entry in entries]
 
     def is_intact(self) -> bool:
         """See `Ledger.is_intact`."""
@@ -367,7 +557,9 @@ def _prelude() -> str:
     constants = (
         f"local TRANSITIONS = cjson.decode('{json.dumps(table)}')\n"
         f"local HELD = cjson.decode('{json.dumps(held)}')\n"
+        f"local TERMINAL = cjson.decode('{json.dumps(dict.fromkeys(TERMINAL, True))}')\n"
         f"local EVENTS_KEPT = {EVENTS_KEPT}\n"
+        f"local LOGS_KEPT = {LOGS_KEPT}\n"
     )
     return constants + (_LUA / "common.lua").read_text()
 

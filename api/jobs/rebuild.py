@@ -1,16 +1,8 @@
 """Agreement between journal and ledger; where they differ, the journal is right.
 
-Who writes first depends on what ends a job:
-
-- A result, or a failure of the job itself: journal first. The first outcome in the journal is the
-  commit, which also a worker that lost its lease unawares must win; the ledger is told.
-- A cancellation of a waiting job, or the last attempt used up: ledger first. Only there one step
-  both asks (is the job held? are attempts left?) and answers; an outcome in the journal before that
-  answer could cancel a job that a worker takes at this very moment. The journal is told. Whoever
-  dies in between leaves an end that only the ledger knows, which the next `rebuild` journals.
-
-What is not an end is the ledger's alone. With the loss of Redis a pause is forgotten, and so is a
-cancellation that a worker was asked for but has not come to: such jobs are queued again.
+What is not an end (see `ends`) or a sequel of one (see `sequel`) is the ledger's alone. With the
+loss of Redis a pause is forgotten, and so are a cancellation that a worker was asked for but has
+not come to, the time that has passed of a deadline, and the log: such jobs are queued again.
 
 Everything here may be repeated, and may be done by several processes at once.
 """
@@ -21,19 +13,31 @@ import logging
 import time
 from collections.abc import Callable
 
-from api.jobs.journal import Journal, JournalEntry, Outcome
+from api.jobs.ends import commit_end, settle_from_journal
+from api.jobs.journal import Journal, Standing
 from api.jobs.ledger import Ledger
-from api.jobs.record import JobRecord
+from api.jobs.sequel import OpenStore, complete, deleted
 from api.jobs.state import TERMINAL
 from strucprune_core.errors import StorageError, StorageUnavailable
 
 _log = logging.getLogger(__name__)
 
 
-def rebuild(journal: Journal, ledger: Ledger, beat: Callable[[], None] = lambda: None) -> int:
+def rebuild(
+    journal: Journal,
+    ledger: Ledger,
+    open_store: OpenStore,
+    beat: Callable[[], None] = lambda: None,
+) -> int:
     """Make journal and ledger agree on every job; return how many the ledger did not know.
 
-    A job that was running starts again from its workspace, with its attempts uncounted.
+    A job that was running starts again from its workspace, with its attempts uncounted. Retries and
+    deletions that somebody has died over are completed.
+
+    Args:
+        journal: What was asked, how it ended, what came after.
+        ledger: Live state.
+        open_store: Opens the places that jobs have published to, for deletions that include them.
 
     Args:
         journal: Every job that was ever accepted.
@@ -45,9 +49,9 @@ def rebuild(journal: Journal, ledger: Ledger, beat: Callable[[], None] = lambda:
         LedgerUnavailable: the ledger does not answer.
     """
     restored = 0
-    for job_id, ended in journal.jobs().items():
+    for job_id, standing in journal.jobs().items():
         try:
-            restored += _agree(journal, ledger, job_id, ended=ended)
+            restored += _agree(journal, ledger, open_store, job_id, standing)
         except StorageUnavailable:
             raise
         except StorageError as error:
@@ -58,86 +62,52 @@ def rebuild(journal: Journal, ledger: Ledger, beat: Callable[[], None] = lambda:
     return restored
 
 
-def _agree(journal: Journal, ledger: Ledger, job_id: str, *, ended: bool) -> bool:
+def _agree(
+    journal: Journal, ledger: Ledger, open_store: OpenStore, job_id: str, standing: Standing
+) -> bool:
     """Make both agree on one job. True if the ledger did not know it.
 
-    `ended`: whether an outcome was in the journal when it was listed, perhaps a while ago.
+    `standing` is how the job stood when it was listed, perhaps a while ago: later news of it only
+    make the steps here idle.
     """
     record = ledger.get(job_id)
+    if standing.run > (record.run if record is not None else 1):
+        complete(journal, ledger, open_store, job_id, standing)
     if record is None:
         return restore(journal, ledger, job_id)
-    if record.state in TERMINAL and not ended:
+    if record.run != standing.run:
+        return False
+    if record.state in TERMINAL and not standing.ended:
         commit_end(journal, ledger, record)
-    elif ended and record.state not in TERMINAL:
-        settle_from_journal(journal, ledger, job_id)
+    elif standing.ended and record.state not in TERMINAL:
+        settle_from_journal(journal, ledger, job_id, record.run)
     return False
 
 
 def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
-    """Enter one job from the journal. False if it is not journalled, or was in the ledger."""
-    entry = journal.read_spec(job_id)
-    if entry is None:
-        return False
-    created = enter_again(ledger, job_id, entry)
-    if created:
-        _log.warning("restored %s from the journal", job_id)
-        settle_from_journal(journal, ledger, job_id)
-    return created
-
-
-def enter_again(ledger: Ledger, job_id: str, entry: JournalEntry) -> bool:
-    """Enter a job that may have been in a ledger before. False if it is there now.
+    """Enter one job from the journal. False if it is not journalled, or was in the ledger.
 
     Its fences start at the present second: above any that the lost ledger handed out, so a worker
     that still holds an old claim cannot pass for the holder of a new one.
+
+    A deletion may happen meanwhile. It writes its sequel first and clears the ledger last; here the
+    ledger is written first and the sequel read last. So whichever comes second sees the other.
     """
-    return ledger.create(entry.as_new_job(job_id, fence=int(time.time())))
-
-
-def settle_from_journal(journal: Journal, ledger: Ledger, job_id: str) -> bool:
-    """Copy the job's outcome, if it has one, to the ledger. True if it has one."""
-    outcome = journal.read_outcome(job_id)
-    if outcome is None:
+    standing = journal.standing(job_id)
+    if not standing.asked or deleted(journal, job_id, standing):
         return False
-    _settle(ledger, job_id, outcome)
+    entry = journal.read_spec(job_id)
+    if entry is None:
+        return False
+    new = entry.as_new_job(job_id, fence=int(time.time()), run=standing.run)
+    if not ledger.create(new):
+        return False
+    settled = settle_from_journal(journal, ledger, job_id, standing.run)
+    if deleted(journal, job_id, journal.standing(job_id)):
+        if not settled:
+            # The outcome was among what is gone already.
+            ledger.request_cancel(job_id)
+        ledger.forget(job_id)
+        return False
+    _log.warning("restored %s from the journal", job_id)
     return True
-
-
-def commit(journal: Journal, ledger: Ledger, job_id: str, outcome: Outcome) -> Outcome:
-    """Commit an outcome that no worker will, and make the ledger agree.
-
-    Returns:
-        The outcome that stands: this one, or an earlier one.
-    """
-    if not journal.write_outcome(job_id, outcome):
-        outcome = journal.read_outcome(job_id) or outcome
-    _settle(ledger, job_id, outcome)
-    return outcome
-
-
-def commit_end(journal: Journal, ledger: Ledger, record: JobRecord) -> Outcome:
-    """Commit an end that so far only the ledger knows.
-
-    Returns:
-        The outcome that stands: this one, or an earlier one.
-    """
-    outcome = Outcome.model_validate(
-        {
-            "state": record.state,
-            "error": record.error,
-            "summary": record.summary,
-            "fence": record.fence,
-            "finished_at": record.finished_at or record.updated_at,
-        }
-    )
-    return commit(journal, ledger, record.id, outcome)
-
-
-def _settle(ledger: Ledger, job_id: str, outcome: Outcome) -> None:
-    ledger.settle(
-        job_id,
-        outcome.state,
-        finished_at=outcome.finished_at,
-        error=outcome.error,
-        summary=outcome.summary,
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -27,6 +27,9 @@ class NewJob(BaseModel):
 
     Attributes:
         created_at: Unix seconds, as journalled.
+        run: 1, or more after retries (see `sequel`).
+        deadline_seconds: Time that the run may take from its first start; None for no limit.
+        traceparent: The span that submitted it (see `tracing`).
         fence: Fence that the first claim goes beyond. 0 for a new job; a job restored from the
             journal starts above every fence handed out before (see `rebuild`).
     """
@@ -41,6 +44,9 @@ class NewJob(BaseModel):
     priority: Priority = "normal"
     max_attempts: int = 3
     labels: dict[str, str] = Field(default_factory=dict)
+    run: int = 1
+    deadline_seconds: float | None = None
+    traceparent: str | None = None
     fence: int = 0
 
 
@@ -50,7 +56,12 @@ class JobRecord(BaseModel):
     Attributes:
         revision: Raised by every visible change; the ETag of the job.
         fence: Number of the newest claim; writes with an older one are refused.
-        attempt: Claims that count against `max_attempts` (a drained one does not).
+        run: 1, and one more with each retry. What a worker commits counts for its run only.
+        attempt: Claims in this run that count against `max_attempts` (a drained one does not).
+        deadline_at: When the run fails unless it has ended; None before its first start, or if the
+            job has no deadline.
+        plan: What the next attempt does otherwise than the spec says, after memory ran out:
+            `{"micro_batch_tokens": n}`.
         stop_requested: What the worker is asked to do at its next safe point.
         error: The failure, or the last retryable error while the job waits for its next attempt.
     """
@@ -63,18 +74,22 @@ class JobRecord(BaseModel):
     state: JobState
     revision: int
     fence: int
+    run: int = 1
     attempt: int
     max_attempts: int
     created_at: float
     updated_at: float
     started_at: float | None = None
     finished_at: float | None = None
+    deadline_at: float | None = None
     lease_owner: str | None = None
     lease_expires_at: float | None = None
     stop_requested: Literal["cancel", "pause"] | None = None
     progress: dict[str, Any] | None = None
     error: dict[str, Any] | None = None
     summary: dict[str, Any] | None = None
+    plan: dict[str, Any] | None = None
+    traceparent: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str
@@ -83,11 +98,38 @@ class JobRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run a job, until the lease expires or a newer fence exists."""
+    """The right to run a job, until the lease expires or a newer fence exists.
+
+    Attributes:
+        run: The run that this claim may commit an outcome for.
+        seconds_left: Until the run's deadline, by the ledger's clock; None if it has none.
+    """
 
     job_id: str
     fence: int
     attempt: int
+    run: int = 1
+    seconds_left: float | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """A line that a solve has logged.
+
+    Attributes:
+        id: Position in the job's log; pass it as `after` to go on from here.
+        at: Unix seconds, by the worker's clock.
+        run: The run that the attempt belongs to.
+        attempt: The attempt that logged it.
+        level: "INFO", "WARNING", …
+    """
+
+    id: str
+    at: float
+    run: int
+    attempt: int
+    level: str
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +147,14 @@ class JobEvent:
     at: float
     type: str
     data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Queue:
+    """Jobs of one priority that wait for a worker, and since when the first one does."""
+
+    jobs: int
+    age_seconds: float
 
 
 @dataclass(frozen=True, slots=True)

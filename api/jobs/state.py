@@ -6,6 +6,9 @@
       │  └── pausing ──> paused ──> queued
       └──> paused | cancelled
 
+    queued | paused ──> failed      the deadline has passed, and no worker is there to notice
+    failed | cancelled ──> queued   a retry: a new *run* of the job (see `sequel`)
+
 The Lua scripts of the ledger are given this very table, so nothing else knows the rules. The one
 exception is `Ledger.settle`, which copies an outcome already committed to the journal.
 """
@@ -32,7 +35,9 @@ class JobState(StrEnum):
 
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     {
-        JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED}),
+        JobState.QUEUED: frozenset(
+            {JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED, JobState.FAILED}
+        ),
         JobState.RUNNING: frozenset(
             {
                 JobState.QUEUED,
@@ -51,17 +56,16 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
                 JobState.FAILED,
             }
         ),
-        JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED}),
+        JobState.PAUSED: frozenset({JobState.QUEUED, JobState.CANCELLED, JobState.FAILED}),
         JobState.CANCELLING: frozenset({JobState.CANCELLED, JobState.SUCCEEDED, JobState.FAILED}),
         JobState.SUCCEEDED: frozenset(),
-        JobState.FAILED: frozenset(),
-        JobState.CANCELLED: frozenset(),
+        JobState.FAILED: frozenset({JobState.QUEUED}),
+        JobState.CANCELLED: frozenset({JobState.QUEUED}),
     }
 )
 
-TERMINAL: frozenset[JobState] = frozenset(
-    state for state, successors in TRANSITIONS.items() if not successors
-)
+# Ends, which are journalled. Only a retry leads on from here, and not from success.
+TERMINAL: frozenset[JobState] = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # States in which a worker holds the job's lease.
 HELD: frozenset[JobState] = frozenset({JobState.RUNNING, JobState.PAUSING, JobState.CANCELLING})

@@ -1,15 +1,19 @@
-"""Control: cancel, pause, resume."""
+"""Control: cancel, pause, resume, retry, delete."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Response
 
-from api.jobs.rebuild import commit_end
+from api.admission import admit_job
+from api.auth import Writer
+from api.jobs.ends import commit_end
 from api.jobs.record import JobRecord
-from api.jobs.state import JobState
-from api.lookup import WritableJob
+from api.jobs.sequel import delete, retry
+from api.jobs.state import TERMINAL, JobState
+from api.lookup import WritableJob, find_job
 from api.openapi import headers, problems
 from api.problems import ApiError
 from api.services import Services, Wired
@@ -52,6 +56,59 @@ def resume_job(job: WritableJob, services: Wired, response: Response) -> JobView
     return _answer(record, response, done=JobState.RUNNING, asked=JobState.QUEUED)
 
 
+@router.post(
+    "/retry",
+    responses={
+        202: {"model": JobView, "description": "The job is queued again.", **headers("ETag")},
+        **problems(401, 403, 404, 409, 503),
+    },
+    status_code=HTTPStatus.ACCEPTED,
+)
+def retry_job(job: WritableJob, principal: Writer, services: Wired, response: Response) -> JobView:
+    """Run a failed or cancelled job again. It goes on from its last finished layer.
+
+    Attempts and the deadline count anew. Asked for again while the retry waits or runs, nothing
+    happens.
+    """
+    if job.state in (JobState.FAILED, JobState.CANCELLED):
+        admit_job(services, job.tenant, job.id)
+        if not retry(services.journal, services.ledger, job):
+            state = find_job(services, principal, job.id).state.value
+            raise _conflict(f"The job is {state} after all, or is being deleted.")
+        job = find_job(services, principal, job.id)
+    elif job.run == 1 or job.state == JobState.SUCCEEDED:
+        raise _conflict(
+            f"The job is {job.state.value}; only a failed or cancelled one can be retried."
+        )
+    if job.state == JobState.QUEUED:
+        services.doorbell.ring(job.id, job.priority)
+    response.headers["ETag"] = etag(job)
+    return job_view(job)
+
+
+@router.delete(
+    "",
+    status_code=HTTPStatus.NO_CONTENT,
+    responses=problems(401, 403, 404, 409, 422, 503),
+)
+def delete_job(
+    job: WritableJob,
+    services: Wired,
+    outputs: Annotated[
+        bool, Query(description="Also remove the files that the job has published.")
+    ] = False,
+) -> None:
+    """Remove a job that is over, with its workspace. What it has published stays unless asked."""
+    if job.state not in TERMINAL:
+        raise _conflict(f"The job is {job.state.value}; cancel it first.")
+    if not delete(services.journal, services.ledger, services.stores.open, job, outputs=outputs):
+        raise _conflict("The job has just been retried.")
+
+
+def _conflict(detail: str) -> ApiError:
+    return ApiError(HTTPStatus.CONFLICT, "state_conflict", detail)
+
+
 def _commit_cancelled(services: Services, record: JobRecord) -> JobRecord:
     """Make a cancellation that no worker will commit survive the loss of the ledger."""
     commit_end(services.journal, services.ledger, record)
@@ -66,9 +123,7 @@ def _present(record: JobRecord | None) -> JobRecord:
 
 def _answer(record: JobRecord, response: Response, *, done: JobState, asked: JobState) -> JobView:
     if record.state not in (done, asked):
-        raise ApiError(
-            HTTPStatus.CONFLICT, "state_conflict", f"The job is {record.state.value}; too late."
-        )
+        raise _conflict(f"The job is {record.state.value}; too late.")
     response.status_code = HTTPStatus.OK if record.state == done else HTTPStatus.ACCEPTED
     response.headers["ETag"] = etag(record)
     return job_view(record)

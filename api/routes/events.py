@@ -27,7 +27,7 @@ POLL_SECONDS = 0.5
 COMMENT_SECONDS = 15.0
 
 _SSE = "text/event-stream"
-_EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
+EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
 
 router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["events"])
 
@@ -46,10 +46,10 @@ async def get_events(
     services: Wired,
     job_id: JobId,
     after: Annotated[
-        str, Query(pattern=_EVENT_ID, description="Id of the last event already seen.")
+        str, Query(pattern=EVENT_ID, description="Id of the last event already seen.")
     ] = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 100,
-    last_event_id: Annotated[str | None, Header(pattern=_EVENT_ID)] = None,
+    last_event_id: Annotated[str | None, Header(pattern=EVENT_ID)] = None,
 ) -> Response:
     """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
     # Asked for in either case: unknown jobs are a 404, not an empty stream.

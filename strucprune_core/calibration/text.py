@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,11 +30,19 @@ CALIBRATION_TEXT_BYTES = 64 << 20
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text object in a store; `field` names it in errors ("calibration.uri")."""
+    """A text object in a store.
+
+    Attributes:
+        store: Where it lies.
+        key: Its name there.
+        field: Names it in errors ("calibration.uri").
+        tick: Called before each block is read: a safe point to stop at.
+    """
 
     store: Store
     key: str
     field: str
+    tick: Callable[[], None] = lambda: None
 
 
 def load_tokenizer(data: bytes) -> Tokenizer:
@@ -197,4 +205,5 @@ def blocks(text: Text, limit: int | None = None) -> Iterator[bytes]:
     """The text's bytes, or the first `limit` of them, a block at a time."""
     size = _size(text) if limit is None else min(_size(text), limit)
     for start in range(0, size, BLOCK_BYTES):
+        text.tick()
         yield bytes(text.store.read(text.key, start, min(BLOCK_BYTES, size - start)))

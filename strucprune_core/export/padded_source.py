@@ -17,10 +17,10 @@ class PaddedSource:
     there is zero as well.
     """
 
-    def __init__(self, source: WeightSource, config: ModelConfig) -> None:
-        """`config` has the shapes to fill up to."""
+    def __init__(self, source: WeightSource, narrow: ModelConfig, config: ModelConfig) -> None:
+        """`narrow` has the source's shapes, `config` those to fill up to."""
         self._source = source
-        self._shapes = expected_tensors(config)
+        self._narrow, self._shapes = expected_tensors(narrow), expected_tensors(config)
 
     def tensor(
         self,
@@ -47,5 +47,13 @@ class PaddedSource:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Rows of a tensor that is not filled up (vocabulary matrices)."""
-        return self._source.rows(name, start, stop, device=device, dtype=dtype)
+        """Rows of a tensor, filled up."""
+        shape = self._shapes[name]
+        count = self._narrow[name][0]
+        first, last = min(start, count), min(stop, count)
+        narrow = self._source.rows(name, first, last, device=device, dtype=dtype)
+        if (stop - start, *shape[1:]) == tuple(narrow.shape):
+            return narrow
+        filled = narrow.new_zeros(stop - start, *shape[1:])
+        filled[tuple(slice(size) for size in narrow.shape)] = narrow
+        return filled

@@ -18,19 +18,26 @@ from strucprune_core.models.streaming import ModelStream
 
 
 @torch.inference_mode()
-def embed(stream: ModelStream, tokens: NDArray[np.int32], out: NDArray[np.float32]) -> None:
+def embed(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    out: NDArray[np.float32],
+    tick: Callable[[], None] = lambda: None,
+) -> None:
     """The first layer's input: token embeddings, scaled or projected, with learned positions.
 
     Args:
         stream: The model.
         tokens: Token ids, (sequences x length).
         out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
+        tick: Called after every tile of the table that is needed: a safe point to stop at.
     """
     names, config = stream.config.names, stream.config
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
         out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
         del rows
+        tick()
     if names.positions is not None:
         for start in range(0, tokens.shape[1], stream.tiles.head_tokens):
             stop = min(start + stream.tiles.head_tokens, tokens.shape[1])

@@ -34,6 +34,7 @@ takes f^3 / 3 operations, but a W-step takes 4 d f^2 with eigenvectors and 2 d f
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -145,6 +146,7 @@ def admm(
     group_size: int = 1,
     lockstep: int = 1,
     options: AdmmOptions | None = None,
+    tick: Callable[[], None] = lambda: None,
 ) -> AdmmResult:
     """Choose `keep` groups of consecutive columns.
 
@@ -160,6 +162,7 @@ def admm(
         lockstep: Families of consecutive groups that keep equally many: the KV groups of query
             heads; 1: any groups.
         options: How to iterate.
+        tick: Called before each iteration: a safe point to stop at.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised.
@@ -171,7 +174,7 @@ def admm(
     problem = LayerProblem.of(gram, weight, damping)
     run = _Run(problem, keep, group_size, lockstep, options or AdmmOptions())
     run.begin(start)
-    status = run.iterate()
+    status = run.iterate(tick)
     return AdmmResult(
         groups=run.best.cpu(),
         objective=run.best_objective,
@@ -227,10 +230,11 @@ class _Run:
         self._objective = self._problem.error(columns_of(self.support, self._size))
         self.first_objective = self.best_objective = self._objective
 
-    def iterate(self) -> AdmmStatus:
+    def iterate(self, tick: Callable[[], None] = lambda: None) -> AdmmStatus:
         """Step until something ends it."""
         options, unchanged = self._options, 0
         while len(self.trace) < options.max_iterations:
+            tick()
             if not self._step():
                 return AdmmStatus.DIVERGED
             step = self.trace[-1]

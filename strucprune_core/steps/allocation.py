@@ -28,7 +28,9 @@ CURVES = "curves.safetensors"
 def curve(job: Job, unit: Unit, draft: Draft) -> None:
     """Write curves.safetensors: per site its order (m,) int64 and damage (m,) float64."""
     tensors: dict[str, Tensor] = {}
-    for site in job.sites(unit.index):
+    sites = job.sites(unit.index)
+    for number, site in enumerate(sites):
+        job.tick(number, len(sites))
         result = _curve(job, unit.index, site)
         tensors |= {f"{site.name}.order": result.order, f"{site.name}.damage": result.damage}
     save_bundle(draft.path(CURVES), tensors)

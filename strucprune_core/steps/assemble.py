@@ -5,7 +5,7 @@ Assembling only cuts and copies: whichever machine does it, the bytes are the sa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
 from strucprune_core.checkpoint.reader import PIECE_BYTES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
+from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
@@ -27,12 +28,17 @@ SHARD_FILE = "shard.safetensors"
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the pruned checkpoint."""
     shard = pruned_shards(job)[unit.index]
-    source, done, told = job.pruned_source(), 0, 0
-    shapes = {tensor.name: tensor for tensor in shard.tensors}
+    write_shard(draft.path(SHARD_FILE), shard, produced(job, shard, job.pruned_source()))
+
+
+def produced(job: Job, shard: Shard, source: WeightSource) -> Callable[[str], Iterator[Tensor]]:
+    """The tensors of a file of a checkpoint in pieces, each asked for once; safe points between."""
+    planned = {tensor.name: tensor for tensor in shard.tensors}
+    done = told = 0
 
     def produce(name: str) -> Iterator[Tensor]:
         nonlocal done, told
-        for start, stop in _pieces(shapes[name], job.tiles):
+        for start, stop in _pieces(planned[name], job.tiles):
             if done >= told:
                 job.tick(done, shard.size_bytes)
                 told = done + PIECE_BYTES
@@ -40,7 +46,7 @@ def assemble(job: Job, unit: Unit, draft: Draft) -> None:
             done += rows.nbytes
             yield rows
 
-    write_shard(draft.path(SHARD_FILE), shard, produce)
+    return produce
 
 
 def _pieces(tensor: PlannedTensor, tiles: Tiles) -> Iterator[tuple[int, int]]:

@@ -33,7 +33,7 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors, expected_tensors
 from strucprune_core.spec import Export
-from strucprune_core.steps.assemble import copied_files, pruned_checkpoint, pruned_shards
+from strucprune_core.steps.assemble import copied_files, produced, pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import WRITTEN, Unit
@@ -61,8 +61,10 @@ def export_gguf(job: Job, unit: Unit, draft: Draft) -> None:
 def export_blocks(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the export `block_configs`."""
     shard = block_shards(job)[unit.index]
-    source = PaddedSource(job.pruned_source(), block_configs.padded(job.pruned_config))
-    write_shard(draft.path(BLOCKS), shard, source.tensor)
+    source = PaddedSource(
+        job.pruned_source(), job.pruned_config, block_configs.padded(job.pruned_config)
+    )
+    write_shard(draft.path(BLOCKS), shard, produced(job, shard, source))
 
 
 def block_shards(job: Job) -> list[Shard]:
@@ -107,7 +109,9 @@ def _check_blocks(job: Job) -> dict[str, Any]:
     config = parse_config(raw)
     check_tensors(config, index)
     pruned, reader = job.pruned_source(), TensorReader(index)
-    check_same_tensors(PaddedSource(pruned, config), reader, sorted(index.tensors), job.tick)
+    check_same_tensors(
+        PaddedSource(pruned, job.pruned_config, config), reader, sorted(index.tensors), job.tick
+    )
     expected = job.stream(job.pruned_config, pruned)  # without the padding
     found = job.stream(config, reader)
     return _compare(job, expected, found, raw, set(index.tensors))

@@ -94,6 +94,7 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     sequences, length = hidden.shape[:2]
     for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
         found[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
+        job.safe_point()
     return found
 
 
@@ -102,5 +103,8 @@ def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
     dense = probe_rows(job, job.array(f"capture.{job.config.layers - 1}", "hidden.npy"))
     d = job.config.hidden_size
     return kl_divergences(
-        job.dense, dense.reshape(-1, d), [hidden.reshape(-1, d) for hidden in others]
+        job.dense,
+        dense.reshape(-1, d),
+        [hidden.reshape(-1, d) for hidden in others],
+        lambda: job.tick(1, 1),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,7 +97,7 @@ def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
         first[:] = start
     total = job.config.layers * (spec.sequence_length - 1)
     done = iter(range(1, total + 1))
-    with local_weights(job.index, job.scratch) as index:
+    with local_weights(job.index, job.scratch, lambda: job.tick(0, 1)) as index:
         return generate(
             job.stream(job.config, TensorReader(index)),
             first,
@@ -109,14 +109,16 @@ def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
 
 
 @contextlib.contextmanager
-def local_weights(index: CheckpointIndex, scratch: Path) -> Iterator[CheckpointIndex]:
+def local_weights(
+    index: CheckpointIndex, scratch: Path, tick: Callable[[], None]
+) -> Iterator[CheckpointIndex]:
     """The checkpoint with its weights on this machine, for what reads them many times over."""
     if all(index.store.local_path(name) is not None for name in index.file_sizes):
         yield index
         return
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         for name in index.file_sizes:
-            index.store.download(name, Path(folder) / name)
+            index.store.download(name, Path(folder) / name, lambda done: tick())
         yield replace(index, store=LocalStore(Path(folder)))
 
 
@@ -130,13 +132,13 @@ def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
         dtype=np.float32,
         shape=(*windows.shape, job.config.hidden_size),
     )
-    embed(job.dense, windows, out)
+    embed(job.dense, windows, out, lambda: job.tick(0, 1))
     out.flush()
 
 
 def _text(job: Job, uri: str, field: str) -> Text:
     parent, name = split_object(uri)
-    return Text(job.open_store(parent), name, field)
+    return Text(job.open_store(parent), name, field, lambda: job.tick(0, 1))
 
 
 def _save(job: Job, draft: Draft, name: str, windows: NDArray[np.int32]) -> None:

@@ -6,6 +6,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from api.jobs.ends import commit
 from api.jobs.journal import Outcome
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -20,7 +21,7 @@ def job(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
 
 def claim(services: Services, job: dict[str, Any]) -> Claim:
     claim = services.ledger.claim(job["id"], "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     return claim
 
 
@@ -78,3 +79,66 @@ def test_pause_and_resume(client: TestClient, services: Services, job: dict[str,
     client.post(job["links"]["cancel"])
     assert client.post(f"{here}/pause").status_code == 409
     assert client.post(f"{here}/resume").status_code == 409
+
+
+def fail(services: Services, job: dict[str, Any]) -> None:
+    outcome = Outcome(
+        state=JobState.FAILED,
+        error={"code": "invalid_text", "message": "too short"},
+        run=claim(services, job).run,
+        finished_at=5.0,
+    )
+    commit(services.journal, services.ledger, job["id"], outcome)
+
+
+def test_retry(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    answer = client.post(job["links"]["retry"])
+    assert (answer.status_code, answer.json()["code"]) == (409, "state_conflict")
+    fail(services, job)
+    # Repeated, as by a client that did not hear the answer.
+    for _ in range(2):
+        answer = client.post(job["links"]["retry"])
+        assert (answer.status_code, answer.json()["state"]) == (202, "queued")
+        assert (answer.json()["run"], answer.json()["error"]) == (2, None)
+        assert answer.headers["ETag"] == client.get(job["links"]["self"]).headers["ETag"]
+    taken = claim(services, job)
+    assert client.post(job["links"]["retry"]).status_code == 202
+    services.ledger.finish(job["id"], taken.fence, JobState.SUCCEEDED)
+    assert client.post(job["links"]["retry"]).status_code == 409
+
+
+def test_a_retried_job_stays_so_when_redis_is_lost(
+    client: TestClient, services: Services, job: dict[str, Any], flush: redis.Redis
+) -> None:
+    fail(services, job)
+    client.post(job["links"]["retry"])
+    flush.flushdb()
+    found = client.get(job["links"]["self"]).json()
+    assert (found["state"], found["run"]) == ("queued", 2)
+
+
+def test_delete(client: TestClient, services: Services, job: dict[str, Any]) -> None:
+    here = job["links"]["self"]
+    answer = client.delete(here)
+    assert (answer.status_code, answer.json()["code"]) == (409, "state_conflict")
+    client.post(job["links"]["cancel"])
+    answer = client.delete(here)
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert client.get(here).status_code == 404
+    assert client.delete(here).status_code == 404
+    assert client.post(job["links"]["retry"]).status_code == 404
+
+
+def test_a_deleted_job_stays_so(
+    client: TestClient, services: Services, body: dict[str, Any], flush: redis.Redis
+) -> None:
+    """Also when Redis is lost, and when its submission arrives once more."""
+    key = {"Idempotency-Key": "once"}
+    job = submit(client, body, **key)
+    client.post(job["links"]["cancel"])
+    client.delete(job["links"]["self"])
+    flush.flushdb()
+    assert client.get(job["links"]["self"]).status_code == 404
+    answer = client.post("/v1/pruning-jobs", json=body, headers=key)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+    assert client.get("/v1/pruning-jobs").json()["data"] == []

@@ -2,11 +2,19 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
 from api.jobs.doorbell import QUEUES, TASK, Doorbell, celery_settings
+from api.jobs.record import Priority
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_ring_is_a_json_message_in_the_queue_of_its_priority(
@@ -44,3 +52,58 @@ def test_settings_leave_recovery_to_the_ledger() -> None:
         "strucprune.normal",
         "strucprune.low",
     ]
+
+
+WORKER = """
+import sys, time
+import redis
+from celery import Celery
+from api.jobs.doorbell import QUEUES, TASK, celery_settings
+
+client = redis.Redis.from_url(sys.argv[1])
+app = Celery("test")
+app.conf.update(celery_settings(sys.argv[1]))
+
+def answer(job_id):
+    client.rpush("answered", job_id)
+    time.sleep(0.05)
+
+app.task(answer, name=TASK)
+app.worker_main(["worker", "--pool=prefork", "--concurrency=1", "--loglevel=ERROR",
+    "--queues=" + ",".join(QUEUES.values()), "--without-gossip", "--without-mingle"])
+"""
+
+
+def answered(client: redis.Redis, at_least: int) -> list[str]:
+    deadline = time.monotonic() + 60
+    while True:
+        found: Any = client.lrange("answered", 0, -1)
+        if len(found) >= at_least or time.monotonic() > deadline:
+            return [name.decode() for name in found]
+        time.sleep(0.02)
+
+
+def test_a_loaded_worker_answers_by_priority(redis_url: str, flush: redis.Redis) -> None:
+    """Also what is rung for while it works through a backlog."""
+    doorbell = Doorbell(redis_url)
+    backlog: list[tuple[str, Priority]] = [
+        (f"{priority}-{number}", priority)
+        for number in range(12)
+        for priority in ("low", "normal", "high")
+    ]
+    for name, priority in backlog:
+        doorbell.ring(name, priority)
+    with subprocess.Popen([sys.executable, "-c", WORKER, redis_url], cwd=ROOT) as worker:
+        try:
+            before = len(answered(flush, 16))
+            doorbell.ring("urgent", "high")
+            order = answered(flush, len(backlog) + 1)
+        finally:
+            worker.terminate()
+    doorbell.close()
+    assert len(order) == len(backlog) + 1
+    # One message may have been taken before, and one more be rung for meanwhile.
+    assert order.index("urgent") <= before + 3
+    order.remove("urgent")
+    wanted = [f"{priority}-{n}" for priority in ("high", "normal", "low") for n in range(12)]
+    assert order == wanted

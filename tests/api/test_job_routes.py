@@ -10,6 +10,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
@@ -97,7 +98,7 @@ def test_a_running_and_a_failed_job(
     here = submit(client, body)["links"]["self"]
     job_id = here.rsplit("/", 1)[1]
     claim = services.ledger.claim(job_id, "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     progress = {
         "phase": "solving",
         "layers_done": 2,
@@ -213,11 +214,14 @@ def test_unknown_jobs(client: TestClient, job_id: str) -> None:
     [
         ("GET", ""),
         ("GET", "/events"),
+        ("GET", "/logs"),
         ("GET", "/report"),
         ("GET", "/artifacts"),
         ("POST", "/cancel"),
         ("POST", "/pause"),
         ("POST", "/resume"),
+        ("POST", "/retry"),
+        ("DELETE", ""),
     ],
 )
 def test_other_tenants_jobs_do_not_exist(

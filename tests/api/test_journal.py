@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from api.jobs.journal import Journal, JournalEntry, Outcome
+from api.jobs.ends import commit, settle_from_journal
+from api.jobs.journal import Journal, JournalEntry, Outcome, Standing
 from api.jobs.ledger import RedisLedger
-from api.jobs.rebuild import commit, rebuild, restore, settle_from_journal
+from api.jobs.rebuild import rebuild, restore
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageError
 from strucprune_core.spec import JobSpec
+from strucprune_core.storage.open import open_store
 
 SPEC = JobSpec.model_validate(
     {
@@ -62,7 +65,13 @@ def test_jobs_are_the_journalled_ones(journal: Journal) -> None:
     journal.write_outcome("job_b", outcome())
     journal.write_outcome("job_c", outcome())
     journal.workspace("job_a").put("spec.json", b"{}")
-    assert journal.jobs() == {"job_a": False, "job_b": True}
+    assert journal.jobs() == {
+        "job_a": Standing(asked=True),
+        "job_b": Standing(asked=True, ended=True),
+        "job_c": Standing(asked=False, ended=True),
+    }
+    assert journal.standing("job_b") == Standing(asked=True, ended=True)
+    assert journal.standing("job") == Standing(asked=False)
 
 
 def test_a_damaged_entry_is_told(journal: Journal, tmp_path: Path) -> None:
@@ -76,7 +85,7 @@ def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLe
     journal.write_spec("job_a", entry())
     journal.write_spec("job_b", entry(created_at=1001.0))
     journal.write_outcome("job_b", outcome())
-    assert rebuild(journal, ledger) == 2
+    assert rebuild(journal, ledger, open_store) == 2
     assert ledger.is_intact()
     waiting, done = ledger.get("job_a"), ledger.get("job_b")
     assert waiting is not None
@@ -84,7 +93,7 @@ def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLe
     assert (waiting.created_at, waiting.labels) == (1000.5, {"team": "nlp"})
     assert done is not None
     assert (done.state, done.summary, done.finished_at) == ("succeeded", {"x": 1}, 2000.25)
-    assert rebuild(journal, ledger) == 0
+    assert rebuild(journal, ledger, open_store) == 0
     assert ledger.get("job_b") == done
 
 
@@ -94,7 +103,7 @@ def test_rebuild_goes_on_past_a_damaged_entry(
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
     (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
-    assert rebuild(journal, ledger) == 1
+    assert rebuild(journal, ledger, open_store) == 1
     assert ledger.get("job_b") is not None
 
 
@@ -112,7 +121,7 @@ def test_rebuild_journals_an_end_that_only_the_ledger_knows(
             ledger.claim("job_a", "w", 60)
             ledger.retry_later("job_a", fence, {"code": "solve_crashed"})
     record = ledger.get("job_a")
-    assert rebuild(journal, ledger) == 0
+    assert rebuild(journal, ledger, open_store) == 0
     written = journal.read_outcome("job_a")
     assert record is not None
     assert written is not None
@@ -127,7 +136,7 @@ def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
     journal.write_spec("job_a", entry())
     ledger.create(entry().as_new_job("job_a"))
     journal.write_outcome("job_a", outcome())
-    rebuild(journal, ledger)
+    rebuild(journal, ledger, open_store)
     record = ledger.get("job_a")
     assert record is not None
     assert (record.state, record.summary) == ("succeeded", {"x": 1})
@@ -139,7 +148,7 @@ def test_fences_of_a_lost_ledger_are_never_handed_out_again(
     journal.write_spec("job_a", entry())
     restore(journal, ledger, "job_a")
     claim = ledger.claim("job_a", "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     assert claim.fence > 1_000_000
     assert not ledger.finish("job_a", 1, JobState.SUCCEEDED)
 
@@ -156,9 +165,9 @@ def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedg
 
 def test_settle_from_journal(journal: Journal, ledger: RedisLedger) -> None:
     ledger.create(entry().as_new_job("job_a"))
-    assert not settle_from_journal(journal, ledger, "job_a")
+    assert not settle_from_journal(journal, ledger, "job_a", 1)
     journal.write_outcome("job_a", outcome(JobState.FAILED))
-    assert settle_from_journal(journal, ledger, "job_a")
+    assert settle_from_journal(journal, ledger, "job_a", 1)
     record = ledger.get("job_a")
     assert record is not None
     assert record.state == JobState.FAILED

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal, connect
 from api.jobs.record import Claim, NewJob, Signal
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 
@@ -37,7 +37,7 @@ def state_of(ledger: RedisLedger, job_id: str = "job_a") -> JobState:
 def claimed(ledger: RedisLedger, lease_seconds: float = 60.0, **changes: Any) -> Claim:
     ledger.create(new_job(**changes))
     claim = ledger.claim("job_a", "worker-1", lease_seconds)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     return claim
 
 
@@ -63,7 +63,7 @@ def test_fields_of_a_newer_release_are_ignored(ledger: RedisLedger) -> None:
 
 def test_unknown_job(ledger: RedisLedger) -> None:
     assert ledger.get("job_x") is None
-    assert ledger.claim("job_x", "w", 60) is None
+    assert ledger.claim("job_x", "w", 60) is Refusal.DUPLICATE
     assert ledger.heartbeat("job_x", 1, 60) == Signal.LOST
     assert not ledger.finish("job_x", 1, JobState.SUCCEEDED)
     assert not ledger.release("job_x", 1)
@@ -74,7 +74,7 @@ def test_unknown_job(ledger: RedisLedger) -> None:
 
 def test_a_claim_takes_the_job(ledger: RedisLedger) -> None:
     assert claimed(ledger) == Claim("job_a", fence=1, attempt=1)
-    assert ledger.claim("job_a", "worker-2", 60) is None
+    assert ledger.claim("job_a", "worker-2", 60) is Refusal.DUPLICATE
     record = ledger.get("job_a")
     assert record is not None
     assert (record.state, record.lease_owner) == (JobState.RUNNING, "worker-1")
@@ -98,7 +98,7 @@ def deaf(ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch) -> RedisLedger:
 def test_a_repeated_claim_is_the_same_claim(deaf: RedisLedger) -> None:
     deaf.create(new_job())
     assert deaf.claim("job_a", "worker-1", 60) == Claim("job_a", fence=1, attempt=1)
-    assert deaf.claim("job_a", "worker-1", 60) is None
+    assert deaf.claim("job_a", "worker-1", 60) is Refusal.DUPLICATE
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
         ledger.create(new_job(job_id))
         with ThreadPoolExecutor(16) as pool:
             claims = list(pool.map(lambda n, job=job_id: ledger.claim(job, f"w{n}", 60), range(16)))
-        assert len([claim for claim in claims if claim is not None]) == 1
+        assert len([claim for claim in claims if isinstance(claim, Claim)]) == 1
 
 
 def test_success(ledger: RedisLedger) -> None:
@@ -164,7 +164,7 @@ def test_a_stale_fence_changes_nothing(ledger: RedisLedger) -> None:
     ledger.release("job_a", zombie.fence)
     assert ledger.heartbeat("job_a", zombie.fence, 60) == Signal.LOST  # queued, held by nobody
     owner = ledger.claim("job_a", "worker-2", 60)
-    assert owner is not None
+    assert isinstance(owner, Claim)
     assert owner.fence > zombie.fence
     before = ledger.get("job_a")
     assert not ledger.finish("job_a", zombie.fence, JobState.SUCCEEDED)
@@ -206,7 +206,7 @@ def test_cancel_while_queued_is_immediate(ledger: RedisLedger) -> None:
     record = ledger.request_cancel("job_a")
     assert record is not None
     assert record.state == JobState.CANCELLED
-    assert ledger.claim("job_a", "w", 60) is None
+    assert ledger.claim("job_a", "w", 60) is Refusal.DUPLICATE
     assert ledger.queued("normal") == 0
     assert ledger.queued_longer_than("normal", 0, 10) == []
 
@@ -246,7 +246,7 @@ def test_pause_and_resume(ledger: RedisLedger) -> None:
     assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.PAUSE
     assert ledger.release("job_a", claim.fence)
     assert state_of(ledger) == JobState.PAUSED
-    assert ledger.claim("job_a", "w", 60) is None
+    assert ledger.claim("job_a", "w", 60) is Refusal.DUPLICATE
     ledger.resume("job_a")
     assert state_of(ledger) == JobState.QUEUED
     ledger.request_pause("job_a")
@@ -266,7 +266,7 @@ def test_retry_later_until_attempts_are_used_up(ledger: RedisLedger) -> None:
     claim = claimed(ledger, max_attempts=2)
     assert ledger.retry_later("job_a", claim.fence, ERROR) == JobState.QUEUED
     second = ledger.claim("job_a", "w", 60)
-    assert second is not None
+    assert isinstance(second, Claim)
     assert ledger.retry_later("job_a", second.fence, ERROR) == JobState.FAILED
     record = ledger.get("job_a")
     assert record is not None
@@ -422,6 +422,7 @@ VERBS = st.lists(
             "cancel",
             "pause",
             "resume",
+            "reopen",
             "expire",
             "zombie",
         ]
@@ -441,7 +442,7 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
     fence = 0
     state = JobState.QUEUED
     for verb in verbs:
-        if verb == "claim" and (claim := ledger.claim("job_a", "w", 60)):
+        if verb == "claim" and isinstance(claim := ledger.claim("job_a", "w", 60), Claim):
             fence = claim.fence
         elif verb == "zombie":
             assert not ledger.finish("job_a", fence - 1, JobState.SUCCEEDED)
@@ -454,6 +455,7 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
         for other in JobState:
             listed = ledger.list("acme", state=other, limit=5).jobs
             assert bool(listed) == (other == state)
+        assert bool(ledger.ended_longer_than(0, 5)) == (state in TERMINAL)
     record = ledger.get("job_a")
     assert record is not None
     assert (record.finished_at is not None) == (state in TERMINAL)
@@ -473,6 +475,7 @@ def _perform(ledger: RedisLedger, verb: str, fence: int) -> None:
         "pause": lambda: ledger.request_pause("job_a"),
         "resume": lambda: ledger.resume("job_a"),
         "expire": lambda: (ledger.heartbeat("job_a", fence, -1), ledger.requeue_expired(10)),
+        "reopen": lambda: ledger.reopen("job_a", 99),
         "claim": lambda: None,
     }
     actions[verb]()

@@ -204,14 +204,34 @@ def test_openapi(client: TestClient) -> None:
         f"{JOBS}/{{job_id}}",
         *(
             f"{JOBS}/{{job_id}}/{name}"
-            for name in ("cancel", "pause", "resume", "events", "report", "artifacts")
+            for name in (
+                "cancel",
+                "pause",
+                "resume",
+                "retry",
+                "events",
+                "logs",
+                "report",
+                "artifacts",
+            )
         ),
         "/v1/capabilities",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
     submit = paths[JOBS]["post"]
-    assert set(submit["responses"]) == {"202", "400", "401", "403", "413", "415", "422", "503"}
+    assert set(submit["responses"]) == {
+        "202",
+        "400",
+        "401",
+        "403",
+        "413",
+        "415",
+        "422",
+        "429",
+        "503",
+    }
     assert set(submit["responses"]["202"]["headers"]) >= {"Location", "ETag", "Retry-After"}
     for path in paths.values():
         for operation in path.values():

@@ -12,9 +12,11 @@ import redis
 
 from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
+from strucprune_core.storage.open import open_store
 from tests.api.test_journal import entry
 
 
@@ -28,7 +30,12 @@ def doorbell(redis_url: str, flush: redis.Redis) -> Iterator[Doorbell]:
 @pytest.fixture
 def reconciler(journal: Journal, ledger: RedisLedger, doorbell: Doorbell) -> Reconciler:
     return Reconciler(
-        journal, ledger, doorbell, requeue_after_seconds=0.01, rebuild_every_seconds=3600
+        journal,
+        ledger,
+        doorbell,
+        open_store=open_store,
+        requeue_after_seconds=0.01,
+        rebuild_every_seconds=3600,
     )
 
 
@@ -129,7 +136,7 @@ def test_a_worker_that_died_after_its_commit_has_finished(
 ) -> None:
     submit(journal, ledger)
     claim = ledger.claim("job_a", "w", 0.01)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     outcome = Outcome(
         state=JobState.SUCCEEDED, summary={"x": 1}, fence=claim.fence, finished_at=5.0
     )
@@ -188,3 +195,61 @@ def test_an_outage_is_waited_out(reconciler: Reconciler, monkeypatch: pytest.Mon
     monkeypatch.setattr(reconciler, "step", step)
     run(reconciler, stop, 0.001)
     assert passes == 3
+
+
+def test_an_overdue_job_is_ended_and_journalled(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+) -> None:
+    journal.write_spec("job_a", entry())
+    ledger.create(entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
+    claim = ledger.claim("job_a", "w", 60)
+    assert isinstance(claim, Claim)
+    ledger.release("job_a", claim.fence)
+    time.sleep(0.02)
+    reconciler.step()
+    outcome = journal.read_outcome("job_a")
+    assert outcome is not None
+    assert outcome.error is not None
+    assert (outcome.state, outcome.error["code"]) == (JobState.FAILED, "deadline_exceeded")
+
+
+def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, flush: redis.Redis
+) -> None:
+    for job_id in ("job_a", "job_b"):
+        journal.write_spec(job_id, entry())
+        ledger.create(entry().as_new_job(job_id))
+    ledger.claim("job_a", "w", 0.05, 1)
+    assert ledger.claim("job_b", "w", 60, 1) is Refusal.BLOCKED
+    reconciler._requeue_after_seconds = 60.0
+    ledger.mark_intact()
+    time.sleep(0.1)
+    reconciler.step()
+    assert set(rung_for(flush)) == {"job_a", "job_b"}
+
+
+@pytest.mark.parametrize("days", [None, 1.0])
+def test_retention(
+    journal: Journal, ledger: RedisLedger, doorbell: Doorbell, days: float | None
+) -> None:
+    old, young = time.time() - 25 * 3600, time.time() - 23 * 3600
+    for job_id, at in (("job_old", old), ("job_young", young), ("job_live", None)):
+        journal.write_spec(job_id, entry())
+        ledger.create(entry().as_new_job(job_id))
+        journal.workspace(job_id).put("units/x", b"x")
+        if at is not None:
+            outcome = Outcome(state=JobState.SUCCEEDED, finished_at=at)
+            journal.write_outcome(job_id, outcome)
+    Reconciler(
+        journal,
+        ledger,
+        doorbell,
+        open_store=open_store,
+        retention_seconds=days and days * 24 * 3600,
+        requeue_after_seconds=60,
+        rebuild_every_seconds=3600,
+    ).step()
+    kept = {job.id for job in ledger.list("acme").jobs}
+    assert kept == {"job_young", "job_live"} | (set() if days else {"job_old"})
+    assert (journal.workspace("job_old").stat("units/x") is None) == (days is not None)
+    assert journal.workspace("job_young").stat("units/x") is not None

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.jobs.journal import JournalEntry
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
@@ -70,7 +71,7 @@ def job(services: Services, prefix: str) -> None:
     services.journal.write_spec(JOB_ID, entry)
     services.ledger.create(entry.as_new_job(JOB_ID))
     claim = services.ledger.claim(JOB_ID, "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     services.ledger.finish(JOB_ID, claim.fence, JobState.SUCCEEDED)
 
 

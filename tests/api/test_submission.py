@@ -111,6 +111,7 @@ def _reconciler(services: Services) -> Reconciler:
         services.journal,
         services.ledger,
         services.doorbell,
+        open_store=services.stores.open,
         requeue_after_seconds=0.0,
         rebuild_every_seconds=0.0,
     )

@@ -30,6 +30,7 @@ NO_TORCH = (
     "strucprune_core.units",
     "strucprune_core.tiling",
     "strucprune_core.workspace",
+    "strucprune_core.storage.metered",
     "strucprune_core.storage.open",
     "strucprune_core.storage.s3",
     "strucprune_core.calibration.jsonl",

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from embedded.client import JOBS, Client, Refused
 from embedded.generate import generate
-from embedded.stack import WORK_BUCKET, Stack
+from embedded.stack import STATE_BUCKET, WORK_BUCKET, Stack
 from tests.integration.conftest import MakeSpec
 
 pytestmark = pytest.mark.services
@@ -115,6 +115,42 @@ def test_pause_and_resume_give_the_same_checkpoint(
     assert job["state"] == "succeeded"
     assert job["attempt"] == 1
     assert weights(stack, undisturbed) == weights(stack, paused)
+
+
+def test_a_cancelled_job_is_retried_to_the_same_checkpoint_and_removed(
+    stack: Stack, client: Client, make_spec: MakeSpec
+) -> None:
+    undisturbed, retried = make_spec(samples=128), make_spec(samples=128)
+    assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
+    job_id = client.submit(retried)["id"]
+    for job in client.follow(job_id):
+        progress = job["progress"]
+        if progress and progress["phase"] == "calibrating" and progress["layers_done"] >= 2:
+            client.ask(job_id, "cancel")
+            break
+    assert client.wait(job_id)["state"] == "cancelled"
+    with stack.client() as http:
+        here = f"{JOBS}/{job_id}"
+        assert http.post(f"{here}/retry").status_code == httpx.codes.ACCEPTED
+        job = client.wait(job_id)
+        assert (job["state"], job["run"], job["attempt"]) == ("succeeded", 2, 1)
+        assert weights(stack, undisturbed) == weights(stack, retried)
+        done = [
+            (line["run"], line["message"].split(" finished")[0])
+            for line in http.get(f"{here}/logs").json()["data"]
+            if " finished in " in line["message"]
+        ]
+        # What the first run had finished, the second did not do again.
+        assert {(1, "capture.0"), (2, "report")} <= set(done)
+        assert len({unit for _, unit in done}) == len(done)
+        params = {"outputs": "true"}
+        assert http.delete(here, params=params).status_code == httpx.codes.NO_CONTENT
+        assert http.get(here).status_code == httpx.codes.NOT_FOUND
+    assert objects_under(stack, retried["output"]["uri_prefix"]) == []
+    left = stack.s3.client().list_objects_v2(Bucket=STATE_BUCKET)["Contents"]
+    assert [entry["Key"].rpartition("/")[2] for entry in left if job_id in entry["Key"]] == [
+        "sequel-2.json"
+    ]
 
 
 def weights(stack: Stack, spec: dict[str, Any]) -> bytes:

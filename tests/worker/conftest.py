@@ -108,6 +108,7 @@ def bench(
         "HEARTBEAT_SECONDS": "0.1",
         "PROGRESS_SECONDS": "0.05",
         "GRACE_SECONDS": "1",
+        "SIGNAL_SECONDS": "0.1",
         "STALL_SECONDS": "5",
         "SCRATCH_DIRECTORY": str(tmp_path),
     }.items():

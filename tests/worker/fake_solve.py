@@ -33,7 +33,7 @@ class Ears:
         self.terminated = True
 
 
-def say(kind: str, **content: Any) -> None:
+def say(kind: str, /, **content: Any) -> None:
     print(json.dumps({"type": kind, **content}), flush=True)
 
 
@@ -71,6 +71,9 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
     match behaviour:
         case "succeed":
             progress()
+            unit = {"name": "curve.3", "kind": "curve", "began_at": 1000.0, "seconds": 2.5}
+            peaks = {"host_peak_bytes": 3 * 2**30, "device_peak_bytes": None}
+            say("unit", **unit, **peaks, read_bytes=10, written_bytes=4)
             say("result", summary=SUMMARY)
         case "echo":
             found = [path.name for path in Path(request["scratch"]).iterdir()]
@@ -97,6 +100,22 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
         case "killed":
             progress(2)
             os.kill(os.getpid(), signal.SIGKILL)
+        case "silent":
+            progress()
+            while not ears.terminated:
+                time.sleep(0.01)
+            raise Terminated
+        case "deaf":
+            progress()
+            time.sleep(60)
+        case "out-of-memory":
+            say("error", error={**RETRYABLE, "code": "out_of_memory"})
+            return 1
+        case "log":
+            for number in range(3):
+                say("log", at=1000.0 + number, level="INFO", message=f"solve.{number} finished")
+            say("error", error=RETRYABLE)
+            return 1
         case "hang":
             time.sleep(60)
         case "ignore-terminate":

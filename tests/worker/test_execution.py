@@ -8,9 +8,23 @@ from pathlib import Path
 import pytest
 
 from api.jobs.journal import Outcome
+from api.jobs.limits import TenantLimits
+from api.jobs.meters import (
+    ATTEMPTS,
+    BYTES_MOVED,
+    DUPLICATES,
+    ENDED,
+    LEASES_LOST,
+    PEAK_BYTES,
+    UNIT_SECONDS,
+    Meter,
+    key_of,
+)
+from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageUnavailable
 from tests.worker.conftest import Bench
+from worker.execution import Services, run_job
 
 
 def outcome_of(bench: Bench, job_id: str) -> Outcome | None:
@@ -173,7 +187,7 @@ def test_a_final_failure_beats_a_pause(bench: Bench) -> None:
     [
         ("fail-for-now", "storage_unavailable"),
         ("exit", "solve_crashed"),
-        ("killed", "out_of_memory"),
+        ("killed", "solve_crashed"),
     ],
 )
 def test_a_retryable_failure_uses_up_the_attempts(bench: Bench, behaviour: str, code: str) -> None:
@@ -224,6 +238,7 @@ def test_a_worker_that_lost_its_lease_leaves_the_job_alone(bench: Bench) -> None
     job = bench.run(job_id, "finish-when-terminated")
     assert successor[0] is not None
     assert (job.state, job.fence, job.lease_owner) == (JobState.RUNNING, 2, "successor")
+    assert total(bench, LEASES_LOST, "worker") == 1
     assert outcome_of(bench, job_id) is None
 
 
@@ -275,3 +290,118 @@ def test_what_nobody_foresaw_is_a_failure_for_now(
     assert job.error["code"] == "worker_failed"
     assert "secret" not in job.error["message"]
     assert "secret detail" in caplog.text
+
+
+def total(bench: Bench, meter: Meter, *labels: str, part: str = "") -> float:
+    return bench.ledger.totals().get(key_of(meter, labels, part), 0.0)
+
+
+def test_what_workers_do_is_counted(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.run(job_id, "succeed")
+    bench.run(job_id, "succeed")
+    bench.run(bench.submit(), "fail")
+    assert total(bench, ATTEMPTS) == 2
+    assert total(bench, DUPLICATES) == 1
+    assert total(bench, ENDED, "succeeded", "") == 1
+    assert total(bench, ENDED, "failed", "invalid_checkpoint") == 1
+    assert total(bench, UNIT_SECONDS, "curve", part="le=5.0") == 1
+    assert total(bench, UNIT_SECONDS, "curve", part="sum") == 2.5
+    assert total(bench, PEAK_BYTES, "host", part="sum") == 3 * 2**30
+    assert total(bench, BYTES_MOVED, "worker") == 10
+    assert total(bench, BYTES_MOVED, "store") == 4
+
+
+PATIENT = {"lease_seconds": 60.0, "heartbeat_seconds": 30.0, "progress_seconds": 30.0}
+
+
+@pytest.mark.parametrize(
+    ("ask", "state"),
+    [("request_cancel", JobState.CANCELLED), ("request_pause", JobState.PAUSED)],
+)
+def test_a_stop_is_heard_long_before_the_next_heartbeat(
+    bench: Bench, ask: str, state: JobState
+) -> None:
+    """Also while the solve says nothing, as inside a long unit."""
+    job_id = bench.submit()
+    asked: list[float] = []
+
+    def stop() -> None:
+        getattr(bench.ledger, ask)(job_id)
+        asked.append(time.monotonic())
+
+    settings = bench.settings.model_copy(update={**PATIENT, "progress_seconds": 0.05})
+    bench.once_running(job_id, stop)
+    assert bench.run(job_id, "silent", settings).state is state
+    assert time.monotonic() - asked[0] < 2.0
+
+
+def test_a_cancelled_solve_that_is_deaf_is_not_waited_for(bench: Bench) -> None:
+    job_id = bench.submit()
+    settings = bench.settings.model_copy(
+        update={"grace_seconds": 60.0, "cancel_grace_seconds": 0.3}
+    )
+    began = time.monotonic()
+    bench.once_running(job_id, lambda: bench.ledger.request_cancel(job_id))
+    assert bench.run(job_id, "deaf", settings).state is JobState.CANCELLED
+    assert time.monotonic() - began < 10
+
+
+def test_out_of_memory_is_tried_again_once_with_a_smaller_plan(bench: Bench) -> None:
+    job_id = bench.submit(micro_batch_tokens=4096, max_attempts=5)
+    first = bench.run(job_id, "out-of-memory")
+    assert (first.state, first.plan) == (JobState.QUEUED, {"micro_batch_tokens": 2048})
+    second = bench.run(job_id, "out-of-memory")
+    assert second.state is JobState.FAILED
+    assert second.error is not None
+    assert (second.error["code"], second.error["retryable"]) == ("out_of_memory", False)
+    outcome = outcome_of(bench, job_id)
+    assert outcome is not None
+    assert outcome.error == second.error
+
+
+def test_the_smaller_plan_is_what_the_solve_gets(bench: Bench) -> None:
+    job_id = bench.submit(micro_batch_tokens=4096)
+    bench.run(job_id, "out-of-memory")
+    summary = bench.run(job_id, "echo").summary
+    assert summary is not None
+    assert summary["request"]["spec"]["runtime"]["micro_batch_tokens"] == 2048
+
+
+def test_a_retried_job_commits_its_second_run(bench: Bench) -> None:
+    job_id = bench.submit()
+    assert retry(bench.journal, bench.ledger, bench.run(job_id, "fail"))
+    job = bench.run(job_id, "succeed")
+    assert (job.state, job.run) == (JobState.SUCCEEDED, 2)
+    outcomes = [bench.journal.read_outcome(job_id, run) for run in (1, 2)]
+    assert [outcome and outcome.state for outcome in outcomes] == ["failed", "succeeded"]
+
+
+def test_what_the_solve_logs_is_kept(bench: Bench) -> None:
+    job_id = bench.submit()
+    bench.run(job_id, "log")
+    bench.run(job_id, "log")
+    lines = bench.ledger.logs(job_id)
+    assert [(line.attempt, line.message) for line in lines] == [
+        (attempt, f"solve.{number} finished") for attempt in (1, 2) for number in range(3)
+    ]
+    assert (lines[1].at, lines[1].level, lines[1].run) == (1001.0, "INFO", 1)
+    assert bench.ledger.logs(job_id, after=lines[3].id) == lines[4:]
+    # A worker that has lost the job is not heard.
+    assert not bench.ledger.append_logs(job_id, 1, [{"message": "x"}])
+
+
+def test_a_tenant_at_its_limit_waits_for_its_own_jobs(bench: Bench) -> None:
+    settings = bench.settings.model_copy(update={"limits": TenantLimits(running_jobs=1)})
+    first, second = bench.submit(), bench.submit()
+
+    def let_second_try() -> None:
+        services = Services(bench.ledger, bench.journal, bench.doorbell)
+        run_job(second, services, settings, bench.drain)
+        bench.ledger.request_cancel(first)
+
+    bench.once_running(first, let_second_try)
+    assert bench.run(first, "work", settings).state is JobState.CANCELLED
+    assert bench.job(second).state is JobState.QUEUED
+    assert bench.doorbell.rung == [second]
+    assert bench.run(second, "succeed", settings).state is JobState.SUCCEEDED

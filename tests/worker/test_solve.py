@@ -59,7 +59,16 @@ def test_a_solve_reports_progress_and_its_result(
 ) -> None:
     status, messages = run(request_json)
     assert status == EXIT_DONE
-    assert [message["type"] for message in messages[:-1]] == ["progress"] * (len(messages) - 1)
+    assert {message["type"] for message in messages[:-1]} == {"progress", "log", "unit"}
+    units = {message["name"]: message for message in messages if message["type"] == "unit"}
+    assert {"tokens", "capture.0", "curve.3", "solve.0", "publish"} <= set(units)
+    assert units["curve.3"]["kind"] == "curve"
+    assert units["capture.0"]["seconds"] > 0
+    assert units["capture.0"]["host_peak_bytes"] > 2**20
+    checkpoint = (tmp_path / "output" / "model.safetensors").stat().st_size
+    assert units["publish"]["written_bytes"] > checkpoint
+    lines = [message["message"] for message in messages if message["type"] == "log"]
+    assert any(line.startswith("solve.0 finished in") for line in lines)
     summary = messages[-1]["summary"]
     assert summary["parameters"]["after"] < summary["parameters"]["before"]
     assert summary["perplexity"] is None
@@ -83,7 +92,10 @@ def test_sigterm_stops_it_and_another_one_goes_on(
         process.stdin.write(json.dumps(request_json).encode())
         process.stdin.close()
         for line in process.stdout:
-            progress = json.loads(line)["progress"]
+            message = json.loads(line)
+            if message["type"] != "progress":
+                continue
+            progress = message["progress"]
             if progress["phase"] == "calibrating" and progress["layers_done"] >= 2:
                 break
         process.send_signal(signal.SIGTERM)
@@ -91,4 +103,30 @@ def test_sigterm_stops_it_and_another_one_goes_on(
     assert not (tmp_path / "output").exists() or not any((tmp_path / "output").iterdir())
     status, messages = run(request_json)
     assert status == EXIT_DONE
-    assert messages[0]["progress"]["fraction"] > 0
+    assert next(each for each in messages if each["type"] == "progress")["progress"]["fraction"] > 0
+
+
+def test_sigterm_is_heard_inside_a_long_unit(
+    request_json: dict[str, Any], tmp_path: Path, text_file: Path
+) -> None:
+    """One curve of so wide a layer takes seconds; it is given up halfway, not finished."""
+    from tests.support.tiny_llama import make_tiny_llama
+
+    model = make_tiny_llama(tmp_path / "wide", layers=1, intermediate=2560)
+    request_json["spec"]["model"]["uri"] = str(model)
+    with start() as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(json.dumps(request_json).encode())
+        process.stdin.close()
+        inside = 0
+        for line in process.stdout:
+            message = json.loads(line)
+            inside += message["type"] == "progress" and message["progress"]["phase"] == "allocating"
+            if inside == 5:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == EXIT_STOPPED
+    workspace = tmp_path / "workspace/units"
+    assert (workspace / "capture.0/manifest.json").exists()
+    assert not (workspace / "curve.0/manifest.json").exists()

@@ -1,15 +1,29 @@
--- ARGV: NS, id, worker id, lease seconds, nonce
--- Take a queued job: {fence, attempt}, or nil. The same call repeated (its nonce says so) gets the
--- same answer: the client library repeats a call whose answer was lost.
+-- ARGV: NS, id, worker id, lease seconds, nonce, jobs that the tenant may have running ('': any)
+-- Take a queued job: {fence, attempt, run, seconds to its deadline or ''}, or a word why not:
+-- 'duplicate' (nobody waits for a worker there), 'blocked' (the tenant's other jobs must end
+-- first). The same call repeated (its nonce says so) gets the same answer: the client library
+-- repeats a call whose answer was lost.
 local id, nonce = ARGV[2], ARGV[5]
 local job = load_job(id)
+local at = now()
+
+local function answer()
+  local left = (job.deadline_at or '') ~= '' and seconds(tonumber(job.deadline_at) - at) or ''
+  return {job.fence, job.attempt, job.run or '1', left}
+end
+
 if job ~= nil and HELD[job.state] and job.claim_nonce == nonce then
-  return {job.fence, job.attempt}
+  return answer()
 end
 if job == nil or job.state ~= 'queued' then
-  return false
+  return 'duplicate'
 end
-local at = now()
+if ARGV[6] ~= '' and tenant_jobs(job.tenant, HELD) >= tonumber(ARGV[6]) then
+  local rank = {high = 0, normal = 1, low = 2}
+  redis.call('ZADD', key('tenant', job.tenant, 'blocked'),
+    'NX', seconds(rank[job.priority] * 1e10 + at), id)
+  return 'blocked'
+end
 local expires = seconds(at + tonumber(ARGV[4]))
 local fence = string.format('%d', tonumber(job.fence) + 1)
 local attempt = string.format('%d', tonumber(job.attempt) + 1)
@@ -20,9 +34,11 @@ local fields = {
 }
 if (job.started_at or '') == '' then
   fields.started_at = seconds(at)
+  if (job.deadline_seconds or '') ~= '' then
+    fields.deadline_at = seconds(at + tonumber(job.deadline_seconds))
+    redis.call('ZADD', key('deadlines'), fields.deadline_at, id)
+  end
 end
-if not move(id, job, 'running', fields, '') then
-  return false
-end
+move(id, job, 'running', fields, '')
 redis.call('ZADD', key('leases'), expires, id)
-return {fence, attempt}
+return answer()

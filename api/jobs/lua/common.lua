@@ -3,18 +3,29 @@
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
---                                            and claim_nonce, release_nonce: the call last heard
+--                                            label_index (JSON list), deadline_seconds, and
+--                                            claim_nonce, release_nonce: the call last heard
 --   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
+--   NS:job:ID:logs                   stream  capped; field line (JSON)
 --   NS:leases                        zset    ID -> time at which the lease expires
+--   NS:deadlines                     zset    ID -> deadline_at of jobs that are not over
+--   NS:ended                         zset    ID -> finished_at of jobs that are over
 --   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
+--   NS:waiting:PRIORITY              zset    ID -> time at which it was queued
+--   NS:counts                        hash    STATE -> number of jobs
+--   NS:totals                        hash    what is counted over all programs; see meters.py
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
 --   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
+--   NS:tenant:TENANT:blocked         zset    queued jobs that a worker left because the tenant has as
+--                                            many running as it may; high priority first, then age
+--   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
+--   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
 -- Keys are computed here, so this needs one server (or a replica set), not a cluster.
--- TRANSITIONS, EVENTS_KEPT and HELD are defined by ledger.py above this line.
+-- TRANSITIONS, HELD, TERMINAL, EVENTS_KEPT and LOGS_KEPT are defined by ledger.py above this line.
 
 local ns = ARGV[1]
 
@@ -67,16 +78,48 @@ local function set_fields(id, fields)
   redis.call('HSET', key('job', id), unpack(flat))
 end
 
+-- Note that a job is in this state, or (by -1) no longer is.
+local function count(job, state, by)
+  redis.call('HINCRBY', key('counts'), state, by)
+  local index = key('tenant', job.tenant, 'state', state)
+  if by > 0 then
+    redis.call('ZADD', index, 0, job.position)
+  else
+    redis.call('ZREM', index, job.position)
+  end
+end
+
+-- How many of a tenant's jobs are in the states that are keys of `states`.
+local function tenant_jobs(tenant, states)
+  local found = 0
+  for state in pairs(states) do
+    found = found + redis.call('ZCARD', key('tenant', tenant, 'state', state))
+  end
+  return found
+end
+
+local function line_up(id, job, at)
+  redis.call('ZADD', key('queued', job.priority), seconds(at), id)
+  redis.call('ZADD', key('waiting', job.priority), seconds(at), id)
+  redis.call('ZREM', key('tenant', job.tenant, 'reserved'), id)
+end
+
+local function leave_line(id, job)
+  redis.call('ZREM', key('queued', job.priority), id)
+  redis.call('ZREM', key('waiting', job.priority), id)
+  redis.call('ZREM', key('tenant', job.tenant, 'blocked'), id)
+end
+
 -- Write state `to` with `fields`, keep every index in step, and append the event.
 -- reason: why, for the event; '' for none.
 local function enter(id, job, to, fields, reason)
   local at = now()
-  redis.call('ZREM', key('tenant', job.tenant, 'state', job.state), job.position)
-  redis.call('ZADD', key('tenant', job.tenant, 'state', to), 0, job.position)
+  count(job, job.state, -1)
+  count(job, to, 1)
   if to == 'queued' then
-    redis.call('ZADD', key('queued', job.priority), seconds(at), id)
+    line_up(id, job, at)
   else
-    redis.call('ZREM', key('queued', job.priority), id)
+    leave_line(id, job)
   end
   if not HELD[to] then
     redis.call('ZREM', key('leases'), id)
@@ -84,8 +127,12 @@ local function enter(id, job, to, fields, reason)
     fields.lease_expires_at = ''
     fields.stop_requested = ''
   end
-  if next(TRANSITIONS[to]) == nil and fields.finished_at == nil then
-    fields.finished_at = seconds(at)
+  if TERMINAL[to] then
+    fields.finished_at = fields.finished_at or seconds(at)
+    redis.call('ZADD', key('ended'), fields.finished_at, id)
+    redis.call('ZREM', key('deadlines'), id)
+  else
+    redis.call('ZREM', key('ended'), id)
   end
   fields.state = to
   fields.updated_at = seconds(at)

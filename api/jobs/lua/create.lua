@@ -8,18 +8,19 @@ local job = {}
 for i = 5, #ARGV, 2 do
   job[ARGV[i]] = ARGV[i + 1]
 end
-local at = seconds(now())
+local at = now()
 job.position = position
+job.label_index = ARGV[4]
 job.state = 'queued'
 job.revision = '1'
 job.attempt = '0'
-job.updated_at = at
+job.updated_at = seconds(at)
 set_fields(id, job)
 redis.call('ZADD', key('tenant', job.tenant, 'all'), 0, position)
-redis.call('ZADD', key('tenant', job.tenant, 'state', 'queued'), 0, position)
+count(job, 'queued', 1)
 for _, label in ipairs(cjson.decode(ARGV[4])) do
   redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
 end
-redis.call('ZADD', key('queued', job.priority), at, id)
+line_up(id, job, at)
 append_event(id, 'state', cjson.encode({state = 'queued', attempt = 0}))
 return 1

@@ -1,4 +1,4 @@
--- ARGV: NS, id, fence, error (JSON)
+-- ARGV: NS, id, fence, error (JSON), plan (JSON, or '' to leave it as it is)
 -- A retryable failure: queued while attempts are left, else failed; a requested stop comes first.
 -- The job's state afterwards (unchanged under a stale fence), or nil if there is no such job.
 local id, failure = ARGV[2], ARGV[4]
@@ -19,5 +19,9 @@ elseif job.state == 'pausing' then
 else
   to = 'queued'
 end
-move(id, job, to, {error = to == 'cancelled' and '' or failure}, 'retry')
+local fields = {error = to == 'cancelled' and '' or failure}
+if ARGV[5] ~= '' then
+  fields.plan = ARGV[5]
+end
+move(id, job, to, fields, 'retry')
 return to

@@ -1,0 +1,59 @@
+"""Whether a tenant may do one more thing now: quotas and rate limits, answered with 429.
+
+Both are kept in the ledger, so they hold over all processes of the API, and both are checked and
+taken in one step, so that requests at the same time do not all find the last place free.
+"""
+
+from __future__ import annotations
+
+import math
+from http import HTTPStatus
+
+from api.problems import ApiError
+from api.services import Services
+
+# A place is free when a job ends: minutes, not seconds.
+QUOTA_RETRY_AFTER_SECONDS = 60
+
+
+def admit_request(services: Services, tenant: str) -> None:
+    """Count a request against the tenant's rate limit.
+
+    Raises:
+        ApiError: 429, with the seconds until the next one may come.
+        LedgerUnavailable: the ledger does not answer, and there is a limit to keep.
+    """
+    limits = services.settings.limits_of(tenant)
+    if limits.requests_per_second is None:
+        return
+    wait = services.ledger.take_token(tenant, limits.requests_per_second, limits.request_burst)
+    if wait > 0:
+        raise _refused(
+            "rate_limited",
+            f"Over {limits.requests_per_second:g} requests a second. Ask less often; "
+            "`Prefer: wait` and event streams tell of changes without polling.",
+            math.ceil(wait),
+        )
+
+
+def admit_job(services: Services, tenant: str, job_id: str) -> None:
+    """Reserve a place for a job that is to be queued; see `Ledger.reserve`.
+
+    Raises:
+        ApiError: 429, if the tenant has as many jobs that are not over as it may.
+        LedgerUnavailable: the ledger does not answer, and there is a quota to keep.
+    """
+    limit = services.settings.limits_of(tenant).open_jobs
+    if limit is None or services.ledger.reserve(tenant, job_id, limit):
+        return
+    raise _refused(
+        "quota_exceeded",
+        f"There are {limit} jobs that are not over, which is as many as your organisation may "
+        "have. Wait for one to end, or cancel one.",
+        QUOTA_RETRY_AFTER_SECONDS,
+    )
+
+
+def _refused(code: str, detail: str, seconds: int) -> ApiError:
+    headers = {"Retry-After": str(seconds)}
+    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, detail, headers=headers)

@@ -1,0 +1,58 @@
+"""How the programs of the service log: lines for people, or JSON for machines.
+
+The standard library's logging with a formatter: libraries log to it anyway, and one formatter is
+lighter than a second logging system in front of it. Both forms carry the job and the trace that the
+line belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from api.jobs.tracing import TRACEPARENT, trace_id
+
+LogFormat = Literal["text", "json"]
+
+_JOB_ID: ContextVar[str | None] = ContextVar("job_id", default=None)
+_TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, job_id, trace_id, exception."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line."""
+        at = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            "job_id": _JOB_ID.get(),
+            "trace_id": trace_id(TRACEPARENT.get()),
+            "exception": self.formatException(record.exc_info) if record.exc_info else None,
+        }
+        return json.dumps({name: value for name, value in line.items() if value is not None})
+
+
+def configure(log_format: LogFormat) -> None:
+    """Send all log lines of this process to standard error, in this form."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+@contextmanager
+def about_job(job_id: str) -> Iterator[None]:
+    """Log lines within are about this job."""
+    token = _JOB_ID.set(job_id)
+    try:
+        yield
+    finally:
+        _JOB_ID.reset(token)

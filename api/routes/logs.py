@@ -1,0 +1,52 @@
+"""The log of a job's solve: its newest lines, kept in the ledger as long as the job."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from api.lookup import ReadableJob
+from api.openapi import problems
+from api.routes.events import EVENT_ID
+from api.services import Wired
+from api.views import LogLineView, LogPage, log_line_view
+
+MAX_PAGE_SIZE = 1000
+
+router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["events"])
+
+
+@router.get(
+    "/logs",
+    response_model=LogPage,
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(401, 403, 404, 422, 503),
+    },
+)
+def get_logs(
+    request: Request,
+    job: ReadableJob,
+    services: Wired,
+    after: Annotated[
+        str, Query(pattern=EVENT_ID, description="Id of the last line already seen.")
+    ] = "0",
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
+) -> Response:
+    """What a job's solve has logged, in all attempts; plain text with `Accept: text/plain`.
+
+    The newest thousand lines or so are kept, until the job is removed or Redis loses its data.
+    """
+    lines = services.ledger.logs(job.id, after, limit)
+    shown = [log_line_view(line) for line in lines]
+    if "text/plain" in request.headers.get("Accept", ""):
+        return PlainTextResponse("".join(map(_as_text, shown)))
+    page = LogPage(data=shown, next_after=lines[-1].id if lines else after)
+    return JSONResponse(page.model_dump(mode="json"))
+
+
+def _as_text(line: LogLineView) -> str:
+    at = line.at.isoformat(timespec="milliseconds")
+    return f"{at} run {line.run} attempt {line.attempt} {line.level} {line.message}\n"
