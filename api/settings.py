@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import BaseSettings
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
-
-Scope = Literal["jobs:read", "jobs:write"]
-# Tenants are part of Redis keys.
-Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
 
 
 def _check_prefix(prefix: str) -> str:
@@ -32,7 +29,8 @@ class ApiKey(BaseModel):
     """Who may call, and for what. The key itself is known to its holder only.
 
     Attributes:
-        key_hmac: Hex HMAC-SHA256 of the key under the pepper (`python -m api.keys` makes both).
+        key_hmac: Hex HMAC-SHA256 of the key under the pepper; `strucprune keys create --print-only`
+            makes both.
         expires_at: With a UTC offset; None never expires.
     """
 
@@ -40,7 +38,7 @@ class ApiKey(BaseModel):
 
     tenant: Tenant
     key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
-    scopes: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
+    scopes: frozenset[Scope] = ALL_SCOPES
     expires_at: AwareDatetime | None = None
 
 
@@ -51,8 +49,11 @@ class Settings(BaseSettings):
         redis_url: The ledger's Redis or Valkey.
         broker_url: Celery's; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
-        api_keys: JSON list of `ApiKey`.
+        api_keys: JSON list of `ApiKey`, beside the keys that `strucprune keys create` keeps under
+            `state_uri`.
         key_pepper: Secret that key hashes depend on.
+        key_cache_seconds: For so long at most what `state_uri` says about a key is believed: how
+            soon a revoked key is refused everywhere. 0 asks at every request.
         allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name. Once it names any
             tenant, a tenant without an entry may name nothing, as may one with an empty list.
             Empty (the default), every tenant may name every s3 URI that the service's own
@@ -69,7 +70,8 @@ class Settings(BaseSettings):
     state_uri: Uri
     s3: S3 = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()
-    key_pepper: SecretStr = Field(min_length=16)
+    key_pepper: SecretStr = Field(min_length=MIN_PEPPER_LENGTH)
+    key_cache_seconds: float = Field(default=5.0, ge=0)
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)

@@ -12,7 +12,8 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Principal, Reader, Writer
+from api.auth import Reader, Writer
+from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
