@@ -22,7 +22,7 @@ from rich.table import Table
 
 from strucprune_core import __version__
 from strucprune_core import progress as core_progress
-from strucprune_core.commands import keys
+from strucprune_core.commands import jobs, keys
 from strucprune_core.commands.console import JsonOption, failures, progress_bar, show, stderr
 from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.report import Report
@@ -36,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 
 ModelArgument = Annotated[

@@ -67,7 +67,7 @@ def create(
     with failures(as_json):
         pepper = _pepper()
         key = new_key(pepper)
-        now = datetime.now(UTC).replace(microsecond=0)
+        now = datetime.now(UTC)
         record = _record(
             {
                 "id": key_id(key, pepper),
@@ -132,7 +132,7 @@ def revoke(
 ) -> None:
     """Refuse a key from now on (within STRUCPRUNE_KEY_CACHE_SECONDS, 5 s if not set)."""
     with failures(as_json):
-        record = _store(state_uri).revoke(key_id, datetime.now(UTC).replace(microsecond=0))
+        record = _store(state_uri).revoke(key_id, datetime.now(UTC))
         if as_json:
             sys.stdout.write(json.dumps(_shown(record)) + "\n")
         else:

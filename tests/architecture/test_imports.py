@@ -19,6 +19,8 @@ TORCH = {"torch", "transformers"}
 NO_TORCH = (
     "strucprune_core",
     "strucprune_core.access.key_store",
+    "strucprune_core.client",
+    "strucprune_core.commands.jobs",
     "strucprune_core.commands.keys",
     "strucprune_core.spec",
     "strucprune_core.report",
