@@ -13,6 +13,8 @@ from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
 from api.stores import Stores
+from api.webhooks import outbox
+from api.webhooks.outbox import Outbox
 from strucprune_core.access.key_store import KeyStore
 
 
@@ -26,6 +28,7 @@ class Services:
     doorbell: Doorbell
     stores: Stores
     callers: Callers
+    outbox: Outbox
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -48,10 +51,12 @@ class Services:
                 settings.key_pepper.get_secret_value(),
                 settings.key_cache_seconds,
             ),
+            outbox.connect(state, settings.redis_url),
         )
 
     def close(self) -> None:
         """Close all connections."""
+        self.outbox.close()
         self.doorbell.close()
         self.ledger.close()
 

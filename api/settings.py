@@ -8,7 +8,9 @@ from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
+from api.webhooks.targets import Policy
 from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
+from strucprune_core.client.webhooks import secret_bytes
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
@@ -22,6 +24,12 @@ def _check_prefix(prefix: str) -> str:
     return prefix
 
 
+def _check_webhook_secret(secret: SecretStr) -> SecretStr:
+    secret_bytes(secret.get_secret_value())
+    return secret
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
 Prefix = Annotated[str, AfterValidator(_check_prefix)]
 
 
@@ -59,6 +67,11 @@ class Settings(BaseSettings):
             Empty (the default), every tenant may name every s3 URI that the service's own
             credentials reach.
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
+        webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: what its
+            webhooks are signed with. A tenant without one has no webhooks.
+        webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
+            Empty, any public address of the internet, and no other.
+        webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
     """
@@ -74,12 +87,21 @@ class Settings(BaseSettings):
     key_cache_seconds: float = Field(default=5.0, ge=0)
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
+    webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_allow_http: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)
     reconcile_every_seconds: float = Field(default=5.0, gt=0)
     requeue_after_seconds: float = Field(default=60.0, gt=0)
     rebuild_every_seconds: float = Field(default=900.0, gt=0)
+
+    @property
+    def webhook_policy(self) -> Policy:
+        """Where webhooks may go."""
+        hosts = frozenset(host.lower().rstrip(".") for host in self.webhook_hosts)
+        return Policy(hosts, self.webhook_allow_http)
 
     @property
     def celery_broker_url(self) -> str:

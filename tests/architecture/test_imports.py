@@ -20,6 +20,7 @@ NO_TORCH = (
     "strucprune_core",
     "strucprune_core.access.key_store",
     "strucprune_core.client",
+    "strucprune_core.client.webhooks",
     "strucprune_core.commands.jobs",
     "strucprune_core.commands.keys",
     "strucprune_core.spec",
