@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Annotated
 
@@ -13,32 +10,12 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from api.admission import admit_request
-from api.keys import hash_key
+from api.callers import Principal
 from api.problems import ApiError
 from api.services import Wired
-from api.settings import ApiKey, Scope, Settings
+from strucprune_core.access.keys import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="An API key.")
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """An authenticated caller."""
-
-    tenant: str
-    scopes: frozenset[Scope]
-
-
-def authenticate(settings: Settings, key: str) -> Principal | None:
-    """The principal of a key, or None. Takes the same time wherever the key differs."""
-    digest = hash_key(key, settings.key_pepper.get_secret_value())
-    found: ApiKey | None = None
-    for candidate in settings.api_keys:
-        if hmac.compare_digest(candidate.key_hmac, digest):
-            found = candidate
-    if found is None or (found.expires_at is not None and found.expires_at <= datetime.now(UTC)):
-        return None
-    return Principal(found.tenant, found.scopes)
 
 
 def _require(scope: Scope) -> Callable[..., Principal]:
@@ -48,11 +25,9 @@ def _require(scope: Scope) -> Callable[..., Principal]:
     ) -> Principal:
         if credentials is None:
             raise _unauthorized("Send an API key: `Authorization: Bearer <key>`.", "Bearer")
-        caller = authenticate(services.settings, credentials.credentials)
+        caller = services.callers.authenticate(credentials.credentials)
         if caller is None:
-            raise _unauthorized(
-                "The API key is not known or has expired.", 'Bearer error="invalid_token"'
-            )
+            raise no_longer_valid()
         if scope not in caller.scopes:
             raise ApiError(
                 HTTPStatus.FORBIDDEN, "insufficient_scope", f"The API key lacks scope '{scope}'."
@@ -61,6 +36,13 @@ def _require(scope: Scope) -> Callable[..., Principal]:
         return caller
 
     return principal
+
+
+def no_longer_valid() -> ApiError:
+    """The problem of a key that is unknown, has expired or was revoked."""
+    return _unauthorized(
+        "The API key is not known, has expired or was revoked.", 'Bearer error="invalid_token"'
+    )
 
 
 def _unauthorized(detail: str, challenge: str) -> ApiError:

@@ -8,7 +8,8 @@ from typing import Annotated
 
 from fastapi import Depends, Path
 
-from api.auth import Principal, Reader, Writer
+from api.auth import Reader, Writer, no_longer_valid
+from api.callers import Principal
 from api.jobs.rebuild import restore
 from api.jobs.record import JobRecord
 from api.problems import ApiError
@@ -23,10 +24,13 @@ def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord
     """The caller's job. One that the ledger has lost is restored from the journal.
 
     Raises:
-        ApiError: 404, also for another tenant's job.
+        ApiError: 404, also for another tenant's job; 401 if the caller's key was revoked or ran out
+            while an answer lasted.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
     """
+    if not services.callers.confirm(principal):
+        raise no_longer_valid()
     if not _JOB_ID.fullmatch(job_id):
         raise _unknown()
     record = services.ledger.get(job_id)

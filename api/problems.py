@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
+from api.request import JobRequest
 from strucprune_core.errors import AccessDenied, StrucPruneError
-from strucprune_core.spec import JobSpec
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
 
 def _known_fields(steps: Sequence[str]) -> list[str]:
     """Names of the fields in one section of a job."""
-    section: type[BaseModel] = JobSpec
+    section: type[BaseModel] = JobRequest
     for step in steps:
         annotation = section.model_fields[step].annotation
         kinds = (annotation, *get_args(annotation))  # a section that may be absent is a union

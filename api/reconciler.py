@@ -26,6 +26,9 @@ from api.jobs.sequel import OpenStore, delete
 from api.jobs.state import TERMINAL, JobState
 from api.services import Services
 from api.settings import Settings
+from api.webhooks import dispatcher as webhooks
+from api.webhooks.delivery import Courier
+from api.webhooks.dispatcher import Dispatcher
 from strucprune_core.errors import StrucPruneError
 
 _log = logging.getLogger(__name__)
@@ -196,9 +199,22 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    dispatcher = Dispatcher(
+        services.outbox,
+        services.ledger,
+        Courier(settings.webhook_policy),
+        settings.webhook_secrets,
+    )
+    # In a thread of its own: receivers may be slow, and healing must not wait for them.
+    telling = threading.Thread(
+        target=webhooks.run, args=(dispatcher, stop, webhooks.EVERY_SECONDS), name="webhooks"
+    )
+    telling.start()
     try:
         run(reconciler, stop, settings.reconcile_every_seconds, heartbeat.beat)
     finally:
+        stop.set()
+        telling.join()
         services.close()
 
 

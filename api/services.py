@@ -7,22 +7,28 @@ from typing import Annotated, Self
 
 from fastapi import Depends, Request
 
+from api.callers import Callers
 from api.jobs.doorbell import Doorbell
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
 from api.stores import Stores
+from api.webhooks import outbox
+from api.webhooks.outbox import Outbox
+from strucprune_core.access.key_store import KeyStore
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The ledger, the journal, the doorbell, and the stores of the users."""
+    """The ledger, the journal, the doorbell, the stores of the users, and who may call."""
 
     settings: Settings
     ledger: RedisLedger
     journal: Journal
     doorbell: Doorbell
     stores: Stores
+    callers: Callers
+    outbox: Outbox
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -32,16 +38,25 @@ class Services:
             InvalidSpec: `state_uri` or the S3 settings are malformed.
         """
         stores = Stores(settings.s3)
+        state = stores.open(settings.state_uri)
         return cls(
             settings,
             connect(settings.redis_url),
-            Journal(stores.open(settings.state_uri)),
+            Journal(state),
             Doorbell(settings.celery_broker_url),
             stores,
+            Callers(
+                settings.api_keys,
+                KeyStore(state),
+                settings.key_pepper.get_secret_value(),
+                settings.key_cache_seconds,
+            ),
+            outbox.connect(state, settings.redis_url),
         )
 
     def close(self) -> None:
         """Close all connections."""
+        self.outbox.close()
         self.doorbell.close()
         self.ledger.close()
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
-from api.jobs.limits import LimitSettings, Tenant
+from api.jobs.limits import LimitSettings
 from api.jobs.logs import LogFormat
+from api.webhooks.targets import Policy
+from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
+from strucprune_core.client.webhooks import secret_bytes
 from strucprune_core.spec import Uri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
-
-Scope = Literal["jobs:read", "jobs:write"]
 
 
 def _check_prefix(prefix: str) -> str:
@@ -25,6 +26,12 @@ def _check_prefix(prefix: str) -> str:
     return prefix
 
 
+def _check_webhook_secret(secret: SecretStr) -> SecretStr:
+    secret_bytes(secret.get_secret_value())
+    return secret
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
 Prefix = Annotated[str, AfterValidator(_check_prefix)]
 
 
@@ -32,7 +39,8 @@ class ApiKey(BaseModel):
     """Who may call, and for what. The key itself is known to its holder only.
 
     Attributes:
-        key_hmac: Hex HMAC-SHA256 of the key under the pepper (`python -m api.keys` makes both).
+        key_hmac: Hex HMAC-SHA256 of the key under the pepper; `strucprune keys create --print-only`
+            makes both.
         expires_at: With a UTC offset; None never expires.
     """
 
@@ -40,7 +48,7 @@ class ApiKey(BaseModel):
 
     tenant: Tenant
     key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
-    scopes: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
+    scopes: frozenset[Scope] = ALL_SCOPES
     expires_at: AwareDatetime | None = None
 
 
@@ -51,8 +59,11 @@ class Settings(LimitSettings):
         redis_url: The ledger's Redis or Valkey.
         broker_url: Celery's; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
-        api_keys: JSON list of `ApiKey`.
+        api_keys: JSON list of `ApiKey`, beside the keys that `strucprune keys create` keeps under
+            `state_uri`.
         key_pepper: Secret that key hashes depend on.
+        key_cache_seconds: For so long at most what `state_uri` says about a key is believed: how
+            soon a revoked key is refused everywhere. 0 asks at every request.
         allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name. Once it names any
             tenant, a tenant without an entry may name nothing, as may one with an empty list.
             Empty (the default), every tenant may name every s3 URI that the service's own
@@ -65,6 +76,11 @@ class Settings(LimitSettings):
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
             workspaces; what they published stays. None keeps all, for ever.
+        webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: what its
+            webhooks are signed with. A tenant without one has no webhooks.
+        webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
+            Empty, any public address of the internet, and no other.
+        webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is
@@ -78,9 +94,13 @@ class Settings(LimitSettings):
     state_uri: Uri
     s3: S3 = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()
-    key_pepper: SecretStr = Field(min_length=16)
+    key_pepper: SecretStr = Field(min_length=MIN_PEPPER_LENGTH)
+    key_cache_seconds: float = Field(default=5.0, ge=0)
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
     allow_local_files: bool = False
+    webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
+    webhook_hosts: tuple[str, ...] = ()
+    webhook_allow_http: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
     log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
@@ -90,6 +110,12 @@ class Settings(LimitSettings):
     requeue_after_seconds: float = Field(default=60.0, gt=0)
     rebuild_every_seconds: float = Field(default=900.0, gt=0)
     heartbeat_file: Path | None = None
+
+    @property
+    def webhook_policy(self) -> Policy:
+        """Where webhooks may go."""
+        hosts = frozenset(host.lower().rstrip(".") for host in self.webhook_hosts)
+        return Policy(hosts, self.webhook_allow_http)
 
     @property
     def celery_broker_url(self) -> str:

@@ -23,7 +23,11 @@ from api.jobs.sequel import deleted
 from api.jobs.state import JobState
 from api.jobs.tracing import TRACEPARENT
 from api.problems import ApiError, invalid
+from api.request import Notifications
 from api.services import Services
+from api.settings import Settings
+from api.webhooks.outbox import Subscription
+from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.errors import StrucPruneError
 from strucprune_core.inspection import job_issues
 from strucprune_core.spec import JobSpec
@@ -41,7 +45,11 @@ class Submission:
 
 
 def submit(
-    services: Services, tenant: str, spec: JobSpec, idempotency_key: str | None
+    services: Services,
+    tenant: str,
+    spec: JobSpec,
+    idempotency_key: str | None,
+    notifications: Notifications | None = None,
 ) -> Submission:
     """Accept a job once per idempotency key.
 
@@ -53,19 +61,26 @@ def submit(
     """
     job_id = _job_id(tenant, idempotency_key)
     entry = JournalEntry(
-        tenant=tenant, spec=spec, fingerprint=fingerprint(spec), created_at=time.time()
+        tenant=tenant,
+        spec=spec,
+        fingerprint=fingerprint(spec, notifications),
+        created_at=time.time(),
     )
     # Looked up before the inspection: a replay must not fail because the job has since begun to
     # fill its own output prefix.
     earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
     if earlier is None:
-        issues = find_issues(services, tenant, spec)
+        issues = find_issues(services, tenant, spec, notifications)
         if issues:
             raise invalid(issues)
         if idempotency_key is not None and _is_deleted(services, job_id):
             raise _key_of_deleted()
         admit_job(services, tenant, job_id)
+        # Before the job is: an accepted job's messages must not be lost by dying here.
+        _subscribe(services, job_id, entry, notifications)
         if services.journal.write_spec(job_id, entry):
+            # Once more, now that this request has won: another's may have come between.
+            _subscribe(services, job_id, entry, notifications)
             new = entry.as_new_job(job_id)
             services.ledger.create(new.model_copy(update={"traceparent": TRACEPARENT.get()}))
             return Submission(_announced(services, job_id), replayed=False)
@@ -73,19 +88,61 @@ def submit(
     return Submission(_replay(services, job_id, earlier, entry), replayed=True)
 
 
-def find_issues(services: Services, tenant: str, spec: JobSpec) -> list[StrucPruneError]:
+def _subscribe(
+    services: Services, job_id: str, entry: JournalEntry, notifications: Notifications | None
+) -> None:
+    if notifications is not None:
+        subscription = Subscription(
+            tenant=entry.tenant,
+            webhook_url=notifications.webhook_url,
+            events=notifications.events,
+            created_at=entry.created_at,
+        )
+        services.outbox.subscribe(job_id, subscription)
+
+
+def find_issues(
+    services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
+) -> list[StrucPruneError]:
     """Everything that would keep the job from working; nothing is read if a URI is not allowed.
 
     Raises:
         StorageError: a store of the job does not answer.
     """
-    refused = uri_issues(spec, tenant, services.settings)
+    refused = [
+        *uri_issues(spec, tenant, services.settings),
+        *webhook_issues(notifications, tenant, services.settings),
+    ]
     return [*refused] if refused else job_issues(spec, services.stores.open)
 
 
-def fingerprint(spec: JobSpec) -> str:
+def webhook_issues(
+    notifications: Notifications | None, tenant: str, settings: Settings
+) -> list[WebhookNotAllowed]:
+    """What is wrong with the job's webhook."""
+    if notifications is None:
+        return []
+    if tenant not in settings.webhook_secrets:
+        return [
+            WebhookNotAllowed(
+                "there is no secret to sign your organisation's webhooks with",
+                field="notifications",
+                remedy="Ask whoever runs the service for one, or leave notifications out.",
+            )
+        ]
+    try:
+        parse_target(notifications.webhook_url, settings.webhook_policy)
+    except WebhookNotAllowed as error:
+        return [error]
+    return []
+
+
+def fingerprint(spec: JobSpec, notifications: Notifications | None = None) -> str:
     """SHA-256 (hex) of the whole request, defaults filled in."""
-    canonical = json.dumps(spec.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    request = spec.model_dump(mode="json")
+    if notifications is not None:
+        request["notifications"] = notifications.model_dump(mode="json")
+    canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 

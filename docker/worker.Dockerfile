@@ -13,8 +13,9 @@ ARG PIP_VERSION=26.3
 ARG PIP_ARGS=""
 # cpu or cuda.
 ARG DEVICE=cpu
-# Where torch's builds without CUDA are, for DEVICE=cpu.
-ARG TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+# For DEVICE=cpu: the index of torch builds without CUDA, which torch's installation page names. Without
+# it the image holds several GB of CUDA that nothing uses.
+ARG TORCH_CPU_INDEX=""
 WORKDIR /build
 # Nothing but these two decides which packages there are, so their layer outlives changes of code.
 COPY pyproject.toml constraints.txt ./
@@ -22,7 +23,7 @@ COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
 # Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
 RUN case "${DEVICE}" in \
-        cpu) index="--extra-index-url=${TORCH_CPU_INDEX}" ;; \
+        cpu) index="${TORCH_CPU_INDEX:+--extra-index-url=${TORCH_CPU_INDEX}}" ;; \
         cuda) index="" ;; \
         *) echo "DEVICE is '${DEVICE}'; use cpu or cuda" >&2; exit 1 ;; \
     esac \

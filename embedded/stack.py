@@ -11,10 +11,10 @@ from pathlib import Path
 
 import httpx
 
-from api.keys import hash_key, new_key
 from embedded.processes import ManagedProcess, Service, free_ports
 from embedded.s3 import REGION, S3Server
 from embedded.valkey import ValkeyServer
+from strucprune_core.access.keys import hash_key, new_key
 
 ROOT = Path(__file__).resolve().parent.parent
 TENANT = "demo"
@@ -46,8 +46,8 @@ class Stack(Service):
         self._directory = directory
         self._worker_count = workers
         self._settings = dict(settings or {})
-        self.api_key = new_key()
         self._pepper = secrets.token_urlsafe(24)
+        self.api_key = new_key(self._pepper)
         self._api_port = free_ports(1)[0] if api_port is None else api_port
         self.valkey = ValkeyServer(directory / "valkey")
         self.s3 = S3Server(directory / "s3")

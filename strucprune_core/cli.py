@@ -1,36 +1,32 @@
-"""The `strucprune` command: inspect, convert, prune, evaluate, verify. No service is needed.
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify need no service.
 
-Human output and progress go to standard error, results to standard output; `--json` makes the
-result one JSON document. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+What all commands share is in `commands.console`; those about a service are in `commands`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from strucprune_core import __version__
 from strucprune_core import progress as core_progress
-from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.commands import jobs, keys
+from strucprune_core.commands.console import JsonOption, failures, progress_bar, show, stderr
+from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(
     name="strucprune",
@@ -40,7 +36,8 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-stderr = Console(stderr=True)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
 
 ModelArgument = Annotated[
     str,
@@ -49,7 +46,6 @@ ModelArgument = Annotated[
         help="Directory or s3://bucket/prefix with config.json, tokenizer.json and safetensors.",
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 DeviceMemoryOption = Annotated[
     str | None,
@@ -90,7 +86,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     from strucprune_core.inspection import inspect_model
     from strucprune_core.storage.open import open_store
 
-    with _failures(as_json):
+    with failures(as_json):
         with naming_field("model.uri"):
             facts = inspect_model(open_store(model))
         config = facts.config
@@ -116,7 +112,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
         if not as_json:
             result["exports"] = ", ".join(result["exports"]) or "none"
-        _print(result, as_json)
+        show(result, as_json)
 
 
 @app.command()
@@ -130,11 +126,11 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
-    with _failures(as_json), tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
+    with failures(as_json), tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
         from strucprune_core.conversion import convert as run
         from strucprune_core.storage.open import open_store
 
-        with _bar() as bar:
+        with progress_bar() as bar:
             task = bar.add_task("converting", total=1.0)
             result = run(
                 open_store(source),
@@ -142,7 +138,7 @@ def convert(
                 Path(scratch),
                 tick=lambda share: bar.update(task, completed=share),
             )
-        _print(result, as_json)
+        show(result, as_json)
 
 
 @app.command()
@@ -247,7 +243,7 @@ def prune(
     With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues where it was
     when the same command is given again, and ends with the same bytes.
     """
-    with _failures(as_json):
+    with failures(as_json):
         pruning: dict[str, Any] = {
             "sparsity": sparsity,
             "layout": layout,
@@ -299,7 +295,7 @@ def prune(
             }
         report = _run_prune(_parse_spec(body), workspace)
         if as_json:
-            _print(report.model_dump(mode="json"), as_json=True)
+            show(report.model_dump(mode="json"), as_json=True)
         else:
             _print_summary(report, output)
 
@@ -327,7 +323,7 @@ def estimate(
     from strucprune_core.inspection import inspect_model
     from strucprune_core.storage.open import open_store
 
-    with _failures(as_json):
+    with failures(as_json):
         runtime = {
             "device": device,
             "micro_batch_tokens": micro_batch_tokens,
@@ -357,7 +353,7 @@ def estimate(
         )
         with naming_field("model.uri"):
             facts = inspect_model(open_store(model))
-        _print(estimate_job(spec, facts).model_dump(), as_json)
+        show(estimate_job(spec, facts).model_dump(), as_json)
 
 
 @app.command()
@@ -373,7 +369,7 @@ def evaluate(
     """Print a model's perplexity on a text: consecutive windows, each scored on its own."""
     from strucprune_core.evaluation.standalone import evaluate_model
 
-    with _failures(as_json), _bar() as bar:
+    with failures(as_json), progress_bar() as bar:
         task = bar.add_task("evaluating", total=1.0)
         result = evaluate_model(
             model,
@@ -385,7 +381,7 @@ def evaluate(
             tick=lambda share: bar.update(task, completed=share),
         )
         bar.stop()
-        _print(result, as_json)
+        show(result, as_json)
 
 
 @app.command()
@@ -398,8 +394,8 @@ def verify(
     """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
     from strucprune_core.evaluation.standalone import verify_checkpoint
 
-    with _failures(as_json):
-        _print(verify_checkpoint(directory), as_json)
+    with failures(as_json):
+        show(verify_checkpoint(directory), as_json)
 
 
 def main() -> None:
@@ -435,7 +431,7 @@ def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
     from strucprune_core.storage.open import open_store
 
     interrupted = _StopOnInterrupt()
-    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch, _bar() as bar:
+    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch, progress_bar() as bar:
         show = _ProgressDisplay(bar)
         return run(
             spec,
@@ -485,57 +481,6 @@ class _StopOnInterrupt:
             raise Stopped(
                 "interrupted", remedy="With --workspace, the same command continues the run."
             )
-
-
-@contextmanager
-def _failures(as_json: bool) -> Iterator[None]:
-    """Show a failure as one readable message (or JSON) and exit with its code."""
-    try:
-        yield
-    except StrucPruneError as error:
-        _fail(error, as_json)
-
-
-def _fail(error: StrucPruneError, as_json: bool) -> NoReturn:
-    if as_json:
-        sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
-    stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
-    usage = isinstance(error, InvalidSpec)
-    stopped = isinstance(error, Stopped)
-    raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
-
-
-def _bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<22}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=stderr,
-        transient=True,
-    )
-
-
-def _print(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-        return
-    table = Table(show_header=False, box=None)
-    table.add_column()
-    table.add_column(overflow="fold")  # a digest cut short is no use
-    for key, value in result.items():
-        table.add_row(key.replace("_", " "), _shown(value))
-    Console().print(table)
-
-
-def _shown(value: object) -> str:
-    """A value for people: thousands apart, no more digits than mean something."""
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _print_summary(report: Report, output: str) -> None:

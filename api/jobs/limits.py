@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings
 
-# Tenants are part of Redis keys.
-Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
+from strucprune_core.access.keys import Tenant
 
 
 class TenantLimits(BaseModel):

@@ -16,6 +16,7 @@ from api.problems import ApiError
 from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import AccessDenied, ObjectNotFound
 from strucprune_core.report import (
     MANIFEST,
@@ -78,10 +79,14 @@ def get_artifacts(
     services: Wired,
     presign: Annotated[bool, Query(description="Add short-lived download URLs.")] = False,
 ) -> ArtifactList:
-    """The files of a succeeded job, with their checksums."""
+    """The files of a succeeded job, with their checksums; last their list, strucprune.json."""
     store = services.stores.open(_output_of(job))
     lender = store if presign and isinstance(store, Presigner) else None
-    files = [_artifact(store, lender, entry) for entry in _manifest(store).files]
+    manifest = _read(store, MANIFEST)
+    itself = FileEntry(name=MANIFEST, bytes=len(manifest), sha256=sha256_of_bytes(manifest))
+    # Last, as it was written: who has it has everything, and can verify it.
+    entries = [*_parsed(manifest).files, itself]
+    files = [_artifact(store, lender, entry) for entry in entries]
     return ArtifactList(data=files, expires_seconds=URL_SECONDS if lender else None)
 
 
@@ -106,9 +111,9 @@ def _output_of(job: JobRecord) -> str:
     return uri
 
 
-def _manifest(store: Store) -> PublishedManifest:
+def _parsed(data: bytes) -> PublishedManifest:
     try:
-        manifest = PublishedManifest.model_validate_json(_read(store, MANIFEST))
+        manifest = PublishedManifest.model_validate_json(data)
         for entry in manifest.files:
             check_key(entry.name)  # the user could have edited it to point elsewhere
         return manifest

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Principal, Reader
+from api.auth import Reader
+from api.callers import Principal
 from api.jobs.record import JobEvent
 from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job

@@ -12,13 +12,15 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime
 from starlette.concurrency import run_in_threadpool
 
-from api.auth import Principal, Reader, Writer
+from api.auth import Reader, Writer
+from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, find_job
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
+from api.request import JobRequest
 from api.services import Services, Wired
 from api.submission import find_issues, submit
 from api.views import JobPage, JobView, ValidationView, etag, job_view
@@ -65,14 +67,16 @@ IdempotencyKey = Annotated[
     },
 )
 def submit_job(
-    spec: JobSpec,
+    request: JobRequest,
     principal: Writer,
     services: Wired,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> JobView:
     """Submit a job. It is checked against the model before it is accepted."""
-    submission = submit(services, principal.tenant, spec, idempotency_key)
+    submission = submit(
+        services, principal.tenant, request.job_spec(), idempotency_key, request.notifications
+    )
     view = job_view(submission.record)
     response.headers["Location"] = view.links.self
     response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
@@ -83,12 +87,13 @@ def submit_job(
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
-def validate_job(spec: JobSpec, principal: Writer, services: Wired) -> ValidationView:
+def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
     """Say what is wrong with a job, or what it would cost, without submitting it.
 
     Reads the model's configuration and weight headers only.
     """
-    issues = find_issues(services, principal.tenant, spec)
+    spec = request.job_spec()
+    issues = find_issues(services, principal.tenant, spec, request.notifications)
     if any(issue.retryable for issue in issues):
         raise invalid(issues)  # whether the job is valid cannot be told now
     if issues:

@@ -14,10 +14,10 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
-from api.keys import hash_key, new_key
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.valkey import ValkeyServer
+from strucprune_core.access.keys import hash_key, new_key
 from strucprune_core.storage.local import LocalStore
 
 PEPPER = "pepper-of-the-tests"
@@ -53,7 +53,7 @@ def flush(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def keys() -> dict[str, str]:
-    return {name: new_key() for name in ("acme", "rival", "acme-reader")}
+    return {name: new_key(PEPPER) for name in ("acme", "rival", "acme-reader")}
 
 
 @pytest.fixture

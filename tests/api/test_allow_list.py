@@ -104,3 +104,69 @@ def test_a_list_for_some_refuses_all_others() -> None:
 def test_a_malformed_prefix_fails_at_the_start(prefix: str) -> None:
     with pytest.raises(ValidationError, match="allowed_prefixes"):
         rules(allowed_prefixes={"acme": [prefix]})
+
+
+ATTEMPTS = {
+    "parent": "s3://data/team/../secret",
+    "parent at the end": "s3://data/team/..",
+    "encoded parent": "s3://data/team/%2e%2e/secret",
+    "encoded slash": "s3://data/team%2f..%2fsecret",
+    "encoded twice": "s3://data/team/%252e%252e/secret",
+    "encoded, overlong": "s3://data/team/%c0%ae%c0%ae/secret",
+    "backslashes": "s3://data/team\\..\\secret",
+    "current": "s3://data/./secret",
+    "empty segment": "s3://data//team/x",
+    "no slash": "s3://data/team-two/x",
+    "no slash, a dot": "s3://data/team.x",
+    "case of the key": "s3://data/Team/x",
+    "case of the bucket": "s3://DATA/team/x",
+    "case of the scheme": "S3://data/team/x",
+    "a bucket that goes on": "s3://data.evil/team/x",
+    "user information": "s3://data@evil/team/x",
+    "port": "s3://data:9000/team/x",
+    "query": "s3://data/team/x?versionId=1",
+    "query before": "s3://data?x=/team/",
+    "fragment": "s3://data/secret#/team/",
+    "line end": "s3://data/team/x\n",
+    "NUL": "s3://data/team/\0/../../secret",
+    "a letter that looks like a dot": "s3://data/team/\uff0e\uff0e/../secret",
+    "a space before": " s3://data/team/x",
+    "another scheme": "http://data/team/x",
+    "file": "file://s3://data/team/x",
+    "file, absolute": "file:///data/team/x",
+    "file, relative": "data/team/x",
+    "all of the bucket": "s3://data",
+    "all of the bucket, slash": "s3://data/",
+}
+
+
+@pytest.mark.parametrize("uri", ATTEMPTS.values(), ids=ATTEMPTS)
+@pytest.mark.parametrize("field", ["model", "output", "text"])
+def test_attempts_to_leave_the_list(uri: str, field: str) -> None:
+    """Each is refused, by the form of the URI or by the list."""
+    settings = rules(allowed_prefixes={"acme": ["s3://data/team"]})
+    fields = {"model": "model.uri", "output": "output.uri_prefix", "text": "calibration.uri"}
+    try:
+        spec = job(**{field: uri})
+    except ValidationError:
+        return
+    assert refused(spec, settings) == [fields[field]]
+
+
+@pytest.mark.parametrize("uri", ["s3://data/team", "s3://data/team/", "s3://data/team/..x/y...z"])
+def test_what_only_looks_like_an_attempt(uri: str) -> None:
+    assert refused(job(model=uri), rules(allowed_prefixes={"acme": ["s3://data/team/"]})) == []
+
+
+@pytest.mark.parametrize("state", ["s3://data/state", "s3://data/state/"])
+@pytest.mark.parametrize("output", ["s3://data/state/", "s3://data/state/keys/x", "s3://data/"])
+def test_the_state_is_out_of_reach_however_it_is_written(state: str, output: str) -> None:
+    assert refused(job(output=output), rules(state_uri=state)) == ["output.uri_prefix"]
+
+
+def test_links_of_the_state_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "state")
+    settings = rules(state_uri=str(tmp_path / "state"), allow_local_files=True)
+    for name in ("link", "x/../state", "link/keys"):
+        assert refused(job(output=f"{tmp_path}/{name}"), settings) == ["output.uri_prefix"]

@@ -7,13 +7,13 @@ from typing import Any
 import httpx
 import pytest
 import redis
-import uvicorn
 from fastapi.testclient import TestClient
 
 from api.app import create_app
 from api.jobs.ledger import connect
 from api.routes import events
 from api.settings import Settings
+from tests.api.serving import served
 from tests.api.test_job_routes import JOBS, submit
 
 SSE = {"Accept": "text/event-stream"}
@@ -59,18 +59,12 @@ def test_stream_of_a_finished_job_ends(client: TestClient, body: dict[str, Any])
 @pytest.fixture
 def live(settings: Settings, flush: redis.Redis, keys: dict[str, str]) -> Iterator[httpx.Client]:
     """The app behind a real server: the test client does not stream."""
-    config = uvicorn.Config(create_app(settings), port=0, log_level="warning")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive()
-    port = server.servers[0].sockets[0].getsockname()[1]
     headers = {"Authorization": f"Bearer {keys['acme']}"}
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client:
+    with (
+        served(create_app(settings)) as port,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client,
+    ):
         yield client
-    server.should_exit = True
-    thread.join()
 
 
 def test_stream_follows_a_job(

@@ -105,12 +105,14 @@ def test_report(client: TestClient, services: Services, prefix: str) -> None:
 @pytest.mark.usefixtures("job")
 def test_artifacts(client: TestClient, services: Services, prefix: str) -> None:
     publish(services, prefix)
-    (file,) = client.get(f"{HERE}/artifacts").json()["data"]
+    file, manifest = client.get(f"{HERE}/artifacts").json()["data"]
     assert file["uri"] == f"{prefix}/out/model.safetensors"
+    assert manifest["name"] == "strucprune.json"
     assert file["url"] is None
     answer = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()
-    downloaded = httpx.get(answer["data"][0]["url"]).content
-    assert hashlib.sha256(downloaded).hexdigest() == answer["data"][0]["sha256"]
+    for entry in answer["data"]:
+        downloaded = httpx.get(entry["url"]).content
+        assert hashlib.sha256(downloaded).hexdigest() == entry["sha256"]
     assert answer["expires_seconds"] > 0
 
 
@@ -118,7 +120,7 @@ def test_artifacts(client: TestClient, services: Services, prefix: str) -> None:
 def test_artifacts_in_folders(client: TestClient, services: Services, prefix: str) -> None:
     services.stores.open(f"{prefix}/out").put("gguf/model.gguf", WEIGHTS)
     publish(services, prefix, "gguf/model.gguf")
-    (file,) = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()["data"]
+    file, _ = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()["data"]
     assert (file["name"], file["uri"]) == ("gguf/model.gguf", f"{prefix}/out/gguf/model.gguf")
     assert httpx.get(file["url"]).content == WEIGHTS
 

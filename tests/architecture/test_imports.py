@@ -18,6 +18,11 @@ TORCH = {"torch", "transformers"}
 # What the API image imports of the library: it has no torch.
 NO_TORCH = (
     "strucprune_core",
+    "strucprune_core.access.key_store",
+    "strucprune_core.client",
+    "strucprune_core.client.webhooks",
+    "strucprune_core.commands.jobs",
+    "strucprune_core.commands.keys",
     "strucprune_core.spec",
     "strucprune_core.report",
     "strucprune_core.report_page",

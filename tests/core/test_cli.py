@@ -47,7 +47,8 @@ def pruned(
 
 
 @pytest.mark.parametrize(
-    "command", [[], ["inspect"], ["convert"], ["prune"], ["evaluate"], ["verify"]]
+    "command",
+    [[], ["inspect"], ["convert"], ["prune"], ["evaluate"], ["verify"], ["jobs"], ["keys"]],
 )
 def test_help(command: list[str]) -> None:
     result = call(*command, "--help")

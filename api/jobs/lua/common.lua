@@ -58,6 +58,10 @@ end
 local function append_event(id, kind, data)
   redis.call('XADD', key('job', id, 'events'), 'MAXLEN', '~', EVENTS_KEPT, '*',
     'at', seconds(now()), 'type', kind, 'data', data)
+  if kind == 'state' then
+    -- Wakes the dispatcher of webhooks, if somebody wants to hear of this job (see webhooks/outbox).
+    redis.call('ZADD', key('webhooks'), 'XX', seconds(now()), id)
+  end
 end
 
 local function allowed(from, to)

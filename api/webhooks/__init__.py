@@ -1,0 +1,1 @@
+"""Webhooks: telling a tenant's own server what happened to a job."""

@@ -1,0 +1,160 @@
+"""What is still to be told to whom: kept in object storage, scheduled in Redis.
+
+In the state store:
+  webhooks/{job_id}.json   a `Subscription`; written before the job's spec, removed once the job's
+                           end was told (or given up)
+In Redis (NS as of the ledger):
+  NS:webhooks              zset   job id -> time at which to look at its events; the ledger sets it
+                                  to now whenever the job's state changes
+  NS:webhook:ID            hash   cursor: last event that was dealt with; failures: attempts since
+  NS:webhook:ID:busy       string while a dispatcher is at it
+
+If Redis loses its data, the schedule is made again from the store, and messages may come twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import redis
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from api.jobs.ledger import (
+    RETRIES,
+    RETRY_CAP_SECONDS,
+    SOCKET_TIMEOUT_SECONDS,
+    LedgerUnavailable,
+)
+from strucprune_core.storage.store import Store
+
+_ROOT = "webhooks/"
+_SUFFIX = ".json"
+
+
+class Subscription(BaseModel):
+    """Whom to tell about a job. `created_at` in unix seconds."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    format_version: Literal[1] = 1
+    tenant: str
+    webhook_url: str = Field(repr=False)
+    events: tuple[str, ...]
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a job's messages are: the last event dealt with, and failures since."""
+
+    cursor: str
+    failures: int
+
+
+def connect(state: Store, redis_url: str, namespace: str = "strucprune") -> Outbox:
+    """The outbox of a ledger; connects lazily."""
+    client = redis.Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
+    )
+    return Outbox(state, client, namespace)
+
+
+class Outbox:
+    """Subscriptions and their schedule. Safe to share between threads and processes.
+
+    Methods raise `LedgerUnavailable` if Redis does not answer, `StorageError` if the store does
+    not.
+
+    Args:
+        state: The service's state store.
+        client: A Redis client with `decode_responses=True`.
+        namespace: Prefix of every key.
+    """
+
+    def __init__(self, state: Store, client: redis.Redis, namespace: str = "strucprune") -> None:
+        self._state = state
+        self._client = client
+        self._namespace = namespace
+
+    def subscribe(self, job_id: str, subscription: Subscription) -> None:
+        """Remember whom to tell."""
+        self._state.put(_object(job_id), subscription.model_dump_json().encode())
+        self.schedule(job_id, time.time(), only_new=True)
+
+    def subscription(self, job_id: str) -> Subscription | None:
+        """Whom to tell about a job, or None if nobody (any more)."""
+        if self._state.stat(_object(job_id)) is None:
+            return None
+        try:
+            return Subscription.model_validate_json(bytes(self._state.read(_object(job_id))))
+        except ValidationError:
+            return None  # damaged: there is nobody to be told
+
+    def subscribed(self) -> Iterator[str]:
+        """Ids of all jobs of which something is still to be told."""
+        for info in self._state.list(_ROOT):
+            yield info.key.removeprefix(_ROOT).removesuffix(_SUFFIX)
+
+    def drop(self, job_id: str) -> None:
+        """Forget a job: all has been told, or nobody will hear it."""
+        self._state.delete(_object(job_id))
+        self._redis("zrem", self._key("webhooks"), job_id)
+        self._redis("delete", self._key("webhook", job_id))
+
+    def schedule(self, job_id: str, at: float, *, only_new: bool = False) -> None:
+        """Look at the job's events at this time (unix seconds)."""
+        self._redis("zadd", self._key("webhooks"), {job_id: at}, nx=only_new)
+
+    def due(self, now: float, limit: int) -> list[str]:
+        """Jobs to look at."""
+        found: Any = self._redis(
+            "zrangebyscore", self._key("webhooks"), "-inf", now, start=0, num=limit
+        )
+        return list(found)
+
+    def take(self, job_id: str, seconds: float) -> bool:
+        """Keep other dispatchers from the job for a while; False if one is at it."""
+        return bool(
+            self._redis("set", self._key("webhook", job_id, "busy"), "1", nx=True, ex=int(seconds))
+        )
+
+    def leave(self, job_id: str) -> None:
+        """Let other dispatchers at the job."""
+        self._redis("delete", self._key("webhook", job_id, "busy"))
+
+    def standing(self, job_id: str) -> Standing:
+        """How far the job's messages are."""
+        found: Any = self._redis("hgetall", self._key("webhook", job_id))
+        return Standing(found.get("cursor", "0"), int(found.get("failures", 0)))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def note(self, job_id: str, standing: Standing) -> None:
+        """Remember how far the job's messages are."""
+        fields = {"cursor": standing.cursor, "failures": standing.failures}
+        self._redis("hset", self._key("webhook", job_id), mapping=fields)
+
+    def _redis(self, verb: str, *arguments: Any, **more: Any) -> Any:
+        try:
+            return getattr(self._client, verb)(*arguments, **more)
+        except RedisError as error:
+            raise LedgerUnavailable(f"The job ledger does not answer ({error}).") from error
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._namespace, *parts))
+
+
+def _object(job_id: str) -> str:
+    return f"{_ROOT}{job_id}{_SUFFIX}"

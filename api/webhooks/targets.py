@@ -1,0 +1,144 @@
+"""Where a webhook may go. A tenant names the URL, so it is a stranger's wish to make us connect.
+
+A URL is checked twice: its form when the job is submitted, its addresses when the message is sent.
+The name is resolved once, every address is checked, and the connection is made to one of those very
+addresses, so that a name which answers differently the second time (DNS rebinding) gains nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from strucprune_core.errors import InvalidSpec
+
+FIELD = "notifications.webhook_url"
+MAX_URL_LENGTH = 2048
+_PRINTABLE = re.compile(r"[!-~]+")
+_HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.?")
+# What resolvers take for an address: 127.1, 0x7f.1, 2130706433, 017700000001.
+_NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*\.?")
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolve = Callable[[str, int], list[str]]
+
+
+class WebhookNotAllowed(InvalidSpec):
+    """The webhook's URL leads where none may go."""
+
+    code = "webhook_not_allowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Where webhooks may go.
+
+    Attributes:
+        hosts: If not empty, these hosts and no others; they may have private addresses.
+        allow_http: Whether messages may go unencrypted: only inside a closed network.
+    """
+
+    hosts: frozenset[str] = frozenset()
+    allow_http: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checked URL; `path` includes the query."""
+
+    secure: bool
+    host: str
+    port: int
+    path: str
+
+
+def parse_target(url: str, policy: Policy) -> Target:
+    """Check the form of a URL. Asks no resolver.
+
+    Raises:
+        WebhookNotAllowed: it is malformed, not https, or its host is not allowed.
+    """
+    if len(url) > MAX_URL_LENGTH or not _PRINTABLE.fullmatch(url) or "\\" in url:
+        raise _refused("is malformed", "Use https://host/path in printable ASCII.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+        host = (parts.hostname or "").rstrip(".")
+    except ValueError:
+        raise _refused("is malformed", "Use https://host/path.") from None
+    if parts.scheme != "https" and not (parts.scheme == "http" and policy.allow_http):
+        raise _refused("is not https", "Use https://host/path.")
+    if parts.username is not None or parts.password is not None or parts.fragment:
+        raise _refused("holds a user name, password or fragment", "Leave it out.")
+    if port == 0:
+        raise _refused("names port 0", "Name another port, or none.")
+    _check_host(host, policy)
+    secure = parts.scheme == "https"
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return Target(secure, host, port or (443 if secure else 80), path)
+
+
+def _check_host(host: str, policy: Policy) -> None:
+    literal = _literal(host)
+    if literal is None and (not _HOST.fullmatch(host) or _NUMERIC.fullmatch(host)):
+        raise _refused("has no valid host name", "Use https://host/path.")
+    if policy.hosts:
+        if host not in policy.hosts:
+            raise _refused(
+                "names a host that is not on the service's list",
+                "Ask whoever runs the service to add it.",
+            )
+    elif literal is not None:
+        if not is_public(literal):
+            raise _refused("names an address that is not public", "Use a public host.")
+    elif "." not in host:
+        raise _refused("names a host of a local network", "Use a public host.")
+
+
+def addresses(target: Target, policy: Policy, resolve: Resolve | None = None) -> list[str]:
+    """The addresses that a connection may be made to.
+
+    Raises:
+        WebhookNotAllowed: any of the host's addresses is not public, and the host not on the list.
+        OSError: the name does not resolve.
+    """
+    found = (resolve or _resolve)(target.host, target.port)
+    if not policy.hosts and not all(is_public(ipaddress.ip_address(text)) for text in found):
+        # One bad address among good ones is an attempt, too.
+        raise _refused("leads to an address that is not public", "Use a public host.")
+    return found
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the internet's, also where it wraps another one."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address in _NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        wrapped = address.ipv4_mapped or address.sixtofour
+        if wrapped is not None:
+            return is_public(wrapped)
+        if address.teredo is not None or address.scope_id is not None:
+            return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _refused(reason: str, remedy: str) -> WebhookNotAllowed:
+    # The URL is not quoted: receivers like to put secrets into it.
+    return WebhookNotAllowed(f"the URL {reason}", field=FIELD, remedy=remedy)

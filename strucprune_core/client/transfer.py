@@ -1,0 +1,216 @@
+"""Downloads that end right or not at all: parts are kept and gone on from, digests compared.
+
+NAME.part      a file on its way; a later download goes on where it ends
+NAME           a file whose digest was compared
+
+Without its sockets; the clients feed it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from strucprune_core.client.calls import CONNECT_SECONDS, READ_SECONDS, Answer, backoff_seconds
+from strucprune_core.client.errors import DownloadFailed
+from strucprune_core.client.models import Artifact
+from strucprune_core.errors import AccessDenied
+from strucprune_core.storage.keys import check_key
+
+CHUNK_BYTES = 1 << 20
+TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+_PART = ".part"
+
+OnBytes = Callable[[str, int, int], None]
+"""Told the name of a file, its bytes that are here, and its bytes in all."""
+
+
+class Transfer:
+    """One file on its way.
+
+    Args:
+        artifact: The file, with a URL.
+        directory: Where its path below the output prefix begins.
+        retry_seconds: To go on trying for, without a single byte.
+        on_bytes: Told how far it is.
+
+    Attributes:
+        done: Whether the file is there, and right.
+        url_is_old: Whether the store wants a new URL.
+    """
+
+    def __init__(
+        self, artifact: Artifact, directory: Path, retry_seconds: float, on_bytes: OnBytes | None
+    ) -> None:
+        self.artifact = artifact
+        self.path = _inside(directory, artifact.name)
+        self.done = self.url_is_old = False
+        self._part = self.path.with_name(self.path.name + _PART)
+        self._retry_seconds = retry_seconds
+        self._on_bytes = on_bytes
+        self._hash = hashlib.sha256()
+        self._here_bytes = 0
+        self._whole = True  # whether every byte came by this transfer
+        self._moved_at = time.monotonic()
+        self._failures = 0
+
+    @property
+    def url(self) -> str:
+        """Where to get it.
+
+        Raises:
+            DownloadFailed: the store lends out no URLs.
+        """
+        if self.artifact.url is None:
+            raise DownloadFailed(
+                f"{self.artifact.name} cannot be downloaded",
+                remedy=f"It lies at {self.artifact.uri}.",
+            )
+        return self.artifact.url
+
+    def prepare(self) -> None:
+        """Look at what is there already. Reads whole files."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.is_file() and self.path.stat().st_size == self.artifact.bytes:
+            with self.path.open("rb") as file:
+                self.done = hashlib.file_digest(file, "sha256").hexdigest() == self.artifact.sha256
+        if self.done:
+            self._tell(self.artifact.bytes)
+            return
+        if self._part.is_file() and self._part.stat().st_size <= self.artifact.bytes:
+            self._take_part()
+        else:
+            self._restart()
+
+    def _take_part(self) -> None:
+        with self._part.open("rb") as file:
+            self._hash = hashlib.sha256()
+            while block := file.read(CHUNK_BYTES):
+                self._hash.update(block)
+        self._here_bytes, self._whole = self._part.stat().st_size, False
+        self._tell(self._here_bytes)
+
+    def _restart(self) -> None:
+        self._part.write_bytes(b"")
+        self._hash, self._here_bytes, self._whole = hashlib.sha256(), 0, True
+
+    @property
+    def complete(self) -> bool:
+        """Whether all bytes are here, though not yet compared."""
+        return self._here_bytes >= self.artifact.bytes
+
+    def headers(self) -> Mapping[str, str]:
+        """Headers of the next request."""
+        plain = {"Accept-Encoding": "identity"}
+        return {**plain, "Range": f"bytes={self._here_bytes}-"} if self._here_bytes else plain
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether a body of our bytes follows; else `failed` has been told what to do.
+
+        Raises:
+            DownloadFailed: it cannot be had.
+        """
+        if status == httpx.codes.PARTIAL_CONTENT:
+            if headers.get("content-range", "").startswith(f"bytes {self._here_bytes}-"):
+                return True
+            raise DownloadFailed(f"The store sent other bytes of {self.artifact.name} than asked")
+        if status == httpx.codes.OK:
+            self._restart()  # it does not know ranges
+            return True
+        if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            self._restart()
+            return False
+        if status in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            self.url_is_old = True
+            return False
+        if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
+            return False
+        raise DownloadFailed(
+            f"{self.artifact.name} cannot be downloaded: the store answered {status}"
+        )
+
+    def write(self, data: bytes) -> None:
+        """Append bytes to the part.
+
+        Raises:
+            DownloadFailed: there are more than the file has.
+        """
+        if self._here_bytes + len(data) > self.artifact.bytes:
+            self._part.unlink(missing_ok=True)
+            raise DownloadFailed(f"The store sent more than {self.artifact.name} has bytes")
+        with self._part.open("ab") as file:
+            file.write(data)
+        self._hash.update(data)
+        self._here_bytes += len(data)
+        self._moved_at, self._failures = time.monotonic(), 0
+        self._tell(self._here_bytes)
+
+    def finish(self) -> None:
+        """Compare the digest, and give the file its name.
+
+        Raises:
+            DownloadFailed: these are not the bytes that the job wrote.
+        """
+        if self._hash.hexdigest() == self.artifact.sha256:
+            self._part.replace(self.path)
+            self.done = True
+        elif not self._whole:
+            self._restart()  # the part that was there may be another file's
+        else:
+            self._part.unlink(missing_ok=True)
+            raise DownloadFailed(
+                f"{self.artifact.name} is not the file that the job wrote",
+                remedy="Somebody changed it under the output prefix. Run the job again.",
+            )
+
+    def pause_seconds(self, answer: Answer) -> float:
+        """How long to wait after a request that brought nothing.
+
+        Raises:
+            DownloadFailed: nothing has come for too long.
+        """
+        if time.monotonic() - self._moved_at > self._retry_seconds:
+            raise DownloadFailed(
+                f"{self.artifact.name} cannot be downloaded: the store does not answer"
+            )
+        self._failures += 1
+        return backoff_seconds(self._failures - 1, answer)
+
+    def renew(self, artifacts: list[Artifact]) -> None:
+        """Take the new URL out of a new list.
+
+        Raises:
+            DownloadFailed: the file is not in it, or is another one.
+        """
+        for found in artifacts:
+            if (found.name, found.sha256) == (self.artifact.name, self.artifact.sha256):
+                self.artifact, self.url_is_old = found, False
+                return
+        raise DownloadFailed(f"{self.artifact.name} is not a file of the job any more")
+
+    def _tell(self, here_bytes: int) -> None:
+        if self._on_bytes is not None:
+            self._on_bytes(self.artifact.name, here_bytes, self.artifact.bytes)
+
+
+def _inside(directory: Path, name: str) -> Path:
+    """Where a file of this name goes; names come from the service and are not believed."""
+    try:
+        check_key(name)
+    except AccessDenied as error:
+        raise DownloadFailed(f"The service names the file {name!r}, which is unsafe") from error
+    root = directory.resolve()
+    path = root / name
+    if not path.resolve().is_relative_to(root):
+        raise DownloadFailed(f"{name!r} is a link that leads out of {directory}")
+    return path
+
+
+def connection(verify: Any) -> dict[str, Any]:
+    """Arguments of the HTTP client that talks to the object store: it never sees the API key."""
+    return {"timeout": TIMEOUT, "verify": verify, "follow_redirects": False}

@@ -1,0 +1,1 @@
+"""Commands about a service, and what all commands share. No torch."""

@@ -1,0 +1,80 @@
+"""What all commands share: how results, progress and failures are shown. No torch.
+
+Human output and progress go to standard error, results to standard output; `--json` makes the
+result one JSON document. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+stderr = Console(stderr=True)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@contextmanager
+def failures(as_json: bool) -> Iterator[None]:
+    """Show a failure as one readable message (or JSON) and exit with its code."""
+    try:
+        yield
+    except StrucPruneError as error:
+        fail(error, as_json)
+
+
+def fail(error: StrucPruneError, as_json: bool) -> NoReturn:
+    """Show a failure and exit with its code."""
+    if as_json:
+        sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
+    stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
+    stderr.print(str(error), markup=False, highlight=False)
+    usage = isinstance(error, InvalidSpec)
+    stopped = isinstance(error, Stopped)
+    raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def progress_bar() -> Progress:
+    """A bar in a terminal, nothing elsewhere; it goes when it is done."""
+    return Progress(
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+    )
+
+
+def show(result: dict[str, Any], as_json: bool) -> None:
+    """Print a result: a table for people, or JSON."""
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=2) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    table.add_column()
+    table.add_column(overflow="fold")  # a digest cut short is no use
+    for key, value in result.items():
+        table.add_row(key.replace("_", " "), _shown(value))
+    Console().print(table)
+
+
+def _shown(value: object) -> str:
+    """A value for people: thousands apart, no more digits than mean something."""
+    if isinstance(value, bool):
+        return str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

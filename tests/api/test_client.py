@@ -1,0 +1,557 @@
+"""Both Python clients against the real app on a real server, with Valkey and S3 behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+import redis
+from fastapi import FastAPI
+from typer.testing import CliRunner, Result
+
+from api import problems
+from api.app import create_app
+from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.state import JobState
+from api.routes import events, jobs
+from api.services import Services
+from api.settings import ApiKey, Settings
+from embedded.s3 import S3Server
+from strucprune_core.access.keys import hash_key
+from strucprune_core.cli import app as cli
+from strucprune_core.client import (
+    AsyncStrucPruneClient,
+    ClientError,
+    DownloadFailed,
+    JobConflict,
+    JobNotFound,
+    NotAllowed,
+    RequestInvalid,
+    ServiceUnavailable,
+    StrucPruneClient,
+    Unreachable,
+    WaitTimeout,
+)
+from strucprune_core.client.sse import Decoder, Message
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.s3_settings import S3Settings
+from tests.api.conftest import PEPPER
+from tests.api.serving import served
+from tests.support.flaky_proxy import FlakyProxy
+
+WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
+
+
+class Awaited:
+    """The async client, called as the one that blocks."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._client = AsyncStrucPruneClient(*arguments, **more)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            made = method(*arguments, **more)
+            if hasattr(made, "__aiter__"):
+                return self._all(made)
+            return self._loop.run_until_complete(made)
+
+        return call
+
+    def _all(self, made: Any) -> Iterator[Any]:
+        while True:
+            try:
+                yield self._loop.run_until_complete(anext(made))
+            except StopAsyncIteration:
+                return
+
+    def __enter__(self) -> Awaited:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.run_until_complete(self._client.close())
+        self._loop.close()
+
+
+Make = Callable[..., StrucPruneClient]
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: S3Server) -> str:
+    name = f"client-{uuid4().hex}"
+    s3_server.create_bucket(name)
+    return name
+
+
+@pytest.fixture
+def prefix(bucket: str) -> str:
+    return f"s3://{bucket}/{uuid4().hex}"
+
+
+@pytest.fixture(scope="module")
+def store_proxy(s3_server: S3Server) -> Iterator[FlakyProxy]:
+    """What stands between everybody and S3."""
+    with FlakyProxy(s3_server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def app(
+    redis_url: str, keys: dict[str, str], s3_server: S3Server, store_proxy: FlakyProxy, bucket: str
+) -> FastAPI:
+    s3 = S3Settings(
+        endpoint_url=f"http://127.0.0.1:{store_proxy.port}",
+        access_key_id=s3_server.access_key_id,
+        secret_access_key=s3_server.secret_access_key,
+        addressing_style="path",
+    )
+    return create_app(
+        Settings(
+            redis_url=redis_url,
+            state_uri=f"s3://{bucket}/state",
+            s3=s3,
+            key_pepper=PEPPER,
+            api_keys=(ApiKey(tenant="acme", key_hmac=hash_key(keys["acme"], PEPPER)),),
+            allow_local_files=True,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def server(app: FastAPI) -> Iterator[FlakyProxy]:
+    with served(app) as port, FlakyProxy(port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def proxy(server: FlakyProxy, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
+    """What stands between the client and the service, which has no jobs."""
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
+    return server
+
+
+@pytest.fixture(params=[StrucPruneClient, Awaited], ids=["sync", "async"])
+def make(request: pytest.FixtureRequest, proxy: FlakyProxy, keys: dict[str, str]) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def make(key: str = keys["acme"], **more: Any) -> Any:
+            url = f"http://127.0.0.1:{proxy.port}"
+            return stack.enter_context(request.param(url, key, **{"retry_seconds": 10, **more}))
+
+        yield make
+
+
+@pytest.fixture
+def client(make: Make) -> StrucPruneClient:
+    return make()
+
+
+@pytest.fixture
+def services(app: FastAPI, proxy: FlakyProxy) -> Services:
+    found: Services = app.state.services
+    return found
+
+
+def finish(services: Services, job_id: str, state: JobState = JobState.SUCCEEDED) -> None:
+    claim = services.ledger.claim(job_id, "w", 60)
+    assert claim is not None
+    services.ledger.finish(job_id, claim.fence, state)  # type: ignore[arg-type]
+
+
+def test_the_life_of_a_job(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    spec = JobSpec.model_validate(body)
+    assert client.validate(spec).valid
+    job = client.submit(spec)
+    assert (job.state, job.labels, job.spec["pruning"]["sparsity"]) == (
+        "queued",
+        {"team": "nlp"},
+        0.25,
+    )
+    assert client.get(job.id) == job
+    assert client.pause(job.id).state == "paused"
+    assert client.resume(job.id).state == "queued"
+    finish(services, job.id)
+    ended = client.get(job.id)
+    assert ended.ended
+    assert ended.finished_at is not None
+    with pytest.raises(JobConflict) as caught:
+        client.cancel(job.id)
+    assert caught.value.problem.code == "state_conflict"
+
+
+def test_what_is_wrong_is_typed(client: StrucPruneClient, make: Make, body: dict[str, Any]) -> None:
+    body["pruning"] = {"sparsity": 2, "oddity": 1}
+    with pytest.raises(RequestInvalid) as caught:
+        client.submit(body)
+    pointers = {error.pointer for error in caught.value.problem.errors}
+    assert pointers == {"/pruning/sparsity", "/pruning/oddity"}
+    assert "/pruning/sparsity: " in str(caught.value)
+    shown = caught.value.as_dict()
+    assert (shown["code"], shown["status"]) == ("validation_failed", 422)
+    assert shown["request_id"]
+    with pytest.raises(JobNotFound):
+        client.get("job_" + "0" * 32)
+    for hostile in ("../capabilities", "a/b", "", "job_é", "x?y"):
+        with pytest.raises(JobNotFound):
+            client.get(hostile)
+    with pytest.raises(NotAllowed):
+        make("spk_wrong").get("job_" + "0" * 32)
+
+
+def test_list_goes_over_pages(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    ids = [client.submit(body).id for _ in range(5)]
+    assert [job.id for job in client.list(page_size=2)] == ids[::-1]
+    finish(services, ids[0])
+    assert [job.id for job in client.list(state="succeeded")] == [ids[0]]
+    assert list(client.list(label="team=other")) == []
+    now = datetime.now(UTC)
+    assert list(client.list(created_after=now + timedelta(hours=1))) == []
+    assert len(list(client.list(created_before=now + timedelta(hours=1)))) == 5
+
+
+def test_a_submission_whose_answer_got_lost_is_one_job(
+    client: StrucPruneClient, proxy: FlakyProxy, body: dict[str, Any]
+) -> None:
+    proxy.cut(0, 40)
+    job = client.submit(body)
+    assert [found.id for found in client.list()] == [job.id]
+    assert proxy.connections >= 3
+
+
+def test_a_key_of_ones_own_makes_the_same_job_from_anywhere(
+    make: Make, body: dict[str, Any]
+) -> None:
+    key = f"nightly-{uuid4()}"
+    first = make().submit(body, idempotency_key=key)
+    assert make().submit(body, idempotency_key=key).id == first.id
+    assert make().submit(body).id != first.id
+
+
+def test_wait_tells_of_changes(
+    client: StrucPruneClient, services: Services, body: dict[str, Any], proxy: FlakyProxy
+) -> None:
+    job = client.submit(body)
+    seen: list[str] = []
+
+    def live(changed: Any) -> None:
+        seen.append(changed.state)
+        if changed.state == "queued":
+            proxy.cut(0)  # a long-poll that breaks
+            threading.Timer(0.2, services.ledger.claim, (job.id, "w", 60)).start()
+        elif changed.state == "running":
+            services.ledger.request_cancel(job.id)
+        elif changed.state == "cancelling":
+            record = services.ledger.get(job.id)
+            assert record is not None
+            services.ledger.release(job.id, record.fence)
+
+    assert client.wait(job.id, on_change=live).state == "cancelled"
+    assert seen == ["queued", "running", "cancelling", "cancelled"]
+
+
+def test_wait_for_so_long(client: StrucPruneClient, body: dict[str, Any]) -> None:
+    job = client.submit(body)
+    with pytest.raises(WaitTimeout):
+        client.wait(job.id, timeout_seconds=0.5)
+
+
+def test_events_over_streams_that_break(
+    client: StrucPruneClient, services: Services, body: dict[str, Any], proxy: FlakyProxy
+) -> None:
+    """None is missed, none comes twice, whatever the connections do."""
+    job = client.submit(body)
+    for _ in range(30):
+        claim = services.ledger.claim(job.id, "w", 60)
+        assert claim is not None
+        services.ledger.release(job.id, claim.fence)
+    later = threading.Timer(0.5, finish, (services, job.id))
+    later.start()
+    whole = services.ledger.events(job.id, "0", 1000)
+    proxy.cut(3000, 0, 1500)
+    found = list(client.events(job.id))
+    later.join()
+    assert [event.id for event in found][: len(whole)] == [event.id for event in whole]
+    assert len({event.id for event in found}) == len(found)
+    assert found[-1].data["state"] == "succeeded"
+    rest = list(client.events(job.id, after=found[-3].id))
+    assert rest == found[-2:]
+    assert list(client.events(job.id, after=found[-1].id)) == []
+
+
+def test_events_of_a_job_that_does_not_exist(client: StrucPruneClient) -> None:
+    with pytest.raises(JobNotFound):
+        next(iter(client.events("job_" + "0" * 32)))
+
+
+@pytest.fixture
+def result(client: StrucPruneClient, services: Services, body: dict[str, Any], prefix: str) -> str:
+    """Id of a job that has published three files."""
+    body["output"]["uri_prefix"] = f"{prefix}/out"
+    job = client.submit(body)
+    publish(services, prefix, {"model.safetensors": WEIGHTS, "gguf/model.gguf": b"x", "e": b""})
+    finish(services, job.id)
+    return job.id
+
+
+def publish(services: Services, prefix: str, files: dict[str, bytes]) -> None:
+    store = services.stores.open(f"{prefix}/out")
+    for name, data in {"report.html": b"<html>", **files}.items():
+        store.put(name, data)
+    store.put("report.json", b'{"schema_version": "1.0"}')
+    entries = [
+        {"name": name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in files.items()
+    ]
+    store.put("strucprune.json", json.dumps({"format_version": 1, "files": entries}).encode())
+
+
+def test_results(client: StrucPruneClient, result: str, tmp_path: Path) -> None:
+    assert client.report(result) == {"schema_version": "1.0"}
+    assert client.report_html(result) == "<html>"
+    assert all(file.url is None for file in client.artifacts(result))
+    told: dict[str, tuple[int, int]] = {}
+    paths = client.download(
+        result,
+        tmp_path / "d",
+        on_bytes=lambda name, here, total: told.update({name: (here, total)}),
+    )
+    names = [str(path.relative_to(tmp_path / "d")) for path in paths]
+    assert names == ["model.safetensors", "gguf/model.gguf", "e", "strucprune.json"]
+    assert paths[0].read_bytes() == WEIGHTS
+    assert paths[2].read_bytes() == b""
+    assert told["model.safetensors"] == (len(WEIGHTS), len(WEIGHTS))
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_download_goes_on_where_it_broke(
+    client: StrucPruneClient, result: str, tmp_path: Path, store_proxy: FlakyProxy
+) -> None:
+    steps: list[int] = []
+
+    def told(name: str, here_bytes: int, total_bytes: int) -> None:
+        if name == "model.safetensors":
+            steps.append(here_bytes)
+
+    before = store_proxy.connections
+    client.report(result)  # the service's own connections are made
+    store_proxy.cut(0, 3_000_000, 1_200_000)
+    paths = client.download(result, tmp_path, on_bytes=told)
+    assert paths[0].read_bytes() == WEIGHTS
+    assert steps == sorted(steps)  # never from the beginning again
+    assert store_proxy.connections - before >= 3
+    made = store_proxy.connections
+    steps.clear()
+    client.download(result, tmp_path, on_bytes=told)  # all there: nothing is fetched
+    assert steps == [len(WEIGHTS)]
+    assert store_proxy.connections <= made + 1
+
+
+@pytest.mark.parametrize("part", [WEIGHTS[:1000], b"other" * 1000, WEIGHTS, WEIGHTS + b"more"])
+def test_a_part_that_is_there(
+    client: StrucPruneClient, result: str, tmp_path: Path, part: bytes
+) -> None:
+    """Whatever lies there, the file is right in the end."""
+    (tmp_path / "model.safetensors.part").write_bytes(part)
+    (tmp_path / "gguf").mkdir()
+    (tmp_path / "gguf/model.gguf").write_bytes(b"y")
+    paths = client.download(result, tmp_path)
+    assert paths[0].read_bytes() == WEIGHTS
+    assert paths[1].read_bytes() == b"x"
+
+
+def test_a_file_that_was_changed_is_refused(
+    client: StrucPruneClient, result: str, services: Services, prefix: str, tmp_path: Path
+) -> None:
+    changed = bytes(len(WEIGHTS))
+    services.stores.open(f"{prefix}/out").put("model.safetensors", changed)
+    with pytest.raises(DownloadFailed, match="not the file that the job wrote"):
+        client.download(result, tmp_path)
+    assert not list(tmp_path.iterdir())
+    services.stores.open(f"{prefix}/out").put("model.safetensors", changed + b"more")
+    with pytest.raises(DownloadFailed, match="more than"):
+        client.download(result, tmp_path)
+    services.stores.open(f"{prefix}/out").delete("model.safetensors")
+    with pytest.raises(DownloadFailed, match="404"):
+        client.download(result, tmp_path)
+
+
+def test_names_lead_nowhere_else(
+    client: StrucPruneClient, result: str, services: Services, prefix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d/link").symlink_to(tmp_path)
+    publish(services, prefix, {"link/escaped": b"x"})
+    with pytest.raises(DownloadFailed, match="leads out"):
+        client.download(result, tmp_path / "d")
+    assert not (tmp_path / "escaped").exists()
+
+
+def test_a_service_that_is_down(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked again for as long as allowed, then typed."""
+    asked: list[str] = []
+
+    def down(ledger: object, job_id: str) -> None:
+        asked.append(job_id)
+        raise LedgerUnavailable("down")
+
+    monkeypatch.setattr(problems, "RETRY_AFTER_SECONDS", 0)
+    monkeypatch.setattr(RedisLedger, "get", down)
+    with pytest.raises(ServiceUnavailable) as caught:
+        make(retry_seconds=0.3).get("job_" + "0" * 32)
+    assert caught.value.problem.code == "ledger_unavailable"
+    assert len(asked) > 1
+
+
+@pytest.mark.parametrize("kind", [StrucPruneClient, Awaited], ids=["sync", "async"])
+def test_no_service(kind: Any) -> None:
+    with kind("http://127.0.0.1:1", "key", retry_seconds=0.3) as client, pytest.raises(Unreachable):
+        client.get("job_a")
+
+
+def test_another_service(s3_server: S3Server) -> None:
+    with (
+        StrucPruneClient(s3_server.endpoint_url, "key", retry_seconds=0.3) as client,
+        pytest.raises(ClientError) as caught,
+    ):
+        client.get("job_a")
+    assert "key" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "words"),
+    [(None, "k", "STRUCPRUNE_URL"), ("ftp://x", "k", "URL"), ("http://x", None, "STRUCPRUNE_API")],
+)
+def test_missing_settings_are_named(
+    url: str | None, key: str | None, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STRUCPRUNE_URL", raising=False)
+    monkeypatch.delenv("STRUCPRUNE_API_KEY", raising=False)
+    with pytest.raises(InvalidSpec, match=words):
+        StrucPruneClient(url, key)
+
+
+def test_a_key_is_not_shown_by_an_error() -> None:
+    with pytest.raises(InvalidSpec) as caught:
+        StrucPruneClient("http://x", "spk_secret\n")
+    assert "spk_secret" not in str(caught.value)
+
+
+def test_the_key_does_not_follow_a_redirect(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def redirect(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.host)
+        return httpx.Response(307, headers={"Location": "http://elsewhere/"})
+
+    client = StrucPruneClient("http://here", "k", retry_seconds=0)
+    client._http = httpx.Client(base_url="http://here", transport=httpx.MockTransport(redirect))
+    with pytest.raises(ClientError):
+        client.get("job_a")
+    assert asked == ["here"]
+    client.close()
+
+
+def test_sse_is_decoded_however_it_is_cut() -> None:
+    stream = (
+        ': comment\n\nid: 1-0\nevent: state\ndata: {"a": "\u2028 é"}\n\n'
+        "id: 2-0\r\ndata: x\r\ndata:y\r\n\r\nid: 3-0\n\n"
+    ).encode()
+    whole = [Message("1-0", "state", '{"a": "\u2028 é"}'), Message("2-0", "", "x\ny")]
+    assert Decoder().feed(stream) == whole
+    for cut in range(len(stream)):
+        decoder = Decoder()
+        assert decoder.feed(stream[:cut]) + decoder.feed(stream[cut:]) == whole
+
+
+@pytest.fixture
+def command(
+    proxy: FlakyProxy, keys: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Result]:
+    """`strucprune jobs ...` with URL and key from the environment."""
+    monkeypatch.setenv("STRUCPRUNE_URL", f"http://127.0.0.1:{proxy.port}")
+    monkeypatch.setenv("STRUCPRUNE_API_KEY", keys["acme"])
+
+    def call(*arguments: str, code: int = 0, text: str | None = None) -> Result:
+        result = CliRunner().invoke(cli, ["jobs", *arguments], input=text)
+        assert result.exit_code == code, result.output
+        assert keys["acme"] not in result.output
+        return result
+
+    return call
+
+
+def test_commands(
+    command: Callable[..., Result],
+    services: Services,
+    body: dict[str, Any],
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    prefix = f"s3://{bucket}/{uuid4().hex}"
+    body["output"]["uri_prefix"] = f"{prefix}/out"
+    spec = tmp_path / "job.json"
+    spec.write_text(json.dumps(body), encoding="utf-8")
+    shown = command("submit", str(spec), "--validate").stdout
+    assert "valid" in shown
+    job_id = command("submit", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
+    again = ("submit", str(spec), "--idempotency-key", uuid4().hex, "--json")
+    other = json.loads(command(*again).stdout)["id"]
+    assert json.loads(command(*again).stdout)["id"] == other
+    assert "cancelled" in command("cancel", other).stdout
+    listed = json.loads(command("list", "--json").stdout)
+    assert [job["id"] for job in listed] == [other, job_id]
+    assert job_id in command("list", "--state", "queued").stdout
+    assert json.loads(command("list", "--limit", "1", "--json").stdout)[0]["id"] == other
+    assert "paused" in command("pause", job_id).stdout
+    assert "queued" in command("resume", job_id).stdout
+    command("download", job_id, "--output", str(tmp_path / "d"), code=1)
+
+    publish(services, prefix, {"model.safetensors": b"weights"})
+    later = threading.Timer(0.3, finish, (services, job_id))
+    later.start()
+    watched = command("watch", job_id)
+    later.join()
+    assert "succeeded" in watched.stdout
+    assert "queued" in watched.stderr
+    lines = command("watch", job_id, "--json").stdout.splitlines()
+    assert [json.loads(line)["state"] for line in lines] == ["succeeded"]
+    command("watch", other, code=1)
+    assert "succeeded" in command("show", job_id).stdout
+    paths = json.loads(
+        command("download", job_id, "--output", str(tmp_path / "d"), "--json").stdout
+    )
+    assert Path(paths[0]).read_bytes() == b"weights"
+
+
+def test_commands_say_what_is_wrong(
+    command: Callable[..., Result], body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body["pruning"]["sparsity"] = 0.99
+    refused = command("submit", "-", "--json", text=json.dumps(body), code=1)
+    error = json.loads(refused.stdout)["error"]
+    assert (error["code"], error["status"]) == ("invalid_spec", 422)
+    found = command("submit", "-", "--validate", text=json.dumps(body), code=1)
+    assert "/pruning/sparsity" in found.stderr
+    assert "not valid JSON" in command("submit", "-", text="{", code=2).stderr
+    assert "cannot read" in command("submit", "/nowhere/job.json", code=2).stderr
+    assert "There is no such job" in command("show", "job_" + "0" * 32, code=1).stderr
+    monkeypatch.delenv("STRUCPRUNE_API_KEY")
+    assert "STRUCPRUNE_API_KEY" in command("list", code=2).stderr

@@ -1,0 +1,514 @@
+"""Webhooks, told to a real receiver on loopback; and where they must not go."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import json
+import shutil
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from fastapi.testclient import TestClient
+from pydantic import SecretStr
+
+from api.jobs.rebuild import restore
+from api.jobs.state import JobState
+from api.services import Services
+from api.settings import Settings
+from api.webhooks.delivery import Courier, NotDelivered
+from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
+from strucprune_core.client.webhooks import InvalidSignature, sign, verify
+from tests.api.test_job_routes import JOBS, submit
+
+SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
+OTHER = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
+LOCAL = Policy(frozenset({"127.0.0.1", "hooks.test"}), allow_http=True)
+
+
+@dataclass
+class Receiver:
+    """What came, and what is answered: a status for each request, then 204."""
+
+    port: int = 0
+    answers: list[int] = field(default_factory=list)
+    requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    behave: Callable[[BaseHTTPRequestHandler], None] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/hook?x=1"
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        return [json.loads(body) for _, body in self.requests]
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    found = Receiver()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.requests.append((dict(self.headers), body))
+            if found.behave is not None:
+                found.behave(self)
+                return
+            self.send_response(found.answers.pop(0) if found.answers else 204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    found.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    yield found
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+# A name is a reason of its own to be refused; what it is about stands first.
+HOSTILE = {
+    "not encrypted": "http://example.com/",
+    "another scheme": "ftp://example.com/",
+    "file": "file:///etc/passwd",
+    "gopher": "gopher://example.com:6379/_FLUSHALL",
+    "no scheme": "//example.com/",
+    "no host": "https:///x",
+    "nothing": "https://",
+    "loopback": "https://127.0.0.1/",
+    "loopback, other": "https://127.8.8.8/",
+    "loopback, name": "https://localhost/",
+    "loopback, short": "https://127.1/",
+    "loopback, decimal": "https://2130706433/",
+    "loopback, hexadecimal": "https://0x7f000001/",
+    "loopback, octal": "https://0177.0.0.1/",
+    "loopback, octal with a dot": "https://0177.0.0.1./",
+    "loopback, v6": "https://[::1]/",
+    "loopback, mapped": "https://[::ffff:127.0.0.1]/",
+    "loopback, mapped, hexadecimal": "https://[::ffff:7f00:1]/",
+    "loopback, 6to4": "https://[2002:7f00:1::]/",
+    "loopback, NAT64": "https://[64:ff9b::7f00:1]/",
+    "any address": "https://0.0.0.0/",
+    "any address, v6": "https://[::]/",
+    "metadata of clouds": "https://169.254.169.254/latest/meta-data/",
+    "metadata, v6": "https://[fd00:ec2::254]/",
+    "private, ten": "https://10.0.0.1/",
+    "private, 172": "https://172.16.0.1/",
+    "private, 192": "https://192.168.1.1/",
+    "shared": "https://100.64.0.1/",
+    "link-local, v6": "https://[fe80::1]/",
+    "link-local with a zone": "https://[fe80::1%25eth0]/",
+    "multicast": "https://224.0.0.1/",
+    "broadcast": "https://255.255.255.255/",
+    "documentation": "https://192.0.2.1/",
+    "a name of the local network": "https://redis/",
+    "user information": "https://example.com@10.0.0.1/",
+    "user information, harmless host": "https://user:s3cret@example.com/",
+    "fragment": "https://example.com/#x",
+    "backslash": "https://example.com\\@10.0.0.1/",
+    "space": "https://exa mple.com/",
+    "line end": "https://example.com/\r\nHost: x",
+    "tab": "https://exa\tmple.com/",
+    "NUL": "https://example.com\0.evil/",
+    "full-width digits": "https://１２７.0.0.1/",
+    "circled digits": "https://①②⑦.⓪.⓪.①/",
+    "port of nobody": "https://example.com:0/",
+    "port too high": "https://example.com:65536/",
+    "port in words": "https://example.com:http/",
+    "bracket open": "https://[::1/",
+    "too long": "https://example.com/" + "x" * 3000,
+}
+
+
+@pytest.mark.parametrize("url", HOSTILE.values(), ids=HOSTILE)
+def test_urls_that_lead_where_none_may_go(url: str) -> None:
+    with pytest.raises(WebhookNotAllowed) as caught:
+        parse_target(url, Policy())
+    assert caught.value.remedy
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "path"),
+    [
+        ("https://example.com", "example.com", 443, "/"),
+        ("https://Example.COM.:8443/a/b?c=d", "example.com", 8443, "/a/b?c=d"),
+        ("https://xn--bcher-kva.example/x", "xn--bcher-kva.example", 443, "/x"),
+        ("https://8.8.8.8/", "8.8.8.8", 443, "/"),
+        ("https://[2606:4700::1111]/", "2606:4700::1111", 443, "/"),
+    ],
+)
+def test_urls_that_are_fine(url: str, host: str, port: int, path: str) -> None:
+    target = parse_target(url, Policy())
+    assert (target.secure, target.host, target.port, target.path) == (True, host, port, path)
+
+
+def test_a_list_of_hosts_is_all_there_is() -> None:
+    policy = Policy(frozenset({"hooks.internal"}))
+    assert parse_target("https://hooks.internal/x", policy).host == "hooks.internal"
+    for other in ("https://example.com/", "https://a.hooks.internal/", "https://hooks.internal.x/"):
+        with pytest.raises(WebhookNotAllowed):
+            parse_target(other, policy)
+
+
+@pytest.mark.parametrize("bad", ["127.0.0.1", "10.1.2.3", "169.254.169.254", "::1", "fd00::1"])
+def test_a_public_name_with_a_private_address(bad: str) -> None:
+    """One among good ones is enough."""
+    target = parse_target("https://rebind.example/", Policy())
+    with pytest.raises(WebhookNotAllowed):
+        addresses(target, Policy(), lambda host, port: ["8.8.8.8", bad])
+
+
+def test_public_addresses() -> None:
+    for text in ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
+        assert is_public(ipaddress.ip_address(text)), text
+
+
+def test_a_name_is_resolved_once_and_its_address_used(receiver: Receiver) -> None:
+    """A second answer of the resolver, the attacker's real one, is never asked for."""
+    asked: list[str] = []
+
+    def resolve(host: str, port: int) -> list[str]:
+        asked.append(host)
+        return ["127.0.0.1"] if len(asked) == 1 else ["192.0.2.1"]
+
+    courier = Courier(LOCAL, resolve=resolve)
+    courier.post(f"http://hooks.test:{receiver.port}/x", {"A": "b"}, b"{}")
+    assert asked == ["hooks.test"]
+    ((headers, body),) = receiver.requests
+    assert (headers["Host"], headers["A"], body) == (f"hooks.test:{receiver.port}", "b", b"{}")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate of hooks.test, with its key, that signs itself."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    path = tmp_path / "hooks.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=hooks.test", "-addext", "subjectAltName=DNS:hooks.test"),
+            *("-keyout", str(path), "-out", str(tmp_path / "certificate.pem")),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    with path.open("a", encoding="utf-8") as file:
+        file.write((tmp_path / "certificate.pem").read_text(encoding="utf-8"))
+    return path
+
+
+def test_tls_is_checked_against_the_name(certificate: Path) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    got: list[bytes] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    class Quiet(ThreadingHTTPServer):
+        def handle_error(self, *_: object) -> None:
+            """Clients that trust nobody hang up."""
+
+    server = Quiet(("127.0.0.1", 0), Handler)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    port = server.server_address[1]
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    policy = Policy(frozenset({"hooks.test", "other.test"}))
+    try:
+        courier = Courier(policy, tls=trusting, resolve=lambda host, port: ["127.0.0.1"])
+        courier.post(f"https://hooks.test:{port}/", {}, b"sealed")
+        with pytest.raises(NotDelivered):
+            courier.post(f"https://other.test:{port}/", {}, b"another name")
+        with pytest.raises(NotDelivered):
+            Courier(policy, resolve=courier.resolve).post(
+                f"https://hooks.test:{port}/", {}, b"an unknown authority"
+            )
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    assert got == [b"sealed"]
+
+
+def test_redirects_are_not_followed(receiver: Receiver) -> None:
+    def redirect(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(307)
+        handler.send_header("Location", f"http://127.0.0.1:{receiver.port}/elsewhere")
+        handler.end_headers()
+
+    receiver.behave = redirect
+    with pytest.raises(NotDelivered, match="307"):
+        Courier(LOCAL).post(receiver.url, {}, b"{}")
+    assert len(receiver.requests) == 1
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+def test_a_receiver_that_trickles_is_left(receiver: Receiver, part: str) -> None:
+    """A byte now and then would hold a socket's own timeout off for ever."""
+
+    def trickle(handler: BaseHTTPRequestHandler) -> None:
+        if part == "body":
+            handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        try:
+            for _ in range(200):
+                handler.wfile.write(b"H" if part == "headers" else b".")
+                handler.wfile.flush()
+                time.sleep(0.05)
+        except OSError:
+            return
+
+    receiver.behave = trickle
+    began = time.monotonic()
+    with contextlib.suppress(NotDelivered):
+        Courier(LOCAL, timeout_seconds=0.5).post(receiver.url, {}, b"{}")
+    assert time.monotonic() - began < 2.0
+
+
+def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
+    written = [0]
+
+    def endless(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
+        try:
+            while written[0] < 1 << 30:
+                written[0] += handler.wfile.write(b"x" * 65536)
+        except OSError:
+            return
+
+    receiver.behave = endless
+    Courier(LOCAL).post(receiver.url, {}, b"{}")
+    time.sleep(0.1)
+    assert written[0] < 64 << 20
+
+
+def test_signatures() -> None:
+    now = int(time.time())
+    headers = {
+        "Webhook-Id": "msg_1",
+        "webhook-timestamp": str(now),
+        "webhook-signature": f"v1,AAAA {sign(SECRET, 'msg_1', now, b'body')}",
+    }
+    assert verify(SECRET, headers, b"body") == "msg_1"
+    for change in (
+        {"Webhook-Id": "msg_2"},
+        {"webhook-timestamp": str(now + 1)},
+        {"webhook-timestamp": "now"},
+        {"webhook-signature": sign(OTHER, "msg_1", now, b"body")},
+        {"webhook-signature": ""},
+        {"webhook-signature": "v1,\xff"},
+    ):
+        with pytest.raises(InvalidSignature):
+            verify(SECRET, {**headers, **change}, b"body")
+    with pytest.raises(InvalidSignature):
+        verify(SECRET, headers, b"another body")
+    old = {
+        **headers,
+        "webhook-timestamp": str(now - 400),
+        "webhook-signature": sign(SECRET, "msg_1", now - 400, b"body"),
+    }
+    with pytest.raises(InvalidSignature, match="too long ago"):
+        verify(SECRET, old, b"body")
+    assert verify(SECRET, old, b"body", tolerance_seconds=1000)
+    # The example of the specification (standard-webhooks, 1.0.0).
+    example = sign(
+        "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw",
+        "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        1614265330,
+        b'{"test": 2432232314}',
+    )
+    assert example == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+@pytest.fixture
+def settings(settings: Settings) -> Settings:
+    more = {
+        "webhook_secrets": {"acme": SecretStr(SECRET)},
+        "webhook_hosts": ("127.0.0.1",),
+        "webhook_allow_http": True,
+    }
+    return settings.model_copy(update=more)
+
+
+@pytest.fixture
+def dispatcher(services: Services) -> Dispatcher:
+    return Dispatcher(
+        services.outbox,
+        services.ledger,
+        Courier(services.settings.webhook_policy, timeout_seconds=2),
+        services.settings.webhook_secrets,
+        first_retry_seconds=0.05,
+    )
+
+
+def until(dispatcher: Dispatcher, reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not reached():
+        assert time.monotonic() < deadline
+        dispatcher.step()
+        time.sleep(0.02)
+
+
+def wishing(body: dict[str, Any], receiver: Receiver, *events: str) -> dict[str, Any]:
+    notifications: dict[str, Any] = {"webhook_url": receiver.url}
+    if events:
+        notifications["events"] = events
+    return {**body, "notifications": notifications}
+
+
+def test_a_job_is_told_about(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+) -> None:
+    job = submit(client, wishing(body, receiver, "job.running", "job.succeeded"))
+    assert "notifications" not in job["spec"]
+    dispatcher.step()
+    assert receiver.requests == []
+    claim = services.ledger.claim(job["id"], "w", 60)
+    assert claim is not None
+    services.ledger.heartbeat(job["id"], claim.fence, 60, {"phase": "solving"})
+    dispatcher.step()  # at once: the change of state has woken it
+    services.ledger.finish(job["id"], claim.fence, JobState.SUCCEEDED)
+    dispatcher.step()
+    dispatcher.step()
+    assert [message["type"] for message in receiver.messages] == ["job.running", "job.succeeded"]
+    assert receiver.messages[1]["data"] == {
+        "job_id": job["id"],
+        "state": "succeeded",
+        "attempt": 1,
+        "error": None,
+        "labels": {"team": "nlp"},
+    }
+    ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
+    assert len(set(ids)) == 2
+    assert list(services.outbox.subscribed()) == []
+    assert services.outbox.due(time.time() + 1e6, 10) == []
+
+
+def test_what_is_not_taken_is_sent_again_in_order(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+) -> None:
+    receiver.answers = [500, 302, 200]
+    job = submit(client, wishing(body, receiver, "job.queued", "job.cancelled"))
+    client.post(job["links"]["cancel"])
+    until(dispatcher, lambda: len(receiver.requests) == 4)
+    types = [message["type"] for message in receiver.messages]
+    assert types == ["job.queued", "job.queued", "job.queued", "job.cancelled"]
+    ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
+    assert len(set(ids[:3])) == 1
+    assert ids[3] != ids[0]
+    assert list(services.outbox.subscribed()) == []
+
+
+def test_the_loss_of_redis_loses_no_message(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    flush: redis.Redis,
+) -> None:
+    job = submit(client, wishing(body, receiver))
+    client.post(job["links"]["cancel"])
+    flush.flushdb()
+    dispatcher.step()  # the ledger does not know the job yet
+    assert receiver.requests == []
+    assert list(services.outbox.subscribed()) == [job["id"]]
+    restore(services.journal, services.ledger, job["id"])
+    dispatcher.step()
+    assert [message["type"] for message in receiver.messages] == ["job.cancelled"]
+
+
+@pytest.mark.parametrize("answer", [410, None])
+def test_who_is_gone_is_left_alone(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    answer: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its own word, or because nothing was taken for too long."""
+    if answer is None:
+        monkeypatch.setattr("api.webhooks.dispatcher.MAX_FAILURES", 2)
+    receiver.answers = [answer or 503] * 10
+    job = submit(client, wishing(body, receiver))
+    client.post(job["links"]["cancel"])
+    until(dispatcher, lambda: list(services.outbox.subscribed()) == [])
+    assert len(receiver.requests) == (1 if answer else 3)
+
+
+def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher) -> None:
+    from api.webhooks.outbox import Subscription
+
+    old = Subscription(tenant="acme", webhook_url="x", events=(), created_at=time.time() - 7200)
+    services.outbox.subscribe("job_a", old)
+    dispatcher.step()
+    assert list(services.outbox.subscribed()) == []
+
+
+def test_refused_at_submission(
+    client: TestClient, keys: dict[str, str], body: dict[str, Any], services: Services
+) -> None:
+    for url in ("http://10.0.0.1/", "https://example.com/?token=secret", "ftp://127.0.0.1/"):
+        answer = client.post(JOBS, json={**body, "notifications": {"webhook_url": url}})
+        assert (answer.status_code, answer.json()["code"]) == (422, "webhook_not_allowed")
+        assert answer.json()["errors"][0]["pointer"] == "/notifications/webhook_url"
+        assert "secret" not in answer.text
+    rival = {"Authorization": f"Bearer {keys['rival']}"}
+    wish = {**body, "notifications": {"webhook_url": "http://127.0.0.1/"}}
+    answer = client.post(f"{JOBS}/validate", json=wish, headers=rival)
+    assert answer.json()["issues"][0]["pointer"] == "/notifications"
+    for wrong in ({"url": "x"}, {"webhook_url": "http://127.0.0.1/", "events": ["job.ended"]}):
+        answer = client.post(JOBS, json={**body, "notifications": wrong})
+        assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+    assert list(services.outbox.subscribed()) == []
+
+
+def test_another_receiver_is_another_body(
+    client: TestClient, receiver: Receiver, body: dict[str, Any]
+) -> None:
+    once = {"Idempotency-Key": "k"}
+    job = submit(client, wishing(body, receiver), **once)
+    assert submit(client, wishing(body, receiver), **once)["id"] == job["id"]
+    answer = client.post(JOBS, json=body, headers=once)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_c2hvcnQ=", SECRET.removeprefix("whsec_")])
+def test_a_bad_secret_fails_at_the_start(settings: Settings, secret: str) -> None:
+    fields = settings.model_dump() | {"webhook_secrets": {"acme": secret}}
+    with pytest.raises(ValueError, match="a webhook secret is whsec_"):
+        Settings.model_validate(fields)

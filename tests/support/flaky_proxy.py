@@ -1,0 +1,78 @@
+"""A TCP proxy that breaks connections when it is told to."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+
+
+class FlakyProxy:
+    """Forwards a loopback port to another one. A context manager.
+
+    Args:
+        port: The port behind.
+
+    Attributes:
+        port: The port before.
+        connections: How many were made.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._behind = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.connections = 0
+        self._cuts: list[int] = []
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+
+    def cut(self, *after_bytes: int) -> None:
+        """Break the next connections that answer, each after so many bytes of its answers."""
+        with self._lock:
+            self._cuts += after_bytes
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            server = socket.create_connection(("127.0.0.1", self._behind))
+            for work, pair in ((self._ask, (client, server)), (self._answer, (server, client))):
+                threading.Thread(target=work, args=pair, daemon=True).start()
+
+    def _ask(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_WR)
+
+    def _answer(self, server: socket.socket, client: socket.socket) -> None:
+        left: int | None = None
+        with contextlib.suppress(OSError):
+            while data := server.recv(1 << 16):
+                with self._lock:
+                    if left is None and self._cuts:
+                        left = self._cuts.pop(0)
+                if left is not None:
+                    data, left = data[:left], left - len(data)
+                if data:
+                    client.sendall(data)
+                if left is not None and left <= 0:
+                    break
+        for end in (server, client):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+    def __enter__(self) -> FlakyProxy:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
