@@ -21,7 +21,10 @@ from torch import Tensor
 from strucprune_core.errors import StorageUnavailable
 from strucprune_core.solver.matrices import Index, Matrix, carve
 
-_NUMPY_DTYPES = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+}
 
 
 class HostMatrix:

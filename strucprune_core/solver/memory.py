@@ -120,24 +120,25 @@ def curve_traffic_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
 
 def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
     """A reconstruction, by phase. Statistics, weights and solution count where resident."""
-    p, inner, rows = panels.step(m), panels.step(k), min(d, panels.rows(m))
+    rows, part = min(d, panels.rows(m)), min(k, panels.rows(m))
+    inner, substituted = panels.step(k), min(k, panels.rows(k))
     given = (
         _resident(m, m, panels) + _resident(d, m, panels) + _resident(d, k, panels)
     ) * FP32_BYTES
     factor = _resident(k, k, panels) * FP64_BYTES
     kept = k * FP64_BYTES
     # What resident statistics give to be put into a panel.
-    picked = _resident(min(p, k), m, panels) * FP32_BYTES
+    picked = _resident(part, m, panels) * FP32_BYTES
     return {
         "factor": given
         + factor
         + (inner * k + _visiting(k, k, panels) + inner * inner) * FP64_BYTES
-        + _resident(min(inner, k), k, panels) * FP32_BYTES * (1 if panels.fits(m) else 0)
+        + (inner * k * FP32_BYTES if panels.fits(m) else 0)
         + kept,
         "solve": given
         + factor
-        + (rows * m + rows * k + p * m) * FP64_BYTES
-        + max(picked, rows * min(max(p, inner), k) * FP64_BYTES)
+        + (rows * m + rows * k + part * m) * FP64_BYTES
+        + max(picked, rows * max(part, substituted) * FP64_BYTES)
         + kept,
     }
 

@@ -95,7 +95,8 @@ def ridge_into(
     check_finite(diagonal)
     mean_energy = float(diagonal.mean())
     del diagonal
-    step, rows = room.panels.step(f), min(d, room.panels.rows(f))
+    most = room.panels.rows(f)
+    rows = min(d, most)
     if mean_energy == 0.0:  # No token ever reaches this layer's FFN: the dense weights stand.
         dense = room.flat(rows * k)
         for span in spans(d, rows):
@@ -114,16 +115,16 @@ def ridge_into(
 
     used, retries = raise_ridge(attempt, damping * mean_energy, _REMEDY)
     dense, right = room.flat(rows * f), room.flat(rows * k)
-    columns = room.flat(step * f)  # Panels of G_:K, and later of the factor.
+    columns = room.flat(min(k, most) * f)  # Panels of G_:K, and later of the factor.
     for span in spans(d, rows):
         w, b = carve(dense, span.stop - span.start, f), carve(right, span.stop - span.start, k)
         weight.gather(span, slice(0, f), w)
-        for part in spans(k, step):
+        for part in spans(k, most):
             g = carve(columns, part.stop - part.start, f)
             gram.gather(kept[part], slice(0, f), g)
             torch.mm(w, g.T, out=b[:, part])
             b[:, part].add_(w[:, kept[part]], alpha=used)
-        inner = room.panels.step(k)
+        inner = min(k, room.panels.rows(k))
         solve_forward(lower, b, inner, columns)
         solve_backward(lower, b, inner, columns)
         if not torch.isfinite(b.sum()):  # Without a mask as large as b.

@@ -37,7 +37,9 @@ def plain_group_curve(
     """Order and damage of structures of several columns."""
     inverse, left_weight = _inverse(gram), weight.double().clone()
     structures = len(gram) // columns
-    left, order, damage = list(range(structures)), [], []
+    left = list(range(structures))
+    order: list[int] = []
+    damage: list[float] = []
     size = structures // lockstep
     while left:
         began = len(order) - len(order) % lockstep
@@ -58,7 +60,9 @@ def plain_group_curve(
 
 def _inverse(gram: Tensor) -> Tensor:
     eps = HESSIAN_DAMPING * gram.diagonal().double().mean()
-    return torch.linalg.inv(gram.double() + eps * torch.eye(len(gram), dtype=torch.float64))
+    damped = gram.double() + eps * torch.eye(len(gram), dtype=torch.float64)
+    inverse: Tensor = torch.linalg.inv(damped)
+    return inverse
 
 
 def _columns(structure: int, columns: int) -> Tensor:
