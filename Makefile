@@ -12,10 +12,10 @@ PIP_VERSION := 26.3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := strucprune_core api worker embedded docker helm tests benchmarks
+SOURCES := strucprune_core api worker embedded docker helm tests benchmarks docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes images chart clean
+.PHONY: help setup model demo test lint types format runtimes images chart contract fuzz clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -63,6 +63,17 @@ images: setup ## Build both images without Docker, and run the product with them
 
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write
+
+# An environment of its own: its packages are of no use elsewhere.
+CONTRACT := .cache/contract
+SCHEMATHESIS := 4.32.5
+
+contract: setup ## The running API against its OpenAPI document (schemathesis, all checks; a minute).
+	test -x $(CONTRACT)/bin/schemathesis || ($(PYTHON) -m venv $(CONTRACT) && $(CONTRACT)/bin/python -m pip install --quiet -c constraints.txt schemathesis==$(SCHEMATHESIS))
+	$(BIN)/python -m tests.contract $(abspath $(CONTRACT))/bin/schemathesis --max-examples 40 --request-timeout 10
+
+fuzz: setup ## 120,000 hostile headers, indexes and configs; FUZZ_SEED chooses others.
+	$(BIN)/python -m tests.fuzz --inputs 120000 --seed $(or $(FUZZ_SEED),0)
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

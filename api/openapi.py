@@ -49,6 +49,14 @@ def install(app: FastAPI) -> None:
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A parameter's schema. Left out it may be, but URLs and headers know no null."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**{name: value for name, value in schema.items() if name != "anyOf"}, **kinds[0]}
+
+
 def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
@@ -58,6 +66,8 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
                     "description": HTTPStatus.TOO_MANY_REQUESTS.phrase,
                     **headers("Retry-After"),
                 }
+            for parameter in operation.get("parameters", ()):
+                parameter["schema"] = _without_null(parameter["schema"])
             for status, answer in operation["responses"].items():
                 if status.startswith(("4", "5")):
                     answer["content"] = {MEDIA_TYPE: {"schema": {"$ref": _PROBLEM}}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, get_args
 
@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from api.request import JobRequest
 from strucprune_core.errors import AccessDenied, StrucPruneError
@@ -113,7 +114,26 @@ def response(request: Request, error: HTTPException) -> Response:
 
 def _on_http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        error.headers = {**(error.headers or {}), "Allow": ", ".join(_methods(request))}
     return response(request, error)
+
+
+def _methods(request: Request) -> list[str]:
+    """The methods of a path; the framework names those of its first route only."""
+    routes = list(_routes(request.app.routes))
+    hit = (route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
+    path = next(hit, None)
+    return sorted({name for route in routes if route.path == path for name in route.methods or ()})
+
+
+def _routes(found: Sequence[BaseRoute]) -> Iterator[Route]:
+    for route in found:
+        inside = getattr(route, "original_router", None)  # of FastAPI's included routers
+        if inside is not None:
+            yield from _routes(inside.routes)
+        elif isinstance(route, Route):
+            yield route
 
 
 def _on_validation(request: Request, error: Exception) -> Response:

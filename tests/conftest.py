@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from embedded.s3 import S3Server
-from embedded.stack import Stack
+from embedded.stack import TENANT, Stack
 from embedded.valkey import ValkeyServer
 from tests.support.text import make_text
 
+WEBHOOK_SECRET = "whsec_Y2FuYXJ5LW9mLXRoZS13ZWJob29rLXNlY3JldA=="
+# So that a test may be told.
+_WEBHOOKS = {
+    "STRUCPRUNE_WEBHOOK_SECRETS": json.dumps({TENANT: WEBHOOK_SECRET}),
+    "STRUCPRUNE_WEBHOOK_HOSTS": '["127.0.0.1"]',
+    "STRUCPRUNE_WEBHOOK_ALLOW_HTTP": "true",
+}
 # Seconds, so that a test sees within seconds what heals within minutes in production.
 SHORT_INTERVALS = {
     "STRUCPRUNE_LEASE_SECONDS": "4",
@@ -65,5 +73,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """The whole product with one worker and short leases (mark such tests `services`)."""
-    with Stack(tmp_path_factory.mktemp("stack"), settings=SHORT_INTERVALS) as running:
+    with Stack(
+        tmp_path_factory.mktemp("stack"), settings={**SHORT_INTERVALS, **_WEBHOOKS}
+    ) as running:
         yield running

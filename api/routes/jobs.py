@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import AwareDatetime
+from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer
@@ -39,6 +39,8 @@ RETRY_AFTER_SECONDS = 2
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]")
+
 router = APIRouter(prefix="/v1/pruning-jobs", tags=["jobs"])
 
 Prefer = Annotated[
@@ -48,6 +50,16 @@ Prefer = Annotated[
         "until the job changes (with If-None-Match) or ends (without)."
     ),
 ]
+
+
+def _rfc3339(value: object) -> object:
+    # Pydantic takes any number for a time, of which it guesses the unit.
+    if isinstance(value, str) and not _DATE.match(value):
+        raise ValueError("a time is written like 2026-01-31T12:00:00Z")
+    return value
+
+
+Instant = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -119,8 +131,8 @@ def list_jobs(
     label: Annotated[
         str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
     ] = None,
-    created_after: Annotated[AwareDatetime | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
-    created_before: Annotated[AwareDatetime | None, Query()] = None,
+    created_after: Annotated[Instant | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
+    created_before: Annotated[Instant | None, Query()] = None,
 ) -> JobPage:
     """List jobs, newest first."""
     name, _, value = (label or "").partition("=")

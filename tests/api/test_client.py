@@ -22,6 +22,7 @@ from typer.testing import CliRunner, Result
 from api import problems
 from api.app import create_app
 from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import events, jobs
 from api.services import Services
@@ -168,7 +169,7 @@ def services(app: FastAPI, proxy: FlakyProxy) -> Services:
 
 def finish(services: Services, job_id: str, state: JobState = JobState.SUCCEEDED) -> None:
     claim = services.ledger.claim(job_id, "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     services.ledger.finish(job_id, claim.fence, state)  # type: ignore[arg-type]
 
 
@@ -280,7 +281,7 @@ def test_events_over_streams_that_break(
     job = client.submit(body)
     for _ in range(30):
         claim = services.ledger.claim(job.id, "w", 60)
-        assert claim is not None
+        assert isinstance(claim, Claim)
         services.ledger.release(job.id, claim.fence)
     later = threading.Timer(0.5, finish, (services, job.id))
     later.start()

@@ -13,6 +13,7 @@ from api.jobs.journal import Journal
 from api.jobs.ledger import LedgerUnavailable, RedisLedger
 from api.jobs.rebuild import rebuild
 from api.reconciler import Reconciler, run
+from strucprune_core.storage.local import LocalStore
 from tests.api.test_journal import entry
 
 
@@ -49,7 +50,7 @@ def test_a_long_rebuild_beats_for_each_job(journal: Journal, ledger: RedisLedger
     for job_id in ("job_a", "job_b", "job_c"):
         journal.write_spec(job_id, entry())
     beats: list[None] = []
-    rebuild(journal, ledger, lambda: beats.append(None))
+    rebuild(journal, ledger, lambda uri: LocalStore(Path(uri)), lambda: beats.append(None))
     assert len(beats) == 3
 
 

@@ -179,12 +179,26 @@ def test_list_pages_and_filters(
     assert client.get(JOBS, params={"created_before": middle}).json()["data"] == []
 
 
+@pytest.mark.parametrize("ticks", range(8))
+def test_a_job_is_not_created_after_itself(
+    client: TestClient, body: dict[str, Any], ticks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clocks tick in quarters of a microsecond: index and view rounded them differently."""
+    monkeypatch.setattr("api.submission.time.time", lambda: 1764037388.8105408 + ticks * 2**-22)
+    at = submit(client, body)["created_at"]
+    monkeypatch.undo()
+    assert client.get(JOBS, params={"created_after": at}).json()["data"] == []
+    assert client.get(JOBS, params={"created_before": at}).json()["data"] == []
+
+
 @pytest.mark.parametrize(
     "params",
     [
         *({"limit": 101}, {"limit": 0}, {"cursor": "nonsense"}, {"state": "odd"}, {"label": "x"}),
         {"created_after": "yesterday"},
         {"created_before": "2026-01-31T12:00:00"},  # of which time zone?
+        {"created_after": "0.5"},  # seconds, milliseconds?
+        {"created_after": "1764000000"},
     ],
 )
 def test_bad_list_parameters(client: TestClient, params: dict[str, Any]) -> None:

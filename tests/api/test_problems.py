@@ -30,7 +30,9 @@ def test_unknown_route_and_method(client: TestClient) -> None:
     is_problem(client.get("/nowhere"), 404, "not_found")
     answer = client.put(JOBS)
     is_problem(answer, 405, "method_not_allowed")
-    assert "POST" in answer.headers["Allow"] or "GET" in answer.headers["Allow"]
+    assert answer.headers["Allow"] == "GET, POST"
+    assert client.post("/v1/capabilities").headers["Allow"] == "GET"
+    assert client.put(f"{JOBS}/validate").headers["Allow"] == "POST"
 
 
 @pytest.mark.parametrize(
@@ -220,6 +222,8 @@ def test_openapi(client: TestClient) -> None:
         "/readyz",
         "/metrics",
     }
+    for name, schema in ((p["name"], p["schema"]) for p in paths[JOBS]["get"]["parameters"]):
+        assert {"type": "null"} not in schema.get("anyOf", []), name
     submit = paths[JOBS]["post"]
     assert set(submit["responses"]) == {
         "202",

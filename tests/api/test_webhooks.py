@@ -22,6 +22,7 @@ from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
 from api.jobs.rebuild import restore
+from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
@@ -392,7 +393,7 @@ def test_a_job_is_told_about(
     dispatcher.step()
     assert receiver.requests == []
     claim = services.ledger.claim(job["id"], "w", 60)
-    assert claim is not None
+    assert isinstance(claim, Claim)
     services.ledger.heartbeat(job["id"], claim.fence, 60, {"phase": "solving"})
     dispatcher.step()  # at once: the change of state has woken it
     services.ledger.finish(job["id"], claim.fence, JobState.SUCCEEDED)
