@@ -12,10 +12,10 @@ PIP_VERSION := 26.3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-SOURCES := strucprune_core api worker embedded tests benchmarks
+SOURCES := strucprune_core api worker embedded docker helm tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes clean
+.PHONY: help setup model demo test lint types format runtimes images chart clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -55,6 +55,14 @@ format: setup ## Format the code, and fix what can be fixed.
 # Needs node and npm for llama.cpp, and several GB of disk, most of it for vLLM. Not part of `test`.
 runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; REUSE=1 prunes nothing anew.
 	$(BIN)/python -m benchmarks.runtimes --pip-args="$(PIP_ARGS)" $(if $(REUSE),--reuse)
+
+# Needs root, and Debian's buildah and debootstrap. Not part of `test`.
+# IMAGES_ARGS=--help shows its options.
+images: setup ## Build both images without Docker, and run the product with them.
+	$(BIN)/python -m docker.images $(IMAGES_ARGS)
+
+chart: setup ## Write the chart's README from its values.yaml.
+	$(BIN)/python helm/readme.py --write
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

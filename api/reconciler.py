@@ -11,10 +11,12 @@ import logging
 import signal
 import threading
 import time
+from collections.abc import Callable
 
 from api.jobs import environment, logs
 from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
 from api.jobs.ends import commit_end, settle_from_journal
+from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
 from api.jobs.meters import LEASES_LOST, Tally
@@ -43,6 +45,7 @@ class Reconciler:
         retention_seconds: Jobs that have been over for this long are removed; None keeps all.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
+        beat: Called often during what may take long.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Reconciler:
         retention_seconds: float | None = None,
         requeue_after_seconds: float,
         rebuild_every_seconds: float,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._journal = journal
         self._ledger = ledger
@@ -65,6 +69,7 @@ class Reconciler:
         self._rebuild_every_seconds = rebuild_every_seconds
         self._tally = Tally(ledger)
         self._rebuild_at = 0.0
+        self._beat = beat
 
     def step(self) -> None:
         """Heal what can be healed now.
@@ -85,7 +90,7 @@ class Reconciler:
         """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
-        restored = rebuild(self._journal, self._ledger, self._open_store)
+        restored = rebuild(self._journal, self._ledger, self._open_store, self._beat)
         self._rebuild_at = time.monotonic() + self._rebuild_every_seconds
         if restored:
             _log.warning("restored %d jobs from the journal", restored)
@@ -152,9 +157,18 @@ class Reconciler:
                 self._doorbell.ring(job_id, priority)
 
 
-def run(reconciler: Reconciler, stop: threading.Event, every_seconds: float) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out."""
+def run(
+    reconciler: Reconciler,
+    stop: threading.Event,
+    every_seconds: float,
+    beat: Callable[[], None] = lambda: None,
+) -> None:
+    """Pass after pass until `stop` is set. An outage is logged and waited out.
+
+    `beat` is called before each pass, also during an outage: a restart would mend nothing.
+    """
     while not stop.is_set():
+        beat()
         try:
             reconciler.step()
         except StrucPruneError as error:
@@ -168,6 +182,7 @@ def main() -> None:
     logs.configure(settings.log_format)
     services = Services.connect(settings)
     days = settings.retention_days
+    heartbeat = HeartbeatFile(settings.heartbeat_file)
     reconciler = Reconciler(
         services.journal,
         services.ledger,
@@ -176,12 +191,13 @@ def main() -> None:
         retention_seconds=days and days * 24 * 3600,
         requeue_after_seconds=settings.requeue_after_seconds,
         rebuild_every_seconds=settings.rebuild_every_seconds,
+        beat=heartbeat.beat,
     )
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     try:
-        run(reconciler, stop, settings.reconcile_every_seconds)
+        run(reconciler, stop, settings.reconcile_every_seconds, heartbeat.beat)
     finally:
         services.close()
 

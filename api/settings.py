@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
@@ -66,6 +67,8 @@ class Settings(LimitSettings):
             workspaces; what they published stays. None keeps all, for ever.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
+        heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is
+            alive. (The API answers /healthz.)
     """
 
     model_config = CONFIG
@@ -86,6 +89,7 @@ class Settings(LimitSettings):
     reconcile_every_seconds: float = Field(default=5.0, gt=0)
     requeue_after_seconds: float = Field(default=60.0, gt=0)
     rebuild_every_seconds: float = Field(default=900.0, gt=0)
+    heartbeat_file: Path | None = None
 
     @property
     def celery_broker_url(self) -> str:

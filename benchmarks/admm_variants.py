@@ -41,13 +41,17 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.solver.admm import AdmmOptions, Ranking, RhoRule, admm, choose_support
 from strucprune_core.solver.damage_curve import HESSIAN_DAMPING, damage_curve
 from strucprune_core.solver.fixed_support import LayerProblem
+from strucprune_core.solver.matrices import Room
 from strucprune_core.solver.recovery import RecoveryOptions, Tokens, held_out_error, recover
 from strucprune_core.solver.ridge import default_damping, relative_error, ridge
 from strucprune_core.storage.open import open_store
+
+FFN: tuple[SiteKind, ...] = ("ffn",)
 
 TRAIN, CHOOSE, TEST, LENGTH = 30, 2, 8, 512  # Sequences, and tokens of each.
 DAMPING = default_damping(TRAIN * LENGTH)
@@ -176,10 +180,10 @@ def _collect(options: argparse.Namespace) -> None:
     for layer in range(max(wanted) + 1):
         weights = stream.layer(layer)
         width = config.intermediate_sizes[layer]
-        gram, total_weight = GramAccumulator(width, stream.device), 0.0
+        gram, total_weight = GramAccumulator(width, Room(stream.device)), 0.0
         inputs, scales = [], []
         for batch in micro_batches(len(windows), LENGTH, 2 * LENGTH):
-            trace = stream.run_layer(layer, weights, hidden[batch])
+            trace = stream.run_layer(layer, weights, hidden[batch], record=FFN)
             hidden[batch] = trace.hidden.numpy()
             if layer in wanted:
                 outputs = trace.hidden.reshape(-1, d)

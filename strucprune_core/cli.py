@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
-from pydantic import ValidationError
+from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -51,6 +51,13 @@ ModelArgument = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option(help='What may be held on the device (tensors, if that is the CPU): "2GiB".'),
+]
+HostMemoryOption = Annotated[
+    str | None, typer.Option(help='What the process may hold in host memory: "3GiB".')
+]
 
 
 def _print_version(asked: bool) -> None:
@@ -231,6 +238,8 @@ def prune(
     ] = None,
     device: DeviceOption = "auto",
     micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    device_memory: DeviceMemoryOption = None,
+    host_memory: HostMemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prune a model and write the smaller one with its report.
@@ -274,7 +283,12 @@ def prune(
                 "sequence_length": sequence_length,
                 "seed": seed,
             },
-            "runtime": {"device": device, "micro_batch_tokens": micro_batch_tokens},
+            "runtime": {
+                "device": device,
+                "micro_batch_tokens": micro_batch_tokens,
+                "device_memory_bytes": _size(device_memory, "--device-memory"),
+                "host_memory_bytes": _size(host_memory, "--host-memory"),
+            },
         }
         if evaluation is not None:
             body["evaluation"] = {
@@ -288,6 +302,62 @@ def prune(
             _print(report.model_dump(mode="json"), as_json=True)
         else:
             _print_summary(report, output)
+
+
+@app.command()
+def estimate(
+    model: ModelArgument,
+    sparsity: Annotated[float, typer.Option(help="Fraction to remove.")] = 0.3,
+    structure: Annotated[
+        list[str] | None, typer.Option(help="What to remove; may be repeated.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
+    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    device_memory: DeviceMemoryOption = None,
+    host_memory: HostMemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights."""
+    from strucprune_core.errors import naming_field
+    from strucprune_core.estimate import estimate_job
+    from strucprune_core.inspection import inspect_model
+    from strucprune_core.storage.open import open_store
+
+    with _failures(as_json):
+        runtime = {
+            "device": device,
+            "micro_batch_tokens": micro_batch_tokens,
+            "device_memory_bytes": _size(device_memory, "--device-memory"),
+            "host_memory_bytes": _size(host_memory, "--host-memory"),
+        }
+        spec = _parse_spec(
+            {
+                "model": {"uri": model},
+                "output": {"uri_prefix": "not-written"},
+                "pruning": {
+                    "sparsity": sparsity,
+                    **({"structures": structure} if structure else {}),
+                },
+                "calibration": {
+                    "uri": "not-read.txt",
+                    "samples": samples,
+                    "sequence_length": sequence_length,
+                },
+                "evaluation": {
+                    "uri": "not-read.txt",
+                    "sequences": evaluation_sequences,
+                    "sequence_length": evaluation_sequence_length,
+                },
+                "runtime": runtime,
+            }
+        )
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(model))
+        _print(estimate_job(spec, facts).model_dump(), as_json)
 
 
 @app.command()
@@ -346,6 +416,18 @@ def _parse_spec(body: dict[str, Any]) -> JobSpec:
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
         raise InvalidSpec(message + given, field=field) from None
+
+
+def _size(text: str | None, option: str) -> int | None:
+    """Bytes of "2GiB", "500MB" or a plain number."""
+    if text is None:
+        return None
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise InvalidSpec(
+            f"'{text}' is not a size", field=option, remedy='Write it as "2GiB" or "500MB".'
+        ) from None
 
 
 def _run_prune(spec: JobSpec, workspace: str | None) -> Report:

@@ -10,15 +10,18 @@ at what is pending.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from strucprune_core.checkpoint.index import open_checkpoint
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.devices import choose_device, settle_vector_math
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import (
@@ -30,6 +33,9 @@ from strucprune_core.errors import (
 )
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_usable, inspect_job
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.planner.forward import layer_bytes
+from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
     FinishedUnit,
     NeverStop,
@@ -61,6 +67,7 @@ from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.overlay import OverlayStore
+from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
 from strucprune_core.units import Unit, pending, publication
 from strucprune_core.workspace import Draft, LostFile, Workspace
@@ -69,6 +76,10 @@ log = logging.getLogger(__name__)
 
 # How often one unit may lose files in one run before the workspace itself is taken for broken.
 MAX_LOSSES = 3
+
+# Disk for weights that were read from afar: some layers, so that one that passes in panels is read
+# from there once.
+CACHE_BYTES, CACHE_LAYERS = 512 * 2**20, 2
 
 # Kinds of units whose index is a layer.
 _OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
@@ -142,18 +153,25 @@ def prune(
         )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
-    job = Job(
-        spec=spec,
-        index=index,
-        config=facts.model.config,
-        workspace=kept,
-        scratch=scratch,
-        device=device,
-        open_store=open_store,
-        tick=meter.tick,
-    )
     losses: Counter[str] = Counter()
-    with MemoryMeter(device).running() as memory:
+    limit = spec.runtime.device_memory_bytes
+    with (
+        _read_ahead(index, facts.model.config, scratch) as weights,
+        MemoryMeter(device, limit).running() as memory,
+    ):
+        job = Job(
+            spec=spec,
+            index=index,
+            config=facts.model.config,
+            reader=TensorReader(weights),
+            workspace=kept,
+            scratch=scratch,
+            device=device,
+            open_store=open_store,
+            tick=meter.tick,
+            safe_point=meter.safe_point,
+            plan=plan_job(spec, facts.model.config),
+        )
         while True:
             try:
                 claim = _claim(output, kept)
@@ -171,6 +189,22 @@ def prune(
                 kept.refresh()
     meter.finish()
     return result
+
+
+@contextlib.contextmanager
+def _read_ahead(
+    index: CheckpointIndex, config: ModelConfig, scratch: Path
+) -> Iterator[CheckpointIndex]:
+    """The checkpoint with its weights read through a cache if they lie on another machine."""
+    if all(index.store.local_path(name) is not None for name in index.file_sizes):
+        yield index
+        return
+    layer = max(layer_bytes(config, number) for number in range(config.layers))
+    store = ReadAheadStore(index.store, scratch, max(CACHE_BYTES, CACHE_LAYERS * layer))
+    try:
+        yield replace(index, store=store)
+    finally:
+        store.close()
 
 
 def _claim(output: Store, workspace: Workspace) -> bytes | None:
@@ -260,7 +294,8 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
     job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
     try:
         with job.workspace.draft() as draft:
-            STEPS[unit.kind](job, unit, draft)
+            with memory.counting():
+                STEPS[unit.kind](job, unit, draft)
             host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
             job.workspace.commit(
                 unit.name,

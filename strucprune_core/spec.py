@@ -307,11 +307,22 @@ class EvaluationSpec(_Strict):
 
 
 class RuntimeSpec(_Strict):
-    """How the job runs. Device and micro-batch change rounding; nothing else changes the result."""
+    """How the job runs. Device, micro-batch and memory change rounding; nothing else the result."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     micro_batch_tokens: int = Field(
         default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
+    )
+    device_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        description="What may be held on the device, or by tensors where that is the CPU. The job "
+        "is cut into pieces that fit, or refused with the smallest amount that would do.",
+    )
+    host_memory_bytes: int | None = Field(
+        default=None,
+        ge=2**20,
+        description="What the process may hold in host memory, file-backed pages left out.",
     )
     priority: Literal["low", "normal", "high"] = "normal"
     deadline_seconds: int | None = Field(

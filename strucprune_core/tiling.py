@@ -5,11 +5,25 @@ Chosen large enough that matrix products run at full speed, and small next to a 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 HOLDOUT_TOKENS = 4096
 """Held-out tokens kept to judge a layer by, however many there are."""
 
-VOCAB_TILE_ROWS = 4096
-"""Rows of the embedding or LM head resident at a time."""
 
-HEAD_CHUNK_TOKENS = 2048
-"""Tokens multiplied with a vocabulary tile at a time: a tile of logits is 32 MiB."""
+@dataclass(frozen=True, slots=True)
+class Tiles:
+    """How a job is cut so that it fits a memory; `planner` chooses them.
+
+    Attributes:
+        micro_batch_tokens: Tokens pushed through a layer at a time: whole sequences, at least one.
+        weight_rows: Rows of a layer's matrix resident at a time; None: a whole layer.
+        vocabulary_rows: Rows of the embedding or LM head resident at a time.
+        head_tokens: Tokens multiplied with a vocabulary tile at a time: a tile of logits is 32 MiB
+            by default.
+    """
+
+    micro_batch_tokens: int = 4096
+    weight_rows: int | None = None
+    vocabulary_rows: int = 4096
+    head_tokens: int = 2048

@@ -11,6 +11,7 @@ from worker import scratch
 from worker.app import make_app
 from worker.failures import ScratchUnavailable
 from worker.settings import Settings
+from worker.watch import forget_drain
 
 
 def main() -> None:
@@ -18,6 +19,7 @@ def main() -> None:
     settings = environment.read(Settings)
     check_configured()
     _prepare_scratch(settings)
+    _forget_drain(settings)
     make_app(settings).worker_main(
         [
             "worker",
@@ -41,6 +43,18 @@ def _prepare_scratch(settings: Settings) -> None:
             pass
     except ScratchUnavailable as error:
         sys.exit(f"Cannot start: {error}")
+
+
+def _forget_drain(settings: Settings) -> None:
+    """Remove an earlier worker's drain file; ends the program if that cannot be done."""
+    try:
+        forget_drain(settings.drain_file)
+    except OSError as error:
+        # It would drain this worker too, at once and for ever.
+        sys.exit(
+            f"Cannot start: the drain file {settings.drain_file} cannot be removed "
+            f"({error.strerror}); set STRUCPRUNE_DRAIN_FILE to a file in a writable directory"
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from worker import tether
 from worker.settings import Settings
 from worker.stop import Drain
 from worker.tasks import register
+from worker.watch import watch_step
 
 
 def make_app(settings: Settings) -> Celery:
@@ -22,6 +23,7 @@ def make_app(settings: Settings) -> Celery:
     app.conf.update(celery_settings(settings.celery_broker_url))
     drain = Drain()
     register(app, settings, drain)
+    app.steps["worker"].add(watch_step(settings, drain))
     _connect_signals(drain, settings)
     return app
 

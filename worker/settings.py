@@ -36,6 +36,9 @@ class Settings(LimitSettings):
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object as the API's; `running_jobs` of it is kept by the workers.
         tenant_limits: JSON object as the API's.
+        heartbeat_file: Touched every few seconds: its age tells whether the worker is alive.
+        drain_file: A worker that finds it gives its job back at the next safe point and ends, as
+            after SIGTERM. A worker that starts removes it.
     """
 
     model_config = CONFIG
@@ -53,6 +56,8 @@ class Settings(LimitSettings):
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None
     log_format: LogFormat = "text"
+    heartbeat_file: Path | None = None
+    drain_file: Path | None = None
 
     @model_validator(mode="after")
     def _beats_fit_in_a_lease(self) -> Self:

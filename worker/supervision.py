@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
@@ -99,6 +100,7 @@ class Supervision:
         self._solve = solve
         self._lease = lease
         self._settings = settings
+        self._heartbeat_file = HeartbeatFile(settings.heartbeat_file)
         self._drain = drain
         self._tally = tally
         self._tracing = tracing
@@ -121,6 +123,7 @@ class Supervision:
                 self._note(message)
             self._beat_if_due()
             self._look_if_due()
+            self._heartbeat_file.beat()
             self._stop_if_due()
             self._kill_if_due()
         returncode = self._solve.wait()

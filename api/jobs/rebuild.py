@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 
 from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.journal import Journal, Standing
@@ -22,7 +23,12 @@ from strucprune_core.errors import StorageError, StorageUnavailable
 _log = logging.getLogger(__name__)
 
 
-def rebuild(journal: Journal, ledger: Ledger, open_store: OpenStore) -> int:
+def rebuild(
+    journal: Journal,
+    ledger: Ledger,
+    open_store: OpenStore,
+    beat: Callable[[], None] = lambda: None,
+) -> int:
     """Make journal and ledger agree on every job; return how many the ledger did not know.
 
     A job that was running starts again from its workspace, with its attempts uncounted. Retries and
@@ -32,6 +38,7 @@ def rebuild(journal: Journal, ledger: Ledger, open_store: OpenStore) -> int:
         journal: What was asked, how it ended, what came after.
         ledger: Live state.
         open_store: Opens the places that jobs have published to, for deletions that include them.
+        beat: Called after each job, since this may take minutes.
 
     Raises:
         StorageUnavailable: the journal does not answer.
@@ -46,6 +53,7 @@ def rebuild(journal: Journal, ledger: Ledger, open_store: OpenStore) -> int:
         except StorageError as error:
             # One damaged entry must not keep all others from being restored.
             _log.error("cannot restore %s: %s", job_id, error)
+        beat()
     ledger.mark_intact()
     return restored
 

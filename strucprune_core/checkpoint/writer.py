@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -81,13 +81,16 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_shard_bytes: int) -> list[
     ]
 
 
-def write_shard(path: Path, shard: Shard, produce: Callable[[str], Tensor]) -> str:
+def write_shard(
+    path: Path, shard: Shard, produce: Callable[[str], Tensor | Iterable[Tensor]]
+) -> str:
     """Write one file, asking for its tensors one after the other.
 
     Args:
         path: The file to write; replaced if it exists.
         shard: What it holds.
-        produce: Gives the tensor of a name, on any device; called once each, in file order.
+        produce: Gives the tensor of a name, on any device, or pieces of it along its first axis;
+            called once each, in file order.
 
     Returns:
         SHA-256 (hex) of the file.
@@ -99,9 +102,10 @@ def write_shard(path: Path, shard: Shard, produce: Callable[[str], Tensor]) -> s
     digest = hashlib.sha256()
     try:
         with path.open("wb") as file:
-            _write(file, digest.update, _header(shard))
+            _write(file, digest.update, header_bytes(shard))
             for planned in shard.tensors:
-                _write(file, digest.update, _checked_bytes(planned, produce(planned.name)))
+                for data in _checked_bytes(planned, produce(planned.name)):
+                    _write(file, digest.update, data)
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
@@ -131,7 +135,8 @@ def _file_names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _header(shard: Shard) -> bytes:
+def header_bytes(shard: Shard) -> bytes:
+    """The beginning of a shard's file, up to its first tensor's bytes."""
     entries: dict[str, object] = {METADATA_KEY: {"format": "pt"}}
     start = 0
     for tensor in shard.tensors:
@@ -147,13 +152,32 @@ def _header(shard: Shard) -> bytes:
     return (len(text) + padding).to_bytes(LENGTH_BYTES, "little") + text + b" " * padding
 
 
-def _checked_bytes(planned: PlannedTensor, tensor: Tensor) -> memoryview:
-    """The tensor's bytes, without a copy if it is contiguous on the CPU."""
-    if tensor.dtype != TORCH_DTYPES[planned.dtype] or tuple(tensor.shape) != planned.shape:
+def _checked_bytes(
+    planned: PlannedTensor, given: Tensor | Iterable[Tensor]
+) -> Iterator[memoryview]:
+    """The tensor's bytes, piece by piece."""
+    if isinstance(given, Tensor):
+        _check_planned(planned, given.dtype, tuple(given.shape))
+        yield _finite_bytes(planned, given)
+        return
+    rows = 0
+    for piece in given:
+        rows += len(piece)
+        _check_planned(planned, piece.dtype, (planned.shape[0], *piece.shape[1:]))
+        yield _finite_bytes(planned, piece)
+    _check_planned(planned, TORCH_DTYPES[planned.dtype], (rows, *planned.shape[1:]))
+
+
+def _check_planned(planned: PlannedTensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    if dtype != TORCH_DTYPES[planned.dtype] or shape != planned.shape:
         raise StrucPruneError(
-            f"tensor '{planned.name}' came as {tensor.dtype} {tuple(tensor.shape)}, but "
+            f"tensor '{planned.name}' came as {dtype} {shape}, but "
             f"{planned.dtype} {planned.shape} was planned"
         )
+
+
+def _finite_bytes(planned: PlannedTensor, tensor: Tensor) -> memoryview:
+    """The bytes, without a copy if the tensor is contiguous on the CPU."""
     flat = tensor.detach().to("cpu").contiguous().reshape(-1)
     if flat.is_floating_point() and not _is_finite(flat):
         raise NumericalFailure(

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from strucprune_core.evaluation.tensor_bytes import TensorBytes
+
 SAMPLE_SECONDS = 0.01  # A peak shorter than this can be missed.
 _STATUS = Path("/proc/self/status")
 
@@ -43,10 +45,20 @@ def return_free_memory() -> None:
 
 
 class MemoryMeter:
-    """Samples the process's memory in a thread while the context of `running` is open."""
+    """Samples the process's memory in a thread while the context of `running` is open.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: Where tensors visit.
+        device_limit_bytes: What may be held there; more is an error of the allocator. On the CPU
+            live tensors are counted for it, which is not done without a limit: it takes time.
+    """
+
+    def __init__(self, device: torch.device, device_limit_bytes: int | None = None) -> None:
         self._device = device
+        self._limit = device_limit_bytes
+        self._tensors: TensorBytes | None = None
+        if device_limit_bytes is not None and device.type == "cpu":
+            self._tensors = TensorBytes(device_limit_bytes)
         self._peak = 0
         self._lock = threading.Lock()
         self._ended = threading.Event()
@@ -54,6 +66,7 @@ class MemoryMeter:
     @contextlib.contextmanager
     def running(self) -> Iterator[MemoryMeter]:
         """Measure while the context is open."""
+        self._limit_device()
         thread = threading.Thread(target=self._sample, name="memory-meter", daemon=True)
         thread.start()
         try:
@@ -69,12 +82,24 @@ class MemoryMeter:
         return peak
 
     def take_device_peak(self) -> int | None:
-        """Peak bytes allocated on the device since the last call; None if it is the host."""
+        """Peak bytes allocated on the device since the last call; None if nobody counts them."""
+        if self._tensors is not None:
+            return self._tensors.take_peak()
         if self._device.type != "cuda":
             return None
         peak = int(torch.cuda.max_memory_allocated(self._device))
         torch.cuda.reset_peak_memory_stats(self._device)
         return peak
+
+    def counting(self) -> contextlib.AbstractContextManager[object]:
+        """Count the tensors made in this context, in this thread, if they must be counted here."""
+        return contextlib.nullcontext() if self._tensors is None else self._tensors
+
+    def _limit_device(self) -> None:
+        if self._limit is not None and self._device.type == "cuda":
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            share = min(1.0, self._limit / total)
+            torch.cuda.set_per_process_memory_fraction(share, self._device)
 
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):

@@ -22,7 +22,6 @@ def perplexity(
     stream: ModelStream,
     windows: NDArray[np.int32],
     scratch: Path,
-    micro_batch_tokens: int,
     tick: Tick = lambda: None,
 ) -> float:
     """Perplexity of a model; infinite if the loss overflows, NaN if its weights do.
@@ -31,10 +30,9 @@ def perplexity(
         stream: The model.
         windows: Token ids, (sequences x length).
         scratch: Directory for activations.
-        micro_batch_tokens: Tokens pushed through a layer at a time.
         tick: Called after each layer and vocabulary tile; may raise to stop.
     """
-    with final_hidden(stream, windows, scratch, micro_batch_tokens, tick) as hidden:
+    with final_hidden(stream, windows, scratch, tick) as hidden:
         # Every position is scored in place; what the last of a window "predicts" is dropped.
         targets = np.roll(windows, -1, axis=1).reshape(-1)
         losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)

@@ -44,7 +44,7 @@ def compare_with_transformers(
 
     with (
         tempfile.TemporaryDirectory(prefix="strucprune-") as scratch,
-        final_hidden(expected, tokens, Path(scratch), tokens.size, tick) as last,
+        final_hidden(expected, tokens, Path(scratch), tick) as last,
     ):
         wanted = next_token_logits(expected, last[:, -1])
     found = reference_logits(written, config_json, tensor_names, tokens)

@@ -33,7 +33,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.report import MANIFEST, PublishedManifest
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
-from strucprune_core.tiling import VOCAB_TILE_ROWS
+from strucprune_core.tiling import Tiles
 
 _READ_BYTES = 16 << 20
 
@@ -71,14 +71,15 @@ def evaluate_model(
     source = Text(store, name, "text")
     tokenizer = load_tokenizer(bytes(facts.index.store.read("tokenizer.json")))
     windows = evaluation_windows(source, tokenizer, sequences, sequence_length)
-    total = facts.config.layers + math.ceil(facts.config.vocab_size / VOCAB_TILE_ROWS)
+    tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
+    stream = _stream(facts, choose_device(device), tiles)
+    total = facts.config.layers + math.ceil(facts.config.vocab_size / tiles.vocabulary_rows)
     done = iter(range(1, total + 1))
     with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
         value = perplexity(
-            _stream(facts, choose_device(device)),
+            stream,
             windows,
             Path(scratch),
-            micro_batch_tokens,
             lambda: tick(next(done, total) / total),
         )
     return {
@@ -106,15 +107,15 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
     tokens = np.random.Generator(np.random.PCG64(0)).integers(
         0, facts.config.vocab_size, (VERIFY_SEQUENCES, VERIFY_TOKENS), dtype=np.int32
     )
-    stream = _stream(facts, torch.device("cpu"))
+    stream = _stream(facts, torch.device("cpu"), Tiles())
     result = compare_with_transformers(
         stream, stream, facts.index.config_bytes, set(facts.index.tensors), tokens
     )
     return {"checkpoint": uri, "valid": True, "files": files, **result}
 
 
-def _stream(facts: ModelFacts, device: torch.device) -> ModelStream:
-    return ModelStream(facts.config, TensorReader(facts.index), device)
+def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStream:
+    return ModelStream(facts.config, TensorReader(facts.index), device, tiles)
 
 
 def _check_digests(store: Store) -> int:

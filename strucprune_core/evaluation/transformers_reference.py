@@ -1,16 +1,17 @@
-"""A checkpoint run by transformers, one decoder layer at a time: the reload check's reference.
+"""A checkpoint run by transformers, one matrix at a time: the reload check's reference.
 
 The model is built by transformers from the written config.json with its parameters on the meta
-device, so a wrong name, shape or width fails here. A hook fills each decoder layer from the written
-shards just before it runs and empties it after, so a checkpoint of any size is checked in the
-memory of one layer. Everything that is computed is transformers' own.
+device, so a wrong name, shape or width fails here. Hooks fill each module of a decoder layer from
+the written shards just before it runs and empty it after, so a checkpoint of any size is checked in
+the memory of its largest matrix. Everything that is computed is transformers' own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -85,20 +86,32 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside have a shape but no memory."""
+    """Parameters made inside have a shape but no memory.
+
+    The large ones never have any: a linear layer or an embedding is made on the meta device.
+    """
     module_class: Any = nn.Module
     register = module_class.register_parameter
+    makers: list[Any] = [nn.Linear, nn.Embedding]
+    plain = [maker.__init__ for maker in makers]
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
             parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
         register(module, name, parameter)
 
+    def made_on_meta(make: Callable[..., None]) -> Callable[..., None]:
+        return lambda self, *given, **options: make(self, *given, **{**options, "device": "meta"})
+
     module_class.register_parameter = on_meta
+    for maker, make in zip(makers, plain, strict=True):
+        maker.__init__ = made_on_meta(make)
     try:
         yield
     finally:
         module_class.register_parameter = register
+        for maker, make in zip(makers, plain, strict=True):
+            maker.__init__ = make
 
 
 def _load_rest(model: Any, stream: ModelStream) -> None:
@@ -126,43 +139,65 @@ def _load_rest(model: Any, stream: ModelStream) -> None:
 
 
 def _stream_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
-    """Let a layer have its weights only while it runs."""
+    """Let each module of a layer have its weights only while it runs."""
+    readers = _readers(stream, index)
+    differing = set(readers) ^ {name for name, _ in layer.named_parameters()}
+    if differing:
+        raise _other_tensors([f"layer {index}: {name}" for name in sorted(differing)])
+    for path, module in layer.named_modules():
+        prefix = f"{path}." if path else ""
+        own = {name: prefix + name for name, _ in module.named_parameters(recurse=False)}
+        if own:
+            where = f"layer {index}: {path}"
+            _fill_while_running(module, where, {n: readers[full] for n, full in own.items()})
+
+
+def _fill_while_running(
+    module: nn.Module, where: str, readers: dict[str, Callable[[], Tensor]]
+) -> None:
+    """`readers` give the module's own parameters by name."""
+    shapes = {name: getattr(module, name).shape for name in readers}
 
     def fill(module: nn.Module, arguments: Any) -> None:
-        try:
-            module.load_state_dict(_as_transformers(stream, index), strict=True, assign=True)
-        except RuntimeError as error:
-            raise _other_tensors([f"layer {index}: {error}"]) from error
+        for name, read in readers.items():
+            tensor = read()
+            if tensor.shape != shapes[name]:
+                raise _other_tensors([f"{where}.{name} of shape {tuple(shapes[name])}"])
+            setattr(module, name, nn.Parameter(tensor, requires_grad=False))
 
     def empty(module: nn.Module, arguments: Any, output: Any) -> None:
-        module.to("meta")
+        for name, shape in shapes.items():
+            setattr(module, name, nn.Parameter(torch.empty(shape, device="meta"), False))
 
-    layer.register_forward_pre_hook(fill)
-    layer.register_forward_hook(empty)
+    module.register_forward_pre_hook(fill)
+    module.register_forward_hook(empty)
 
 
-def _as_transformers(stream: ModelStream, index: int) -> dict[str, Tensor]:
-    """A layer's tensors by transformers' names: experts of equal width are one tensor there."""
-    weights = {
-        role.replace("block_sparse_moe.", "mlp."): tensor
-        for role, tensor in stream.layer(index).items()
+def _readers(stream: ModelStream, index: int) -> dict[str, Callable[[], Tensor]]:
+    """How to read a layer's tensors, by transformers' names: experts are one tensor there."""
+    config = stream.config
+    block, names = config.blocks[index], {}
+    for role in layer_tensors(config, index):
+        names[role.replace("block_sparse_moe.", "mlp.")] = tensor_name(config, index, role)
+    if block.names.router is None or config.model_type in _PRUNED.CONFIGS:
+        return {name: partial(stream.tensor, stored) for name, stored in names.items()}
+    experts = range(len(block.ffn_widths))
+
+    def of_experts(role: str) -> list[str]:
+        renamed = role.replace("block_sparse_moe.", "mlp.")
+        return [names.pop(f"{renamed.format(expert)}.weight") for expert in experts]
+
+    gates, ups = of_experts(str(block.names.gate)), of_experts(str(block.names.up))
+    downs = of_experts(block.names.down)
+
+    def stacked(stored: list[str]) -> Tensor:
+        return torch.stack([stream.tensor(name) for name in stored])
+
+    return {
+        **{name: partial(stream.tensor, stored) for name, stored in names.items()},
+        "mlp.experts.gate_up_proj": lambda: torch.cat([stacked(gates), stacked(ups)], dim=1),
+        "mlp.experts.down_proj": lambda: stacked(downs),
     }
-    block = stream.config.blocks[index]
-    if block.names.router is None or stream.config.model_type in _PRUNED.CONFIGS:
-        return weights
-    roles = (str(block.names.gate), str(block.names.up), block.names.down)
-    gate, up, down = (
-        torch.stack(
-            [
-                weights.pop(f"{role.replace('block_sparse_moe.', 'mlp.').format(expert)}.weight")
-                for expert in range(len(block.ffn_widths))
-            ]
-        )
-        for role in roles
-    )
-    weights["mlp.experts.gate_up_proj"] = torch.cat([gate, up], dim=1)
-    weights["mlp.experts.down_proj"] = down
-    return weights
 
 
 def _other_tensors(names: list[str]) -> InvalidCheckpoint:

@@ -91,14 +91,17 @@ def rotate_first(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
 
 def _window(length: int, window: int, device: torch.device) -> Tensor:
     """True where a position (row) sees another (column), (n x n)."""
-    distance = torch.arange(length, device=device)[:, None] - torch.arange(length, device=device)
-    return (distance >= 0) & (distance < window)
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril_().triu_(1 - window)
 
 
 def _capped(
     query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, seen: Tensor
 ) -> Tensor:
-    repeats = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    logits = cap * torch.tanh(query @ key.transpose(2, 3) * scale / cap)
-    return logits.masked_fill(~seen, -torch.inf).softmax(-1) @ value
+    """A head at a time: here the logits of all positions, (b, n, n), are held."""
+    shared = query.shape[1] // key.shape[1]
+    mixed = []
+    for head in range(query.shape[1]):
+        keys, values = key[:, head // shared], value[:, head // shared]
+        logits = cap * torch.tanh(query[:, head] @ keys.transpose(1, 2) * scale / cap)
+        mixed.append(logits.masked_fill(~seen, -torch.inf).softmax(-1) @ values)
+    return torch.stack(mixed, dim=1)

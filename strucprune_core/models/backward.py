@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.config import LayerConfig
-from strucprune_core.models.decoder import Decoder, LayerWeights
+from strucprune_core.models.decoder import Decoder
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import SiteKind
 

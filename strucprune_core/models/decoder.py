@@ -1,14 +1,15 @@
 """The forward pass of a decoder, driven by its `ModelConfig`; it holds no weights.
 
-Every method takes the tensors of one layer as a dict from *role* ("mlp.down_proj.weight") to
-tensor, so that whoever calls decides where weights come from and how long they live.
+Every method takes the tensors of one layer as a mapping from *role* ("mlp.down_proj.weight") to
+tensor, so that whoever calls decides where weights come from and how long they live. They may all
+be there, or pass by in panels of rows (`panels.StreamedLayer`).
 
 Shapes: b sequences of n tokens, d hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -19,10 +20,9 @@ from torch.nn import functional
 from strucprune_core.models.attention import attend
 from strucprune_core.models.config import Activation, LayerConfig, ModelConfig, RopeConfig
 from strucprune_core.models.norms import normalise
+from strucprune_core.models.panels import LayerWeights, StreamedLayer, linear, output_panels
 from strucprune_core.models.rope import cosines_and_sines, inverse_frequencies
 from strucprune_core.models.structures import SiteKind
-
-LayerWeights = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class LayerTrace:
 
     Attributes:
         hidden: The layer's output on the residual stream, (b, n, d).
-        inputs: Input of each site, by the site's name.
+        inputs: Input of each site, by the site's name, if they were to be recorded.
     """
 
     hidden: Tensor
@@ -64,14 +64,18 @@ class Decoder:
         hidden: Tensor,
         weights: LayerWeights,
         outputs: dict[SiteKind, Tensor] | None = None,
+        *,
+        record: Collection[SiteKind] = (),
     ) -> LayerTrace:
         """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0.
 
         `outputs` is given what the sites of each kind compute together, before any norm, (b, n, d).
+        `record` names the kinds of sites whose inputs are kept: they are most of a layer's memory.
         """
         inputs: dict[str, SiteInput] = {}
-        residual, source = self.attention_half(block, hidden, weights, inputs, outputs)
-        added = self.ffn_half(block, source, weights, inputs, outputs)
+        attention, ffn = (inputs if kind in record else None for kind in ("attention", "ffn"))
+        residual, source = self.attention_half(block, hidden, weights, attention, outputs)
+        added = self.ffn_half(block, source, weights, ffn, outputs)
         return LayerTrace(self.join(block, residual, added, weights), inputs)
 
     def attention_half(
@@ -89,7 +93,7 @@ class Decoder:
         names = block.names
         post_norm = self.config.residual == "post_norm"
         x = hidden if post_norm else self._norm(names.attention_norm, hidden, weights)
-        output = self._attention(block, x, weights, {} if inputs is None else inputs)
+        output = self._attention(block, x, weights, inputs)
         if outputs is not None:
             outputs["attention"] = output
         residual = hidden + self._norm(names.attention_output_norm, output, weights)
@@ -112,7 +116,7 @@ class Decoder:
         names = block.names
         if self.config.residual != "post_norm":
             source = self._norm(names.ffn_norm, source, weights)
-        output = self._ffn(block, source, weights, {} if inputs is None else inputs)
+        output = self._ffn(block, source, weights, inputs)
         if outputs is not None:
             outputs["ffn"] = output
         return self._norm(names.ffn_output_norm, output, weights)
@@ -130,15 +134,42 @@ class Decoder:
         return x if name is None else normalise(self.config.norm, x, weights, name)
 
     def _attention(
-        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+        self,
+        block: LayerConfig,
+        x: Tensor,
+        weights: LayerWeights,
+        inputs: dict[str, SiteInput] | None,
     ) -> Tensor:
-        query, key, value = self._query_key_value(block, x, weights)
+        groups = list(self.kv_head_panels(block, weights))
+        if len(groups) == 1:
+            mixed = self._mixed(block, x, weights, groups[0])
+        else:
+            width = block.query_heads_per_kv_head * self.config.head_dim
+            mixed = x.new_empty(*x.shape[:2], width * block.kv_heads)
+            for heads in groups:
+                columns = slice(heads.start * width, heads.stop * width)
+                mixed[..., columns] = self._mixed(block, x, weights, heads)
+        if inputs is not None:
+            inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
+        return self._linear(mixed, weights, block.names.attention_output)
+
+    def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
+        """Key-value heads to compute with at a time, so that their queries fill a panel."""
+        separable = not self.config.transposed  # There, every row belongs to all heads.
+        if not (separable and isinstance(weights, StreamedLayer)):
+            yield range(block.kv_heads)
+            return
+        step = max(1, weights.panel_rows // (block.query_heads_per_kv_head * self.config.head_dim))
+        for start in range(0, block.kv_heads, step):
+            yield range(start, min(start + step, block.kv_heads))
+
+    def _mixed(self, block: LayerConfig, x: Tensor, weights: LayerWeights, heads: range) -> Tensor:
+        """What attention gives for some key-value heads, (b, n, their query heads * head_dim)."""
+        query, key, value = self._query_key_value(block, x, weights, heads)
         if block.names.query_norm is not None and block.names.key_norm is not None:
             query = normalise(self.config.norm, query, weights, block.names.query_norm)
             key = normalise(self.config.norm, key, weights, block.names.key_norm)
-        mixed = self.mix(block, query, key, value)
-        inputs["attention"] = SiteInput(mixed.reshape(-1, mixed.shape[-1]))
-        return self._linear(mixed, weights, block.names.attention_output)
+        return self.mix(block, query, key, value)
 
     def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention among the n positions, (b, n, heads * head_dim)."""
@@ -157,50 +188,92 @@ class Decoder:
         )
 
     def _query_key_value(
-        self, block: LayerConfig, x: Tensor, weights: LayerWeights
+        self, block: LayerConfig, x: Tensor, weights: LayerWeights, heads: range
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Three tensors (b, n, heads, head_dim)."""
+        """Of some key-value heads three tensors (b, n, heads, head_dim)."""
         names, head_dim = block.names, self.config.head_dim
+        per_kv_head = block.query_heads_per_kv_head
         shape = (*x.shape[:2], -1, head_dim)
+        queries = _span(heads, per_kv_head * head_dim)
+        keys = _span(heads, head_dim)
         if names.query_key_value is None:
+            parts = ((names.query, queries), (names.key, keys), (names.value, keys))
             query, key, value = (
-                self._linear(x, weights, str(name)).view(shape)
-                for name in (names.query, names.key, names.value)
+                self._linear(x, weights, str(name), outputs).view(shape) for name, outputs in parts
+            )
+            return query, key, value
+        if self.config.qkv_interleaved:
+            outputs = _span(heads, 3 * head_dim)
+            fused = self._linear(x, weights, names.query_key_value, outputs)
+            query, key, value = fused.view(*x.shape[:2], -1, 3 * head_dim).chunk(3, dim=-1)
+            return query, key, value
+        if len(heads) < block.kv_heads:
+            keys_at = block.query_heads * head_dim
+            values_at = keys_at + block.kv_heads * head_dim
+            spans = (queries, _shifted(keys, keys_at), _shifted(keys, values_at))
+            query, key, value = (
+                self._linear(x, weights, names.query_key_value, span).view(shape) for span in spans
             )
             return query, key, value
         fused = self._linear(x, weights, names.query_key_value)
-        if self.config.qkv_interleaved:
-            query, key, value = fused.view(*x.shape[:2], -1, 3 * head_dim).chunk(3, dim=-1)
-            return query, key, value
-        per_kv_head = block.query_heads_per_kv_head
-        keys = fused.shape[-1] // (per_kv_head + 2)
-        query, key, value = torch.split(fused, [per_kv_head * keys, keys, keys], dim=-1)
+        query, key, value = torch.split(fused, [len(queries), len(keys), len(keys)], dim=-1)
         return query.reshape(shape), key.reshape(shape), value.reshape(shape)
 
     def _ffn(
-        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+        self,
+        block: LayerConfig,
+        x: Tensor,
+        weights: LayerWeights,
+        inputs: dict[str, SiteInput] | None,
     ) -> Tensor:
         if block.names.router is not None:
             return self._experts(block, x, weights, inputs)
         activations = self._activations(block, 0, x, weights)
-        inputs["ffn"] = SiteInput(activations.reshape(-1, activations.shape[-1]))
+        if inputs is not None:
+            inputs["ffn"] = SiteInput(activations.reshape(-1, activations.shape[-1]))
         return self._linear(activations, weights, block.names.down)
 
     def _activations(
         self, block: LayerConfig, expert: int, x: Tensor, weights: LayerWeights
     ) -> Tensor:
         """Input of the down projection, (..., f)."""
+        names, width = block.names, block.ffn_widths[expert]
+        activate = _ACTIVATIONS[self.config.activation]
+        if self.config.transposed:
+            return activate(self._linear(x, weights, str(names.up).format(expert)))
+        panels = list(output_panels(weights, width))
+        if len(panels) == 1:
+            return self._channels(block, expert, x, weights, panels[0])
+        result = x.new_empty(*x.shape[:-1], width)
+        for channels in panels:
+            result[..., channels.start : channels.stop] = self._channels(
+                block, expert, x, weights, channels
+            )
+        return result
+
+    def _channels(
+        self, block: LayerConfig, expert: int, x: Tensor, weights: LayerWeights, channels: range
+    ) -> Tensor:
+        """Some channels of the input of the down projection, (..., channels)."""
         names, activate = block.names, _ACTIVATIONS[self.config.activation]
         if names.gate_up is not None:
-            gate, up = self._linear(x, weights, names.gate_up.format(expert)).chunk(2, dim=-1)
-            return activate(gate) * up
-        up = self._linear(x, weights, str(names.up).format(expert))
+            name, width = names.gate_up.format(expert), block.ffn_widths[expert]
+            if len(channels) == width:
+                gate, up = self._linear(x, weights, name).chunk(2, dim=-1)
+                return activate(gate) * up
+            up = self._linear(x, weights, name, _shifted(channels, width))
+            return activate(self._linear(x, weights, name, channels)) * up
+        up = self._linear(x, weights, str(names.up).format(expert), channels)
         if names.gate is None:
             return activate(up)
-        return activate(self._linear(x, weights, names.gate.format(expert))) * up
+        return activate(self._linear(x, weights, names.gate.format(expert), channels)) * up
 
     def _experts(
-        self, block: LayerConfig, x: Tensor, weights: LayerWeights, inputs: dict[str, SiteInput]
+        self,
+        block: LayerConfig,
+        x: Tensor,
+        weights: LayerWeights,
+        inputs: dict[str, SiteInput] | None,
     ) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         logits = functional.linear(flat, weights[f"{block.names.router}.weight"])
@@ -212,16 +285,26 @@ class Decoder:
             tokens, place = (chosen == expert).nonzero(as_tuple=True)
             rows = self._activations(block, expert, flat[tokens], weights)
             rows = rows * share[tokens, place, None]
-            inputs[f"expert.{expert}"] = SiteInput(rows, tokens)
-            added = functional.linear(rows, weights[f"{block.names.down.format(expert)}.weight"])
+            if inputs is not None:
+                inputs[f"expert.{expert}"] = SiteInput(rows, tokens)
+            added = self._linear(rows, weights, block.names.down.format(expert))
             output.index_add_(0, tokens, added)
+            del rows, added  # Not beside the next expert's.
         return output.view_as(x)
 
-    def _linear(self, x: Tensor, weights: LayerWeights, name: str) -> Tensor:
-        weight = weights[f"{name}.weight"]
-        if self.config.transposed:
-            weight = weight.T
-        return functional.linear(x, weight, weights.get(f"{name}.bias"))
+    def _linear(
+        self, x: Tensor, weights: LayerWeights, name: str, outputs: range | None = None
+    ) -> Tensor:
+        return linear(x, weights, name, transposed=self.config.transposed, outputs=outputs)
+
+
+def _span(items: range, size: int) -> range:
+    """Indices of consecutive items of equal size."""
+    return range(items.start * size, items.stop * size)
+
+
+def _shifted(items: range, by: int) -> range:
+    return range(items.start + by, items.stop + by)
 
 
 @lru_cache(maxsize=4)

@@ -29,6 +29,7 @@ from strucprune_core.models.attention import attend_last, rotate_first
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.decoder import Decoder, rotations_of
 from strucprune_core.models.forward import Tick
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import sample_tokens
 
@@ -162,6 +163,10 @@ class _Continuing(Decoder):
     def __init__(self, config: ModelConfig, cache: Tensor, position: int) -> None:
         super().__init__(config)
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
+
+    def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
+        """All at once: a few tokens take little room, and the cache holds all heads."""
+        yield range(block.kv_heads)
 
     def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of the new position to itself and all before, (b, 1, heads * head_dim)."""

@@ -38,7 +38,6 @@ def final_hidden(
     stream: ModelStream,
     tokens: NDArray[np.int32],
     scratch: Path,
-    micro_batch_tokens: int,
     tick: Tick,
 ) -> Iterator[NDArray[np.float32]]:
     """Output of the last decoder layer for token ids (sequences x length), before the final norm.
@@ -51,7 +50,7 @@ def final_hidden(
         embed(stream, tokens, hidden)
         for layer in range(stream.config.layers):
             weights = stream.layer(layer)
-            for batch in micro_batches(sequences, length, micro_batch_tokens):
+            for batch in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
                 hidden[batch] = stream.run_layer(layer, weights, hidden[batch]).hidden.cpu().numpy()
             tick()
         yield hidden

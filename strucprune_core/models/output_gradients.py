@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import Head, LogPartition, chunks_of
+from strucprune_core.models.vocabulary import Head, LogPartition
 
 
 def loss_gradients(
@@ -38,8 +38,8 @@ def loss_gradients(
     Returns:
         (n x d).
     """
-    chunks = list(chunks_of(len(targets)))
     head = Head(stream)
+    chunks = list(head.chunks(len(targets)))
     outputs = [head.output(head.load(hidden[start:stop])) for start, stop in chunks]
     partitions = [LogPartition(stop - start, stream.device) for start, stop in chunks]
     expected = [torch.zeros_like(output) for output in outputs]
@@ -92,7 +92,7 @@ def kl_gradients(
         (n,) nats, and the gradient at `hidden`, (n x d).
     """
     head = Head(stream)
-    chunks = list(chunks_of(len(hidden)))
+    chunks = list(head.chunks(len(hidden)))
     pairs = [_Pair(head, reference[a:b], hidden[a:b]) for a, b in chunks]
     for _, rows in head.tiles():
         for pair in pairs:

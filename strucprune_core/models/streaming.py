@@ -1,4 +1,4 @@
-"""A model as a stream: one decoder layer, or one tile of the vocabulary, resident at a time.
+"""A model as a stream: one decoder layer, or less of it, or a tile of the vocabulary at a time.
 
 `WeightSource` is where weights come from: a checkpoint's reader, or that with some tensors replaced
 by pruned ones that exist only in memory so far.
@@ -6,8 +6,8 @@ by pruned ones that exist only in memory so far.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.decoder import Decoder, LayerTrace, LayerWeights
+from strucprune_core.models.decoder import Decoder, LayerTrace
+from strucprune_core.models.panels import LayerWeights, StreamedLayer
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
-from strucprune_core.tiling import VOCAB_TILE_ROWS
+from strucprune_core.tiling import Tiles
 
 
 class WeightSource(Protocol):
@@ -49,36 +51,67 @@ class ModelStream:
         config: The shape.
         source: Where tensors are read from.
         device: Where they are used. Computation is in float32.
+        tiles: How much of it is resident at a time.
     """
 
     config: ModelConfig
     source: WeightSource
     device: torch.device
+    tiles: Tiles = field(default_factory=Tiles)
 
     def layer(self, index: int) -> LayerWeights:
-        """One decoder layer's tensors by role, float32, on the device."""
+        """One decoder layer's tensors by role, float32, on the device: as much as tiles allow."""
+        if self.tiles.weight_rows is None:
+            return self.whole_layer(index)
+
+        def read(role: str, rows: tuple[int, int] | None) -> Tensor:
+            name = tensor_name(self.config, index, role)
+            if rows is None:
+                return self.tensor(name)
+            return self.source.rows(name, *rows, device=self.device, dtype=torch.float32)
+
+        shapes = layer_tensors(self.config, index)
+        return StreamedLayer(shapes, read, self.tiles.weight_rows)
+
+    def whole_layer(self, index: int) -> dict[str, Tensor]:
+        """The same with every tensor resident, for what needs its gradients."""
         return {
             role: self.tensor(tensor_name(self.config, index, role))
             for role in layer_tensors(self.config, index)
         }
 
     def tensor(self, name: str) -> Tensor:
-        """A tensor outside the layers, float32, on the device."""
+        """A whole tensor, float32, on the device."""
         return self.source.tensor(name, device=self.device, dtype=torch.float32)
 
     @torch.inference_mode()
     def run_layer(
-        self, layer: int, weights: LayerWeights, hidden: NDArray[np.float32]
+        self,
+        layer: int,
+        weights: LayerWeights,
+        hidden: NDArray[np.float32],
+        *,
+        record: Collection[SiteKind] = (),
     ) -> LayerTrace:
-        """One layer on a micro-batch held on the host, (b x n x d)."""
-        x = torch.from_numpy(np.array(hidden)).to(self.device)
-        return Decoder(self.config).forward_layer(self.config.blocks[layer], x, weights)
+        """One layer on a micro-batch held on the host, (b x n x d).
 
-    def tiles(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        `record` names the kinds of sites whose inputs are kept.
+        """
+        block, x = self.config.blocks[layer], self.load(hidden)
+        return Decoder(self.config).forward_layer(block, x, weights, record=record)
+
+    def load(self, array: NDArray[np.float32]) -> Tensor:
+        """A copy on the device."""
+        # torch warns of an array that may not be written to, though this one is only read.
+        source = array if array.flags.writeable else np.array(array)
+        target = torch.empty(array.shape, device=self.device)
+        return target.copy_(torch.from_numpy(np.asarray(source)))
+
+    def tiles_of(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of a vocabulary matrix (V x d), a tile at a time."""
-        vocabulary = self.config.vocab_size
-        for start in range(0, vocabulary, VOCAB_TILE_ROWS):
-            stop = min(start + VOCAB_TILE_ROWS, vocabulary)
+        vocabulary, step = self.config.vocab_size, self.tiles.vocabulary_rows
+        for start in range(0, vocabulary, step):
+            stop = min(start + step, vocabulary)
             yield (
                 start,
                 self.source.rows(name, start, stop, device=self.device, dtype=torch.float32),

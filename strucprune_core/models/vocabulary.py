@@ -15,7 +15,6 @@ from torch import Tensor
 
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.tiling import HEAD_CHUNK_TOKENS
 
 
 @torch.inference_mode()
@@ -37,12 +36,15 @@ def embed(
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
         out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
+        del rows
         tick()
     if names.positions is not None:
-        first = config.position_offset
-        table = stream.source.rows(names.positions, first, first + tokens.shape[1])
-        for sequence in out:
-            sequence += table.float().numpy()
+        for start in range(0, tokens.shape[1], stream.tiles.head_tokens):
+            stop = min(start + stream.tiles.head_tokens, tokens.shape[1])
+            first = config.position_offset
+            table = stream.source.rows(names.positions, first + start, first + stop)
+            out[:, start:stop] += table.float().numpy()
+            del table
 
 
 @torch.inference_mode()
@@ -50,19 +52,21 @@ def token_embeddings(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
     """Embeddings as the table has them (scaled), (sequences x length x embedding size)."""
     out = torch.empty(*tokens.shape, stream.config.embedding_size, device=stream.device)
     for where, rows in _look_up(stream, tokens):
-        out[torch.from_numpy(where)] = rows
+        out[tuple(torch.from_numpy(axis) for axis in where)] = rows
     return out
 
 
 def _look_up(
     stream: ModelStream, tokens: NDArray[np.int32]
-) -> Iterator[tuple[NDArray[np.bool_], Tensor]]:
-    """(where, embeddings of the tokens there) for each tile of the table that is needed."""
-    for first_row, rows in stream.tiles(stream.config.names.embedding):
-        where = (tokens >= first_row) & (tokens < first_row + len(rows))
-        if where.any():
+) -> Iterator[tuple[tuple[NDArray[np.int64], ...], Tensor]]:
+    """(where, embeddings of the tokens there) for each tile of the table, some at a time."""
+    for first_row, rows in stream.tiles_of(stream.config.names.embedding):
+        inside = np.nonzero((tokens >= first_row) & (tokens < first_row + len(rows)))
+        for start in range(0, len(inside[0]), stream.tiles.head_tokens):
+            where = tuple(axis[start : start + stream.tiles.head_tokens] for axis in inside)
             found = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
-            yield where, rows[found.to(rows.device)] * stream.config.embedding_scale
+            yield where, rows[found.to(rows.device)].mul_(stream.config.embedding_scale)
+        del rows
 
 
 class Head:
@@ -80,7 +84,7 @@ class Head:
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the head's matrix."""
-        return self._stream.tiles(self._stream.config.head_matrix)
+        return self._stream.tiles_of(self._stream.config.head_matrix)
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
@@ -88,7 +92,13 @@ class Head:
 
     def load(self, hidden: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""
-        return torch.from_numpy(np.array(hidden, dtype=np.float32)).to(self._stream.device)
+        return self._stream.load(hidden)
+
+    def chunks(self, count: int) -> Iterator[tuple[int, int]]:
+        """(start, stop) of the tokens that meet a tile together."""
+        step = self._stream.tiles.head_tokens
+        for start in range(0, count, step):
+            yield start, min(start + step, count)
 
     def output(self, hidden: Tensor) -> Tensor:
         """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
@@ -98,9 +108,9 @@ class Head:
         return hidden if self._out is None else hidden @ self._out.T
 
     def capped(self, logits: Tensor) -> Tensor:
-        """Logits with the model's soft cap, if it has one."""
+        """Logits with the model's soft cap, if it has one: in place."""
         cap = self._stream.config.logit_soft_cap
-        return logits if cap is None else cap * torch.tanh(logits / cap)
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def slope(self, capped: Tensor) -> Tensor | float:
         """Derivative of the soft cap where it gave `capped`."""
@@ -143,10 +153,10 @@ def token_losses(
         targets: The token that follows each position, (n,).
         tick: Called after every tile: a safe point to stop at.
     """
-    chunks = list(chunks_of(len(targets)))
+    head = Head(stream)
+    chunks = list(head.chunks(len(targets)))
     partitions = [LogPartition(stop - start, stream.device) for start, stop in chunks]
     chosen = torch.zeros(len(targets), dtype=torch.float64)
-    head = Head(stream)
     wanted = torch.from_numpy(targets.astype(np.int64))
     for first_row, rows in head.tiles():
         for (start, stop), partition in zip(chunks, partitions, strict=True):
@@ -156,6 +166,8 @@ def token_losses(
             inside = ((column >= 0) & (column < len(rows))).nonzero().flatten()
             picked = logits[inside.to(logits.device), column[inside].to(logits.device)]
             chosen[start + inside] = picked.double().cpu()
+            del logits, picked
+        del rows  # Not beside the next tile.
         tick()
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
     losses: NDArray[np.float64] = (log_partition - chosen).numpy()
@@ -191,6 +203,8 @@ def kl_divergences(
             pruned[index].add(logits)
             gap = logits.sub_(reference_logits).mul_(weights).sum(-1).neg_().double()
             gaps[index] = gaps[index] * shrink + gap
+            del logits
+        del rows, reference_logits, weights
         tick()
     return [
         float((gap / dense.total - dense.value() + partition.value()).mean())
@@ -227,7 +241,7 @@ def sample_tokens(
     best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
-        for start, stop in chunks_of(len(hidden)):
+        for start, stop in head.chunks(len(hidden)):
             logits = head.logits(hidden[start:stop], rows).cpu()
             noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
             score, column = (logits - noise.log_()).max(-1)
@@ -235,9 +249,3 @@ def sample_tokens(
             best[start:stop] = torch.where(better, score, best[start:stop])
             chosen[start:stop] = torch.where(better, first_row + column, chosen[start:stop])
     return chosen.numpy().astype(np.int32)
-
-
-def chunks_of(count: int) -> Iterator[tuple[int, int]]:
-    """(start, stop) of the tokens that meet a tile together."""
-    for start in range(0, count, HEAD_CHUNK_TOKENS):
-        yield start, min(start + HEAD_CHUNK_TOKENS, count)

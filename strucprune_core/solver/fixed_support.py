@@ -42,7 +42,7 @@ class LayerProblem:
         Raises:
             NumericalFailure: G is not finite or cannot be factorised.
         """
-        check_finite(gram)
+        check_finite(gram.diagonal())
         hessian, dense = gram.to(torch.float64, copy=True), weight.double()
         # A layer that no token reaches: every support repairs it, and any ridge serves.
         mean_energy = float(hessian.diagonal().mean()) or 1.0

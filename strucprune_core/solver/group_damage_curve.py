@@ -10,12 +10,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from strucprune_core.solver.damage_curve import DamageCurve, Tick, ignore_steps, inverse_hessian
+from strucprune_core.solver.damage_curve import DamageCurve, prepare, room_of
+from strucprune_core.solver.elimination import Policy, eliminate
 from strucprune_core.solver.factorisation import check_finite
+from strucprune_core.solver.matrices import Matrix, Room, as_matrix
 
 
 def group_damage_curve(
-    gram: Tensor, weight: Tensor, columns: int, lockstep: int = 1, tick: Tick = ignore_steps
+    gram: Tensor | Matrix,
+    weight: Tensor | Matrix,
+    columns: int,
+    lockstep: int = 1,
+    room: Room | None = None,
 ) -> DamageCurve:
     """Order structures by OBS, with the marginal damage of each.
 
@@ -25,62 +31,48 @@ def group_damage_curve(
         columns: Columns of one structure; m is a multiple.
         lockstep: Families of equally many consecutive structures; every `lockstep` removals take
             one of each.
-        tick: Told structures (done, total) after each removal: safe points to stop at.
+        room: Where matrices lie, and sizes of panels; None: on the device of G.
 
     Raises:
         NumericalFailure: G is not finite or cannot be factorised (see `factorisation`).
     """
-    check_finite(gram)
-    structures = len(gram) // columns
-    if not bool(gram.diagonal().any()):  # No token ever gets here: removing anything is free.
+    room = room or room_of(gram)
+    energy = as_matrix(gram).diagonal()
+    check_finite(energy)
+    m = len(energy)
+    structures = m // columns
+    if not bool(energy.any()):  # No token ever gets here: removing anything is free.
         free = torch.zeros(structures, dtype=torch.float64)
         return DamageCurve(_round_robin(structures, lockstep), free, retries=0)
-    inverse, retries = inverse_hessian(gram)
-    left_weight = weight.double().clone()
-    left = list(range(structures))
-    order: list[int] = []
-    damage: list[float] = []
+    del energy
+    problem, retries = prepare(
+        as_matrix(gram), as_matrix(weight), torch.arange(m, device=room.device), columns, room
+    )
     family_size = structures // lockstep
-    while left:
-        round_began = len(order) - len(order) % lockstep
-        gone_from = {structure // family_size for structure in order[round_began:]}
-        costs = {
-            structure: _cost(inverse, left_weight, _span(structure, columns))
-            for structure in left
-            if structure // family_size not in gone_from
-        }
-        chosen = min(costs, key=costs.__getitem__)
-        _remove(inverse, left_weight, _span(chosen, columns))
-        left.remove(chosen)
-        order.append(chosen)
-        damage.append(costs[chosen])
-        tick(len(order), structures)
-    marginal = torch.tensor(damage, dtype=torch.float64).clamp_min(0.0)
+    gone_from: set[int] = set()  # Families of which the present round has taken one.
+
+    def choose(costs: Tensor, groups: Tensor, count: int) -> Tensor:
+        families = (groups // family_size).tolist()
+        priced = costs.tolist()
+        open_to = [place for place, family in enumerate(families) if family not in gone_from]
+        chosen = min(open_to, key=priced.__getitem__)
+        gone_from.add(families[chosen])
+        if len(gone_from) == lockstep:
+            gone_from.clear()
+        return torch.tensor([chosen], device=groups.device)
+
+    order, damage = eliminate(problem, Policy(_costs, choose, most=1), room)
+    marginal = damage.cpu().clamp_min(0.0)
     if lockstep > 1:  # A round goes as one, so its structures share its cost.
         marginal = marginal.view(-1, lockstep).mean(1, keepdim=True).expand(-1, lockstep).flatten()
-    return DamageCurve(torch.tensor(order), marginal.cummax(0).values, retries)
+    return DamageCurve(order.cpu(), marginal.cummax(0).values, retries)
 
 
 def _round_robin(structures: int, lockstep: int) -> Tensor:
     return torch.arange(structures).view(lockstep, -1).T.flatten()
 
 
-def _span(structure: int, columns: int) -> slice:
-    return slice(structure * columns, (structure + 1) * columns)
-
-
-def _cost(inverse: Tensor, weight: Tensor, span: slice) -> float:
-    solved = torch.linalg.solve(inverse[span, span], weight[:, span], left=False)
-    return float((solved * weight[:, span]).sum())
-
-
-def _remove(inverse: Tensor, weight: Tensor, span: slice) -> None:
-    """Take a structure out of both, in place; its own columns become inert."""
-    cross = inverse[:, span].clone()
-    block = cross[span].clone()
-    weight -= torch.linalg.solve(block, weight[:, span], left=False) @ cross.T
-    inverse -= cross @ torch.linalg.solve(block, cross.T)
-    weight[:, span] = 0.0
-    inverse[span] = 0.0
-    inverse[:, span] = 0.0
-    inverse[span, span] = torch.eye(len(block), dtype=block.dtype, device=block.device)
+def _costs(inverse: Tensor, energy: Tensor) -> Tensor:
+    """tr(M_SS P_SS^-1) of each structure; of one that is gone, what rounding left of it says."""
+    lower, _ = torch.linalg.cholesky_ex(inverse)
+    return torch.cholesky_solve(energy, lower).diagonal(dim1=-2, dim2=-1).sum(-1)

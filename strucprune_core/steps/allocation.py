@@ -10,9 +10,10 @@ from strucprune_core.allocation.energies import PROBE_SPARSITY
 from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
-from strucprune_core.solver.damage_curve import DamageCurve, Tick, damage_curve
+from strucprune_core.solver.damage_curve import DamageCurve, damage_curve
 from strucprune_core.solver.group_damage_curve import group_damage_curve
-from strucprune_core.solver.ridge import ridge
+from strucprune_core.solver.matrices import DeviceMatrix, Matrix, spans
+from strucprune_core.solver.ridge import ridge_into
 from strucprune_core.steps.capture import GRAMS
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.probing import Solved, variant_divergences
@@ -27,13 +28,8 @@ CURVES = "curves.safetensors"
 def curve(job: Job, unit: Unit, draft: Draft) -> None:
     """Write curves.safetensors: per site its order (m,) int64 and damage (m,) float64."""
     tensors: dict[str, Tensor] = {}
-    sites = job.sites(unit.index)
-    for number, site in enumerate(sites):
-
-        def tick(done: int, total: int, number: int = number) -> None:
-            job.tick(number * total + done, len(sites) * total)
-
-        result = _curve(job, unit.index, site, tick)
+    for site in job.sites(unit.index):
+        result = _curve(job, unit.index, site)
         tensors |= {f"{site.name}.order": result.order, f"{site.name}.damage": result.damage}
     save_bundle(draft.path(CURVES), tensors)
 
@@ -62,16 +58,29 @@ def probe(job: Job, unit: Unit, draft: Draft) -> None:
     )
 
 
-def load_gram(job: Job, layer: int, site: Site) -> Tensor:
-    """A site's Gram matrix on the device, (m x m) float32."""
-    return job.tensor(f"capture.{layer}", GRAMS, site.name)
+def load_gram(job: Job, layer: int, site: Site) -> Matrix:
+    """A site's Gram matrix, (m x m) float32."""
+    return job.matrix(f"capture.{layer}", GRAMS, site.name)
 
 
-def load_output_matrix(job: Job, layer: int, site: Site) -> Tensor:
-    """A site's dense output matrix on the device, (d x m) float32."""
+def load_output_matrix(job: Job, layer: int, site: Site) -> Matrix:
+    """A site's dense output matrix, (d x m) float32: on the device if it fits, else in scratch."""
     name = tensor_name(job.config, layer, site.output.role)
-    stored = job.reader.tensor(name, device=job.device, dtype=torch.float32)
-    return stored.T if site.output.axis == 0 else stored
+    stored_rows, stored_columns = job.reader.info(name).shape
+    turned = site.output.axis == 0
+    rows, columns = (stored_columns, stored_rows) if turned else (stored_rows, stored_columns)
+    if job.panels.fits(columns):
+        stored = job.reader.tensor(name, device=job.device, dtype=torch.float32)
+        return DeviceMatrix(stored.T if turned else stored)
+    matrix = job.room.matrix(rows, columns, torch.float32)
+    for span in spans(stored_rows, job.panels.panel):
+        part = job.reader.rows(name, span.start, span.stop, dtype=torch.float32)
+        if turned:
+            matrix.write(slice(0, rows), span, part.T)
+        else:
+            matrix.write(span, slice(0, columns), part)
+        job.safe_point()
+    return matrix
 
 
 def load_order(job: Job, layer: int, site: Site) -> Tensor:
@@ -80,18 +89,23 @@ def load_order(job: Job, layer: int, site: Site) -> Tensor:
 
 
 def solve_site(job: Job, layer: int, site: Site, kept: Tensor) -> tuple[SiteSolution, float, int]:
-    """The site's ridge solution for the structures `kept`, with its damping and retries."""
+    """The site's ridge solution for the structures `kept`, with its damping and retries.
+
+    Its weight is on the device if its rows fit a panel, else in a scratch file mapped to memory.
+    """
     columns = torch.tensor(site.output.indices(kept.tolist()), device=job.device)
     dense = load_output_matrix(job, layer, site)
-    solution = ridge(load_gram(job, layer, site), dense, columns, job.damping)
-    return SiteSolution(kept, solution.weight.float()), solution.damping, solution.retries
+    solution = job.room.matrix(dense.shape[0], len(columns), torch.float32)
+    gram = load_gram(job, layer, site)
+    damping, retries = ridge_into(gram, dense, columns, job.damping, solution, job.room)
+    return SiteSolution(kept, solution.tensor), damping, retries
 
 
-def _curve(job: Job, layer: int, site: Site, tick: Tick) -> DamageCurve:
+def _curve(job: Job, layer: int, site: Site) -> DamageCurve:
     gram, matrix = load_gram(job, layer, site), load_output_matrix(job, layer, site)
     if site.columns == 1:
-        return damage_curve(gram, matrix, tick=tick)
-    return group_damage_curve(gram, matrix, site.columns, site.lockstep, tick)
+        return damage_curve(gram, matrix, room=job.room)
+    return group_damage_curve(gram, matrix, site.columns, site.lockstep, job.room)
 
 
 def probe_removals(site: Site) -> int:

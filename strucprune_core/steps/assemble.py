@@ -5,18 +5,19 @@ Assembling only cuts and copies: whichever machine does it, the bytes are the sa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 
 from torch import Tensor
 
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
+from strucprune_core.checkpoint.reader import PIECE_BYTES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
-from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.surgery.layouts import side_files
+from strucprune_core.tiling import Tiles
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -26,18 +27,29 @@ SHARD_FILE = "shard.safetensors"
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the pruned checkpoint."""
     shard = pruned_shards(job)[unit.index]
-    write_shard(draft.path(SHARD_FILE), shard, produced(job, shard, job.pruned_source()))
+    source, done, told = job.pruned_source(), 0, 0
+    shapes = {tensor.name: tensor for tensor in shard.tensors}
+
+    def produce(name: str) -> Iterator[Tensor]:
+        nonlocal done, told
+        for start, stop in _pieces(shapes[name], job.tiles):
+            if done >= told:
+                job.tick(done, shard.size_bytes)
+                told = done + PIECE_BYTES
+            rows = source.rows(name, start, stop, dtype=None)
+            done += rows.nbytes
+            yield rows
+
+    write_shard(draft.path(SHARD_FILE), shard, produce)
 
 
-def produced(job: Job, shard: Shard, source: WeightSource) -> Callable[[str], Tensor]:
-    """The tensors of a file of a checkpoint, each asked for once; a safe point before each."""
-    done = iter(range(len(shard.tensors)))
-
-    def produce(name: str) -> Tensor:
-        job.tick(next(done), len(shard.tensors))
-        return source.tensor(name)
-
-    return produce
+def _pieces(tensor: PlannedTensor, tiles: Tiles) -> Iterator[tuple[int, int]]:
+    """Rows [start, stop) to be in memory together."""
+    step = max(1, PIECE_BYTES * tensor.shape[0] // max(1, tensor.size_bytes))
+    if tiles.weight_rows is not None:
+        step = min(step, tiles.weight_rows)
+    for start in range(0, tensor.shape[0], step):
+        yield start, min(start + step, tensor.shape[0])
 
 
 def pruned_shards(job: Job) -> list[Shard]:

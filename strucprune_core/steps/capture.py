@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.calibration.statistics import GramAccumulator, token_weights
-from strucprune_core.checkpoint.bundle import save_bundle
+from strucprune_core.checkpoint.bundle import new_bundle, save_bundle
+from strucprune_core.checkpoint.writer import PlannedTensor
+from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.steps.job import Job
@@ -38,32 +40,73 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
     output = np.lib.format.open_memmap(
         draft.path("hidden.npy"), mode="w+", dtype=np.float32, shape=hidden.shape
     )
-    grams = {
-        site.name: GramAccumulator(site.structures * site.columns, job.device) for site in sites
-    }
-    holdout: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    widths = {site.name: site.structures * site.columns for site in sites}
     total_weight = 0.0
-    for rows, trace in _run(job, unit.index, hidden, range(train)):
-        output[rows] = trace.hidden.cpu().numpy()
-        weights = token_weights(trace.hidden.flatten(0, 1))
-        total_weight += float(weights.sum(dtype=torch.float64))
-        for site in grams:
-            seen = trace.inputs[site]
-            grams[site].add(seen.rows, weights if seen.tokens is None else weights[seen.tokens])
-        job.tick(rows.stop, samples)
+    planned = [PlannedTensor(site, "F32", (width, width)) for site, width in widths.items()]
+    with new_bundle(draft.path(GRAMS), planned) as arrays:
+        files = {site: HostMatrix(array, job.device) for site, array in arrays.items()}
+        grams = {
+            site: GramAccumulator(width, job.room, None if job.panels.fits(width) else files[site])
+            for site, width in widths.items()
+        }
+        for rows, trace in _run(job, unit.index, hidden, range(train)):
+            output[rows] = trace.hidden.cpu().numpy()
+            total_weight += _sum_up(trace, grams)
+            del trace  # Not beside the next micro-batch's.
+            job.tick(rows.stop, samples)
+        while grams:  # One after the other, so that sums on the device go as they are written.
+            site, sums = grams.popitem()
+            sums.finish(total_weight, files[site])
     mean_weight = total_weight / (train * hidden.shape[1])
+    held_out = min(HOLDOUT_TOKENS, (samples - train) * hidden.shape[1])
+    holdout = {site: _Rows(job, held_out, width) for site, width in widths.items()}
     for rows, trace in _run(job, unit.index, hidden, range(train, samples)):
         output[rows] = trace.hidden.cpu().numpy()
-        scale = token_weights(trace.hidden.flatten(0, 1)).div_(mean_weight).sqrt_()
-        for site in holdout:
-            seen = trace.inputs[site]
-            factor = scale if seen.tokens is None else scale[seen.tokens]
-            room = HOLDOUT_TOKENS - sum(len(kept) for kept in holdout[site])
-            holdout[site].append((seen.rows[:room] * factor[:room, None]).cpu())
+        _hold_out(trace, mean_weight, holdout)
+        del trace
     output.flush()
-    save_bundle(draft.path(GRAMS), {site: sums.gram(total_weight) for site, sums in grams.items()})
-    save_bundle(draft.path(HOLDOUT), {site: torch.cat(rows) for site, rows in holdout.items()})
+    save_bundle(draft.path(HOLDOUT), {site: kept.tensor() for site, kept in holdout.items()})
     np.save(draft.path("probe_input.npy"), probe_rows(job, hidden))
+
+
+def _sum_up(trace: LayerTrace, grams: dict[str, GramAccumulator]) -> float:
+    """Add a micro-batch to the sums; the sum of its token weights."""
+    weights = token_weights(trace.hidden.flatten(0, 1))
+    for site, sums in grams.items():
+        seen = trace.inputs[site]
+        sums.add(seen.rows, weights if seen.tokens is None else weights[seen.tokens])
+    return float(weights.sum(dtype=torch.float64))
+
+
+def _hold_out(trace: LayerTrace, mean_weight: float, holdout: dict[str, _Rows]) -> None:
+    """Keep a micro-batch's inputs, scaled, as long as there is room."""
+    scale = token_weights(trace.hidden.flatten(0, 1)).div_(mean_weight).sqrt_()
+    for site, kept in holdout.items():
+        seen = trace.inputs[site]
+        factor = scale if seen.tokens is None else scale[seen.tokens]
+        kept.add(seen.rows[: kept.room] * factor[: kept.room, None])
+
+
+class _Rows:
+    """At most so many rows, collected on the host: in a scratch file where a panel is smaller."""
+
+    def __init__(self, job: Job, most: int, width: int) -> None:
+        self.room = most
+        if job.panels.fits(width):
+            self._rows = torch.from_numpy(np.empty((most, width), dtype=np.float32))
+        else:
+            self._rows = job.room.matrix(most, width, torch.float32).tensor
+        self._count = 0
+
+    def add(self, rows: Tensor) -> None:
+        """Add rows, no more than there is room for."""
+        self._rows[self._count : self._count + len(rows)] = rows.cpu()
+        self._count += len(rows)
+        self.room -= len(rows)
+
+    def tensor(self) -> Tensor:
+        """All rows, (count x width) float32."""
+        return self._rows[: self._count]
 
 
 Number = TypeVar("Number", bound=np.generic)
@@ -81,7 +124,8 @@ def _run(
 ) -> Iterator[tuple[slice, LayerTrace]]:
     """The dense layer on some sequences: (which, what it gave), a micro-batch at a time."""
     weights = job.dense.layer(layer)
+    kinds = {site.kind for site in job.sites(layer)}
     length = hidden.shape[1]
-    for batch in micro_batches(len(sequences), length, job.spec.runtime.micro_batch_tokens):
+    for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
         rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-        yield rows, job.dense.run_layer(layer, weights, hidden[rows])
+        yield rows, job.dense.run_layer(layer, weights, hidden[rows], record=kinds)

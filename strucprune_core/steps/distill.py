@@ -23,7 +23,6 @@ from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.forward import micro_batches, scratch_array
 from strucprune_core.models.output_gradients import kl_gradients
-from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.vocabulary import embed, kl_divergences
 from strucprune_core.solver.distillation import DistillationStatus, Trained, has_diverged
@@ -97,7 +96,7 @@ class _Model:
         self._job, self._number, self._draft = job, number, draft
         self._config = job.pruned_config
         self._decoder = Decoder(self._config)
-        self._given = ModelStream(self._config, job.repaired_source(), job.device)
+        self._given = job.stream(self._config, job.repaired_source())
         self._tokens = job.array("tokens", "calibration.npy")
         self._dense = job.array(f"capture.{self._config.layers - 1}", "hidden.npy")
         self._updated: set[int] = set()
@@ -139,7 +138,7 @@ class _Model:
     def finish(self, *, accepted: bool) -> None:
         """Write distilled.l of every layer, trained if that is accepted, and leave no state."""
         for layer in range(self._config.layers):
-            given = self._given.layer(layer)
+            given = self._given.whole_layer(layer)
             trained = {role: given[role] for role in self._job.distilled_roles(layer)}
             if accepted:
                 trained = self._matrices(layer)
@@ -212,7 +211,7 @@ class _Model:
         roles = self._job.distilled_roles(layer)
         file = self._file(layer)
         if file is None:
-            given = self._given.layer(layer)
+            given = self._given.whole_layer(layer)
             return {role: given[role].clone() for role in roles}
         return {role: self._read(file, role, PARTS[0]) for role in roles}
 
@@ -227,7 +226,7 @@ class _Model:
 
     def _read(self, file: Path, role: str, part: str) -> Tensor:
         # Cloned: the update is made in place, and what is read may be mapped from the file.
-        return load_from_bundle(file, f"{role}.{part}", self._job.device).clone()
+        return load_from_bundle(file, f"{role}.{part}", self._job.device)
 
     def _save(self, layer: int, states: dict[str, Trained]) -> None:
         file = self._draft.path(STATE.format(layer))
@@ -256,7 +255,7 @@ class _Model:
 
     def _batches(self, sequences: int) -> Iterator[slice]:
         length = self._tokens.shape[1]
-        return micro_batches(sequences, length, self._job.spec.runtime.micro_batch_tokens)
+        return micro_batches(sequences, length, self._job.tiles.micro_batch_tokens)
 
     def _on_device(self, rows: Rows) -> Tensor:
         return torch.from_numpy(np.array(rows)).to(self._job.device)

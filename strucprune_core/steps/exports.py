@@ -33,7 +33,7 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors, expected_tensors
 from strucprune_core.spec import Export
-from strucprune_core.steps.assemble import copied_files, produced, pruned_checkpoint, pruned_shards
+from strucprune_core.steps.assemble import copied_files, pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import WRITTEN, Unit
@@ -62,7 +62,7 @@ def export_blocks(job: Job, unit: Unit, draft: Draft) -> None:
     """Write shard.safetensors: one file of the export `block_configs`."""
     shard = block_shards(job)[unit.index]
     source = PaddedSource(job.pruned_source(), block_configs.padded(job.pruned_config))
-    write_shard(draft.path(BLOCKS), shard, produced(job, shard, source))
+    write_shard(draft.path(BLOCKS), shard, source.tensor)
 
 
 def block_shards(job: Job) -> list[Shard]:
@@ -97,8 +97,8 @@ def _check_gguf(job: Job) -> dict[str, Any]:
     names = file.describe(config)
     wanted = RoundedSource(job.pruned_source(), plan_tensors(job.pruned_config, job.stored_dtype))
     check_same_tensors(wanted, file, sorted(expected_tensors(config)), job.tick)
-    expected = ModelStream(job.pruned_config, wanted, job.device)
-    return _compare(job, expected, ModelStream(config, file, job.device), file.config, names)
+    expected = job.stream(job.pruned_config, wanted)
+    return _compare(job, expected, job.stream(config, file), file.config, names)
 
 
 def _check_blocks(job: Job) -> dict[str, Any]:
@@ -108,8 +108,8 @@ def _check_blocks(job: Job) -> dict[str, Any]:
     check_tensors(config, index)
     pruned, reader = job.pruned_source(), TensorReader(index)
     check_same_tensors(PaddedSource(pruned, config), reader, sorted(index.tensors), job.tick)
-    expected = ModelStream(job.pruned_config, pruned, job.device)  # without the padding
-    found = ModelStream(config, reader, job.device)
+    expected = job.stream(job.pruned_config, pruned)  # without the padding
+    found = job.stream(config, reader)
     return _compare(job, expected, found, raw, set(index.tensors))
 
 

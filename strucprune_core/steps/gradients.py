@@ -53,7 +53,7 @@ def _at_the_end(job: Job) -> Rows:
 
 def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[tuple[int, str, float]], Rows]:
     """(energies, gradient at the layer's input), a window at a time."""
-    weights = job.dense.layer(layer)
+    weights = job.dense.whole_layer(layer)
     inputs = job.array(f"capture.{layer}", "probe_input.npy")
     before = np.empty_like(flow)
     squares: dict[str, list[NDArray[np.float32]]] = {}

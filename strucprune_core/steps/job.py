@@ -13,41 +13,54 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle
+from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle, map_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
+from strucprune_core.host_matrix import HostMatrix, ScratchMatrices
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
-from strucprune_core.planning import PlannedSite, plan_sites, pruned_config
+from strucprune_core.planner.plan import Plan
+from strucprune_core.planning import (
+    PlannedSite,
+    energy_of,
+    holdout_sequences,
+    plan_sites,
+    probe_shape,
+    pruned_config,
+)
+from strucprune_core.solver.matrices import DeviceMatrix, Matrix, Room
+from strucprune_core.solver.panels import Panels
 from strucprune_core.solver.ridge import default_damping
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
 from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution
+from strucprune_core.tiling import Tiles
 from strucprune_core.units import Unit, build_graph, distill_units
 from strucprune_core.workspace import Workspace
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
-HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
 SOLUTION = "solution.safetensors"
 DISTILLED = "distilled.{}.safetensors"
 OTHERS = "others."  # Prefix of trained tensors that belong to no site.
-PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
 
 
 def load_solution(file: Path, site: Site) -> SiteSolution:
-    """A site's part of a solution file, on the host."""
-    cpu = torch.device("cpu")
+    """A site's part of a solution file, mapped into the host's memory."""
+
+    def mapped(name: str) -> torch.Tensor:
+        return torch.from_numpy(map_from_bundle(file, name))
+
     prefix = f"{site.name}.trained."
     return SiteSolution(
-        kept=load_from_bundle(file, f"{site.name}.kept", cpu),
-        weight=load_from_bundle(file, f"{site.name}.weight", cpu),
+        kept=mapped(f"{site.name}.kept"),
+        weight=mapped(f"{site.name}.weight"),
         trained={
-            name.removeprefix(prefix): load_from_bundle(file, name, cpu)
+            name.removeprefix(prefix): mapped(name)
             for name in bundle_names(file)
             if name.startswith(prefix)
         },
@@ -71,31 +84,52 @@ class Job:
         spec: What was asked for.
         index: The dense checkpoint's layout.
         config: Its parsed config.
+        reader: Its tensors by name.
         workspace: Finished units.
         scratch: Directory for temporary files.
         device: Where tensors visit.
         open_store: Opens the store of a URI.
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
+        safe_point: The same without progress.
+        plan: The pieces in which it runs.
     """
 
     spec: JobSpec
     index: CheckpointIndex
     config: ModelConfig
+    reader: TensorReader
     workspace: Workspace
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]
     tick: Callable[[int, int], None]
-
-    @cached_property
-    def reader(self) -> TensorReader:
-        """Dense tensors by name."""
-        return TensorReader(self.index)
+    safe_point: Callable[[], None]
+    plan: Plan
 
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return ModelStream(self.config, self.reader, self.device)
+        return self.stream(self.config, self.reader)
+
+    def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
+        """A model on the job's device, in pieces that fit."""
+        return ModelStream(config, source, self.device, self.tiles)
+
+    @property
+    def tiles(self) -> Tiles:
+        """The pieces in which text runs through a model."""
+        return self.plan.tiles
+
+    @property
+    def panels(self) -> Panels:
+        """The pieces in which matrices are solved."""
+        return self.plan.panels
+
+    @cached_property
+    def room(self) -> Room:
+        """Where matrices that are solved lie."""
+        scratch = ScratchMatrices(self.scratch, self.device)
+        return Room(self.device, self.panels, scratch, self.safe_point)
 
     @cached_property
     def dense_parameters(self) -> int:
@@ -121,9 +155,8 @@ class Job:
 
     @property
     def energy(self) -> Energy:
-        """Where layers' energies come from; the same width everywhere needs none."""
-        pruning = self.spec.pruning
-        return "forward" if pruning.allocation == "uniform" else pruning.energy
+        """Where layers' energies come from."""
+        return energy_of(self.spec.pruning)
 
     @property
     def distill_steps(self) -> int:
@@ -134,7 +167,7 @@ class Job:
     @cached_property
     def holdout_sequences(self) -> int:
         """Calibration sequences kept out of the statistics: the last ones."""
-        return max(1, self.spec.calibration.samples // HOLDOUT_SHARE)
+        return holdout_sequences(self.spec.calibration.samples)
 
     @cached_property
     def train_sequences(self) -> int:
@@ -144,8 +177,7 @@ class Job:
     @property
     def probe_shape(self) -> tuple[int, int]:
         """(sequences, tokens) of the held-out text that energies are probed on."""
-        sequences = min(PROBE_SEQUENCES, self.holdout_sequences)
-        return sequences, min(PROBE_TOKENS, self.spec.calibration.sequence_length)
+        return probe_shape(self.spec.calibration)
 
     @property
     def damping(self) -> float:
@@ -186,6 +218,13 @@ class Job:
     def tensor(self, unit: str, file: str, name: str) -> torch.Tensor:
         """One tensor of a finished unit's safetensors file, on the device."""
         return load_from_bundle(self.workspace.file(unit, file), name, self.device)
+
+    def matrix(self, unit: str, file: str, name: str) -> Matrix:
+        """The same, (rows x columns) float32: on the device if it fits, else mapped to memory."""
+        mapped = map_from_bundle(self.workspace.file(unit, file), name)
+        if self.panels.fits(mapped.shape[1]):
+            return DeviceMatrix(self.tensor(unit, file, name))
+        return HostMatrix(mapped, self.device)
 
     @cached_property
     def planned(self) -> list[PlannedSite]:
@@ -249,10 +288,9 @@ class Job:
 
     def _others(self) -> dict[str, Callable[[], torch.Tensor]]:
         """Trained tensors outside the sites, by name."""
-        cpu = torch.device("cpu")
 
         def load(layer: int, role: str) -> torch.Tensor:
-            trained = load_from_bundle(self._distilled(layer), f"{OTHERS}{role}", cpu)
+            trained = torch.from_numpy(map_from_bundle(self._distilled(layer), f"{OTHERS}{role}"))
             return trained.to(
                 TORCH_DTYPES[self.stored_dtype(tensor_name(self.config, layer, role))]
             )

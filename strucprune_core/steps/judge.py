@@ -20,7 +20,6 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job
-from strucprune_core.tiling import VOCAB_TILE_ROWS
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
@@ -35,7 +34,6 @@ def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
         stream,
         windows,
         job.scratch,
-        job.spec.runtime.micro_batch_tokens,
         lambda: job.tick(next(ticks), _forward_ticks(job)),
     )
     if dense and not math.isfinite(value):
@@ -59,7 +57,7 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
     tokens = np.asarray(job.array("tokens", "calibration.npy"))
     index, written = _reopened(job)
     draft.values |= compare_with_transformers(
-        ModelStream(job.pruned_config, job.pruned_source(), job.device),
+        job.stream(job.pruned_config, job.pruned_source()),
         written,
         index.config_bytes,
         set(index.tensors),
@@ -73,11 +71,11 @@ def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
     index = open_checkpoint(pruned_checkpoint(job))
     config = parse_config(index.config)
     check_tensors(config, index)
-    return index, ModelStream(config, TensorReader(index), job.device)
+    return index, job.stream(config, TensorReader(index))
 
 
 def _forward_ticks(job: Job) -> int:
-    return job.config.layers + math.ceil(job.config.vocab_size / VOCAB_TILE_ROWS)
+    return job.config.layers + math.ceil(job.config.vocab_size / job.tiles.vocabulary_rows)
 
 
 def _check_collapse(job: Job, pruned: float, limit: float) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from strucprune_core.models.decoder import Decoder, LayerWeights
+from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.structures import Site, shrink
 from strucprune_core.models.vocabulary import kl_divergences
 from strucprune_core.steps.capture import probe_rows
 from strucprune_core.steps.job import Job
-from strucprune_core.surgery.pruned_source import SiteSolution, prune_layer
+from strucprune_core.surgery.pruned_source import PrunedSource, SiteSolution, prune_layer
 
 Rows = NDArray[np.float32]
 Solved = list[tuple[Site, SiteSolution]]
@@ -55,10 +55,7 @@ def variant_divergences(
     for layer in range(group.start, job.config.layers):
         weights = job.dense.layer(layer)
         solved = given(layer)
-        for number, run in enumerate(runs):
-            hidden = run_layer(job, layer, weights, solved, run.hidden)
-            runs[number] = _Run(run.layer, run.kind, hidden)
-            job.tick(layer - group.start, job.config.layers - group.start)
+        runs = _through(job, layer, weights, solved, runs)
         if layer in group:
             start = entering(layer)
             for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
@@ -69,13 +66,34 @@ def variant_divergences(
     return [(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
 
 
+def _through(
+    job: Job, layer: int, weights: LayerWeights, solved: Solved, runs: list[_Run]
+) -> list[_Run]:
+    """All runs after a layer that is the same for all: they pass it together."""
+    if not runs:
+        return []
+    hidden = run_layer(job, layer, weights, solved, np.concatenate([run.hidden for run in runs]))
+    parts = np.split(hidden, len(runs))
+    return [replace(run, hidden=part) for run, part in zip(runs, parts, strict=True)]
+
+
 def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidden: Rows) -> Rows:
     """A layer, of which some sites are pruned, on (sequences x tokens x d)."""
     widths = {site.name: len(solution.kept) for site, solution in solved}
     block = shrink(job.config.blocks[layer], widths, job.spec.pruning.structures)
-    x = torch.from_numpy(np.array(hidden)).to(job.device)
-    trace = Decoder(job.config).forward_layer(block, x, prune_layer(weights, solved))
-    found: Rows = trace.hidden.cpu().numpy()
+    blocks = list(job.config.blocks)
+    blocks[layer] = block
+    config = job.config.with_blocks(blocks)
+    given = {site.name: solution for site, solution in solved}
+    places = [(layer, site) for site, _ in solved]
+    source = PrunedSource(job.reader, job.config, places, lambda _, site: given[site.name])
+    stream = job.stream(config, source)
+    resident = job.tiles.weight_rows is None
+    pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
+    found = np.empty_like(hidden)
+    sequences, length = hidden.shape[:2]
+    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
+        found[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
     return found
 
 
@@ -87,5 +105,5 @@ def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
         job.dense,
         dense.reshape(-1, d),
         [hidden.reshape(-1, d) for hidden in others],
-        lambda: job.tick(1, 1),
+        job.safe_point,
     )

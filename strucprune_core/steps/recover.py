@@ -75,10 +75,8 @@ class _Layer:
         self._block = job.pruned_config.blocks[index]
         file = job.workspace.file(f"solve.{index}", SOLUTION)
         self._solved = [(site, load_solution(file, site)) for site in job.sites(index)]
-        self._dense = dict(job.dense.layer(index))
-        self._pruned = prune_layer(
-            self._dense, [(site, _on_device(solution, job)) for site, solution in self._solved]
-        )
+        self._dense = job.dense.whole_layer(index)
+        self._pruned = prune_layer(self._dense, self._solved)
         self._trained = [
             tensor.role
             for site in job.sites(index)
@@ -169,7 +167,7 @@ class _Layer:
 
     def _batches(self) -> Iterator[slice]:
         _, samples, length, _ = self._before.shape
-        return micro_batches(samples, length, self._job.spec.runtime.micro_batch_tokens)
+        return micro_batches(samples, length, self._job.tiles.micro_batch_tokens)
 
     def _streams(self, rows: slice) -> tuple[Tensor, Tensor]:
         """What the dense and what the pruned layer sees."""
@@ -182,10 +180,6 @@ class _Layer:
     def _steps(self) -> int:
         spec = self._job.spec.pruning.recover
         return 0 if spec is None else spec.steps
-
-
-def _on_device(solution: SiteSolution, job: Job) -> SiteSolution:
-    return SiteSolution(solution.kept, solution.weight.to(job.device))
 
 
 def _stream_count(job: Job) -> int:

@@ -14,7 +14,6 @@ from strucprune_core.steps.probing import (
     run_layer,
     variant_divergences,
 )
-from strucprune_core.surgery.pruned_source import SiteSolution
 from strucprune_core.units import Unit, probe_groups
 from strucprune_core.workspace import Draft
 
@@ -52,8 +51,7 @@ def review(job: Job, unit: Unit, draft: Draft) -> None:
 
     def pruned(layer: int) -> Solved:
         file = job.workspace.file(f"trial.{unit.round}.{layer}", SOLUTION)
-        found = [(site, load_solution(file, site)) for site in job.sites(layer)]
-        return [(site, SiteSolution(each.kept, each.weight.to(job.device))) for site, each in found]
+        return [(site, load_solution(file, site)) for site in job.sites(layer)]
 
     draft.values["kl"] = variant_divergences(
         job,

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from strucprune_core.checkpoint.bundle import save_bundle
+from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.structures import Site
 from strucprune_core.solver.admm import admm, choose_support
 from strucprune_core.solver.damage_curve import HESSIAN_DAMPING
-from strucprune_core.solver.ridge import relative_error
+from strucprune_core.solver.matrices import DeviceMatrix
+from strucprune_core.solver.ridge import relative_error_by_panels
 from strucprune_core.steps.allocation import (
     load_gram,
     load_order,
@@ -34,9 +36,7 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
     layer = unit.index
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    sites = job.sites(layer)
-    for number, site in enumerate(sites):
-        job.tick(number, len(sites))
+    for site in job.sites(layer):
         order = load_order(job, layer, site)
         kept = order[len(order) - job.width(layer, site) :].sort().values
         report: dict[str, Any] = {}
@@ -53,7 +53,8 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
 
 def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """What ADMM keeps, warm-started, where held-out tokens agree; else the start. And a report."""
-    gram, matrix = load_gram(job, layer, site), load_output_matrix(job, layer, site)
+    # ADMM works on whole matrices (`solver.memory`): a plan for it has panels that fit them.
+    gram, matrix = load_gram(job, layer, site).tensor, load_output_matrix(job, layer, site).tensor
     found = admm(
         gram,
         matrix,
@@ -62,7 +63,7 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         start=start,
         group_size=site.columns,
         lockstep=site.lockstep,
-        tick=lambda: job.tick(0, 1),
+        tick=job.safe_point,
     )
     choice = choose_support(
         gram,
@@ -91,11 +92,15 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
 
 
 def _held_out_error(job: Job, layer: int, site: Site, solution: SiteSolution) -> float:
-    return relative_error(
-        job.tensor(f"capture.{layer}", HOLDOUT, site.name),
-        load_output_matrix(job, layer, site),
-        solution.weight,
-        _columns(job, site, solution.kept),
+    columns, whole = _columns(job, site, solution.kept), load_output_matrix(job, layer, site)
+    weight = solution.weight
+    fits = job.panels.fits(weight.shape[1])
+    return relative_error_by_panels(
+        job.matrix(f"capture.{layer}", HOLDOUT, site.name),
+        whole,
+        DeviceMatrix(weight) if fits else HostMatrix(weight.numpy(), job.device),
+        columns,
+        job.room,
     )
 
 

@@ -5,7 +5,7 @@ The same object feeds the files that are written and the forward pass that they 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,9 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.structures import CoupledTensor, Site
 from strucprune_core.models.tensors import tensor_name
+
+# Rows that are read in vain rather than with a request of their own.
+GAP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +65,8 @@ def prune_layer(
             pruned[coupled.role] = solution.trained.get(
                 coupled.role, cut_tensor(pruned[coupled.role], coupled, solution.kept)
             )
-        pruned[site.output.role] = as_stored(solution.weight, site)
+        device = weights[site.output.role].device
+        pruned[site.output.role] = as_stored(solution.weight.to(device), site)
     return pruned
 
 
@@ -124,5 +128,51 @@ class PrunedSource:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Rows of a tensor that pruning leaves alone."""
-        return self._dense.rows(name, start, stop, device=device, dtype=dtype)
+        """Rows of a tensor of the pruned model; of the dense one no more is read than they need."""
+        if name in self._replaced:
+            left = self._replaced[name]()[start:stop]
+            return left.to(device=device, dtype=dtype or left.dtype)
+        if name not in self._cuts:
+            return self._dense.rows(name, start, stop, device=device, dtype=dtype)
+        cut = self._cuts[name]
+        solution = self._solution(cut.layer, cut.site)
+        if cut.coupled is cut.site.output:
+            stored = self._dense.rows(name, 0, 0, dtype=None).dtype
+            across = cut.coupled.axis == 0
+            part = solution.weight[:, start:stop].T if across else solution.weight[start:stop]
+            return part.to(stored).to(device=device, dtype=dtype or stored)
+        if cut.coupled.role in solution.trained:
+            stored = self._dense.rows(name, 0, 0, dtype=None).dtype
+            part = solution.trained[cut.coupled.role][start:stop].to(stored)
+            return part.to(device=device, dtype=dtype or stored)
+        kept = cut.coupled.indices(solution.kept.tolist())
+        if cut.coupled.axis == 1:
+            part = self._dense.rows(name, start, stop, dtype=None)
+            return part[:, torch.tensor(kept)].to(device=device, dtype=dtype or part.dtype)
+        return self._gather(name, kept[start:stop], device, dtype)
+
+    def _gather(
+        self, name: str, rows: list[int], device: str | torch.device, dtype: torch.dtype | None
+    ) -> Tensor:
+        """Some rows of a dense tensor, in stretches that hold few others."""
+        parts = []
+        for stretch in _stretches(rows):
+            first = stretch[0]
+            read = self._dense.rows(name, first, stretch[-1] + 1, device=device, dtype=dtype)
+            parts.append(read[torch.tensor(stretch, device=read.device) - first])
+            del read
+        if not parts:
+            return self._dense.rows(name, 0, 0, device=device, dtype=dtype)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _stretches(rows: list[int]) -> Iterator[list[int]]:
+    """Ascending runs of rows between which at most `GAP_ROWS` are read in vain."""
+    stretch: list[int] = []
+    for row in rows:
+        if stretch and not 0 < row - stretch[-1] <= GAP_ROWS:
+            yield stretch
+            stretch = []
+        stretch.append(row)
+    if stretch:
+        yield stretch

@@ -46,6 +46,8 @@ NO_TORCH = (
     "strucprune_core.models.families",
     "strucprune_core.models.structures",
     "strucprune_core.planning",
+    "strucprune_core.solver.memory",
+    "strucprune_core.solver.panels",
     "strucprune_core.allocation.softmax",
     "strucprune_core.allocation.threshold",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import Stopped
 from strucprune_core.export.loading import load_pretrained
-from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.vocabulary import kl_divergences, next_token_logits
 from strucprune_core.solver.distillation import BETAS, EPSILON
 from strucprune_core.steps import distill as distill_step
 from strucprune_core.storage.local import LocalStore
+from strucprune_core.tiling import Tiles
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import stream_of
 from tests.core.test_families_jobs import save
@@ -33,12 +34,9 @@ TEXT = {"samples": 64, "sequence_length": 32}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_of_the_divergence_are_autograds(
-    tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(streaming, "VOCAB_TILE_ROWS", 100)
-    monkeypatch.setattr(vocabulary, "HEAD_CHUNK_TOKENS", 3)
-    stream = stream_of(random_model(variant), tmp_path / "model")
+def test_gradients_of_the_divergence_are_autograds(tmp_path: Path, variant: str) -> None:
+    tiles = Tiles(vocabulary_rows=100, head_tokens=3)
+    stream = replace(stream_of(random_model(variant), tmp_path / "model"), tiles=tiles)
     draw = np.random.default_rng(0)
     shape = (8, stream.config.hidden_size)
     dense = draw.standard_normal(shape, dtype=np.float32)

@@ -9,9 +9,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.estimate import PROCESS_BYTES, estimate_job, memory_terms, size_of
+from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.inspection import ModelFacts, inspect_model
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.planner.host import PROCESS_BYTES, READING_BYTES
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 
@@ -80,26 +81,35 @@ def test_out_of_reach(facts: ModelFacts) -> None:
 
 
 def test_memory_is_that_of_the_largest_step(facts: ModelFacts) -> None:
-    terms = memory_terms(job(), facts.config)
-    layer, activations = terms["decoder_layer"], 4096 * (8 * 64 + 4 * 192) * 4
-    assert terms["forward"] == layer + activations
-    assert terms["capture"] == layer + activations + 192 * 192 * 4 + 4096 * 192 * 4
-    assert all(value > 0 for name, value in terms.items() if name != "exports")
-    peak = max(terms.values())
-    assert estimate_job(job(), facts).host_peak_bytes == PROCESS_BYTES + peak
-    assert estimate_job(job(), facts).device_peak_bytes == 0
+    estimate = estimate_job(job(), facts)
+    peak = max(estimate.step_bytes.values())
+    assert estimate.host_peak_bytes == PROCESS_BYTES + READING_BYTES + peak
+    assert estimate.device_peak_bytes == 0
     on_device = job().model_copy(
         update={"runtime": job().runtime.model_copy(update={"device": "cuda"})}
     )
     assert estimate_job(on_device, facts).device_peak_bytes == peak
+    assert estimate_job(on_device, facts).host_peak_bytes == PROCESS_BYTES + READING_BYTES
 
 
-def test_calibration_flops(facts: ModelFacts) -> None:
+def test_weights_are_read_once_in_each_pass(facts: ModelFacts) -> None:
+    whole = facts.index.total_bytes
+    # Statistics and assembly; probes send one group through all layers, which are most of it.
+    assert estimate_job(job(allocation="uniform"), facts).bytes_read == 2 * whole
+    assert 2 * whole < estimate_job(job(), facts).bytes_read < 3 * whole
+
+
+def test_operations(facts: ModelFacts) -> None:
     tokens = 4 * 64
     head = 2 * 512 * 64
     body = size_of(facts.config, dtype_bytes=4).flops_per_token - head
-    expected = tokens * (body + 4 * 2 * 192 * 192)
-    assert estimate_job(job(), facts).calibration_flops == expected
+    found = estimate_job(job(), facts).flops
+    assert found["calibration"] == tokens * body
+    assert found["grams"] == tokens * 4 * 192 * 192
+    # Every layer is followed through those behind it: half of the model, five layers of eight.
+    through = 64 * (body * 5 // 2 + 4 * head)
+    assert found["probes"] == through + found["solves"]
+    assert "evaluation" not in found
 
 
 def test_training_needs_its_room(facts: ModelFacts) -> None:
@@ -109,6 +119,6 @@ def test_training_needs_its_room(facts: ModelFacts) -> None:
     assert trained.workspace_bytes == plain + 2 * state
     trained = estimate_job(job(recover={}, distill={}), facts)
     assert trained.workspace_bytes == plain + 5 * state + 2 * 3 * 4 * matrices
-    terms = memory_terms(job(recover={}, distill={}), facts.config)
-    assert terms["distillation"] > terms["forward"]
-    assert terms["recovery"] > terms["forward"]
+    terms = estimate_job(job(recover={}, distill={}), facts).step_bytes
+    assert terms["distillation"] > terms["verify"]
+    assert terms["recovery"] > terms["verify"]

@@ -23,8 +23,8 @@ from strucprune_core.spec import JobSpec, ModelSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import (
     FlakyStore,
+    StopAfter,
     StopAt,
-    StopOnceFinished,
     checkpoint_of,
     files_of,
     run,
@@ -78,11 +78,11 @@ class Attempts:
         pytest.fail("the attempts do not get anywhere")
 
 
-@pytest.mark.parametrize("checks", [35, 42])
+@pytest.mark.parametrize("checks", [12, 17])
 def test_stopping_again_and_again(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], checks: int
 ) -> None:
-    # Every attempt gets a little further: no unit of this model asks 35 times.
+    # Every attempt gets a little further: no unit of this model asks 12 times.
     attempts = Attempts(spec, tmp_path)
     report = attempts.until_finished(checks)
     assert len(attempts.fractions) >= 3
@@ -93,7 +93,7 @@ def test_stopping_again_and_again(
     assert report.perplexity is not None
 
 
-@pytest.mark.parametrize("check", [1, 2, 4, 9, 14, 19, 29, 50, 70, 90])
+@pytest.mark.parametrize("check", [1, 2, 4, 9, 14, 19, 24, 29, 31])
 def test_stopping_once_anywhere(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], check: int
 ) -> None:
@@ -138,7 +138,7 @@ def test_a_damaged_file_is_recomputed(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], unit: str
 ) -> None:
     with pytest.raises(Stopped):
-        run(spec, tmp_path, stop=StopOnceFinished(tmp_path, unit))
+        run(spec, tmp_path, stop=StopAfter(tmp_path / "workspace", unit))
     damaged = 0
     for path in sorted((tmp_path / "workspace/units" / unit).rglob("*")):
         if path.suffix in (".npy", ".safetensors"):

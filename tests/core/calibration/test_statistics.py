@@ -9,6 +9,7 @@ from strucprune_core.calibration.statistics import (
     GramAccumulator,
     token_weights,
 )
+from strucprune_core.solver.matrices import Room
 
 
 def random_tokens(tokens: int, seed: int, width: int = 9, hidden: int = 5) -> tuple[Tensor, Tensor]:
@@ -34,7 +35,7 @@ def direct_gram(activations: Tensor, outputs: Tensor) -> Tensor:
 @pytest.mark.parametrize("splits", [[200], [1, 199], [64, 64, 72], [200, 0]])
 def test_the_gram_is_a_direct_sum(splits: list[int]) -> None:
     activations, outputs = random_tokens(200, 0)
-    grams = GramAccumulator(9, torch.device("cpu"))
+    grams = GramAccumulator(9, Room(torch.device("cpu")))
     for a, x in zip(torch.split(activations, splits), torch.split(outputs, splits), strict=True):
         grams.add(a, token_weights(x))
     found = grams.gram(float(token_weights(outputs).sum()))
@@ -52,7 +53,7 @@ def test_weights_are_inverse_energies() -> None:
 def test_half_precision_is_summed_in_float32() -> None:
     activations, outputs = random_tokens(300, 1)
     halves = activations.bfloat16(), outputs.bfloat16()
-    grams = GramAccumulator(9, torch.device("cpu"))
+    grams = GramAccumulator(9, Room(torch.device("cpu")))
     weights = token_weights(halves[1])
     grams.add(halves[0], weights)
     torch.testing.assert_close(
@@ -69,7 +70,7 @@ def test_a_token_without_output_has_a_finite_weight() -> None:
 
 def test_a_massive_token_does_not_own_the_statistics() -> None:
     activations, outputs = random_tokens(400, 3)
-    grams = GramAccumulator(9, torch.device("cpu"))
+    grams = GramAccumulator(9, Room(torch.device("cpu")))
     weights = token_weights(outputs)
     grams.add(activations, weights)
     rest = direct_gram(activations[1:], outputs[1:])

@@ -138,3 +138,20 @@ def test_bad_plans() -> None:
     for plan in ([], [PLAN[0], PLAN[0]]):
         with pytest.raises(StrucPruneError):
             plan_shards(plan, 100)
+
+
+def test_a_tensor_may_come_in_pieces(tmp_path: Path) -> None:
+    x = torch.randn(7, 3)
+    shard = Shard("x", (PlannedTensor("w", "F32", (7, 3)),))
+    whole = write_shard(tmp_path / "x", shard, lambda _: x)
+    assert write_shard(tmp_path / "x", shard, lambda _: iter([x[:3], x[3:6], x[6:]])) == whole
+
+
+@pytest.mark.parametrize("rows", [6, 8])
+def test_pieces_must_make_up_the_tensor(tmp_path: Path, rows: int) -> None:
+    shard = Shard("x", (PlannedTensor("w", "F32", (7, 3)),))
+    with pytest.raises(StrucPruneError, match="was planned"):
+        write_shard(
+            tmp_path / "x", shard, lambda _: iter([torch.zeros(rows - 2, 3), torch.zeros(2, 3)])
+        )
+    assert not (tmp_path / "x").exists()

@@ -10,9 +10,10 @@ from typer.testing import CliRunner, Result
 
 from strucprune_core.cli import app
 from strucprune_core.errors import InvalidCheckpoint, Stopped
-from strucprune_core.estimate import estimate_job, memory_terms
+from strucprune_core.estimate import estimate_job
 from strucprune_core.evaluation.standalone import verify_checkpoint
 from strucprune_core.inspection import inspect_model
+from strucprune_core.planner.host import host_terms
 from strucprune_core.report_page import render_html
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import StopAt, checkpoint_of, run, tiny_spec
@@ -120,7 +121,7 @@ def test_the_estimate_knows_them(model: Path, text_file: Path, done: Path) -> No
     assert estimate.export_bytes["block_configs"] == pytest.approx(weights, rel=0.02)
     more = sum(estimate.export_bytes.values())
     assert estimate.workspace_bytes == plain.workspace_bytes + more
-    assert memory_terms(spec, facts.config)["exports"] > 512 * 64 * 4
+    assert host_terms(spec, facts.config)["exports"] > 512 * 64 * 4
 
 
 def test_the_page_of_a_report_without_exports(tmp_path: Path, model: Path, text_file: Path) -> None:

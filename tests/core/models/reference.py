@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import next_token_logits
 from strucprune_core.storage.local import LocalStore
+from strucprune_core.tiling import Tiles
+
+SMALL = Tiles(micro_batch_tokens=64)
 
 SHAPE = {
     "vocab_size": 101,
@@ -83,10 +87,14 @@ def random_tokens(sequences: int, length: int, vocabulary: int = 101) -> NDArray
 
 
 def streamed_logits(
-    stream: ModelStream, tokens: NDArray[np.int32], scratch: Path, micro_batch_tokens: int = 64
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    scratch: Path,
+    tiles: Tiles = SMALL,
 ) -> Tensor:
     """Logits of all positions, (sequences x length x V)."""
-    with final_hidden(stream, tokens, scratch, micro_batch_tokens, lambda: None) as hidden:
+    stream = replace(stream, tiles=tiles)
+    with final_hidden(stream, tokens, scratch, lambda: None) as hidden:
         logits = next_token_logits(stream, hidden.reshape(-1, hidden.shape[-1]))
     return logits.reshape(*tokens.shape, -1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.backward import LayerGradients, backward_layer
 from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed, token_losses
+from strucprune_core.tiling import Tiles
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import (
-    open_stream,
     random_tokens,
     reference_gradients,
     stream_of,
@@ -26,10 +26,7 @@ from tests.core.models.reference import (
 Rows = NDArray[np.float32]
 
 
-@pytest.fixture(autouse=True)
-def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "VOCAB_TILE_ROWS", 100)
-    monkeypatch.setattr(vocabulary, "HEAD_CHUNK_TOKENS", 20)
+TILES = Tiles(vocabulary_rows=100, head_tokens=20)
 
 
 def run_from(stream: ModelStream, layer: int, hidden: Rows) -> list[Rows]:
@@ -57,7 +54,7 @@ def backward(stream: ModelStream, tokens: NDArray[np.int32]) -> list[LayerGradie
     ).reshape(len(tokens), -1, d)
     found: list[LayerGradients] = []
     for layer in reversed(range(stream.config.layers)):
-        found.append(backward_layer(stream, layer, stream.layer(layer), states[layer], flow))
+        found.append(backward_layer(stream, layer, stream.whole_layer(layer), states[layer], flow))
         flow = found[-1].at_input.numpy()
     return found[::-1]
 
@@ -65,7 +62,7 @@ def backward(stream: ModelStream, tokens: NDArray[np.int32]) -> list[LayerGradie
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant: str) -> None:
     model, tokens = random_model(variant), random_tokens(2, 24, 512)
-    found = backward(stream_of(model, tmp_path / "model"), tokens)
+    found = backward(replace(stream_of(model, tmp_path / "model"), tiles=TILES), tokens)
     expected = reference_gradients(model, tokens)
     for layer, gradients in enumerate(found):
         parts: dict[str, Tensor] = {"input": gradients.at_input}
@@ -79,8 +76,8 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "opt-350m", "mixtral"])
 def test_gradients_are_slopes_of_the_loss(tmp_path: Path, variant: str) -> None:
-    random_model(variant).save_pretrained(tmp_path)
-    stream, tokens = open_stream(tmp_path), random_tokens(2, 24, 512)
+    stream = replace(stream_of(random_model(variant), tmp_path), tiles=TILES)
+    tokens = random_tokens(2, 24, 512)
     states, gradients = all_states(stream, tokens), backward(stream, tokens)
 
     def loss(layer: int, change: Rows) -> float:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from strucprune_core.errors import Stopped, StorageUnavailable
-from strucprune_core.models import decoding, streaming, vocabulary
+from strucprune_core.models import decoding
 from strucprune_core.models.decoding import cache_bytes, generate, key_value_cache, step
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
+from strucprune_core.tiling import Tiles
 from tests.core.models import families
 from tests.core.models.reference import random_llama, random_tokens, reference_logits, stream_of
 from tests.core.models.test_forward import VARIANTS
@@ -31,7 +33,7 @@ def test_steps_give_the_logits_of_the_whole(tmp_path: Path, options: dict[str, A
             steps.append(next_token_logits(stream, hidden))
     found = torch.stack(steps, dim=1)
     torch.testing.assert_close(found, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
-    with final_hidden(stream, tokens, tmp_path, 64, lambda: None) as whole:
+    with final_hidden(stream, tokens, tmp_path, lambda: None) as whole:
         assert np.allclose(hidden, whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
@@ -84,12 +86,9 @@ def test_the_seed_decides(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("tile_rows", "chunk"), [(7, 500), (101, 2048)])
-def test_tokens_come_in_the_model_s_proportions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tile_rows: int, chunk: int
-) -> None:
-    monkeypatch.setattr(streaming, "VOCAB_TILE_ROWS", tile_rows)
-    monkeypatch.setattr(vocabulary, "HEAD_CHUNK_TOKENS", chunk)
-    stream = stream_of(random_llama(), tmp_path / "model")
+def test_tokens_come_in_the_model_s_proportions(tmp_path: Path, tile_rows: int, chunk: int) -> None:
+    tiles = Tiles(vocabulary_rows=tile_rows, head_tokens=chunk)
+    stream = replace(stream_of(random_llama(), tmp_path / "model"), tiles=tiles)
     hidden = np.random.default_rng(1).standard_normal((1, 32)).astype(np.float32)
     draws = 20_000
     chosen = sample_tokens(

@@ -10,6 +10,7 @@ from transformers import LlamaForCausalLM
 
 from strucprune_core.errors import Stopped
 from strucprune_core.models.forward import final_hidden, micro_batches, scratch_array
+from strucprune_core.tiling import Tiles
 from tests.core.models.reference import (
     random_llama,
     random_tokens,
@@ -78,7 +79,8 @@ def test_half_precision_files_are_computed_on_in_float32(
 def test_micro_batches_change_nothing(tmp_path: Path, micro_batch_tokens: int) -> None:
     model, tokens = random_llama(), random_tokens(5, 40)
     stream = stream_of(model, tmp_path / "model")
-    streamed = streamed_logits(stream, tokens, tmp_path, micro_batch_tokens)
+    tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
+    streamed = streamed_logits(stream, tokens, tmp_path, tiles)
     torch.testing.assert_close(streamed, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
 
 
@@ -101,7 +103,7 @@ def test_it_can_be_stopped_after_each_layer_and_cleans_up(tmp_path: Path) -> Non
 
     with (
         pytest.raises(Stopped),
-        final_hidden(stream, random_tokens(1, 8), scratch, 64, stop_at_the_second),
+        final_hidden(stream, random_tokens(1, 8), scratch, stop_at_the_second),
     ):
         pass
     assert len(layers) == 2

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,31 +11,35 @@ from torch import Tensor
 from torch.nn import functional
 
 from strucprune_core.errors import Stopped
-from strucprune_core.models import streaming, vocabulary
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import (
+    Head,
     embed,
     kl_divergences,
     next_token_logits,
     token_losses,
 )
+from strucprune_core.tiling import Tiles
 from tests.core.models.reference import random_llama, random_tokens, stream_of
 
 VOCABULARY, HIDDEN = 101, 32
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
-def stream(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> ModelStream:
+def whole(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> ModelStream:
     model = random_llama(num_hidden_layers=1, tie_word_embeddings=request.param)
     return stream_of(model, tmp_path_factory.mktemp("model"))
 
 
-@pytest.fixture(params=[(7, 5), (100, 64), (101, 1), (4096, 2048)], ids=str, autouse=True)
-def tile_rows(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> int:
-    tile_rows, chunk_tokens = request.param
-    monkeypatch.setattr(streaming, "VOCAB_TILE_ROWS", tile_rows)
-    monkeypatch.setattr(vocabulary, "HEAD_CHUNK_TOKENS", chunk_tokens)
-    return int(tile_rows)
+@pytest.fixture(params=[(7, 5), (100, 64), (101, 1), (4096, 2048)], ids=str)
+def tiles(request: pytest.FixtureRequest) -> Tiles:
+    vocabulary_rows, head_tokens = request.param
+    return Tiles(vocabulary_rows=vocabulary_rows, head_tokens=head_tokens)
+
+
+@pytest.fixture
+def stream(whole: ModelStream, tiles: Tiles) -> ModelStream:
+    return replace(whole, tiles=tiles)
 
 
 def states(count: int, seed: int, scale: float = 1.0) -> NDArray[np.float32]:
@@ -84,8 +89,8 @@ def test_token_losses_survive_huge_logits(
     stream: ModelStream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hidden, targets = states(9, 2), random_tokens(1, 9)[0]
-    plain = vocabulary.Head.logits
-    monkeypatch.setattr(vocabulary.Head, "logits", lambda *args: 1e4 * plain(*args))
+    plain = Head.logits
+    monkeypatch.setattr(Head, "logits", lambda *args: 1e4 * plain(*args))
     expected = functional.cross_entropy(
         1e4 * full_logits(stream, hidden),
         torch.from_numpy(targets.astype(np.int64)),
@@ -121,8 +126,8 @@ def test_arguments_are_left_alone(stream: ModelStream) -> None:
     assert np.array_equal(other, copies[1])
 
 
-def test_every_tile_is_a_safe_point_to_stop(stream: ModelStream, tile_rows: int) -> None:
-    tiles = -(-VOCABULARY // tile_rows)
+def test_every_tile_is_a_safe_point_to_stop(stream: ModelStream) -> None:
+    tiles = -(-VOCABULARY // stream.tiles.vocabulary_rows)
     ticks: list[int] = []
     token_losses(stream, states(3, 0), random_tokens(1, 3)[0], lambda: ticks.append(1))
     kl_divergences(stream, states(3, 0), [states(3, 1)], lambda: ticks.append(1))

@@ -205,15 +205,3 @@ def test_a_gram_that_is_not_finite_is_refused(value: float, where: tuple[int, in
     gram[where] = gram[where[::-1]] = value
     with pytest.raises(NumericalFailure):
         damage_curve(gram, random_weight(3, 6, 0))
-
-
-def test_every_update_is_a_safe_point() -> None:
-    gram, weight = random_gram(40, 0), random_weight(3, 40, 0)
-    told: list[tuple[int, int]] = []
-    damage_curve(gram, weight, block=16, tick=lambda done, total: told.append((done, total)))
-    assert told == [(16, 40), (32, 40), (40, 40)]
-    told.clear()
-    group_damage_curve(
-        gram, weight, columns=10, tick=lambda done, total: told.append((done, total))
-    )
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]

@@ -1,0 +1,155 @@
+{{/* The prefix of all names; short enough for every suffix. */}}
+{{- define "strucprune.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What selects the pods of a component. Never changes: selectors are immutable. */}}
+{{- define "strucprune.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
+{{- with .component }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- with .pool }}
+strucprune/pool: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{/* Labels of an object. */}}
+{{- define "strucprune.labels" -}}
+{{ include "strucprune.selectorLabels" . }}
+app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- with .root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "strucprune.serviceAccountName" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "strucprune.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- required "serviceAccount.name is needed when serviceAccount.create is false" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{/* An image's name. Arguments: root, repository, tag, digest. */}}
+{{- define "strucprune.image" -}}
+{{- with .root.Values.image.registry }}{{ . | trimSuffix "/" }}/{{ end -}}
+{{ .repository }}:{{ .tag }}{{ with .digest }}@{{ . }}{{ end }}
+{{- end -}}
+
+{{- define "strucprune.apiImage" -}}
+{{- $image := .Values.image.api -}}
+{{- include "strucprune.image" (dict "root" . "repository" $image.repository "tag" (default .Chart.AppVersion $image.tag) "digest" $image.digest) -}}
+{{- end -}}
+
+{{/* What every pod of ours has. */}}
+{{- define "strucprune.podSpec" -}}
+serviceAccountName: {{ include "strucprune.serviceAccountName" . }}
+automountServiceAccountToken: false
+enableServiceLinks: false
+securityContext:
+  {{- toYaml .Values.podSecurityContext | nindent 2 }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* Where pods go. Argument: the values of a component or pool. */}}
+{{- define "strucprune.placement" -}}
+{{- with .priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* One environment variable from a key of a Secret. Arguments: name, secret, key. */}}
+{{- define "strucprune.secretEnv" -}}
+- name: {{ .name }}
+  valueFrom:
+    secretKeyRef:
+      name: {{ .secret }}
+      key: {{ .key }}
+{{- end -}}
+
+{{/* How API, reconciler and workers reach Redis and S3. */}}
+{{- define "strucprune.serviceEnv" -}}
+{{- if .Values.valkey.enabled }}
+{{ include "strucprune.secretEnv" (dict "name" "VALKEY_PASSWORD" "secret" .Values.valkey.existingSecret.name "key" .Values.valkey.existingSecret.key) }}
+- name: STRUCPRUNE_REDIS_URL
+  value: redis://:$(VALKEY_PASSWORD)@{{ include "strucprune.fullname" . }}-valkey:6379/0
+{{- else }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_REDIS_URL" "secret" .Values.redis.existingSecret.name "key" .Values.redis.existingSecret.key) }}
+{{- end }}
+- name: STRUCPRUNE_STATE_URI
+  value: {{ .Values.stateUri | quote }}
+{{- with .Values.s3 }}
+{{- with .endpointUrl }}
+- name: STRUCPRUNE_S3_ENDPOINT_URL
+  value: {{ . | quote }}
+{{- end }}
+- name: STRUCPRUNE_S3_REGION
+  value: {{ .region | quote }}
+{{- with .addressingStyle }}
+- name: STRUCPRUNE_S3_ADDRESSING_STYLE
+  value: {{ . }}
+{{- end }}
+- name: STRUCPRUNE_S3_CHECKSUM_MODE
+  value: {{ .checksumMode }}
+{{- if .existingSecret.name }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_ACCESS_KEY_ID" "secret" .existingSecret.name "key" .existingSecret.accessKeyIdKey) }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_SECRET_ACCESS_KEY" "secret" .existingSecret.name "key" .existingSecret.secretAccessKeyKey) }}
+{{- end }}
+{{- end }}
+{{- with .Values.extraEnv }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* What API and reconciler have beyond that: they read the same settings. */}}
+{{- define "strucprune.apiEnv" -}}
+{{ include "strucprune.serviceEnv" . | trim }}
+{{- with .Values.auth }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_KEY_PEPPER" "secret" .existingSecret.name "key" .existingSecret.pepperKey) }}
+{{- if .existingSecret.apiKeysKey }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_API_KEYS" "secret" .existingSecret.name "key" .existingSecret.apiKeysKey) }}
+{{- end }}
+{{- with .allowedPrefixes }}
+- name: STRUCPRUNE_ALLOWED_PREFIXES
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/*
+Liveness by the age of a local file: it needs no port, and it judges the process, not what it depends
+on. Argument: the greatest age in seconds.
+*/}}
+{{- define "strucprune.heartbeatProbe" -}}
+exec:
+  command:
+    - sh
+    - -c
+    - test -n "$(find "$STRUCPRUNE_HEARTBEAT_FILE" -newermt '-{{ int . }} seconds')"
+{{- end -}}

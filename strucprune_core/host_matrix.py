@@ -1,0 +1,140 @@
+"""A `Matrix` in host memory: in practice a mapped file, which no budget has to hold.
+
+Reads put a part on the device. What maps a file is paged in and out by the system, so a matrix may
+be larger than memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.errors import StorageUnavailable
+from strucprune_core.solver.matrices import Index, Matrix, carve
+
+_NUMPY_DTYPES = {torch.float64: np.dtype(np.float64), torch.float32: np.dtype(np.float32)}
+
+
+class HostMatrix:
+    """An array (rows x columns) as a `Matrix`.
+
+    Args:
+        array: Writable, float32 or float64; usually memory-mapped.
+        device: Where reads put what they read.
+    """
+
+    resident = False
+
+    def __init__(self, array: NDArray[Any], device: torch.device) -> None:
+        self._array = np.asarray(array)  # A plain view: slices of a memmap are slow to make.
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self._array.shape
+        return rows, columns
+
+    @property
+    def tensor(self) -> Tensor:
+        """All of it, on the host."""
+        return torch.from_numpy(self._array)
+
+    def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
+        """A part, in `buffer`."""
+        part = self._array[rows, columns]
+        block = carve(buffer, *part.shape)
+        return block.copy_(torch.from_numpy(part))
+
+    def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
+        """Copy a part to `out`; picking happens on the host."""
+        columns = slice(0, 0) if isinstance(columns, Tensor) and not len(columns) else columns
+        if isinstance(columns, slice):
+            part = _taken(self._array[:, columns], rows)
+        else:
+            # Only the stretch of columns that is asked for, so that a copy of rows stays small.
+            first, last = int(columns[0]), int(columns[-1]) + 1
+            stretch = _taken(self._array[:, first:last], rows)
+            part = np.take(stretch, columns.cpu().numpy() - first, axis=1)
+        out.copy_(torch.from_numpy(part))
+
+    def write(self, rows: slice, columns: slice, values: Tensor) -> None:
+        """Overwrite a part."""
+        torch.from_numpy(self._array[rows, columns]).copy_(values)
+
+    def write_symmetric(self, rows: slice, panel: Tensor) -> None:
+        """Overwrite a row panel and its mirror image."""
+        host = panel.cpu()  # Once: turning it on the device would take as much memory again.
+        self.write(rows, slice(0, rows.stop), host)
+        self.write(slice(0, rows.start), rows, host[:, : rows.start].T)
+
+    def diagonal(self) -> Tensor:
+        """A copy of the diagonal, on the device."""
+        return torch.from_numpy(self._array.diagonal().copy()).to(self._device)
+
+
+def _taken(array: NDArray[Any], rows: Index) -> NDArray[Any]:
+    return array[rows] if isinstance(rows, slice) else np.take(array, rows.cpu().numpy(), axis=0)
+
+
+class ScratchMatrices:
+    """Makes matrices in files of a scratch directory that have no name, so that none is left over.
+
+    Args:
+        directory: Where; needs room for whole matrices.
+        device: Where reads put what they read.
+    """
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        self._directory, self._device = directory, device
+
+    def __call__(self, rows: int, columns: int, dtype: torch.dtype) -> Matrix:
+        """A matrix of zeros; its space is taken now, and given back with the last reference.
+
+        Raises:
+            StorageUnavailable: the disk is full, or the directory cannot be written to.
+        """
+        kind = _NUMPY_DTYPES[dtype]
+        size_bytes = rows * columns * kind.itemsize
+        with (
+            disk_errors(f"a scratch matrix of {size_bytes} bytes"),
+            tempfile.TemporaryFile(dir=self._directory) as file,
+        ):
+            take_space(file.fileno(), size_bytes)
+            array = np.memmap(file, dtype=kind, mode="r+", shape=(rows, columns))
+        return HostMatrix(array, self._device)
+
+
+@contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """Turn an `OSError` into one that says what could not be written.
+
+    Raises:
+        StorageUnavailable: there was one.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(
+            f"{what} cannot be written: {error.strerror or error}",
+            remedy="Free disk space in the scratch directory, or give another one.",
+        ) from error
+
+
+def take_space(descriptor: int, size_bytes: int) -> None:
+    """Make a file so long, its blocks allocated: writing to a mapped hole kills on a full disk.
+
+    Raises:
+        OSError: there is no room.
+    """
+    if size_bytes:
+        os.posix_fallocate(descriptor, 0, size_bytes)

@@ -1,0 +1,189 @@
+"""A remote object read as if it were near: blocks in a scratch directory, the next ones coming.
+
+A layer that passes in panels is read once per micro-batch, and a store far away must not be asked
+each time, nor while the device waits. So objects are read in blocks, each asked for once as long as
+the reader stays near; the blocks behind a read are fetched by other threads meanwhile. The oldest
+blocks make room for new ones, so that the disk holds a few layers and never the model.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from strucprune_core.errors import StorageError, StorageUnavailable
+from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
+
+BLOCK_BYTES = 8 * 2**20
+"""Large enough that requests are few, small enough that the first one is soon there."""
+
+AHEAD_BLOCKS = 6
+"""Blocks fetched before they are asked for."""
+
+THREADS = 3
+
+Block = tuple[str, int]
+
+
+class ReadAheadStore:
+    """A `Store` whose reads go through a bounded cache; every other verb is passed on.
+
+    Args:
+        store: The store behind it.
+        directory: Where blocks are kept; its files are removed when the store is closed.
+        limit_bytes: Most bytes kept.
+        block_bytes: Size of a block.
+    """
+
+    def __init__(
+        self, store: Store, directory: Path, limit_bytes: int, block_bytes: int = BLOCK_BYTES
+    ) -> None:
+        self._store, self._block_bytes = store, block_bytes
+        # Blocks on their way must not push out those that are being read.
+        self._most = max(limit_bytes // block_bytes, 2 * (AHEAD_BLOCKS + THREADS))
+        self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
+        self._blocks: OrderedDict[Block, Future[Path]] = OrderedDict()
+        self._sizes: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="read-ahead")
+
+    def close(self) -> None:
+        """Stop fetching and remove all blocks."""
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._folder.cleanup()
+
+    @property
+    def uri(self) -> str:
+        """The root of the store behind."""
+        return self._store.uri
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """Exactly `length` bytes from offset `start` (to the end if None).
+
+        Raises:
+            ObjectNotFound: no such object.
+            StorageError: the object is shorter, or the store failed.
+        """
+        size = self._size(key)
+        if size is None:
+            return self._store.read(key, start, length)  # Which says what is wrong.
+        stop = size if length is None else start + length
+        if not 0 <= start <= stop <= size:
+            return self._store.read(key, start, length)
+        result = bytearray(stop - start)
+        view = memoryview(result)
+        for number in range(start // self._block_bytes, -(-stop // self._block_bytes)):
+            first = number * self._block_bytes
+            begin, end = max(start, first), min(stop, first + self._block_bytes)
+            self._copy((key, number), begin - first, view[begin - start : end - start])
+        return result
+
+    def _copy(self, block: Block, offset: int, target: memoryview) -> None:
+        """Bytes of a block from an offset on."""
+        future = self._wanted(block)
+        try:
+            with future.result().open("rb", buffering=0) as file:
+                file.seek(offset)
+                filled = 0
+                while filled < len(target):
+                    count = file.readinto(target[filled:])
+                    if not count:
+                        raise StorageUnavailable(f"a block of {block[0]} in scratch is cut short")
+                    filled += count
+        except BaseException:
+            with self._lock:  # It is asked for again, if anybody does.
+                self._blocks.pop(block, None)
+            raise
+
+    def _wanted(self, block: Block) -> Future[Path]:
+        """A block that is there or on its way; those behind it are sent for."""
+        key, number = block
+        last = (self._sizes[key] - 1) // self._block_bytes
+        with self._lock:
+            for ahead in range(number, min(number + AHEAD_BLOCKS, last) + 1):
+                if (key, ahead) not in self._blocks:
+                    future = self._threads.submit(self._fetch, (key, ahead))
+                    self._blocks[key, ahead] = future
+            self._blocks.move_to_end(block)
+            wanted = self._blocks[block]
+            while len(self._blocks) > self._most:
+                _, oldest = self._blocks.popitem(last=False)
+                oldest.add_done_callback(_remove)
+        return wanted
+
+    def _fetch(self, block: Block) -> Path:
+        key, number = block
+        first = number * self._block_bytes
+        length = min(self._block_bytes, self._sizes[key] - first)
+        data = self._store.read(key, first, length)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file:
+                file.write(data)
+        except OSError as error:
+            raise StorageUnavailable(
+                f"{self._folder.name}: {error.strerror or error}",
+                remedy="Free disk space in the scratch directory, or give another one.",
+            ) from error
+        return Path(file.name)
+
+    def _size(self, key: str) -> int | None:
+        """Size of an object, asked for once: what is read here does not change meanwhile."""
+        if key not in self._sizes:
+            info = self._store.stat(key)
+            if info is None:
+                return None
+            self._sizes[key] = info.size_bytes
+        return self._sizes[key]
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """As the store behind."""
+        return self._store.stat(key)
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """As the store behind."""
+        return self._store.list(prefix)
+
+    def check_writable(self) -> None:
+        """As the store behind."""
+        self._store.check_writable()
+
+    def put(self, key: str, data: bytes) -> None:
+        """Refused: what is cached would be wrong."""
+        raise _read_only()
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Refused."""
+        raise _read_only()
+
+    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def delete(self, key: str) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
+        """As the store behind."""
+        self._store.download(key, path, tick)
+
+    def child(self, prefix: str) -> Store:
+        """As the store behind."""
+        return self._store.child(prefix)
+
+    def local_path(self, key: str) -> Path | None:
+        """As the store behind."""
+        return self._store.local_path(key)
+
+
+def _remove(future: Future[Path]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().unlink(missing_ok=True)
+
+
+def _read_only() -> StorageError:
+    return StorageError("a store that reads ahead is read-only")

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strucprune_core.errors import ObjectNotFound, StorageError, StorageUnavailable
+from strucprune_core.storage import read_ahead
+from strucprune_core.storage.local import LocalStore
+from strucprune_core.storage.read_ahead import ReadAheadStore
+
+BLOCK = 100
+DATA = bytes(i % 251 for i in range(2345))
+
+
+@dataclass(frozen=True)
+class Far(LocalStore):
+    """A directory that counts what is read from it, and fails as often as it is told to."""
+
+    asked: Counter[int] = field(default_factory=Counter)
+    failures: list[None] = field(default_factory=list)
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        if self.failures:
+            self.failures.pop()
+            raise StorageUnavailable("down")
+        self.asked[start] += 1
+        return LocalStore.read(self, key, start, length)
+
+
+@pytest.fixture
+def far(tmp_path: Path) -> Far:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far/file").write_bytes(DATA)
+    (tmp_path / "far/empty").write_bytes(b"")
+    return Far(tmp_path / "far")
+
+
+@pytest.fixture
+def near(far: Far, tmp_path: Path) -> Iterator[ReadAheadStore]:
+    store = ReadAheadStore(far, tmp_path, 10**6, BLOCK)
+    yield store
+    store.close()
+    assert not list(tmp_path.glob("blocks-*"))
+
+
+@settings(max_examples=60, deadline=None)
+@given(reads=st.lists(st.tuples(st.integers(0, 2345), st.integers(0, 700)), max_size=12))
+def test_it_reads_what_is_there(
+    tmp_path_factory: pytest.TempPathFactory, reads: list[tuple[int, int]]
+) -> None:
+    root = tmp_path_factory.mktemp("far")
+    (root / "file").write_bytes(DATA)
+    store = ReadAheadStore(LocalStore(root), tmp_path_factory.mktemp("near"), 5 * BLOCK, BLOCK)
+    for start, length in reads:
+        length = min(length, len(DATA) - start)
+        assert store.read("file", start, length) == DATA[start : start + length]
+    assert store.read("file") == DATA
+    store.close()
+
+
+def test_a_block_is_asked_for_once_however_often_it_is_read(far: Far, near: ReadAheadStore) -> None:
+    for _ in range(3):
+        assert near.read("file") == DATA
+    assert set(far.asked) == set(range(0, len(DATA), BLOCK))
+    assert set(far.asked.values()) == {1}
+
+
+def test_the_next_blocks_come_unasked(far: Far, near: ReadAheadStore) -> None:
+    near.read("file", 0, 10)
+    near.close()
+    assert BLOCK in far.asked or read_ahead.AHEAD_BLOCKS == 0
+    assert max(far.asked) <= read_ahead.AHEAD_BLOCKS * BLOCK
+
+
+def test_old_blocks_make_room(far: Far, tmp_path: Path) -> None:
+    store = ReadAheadStore(far, tmp_path, 3 * BLOCK, BLOCK)
+    assert store.read("file") == DATA
+    (folder,) = tmp_path.glob("blocks-*")
+    most = 2 * (read_ahead.AHEAD_BLOCKS + read_ahead.THREADS)
+    assert 0 < len(list(folder.iterdir())) <= most
+    assert store.read("file") == DATA
+    store.close()
+
+
+def test_a_failure_is_told_and_asked_again(far: Far, near: ReadAheadStore) -> None:
+    far.failures.append(None)
+    with pytest.raises(StorageUnavailable, match="down"):
+        near.read("file")
+    assert near.read("file") == DATA
+
+
+def test_what_is_not_there(near: ReadAheadStore) -> None:
+    with pytest.raises(ObjectNotFound):
+        near.read("nothing")
+    with pytest.raises(StorageError):
+        near.read("file", 2000, 400)
+    assert near.read("empty") == b""
+    assert near.read("file", 2345, 0) == b""
+
+
+def test_it_is_read_only(near: ReadAheadStore) -> None:
+    with pytest.raises(StorageError, match="read-only"):
+        near.put("file", b"other")

@@ -1,0 +1,445 @@
+"""What the chart makes is valid, and what matters is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import promql_parser
+import pytest
+
+from api.settings import Settings
+from tests.ship.chart import (
+    CHART,
+    KUBERNETES,
+    NAMESPACE,
+    ROOT,
+    VALUES,
+    Pod,
+    of_kind,
+    pods,
+    render,
+    rendered,
+    selects,
+    values_of,
+)
+from worker.settings import Settings as WorkerSettings
+
+# Their schemas come with their operators, not with Kubernetes.
+OPERATORS = {
+    "ExternalSecret": "external-secrets.io/v1",
+    "PrometheusRule": "monitoring.coreos.com/v1",
+    "ScaledObject": "keda.sh/v1alpha1",
+    "ServiceMonitor": "monitoring.coreos.com/v1",
+}
+METRICS = {"strucprune_jobs", "strucprune_queue_age_seconds", "strucprune_lease_losses_total"}
+STATES = {"queued", "running", "pausing", "cancelling"}
+
+each_values = pytest.mark.parametrize("values", VALUES)
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@each_values
+def test_lint_finds_nothing(values: str, version: str) -> None:
+    report = helm_python.lint(
+        CHART, values_of(values), strict=True, namespace=NAMESPACE, kube_version=f"v{version}"
+    )
+    assert report == {"total_charts_linted": 1, "messages": [], "errors": []}
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@each_values
+def test_every_object_is_valid(values: str, version: str) -> None:
+    for item in rendered(values):
+        if item["kind"] in OPERATORS:
+            assert item["apiVersion"] == OPERATORS[item["kind"]]
+        else:
+            kubernetes_validate.validate(item, version, strict=True)
+
+
+def test_validation_is_strict() -> None:
+    service = {**of_kind(rendered("default"), "Service")[0], "specc": {}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(service, KUBERNETES[0], strict=True)
+
+
+def test_the_values_files_show_everything() -> None:
+    kinds = {item["kind"] for values in VALUES for item in rendered(values)}
+    assert kinds >= {*OPERATORS, "HorizontalPodAutoscaler", "PodDisruptionBudget", "Ingress"}
+    assert kinds >= {"NetworkPolicy", "ServiceAccount", "ConfigMap", "StatefulSet"}
+
+
+@each_values
+def test_names_are_unique_and_labelled(values: str) -> None:
+    objects = rendered(values)
+    names = [(item["kind"], item["metadata"]["name"]) for item in objects]
+    assert len(set(names)) == len(names)
+    assert all("app.kubernetes.io/instance" in item["metadata"]["labels"] for item in objects)
+
+
+def test_names_fit_whatever_the_release_is_called() -> None:
+    values = {"valkey": {"enabled": True}, "worker": {"pools": {"a23456789012345": {}}}}
+    objects = render(values, release="r" * 53)
+    for item in objects:
+        # A StatefulSet's name goes into a label together with a hash.
+        most = 52 if item["kind"] == "StatefulSet" else 63
+        assert len(item["metadata"]["name"]) <= most
+        for label in item["metadata"]["labels"].values():
+            assert len(label) <= 63
+
+
+@each_values
+def test_images_are_pinned(values: str) -> None:
+    for pod in pods(rendered(values)):
+        image = pod.container["image"].partition("@")[0]
+        assert re.fullmatch(r"[a-z0-9./-]+:\d+\.\d+\.\d+[a-z0-9-]*", image), image
+
+
+def test_images_by_registry_digest_and_device() -> None:
+    images = {pod.name: pod.container["image"] for pod in pods(rendered("production"))}
+    assert images["demo-strucprune-api"] == (
+        f"registry.example.com/strucprune/api:0.1.0@sha256:{'a' * 64}"
+    )
+    assert images["demo-strucprune-worker-h100"] == (
+        "registry.example.com/strucprune/worker:0.1.0-cuda"
+    )
+
+
+@each_values
+def test_pods_have_no_privileges(values: str) -> None:
+    for pod in pods(rendered(values)):
+        security = pod.spec["securityContext"]
+        assert security["runAsNonRoot"] is True
+        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert security.get("runAsUser") == (None if values == "openshift" else 10001)
+        assert pod.container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert pod.spec["automountServiceAccountToken"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod.spec)
+        assert not any("hostPath" in volume for volume in pod.spec.get("volumes", []))
+
+
+@each_values
+def test_pods_have_requests_and_limited_memory(values: str) -> None:
+    for pod in pods(rendered(values)):
+        assert set(pod.container["resources"]["requests"]) == {"cpu", "memory"}
+        assert "memory" in pod.container["resources"]["limits"]
+
+
+@each_values
+def test_every_container_is_probed(values: str) -> None:
+    for pod in pods(rendered(values)):
+        assert "livenessProbe" in pod.container
+        network = pod.container["name"] in {"api", "valkey"}
+        assert ("readinessProbe" in pod.container) == network
+        if pod.container["name"] != "valkey":
+            assert "startupProbe" in pod.container
+    paths = {
+        probe: pod.container[probe]["httpGet"]["path"]
+        for pod in pods(rendered(values))
+        if pod.container["name"] == "api"
+        for probe in ("livenessProbe", "readinessProbe")
+    }
+    # Liveness must not ask other services: their outage would restart every pod.
+    assert paths == {"livenessProbe": "/healthz", "readinessProbe": "/readyz"}
+
+
+@pytest.mark.parametrize("component", ["reconciler", "worker"])
+def test_liveness_is_the_age_of_the_heartbeat_file(tmp_path: Path, component: str) -> None:
+    (pod,) = (pod for pod in pods(rendered("default")) if pod.container["name"] == component)
+    name = pod.variables["STRUCPRUNE_HEARTBEAT_FILE"]["value"]
+    assert Path(name).parent in writable(pod)
+    file = tmp_path / "heartbeat"
+    command = pod.container["livenessProbe"]["exec"]["command"]
+
+    def alive() -> bool:
+        environment = {**os.environ, "STRUCPRUNE_HEARTBEAT_FILE": str(file)}
+        return subprocess.run(command, env=environment, check=False).returncode == 0
+
+    assert not alive()
+    file.touch()
+    assert alive()
+    now = time.time()
+    os.utime(file, (now, now - 290))
+    assert alive()
+    os.utime(file, (now, now - 310))
+    assert not alive()
+
+
+def writable(pod: Pod) -> set[Path]:
+    return {Path(mount["mountPath"]) for mount in pod.container["volumeMounts"]}
+
+
+@each_values
+def test_a_worker_has_a_unit_of_time_to_stop(values: str) -> None:
+    for pod in pods(rendered(values)):
+        if pod.container["name"] != "worker":
+            continue
+        variables = pod.variables
+        grace = int(variables["STRUCPRUNE_GRACE_SECONDS"]["value"])
+        # After the grace of the solve: 30 s for its process to end, and time to give back.
+        assert grace + 40 <= pod.spec["terminationGracePeriodSeconds"] <= grace + 60
+        drain = variables["STRUCPRUNE_DRAIN_FILE"]["value"]
+        assert pod.container["lifecycle"]["preStop"]["exec"]["command"] == ["touch", drain]
+        assert Path(drain).parent in writable(pod)
+        assert Path(variables["STRUCPRUNE_SCRATCH_DIRECTORY"]["value"]) in writable(pod)
+
+
+@each_values
+def test_secrets_are_referred_to_never_written(values: str) -> None:
+    objects = rendered(values)
+    assert not of_kind(objects, "Secret")
+    for pod in pods(objects):
+        for name, entry in pod.variables.items():
+            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|PEPPER|API_KEYS", name):
+                assert set(entry["valueFrom"]) == {"secretKeyRef"}, name
+            if name == "STRUCPRUNE_REDIS_URL" and "value" in entry:
+                assert entry["value"] == "redis://:$(VALKEY_PASSWORD)@demo-strucprune-valkey:6379/0"
+
+
+def test_a_reference_comes_after_what_it_refers_to() -> None:
+    for pod in pods(rendered("development")):
+        names = list(pod.variables)
+        if "STRUCPRUNE_REDIS_URL" in names:
+            assert names.index("VALKEY_PASSWORD") < names.index("STRUCPRUNE_REDIS_URL")
+
+
+SECRETS = {
+    "url": "rediss://:password@redis.example.com:6380/0",
+    "password": "letters",
+    "access-key-id": "id",
+    "secret-access-key": "secret",
+    "api-keys": json.dumps([{"tenant": "acme", "key_hmac": "0" * 64}]),
+    "key-pepper": "sixteen characters",
+}
+
+
+def environment_of(pod: Pod) -> dict[str, str]:
+    """The environment as Kubernetes would make it, with made-up secrets."""
+    result: dict[str, str] = {}
+    for name, entry in pod.variables.items():
+        if "value" in entry:
+            result[name] = re.sub(
+                r"\$\(([A-Z_]+)\)", lambda match: result[match[1]], entry["value"]
+            )
+        elif "secretKeyRef" in entry["valueFrom"]:
+            result[name] = SECRETS[entry["valueFrom"]["secretKeyRef"]["key"]]
+    return result
+
+
+@each_values
+def test_the_programs_start_with_their_environment(
+    values: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pod in pods(rendered(values)):
+        kind: Any = {"api": Settings, "reconciler": Settings, "worker": WorkerSettings}.get(
+            pod.container["name"]
+        )
+        if kind is None:
+            continue
+        environment = environment_of(pod)
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            settings = kind()
+        known = {f"STRUCPRUNE_{field.upper()}" for field in kind.model_fields}
+        known |= {f"STRUCPRUNE_S3_{field.upper()}" for field in type(settings.s3).__slots__}
+        assert {name for name in environment if name.startswith("STRUCPRUNE_")} <= known
+        if values == "production" and kind is Settings:
+            assert settings.allowed_prefixes["acme"][0] == "s3://acme-models/"
+
+
+@each_values
+def test_every_selector_selects(values: str) -> None:
+    objects = rendered(values)
+    all_pods = list(pods(objects))
+    for item in of_kind(objects, "Deployment", "StatefulSet"):
+        selector = item["spec"]["selector"]
+        chosen = [pod.name for pod in all_pods if selects(selector, pod.labels)]
+        assert chosen == [item["metadata"]["name"]]
+    for service in of_kind(objects, "Service"):
+        selector = {"matchLabels": service["spec"]["selector"]}
+        (pod,) = (pod for pod in all_pods if selects(selector, pod.labels))
+        ports = {port["name"] for port in pod.container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for item in of_kind(objects, "PodDisruptionBudget"):
+        selector = item["spec"]["selector"]
+        assert [pod.name for pod in all_pods if selects(selector, pod.labels)]
+    for item in of_kind(objects, "ServiceMonitor"):
+        selector = item["spec"]["selector"]
+        (service,) = (
+            service
+            for service in of_kind(objects, "Service")
+            if selects(selector, service["metadata"]["labels"])
+        )
+        ports = {port["name"] for port in service["spec"]["ports"]}
+        assert {endpoint["port"] for endpoint in item["spec"]["endpoints"]} <= ports
+    for item in of_kind(objects, "HorizontalPodAutoscaler", "ScaledObject"):
+        (target,) = (
+            deployment
+            for deployment in of_kind(objects, "Deployment")
+            if deployment["metadata"]["name"] == item["spec"]["scaleTargetRef"]["name"]
+        )
+        # Else every upgrade would undo what the autoscaler has done.
+        assert "replicas" not in target["spec"]
+    accounts = {item["metadata"]["name"] for item in of_kind(objects, "ServiceAccount")}
+    for pod in all_pods:
+        assert pod.spec["serviceAccountName"] in (accounts or {"pruning"})
+        names = {volume["name"] for volume in pod.spec.get("volumes", [])}
+        if pod.container["name"] != "valkey":
+            assert {mount["name"] for mount in pod.container["volumeMounts"]} == names
+
+
+@pytest.mark.parametrize("values", ["default", "development", "production"])
+def test_the_network_is_closed_by_default(values: str) -> None:
+    objects = rendered(values)
+    policies = {
+        item["metadata"]["name"]: item["spec"] for item in of_kind(objects, "NetworkPolicy")
+    }
+    deny = policies["demo-strucprune-default-deny"]
+    assert set(deny["policyTypes"]) == {"Ingress", "Egress"}
+    assert "ingress" not in deny
+    (dns,) = deny["egress"]
+    assert {port["port"] for port in dns["ports"]} == {53}
+    assert all(selects(deny["podSelector"], pod.labels) for pod in pods(objects))
+    for name, spec in policies.items():
+        chosen = [pod for pod in pods(objects) if selects(spec["podSelector"], pod.labels)]
+        assert chosen, name
+        for rule in spec.get("ingress", []):
+            assert rule["from"], name
+            ports = {port["port"] for port in rule["ports"]}
+            (container,) = {pod.container["name"]: pod.container for pod in chosen}.values()
+            assert ports <= {port["containerPort"] for port in container["ports"]}
+        for rule in spec.get("egress", []):
+            assert rule["ports"], name
+    # Valkey needs nobody, so no egress policy opens anything for it.
+    egress = [spec for spec in policies.values() if "Egress" in spec["policyTypes"]]
+    for pod in pods(objects):
+        opened = [spec for spec in egress if selects(spec["podSelector"], pod.labels)]
+        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2)
+
+
+def test_whoever_is_not_listed_may_not_call_the_api() -> None:
+    objects = render({"networkPolicy": {"apiFrom": [], "metricsFrom": []}})
+    (api,) = (
+        item["spec"]
+        for item in of_kind(objects, "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-api")
+    )
+    assert not api["ingress"]
+
+
+def test_a_gpu_pool_goes_where_its_gpus_are() -> None:
+    (pod,) = (pod for pod in pods(rendered("production")) if pod.name.endswith("h100"))
+    assert pod.spec["runtimeClassName"] == "nvidia"
+    assert pod.spec["nodeSelector"] == {"nvidia.com/gpu.product": "NVIDIA-H100-80GB-HBM3"}
+    assert pod.spec["tolerations"][0]["key"] == "nvidia.com/gpu"
+    assert pod.container["resources"]["limits"] == {
+        "cpu": "16",
+        "memory": "128Gi",
+        "nvidia.com/gpu": 1,
+    }
+    (scratch,) = (volume for volume in pod.spec["volumes"] if volume["name"] == "scratch")
+    claim = scratch["ephemeral"]["volumeClaimTemplate"]["spec"]
+    assert claim["resources"]["requests"] == {"storage": "500Gi"}
+    # A pool changes nothing of its neighbour.
+    (other,) = (pod for pod in pods(rendered("production")) if pod.name.endswith("l4"))
+    assert other.container["resources"]["limits"]["memory"] == "16Gi"
+    assert not any(pod.name.endswith("cpu") for pod in pods(rendered("production")))
+
+
+def metrics_in(query: str) -> set[str]:
+    """Names of metrics in a PromQL query. Raises ValueError if it is none."""
+    promql_parser.parse(query)
+    return set(re.findall(r"\b((?:strucprune|kube|container)_[a-z_]+|up)\{", query))
+
+
+def test_scaling_counts_queued_and_running_jobs() -> None:
+    scalers = of_kind(rendered("production"), "ScaledObject")
+    assert len(scalers) == 2
+    for item in scalers:
+        (trigger,) = item["spec"]["triggers"]
+        query = trigger["metadata"]["query"]
+        assert metrics_in(query) == {"strucprune_jobs"}
+        (states,) = re.findall(r'state=~"([a-z|]+)"', query)
+        assert set(states.split("|")) == STATES
+        # An unanswered question must not scale anything down.
+        assert trigger["metadata"]["ignoreNullValues"] == "false"
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+
+
+def test_alerts_are_promql_and_have_a_runbook() -> None:
+    (item,) = of_kind(rendered("production"), "PrometheusRule")
+    rules = [rule for group in item["spec"]["groups"] for rule in group["rules"]]
+    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### (\w+)$", guide, re.MULTILINE)
+    assert [rule["alert"] for rule in rules] == headings
+    for rule in rules:
+        own = {name for name in metrics_in(rule["expr"]) if name.startswith("strucprune")}
+        assert own <= METRICS
+        assert f'namespace="{NAMESPACE}"' in rule["expr"]
+        address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert address == "https://git.example.com/strucprune/docs/operating.md"
+        assert anchor == rule["alert"].lower()
+        assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_what_the_runbook_looks_for_in_logs_is_logged() -> None:
+    guide = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    sources = "".join(
+        path.read_text(encoding="utf-8")
+        for package in ("api", "worker")
+        for path in (ROOT / package).rglob("*.py")
+    )
+    for words in ("Cannot start: ", "cannot claim", "no heartbeat for", "stopping solve"):
+        assert words in guide
+        assert words in sources
+    assert "cannot begin" in guide
+    assert "%s cannot begin" in sources
+
+
+def test_the_dashboard_asks_what_exists() -> None:
+    (item,) = of_kind(rendered("production"), "ConfigMap")
+    dashboard = json.loads(item["data"]["strucprune.json"])
+    own = set()
+    for panel in dashboard["panels"]:
+        for target in panel["targets"]:
+            own |= metrics_in(target["expr"].replace("$namespace", NAMESPACE))
+    assert {name for name in own if name.startswith("strucprune")} == METRICS
+    places = [tuple(panel["gridPos"].values()) for panel in dashboard["panels"]]
+    assert len(set(places)) == len(places)
+    assert all(x + width <= 24 for x, _, width, _ in places)
+
+
+def test_keys_may_be_kept_elsewhere() -> None:
+    for pod in pods(rendered("openshift")):
+        assert "STRUCPRUNE_API_KEYS" not in pod.variables
+    for pod in pods(rendered("production")):
+        assert pod.variables["HTTPS_PROXY"]["value"].startswith("http")
+        assert ("STRUCPRUNE_API_KEYS" in pod.variables) == (pod.container["name"] != "worker")
+
+
+def test_external_secrets_make_what_pods_refer_to() -> None:
+    objects = rendered("production")
+    made = {
+        (item["spec"]["target"]["name"], entry["secretKey"])
+        for item in of_kind(objects, "ExternalSecret")
+        for entry in item["spec"]["data"]
+    }
+    needed = {
+        (entry["valueFrom"]["secretKeyRef"]["name"], entry["valueFrom"]["secretKeyRef"]["key"])
+        for pod in pods(objects)
+        for entry in pod.variables.values()
+        if "secretKeyRef" in entry.get("valueFrom", {})
+    }
+    assert made == needed
