@@ -38,10 +38,6 @@ def rebuild(
         journal: What was asked, how it ended, what came after.
         ledger: Live state.
         open_store: Opens the places that jobs have published to, for deletions that include them.
-
-    Args:
-        journal: Every job that was ever accepted.
-        ledger: What may have lost some.
         beat: Called after each job, since this may take minutes.
 
     Raises:

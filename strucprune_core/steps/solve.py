@@ -36,9 +36,7 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
     layer = unit.index
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    sites = job.sites(layer)
-    for number, site in enumerate(sites):
-        job.tick(number, len(sites))
+    for site in job.sites(layer):
         order = load_order(job, layer, site)
         kept = order[len(order) - job.width(layer, site) :].sort().values
         report: dict[str, Any] = {}
@@ -65,7 +63,7 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         start=start,
         group_size=site.columns,
         lockstep=site.lockstep,
-        tick=lambda: job.tick(0, 1),
+        tick=job.safe_point,
     )
     choice = choose_support(
         gram,

@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -163,6 +165,13 @@ def test_dashboard_and_alerts_ask_for_metrics_that_exist(name: str) -> None:
     if name.endswith(".json"):
         panels = json.loads(text)["panels"]
         text = "\n".join(each["expr"] for panel in panels for each in panel["targets"])
+        queries = text.splitlines()
+    else:
+        groups = yaml.safe_load(text)["groups"]
+        queries = [rule["expr"] for group in groups for rule in group["rules"]]
+        text = "\n".join(queries)
+    for query in queries:
+        promql_parser.parse(query)
     asked = set(re.findall(r"\bstrucprune_\w+", text))
     named = set(re.findall(r"^\| `(\w+)`", DOCS.read_text(encoding="utf-8"), re.MULTILINE))
     assert asked
