@@ -13,6 +13,7 @@ from torch import Tensor
 from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
 from strucprune_core.checkpoint.reader import PIECE_BYTES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
+from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore

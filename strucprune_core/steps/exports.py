@@ -33,7 +33,7 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors, expected_tensors
 from strucprune_core.spec import Export
-from strucprune_core.steps.assemble import copied_files, pruned_checkpoint, pruned_shards
+from strucprune_core.steps.assemble import copied_files, produced, pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import WRITTEN, Unit

@@ -36,7 +36,9 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
     layer = unit.index
     tensors: dict[str, Tensor] = {}
     values: dict[str, Any] = {}
-    for site in job.sites(layer):
+    sites = job.sites(layer)
+    for number, site in enumerate(sites):
+        job.tick(number, len(sites))
         order = load_order(job, layer, site)
         kept = order[len(order) - job.width(layer, site) :].sort().values
         report: dict[str, Any] = {}
@@ -63,7 +65,7 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         start=start,
         group_size=site.columns,
         lockstep=site.lockstep,
-        tick=job.safe_point,
+        tick=lambda: job.tick(0, 1),
     )
     choice = choose_support(
         gram,

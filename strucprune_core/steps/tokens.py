@@ -97,7 +97,7 @@ def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
         first[:] = start
     total = job.config.layers * (spec.sequence_length - 1)
     done = iter(range(1, total + 1))
-    with local_weights(job.index, job.scratch, job.safe_point) as index:
+    with local_weights(job.index, job.scratch, lambda: job.tick(0, 1)) as index:
         return generate(
             job.stream(job.config, TensorReader(index)),
             first,
@@ -132,13 +132,13 @@ def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
         dtype=np.float32,
         shape=(*windows.shape, job.config.hidden_size),
     )
-    embed(job.dense, windows, out, job.safe_point)
+    embed(job.dense, windows, out, lambda: job.tick(0, 1))
     out.flush()
 
 
 def _text(job: Job, uri: str, field: str) -> Text:
     parent, name = split_object(uri)
-    return Text(job.open_store(parent), name, field, job.safe_point)
+    return Text(job.open_store(parent), name, field, lambda: job.tick(0, 1))
 
 
 def _save(job: Job, draft: Draft, name: str, windows: NDArray[np.int32]) -> None:

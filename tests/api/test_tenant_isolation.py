@@ -44,6 +44,10 @@ TABLE: dict[tuple[str, str], Kind] = {
     ("POST", f"{JOB}/cancel"): "own",
     ("POST", f"{JOB}/pause"): "own",
     ("POST", f"{JOB}/resume"): "own",
+    ("POST", f"{JOB}/retry"): "own",
+    ("GET", f"{JOB}/logs"): "own",
+    ("DELETE", JOB): "own",
+    ("GET", "/metrics"): "open",
 }
 
 

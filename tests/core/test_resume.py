@@ -93,7 +93,7 @@ def test_stopping_again_and_again(
     assert report.perplexity is not None
 
 
-@pytest.mark.parametrize("check", [1, 2, 4, 9, 14, 19, 24, 29, 31])
+@pytest.mark.parametrize("check", [1, 2, 4, 9, 14, 19, 29, 50, 70, 90])
 def test_stopping_once_anywhere(
     tmp_path: Path, spec: JobSpec, expected: dict[str, bytes], check: int
 ) -> None:

@@ -68,6 +68,17 @@ def checkpoint_of(directory: Path) -> dict[str, bytes]:
     return {name: data for name, data in files_of(directory).items() if name not in REPORTS}
 
 
+class StopOnceFinished:
+    """A stop signal that fires as soon as a unit of the run under `root` is finished."""
+
+    def __init__(self, root: Path, unit: str) -> None:
+        self._manifest = root / "workspace/units" / unit / "manifest.json"
+
+    def check(self) -> None:
+        if self._manifest.exists():
+            raise Stopped("asked to")
+
+
 class StopAt:
     """A stop signal that fires at the n-th check (from 1)."""
 
