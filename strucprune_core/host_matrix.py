@@ -86,7 +86,8 @@ class HostMatrix:
 
 
 def _taken(array: NDArray[Any], rows: Index) -> NDArray[Any]:
-    return array[rows] if isinstance(rows, slice) else np.take(array, rows.cpu().numpy(), axis=0)
+    # Not `np.take`: of an array that is a part of another it copies all before it picks.
+    return array[rows if isinstance(rows, slice) else rows.cpu().numpy()]
 
 
 class ScratchMatrices:

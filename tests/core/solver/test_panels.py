@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -315,6 +316,19 @@ def test_host_and_device_matrices_are_read_alike() -> None:
         matrix.write_symmetric(slice(2, 4), panel)
         assert torch.equal(matrix.tensor[2:4, :4], panel)
         assert torch.equal(matrix.tensor[:2, 2:4], panel[:, :2].T)
+
+
+@pytest.mark.parametrize("columns", [slice(0, 599), torch.arange(0, 599, 2), torch.tensor([3, 9])])
+def test_picking_copies_no_more_than_what_is_picked(columns: slice | Tensor) -> None:
+    matrix = HostMatrix(np.zeros((600, 600)), CPU)
+    rows = torch.tensor([5, 1, 599])
+    width = 599 if isinstance(columns, slice) else len(columns)
+    out = torch.empty(3, width, dtype=torch.float64)
+    tracemalloc.start()
+    matrix.gather(rows, columns, out)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 600 * 600 * 8 / 20
 
 
 def test_a_host_matrix_needs_a_room() -> None:
