@@ -135,6 +135,14 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         InvalidCheckpoint: a tensor is missing, misshaped, not floating-point, or unknown (it would
             be lost without a word).
     """
+    # Each expert has a tensor at least. Before all names are made: a few numbers in config.json must
+    # not fill the memory of whoever looks at them.
+    least = sum(len(block.ffn_widths) for block in config.blocks)
+    if least > len(index.tensors):
+        raise InvalidCheckpoint(
+            f"config.json describes at least {least} tensors, the files hold {len(index.tensors)}",
+            remedy="Copy the model again, or correct its config.json.",
+        )
     expected = expected_tensors(config)
     for name, shape in expected.items():
         info = index.tensors.get(name)

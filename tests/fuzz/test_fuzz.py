@@ -6,7 +6,14 @@ from collections import Counter
 
 import pytest
 
-from tests.fuzz.targets import TARGETS, ReadOutside, outcome_of, read_within
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.inspection import inspect_model
+from strucprune_core.models import tensors
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import tensor_name
+from tests.core.models.hub_configs import HUB
+from tests.fuzz.mutations import dumped
+from tests.fuzz.targets import TARGETS, MemoryStore, ReadOutside, outcome_of, read_within
 
 INPUTS = 1000
 
@@ -25,3 +32,31 @@ def test_the_watch_itself() -> None:
     for start, length in ((-1, 1), (0, 4), (3, 1), (4, None), (2, -1)):
         with pytest.raises(ReadOutside):
             read_within(b"abc", start, length)
+
+
+def test_a_small_file_that_claims_millions_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kilobyte must not become gigabytes of names in the memory of whoever looks at it."""
+    named = 0
+
+    def counted(config: ModelConfig, layer: int, role: str) -> str:
+        nonlocal named
+        named += 1
+        assert named < 10_000
+        return tensor_name(config, layer, role)
+
+    monkeypatch.setattr(tensors, "tensor_name", counted)
+    claims = {
+        "num_hidden_layers": 1024,
+        "num_experts": 2**14,
+        "hidden_size": 16,
+        "moe_intermediate_size": 8,
+    }
+    config, _ = HUB["Qwen/Qwen3-30B-A3B"]
+    header = b"{}"
+    objects = {
+        "config.json": dumped({**config, **claims}),
+        "tokenizer.json": b"{}",
+        "model.safetensors": len(header).to_bytes(8, "little") + header,
+    }
+    with pytest.raises(InvalidCheckpoint, match="at least 16777216 tensors"):
+        inspect_model(MemoryStore(objects))
