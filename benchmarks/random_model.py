@@ -1,0 +1,59 @@
+"""A model of any shape with random weights, in bfloat16, made tensor by tensor, to measure with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+from strucprune_core.checkpoint.index import SHARD_INDEX
+from strucprune_core.checkpoint.writer import PlannedTensor, index_json, plan_shards, write_shard
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.tensors import expected_tensors
+
+SCALE = 0.02
+ROWS = 4096  # Made at a time.
+WORDS = 60_000
+
+
+def save_random_model(directory: Path, raw: dict[str, Any], max_shard_bytes: int = 1 << 30) -> Path:
+    """Write config, weights and a tokenizer; the path of a text that it can read.
+
+    Args:
+        directory: Where to; made.
+        raw: The config.json.
+        max_shard_bytes: Size of a file, at most.
+    """
+    directory.mkdir(parents=True)
+    shapes = expected_tensors(parse_config(raw))
+    planned = [PlannedTensor(name, "BF16", shape) for name, shape in shapes.items()]
+    shards = plan_shards(planned, max_shard_bytes)
+    generator = torch.Generator().manual_seed(0)
+
+    def produce(name: str) -> Iterator[Tensor]:
+        shape = shapes[name]
+        if len(shape) == 1:
+            yield (torch.zeros if name.endswith("bias") else torch.ones)(shape).bfloat16()
+            return
+        for start in range(0, shape[0], ROWS):
+            rows = min(ROWS, shape[0] - start)
+            yield (torch.randn(rows, *shape[1:], generator=generator) * SCALE).bfloat16()
+
+    for shard in shards:
+        write_shard(directory / shard.file_name, shard, produce)
+    if len(shards) > 1:
+        (directory / SHARD_INDEX).write_bytes(index_json(shards))
+    (directory / "config.json").write_text(json.dumps({**raw, "torch_dtype": "bfloat16"}))
+    vocabulary = {str(number): number for number in range(raw["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    text = directory.parent / "text.txt"
+    draw = torch.randint(raw["vocab_size"], (WORDS,), generator=generator)
+    text.write_text(" ".join(map(str, draw.tolist())), encoding="utf-8")
+    return text
