@@ -104,8 +104,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _shapes() -> list[tuple[str, str, dict[str, Any]]]:
-    families = {"OPT": OPT, "LLaMA": LLAMA}
-    return [(family, name, _raw(name)) for family, shapes in families.items() for name in shapes]
+    families = {"OPT": list(OPT), "LLaMA": list(LLAMA)}
+    return [(family, name, _raw(name)) for family, names in families.items() for name in names]
 
 
 def _raw(name: str) -> dict[str, Any]:
