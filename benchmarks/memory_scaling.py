@@ -79,7 +79,9 @@ def main() -> int:
     """Plan all shapes and measure some."""
     options = _parse(sys.argv[1:])
     rows = [_row(family, name, raw) for family, name, raw in _shapes()]
-    rows = [_measured(row, _raw(row.name)) if row.name in options.measure else row for row in rows]
+    rows = [
+        _measured(row, raw_config(row.name)) if row.name in options.measure else row for row in rows
+    ]
     exponents = {
         family: _exponent([row for row in rows if row.family == family])
         for family in dict.fromkeys(row.family for row in rows)
@@ -105,10 +107,12 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _shapes() -> list[tuple[str, str, dict[str, Any]]]:
     families = {"OPT": list(OPT), "LLaMA": list(LLAMA)}
-    return [(family, name, _raw(name)) for family, names in families.items() for name in names]
+    return [
+        (family, name, raw_config(name)) for family, names in families.items() for name in names
+    ]
 
 
-def _raw(name: str) -> dict[str, Any]:
+def raw_config(name: str) -> dict[str, Any]:
     """The shape's config.json."""
     if name in OPT:
         hidden, channels, layers, heads = OPT[name]
@@ -249,7 +253,7 @@ def plot(rows: list[Row], exponents: dict[str, float]) -> str:
 
 def config_of(name: str) -> ModelConfig:
     """A shape by its name."""
-    return parse_config(_raw(name))
+    return parse_config(raw_config(name))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,19 @@ ROWS = 4096  # Made at a time.
 WORDS = 60_000
 
 
-def save_random_model(directory: Path, raw: dict[str, Any], max_shard_bytes: int = 1 << 30) -> Path:
+def save_random_model(
+    directory: Path,
+    raw: dict[str, Any],
+    max_shard_bytes: int = 1 << 30,
+    written: Callable[[Path], None] = lambda path: None,
+) -> Path:
     """Write config, weights and a tokenizer; the path of a text that it can read.
 
     Args:
         directory: Where to; made.
         raw: The config.json.
         max_shard_bytes: Size of a file, at most.
+        written: Told each file of weights once it is whole, and may move it away.
     """
     directory.mkdir(parents=True)
     shapes = expected_tensors(parse_config(raw))
@@ -46,6 +52,7 @@ def save_random_model(directory: Path, raw: dict[str, Any], max_shard_bytes: int
 
     for shard in shards:
         write_shard(directory / shard.file_name, shard, produce)
+        written(directory / shard.file_name)
     if len(shards) > 1:
         (directory / SHARD_INDEX).write_bytes(index_json(shards))
     (directory / "config.json").write_text(json.dumps({**raw, "torch_dtype": "bfloat16"}))
