@@ -5,7 +5,8 @@
     .venv/bin/python -m benchmarks.large --shape llama-3-70b --plan-only
 
 Random bfloat16 weights are made file by file and put into the embedded S3 server, so that the disk
-holds them once. `strucprune prune` reads, keeps its workspace and writes there; its anonymous resident memory is sampled from outside. Prints seconds by kind of unit, peak and plan.
+holds them once. `strucprune prune` reads, keeps its workspace and writes there; its anonymous
+resident memory is sampled from outside. Prints seconds by kind of unit, the peak and the plan.
 """
 
 from __future__ import annotations

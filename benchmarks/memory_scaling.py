@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.scaling_plot import Curve, scaling_plot
-from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.planner.plan import plan_job
@@ -79,9 +78,7 @@ def main() -> int:
     """Plan all shapes and measure some."""
     options = _parse(sys.argv[1:])
     rows = [_row(family, name, raw) for family, name, raw in _shapes()]
-    rows = [
-        _measured(row, raw_config(row.name)) if row.name in options.measure else row for row in rows
-    ]
+    rows = [_measured(row) if row.name in options.measure else row for row in rows]
     exponents = {
         family: _exponent([row for row in rows if row.family == family])
         for family in dict.fromkeys(row.family for row in rows)
@@ -180,13 +177,13 @@ def _exponent(rows: list[Row]) -> float:
     return float(np.polyfit(sizes, np.log([row.planned for row in rows]), 1)[0])
 
 
-def _measured(row: Row, raw: dict[str, Any]) -> Row:
+def _measured(row: Row) -> Row:
     """Run the job on two layers of the shape and count."""
     from benchmarks.random_model import save_random_model
     from strucprune_core.pipeline import prune
     from strucprune_core.storage.local import LocalStore
 
-    raw = {**raw, "num_hidden_layers": MEASURED_LAYERS}
+    raw = {**raw_config(row.name), "num_hidden_layers": MEASURED_LAYERS}
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         text = save_random_model(root / "model", raw)
@@ -249,11 +246,6 @@ def plot(rows: list[Row], exponents: dict[str, float]) -> str:
             curves.append(Curve(title, tuple(points), ours=place == 0))
     measured = [(row.parameters, row.measured) for row in rows if row.measured is not None]
     return scaling_plot(curves, measured)
-
-
-def config_of(name: str) -> ModelConfig:
-    """A shape by its name."""
-    return parse_config(raw_config(name))
 
 
 if __name__ == "__main__":
