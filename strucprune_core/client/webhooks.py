@@ -79,6 +79,6 @@ def verify(
     expected = sign(secret, message_id, int(timestamp), body).encode()
     # Several while a secret is being replaced.
     offered = found.get(SIGNATURE, "").encode("utf-8", "replace").split()
-    if not any([hmac.compare_digest(expected, signature) for signature in offered]):
+    if not any(hmac.compare_digest(expected, signature) for signature in offered):
         raise InvalidSignature("the signature is not that of this body under this secret")
     return message_id

@@ -135,8 +135,8 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         InvalidCheckpoint: a tensor is missing, misshaped, not floating-point, or unknown (it would
             be lost without a word).
     """
-    # Each expert has a tensor at least. Before all names are made: a few numbers in config.json must
-    # not fill the memory of whoever looks at them.
+    # Each expert has a tensor at least. Compared before all names are made: a few numbers in
+    # config.json must not fill the memory of whoever looks at them.
     least = sum(len(block.ffn_widths) for block in config.blocks)
     if least > len(index.tensors):
         raise InvalidCheckpoint(
