@@ -39,8 +39,9 @@ _HTML_HEADERS = {
     "Content-Security-Policy": (
         "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     ),
-    "X-Content-Type-Options": "nosniff",
 }
+# One address, two forms: a cache must not hand out the wrong one.
+_HEADERS = {"X-Content-Type-Options": "nosniff", "Vary": "Accept"}
 
 router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["results"])
 
@@ -66,11 +67,8 @@ def get_report(
     by_accept = "html" if "text/html" in request.headers.get("Accept", "") else "json"
     if (format or by_accept) == "html":
         page = _read(store, REPORT_HTML)
-        return Response(page, media_type="text/html", headers=_HTML_HEADERS)
-    report = _read(store, REPORT_JSON)
-    return Response(
-        report, media_type="application/json", headers={"X-Content-Type-Options": "nosniff"}
-    )
+        return Response(page, media_type="text/html", headers={**_HEADERS, **_HTML_HEADERS})
+    return Response(_read(store, REPORT_JSON), media_type="application/json", headers=_HEADERS)
 
 
 @router.get("/artifacts", responses=problems(401, 403, 404, 409, 422, 503))

@@ -58,14 +58,14 @@ async def get_events(
     start = last_event_id or after
     if _SSE in request.headers.get("Accept", ""):
         stream = _stream(services, principal, job_id, start)
-        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, media_type=_SSE, headers=headers)
     events = await run_in_threadpool(services.ledger.events, job_id, start, limit)
     page = EventPage(
         data=[event_view(event) for event in events],
         next_after=events[-1].id if events else start,
     )
-    return JSONResponse(page.model_dump(mode="json"))
+    return JSONResponse(page.model_dump(mode="json"), headers={"Vary": "Accept"})
 
 
 async def _stream(

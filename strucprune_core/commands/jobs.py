@@ -200,7 +200,7 @@ class _Display:
             if running and progress
             else job.state
         )
-        fraction = progress.fraction if progress else 0.0
+        fraction = progress.fraction if progress else float(job.state == "succeeded")
         if stderr.is_terminal:
             self._bar.update(self._task, completed=fraction, description=label)
             return

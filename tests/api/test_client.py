@@ -531,7 +531,7 @@ def test_commands(
     watched = command("watch", job_id)
     later.join()
     assert "succeeded" in watched.stdout
-    assert "queued" in watched.stderr
+    assert "100% succeeded" in watched.stderr
     lines = command("watch", job_id, "--json").stdout.splitlines()
     assert [json.loads(line)["state"] for line in lines] == ["succeeded"]
     command("watch", other, code=1)

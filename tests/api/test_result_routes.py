@@ -94,10 +94,15 @@ def test_report(client: TestClient, services: Services, prefix: str) -> None:
     answer = client.get(f"{HERE}/report")
     assert answer.json() == {"schema_version": "1.0"}
     assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["Vary"] == "Accept"
     by_accept = client.get(f"{HERE}/report", headers={"Accept": "text/html,*/*;q=0.8"})
     by_query = client.get(f"{HERE}/report", params={"format": "html"})
     assert by_accept.text == by_query.text == "<script>steal()</script>"
     assert by_query.headers["Content-Type"].startswith("text/html")
+    assert (by_query.headers["Vary"], by_query.headers["X-Content-Type-Options"]) == (
+        "Accept",
+        "nosniff",
+    )
     assert by_query.headers["Content-Security-Policy"].startswith("sandbox; default-src 'none'")
     assert client.get(f"{HERE}/report", params={"format": "pdf"}).status_code == 422
 

@@ -26,7 +26,7 @@ def run(stack: Stack, *command: str, **environment: str) -> str:
     variables = {
         "STRUCPRUNE_URL": stack.api_url,
         "STRUCPRUNE_API_KEY": stack.api_key,
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT), str(EXAMPLES), os.environ.get("PYTHONPATH", ""))),
         **environment,
     }
     done = subprocess.run(
@@ -49,8 +49,7 @@ def test_dag(stack: Stack, make_spec: MakeSpec, tmp_path: Path) -> None:
         "import json, sys, dag; spec = json.load(open(sys.argv[1])); "
         "dag.fetch(dag.prune(spec, 'run-1'), sys.argv[2])"
     )
-    path = os.pathsep.join((str(ROOT), str(EXAMPLES)))
-    again = run(stack, sys.executable, "-c", code, str(job), str(out), PYTHONPATH=path)
+    again = run(stack, sys.executable, "-c", code, str(job), str(out))
     assert (out / "config.json").stat().st_size > 0
     assert set(_jobs_in(again)) == set(_jobs_in(told))
 
