@@ -97,7 +97,6 @@ def run_job(
         tally.flush()
         _log.info("%s is not to be had: %s", job_id, claim.value)
         return
-    _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
     desk = Desk(
         services.ledger,
         services.journal,
@@ -110,6 +109,7 @@ def run_job(
     )
     tally.count(ATTEMPTS)
     with logs.about_job(job_id), _attempt(services.tracing, desk):
+        _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
         _run_and_conclude(desk, drain, solve)
 
 

@@ -40,7 +40,8 @@ from worker.protocol import (
 )
 from worker.stop import StopOnTerminate
 
-_log = logging.getLogger(__name__)
+# By its own name also when it is the program.
+_log = logging.getLogger("worker.solve")
 
 
 class Channel:

@@ -120,12 +120,13 @@ def test_pause_and_resume_give_the_same_checkpoint(
 def test_a_cancelled_job_is_retried_to_the_same_checkpoint_and_removed(
     stack: Stack, client: Client, make_spec: MakeSpec
 ) -> None:
-    undisturbed, retried = make_spec(samples=128), make_spec(samples=128)
+    undisturbed, retried = (make_spec(samples=192, length=64) for _ in range(2))
     assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
     job_id = client.submit(retried)["id"]
     for job in client.follow(job_id):
         progress = job["progress"]
         if progress and progress["phase"] == "calibrating" and progress["layers_done"] >= 2:
+            # The embedding and the first layer are done.
             client.ask(job_id, "cancel")
             break
     assert client.wait(job_id)["state"] == "cancelled"
@@ -143,6 +144,7 @@ def test_a_cancelled_job_is_retried_to_the_same_checkpoint_and_removed(
         # What the first run had finished, the second did not do again.
         assert {(1, "capture.0"), (2, "report")} <= set(done)
         assert len({unit for _, unit in done}) == len(done)
+        assert 'strucprune_unit_seconds_count{kind="capture"}' in http.get("/metrics").text
         params = {"outputs": "true"}
         assert http.delete(here, params=params).status_code == httpx.codes.NO_CONTENT
         assert http.get(here).status_code == httpx.codes.NOT_FOUND
