@@ -112,6 +112,7 @@ export async function showSubmit(main, signal, query) {
     } catch (error) {
       showErrors(error.errors);
       const homeless = error.errors.filter((one) => !fieldOf(one, pointers()));
+      if (error.errors.length) estimate.replaceChildren(incomplete(error.errors));
       if (!error.errors.length) problems.replaceChildren(problemBox(error));
       else if (homeless.length) problems.replaceChildren(problemBox({ message: homeless.map((one) => one.detail).join(" ") }));
       const wrong = controls.find((one) => one.failed);
