@@ -109,7 +109,7 @@ function phaseList() {
     saw: (name) => seen.add(name),
     update(job) {
       const now = job.progress?.phase;
-      if (now) seen.add(now);
+      if (now) seen.add(PHASES[0]).add(now);
       for (const [name, item] of items) {
         const on = name === now && !ENDED.has(job.state);
         item.classList.toggle("done", job.state === "succeeded" || (seen.has(name) && !on));

@@ -138,6 +138,10 @@ class Jobs:
 
     def _finish(self, job_id: str, state: Any, **ended: Any) -> None:
         assert self.services.ledger.finish(job_id, self.claims[job_id].fence, state, **ended)
+        self.commit(job_id)
+
+    def commit(self, job_id: str) -> None:
+        """Put the end of a job into the journal."""
         record = self.services.ledger.get(job_id)
         assert record is not None
         commit_end(self.services.journal, self.services.ledger, record)
