@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from api import openapi, problems
 from api.jobs.tracing import tracing
 from api.middleware import BodyLimit, RequestId, Trace
-from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics
+from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics, web
 from api.services import Services
 from api.settings import Settings
 from api.telemetry import CountRequests, Telemetry
@@ -53,6 +53,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Trace)
     problems.install(app)
     openapi.install(app)
-    for module in (jobs, control, events, logs, artifacts, capabilities, health, metrics):
+    for module in (jobs, control, events, logs, artifacts, capabilities, health, metrics, web):
         app.include_router(module.router)
     return app

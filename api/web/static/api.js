@@ -1,0 +1,116 @@
+// The REST API: requests with the key, problems as errors, and event streams.
+
+import { getKey } from "./session.js";
+
+const JOBS = "v1/pruning-jobs";
+
+/** What the API refused, or that it did not answer (`status` 0). */
+export class ApiProblem extends Error {
+  constructor(status, problem, retryAfterSeconds = null) {
+    super(problem.detail);
+    this.status = status;
+    this.code = problem.code;
+    this.errors = problem.errors ?? [];
+    this.requestId = problem.request_id ?? null;
+    this.retryAfterSeconds = retryAfterSeconds;
+  }
+}
+
+export const capabilities = (signal) => json("v1/capabilities", { signal });
+export const getJob = (id, signal) => json(path(id), { signal });
+export const getReport = (id, signal) => json(`${path(id)}/report?format=json`, { signal });
+export const getArtifacts = (id, signal) => json(`${path(id)}/artifacts?presign=true`, { signal });
+export const getLogs = (id, after, signal) => json(`${path(id)}/logs?${new URLSearchParams({ after })}`, { signal });
+export const validate = (spec, signal) => json(`${JOBS}/validate`, { method: "POST", body: spec, signal });
+
+/** One page of jobs. Filters: state, label, created_after, created_before, cursor, limit. */
+export function listJobs(filters, signal) {
+  const given = Object.entries(filters).filter(([, value]) => value);
+  return json(`${JOBS}?${new URLSearchParams(given)}`, { signal });
+}
+
+export const submit = (spec, idempotencyKey) =>
+  json(JOBS, { method: "POST", body: spec, headers: { "Idempotency-Key": idempotencyKey } });
+
+/** `cancel`, `pause`, `resume` or `retry`. */
+export const control = (id, verb) => json(`${path(id)}/${verb}`, { method: "POST" });
+export const remove = (id, outputs) => request(`${path(id)}?outputs=${outputs}`, { method: "DELETE" });
+
+/**
+ * Events of a job after one of them (all: "0") as they happen, until it is over or `signal` aborts.
+ * Goes on from the last one seen when the connection breaks. `EventSource` cannot send the key, so the stream is read here.
+ */
+export async function* events(id, after, signal) {
+  while (!signal.aborted) {
+    try {
+      const response = await request(`${path(id)}/events`, {
+        headers: { Accept: "text/event-stream", "Last-Event-ID": after },
+        signal,
+      });
+      for await (const event of parseStream(response.body)) {
+        after = event.id;
+        yield event;
+      }
+      // Streams end with the job; but an earlier run's end is no end, and servers stop too.
+      if (ENDED.has((await getJob(id, signal)).state)) return;
+    } catch (error) {
+      if (signal.aborted || [401, 403, 404].includes(error.status)) return;
+    }
+    await pause(2000, signal);
+  }
+}
+
+export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
+
+/** Resolves after so many milliseconds, or at once when aborted. */
+export function pause(milliseconds, signal) {
+  return new Promise((resolve) => {
+    const timer = setTimeout(resolve, milliseconds);
+    signal?.addEventListener("abort", () => { clearTimeout(timer); resolve(); }, { once: true });
+  });
+}
+
+async function* parseStream(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { value, done } = await reader.read();
+    if (done) return;
+    const blocks = (rest + value).split("\n\n");
+    rest = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").find((line) => line.startsWith("data: "));
+      if (data) yield JSON.parse(data.slice("data: ".length));
+    }
+  }
+}
+
+const path = (id) => `${JOBS}/${encodeURIComponent(id)}`;
+
+async function json(url, options) {
+  return (await request(url, options)).json();
+}
+
+async function request(url, { method = "GET", body, headers = {}, signal } = {}) {
+  let response;
+  try {
+    response = await fetch(url, {
+      method,
+      signal,
+      cache: "no-store",
+      headers: {
+        Authorization: `Bearer ${getKey()}`,
+        ...(body ? { "Content-Type": "application/json" } : {}),
+        ...headers,
+      },
+      body: body && JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiProblem(0, { code: "unreachable", detail: "The service does not answer. Is the network up?" });
+  }
+  if (response.ok) return response;
+  const problem = await response.json().catch(() => ({ code: "unknown", detail: `The service answered ${response.status}.` }));
+  if (response.status === 401) window.dispatchEvent(new CustomEvent("key-refused", { detail: problem.detail }));
+  throw new ApiProblem(response.status, problem, Number(response.headers.get("Retry-After")) || null);
+}

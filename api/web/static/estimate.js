@@ -1,0 +1,43 @@
+// What a job would cost and give, as `validate` answers it.
+
+import { h } from "./dom.js";
+import { bytes, change, count, flops, words } from "./format.js";
+
+/** Fill `box` with the answer of a valid job. */
+export function showEstimate(box, { estimate, runtimes }) {
+  const memory = estimate.device_peak_bytes
+    ? [["Device memory, peak", bytes(estimate.device_peak_bytes)], ["Host memory, peak", bytes(estimate.host_peak_bytes)]]
+    : [["Memory, peak", bytes(estimate.host_peak_bytes)]];
+  const exports = Object.entries(estimate.export_bytes).map(([name, size]) => [words(name), bytes(size)]);
+  const work = Object.values(estimate.flops).reduce((sum, one) => sum + one, 0);
+  box.replaceChildren(
+    h("p", { class: "now" }, bytes(estimate.bytes_after)),
+    h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} (${change(estimate.bytes_before, estimate.bytes_after)})`),
+    list([
+      ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
+      ...exports, ...memory,
+      ["Workspace", bytes(estimate.workspace_bytes)],
+      ["Weights read", bytes(estimate.bytes_read)],
+      ["Work", `${flops(work)}FLOP`],
+    ]),
+    h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
+    h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map(runtime)));
+}
+
+const list = (rows) => h("dl", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+
+function steps(sizes) {
+  const largest = Math.max(1, ...Object.values(sizes));
+  const rows = Object.entries(sizes).sort(([, a], [, b]) => b - a);
+  return h("ul", { class: "bars" }, rows.map(([name, size]) =>
+    h("li", {}, h("span", {}, words(name)), h("span", { class: "num" }, bytes(size)),
+      h("meter", { min: "0", max: String(largest), value: String(size), "aria-hidden": "true" }))));
+}
+
+function runtime({ runtime: name, loads, folder, note, reason, remedy }) {
+  const where = folder && folder !== "." ? `from ${folder}/` : "";
+  const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : [reason, remedy].filter(Boolean).join(". ");
+  return h("li", {},
+    h("span", { class: `pill ${loads ? "good" : ""}` }, loads ? "loads" : "does not load"), " ", name,
+    text ? h("p", { class: "hint" }, text) : null);
+}

@@ -1,0 +1,84 @@
+// The submit form as data: which part of the job each field is, by JSON pointer.
+
+const GB = 1e9;
+
+/** Sections of fields. `capabilities` names the choices that this deployment has. */
+export function sections(capabilities) {
+  return [
+    { title: "Model", fields: [
+      { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors." },
+      { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
+    ] },
+    { title: "Pruning", fields: [
+      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind." },
+      { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is." },
+      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
+    ] },
+    { title: "Calibration", fields: [
+      { pointer: "/calibration/source", label: "Text", kind: "choice", options: ["file", "self"], initial: "file", hint: "self: the model writes the text, no data needed." },
+      { pointer: "/calibration/uri", label: "Calibration text", kind: "text", placeholder: "s3://bucket/text.jsonl", when: ["/calibration/source", "file"], hint: "Plain text, JSON lines or Parquet." },
+      { pointer: "/calibration/samples", label: "Sequences", kind: "number", placeholder: "32" },
+      { pointer: "/calibration/sequence_length", label: "Tokens each", kind: "number", placeholder: "512" },
+    ] },
+    { title: "Evaluation", fields: [
+      { pointer: "/evaluation/uri", label: "Evaluation text", kind: "text", placeholder: "s3://bucket/eval.txt", hint: "For perplexity before and after. Leave empty to do without." },
+      { pointer: "/evaluation/sequences", label: "Sequences", kind: "number", placeholder: "24", needs: "/evaluation/uri" },
+      { pointer: "/evaluation/sequence_length", label: "Tokens each", kind: "number", placeholder: "1024", needs: "/evaluation/uri" },
+    ] },
+    { title: "Quality and limits", folded: true, fields: [
+      { pointer: "/pruning/recover/steps", label: "Recovery steps", kind: "number", placeholder: "none", hint: "Train each pruned layer; 100 is usual." },
+      { pointer: "/pruning/distill/steps", label: "Distillation steps", kind: "number", placeholder: "none", hint: "Train all layers together; best, and longest." },
+      { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
+      { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
+      { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
+      { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
+      { pointer: "/pruning/multiple_of", label: "Widths are multiples of", kind: "number", placeholder: "1" },
+      { pointer: "/pruning/max_layer_sparsity", label: "Most from any layer", kind: "number", placeholder: "1" },
+    ] },
+    { title: "Running", folded: true, fields: [
+      { pointer: "/runtime/device", label: "Device", kind: "choice", options: ["auto", "cpu", "cuda"] },
+      { pointer: "/runtime/device_memory_bytes", label: "Device memory, GB", kind: "number", scale: GB, placeholder: "all", hint: "The job is cut into pieces that fit." },
+      { pointer: "/runtime/priority", label: "Priority", kind: "choice", options: ["low", "normal", "high"] },
+      { pointer: "/runtime/deadline_seconds", label: "Deadline, hours", kind: "number", scale: 3600, placeholder: "none" },
+      { pointer: "/labels", label: "Labels", kind: "labels", placeholder: "team=nlp, run=42" },
+    ] },
+  ];
+}
+
+const steps = (pointer) => pointer.split("/").slice(1);
+
+/** The value that a pointer names, or undefined. */
+export function valueAt(spec, pointer) {
+  return steps(pointer).reduce((part, step) => part?.[step], spec);
+}
+
+/** Put a value where a pointer names; undefined takes away what is there. */
+export function setValue(spec, pointer, value) {
+  const path = steps(pointer);
+  const last = path.pop();
+  let part = spec;
+  for (const step of path) {
+    if (part[step] === undefined || part[step] === null) {
+      if (value === undefined) return;
+      part[step] = {};
+    }
+    part = part[step];
+  }
+  if (value === undefined) delete part[last];
+  else part[last] = value;
+}
+
+/**
+ * The pointer of the field that an error belongs to, or null: the field named, or the one that it is
+ * a part of. What is said of a whole section begins with the name of the field at fault.
+ */
+export function fieldOf({ pointer, detail }, pointers) {
+  if (!pointer) return null;
+  const around = pointers.filter((own) => own === pointer || pointer.startsWith(`${own}/`));
+  if (around.length) return around.sort((a, b) => b.length - a.length)[0];
+  const inside = pointers.filter((own) => own.startsWith(`${pointer}/`));
+  if (inside.length === 1) return inside[0];
+  const named = `${pointer}/${detail.split(" ")[0]}`;
+  return inside.find((own) => own === named || own.startsWith(`${named}/`)) ?? null;
+}

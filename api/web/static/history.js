@@ -1,0 +1,76 @@
+// What happened to a job: its events, and its log when that is opened.
+
+import { getLogs, pause } from "./api.js";
+import { h, problemBox } from "./dom.js";
+import { clock, duration, percent } from "./format.js";
+
+const MOST_EVENTS = 300;
+const LOG_MILLISECONDS = 3000;
+
+/** Events, newest first. Progress within a phase is one line, which changes. */
+export function eventList() {
+  const list = h("ol", { class: "events", tabindex: "0", role: "list", "aria-label": "Events, newest first" });
+  let phase = null;
+  return {
+    node: list,
+    add(event) {
+      const line = h("li", {}, h("time", { datetime: event.at }, clock(event.at)), h("span", {}, describe(event)));
+      const same = event.type === "progress" && event.data.phase === phase;
+      phase = event.type === "progress" ? event.data.phase : null;
+      if (same) list.firstElementChild.replaceWith(line);
+      else list.prepend(line);
+      while (list.children.length > MOST_EVENTS) list.lastElementChild.remove();
+    },
+  };
+}
+
+function describe({ type, data }) {
+  if (type === "progress") {
+    const steps = data.layers_total ? ` ${data.layers_done} of ${data.layers_total}` : "";
+    const left = data.eta_seconds === null ? "" : `, ${duration(data.eta_seconds)} left`;
+    return `${data.phase}${steps} (${percent(data.fraction)}${left})`;
+  }
+  const attempt = data.state === "running" && data.attempt ? `, attempt ${data.attempt}` : "";
+  const reason = data.reason ? `: ${data.reason.replaceAll("_", " ")}` : "";
+  const error = data.error?.message ? ` – ${data.error.message}` : "";
+  return `${data.state}${attempt}${reason}${error}`;
+}
+
+/** The log; fetched once opened, and again and again while the job is on. */
+export function logView(id, signal) {
+  const text = h("pre", { tabindex: "0", class: "log", "aria-label": "Log" });
+  const status = h("div", {});
+  const node = h("details", { class: "card" }, h("summary", {}, "Log"), status, text);
+  let after = "0";
+  let live = false;
+  let reading = false;
+
+  node.addEventListener("toggle", () => { if (node.open) read(); });
+
+  async function read() {
+    if (reading) return;
+    reading = true;
+    do {
+      try {
+        await fetchMore();
+        status.replaceChildren();
+      } catch (error) {
+        if (!signal.aborted) status.replaceChildren(problemBox(error));
+      }
+      if (live) await pause(LOG_MILLISECONDS, signal);
+    } while (live && node.open && !signal.aborted);
+    if (node.open && !signal.aborted) await fetchMore().catch((error) => status.replaceChildren(problemBox(error)));
+    if (!text.textContent) status.replaceChildren(h("p", { class: "hint" }, "Nothing has been logged yet."));
+    reading = false;
+  }
+
+  async function fetchMore() {
+    const page = await getLogs(id, after, signal);
+    after = page.next_after;
+    const atEnd = text.scrollTop + text.clientHeight >= text.scrollHeight - 8;
+    text.append(page.data.map((line) => `${clock(line.at)} ${line.level.padEnd(7)} ${line.message}\n`).join(""));
+    if (atEnd) text.scrollTop = text.scrollHeight;
+  }
+
+  return { node, live(on) { live = on; if (on && node.open) read(); } };
+}

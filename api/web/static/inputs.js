@@ -1,0 +1,108 @@
+// Form controls for the kinds of fields: each can be read, filled, and told what is wrong.
+
+import { freshId, h } from "./dom.js";
+import { words } from "./format.js";
+
+/** A control. `read()` gives the JSON value, undefined if left empty; `fail(text)` shows an error. */
+export function control(field) {
+  const id = freshId("field");
+  const hintId = `${id}-hint`;
+  const error = h("p", { class: "field-error", id: `${id}-error` });
+  const described = { "aria-describedby": `${field.hint ? `${hintId} ` : ""}${id}-error` };
+  const made = KINDS[field.kind](field, id, described);
+  const hint = field.hint ? h("p", { class: "hint", id: hintId }, field.hint) : null;
+  const node = made.group
+    ? h("fieldset", { class: "field", ...described }, h("legend", {}, field.label), made.node, hint, error)
+    : h("div", { class: `field ${field.kind}` }, h("label", { for: id }, field.label), made.node, hint, error);
+  node.dataset.pointer = field.pointer;
+  made.fill(field.initial);
+  return {
+    field,
+    node,
+    read: made.read,
+    fill: made.fill,
+    focus: () => made.focus.focus(),
+    get failed() { return error.textContent !== ""; },
+    fail(text) {
+      error.textContent = text ?? "";
+      if (text) made.focus.setAttribute("aria-invalid", "true");
+      else made.focus.removeAttribute("aria-invalid");
+    },
+  };
+}
+
+const KINDS = {
+  text(field, id, described) {
+    const input = h("input", { id, type: "text", spellcheck: "false", autocapitalize: "off", autocomplete: "off", placeholder: field.placeholder, "aria-required": field.required ? "true" : null, ...described });
+    return { node: input, focus: input, read: () => input.value.trim() || undefined, fill: (value) => { input.value = value ?? ""; } };
+  },
+
+  number(field, id, described) {
+    const input = h("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", placeholder: field.placeholder, ...described });
+    const scale = field.scale ?? 1;
+    return {
+      node: input,
+      focus: input,
+      read() {
+        const text = input.value.trim();
+        if (!text) return undefined;
+        const value = Number(text);
+        // What is no number goes as it is: the API says what is wrong with it, at this field.
+        if (!Number.isFinite(value)) return text;
+        return scale === 1 ? value : Math.round(value * scale);
+      },
+      fill: (value) => { input.value = typeof value === "number" ? value / scale : ""; },
+    };
+  },
+
+  share(field, id, described) {
+    const input = h("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", class: "short", ...described });
+    const range = h("input", { type: "range", min: "0.05", max: "0.9", step: "0.05", "aria-label": `${field.label}, slider` });
+    range.addEventListener("input", () => { input.value = range.value; });
+    input.addEventListener("input", () => { range.value = input.value; });
+    return {
+      node: h("div", { class: "row" }, range, input),
+      focus: input,
+      read() {
+        const value = Number(input.value);
+        return input.value.trim() && Number.isFinite(value) ? value : input.value.trim() || undefined;
+      },
+      fill: (value) => { if (value !== undefined) { input.value = value; range.value = value; } },
+    };
+  },
+
+  choice(field, id, described) {
+    const options = field.options.map((name) => h("option", { value: name }, words(name)));
+    const usual = field.initial ? [] : [h("option", { value: "" }, "default")];
+    const select = h("select", { id, ...described }, usual, options);
+    return { node: select, focus: select, read: () => select.value || undefined, fill: (value) => { select.value = value ?? field.initial ?? ""; } };
+  },
+
+  several(field) {
+    const boxes = field.options.map((name) => h("input", { type: "checkbox", value: name }));
+    return {
+      group: true,
+      node: h("div", { class: "checks" }, boxes.map((box) => h("label", {}, box, words(box.value)))),
+      focus: boxes[0],
+      read: () => boxes.filter((box) => box.checked).map((box) => box.value),
+      fill: (value) => boxes.forEach((box) => { box.checked = (value ?? []).includes(box.value); }),
+    };
+  },
+
+  labels(field, id, described) {
+    const made = KINDS.text(field, id, described);
+    return {
+      ...made,
+      read() {
+        const pairs = (made.read() ?? "").split(",").map((pair) => pair.trim()).filter(Boolean);
+        return pairs.length ? Object.fromEntries(pairs.map(split)) : undefined;
+      },
+      fill: (value) => made.fill(Object.entries(value ?? {}).map(([name, text]) => `${name}=${text}`).join(", ")),
+    };
+  },
+};
+
+function split(pair) {
+  const [name, ...rest] = pair.split("=");
+  return [name.trim(), rest.join("=").trim()];
+}

@@ -1,0 +1,150 @@
+// One job: what it is doing as it does it, and what came of it.
+
+import { actionBar } from "./actions.js";
+import { ENDED, events, getJob } from "./api.js";
+import { announce, h, problemBox } from "./dom.js";
+import { eventList, logView } from "./history.js";
+import { duration, leaf, moment, percent, words } from "./format.js";
+import { pill, progressBar, title } from "./job_parts.js";
+import { showResult } from "./result.js";
+
+const PHASES = ["inspecting", "calibrating", "allocating", "solving", "evaluating", "uploading", "committing"];
+
+/** Show a job and follow it until `signal` aborts. */
+export async function showJob(main, signal, id) {
+  let job;
+  try {
+    job = await getJob(id, signal);
+  } catch (error) {
+    if (!signal.aborted) main.append(h("h1", { tabindex: "-1" }, "Job"), problemBox(error), h("p", {}, h("a", { href: "#/" }, "All jobs")));
+    return;
+  }
+  const state = h("span", {});
+  const facts = h("dl", {});
+  const trouble = h("div", {});
+  const bar = progressBar();
+  const phases = phaseList();
+  const result = h("div", { class: "stack" });
+  const history = eventList();
+  const log = logView(id, signal);
+  const bar2 = actionBar(id, {
+    done: (next) => { update(next); follow(); },
+    failed: (error) => trouble.replaceChildren(problemBox(error)),
+    deleted: () => { announce("The job is deleted."); location.hash = "#/"; },
+  });
+  main.append(
+    h("p", { class: "kicker" }, h("a", { href: "#/" }, "Jobs")),
+    h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, title(job)), state),
+    bar2.node, trouble,
+    h("section", { class: "card", "aria-label": "Progress" }, phases.node, bar.node),
+    result,
+    h("div", { class: "grid" },
+      h("section", { class: "card" }, h("h2", {}, "Job"), facts),
+      h("section", { class: "card" }, h("h2", {}, "Events"), history.node)),
+    log.node);
+
+  let last = "0";
+  let following = false;
+  let shownRun = null;
+  update(job);
+  follow();
+
+  function update(next) {
+    const changed = job.state !== next.state;
+    job = next;
+    state.replaceChildren(pill(job.state));
+    bar2.update(job.state);
+    bar.node.hidden = job.state === "succeeded";
+    bar.update(job);
+    phases.update(job);
+    facts.replaceChildren(...factsOf(job));
+    log.live(!ENDED.has(job.state));
+    if (changed) {
+      announce(`The job is ${job.state}`);
+      trouble.replaceChildren();
+    }
+    if (job.error) trouble.replaceChildren(errorBox(job));
+    if (job.state === "succeeded" && shownRun !== job.run) {
+      shownRun = job.run;
+      showResult(result, job, signal);
+    } else if (job.state !== "succeeded") {
+      result.replaceChildren();
+    }
+  }
+
+  /** Read the job's events until it is over; once more after a retry. */
+  async function follow() {
+    if (following) return;
+    following = true;
+    for await (const event of events(id, last, signal)) {
+      last = event.id;
+      history.add(event);
+      if (event.type === "progress") phases.saw(event.data.phase);
+      if (event.type === "progress" && job.state === "running") {
+        if (job.progress?.phase !== event.data.phase) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
+        update({ ...job, progress: event.data });
+      } else if (event.type === "state") {
+        await refresh();
+      }
+    }
+    following = false;
+    if (!signal.aborted) await refresh();
+  }
+
+  async function refresh() {
+    try {
+      update(await getJob(id, signal));
+    } catch (error) {
+      if (!signal.aborted) trouble.replaceChildren(problemBox(error));
+    }
+  }
+}
+
+/** The phases in order; which are behind, and which is on. */
+function phaseList() {
+  const items = new Map(PHASES.map((name) => [name, h("li", {}, name)]));
+  const seen = new Set();
+  return {
+    node: h("ol", { class: "phases", "aria-label": "Phases" }, [...items.values()]),
+    saw: (name) => seen.add(name),
+    update(job) {
+      const now = job.progress?.phase;
+      if (now) seen.add(PHASES[0]).add(now);
+      for (const [name, item] of items) {
+        const on = name === now && !ENDED.has(job.state);
+        item.classList.toggle("done", job.state === "succeeded" || (seen.has(name) && !on));
+        item.classList.toggle("on", on);
+        if (on) item.setAttribute("aria-current", "step");
+        else item.removeAttribute("aria-current");
+      }
+    },
+  };
+}
+
+function errorBox(job) {
+  const { code, message, phase, layer, remedy } = job.error;
+  const where = [phase, layer === null || layer === undefined ? null : `layer ${layer}`].filter(Boolean).join(", ");
+  return h("div", { class: "notice bad", role: "alert" },
+    h("p", {}, h("strong", {}, job.state === "failed" ? "Failed" : "Last attempt failed"), where ? ` while ${where}: ` : ": ", message),
+    remedy && !message.includes(remedy) ? h("p", {}, remedy) : null,
+    h("p", { class: "hint mono" }, code));
+}
+
+function factsOf(job) {
+  const { spec } = job;
+  const rows = [
+    ["Id", h("span", { class: "mono" }, job.id)],
+    ["Model", h("span", { class: "mono" }, spec.model.uri)],
+    ["Output", h("span", { class: "mono" }, spec.output.uri_prefix)],
+    ["Removes", `${percent(spec.pruning.sparsity, 1)} of ${spec.pruning.structures.map(words).join(", ")}`],
+    ["Method", `${spec.pruning.allocation}, ${words(spec.pruning.energy)}, ${spec.pruning.solver}, layout ${words(spec.pruning.layout)}`],
+    ["Calibration", `${spec.calibration.source === "self" ? "written by the model" : leaf(spec.calibration.uri)}, ${spec.calibration.samples} × ${spec.calibration.sequence_length} tokens`],
+    ["Evaluation", spec.evaluation ? `${leaf(spec.evaluation.uri)}, ${spec.evaluation.sequences} × ${spec.evaluation.sequence_length} tokens` : "none"],
+    ["Created", moment(job.created_at)],
+    ["Started", moment(job.started_at)],
+    ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at ?? job.created_at)) / 1000)}` : "–"],
+    ["Run, attempt", `${job.run}, ${job.attempt} of ${spec.runtime.max_attempts}`],
+    ["Labels", Object.entries(job.labels).map(([name, value]) => `${name}=${value}`).join(", ") || "none"],
+  ];
+  return rows.flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
+}

@@ -1,0 +1,37 @@
+// How a job's state and progress look, in lists and on its own page.
+
+import { h } from "./dom.js";
+import { duration, leaf, percent, words } from "./format.js";
+
+const TONES = { succeeded: "good", failed: "bad", running: "live", pausing: "live", cancelling: "live" };
+
+export const pill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state);
+
+/** A job's name for people: its model and how much goes. */
+export const title = (job) => `${leaf(job.spec.model.uri)}, ${percent(job.spec.pruning.sparsity, 0)} sparsity`;
+
+/** A bar and a line of text, kept up to date by `update(job)`. */
+export function progressBar() {
+  const bar = h("progress", { max: "1", value: "0", "aria-label": "Progress of the job" });
+  const text = h("p", { class: "hint" });
+  return {
+    node: h("div", { class: "progress" }, bar, text),
+    update(job) {
+      const progress = job.progress;
+      bar.value = progress?.fraction ?? 0;
+      bar.classList.toggle("still", !["running"].includes(job.state));
+      text.textContent = progress ? sentence(progress, job.state) : waiting(job.state);
+    },
+  };
+}
+
+/** `solving, layer 12 of 30 · 41% · 2 min 10 s left` */
+export function sentence(progress, state) {
+  const steps = progress.layers_total ? ` ${progress.layers_done} of ${progress.layers_total}` : "";
+  const left = state === "running" && progress.eta_seconds !== null ? ` · ${duration(progress.eta_seconds)} left` : "";
+  return `${words(progress.phase)}${steps} · ${percent(progress.fraction)}${left}`;
+}
+
+function waiting(state) {
+  return { queued: "waits for a worker", paused: "paused", running: "starting" }[state] ?? state;
+}

@@ -1,0 +1,78 @@
+// SVG plots. Widths are in user units; the picture scales with the page.
+
+import { h, s } from "./dom.js";
+import { number } from "./format.js";
+
+const WIDTH = 720;
+
+/** A bar for each layer, on a rail as long as the dense layer where `of` is given. */
+export function barsByLayer(items, { name, format, tone = "accent" }) {
+  const height = 150;
+  const left = 56;
+  const most = Math.max(...items.map((item) => item.of ?? item.value)) || 1;
+  const step = (WIDTH - left) / items.length;
+  const wide = Math.max(1, Math.min(36, step * 0.72));
+  const y = (value) => (height * value) / most;
+  const bars = items.map((item, layer) => {
+    const x = left + layer * step + (step - wide) / 2;
+    const text = `Layer ${layer}: ${format(item.value)}${item.of === undefined ? "" : ` of ${format(item.of)}`}`;
+    const rail = item.of === undefined ? null : s("rect", { class: "rail", x, width: wide, y: height - y(item.of), height: y(item.of), rx: 2 });
+    return s("g", {}, s("title", {}, text), rail,
+      s("rect", { class: tone, x, width: wide, y: height - y(item.value), height: y(item.value), rx: 2 }),
+      s("rect", { class: "hit", x: left + layer * step, width: step, y: 0, height }));
+  });
+  const every = Math.ceil(items.length / 12);
+  const labels = items.map((_, layer) => (layer % every ? null : s("text", { x: left + (layer + 0.5) * step, y: height + 18, "text-anchor": "middle" }, String(layer))));
+  const lines = [0, 0.5, 1].map((share) => [
+    s("line", { class: "grid-line", x1: left, x2: WIDTH, y1: height * (1 - share), y2: height * (1 - share) }),
+    s("text", { x: left - 8, y: height * (1 - share) + 4, "text-anchor": "end" }, format(share * most)),
+  ]);
+  return s("svg", { viewBox: `0 -8 ${WIDTH} ${height + 34}`, role: "img", "aria-label": `${name} of each of ${items.length} layers; from ${format(Math.min(...items.map((item) => item.value)))} to ${format(Math.max(...items.map((item) => item.value)))}` }, lines, bars, labels);
+}
+
+/**
+ * Points on two axes, those of one series joined by a line.
+ * Series: `{ name, tone, points: [{ x, y, label, text }] }`.
+ */
+export function scatter(series, { x: xName, y: yName, formatX, formatY }) {
+  const box = { left: 60, right: WIDTH - 24, top: 12, bottom: 290 };
+  const all = series.flatMap((one) => one.points);
+  const xAxis = axis(0, Math.max(...all.map((point) => point.x)), false);
+  const yAxis = axis(Math.min(...all.map((point) => point.y)), Math.max(...all.map((point) => point.y)), true);
+  const px = (x) => box.left + ((box.right - box.left) * (x - xAxis.low)) / (xAxis.high - xAxis.low);
+  const py = (y) => box.bottom - ((box.bottom - box.top) * (y - yAxis.low)) / (yAxis.high - yAxis.low);
+  const grid = [
+    ...yAxis.ticks.map((tick) => [
+      s("line", { class: "grid-line", x1: box.left, x2: box.right, y1: py(tick), y2: py(tick) }),
+      s("text", { x: box.left - 8, y: py(tick) + 4, "text-anchor": "end" }, formatY(tick)),
+    ]),
+    ...xAxis.ticks.map((tick) => s("text", { x: px(tick), y: box.bottom + 20, "text-anchor": "middle" }, formatX(tick))),
+    s("text", { x: (box.left + box.right) / 2, y: box.bottom + 42, "text-anchor": "middle", class: "name" }, xName),
+  ];
+  const lines = series.map(({ points, tone }) => {
+    const sorted = [...points].sort((a, b) => a.x - b.x);
+    return s("g", { class: tone },
+      s("polyline", { class: "joined", points: sorted.map((point) => `${px(point.x)},${py(point.y)}`).join(" ") }),
+      sorted.map((point) => s("g", {},
+        s("title", {}, point.text),
+        s("circle", { class: point.hollow ? "hollow" : "dot", cx: px(point.x), cy: py(point.y), r: 5 }),
+        s("text", { class: "strong", x: px(point.x), y: py(point.y) - 11, "text-anchor": "middle" }, point.label))));
+  });
+  const said = all.map((point) => point.text).join("; ");
+  return h("div", {}, h("p", { class: "hint" }, yName), s("svg", { viewBox: `0 0 ${WIDTH} 340`, role: "img", "aria-label": `${yName} against ${xName}: ${said}` }, grid, lines));
+}
+
+/** Round limits and some five ticks around `low` … `high`. */
+function axis(low, high, padded) {
+  const room = padded ? (high - low || Math.abs(high) || 1) * 0.12 : 0;
+  const raw = (high + room - (low - room)) / 5 || 0.2;
+  const unit = 10 ** Math.floor(Math.log10(raw));
+  const step = unit * [1, 2, 2.5, 5, 10].find((factor) => factor * unit >= raw * 0.999);
+  const from = Math.floor((low - room) / step) * step;
+  const to = Math.ceil((high + room) / step) * step;
+  const ticks = Array.from({ length: Math.round((to - from) / step) + 1 }, (_, place) => Number((from + place * step).toPrecision(10)));
+  return { low: from, high: to, ticks };
+}
+
+/** What an axis of perplexities says. */
+export const tick = (value) => number(value, 4);

@@ -1,0 +1,108 @@
+// What a succeeded job has produced: figures, widths and energies by layer, and files.
+
+import { getArtifacts, getReport, pause } from "./api.js";
+import { h, problemBox } from "./dom.js";
+import { bytes, change, count, duration, number, percent } from "./format.js";
+import { barsByLayer } from "./plots.js";
+
+// Links are asked for anew while they still work for a while.
+const RENEW_AT = 0.8;
+
+/** Fill `box` with the result; returns once the report is there. */
+export async function showResult(box, job, signal) {
+  const files = h("section", { class: "card" }, h("h2", {}, "Files"));
+  const summary = h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
+  const layers = h("div", { class: "stack" });
+  box.replaceChildren(summary, layers, files);
+  showFiles(files, job.id, signal);
+  try {
+    const report = await getReport(job.id, signal);
+    layers.replaceChildren(...details(report));
+  } catch (error) {
+    if (!signal.aborted) layers.replaceChildren(problemBox(error));
+  }
+}
+
+function cards({ parameters, bytes: size, perplexity, sparsity, seconds, peak_memory_bytes: peak }) {
+  return [
+    card("Size", bytes(size.after), `was ${bytes(size.before)} (${change(size.before, size.after)})`),
+    card("Parameters", count(parameters.after), `was ${count(parameters.before)} (${change(parameters.before, parameters.after)})`),
+    perplexity ? card("Perplexity", number(perplexity.after), `was ${number(perplexity.before)} (× ${number(perplexity.ratio, 3)})`) : card("Perplexity", "–", "no evaluation text was given"),
+    card("Sparsity", percent(sparsity.reached, 1), `${percent(sparsity.requested, 1)} requested`),
+    card("Peak memory", bytes(peak.device ?? peak.host), peak.device ? `on the device; host ${bytes(peak.host)}` : "of the pruning process"),
+    card("Time", duration(seconds), "in all phases"),
+  ];
+}
+
+const card = (name, now, was) => h("div", { class: "card" }, h("h3", {}, name), h("p", { class: "now" }, now), h("p", { class: "hint" }, was));
+
+function details(report) {
+  const warnings = report.warnings.length
+    ? h("section", { class: "notice note" }, h("h2", {}, "Warnings"), h("ul", {}, report.warnings.map((text) => h("li", {}, text))))
+    : null;
+  const { memory } = report;
+  return [warnings, widths(report), energies(report), heads(report), h("section", { class: "card" },
+    h("h2", {}, "Memory and time"),
+    h("dl", {}, [
+      ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
+      ["Host, measured", bytes(memory.host_peak_bytes.measured)],
+      ...(memory.device_peak_bytes.measured === null ? [] : [["Device, predicted", bytes(memory.device_peak_bytes.predicted)], ["Device, measured", bytes(memory.device_peak_bytes.measured)]]),
+      ["Dense weights alone", bytes(memory.whole_model_bytes)],
+      ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
+    ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
+}
+
+function widths({ layers }) {
+  return figure("FFN channels kept, by layer", `${count(sum(layers, "width_after"))} of ${count(sum(layers, "width_before"))} stay.`,
+    barsByLayer(layers.map((one) => ({ value: one.width_after, of: one.width_before })), { name: "FFN channels kept", format: count }), layerTable(layers));
+}
+
+function heads({ layers }) {
+  if (sum(layers, "query_heads_after") === sum(layers, "query_heads_before")) return null;
+  return figure("Query heads kept, by layer", `${sum(layers, "query_heads_after")} of ${sum(layers, "query_heads_before")} stay.`,
+    barsByLayer(layers.map((one) => ({ value: one.query_heads_after, of: one.query_heads_before })), { name: "Query heads kept", format: count }));
+}
+
+function energies({ layers }) {
+  return figure("Energy, by layer", "Loss of the model for each unit of damage to the layer: where it is high, more is kept.",
+    barsByLayer(layers.map((one) => ({ value: one.energy })), { name: "Energy", format: (value) => number(value, 3), tone: "violet" }));
+}
+
+function figure(title, caption, plot, more = null) {
+  return h("figure", {}, h("figcaption", {}, h("h2", {}, title), h("p", { class: "hint" }, caption)), plot, more);
+}
+
+function layerTable(layers) {
+  const head = ["Layer", "FFN channels", "Query heads", "Energy", "Damage", "Error"];
+  const row = (one) => [one.index, `${one.width_after} / ${one.width_before}`, `${one.query_heads_after} / ${one.query_heads_before}`, number(one.energy, 3), number(one.predicted_damage, 3), number(one.reconstruction_error, 3)];
+  return h("details", {}, h("summary", {}, "As a table"),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Layers" }, h("table", {},
+      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: "num" }, name)))),
+      h("tbody", {}, layers.map((one) => h("tr", {}, row(one).map((cell) => h("td", { class: "num" }, cell))))))));
+}
+
+const sum = (layers, key) => layers.reduce((total, one) => total + one[key], 0);
+
+/** The files with download links, renewed before they expire, as long as the page is open. */
+async function showFiles(box, id, signal) {
+  const heading = box.firstElementChild;
+  for (;;) {
+    try {
+      const { data, expires_seconds: seconds } = await getArtifacts(id, signal);
+      box.replaceChildren(heading, fileTable(data));
+      if (!seconds) return;
+      await pause(1000 * seconds * RENEW_AT, signal);
+    } catch (error) {
+      if (!signal.aborted) box.replaceChildren(heading, problemBox(error));
+      return;
+    }
+    if (signal.aborted) return;
+  }
+}
+
+function fileTable(files) {
+  const name = (file) => (file.url ? h("a", { href: file.url, download: file.name.split("/").pop(), rel: "noreferrer", target: "_blank" }, file.name) : h("span", { title: file.uri }, file.name));
+  return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, h("table", {},
+    h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "num" }, "Size"), h("th", { scope: "col" }, "SHA-256"))),
+    h("tbody", {}, files.map((file) => h("tr", {}, h("th", { scope: "row" }, name(file)), h("td", { class: "num" }, bytes(file.bytes)), h("td", { class: "mono digest", title: file.sha256 }, `${file.sha256.slice(0, 16)}…`))))));
+}

@@ -1,0 +1,231 @@
+"""The web page in a real Chromium, on the real API: what people do with it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import httpx
+from fastapi import FastAPI
+
+from api.jobs.state import JobState
+from strucprune_core.progress import Phase
+from tests.api.browser.conftest import WEIGHTS, Jobs
+from tests.support.browser import enter, watched_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+SUBMIT = "Submit job"
+
+
+def state_of(jobs: Jobs, job_id: str) -> JobState:
+    record = jobs.services.ledger.get(job_id)
+    assert record is not None
+    return record.state
+
+
+def test_the_key(browser: Browser, url: str, keys: dict[str, str]) -> None:
+    with watched_page(browser, url) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto("/")
+        field = page.get_by_label("API key")
+        field.fill("spk_wrong")
+        field.press("Enter")
+        page.get_by_role("alert").filter(has_text="key").wait_for()
+        assert page.get_by_label("API key").get_attribute("aria-invalid") == "true"
+        assert page.evaluate("sessionStorage.length") == 0
+        enter(page, keys["acme"])
+        page.get_by_text("There are no jobs yet.").wait_for()
+        page.reload()
+        page.get_by_text("There are no jobs yet.").wait_for()
+        assert page.evaluate("localStorage.length + document.cookie.length") == 0
+        page.get_by_role("button", name="Forget key").click()
+        page.get_by_label("API key").wait_for()
+        assert page.evaluate("sessionStorage.length") == 0
+        assert not [address for address in asked if keys["acme"] in address]
+
+
+def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
+    running = jobs.running(team="nlp")
+    jobs.queued(model="other", team="search")
+    page.reload()
+    page.get_by_text("solving 12 of 30 · 41%").wait_for()
+    page.get_by_label("Label", exact=True).fill("team=nlp")
+    page.get_by_label("Label", exact=True).press("Enter")
+    page.get_by_role("link", name="other, 30% sparsity").wait_for(state="detached")
+    page.get_by_role("link", name="smollm2-135m, 30% sparsity").wait_for()
+    assert page.get_by_role("checkbox").count() == 1
+    jobs.progress(running, Phase.EVALUATING, 0.9)
+    page.get_by_text("evaluating 27 of 30 · 90%").wait_for()
+    page.get_by_label("State").select_option("failed")
+    page.get_by_text("No job matches the filters.").wait_for()
+    assert "state=failed" in page.url
+    assert "label=team%3Dnlp" in page.url
+
+
+def test_what_jobs_say_is_text(page: Page, jobs: Jobs) -> None:
+    hostile = "<img src=x onerror=alert(1)>"
+    job_id = jobs.failed(hostile, team=hostile)
+    page.reload()
+    page.get_by_text(hostile).first.wait_for()
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_text(hostile).first.wait_for()
+    assert page.locator("main img").count() == 0
+
+
+def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    output = page.get_by_label("Output")
+    model = page.get_by_label("Model", exact=True)
+    sparsity = page.get_by_label("Sparsity", exact=True)
+    model.fill(f"{model_uri}/nowhere")
+    output.fill(f"{jobs.prefix}/out")
+    sparsity.fill("1.5")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("many")
+    page.get_by_role("button", name=SUBMIT).click()
+
+    # What the schema says comes first, at the fields; the focus is at the first of them.
+    page.get_by_text("Input should be less than 1").wait_for()
+    assert sparsity.get_attribute("aria-invalid") == "true"
+    assert sparsity.evaluate("node => node === document.activeElement")
+    page.get_by_text("Input should be a valid integer").wait_for()
+    sparsity.fill("0.25")
+    page.get_by_label("Tokens each").first.fill("32")
+
+    # Then what only the storage knows.
+    page.locator('[data-pointer="/model/uri"] .field-error:not(:empty)').wait_for()
+    assert sparsity.get_attribute("aria-invalid") is None
+    model.fill(f"{model_uri}/model")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("Memory by step").wait_for()
+    assert estimate.get_by_text("transformers").is_visible()
+    assert estimate.get_by_text("does not load", exact=True).count() == 3  # per-layer widths
+    page.get_by_label("block configs").check()
+    estimate.get_by_text("--trust-remote-code").wait_for()
+    assert estimate.get_by_text("does not load", exact=True).count() == 1
+
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, 25% sparsity").wait_for()
+    record = jobs.services.ledger.get(page.url.rpartition("/")[2])
+    assert record is not None
+    assert record.spec["pruning"]["exports"] == ["block_configs"]
+    assert record.spec["calibration"]["sequence_length"] == 32
+    assert record.spec["evaluation"] is None
+
+
+def test_a_missing_text_is_said_at_its_field(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_role("button", name=SUBMIT).click()
+    field = page.locator('[data-pointer="/calibration/uri"]')
+    field.get_by_text("uri is missing").wait_for()
+    page.get_by_label("Text", exact=True).select_option("self")
+    page.get_by_text("Memory by step").wait_for()
+    assert field.is_hidden()
+
+
+def test_a_job_is_followed_and_controlled(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    jobs.log(job_id, "layer 0: 1536 -> 1100 channels")
+    page.goto(f"/#/jobs/{job_id}")
+    step = page.locator("[aria-current=step]")
+    step.filter(has_text="calibrating").wait_for()
+    jobs.progress(job_id, Phase.SOLVING, 0.5)
+    step.filter(has_text="solving").wait_for()
+    assert page.get_by_role("status").inner_text() == "solving, 50%"
+    assert page.get_by_role("progressbar").evaluate("node => node.value") == 0.5
+    page.get_by_text("Log", exact=True).click()
+    page.get_by_text("1536 -> 1100").wait_for()
+
+    page.get_by_role("button", name="Pause").press("Enter")
+    page.get_by_role("button", name="Resume").press("Enter")
+    page.get_by_role("button", name="Pause").wait_for()
+    page.get_by_role("button", name="Cancel job").press("Enter")
+    dialog = page.get_by_role("dialog")
+    dialog.press("Escape")
+    dialog.wait_for(state="detached")
+    assert state_of(jobs, job_id) == JobState.RUNNING
+    page.get_by_role("button", name="Cancel job").press("Enter")
+    dialog.get_by_role("button", name="Cancel job").press("Enter")
+    page.get_by_text("cancelling", exact=True).first.wait_for()
+    jobs.services.ledger.release(job_id, jobs.claims[job_id].fence)
+    jobs.commit(job_id)
+    page.get_by_role("button", name="Retry").press("Enter")
+    page.get_by_role("button", name="Pause").wait_for()
+    assert state_of(jobs, job_id) == JobState.QUEUED
+
+
+def test_events_go_on_after_a_break(page: Page, jobs: Jobs, app: FastAPI) -> None:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    page.goto(f"/#/jobs/{job_id}")
+    events = page.get_by_label("Events, newest first")
+    events.get_by_text("calibrating").wait_for()
+    page.context.set_offline(True)
+    page.context.set_offline(False)
+    jobs.progress(job_id, Phase.SOLVING, 0.5)
+    events.get_by_text("solving 15 of 30").wait_for()
+    # From where it broke off: nothing twice.
+    assert events.get_by_text("running, attempt 1").count() == 1
+
+
+def test_a_job_is_deleted(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.succeeded()
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_role("button", name="Delete").click()
+    page.get_by_label("Also delete the files").check()
+    with page.expect_request("**/v1/pruning-jobs/*?outputs=true") as request:
+        page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    assert request.value.method == "DELETE"
+    page.get_by_text("There are no jobs yet.").wait_for()
+    assert jobs.services.ledger.get(job_id) is None
+
+
+def test_a_result(page: Page, jobs: Jobs) -> None:
+    page.goto(f"/#/jobs/{jobs.succeeded(33.43)}")
+    page.get_by_role("img", name="FFN channels kept of each of 30 layers").wait_for()
+    page.get_by_role("img", name="Energy of each of 30 layers").wait_for()
+    assert page.get_by_text("was 23.49 (× 1.42)").is_visible()
+    link = page.get_by_role("link", name="model.safetensors").get_attribute("href")
+    assert link is not None
+    assert httpx.get(link).content == WEIGHTS  # without the key
+    page.get_by_role("link", name="Use as template").click()
+    page.get_by_role("heading", name="New job").wait_for()
+    assert page.get_by_label("Calibration text").input_value() == f"{jobs.prefix}/text.txt"
+    assert page.get_by_label("Output").input_value() == ""
+
+
+def test_a_comparison(page: Page, jobs: Jobs) -> None:
+    jobs.succeeded(28.7, sparsity=0.2)
+    jobs.succeeded(49.7, sparsity=0.5)
+    jobs.running()
+    page.reload()
+    page.get_by_text("solving").wait_for()
+    boxes = page.get_by_role("checkbox", disabled=False)
+    assert boxes.count() == 2
+    for box in boxes.all():
+        box.press("Space")
+    page.get_by_role("link", name="Compare 2 jobs").press("Enter")
+    plot = page.get_by_role("img", name="perplexity against sparsity reached")
+    plot.wait_for()
+    said = plot.get_attribute("aria-label") or ""
+    assert "sparsity 20.0%, perplexity 28.7" in said
+    assert "sparsity 50.0%, perplexity 49.7" in said
+    assert page.get_by_role("row", name="Perplexity").inner_text().split("\t")[1:] == [
+        "49.7 (× 2.12)",
+        "28.7 (× 1.22)",
+    ]
+
+
+def test_a_key_that_may_only_read(
+    browser: Browser, url: str, keys: dict[str, str], jobs: Jobs
+) -> None:
+    job_id = jobs.running()
+    with watched_page(browser, url) as page:
+        enter(page, keys["acme-reader"], f"/jobs/{job_id}")
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("alert").filter(has_text="jobs:write").wait_for()
+        assert state_of(jobs, job_id) == JobState.RUNNING
