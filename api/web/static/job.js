@@ -27,7 +27,7 @@ export async function showJob(main, signal, id) {
   const result = h("div", { class: "stack" });
   const history = eventList();
   const log = logView(id, signal);
-  const bar2 = actionBar(id, {
+  const actions = actionBar(id, {
     done: (next) => { update(next); follow(); },
     failed: (error) => trouble.replaceChildren(problemBox(error)),
     deleted: () => { announce("The job is deleted."); location.hash = "#/"; },
@@ -35,7 +35,7 @@ export async function showJob(main, signal, id) {
   main.append(
     h("p", { class: "kicker" }, h("a", { href: "#/" }, "Jobs")),
     h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, title(job)), state),
-    bar2.node, trouble,
+    actions.node, trouble,
     h("section", { class: "card", "aria-label": "Progress" }, phases.node, bar.node),
     result,
     h("div", { class: "grid" },
@@ -45,6 +45,7 @@ export async function showJob(main, signal, id) {
 
   let last = "0";
   let following = false;
+  let shown = null;
   let shownRun = null;
   update(job);
   follow();
@@ -52,11 +53,14 @@ export async function showJob(main, signal, id) {
   function update(next) {
     const changed = job.state !== next.state;
     job = next;
-    state.replaceChildren(pill(job.state));
-    bar2.update(job.state);
-    bar.node.hidden = job.state === "succeeded";
-    bar.update(job);
     phases.update(job);
+    bar.update(job);
+    const now = JSON.stringify({ ...job, progress: null });
+    if (shown === now) return; // what stands still can be read, selected and heard in peace
+    shown = now;
+    state.replaceChildren(pill(job.state));
+    actions.update(job.state);
+    bar.node.hidden = job.state === "succeeded";
     facts.replaceChildren(...factsOf(job));
     log.live(!ENDED.has(job.state));
     if (changed) {

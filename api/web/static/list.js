@@ -28,15 +28,13 @@ export async function showList(main, signal, query) {
   main.append(h("div", { class: "dock" }, compare));
 
   more.addEventListener("click", async () => { pages += 1; await refresh(); });
-  await refresh();
-  poll();
+  poll(await refresh());
 
-  async function poll() {
-    let wait = IDLE_MILLISECONDS;
+  async function poll(wait) {
     while (!signal.aborted) {
       await pause(wait, signal);
       if (document.hidden || signal.aborted) continue;
-      wait = (await refresh()) ?? IDLE_MILLISECONDS;
+      wait = await refresh();
     }
   }
 

@@ -229,3 +229,14 @@ def test_a_key_that_may_only_read(
         page.get_by_role("button", name="Pause").click()
         page.get_by_role("alert").filter(has_text="jobs:write").wait_for()
         assert state_of(jobs, job_id) == JobState.RUNNING
+
+
+def test_progress_leaves_the_rest_of_the_page_alone(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    page.goto(f"/#/jobs/{job_id}")
+    fact = page.get_by_text(job_id, exact=True)
+    page.get_by_text("calibrating 6 of 30 · 20%").wait_for()
+    fact.evaluate("node => getSelection().selectAllChildren(node)")
+    jobs.progress(job_id, Phase.SOLVING, 0.5)
+    page.get_by_text("solving 15 of 30 · 50%").wait_for()
+    assert page.evaluate("getSelection().toString()") == job_id
