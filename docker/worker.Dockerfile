@@ -23,13 +23,14 @@ COPY pyproject.toml constraints.txt ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
 # Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
 RUN case "${DEVICE}" in \
-        cpu) index="${TORCH_CPU_INDEX:+--extra-index-url=${TORCH_CPU_INDEX}}" ;; \
+        cpu) index="${TORCH_CPU_INDEX}" ;; \
         cuda) index="" ;; \
         *) echo "DEVICE is '${DEVICE}'; use cpu or cuda" >&2; exit 1 ;; \
     esac \
     && python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir "pip==${PIP_VERSION}" \
-    && /opt/venv/bin/pip install --no-cache-dir ${index} ${PIP_ARGS} -c constraints.txt \
+    && PIP_EXTRA_INDEX_URL="${index}" \
+        /opt/venv/bin/pip install --no-cache-dir ${PIP_ARGS} -c constraints.txt \
         -r requirements.txt --group worker \
     && /opt/venv/bin/pip uninstall --yes pip \
     && find /opt/venv/lib \( -path '*/pyarrow/tests' -o -path '*/pyarrow/include' \

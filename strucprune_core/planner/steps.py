@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from strucprune_core.allocation.energies import PROBE_SPARSITY
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.planner.forward import (
@@ -64,7 +65,7 @@ def device_terms(
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
     terms["capture"] = _capture(config, places, calibration, tiles, panels)
     if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
-        terms |= _probes(spec, config, places, tiles, panels, terms["reconstruction"])
+        terms |= _probes(spec, config, places, tiles, panels)
     terms["verify"] = _verify(config, tiles)
     if spec.evaluation is not None:
         judged = spec.evaluation
@@ -80,7 +81,6 @@ def _probes(
     places: list[PlannedSite],
     tiles: Tiles,
     panels: Panels,
-    solving: int,
 ) -> dict[str, int]:
     """Layers that are pruned alone: solved, and led through the rest of the model."""
     sequences, length = probe_shape(spec.calibration)
@@ -91,6 +91,11 @@ def _probes(
     if tiles.weight_rows is None:
         resident = max(layer_bytes(config, place.layer) for place in places)
     running = _forward(config, together, tiles) + _pruned_copy(config, places, tiles, panels)
+    solving = 0
+    for m in {place.site.structures * place.site.columns for place in places}:
+        kept = math.ceil((1 - PROBE_SPARSITY) * m)
+        solved = ridge_device_bytes(m, config.hidden_size, kept, panels)
+        solving = max(solving, *solved.values())
     return {
         "probe": max(running, resident + solving),
         "divergence": divergences_bytes(config, sequences * length, runs, tiles),

@@ -48,6 +48,8 @@ TABLE: dict[tuple[str, str], Kind] = {
     ("GET", f"{JOB}/logs"): "own",
     ("DELETE", JOB): "own",
     ("GET", "/metrics"): "open",
+    ("GET", "/"): "open",
+    ("GET", "/static/{name}"): "open",
 }
 
 
@@ -96,7 +98,7 @@ def test_what_is_open_tells_of_no_tenant(
     client: TestClient, body: dict[str, Any], method: str, path: str
 ) -> None:
     job = submit(client, body)
-    answer = call(client, method, path, None)
+    answer = call(client, method, path.replace("{name}", "app.js"), None)
     assert answer.status_code == 200
     assert job["id"] not in answer.text
     assert "acme" not in answer.text

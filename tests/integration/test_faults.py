@@ -74,7 +74,7 @@ def test_a_killed_solve_is_repeated(
     undisturbed: Callable[[dict[str, Any]], bytes],
     phase: str,
 ) -> None:
-    spec = make_spec(samples=64)
+    spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec)["id"]
     run_until(client, job_id, phase)
     os.kill(solve_of(stack), signal.SIGKILL)
@@ -90,7 +90,7 @@ def test_a_killed_worker_is_replaced(
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
-    spec = make_spec(samples=64)
+    spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec)["id"]
     run_until(client, job_id, "calibrating")
     solve, worker = solve_of(stack), stack.workers[-1]
@@ -111,7 +111,7 @@ def test_a_drained_worker_gives_its_job_back(
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
-    spec = make_spec(samples=64)
+    spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec)["id"]
     run_until(client, job_id, "calibrating")
     worker = stack.workers[-1]
@@ -119,8 +119,8 @@ def test_a_drained_worker_gives_its_job_back(
     worker.stop(30)
     assert time.monotonic() - began < 25
     job = client.get(job_id)
+    stack.start_worker()  # Before anything can fail: the tests that follow need one.
     assert (job["state"], job["attempt"]) == ("queued", 0)
-    stack.start_worker()
     job = client.wait(job_id)
     assert (job["state"], job["attempt"]) == ("succeeded", 1)
     assert weights(stack, spec) == undisturbed(spec)
@@ -132,7 +132,7 @@ def test_a_job_outlives_its_storage(
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
-    spec = make_spec(samples=64)
+    spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec)["id"]
     run_until(client, job_id, "calibrating")
     stack.s3.kill()
