@@ -100,7 +100,7 @@ def test_cancel_a_running_job(stack: Stack, client: Client, make_spec: MakeSpec)
 def test_pause_and_resume_give_the_same_checkpoint(
     stack: Stack, client: Client, make_spec: MakeSpec
 ) -> None:
-    undisturbed, paused = make_spec(), make_spec()
+    undisturbed, paused = (make_spec(samples=192, length=64) for _ in range(2))
     assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
     job_id = client.submit(paused)["id"]
     for job in client.follow(job_id):
