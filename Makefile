@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # More options for pip. On a Linux machine without a GPU, plain torch brings several GB of CUDA
 # libraries; PyTorch's own index has a CPU build of the same release:
-#   make setup PIP_ARGS="--extra-index-url <the CPU index that pytorch.org names>"
+#   make setup PIP_ARGS="--extra-index-url <the CPU index that its installation page names>"
 PIP_ARGS ?=
 # The first pip that reads dependency groups is 25.1; this is the one we test with.
 PIP_VERSION := 26.3

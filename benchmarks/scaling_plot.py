@@ -69,11 +69,12 @@ def scaling_plot(curves: Sequence[Curve], measured: Sequence[tuple[int, int]]) -
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img"'
         f' aria-label="{_TITLE}"><style>{_STYLE}</style>'
         f'<text class="title" x="{_LEFT}" y="22">{_TITLE}</text>'
-        f"{_grid(frame)}{lines}{dots}{_names(curves, colours, frame)}</svg>\n"
+        f"{_grid(frame, measured=bool(measured))}{lines}{dots}"
+        f"{_names(curves, colours, frame)}</svg>\n"
     )
 
 
-def _grid(frame: _Frame) -> str:
+def _grid(frame: _Frame, *, measured: bool) -> str:
     rows = "".join(
         f'<line class="grid" x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text x="{_LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{_bytes(10.0**power)}</text>'
@@ -89,7 +90,7 @@ def _grid(frame: _Frame) -> str:
     middle = _LEFT + _WIDTH / 2
     return (
         f'{rows}{columns}<text x="{middle}" y="{bottom + 40}" text-anchor="middle">'
-        "parameters (dots: measured)</text>"
+        f"parameters{' (dots: measured)' if measured else ''}</text>"
     )
 
 

@@ -279,12 +279,7 @@ def prune(
                 "sequence_length": sequence_length,
                 "seed": seed,
             },
-            "runtime": {
-                "device": device,
-                "micro_batch_tokens": micro_batch_tokens,
-                "device_memory_bytes": _size(device_memory, "--device-memory"),
-                "host_memory_bytes": _size(host_memory, "--host-memory"),
-            },
+            "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
         }
         if evaluation is not None:
             body["evaluation"] = {
@@ -324,12 +319,6 @@ def estimate(
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
-        runtime = {
-            "device": device,
-            "micro_batch_tokens": micro_batch_tokens,
-            "device_memory_bytes": _size(device_memory, "--device-memory"),
-            "host_memory_bytes": _size(host_memory, "--host-memory"),
-        }
         spec = _parse_spec(
             {
                 "model": {"uri": model},
@@ -348,7 +337,7 @@ def estimate(
                     "sequences": evaluation_sequences,
                     "sequence_length": evaluation_sequence_length,
                 },
-                "runtime": runtime,
+                "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
             }
         )
         with naming_field("model.uri"):
@@ -412,6 +401,18 @@ def _parse_spec(body: dict[str, Any]) -> JobSpec:
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
         raise InvalidSpec(message + given, field=field) from None
+
+
+def _runtime(
+    device: str, micro_batch_tokens: int, device_memory: str | None, host_memory: str | None
+) -> dict[str, Any]:
+    """The `runtime` section of a specification."""
+    return {
+        "device": device,
+        "micro_batch_tokens": micro_batch_tokens,
+        "device_memory_bytes": _size(device_memory, "--device-memory"),
+        "host_memory_bytes": _size(host_memory, "--host-memory"),
+    }
 
 
 def _size(text: str | None, option: str) -> int | None:

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 HOLDOUT_TOKENS = 4096
 """Held-out tokens kept to judge a layer by, however many there are."""
 
+VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
+"""What the reload check runs through a written checkpoint."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tiles:

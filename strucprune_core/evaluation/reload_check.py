@@ -15,7 +15,6 @@ from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.vocabulary import next_token_logits
 
-VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
 # Largest logit difference that float32 rounding explains, relative to the largest logit (with an
 # absolute floor for tiny models).
 VERIFY_TOLERANCE = 1e-3

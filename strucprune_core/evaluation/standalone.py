@@ -19,8 +19,6 @@ from strucprune_core.devices import choose_device
 from strucprune_core.errors import InvalidCheckpoint, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
-    VERIFY_SEQUENCES,
-    VERIFY_TOKENS,
     compare_with_transformers,
 )
 from strucprune_core.inspection import (
@@ -33,7 +31,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.report import MANIFEST, PublishedManifest
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
-from strucprune_core.tiling import Tiles
+from strucprune_core.tiling import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 
 _READ_BYTES = 16 << 20
 

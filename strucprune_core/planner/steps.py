@@ -39,7 +39,7 @@ from strucprune_core.solver.memory import (
 )
 from strucprune_core.solver.panels import Panels
 from strucprune_core.spec import JobSpec
-from strucprune_core.tiling import HOLDOUT_TOKENS, Tiles
+from strucprune_core.tiling import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 from strucprune_core.units import PROBE_GROUP_LAYERS
 
 VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
@@ -52,7 +52,6 @@ SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
 GRAPH_ACTIVATIONS = 3
 # Share of a site's columns that a plan expects to be kept: more is rare, and takes little more.
 KEPT_SHARE = 0.9
-VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
 
 
 def device_terms(

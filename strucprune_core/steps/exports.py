@@ -20,8 +20,6 @@ from strucprune_core.checkpoint.index import CONFIG, SHARD_INDEX, open_checkpoin
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import Shard, index_json, write_shard
 from strucprune_core.evaluation.reload_check import (
-    VERIFY_SEQUENCES,
-    VERIFY_TOKENS,
     check_same_tensors,
     compare_with_transformers,
 )
@@ -36,6 +34,7 @@ from strucprune_core.spec import Export
 from strucprune_core.steps.assemble import copied_files, produced, pruned_checkpoint, pruned_shards
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.overlay import OverlayStore
+from strucprune_core.tiling import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.units import WRITTEN, Unit
 from strucprune_core.workspace import Draft
 

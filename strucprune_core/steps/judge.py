@@ -11,8 +11,6 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import NumericalFailure, QualityCollapsed
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
-    VERIFY_SEQUENCES,
-    VERIFY_TOKENS,
     compare_with_transformers,
 )
 from strucprune_core.models.families import parse_config
@@ -20,6 +18,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.job import Job
+from strucprune_core.tiling import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft
 
