@@ -107,16 +107,20 @@ def _add(writer: GGUFWriter, key: str, value: Value) -> None:
 
 
 def _add_vocabulary(writer: GGUFWriter, vocabulary: GgufVocabulary) -> None:
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(vocabulary.pre)
+    splitting = vocabulary.splitting
+    writer.add_tokenizer_model(splitting.model)
+    writer.add_tokenizer_pre(splitting.pre)
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.token_types)
-    writer.add_token_merges(vocabulary.merges)
+    if splitting.model == "llama":
+        writer.add_token_scores(splitting.scores)
+    else:
+        writer.add_token_merges(splitting.merges)
     for name, number in vocabulary.special_ids.items():
         writer.add_uint32(f"tokenizer.ggml.{name}_token_id", number)
     writer.add_add_bos_token(vocabulary.add_bos)
     writer.add_add_eos_token(vocabulary.add_eos)
-    writer.add_add_space_prefix(False)
+    writer.add_add_space_prefix(splitting.space_first)
     if vocabulary.chat_template is not None:
         writer.add_chat_template(vocabulary.chat_template)
 

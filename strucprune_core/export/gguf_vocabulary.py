@@ -3,26 +3,41 @@
 GGUF has a field for each part of a byte-level BPE tokenizer, except that runtimes know how text is
 split before BPE by name only (`tokenizer.ggml.pre`). A name is given where tokenizer.json has
 exactly the structure that runtimes implement under it; any other tokenizer is refused, because a
-runtime would cut texts in other places than the model was trained on, and say nothing.
+runtime would cut texts in other places than the model was trained on, and say nothing. What is
+particular to SentencePiece is in gguf_sentencepiece.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from strucprune_core.calibration.tokenizer_config import read_tokenizer_config
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
-from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, ObjectNotFound
+from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
+from strucprune_core.export.gguf_sentencepiece import (
+    byte_tokens,
+    piece_scores,
+    puts_space_first,
+)
+from strucprune_core.export.tokenizer_json import (
+    TOKENIZER,
+    as_list,
+    as_object,
+    as_text,
+    as_token_id,
+    malformed,
+    steps,
+    unsupported,
+)
 from strucprune_core.storage.store import Store
 
-TOKENIZER = "tokenizer.json"
 MAX_TOKENIZER_BYTES = 64 << 20
 _MAX_DEPTH = 16
 
 # Kinds of tokens as GGUF numbers them.
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 _APOSTROPHES = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _PUNCTUATION_AND_SPACE = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -48,24 +63,41 @@ _SPLITS: Mapping[tuple[str, bool], str] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Splitting:
+    """How a text becomes tokens.
+
+    Attributes:
+        model: "gpt2" (byte-level BPE) or "llama" (SentencePiece).
+        pre: How text is split before BPE; SentencePiece does not split.
+        merges: Pairs of byte-level BPE, the first is merged first; SentencePiece has none.
+        scores: Of SentencePiece's tokens, the highest is formed first; byte-level BPE has none.
+        space_first: Whether a text begins with a space that is not in it.
+    """
+
+    model: Literal["gpt2", "llama"]
+    pre: str
+    merges: Sequence[str] = ()
+    scores: Sequence[float] = ()
+    space_first: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class GgufVocabulary:
     """A vocabulary by GGUF's terms (`tokenizer.ggml.*`).
 
     Attributes:
-        pre: How text is split before BPE.
-        tokens: Texts by id, in the byte-level alphabet.
+        splitting: How a text becomes tokens.
+        tokens: Texts by id; those of byte-level BPE in its alphabet.
         token_types: Kind of each token.
-        merges: Pairs, the first is merged first.
         special_ids: Ids by GGUF's names ("bos", "eos", "unknown", "separator", "padding").
         add_bos: Whether a text begins with `bos`.
         add_eos: Whether a text ends with `eos`.
         chat_template: Jinja source, None if the model has none.
     """
 
-    pre: str
+    splitting: Splitting
     tokens: Sequence[str]
     token_types: Sequence[int]
-    merges: Sequence[str]
     special_ids: Mapping[str, int]
     add_bos: bool
     add_eos: bool
@@ -89,20 +121,24 @@ def read_vocabulary(
         StorageError: the store refused or failed.
     """
     raw = _read(store)
-    model = _object(raw.get("model"), "model")
+    model = as_object(raw.get("model"), "model")
     _check_model(model)
     vocabulary = _vocabulary(model, vocab_size)
     added = _added_tokens(raw, vocab_size)
     tokens, kinds = _tokens(vocabulary, added, vocab_size)
+    if model.get("byte_fallback"):
+        splitting, kinds = _sentencepiece(raw, tokens, kinds)
+    else:
+        merges = [" ".join(pair) for pair in _merges(model)]
+        splitting = Splitting("gpt2", _pre_tokenizer(raw), merges)
     settings = read_tokenizer_config(store, files)
     ids = {text: number for number, text in enumerate(tokens)}
     special = _special_ids(settings.special_tokens, ids, config, vocab_size)
     before, after = _surroundings(raw.get("post_processor"), raw)
     return GgufVocabulary(
-        pre=_pre_tokenizer(raw, ignores_merges=model.get("ignore_merges") is True),
+        splitting=splitting,
         tokens=tokens,
         token_types=kinds,
-        merges=_merges(model),
         special_ids=special,
         add_bos=_adds(before, special, "bos"),
         add_eos=_adds(after, special, "eos"),
@@ -120,67 +156,20 @@ def _read(store: Store) -> dict[str, Any]:
     return parse_object(data, TOKENIZER, max_depth=_MAX_DEPTH)
 
 
-def _unsupported(what: str) -> InvalidSpec:
-    return InvalidSpec(
-        f"the gguf export knows no tokenizer with {what}",
-        field="pruning.exports",
-        remedy="Leave 'gguf' out; it needs byte-level BPE that splits texts as GPT-2, SmolLM, "
-        "Llama 3, Qwen2 or Mistral's Tekken do.",
-    )
-
-
-def _malformed(what: str) -> InvalidCheckpoint:
-    return InvalidCheckpoint(
-        f"{TOKENIZER} is malformed: {what}",
-        remedy="Save the tokenizer again (AutoTokenizer, from_pretrained, save_pretrained).",
-    )
-
-
-def _object(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise _malformed(f"{name} is not an object")
-    return value
-
-
-def _list(value: Any, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise _malformed(f"{name} is not a list")
-    return value
-
-
-def _text(value: Any, name: str) -> str:
-    """A string that UTF-8 can hold (JSON can escape half a surrogate pair)."""
-    if not isinstance(value, str):
-        raise _malformed(f"{name} is not a string")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise _malformed(f"{name} {shown(value)} is not valid Unicode") from error
-    return value
-
-
-def _id(value: Any, vocab_size: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
-        raise _malformed(f"{shown(value)} is no token id below the vocabulary's {vocab_size:,}")
-    return value
-
-
 def _check_model(model: Mapping[str, Any]) -> None:
     if model.get("type") != "BPE":
-        raise _unsupported(f"a model of type {shown(model.get('type'))}")
-    if model.get("byte_fallback"):
-        raise _unsupported("byte fallback (SentencePiece, as in Llama 2)")
+        raise unsupported(f"a model of type {shown(model.get('type'))}")
     for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise _unsupported(f"a {key}")
+            raise unsupported(f"a {key}")
 
 
 def _vocabulary(model: Mapping[str, Any], vocab_size: int) -> dict[int, str]:
     found: dict[int, str] = {}
-    for text, number in _object(model.get("vocab"), "model.vocab").items():
-        if _id(number, vocab_size) in found:
-            raise _malformed(f"two tokens have the id {number}")
-        found[number] = _text(text, "a token")
+    for text, number in as_object(model.get("vocab"), "model.vocab").items():
+        if as_token_id(number, vocab_size) in found:
+            raise malformed(f"two tokens have the id {number}")
+        found[number] = as_text(text, "a token")
     return found
 
 
@@ -194,10 +183,10 @@ class _Added:
 
 def _added_tokens(raw: Mapping[str, Any], vocab_size: int) -> dict[int, _Added]:
     found = {}
-    for entry in _list(raw.get("added_tokens") or [], "added_tokens"):
-        token = _object(entry, "an added token")
-        text = _text(token.get("content"), "an added token")
-        found[_id(token.get("id"), vocab_size)] = _Added(text, token.get("special") is True)
+    for entry in as_list(raw.get("added_tokens") or [], "added_tokens"):
+        token = as_object(entry, "an added token")
+        text = as_text(token.get("content"), "an added token")
+        found[as_token_id(token.get("id"), vocab_size)] = _Added(text, token.get("special") is True)
     return found
 
 
@@ -218,21 +207,36 @@ def _tokens(
             tokens.append(f"[PAD{number}]")
             kinds.append(UNUSED)
     if len(set(tokens)) != len(tokens):
-        raise _malformed("two ids have the same text")
+        raise malformed("two ids have the same text")
     return tokens, kinds
 
 
-def _merges(model: Mapping[str, Any]) -> list[str]:
-    """Pairs as GGUF joins them; old files join them already."""
+def _sentencepiece(
+    raw: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
+) -> tuple[Splitting, list[int]]:
+    """What splits a text, and kinds of tokens in which bytes and the unknown one have their own."""
+    space_first = puts_space_first(raw)
+    model = as_object(raw.get("model"), "model")
+    special = dict.fromkeys(byte_tokens(tokens), BYTE)
+    if isinstance(model.get("unk_token"), str):
+        special[model["unk_token"]] = UNKNOWN
+    kinds = [special.get(text, kind) for text, kind in zip(tokens, kinds, strict=True)]
+    pieces = [text for text, kind in zip(tokens, kinds, strict=True) if kind == NORMAL]
+    scores = piece_scores(tokens, pieces, _merges(model))
+    return Splitting("llama", "default", scores=scores, space_first=space_first), kinds
+
+
+def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Pairs; in old files they are one text, joined by a space."""
     merges = []
-    for entry in _list(model.get("merges"), "model.merges"):
+    for entry in as_list(model.get("merges"), "model.merges"):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2:
-            raise _malformed(f"{shown(entry)} is no pair to merge")
-        left, right = (_text(part, "a merge") for part in pair)
+            raise malformed(f"{shown(entry)} is no pair to merge")
+        left, right = (as_text(part, "a merge") for part in pair)
         if not left or not right or " " in left + right:
-            raise _malformed(f"{shown(entry)} is no pair of byte-level tokens")
-        merges.append(f"{left} {right}")
+            raise malformed(f"{shown(entry)} is no pair of tokens")
+        merges.append((left, right))
     return merges
 
 
@@ -261,9 +265,10 @@ def _special_ids(
     return found
 
 
-def _pre_tokenizer(raw: Mapping[str, Any], *, ignores_merges: bool) -> str:
+def _pre_tokenizer(raw: Mapping[str, Any]) -> str:
     """The name of the way a text is split, by the structure that tokenizer.json describes."""
-    parts = _parts(raw.get("pre_tokenizer"), "pretokenizers")
+    ignores_merges = as_object(raw.get("model"), "model").get("ignore_merges") is True
+    parts = steps(raw.get("pre_tokenizer"), "pretokenizers")
     name = None
     match [part.get("type") for part in parts]:
         case ["ByteLevel"] if _splits(parts[0], by_regex=True) and not ignores_merges:
@@ -273,19 +278,9 @@ def _pre_tokenizer(raw: Mapping[str, Any], *, ignores_merges: bool) -> str:
         case ["Split", "ByteLevel"] if _splits(parts[1], by_regex=False):
             name = _SPLITS.get((_isolating_pattern(parts[0]), ignores_merges))
     if name is None:
-        raise _unsupported("such a pre_tokenizer")
+        raise unsupported("such a pre_tokenizer")
     _check_normaliser(raw.get("normalizer"), name)
     return name
-
-
-def _parts(step: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a sequence, or the one step there is."""
-    if step is None:
-        return []
-    step = _object(step, key)
-    if step.get("type") != "Sequence":
-        return [step]
-    return [_object(part, key) for part in _list(step.get(key), key)]
 
 
 def _splits(byte_level: Mapping[str, Any], *, by_regex: bool) -> bool:
@@ -305,33 +300,33 @@ def _check_normaliser(normaliser: Any, pre: str) -> None:
     """Runtimes normalise nothing; Qwen's NFC changes only texts that are not composed already."""
     if normaliser is None or (normaliser == {"type": "NFC"} and pre == "qwen2"):
         return
-    raise _unsupported("a normalizer")
+    raise unsupported("a normalizer")
 
 
 def _surroundings(post: Any, raw: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Ids that are put before and after a text."""
     before: list[int] = []
     after: list[int] = []
-    for part in _parts(post, "processors"):
+    for part in steps(post, "processors"):
         if part.get("type") == "ByteLevel":
             continue
         if part.get("type") != "TemplateProcessing":
-            raise _unsupported(f"a post_processor of type {shown(part.get('type'))}")
-        declared = _object(part.get("special_tokens"), "special_tokens")
+            raise unsupported(f"a post_processor of type {shown(part.get('type'))}")
+        declared = as_object(part.get("special_tokens"), "special_tokens")
         target = before
-        for piece in _list(part.get("single"), "single"):
-            piece = _object(piece, "single")
+        for piece in as_list(part.get("single"), "single"):
+            piece = as_object(piece, "single")
             if "Sequence" in piece:
                 target = after
                 continue
-            name = _object(piece.get("SpecialToken"), "single").get("id")
+            name = as_object(piece.get("SpecialToken"), "single").get("id")
             ids = declared.get(name) if isinstance(name, str) else None
-            target += _list(_object(ids, "special_tokens").get("ids"), "special_tokens")
+            target += as_list(as_object(ids, "special_tokens").get("ids"), "special_tokens")
     return before, after
 
 
 def _adds(ids: Sequence[int], special: Mapping[str, int], name: str) -> bool:
     """Whether exactly the special token is put there; GGUF can say nothing else."""
     if list(ids) not in ([], [special.get(name)]):
-        raise _unsupported(f"other tokens around a text than {name}")
+        raise unsupported(f"other tokens around a text than {name}")
     return bool(ids)

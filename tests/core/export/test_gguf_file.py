@@ -40,6 +40,7 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.storage.local import LocalStore
 from tests.core.tiny_job import run, tiny_spec
+from tests.support.sentencepiece import sentencepiece_tokenizer
 from tests.support.tiny_llama import make_tiny_llama
 
 LLAMA3 = {
@@ -169,6 +170,25 @@ def test_layers_that_differ_are_listed(tmp_path: Path, tiny_model: Path, text_fi
         assert shapes[f"blk.{number}.ffn_down.weight"] == (layer.width_after, 64)
     (export,) = report.exports
     assert export.bytes == (tmp_path / "out/gguf/model.gguf").stat().st_size
+
+
+def test_sentencepiece_has_scores_instead_of_merges(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_tokenizer()
+    size = len(tokenizer["model"]["vocab"])
+    model = make_tiny_llama(tmp_path / "model", vocab=size)
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    written = write(model, tmp_path / "model.gguf")
+    file = read_back(written)
+    assert file.field("tokenizer.ggml.model") == "llama"
+    assert file.field("tokenizer.ggml.add_space_prefix") is True
+    reader = GGUFReader(written.path)
+    assert reader.get_field("tokenizer.ggml.merges") is None
+    scores = reader.get_field("tokenizer.ggml.scores")
+    assert scores is not None
+    assert len(scores.contents()) == size
+    assert max(scores.contents()) == 0.0  # the first merge
 
 
 def test_llama3_scaling_as_factors(tmp_path: Path) -> None:

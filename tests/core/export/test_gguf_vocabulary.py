@@ -90,7 +90,7 @@ def test_tokens_and_their_kinds(read: Callable[..., GgufVocabulary]) -> None:
     found = read(plain())
     assert found.tokens == ["<s>", "a", "b", "ab", "Ġ", "<tool>", "[PAD6]"]
     assert found.token_types == [CONTROL, *[NORMAL] * 4, USER_DEFINED, UNUSED]
-    assert found.merges == ["a b"]
+    assert found.splitting.merges == ["a b"]
     assert found.special_ids == {"bos": 0, "eos": 0}
     assert (found.add_bos, found.add_eos, found.chat_template) == (False, False, None)
 
@@ -161,7 +161,7 @@ def test_ways_to_split_have_names(
     tokenizer = {**plain(), "pre_tokenizer": pre_tokenizer}
     tokenizer["model"]["ignore_merges"] = ignore_merges
     Tokenizer.from_str(json.dumps({"truncation": None, "padding": None, **tokenizer}))  # it is one
-    assert read(tokenizer).pre == name
+    assert read(tokenizer).splitting.pre == name
 
 
 @pytest.mark.parametrize(
@@ -250,10 +250,10 @@ def test_as_the_model_was_published(tmp_path: Path) -> None:
         assert field is not None, key
         return field.contents()
 
-    assert found.pre == published("ggml.pre")
+    assert found.splitting.pre == published("ggml.pre")
     assert found.tokens == published("ggml.tokens")
     assert found.token_types == published("ggml.token_type")
-    assert found.merges == published("ggml.merges")
+    assert found.splitting.merges == published("ggml.merges")
     assert found.add_bos == published("ggml.add_bos_token")
     assert found.chat_template == published("chat_template")
     special = ("bos", "eos", "unknown", "padding")
