@@ -55,7 +55,9 @@ class SaliencyMetric:
         inverse = torch.cholesky_inverse(lower)
         m = len(inverse) // size
         blocks = inverse.view(m, size, m, size).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-        return cls(torch.linalg.cholesky(torch.linalg.inv(blocks)))
+        # They are positive definite: Cholesky, not LU, which was seen to fail on such a batch.
+        inverted = torch.cholesky_inverse(torch.linalg.cholesky(blocks))
+        return cls(torch.linalg.cholesky(inverted))
 
     def scale(self, matrix: Tensor) -> Tensor:
         """W C, (d x f)."""
