@@ -59,8 +59,8 @@ class Settings(LimitSettings):
         redis_url: The ledger's Redis or Valkey.
         broker_url: Celery's; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
-        api_keys: JSON list of `ApiKey`, beside the keys that `strucprune keys create` keeps under
-            `state_uri`.
+        api_keys: JSON list of keys (`tenant`, `key_hmac`, `scopes`, `expires_at`), as `strucprune
+            keys create --print-only` prints them, beside those that it keeps under `state_uri`.
         key_pepper: Secret that key hashes depend on.
         key_cache_seconds: For so long at most what `state_uri` says about a key is believed: how
             soon a revoked key is refused everywhere. 0 asks at every request.
@@ -70,9 +70,9 @@ class Settings(LimitSettings):
             credentials reach.
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
-        limits: JSON object, what each tenant may have and do at once (`api.jobs.limits`):
-            `open_jobs`, `running_jobs`, `requests_per_second`, `request_burst`. No limits by
-            default. Workers need the same value for `running_jobs` to be kept.
+        limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
+            `requests_per_second`, `request_burst`. No limits by default. Workers need the same
+            value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
             workspaces; what they published stays. None keeps all, for ever.
@@ -81,6 +81,10 @@ class Settings(LimitSettings):
         webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
             Empty, any public address of the internet, and no other.
         webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
+        max_request_bytes: Larger request bodies are refused.
+        api_host: Address that the API listens on.
+        api_port: Port that it listens on.
+        reconcile_every_seconds: How often the reconciler looks for jobs whose worker fell silent.
         requeue_after_seconds: Jobs queued this long are rung for again.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is

@@ -14,6 +14,7 @@ import helm_python
 import kubernetes_validate
 import promql_parser
 import pytest
+import yaml
 
 from api.settings import Settings
 from tests.ship.chart import (
@@ -40,6 +41,11 @@ OPERATORS = {
     "ServiceMonitor": "monitoring.coreos.com/v1",
 }
 METRICS = {"strucprune_jobs", "strucprune_queue_age_seconds", "strucprune_lease_losses_total"}
+ALERTED = METRICS | {
+    "strucprune_ledger_up",
+    "strucprune_attempts_ended_total",
+    "strucprune_http_requests_total",
+}
 STATES = {"queued", "running", "pausing", "cancelling"}
 
 each_values = pytest.mark.parametrize("values", VALUES)
@@ -386,12 +392,31 @@ def test_alerts_are_promql_and_have_a_runbook() -> None:
     assert [rule["alert"] for rule in rules] == headings
     for rule in rules:
         own = {name for name in metrics_in(rule["expr"]) if name.startswith("strucprune")}
-        assert own <= METRICS
+        assert own <= ALERTED
         assert f'namespace="{NAMESPACE}"' in rule["expr"]
         address, _, anchor = rule["annotations"]["runbook_url"].partition("#")
         assert address == "https://git.example.com/strucprune/docs/operating.md"
         assert anchor == rule["alert"].lower()
         assert rule["labels"]["severity"] in {"critical", "warning"}
+
+
+def test_the_alerts_of_the_documentation_are_those_of_the_chart() -> None:
+    (item,) = of_kind(render({"metrics": {"rules": {"enabled": True}}}), "PrometheusRule")
+    of_chart = {rule["alert"]: rule for group in item["spec"]["groups"] for rule in group["rules"]}
+    text = (ROOT / "docs" / "alerts.yaml").read_text(encoding="utf-8")
+    found = [rule for group in yaml.safe_load(text)["groups"] for rule in group["rules"]]
+    # What asks Kubernetes, and what concerns autoscaling there, is the chart's alone.
+    own = {"StrucPruneMetricsMissing", "StrucPruneReconcilerDown", "StrucPruneWorkersRestart"}
+    assert [rule["alert"] for rule in found] == [name for name in of_chart if name not in own]
+    for rule in found:
+        same = of_chart[rule["alert"]]
+        assert rule.get("for") == same.get("for")
+        assert rule["labels"] == same["labels"]
+        if rule["alert"] == "StrucPruneApiDown":  # elsewhere the API is no Kubernetes service
+            continue
+        assert rule["annotations"]["summary"] == same["annotations"]["summary"]
+        anywhere = re.sub(rf'namespace="{NAMESPACE}",?', "", same["expr"]).replace("{}", "")
+        assert rule["expr"] == anywhere
 
 
 def test_what_the_runbook_looks_for_in_logs_is_logged() -> None:

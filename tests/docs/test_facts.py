@@ -1,0 +1,104 @@
+"""What the pages list is what there is: settings, routes, options, commands, runtimes."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+import typer.main
+from pydantic import TypeAdapter
+from typer.core import TyperGroup
+
+from api.app import create_app
+from api.settings import Settings as ApiSettings
+from benchmarks.runtimes.table import Row, markdown
+from embedded.stack import ROOT
+from strucprune_core.cli import app as command
+from strucprune_core.client import StrucPruneClient
+from tests.docs import settings_page
+from tests.docs.pages import PAGES, blocks, read
+from worker.settings import Settings as WorkerSettings
+
+# Of the embedded stack and of tests, not of a program that people run.
+OTHER_VARIABLES = {"STRUCPRUNE_URL", "STRUCPRUNE_API_KEY"}
+
+
+def settings(**more: Any) -> ApiSettings:
+    return ApiSettings(
+        redis_url="redis://localhost", state_uri="s3://state/x", key_pepper="0" * 32, **more
+    )
+
+
+def test_the_table_of_settings_is_that_of_the_classes() -> None:
+    assert settings_page.page() == settings_page.PAGE.read_text(encoding="utf-8"), (
+        "run: python -m tests.docs.settings_page"
+    )
+    assert settings_page.table().count("\n") > len(ApiSettings.model_fields)
+
+
+def test_the_settings_that_are_shown_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = blocks("docs/settings.md")
+    for name, value in re.findall(r"^(\w+)='(.*)'$", block.text, re.MULTILINE):
+        monkeypatch.setenv(name, value)
+    known = settings()
+    assert known.limits.open_jobs == 20
+    assert known.allowed_prefixes["search"] == ("s3://models/", "s3://search-team/")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_variables_that_are_named_exist(page: str) -> None:
+    named = set(re.findall(r"\bSTRUCPRUNE_[A-Z0-9_]*[A-Z0-9]\b", read(page)))
+    fields = {*ApiSettings.model_fields, *WorkerSettings.model_fields}
+    known = {settings_page.variable(name) for name in fields}
+    assert {name for name in named - known if "_S3_" not in name} <= OTHER_VARIABLES
+
+
+def test_the_table_of_routes_is_that_of_the_service() -> None:
+    listed = set(re.findall(r"`(GET|POST|DELETE) (/[^`]*)`", read("docs/rest.md")))
+    paths = create_app(settings()).openapi()["paths"]
+    served = {(verb.upper(), path) for path, verbs in paths.items() for verb in verbs}
+    assert listed == served | {("GET", "/")}
+
+
+def group() -> TyperGroup:
+    found = typer.main.get_command(command)
+    assert isinstance(found, TyperGroup)
+    return found
+
+
+def test_every_option_of_prune_is_listed() -> None:
+    _, _, page = read("docs/command.md").partition("## Options of prune")
+    table, _, _ = page.partition("\n## ")
+    listed = set(re.findall(r"(--[a-z][a-z-]*)", table))
+    prune = group().commands["prune"]
+    options = {option for each in prune.params for option in each.opts if option.startswith("--")}
+    assert options - listed == {"--json"}
+    assert listed <= options
+
+
+def test_every_command_is_listed() -> None:
+    listed = set(re.findall(r"^\| `(\w+)[^`]*` \|", read("docs/command.md"), re.MULTILINE))
+    assert set(group().commands) <= listed
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_targets_of_make_exist(page: str) -> None:
+    made = set(re.findall(r"(?:^|`)make ([a-z]+)", read(page), re.MULTILINE))
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
+    assert made <= set(targets)
+
+
+def test_the_clients_methods_are_listed() -> None:
+    _, _, page = read("docs/python.md").partition("| method |")
+    table, _, _ = page.partition("\n\n")
+    listed = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row)}
+    public = {name for name in vars(StrucPruneClient) if not name.startswith("_")} - {"close"}
+    assert public <= listed
+
+
+def test_the_table_of_runtimes_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/runtimes.json").read_text(encoding="utf-8"))
+    table = markdown(TypeAdapter(list[Row]).validate_python(result["rows"]))
+    assert table in read("docs/loading.md"), f"docs/loading.md has not this table:\n{table}"
