@@ -123,8 +123,17 @@ def _taylor_element(case: Case) -> None:
     taylor.prune(case.sites, case.scores("taylor-element"), case.sparsity)
 
 
+def _taylor_element_ridge(case: Case) -> None:
+    _repaired(case, "taylor-element")
+
+
 def _taylor_ridge(case: Case) -> None:
-    kept = keep_globally(case.sites, case.scores("taylor-vector"), case.sparsity)
+    _repaired(case, "taylor-vector")
+
+
+def _repaired(case: Case, scores: str) -> None:
+    """Keep by global scores, then solve what is kept again."""
+    kept = keep_globally(case.sites, case.scores(scores), case.sparsity)
     least_squares.repair(case.sites, kept, _grams(case), case.windows.size)
 
 
@@ -150,6 +159,12 @@ METHODS: tuple[Method, ...] = (
         "global Taylor, LLM-Pruner's element",
         _taylor_element,
         ("taylor-element",),
+    ),
+    Baseline(
+        "taylor-element-ridge",
+        "global Taylor, LLM-Pruner's element + least squares",
+        _taylor_element_ridge,
+        ("taylor-element", "grams"),
     ),
     Baseline("taylor", "global Taylor, per sample", _taylor_vector, ("taylor-vector",)),
     Baseline(

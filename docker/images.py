@@ -26,10 +26,10 @@ from typing import Any
 import pyarrow
 from pyarrow import parquet
 
-from embedded.client import Client
 from embedded.processes import ManagedProcess, wait_until
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from strucprune_core import __version__
+from strucprune_core.client import Job
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -210,7 +210,7 @@ def print_sizes(images: dict[str, Image], base: str) -> None:
         )
 
 
-def tiny_job(stack: Stack, directory: Path) -> dict[str, Any]:
+def tiny_job(stack: Stack, directory: Path) -> Job:
     """Prune a tiny model through the API; the job once it has ended."""
     s3 = stack.s3.client()
     for path in make_tiny_llama(directory / "model").iterdir():
@@ -221,8 +221,7 @@ def tiny_job(stack: Stack, directory: Path) -> dict[str, Any]:
     s3.put_object(Bucket=WORK_BUCKET, Key="text.txt", Body=text.encode())
     s3.put_object(Bucket=WORK_BUCKET, Key="text.parquet", Body=documents.getvalue())
     uri = f"s3://{WORK_BUCKET}/text"
-    with stack.client() as http:
-        client = Client(http)
+    with stack.client() as client:
         job = client.submit(
             {
                 "model": {"uri": f"s3://{WORK_BUCKET}/model"},
@@ -233,7 +232,7 @@ def tiny_job(stack: Stack, directory: Path) -> dict[str, Any]:
                 "runtime": {"device": "cpu"},
             }
         )
-        return client.wait(job["id"])
+        return client.wait(job.id)
 
 
 def run(images: dict[str, Image], parent: Path) -> None:
@@ -246,9 +245,9 @@ def run(images: dict[str, Image], parent: Path) -> None:
                 wait_until(lambda name=name: stack.health(name) == 0, f"{name} is healthy")  # type: ignore[misc]
             print("the images' own health checks pass")
             job = tiny_job(stack, Path(directory))
-            if job["state"] != "succeeded":
-                sys.exit(f"The tiny job {job['state']}: {job['error']}")
-            print("a tiny job succeeded:", json.dumps(job["summary"]["parameters"]))
+            if job.summary is None:
+                sys.exit(f"The tiny job {job.state}: {job.error}")
+            print("a tiny job succeeded:", json.dumps(job.summary["parameters"]))
             (stack.tmp["worker-0"] / "strucprune-drain").touch()
             worker = stack.workers[0]
             wait_until(lambda: not worker.running, "the drain file ends the worker")

@@ -23,11 +23,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from embedded.client import Client
 from embedded.model import ensure_model
 from embedded.s3 import REGION
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from embedded.text import Texts, ensure_texts
+from strucprune_core.client import Job, StrucPruneClient
 
 DIRECTORY = Path(".demo")
 # Where in the bucket the model is put; the texts lie under text/.
@@ -111,26 +111,24 @@ def upload(stack: Stack, model: Path, texts: Texts) -> None:
 
 def prune(console: Console, stack: Stack) -> bool:
     """Submit the job, follow it and show what it made. False if it failed."""
-    with stack.client() as http:
-        client = Client(http)
+    with stack.client() as client:
         job = client.submit(job_spec(f"pruned/{uuid.uuid4().hex[:8]}"))
-        console.print(f"Submitted [bold]{job['id']}[/bold] to {stack.api_url}")
-        job = follow(console, client, job["id"])
-        if job["state"] != "succeeded":
+        console.print(f"Submitted [bold]{job.id}[/bold] to {stack.api_url}")
+        job = follow(console, client, job.id)
+        if job.state != "succeeded":
             show_failure(console, stack, job)
             return False
         result = DIRECTORY / "result"
-        client.download(job["id"], result)
-        show_report(console, client.report(job["id"]))
+        client.download(job.id, result)
+        show_report(console, client.report(job.id))
     console.print(f"Checkpoint and report: [bold]{result}[/bold] (open report.html)")
     console.print("\nThe pruned model, loaded with transformers in a fresh process, writes:")
     console.print(f"[italic]{write_sentence(result)}[/italic]", highlight=False)
     return True
 
 
-def follow(console: Console, client: Client, job_id: str) -> dict[str, Any]:
+def follow(console: Console, client: StrucPruneClient, job_id: str) -> Job:
     """Show the job's progress until it has ended; the job."""
-    job: dict[str, Any] = {}
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -140,26 +138,30 @@ def follow(console: Console, client: Client, job_id: str) -> dict[str, Any]:
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=1.0, left="")
-        for job in client.follow(job_id):
-            progress = job["progress"]
+
+        def show(job: Job) -> None:
+            progress = job.progress
             if progress is None:
-                bar.update(task, description=job["state"])
-                continue
-            eta = progress["eta_seconds"]
+                bar.update(task, description=job.state)
+                return
+            eta = progress.eta_seconds
             bar.update(
                 task,
-                description=progress["phase"],
-                completed=progress["fraction"],
+                description=progress.phase,
+                completed=progress.fraction,
                 left="" if eta is None else f"about {eta:.0f} s left",
             )
-    return job
+
+        return client.wait(job_id, on_change=show)
 
 
-def show_failure(console: Console, stack: Stack, job: dict[str, Any]) -> None:
+def show_failure(console: Console, stack: Stack, job: Job) -> None:
     """Say why the job did not succeed."""
-    error = job["error"] or {}
-    console.print(f"[red]The job {job['state']}: {error.get('code')}[/red]")
-    console.print(error.get("message", ""), error.get("remedy") or "", highlight=False)
+    if job.error is None:
+        console.print(f"[red]The job is {job.state}[/red]")
+    else:
+        console.print(f"[red]The job {job.state}: {job.error.code}[/red]")
+        console.print(job.error.message, job.error.remedy or "", highlight=False)
     console.print("\nThe end of the worker's log:", style="bold")
     console.print(stack.workers[0].log_tail(), highlight=False, markup=False)
 

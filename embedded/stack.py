@@ -15,6 +15,7 @@ from embedded.processes import ManagedProcess, Service, free_ports
 from embedded.s3 import REGION, S3Server
 from embedded.valkey import ValkeyServer
 from strucprune_core.access.keys import hash_key, new_key
+from strucprune_core.client import StrucPruneClient
 
 ROOT = Path(__file__).resolve().parent.parent
 TENANT = "demo"
@@ -84,8 +85,12 @@ class Stack(Service):
             **self._settings,
         }
 
-    def client(self) -> httpx.Client:
-        """An HTTP client of the API, with the API key."""
+    def client(self) -> StrucPruneClient:
+        """The product's own client, with the API key."""
+        return StrucPruneClient(self.api_url, self.api_key)
+
+    def http(self) -> httpx.Client:
+        """A plain HTTP client of the API, with the API key."""
         return httpx.Client(
             base_url=self.api_url,
             headers={"Authorization": f"Bearer {self.api_key}"},

@@ -34,6 +34,7 @@ from strucprune_core.errors import (
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.planner.costs import unit_costs
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
@@ -53,7 +54,6 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.steps.allocation import curve, probe
 from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
-from strucprune_core.steps.costs import unit_costs
 from strucprune_core.steps.distill import distill
 from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
 from strucprune_core.steps.gradients import gradient
@@ -236,7 +236,7 @@ def _finished_report(workspace: Workspace) -> bytes | None:
 
 def _run_pending(job: Job, meter: ProgressMeter, memory: MemoryMeter, finished: UnitSink) -> None:
     todo = _pending(job)
-    meter.plan(job.graph, todo, unit_costs(job))
+    meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
     for unit in todo:
         meter.begin(unit)
         finished(_run(job, unit, memory))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +31,31 @@ SHORT_INTERVALS = {
     "STRUCPRUNE_RECONCILE_EVERY_SECONDS": "0.5",
     "STRUCPRUNE_REQUEUE_AFTER_SECONDS": "2",
 }
+
+# Jobs write little and sync every file: on a disk, most of a test's time would be waiting for it.
+MEMORY_FILES = Path("/dev/shm")
+MEMORY_FILES_NEEDED = 6 * 2**30
+MEMORY_NEEDED = 12 * 2**30
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Temporary files go to memory where there is plenty; `--basetemp` says otherwise."""
+    alone = not hasattr(config, "workerinput")  # pytest-xdist hands its folder on to its workers
+    if alone and config.option.basetemp is None and _memory_is_plenty():
+        folder = tempfile.mkdtemp(prefix="strucprune-tests-", dir=MEMORY_FILES)
+        config.option.basetemp = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def _memory_is_plenty() -> bool:
+    try:
+        usage = shutil.disk_usage(MEMORY_FILES)
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return False
+    available = next((line for line in lines if line.startswith("MemAvailable:")), "_ 0")
+    return usage.free >= MEMORY_FILES_NEEDED and int(available.split()[1]) * 1024 >= MEMORY_NEEDED
 
 
 @pytest.fixture(scope="session")

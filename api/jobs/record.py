@@ -140,7 +140,7 @@ class JobEvent:
         id: Position in the job's stream; pass it as `after` to go on from here.
         at: Unix seconds.
         type: "state" or "progress".
-        data: For "state": state, attempt, reason, error. For "progress": the progress report.
+        data: For "state": state, run, attempt, reason, error. For "progress": the progress report.
     """
 
     id: str

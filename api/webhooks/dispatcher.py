@@ -111,7 +111,9 @@ class Dispatcher:
 
     def _tell(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
-        self._outbox.schedule(job_id, time.time() + self._look_again_seconds)
+        again_at = time.time() + self._look_again_seconds
+        self._outbox.schedule(job_id, again_at)
+        complete = self._ledger.is_intact()
         # The job first: if it is over by now, its last event is among those read after.
         record = self._ledger.get(job_id)
         standing = self._outbox.standing(job_id)
@@ -119,10 +121,14 @@ class Dispatcher:
         if record is not None and not events and record.state not in TERMINAL:
             return
         subscription = self._outbox.subscription(job_id)
-        if subscription is None or (record is None and _is_orphan(subscription)):
+        if subscription is None:
             self._outbox.drop(job_id)
-        elif record is not None:
-            self._tell_events(record, subscription, standing, events)
+        elif record is None:
+            # A ledger that has lost its data says nothing: it is about to be rebuilt.
+            if complete and _is_orphan(subscription):
+                self._outbox.drop(job_id)
+        elif self._tell_events(record, subscription, standing, events):
+            self._outbox.rest(job_id, subscription, record.run, again_at)
 
     def _tell_events(
         self,
@@ -130,26 +136,28 @@ class Dispatcher:
         subscription: Subscription,
         standing: Standing,
         events: list[JobEvent],
-    ) -> None:
+    ) -> bool:
+        """Send what is to be told of these events. True if nothing of the job is left to tell."""
         sent = 0
         for event in events:
             name = f"job.{event.data.get('state')}"
-            if event.type == "state" and name in subscription.events:
+            told = event.data.get("run", 1) <= subscription.told_run
+            if event.type == "state" and name in subscription.events and not told:
                 if sent == _MESSAGES:
                     self._outbox.schedule(record.id, time.time())
-                    return
+                    return False
                 sent += 1
                 later = self._tell_event(record, subscription, event, name, standing.failures)
                 if later is not None:
                     self._outbox.note(record.id, Standing(standing.cursor, standing.failures + 1))
                     self._outbox.schedule(record.id, time.time() + later)
-                    return
+                    return False
             standing = Standing(event.id, 0)
             self._outbox.note(record.id, standing)
         if len(events) == _EVENTS:
             self._outbox.schedule(record.id, time.time())
-        elif record.state in TERMINAL:
-            self._outbox.drop(record.id)
+            return False
+        return record.state in TERMINAL
 
     def _tell_event(
         self,
@@ -192,8 +200,8 @@ class Dispatcher:
 
 
 def _is_orphan(subscription: Subscription) -> bool:
-    """Whether its job's submission never came about; else the ledger is about to be rebuilt."""
-    return time.time() - subscription.created_at > _ORPHAN_SECONDS
+    """Whether its job is no more or never came about, and is not just being submitted."""
+    return subscription.told_run > 0 or time.time() - subscription.created_at > _ORPHAN_SECONDS
 
 
 def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
@@ -204,6 +212,7 @@ def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
         "data": {
             "job_id": record.id,
             "state": event.data.get("state"),
+            "run": event.data.get("run", 1),
             "attempt": event.data.get("attempt"),
             "error": event.data.get("error"),
             "labels": record.labels,

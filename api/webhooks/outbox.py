@@ -1,12 +1,14 @@
 """What is still to be told to whom: kept in object storage, scheduled in Redis.
 
 In the state store:
-  webhooks/{job_id}.json   a `Subscription`; written before the job's spec, removed once the job's
-                           end was told (or given up)
+  webhooks/{job_id}.json   a `Subscription`; written before the job's spec, removed after the job
+                           was: until then it may be retried, and end once more
 In Redis (NS as of the ledger):
-  NS:webhooks              zset   job id -> time at which to look at its events; the ledger sets it
-                                  to now whenever the job's state changes
-  NS:webhook:ID            hash   cursor: last event that was dealt with; failures: attempts since
+  NS:webhooks              zset   job id -> time at which to look at its events, infinity if all was
+                                  told; the ledger sets it to now whenever the job's state changes
+                                  and when it is removed
+  NS:webhook:ID            hash   cursor: last event that was dealt with; failures: attempts since;
+                                  gone once all was told
   NS:webhook:ID:busy       string while a dispatcher is at it
 
 If Redis loses its data, the schedule is made again from the store, and messages may come twice.
@@ -35,10 +37,22 @@ from strucprune_core.storage.store import Store
 
 _ROOT = "webhooks/"
 _SUFFIX = ".json"
+# Lets a job rest unless its time has been changed meanwhile: something has happened to it.
+_REST = """
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) == tonumber(ARGV[2]) then
+  redis.call('ZADD', KEYS[1], '+inf', ARGV[1])
+  redis.call('DEL', KEYS[2])
+end
+"""
 
 
 class Subscription(BaseModel):
-    """Whom to tell about a job. `created_at` in unix seconds."""
+    """Whom to tell about a job.
+
+    Attributes:
+        created_at: Unix seconds.
+        told_run: The last run of the job whose end was told, or given up.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
@@ -47,6 +61,7 @@ class Subscription(BaseModel):
     webhook_url: str = Field(repr=False)
     events: tuple[str, ...]
     created_at: float
+    told_run: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,12 +116,23 @@ class Outbox:
             return None  # damaged: there is nobody to be told
 
     def subscribed(self) -> Iterator[str]:
-        """Ids of all jobs of which something is still to be told."""
+        """Ids of all jobs of which somebody wants to hear."""
         for info in self._state.list(_ROOT):
             yield info.key.removeprefix(_ROOT).removesuffix(_SUFFIX)
 
+    def rest(self, job_id: str, subscription: Subscription, run: int, at: float) -> None:
+        """Note that all runs up to this one are told; look again when the ledger says so.
+
+        `at` is the time that was last scheduled: if it is another by now, it stays.
+        """
+        if subscription.told_run < run:
+            told = subscription.model_copy(update={"told_run": run})
+            self._state.put(_object(job_id), told.model_dump_json().encode())
+        keys = (self._key("webhooks"), self._key("webhook", job_id))
+        self._redis("eval", _REST, len(keys), *keys, job_id, repr(at))
+
     def drop(self, job_id: str) -> None:
-        """Forget a job: all has been told, or nobody will hear it."""
+        """Forget a job, which is no more."""
         self._state.delete(_object(job_id))
         self._redis("zrem", self._key("webhooks"), job_id)
         self._redis("delete", self._key("webhook", job_id))

@@ -33,6 +33,7 @@ from strucprune_core.client.models import (
     FieldError,
     Job,
     JobError,
+    LogLine,
     Progress,
     Validation,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "JobConflict",
     "JobError",
     "JobNotFound",
+    "LogLine",
     "NotAllowed",
     "Progress",
     "RateLimited",

@@ -16,7 +16,7 @@ import httpx
 from strucprune_core.client import calls, follow, transfer
 from strucprune_core.client.calls import Answer, Call, Flow, Retries, Sleep, Spec
 from strucprune_core.client.connection import connection
-from strucprune_core.client.models import Artifact, Event, Job, Validation
+from strucprune_core.client.models import Artifact, Event, Job, LogLine, Validation
 from strucprune_core.client.transfer import OnBytes, Transfer
 
 _T = TypeVar("_T")
@@ -192,6 +192,42 @@ class AsyncStrucPruneClient:
             JobConflict: it has ended, or is being cancelled.
         """
         return await self._run(calls.control(self._retries, job_id, "resume"))
+
+    async def retry(self, job_id: str) -> Job:
+        """Run a failed or cancelled job again, from its last finished layer.
+
+        Raises:
+            JobConflict: it has not ended yet, or has succeeded.
+        """
+        return await self._run(calls.control(self._retries, job_id, "retry"))
+
+    async def delete(self, job_id: str, *, outputs: bool = False) -> None:
+        """Remove a job that is over.
+
+        Args:
+            job_id: Its id.
+            outputs: Whether the files that it has published go too.
+
+        Raises:
+            JobConflict: it is not over; cancel it first.
+            JobNotFound: there is none (any more).
+        """
+        await self._run(calls.delete(self._retries, job_id, outputs=outputs))
+
+    async def logs(self, job_id: str, *, after: str = "0") -> AsyncIterator[LogLine]:
+        """What a job's process has logged up to now, in all runs, oldest line first.
+
+        Args:
+            job_id: Its id.
+            after: Id of the last line already seen; "0" begins with the oldest that is kept.
+        """
+        while True:
+            page = await self._run(calls.log_page(self._retries, job_id, after))
+            for line in page.data:
+                yield line
+            if not page.data:
+                return
+            after = page.next_after
 
     async def report(self, job_id: str) -> dict[str, Any]:
         """The report of a succeeded job, which `strucprune_core.Report` reads.

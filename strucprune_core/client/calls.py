@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -27,6 +27,7 @@ from strucprune_core.client.models import (
     EventPage,
     Job,
     JobPage,
+    LogPage,
     Problem,
     Validation,
 )
@@ -41,6 +42,7 @@ CONNECT_SECONDS = 10.0
 # The service says something on a stream every 15 s.
 STREAM_SILENCE_SECONDS = 45.0
 MAX_PAGE_SIZE = 100
+LOG_PAGE_SIZE = 1000
 _FIRST_DELAY_SECONDS = 0.25
 _MAX_DELAY_SECONDS = 8.0
 # A wait longer than this that a server asks for is taken for a mistake of its.
@@ -59,6 +61,7 @@ class Call:
     Attributes:
         retryable: Whether it may be sent again when its answer got lost.
         wait_seconds: How long the service may hold the answer.
+        gone_is_done: Whether 404 means, once it has been sent before, that it did its work then.
     """
 
     method: str
@@ -68,6 +71,7 @@ class Call:
     body: Any = None
     retryable: bool = True
     wait_seconds: float = 0.0
+    gone_is_done: bool = False
 
     @property
     def timeout(self) -> httpx.Timeout:
@@ -104,6 +108,8 @@ class Retries:
             answer = yield call
             if isinstance(answer, httpx.Response) and not answer.is_error:
                 return answer
+            if call.gone_is_done and attempt and _is_gone(answer):
+                return answer
             delay = backoff_seconds(attempt, answer)
             out_of_time = time.monotonic() + delay > began + self.seconds
             if not call.retryable or not _may_help(answer) or out_of_time:
@@ -124,6 +130,10 @@ def backoff_seconds(attempt: int, answer: Answer) -> float:
 
 def _may_help(answer: Answer) -> bool:
     return not isinstance(answer, httpx.Response) or answer.status_code in _RETRYABLE
+
+
+def _is_gone(answer: Answer) -> TypeGuard[httpx.Response]:
+    return isinstance(answer, httpx.Response) and answer.status_code == httpx.codes.NOT_FOUND
 
 
 def failure_of(answer: Answer) -> Exception:
@@ -175,8 +185,14 @@ def get(retries: Retries, job_id: str) -> Flow[Job]:
 
 
 def control(retries: Retries, job_id: str, verb: str) -> Flow[Job]:
-    """cancel, pause or resume; each may be repeated."""
+    """cancel, pause, resume or retry; each may be repeated."""
     return _job((yield from retries.send(Call("POST", path(job_id, verb)))))
+
+
+def delete(retries: Retries, job_id: str, *, outputs: bool) -> Flow[None]:
+    """Remove a job, perhaps with what it has published."""
+    params = {"outputs": "true" if outputs else "false"}
+    yield from retries.send(Call("DELETE", path(job_id), params, gone_is_done=True))
 
 
 def page(
@@ -251,6 +267,12 @@ def artifacts(retries: Retries, job_id: str, *, presign: bool) -> Flow[list[Arti
     """The files of a finished job."""
     call = Call("GET", path(job_id, "artifacts"), {"presign": "true" if presign else "false"})
     return _parse((yield from retries.send(call)), ArtifactList).data
+
+
+def log_page(retries: Retries, job_id: str, after: str) -> Flow[LogPage]:
+    """Lines of the job's log after line `after`; the last page is empty."""
+    call = Call("GET", path(job_id, "logs"), {"after": after, "limit": LOG_PAGE_SIZE})
+    return _parse((yield from retries.send(call)), LogPage)
 
 
 def catch_up(retries: Retries, job_id: str, after: str) -> Flow[tuple[list[Event], bool]]:

@@ -42,6 +42,8 @@ class Job(_Answer):
 
     Attributes:
         state: queued, running, pausing, paused, cancelling, succeeded, failed or cancelled.
+        run: 1, and one more with each retry.
+        attempt: Attempts begun in this run.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job; another one whenever anything here changes.
@@ -52,6 +54,7 @@ class Job(_Answer):
     created_at: datetime
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    run: int = 1
     attempt: int = 0
     progress: Progress | None = None
     error: JobError | None = None
@@ -91,6 +94,24 @@ class EventPage(_Answer):
     """Events, oldest first."""
 
     data: list[Event]
+
+
+class LogLine(_Answer):
+    """A line that the job's process has logged; `at` by the worker's clock."""
+
+    id: str
+    at: datetime
+    run: int
+    attempt: int
+    level: str
+    message: str
+
+
+class LogPage(_Answer):
+    """Log lines, oldest first."""
+
+    data: list[LogLine]
+    next_after: str
 
 
 class FieldError(_Answer):

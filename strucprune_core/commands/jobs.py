@@ -1,4 +1,4 @@
-"""`strucprune jobs submit | list | show | watch | cancel | pause | resume | download`. No torch.
+"""`strucprune jobs` and its verbs. No torch.
 
 Talk to the service at STRUCPRUNE_URL with the key STRUCPRUNE_API_KEY.
 """
@@ -146,6 +146,40 @@ def resume(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False)
     """Let a paused job go on."""
     with failures(as_json), _client(url) as client:
         _print_job(client.resume(job), as_json)
+
+
+@app.command()
+def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Run a failed or cancelled job again, from its last finished layer."""
+    with failures(as_json), _client(url) as client:
+        _print_job(client.retry(job), as_json)
+
+
+@app.command()
+def delete(
+    job: JobArgument,
+    outputs: Annotated[bool, typer.Option(help="Also remove what it has published.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a job that is over."""
+    with failures(as_json), _client(url) as client:
+        client.delete(job, outputs=outputs)
+        show({"id": job, "deleted": True, "outputs": outputs}, as_json)
+
+
+@app.command()
+def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Print what a job's process has logged; with --json, a line of JSON each."""
+    with failures(as_json), _client(url) as client:
+        for line in client.logs(job):
+            text = (
+                line.model_dump_json()
+                if as_json
+                else f"{line.at:%Y-%m-%d %H:%M:%S} run {line.run} attempt {line.attempt} "
+                f"{line.level} {line.message}"
+            )
+            sys.stdout.write(f"{text}\n")
 
 
 @app.command()

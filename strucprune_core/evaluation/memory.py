@@ -103,6 +103,6 @@ class MemoryMeter:
 
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLE_SECONDS):
-            now = anonymous_bytes()
+            # Read with the lock held: a sample counts where it was taken, not one call later.
             with self._lock:
-                self._peak = max(self._peak, now)
+                self._peak = max(self._peak, anonymous_bytes())

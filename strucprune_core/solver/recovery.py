@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.solver.schedule import rate_factor
+from strucprune_core.solver.schedule import RECOVERY_BATCH_TOKENS, rate_factor
 
 # Far below any gradient of a loss that is relative: the step of a very wide matrix, whose single
 # entries matter little, must not be damped by it.
@@ -64,7 +64,7 @@ class RecoveryOptions:
     """
 
     steps: int = 80
-    batch_tokens: int = 1024
+    batch_tokens: int = RECOVERY_BATCH_TOKENS
     learning_rate: float = 0.01
     betas: tuple[float, float] = (0.9, 0.99)
     seed: int = 0

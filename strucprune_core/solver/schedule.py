@@ -1,10 +1,15 @@
-"""The learning rate over the steps of a training: warm-up over 5 %, then a cosine down to 5 %."""
+"""Steps of a training. No torch.
+
+The learning rate warms up over 5 % of the steps, then follows a cosine down to 5 %.
+"""
 
 from __future__ import annotations
 
 import math
 
 WARMUP_SHARE, FLOOR = 0.05, 0.05
+RECOVERY_BATCH_TOKENS = 1024
+"""Tokens of a step of recovery."""
 
 
 def rate_factor(step: int, steps: int) -> float:

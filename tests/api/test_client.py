@@ -21,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from api import problems
 from api.app import create_app
+from api.jobs import sequel
 from api.jobs.ledger import LedgerUnavailable, RedisLedger
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -42,6 +43,7 @@ from strucprune_core.client import (
     StrucPruneClient,
     Unreachable,
     WaitTimeout,
+    calls,
 )
 from strucprune_core.client.sse import Decoder, Message
 from strucprune_core.errors import InvalidSpec
@@ -194,6 +196,70 @@ def test_the_life_of_a_job(
     with pytest.raises(JobConflict) as caught:
         client.cancel(job.id)
     assert caught.value.problem.code == "state_conflict"
+
+
+def test_what_follows_the_end_of_a_job(
+    client: StrucPruneClient, services: Services, body: dict[str, Any], proxy: FlakyProxy
+) -> None:
+    job = client.submit(body)
+    for early in (client.retry, client.delete):
+        with pytest.raises(JobConflict):
+            early(job.id)
+    finish(services, job.id, JobState.FAILED)
+    retried = client.retry(job.id)
+    assert (retried.state, retried.run) == ("queued", 2)
+    client.cancel(job.id)
+    proxy.cut(0, 40)  # the job is gone, and the answer that says so is lost
+    client.delete(job.id)
+    for late in (client.get, client.retry, client.delete):
+        with pytest.raises(JobNotFound):
+            late(job.id)
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_delete_with_outputs(
+    client: StrucPruneClient, services: Services, body: dict[str, Any], prefix: str, outputs: bool
+) -> None:
+    body["output"]["uri_prefix"] = f"{prefix}/out"
+    job = client.submit(body)
+    finish(services, job.id, JobState.FAILED)
+    asked: list[bool] = []
+
+    def delete(*arguments: Any, **more: Any) -> bool:
+        asked.append(more["outputs"])
+        return sequel.delete(*arguments, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("api.routes.control.delete", delete)
+        client.delete(job.id, outputs=outputs)
+    assert asked == [outputs]
+
+
+def log(services: Services, job_id: str, count: int) -> None:
+    claim = services.ledger.claim(job_id, "w", 60)
+    assert isinstance(claim, Claim)
+    lines = [
+        {"at": 1.0, "run": 1, "attempt": 1, "level": "INFO", "message": f"line {number}"}
+        for number in range(count)
+    ]
+    services.ledger.append_logs(job_id, claim.fence, lines)
+
+
+def test_logs_go_over_pages(
+    client: StrucPruneClient,
+    services: Services,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "LOG_PAGE_SIZE", 2)
+    job = client.submit(body)
+    assert list(client.logs(job.id)) == []
+    log(services, job.id, 5)
+    lines = list(client.logs(job.id))
+    assert [line.message for line in lines] == [f"line {number}" for number in range(5)]
+    assert list(client.logs(job.id, after=lines[2].id)) == lines[3:]
+    with pytest.raises(JobNotFound):
+        next(iter(client.logs("job_" + "0" * 32)))
 
 
 def test_what_is_wrong_is_typed(client: StrucPruneClient, make: Make, body: dict[str, Any]) -> None:
@@ -536,6 +602,18 @@ def test_commands(
     assert [json.loads(line)["state"] for line in lines] == ["succeeded"]
     command("watch", other, code=1)
     assert "succeeded" in command("show", job_id).stdout
+    assert json.loads(command("retry", other, "--json").stdout)["run"] == 2
+    log(services, other, 2)
+    assert "run 1 attempt 1 INFO line 1\n" in command("logs", other).stdout
+    lines = command("logs", other, "--json").stdout.splitlines()
+    assert [json.loads(line)["message"] for line in lines] == ["line 0", "line 1"]
+    assert "cancel it first" in command("delete", other, code=1).stderr
+    services.ledger.request_cancel(other)
+    record = services.ledger.get(other)
+    assert record is not None
+    services.ledger.release(other, record.fence)
+    command("delete", other, "--outputs")
+    command("show", other, code=1)
     paths = json.loads(
         command("download", job_id, "--output", str(tmp_path / "d"), "--json").stdout
     )

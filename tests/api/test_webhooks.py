@@ -28,6 +28,7 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.delivery import Courier, NotDelivered
 from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
 from tests.api.test_job_routes import JOBS, submit
@@ -357,6 +358,10 @@ def settings(settings: Settings) -> Settings:
 
 @pytest.fixture
 def dispatcher(services: Services) -> Dispatcher:
+    return _dispatcher(services)
+
+
+def _dispatcher(services: Services) -> Dispatcher:
     return Dispatcher(
         services.outbox,
         services.ledger,
@@ -372,6 +377,11 @@ def until(dispatcher: Dispatcher, reached: Callable[[], bool]) -> None:
         assert time.monotonic() < deadline
         dispatcher.step()
         time.sleep(0.02)
+
+
+def waiting(services: Services) -> list[str]:
+    """Jobs of which something is still to be told, soon or later."""
+    return services.outbox.due(time.time() + 1e6, 10)
 
 
 def wishing(body: dict[str, Any], receiver: Receiver, *events: str) -> dict[str, Any]:
@@ -403,14 +413,71 @@ def test_a_job_is_told_about(
     assert receiver.messages[1]["data"] == {
         "job_id": job["id"],
         "state": "succeeded",
+        "run": 1,
         "attempt": 1,
         "error": None,
         "labels": {"team": "nlp"},
     }
     ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
     assert len(set(ids)) == 2
+    assert waiting(services) == []
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["Redis stays", "Redis is lost"])
+def test_a_retried_job_is_told_about_again(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    flush: redis.Redis,
+    lost: bool,
+) -> None:
+    job = submit(client, wishing(body, receiver, "job.queued", "job.cancelled"))
+    client.post(job["links"]["cancel"])
+    dispatcher.step()
+    if lost:
+        flush.flushdb()
+        restore(services.journal, services.ledger, job["id"])
+        dispatcher = _dispatcher(services)  # it scans for subscriptions that Redis has lost
+        dispatcher.step()
+    assert waiting(services) == []
+    client.post(job["links"]["retry"])
+    dispatcher.step()
+    client.post(job["links"]["cancel"])
+    dispatcher.step()
+    told = [(message["type"], message["data"]["run"]) for message in receiver.messages]
+    assert told == [(f"job.{state}", run) for run in (1, 2) for state in ("queued", "cancelled")]
+    assert waiting(services) == []
+
+    services.ledger.mark_intact()
+    client.delete(job["links"]["self"])
+    dispatcher.step()
     assert list(services.outbox.subscribed()) == []
-    assert services.outbox.due(time.time() + 1e6, 10) == []
+
+
+def test_what_happens_while_the_end_is_told_is_told_too(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+) -> None:
+    job = submit(client, wishing(body, receiver, "job.cancelled"))
+    client.post(job["links"]["cancel"])
+
+    def retry_and_cancel(handler: BaseHTTPRequestHandler) -> None:
+        receiver.behave = None
+        client.post(job["links"]["retry"])
+        client.post(job["links"]["cancel"])
+        handler.send_response(204)
+        handler.end_headers()
+
+    receiver.behave = retry_and_cancel
+    dispatcher.step()
+    dispatcher.step()
+    assert [message["data"]["run"] for message in receiver.messages] == [1, 2]
+    assert waiting(services) == []
 
 
 def test_what_is_not_taken_is_sent_again_in_order(
@@ -429,7 +496,8 @@ def test_what_is_not_taken_is_sent_again_in_order(
     ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
     assert len(set(ids[:3])) == 1
     assert ids[3] != ids[0]
-    assert list(services.outbox.subscribed()) == []
+    dispatcher.step()
+    assert waiting(services) == []
 
 
 def test_the_loss_of_redis_loses_no_message(
@@ -467,15 +535,17 @@ def test_who_is_gone_is_left_alone(
     receiver.answers = [answer or 503] * 10
     job = submit(client, wishing(body, receiver))
     client.post(job["links"]["cancel"])
-    until(dispatcher, lambda: list(services.outbox.subscribed()) == [])
+    until(dispatcher, lambda: waiting(services) == [])
     assert len(receiver.requests) == (1 if answer else 3)
 
 
 def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher) -> None:
-    from api.webhooks.outbox import Subscription
-
     old = Subscription(tenant="acme", webhook_url="x", events=(), created_at=time.time() - 7200)
     services.outbox.subscribe("job_a", old)
+    dispatcher.step()  # a ledger that is not complete does not tell
+    assert list(services.outbox.subscribed()) == ["job_a"]
+    services.ledger.mark_intact()
+    services.outbox.schedule("job_a", time.time())
     dispatcher.step()
     assert list(services.outbox.subscribed()) == []
 

@@ -52,6 +52,7 @@ NO_TORCH = (
     "strucprune_core.models.config",
     "strucprune_core.models.families",
     "strucprune_core.models.structures",
+    "strucprune_core.planner.costs",
     "strucprune_core.planning",
     "strucprune_core.solver.memory",
     "strucprune_core.solver.panels",

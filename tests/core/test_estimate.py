@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,13 @@ from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.inspection import ModelFacts, inspect_model
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.host import PROCESS_BYTES, READING_BYTES
-from strucprune_core.spec import JobSpec
+from strucprune_core.planner.work import flops, unit_flops
+from strucprune_core.solver.memory import error_flops, gram_flops, ridge_flops
+from strucprune_core.solver.panels import ALL_RESIDENT
+from strucprune_core.spec import CalibrationSpec, JobSpec
 from strucprune_core.storage.local import LocalStore
+from strucprune_core.units import build_graph
+from tests.core.planner.shapes import shape
 
 
 @pytest.fixture
@@ -105,11 +111,53 @@ def test_operations(facts: ModelFacts) -> None:
     body = size_of(facts.config, dtype_bytes=4).flops_per_token - head
     found = estimate_job(job(), facts).flops
     assert found["calibration"] == tokens * body
-    assert found["grams"] == tokens * 4 * 192 * 192
-    # Every layer is followed through those behind it: half of the model, five layers of eight.
-    through = 64 * (body * 5 // 2 + 4 * head)
-    assert found["probes"] == through + found["solves"]
+    assert found["grams"] == (tokens - 64) * 4 * 192 * 192  # One sequence is held out.
+    # Every layer is followed through those behind it: half of the model, five layers of eight; the
+    # dense model's logits are one more.
+    through = 64 * (body * 5 // 2 + 5 * head)
+    assert found["probes"] == through + 4 * sum(ridge_flops(192, 64, 135).values())
+    repaired = sum(ridge_flops(192, 64, 144).values()) + error_flops(192, 64, 144, 64)
+    assert found["solves"] == 4 * repaired
     assert "evaluation" not in found
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        {"rounds": 2, "recover": {}, "distill": {}, "structures": ["ffn_channels", "kv_groups"]},
+        {"energy": "gradient"},
+    ],
+    ids=["rounds", "gradient"],
+)
+def test_whatever_computes_has_operations(facts: ModelFacts, pruning: dict[str, Any]) -> None:
+    spec = job(**pruning)
+    spec = spec.model_copy(
+        update={"calibration": CalibrationSpec(source="self", samples=4, sequence_length=64)}
+    )
+    graph = build_graph(
+        layers=facts.config.layers,
+        shards=1,
+        energy=spec.pruning.energy,
+        evaluate=False,
+        recover=spec.pruning.recover is not None,
+        rounds=spec.pruning.rounds,
+        distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
+    )
+    found = unit_flops(graph, spec, facts.config, ALL_RESIDENT)
+    idle = {name.partition(".")[0] for name, purposes in found.items() if not purposes}
+    assert idle <= {"embed", "price", "allocate", "replay", "assemble", "report"}
+    assert all(count > 0 for purposes in found.values() for count in purposes.values())
+    summed: Counter[str] = Counter()
+    for purposes in found.values():
+        summed.update(purposes)
+    assert estimate_job(spec, facts).flops == dict(summed)
+
+
+def test_an_expert_sees_its_share_of_the_tokens() -> None:
+    config = shape("mixtral")  # Two experts of four for each token.
+    found = flops(job(), config, ALL_RESIDENT)
+    width = config.blocks[0].ffn_widths[0]
+    assert found["grams"] == 4 * gram_flops(width, 3 * 64 // 2)
 
 
 def test_training_needs_its_room(facts: ModelFacts) -> None:

@@ -9,8 +9,8 @@ from uuid import uuid4
 
 import pytest
 
-from embedded.client import Client
 from embedded.stack import WORK_BUCKET, Stack
+from strucprune_core.client import StrucPruneClient
 
 Spec = dict[str, Any]
 MakeSpec = Callable[..., Spec]
@@ -27,10 +27,10 @@ def uploaded(stack: Stack, tiny_model: Path, text_file: Path) -> str:
 
 
 @pytest.fixture
-def client(stack: Stack) -> Iterator[Client]:
+def client(stack: Stack) -> Iterator[StrucPruneClient]:
     """A client with the stack's API key."""
-    with stack.client() as http:
-        yield Client(http)
+    with stack.client() as connected:
+        yield connected
 
 
 @pytest.fixture

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from embedded.client import Client
 from embedded.stack import ROOT, Stack
+from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
 
 pytestmark = pytest.mark.services
@@ -69,14 +69,16 @@ def test_shell_pipeline(stack: Stack, make_spec: MakeSpec, tmp_path: Path) -> No
     assert (tmp_path / "out/strucprune.json").exists()
 
 
-def test_mlflow(stack: Stack, client: Client, make_spec: MakeSpec, tmp_path: Path) -> None:
+def test_mlflow(
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
+) -> None:
     pytest.importorskip("mlflow", reason="MLflow is no dependency: pip install mlflow")
-    job = client.wait(client.submit(make_spec())["id"])
+    job = client.wait(client.submit(make_spec()).id)
     store = (tmp_path / "mlruns").as_uri()
     example = str(EXAMPLES / "mlflow_run.py")
     run_id = run(
         stack,
-        *(sys.executable, example, job["id"]),
+        *(sys.executable, example, job.id),
         MLFLOW_TRACKING_URI=store,
         MLFLOW_ALLOW_FILE_STORE="true",
     ).split()[-1]

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from embedded.client import Client
 from embedded.processes import wait_until
 from embedded.stack import Stack
+from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
-from tests.integration.test_jobs import weights
+from tests.support.jobs import in_phase, until, weights
 
 pytestmark = pytest.mark.services
 
@@ -51,48 +51,41 @@ def undisturbed(stack: Stack, uploaded: str) -> Callable[[dict[str, Any]], bytes
         samples = spec["calibration"]["samples"]
         if samples not in known:
             twin = {**spec, "output": {"uri_prefix": f"{spec['output']['uri_prefix']}-twin"}}
-            with stack.client() as http:
-                client = Client(http)
-                assert client.wait(client.submit(twin)["id"])["state"] == "succeeded"
+            with stack.client() as client:
+                assert client.wait(client.submit(twin).id).state == "succeeded"
             known[samples] = weights(stack, twin)
         return known[samples]
 
     return of
 
 
-def run_until(client: Client, job_id: str, phase: str) -> None:
-    for job in client.follow(job_id):
-        if job["progress"] is not None and job["progress"]["phase"] == phase:
-            return
-
-
 @pytest.mark.parametrize("phase", ["evaluating", "calibrating"])
 def test_a_killed_solve_is_repeated(
     stack: Stack,
-    client: Client,
+    client: StrucPruneClient,
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
     phase: str,
 ) -> None:
     spec = make_spec(samples=192, length=64)
-    job_id = client.submit(spec)["id"]
-    run_until(client, job_id, phase)
+    job_id = client.submit(spec).id
+    until(client, job_id, in_phase(phase))
     os.kill(solve_of(stack), signal.SIGKILL)
     job = client.wait(job_id)
-    assert job["state"] == "succeeded"
-    assert job["attempt"] == 2
+    assert job.state == "succeeded"
+    assert job.attempt == 2
     assert weights(stack, spec) == undisturbed(spec)
 
 
 def test_a_killed_worker_is_replaced(
     stack: Stack,
-    client: Client,
+    client: StrucPruneClient,
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
-    job_id = client.submit(spec)["id"]
-    run_until(client, job_id, "calibrating")
+    job_id = client.submit(spec).id
+    until(client, job_id, in_phase("calibrating"))
     solve, worker = solve_of(stack), stack.workers[-1]
     # Only Celery's main process: its child and the solve must notice by themselves.
     os.kill(worker.pid, signal.SIGKILL)
@@ -100,68 +93,74 @@ def test_a_killed_worker_is_replaced(
     worker.kill()
     stack.start_worker()
     job = client.wait(job_id)
-    assert job["state"] == "succeeded"
-    assert job["attempt"] == 2
+    assert job.state == "succeeded"
+    assert job.attempt == 2
     assert weights(stack, spec) == undisturbed(spec)
 
 
 def test_a_drained_worker_gives_its_job_back(
     stack: Stack,
-    client: Client,
+    client: StrucPruneClient,
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
-    job_id = client.submit(spec)["id"]
-    run_until(client, job_id, "calibrating")
+    job_id = client.submit(spec).id
+    until(client, job_id, in_phase("calibrating"))
     worker = stack.workers[-1]
     began = time.monotonic()
     worker.stop(30)
     assert time.monotonic() - began < 25
     job = client.get(job_id)
     stack.start_worker()  # Before anything can fail: the tests that follow need one.
-    assert (job["state"], job["attempt"]) == ("queued", 0)
+    assert (job.state, job.attempt) == ("queued", 0)
     job = client.wait(job_id)
-    assert (job["state"], job["attempt"]) == ("succeeded", 1)
+    assert (job.state, job.attempt) == ("succeeded", 1)
     assert weights(stack, spec) == undisturbed(spec)
 
 
 def test_a_job_outlives_its_storage(
     stack: Stack,
-    client: Client,
+    client: StrucPruneClient,
     make_spec: MakeSpec,
     undisturbed: Callable[[dict[str, Any]], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
-    job_id = client.submit(spec)["id"]
-    run_until(client, job_id, "calibrating")
+    job_id = client.submit(spec).id
+    until(client, job_id, in_phase("calibrating"))
     stack.s3.kill()
     try:
-        with stack.client() as http:
+        with stack.http() as http:
             answer = http.post("/v1/pruning-jobs", json=make_spec())
             assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
         # Long enough for an attempt to give up, and not for all of them.
-        wait_until(lambda: client.get(job_id)["error"], "an attempt has failed", timeout_seconds=60)
+        wait_until(
+            lambda: client.get(job_id).error is not None,
+            "an attempt has failed",
+            timeout_seconds=60,
+        )
     finally:
         stack.s3.start()
     job = client.wait(job_id)
-    assert (job["state"], job["error"]) == ("succeeded", None)
-    assert job["attempt"] in (2, 3)
+    assert (job.state, job.error) == ("succeeded", None)
+    assert job.attempt in (2, 3)
     assert weights(stack, spec) == undisturbed(spec)
 
 
-def test_a_lost_ledger_loses_no_job(stack: Stack, client: Client, make_spec: MakeSpec) -> None:
+def test_a_lost_ledger_loses_no_job(
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
+) -> None:
     import redis
 
     spec = make_spec()
-    job_id = client.submit(spec)["id"]
-    run_until(client, job_id, "calibrating")
+    job_id = client.submit(spec).id
+    until(client, job_id, in_phase("calibrating"))
     with redis.Redis.from_url(stack.valkey.url) as connection:
         connection.flushall()
     wait_until(lambda: known(stack, job_id), "the job is restored", timeout_seconds=30)
-    assert client.wait(job_id)["state"] == "succeeded"
+    assert client.wait(job_id).state == "succeeded"
 
 
 def known(stack: Stack, job_id: str) -> bool:
-    with stack.client() as http:
+    with stack.http() as http:
         return http.get(f"/v1/pruning-jobs/{job_id}").is_success

@@ -10,36 +10,34 @@ import httpx
 import pytest
 from safetensors.numpy import load_file
 
-from embedded.client import JOBS, Client, Refused
 from embedded.generate import generate
-from embedded.stack import STATE_BUCKET, WORK_BUCKET, Stack
+from embedded.stack import WORK_BUCKET, Stack
+from strucprune_core.client import JobConflict, RequestInvalid, StrucPruneClient
+from strucprune_core.client.calls import JOBS
 from tests.integration.conftest import MakeSpec
+from tests.support.jobs import in_phase, published, until, weights
 
 pytestmark = pytest.mark.services
 
 
-def objects_under(stack: Stack, uri: str) -> list[str]:
-    prefix = uri.removeprefix(f"s3://{WORK_BUCKET}/") + "/"
-    listing = stack.s3.client().list_objects_v2(Bucket=WORK_BUCKET, Prefix=prefix)
-    return [entry["Key"].removeprefix(prefix) for entry in listing.get("Contents", [])]
-
-
 def test_a_job_from_submission_to_a_loaded_checkpoint(
-    client: Client, make_spec: MakeSpec, tmp_path: Path
+    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     spec = make_spec()
-    job = client.wait(client.submit(spec)["id"])
-    assert job["error"] is None
-    assert job["state"] == "succeeded"
-    assert job["attempt"] == 1
-    assert job["progress"]["fraction"] == 1.0
+    job = client.wait(client.submit(spec).id)
+    assert job.error is None
+    assert job.state == "succeeded"
+    assert job.attempt == 1
+    assert job.progress is not None
+    assert job.progress.fraction == 1.0
 
-    report = client.report(job["id"])
+    report = client.report(job.id)
+    assert job.summary is not None
     assert report["sparsity"]["reached"] == pytest.approx(0.3, abs=0.01)
-    assert job["summary"]["parameters"]["after"] == report["after"]["parameters"]
-    assert job["summary"]["perplexity"]["after"] == report["perplexity"]["after"]
+    assert job.summary["parameters"]["after"] == report["after"]["parameters"]
+    assert job.summary["perplexity"]["after"] == report["perplexity"]["after"]
 
-    client.download(job["id"], tmp_path)
+    client.download(job.id, tmp_path)
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
     tensors = load_file(tmp_path / "model.safetensors")
     widths = [tensors[f"model.layers.{layer}.mlp.gate_proj.weight"].shape[0] for layer in range(4)]
@@ -48,118 +46,95 @@ def test_a_job_from_submission_to_a_loaded_checkpoint(
 
 
 def test_the_checkpoint_generates_in_transformers(
-    client: Client, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     spec = make_spec()
-    job = client.wait(client.submit(spec)["id"])
-    assert job["state"] == "succeeded"
-    client.download(job["id"], tmp_path / "pruned")
+    job = client.wait(client.submit(spec).id)
+    assert job.state == "succeeded"
+    client.download(job.id, tmp_path / "pruned")
     assert generate(tmp_path / "pruned", "The miller").startswith("The miller")
 
 
 def test_a_uniform_layout_needs_no_code_of_ours(
-    client: Client, make_spec: MakeSpec, tmp_path: Path
+    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     spec = make_spec()
     spec["pruning"] = {"sparsity": 0.25, "layout": "uniform"}
-    job = client.wait(client.submit(spec)["id"])
-    assert job["state"] == "succeeded"
-    client.download(job["id"], tmp_path)
+    job = client.wait(client.submit(spec).id)
+    assert job.state == "succeeded"
+    client.download(job.id, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (config["model_type"], config["intermediate_size"]) == ("llama", 144)
     assert not list(tmp_path.glob("*.py"))
 
 
-def test_a_repeated_submission_is_the_same_job(client: Client, make_spec: MakeSpec) -> None:
+def test_a_repeated_submission_is_the_same_job(
+    client: StrucPruneClient, make_spec: MakeSpec
+) -> None:
     spec = make_spec()
     first = client.submit(spec, idempotency_key="once")
     again = client.submit(spec, idempotency_key="once")
-    assert again["id"] == first["id"]
-    with pytest.raises(Refused, match="422"):
+    assert again.id == first.id
+    with pytest.raises(RequestInvalid):
         client.submit(make_spec(), idempotency_key="once")
-    client.ask(first["id"], "cancel")
-    assert client.wait(first["id"])["state"] == "cancelled"
+    client.cancel(first.id)
+    assert client.wait(first.id).state == "cancelled"
 
 
-def test_cancel_a_running_job(stack: Stack, client: Client, make_spec: MakeSpec) -> None:
+def test_cancel_a_running_job(stack: Stack, client: StrucPruneClient, make_spec: MakeSpec) -> None:
     spec = make_spec(samples=128, length=64)
-    job_id = client.submit(spec)["id"]
-    for job in client.follow(job_id):
-        if job["state"] == "running" and job["progress"] is not None:
-            client.ask(job_id, "cancel")
-            break
+    job_id = client.submit(spec).id
+    until(client, job_id, lambda job: job.state == "running" and job.progress is not None)
+    client.cancel(job_id)
     job = client.wait(job_id)
-    assert job["error"] is None
-    assert job["state"] == "cancelled"
-    assert objects_under(stack, spec["output"]["uri_prefix"]) == []
-    with pytest.raises(Refused, match="409"):
+    assert job.error is None
+    assert job.state == "cancelled"
+    assert published(stack, spec) == []
+    with pytest.raises(JobConflict):
         client.report(job_id)
 
 
 def test_pause_and_resume_give_the_same_checkpoint(
-    stack: Stack, client: Client, make_spec: MakeSpec
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
 ) -> None:
     undisturbed, paused = (make_spec(samples=192, length=64) for _ in range(2))
-    assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
-    job_id = client.submit(paused)["id"]
-    for job in client.follow(job_id):
-        if job["progress"] is not None and job["progress"]["phase"] == "calibrating":
-            client.ask(job_id, "pause")
-            break
-    for job in client.follow(job_id):
-        if job["state"] == "paused":
-            break
-    client.ask(job_id, "resume")
+    assert client.wait(client.submit(undisturbed).id).state == "succeeded"
+    job_id = client.submit(paused).id
+    until(client, job_id, in_phase("calibrating"))
+    client.pause(job_id)
+    until(client, job_id, lambda job: job.state == "paused")
+    client.resume(job_id)
     job = client.wait(job_id)
-    assert job["state"] == "succeeded"
-    assert job["attempt"] == 1
+    assert job.state == "succeeded"
+    assert job.attempt == 1
     assert weights(stack, undisturbed) == weights(stack, paused)
 
 
-def test_a_cancelled_job_is_retried_to_the_same_checkpoint_and_removed(
-    stack: Stack, client: Client, make_spec: MakeSpec
+def test_a_cancelled_job_is_retried_to_the_same_checkpoint(
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
 ) -> None:
     undisturbed, retried = (make_spec(samples=192, length=64) for _ in range(2))
-    assert client.wait(client.submit(undisturbed)["id"])["state"] == "succeeded"
-    job_id = client.submit(retried)["id"]
-    for job in client.follow(job_id):
-        progress = job["progress"]
-        if progress and progress["phase"] == "calibrating" and progress["layers_done"] >= 2:
-            # The embedding and the first layer are done.
-            client.ask(job_id, "cancel")
-            break
-    assert client.wait(job_id)["state"] == "cancelled"
-    with stack.client() as http:
-        here = f"{JOBS}/{job_id}"
-        assert http.post(f"{here}/retry").status_code == httpx.codes.ACCEPTED
-        job = client.wait(job_id)
-        assert (job["state"], job["run"], job["attempt"]) == ("succeeded", 2, 1)
-        assert weights(stack, undisturbed) == weights(stack, retried)
-        done = [
-            (line["run"], line["message"].split(" finished")[0])
-            for line in http.get(f"{here}/logs").json()["data"]
-            if " finished in " in line["message"]
-        ]
-        # What the first run had finished, the second did not do again.
-        assert {(1, "capture.0"), (2, "report")} <= set(done)
-        assert len({unit for _, unit in done}) == len(done)
-        assert 'strucprune_unit_seconds_count{kind="capture"}' in http.get("/metrics").text
-        params = {"outputs": "true"}
-        assert http.delete(here, params=params).status_code == httpx.codes.NO_CONTENT
-        assert http.get(here).status_code == httpx.codes.NOT_FOUND
-    assert objects_under(stack, retried["output"]["uri_prefix"]) == []
-    left = stack.s3.client().list_objects_v2(Bucket=STATE_BUCKET)["Contents"]
-    assert [entry["Key"].rpartition("/")[2] for entry in left if job_id in entry["Key"]] == [
-        "sequel-2.json"
+    assert client.wait(client.submit(undisturbed).id).state == "succeeded"
+    job_id = client.submit(retried).id
+    # The embedding and the first layer are done.
+    until(client, job_id, in_phase("calibrating", 2))
+    client.cancel(job_id)
+    assert client.wait(job_id).state == "cancelled"
+    assert client.retry(job_id).run == 2
+    job = client.wait(job_id)
+    assert (job.state, job.run, job.attempt) == ("succeeded", 2, 1)
+    assert weights(stack, undisturbed) == weights(stack, retried)
+    done = [
+        (line.run, line.message.split(" finished")[0])
+        for line in client.logs(job_id)
+        if " finished in " in line.message
     ]
-
-
-def weights(stack: Stack, spec: dict[str, Any]) -> bytes:
-    key = spec["output"]["uri_prefix"].removeprefix(f"s3://{WORK_BUCKET}/")
-    found = stack.s3.client().get_object(Bucket=WORK_BUCKET, Key=f"{key}/model.safetensors")
-    data: bytes = found["Body"].read()
-    return data
+    # What the first run had finished, the second did not do again.
+    assert {(1, "capture.0"), (2, "report")} <= set(done)
+    assert len({unit for _, unit in done}) == len(done)
+    with stack.http() as http:
+        assert 'strucprune_unit_seconds_count{kind="capture"}' in http.get("/metrics").text
 
 
 @pytest.mark.parametrize(
@@ -179,7 +154,7 @@ def weights(stack: Stack, spec: dict[str, Any]) -> bytes:
 def test_a_wrong_job_is_refused_at_submission(
     stack: Stack, make_spec: MakeSpec, change: dict[str, Any], field: str
 ) -> None:
-    with stack.client() as http:
+    with stack.http() as http:
         response = http.post(JOBS, json={**make_spec(), **change})
     assert response.status_code == httpx.codes.UNPROCESSABLE_ENTITY
     assert response.headers["Content-Type"] == "application/problem+json"

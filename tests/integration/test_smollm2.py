@@ -7,9 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from embedded.client import Client
 from embedded.stack import WORK_BUCKET, Stack
 from embedded.text import ensure_texts
+from strucprune_core.client import StrucPruneClient
 
 # SmolLM2 takes minutes on a small machine.
 _TIMEOUT_SECONDS = 1200
@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 1200
 @pytest.mark.real_model
 @pytest.mark.timeout(_TIMEOUT_SECONDS)
 def test_smollm2_survives_moderate_pruning(
-    stack: Stack, client: Client, smollm2: Path, tmp_path: Path
+    stack: Stack, client: StrucPruneClient, smollm2: Path, tmp_path: Path
 ) -> None:
     texts = ensure_texts(tmp_path)
     s3 = stack.s3.client()
@@ -44,9 +44,9 @@ def test_smollm2_survives_moderate_pruning(
             },
         }
     )
-    job = client.wait(job["id"])
-    assert job["error"] is None
-    report = client.report(job["id"])
+    job = client.wait(job.id)
+    assert job.error is None
+    report = client.report(job.id)
     assert report["sparsity"]["reached"] == pytest.approx(0.2, abs=0.01)
     assert report["after"]["parameters"] < report["before"]["parameters"]
     # Far from what a real calibration gives; a broken one gives thousands.

@@ -55,12 +55,16 @@ local function load_job(id)
   return job
 end
 
+-- Wakes the dispatcher of webhooks, if somebody wants to hear of this job (see webhooks/outbox).
+local function wake(id)
+  redis.call('ZADD', key('webhooks'), 'XX', seconds(now()), id)
+end
+
 local function append_event(id, kind, data)
   redis.call('XADD', key('job', id, 'events'), 'MAXLEN', '~', EVENTS_KEPT, '*',
     'at', seconds(now()), 'type', kind, 'data', data)
   if kind == 'state' then
-    -- Wakes the dispatcher of webhooks, if somebody wants to hear of this job (see webhooks/outbox).
-    redis.call('ZADD', key('webhooks'), 'XX', seconds(now()), id)
+    wake(id)
   end
 end
 
@@ -142,7 +146,11 @@ local function enter(id, job, to, fields, reason)
   fields.updated_at = seconds(at)
   fields.revision = string.format('%d', tonumber(job.revision) + 1)
   set_fields(id, fields)
-  local event = {state = to, attempt = tonumber(fields.attempt or job.attempt)}
+  local event = {
+    state = to,
+    run = tonumber(fields.run or job.run or '1'),
+    attempt = tonumber(fields.attempt or job.attempt),
+  }
   if reason ~= '' then
     event.reason = reason
   end

@@ -22,5 +22,5 @@ for _, label in ipairs(cjson.decode(ARGV[4])) do
   redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
 end
 line_up(id, job, at)
-append_event(id, 'state', cjson.encode({state = 'queued', attempt = 0}))
+append_event(id, 'state', cjson.encode({state = 'queued', run = tonumber(job.run or '1'), attempt = 0}))
 return 1

@@ -15,4 +15,5 @@ for _, label in ipairs(cjson.decode(job.label_index or '[]')) do
 end
 redis.call('ZREM', key('ended'), id)
 redis.call('DEL', key('job', id), key('job', id, 'events'), key('job', id, 'logs'))
+wake(id)
 return 1

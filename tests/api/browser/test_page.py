@@ -136,7 +136,7 @@ def test_a_job_is_followed_and_controlled(page: Page, jobs: Jobs) -> None:
     step.filter(has_text="calibrating").wait_for()
     jobs.progress(job_id, Phase.SOLVING, 0.5)
     step.filter(has_text="solving").wait_for()
-    assert page.get_by_role("status").inner_text() == "solving, 50%"
+    page.get_by_role("status").get_by_text("solving, 50%", exact=True).wait_for()
     assert page.get_by_role("progressbar").evaluate("node => node.value") == 0.5
     page.get_by_text("Log", exact=True).click()
     page.get_by_text("1536 -> 1100").wait_for()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from strucprune_core.evaluation import memory
 from strucprune_core.evaluation.memory import SAMPLE_SECONDS, MemoryMeter, anonymous_bytes
 
 BLOCK_BYTES = 100_000_000
@@ -34,6 +36,28 @@ def test_an_allocation_shows_in_the_peak_even_when_it_is_gone(meter: MemoryMeter
         grown = meter.take_host_peak() - before
         assert grown == pytest.approx(BLOCK_BYTES, abs=SLACK_BYTES)
         assert meter.take_host_peak() - before < SLACK_BYTES  # each call begins anew
+
+
+def test_a_sample_belongs_to_the_call_during_which_it_was_read(
+    meter: MemoryMeter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    high, low = 100, 1
+    reading, first = threading.Event(), iter([high])
+
+    def slow_reading() -> int:
+        if threading.current_thread() is threading.main_thread():
+            return low
+        value = next(first, low)
+        reading.set()
+        time.sleep(0.1)  # meanwhile the main thread asks
+        return value
+
+    monkeypatch.setattr(memory, "anonymous_bytes", slow_reading)
+    with meter.running():
+        assert reading.wait(10)
+        assert meter.take_host_peak() == high
+        time.sleep(0.2)
+        assert meter.take_host_peak() == low
 
 
 def test_pages_of_a_file_do_not_count(meter: MemoryMeter, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Jobs of the embedded stack: waiting for a point in their life, and what they have published."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from embedded.stack import WORK_BUCKET, Stack
+from strucprune_core.client import Job, StrucPruneClient
+
+_POLL_SECONDS = 0.05
+
+
+def until(client: StrucPruneClient, job_id: str, reached: Callable[[Job], bool]) -> Job:
+    """The job once `reached`, which must happen before it ends."""
+    while True:
+        job = client.get(job_id)
+        if reached(job):
+            return job
+        assert not job.ended, f"{job.state}: {job.error}"
+        time.sleep(_POLL_SECONDS)
+
+
+def in_phase(phase: str, layers_done: int = 0) -> Callable[[Job], bool]:
+    """Whether a job is in this phase, with so many of its layers done."""
+
+    def reached(job: Job) -> bool:
+        progress = job.progress
+        return bool(progress and progress.phase == phase and progress.layers_done >= layers_done)
+
+    return reached
+
+
+def output_key(spec: dict[str, Any]) -> str:
+    """Where in the bucket a job publishes."""
+    uri: str = spec["output"]["uri_prefix"]
+    return uri.removeprefix(f"s3://{WORK_BUCKET}/")
+
+
+def published(stack: Stack, spec: dict[str, Any]) -> list[str]:
+    """Names of the files below a job's output prefix."""
+    prefix = output_key(spec) + "/"
+    listing = stack.s3.client().list_objects_v2(Bucket=WORK_BUCKET, Prefix=prefix)
+    return [entry["Key"].removeprefix(prefix) for entry in listing.get("Contents", [])]
+
+
+def weights(stack: Stack, spec: dict[str, Any]) -> bytes:
+    """The weights that a job has published."""
+    key = f"{output_key(spec)}/model.safetensors"
+    data: bytes = stack.s3.client().get_object(Bucket=WORK_BUCKET, Key=key)["Body"].read()
+    return data
