@@ -509,3 +509,7 @@ def _print_summary(report: Report, output: str) -> None:
     for export in report.exports:
         console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+
+
+if __name__ == "__main__":
+    main()
