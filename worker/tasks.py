@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from celery import Celery
 
 from api.jobs.doorbell import TASK
@@ -10,11 +12,11 @@ from worker.settings import Settings
 from worker.stop import Drain
 
 
-def register(app: Celery, settings: Settings, drain: Drain) -> None:
+def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]) -> None:
     """Make the app answer doorbells."""
 
     def answer(job_id: str) -> None:
         with Services.connected(settings) as services:
-            run_job(job_id, services, settings, drain)
+            run_job(job_id, services, settings, drain, solve)
 
     app.task(answer, name=TASK)
