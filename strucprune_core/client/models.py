@@ -42,6 +42,7 @@ class Job(_Answer):
 
     Attributes:
         state: queued, running, pausing, paused, cancelling, succeeded, failed or cancelled.
+        workers: How many workers serve it now.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job; another one whenever anything here changes.
@@ -53,6 +54,7 @@ class Job(_Answer):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int = 0
+    workers: int = 0
     progress: Progress | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -74,7 +76,7 @@ class JobPage(_Answer):
 
 
 class Event(_Answer):
-    """Something that happened to a job; `type` is "state" or "progress"."""
+    """Something that happened to a job; `type` is "state", "progress" or "workers"."""
 
     id: str
     at: datetime
