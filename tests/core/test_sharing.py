@@ -219,7 +219,7 @@ def test_a_zombie_finishes_late_and_does_no_harm(
 def test_a_helper_that_dies_leaves_its_unit_to_others(
     crew: Crew, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curve, deaths = STEPS["curve"], []
+    curve, deaths = STEPS["curve"], list[str]()
 
     def die_once(job: Job, unit: Unit, draft: Draft) -> None:
         if not deaths:
