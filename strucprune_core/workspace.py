@@ -175,6 +175,15 @@ class Workspace:
         self._manifests.clear()
         self._present = {info.key: info.size_bytes for info in self._store.list("units/")}
 
+    def look(self, unit: str) -> bool:
+        """Look again at one unit: whether it is finished by now."""
+        root = f"units/{unit}/"
+        self._manifests.pop(unit, None)
+        for key in [key for key in self._present if key.startswith(root)]:
+            del self._present[key]
+        self._present.update({info.key: info.size_bytes for info in self._store.list(root)})
+        return self.manifest(unit) is not None
+
     def manifest(self, unit: str) -> Manifest | None:
         """The unit's manifest if it is finished, else None."""
         if unit not in self._manifests:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from api.jobs import environment
-from api.jobs.doorbell import QUEUES
+from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
 from worker import scratch
 from worker.app import make_app
@@ -32,7 +32,7 @@ def main(solve: Sequence[str] = SOLVE) -> None:
             # One job at a time, in a child process, so that the main process always answers.
             "--pool=prefork",
             "--concurrency=1",
-            f"--queues={','.join(QUEUES.values())}",
+            f"--queues={','.join(ALL_QUEUES)}",
             "--loglevel=INFO",
             # Workers do not know of each other: the ledger is all they share.
             "--without-gossip",
