@@ -3,7 +3,8 @@
     python -m tests.docs.command_server SOCKET
 
 Imports everything once and then forks for each call: the child takes over the caller's arguments,
-directory, environment and standard streams, and runs the command's own entry point.
+directory, environment and standard streams, and runs the command's own entry point. Signals to
+the caller are passed on to it.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from pathlib import Path
 
 # What stands in for `strucprune`; it starts within some 20 ms.
 CLIENT = """#!{python} -SE
-import json, os, socket, sys
+import json, os, signal, socket, sys
 call = socket.socket(socket.AF_UNIX)
 call.connect({path!r})
 words = json.dumps([sys.argv, os.getcwd(), dict(os.environ)]).encode()
 socket.send_fds(call, [len(words).to_bytes(4, "big")], [0, 1, 2])
 call.sendall(words)
-sys.exit(int(call.makefile().read() or 70))
+answer = call.makefile()
+process = int(answer.readline())
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: os.kill(process, number))
+sys.exit(int(answer.read() or 70))
 """
 
 
@@ -65,6 +70,7 @@ def _answer(call: socket.socket) -> int:
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
+    call.sendall(f"{os.getpid()}\n".encode())
     try:
         from strucprune_core.cli import main as command
 
