@@ -50,6 +50,7 @@ from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report_page import render_html
+from strucprune_core.scratch import scratch_errors
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.allocation import curve, probe
 from strucprune_core.steps.assemble import assemble
@@ -293,17 +294,19 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
     memory.take_device_peak()
     job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
     try:
-        with job.workspace.draft() as draft:
+        # Stores have errors of their own: what else the system refuses is scratch.
+        with scratch_errors(f"what {unit.name} works on"), job.workspace.draft() as draft:
             with memory.counting():
                 STEPS[unit.kind](job, unit, draft)
             host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
-            job.workspace.commit(
-                unit.name,
-                draft,
-                seconds=round(time.monotonic() - began, 4),
-                host_peak_bytes=host_peak,
-                device_peak_bytes=device_peak,
-            )
+            with naming_field("workspace"):
+                job.workspace.commit(
+                    unit.name,
+                    draft,
+                    seconds=round(time.monotonic() - began, 4),
+                    host_peak_bytes=host_peak,
+                    device_peak_bytes=device_peak,
+                )
     except StrucPruneError as error:
         error.phase = error.phase or unit.phase.value
         error.layer = _layer_of(unit) if error.layer is None else error.layer
