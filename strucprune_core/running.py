@@ -20,11 +20,12 @@ from dataclasses import dataclass
 import torch
 
 from strucprune_core.claims import UnitClaims
-from strucprune_core.errors import OutOfMemory, StrucPruneError
+from strucprune_core.errors import OutOfMemory, StrucPruneError, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.planner.costs import unit_costs
 from strucprune_core.progress import FinishedUnit, UnitSink
 from strucprune_core.progress_meter import ProgressMeter
+from strucprune_core.scratch import scratch_errors
 from strucprune_core.steps.allocation import curve, probe
 from strucprune_core.steps.assemble import assemble
 from strucprune_core.steps.capture import capture
@@ -223,17 +224,19 @@ def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
     memory.take_host_peak()
     memory.take_device_peak()
     try:
-        with job.workspace.draft() as draft:
+        # Stores have errors of their own: what else the system refuses is scratch.
+        with scratch_errors(f"what {unit.name} works on"), job.workspace.draft() as draft:
             with memory.counting():
                 STEPS[unit.kind](job, unit, draft)
             host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
-            job.workspace.commit(
-                unit.name,
-                draft,
-                seconds=round(time.monotonic() - began, 4),
-                host_peak_bytes=host_peak,
-                device_peak_bytes=device_peak,
-            )
+            with naming_field("workspace"):
+                job.workspace.commit(
+                    unit.name,
+                    draft,
+                    seconds=round(time.monotonic() - began, 4),
+                    host_peak_bytes=host_peak,
+                    device_peak_bytes=device_peak,
+                )
     except StrucPruneError as error:
         error.phase = error.phase or unit.phase.value
         error.layer = _layer_of(unit) if error.layer is None else error.layer

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from api.jobs import environment
 from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
+from strucprune_core.errors import ScratchUnavailable
 from worker import scratch
 from worker.app import make_app
 from worker.child import SOLVE
-from worker.failures import ScratchUnavailable
 from worker.settings import Settings
 from worker.watch import forget_drain
 
