@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 
 from api.jobs.record import Signal
 
+HelpState = Literal["helping", "wanted"]
 # The claimant that is no helper.
 LEADER = "leader"
 # An attempt that so many helpers have failed in is left to its leader.
@@ -93,6 +94,9 @@ class Seats(Protocol):
         Being returned counts as being rung for.
         """
 
+    def counts(self) -> dict[HelpState, int]:
+        """How many workers help, and how many more would find something to do."""
+
 
 class RedisSeats:
     """The seats in a `RedisLedger`.
@@ -127,3 +131,8 @@ class RedisSeats:
         """See `Seats.wanted`."""
         found = self._run("helpers_wanted", seconds, limit)
         return [(job_id, int(bells)) for job_id, bells in zip(found[::2], found[1::2], strict=True)]
+
+    def counts(self) -> dict[HelpState, int]:
+        """See `Seats.counts`."""
+        helping, wanted = map(int, self._run("help_counts"))
+        return {"helping": helping, "wanted": wanted}

@@ -102,6 +102,17 @@ def test_help_is_rung_for_when_work_comes_up_and_then_by_reconcilers(
     assert bells("solve.0", "solve.1", "solve.2") == 1
 
 
+def test_helpers_are_counted(ledger: RedisLedger, led: Claim) -> None:
+    assert ledger.seats.counts() == {"helping": 0, "wanted": 2}
+    seated(ledger, "one", seconds=0.05)
+    seated(ledger, "two")
+    assert ledger.seats.counts() == {"helping": 2, "wanted": 0}
+    time.sleep(0.1)
+    assert ledger.seats.counts()["helping"] == 1
+    ledger.release("job_a", led.fence)
+    assert ledger.seats.counts() == {"helping": 0, "wanted": 0}
+
+
 def test_a_seat_lapses_and_its_unit_with_it(ledger: RedisLedger, led: Claim) -> None:
     place = seated(ledger, seconds=0.05)
     assert unit(ledger, place) == "curve.1"
