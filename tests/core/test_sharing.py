@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from strucprune_core.errors import NumericalFailure, Stopped, StorageUnavailable
 from strucprune_core.pipeline import assist, prune
 from strucprune_core.progress import FinishedUnit
 from strucprune_core.report import Report
-from strucprune_core.running import STEPS
+from strucprune_core.running import STEPS, Step
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.units import Unit
-from strucprune_core.workspace import Draft
+from strucprune_core.workspace import Draft, LostFile
 from tests.core.tiny_job import RemoteStore, checkpoint_of, run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -141,7 +142,17 @@ class Crew:
 
 
 @pytest.fixture
-def crew(spec: JobSpec, tmp_path: Path) -> Iterator[Crew]:
+def crew(spec: JobSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Crew]:
+    # One step at a time: the reload check makes transformers build its model on the meta device,
+    # which for that moment is so for every thread of the process.
+    turn = threading.Lock()
+
+    def in_turn(step: Step, job: Job, unit: Unit, draft: Draft) -> None:
+        with turn:
+            step(job, unit, draft)
+
+    for kind, step in STEPS.items():
+        monkeypatch.setitem(STEPS, kind, partial(in_turn, step))
     with ThreadPoolExecutor() as pool:
         yield Crew(spec, tmp_path, pool)
 
@@ -261,6 +272,26 @@ def test_a_unit_that_always_fails_fails_the_leader(
     with pytest.raises(NumericalFailure) as failure:
         leader.result(60)
     assert (failure.value.phase, failure.value.layer) == ("allocating", 0)
+
+
+class Forgotten:
+    """Claims in a ledger that has lost its data: whatever is due is granted, to everybody."""
+
+    shared = True
+
+    def claim(self, ready: Sequence[str]) -> str | None:
+        return ready[0] if ready else None
+
+
+def test_without_any_claims_work_is_done_twice_and_the_bytes_are_the_same(
+    crew: Crew, expected: dict[str, bytes]
+) -> None:
+    runners = [crew.help(who, claims=Forgotten(), patience_seconds=1.0) for who in ("one", "two")]
+    crew.lead(Forgotten()).result(60)
+    assert checkpoint_of(crew.root / "out") == expected
+    for runner in runners:
+        # Files that it needs may be released by those who are ahead of it.
+        assert runner.exception(60) is None or isinstance(runner.exception(), LostFile)
 
 
 def test_a_helper_without_work_leaves(crew: Crew) -> None:

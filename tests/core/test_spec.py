@@ -109,6 +109,18 @@ def test_what_is_read_belongs_to_the_fingerprint() -> None:
     assert len(prints) == 5
 
 
+def test_how_many_workers_serve_a_job_changes_no_result() -> None:
+    alone, shared = (
+        JobSpec.model_validate(body() | {"runtime": runtime})
+        for runtime in ({}, {"max_workers": 64})
+    )
+    assert (alone.runtime.max_workers, shared.runtime.max_workers) == (1, 64)
+    assert alone.result_fingerprint() == shared.result_fingerprint()
+    for number in (0, 65):
+        with pytest.raises(ValidationError, match="max_workers"):
+            JobSpec.model_validate(body() | {"runtime": {"max_workers": number}})
+
+
 def test_rounds_need_a_price_to_set() -> None:
     pruning = {"sparsity": 0.5, "rounds": 2}
     assert JobSpec.model_validate(body() | {"pruning": pruning}).pruning.rounds == 2
