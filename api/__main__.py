@@ -39,7 +39,11 @@ def _listener(host: str, port: int) -> socket.socket:
     """A socket that listens there; ends the program with one line if there is none to be had."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host, port), family=family)
+        listener = socket.create_server((host, port), family=family)
+        # Connections inherit it. Else the second packet of an answer waits for the acknowledgement
+        # of the first, which the other side delays by 40 ms; asyncio does so for its own sockets.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         sys.exit(
             f"Cannot start: nothing can listen on {host}:{port} ({error.strerror}); set "

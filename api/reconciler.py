@@ -86,6 +86,7 @@ class Reconciler:
         self._take_back_expired()
         self._end_overdue()
         self._ring_again()
+        self._ring_for_help()
         self._remove_old()
         self._tally.flush()
 
@@ -158,6 +159,12 @@ class Reconciler:
                 self._journal, self._ledger, job_id, record.run
             ):
                 self._doorbell.ring(job_id, priority)
+
+    def _ring_for_help(self) -> None:
+        """Ring again for jobs that want help, unless workers are too busy to hear it."""
+        if self._doorbell.waiting_for_help() == 0:
+            for job_id, times in self._ledger.seats.wanted(self._requeue_after_seconds, BATCH):
+                self._doorbell.ring_for_help(job_id, times)
 
 
 def run(

@@ -94,7 +94,14 @@ class LedgerCollector(Collector):
         for priority, queue in self._ledger.queues().items():
             waiting.add_metric([priority], queue.jobs)
             age.add_metric([priority], queue.age_seconds)
-        return [jobs, waiting, age]
+        helpers = GaugeMetricFamily(
+            "strucprune_helpers",
+            "Workers that help with jobs that others lead, and more that would find work there.",
+            labels=["state"],
+        )
+        for help_state, count in self._ledger.seats.counts().items():
+            helpers.add_metric([help_state], count)
+        return [jobs, waiting, age, helpers]
 
 
 class CountRequests:

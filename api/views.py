@@ -62,6 +62,10 @@ class JobView(BaseModel):
     attempt: int = Field(
         description="Attempts begun in this run; interruptions by maintenance do not count."
     )
+    workers: int = Field(
+        description="Workers that serve the job now; more than one only where "
+        "`runtime.max_workers` allows it."
+    )
     progress: ProgressView | None
     error: JobErrorView | None
     labels: dict[str, str]
@@ -85,7 +89,7 @@ class EventView(BaseModel):
 
     id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
     at: datetime
-    type: str = Field(description="`state` or `progress`.")
+    type: str = Field(description="`state`, `progress` or `workers`.")
     data: dict[str, Any]
 
 
@@ -185,6 +189,7 @@ def job_view(record: JobRecord) -> JobView:
             "finished_at": _utc(record.finished_at),
             "run": record.run,
             "attempt": record.attempt,
+            "workers": record.workers,
             "progress": record.progress,
             "error": record.error,
             "labels": record.labels,

@@ -177,10 +177,14 @@ class ManagedProcess:
     def _failure(self, message: str) -> ProcessError:
         return ProcessError(f"{message} Last lines of {self.log_path}:\n{self.log_tail()}")
 
+    def terminate(self) -> None:
+        """SIGTERM to the process, without waiting for its end."""
+        self._process.terminate()
+
     def stop(self, grace_seconds: float = _GRACE_SECONDS) -> None:
         """SIGTERM to the process, then SIGKILL to its whole group once the grace period is over."""
         if self.running:
-            self._process.terminate()
+            self.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(grace_seconds)
         self.kill()

@@ -85,6 +85,10 @@ class Stack(Service):
             **self._settings,
         }
 
+    def environment_of(self, name: str) -> dict[str, str]:
+        """The whole environment of one process, by its name: api, reconciler, worker-0, ..."""
+        return {**os.environ, **self.environment}
+
     def client(self) -> StrucPruneClient:
         """The product's own client, with the API key."""
         return StrucPruneClient(self.api_url, self.api_key)
@@ -123,7 +127,7 @@ class Stack(Service):
             name,
             [sys.executable, "-m", module],
             log_directory=self.log_directory,
-            env={**os.environ, **self.environment},
+            env=self.environment_of(name),
             cwd=ROOT,
         )
 

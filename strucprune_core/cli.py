@@ -8,8 +8,6 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-import tempfile
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
@@ -126,16 +124,17 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
-    with failures(as_json), tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
-        from strucprune_core.conversion import convert as run
-        from strucprune_core.storage.open import open_store
+    from strucprune_core.conversion import convert as run
+    from strucprune_core.scratch import scratch_directory
+    from strucprune_core.storage.open import open_store
 
+    with failures(as_json), scratch_directory() as scratch:
         with progress_bar() as bar:
             task = bar.add_task("converting", total=1.0)
             result = run(
                 open_store(source),
                 open_store(output),
-                Path(scratch),
+                scratch,
                 tick=lambda share: bar.update(task, completed=share),
             )
         show(result, as_json)
@@ -429,15 +428,16 @@ def _size(text: str | None, option: str) -> int | None:
 
 def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
     from strucprune_core.pipeline import prune as run
+    from strucprune_core.scratch import scratch_directory
     from strucprune_core.storage.open import open_store
 
     interrupted = _StopOnInterrupt()
-    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch, progress_bar() as bar:
+    with scratch_directory() as scratch, progress_bar() as bar:
         show = _ProgressDisplay(bar)
         return run(
             spec,
-            workspace=open_store(workspace or str(Path(scratch) / "workspace")),
-            scratch=Path(scratch),
+            workspace=open_store(workspace or str(scratch / "workspace")),
+            scratch=scratch,
             progress=show,
             stop=interrupted,
         )
@@ -509,3 +509,7 @@ def _print_summary(report: Report, output: str) -> None:
     for export in report.exports:
         console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@
     │   ├── StorageUnavailable    the store does not answer                        (retryable)
     │   ├── AccessDenied          bad or insufficient credentials                  (final)
     │   └── ObjectNotFound        no such bucket, prefix or object                 (final)
+    ├── ScratchUnavailable        temporary files cannot be written or read        (retryable)
     ├── OutOfMemory               device or host memory was not enough             (retryable)
     └── Stopped                   the caller asked to stop; not a failure          (resumable)
 
@@ -157,6 +158,17 @@ class ObjectNotFound(StorageError):
 
     code = "object_not_found"
     usual_remedy = "Check the URI: bucket, prefix and name."
+
+
+class ScratchUnavailable(StrucPruneError):
+    """Temporary files cannot be written or read: the disk is full, or the place is no good."""
+
+    code = "scratch_unavailable"
+    usual_remedy = (
+        "Free space in the directory of temporary files, or choose another one: TMPDIR for the "
+        "command, STRUCPRUNE_SCRATCH_DIRECTORY for a worker."
+    )
+    retryable = True
 
 
 class OutOfMemory(StrucPruneError):

@@ -6,10 +6,6 @@ be larger than memory.
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.errors import StorageUnavailable
+from strucprune_core.scratch import temporary_array
 from strucprune_core.solver.matrices import Index, Matrix, carve
 
 _NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
@@ -105,40 +101,7 @@ class ScratchMatrices:
         """A matrix of zeros; its space is taken now, and given back with the last reference.
 
         Raises:
-            StorageUnavailable: the disk is full, or the directory cannot be written to.
+            ScratchUnavailable: the disk is full, or the directory cannot be written to.
         """
-        kind = _NUMPY_DTYPES[dtype]
-        size_bytes = rows * columns * kind.itemsize
-        with (
-            disk_errors(f"a scratch matrix of {size_bytes} bytes"),
-            tempfile.TemporaryFile(dir=self._directory) as file,
-        ):
-            take_space(file.fileno(), size_bytes)
-            array = np.memmap(file, dtype=kind, mode="r+", shape=(rows, columns))
+        array = temporary_array(self._directory, (rows, columns), _NUMPY_DTYPES[dtype])
         return HostMatrix(array, self._device)
-
-
-@contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """Turn an `OSError` into one that says what could not be written.
-
-    Raises:
-        StorageUnavailable: there was one.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise StorageUnavailable(
-            f"{what} cannot be written: {error.strerror or error}",
-            remedy="Free disk space in the scratch directory, or give another one.",
-        ) from error
-
-
-def take_space(descriptor: int, size_bytes: int) -> None:
-    """Make a file so long, its blocks allocated: writing to a mapped hole kills on a full disk.
-
-    Raises:
-        OSError: there is no room.
-    """
-    if size_bytes:
-        os.posix_fallocate(descriptor, 0, size_bytes)

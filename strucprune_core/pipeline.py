@@ -1,11 +1,11 @@
-"""`prune`: the whole job, in one process.
+"""`prune`: the whole job, in one process, or with the help of others that `assist`.
 
-    inspect ─ open the workspace ─ run the pending units of the graph, in order ─ publish
+    inspect ─ open the workspace ─ run the pending units of the graph ─ publish
 
-The graph is in `units`, the work of each unit in `steps`, what is finished in the workspace. So
-stopping anywhere and calling `prune` again with the same workspace continues, and ends with the
-same bytes. A file of the workspace that turns out to be damaged or gone makes the run look again
-at what is pending.
+The graph is in `units`, the work of each unit in `steps`, how they are run in `running`, what is
+finished in the workspace. So stopping anywhere and calling `prune` again with the same workspace
+continues, and ends with the same bytes. A file of the workspace that turns out to be damaged or
+gone makes the run look again at what is pending.
 """
 
 from __future__ import annotations
@@ -17,24 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TypeVar
 
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.claims import ALONE, UnitClaims
 from strucprune_core.devices import choose_device, settle_vector_math
 from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.errors import (
-    InvalidCheckpoint,
-    OutOfMemory,
-    OutputNotEmpty,
-    StrucPruneError,
-    naming_field,
-)
-from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
+from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
+from strucprune_core.evaluation.memory import MemoryMeter
 from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.planner.costs import unit_costs
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
@@ -50,64 +43,31 @@ from strucprune_core.progress_meter import ProgressMeter
 from strucprune_core.publish import claim_of, publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report_page import render_html
+from strucprune_core.running import Run, help_out, run_pending
 from strucprune_core.spec import JobSpec
-from strucprune_core.steps.allocation import curve, probe
-from strucprune_core.steps.assemble import assemble
-from strucprune_core.steps.capture import capture
-from strucprune_core.steps.distill import distill
-from strucprune_core.steps.exports import check_export, export_blocks, export_gguf, published
-from strucprune_core.steps.gradients import gradient
+from strucprune_core.steps.exports import published
 from strucprune_core.steps.job import Job
-from strucprune_core.steps.judge import evaluate, verify
-from strucprune_core.steps.pricing import allocate, price
-from strucprune_core.steps.recover import recover, replay
-from strucprune_core.steps.report import published_files, report
-from strucprune_core.steps.rounds import review, trial
-from strucprune_core.steps.solve import solve
-from strucprune_core.steps.tokens import embeddings, tokens
+from strucprune_core.steps.report import published_files
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
-from strucprune_core.units import Unit, pending, publication
-from strucprune_core.workspace import Draft, LostFile, Workspace
+from strucprune_core.workspace import LostFile, Workspace
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 # How often one unit may lose files in one run before the workspace itself is taken for broken.
 MAX_LOSSES = 3
 
+# How long a process that assists waits for something to do. It begins by loading its libraries and
+# reading the model's headers, so leaving at every narrow place of the graph would be dear.
+PATIENCE_SECONDS = 120.0
+
 # Disk for weights that were read from afar: some layers, so that one that passes in panels is read
 # from there once.
 CACHE_BYTES, CACHE_LAYERS = 512 * 2**20, 2
-
-# Kinds of units whose index is a layer.
-_OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
-
-Step = Callable[[Job, Unit, Draft], None]
-STEPS: dict[str, Step] = {
-    "tokens": tokens,
-    "embed": embeddings,
-    "capture": capture,
-    "curve": curve,
-    "probe": probe,
-    "gradient": gradient,
-    "price": price,
-    "trial": trial,
-    "review": review,
-    "allocate": allocate,
-    "solve": solve,
-    "replay": replay,
-    "recover": recover,
-    "distill": distill,
-    "assemble": assemble,
-    "gguf": export_gguf,
-    "block_configs": export_blocks,
-    "check": check_export,
-    "evaluate": evaluate,
-    "verify": verify,
-    "report": report,
-}
 
 
 def prune(
@@ -119,6 +79,7 @@ def prune(
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
     finished: UnitSink = ignore_unit,
+    claims: UnitClaims = ALONE,
 ) -> Report:
     """Prune a model and publish the result.
 
@@ -130,6 +91,7 @@ def prune(
         progress: Told about progress.
         stop: Asked at safe points; raising `errors.Stopped` there loses no finished unit.
         finished: Told of each unit that was done, and of the publishing.
+        claims: Keeps other processes that `assist` off the units that this one does.
 
     Returns:
         The report that was published with the checkpoint.
@@ -137,10 +99,87 @@ def prune(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
+    meter = ProgressMeter(progress, stop or NeverStop())
+    with _opened(spec, workspace, scratch, open_store, meter, finished, claims) as run:
+        output = open_store(spec.output.uri_prefix)
+
+        def attempt() -> Report:
+            claim = _claim(output, run.job.workspace)
+            run_pending(run)
+            began_at, began = time.time(), time.monotonic()
+            result = _publish(run.job, output, claim, meter)
+            seconds = time.monotonic() - began
+            finished(FinishedUnit("publish", "publish", began_at, seconds))
+            return result
+
+        result = _despite_losses(run.job.workspace, attempt)
+    meter.finish()
+    return result
+
+
+def assist(
+    spec: JobSpec,
+    *,
+    workspace: Store,
+    scratch: Path,
+    claims: UnitClaims,
+    open_store: Callable[[str], Store] = open_store_from_environment,
+    progress: ProgressSink = ignore_progress,
+    stop: StopSignal | None = None,
+    finished: UnitSink = ignore_unit,
+    patience_seconds: float = PATIENCE_SECONDS,
+) -> None:
+    """Do units of a job that another process leads, which calls `prune` with the same workspace.
+
+    Returns once there is nothing more to do here. Whoever does a unit, its bytes are the same;
+    nothing is published, and what goes wrong here is no failure of the job.
+
+    Args:
+        spec: The job.
+        workspace: The one that the leader works in.
+        scratch: Local directory for temporary files.
+        claims: This process's claims on units, against those of the leader and of others.
+        open_store: Opens the stores that the spec names.
+        progress: Told that this process is alive; of the job's progress it knows only a part.
+        stop: As for `prune`.
+        finished: Told of each unit that was done here.
+        patience_seconds: How long to wait for something to do.
+
+    Raises:
+        StrucPruneError: see `errors`.
+    """
+    meter = ProgressMeter(progress, stop or NeverStop())
+    with _opened(spec, workspace, scratch, open_store, meter, finished, claims) as run:
+        _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
+
+
+def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
+    """What the attempt returns, made again whenever the workspace has lost a file."""
+    losses: Counter[str] = Counter()
+    while True:
+        try:
+            return attempt()
+        except LostFile as lost:
+            losses[lost.unit] += 1
+            if losses[lost.unit] > MAX_LOSSES:
+                raise
+            log.warning("%s: going on with what is left", lost.message)
+            workspace.refresh()
+
+
+@contextlib.contextmanager
+def _opened(
+    spec: JobSpec,
+    workspace: Store,
+    scratch: Path,
+    open_store: Callable[[str], Store],
+    meter: ProgressMeter,
+    finished: UnitSink,
+    claims: UnitClaims,
+) -> Iterator[Run]:
+    """The job, inspected and planned, with its workspace open."""
     facts = inspect_job(spec, open_store, check_output=False)
     index = facts.model.index
-    output = open_store(spec.output.uri_prefix)
-    meter = ProgressMeter(progress, stop or NeverStop())
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):
         kept = Workspace(
@@ -153,7 +192,6 @@ def prune(
         )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
-    losses: Counter[str] = Counter()
     limit = spec.runtime.device_memory_bytes
     with (
         _read_ahead(index, facts.model.config, scratch) as weights,
@@ -172,23 +210,7 @@ def prune(
             safe_point=meter.safe_point,
             plan=plan_job(spec, facts.model.config),
         )
-        while True:
-            try:
-                claim = _claim(output, kept)
-                _run_pending(job, meter, memory, finished)
-                began_at, began = time.time(), time.monotonic()
-                result = _publish(job, output, claim, meter)
-                seconds = time.monotonic() - began
-                finished(FinishedUnit("publish", "publish", began_at, seconds))
-                break
-            except LostFile as lost:
-                losses[lost.unit] += 1
-                if losses[lost.unit] > MAX_LOSSES:
-                    raise
-                log.warning("%s: going on with what is left", lost.message)
-                kept.refresh()
-    meter.finish()
-    return result
+        yield Run(job, meter, memory, finished, claims)
 
 
 @contextlib.contextmanager
@@ -234,15 +256,6 @@ def _finished_report(workspace: Workspace) -> bytes | None:
         return None
 
 
-def _run_pending(job: Job, meter: ProgressMeter, memory: MemoryMeter, finished: UnitSink) -> None:
-    todo = _pending(job)
-    meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
-    for unit in todo:
-        meter.begin(unit)
-        finished(_run(job, unit, memory))
-        meter.end(unit)
-
-
 def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter) -> Report:
     """Copy the finished checkpoint and its report to the output."""
     names = (REPORT_JSON, REPORT_HTML)
@@ -274,70 +287,3 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
             remedy="Submit the job again, with a new output prefix; give other models a prefix of "
             "their own.",
         )
-
-
-def _pending(job: Job) -> list[Unit]:
-    """The units to run: the unfinished ones, and those whose files are missing where needed."""
-    units = [*job.graph, publication(job.graph)]
-    finished = {unit.name for unit in units if job.workspace.manifest(unit.name) is not None}
-    needed = {read for unit in units for read in unit.reads}
-    present = {read for read in needed if job.workspace.has_file(*read)}
-    return pending(units, finished, present)[:-1]
-
-
-def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
-    """Compute one unit and commit it."""
-    began_at, began = time.time(), time.monotonic()
-    return_free_memory()
-    memory.take_host_peak()
-    memory.take_device_peak()
-    job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
-    try:
-        with job.workspace.draft() as draft:
-            with memory.counting():
-                STEPS[unit.kind](job, unit, draft)
-            host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
-            job.workspace.commit(
-                unit.name,
-                draft,
-                seconds=round(time.monotonic() - began, 4),
-                host_peak_bytes=host_peak,
-                device_peak_bytes=device_peak,
-            )
-    except StrucPruneError as error:
-        error.phase = error.phase or unit.phase.value
-        error.layer = _layer_of(unit) if error.layer is None else error.layer
-        raise
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise _out_of_memory(unit, error) from error
-    for owner, name in unit.releases:
-        job.workspace.release(owner, name)
-    seconds = time.monotonic() - began
-    log.info("%s finished in %.1f s", unit.name, seconds)
-    return FinishedUnit(unit.name, unit.kind, began_at, seconds, host_peak, device_peak)
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out: torch's CPU allocator says so with a plain RuntimeError."""
-    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return typed or "DefaultCPUAllocator" in str(error)
-
-
-def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
-    """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
-    pushes_tokens = unit.kind in ("capture", "probe", "distill", "evaluate")
-    return OutOfMemory(
-        f"out of memory in {unit.name}: {error}",
-        field="runtime.micro_batch_tokens" if pushes_tokens else None,
-        remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory."
-        if pushes_tokens
-        else "Use a machine with more memory; `strucprune_core.estimate` says how much.",
-        phase=unit.phase.value,
-        layer=_layer_of(unit),
-    )
-
-
-def _layer_of(unit: Unit) -> int | None:
-    return unit.index if unit.kind in _OF_A_LAYER else None

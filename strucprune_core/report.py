@@ -196,7 +196,7 @@ class MemorySummary(_Part):
 
 
 class PhaseTime(_Part):
-    """Seconds spent in one phase, over all attempts."""
+    """Seconds of work in one phase, over all attempts and all workers."""
 
     name: str
     seconds: float

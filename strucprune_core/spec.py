@@ -334,6 +334,14 @@ class RuntimeSpec(_Strict):
         "retry begins anew.",
     )
     max_attempts: int = Field(default=3, ge=1, le=20)
+    max_workers: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="How many of a service's workers may serve the job at once. Those that have no "
+        "job of their own help with layers that do not depend on each other; the result is the "
+        "same.",
+    )
 
 
 class JobSpec(_Strict):

@@ -351,6 +351,19 @@ def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str]
     return Unit(f"evaluate.{which}", Phase.EVALUATING, after, reads)
 
 
+def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:
+    """All units before each: a lost one may have to run again although those after it are finished.
+
+    Args:
+        units: The graph, in topological order.
+    """
+    found: dict[str, frozenset[str]] = {}
+    for unit in units:
+        before = {*unit.after, *_owners(unit.reads)}
+        found[unit.name] = frozenset(before.union(*(found[name] for name in before)))
+    return found
+
+
 def pending(units: list[Unit], finished: set[str], present: set[tuple[str, str]]) -> list[Unit]:
     """Units that still have to run, in order.
 

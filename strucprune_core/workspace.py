@@ -29,9 +29,11 @@ from typing import Any
 from strucprune_core.digests import sha256_of, sha256_of_bytes
 from strucprune_core.errors import (
     ObjectNotFound,
+    StorageError,
     StorageUnavailable,
     WorkspaceMismatch,
 )
+from strucprune_core.scratch import scratch_errors
 from strucprune_core.storage.store import Store, Tick, ignore_bytes
 
 log = logging.getLogger(__name__)
@@ -149,7 +151,8 @@ class Workspace:
         self._on_download = on_download
         self._manifests: dict[str, Manifest] = {}
         self._local: dict[str, Path] = {}
-        scratch.mkdir(parents=True, exist_ok=True)
+        with scratch_errors("a directory"):
+            scratch.mkdir(parents=True, exist_ok=True)
         self._take_possession()
         self.refresh()
 
@@ -174,6 +177,15 @@ class Workspace:
         """Look at what is there now: what was lost, and what other processes have done."""
         self._manifests.clear()
         self._present = {info.key: info.size_bytes for info in self._store.list("units/")}
+
+    def look(self, unit: str) -> bool:
+        """Look again at one unit: whether it is finished by now."""
+        root = f"units/{unit}/"
+        self._manifests.pop(unit, None)
+        for key in [key for key in self._present if key.startswith(root)]:
+            del self._present[key]
+        self._present.update({info.key: info.size_bytes for info in self._store.list(root)})
+        return self.manifest(unit) is not None
 
     def manifest(self, unit: str) -> Manifest | None:
         """The unit's manifest if it is finished, else None."""
@@ -275,14 +287,22 @@ class Workspace:
         host_peak_bytes: int,
         device_peak_bytes: int | None,
     ) -> Manifest:
-        """Store a unit's files and then its manifest. Returns the manifest that counts."""
+        """Store a unit's files and then its manifest. Returns the manifest that counts.
+
+        If a file cannot be stored, none of them stays.
+        """
         nonce = secrets.token_hex(8)
         files: dict[str, StoredFile] = {}
-        for path in sorted(draft.directory.iterdir()):
-            key = f"units/{unit}/{nonce}/{path.name}"
-            self._store.upload(key, path, self._on_upload)
-            files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
-            self._keep_local(key, path)
+        try:
+            for path in sorted(draft.directory.iterdir()):
+                key = f"units/{unit}/{nonce}/{path.name}"
+                files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
+                self._store.upload(key, path, self._on_upload)
+                self._keep_local(key, path)
+        except BaseException:
+            for entry in files.values():
+                self._discard(entry.key)
+            raise
         manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
         key = _manifest_key(unit)
         if not self._store.put_if_absent(key, self._sealed(manifest)):
@@ -303,6 +323,14 @@ class Workspace:
         kept.parent.mkdir(parents=True, exist_ok=True)
         path.replace(kept)
         self._local[key] = kept
+
+    def _discard(self, key: str) -> None:
+        """Delete a file that no manifest names, if the store lets us."""
+        local = self._local.pop(key, None)
+        if local is not None:
+            local.unlink(missing_ok=True)
+        with contextlib.suppress(StorageError):
+            self._store.delete(key)
 
     def release(self, unit: str, name: str) -> None:
         """Delete a file that no pending unit needs. The unit stays finished."""

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 from api.jobs import environment
-from api.jobs.doorbell import QUEUES
+from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
+from strucprune_core.errors import ScratchUnavailable
 from worker import scratch
 from worker.app import make_app
-from worker.failures import ScratchUnavailable
+from worker.child import SOLVE
 from worker.settings import Settings
 from worker.watch import forget_drain
 
 
-def main() -> None:
-    """Work until SIGTERM: then give the running job back at its next safe point."""
+def main(solve: Sequence[str] = SOLVE) -> None:
+    """Work until SIGTERM: then give the running job back at its next safe point.
+
+    Args:
+        solve: The program that does a job's work; benchmarks of the service put another one there.
+    """
     settings = environment.read(Settings)
     check_configured()
     _prepare_scratch(settings)
     _forget_drain(settings)
-    make_app(settings).worker_main(
+    make_app(settings, solve).worker_main(
         [
             "worker",
             # One job at a time, in a child process, so that the main process always answers.
             "--pool=prefork",
             "--concurrency=1",
-            f"--queues={','.join(QUEUES.values())}",
+            f"--queues={','.join(ALL_QUEUES)}",
             "--loglevel=INFO",
             # Workers do not know of each other: the ledger is all they share.
             "--without-gossip",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from celery import Celery
@@ -11,18 +12,19 @@ from celery.signals import setup_logging, worker_process_init, worker_shutting_d
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings
 from worker import tether
+from worker.child import SOLVE
 from worker.settings import Settings
 from worker.stop import Drain
 from worker.tasks import register
 from worker.watch import watch_step
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: Settings, solve: Sequence[str] = SOLVE) -> Celery:
     """The app, to be run by this very process (see `__main__`)."""
     app = Celery("strucprune-worker")
     app.conf.update(celery_settings(settings.celery_broker_url))
     drain = Drain()
-    register(app, settings, drain)
+    register(app, settings, drain, solve)
     app.steps["worker"].add(watch_step(settings, drain))
     _connect_signals(drain, settings)
     return app

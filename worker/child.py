@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from worker import tether
-from worker.protocol import Message, Request, parse_message
+from worker.protocol import Answer, Message, Request, parse_message
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +43,7 @@ class SolveProcess:
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("a solve without pipes")
         self._output = self._process.stdout.fileno()
-        # A solve that is dead already has no ears; its end is noticed where its output is read.
-        with contextlib.suppress(BrokenPipeError), self._process.stdin as stdin:
-            stdin.write(request.model_dump_json().encode())
+        self._say(request)
 
     @property
     def pid(self) -> int:
@@ -62,6 +60,17 @@ class SolveProcess:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [message for line in lines if (message := _parse(line)) is not None]
+
+    def answer(self, answer: Answer) -> None:
+        """Answer its question for a unit."""
+        self._say(answer)
+
+    def _say(self, what: BaseModel) -> None:
+        # A solve that is dead already has no ears; its end is noticed where its output is read.
+        with contextlib.suppress(BrokenPipeError):
+            if self._process.stdin is not None:
+                self._process.stdin.write(what.model_dump_json().encode() + b"\n")
+                self._process.stdin.flush()
 
     def terminate(self) -> None:
         """Ask it to stop at its next safe point."""
@@ -85,8 +94,11 @@ class SolveProcess:
         if self._process.poll() is None:
             self.kill()
             self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
+        for pipe in (self._process.stdin, self._process.stdout):
+            # What it did not read is lost with it.
+            with contextlib.suppress(BrokenPipeError):
+                if pipe is not None:
+                    pipe.close()
 
 
 def _parse(line: bytes) -> Message | None:

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 # Somebody else's SIGTERM stopped the solve: a whole control group is told to end, and the solve may
 # hear it before we do, or before it listens at all. No fault of the job's.
-_STOPPED = (EXIT_STOPPED, -signal.SIGTERM)
+STOPPED = (EXIT_STOPPED, -signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
             return failures.stalled(desk.settings.stall_seconds, ended.progress).as_dict()
     if ended.error is not None and ended.error["code"] != Stopped.code:
         return ended.error
-    if ended.stop is not None or ended.returncode in _STOPPED:
+    if ended.stop is not None or ended.returncode in STOPPED:
         return None
     crash = failures.crash(ended.returncode, ended.progress, oom_killed=ended.oom_killed)
     return crash.as_dict()

@@ -27,6 +27,7 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from worker import scratch
 from worker.child import SOLVE, SolveProcess
+from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
 from worker.failures import unforeseen
 from worker.lease import Lease
@@ -190,20 +191,22 @@ def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
 
 def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:
     """Run the solve to its end, in a scratch directory that goes with it."""
+    claiming = None
+    if spec.runtime.max_workers > 1:
+        claim = desk.claim
+        claiming = Claiming(desk.ledger.seats, desk.doorbell, claim.job_id, claim.fence)
     with scratch.directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
             spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
             scratch=str(directory),
+            part="lead" if claiming is not None else "alone",
             traceparent=TRACEPARENT.get(),
             log_format=desk.settings.log_format,
         )
-        process = SolveProcess(request, argv)
-        try:
-            left = desk.claim.seconds_left
+        left = desk.claim.seconds_left
+        with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(
-                process, lease, desk.settings, drain, desk.tally, desk.tracing, left
+                process, lease, desk.settings, drain, desk.tally, desk.tracing, left, claiming
             ).watch()
-        finally:
-            process.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, ClassVar
 
-from strucprune_core.errors import OutOfMemory, StrucPruneError
+from strucprune_core.errors import OutOfMemory, ScratchUnavailable, StrucPruneError
 
 
 class SolveCrashed(StrucPruneError):
@@ -26,13 +26,6 @@ class DeadlineExceeded(StrucPruneError):
     """The job ran longer than its `runtime.deadline_seconds`."""
 
     code: ClassVar[str] = "deadline_exceeded"
-
-
-class ScratchUnavailable(StrucPruneError):
-    """The worker has no place for temporary files."""
-
-    code: ClassVar[str] = "scratch_unavailable"
-    retryable: ClassVar[bool] = True
 
 
 class WorkerFailed(StrucPruneError):

@@ -1,4 +1,7 @@
-"""What a supervisor and its solve say to each other: one request in, then one message per line."""
+"""What a supervisor and its solve say to each other: a request in, then a message in each line.
+
+Where several workers serve the job, the solve asks before each unit, and gets a line in answer.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ class Request(_Part):
     """What a solve is to do. Credentials are not in it: they come with the environment.
 
     Attributes:
+        part: Whether the solve does the job `alone`, may have helpers (`lead`), or is one (`help`).
         traceparent: The attempt's span, for log lines.
     """
 
@@ -30,6 +34,7 @@ class Request(_Part):
     spec: JobSpec
     workspace_uri: str
     scratch: str
+    part: Literal["alone", "lead", "help"] = "alone"
     traceparent: str | None = None
     log_format: LogFormat = "text"
 
@@ -78,8 +83,27 @@ class UnitMessage(_Part):
     written_bytes: int
 
 
+class ClaimMessage(_Part):
+    """The solve would do one of these units now, or has none; it waits for an `Answer`."""
+
+    type: Literal["claim"] = "claim"
+    ready: list[str]
+
+
+class Answer(_Part):
+    """Which unit to do.
+
+    Attributes:
+        go: False: there is no more work for this solve.
+        unit: None: others have all; ask again later.
+    """
+
+    go: bool
+    unit: str | None = None
+
+
 Message = Annotated[
-    ProgressMessage | ResultMessage | ErrorMessage | LogMessage | UnitMessage,
+    ProgressMessage | ResultMessage | ErrorMessage | LogMessage | UnitMessage | ClaimMessage,
     Field(discriminator="type"),
 ]
 

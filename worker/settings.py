@@ -21,7 +21,8 @@ class Settings(LimitSettings):
         redis_url: The ledger's Redis or Valkey.
         broker_url: Celery's; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
-        lease_seconds: A worker that is silent this long has lost its job to others.
+        lease_seconds: A worker that is silent this long has lost its job, or its seat at
+            another's, to others.
         heartbeat_seconds: How often a lease is renewed.
         progress_seconds: At most this often a heartbeat is sent early, to tell of progress.
         signal_seconds: How often a worker looks whether its job is to be stopped, and passes log

@@ -11,22 +11,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
+from strucprune_core.claims import ALONE
 from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
-from strucprune_core.pipeline import prune
+from strucprune_core.pipeline import assist, prune
 from strucprune_core.progress import FinishedUnit, Progress
 from strucprune_core.report import Report
 from strucprune_core.storage.metered import MeteredStore, Traffic
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.store import Store
+from worker.line import AskedClaims, Channel, Inbox
 from worker.log_lines import LogLines
 from worker.protocol import (
     EXIT_DONE,
@@ -44,31 +43,9 @@ from worker.stop import StopOnTerminate
 _log = logging.getLogger("worker.solve")
 
 
-class Channel:
-    """The line to the supervisor: standard output, of which nothing else keeps a hold."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
-
-    @classmethod
-    def take_stdout(cls) -> Channel:
-        """Move standard output to a private descriptor; what libraries print goes to the log."""
-        sys.stdout.flush()
-        descriptor = os.dup(1)
-        os.dup2(2, 1)
-        return cls(descriptor)
-
-    def send(self, message: BaseModel) -> None:
-        """Write one line."""
-        data = message.model_dump_json().encode() + b"\n"
-        with self._lock:  # log lines may come from any thread
-            while data:
-                data = data[os.write(self._descriptor, data) :]
-
-
-def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
+def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate) -> int:
     """Run the request; the exit status."""
+    asked = AskedClaims(channel, inbox, stop.check)
 
     def tell(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
@@ -83,6 +60,18 @@ def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
         channel.send(UnitMessage(**asdict(unit), read_bytes=read, written_bytes=written))
 
     try:
+        if request.part == "help":
+            assist(
+                request.spec,
+                workspace=open_metered(request.workspace_uri),
+                scratch=Path(request.scratch),
+                open_store=open_metered,
+                progress=tell,
+                stop=stop,
+                finished=count,
+                claims=asked,
+            )
+            return EXIT_DONE
         report = prune(
             request.spec,
             workspace=open_metered(request.workspace_uri),
@@ -91,10 +80,15 @@ def run(request: Request, channel: Channel, stop: StopOnTerminate) -> int:
             progress=tell,
             stop=stop,
             finished=count,
+            claims=asked if request.part == "lead" else ALONE,
         )
     except Stopped:
         return EXIT_STOPPED
     except Exception as error:
+        if request.part == "help":
+            # No failure of the job's: no matter for its user.
+            _log.warning("could not help on", exc_info=True)
+            return EXIT_FAILED
         # Whatever it is, the user is to read it in the job and we in the log.
         _log.exception("job %s failed", request.job_id)
         channel.send(ErrorMessage(error=_as_ours(error).as_dict()))
@@ -143,12 +137,13 @@ def main() -> int:
     """Read the request from standard input and run it; the exit status."""
     channel = Channel.take_stdout()
     stop = StopOnTerminate.install()
-    request = Request.model_validate_json(sys.stdin.buffer.read())
+    inbox = Inbox(sys.stdin.fileno())
+    request = inbox.request()
     logs.configure(request.log_format)
     logging.getLogger().addHandler(LogLines(channel.send, os.environ))
     TRACEPARENT.set(request.traceparent)
     with logs.about_job(request.job_id):
-        return run(request, channel, stop)
+        return run(request, channel, inbox, stop)
 
 
 if __name__ == "__main__":

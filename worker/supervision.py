@@ -8,18 +8,20 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
 from worker.child import SolveProcess
-from worker.lease import Lease
+from worker.claiming import Claiming
 from worker.oom import OomWatch
 from worker.protocol import (
+    ClaimMessage,
     ErrorMessage,
     LogMessage,
     Message,
@@ -74,31 +76,47 @@ class Ended:
     oom_killed: bool = False
 
 
+class Hold(Protocol):
+    """The right to work on a job: a `Lease`, or a `Seat`."""
+
+    def beat(self, progress: Mapping[str, Any] | None = None) -> Signal:
+        """Renew it, tell of progress, and hear what to do."""
+
+    def look(self) -> Signal:
+        """Hear what to do, renewing nothing."""
+
+    def log(self, lines: Sequence[Mapping[str, Any]]) -> bool:
+        """Add lines to the job's log. False if they should be tried again."""
+
+
 class Supervision:
     """One solve under watch.
 
     Args:
         solve: The process.
-        lease: The claim on its job.
+        hold: The right to work on its job.
         settings: Intervals and limits.
         drain: Set when the worker is to shut down.
         tally: Counts finished units.
         tracing: Gets a span of each, below the present one.
         deadline_seconds: Seconds that the job may still run, or None.
+        claiming: Answers which unit to do, where several workers serve the job.
     """
 
     def __init__(
         self,
         solve: SolveProcess,
-        lease: Lease,
+        hold: Hold,
         settings: Settings,
         drain: Drain,
         tally: Tally,
         tracing: Tracing,
         deadline_seconds: float | None,
+        claiming: Claiming | None = None,
     ) -> None:
         self._solve = solve
-        self._lease = lease
+        self._hold = hold
+        self._claiming = claiming
         self._settings = settings
         self._heartbeat_file = HeartbeatFile(settings.heartbeat_file)
         self._drain = drain
@@ -148,6 +166,9 @@ class Supervision:
                 self._error = error
             case UnitMessage():
                 self._count(message)
+            case ClaimMessage(ready=ready):
+                if self._claiming is not None:
+                    self._solve.answer(self._claiming.answer(ready))
             case LogMessage():
                 self._lines.append(message.model_dump(exclude={"type"}))
 
@@ -156,7 +177,7 @@ class Supervision:
         news = self._progress_is_news and since >= self._settings.progress_seconds
         if not news and since < self._settings.heartbeat_seconds:
             return
-        signal = self._lease.beat(self._progress)
+        signal = self._hold.beat(self._progress)
         self._beaten_at, self._progress_is_news = time.monotonic(), False
         self._obey(signal)
 
@@ -165,7 +186,7 @@ class Supervision:
         latest = max(self._beaten_at, self._looked_at)
         if time.monotonic() - latest >= self._settings.signal_seconds:
             self._looked_at = time.monotonic()
-            self._obey(self._lease.look())
+            self._obey(self._hold.look())
             self._pass_lines_on()
 
     def _obey(self, signal: Signal) -> None:
@@ -215,7 +236,7 @@ class Supervision:
     def _pass_lines_on(self) -> None:
         self._tally.flush()
         lines = [*self._lines]
-        if lines and self._lease.log(lines):
+        if lines and self._hold.log(lines):
             self._lines.clear()
 
     def _kill_if_due(self) -> None:

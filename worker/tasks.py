@@ -1,20 +1,28 @@
-"""The one Celery task: `worker.tasks.run_job(job_id)`."""
+"""The Celery tasks: `worker.tasks.run_job(job_id)` and `worker.tasks.help_job(job_id)`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from celery import Celery
 
-from api.jobs.doorbell import TASK
+from api.jobs.doorbell import HELP_TASK, TASK
 from worker.execution import Services, run_job
+from worker.helping import help_job
 from worker.settings import Settings
 from worker.stop import Drain
 
 
-def register(app: Celery, settings: Settings, drain: Drain) -> None:
+def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]) -> None:
     """Make the app answer doorbells."""
 
     def answer(job_id: str) -> None:
         with Services.connected(settings) as services:
-            run_job(job_id, services, settings, drain)
+            run_job(job_id, services, settings, drain, solve)
+
+    def help_out(job_id: str) -> None:
+        with Services.connected(settings) as services:
+            help_job(job_id, services, settings, drain)
 
     app.task(answer, name=TASK)
+    app.task(help_out, name=HELP_TASK)

@@ -20,6 +20,10 @@ QUEUES: dict[Priority, str] = {
     "normal": "strucprune.normal",
     "low": "strucprune.low",
 }
+# Rung for jobs that others lead and that this worker may help with: only where no job waits.
+HELP_TASK = "worker.tasks.help_job"
+HELP_QUEUE = "strucprune.help"
+ALL_QUEUES = (*QUEUES.values(), HELP_QUEUE)
 # A submission waits for the broker at most about a second; the reconciler rings again anyway.
 _RETRY_POLICY = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
 _SOCKET_TIMEOUT_SECONDS = 5.0
@@ -35,9 +39,9 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
     return {
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,
-        # Empty the high queue before the normal one, and that before the low one.
+        # Empty the high queue before the normal one, that before the low one, and help last.
         "broker_transport_options": {"queue_order_strategy": "priority"},
-        "task_queues": {name: {"exchange": name, "routing_key": name} for name in QUEUES.values()},
+        "task_queues": {name: {"exchange": name, "routing_key": name} for name in ALL_QUEUES},
         "task_default_queue": QUEUES["normal"],
         "task_serializer": "json",
         "accept_content": ["json"],
@@ -66,9 +70,18 @@ class Doorbell:
 
     def ring(self, job_id: str, priority: Priority) -> bool:
         """Tell the workers about a job. False, with a warning logged, if the broker is down."""
+        return self._send(TASK, job_id, QUEUES[priority])
+
+    def ring_for_help(self, job_id: str, times: int) -> None:
+        """Ask so many workers to help with a job, as `ring`."""
+        for _ in range(times):
+            if not self._send(HELP_TASK, job_id, HELP_QUEUE):
+                return
+
+    def _send(self, task: str, job_id: str, queue: str) -> bool:
         try:
             self._app.send_task(
-                TASK, args=[job_id], queue=QUEUES[priority], retry=True, retry_policy=_RETRY_POLICY
+                task, args=[job_id], queue=queue, retry=True, retry_policy=_RETRY_POLICY
             )
         # Whatever the client of this or another broker raises: the job is safe without the bell.
         except Exception as error:
@@ -78,10 +91,17 @@ class Doorbell:
 
     def waiting(self, priority: Priority) -> int:
         """Messages that no worker has taken yet; 0 if the broker does not say."""
+        return self._waiting(QUEUES[priority])
+
+    def waiting_for_help(self) -> int:
+        """The same of those that ask for help."""
+        return self._waiting(HELP_QUEUE)
+
+    def _waiting(self, queue: str) -> int:
         connection = self._app.connection_for_read()
         try:
             with connection, connection.channel() as channel:
-                return int(channel.queue_declare(QUEUES[priority], passive=True).message_count)
+                return int(channel.queue_declare(queue, passive=True).message_count)
         except (*connection.connection_errors, *connection.channel_errors, KombuError):
             return 0
 

@@ -63,6 +63,7 @@ class JournalEntry(_Document):
             spec=self.spec.model_dump(mode="json"),
             priority=self.spec.runtime.priority,
             max_attempts=self.spec.runtime.max_attempts,
+            max_workers=self.spec.runtime.max_workers,
             labels=dict(self.spec.labels),
             deadline_seconds=self.spec.runtime.deadline_seconds,
             fence=fence,

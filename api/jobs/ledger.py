@@ -33,6 +33,7 @@ from api.jobs.record import (
     Queue,
     Signal,
 )
+from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, RedisSeats, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
@@ -76,6 +77,10 @@ class Refusal(StrEnum):
 
 class Ledger(Protocol):
     """The live state of all jobs. Every method raises `LedgerUnavailable`."""
+
+    @property
+    def seats(self) -> Seats:
+        """Who helps with which job."""
 
     def create(self, new: NewJob) -> bool:
         """Enter a queued job. False, and nothing changed, if it is already there."""
@@ -294,6 +299,12 @@ class RedisLedger:
             for path in sorted(_LUA.glob("*.lua"))
             if path.stem != "common"
         }
+        self._seats = RedisSeats(self._run)
+
+    @property
+    def seats(self) -> Seats:
+        """See `Ledger.seats`."""
+        return self._seats
 
     def create(self, new: NewJob) -> bool:
         """See `Ledger.create`."""
@@ -560,6 +571,8 @@ def _prelude() -> str:
         f"local TERMINAL = cjson.decode('{json.dumps(dict.fromkeys(TERMINAL, True))}')\n"
         f"local EVENTS_KEPT = {EVENTS_KEPT}\n"
         f"local LOGS_KEPT = {LOGS_KEPT}\n"
+        f"local HELP_FAILURES = {HELP_FAILURES}\n"
+        f"local YIELD_SECONDS = {YIELD_SECONDS}\n"
     )
     return constants + (_LUA / "common.lua").read_text()
 

@@ -13,7 +13,8 @@ class TenantLimits(BaseModel):
 
     Attributes:
         open_jobs: Jobs that are not over (queued, running, paused, …).
-        running_jobs: Jobs that workers hold; others wait in the queue meanwhile.
+        running_jobs: Jobs that workers hold; others wait in the queue meanwhile. Workers that only
+            help with one of them do not count: they leave once another tenant's job waits.
         requests_per_second: Requests to the API, over all of its processes.
         request_burst: Requests that may come at once after a quiet while.
     """

@@ -68,6 +68,11 @@ DUPLICATES = Meter(
 BLOCKED = Meter(
     "strucprune_blocked_doorbells", "Doorbells for jobs of tenants with all their jobs running."
 )
+HELP = Meter(
+    "strucprune_help",
+    "Times that a worker has helped with a job that another leads, by how that ended.",
+    ("end",),
+)
 UNIT_SECONDS = Meter(
     "strucprune_unit_seconds", "Time of finished units of work.", ("kind",), _SECONDS
 )
@@ -86,6 +91,7 @@ METERS = (
     LEASES_LOST,
     DUPLICATES,
     BLOCKED,
+    HELP,
     UNIT_SECONDS,
     PEAK_BYTES,
     BYTES_MOVED,

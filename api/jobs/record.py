@@ -43,6 +43,7 @@ class NewJob(BaseModel):
     spec: dict[str, Any]
     priority: Priority = "normal"
     max_attempts: int = 3
+    max_workers: int = 1
     labels: dict[str, str] = Field(default_factory=dict)
     run: int = 1
     deadline_seconds: float | None = None
@@ -58,6 +59,7 @@ class JobRecord(BaseModel):
         fence: Number of the newest claim; writes with an older one are refused.
         run: 1, and one more with each retry. What a worker commits counts for its run only.
         attempt: Claims in this run that count against `max_attempts` (a drained one does not).
+        workers: How many serve it now, with the one that holds its lease.
         deadline_at: When the run fails unless it has ended; None before its first start, or if the
             job has no deadline.
         plan: What the next attempt does otherwise than the spec says, after memory ran out:
@@ -77,6 +79,8 @@ class JobRecord(BaseModel):
     run: int = 1
     attempt: int
     max_attempts: int
+    max_workers: int = 1
+    workers: int = 0
     created_at: float
     updated_at: float
     started_at: float | None = None
@@ -139,8 +143,9 @@ class JobEvent:
     Attributes:
         id: Position in the job's stream; pass it as `after` to go on from here.
         at: Unix seconds.
-        type: "state" or "progress".
+        type: "state", "progress" or "workers".
         data: For "state": state, run, attempt, reason, error. For "progress": the progress report.
+            For "workers": workers, how many serve the job now.
     """
 
     id: str

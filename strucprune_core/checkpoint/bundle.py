@@ -21,7 +21,7 @@ from torch import Tensor
 from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.checkpoint.writer import PlannedTensor, header_bytes, plan_shards, write_shard
-from strucprune_core.host_matrix import disk_errors, take_space
+from strucprune_core.scratch import scratch_errors, take_space
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _NUMPY_NAMES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # What is mapped.
@@ -70,14 +70,14 @@ def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[st
         tensors: What it holds; F64, F32 or I64, none empty.
 
     Raises:
-        StorageUnavailable: the disk is full, or cannot be written to.
+        ScratchUnavailable: the disk is full, or cannot be written to.
     """
     size_bytes = sum(tensor.size_bytes for tensor in tensors)
     (shard,) = plan_shards(tensors, max(1, size_bytes))
     header = header_bytes(shard)
     arrays: dict[str, NDArray[Any]] = {}
     try:
-        with disk_errors(f"a file of {size_bytes} bytes"), path.open("w+b") as file:
+        with scratch_errors(f"a file of {size_bytes:,} bytes"), path.open("w+b") as file:
             file.write(header)
             file.flush()
             take_space(file.fileno(), len(header) + size_bytes)
@@ -88,7 +88,7 @@ def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[st
                 )
                 start += tensor.size_bytes
         yield arrays
-        with disk_errors(f"a file of {size_bytes} bytes"), path.open("rb") as file:
+        with scratch_errors(f"a file of {size_bytes:,} bytes"), path.open("rb") as file:
             os.fsync(file.fileno())  # Pages of a shared mapping are the file's own.
     except BaseException:
         path.unlink(missing_ok=True)  # Half a file must not look like a whole one.

@@ -44,6 +44,7 @@ class Job(_Answer):
         state: queued, running, pausing, paused, cancelling, succeeded, failed or cancelled.
         run: 1, and one more with each retry.
         attempt: Attempts begun in this run.
+        workers: How many workers serve it now.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job; another one whenever anything here changes.
@@ -56,6 +57,7 @@ class Job(_Answer):
     finished_at: datetime | None = None
     run: int = 1
     attempt: int = 0
+    workers: int = 0
     progress: Progress | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -77,7 +79,7 @@ class JobPage(_Answer):
 
 
 class Event(_Answer):
-    """Something that happened to a job; `type` is "state" or "progress"."""
+    """Something that happened to a job; `type` is "state", "progress" or "workers"."""
 
     id: str
     at: datetime

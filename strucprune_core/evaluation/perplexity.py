@@ -32,10 +32,10 @@ def perplexity(
         scratch: Directory for activations.
         tick: Called after each layer and vocabulary tile; may raise to stop.
     """
-    with final_hidden(stream, windows, scratch, tick) as hidden:
-        # Every position is scored in place; what the last of a window "predicts" is dropped.
-        targets = np.roll(windows, -1, axis=1).reshape(-1)
-        losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)
+    hidden = final_hidden(stream, windows, scratch, tick)
+    # Every position is scored in place; what the last of a window "predicts" is dropped.
+    targets = np.roll(windows, -1, axis=1).reshape(-1)
+    losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)
     mean_loss = float(losses.reshape(windows.shape)[:, :-1].mean())
     try:
         return math.exp(mean_loss)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.vocabulary import next_token_logits
+from strucprune_core.scratch import scratch_directory
 
 # Largest logit difference that float32 rounding explains, relative to the largest logit (with an
 # absolute floor for tiny models).
@@ -41,10 +40,8 @@ def compare_with_transformers(
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.transformers_reference import REFERENCE, reference_logits
 
-    with (
-        tempfile.TemporaryDirectory(prefix="strucprune-") as scratch,
-        final_hidden(expected, tokens, Path(scratch), tick) as last,
-    ):
+    with scratch_directory() as scratch:
+        last = final_hidden(expected, tokens, scratch, tick)
         wanted = next_token_logits(expected, last[:, -1])
     found = reference_logits(written, config_json, tensor_names, tokens)
     difference = float((wanted - found).abs().max())

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +27,7 @@ from strucprune_core.inspection import (
 )
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.report import MANIFEST, PublishedManifest
+from strucprune_core.scratch import scratch_directory
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
 from strucprune_core.tiling import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
@@ -73,11 +72,11 @@ def evaluate_model(
     stream = _stream(facts, choose_device(device), tiles)
     total = facts.config.layers + math.ceil(facts.config.vocab_size / tiles.vocabulary_rows)
     done = iter(range(1, total + 1))
-    with tempfile.TemporaryDirectory(prefix="strucprune-") as scratch:
+    with scratch_directory() as scratch:
         value = perplexity(
             stream,
             windows,
-            Path(scratch),
+            scratch,
             lambda: tick(next(done, total) / total),
         )
     return {

@@ -13,9 +13,6 @@ that ends goes on with the next text, as in the packed documents that models are
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.errors import StorageUnavailable
+from strucprune_core.errors import ScratchUnavailable
 from strucprune_core.models.attention import attend_last, rotate_first
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.decoder import Decoder, rotations_of
@@ -32,6 +29,7 @@ from strucprune_core.models.forward import Tick
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import sample_tokens
+from strucprune_core.scratch import temporary_array
 
 # Sequences that pass a layer together: bounded in number, and by the keys and values they bring.
 # Not a setting, because other groups round otherwise and so end in other text.
@@ -60,15 +58,15 @@ def generate(
         tick: Called after each layer of each step: `layers * (length - 1)` times.
 
     Raises:
-        StorageUnavailable: the scratch directory has no room.
+        ScratchUnavailable: the scratch directory has no room.
     """
     tokens = np.empty((len(first), length), dtype=np.int32)
     tokens[:, 0] = first
     generator = np.random.Generator(np.random.PCG64(seed))
-    with key_value_cache(scratch, stream.config, len(first), length) as cache:
-        for position in range(length - 1):
-            hidden = step(stream, tokens[:, position], position, cache, tick)
-            tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
+    cache = key_value_cache(scratch, stream.config, len(first), length)
+    for position in range(length - 1):
+        hidden = step(stream, tokens[:, position], position, cache, tick)
+        tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
     return tokens
 
 
@@ -99,41 +97,28 @@ def step(
     return hidden
 
 
-def cache_bytes(config: ModelConfig, sequences: int, length: int) -> int:
-    """Disk space of the keys and values."""
-    per_layer = 2 * sequences * length * _kv_heads(config) * config.head_dim * _FP32_BYTES
-    return config.layers * per_layer
-
-
 def _kv_heads(config: ModelConfig) -> int:
     """Key-value heads of the layer that has most."""
     return max(block.kv_heads for block in config.blocks)
 
 
-@contextlib.contextmanager
 def key_value_cache(
     directory: Path, config: ModelConfig, sequences: int, length: int
-) -> Iterator[NDArray[np.float32]]:
+) -> NDArray[np.float32]:
     """A mapped scratch file, (layers x 2 x sequences x kv_heads x length x head_dim).
 
     Raises:
-        StorageUnavailable: there is no room. It is reserved here, since a mapped page that finds
-            the disk full later would kill the process.
+        ScratchUnavailable: there is no room.
     """
-    size = cache_bytes(config, sequences, length)
     shape = (config.layers, 2, sequences, _kv_heads(config), length, config.head_dim)
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        path = Path(folder) / "cache"
-        try:
-            with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{size:,} bytes for keys and values do not fit in {directory}: {error.strerror}",
-                field="calibration.samples",
-                remedy="Free space there, or ask for fewer or shorter sequences.",
-            ) from error
-        yield np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+    try:
+        return temporary_array(directory, shape)
+    except ScratchUnavailable as error:
+        raise ScratchUnavailable(
+            f"no room for keys and values: {error.message}",
+            field="calibration.samples",
+            remedy=f"{ScratchUnavailable.usual_remedy} Or ask for fewer or shorter sequences.",
+        ) from error
 
 
 def _group(config: ModelConfig, length: int) -> int:

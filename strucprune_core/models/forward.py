@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed
+from strucprune_core.scratch import temporary_array
 
 Tick = Callable[[], None]
 """Called at safe points: it may raise `errors.Stopped`."""
@@ -24,33 +23,24 @@ def micro_batches(sequences: int, length: int, micro_batch_tokens: int) -> Itera
         yield slice(start, min(start + step, sequences))
 
 
-@contextlib.contextmanager
-def scratch_array(directory: Path, shape: tuple[int, ...]) -> Iterator[NDArray[np.float32]]:
-    """A float32 array backed by a temporary file."""
-    with tempfile.TemporaryDirectory(dir=directory) as folder:
-        yield np.lib.format.open_memmap(
-            Path(folder) / "array.npy", mode="w+", dtype=np.float32, shape=shape
-        )
-
-
-@contextlib.contextmanager
 def final_hidden(
     stream: ModelStream,
     tokens: NDArray[np.int32],
     scratch: Path,
     tick: Tick,
-) -> Iterator[NDArray[np.float32]]:
+) -> NDArray[np.float32]:
     """Output of the last decoder layer for token ids (sequences x length), before the final norm.
 
-    Yields an array (sequences x length x d) that lives in a scratch file.
+    Returns:
+        (sequences x length x d), in a scratch file.
     """
     sequences, length = tokens.shape
     shape = (sequences, length, stream.config.hidden_size)
-    with scratch_array(scratch, shape) as hidden:
-        embed(stream, tokens, hidden)
-        for layer in range(stream.config.layers):
-            weights = stream.layer(layer)
-            for batch in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
-                hidden[batch] = stream.run_layer(layer, weights, hidden[batch]).hidden.cpu().numpy()
-            tick()
-        yield hidden
+    hidden = temporary_array(scratch, shape)
+    embed(stream, tokens, hidden)
+    for layer in range(stream.config.layers):
+        weights = stream.layer(layer)
+        for batch in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
+            hidden[batch] = stream.run_layer(layer, weights, hidden[batch]).hidden.cpu().numpy()
+        tick()
+    return hidden

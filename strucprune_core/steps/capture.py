@@ -16,6 +16,7 @@ from strucprune_core.checkpoint.writer import PlannedTensor
 from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
+from strucprune_core.scratch import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import HOLDOUT_TOKENS
 from strucprune_core.units import Unit
@@ -37,9 +38,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
     hidden = job.array(before, name)
     samples, train = len(hidden), job.train_sequences
     sites = job.sites(unit.index)
-    output = np.lib.format.open_memmap(
-        draft.path("hidden.npy"), mode="w+", dtype=np.float32, shape=hidden.shape
-    )
+    output = new_array(draft.path("hidden.npy"), hidden.shape)
     widths = {site.name: site.structures * site.columns for site in sites}
     total_weight = 0.0
     planned = [PlannedTensor(site, "F32", (width, width)) for site, width in widths.items()]

@@ -21,10 +21,11 @@ from torch import Tensor
 from strucprune_core.checkpoint.bundle import load_from_bundle, save_bundle
 from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.decoder import Decoder
-from strucprune_core.models.forward import micro_batches, scratch_array
+from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.vocabulary import embed, kl_divergences
+from strucprune_core.scratch import temporary_array
 from strucprune_core.solver.distillation import DistillationStatus, Trained, has_diverged
 from strucprune_core.solver.schedule import rate_factor
 from strucprune_core.spec import DistillationSpec
@@ -151,19 +152,19 @@ class _Model:
         """Every layer's input, and the last one's output, (layers + 1 x sequences x length x d)."""
         layers, tokens = self._config.layers, np.asarray(self._tokens[rows])
         shape = (layers + 1, *tokens.shape, self._config.hidden_size)
-        with scratch_array(self._job.scratch, shape) as states:
-            embed(self._job.dense, tokens, states[0])
-            for layer in range(layers):
-                block, weights = (
-                    self._config.blocks[layer],
-                    self._weights(layer, self._matrices(layer)),
-                )
-                for batch in self._batches(len(rows)):
-                    x = self._on_device(states[layer, batch])
-                    output = self._decoder.forward_layer(block, x, weights).hidden
-                    states[layer + 1, batch] = output.cpu().numpy()
-                self._job.tick(layer, 2 * layers)
-            yield states
+        states = temporary_array(self._job.scratch, shape)
+        embed(self._job.dense, tokens, states[0])
+        for layer in range(layers):
+            block, weights = (
+                self._config.blocks[layer],
+                self._weights(layer, self._matrices(layer)),
+            )
+            for batch in self._batches(len(rows)):
+                x = self._on_device(states[layer, batch])
+                output = self._decoder.forward_layer(block, x, weights).hidden
+                states[layer + 1, batch] = output.cpu().numpy()
+            self._job.tick(layer, 2 * layers)
+        yield states
 
     def _back(self, layer: int, inputs: Rows, flow: Rows, step: int, rate: float) -> Rows:
         """Lead the gradient back through a layer, and update it."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,8 +18,9 @@ from torch import Tensor
 from strucprune_core.calibration.statistics import token_weights
 from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.models.decoder import Decoder
-from strucprune_core.models.forward import micro_batches, scratch_array
+from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.vocabulary import embed
+from strucprune_core.scratch import new_array, temporary_array
 from strucprune_core.solver.recovery import RecoveryOptions, RecoveryResult, Tokens
 from strucprune_core.solver.recovery import recover as recover_block
 from strucprune_core.steps.job import SOLUTION, Job, load_solution, solution_tensors
@@ -35,7 +35,8 @@ Rows = NDArray[np.float32]
 def replay(job: Job, unit: Unit, draft: Draft) -> None:
     """Write streams.npy: the embedded calibration windows, (streams x samples x length x d)."""
     windows = np.asarray(job.array("tokens", "calibration.npy"))
-    streams = _new_streams(draft, (_stream_count(job), *windows.shape, job.config.hidden_size))
+    shape = (_stream_count(job), *windows.shape, job.config.hidden_size)
+    streams = new_array(draft.path(STREAMS), shape)
     embed(job.dense, windows, streams[0])
     streams[1:] = streams[0]
     streams.flush()
@@ -47,7 +48,8 @@ def recover(job: Job, unit: Unit, draft: Draft) -> None:
     Values `status`, `error_before` and `error_after` (relative, on held-out tokens).
     """
     before = np.asarray(job.array(unit.reads[0][0], STREAMS))
-    with scratch_array(job.scratch, (3, *before.shape[1:])) as arrays, torch.no_grad():
+    arrays = temporary_array(job.scratch, (3, *before.shape[1:]))
+    with torch.no_grad():
         layer = _Layer(job, unit.index, before)
         residuals, sources, targets = arrays[0], arrays[1], arrays[2]
         weights = layer.prepare(residuals, sources, targets)
@@ -59,7 +61,7 @@ def recover(job: Job, unit: Unit, draft: Draft) -> None:
         }
         save_bundle(draft.path(SOLUTION), layer.solution(result.weights))
         if unit.index + 1 < job.config.layers:
-            streams = _new_streams(draft, before.shape)
+            streams = new_array(draft.path(STREAMS), before.shape)
             layer.finish(residuals, sources, result.weights, streams)
             streams.flush()
 
@@ -185,7 +187,3 @@ class _Layer:
 def _stream_count(job: Job) -> int:
     spec = job.spec.pruning.recover
     return 2 if spec is not None and spec.mode == "sequential" else 1
-
-
-def _new_streams(draft: Draft, shape: tuple[int, ...]) -> np.memmap[tuple[int, ...], Any]:
-    return np.lib.format.open_memmap(draft.path(STREAMS), mode="w+", dtype=np.float32, shape=shape)

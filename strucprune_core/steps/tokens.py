@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +34,7 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
+from strucprune_core.scratch import new_array, scratch_directory
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object
@@ -116,22 +116,17 @@ def local_weights(
     if all(index.store.local_path(name) is not None for name in index.file_sizes):
         yield index
         return
-    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+    with scratch_directory(scratch) as folder:
         for name in index.file_sizes:
-            index.store.download(name, Path(folder) / name, lambda done: tick())
-        yield replace(index, store=LocalStore(Path(folder)))
+            index.store.download(name, folder / name, lambda done: tick())
+        yield replace(index, store=LocalStore(folder))
 
 
 @torch.inference_mode()
 def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
     """Write hidden.npy: the embedded calibration windows, (samples x length x d) float32."""
     windows = np.asarray(job.array("tokens", "calibration.npy"))
-    out = np.lib.format.open_memmap(
-        draft.path("hidden.npy"),
-        mode="w+",
-        dtype=np.float32,
-        shape=(*windows.shape, job.config.hidden_size),
-    )
+    out = new_array(draft.path("hidden.npy"), (*windows.shape, job.config.hidden_size))
     embed(job.dense, windows, out, lambda: job.tick(0, 1))
     out.flush()
 

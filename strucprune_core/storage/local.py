@@ -20,6 +20,9 @@ from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 # Unfinished writes carry this prefix: never listed, never addressable by a key.
 _TEMPORARY = ".strucprune-tmp-"
 _COPY_BYTES = 8 * 2**20
+# Where an open file without a name can be linked from.
+_DESCRIPTORS = Path("/proc/self/fd")
+_HAS_PROC = _DESCRIPTORS.is_dir()
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -89,7 +92,7 @@ class LocalStore:
             folder = folder.parent
         if not folder.is_dir():
             raise _in_the_way(folder)
-        probe = folder / f"{_TEMPORARY}{uuid4().hex}"
+        probe = _temporary(folder)
         try:
             probe.touch(exist_ok=False)
         except OSError as error:
@@ -214,18 +217,40 @@ def _file_status(path: Path) -> os.stat_result | None:
 def _write_file(
     path: Path, fill: Callable[[BinaryIO], None], publish: Callable[[Path, Path], bool]
 ) -> bool:
-    """Fill a temporary file beside `path`, make it durable, and publish it under its name."""
-    temporary = path.with_name(f"{_TEMPORARY}{uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        published = publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Fill a file beside `path`, make it durable, and publish it under its name."""
+    with _unfinished(path.parent) as (file, source):
+        fill(file)
+        file.flush()
+        os.fsync(file.fileno())
+        published = publish(source, path)
     _sync_directory(path.parent)
     return published
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file in a folder, and where it can be linked from.
+
+    It has no name where the file system can do that, so that a killed process leaves nothing.
+    """
+    try:
+        descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666) if _HAS_PROC else None
+    except OSError:  # If more is wrong than that, it shows below.
+        descriptor = None
+    if descriptor is not None:
+        with os.fdopen(descriptor, "wb") as file:
+            yield file, _DESCRIPTORS / str(descriptor)
+        return
+    temporary = _temporary(folder)
+    try:
+        with temporary.open("xb") as file:
+            yield file, temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder / f"{_TEMPORARY}{uuid4().hex}"
 
 
 def _copy(source: BinaryIO, target: BinaryIO, tick: Tick) -> None:
@@ -240,15 +265,28 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     file.write(data)
 
 
-def _replace(temporary: Path, path: Path) -> bool:
-    temporary.replace(path)
+def _replace(source: Path, path: Path) -> bool:
+    if source.parent != _DESCRIPTORS:
+        source.replace(path)
+    elif not _link(source, path):
+        # Only a rename can take another file's place, and only what has a name can be renamed.
+        temporary = _temporary(path.parent)
+        _link(source, temporary)
+        try:
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return True
 
 
-def _link(temporary: Path, path: Path) -> bool:
+def _link(source: Path, path: Path) -> bool:
     """Give a complete file its name unless it is taken: the kernel lets exactly one racer win."""
     try:
-        os.link(temporary, path)
+        if source.parent == _DESCRIPTORS:
+            # With a directory named, which an absolute path ignores, it follows /proc's link.
+            os.link(source, path, src_dir_fd=0)
+        else:
+            os.link(source, path)
     except FileExistsError:
         return False
     return True

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from strucprune_core.errors import StorageError, StorageUnavailable
+from strucprune_core.errors import ScratchUnavailable, StorageError
+from strucprune_core.scratch import scratch_errors
 from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20
@@ -45,7 +46,8 @@ class ReadAheadStore:
         self._store, self._block_bytes = store, block_bytes
         # Blocks on their way must not push out those that are being read.
         self._most = max(limit_bytes // block_bytes, 2 * (AHEAD_BLOCKS + THREADS))
-        self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
+        with scratch_errors("blocks of the model's files"):
+            self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
         self._blocks: OrderedDict[Block, Future[Path]] = OrderedDict()
         self._sizes: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -86,13 +88,13 @@ class ReadAheadStore:
         """Bytes of a block from an offset on."""
         future = self._wanted(block)
         try:
-            with future.result().open("rb", buffering=0) as file:
+            with scratch_errors("a block"), future.result().open("rb", buffering=0) as file:
                 file.seek(offset)
                 filled = 0
                 while filled < len(target):
                     count = file.readinto(target[filled:])
                     if not count:
-                        raise StorageUnavailable(f"a block of {block[0]} in scratch is cut short")
+                        raise ScratchUnavailable(f"a block of {block[0]} is cut short")
                     filled += count
         except BaseException:
             with self._lock:  # It is asked for again, if anybody does.
@@ -120,14 +122,11 @@ class ReadAheadStore:
         first = number * self._block_bytes
         length = min(self._block_bytes, self._sizes[key] - first)
         data = self._store.read(key, first, length)
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file:
-                file.write(data)
-        except OSError as error:
-            raise StorageUnavailable(
-                f"{self._folder.name}: {error.strerror or error}",
-                remedy="Free disk space in the scratch directory, or give another one.",
-            ) from error
+        with (
+            scratch_errors(f"a block of {length:,} bytes"),
+            tempfile.NamedTemporaryFile(dir=self._folder.name, delete=False) as file,
+        ):
+            file.write(data)
         return Path(file.name)
 
     def _size(self, key: str) -> int | None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import redis
 
-from api.jobs.doorbell import QUEUES, TASK, Doorbell, celery_settings
+from api.jobs.doorbell import HELP_TASK, QUEUES, TASK, Doorbell, celery_settings
 from api.jobs.record import Priority
 
 ROOT = Path(__file__).parents[2]
@@ -31,12 +31,25 @@ def test_a_ring_is_a_json_message_in_the_queue_of_its_priority(
     doorbell.close()
 
 
+def test_calls_for_help_have_a_queue_of_their_own(redis_url: str, flush: redis.Redis) -> None:
+    doorbell = Doorbell(redis_url)
+    doorbell.ring_for_help("job_a", 2)
+    assert doorbell.waiting_for_help() == 2
+    assert {doorbell.waiting(priority) for priority in QUEUES} == {0}
+    message = json.loads(flush.lrange("strucprune.help", 0, -1)[0])
+    assert message["headers"]["task"] == HELP_TASK
+    doorbell.close()
+
+
 def test_no_broker_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
     doorbell = Doorbell("redis://127.0.0.1:1/0")
     with caplog.at_level(logging.WARNING):
         assert not doorbell.ring("job_a", "normal")
     assert "job_a" in caplog.text
     assert doorbell.waiting("normal") == 0
+    doorbell.ring_for_help("job_b", 3)
+    assert caplog.text.count("job_b") == 1
+    assert doorbell.waiting_for_help() == 0
     doorbell.close()
 
 
@@ -51,6 +64,7 @@ def test_settings_leave_recovery_to_the_ledger() -> None:
         "strucprune.high",
         "strucprune.normal",
         "strucprune.low",
+        "strucprune.help",
     ]
 
 

@@ -14,10 +14,12 @@ from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal
 from api.jobs.record import Claim
+from api.jobs.seats import LEADER
 from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.open import open_store
 from tests.api.test_journal import entry
+from tests.api.test_ledger import new_job
 
 
 @pytest.fixture
@@ -73,6 +75,19 @@ def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
         time.sleep(0.02)
         reconciler.step()
     assert doorbell.waiting("high") == 1
+
+
+def test_help_is_rung_for_again_but_not_piled_up(
+    reconciler: Reconciler, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    ledger.create(new_job(max_workers=4))
+    claim = ledger.claim("job_a", "worker", 60)
+    assert isinstance(claim, Claim)
+    ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["curve.0", "curve.1", "curve.2"])
+    for _ in range(3):
+        time.sleep(0.02)
+        reconciler.step()
+    assert doorbell.waiting_for_help() == 2
 
 
 def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(

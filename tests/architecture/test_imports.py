@@ -32,6 +32,7 @@ NO_TORCH = (
     "strucprune_core.progress_meter",
     "strucprune_core.estimate",
     "strucprune_core.inspection",
+    "strucprune_core.claims",
     "strucprune_core.units",
     "strucprune_core.tiling",
     "strucprune_core.workspace",

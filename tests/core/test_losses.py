@@ -12,9 +12,9 @@ import pytest
 
 from strucprune_core import units
 from strucprune_core.errors import OutputNotEmpty, Stopped, StorageUnavailable
-from strucprune_core.pipeline import STEPS, Step
 from strucprune_core.progress import Phase, Progress
 from strucprune_core.report import Report
+from strucprune_core.running import STEPS, Step
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store

@@ -19,9 +19,9 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
-from strucprune_core.pipeline import STEPS
 from strucprune_core.progress import Phase, Progress
 from strucprune_core.report import Report
+from strucprune_core.running import STEPS
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store
 from tests.core.tiny_job import FlakyStore, checkpoint_of, files_of, run, tiny_spec

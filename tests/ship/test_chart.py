@@ -376,7 +376,7 @@ def test_scaling_counts_queued_and_running_jobs() -> None:
     for item in scalers:
         (trigger,) = item["spec"]["triggers"]
         query = trigger["metadata"]["query"]
-        assert metrics_in(query) == {"strucprune_jobs"}
+        assert metrics_in(query) == {"strucprune_jobs", "strucprune_helpers"}
         (states,) = re.findall(r'state=~"([a-z|]+)"', query)
         assert set(states.split("|")) == STATES
         # An unanswered question must not scale anything down.

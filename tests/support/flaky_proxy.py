@@ -14,6 +14,7 @@ class FlakyProxy:
         port: The port behind.
 
     Attributes:
+        down: While true, connections are broken at once, those that exist too.
         port: The port before.
         connections: How many were made.
     """
@@ -23,6 +24,7 @@ class FlakyProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self.connections = 0
+        self.down = False
         self._cuts: list[int] = []
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -39,7 +41,13 @@ class FlakyProxy:
             except OSError:
                 return
             self.connections += 1
-            server = socket.create_connection(("127.0.0.1", self._behind))
+            try:
+                if self.down:
+                    raise ConnectionRefusedError
+                server = socket.create_connection(("127.0.0.1", self._behind))
+            except OSError:
+                client.close()
+                continue
             for work, pair in ((self._ask, (client, server)), (self._answer, (server, client))):
                 threading.Thread(target=work, args=pair, daemon=True).start()
 
@@ -58,9 +66,9 @@ class FlakyProxy:
                         left = self._cuts.pop(0)
                 if left is not None:
                     data, left = data[:left], left - len(data)
-                if data:
+                if data and not self.down:
                     client.sendall(data)
-                if left is not None and left <= 0:
+                if self.down or (left is not None and left <= 0):
                     break
         for end in (server, client):
             with contextlib.suppress(OSError):

@@ -40,9 +40,13 @@ def output_key(spec: dict[str, Any]) -> str:
 
 def published(stack: Stack, spec: dict[str, Any]) -> list[str]:
     """Names of the files below a job's output prefix."""
-    prefix = output_key(spec) + "/"
-    listing = stack.s3.client().list_objects_v2(Bucket=WORK_BUCKET, Prefix=prefix)
-    return [entry["Key"].removeprefix(prefix) for entry in listing.get("Contents", [])]
+    return objects_below(stack, output_key(spec))
+
+
+def objects_below(stack: Stack, key: str) -> list[str]:
+    """Names of the objects of the work bucket below a key."""
+    listing = stack.s3.client().list_objects_v2(Bucket=WORK_BUCKET, Prefix=f"{key}/")
+    return [entry["Key"].removeprefix(f"{key}/") for entry in listing.get("Contents", [])]
 
 
 def weights(stack: Stack, spec: dict[str, Any]) -> bytes:

@@ -33,10 +33,14 @@ class NotedDoorbell(Doorbell):
     def __init__(self) -> None:
         super().__init__("memory://")
         self.rung: list[str] = []
+        self.helped: list[str] = []
 
     def ring(self, job_id: str, priority: Priority) -> bool:
         self.rung.append(job_id)
         return True
+
+    def ring_for_help(self, job_id: str, times: int) -> None:
+        self.helped += times * [job_id]
 
 
 @dataclass
@@ -71,23 +75,41 @@ class Bench:
         services = Services(self.ledger, self.journal, self.doorbell)
         solve = (sys.executable, "-S", str(FAKE_SOLVE), behaviour)
         run_job(job_id, services, settings or self.settings, self.drain, solve)
+        self.join()
+        return self.job(job_id)
+
+    def join(self) -> None:
+        """Wait for what was to be done meanwhile."""
         for thread in self._threads:
             thread.join()
-        return self.job(job_id)
 
     def job(self, job_id: str) -> JobRecord:
         record = self.ledger.get(job_id)
         assert record is not None
         return record
 
+    def forget_everything(self) -> None:
+        """What FLUSHALL does, in this ledger's namespace."""
+        client = self.ledger._client
+        for key in client.scan_iter(self.ledger._key("*")):
+            client.delete(key)
+
     def once_running(self, job_id: str, act: Callable[[], object]) -> None:
         """Do something from another thread as soon as the job has reported progress."""
+
+        def running() -> bool:
+            record = self.job(job_id)
+            return record.state is JobState.RUNNING and record.progress is not None
+
+        self.once(running, act)
+
+    def once(self, condition: Callable[[], bool], act: Callable[[], object]) -> None:
+        """Do something from another thread as soon as a condition holds."""
 
         def wait_and_act() -> None:
             deadline = time.monotonic() + 10
             while time.monotonic() < deadline:
-                record = self.job(job_id)
-                if record.state is JobState.RUNNING and record.progress is not None:
+                if condition():
                     act()
                     return
                 time.sleep(0.01)

@@ -51,8 +51,25 @@ def work(ears: Ears) -> NoReturn:
     raise Terminated
 
 
+def claim() -> dict[str, Any]:
+    say("claim", ready=["curve.0", "curve.1", "curve.2"])
+    answer: dict[str, Any] = json.loads(sys.stdin.readline())
+    return answer
+
+
+def share(part: str) -> None:
+    """Ask for a unit three times, and say what the answer was."""
+    say("log", at=1000.0, level="INFO", message=f"asked as {part}")
+    for _ in range(3):
+        answer = claim()
+        say("log", at=1000.0, level="INFO", message=str(answer["unit"]))
+        unit = {"name": answer["unit"], "kind": "curve", "began_at": 1000.0, "seconds": 2.5}
+        peaks = {"host_peak_bytes": 3 * 2**30, "device_peak_bytes": None}
+        say("unit", **unit, **peaks, read_bytes=10, written_bytes=4)
+
+
 def main(behaviour: str) -> int:
-    request = json.loads(sys.stdin.read())
+    request = json.loads(sys.stdin.readline())
     ears = Ears()
     signal.signal(signal.SIGTERM, ears.hear)
     try:
@@ -75,6 +92,15 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             peaks = {"host_peak_bytes": 3 * 2**30, "device_peak_bytes": None}
             say("unit", **unit, **peaks, read_bytes=10, written_bytes=4)
             say("result", summary=SUMMARY)
+        case "lead":
+            share(request["part"])
+            say("result", summary=SUMMARY)
+        case "help":
+            share(request["part"])
+        case "hang-claimed" | "silent-claimed":
+            claim()
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(60)
         case "echo":
             found = [path.name for path in Path(request["scratch"]).iterdir()]
             say("result", summary={"request": request, "scratch": found})

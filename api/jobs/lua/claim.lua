@@ -30,7 +30,7 @@ local attempt = string.format('%d', tonumber(job.attempt) + 1)
 local fields = {
   fence = fence, attempt = attempt, lease_owner = ARGV[3], lease_expires_at = expires,
   stop_requested = '', error = '', progress = '',
-  claim_nonce = nonce,
+  claim_nonce = nonce, workers = '1', help_failures = '0',
 }
 if (job.started_at or '') == '' then
   fields.started_at = seconds(at)

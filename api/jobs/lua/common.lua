@@ -3,10 +3,17 @@
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
---                                            label_index (JSON list), deadline_seconds, and
---                                            claim_nonce, release_nonce: the call last heard
+--                                            label_index (JSON list), deadline_seconds;
+--                                            claim_nonce, release_nonce: the call last heard;
+--                                            unclaimed: units that were ready and nobody's at the
+--                                            last claim of one; help_failures in this attempt
 --   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
 --   NS:job:ID:logs                   stream  capped; field line (JSON)
+--   NS:job:ID:seats                  zset    while it is held: seat of a worker that helps -> time at
+--                                            which it lapses
+--   NS:job:ID:units                  hash    while it is held: seat, or 'leader' -> its unit
+--   NS:help                          zset    ID -> time at which help was last rung for, of held jobs
+--                                            with units and seats that nobody has
 --   NS:leases                        zset    ID -> time at which the lease expires
 --   NS:deadlines                     zset    ID -> deadline_at of jobs that are not over
 --   NS:ended                         zset    ID -> finished_at of jobs that are over
@@ -25,7 +32,8 @@
 --
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
 -- Keys are computed here, so this needs one server (or a replica set), not a cluster.
--- TRANSITIONS, HELD, TERMINAL, EVENTS_KEPT and LOGS_KEPT are defined by ledger.py above this line.
+-- TRANSITIONS, HELD, TERMINAL, EVENTS_KEPT, LOGS_KEPT, HELP_FAILURES and YIELD_SECONDS are defined by
+-- ledger.py above this line.
 
 local ns = ARGV[1]
 
@@ -131,6 +139,10 @@ local function enter(id, job, to, fields, reason)
   end
   if not HELD[to] then
     redis.call('ZREM', key('leases'), id)
+    -- Helpers of this attempt have no part in another one.
+    redis.call('DEL', key('job', id, 'seats'), key('job', id, 'units'))
+    redis.call('ZREM', key('help'), id)
+    fields.workers = '0'
     fields.lease_owner = ''
     fields.lease_expires_at = ''
     fields.stop_requested = ''
@@ -170,4 +182,43 @@ local function move(id, job, to, fields, reason)
   end
   enter(id, job, to, fields, reason)
   return true
+end
+
+-- Note how many workers serve a held job now.
+local function count_workers(id, job)
+  local workers = 1 + redis.call('ZCARD', key('job', id, 'seats'))
+  local fields = {
+    workers = string.format('%d', workers),
+    updated_at = seconds(now()),
+    revision = string.format('%d', tonumber(job.revision) + 1),
+  }
+  set_fields(id, fields)
+  append_event(id, 'workers', cjson.encode({workers = workers}))
+  for name, value in pairs(fields) do
+    job[name] = value
+  end
+end
+
+local function leave_seat(id, job, seat)
+  redis.call('HDEL', key('job', id, 'units'), seat)
+  if redis.call('ZREM', key('job', id, 'seats'), seat) == 1 then
+    count_workers(id, job)
+  end
+end
+
+-- Free the seats of a held job that have lapsed, and what they had claimed.
+local function free_lapsed(id, job, at)
+  local lapsed = redis.call('ZRANGEBYSCORE', key('job', id, 'seats'), '-inf', seconds(at))
+  for _, seat in ipairs(lapsed) do
+    leave_seat(id, job, seat)
+  end
+end
+
+-- How many more workers may help with a held job; none after so many failures of helpers.
+local function free_seats(id, job)
+  if tonumber(job.help_failures or '0') >= HELP_FAILURES then
+    return 0
+  end
+  local most = tonumber(job.max_workers or '1') - 1
+  return math.max(0, most - redis.call('ZCARD', key('job', id, 'seats')))
 end

@@ -1,11 +1,13 @@
 -- ARGV: NS, id, fence, lease seconds, progress (JSON or '')
--- Renew the lease and note progress: 'continue', 'cancel', 'pause' or 'lost'.
+-- Renew the lease, note progress, and free helpers' seats that have lapsed: 'continue', 'cancel',
+-- 'pause' or 'lost'.
 local id, progress = ARGV[2], ARGV[5]
 local job = load_job(id)
 if not holds(job, ARGV[3]) then
   return 'lost'
 end
 local at = now()
+free_lapsed(id, job, at)
 local expires = seconds(at + tonumber(ARGV[4]))
 local fields = {lease_expires_at = expires}
 if progress ~= '' and progress ~= job.progress then

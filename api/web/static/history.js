@@ -30,6 +30,7 @@ function describe({ type, data }) {
     const left = data.eta_seconds === null ? "" : `, ${duration(data.eta_seconds)} left`;
     return `${data.phase}${steps} (${percent(data.fraction)}${left})`;
   }
+  if (type === "workers") return data.workers === 1 ? "1 worker" : `${data.workers} workers`;
   const attempt = data.state === "running" && data.attempt ? `, attempt ${data.attempt}` : "";
   const reason = data.reason ? `: ${data.reason.replaceAll("_", " ")}` : "";
   const error = data.error?.message ? ` – ${data.error.message}` : "";

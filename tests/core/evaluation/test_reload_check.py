@@ -16,7 +16,7 @@ from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPruneError
 from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.pipeline import STEPS
+from strucprune_core.running import STEPS
 from strucprune_core.steps import assemble
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.surgery.layouts import side_files

@@ -94,8 +94,8 @@ def streamed_logits(
 ) -> Tensor:
     """Logits of all positions, (sequences x length x V)."""
     stream = replace(stream, tiles=tiles)
-    with final_hidden(stream, tokens, scratch, lambda: None) as hidden:
-        logits = next_token_logits(stream, hidden.reshape(-1, hidden.shape[-1]))
+    hidden = final_hidden(stream, tokens, scratch, lambda: None)
+    logits = next_token_logits(stream, hidden.reshape(-1, hidden.shape[-1]))
     return logits.reshape(*tokens.shape, -1)
 
 

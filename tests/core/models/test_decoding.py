@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from strucprune_core.errors import Stopped, StorageUnavailable
+from strucprune_core.errors import ScratchUnavailable, Stopped
 from strucprune_core.models import decoding
-from strucprune_core.models.decoding import cache_bytes, generate, key_value_cache, step
+from strucprune_core.models.decoding import generate, key_value_cache, step
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
 from strucprune_core.tiling import Tiles
@@ -27,14 +27,14 @@ def test_steps_give_the_logits_of_the_whole(tmp_path: Path, options: dict[str, A
     model, tokens = random_llama(**options), random_tokens(5, 24)
     stream = stream_of(model, tmp_path / "model")
     steps = []
-    with key_value_cache(tmp_path, stream.config, *tokens.shape) as cache:
-        for position in range(tokens.shape[1]):
-            hidden = step(stream, tokens[:, position], position, cache)
-            steps.append(next_token_logits(stream, hidden))
+    cache = key_value_cache(tmp_path, stream.config, *tokens.shape)
+    for position in range(tokens.shape[1]):
+        hidden = step(stream, tokens[:, position], position, cache)
+        steps.append(next_token_logits(stream, hidden))
     found = torch.stack(steps, dim=1)
     torch.testing.assert_close(found, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
-    with final_hidden(stream, tokens, tmp_path, lambda: None) as whole:
-        assert np.allclose(hidden, whole[:, -1], rtol=1e-4, atol=1e-4)
+    whole = final_hidden(stream, tokens, tmp_path, lambda: None)
+    assert np.allclose(hidden, whole[:, -1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", families.VARIANTS)
@@ -42,10 +42,10 @@ def test_every_family_steps_to_the_same_logits(tmp_path: Path, variant: str) -> 
     model, tokens = families.random_model(variant), random_tokens(3, 24, 512)
     stream = stream_of(model, tmp_path / "model")
     steps = []
-    with key_value_cache(tmp_path, stream.config, *tokens.shape) as cache:
-        for position in range(tokens.shape[1]):
-            hidden = step(stream, tokens[:, position], position, cache)
-            steps.append(next_token_logits(stream, hidden))
+    cache = key_value_cache(tmp_path, stream.config, *tokens.shape)
+    for position in range(tokens.shape[1]):
+        hidden = step(stream, tokens[:, position], position, cache)
+        steps.append(next_token_logits(stream, hidden))
     found = torch.stack(steps, dim=1)
     torch.testing.assert_close(found, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
 
@@ -58,9 +58,9 @@ def test_groups_change_nothing_but_rounding(
     results = []
     for group in (1, 3, 100):
         monkeypatch.setattr(decoding, "_MAX_GROUP", group)
-        with key_value_cache(tmp_path, stream.config, *tokens.shape) as cache:
-            for position in range(tokens.shape[1]):
-                hidden = step(stream, tokens[:, position], position, cache)
+        cache = key_value_cache(tmp_path, stream.config, *tokens.shape)
+        for position in range(tokens.shape[1]):
+            hidden = step(stream, tokens[:, position], position, cache)
         results.append(hidden)
     assert all(np.allclose(result, results[0], rtol=1e-5, atol=1e-5) for result in results)
 
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(
 
     stream = stream_of(random_llama(), tmp_path / "model")
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(StorageUnavailable, match="do not fit") as caught:
+    with pytest.raises(ScratchUnavailable, match="no room for keys and values") as caught:
         generate(stream, ZEROS, 50, 0, tmp_path)
     assert caught.value.field == "calibration.samples"
-    assert f"{cache_bytes(stream.config, 4, 50):,}" in str(caught.value)
+    assert "fewer or shorter sequences" in str(caught.value.remedy)

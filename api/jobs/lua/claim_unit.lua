@@ -1,0 +1,64 @@
+-- ARGV: NS, id, fence, holder (a seat, or 'leader'), unit ...
+-- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up the
+-- one it had. {word, unit or '', doorbells to ring for help}; the word is
+--   'go'     it may go on, perhaps without a unit
+--   'lost'   the attempt is over, or the seat has lapsed
+--   'yield'  the seat should be left: another job waits for a worker
+local id, holder = ARGV[2], ARGV[4]
+local job = load_job(id)
+if not holds(job, ARGV[3]) then
+  return {'lost', '', 0}
+end
+local at = now()
+free_lapsed(id, job, at)
+local helps = holder ~= 'leader'
+if helps and not redis.call('ZSCORE', key('job', id, 'seats'), holder) then
+  return {'lost', '', 0}
+end
+local units = key('job', id, 'units')
+redis.call('HDEL', units, holder)
+
+-- Whether a job has waited for some seconds that its tenant may have running. Not at once: an idle
+-- worker takes it sooner than this one could. Of very many that wait, the first hundred are asked.
+local function job_waits()
+  for _, priority in ipairs({'high', 'normal', 'low'}) do
+    local ids = redis.call('ZRANGEBYSCORE', key('waiting', priority), '-inf',
+      seconds(at - YIELD_SECONDS), 'LIMIT', 0, 100)
+    for _, other in ipairs(ids) do
+      local tenant = redis.call('HGET', key('job', other), 'tenant')
+      if tenant and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
+        return true
+      end
+    end
+  end
+  return false
+end
+
+if helps and job_waits() then
+  return {'yield', '', 0}
+end
+local taken = {}
+for _, unit in ipairs(redis.call('HVALS', units)) do
+  taken[unit] = true
+end
+local free = {}
+for i = 5, #ARGV do
+  if not taken[ARGV[i]] then
+    free[#free + 1] = ARGV[i]
+  end
+end
+if free[1] then
+  redis.call('HSET', units, holder, free[1])
+end
+local unclaimed = math.max(0, #free - 1)
+local wanted = math.min(unclaimed, free_seats(id, job))
+local bells = 0
+if wanted > 0 then
+  set_fields(id, {unclaimed = string.format('%d', unclaimed)})
+  if redis.call('ZADD', key('help'), 'NX', seconds(at), id) == 1 then
+    bells = wanted
+  end
+else
+  redis.call('ZREM', key('help'), id)
+end
+return {'go', free[1] or '', bells}

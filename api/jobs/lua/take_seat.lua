@@ -1,0 +1,20 @@
+-- ARGV: NS, id, seat, seconds
+-- Take a seat among the workers that help with a running job, if help is wanted: {fence, attempt, run},
+-- or nil. The seat is the caller's own name for it, so the same call repeated gets the same answer.
+local id, seat = ARGV[2], ARGV[3]
+local job = load_job(id)
+if job == nil or job.state ~= 'running' then
+  return false
+end
+local at = now()
+local seats = key('job', id, 'seats')
+free_lapsed(id, job, at)
+local has = redis.call('ZSCORE', seats, seat)
+if not has and (not redis.call('ZSCORE', key('help'), id) or free_seats(id, job) == 0) then
+  return false
+end
+redis.call('ZADD', seats, seconds(at + tonumber(ARGV[4])), seat)
+if not has then
+  count_workers(id, job)
+end
+return {job.fence, job.attempt, job.run or '1'}

@@ -1,0 +1,294 @@
+"""How much the service takes: requests per second and their times, a long queue, and memory.
+
+    .venv/bin/python -m benchmarks.load [--jobs 10000] [--seconds 10]
+
+Starts the whole product on this machine with two workers whose solve is trivial, and measures in
+one run, with the same load generator and one process of each server:
+
+- the framework's empty endpoint and an async endpoint that reads a job's hash from Redis, then
+  submit, get, list and validate, in turns: requests per second, 50th, 95th and 99th percentile;
+- event streams of one job to 500 watchers: how long after it happens each of them hears of it;
+- JOBS jobs, submitted while no worker runs and then drained by two;
+- resident memory of API and workers at the beginning, in the middle and at the end of that.
+
+All processes share the machine's cores with the generator. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from api.jobs.state import JobState
+from benchmarks.load_client import Connection, Figures, MakeRequest, load, request
+from embedded.processes import ManagedProcess, accepts_connections, free_ports
+from embedded.stack import ROOT, WORK_BUCKET, Stack
+from strucprune_core.client.calls import JOBS
+from tests.support.processes import descendants
+from tests.support.text import make_text
+from tests.support.tiny_llama import make_tiny_llama
+
+WATCHERS = 500
+ROUNDS = 3
+_MB = 1e6
+
+
+class LoadStack(Stack):
+    """The product with trivial workers, and the reference beside it."""
+
+    def __init__(self, directory: Path) -> None:
+        # No worker yet: what is submitted waits.
+        super().__init__(directory, workers=0)
+        self.port = int(self.api_url.rpartition(":")[2])
+        self.reference_port = free_ports(1)[0]
+        self.reference: ManagedProcess | None = None
+
+    def start(self) -> None:
+        """Start everything; the model and a text are in the bucket."""
+        super().start()
+        s3 = self.s3.client()
+        for path in make_tiny_llama(self._directory / "model").iterdir():
+            s3.upload_file(str(path), WORK_BUCKET, f"model/{path.name}")
+        s3.put_object(Bucket=WORK_BUCKET, Key="text.txt", Body=make_text().encode())
+        self.reference = ManagedProcess(
+            "reference",
+            [
+                sys.executable,
+                *("-m", "benchmarks.load_reference"),
+                *(str(self.reference_port), self.valkey.url),
+            ],
+            log_directory=self.log_directory,
+            cwd=ROOT,
+        )
+        self.reference.wait_ready(lambda: accepts_connections(self.reference_port))
+
+    def start_workers(self, count: int) -> None:
+        """Start workers, and wait until they are ready."""
+        for number in range(count):
+            worker = self._module(f"worker-{number}", "benchmarks.load_worker")
+            worker.wait_ready(lambda worker=worker: " ready." in worker.log_tail())  # type: ignore[misc]
+            self.workers.append(worker)
+
+    def stop(self) -> None:
+        """Stop everything."""
+        if self.reference is not None:
+            self.reference.stop()
+        super().stop()
+
+    def memory(self) -> dict[str, float]:
+        """Resident memory of each process with all below it, MB."""
+        processes = {f"worker {number}": worker for number, worker in enumerate(self.workers)}
+        if self.api is not None:
+            processes["API"] = self.api
+        return {
+            name: sum(map(_resident_mb, [process.pid, *descendants(process.pid)]))
+            for name, process in processes.items()
+        }
+
+    def states(self) -> dict[str, int]:
+        """How many jobs there are in each state."""
+        with redis.Redis.from_url(self.valkey.url, decode_responses=True) as client:
+            found: Any = client.hgetall("strucprune:counts")
+        return {state: int(count) for state, count in found.items()}
+
+
+def _resident_mb(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0  # a solve that has ended
+    return pages * os.sysconf("SC_PAGE_SIZE") / _MB
+
+
+def body() -> dict[str, Any]:
+    """A job like any other, whose output is its own."""
+    uri = f"s3://{WORK_BUCKET}"
+    return {
+        "model": {"uri": f"{uri}/model"},
+        "output": {"uri_prefix": f"{uri}/output/{uuid4().hex}"},
+        "pruning": {"sparsity": 0.3},
+        "calibration": {"uri": f"{uri}/text.txt", "samples": 16, "sequence_length": 32},
+        "runtime": {"device": "cpu"},
+        "labels": {"team": "load"},
+    }
+
+
+async def submit(connection: Connection, key: str) -> str:
+    """Submit a job; its id."""
+    status, data = await connection.send(request("POST", JOBS, key, body()))
+    if status != 202:
+        raise RuntimeError(f"{status}: {data[:500].decode(errors='replace')}")
+    job_id: str = json.loads(data)["id"]
+    return job_id
+
+
+async def measure_requests(
+    stack: LoadStack, connections: int, seconds: float, tell: Callable[[str], None]
+) -> dict[str, Figures]:
+    """Figures of each kind of request: of its best round of three, in turns with all others."""
+    connection = await Connection.open(stack.port)
+    job_id = await submit(connection, stack.api_key)
+    for _ in range(60):
+        await submit(connection, stack.api_key)  # for pages of 50 jobs
+    connection.close()
+    key = stack.api_key
+    get = request("GET", f"{JOBS}/{job_id}", key)
+    page = request("GET", f"{JOBS}?limit=50", key)
+    empty = request("GET", "/empty")
+    read = request("GET", f"/read/strucprune:job:{job_id}")
+    kinds: dict[str, tuple[int, MakeRequest]] = {
+        "empty endpoint": (stack.reference_port, lambda _: empty),
+        "async Redis read": (stack.reference_port, lambda _: read),
+        "get": (stack.port, lambda _: get),
+        "list of 50": (stack.port, lambda _: page),
+        "submit": (stack.port, lambda _: request("POST", JOBS, key, body())),
+        "validate": (stack.port, lambda _: request("POST", f"{JOBS}/validate", key, body())),
+    }
+    best: dict[str, Figures] = {}
+    for _ in range(ROUNDS):
+        for name, (port, make) in kinds.items():
+            found = await load(port, make, connections=connections, seconds=seconds / ROUNDS)
+            if name not in best or found.per_second > best[name].per_second:
+                best[name] = found
+    tell(f"{'':18}{'per second':>11}{'p50 ms':>9}{'p95 ms':>9}{'p99 ms':>9}")
+    for name, figures in best.items():
+        times = "".join(f"{value * 1e3:9.1f}" for value in (figures.p50, figures.p95, figures.p99))
+        tell(f"{name:18}{figures.per_second:11.0f}{times}")
+    share = best["get"].per_second / best["async Redis read"].per_second
+    tell(f"get reaches {share:.2f} of the async Redis read")
+    return best
+
+
+async def measure_watchers(stack: LoadStack, tell: Callable[[str], None]) -> Figures:
+    """How long after an event each of many watchers hears of it."""
+    connection = await Connection.open(stack.port)
+    job_id = await submit(connection, stack.api_key)
+    watch = request("GET", f"{JOBS}/{job_id}/events", stack.api_key, Accept="text/event-stream")
+    happened: dict[str, float] = {}
+    delays: list[float] = []
+
+    async def listen(ready: asyncio.Semaphore) -> None:
+        stream = await (await Connection.open(stack.port)).stream(watch)
+        while line := await stream.readline():
+            if line.startswith(b"data:"):
+                state = json.loads(line[5:])["data"].get("state", "")
+                if state == JobState.QUEUED and "paused" not in happened:
+                    ready.release()
+                elif state in happened:
+                    delays.append(time.perf_counter() - happened[state])
+                if state == JobState.CANCELLED:
+                    return  # the stream is over; the connection is not
+
+    ready = asyncio.Semaphore(0)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(WATCHERS):
+            group.create_task(listen(ready))
+        for _ in range(WATCHERS):
+            await ready.acquire()
+        began = time.perf_counter()
+        for verb, state in (("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)):
+            happened[state] = time.perf_counter()
+            await connection.send(request("POST", f"{JOBS}/{job_id}/{verb}", stack.api_key))
+            await asyncio.sleep(3.0)
+    figures = Figures.of(delays, time.perf_counter() - began)
+    tell(
+        f"{len(delays)} events to {WATCHERS} watchers: heard after p50 {figures.p50 * 1e3:.0f} ms, "
+        f"p95 {figures.p95 * 1e3:.0f} ms, p99 {figures.p99 * 1e3:.0f} ms"
+    )
+    return figures
+
+
+async def measure_queue(stack: LoadStack, jobs: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Submit many jobs, then let two workers drain them."""
+    before = sum(stack.states().values())
+    memory = [stack.memory()]
+    began = time.perf_counter()
+    numbers = iter(range(jobs))
+
+    async def some() -> None:
+        connection = await Connection.open(stack.port)
+        for _ in numbers:
+            await submit(connection, stack.api_key)
+        connection.close()
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(8):
+            group.create_task(some())
+    submitted = time.perf_counter() - began
+    tell(f"{jobs} jobs submitted in {submitted:.0f} s, {jobs / submitted:.0f} a second")
+    stack.start_workers(2)
+    memory.append(stack.memory())
+    waiting = stack.states().get("queued", 0)
+    began, half = time.perf_counter(), False
+    while (left := stack.states().get("queued", 0)) > 0:
+        if not half and left < waiting / 2:
+            memory.append(stack.memory())
+            half = True
+        await asyncio.sleep(1.0)
+    drained = time.perf_counter() - began
+    await asyncio.sleep(2.0)
+    memory.append(stack.memory())
+    states = stack.states()
+    tell(
+        f"{waiting} jobs drained by 2 workers in {drained:.0f} s, {waiting / drained:.1f} a second"
+    )
+    for name in memory[-1]:
+        shown = ", ".join(f"{at[name]:.0f}" for at in memory if name in at)
+        tell(f"memory of {name}, MB: {shown}")
+    ended = {state: states.get(state, 0) for state in ("succeeded", "cancelled")}
+    if sum(ended.values()) != before + jobs:
+        raise RuntimeError(f"of {before + jobs} jobs, {states} are left")
+    return {
+        "jobs": jobs,
+        "submitted_seconds": submitted,
+        "drained": waiting,
+        "drained_seconds": drained,
+        "memory_mb": memory,
+    }
+
+
+async def measure(options: argparse.Namespace, stack: LoadStack) -> None:
+    """Everything in turn."""
+
+    def tell(line: str) -> None:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+
+    requests = await measure_requests(stack, options.connections, options.seconds, tell)
+    watchers = await measure_watchers(stack, tell)
+    queue = await measure_queue(stack, options.jobs, tell) if options.jobs else None
+    result = {
+        "cpus": os.cpu_count(),
+        "connections": options.connections,
+        "requests": {name: asdict(figures) for name, figures in requests.items()},
+        "watchers": asdict(watchers),
+        "queue": queue,
+    }
+    tell(json.dumps(result))
+
+
+def main() -> None:
+    """Run it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.load", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=10_000, help="in the queue; 0 leaves that out")
+    parser.add_argument("--seconds", type=float, default=10.0, help="for each kind of request")
+    parser.add_argument("--connections", type=int, default=16)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name, LoadStack(Path(name)) as stack:
+        asyncio.run(measure(options, stack))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,276 @@
+"""Runs the units of a job in this process: all of them, or those that other workers leave.
+
+    what is due ─ claim one ─ run and commit it ─ again; wait where others have all that is due
+
+A unit is due once all units before it are finished. One process alone so runs them in the order of
+the graph. With several, each looks at a unit once more after claiming it: whoever had it before
+has either finished it or will not.
+
+One of them, the leader, answers for the job: it alone makes units again whose files are lost, and
+it alone publishes. All others only ever do units that are not finished and can be done now.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from strucprune_core.claims import UnitClaims
+from strucprune_core.errors import OutOfMemory, StrucPruneError, naming_field
+from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
+from strucprune_core.planner.costs import unit_costs
+from strucprune_core.progress import FinishedUnit, UnitSink
+from strucprune_core.progress_meter import ProgressMeter
+from strucprune_core.scratch import scratch_errors
+from strucprune_core.steps.allocation import curve, probe
+from strucprune_core.steps.assemble import assemble
+from strucprune_core.steps.capture import capture
+from strucprune_core.steps.distill import distill
+from strucprune_core.steps.exports import check_export, export_blocks, export_gguf
+from strucprune_core.steps.gradients import gradient
+from strucprune_core.steps.job import Job
+from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.pricing import allocate, price
+from strucprune_core.steps.recover import recover, replay
+from strucprune_core.steps.report import report
+from strucprune_core.steps.rounds import review, trial
+from strucprune_core.steps.solve import solve
+from strucprune_core.steps.tokens import embeddings, tokens
+from strucprune_core.units import Unit, ancestors, pending, publication
+from strucprune_core.workspace import Draft
+
+log = logging.getLogger(__name__)
+
+# How long one waits before it looks again at what others do: at first, and at most.
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
+# How soon a stop is heard meanwhile.
+_NAP_SECONDS = 0.05
+
+# Kinds of units whose index is a layer.
+_OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
+
+Step = Callable[[Job, Unit, Draft], None]
+STEPS: dict[str, Step] = {
+    "tokens": tokens,
+    "embed": embeddings,
+    "capture": capture,
+    "curve": curve,
+    "probe": probe,
+    "gradient": gradient,
+    "price": price,
+    "trial": trial,
+    "review": review,
+    "allocate": allocate,
+    "solve": solve,
+    "replay": replay,
+    "recover": recover,
+    "distill": distill,
+    "assemble": assemble,
+    "gguf": export_gguf,
+    "block_configs": export_blocks,
+    "check": check_export,
+    "evaluate": evaluate,
+    "verify": verify,
+    "report": report,
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One process's part in a job.
+
+    Attributes:
+        job: What its units are given.
+        meter: Told about progress; asked for stops.
+        memory: Measures each unit.
+        finished: Told of each unit that was done here.
+        claims: Whether others have a unit.
+    """
+
+    job: Job
+    meter: ProgressMeter
+    memory: MemoryMeter
+    finished: UnitSink
+    claims: UnitClaims
+
+
+def run_pending(run: Run) -> None:
+    """Get everything done that is pending, here or by others; for the one that leads the job.
+
+    Raises:
+        StrucPruneError: see `errors`; a `LostFile` is a reason to look again at what is pending.
+    """
+    todo = _pending(run.job)
+    if any(run.job.workspace.manifest(unit.name) is not None for unit in todo):
+        # A listing of many files shows its pages at different times, and others may be at work:
+        # what looks lost must do so twice.
+        run.job.workspace.refresh()
+        todo = _pending(run.job)
+    for unit in todo:
+        run.job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
+    work = _Work(run, todo, leads=True)
+    while work.left:
+        if not work.do_one():
+            work.wait()
+
+
+def help_out(run: Run, patience_seconds: float) -> None:
+    """Do units that the leader leaves, until there are none or none has come up for a while.
+
+    Args:
+        run: This process's part.
+        patience_seconds: How long to wait where others have all that could be done.
+
+    Raises:
+        StrucPruneError: as `run_pending`.
+    """
+    workspace = run.job.workspace
+    work = _Work(
+        run,
+        [unit for unit in run.job.graph if workspace.manifest(unit.name) is None],
+        leads=False,
+    )
+    idle_since = time.monotonic()
+    while work.left and time.monotonic() - idle_since < patience_seconds:
+        if work.do_one():
+            idle_since = time.monotonic()
+        else:
+            work.wait()
+
+
+class _Work:
+    """What is left to do, by what this process knows.
+
+    Args:
+        run: Its part in the job.
+        todo: The units to be done, in the order of the graph.
+        leads: Whether lost files are its business.
+    """
+
+    def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
+        self.left = {unit.name: unit for unit in todo}
+        self._before = ancestors(run.job.graph)
+        self._run = run
+        self._leads = leads
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        job = run.job
+        run.meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
+
+    def do_one(self) -> bool:
+        """Do a unit, or find that it was done. False if there is none to be had now."""
+        due = [unit for unit in self.left.values() if self._is_due(unit)]
+        name = self._run.claims.claim([unit.name for unit in due if self._can_be_done(unit)])
+        if name is None:
+            return self._find(due)
+        unit = self.left[name]
+        if not self._find([unit]):
+            self._run.meter.begin(unit)
+            self._run.finished(_run(self._run.job, unit, self._run.memory))
+            self._end(unit)
+        self._pause_seconds = FIRST_PAUSE_SECONDS
+        return True
+
+    def wait(self) -> None:
+        """Give others some time; longer and longer while nothing happens."""
+        until = time.monotonic() + self._pause_seconds
+        self._pause_seconds = min(2 * self._pause_seconds, LONGEST_PAUSE_SECONDS)
+        while time.monotonic() < until:
+            self._run.meter.safe_point()
+            time.sleep(_NAP_SECONDS)
+
+    def _is_due(self, unit: Unit) -> bool:
+        return self._before[unit.name].isdisjoint(self.left)
+
+    def _can_be_done(self, unit: Unit) -> bool:
+        """Whether what a unit that is due reads is there.
+
+        If not, it was lost, and the leader sees to that; or somebody has finished the unit, and
+        what nobody needs any more was released.
+        """
+        present = self._run.job.workspace.has_file
+        return self._leads or all(present(owner, name) for owner, name in unit.reads)
+
+    def _find(self, units: list[Unit]) -> bool:
+        """Whether others have finished any of these units meanwhile."""
+        if not self._run.claims.shared:
+            return False
+        found = [unit for unit in units if self._run.job.workspace.look(unit.name)]
+        for unit in found:
+            self._end(unit)
+        return bool(found)
+
+    def _end(self, unit: Unit) -> None:
+        del self.left[unit.name]
+        self._run.meter.end(unit)
+
+
+def _pending(job: Job) -> list[Unit]:
+    """The units to run: the unfinished ones, and those whose files are missing where needed."""
+    units = [*job.graph, publication(job.graph)]
+    finished = {unit.name for unit in units if job.workspace.manifest(unit.name) is not None}
+    needed = {read for unit in units for read in unit.reads}
+    present = {read for read in needed if job.workspace.has_file(*read)}
+    return pending(units, finished, present)[:-1]
+
+
+def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
+    """Compute one unit and commit it."""
+    began_at, began = time.time(), time.monotonic()
+    return_free_memory()
+    memory.take_host_peak()
+    memory.take_device_peak()
+    try:
+        # Stores have errors of their own: what else the system refuses is scratch.
+        with scratch_errors(f"what {unit.name} works on"), job.workspace.draft() as draft:
+            with memory.counting():
+                STEPS[unit.kind](job, unit, draft)
+            host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
+            with naming_field("workspace"):
+                job.workspace.commit(
+                    unit.name,
+                    draft,
+                    seconds=round(time.monotonic() - began, 4),
+                    host_peak_bytes=host_peak,
+                    device_peak_bytes=device_peak,
+                )
+    except StrucPruneError as error:
+        error.phase = error.phase or unit.phase.value
+        error.layer = _layer_of(unit) if error.layer is None else error.layer
+        raise
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise _out_of_memory(unit, error) from error
+    for owner, name in unit.releases:
+        job.workspace.release(owner, name)
+    seconds = time.monotonic() - began
+    log.info("%s finished in %.1f s", unit.name, seconds)
+    return FinishedUnit(unit.name, unit.kind, began_at, seconds, host_peak, device_peak)
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether memory ran out: torch's CPU allocator says so with a plain RuntimeError."""
+    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return typed or "DefaultCPUAllocator" in str(error)
+
+
+def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
+    """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
+    pushes_tokens = unit.kind in ("capture", "probe", "distill", "evaluate")
+    return OutOfMemory(
+        f"out of memory in {unit.name}: {error}",
+        field="runtime.micro_batch_tokens" if pushes_tokens else None,
+        remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory."
+        if pushes_tokens
+        else "Use a machine with more memory; `strucprune_core.estimate` says how much.",
+        phase=unit.phase.value,
+        layer=_layer_of(unit),
+    )
+
+
+def _layer_of(unit: Unit) -> int | None:
+    return unit.index if unit.kind in _OF_A_LAYER else None

@@ -1,0 +1,252 @@
+"""Several workers on one job, in the real ledger: seats, claims on units, calls for help."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+import redis
+
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.record import Claim, Signal
+from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
+from api.jobs.state import JobState
+from tests.api.test_ledger import ERROR, new_job
+
+READY = ["curve.0", "curve.1", "curve.2"]
+
+
+@pytest.fixture
+def led(ledger: RedisLedger) -> Claim:
+    """A running job that three workers may serve; its leader has claimed `curve.0` of `READY`."""
+    ledger.create(new_job(max_workers=3))
+    claim = ledger.claim("job_a", "leader", 60)
+    assert isinstance(claim, Claim)
+    assert ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY) == UnitClaim(
+        "go", "curve.0", bells=2
+    )
+    return claim
+
+
+def seated(ledger: RedisLedger, seat: str = "one", seconds: float = 60.0) -> Place:
+    place = ledger.seats.take("job_a", seat, seconds)
+    assert place is not None
+    return place
+
+
+def workers(ledger: RedisLedger) -> int:
+    record = ledger.get("job_a")
+    assert record is not None
+    return record.workers
+
+
+def unit(ledger: RedisLedger, claim: Claim | Place, ready: list[str] = READY) -> str | None:
+    holder = claim.seat if isinstance(claim, Place) else LEADER
+    answer = ledger.seats.claim_unit("job_a", claim.fence, holder, ready)
+    assert answer.word == "go"
+    return answer.unit
+
+
+def test_a_job_for_one_worker_has_no_seats(ledger: RedisLedger) -> None:
+    ledger.create(new_job())
+    claim = ledger.claim("job_a", "leader", 60)
+    assert isinstance(claim, Claim)
+    answer = ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
+    assert (answer.unit, answer.bells) == ("curve.0", 0)
+    assert ledger.seats.take("job_a", "one", 60) is None
+    assert ledger.seats.wanted(0, 10) == []
+
+
+def test_units_are_claimed_once(ledger: RedisLedger, led: Claim) -> None:
+    one, two = seated(ledger, "one"), seated(ledger, "two")
+    assert unit(ledger, one) == "curve.1"
+    assert unit(ledger, two) == "curve.2"
+    assert unit(ledger, led, READY[1:]) is None
+    # The claim gave up what the leader had.
+    assert unit(ledger, two) == "curve.0"
+    assert unit(ledger, two, []) is None
+    assert unit(ledger, led, [*READY[1:], "capture.3"]) == "curve.2"
+
+
+def test_there_are_so_many_seats(ledger: RedisLedger, led: Claim) -> None:
+    assert seated(ledger, "one") == Place("job_a", "one", led.fence, led.attempt, led.run)
+    assert workers(ledger) == 2
+    assert seated(ledger, "one") == seated(ledger, "one")  # as when an answer got lost
+    seated(ledger, "two")
+    assert workers(ledger) == 3
+    assert ledger.seats.take("job_a", "three", 60) is None
+    said = [event.data for event in ledger.events("job_a") if event.type == "workers"]
+    assert said == [{"workers": 2}, {"workers": 3}]
+
+
+def test_nobody_is_seated_where_nothing_is_left(ledger: RedisLedger, led: Claim) -> None:
+    unit(ledger, led, ["allocate"])
+    assert ledger.seats.take("job_a", "one", 60) is None
+
+
+def test_help_is_rung_for_when_work_comes_up_and_then_by_reconcilers(
+    ledger: RedisLedger, led: Claim
+) -> None:
+    def bells(*ready: str) -> int:
+        return ledger.seats.claim_unit("job_a", led.fence, LEADER, ready).bells
+
+    assert bells(*READY) == 0  # `led` has heard them
+    assert ledger.seats.wanted(60, 10) == []
+    assert ledger.seats.wanted(0, 10) == [("job_a", 2)]
+    assert ledger.seats.wanted(60, 10) == []
+    seated(ledger)
+    assert ledger.seats.wanted(0, 10) == [("job_a", 1)]
+    assert bells("allocate") == 0
+    assert ledger.seats.wanted(0, 10) == []
+    assert bells("solve.0", "solve.1", "solve.2") == 1
+
+
+def test_helpers_are_counted(ledger: RedisLedger, led: Claim) -> None:
+    assert ledger.seats.counts() == {"helping": 0, "wanted": 2}
+    seated(ledger, "one", seconds=0.05)
+    seated(ledger, "two")
+    assert ledger.seats.counts() == {"helping": 2, "wanted": 0}
+    time.sleep(0.1)
+    assert ledger.seats.counts()["helping"] == 1
+    ledger.release("job_a", led.fence)
+    assert ledger.seats.counts() == {"helping": 0, "wanted": 0}
+
+
+def test_a_seat_lapses_and_its_unit_with_it(ledger: RedisLedger, led: Claim) -> None:
+    place = seated(ledger, seconds=0.05)
+    assert unit(ledger, place) == "curve.1"
+    time.sleep(0.1)
+    assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
+    assert ledger.seats.beat(place, 60) is Signal.LOST
+    assert not ledger.seats.leave(place)
+    assert workers(ledger) == 1
+    assert unit(ledger, led, READY[1:]) == "curve.1"
+
+
+def test_a_heartbeat_of_the_leader_notices_a_lapse(ledger: RedisLedger, led: Claim) -> None:
+    seated(ledger, seconds=0.05)
+    time.sleep(0.1)
+    assert ledger.heartbeat("job_a", led.fence, 60, {"phase": "solving"}) is Signal.CONTINUE
+    record = ledger.get("job_a")
+    assert record is not None
+    assert (record.workers, record.progress) == (1, {"phase": "solving"})
+
+
+def test_beats_keep_a_seat_and_tell_of_stops(ledger: RedisLedger, led: Claim) -> None:
+    place = seated(ledger, seconds=0.5)
+    assert ledger.seats.beat(place, 60) is Signal.CONTINUE
+    time.sleep(0.6)
+    assert unit(ledger, place) == "curve.1"
+    ledger.request_pause("job_a")
+    assert ledger.seats.beat(place, 60) is Signal.PAUSE
+    assert ledger.seats.take("job_a", "two", 60) is None
+
+
+def test_leaving_gives_seat_and_unit_back(ledger: RedisLedger, led: Claim) -> None:
+    place = seated(ledger)
+    assert unit(ledger, place) == "curve.1"
+    assert ledger.seats.leave(place)
+    assert workers(ledger) == 1
+    assert unit(ledger, led, READY[1:]) == "curve.1"
+
+
+@pytest.mark.parametrize("how", ["released", "failed", "expired", "ended"])
+def test_a_helper_of_an_attempt_that_is_over_has_no_part(
+    ledger: RedisLedger, led: Claim, how: str
+) -> None:
+    place = seated(ledger)
+    match how:
+        case "released":
+            ledger.release("job_a", led.fence)
+        case "failed":
+            ledger.retry_later("job_a", led.fence, ERROR)
+        case "expired":
+            ledger.heartbeat("job_a", led.fence, 0.01)
+            time.sleep(0.05)
+            assert ledger.requeue_expired(10) == ["job_a"]
+        case "ended":
+            ledger.finish("job_a", led.fence, JobState.SUCCEEDED)
+    assert workers(ledger) == 0
+    assert ledger.seats.wanted(0, 10) == []
+    again = ledger.claim("job_a", "another", 60)
+    assert ledger.seats.beat(place, 60) is Signal.LOST
+    assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
+    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "lost"
+    assert not ledger.seats.leave(place, failed=True)
+    if isinstance(again, Claim):
+        assert workers(ledger) == 1
+        assert unit(ledger, again) == "curve.0"
+
+
+def test_an_attempt_in_which_helpers_fail_is_left_to_its_leader(
+    ledger: RedisLedger, led: Claim
+) -> None:
+    for number in range(HELP_FAILURES):
+        assert ledger.seats.leave(seated(ledger, f"seat-{number}"), failed=True)
+    assert ledger.seats.take("job_a", "one", 60) is None
+    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).bells == 0
+    assert ledger.seats.wanted(0, 10) == []
+    # The next attempt may do better.
+    ledger.release("job_a", led.fence)
+    again = ledger.claim("job_a", "another", 60)
+    assert isinstance(again, Claim)
+    assert ledger.seats.claim_unit("job_a", again.fence, LEADER, READY).bells == 2
+
+
+def test_a_helper_yields_to_a_job_that_waits(
+    ledger: RedisLedger, led: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def word() -> str:
+        return ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word
+
+    place = seated(ledger)
+    ledger.create(new_job("job_b"))
+    assert word() == "go"  # an idle worker would be faster
+    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    assert word() == "yield"
+    # One that its tenant may not have running would gain nothing.
+    ledger.claim("job_b", "worker", 60, max_running=1)
+    assert word() == "go"
+    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "go"
+
+
+def test_a_flushed_redis_knows_no_seat(
+    redis_url: str, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = connect(redis_url, "flushed")
+    ledger.create(new_job(max_workers=2))
+    claim = ledger.claim("job_a", "leader", 60)
+    assert isinstance(claim, Claim)
+    ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
+    place = seated(ledger)
+    flush.flushdb()
+    assert ledger.seats.beat(place, 60) is Signal.LOST
+    assert ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY).word == "lost"
+    assert not ledger.seats.leave(place)
+    ledger.close()
+
+
+def test_repeated_calls_are_one_call(
+    ledger: RedisLedger, led: Claim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = ledger.seats._run  # type: ignore[attr-defined]
+
+    def twice(verb: str, *args: str | int | float) -> Any:
+        run(verb, *args)
+        return run(verb, *args)
+
+    monkeypatch.setattr(ledger.seats, "_run", twice)
+    place = seated(ledger)
+    assert unit(ledger, place) == "curve.1"
+    assert workers(ledger) == 2
+    ledger.seats.leave(place, failed=True)
+    assert workers(ledger) == 1
+    assert ledger._client.hget(ledger._key("job", "job_a"), "help_failures") == "1"
+
+
+def test_an_outage_is_told_as_one() -> None:
+    ledger = connect("redis://127.0.0.1:1/0")
+    with pytest.raises(LedgerUnavailable):
+        ledger.seats.take("job_a", "one", 60)
+    ledger.close()
