@@ -16,6 +16,8 @@ from embedded.stack import ROOT
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
+# A whole stack, a job and a fresh process: much for a busy machine.
+@pytest.mark.timeout(600)
 @pytest.mark.services
 def test_the_demo_prunes_and_lets_the_model_talk(place: Path) -> None:
     recipe = re.search(r"^demo:.*\n\t\$\(BIN\)/python (-m \S+)", MAKEFILE, re.MULTILINE)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import typer.main
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from typer.core import TyperGroup
 
 from api.app import create_app
@@ -17,6 +19,10 @@ from benchmarks.runtimes.table import Row, markdown
 from embedded.stack import ROOT
 from strucprune_core.cli import app as command
 from strucprune_core.client import StrucPruneClient
+from strucprune_core.estimate import estimate_job
+from strucprune_core.inspection import inspect_model
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.open import open_store
 from tests.docs import settings_page
 from tests.docs.pages import PAGES, blocks, read
 from worker.settings import Settings as WorkerSettings
@@ -78,6 +84,23 @@ def test_every_option_of_prune_is_listed() -> None:
     assert listed <= options
 
 
+def test_every_field_of_a_job_is_described() -> None:
+    pages = read("docs/command.md") + read("docs/rest.md")
+    # An option is the field with dashes, once for each value of a list.
+    words = {word.strip("_") for word in re.findall(r"[a-z_]+", pages.replace("-", "_"))}
+    named = {name for name in _fields(JobSpec) if {name, name.removesuffix("s")} & words}
+    assert set(_fields(JobSpec)) == named
+
+
+def _fields(kind: type[BaseModel]) -> Iterator[str]:
+    for name, field in kind.model_fields.items():
+        yield name
+        inside = (field.annotation, *get_args(field.annotation))
+        for part in inside:
+            if isinstance(part, type) and issubclass(part, BaseModel):
+                yield from _fields(part)
+
+
 def test_every_command_is_listed() -> None:
     listed = set(re.findall(r"^\| `(\w+)[^`]*` \|", read("docs/command.md"), re.MULTILINE))
     assert set(group().commands) <= listed
@@ -102,3 +125,29 @@ def test_the_table_of_runtimes_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/runtimes.json").read_text(encoding="utf-8"))
     table = markdown(TypeAdapter(list[Row]).validate_python(result["rows"]))
     assert table in read("docs/loading.md"), f"docs/loading.md has not this table:\n{table}"
+
+
+@pytest.mark.real_model
+def test_the_picture_of_memory_is_of_the_plan(smollm2: Path) -> None:
+    drawn = re.findall(r">(\w+)[^<]*</text><rect.*>(\d+) MB<", read("docs/memory.svg"))
+    assert len(drawn) == 7
+    planned = _planned_bytes(smollm2, None)
+    assert {name: int(shown) for name, shown in drawn} == {
+        name: round(planned[name] / 1e6) for name, _ in drawn
+    }
+    assert "20MB: at most 19 MB" in read("docs/memory.svg")
+    assert round(max(_planned_bytes(smollm2, 20_000_000).values()) / 1e6) == 19
+
+
+def _planned_bytes(model: Path, limit: int | None) -> dict[str, int]:
+    spec = JobSpec.model_validate(
+        {
+            "model": {"uri": str(model)},
+            "output": {"uri_prefix": "not-written"},
+            "pruning": {"sparsity": 0.3},
+            "calibration": {"uri": "not-read.txt"},
+            "evaluation": {"uri": "not-read.txt"},
+            "runtime": {"device_memory_bytes": limit},
+        }
+    )
+    return estimate_job(spec, inspect_model(open_store(str(model)))).step_bytes
