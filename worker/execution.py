@@ -23,9 +23,9 @@ from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
 from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
 from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
+from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
-from worker import scratch
 from worker.child import SOLVE, SolveProcess
 from worker.conclusion import Desk, conclude, give_back, retry
 from worker.failures import unforeseen
@@ -190,7 +190,7 @@ def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
 
 def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:
     """Run the solve to its end, in a scratch directory that goes with it."""
-    with scratch.directory(desk.settings.scratch_directory) as directory:
+    with scratch_directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
             spec=following(spec, desk.record.plan),
