@@ -428,10 +428,11 @@ def _size(text: str | None, option: str) -> int | None:
 
 def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
     from strucprune_core.pipeline import prune as run
-    from strucprune_core.scratch import scratch_directory
+    from strucprune_core.scratch import scratch_directory, sweep
     from strucprune_core.storage.open import open_store
 
     interrupted = _StopOnInterrupt()
+    sweep()  # What a killed run has left.
     with scratch_directory() as scratch, progress_bar() as bar:
         show = _ProgressDisplay(bar)
         return run(

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.scratch import temporary_array
+from strucprune_core.scratch_arrays import temporary_array
 from strucprune_core.solver.matrices import Index, Matrix, carve
 
 _NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {

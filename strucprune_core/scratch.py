@@ -1,22 +1,24 @@
-"""Temporary files: made, given their space, and what is told if that fails. No torch.
+"""Temporary files: what is told if there can be none, and directories for them.
 
-Whatever is mapped to memory gets its space when it is made. A mapped hole that finds the disk full
-later kills the process (SIGBUS), and no error can be told then.
+A directory is removed at the end or, after a crash, by the next run or worker. Each is locked
+(flock) by the process that made it. The kernel drops the lock when that process ends, however it
+ends, so a directory that nobody locks is left over and may go. No torch.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
 
 from strucprune_core.errors import ScratchUnavailable
+
+# Whatever bears this name and is not locked gets deleted: nothing else may be called so.
+PREFIX = "strucprune-scratch-"
 
 
 @contextmanager
@@ -44,7 +46,7 @@ def scratch_errors(what: str) -> Iterator[None]:
 
 @contextmanager
 def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
-    """A directory that is removed at the end.
+    """A new directory, removed at the end.
 
     Args:
         parent: Where; the system's directory for temporary files if None.
@@ -53,62 +55,60 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         ScratchUnavailable: it cannot be made.
     """
     with scratch_errors("a directory"):
-        made = tempfile.TemporaryDirectory(dir=parent, prefix="strucprune-")
-    with made as path:
-        yield Path(path)
+        path, lock = _make(parent)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
 
 
-def temporary_array(
-    directory: Path, shape: tuple[int, ...], dtype: DTypeLike = np.float32
-) -> NDArray[Any]:
-    """Zeros, mapped to a file without a name: its space is free with the last reference.
-
-    Raises:
-        ScratchUnavailable: the disk is full, or the directory cannot be written to.
-    """
-    size_bytes = _size_bytes(shape, dtype)
-    with (
-        scratch_errors(f"an array of {size_bytes:,} bytes"),
-        tempfile.TemporaryFile(dir=directory) as file,
-    ):
-        take_space(file.fileno(), size_bytes)
-        return np.memmap(file, dtype, "r+", shape=shape)
-
-
-def new_array(
-    path: Path, shape: tuple[int, ...], dtype: DTypeLike = np.float32
-) -> np.memmap[tuple[int, ...], Any]:
-    """Zeros, mapped to a new .npy file.
+def sweep(parent: Path | None = None) -> int:
+    """Remove directories that crashed processes left; their number.
 
     Raises:
-        ScratchUnavailable: the disk is full, or the file cannot be written.
+        ScratchUnavailable: `parent` cannot be listed.
     """
-    size_bytes = _size_bytes(shape, dtype)
-    header = {
-        "descr": np.lib.format.dtype_to_descr(np.dtype(dtype)),
-        "fortran_order": False,
-        "shape": shape,
-    }
-    with scratch_errors(f"an array of {size_bytes:,} bytes"), path.open("w+b") as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        start = file.tell()
-        file.flush()
-        take_space(file.fileno(), start + size_bytes)
-        return np.memmap(file, dtype, "r+", offset=start, shape=shape)
+    with scratch_errors("a directory"):
+        found = [*Path(parent or tempfile.gettempdir()).iterdir()]
+    return sum(_remove(path) for path in found if path.name.startswith(PREFIX))
 
 
-def take_space(descriptor: int, size_bytes: int) -> None:
-    """Make a file so long, its blocks allocated.
+def _make(parent: Path | None) -> tuple[Path, int]:
+    while True:
+        path = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        lock = _lock(path, wait=True)
+        if lock is not None and path.is_dir():
+            return path, lock
+        # A sweep came between making and locking it, and took it for left over.
+        if lock is not None:
+            os.close(lock)
 
-    Raises:
-        OSError: there is no room.
-    """
-    if size_bytes:
-        os.posix_fallocate(descriptor, 0, size_bytes)
+
+def _remove(path: Path) -> bool:
+    try:
+        lock = _lock(path, wait=False)
+    except OSError:
+        # No directory, or another user's.
+        return False
+    if lock is None:
+        return False
+    shutil.rmtree(path, ignore_errors=True)
+    os.close(lock)
+    return True
 
 
-def _size_bytes(shape: tuple[int, ...], dtype: DTypeLike) -> int:
-    size = np.dtype(dtype).itemsize
-    for length in shape:
-        size *= int(length)
-    return size
+def _lock(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock; None if the directory is gone, or locked by another."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            return None
+        raise
+    return descriptor

@@ -9,7 +9,7 @@ from api.jobs import environment
 from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
 from strucprune_core.errors import ScratchUnavailable
-from worker import scratch
+from strucprune_core.scratch import scratch_directory, sweep
 from worker.app import make_app
 from worker.child import SOLVE
 from worker.settings import Settings
@@ -44,8 +44,8 @@ def main(solve: Sequence[str] = SOLVE) -> None:
 def _prepare_scratch(settings: Settings) -> None:
     """Remove what crashed workers left, and see that there is a place; ends the program if not."""
     try:
-        scratch.sweep(settings.scratch_directory)
-        with scratch.directory(settings.scratch_directory):
+        sweep(settings.scratch_directory)
+        with scratch_directory(settings.scratch_directory):
             pass
     except ScratchUnavailable as error:
         sys.exit(f"Cannot start: {error}")

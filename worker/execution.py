@@ -23,9 +23,9 @@ from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
 from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
 from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
 from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
+from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
-from worker import scratch
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
@@ -195,7 +195,7 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
     if spec.runtime.max_workers > 1:
         claim = desk.claim
         claiming = Claiming(desk.ledger.seats, desk.doorbell, claim.job_id, claim.fence)
-    with scratch.directory(desk.settings.scratch_directory) as directory:
+    with scratch_directory(desk.settings.scratch_directory) as directory:
         request = Request(
             job_id=desk.claim.job_id,
             spec=following(spec, desk.record.plan),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import Any, ClassVar
 
-from strucprune_core.errors import OutOfMemory, ScratchUnavailable, StrucPruneError
+from strucprune_core.errors import OutOfMemory, StrucPruneError
 
 
 class SolveCrashed(StrucPruneError):
@@ -33,14 +33,6 @@ class WorkerFailed(StrucPruneError):
 
     code: ClassVar[str] = "worker_failed"
     retryable: ClassVar[bool] = True
-
-
-def scratch_unavailable(error: OSError) -> StrucPruneError:
-    """The failure of a worker without a scratch directory. Names no path: users read it."""
-    return ScratchUnavailable(
-        f"The worker has no place for temporary files ({error.strerror or type(error).__name__}).",
-        remedy="Make room, or set the worker's STRUCPRUNE_SCRATCH_DIRECTORY to another directory.",
-    )
 
 
 def unforeseen(error: Exception) -> StrucPruneError:

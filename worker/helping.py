@@ -20,8 +20,8 @@ from api.jobs.record import JobRecord
 from api.jobs.seats import Place
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import StrucPruneError
+from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
-from worker import scratch
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import STOPPED
@@ -103,7 +103,7 @@ def _assist(
     claiming = Claiming(
         services.ledger.seats, services.doorbell, place.job_id, place.fence, place.seat
     )
-    with scratch.directory(settings.scratch_directory) as directory:
+    with scratch_directory(settings.scratch_directory) as directory:
         request = Request(
             job_id=place.job_id,
             spec=following(spec, record.plan),

@@ -16,7 +16,7 @@ from strucprune_core.checkpoint.writer import PlannedTensor
 from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
-from strucprune_core.scratch import new_array
+from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import HOLDOUT_TOKENS
 from strucprune_core.units import Unit

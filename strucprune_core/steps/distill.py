@@ -25,7 +25,7 @@ from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.vocabulary import embed, kl_divergences
-from strucprune_core.scratch import temporary_array
+from strucprune_core.scratch_arrays import temporary_array
 from strucprune_core.solver.distillation import DistillationStatus, Trained, has_diverged
 from strucprune_core.solver.schedule import rate_factor
 from strucprune_core.spec import DistillationSpec

@@ -20,7 +20,7 @@ from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.vocabulary import embed
-from strucprune_core.scratch import new_array, temporary_array
+from strucprune_core.scratch_arrays import new_array, temporary_array
 from strucprune_core.solver.recovery import RecoveryOptions, RecoveryResult, Tokens
 from strucprune_core.solver.recovery import recover as recover_block
 from strucprune_core.steps.job import SOLUTION, Job, load_solution, solution_tensors

@@ -34,7 +34,8 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
-from strucprune_core.scratch import new_array, scratch_directory
+from strucprune_core.scratch import scratch_directory
+from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from strucprune_core.scratch import PREFIX
 from strucprune_core.storage import local
 from tests.core.tiny_job import checkpoint_of, files_of
 from tests.support.kills import in_a_process_of_its_own
@@ -59,6 +60,11 @@ def test_nothing_is_left_beside_the_result(killed: Killed) -> None:
     published = {*killed.expected, "report.json", "report.html", "strucprune.json"}
     for output in killed.outputs:
         assert set(files_of(output)) == published
+
+
+def test_temporary_files_of_killed_runs_are_removed(killed: Killed) -> None:
+    base = killed.outputs[0].parents[1]  # Also the directory of temporary files.
+    assert list(base.glob(f"{PREFIX}*")) == []
 
 
 def test_the_command_itself(killed: Killed, tmp_path: Path) -> None:

@@ -1,70 +1,75 @@
-"""Temporary files take their space when they are made, leave nothing, and fail with a cure."""
+"""Scratch directories: gone with their solve, or swept away after a crash; never while in use."""
 
 from __future__ import annotations
 
-import gc
 import os
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from strucprune_core.errors import ScratchUnavailable
-from strucprune_core.scratch import (
-    new_array,
-    scratch_directory,
-    scratch_errors,
-    take_space,
-    temporary_array,
-)
+from strucprune_core import scratch
+from strucprune_core.scratch import PREFIX, scratch_directory, sweep
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_space_is_taken_at_once(tmp_path: Path) -> None:
-    with (tmp_path / "file").open("w+b") as file:
-        take_space(file.fileno(), 1 << 20)
-        assert os.fstat(file.fileno()).st_blocks * 512 >= 1 << 20
-
-
-def test_a_temporary_array_has_no_name(tmp_path: Path) -> None:
-    array = temporary_array(tmp_path, (2, 3))
-    assert isinstance(array, np.memmap)
-    assert (array.shape, array.dtype) == ((2, 3), np.float32)
-    assert not array.any()
+def test_it_goes_with_its_solve(tmp_path: Path) -> None:
+    with scratch_directory(tmp_path) as path:
+        assert path.parent == tmp_path
+        (path / "file").touch()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_new_array_is_a_numpy_file_with_its_space(tmp_path: Path) -> None:
-    path = tmp_path / "array.npy"
-    array = new_array(path, (3, 70000), np.float64)
-    assert path.stat().st_blocks * 512 >= array.nbytes
-    array[:] = 7
-    del array
-    gc.collect()
-    found = np.load(path)
-    assert (found.shape, found.dtype) == ((3, 70000), np.float64)
-    assert (found == 7).all()
-    # The same bytes as numpy's own.
-    np.save(tmp_path / "other.npy", found)
-    assert path.read_bytes() == (tmp_path / "other.npy").read_bytes()
+def test_a_sweep_leaves_what_is_in_use(tmp_path: Path) -> None:
+    with scratch_directory(tmp_path) as path:
+        assert sweep(tmp_path) == 0
+        assert path.is_dir()
 
 
-def test_what_cannot_be_made_says_what_to_do(tmp_path: Path) -> None:
-    nowhere = tmp_path / "nowhere"
-    attempts: list[Callable[[], object]] = [
-        lambda: temporary_array(nowhere, (2, 2)),
-        lambda: new_array(nowhere / "array.npy", (2, 2)),
-        lambda: scratch_directory(nowhere).__enter__(),
-    ]
-    for attempt in attempts:
-        with pytest.raises(ScratchUnavailable, match="no such file or directory") as caught:
-            attempt()
-        error = caught.value
-        assert (error.field, error.retryable) == ("scratch", True)
-        assert "TMPDIR" in str(error.remedy)
-        assert str(tmp_path) not in str(error)
+def test_a_sweep_removes_what_a_crash_left(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; "
+        "from strucprune_core.scratch import scratch_directory\n"
+        "with scratch_directory(Path(sys.argv[1])) as path:\n"
+        "    (path / 'big').touch(); print(path, flush=True); time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as crashing:
+        assert crashing.stdout is not None
+        left = Path(crashing.stdout.readline().strip())
+        os.kill(crashing.pid, signal.SIGKILL)
+    assert (left / "big").exists()
+    assert sweep(tmp_path) == 1
+    assert not left.exists()
 
 
-def test_a_librarys_own_error_is_not_about_scratch() -> None:
-    with pytest.raises(OSError, match="no tokenizer here"), scratch_errors("a file"):
-        raise OSError("no tokenizer here")
+def test_a_sweep_leaves_what_is_not_ours(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (tmp_path / "strucprune-results").mkdir()
+    (tmp_path / f"{PREFIX}link").symlink_to(elsewhere)
+    (tmp_path / f"{PREFIX}file").touch()
+    assert sweep(tmp_path) == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_directory_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = scratch._lock
+    swept: list[Path] = []
+
+    def sweep_first(path: Path, *, wait: bool) -> int | None:
+        if wait and not swept:
+            swept.append(path)
+            assert sweep(tmp_path) == 1
+        return lock(path, wait=wait)
+
+    monkeypatch.setattr(scratch, "_lock", sweep_first)
+    with scratch_directory(tmp_path) as path:
+        assert path != swept[0]
+        assert path.is_dir()

@@ -273,7 +273,7 @@ def test_no_scratch_directory_is_a_failure_for_now(bench: Bench, tmp_path: Path)
     assert job.state is JobState.QUEUED
     assert job.error is not None
     assert (job.error["code"], job.error["retryable"]) == ("scratch_unavailable", True)
-    assert "No such file" in job.error["message"]
+    assert "no such file" in job.error["message"]
     assert str(tmp_path) not in job.error["message"]
 
 
