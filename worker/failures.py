@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import Any, ClassVar
 
 from strucprune_core.errors import OutOfMemory, StrucPruneError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SolveCrashed(StrucPruneError):
@@ -47,6 +50,22 @@ def scratch_unavailable(error: OSError) -> StrucPruneError:
     return ScratchUnavailable(
         f"The worker has no place for temporary files ({error.strerror or type(error).__name__}).",
         remedy="Make room, or set the worker's STRUCPRUNE_SCRATCH_DIRECTORY to another directory.",
+    )
+
+
+def as_ours(error: Exception) -> StrucPruneError:
+    """What a solve has failed with, as its job's record shows it."""
+    if isinstance(error, StrucPruneError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("The machine ran out of memory.", remedy="Use one with more memory.")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        # Scratch, that is: what is wrong with the stores of a job has been told by them.
+        return scratch_unavailable(error)
+    # The message of a foreign exception may quote data or paths: its type is enough for the user.
+    return StrucPruneError(
+        f"The solve met an error that it does not know ({type(error).__name__}).",
+        remedy="The worker's log has the details.",
     )
 
 

@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--at-once", type=int, default=6, help="jobs that are open at a time")
+    parser.add_argument("--at-once", type=int, default=24, help="jobs that are open at a time")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="strucprune-chaos-"))
 

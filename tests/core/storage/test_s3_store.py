@@ -31,6 +31,7 @@ from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3 import S3Store, open_s3
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import ObjectInfo, Store
+from tests.support.flaky_proxy import FlakyProxy
 
 pytestmark = pytest.mark.services
 LOCAL = S3Settings("http://127.0.0.1:1", access_key_id="x", secret_access_key="y")
@@ -113,6 +114,19 @@ def test_a_listing_tells_versions(store: S3Store) -> None:
     after = {info.key: info.version for info in store.list()}
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
+
+
+def test_a_write_that_breaks_off_writes_nothing(
+    settings: S3Settings, s3_server: S3Server, bucket: str, store: S3Store
+) -> None:
+    """Its retry writes all of it; else the first outcome of a job could be an empty file."""
+    with FlakyProxy(s3_server.port) as proxy:
+        behind = replace(settings, endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        broken = open_s3(bucket, store.prefix, behind)
+        for name, write in (("if absent", broken.put_if_absent), ("put", broken.put)):
+            proxy.keep_bodies(2)
+            write(name, b"whole")
+            assert store.read(name) == b"whole"
 
 
 def test_put_if_absent_has_exactly_one_winner(store: S3Store) -> None:
