@@ -295,11 +295,14 @@ class _Answer(BaseHTTPRequestHandler):
     body = b""
 
     def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.body)
+
+    def do_HEAD(self) -> None:
         self.send_response(self.status)
         for name, value in self.headers_sent:
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(self.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
@@ -364,6 +367,18 @@ def test_a_body_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(StorageUnavailable),
     ):
         store.read("k")
+
+
+def test_an_answer_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its head, or in the middle of its XML: nothing is wrong with what was asked for."""
+    with misbehaving(200, {}, b"", monkeypatch) as store:
+        for ask in (lambda: store.read("k"), lambda: store.stat("k"), lambda: [*store.list()]):
+            with pytest.raises(StorageUnavailable):
+                ask()
+    half = b"<?xml version='1.0'?><ListBucketResult><Name>buck"
+    headers = {"Content-Length": str(len(half))}
+    with misbehaving(200, headers, half, monkeypatch) as store, pytest.raises(StorageUnavailable):
+        list(store.list())
 
 
 def test_a_server_that_ignores_ranges_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
