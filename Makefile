@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := strucprune_core api worker embedded docker helm tests benchmarks docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes images chart contract fuzz clean
+.PHONY: help setup model demo test lint types format runtimes images chart contract fuzz chaos clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -74,6 +74,9 @@ contract: setup ## The running API against its OpenAPI document (schemathesis, a
 
 fuzz: setup ## 120,000 hostile headers, indexes and configs; FUZZ_SEED chooses others.
 	$(BIN)/python -m tests.fuzz --inputs 120000 --seed $(or $(FUZZ_SEED),0)
+
+chaos: setup ## 200 faults on real processes, many jobs, none lost; CHAOS_SEED and CHAOS_FAULTS choose others.
+	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS_FAULTS),200) --seed $(or $(CHAOS_SEED),0)
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

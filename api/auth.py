@@ -2,40 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.concurrency import run_in_threadpool
 
 from api.admission import admit_request
-from api.callers import Principal
+from api.callers import Principal, Unremembered
 from api.problems import ApiError
-from api.services import Wired
+from api.services import Services, Wired
 from strucprune_core.access.keys import Scope
 
 _bearer = HTTPBearer(auto_error=False, description="An API key.")
 
 
-def _require(scope: Scope) -> Callable[..., Principal]:
-    def principal(
+def _require(scope: Scope) -> Callable[..., Coroutine[Any, Any, Principal]]:
+    async def principal(
         services: Wired,
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     ) -> Principal:
         if credentials is None:
             raise _unauthorized("Send an API key: `Authorization: Bearer <key>`.", "Bearer")
-        caller = services.callers.authenticate(credentials.credentials)
+        caller = await _caller(services, credentials.credentials)
         if caller is None:
             raise no_longer_valid()
         if scope not in caller.scopes:
             raise ApiError(
                 HTTPStatus.FORBIDDEN, "insufficient_scope", f"The API key lacks scope '{scope}'."
             )
-        admit_request(services, caller.tenant)
+        if services.settings.limits_of(caller.tenant).requests_per_second is not None:
+            await run_in_threadpool(admit_request, services, caller.tenant)
         return caller
 
     return principal
+
+
+async def _caller(services: Services, key: str) -> Principal | None:
+    # Most keys are remembered, and a thread costs more than the look into memory.
+    try:
+        return services.callers.authenticate(key, from_memory=True)
+    except Unremembered:
+        return await run_in_threadpool(services.callers.authenticate, key)
 
 
 def no_longer_valid() -> ApiError:

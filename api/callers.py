@@ -33,6 +33,10 @@ class Principal:
     key_id: str | None = field(default=None, compare=False)
 
 
+class Unremembered(Exception):
+    """The state store would have to be asked."""
+
+
 class Callers:
     """Knows callers by their keys. Safe to share between threads.
 
@@ -61,24 +65,31 @@ class Callers:
         self._lock = threading.Lock()
         self._memory: OrderedDict[str, tuple[float, KeyRecord | None]] = OrderedDict()
 
-    def authenticate(self, key: str) -> Principal | None:
+    def authenticate(self, key: str, *, from_memory: bool = False) -> Principal | None:
         """The principal of a key, or None.
+
+        Args:
+            key: What the caller has sent.
+            from_memory: Do not ask the state store, which may take long.
 
         Raises:
             StorageError: whether the key holds cannot be told now.
+            Unremembered: memory alone cannot tell.
         """
-        return self._find(hash_key(key, self._pepper), key_id(key, self._pepper))
+        digest, record_id = hash_key(key, self._pepper), key_id(key, self._pepper)
+        return self._find(digest, record_id, from_memory=from_memory)
 
-    def confirm(self, principal: Principal) -> bool:
+    def confirm(self, principal: Principal, *, from_memory: bool = False) -> bool:
         """Whether the caller's key still holds: for answers that last.
 
         Raises:
             StorageError: that cannot be told now.
+            Unremembered: memory alone cannot tell.
         """
-        found = self._find(principal.key_hmac, principal.key_id)
+        found = self._find(principal.key_hmac, principal.key_id, from_memory=from_memory)
         return found is not None and found == principal
 
-    def _find(self, digest: str, record_id: str | None) -> Principal | None:
+    def _find(self, digest: str, record_id: str | None, *, from_memory: bool) -> Principal | None:
         now = datetime.now(UTC)
         found: ApiKey | None = None
         # All are compared, each in constant time: the time taken tells nothing about any of them.
@@ -88,20 +99,22 @@ class Callers:
         if found is not None:
             expired = found.expires_at is not None and found.expires_at <= now
             return None if expired else Principal(found.tenant, found.scopes, digest, None)
-        record = self._recall(record_id) if record_id is not None else None
+        record = None if record_id is None else self._recall(record_id, from_memory=from_memory)
         if record is None or not hmac.compare_digest(record.key_hmac, digest):
             return None
         if not record.is_valid(now):
             return None
         return Principal(record.tenant, record.scopes, digest, record.id)
 
-    def _recall(self, record_id: str) -> KeyRecord | None:
+    def _recall(self, record_id: str, *, from_memory: bool) -> KeyRecord | None:
         now = self._clock()
         with self._lock:
             known = self._memory.get(record_id)
             if known is not None and now < known[0]:
                 self._memory.move_to_end(record_id)
                 return known[1]
+        if from_memory:
+            raise Unremembered
         record = self._stored.get(record_id)
         with self._lock:
             # Counted from before the look: it is not believed longer than it was asked for.

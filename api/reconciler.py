@@ -11,7 +11,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from api.jobs import environment, logs
 from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
@@ -29,7 +30,7 @@ from api.settings import Settings
 from api.webhooks import dispatcher as webhooks
 from api.webhooks.delivery import Courier
 from api.webhooks.dispatcher import Dispatcher
-from strucprune_core.errors import StrucPruneError
+from strucprune_core.errors import StorageError, StorageUnavailable, StrucPruneError
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ class Reconciler:
 
         Raises:
             LedgerUnavailable: the ledger does not answer.
-            StorageError: the journal does not answer.
+            StorageUnavailable: the journal does not answer.
         """
         self._rebuild_if_due()
         self._settle_committed()
@@ -102,41 +103,50 @@ class Reconciler:
     def _settle_committed(self) -> None:
         """Complete jobs whose worker died between the journal and the ledger."""
         for job_id in self._ledger.expired(BATCH):
-            record = self._ledger.get(job_id)
-            if record is not None:
-                settle_from_journal(self._journal, self._ledger, job_id, record.run)
+            with _alone(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None:
+                    settle_from_journal(self._journal, self._ledger, job_id, record.run)
 
     def _take_back_expired(self) -> None:
         """Requeue or end jobs whose worker is gone."""
         for job_id in self._ledger.requeue_expired(BATCH):
-            record = self._ledger.get(job_id)
-            if record is None:
-                continue
-            self._tally.count(LEASES_LOST, "reconciler")
-            _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
-            if record.state in TERMINAL:
-                # A worker that was faster has the last word.
-                commit_end(self._journal, self._ledger, record)
-            elif record.state == JobState.QUEUED:
-                self._doorbell.ring(job_id, record.priority)
-            ring_unblocked(self._ledger, self._doorbell, record.tenant)
+            with _alone(job_id):
+                self._take_back(job_id)
+
+    def _take_back(self, job_id: str) -> None:
+        record = self._ledger.get(job_id)
+        if record is None:
+            return
+        self._tally.count(LEASES_LOST, "reconciler")
+        _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
+        if record.state in TERMINAL:
+            # A worker that was faster has the last word.
+            commit_end(self._journal, self._ledger, record)
+        elif record.state == JobState.QUEUED:
+            self._doorbell.ring(job_id, record.priority)
+        ring_unblocked(self._ledger, self._doorbell, record.tenant)
 
     def _end_overdue(self) -> None:
         """Journal the failure of jobs whose deadline passed while no worker held them."""
         for job_id in self._ledger.overdue(BATCH):
-            record = self._ledger.get(job_id)
-            if record is not None:
-                _log.warning("%s is over its deadline", job_id)
-                commit_end(self._journal, self._ledger, record)
+            with _alone(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None:
+                    _log.warning("%s is over its deadline", job_id)
+                    commit_end(self._journal, self._ledger, record)
 
     def _remove_old(self) -> None:
         """Remove jobs that have been over for long. What they published stays."""
         if self._retention_seconds is None:
             return
         for job_id in self._ledger.ended_longer_than(self._retention_seconds, BATCH):
-            record = self._ledger.get(job_id)
-            if record is not None and delete(self._journal, self._ledger, self._open_store, record):
-                _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
+            with _alone(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None and delete(
+                    self._journal, self._ledger, self._open_store, record
+                ):
+                    _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
 
     def _ring_again(self) -> None:
         """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
@@ -154,17 +164,29 @@ class Reconciler:
     def _ring(self, priority: Priority, count: int) -> None:
         seconds = self._requeue_after_seconds
         for job_id in self._ledger.queued_longer_than(priority, seconds, count):
-            record = self._ledger.get(job_id)
-            if record is not None and not settle_from_journal(
-                self._journal, self._ledger, job_id, record.run
-            ):
-                self._doorbell.ring(job_id, priority)
+            with _alone(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None and not settle_from_journal(
+                    self._journal, self._ledger, job_id, record.run
+                ):
+                    self._doorbell.ring(job_id, priority)
 
     def _ring_for_help(self) -> None:
         """Ring again for jobs that want help, unless workers are too busy to hear it."""
         if self._doorbell.waiting_for_help() == 0:
             for job_id, times in self._ledger.seats.wanted(self._requeue_after_seconds, BATCH):
                 self._doorbell.ring_for_help(job_id, times)
+
+
+@contextmanager
+def _alone(job_id: str) -> Iterator[None]:
+    """What is wrong with one job in the journal must not keep all others from being healed."""
+    try:
+        yield
+    except StorageUnavailable:
+        raise
+    except StorageError as error:
+        _log.error("cannot heal %s: %s", job_id, error)
 
 
 def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Self
 
 from fastapi import Depends, Request
@@ -12,6 +12,7 @@ from api.jobs.doorbell import Doorbell
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
+from api.shared_reads import SharedReads
 from api.stores import Stores
 from api.webhooks import outbox
 from api.webhooks.outbox import Outbox
@@ -20,7 +21,11 @@ from strucprune_core.access.key_store import KeyStore
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The ledger, the journal, the doorbell, the stores of the users, and who may call."""
+    """The ledger, the journal, the doorbell, the stores of the users, and who may call.
+
+    Attributes:
+        shared: Reads that many streams of one job wait for at once.
+    """
 
     settings: Settings
     ledger: RedisLedger
@@ -29,6 +34,7 @@ class Services:
     stores: Stores
     callers: Callers
     outbox: Outbox
+    shared: SharedReads = field(default_factory=SharedReads)
 
     @classmethod
     def connect(cls, settings: Settings) -> Self:
@@ -61,7 +67,8 @@ class Services:
         self.ledger.close()
 
 
-def _services(request: Request) -> Services:
+# Not run in a thread, as functions that are not async would be.
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 

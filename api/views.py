@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
+from http import HTTPStatus
 from typing import Any
 
+from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.record import JobEvent, JobRecord, LogLine
@@ -14,6 +19,9 @@ from strucprune_core.estimate import Estimate
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
 from strucprune_core.progress import Phase
 from strucprune_core.spec import JobSpec
+
+# Some kilobytes each.
+_SPECS_KEPT = 1024
 
 
 class ProgressView(BaseModel):
@@ -177,6 +185,21 @@ class Health(BaseModel):
     status: str = "ok"
 
 
+@lru_cache(_SPECS_KEPT)
+def _spec(text: str) -> JobSpec:
+    """A job's specification, which never changes: checking it takes most of a view's time."""
+    return JobSpec.model_validate_json(text)
+
+
+def answer(
+    view: BaseModel, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
+) -> Response:
+    """A view as an answer. The framework would check and convert it once more."""
+    return Response(
+        view.model_dump_json(), status, dict(headers or {}), media_type="application/json"
+    )
+
+
 def job_view(record: JobRecord) -> JobView:
     """A record as its owner sees it."""
     here = f"/v1/pruning-jobs/{record.id}"
@@ -193,7 +216,7 @@ def job_view(record: JobRecord) -> JobView:
             "progress": record.progress,
             "error": record.error,
             "labels": record.labels,
-            "spec": record.spec,
+            "spec": _spec(json.dumps(record.spec)),
             "summary": record.summary,
             "links": {
                 "self": here,

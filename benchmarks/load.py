@@ -180,7 +180,8 @@ async def measure_watchers(stack: LoadStack, tell: Callable[[str], None]) -> Fig
     delays: list[float] = []
 
     async def listen(ready: asyncio.Semaphore) -> None:
-        stream = await (await Connection.open(stack.port)).stream(watch)
+        connection = await Connection.open(stack.port)  # kept: without its writer it is closed
+        stream = await connection.stream(watch)
         while line := await stream.readline():
             if line.startswith(b"data:"):
                 state = json.loads(line[5:])["data"].get("state", "")
@@ -189,7 +190,9 @@ async def measure_watchers(stack: LoadStack, tell: Callable[[str], None]) -> Fig
                 elif state in happened:
                     delays.append(time.perf_counter() - happened[state])
                 if state == JobState.CANCELLED:
-                    return  # the stream is over; the connection is not
+                    connection.close()
+                    return
+        raise RuntimeError("a stream ended before its job did")
 
     ready = asyncio.Semaphore(0)
     async with asyncio.TaskGroup() as group:

@@ -38,6 +38,7 @@ class S3Server(Server):
         ports = free_ports(5, companion=_GRPC_DISTANCE)
         self.port = ports[0] if port is None else port
         self._master, self._filer, self._volume, self._admin = ports[1:]
+        self._client: Any = None
         self.access_key_id = "STRUCPRUNE" + secrets.token_hex(5).upper()
         self.secret_access_key = secrets.token_urlsafe(30)
 
@@ -47,7 +48,12 @@ class S3Server(Server):
         return f"http://127.0.0.1:{self.port}"
 
     def client(self) -> Any:
-        """A boto3 client with this server's credentials."""
+        """A boto3 client with this server's credentials, for any thread."""
+        if self._client is None:
+            self._client = self._connected()
+        return self._client
+
+    def _connected(self) -> Any:
         return boto3.client(
             "s3",
             endpoint_url=self.endpoint_url,

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from typing import Any, ClassVar
 
-from strucprune_core.errors import OutOfMemory, StrucPruneError
+from strucprune_core.errors import OutOfMemory, ScratchUnavailable, StrucPruneError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SolveCrashed(StrucPruneError):
@@ -33,6 +36,22 @@ class WorkerFailed(StrucPruneError):
 
     code: ClassVar[str] = "worker_failed"
     retryable: ClassVar[bool] = True
+
+
+def as_ours(error: Exception) -> StrucPruneError:
+    """What a solve has failed with, as its job's record shows it."""
+    if isinstance(error, StrucPruneError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("The machine ran out of memory.", remedy="Use one with more memory.")
+    if isinstance(error, OSError) and error.errno in _FULL:
+        # Scratch, that is: what is wrong with the stores of a job has been told by them.
+        return ScratchUnavailable("There is no room for temporary files.", field="scratch")
+    # The message of a foreign exception may quote data or paths: its type is enough for the user.
+    return StrucPruneError(
+        f"The solve met an error that it does not know ({type(error).__name__}).",
+        remedy="The worker's log has the details.",
+    )
 
 
 def unforeseen(error: Exception) -> StrucPruneError:

@@ -18,13 +18,14 @@ from typing import Any
 from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.claims import ALONE
-from strucprune_core.errors import OutOfMemory, Stopped, StrucPruneError
+from strucprune_core.errors import Stopped
 from strucprune_core.pipeline import assist, prune
 from strucprune_core.progress import FinishedUnit, Progress
 from strucprune_core.report import Report
 from strucprune_core.storage.metered import MeteredStore, Traffic
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.store import Store
+from worker.failures import as_ours
 from worker.line import AskedClaims, Channel, Inbox
 from worker.log_lines import LogLines
 from worker.protocol import (
@@ -91,22 +92,10 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             return EXIT_FAILED
         # Whatever it is, the user is to read it in the job and we in the log.
         _log.exception("job %s failed", request.job_id)
-        channel.send(ErrorMessage(error=_as_ours(error).as_dict()))
+        channel.send(ErrorMessage(error=as_ours(error).as_dict()))
         return EXIT_FAILED
     channel.send(ResultMessage(summary=summary_of(report)))
     return EXIT_DONE
-
-
-def _as_ours(error: Exception) -> StrucPruneError:
-    if isinstance(error, StrucPruneError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory("The machine ran out of memory.", remedy="Use one with more memory.")
-    # The message of a foreign exception may quote data or paths: its type is enough for the user.
-    return StrucPruneError(
-        f"The solve met an error that it does not know ({type(error).__name__}).",
-        remedy="The worker's log has the details.",
-    )
 
 
 def summary_of(report: Report) -> dict[str, Any]:

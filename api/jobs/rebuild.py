@@ -83,8 +83,9 @@ def _agree(
 def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
     """Enter one job from the journal. False if it is not journalled, or was in the ledger.
 
-    Its fences start at the present second: above any that the lost ledger handed out, so a worker
-    that still holds an old claim cannot pass for the holder of a new one.
+    Its fences start at the present microsecond: beside any that a lost ledger handed out, so a
+    worker that still holds an old claim cannot pass for the holder of a new one. (Seconds would be
+    too coarse: a ledger may be lost twice within one, or claims be made faster than they pass.)
 
     A deletion may happen meanwhile. It writes its sequel first and clears the ledger last; here the
     ledger is written first and the sequel read last. So whichever comes second sees the other.
@@ -95,7 +96,7 @@ def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
     entry = journal.read_spec(job_id)
     if entry is None:
         return False
-    new = entry.as_new_job(job_id, fence=int(time.time()), run=standing.run)
+    new = entry.as_new_job(job_id, fence=time.time_ns() // 1000, run=standing.run)
     if not ledger.create(new):
         return False
     settled = settle_from_journal(journal, ledger, job_id, standing.run)

@@ -12,8 +12,8 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader
-from api.callers import Principal
-from api.jobs.record import JobEvent
+from api.callers import Principal, Unremembered
+from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job
 from api.openapi import problems
@@ -78,9 +78,7 @@ async def _stream(
     spoke_at = time.monotonic()
     while True:
         try:
-            # The job first: if it is over by now, its last event is among those read after.
-            job = await run_in_threadpool(find_job, services, principal, job_id)
-            events = await run_in_threadpool(services.ledger.events, job_id, after, MAX_PAGE_SIZE)
+            job, events = await _look(services, principal, job_id, after)
         except (StrucPruneError, ApiError):
             return
         for event in events:
@@ -93,6 +91,27 @@ async def _stream(
             yield ": still here\n\n"
             spoke_at = time.monotonic()
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def _look(
+    services: Services, principal: Principal, job_id: str, after: str
+) -> tuple[JobRecord, list[JobEvent]]:
+    """The job, and what has happened to it; read once for all who are as far as that."""
+
+    def read() -> tuple[JobRecord | None, list[JobEvent]]:
+        # The job first: if it is over by now, its last event is among those read after.
+        return services.ledger.get(job_id), services.ledger.events(job_id, after, MAX_PAGE_SIZE)
+
+    job, events = await services.shared.get((job_id, after), POLL_SECONDS / 2, read)
+    try:
+        holds = services.callers.confirm(principal, from_memory=True)
+    except Unremembered:
+        holds = False
+    if job is None or job.tenant != principal.tenant or not holds:
+        # Asked thoroughly: perhaps the ledger has lost the job, or the key was not remembered.
+        job = await run_in_threadpool(find_job, services, principal, job_id)
+        events = await run_in_threadpool(services.ledger.events, job_id, after, MAX_PAGE_SIZE)
+    return job, events
 
 
 def _format(event: JobEvent) -> str:

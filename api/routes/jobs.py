@@ -23,7 +23,7 @@ from api.problems import field_error, invalid
 from api.request import JobRequest
 from api.services import Services, Wired
 from api.submission import find_issues, submit
-from api.views import JobPage, JobView, ValidationView, etag, job_view
+from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
 from strucprune_core.errors import StrucPruneError
 from strucprune_core.estimate import estimate_job
 from strucprune_core.export.runtimes import runtime_support
@@ -73,6 +73,7 @@ IdempotencyKey = Annotated[
 @router.post(
     "",
     status_code=HTTPStatus.ACCEPTED,
+    response_model=JobView,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
         **problems(400, 401, 403, 413, 415, 422, 503),
@@ -82,20 +83,21 @@ def submit_job(
     request: JobRequest,
     principal: Writer,
     services: Wired,
-    response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> JobView:
+) -> Response:
     """Submit a job. It is checked against the model before it is accepted."""
     submission = submit(
         services, principal.tenant, request.job_spec(), idempotency_key, request.notifications
     )
     view = job_view(submission.record)
-    response.headers["Location"] = view.links.self
-    response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
-    response.headers["ETag"] = etag(submission.record)
+    told = {
+        "Location": view.links.self,
+        "Retry-After": str(RETRY_AFTER_SECONDS),
+        "ETag": etag(submission.record),
+    }
     if submission.replayed:
-        response.headers["Idempotency-Replayed"] = "true"
-    return view
+        told["Idempotency-Replayed"] = "true"
+    return answer(view, HTTPStatus.ACCEPTED, told)
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
@@ -121,7 +123,7 @@ def validate_job(request: JobRequest, principal: Writer, services: Wired) -> Val
     )
 
 
-@router.get("", responses=problems(401, 403, 422, 503))
+@router.get("", response_model=JobPage, responses=problems(401, 403, 422, 503))
 def list_jobs(
     principal: Reader,
     services: Wired,
@@ -133,7 +135,7 @@ def list_jobs(
     ] = None,
     created_after: Annotated[Instant | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
     created_before: Annotated[Instant | None, Query()] = None,
-) -> JobPage:
+) -> Response:
     """List jobs, newest first."""
     name, _, value = (label or "").partition("=")
     page = services.ledger.list(
@@ -146,7 +148,7 @@ def list_jobs(
         cursor=cursor,
     )
     after = encode_cursor(page.next_cursor) if page.next_cursor else None
-    return JobPage(data=[job_view(job) for job in page.jobs], next_cursor=after)
+    return answer(JobPage(data=[job_view(job) for job in page.jobs], next_cursor=after))
 
 
 @router.get(
@@ -162,19 +164,18 @@ async def get_job(
     principal: Reader,
     services: Wired,
     job_id: JobId,
-    response: Response,
     prefer: Prefer = None,
     if_none_match: Annotated[str | None, Header()] = None,
-) -> JobView | Response:
+) -> Response:
     """Look at a job, or wait for it."""
     wait_seconds = _wait_seconds(prefer)
     record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
-    response.headers["ETag"] = etag(record)
+    told = {"ETag": etag(record)}
     if wait_seconds:
-        response.headers["Preference-Applied"] = f"wait={wait_seconds}"
+        told["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=dict(response.headers))
-    return job_view(record)
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=told)
+    return answer(job_view(record), headers=told)
 
 
 async def _wait(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     TokenRetrievalError,
 )
+from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
     AccessDenied,
@@ -69,6 +72,7 @@ _BUSY = {
     "ThrottlingException",
     "TooManyRequests",
 }
+_REMEDY = "Check that the S3 endpoint is right and answers."
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPClientError)
 
 
@@ -98,7 +102,7 @@ class S3Store:
                 head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
         except ObjectNotFound:
             return None
-        return ObjectInfo(key, int(head["ContentLength"]))
+        return ObjectInfo(key, _size(head, self._name(key)))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -127,9 +131,10 @@ class S3Store:
         )
         with _translated(self._name(prefix)):
             for page in pages:
-                # boto3 takes any answer without keys, a web page even, for an empty bucket.
+                # boto3 takes any answer without keys for an empty bucket: a web page, and one that
+                # broke off.
                 if page.get("Name") != self.bucket:
-                    raise StorageError(f"{self._name(prefix)}: the endpoint does not speak S3")
+                    raise _no_answer(self._name(prefix))
                 for item in page.get("Contents", ()):
                     # Consoles mark "folders" by empty objects ending in a slash: not objects to us.
                     if not item["Key"].endswith("/"):
@@ -153,7 +158,7 @@ class S3Store:
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""
         with _translated(self._name(key)):
-            self.client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data)
+            self.client.put_object(**self._whole(key, data))
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless it exists. True if this call wrote it; one racer wins.
@@ -208,9 +213,7 @@ class S3Store:
         """True if written, False if present, None if the service wants another try."""
         with _translated(self._name(key)):
             try:
-                self.client.put_object(
-                    Bucket=self.bucket, Key=self._key(key), Body=data, IfNoneMatch="*"
-                )
+                self.client.put_object(**self._whole(key, data), IfNoneMatch="*")
             except ClientError as error:
                 status = _status(error)
                 if status == 412:
@@ -219,6 +222,16 @@ class S3Store:
                     return None
                 raise
         return True
+
+    def _whole(self, key: str, data: bytes) -> dict[str, Any]:
+        """Arguments of a write that is refused unless all of its bytes arrive.
+
+        SeaweedFS takes a request that breaks off before its body for an empty object: a retry would
+        find it present, and a commit would be no document for ever.
+        """
+        digest = hashlib.md5(data, usedforsecurity=False).digest()
+        md5 = base64.b64encode(digest).decode()
+        return {"Bucket": self.bucket, "Key": self._key(key), "Body": data, "ContentMD5": md5}
 
     def _read_once(self, key: str, start: int, length: int | None) -> bytearray:
         name = self._name(key)
@@ -232,7 +245,7 @@ class S3Store:
         except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
         with answer["Body"] as body:
-            size = int(answer["ContentLength"])
+            size = _size(answer, name)
             _check_range(name, answer, start, length, size)
             data = bytearray(size)
             _fill(body, data, name)
@@ -298,6 +311,19 @@ def _check_range(
         )
 
 
+def _size(answer: Any, name: str) -> int:
+    """How many bytes an answer is about, if it is a whole one."""
+    if "ContentLength" not in answer:
+        raise _no_answer(name)
+    return int(answer["ContentLength"])
+
+
+def _no_answer(name: str) -> StorageUnavailable:
+    return StorageUnavailable(
+        f"{name}: what the endpoint answers is not S3, or broke off", remedy=_REMEDY
+    )
+
+
 def _fill(body: Any, data: bytearray, name: str) -> None:
     view, filled = memoryview(data), 0
     while filled < len(data):
@@ -334,9 +360,9 @@ def _translated(name: str) -> Iterator[None]:
     except ParamValidationError as error:
         raise StorageError(f"{name}: {error}") from error
     except BotoCoreError as error:
-        raise StorageUnavailable(
-            f"{name}: {error}", remedy="Check that the S3 endpoint is right and answers."
-        ) from error
+        raise StorageUnavailable(f"{name}: {error}", remedy=_REMEDY) from error
+    except ResponseParserError as error:
+        raise _no_answer(name) from error
     except OSError as error:  # the local file of an upload or download
         raise StorageUnavailable(f"{name}: {error}") from error
 

@@ -13,6 +13,7 @@ import redis
 from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal
+from api.jobs.rebuild import restore
 from api.jobs.record import Claim
 from api.jobs.seats import LEADER
 from api.jobs.state import JobState
@@ -65,6 +66,20 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
     time.sleep(0.02)
     reconciler.step()
     assert doorbell.waiting("high") == 1
+
+
+def test_fences_are_new_however_often_the_ledger_is_lost(
+    journal: Journal, ledger: RedisLedger, flush: redis.Redis
+) -> None:
+    journal.write_spec("job_a", entry())
+    fences: list[int] = []
+    for _ in range(5):
+        restore(journal, ledger, "job_a")
+        claim = ledger.claim("job_a", "w", 60)
+        assert isinstance(claim, Claim)
+        fences.append(claim.fence)
+        flush.flushdb()
+    assert len(set(fences)) == len(fences)
 
 
 def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
@@ -144,6 +159,24 @@ def test_a_dead_workers_job_is_queued_and_rung_for(
     reconciler.step()
     assert state_of(ledger) == JobState.QUEUED
     assert doorbell.waiting("high") == 1
+
+
+def test_a_damaged_document_holds_up_no_other_job(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    for job_id in ("job_a", "job_b"):
+        journal.write_spec(job_id, entry())
+        ledger.create(entry().as_new_job(job_id))
+        ledger.claim(job_id, "w", 0.01)
+    journal._store.put("jobs/job_a/outcome.json", b"")
+    time.sleep(0.02)
+    reconciler.step()
+    record = ledger.get("job_b")
+    assert record is not None
+    assert record.state == JobState.QUEUED
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting("high") == 2
 
 
 def test_a_worker_that_died_after_its_commit_has_finished(

@@ -10,7 +10,7 @@ while, and retry those that failed for want of attempts. Then everything is mend
 of each job is read from the journal, the object store and the API:
 
 lost        accepted, and now unknown, unjournalled, or ended in a way that it should not: failed
-            for a reason of its own, cancelled unasked
+            for a reason of its own, cancelled unasked; or refused, with nothing wrong in it
 duplicated  one submission that became two jobs; an end that was changed, or that journal and API
             tell differently; a run that a worker took after its end
 corrupted   a published checkpoint that is not, byte for byte, that of an undisturbed run of the
@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", default="0")
-    parser.add_argument("--at-once", type=int, default=6, help="jobs that are open at a time")
+    parser.add_argument("--at-once", type=int, default=16, help="jobs that are open at a time")
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="strucprune-chaos-"))
 

@@ -69,8 +69,11 @@ def judge(
         jobs = named.get(order.name, [])
         if len(jobs) > 1:
             verdict.duplicated.append(f"order {order.name} has become the jobs {jobs}")
+        if order.fault:
+            verdict.lost.append(f"order {order.name}, {order.job_id}: {order.fault}")
         if not order.job_id:
-            verdict.stuck.append(f"order {order.name} was never accepted")
+            if not order.fault:
+                verdict.stuck.append(f"order {order.name} was never accepted")
         elif order.job_id not in jobs:
             verdict.lost.append(f"{order.job_id} is in no list")
         _judge(arena, client, order, twins[order.kind], verdict)
@@ -82,8 +85,6 @@ def _judge(
 ) -> None:
     if not order.job_id:
         return
-    if order.fault:
-        verdict.lost.append(f"{order.job_id}: {order.fault}")
     if read(arena, STATE_BUCKET, f"state/jobs/{order.job_id}/spec.json") is None:
         verdict.lost.append(f"{order.job_id} is not in the journal")
     try:

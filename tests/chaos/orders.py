@@ -157,7 +157,11 @@ class Customers:
         order = Order(name=f"{number}", kind=self._kinds[number % len(self._kinds)])
         self.orders.append(order)
         spec = job_spec(order.kind, order.name)
-        order.job = client.submit(spec, idempotency_key=f"{self._seed} {order.name}")
+        try:
+            order.job = client.submit(spec, idempotency_key=f"{self._seed} {order.name}")
+        except ClientError as error:
+            order.fault, order.closed = f"it was refused: {error}", True
+            return
         order.job_id = order.job.id
         self.changed_at = time.monotonic()
 

@@ -26,6 +26,7 @@ class FlakyProxy:
         self.connections = 0
         self.down = False
         self._cuts: list[int] = []
+        self._heads = 0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._accept, daemon=True)
 
@@ -33,6 +34,11 @@ class FlakyProxy:
         """Break the next connections that answer, each after so many bytes of its answers."""
         with self._lock:
             self._cuts += after_bytes
+
+    def keep_bodies(self, requests: int) -> None:
+        """Of the next so many PUT requests pass the head on, then break the connection."""
+        with self._lock:
+            self._heads = requests
 
     def _accept(self) -> None:
         while True:
@@ -54,6 +60,13 @@ class FlakyProxy:
     def _ask(self, client: socket.socket, server: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
+                with self._lock:
+                    keep_body = self._heads > 0 and data.startswith(b"PUT ")
+                    self._heads -= keep_body
+                if keep_body:
+                    client.shutdown(socket.SHUT_RDWR)
+                    server.sendall(data[: data.index(b"\r\n\r\n") + 4])
+                    break
                 server.sendall(data)
             server.shutdown(socket.SHUT_WR)
 

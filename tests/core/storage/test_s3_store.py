@@ -31,6 +31,7 @@ from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3 import S3Store, open_s3
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import ObjectInfo, Store
+from tests.support.flaky_proxy import FlakyProxy
 
 pytestmark = pytest.mark.services
 LOCAL = S3Settings("http://127.0.0.1:1", access_key_id="x", secret_access_key="y")
@@ -113,6 +114,19 @@ def test_a_listing_tells_versions(store: S3Store) -> None:
     after = {info.key: info.version for info in store.list()}
     assert after["a"] != before["a"]
     assert after["b"] == before["b"]
+
+
+def test_a_write_that_breaks_off_writes_nothing(
+    settings: S3Settings, s3_server: S3Server, bucket: str, store: S3Store
+) -> None:
+    """Its retry writes all of it; else the first outcome of a job could be an empty file."""
+    with FlakyProxy(s3_server.port) as proxy:
+        behind = replace(settings, endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        broken = open_s3(bucket, store.prefix, behind)
+        for name, write in (("if absent", broken.put_if_absent), ("put", broken.put)):
+            proxy.keep_bodies(2)
+            write(name, b"whole")
+            assert store.read(name) == b"whole"
 
 
 def test_put_if_absent_has_exactly_one_winner(store: S3Store) -> None:
@@ -281,11 +295,14 @@ class _Answer(BaseHTTPRequestHandler):
     body = b""
 
     def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(self.body)
+
+    def do_HEAD(self) -> None:
         self.send_response(self.status)
         for name, value in self.headers_sent:
             self.send_header(name, value)
         self.end_headers()
-        self.wfile.write(self.body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Say nothing."""
@@ -350,6 +367,18 @@ def test_a_body_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) 
         pytest.raises(StorageUnavailable),
     ):
         store.read("k")
+
+
+def test_an_answer_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In its head, or in the middle of its XML: nothing is wrong with what was asked for."""
+    with misbehaving(200, {}, b"", monkeypatch) as store:
+        for ask in (lambda: store.read("k"), lambda: store.stat("k"), lambda: [*store.list()]):
+            with pytest.raises(StorageUnavailable):
+                ask()
+    half = b"<?xml version='1.0'?><ListBucketResult><Name>buck"
+    headers = {"Content-Length": str(len(half))}
+    with misbehaving(200, headers, half, monkeypatch) as store, pytest.raises(StorageUnavailable):
+        list(store.list())
 
 
 def test_a_server_that_ignores_ranges_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
