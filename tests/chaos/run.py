@@ -54,6 +54,7 @@ def run(
     faults: int,
     kinds: list[str],
     at_once: int,
+    mean_pause_seconds: float = MEAN_PAUSE_SECONDS,
     tell: Callable[[str], None],
 ) -> Outcome:
     """Inject so many faults, and judge.
@@ -64,6 +65,7 @@ def run(
         faults: How many.
         kinds: Of jobs.
         at_once: Jobs that are open at a time.
+        mean_pause_seconds: Between faults.
         tell: Gets a line for each thing that happens.
     """
     began = time.monotonic()
@@ -82,7 +84,7 @@ def run(
             draw = random.Random(f"{seed} faults")
             sequence = _sequence(draw)
             while counted.total() < faults and customers.failure is None:
-                _tend_for(arena, draw.expovariate(1 / MEAN_PAUSE_SECONDS))
+                _tend_for(arena, draw.expovariate(1 / mean_pause_seconds))
                 fault = next(sequence)
                 found = fault(arena, customers, draw)
                 if found is not None:

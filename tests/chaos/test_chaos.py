@@ -25,6 +25,7 @@ def test_each_fault_once(tmp_path: Path) -> None:
         faults=len(FAULTS),
         kinds=["threshold"],
         at_once=3,
+        mean_pause_seconds=0.7,
         tell=lines.append,
     )
     assert outcome.verdict.lines() == [], "\n".join(lines)
