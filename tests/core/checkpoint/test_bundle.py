@@ -14,7 +14,7 @@ from strucprune_core.checkpoint.bundle import (
     save_bundle,
 )
 from strucprune_core.checkpoint.writer import PlannedTensor
-from strucprune_core.errors import InvalidCheckpoint, StorageUnavailable
+from strucprune_core.errors import InvalidCheckpoint, ScratchUnavailable
 
 TENSORS = {
     "narrow": torch.arange(6, dtype=torch.float32).view(2, 3),
@@ -78,7 +78,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with (
-        pytest.raises(StorageUnavailable, match="No space left"),
+        pytest.raises(ScratchUnavailable, match="no space left"),
         new_bundle(tmp_path / "file", PLANNED),
     ):
         pytest.fail("there was no room for this")
