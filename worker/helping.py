@@ -26,8 +26,8 @@ from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import STOPPED
 from worker.execution import Services
+from worker.lease import Seat
 from worker.protocol import EXIT_DONE, Request
-from worker.seat import Seat
 from worker.settings import Settings
 from worker.smaller_plan import following
 from worker.stop import Drain

@@ -17,8 +17,8 @@ from tests.worker.conftest import FAKE_SOLVE, Bench
 from worker.claiming import Claiming
 from worker.execution import Services
 from worker.helping import help_job
+from worker.lease import Seat
 from worker.protocol import Answer
-from worker.seat import Seat
 
 READY = ["curve.0", "curve.1", "curve.2"]
 
