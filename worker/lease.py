@@ -54,7 +54,7 @@ class Holding(ABC, Generic[Held]):
         try:
             signal = self._renew(progress)
         except LedgerUnavailable as error:
-            _log.warning("no beat for %s: %s", self._held.job_id, error)
+            _log.warning("no heartbeat for %s: %s", self._held.job_id, error)
             expired = self._clock() - self._renewed_at > self._lease_seconds
             return Signal.LOST if expired else Signal.CONTINUE
         # Counted from before the request: the server's lease starts no earlier.
