@@ -38,9 +38,8 @@ model: setup ## Write SmolLM2-135M as a Hugging Face checkpoint to .cache/models
 demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it running.
 	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
 
-# One thread a process: processes that share the cores would wait for each other's threads.
 test: setup lint types ## Everything that CI checks.
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: setup ## Style, and formatting as `make format` would leave it.
 	$(BIN)/ruff check $(SOURCES)

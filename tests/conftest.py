@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -40,7 +41,10 @@ MEMORY_NEEDED = 12 * 2**30
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Temporary files go to memory where there is plenty; `--basetemp` says otherwise."""
+    """One thread a process; temporary files in memory, unless `--basetemp` says otherwise."""
+    # More would only wait for each other: tests run side by side, and matrices are tiny. Read when
+    # torch is imported, also by workers and subprocesses.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     alone = not hasattr(config, "workerinput")  # pytest-xdist hands its folder on to its workers
     if alone and config.option.basetemp is None and _memory_is_plenty():
         folder = tempfile.mkdtemp(prefix="strucprune-tests-", dir=MEMORY_FILES)

@@ -1,7 +1,30 @@
-"""One thread for the tiny matrices of these tests: more would only wait for each other."""
+"""A job on the tiny model that a test file names `model`, and what it makes undisturbed."""
 
 from __future__ import annotations
 
-import os
+from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # Read when torch is imported, also by subprocesses.
+import pytest
+
+from strucprune_core.spec import JobSpec
+
+
+@pytest.fixture(scope="module")
+def expected(
+    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
+) -> dict[str, bytes]:
+    """The checkpoint of a run that was alone and that nothing disturbed."""
+    # Imported here: it brings torch, which many tests do without.
+    from tests.core.tiny_job import checkpoint_of, run, tiny_spec
+
+    root = tmp_path_factory.mktemp("expected")
+    run(tiny_spec(model, text_file, root / "out"), root)
+    return checkpoint_of(root / "out")
+
+
+@pytest.fixture
+def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
+    """The same job, with an output of its own."""
+    from tests.core.tiny_job import tiny_spec
+
+    return tiny_spec(model, text_file, tmp_path / "out")

@@ -65,20 +65,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model"), layers=2, intermediate=96)
 
 
-@pytest.fixture(scope="module")
-def expected(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
-) -> dict[str, bytes]:
-    root = tmp_path_factory.mktemp("expected")
-    run(tiny_spec(model, text_file, root / "out"), root)
-    return checkpoint_of(root / "out")
-
-
-@pytest.fixture
-def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
-    return tiny_spec(model, text_file, tmp_path / "out")
-
-
 def test_a_disk_that_fills_up_again_and_again(
     tmp_path: Path, model: Path, text_file: Path, expected: dict[str, bytes], namespace: list[str]
 ) -> None:

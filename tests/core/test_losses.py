@@ -44,16 +44,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model"), layers=2, intermediate=64)
 
 
-@pytest.fixture(scope="module")
-def expected(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
-) -> dict[str, bytes]:
-    """The checkpoint of a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("expected")
-    run(tiny_spec(model, text_file, root / "out"), root)
-    return checkpoint_of(root / "out")
-
-
 def failing_at(out: Path, write: int, uri: str) -> Store:
     """Opens stores, of which the output fails at its n-th write."""
     return FlakyStore(out, write) if uri == str(out) else LocalStore(Path(uri))

@@ -34,21 +34,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model"), layers=3, intermediate=96)
 
 
-@pytest.fixture(scope="module")
-def expected(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
-) -> dict[str, bytes]:
-    """The checkpoint of a run that nothing disturbed."""
-    root = tmp_path_factory.mktemp("expected")
-    run(tiny_spec(model, text_file, root / "out"), root)
-    return checkpoint_of(root / "out")
-
-
-@pytest.fixture
-def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
-    return tiny_spec(model, text_file, tmp_path / "out")
-
-
 class Attempts:
     """Runs a job with a stop signal until it is finished."""
 

@@ -26,7 +26,7 @@ from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, LostFile
-from tests.core.tiny_job import RemoteStore, checkpoint_of, run, tiny_spec
+from tests.core.tiny_job import RemoteStore, checkpoint_of, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
 LAYERS = 3
@@ -35,21 +35,6 @@ LAYERS = 3
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_llama(tmp_path_factory.mktemp("model"), layers=LAYERS, intermediate=96)
-
-
-@pytest.fixture(scope="module")
-def expected(
-    tmp_path_factory: pytest.TempPathFactory, model: Path, text_file: Path
-) -> dict[str, bytes]:
-    """The checkpoint of a run that was alone."""
-    root = tmp_path_factory.mktemp("expected")
-    run(tiny_spec(model, text_file, root / "out"), root)
-    return checkpoint_of(root / "out")
-
-
-@pytest.fixture
-def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
-    return tiny_spec(model, text_file, tmp_path / "out")
 
 
 @dataclass
