@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
@@ -19,6 +18,7 @@ from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
 from worker.child import SolveProcess
 from worker.claiming import Claiming
+from worker.lease import Lease, Seat
 from worker.oom import OomWatch
 from worker.protocol import (
     ClaimMessage,
@@ -76,19 +76,6 @@ class Ended:
     oom_killed: bool = False
 
 
-class Hold(Protocol):
-    """The right to work on a job: a `Lease`, or a `Seat`."""
-
-    def beat(self, progress: Mapping[str, Any] | None = None) -> Signal:
-        """Renew it, tell of progress, and hear what to do."""
-
-    def look(self) -> Signal:
-        """Hear what to do, renewing nothing."""
-
-    def log(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Add lines to the job's log. False if they should be tried again."""
-
-
 class Supervision:
     """One solve under watch.
 
@@ -106,7 +93,7 @@ class Supervision:
     def __init__(
         self,
         solve: SolveProcess,
-        hold: Hold,
+        hold: Lease | Seat,
         settings: Settings,
         drain: Drain,
         tally: Tally,
