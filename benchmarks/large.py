@@ -113,10 +113,10 @@ def _run(options: argparse.Namespace, raw: dict[str, Any], folder: Path) -> dict
         made = time.monotonic() - began
         environment = {
             **os.environ,
-            "AWS_ENDPOINT_URL": server.endpoint_url,
-            "AWS_REGION": REGION,
-            "AWS_ACCESS_KEY_ID": server.access_key_id,
-            "AWS_SECRET_ACCESS_KEY": server.secret_access_key,
+            "STRUCPRUNE_S3_ENDPOINT_URL": server.endpoint_url,
+            "STRUCPRUNE_S3_REGION": REGION,
+            "STRUCPRUNE_S3_ACCESS_KEY_ID": server.access_key_id,
+            "STRUCPRUNE_S3_SECRET_ACCESS_KEY": server.secret_access_key,
         }
         began = time.monotonic()
         peak = _watch(_command(options), environment)
@@ -134,7 +134,8 @@ def _command(options: argparse.Namespace) -> list[str]:
     return [
         *(sys.executable, "-m", "strucprune_core.cli", "prune", f"s3://{BUCKET}/model"),
         *("--output", f"s3://{BUCKET}/out", "--workspace", f"s3://{BUCKET}/workspace"),
-        *("--calibration", f"s3://{BUCKET}/text.txt", "--energy", "forward"),
+        *("--sparsity", "0.3", "--energy", "forward"),
+        *("--calibration", f"s3://{BUCKET}/text.txt"),
         *("--samples", str(options.samples)),
         *("--sequence-length", str(options.sequence_length)),
         *("--device", "cpu", "--host-memory", options.host_memory, "--json"),
