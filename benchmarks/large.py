@@ -30,9 +30,11 @@ from embedded.s3 import REGION, S3Server
 from strucprune_core.models.families import parse_config
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.planner.work import flops, weights_read
+from strucprune_core.report import REPORT_JSON, Report
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
+from strucprune_core.storage.store import Store
 
 BUCKET = "work"
 SAMPLE_SECONDS = 0.05
@@ -127,6 +129,7 @@ def _run(options: argparse.Namespace, raw: dict[str, Any], folder: Path) -> dict
             "seconds": round(time.monotonic() - began, 1),
             "seconds_by_kind": _seconds(workspace),
             "host_peak_bytes": peak,
+            "memory": _reported_memory(open_store(f"s3://{BUCKET}/out", settings)),
         }
 
 
@@ -157,7 +160,13 @@ def _watch(command: list[str], environment: dict[str, str]) -> int:
     return peak
 
 
-def _seconds(workspace: Any) -> dict[str, float]:
+def _reported_memory(output: Store) -> dict[str, Any]:
+    """Planned and measured peaks, as the report has them."""
+    report = Report.model_validate_json(bytes(output.read(REPORT_JSON)))
+    return report.memory.model_dump()
+
+
+def _seconds(workspace: Store) -> dict[str, float]:
     """Seconds of all units of a kind."""
     found: defaultdict[str, float] = defaultdict(float)
     for info in workspace.list("units/"):
