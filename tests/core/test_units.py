@@ -120,8 +120,7 @@ def test_exports_are_written_once_solved_and_checked_before_the_report() -> None
         ),
         (
             {"distill_steps": 20},
-            "allocate assemble.0 solve.0 solve.1 solve.2 "
-            "distill.0 distill.1 assemble.1 assemble.2",
+            "allocate assemble.0 solve.0 solve.1 solve.2 distill.0 distill.1 assemble.1 assemble.2",
         ),
     ],
     ids=["solved", "recovered", "distilled"],
