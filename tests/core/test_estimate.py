@@ -136,7 +136,7 @@ def test_whatever_computes_has_operations(facts: ModelFacts, pruning: dict[str, 
     )
     graph = build_graph(
         layers=facts.config.layers,
-        shards=1,
+        shards=[range(facts.config.layers)],
         energy=spec.pruning.energy,
         evaluate=False,
         recover=spec.pruning.recover is not None,
