@@ -376,18 +376,20 @@ def test_any_order_that_the_graph_allows_gives_the_same_bytes(
     monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)
     monkeypatch.setattr(units, "DISTILL_UNIT_STEPS", 1)
     results = []
-    for name, claims in (("first", ALONE), ("last", last_first := LastFirst())):
+    last_first = LastFirst()
+    orders = [("first", ALONE, LocalStore), ("last", last_first, LocalStore)]
+    for name, claims, store in [*orders, ("stored-beside", LastFirst(), RemoteStore)]:
         root = tmp_path / name
         spec = tiny_spec(model, text_file, root / "out", pruning=pruning)
         prune(
             spec,
-            workspace=LocalStore(root / "workspace"),
+            workspace=store(root / "workspace"),
             scratch=root / "scratch",
             open_store=lambda uri: LocalStore(Path(uri)),
             claims=claims,
         )
         results.append(checkpoint_of(root / "out"))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     assert last_first.taken.index("solve.1") < last_first.taken.index("solve.0")
 
 
