@@ -25,14 +25,16 @@ from typing import Any
 from pydantic import ByteSize, TypeAdapter
 
 from benchmarks.memory_scaling import LLAMA, OPT, raw_config
-from benchmarks.random_model import save_random_model
+from benchmarks.random_model import save_empty_model, save_random_model
 from embedded.s3 import REGION, S3Server
-from strucprune_core.models.families import parse_config
-from strucprune_core.planner.plan import plan_job
-from strucprune_core.planner.work import flops, weights_read
+from strucprune_core.estimate import estimate_job
+from strucprune_core.inspection import inspect_model
+from strucprune_core.report import REPORT_JSON, Report
 from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
+from strucprune_core.storage.store import Store
 
 BUCKET = "work"
 SAMPLE_SECONDS = 0.05
@@ -84,15 +86,11 @@ def _plan(options: argparse.Namespace, raw: dict[str, Any]) -> dict[str, Any]:
             "runtime": {"device": "cpu", "host_memory_bytes": limit},
         }
     )
-    config = parse_config(raw)
-    plan = plan_job(spec, config)
-    return {
-        "host_limit_bytes": limit,
-        "planned_tensor_bytes": plan.device_peak_bytes,
-        "planned_steps": plan.device_terms,
-        "planned_flops": flops(spec, config, plan.panels),
-        "weights_read": weights_read(spec, config),
-    }
+    with tempfile.TemporaryDirectory() as folder:
+        save_empty_model(Path(folder) / "model", raw)
+        facts = inspect_model(LocalStore(Path(folder) / "model"))
+        estimate = estimate_job(spec, facts)
+    return {"host_limit_bytes": limit, "estimate": estimate.model_dump()}
 
 
 def _run(options: argparse.Namespace, raw: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -127,6 +125,7 @@ def _run(options: argparse.Namespace, raw: dict[str, Any], folder: Path) -> dict
             "seconds": round(time.monotonic() - began, 1),
             "seconds_by_kind": _seconds(workspace),
             "host_peak_bytes": peak,
+            "memory": _reported_memory(open_store(f"s3://{BUCKET}/out", settings)),
         }
 
 
@@ -157,7 +156,13 @@ def _watch(command: list[str], environment: dict[str, str]) -> int:
     return peak
 
 
-def _seconds(workspace: Any) -> dict[str, float]:
+def _reported_memory(output: Store) -> dict[str, Any]:
+    """Planned and measured peaks, as the report has them."""
+    report = Report.model_validate_json(bytes(output.read(REPORT_JSON)))
+    return report.memory.model_dump()
+
+
+def _seconds(workspace: Store) -> dict[str, float]:
     """Seconds of all units of a kind."""
     found: defaultdict[str, float] = defaultdict(float)
     for info in workspace.list("units/"):

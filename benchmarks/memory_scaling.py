@@ -20,13 +20,14 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.scaling_plot import Curve, scaling_plot
+from benchmarks.line_plot import Axis, Line, Plot
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.planner.plan import plan_job
@@ -233,7 +234,7 @@ def _shown(size: int | None) -> str:
 
 def plot(rows: list[Row], exponents: dict[str, float]) -> str:
     """Bytes over parameters, as an SVG document."""
-    curves: list[Curve] = []
+    lines: list[Line] = []
     for family, exponent in exponents.items():
         own = [row for row in rows if row.family == family]
         named = {
@@ -243,9 +244,34 @@ def plot(rows: list[Row], exponents: dict[str, float]) -> str:
         }
         for place, (title, values) in enumerate(named.items()):
             points = zip([row.parameters for row in own], values, strict=True)
-            curves.append(Curve(title, tuple(points), ours=place == 0))
-    measured = [(row.parameters, row.measured) for row in rows if row.measured is not None]
-    return scaling_plot(curves, measured)
+            lines.append(Line(title, tuple(points), ours=place == 0))
+    marks = tuple(
+        ((row.parameters, row.measured), f"{row.name}, measured: {_shown(row.measured)}")
+        for row in rows
+        if row.measured is not None
+    )
+    return Plot(
+        "Peak memory on the device over the size of the model",
+        _powers([row.parameters for row in rows], lambda size: f"{size / 1e9:g} B"),
+        _powers([value for line in lines for _, value in line.points], _unit),
+        dots=False,
+        marks=marks,
+        below=f"parameters{' (dots: measured)' if marks else ''}",
+    ).svg(lines)
+
+
+def _powers(values: Sequence[float], label: Callable[[float], str]) -> Axis:
+    """A logarithmic axis between powers of ten."""
+    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+    ticks = tuple((10.0**power, label(10.0**power)) for power in range(low, high + 1))
+    return Axis(10.0**low, 10.0**high, ticks, log=True)
+
+
+def _unit(size: float) -> str:
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:g} {name}"
+    return f"{size / 1e3:g} kB"
 
 
 if __name__ == "__main__":

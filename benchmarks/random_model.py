@@ -12,7 +12,14 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from strucprune_core.checkpoint.index import SHARD_INDEX
-from strucprune_core.checkpoint.writer import PlannedTensor, index_json, plan_shards, write_shard
+from strucprune_core.checkpoint.writer import (
+    PlannedTensor,
+    Shard,
+    header_bytes,
+    index_json,
+    plan_shards,
+    write_shard,
+)
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
 
@@ -35,10 +42,8 @@ def save_random_model(
         max_shard_bytes: Size of a file, at most.
         written: Told each file of weights once it is whole, and may move it away.
     """
-    directory.mkdir(parents=True)
-    shapes = expected_tensors(parse_config(raw))
-    planned = [PlannedTensor(name, "BF16", shape) for name, shape in shapes.items()]
-    shards = plan_shards(planned, max_shard_bytes)
+    shapes, shards = _planned(raw, max_shard_bytes)
+    _save_small_files(directory, raw, shards)
     generator = torch.Generator().manual_seed(0)
 
     def produce(name: str) -> Iterator[Tensor]:
@@ -53,6 +58,33 @@ def save_random_model(
     for shard in shards:
         write_shard(directory / shard.file_name, shard, produce)
         written(directory / shard.file_name)
+    text = directory.parent / "text.txt"
+    draw = torch.randint(raw["vocab_size"], (WORDS,), generator=generator)
+    text.write_text(" ".join(map(str, draw.tolist())), encoding="utf-8")
+    return text
+
+
+def save_empty_model(directory: Path, raw: dict[str, Any], max_shard_bytes: int = 1 << 30) -> None:
+    """Write the same files with holes for weights: enough to plan with, and no space taken."""
+    _, shards = _planned(raw, max_shard_bytes)
+    _save_small_files(directory, raw, shards)
+    for shard in shards:
+        with (directory / shard.file_name).open("wb") as file:
+            file.write(header_bytes(shard))
+            file.truncate(file.tell() + sum(tensor.size_bytes for tensor in shard.tensors))
+
+
+def _planned(
+    raw: dict[str, Any], max_shard_bytes: int
+) -> tuple[dict[str, tuple[int, ...]], list[Shard]]:
+    """Shapes of all tensors, and the files that they go to."""
+    shapes = expected_tensors(parse_config(raw))
+    planned = [PlannedTensor(name, "BF16", shape) for name, shape in shapes.items()]
+    return shapes, plan_shards(planned, max_shard_bytes)
+
+
+def _save_small_files(directory: Path, raw: dict[str, Any], shards: list[Shard]) -> None:
+    directory.mkdir(parents=True)
     if len(shards) > 1:
         (directory / SHARD_INDEX).write_bytes(index_json(shards))
     (directory / "config.json").write_text(json.dumps({**raw, "torch_dtype": "bfloat16"}))
@@ -60,7 +92,3 @@ def save_random_model(
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(directory / "tokenizer.json"))
-    text = directory.parent / "text.txt"
-    draw = torch.randint(raw["vocab_size"], (WORDS,), generator=generator)
-    text.write_text(" ".join(map(str, draw.tolist())), encoding="utf-8")
-    return text

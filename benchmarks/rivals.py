@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import sys
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 
 from benchmarks.baselines.sites import Scope
+from benchmarks.line_plot import Axis, Line, Plot, sparsity_axis
 from benchmarks.rival_methods import METHODS, Baseline
 from benchmarks.rival_runs import (
     Cost,
@@ -39,7 +41,6 @@ from benchmarks.rival_runs import (
     run_row,
     run_stage,
 )
-from benchmarks.rivals_plot import Line, sparsity_plot
 from strucprune_core.calibration.text import (
     Text,
     calibration_windows,
@@ -48,9 +49,11 @@ from strucprune_core.calibration.text import (
     load_tokenizer,
 )
 from strucprune_core.evaluation.standalone import evaluate_model
+from strucprune_core.report_page.style import tick
 from strucprune_core.storage.open import open_object
 
 DENSE_TOLERANCE = 1e-4  # Relative: the shared perplexity against StrucPrune's streamed one.
+PLOTTED_RATIO = 10.0  # The plot ends at this multiple of the dense perplexity.
 SCOPES = {"ffn": "FFN channels", "body": "FFN and attention, of body parameters"}
 T = TypeVar("T")
 
@@ -289,13 +292,25 @@ def _line(row: Row) -> str:
 
 def plot(rows: list[Row], dense: dict[str, float]) -> str:
     """Perplexity over the sparsity of FFN channels, as an SVG document."""
+    before = dense["perplexity"]
     lines = []
     for title in dict.fromkeys(row.title for row in rows if row.scope == "ffn"):
         own = [row for row in rows if row.title == title and row.scope == "ffn"]
         points = sorted((row.sparsity, row.perplexity) for row in own)
         ours = not isinstance(method_named(own[0].method), Baseline)
-        lines.append(Line(title, tuple(points), ours))
-    return sparsity_plot(lines, dense["perplexity"])
+        last = points[-1][1]
+        value = f"{last:.1f}" if last < 1000 else f"{last:,.0f}"
+        lines.append(Line(title, ((0.0, before), *points), ours, value))
+    title = "Perplexity over the share of FFN channels removed"
+    return Plot(title, sparsity_axis(lines), _perplexity_axis(before)).svg(lines) if lines else ""
+
+
+def _perplexity_axis(dense: float) -> Axis:
+    low, high = dense / 1.1, dense * PLOTTED_RATIO
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = (lead * 10.0**power for power in powers for lead in (1, 1.5, 2, 3, 5, 7))
+    shown = tuple((at, tick(at)) for at in ticks if low <= at <= high)
+    return Axis(low, high, shown, log=True)
 
 
 if __name__ == "__main__":

@@ -308,16 +308,8 @@ def table(result: dict[str, Any]) -> str:
         f"One forward pass over {result['tokens']:,} tokens: {forward['seconds']:.1f} s, "
         f"{forward['cpu_seconds']:.1f} s of processor time.",
         "",
-        "| phase | seconds | CPU seconds | forward passes | GFLOP | floor, CPU seconds | of it |",
-        "|---|---|---|---|---|---|---|",
+        phases_table(result),
     ]
-    for row in result["phases"]:
-        floor = row["floor_cpu_seconds"]
-        times = f"{row['cost']['cpu_seconds'] / floor:.1f} x" if floor else ""
-        lines.append(
-            f"| {row['phase']} | {row['cost']['seconds']:.1f} | {row['cost']['cpu_seconds']:.1f} "
-            f"| {row['passes']:.2f} | {row['flops'] / 1e9:,.0f} | {floor:.1f} | {times} |"
-        )
     whole = result["pruning"]
     lines += [
         "",
@@ -330,6 +322,22 @@ def table(result: dict[str, Any]) -> str:
         for phase, by_name in result["growth"].items():
             cells = " | ".join(_cell(by_name[name]) for name in GROWTH)
             lines.append(f"| {phase} | {cells} |")
+    return "\n".join(lines)
+
+
+def phases_table(result: dict[str, Any]) -> str:
+    """The phases of the real model as a Markdown table."""
+    lines = [
+        "| phase | seconds | CPU seconds | forward passes | GFLOP | floor, CPU seconds | of it |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["phases"]:
+        floor = row["floor_cpu_seconds"]
+        times = f"{row['cost']['cpu_seconds'] / floor:.1f} x" if floor else ""
+        lines.append(
+            f"| {row['phase']} | {row['cost']['seconds']:.1f} | {row['cost']['cpu_seconds']:.1f} "
+            f"| {row['passes']:.2f} | {row['flops'] / 1e9:,.0f} | {floor:.1f} | {times} |"
+        )
     return "\n".join(lines)
 
 

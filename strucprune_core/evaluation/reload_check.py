@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.vocabulary import next_token_logits
-from strucprune_core.scratch import scratch_directory
 
 # Largest logit difference that float32 rounding explains, relative to the largest logit (with an
 # absolute floor for tiny models).
@@ -26,9 +26,12 @@ def compare_with_transformers(
     config_json: bytes,
     tensor_names: set[str],
     tokens: np.typing.NDArray[np.int32],
+    scratch: Path,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Compare our forward on `expected` with transformers' on `written`.
+
+    Hidden states of `expected` lie in the directory `scratch` meanwhile.
 
     Returns:
         `reference`, `tokens`, `max_abs_logit_difference` and `tolerance`.
@@ -40,9 +43,8 @@ def compare_with_transformers(
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.transformers_reference import REFERENCE, reference_logits
 
-    with scratch_directory() as scratch:
-        last = final_hidden(expected, tokens, scratch, tick)
-        wanted = next_token_logits(expected, last[:, -1])
+    last = final_hidden(expected, tokens, scratch, tick)
+    wanted = next_token_logits(expected, last[:, -1])
     found = reference_logits(written, config_json, tensor_names, tokens)
     difference = float((wanted - found).abs().max())
     tolerance = VERIFY_TOLERANCE * max(1.0, float(wanted.abs().max()))

@@ -105,9 +105,11 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
         0, facts.config.vocab_size, (VERIFY_SEQUENCES, VERIFY_TOKENS), dtype=np.int32
     )
     stream = _stream(facts, torch.device("cpu"), Tiles())
-    result = compare_with_transformers(
-        stream, stream, facts.index.config_bytes, set(facts.index.tensors), tokens
-    )
+    names = set(facts.index.tensors)
+    with scratch_directory() as scratch:
+        result = compare_with_transformers(
+            stream, stream, facts.index.config_bytes, names, tokens, scratch
+        )
     return {"checkpoint": uri, "valid": True, "files": files, **result}
 
 

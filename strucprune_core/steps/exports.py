@@ -127,6 +127,7 @@ def _compare(
         json.dumps(raw).encode(),
         names,
         tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
+        job.scratch,
         lambda: job.tick(0, 1),
     )
 

@@ -61,6 +61,7 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
         index.config_bytes,
         set(index.tensors),
         tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],
+        job.scratch,
         lambda: job.tick(0, 1),
     )
 

@@ -11,7 +11,6 @@ import pytest
 
 from benchmarks import rivals
 from benchmarks.rival_runs import method_named
-from benchmarks.rivals_plot import Line, sparsity_plot
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -58,18 +57,3 @@ def test_the_table_shows_collapsed_models_too() -> None:
     assert "30% of FFN channels" in "\n".join(lines)
     assert lines[-2].startswith("| magnitude-sp | 1,400,000 | 70,000 |")
     assert "| 28.50 | 1.425 | 12 s | 20 s | 500 MB |" in lines[-1]
-
-
-def test_the_plot_names_every_line_apart() -> None:
-    lines = [
-        Line("a <b>", ((0.2, 25.0), (0.5, 60.0)), ours=False),
-        Line("collapsed", ((0.2, 1e3), (0.5, float("inf"))), ours=False),
-        Line("ours", ((0.2, 24.0), (0.5, 59.9)), ours=True),
-    ]
-    root = ElementTree.fromstring(sparsity_plot(lines, 20.0))
-    names = {text.text or "": float(text.attrib["y"]) for text in root.iter(f"{SVG}text")}
-    ends = [y for name, y in names.items() if name.startswith(("a <b>", "↑ collapsed", "ours"))]
-    assert len(ends) == 3
-    gaps = [later - sooner for sooner, later in zip(sorted(ends), sorted(ends)[1:], strict=False)]
-    assert min(gaps) >= 14.0
-    assert len(list(root.iter(f"{SVG}polyline"))) == 3

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +173,13 @@ def test_the_scratch_directory_is_left_without_drafts(
 ) -> None:
     root, _, _ = finished
     assert list((root / "scratch").glob("draft-*")) == []
+
+
+def test_nothing_is_written_outside_the_scratch_directory(
+    tiny_model: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not-there"))
+    run(tiny_spec(tiny_model, text_file, tmp_path / "out", pruning={"exports": ["block_configs"]}), tmp_path)
 
 
 @pytest.mark.parametrize(

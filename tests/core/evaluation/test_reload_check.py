@@ -35,6 +35,7 @@ def compare(directory: Path, **changes: Any) -> dict[str, Any]:
         open_stream(directory / "expected"),
         open_stream(directory / "written"),
         tokens=TOKENS,
+        scratch=directory,
         **files,
     )
 
