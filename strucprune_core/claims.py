@@ -12,16 +12,20 @@ from typing import Protocol
 
 
 class UnitClaims(Protocol):
-    """The claims of one worker on the units of a job; it holds one at a time."""
+    """The claims of one worker on the units of a job: on one at a time, and one being stored."""
 
     @property
     def shared(self) -> bool:
         """Whether there may be other workers, so that units may get finished elsewhere."""
 
-    def claim(self, ready: Sequence[str]) -> str | None:
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """Take the first of these units that nobody else holds; None if others hold all.
 
-        Gives up the unit taken before, whatever the answer: nothing needs to be given back.
+        Gives up what was taken before, whatever the answer: nothing needs to be given back.
+
+        Args:
+            ready: Units that could be done now.
+            keeping: One that was taken before and is not given up yet.
 
         Raises:
             Stopped: the job has no place for this worker any more.
@@ -33,7 +37,7 @@ class Alone:
 
     shared = False
 
-    def claim(self, ready: Sequence[str]) -> str | None:
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """See `UnitClaims.claim`."""
         return ready[0] if ready else None
 

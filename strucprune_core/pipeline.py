@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from strucprune_core.background import Background
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.claims import ALONE, UnitClaims
@@ -31,6 +32,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
+    AnyStop,
     FinishedUnit,
     NeverStop,
     ProgressSink,
@@ -52,7 +54,7 @@ from strucprune_core.storage.open import open_store as open_store_from_environme
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import LostFile, Workspace
+from strucprune_core.workspace import LostFile, Stored, Workspace
 
 T = TypeVar("T")
 
@@ -99,21 +101,20 @@ def prune(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    meter = ProgressMeter(progress, stop or NeverStop())
-    with _opened(spec, workspace, scratch, open_store, meter, finished, claims) as run:
+    with _opened(spec, workspace, scratch, open_store, progress, stop, finished, claims) as run:
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
             claim = _claim(output, run.job.workspace)
             run_pending(run)
             began_at, began = time.time(), time.monotonic()
-            result = _publish(run.job, output, claim, meter)
+            result = _publish(run.job, output, claim, run.meter)
             seconds = time.monotonic() - began
             finished(FinishedUnit("publish", "publish", began_at, seconds))
             return result
 
         result = _despite_losses(run.job.workspace, attempt)
-    meter.finish()
+    run.meter.finish()
     return result
 
 
@@ -148,8 +149,7 @@ def assist(
     Raises:
         StrucPruneError: see `errors`.
     """
-    meter = ProgressMeter(progress, stop or NeverStop())
-    with _opened(spec, workspace, scratch, open_store, meter, finished, claims) as run:
+    with _opened(spec, workspace, scratch, open_store, progress, stop, finished, claims) as run:
         _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
 
 
@@ -173,11 +173,14 @@ def _opened(
     workspace: Store,
     scratch: Path,
     open_store: Callable[[str], Store],
-    meter: ProgressMeter,
+    progress: ProgressSink,
+    stop: StopSignal | None,
     finished: UnitSink,
     claims: UnitClaims,
 ) -> Iterator[Run]:
     """The job, inspected and planned, with its workspace open."""
+    storing: Background[tuple[Stored, float]] = Background()
+    meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
     facts = inspect_job(spec, open_store, check_output=False)
     index = facts.model.index
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
@@ -186,14 +189,14 @@ def _opened(
             workspace,
             scratch / "files",
             sha256_of_bytes(fingerprint.encode()),
-            # A unit whose files are being stored is better finished than stopped.
-            on_upload=lambda done: meter.alive(),
+            on_upload=storing.tick,
             on_download=lambda done: meter.safe_point(),
         )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     limit = spec.runtime.device_memory_bytes
     with (
+        storing,
         _read_ahead(index, facts.model.config, scratch) as weights,
         MemoryMeter(device, limit).running() as memory,
     ):
@@ -210,7 +213,7 @@ def _opened(
             safe_point=meter.safe_point,
             plan=plan_job(spec, facts.model.config),
         )
-        yield Run(job, meter, memory, finished, claims)
+        yield Run(job, meter, memory, finished, claims, storing)
 
 
 @contextlib.contextmanager

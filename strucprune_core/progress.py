@@ -11,8 +11,9 @@ from typing import Protocol
 class Phase(StrEnum):
     """What a job is doing.
 
-    The order is that of the first time: the dense model is evaluated before calibration, and the
-    pruned one after its files are written (`uploading`). See `units` for what belongs to what.
+    A phase may come again: the dense model is evaluated before calibration and the pruned one at
+    the end, and files are written (`uploading`) between solves. See `units` for what belongs to
+    what.
     """
 
     INSPECTING = "inspecting"
@@ -90,6 +91,18 @@ class NeverStop:
 
     def check(self) -> None:
         """Do nothing."""
+
+
+class AnyStop:
+    """Several stop signals as one: the first that fires counts."""
+
+    def __init__(self, *signals: StopSignal) -> None:
+        self._signals = signals
+
+    def check(self) -> None:
+        """Raise what one of them raises."""
+        for signal in self._signals:
+            signal.check()
 
 
 def ignore_unit(unit: FinishedUnit) -> None:

@@ -30,6 +30,7 @@ class ProgressMeter:
         self._phase_done: dict[Phase, int] = {}
         self._phase_total: dict[Phase, int] = {}
         self._current: Unit | None = None
+        self._begun: set[str] = set()
         self._began = time.monotonic()
         self._publishing_since: float | None = None
         self._last: Progress | None = None
@@ -42,6 +43,7 @@ class ProgressMeter:
         """
         names = {unit.name for unit in todo}
         self._began, self._publishing_since, self._current = time.monotonic(), None, None
+        self._begun.clear()
         self._phase_done.clear()
         self._phase_total.clear()
         self._costs = costs
@@ -54,8 +56,9 @@ class ProgressMeter:
             self._phase_done[unit.phase] = self._phase_done.get(unit.phase, 0) + done
 
     def begin(self, unit: Unit) -> None:
-        """A unit starts."""
+        """A unit starts. The one before may still be on its way into the store."""
         self._current = unit
+        self._begun.add(unit.name)
         self.tick(0, 1)
 
     def tick(self, done: int, total: int) -> None:
@@ -67,7 +70,7 @@ class ProgressMeter:
         self._stop.check()
         if self._current is not None:
             share = min(1.0, done / total) if total else 0.0
-            self._report(self._current.phase, self._costs[self._current.name] * share)
+            self._report(self._current.phase, self._costs[self._current.name] * (1.0 - share))
 
     def publishing(self, done_bytes: int, total_bytes: int) -> None:
         """A safe point while the result is copied to the output.
@@ -101,8 +104,9 @@ class ProgressMeter:
             self._tell(self._last)
 
     def end(self, unit: Unit) -> None:
-        """The current unit is finished."""
+        """A unit is finished. No other one is being computed."""
         self._current = None
+        self._begun.discard(unit.name)
         self._finished_cost += self._costs[unit.name]
         self._phase_done[unit.phase] += 1
         self._report(unit.phase, 0.0)
@@ -111,8 +115,9 @@ class ProgressMeter:
         """Everything is done."""
         self._tell(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
 
-    def _report(self, phase: Phase, running_cost: float) -> None:
-        done = self._finished_cost + running_cost
+    def _report(self, phase: Phase, left_cost: float) -> None:
+        """Tell of all that was begun, but for what is left to compute of it."""
+        done = self._finished_cost + sum(self._costs[name] for name in self._begun) - left_cost
         fraction = UNITS_SHARE * min(1.0, done / self._total_cost)
         worked = done - self._skipped_cost
         eta = None

@@ -1,10 +1,13 @@
 """Runs the units of a job in this process: all of them, or those that other workers leave.
 
-    what is due ─ claim one ─ run and commit it ─ again; wait where others have all that is due
+    what is due ─ claim one ─ compute it ─ again; wait where others have all that is due
+                                  └─ store it, beside the next one
 
-A unit is due once all units before it are finished. One process alone so runs them in the order of
-the graph. With several, each looks at a unit once more after claiming it: whoever had it before
-has either finished it or will not.
+A unit is due once all units before it are finished, which they are when their files and manifests
+are stored. One process alone so runs them in the order of the graph, except that storing a unit on
+another machine goes on while one that does not need it is computed. One unit at a time is on its
+way; it stays claimed until it is finished. With several processes, each looks at a unit once more
+after claiming it: whoever had it before has either finished it or will not.
 
 One of them, the leader, answers for the job: it alone makes units again whose files are lost, and
 it alone publishes. All others only ever do units that are not finished and can be done now.
@@ -14,11 +17,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
 
 import torch
 
+from strucprune_core.background import Background
 from strucprune_core.claims import UnitClaims
 from strucprune_core.errors import OutOfMemory, StrucPruneError, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
@@ -41,7 +48,7 @@ from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.units import Unit, ancestors, pending, publication
-from strucprune_core.workspace import Draft
+from strucprune_core.workspace import Draft, Stored
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +96,7 @@ class Run:
         memory: Measures each unit.
         finished: Told of each unit that was done here.
         claims: Whether others have a unit.
+        storing: Stores a unit while the next one is computed; its failures stop the meter.
     """
 
     job: Job
@@ -96,6 +104,26 @@ class Run:
     memory: MemoryMeter
     finished: UnitSink
     claims: UnitClaims
+    storing: Background[tuple[Stored, float]]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A unit that is to be stored: its files, which go when `scratch` is closed, and measures.
+
+    Attributes:
+        began: Of the monotonic clock.
+        seconds: What computing it took.
+    """
+
+    unit: Unit
+    draft: Draft
+    scratch: ExitStack
+    began_at: float
+    began: float
+    seconds: float
+    host_peak_bytes: int
+    device_peak_bytes: int | None
 
 
 def run_pending(run: Run) -> None:
@@ -112,10 +140,10 @@ def run_pending(run: Run) -> None:
         todo = _pending(run.job)
     for unit in todo:
         run.job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
-    work = _Work(run, todo, leads=True)
-    while work.left:
-        if not work.do_one():
-            work.wait()
+    with _Work(run, todo, leads=True) as work:
+        while work.left:
+            if not work.do_one():
+                work.wait()
 
 
 def help_out(run: Run, patience_seconds: float) -> None:
@@ -129,21 +157,18 @@ def help_out(run: Run, patience_seconds: float) -> None:
         StrucPruneError: as `run_pending`.
     """
     workspace = run.job.workspace
-    work = _Work(
-        run,
-        [unit for unit in run.job.graph if workspace.manifest(unit.name) is None],
-        leads=False,
-    )
-    idle_since = time.monotonic()
-    while work.left and time.monotonic() - idle_since < patience_seconds:
-        if work.do_one():
-            idle_since = time.monotonic()
-        else:
-            work.wait()
+    todo = [unit for unit in run.job.graph if workspace.manifest(unit.name) is None]
+    with _Work(run, todo, leads=False) as work:
+        idle_since = time.monotonic()
+        while work.left and time.monotonic() - idle_since < patience_seconds:
+            if work.do_one():
+                idle_since = time.monotonic()
+            else:
+                work.wait()
 
 
 class _Work:
-    """What is left to do, by what this process knows.
+    """What is left to do, by what this process knows. At its end nothing is on its way any more.
 
     Args:
         run: Its part in the job.
@@ -157,20 +182,23 @@ class _Work:
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
+        self._on_its_way: _Computed | None = None
         job = run.job
         run.meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
 
     def do_one(self) -> bool:
         """Do a unit, or find that it was done. False if there is none to be had now."""
-        due = [unit for unit in self.left.values() if self._is_due(unit)]
-        name = self._run.claims.claim([unit.name for unit in due if self._can_be_done(unit)])
+        stored = None if self._on_its_way is None else self._on_its_way.unit.name
+        due = [each for each in self.left.values() if each.name != stored and self._is_due(each)]
+        name = self._run.claims.claim(
+            [unit.name for unit in due if self._can_be_done(unit)], keeping=stored
+        )
         if name is None:
-            return self._find(due)
+            return self._see_through() or self._find(due)
         unit = self.left[name]
         if not self._find([unit]):
             self._run.meter.begin(unit)
-            self._run.finished(_run(self._run.job, unit, self._run.memory))
-            self._end(unit)
+            self._store(_compute(self._run.job, unit, self._run.memory))
         self._pause_seconds = FIRST_PAUSE_SECONDS
         return True
 
@@ -203,6 +231,64 @@ class _Work:
             self._end(unit)
         return bool(found)
 
+    def _store(self, computed: _Computed) -> None:
+        """Begin to store a unit, after the one before."""
+        try:
+            self._see_through()
+        except BaseException:
+            computed.scratch.close()
+            raise
+        self._on_its_way = computed
+        self._run.storing.start(partial(_stored, self._run.job, computed))
+        if not self._run.job.workspace.is_remote:
+            # The disk is this machine's, and so would be the processor time of copying: there is
+            # nothing to be gained.
+            self._see_through()
+
+    def _see_through(self) -> bool:
+        """Wait for the unit that is being stored, after which it is finished. False if none is."""
+        computed, self._on_its_way = self._on_its_way, None
+        if computed is None:
+            return False
+        unit, workspace = computed.unit, self._run.job.workspace
+        stored, seconds = self._run.storing.result(self._run.meter.alive)
+        workspace.adopt(stored)
+        for owner, name in unit.releases:
+            workspace.release(owner, name)
+        log.info("%s finished in %.1f s", unit.name, seconds)
+        self._run.finished(
+            FinishedUnit(
+                unit.name,
+                unit.kind,
+                computed.began_at,
+                seconds,
+                computed.host_peak_bytes,
+                computed.device_peak_bytes,
+            )
+        )
+        self._end(unit)
+        return True
+
+    def __enter__(self) -> _Work:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None and not isinstance(error, Exception):
+            self._run.storing.abandon()  # At once means at once.
+        try:
+            # A unit that is being stored is better finished than stopped.
+            self._see_through()
+        except Exception as another:
+            if error is None:
+                raise
+            if another is not error:
+                log.warning("the unit before could not be stored: %s", another)
+
     def _end(self, unit: Unit) -> None:
         del self.left[unit.name]
         self._run.meter.end(unit)
@@ -217,39 +303,50 @@ def _pending(job: Job) -> list[Unit]:
     return pending(units, finished, present)[:-1]
 
 
-def _run(job: Job, unit: Unit, memory: MemoryMeter) -> FinishedUnit:
-    """Compute one unit and commit it."""
+def _compute(job: Job, unit: Unit, memory: MemoryMeter) -> _Computed:
+    """Compute one unit."""
     began_at, began = time.time(), time.monotonic()
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
+    with _errors_of(unit), ExitStack() as scratch:
+        draft = scratch.enter_context(job.workspace.draft())
+        with memory.counting():
+            STEPS[unit.kind](job, unit, draft)
+        seconds = round(time.monotonic() - began, 4)
+        peaks = memory.take_host_peak(), memory.take_device_peak()
+        return _Computed(unit, draft, scratch.pop_all(), began_at, began, seconds, *peaks)
+
+
+def _stored(job: Job, computed: _Computed) -> tuple[Stored, float]:
+    """Store what was computed; and the seconds since it was begun."""
+    with _errors_of(computed.unit), computed.scratch, naming_field("workspace"):
+        stored = job.workspace.store(
+            computed.unit.name,
+            computed.draft,
+            seconds=computed.seconds,
+            host_peak_bytes=computed.host_peak_bytes,
+            device_peak_bytes=computed.device_peak_bytes,
+        )
+    return stored, time.monotonic() - computed.began
+
+
+@contextmanager
+def _errors_of(unit: Unit) -> Iterator[None]:
+    """Have errors say where they happened, if they do not."""
     try:
         # Stores have errors of their own: what else the system refuses is scratch.
-        with scratch_errors(f"what {unit.name} works on"), job.workspace.draft() as draft:
-            with memory.counting():
-                STEPS[unit.kind](job, unit, draft)
-            host_peak, device_peak = memory.take_host_peak(), memory.take_device_peak()
-            with naming_field("workspace"):
-                job.workspace.commit(
-                    unit.name,
-                    draft,
-                    seconds=round(time.monotonic() - began, 4),
-                    host_peak_bytes=host_peak,
-                    device_peak_bytes=device_peak,
-                )
+        with scratch_errors(f"what {unit.name} works on"):
+            yield
     except StrucPruneError as error:
-        error.phase = error.phase or unit.phase.value
-        error.layer = _layer_of(unit) if error.layer is None else error.layer
+        if error.phase is None:
+            error.phase = unit.phase.value
+            error.layer = _layer_of(unit) if error.layer is None else error.layer
         raise
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
         raise _out_of_memory(unit, error) from error
-    for owner, name in unit.releases:
-        job.workspace.release(owner, name)
-    seconds = time.monotonic() - began
-    log.info("%s finished in %.1f s", unit.name, seconds)
-    return FinishedUnit(unit.name, unit.kind, began_at, seconds, host_peak, device_peak)
 
 
 def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:

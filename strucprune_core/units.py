@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from strucprune_core.progress import Phase
 from strucprune_core.spec import Energy, Export
@@ -92,26 +93,29 @@ def probe_groups(layers: int) -> list[range]:
 def build_graph(
     *,
     layers: int,
-    shards: int,
+    shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
-    export_shards: int = 0,
+    export_shards: Sequence[Iterable[int]] = (),
     distill_steps: int = 0,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
+    Files are written as soon as the layers in them are solved, so that storing them need not wait
+    for the end.
+
     Args:
         layers: Decoder layers of the model.
-        shards: Files of the pruned checkpoint, exactly: each is a unit.
+        shards: Of each file of the pruned checkpoint, the layers whose solutions it holds.
         energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
-        export_shards: Files of the export `block_configs`.
+        export_shards: The same of each file of the export `block_configs`.
         distill_steps: Steps that the whole model is trained for.
     """
     windows = ("tokens", "calibration.npy")
@@ -132,41 +136,63 @@ def build_graph(
         units += _distillation(layers, distill_steps, solutions)
         last = units[-1].name
         solutions = tuple((last, f"distilled.{layer}.safetensors") for layer in range(layers))
-    units += _checkpoint(shards, solutions, evaluate=evaluate)
-    for export in exports:
-        units += _export(export, export_shards, solutions)
-    written = tuple((unit.name, WRITTEN[unit.kind]) for unit in units if unit.kind in WRITTEN)
+    checkpoint = [_write(f"assemble.{n}", held, solutions) for n, held in enumerate(shards)]
+    exported = {each: _export(each, export_shards, solutions) for each in exports}
+    units = _as_soon_as_possible(units, [*checkpoint, *chain(*exported.values())])
+    units += _judges(checkpoint, solutions, evaluate=evaluate)
+    units += [_check(export, files, solutions) for export, files in exported.items()]
+    written = _files([unit for unit in units if unit.kind in WRITTEN])
     judges = tuple(unit.name for unit in units if unit.name == JUDGED or unit.kind in CHECKS)
     return [*units, Unit("report", Phase.COMMITTING, judges, written)]
 
 
-def _checkpoint(
-    shards: int, solutions: tuple[tuple[str, str], ...], *, evaluate: bool
+def _write(name: str, layers: Iterable[int], solutions: tuple[tuple[str, str], ...]) -> Unit:
+    """Write a file that holds what became of these layers."""
+    reads = tuple(solutions[layer] for layer in layers)
+    return Unit(name, Phase.UPLOADING, ("allocate", *_owners(reads)), reads)
+
+
+def _export(
+    export: Export, shards: Sequence[Iterable[int]], solutions: tuple[tuple[str, str], ...]
 ) -> list[Unit]:
-    """Write the pruned checkpoint and judge it."""
-    windows = ("tokens", "calibration.npy")
-    solved = _owners(solutions)
-    assembled = [
-        Unit(f"assemble.{shard}", Phase.UPLOADING, ("allocate", *solved), solutions)
-        for shard in range(shards)
-    ]
-    files = tuple((unit.name, WRITTEN["assemble"]) for unit in assembled)
+    """The units that write an export, one for each of its files of weights."""
+    if export == "gguf":
+        return [_write("gguf", range(len(solutions)), solutions)]
+    return [_write(f"{export}.{number}", held, solutions) for number, held in enumerate(shards)]
+
+
+def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
+    """Both in one order: each of `late` right after the last one that it comes after."""
+    found: list[Unit] = []
+    done: set[str] = set()
+    for unit in units:
+        found.append(unit)
+        done.add(unit.name)
+        found += [each for each in late if done.issuperset(each.after)]
+        late = [each for each in late if not done.issuperset(each.after)]
+    return found
+
+
+def _judges(
+    checkpoint: list[Unit], solutions: tuple[tuple[str, str], ...], *, evaluate: bool
+) -> list[Unit]:
+    """Judge the pruned checkpoint."""
+    files = _files(checkpoint)
     after = _owners(files)
     judges = [_evaluation("pruned", (*after, "evaluate.dense"), files)] if evaluate else []
-    reads = (windows, *solutions, *files)
-    verify = Unit("verify", Phase.EVALUATING, ("tokens", *solved, *after), reads)
-    return [*assembled, *judges, verify]
+    reads = (("tokens", "calibration.npy"), *solutions, *files)
+    return [*judges, Unit("verify", Phase.EVALUATING, _owners(reads), reads)]
 
 
-def _export(export: Export, shards: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
-    """The units that write an export, one for each of its files of weights, and check it."""
-    windows = ("tokens", "calibration.npy")
-    names = ["gguf"] if export == "gguf" else [f"block_configs.{shard}" for shard in range(shards)]
-    after = ("allocate", *_owners(solutions))
-    written = [Unit(name, Phase.UPLOADING, after, solutions) for name in names]
-    reads = (windows, *solutions, *((name, WRITTEN[export]) for name in names))
-    check = Unit(f"check.{export}", Phase.EVALUATING, _owners(reads), reads)
-    return [*written, check]
+def _check(export: Export, written: list[Unit], solutions: tuple[tuple[str, str], ...]) -> Unit:
+    """Compare an export with what it was written from."""
+    reads = (("tokens", "calibration.npy"), *solutions, *_files(written))
+    return Unit(f"check.{export}", Phase.EVALUATING, _owners(reads), reads)
+
+
+def _files(units: list[Unit]) -> tuple[tuple[str, str], ...]:
+    """What units write of what is published."""
+    return tuple((unit.name, WRITTEN[unit.kind]) for unit in units)
 
 
 def _owners(files: Iterable[tuple[str, str]]) -> tuple[str, ...]:
@@ -321,7 +347,7 @@ def _recover(layer: int) -> Unit:
     solution = (f"solve.{layer}", "solution.safetensors")
     after = (before, f"solve.{layer}")
     reads = (*streams, solution)
-    return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=streams)
+    return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=reads)
 
 
 def distill_units(steps: int) -> list[range]:
@@ -340,7 +366,7 @@ def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...
         state = tuple((before, f"state.{layer}.safetensors") for layer in range(layers))
         reads = (("tokens", "calibration.npy"), dense, *solutions, *(state if number else ()))
         after = tuple(dict.fromkeys(("allocate", *(unit for unit, _ in reads))))
-        last = (dense,) if number == count - 1 else ()
+        last = (dense, *solutions) if number == count - 1 else ()
         releases = (*(state if number else ()), *last)
         units.append(Unit(f"distill.{number}", Phase.SOLVING, after, reads, releases))
     return units

@@ -120,8 +120,24 @@ class Draft:
         return self.directory / name
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A unit that is finished in the store, and that its workspace does not know of yet.
+
+    Attributes:
+        manifest: The one that counts: another process may have been first.
+        local: Files that were kept on this machine, by key.
+    """
+
+    manifest: Manifest
+    local: dict[str, Path]
+
+
 class Workspace:
-    """The finished units of one job, in a store, with a local scratch directory for files."""
+    """The finished units of one job, in a store, with a local scratch directory for files.
+
+    It belongs to one thread, but for `store`, which leaves it alone.
+    """
 
     def __init__(
         self,
@@ -138,7 +154,7 @@ class Workspace:
             store: Where it lies.
             scratch: Local directory for files.
             fingerprint: Identifies the job.
-            on_upload: Told now and then while a unit's file is written.
+            on_upload: Told now and then while a unit's file is written, in the thread of `store`.
             on_download: Told now and then while a file is fetched.
 
         Raises:
@@ -268,9 +284,14 @@ class Workspace:
             raise LostFile(f"{key} is gone from the workspace {self._store.uri}", unit) from error
         return path
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether its files lie on another machine."""
+        return self._store.local_path(_OWNER) is None
+
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
-        """A scratch directory for a unit's files, removed at the end: `commit` has stored them."""
+        """A scratch directory for a unit's files, removed at the end: `store` has stored them."""
         directory = self._scratch / f"draft-{secrets.token_hex(8)}"
         directory.mkdir(parents=True)
         try:
@@ -278,7 +299,7 @@ class Workspace:
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def commit(
+    def store(
         self,
         unit: str,
         draft: Draft,
@@ -286,22 +307,27 @@ class Workspace:
         seconds: float,
         host_peak_bytes: int,
         device_peak_bytes: int | None,
-    ) -> Manifest:
-        """Store a unit's files and then its manifest. Returns the manifest that counts.
+    ) -> Stored:
+        """Store a unit's files and then its manifest. For any thread; see `adopt`.
 
         If a file cannot be stored, none of them stays.
         """
         nonce = secrets.token_hex(8)
         files: dict[str, StoredFile] = {}
+        local: dict[str, Path] = {}
         try:
             for path in sorted(draft.directory.iterdir()):
                 key = f"units/{unit}/{nonce}/{path.name}"
                 files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
                 self._store.upload(key, path, self._on_upload)
-                self._keep_local(key, path)
+                if self._store.local_path(key) is None:  # Spare a later download.
+                    local[key] = self._keep(key, path)
         except BaseException:
             for entry in files.values():
-                self._discard(entry.key)
+                if entry.key in local:
+                    local[entry.key].unlink(missing_ok=True)
+                with contextlib.suppress(StorageError):
+                    self._store.delete(entry.key)
             raise
         manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
         key = _manifest_key(unit)
@@ -310,27 +336,22 @@ class Workspace:
             if winner is None:  # What is there is no manifest.
                 self._store.put(key, self._sealed(manifest))
             manifest = winner or manifest
-        self._present[key] = 0
-        self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})
-        self._manifests[unit] = manifest
-        return manifest
+        return Stored(manifest, local)
 
-    def _keep_local(self, key: str, path: Path) -> None:
-        """Spare a later download: keep what was just uploaded, unless the store is local."""
-        if self._store.local_path(key) is not None:
-            return
+    def _keep(self, key: str, path: Path) -> Path:
+        """Move what was just uploaded to where it would be downloaded to."""
         kept = self._scratch / key
         kept.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(kept)
-        self._local[key] = kept
+        return path.replace(kept)
 
-    def _discard(self, key: str) -> None:
-        """Delete a file that no manifest names, if the store lets us."""
-        local = self._local.pop(key, None)
-        if local is not None:
-            local.unlink(missing_ok=True)
-        with contextlib.suppress(StorageError):
-            self._store.delete(key)
+    def adopt(self, stored: Stored) -> Manifest:
+        """Know a unit as finished from now on. Returns the manifest that counts."""
+        manifest = stored.manifest
+        self._local |= stored.local
+        self._present[_manifest_key(manifest.unit)] = 0
+        self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})
+        self._manifests[manifest.unit] = manifest
+        return manifest
 
     def release(self, unit: str, name: str) -> None:
         """Delete a file that no pending unit needs. The unit stays finished."""
@@ -360,7 +381,7 @@ class Workspace:
         """Make a finished unit unfinished.
 
         One that this process never saw finished is left alone: if it is by now, another process
-        did it, and `commit` will go on with that one's files.
+        did it, and `store` will go on with that one's files.
         """
         self._manifests.pop(unit, None)
         if self._present.pop(_manifest_key(unit), None) is not None:

@@ -33,15 +33,15 @@ class Claiming:
         self._fence = fence
         self._holder = holder
 
-    def answer(self, ready: Sequence[str]) -> Answer:
-        """Claim the first of these units that nobody else has.
+    def answer(self, ready: Sequence[str], keeping: str | None = None) -> Answer:
+        """Claim the first of these units that nobody else has, besides the one that is kept.
 
         Without the ledger nothing can be claimed. A leader goes on all the same, perhaps with what
         another does too; a helper waits. Whether the attempt is lost meanwhile, the lease or the
         seat tells.
         """
         try:
-            claim = self._seats.claim_unit(self._job_id, self._fence, self._holder, ready)
+            claim = self._seats.claim_unit(self._job_id, self._fence, self._holder, ready, keeping)
         except LedgerUnavailable as error:
             _log.warning("no claims on units of %s: %s", self._job_id, error)
             leads = self._holder == LEADER

@@ -89,9 +89,9 @@ class AskedClaims:
         self._inbox = inbox
         self._check = check
 
-    def claim(self, ready: Sequence[str]) -> str | None:
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """See `UnitClaims.claim`."""
-        self._channel.send(ClaimMessage(ready=[*ready]))
+        self._channel.send(ClaimMessage(ready=[*ready], keeping=keeping))
         line = self._inbox.line(self._check)
         answer = Answer(go=False) if line is None else Answer.model_validate_json(line)
         if not answer.go:

@@ -84,10 +84,15 @@ class UnitMessage(_Part):
 
 
 class ClaimMessage(_Part):
-    """The solve would do one of these units now, or has none; it waits for an `Answer`."""
+    """The solve would do one of these units now, or has none; it waits for an `Answer`.
+
+    Attributes:
+        keeping: One that it was given before and is still storing.
+    """
 
     type: Literal["claim"] = "claim"
     ready: list[str]
+    keeping: str | None = None
 
 
 class Answer(_Part):

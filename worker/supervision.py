@@ -153,9 +153,9 @@ class Supervision:
                 self._error = error
             case UnitMessage():
                 self._count(message)
-            case ClaimMessage(ready=ready):
+            case ClaimMessage(ready=ready, keeping=keeping):
                 if self._claiming is not None:
-                    self._solve.answer(self._claiming.answer(ready))
+                    self._solve.answer(self._claiming.answer(ready, keeping))
             case LogMessage():
                 self._lines.append(message.model_dump(exclude={"type"}))
 

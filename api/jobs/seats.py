@@ -78,14 +78,22 @@ class Seats(Protocol):
     def leave(self, place: Place, *, failed: bool = False) -> bool:
         """Give the seat back, and its unit with it. False if it was lost already."""
 
-    def claim_unit(self, job_id: str, fence: int, holder: str, ready: Sequence[str]) -> UnitClaim:
-        """Claim the first unit that nobody else has, giving up the one claimed before.
+    def claim_unit(
+        self,
+        job_id: str,
+        fence: int,
+        holder: str,
+        ready: Sequence[str],
+        keeping: str | None = None,
+    ) -> UnitClaim:
+        """Claim the first unit that nobody else has, giving up what was claimed before.
 
         Args:
             job_id: The job.
             fence: Of the attempt.
             holder: A seat, or `LEADER`.
             ready: Units that could be done now; may be empty.
+            keeping: One claimed before that is not given up yet, since it is being stored.
         """
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
@@ -122,9 +130,17 @@ class RedisSeats:
         how = "1" if failed else ""
         return bool(self._run("leave_seat", place.job_id, place.fence, place.seat, how))
 
-    def claim_unit(self, job_id: str, fence: int, holder: str, ready: Sequence[str]) -> UnitClaim:
+    def claim_unit(
+        self,
+        job_id: str,
+        fence: int,
+        holder: str,
+        ready: Sequence[str],
+        keeping: str | None = None,
+    ) -> UnitClaim:
         """See `Seats.claim_unit`."""
-        word, unit, bells = self._run("claim_unit", job_id, fence, holder, *ready)
+        kept = keeping or ""
+        word, unit, bells = self._run("claim_unit", job_id, fence, holder, kept, *ready)
         return UnitClaim(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:

@@ -15,6 +15,8 @@ FP16_BYTES = 2
 PROCESS_BYTES = 350 * 10**6
 # Pieces of a tensor on their way: as stored, as converted, and the copy that is checked.
 READING_BYTES = 3 * 32 * 2**20
+# What an upload holds, beside whatever is computed meanwhile (seen: 12 MB, of a file in ten parts).
+STORING_BYTES = 16 * 2**20
 # The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
 # token; Llama 3 has two).
 GGUF_TOKEN_BYTES = 2000
@@ -29,4 +31,4 @@ def host_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
         terms["exports"] = vocabulary * (FP32_BYTES + 2 * FP16_BYTES)
         if "gguf" in spec.pruning.exports:
             terms["exports"] += config.vocab_size * GGUF_TOKEN_BYTES
-    return terms
+    return {step: size + STORING_BYTES for step, size in terms.items()}

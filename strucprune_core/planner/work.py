@@ -51,7 +51,7 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
     units = build_graph(
         layers=config.layers,
-        shards=0,  # Writing files computes nothing.
+        shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
         recover=spec.pruning.recover is not None,

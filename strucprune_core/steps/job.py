@@ -143,15 +143,29 @@ class Job:
         """The job's units, in order."""
         return build_graph(
             layers=self.config.layers,
-            shards=len(self.dense_shards),
+            shards=self._layers_in(self.dense_shards),
             energy=self.energy,
             recover=self.spec.pruning.recover is not None,
             distill_steps=self.distill_steps,
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             exports=self.spec.pruning.exports,
-            export_shards=len(self.padded_shards) if self.exports_blocks else 0,
+            export_shards=self._layers_in(self.padded_shards) if self.exports_blocks else (),
         )
+
+    def _layers_in(self, shards: list[Shard]) -> list[list[int]]:
+        """Of each file, the layers whose solutions are needed to write it."""
+        solved = {
+            tensor_name(self.config, layer, part.role): layer
+            for layer, site in self._places
+            for part in (site.output, *site.coupled)
+        }
+        if self.distill_steps:
+            for layer in range(self.config.layers):
+                for role in self.distilled_roles(layer):
+                    solved[tensor_name(self.config, layer, role)] = layer
+        names = [[tensor.name for tensor in shard.tensors] for shard in shards]
+        return [sorted({solved[name] for name in each if name in solved}) for each in names]
 
     @property
     def energy(self) -> Energy:

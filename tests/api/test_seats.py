@@ -69,6 +69,21 @@ def test_units_are_claimed_once(ledger: RedisLedger, led: Claim) -> None:
     assert unit(ledger, led, [*READY[1:], "capture.3"]) == "curve.2"
 
 
+def test_a_unit_that_is_being_stored_stays_claimed(ledger: RedisLedger, led: Claim) -> None:
+    def lead(*ready: str, keeping: str | None) -> str | None:
+        claim = ledger.seats.claim_unit("job_a", led.fence, LEADER, ready, keeping)
+        return claim.unit
+
+    one = seated(ledger, "one")
+    assert lead("curve.1", keeping="curve.0") == "curve.1"
+    assert unit(ledger, one) == "curve.2"
+    assert lead("curve.2", keeping="curve.1") is None
+    assert unit(ledger, one, ["curve.0", "curve.1"]) == "curve.0"
+    assert unit(ledger, one, ["curve.1"]) is None
+    assert lead(keeping=None) is None
+    assert unit(ledger, one, ["curve.1"]) == "curve.1"
+
+
 def test_there_are_so_many_seats(ledger: RedisLedger, led: Claim) -> None:
     assert seated(ledger, "one") == Place("job_a", "one", led.fence, led.attempt, led.run)
     assert workers(ledger) == 2

@@ -13,7 +13,7 @@ from tests.core.planner.shapes import shape
 
 
 def test_every_unit_and_every_operation_belongs_to_a_phase() -> None:
-    units = build_graph(layers=2, shards=1, energy="kl_probe", evaluate=False)
+    units = build_graph(layers=2, shards=[range(2)], energy="kl_probe", evaluate=False)
     kinds = {kind for kinds in PHASES.values() for kind in kinds}
     assert kinds == {unit.kind for unit in units} | {"publish"}
     options = argparse.Namespace(samples=4, sequence_length=64, sparsity=0.3)

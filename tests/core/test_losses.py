@@ -15,6 +15,7 @@ from strucprune_core.errors import OutputNotEmpty, Stopped, StorageUnavailable
 from strucprune_core.progress import Phase, Progress
 from strucprune_core.report import Report
 from strucprune_core.running import STEPS, Step
+from strucprune_core.steps import job
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store
@@ -137,15 +138,16 @@ def test_units_read_what_they_say(
 ) -> None:
     # What a unit reads and does not name would not be recomputed for it.
     monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)  # what one group leaves for another counts
+    monkeypatch.setattr(job, "MAX_SHARD_BYTES", 2**15)  # files that hold nothing of some layers
     open_file, read = Workspace.file, set[tuple[str, str]]()
 
     def opened(workspace: Workspace, unit: str, name: str) -> Path:
         read.add((unit, name))
         return open_file(workspace, unit, name)
 
-    def checked(step: Step, job: Job, unit: Unit, draft: Draft) -> None:
+    def checked(step: Step, of: Job, unit: Unit, draft: Draft) -> None:
         read.clear()
-        step(job, unit, draft)
+        step(of, unit, draft)
         assert read == set(unit.reads), unit.name
 
     monkeypatch.setattr(Workspace, "file", opened)

@@ -40,6 +40,23 @@ def test_units_count_by_their_cost(meter: ProgressMeter, seen: list[Progress]) -
     assert (seen[-1].layers_done, seen[-1].layers_total) == (1, 1)
 
 
+def test_a_unit_that_is_being_stored_counts_as_computed(
+    meter: ProgressMeter, seen: list[Progress]
+) -> None:
+    meter.begin(UNITS[0])
+    meter.tick(1, 1)
+    meter.begin(UNITS[1])
+    assert seen[-1].fraction == pytest.approx(0.99 * 3 / 4)
+    assert (seen[-1].phase, seen[-1].layers_done) == (Phase.COMMITTING, 0)
+    meter.tick(1, 2)
+    assert seen[-1].fraction == pytest.approx(0.99 * 3.5 / 4)
+    meter.end(UNITS[0])
+    assert (seen[-1].phase, seen[-1].layers_done) == (Phase.INSPECTING, 1)
+    meter.end(UNITS[1])
+    assert (seen[-1].phase, seen[-1].layers_done) == (Phase.COMMITTING, 1)
+    assert seen[-1].fraction == pytest.approx(0.99)
+
+
 def test_publishing_is_the_last_hundredth(meter: ProgressMeter, seen: list[Progress]) -> None:
     finish(meter, *UNITS)
     for done in (0, 50, 100):

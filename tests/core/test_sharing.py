@@ -41,20 +41,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Board:
     """Who holds what, for runners of one process; `gone` runners hold nothing and get nothing."""
 
-    held: dict[str, str] = field(default_factory=dict)
+    held: dict[str, list[str]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     asked: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def claim(self, who: str, ready: Sequence[str]) -> str | None:
+    def claim(self, who: str, ready: Sequence[str], keeping: str | None) -> str | None:
         with self.lock:
             self.asked[who] += 1
-            self.held.pop(who, None)
             if who in self.gone:
                 raise Stopped("no place any more")
-            free = [unit for unit in ready if unit not in self.held.values()]
-            if free:
-                self.held[who] = free[0]
+            assert keeping is None or keeping in self.held[who]
+            self.held[who] = [] if keeping is None else [keeping]
+            taken = {unit for units in self.held.values() for unit in units}
+            free = [unit for unit in ready if unit not in taken]
+            self.held[who] += free[:1]
             return free[0] if free else None
 
     def lapse(self, who: str) -> None:
@@ -71,8 +72,8 @@ class Claims:
     who: str
     shared: bool = True
 
-    def claim(self, ready: Sequence[str]) -> str | None:
-        return self.board.claim(self.who, ready)
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        return self.board.claim(self.who, ready, keeping)
 
 
 @dataclass
@@ -264,7 +265,7 @@ class Forgotten:
 
     shared = True
 
-    def claim(self, ready: Sequence[str]) -> str | None:
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return ready[0] if ready else None
 
 
@@ -280,14 +281,14 @@ def test_without_any_claims_work_is_done_twice_and_the_bytes_are_the_same(
 
 
 def test_a_helper_without_work_leaves(crew: Crew) -> None:
-    crew.board.held["leader"] = "tokens"
+    crew.board.held["leader"] = ["tokens"]
     crew.help("idle", patience_seconds=0.3).result(60)
     assert crew.done == []
     assert crew.board.asked["idle"] > 1
 
 
 def test_lost_files_are_the_leaders_business(crew: Crew, expected: dict[str, bytes]) -> None:
-    crew.board.held["nobody"] = "evaluate.dense"
+    crew.board.held["nobody"] = ["evaluate.dense"]
     crew.help("first", patience_seconds=0.3).result(60)
     assert "price.1" in crew.by("first")
     crew.board.held.clear()
@@ -305,7 +306,7 @@ def test_lost_files_are_the_leaders_business(crew: Crew, expected: dict[str, byt
 
 
 def test_a_stop_is_heard_while_waiting_for_others(spec: JobSpec, tmp_path: Path) -> None:
-    board = Board(held={"other": "tokens"})
+    board = Board(held={"other": ["tokens"]})
 
     class StopOnceWaiting:
         def check(self) -> None:
@@ -327,7 +328,7 @@ def test_units_of_others_are_noticed_though_what_they_read_is_released(crew: Cre
     asked, over = threading.Event(), threading.Event()
 
     class Late(Claims):
-        def claim(self, ready: Sequence[str]) -> str | None:
+        def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
             asked.set()
             assert over.wait(60)
             return None
@@ -348,7 +349,7 @@ class LastFirst:
     def __init__(self) -> None:
         self.taken: list[str] = []
 
-    def claim(self, ready: Sequence[str]) -> str | None:
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         self.taken += ready[-1:]
         return ready[-1] if ready else None
 
@@ -375,18 +376,20 @@ def test_any_order_that_the_graph_allows_gives_the_same_bytes(
     monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)
     monkeypatch.setattr(units, "DISTILL_UNIT_STEPS", 1)
     results = []
-    for name, claims in (("first", ALONE), ("last", last_first := LastFirst())):
+    last_first = LastFirst()
+    orders = [("first", ALONE, LocalStore), ("last", last_first, LocalStore)]
+    for name, claims, store in [*orders, ("stored-beside", LastFirst(), RemoteStore)]:
         root = tmp_path / name
         spec = tiny_spec(model, text_file, root / "out", pruning=pruning)
         prune(
             spec,
-            workspace=LocalStore(root / "workspace"),
+            workspace=store(root / "workspace"),
             scratch=root / "scratch",
             open_store=lambda uri: LocalStore(Path(uri)),
             claims=claims,
         )
         results.append(checkpoint_of(root / "out"))
-    assert results[0] == results[1]
+    assert results[0] == results[1] == results[2]
     assert last_first.taken.index("solve.1") < last_first.taken.index("solve.0")
 
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -17,6 +17,11 @@ from strucprune_core.units import (
 )
 
 
+def held(layers: int, shards: int) -> list[range]:
+    """Layers in each file of a checkpoint."""
+    return [range(n * layers // shards, (n + 1) * layers // shards) for n in range(shards)]
+
+
 def graph(
     layers: int = 3,
     shards: int = 2,
@@ -24,20 +29,28 @@ def graph(
     energy: Energy = "kl_probe",
     evaluate: bool = True,
     rounds: int = 1,
+    recover: bool = False,
+    distill_steps: int = 0,
 ) -> list[Unit]:
     return build_graph(
-        layers=layers, shards=shards, energy=energy, evaluate=evaluate, rounds=rounds
+        layers=layers,
+        shards=held(layers, shards),
+        energy=energy,
+        evaluate=evaluate,
+        rounds=rounds,
+        recover=recover,
+        distill_steps=distill_steps,
     )
 
 
 def exporting() -> list[Unit]:
     return build_graph(
         layers=3,
-        shards=2,
+        shards=[[0, 1, 2]],
         energy="kl_probe",
         evaluate=True,
         exports=("gguf", "block_configs"),
-        export_shards=2,
+        export_shards=[[], [0, 1], [2]],
     )
 
 
@@ -83,11 +96,11 @@ def test_the_graph_is_in_order_and_closed(
 def test_exports_are_written_once_solved_and_checked_before_the_report() -> None:
     units = {unit.name: unit for unit in exporting()}
     assert list(units)[-1] == "report"
-    solves = {f"solve.{layer}" for layer in range(3)}
-    for name in ("gguf", "block_configs.0", "block_configs.1"):
-        assert solves <= set(units[name].after)
+    assert units["gguf"].after == ("allocate", "solve.0", "solve.1", "solve.2")
+    assert units["block_configs.0"].after == ("allocate",)
+    assert units["block_configs.1"].after == ("allocate", "solve.0", "solve.1")
     assert {"check.gguf", "check.block_configs"} <= set(units["report"].after)
-    shards = {(f"block_configs.{shard}", "shard.safetensors") for shard in range(2)}
+    shards = {(f"block_configs.{shard}", "shard.safetensors") for shard in range(3)}
     assert shards <= set(units["check.block_configs"].reads)
     assert {*shards, ("gguf", "model.gguf")} <= set(publication(list(units.values())).reads)
     seen: set[str] = set()
@@ -96,13 +109,51 @@ def test_exports_are_written_once_solved_and_checked_before_the_report() -> None
         seen.add(unit.name)
 
 
+@pytest.mark.parametrize(
+    ("options", "tail"),
+    [
+        ({}, "allocate assemble.0 solve.0 solve.1 assemble.1 solve.2 assemble.2"),
+        (
+            {"recover": True},
+            "allocate assemble.0 solve.0 solve.1 solve.2 "
+            "replay recover.0 recover.1 assemble.1 recover.2 assemble.2",
+        ),
+        (
+            {"distill_steps": 20},
+            "allocate assemble.0 solve.0 solve.1 solve.2 distill.0 distill.1 assemble.1 assemble.2",
+        ),
+    ],
+    ids=["solved", "recovered", "distilled"],
+)
+def test_a_file_is_written_as_soon_as_its_layers_are_done(
+    options: dict[str, Any], tail: str
+) -> None:
+    shards = [[], [0, 1], [2]]
+    units = build_graph(layers=3, shards=shards, energy="forward", evaluate=True, **options)
+    order = names(units)
+    assert order[order.index("allocate") :] == [
+        *tail.split(),
+        "evaluate.pruned",
+        "verify",
+        "report",
+    ]
+
+
+@pytest.mark.parametrize(("recover", "distill"), [(True, 0), (False, 20), (True, 20)])
+def test_solutions_that_were_trained_on_are_not_kept(recover: bool, distill: int) -> None:
+    _, left = after_running(graph(recover=recover, distill_steps=distill))
+    last = {name.partition(".")[0] for name, file in left if "solution" in file}
+    assert last == ({"recover"} if not distill else set())
+
+
+@pytest.mark.parametrize(("recover", "distill"), [(False, 0), (True, 0), (False, 20), (True, 20)])
 @pytest.mark.parametrize("rounds", [1, 3])
 @pytest.mark.parametrize("energy", get_args(Energy))
 @pytest.mark.parametrize("layers", [1, 3, 20])
 def test_nothing_is_released_before_its_last_reader(
-    layers: int, energy: Energy, rounds: int
+    layers: int, energy: Energy, rounds: int, recover: bool, distill: int
 ) -> None:
-    units = graph(layers, energy=energy, rounds=rounds)
+    units = graph(layers, energy=energy, rounds=rounds, recover=recover, distill_steps=distill)
     gone: set[tuple[str, str]] = set()
     for unit in units:
         assert not set(unit.reads) & gone
@@ -199,8 +250,8 @@ def test_a_lost_file_of_a_finished_unit_matters_only_to_pending_readers() -> Non
     finished, present = after_running(units)
     present.remove(("solve.1", "solution.safetensors"))
     assert pending(units, finished, present) == []
-    todo = names(pending(units, finished - {"assemble.0"}, present))
-    assert todo == ["embed", "capture.0", "capture.1", "solve.1", "assemble.0"]
+    todo = names(pending(units, finished - {"assemble.1"}, present))
+    assert todo == ["embed", "capture.0", "capture.1", "solve.1", "assemble.1"]
 
 
 @given(

@@ -22,7 +22,10 @@ def finish(workspace: Workspace, unit: str, **files: bytes) -> Manifest:
         for name, data in files.items():
             draft.path(name).write_bytes(data)
         draft.values["made_of"] = sorted(files)
-        return workspace.commit(unit, draft, seconds=1.5, host_peak_bytes=7, device_peak_bytes=None)
+        stored = workspace.store(
+            unit, draft, seconds=1.5, host_peak_bytes=7, device_peak_bytes=None
+        )
+        return workspace.adopt(stored)
 
 
 @pytest.fixture(params=[False, True], ids=["local", "remote"])
@@ -226,7 +229,7 @@ def test_values_of_every_form_come_back(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path)
     with workspace.draft() as draft:
         draft.values |= values
-        workspace.commit("u", draft, seconds=0.0, host_peak_bytes=0, device_peak_bytes=None)
+        workspace.store("u", draft, seconds=0.0, host_peak_bytes=0, device_peak_bytes=None)
     found = open_workspace(tmp_path).values("u")
     assert found == json.loads(json.dumps(values))
 

@@ -54,11 +54,11 @@ def test_a_claim_is_a_question_and_an_answer(line: Line) -> None:
     line.answer(Answer(go=True, unit="curve.1"))
     line.answer(Answer(go=True))
     assert claims.claim(["curve.0", "curve.1"]) == "curve.1"
-    assert claims.claim([]) is None
+    assert claims.claim([], keeping="curve.1") is None
     questions = [json.loads(text) for text in os.read(line.told, 4096).splitlines()]
     assert questions == [
-        {"type": "claim", "ready": ["curve.0", "curve.1"]},
-        {"type": "claim", "ready": []},
+        {"type": "claim", "ready": ["curve.0", "curve.1"], "keeping": None},
+        {"type": "claim", "ready": [], "keeping": "curve.1"},
     ]
 
 

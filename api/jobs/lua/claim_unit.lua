@@ -1,10 +1,10 @@
--- ARGV: NS, id, fence, holder (a seat, or 'leader'), unit ...
--- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up the
--- one it had. {word, unit or '', doorbells to ring for help}; the word is
+-- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', unit ...
+-- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up what
+-- it had but the kept one. {word, unit or '', doorbells to ring for help}; the word is
 --   'go'     it may go on, perhaps without a unit
 --   'lost'   the attempt is over, or the seat has lapsed
 --   'yield'  the seat should be left: another job waits for a worker
-local id, holder = ARGV[2], ARGV[4]
+local id, holder, kept = ARGV[2], ARGV[4], ARGV[5]
 local job = load_job(id)
 if not holds(job, ARGV[3]) then
   return {'lost', '', 0}
@@ -16,7 +16,7 @@ if helps and not redis.call('ZSCORE', key('job', id, 'seats'), holder) then
   return {'lost', '', 0}
 end
 local units = key('job', id, 'units')
-redis.call('HDEL', units, holder)
+redis.call('HSET', units, holder, kept)
 
 -- Whether a job has waited for some seconds that its tenant may have running. Not at once: an idle
 -- worker takes it sooner than this one could. Of very many that wait, the first hundred are asked.
@@ -38,17 +38,19 @@ if helps and job_waits() then
   return {'yield', '', 0}
 end
 local taken = {}
-for _, unit in ipairs(redis.call('HVALS', units)) do
-  taken[unit] = true
+for _, held in ipairs(redis.call('HVALS', units)) do
+  for unit in string.gmatch(held, '%S+') do
+    taken[unit] = true
+  end
 end
 local free = {}
-for i = 5, #ARGV do
+for i = 6, #ARGV do
   if not taken[ARGV[i]] then
     free[#free + 1] = ARGV[i]
   end
 end
 if free[1] then
-  redis.call('HSET', units, holder, free[1])
+  redis.call('HSET', units, holder, kept .. ' ' .. free[1])
 end
 local unclaimed = math.max(0, #free - 1)
 local wanted = math.min(unclaimed, free_seats(id, job))

@@ -11,7 +11,8 @@
 --   NS:job:ID:logs                   stream  capped; field line (JSON)
 --   NS:job:ID:seats                  zset    while it is held: seat of a worker that helps -> time at
 --                                            which it lapses
---   NS:job:ID:units                  hash    while it is held: seat, or 'leader' -> its unit
+--   NS:job:ID:units                  hash    while it is held: seat, or 'leader' -> its units: one that
+--                                            is being stored, one that is being computed
 --   NS:help                          zset    ID -> time at which help was last rung for, of held jobs
 --                                            with units and seats that nobody has
 --   NS:leases                        zset    ID -> time at which the lease expires
