@@ -179,7 +179,10 @@ def test_nothing_is_written_outside_the_scratch_directory(
     tiny_model: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "not-there"))
-    run(tiny_spec(tiny_model, text_file, tmp_path / "out", pruning={"exports": ["block_configs"]}), tmp_path)
+    run(
+        tiny_spec(tiny_model, text_file, tmp_path / "out", pruning={"exports": ["block_configs"]}),
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize(

@@ -377,8 +377,12 @@ def test_any_order_that_the_graph_allows_gives_the_same_bytes(
     monkeypatch.setattr(units, "DISTILL_UNIT_STEPS", 1)
     results = []
     last_first = LastFirst()
-    orders = [("first", ALONE, LocalStore), ("last", last_first, LocalStore)]
-    for name, claims, store in [*orders, ("stored-beside", LastFirst(), RemoteStore)]:
+    orders: list[tuple[str, UnitClaims, type[LocalStore]]] = [
+        ("first", ALONE, LocalStore),
+        ("last", last_first, LocalStore),
+        ("stored-beside", LastFirst(), RemoteStore),
+    ]
+    for name, claims, store in orders:
         root = tmp_path / name
         spec = tiny_spec(model, text_file, root / "out", pruning=pruning)
         prune(
