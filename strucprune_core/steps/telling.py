@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from strucprune_core.layer_news import LayerNews, merged
@@ -38,14 +39,26 @@ def news_of(job: Job, unit: Unit) -> list[LayerNews]:
 
 
 def news_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerNews]:
-    """What units that were finished earlier, in the order of the graph, say together.
+    """The layers' dense sizes, and what units that were finished earlier say of them together.
+
+    Args:
+        job: The job.
+        finished: In the order of the graph.
 
     Raises:
         LostFile: as `news_of`.
     """
     priced = any(unit.kind == "price" for unit in finished)
     telling = (unit for unit in finished if not (priced and unit.kind in _BEFORE_PRICES))
-    return merged(one for unit in telling for one in news_of(job, unit))
+    found = [one for unit in telling for one in news_of(job, unit)]
+    return merged([*_dense(job), *found])
+
+
+def _dense(job: Job) -> list[LayerNews]:
+    return [
+        LayerNews(layer, width_before=sum(block.ffn_widths), query_heads_before=block.query_heads)
+        for layer, block in enumerate(job.config.blocks)
+    ]
 
 
 def _measured(job: Job, unit: Unit) -> list[LayerNews]:
@@ -67,16 +80,13 @@ def _allocated(job: Job, allocation: dict[str, Any]) -> list[LayerNews]:
     for number, place in enumerate(job.planned):
         energies.setdefault(place.layer, []).append(allocation["energies"][number])
         damages.setdefault(place.layer, []).append(allocation["predicted_damages"][number])
-    blocks = zip(job.config.blocks, pruned.blocks, strict=True)
     return [
-        LayerNews(
-            index=layer,
-            width_before=sum(before.ffn_widths),
-            width_after=sum(after.ffn_widths),
-            query_heads_before=before.query_heads,
-            query_heads_after=after.query_heads,
-            energy=max(energies[layer]),
-            predicted_damage=sum(damages[layer]),
+        replace(
+            dense,
+            width_after=sum(block.ffn_widths),
+            query_heads_after=block.query_heads,
+            energy=max(energies[dense.index]),
+            predicted_damage=sum(damages[dense.index]),
         )
-        for layer, (before, after) in enumerate(blocks)
+        for dense, block in zip(_dense(job), pruned.blocks, strict=True)
     ]

@@ -57,10 +57,8 @@ def test_columns_are_short_and_valid_json() -> None:
 
 
 def test_a_large_model_fits_an_event() -> None:
-    numbers = dict.fromkeys(("energy", "predicted_damage", "reconstruction_error"), 1 / 3)
-    counts = {"width_before": 28672, "width_after": 21504}
-    heads = {"query_heads_before": 128, "query_heads_after": 112}
-    news = [LayerNews(layer, **counts, **heads, **numbers) for layer in range(256)]
+    share = 1 / 3
+    news = [LayerNews(layer, 28672, 21504, 128, 112, share, share, share) for layer in range(256)]
     assert len(json.dumps(as_columns(news))) < 16_000
 
 
@@ -90,7 +88,8 @@ def test_energies_then_widths_then_errors(
     told: Told = []
     spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning)
     report = run(spec, tmp_path, layers=lambda news: told.append([*news]))
-    assert [kind_of(news) for news in told] == kinds
+    assert [kind_of(news) for news in told] == ["dense", *kinds]
+    assert [(one.width_before, one.query_heads_before) for one in told[0]] == [(96, 4)] * LAYERS
     assert all_of(told) == in_report(report)
     measured = [news[0] for news in told if kind_of(news) == "energy"]
     if "rounds" not in pruning:
@@ -103,7 +102,9 @@ def test_energies_then_widths_then_errors(
 def kind_of(news: list[LayerNews]) -> str:
     if news[0].reconstruction_error is not None:
         return "error"
-    return "energy" if news[0].width_after is None else "width"
+    if news[0].width_after is not None:
+        return "width"
+    return "dense" if news[0].energy is None else "energy"
 
 
 @pytest.mark.parametrize("unit", ["probe.0", "allocate", "solve.1", "verify"])
@@ -133,6 +134,6 @@ def test_energies_whose_curves_are_lost_wait_for_them(
         path.unlink()
     told: Told = []
     report = run(spec, tmp_path, layers=lambda news: told.append([*news]))
-    assert kind_of(told[0]) == "width"
+    assert [kind_of(news) for news in told[:2]] == ["dense", "width"]
     assert all_of(told) == in_report(report)
     assert checkpoint_of(tmp_path / "out") == expected

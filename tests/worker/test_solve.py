@@ -68,8 +68,9 @@ def test_a_solve_reports_progress_and_its_result(
     checkpoint = (tmp_path / "output" / "model.safetensors").stat().st_size
     assert units["publish"]["written_bytes"] > checkpoint
     layers = [message["layers"] for message in messages if message["type"] == "layers"]
-    assert layers[0].keys() == {"index", "energy"}
-    assert layers[1]["width_after"] < layers[1]["width_before"]
+    assert layers[0].keys() == {"index", "width_before", "query_heads_before"}
+    assert layers[1].keys() == {"index", "energy"}
+    assert sum(layers[2]["width_after"]) < sum(layers[2]["width_before"])
     assert layers[-1].keys() == {"index", "reconstruction_error"}
     lines = [message["message"] for message in messages if message["type"] == "log"]
     assert any(line.startswith("solve.0 finished in") for line in lines)
