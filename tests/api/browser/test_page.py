@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import httpx
 from fastapi import FastAPI
 
+from api.jobs.ledger import RedisLedger
 from api.jobs.state import JobState
 from strucprune_core.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
@@ -236,9 +237,10 @@ def test_a_new_run_says_anew_what_is_known_of_layers(page: Page, jobs: Jobs) -> 
 
 def test_events_of_kinds_that_the_page_does_not_know(page: Page, jobs: Jobs) -> None:
     job_id = jobs.running(Phase.CALIBRATING, 0.2)
-    key = f"strucprune:job:{job_id}:events"
-    fields = {"at": "1", "type": "novelty", "data": '{"state": "odd"}'}
-    jobs.services.ledger._client.xadd(key, fields)  # type: ignore[attr-defined]
+    ledger = jobs.services.ledger
+    assert isinstance(ledger, RedisLedger)
+    fields = ("at", "1", "type", "novelty", "data", '{"state": "odd"}')
+    ledger._client.execute_command("XADD", ledger._key("job", job_id, "events"), "*", *fields)
     page.goto(f"/#/jobs/{job_id}")
     events = page.get_by_label("Events, newest first")
     jobs.progress(job_id, Phase.SOLVING, 0.5)
