@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fastapi import FastAPI
@@ -240,7 +240,8 @@ def test_events_of_kinds_that_the_page_does_not_know(page: Page, jobs: Jobs) -> 
     ledger = jobs.services.ledger
     assert isinstance(ledger, RedisLedger)
     fields = ("at", "1", "type", "novelty", "data", '{"state": "odd"}')
-    ledger._client.execute_command("XADD", ledger._key("job", job_id, "events"), "*", *fields)
+    client: Any = ledger._client
+    client.execute_command("XADD", ledger._key("job", job_id, "events"), "*", *fields)
     page.goto(f"/#/jobs/{job_id}")
     events = page.get_by_label("Events, newest first")
     jobs.progress(job_id, Phase.SOLVING, 0.5)
