@@ -97,7 +97,9 @@ class EventView(BaseModel):
 
     id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
     at: datetime
-    type: str = Field(description="`state`, `progress` or `workers`.")
+    type: str = Field(
+        description="`state`, `progress`, `workers` or `layers`; ignore others, which may come."
+    )
     data: dict[str, Any]
 
 

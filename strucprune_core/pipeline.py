@@ -28,6 +28,7 @@ from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter
 from strucprune_core.inspection import check_output_usable, inspect_job
+from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
@@ -82,6 +83,7 @@ def prune(
     stop: StopSignal | None = None,
     finished: UnitSink = ignore_unit,
     claims: UnitClaims = ALONE,
+    layers: LayerSink = ignore_layers,
 ) -> Report:
     """Prune a model and publish the result.
 
@@ -94,6 +96,8 @@ def prune(
         stop: Asked at safe points; raising `errors.Stopped` there loses no finished unit.
         finished: Told of each unit that was done, and of the publishing.
         claims: Keeps other processes that `assist` off the units that this one does.
+        layers: Told the energies, widths and errors of layers as they become known: at first what
+            is known from earlier attempts, then what this process finds out, or those that assist.
 
     Returns:
         The report that was published with the checkpoint.
@@ -101,7 +105,9 @@ def prune(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    with _opened(spec, workspace, scratch, open_store, progress, stop, finished, claims) as run:
+    with _opened(
+        spec, workspace, scratch, open_store, progress, stop, finished, claims, layers
+    ) as run:
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
@@ -177,6 +183,7 @@ def _opened(
     stop: StopSignal | None,
     finished: UnitSink,
     claims: UnitClaims,
+    layers: LayerSink = ignore_layers,
 ) -> Iterator[Run]:
     """The job, inspected and planned, with its workspace open."""
     storing: Background[tuple[Stored, float]] = Background()
@@ -213,7 +220,7 @@ def _opened(
             safe_point=meter.safe_point,
             plan=plan_job(spec, facts.model.config),
         )
-        yield Run(job, meter, memory, finished, claims, storing)
+        yield Run(job, meter, memory, finished, claims, storing, layers)
 
 
 @contextlib.contextmanager

@@ -29,6 +29,7 @@ from strucprune_core.background import Background
 from strucprune_core.claims import UnitClaims
 from strucprune_core.errors import OutOfMemory, StrucPruneError, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
+from strucprune_core.layer_news import LayerNews, LayerSink, ignore_layers
 from strucprune_core.planner.costs import unit_costs
 from strucprune_core.progress import FinishedUnit, UnitSink
 from strucprune_core.progress_meter import ProgressMeter
@@ -46,6 +47,7 @@ from strucprune_core.steps.recover import recover, replay
 from strucprune_core.steps.report import report
 from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
+from strucprune_core.steps.telling import news_of, news_so_far
 from strucprune_core.steps.tokens import embeddings, tokens
 from strucprune_core.units import Unit, ancestors, pending, publication
 from strucprune_core.workspace import Draft, Stored
@@ -97,6 +99,7 @@ class Run:
         finished: Told of each unit that was done here.
         claims: Whether others have a unit.
         storing: Stores a unit while the next one is computed; its failures stop the meter.
+        layers: Told what is found out about layers, by whomever; by the one that leads the job.
     """
 
     job: Job
@@ -105,6 +108,7 @@ class Run:
     finished: UnitSink
     claims: UnitClaims
     storing: Background[tuple[Stored, float]]
+    layers: LayerSink = ignore_layers
 
 
 @dataclass(frozen=True)
@@ -140,6 +144,9 @@ def run_pending(run: Run) -> None:
         todo = _pending(run.job)
     for unit in todo:
         run.job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
+    pending_names = {unit.name for unit in todo}
+    done = [unit for unit in run.job.graph if unit.name not in pending_names]
+    _tell(run, news_so_far(run.job, done))
     with _Work(run, todo, leads=True) as work:
         while work.left:
             if not work.do_one():
@@ -292,6 +299,13 @@ class _Work:
     def _end(self, unit: Unit) -> None:
         del self.left[unit.name]
         self._run.meter.end(unit)
+        if self._leads:
+            _tell(self._run, news_of(self._run.job, unit))
+
+
+def _tell(run: Run, news: list[LayerNews]) -> None:
+    if news:
+        run.layers(news)
 
 
 def _pending(job: Job) -> list[Unit]:

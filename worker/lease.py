@@ -78,6 +78,14 @@ class Holding(ABC, Generic[Held]):
             return False
         return True
 
+    def tell_layers(self, news: Sequence[Mapping[str, Any]]) -> bool:
+        """Tell those who follow the job about layers. False if that should be tried again."""
+        try:
+            self._ledger.append_layers(self._held.job_id, self._held.fence, news)
+        except LedgerUnavailable:
+            return False
+        return True
+
 
 class Lease(Holding[Claim]):
     """A claim on a job: whoever holds it leads the job."""

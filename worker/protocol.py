@@ -83,6 +83,13 @@ class UnitMessage(_Part):
     written_bytes: int
 
 
+class LayersMessage(_Part):
+    """What was found out about layers: `layer_news.as_columns()`."""
+
+    type: Literal["layers"] = "layers"
+    layers: dict[str, Any]
+
+
 class ClaimMessage(_Part):
     """The solve would do one of these units now, or has none; it waits for an `Answer`.
 
@@ -108,7 +115,13 @@ class Answer(_Part):
 
 
 Message = Annotated[
-    ProgressMessage | ResultMessage | ErrorMessage | LogMessage | UnitMessage | ClaimMessage,
+    ProgressMessage
+    | ResultMessage
+    | ErrorMessage
+    | LogMessage
+    | UnitMessage
+    | LayersMessage
+    | ClaimMessage,
     Field(discriminator="type"),
 ]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.claims import ALONE
 from strucprune_core.errors import Stopped
+from strucprune_core.layer_news import LayerNews, as_columns
 from strucprune_core.pipeline import assist, prune
 from strucprune_core.progress import FinishedUnit, Progress
 from strucprune_core.report import Report
@@ -33,6 +35,7 @@ from worker.protocol import (
     EXIT_FAILED,
     EXIT_STOPPED,
     ErrorMessage,
+    LayersMessage,
     ProgressMessage,
     Request,
     ResultMessage,
@@ -50,6 +53,9 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
 
     def tell(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
+
+    def tell_layers(news: Sequence[LayerNews]) -> None:
+        channel.send(LayersMessage(layers=as_columns(news)))
 
     traffic = Traffic()
 
@@ -82,6 +88,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             stop=stop,
             finished=count,
             claims=asked if request.part == "lead" else ALONE,
+            layers=tell_layers,
         )
     except Stopped:
         return EXIT_STOPPED

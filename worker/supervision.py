@@ -23,6 +23,7 @@ from worker.oom import OomWatch
 from worker.protocol import (
     ClaimMessage,
     ErrorMessage,
+    LayersMessage,
     LogMessage,
     Message,
     ProgressMessage,
@@ -114,6 +115,8 @@ class Supervision:
         self._heard_at = self._beaten_at = self._looked_at = now
         self._oom = OomWatch()
         self._lines: deque[dict[str, Any]] = deque(maxlen=_LINES_KEPT)
+        # Some for each layer at most, so there is no need for a limit.
+        self._layers: list[dict[str, Any]] = []
         self._kill_at: float | None = None
         self._stop: StopReason | None = None
         self._progress: dict[str, Any] | None = None
@@ -132,7 +135,7 @@ class Supervision:
             self._stop_if_due()
             self._kill_if_due()
         returncode = self._solve.wait()
-        self._pass_lines_on()
+        self._pass_on()
         return Ended(
             returncode,
             self._summary,
@@ -156,6 +159,8 @@ class Supervision:
             case ClaimMessage(ready=ready, keeping=keeping):
                 if self._claiming is not None:
                     self._solve.answer(self._claiming.answer(ready, keeping))
+            case LayersMessage(layers=layers):
+                self._layers.append(layers)
             case LogMessage():
                 self._lines.append(message.model_dump(exclude={"type"}))
 
@@ -167,6 +172,8 @@ class Supervision:
         signal = self._hold.beat(self._progress)
         self._beaten_at, self._progress_is_news = time.monotonic(), False
         self._obey(signal)
+        # While there is progress all the time, the pauses for a look do not come.
+        self._pass_on()
 
     def _look_if_due(self) -> None:
         """Between heartbeats, which are far apart while the solve is silent."""
@@ -174,7 +181,7 @@ class Supervision:
         if time.monotonic() - latest >= self._settings.signal_seconds:
             self._looked_at = time.monotonic()
             self._obey(self._hold.look())
-            self._pass_lines_on()
+            self._pass_on()
 
     def _obey(self, signal: Signal) -> None:
         if signal is not Signal.CONTINUE:
@@ -220,11 +227,14 @@ class Supervision:
             return min(self._settings.cancel_grace_seconds, self._settings.grace_seconds)
         return self._settings.grace_seconds
 
-    def _pass_lines_on(self) -> None:
+    def _pass_on(self) -> None:
+        """What users and operators are told besides progress."""
         self._tally.flush()
         lines = [*self._lines]
         if lines and self._hold.log(lines):
             self._lines.clear()
+        if self._layers and self._hold.tell_layers(self._layers):
+            self._layers.clear()
 
     def _kill_if_due(self) -> None:
         if self._kill_at is not None and time.monotonic() >= self._kill_at:

@@ -138,6 +138,12 @@ class Ledger(Protocol):
         Each has the fields of `LogLine` but the id.
         """
 
+    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
+        """Add an event `layers` of each to the job's. False if `fence` is stale.
+
+        See `JobEvent` for what it holds. Telling the same twice does no harm.
+        """
+
     def release(self, job_id: str, fence: int) -> bool:
         """Give the job back at a safe point; the attempt does not count.
 
@@ -378,6 +384,10 @@ class RedisLedger:
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
         """See `Ledger.append_logs`."""
         return bool(self._run("append_logs", job_id, fence, *map(_encode, lines)))
+
+    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
+        """See `Ledger.append_layers`."""
+        return bool(self._run("append_layers", job_id, fence, *map(_encode, news)))
 
     def release(self, job_id: str, fence: int) -> bool:
         """See `Ledger.release`."""

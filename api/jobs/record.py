@@ -143,9 +143,10 @@ class JobEvent:
     Attributes:
         id: Position in the job's stream; pass it as `after` to go on from here.
         at: Unix seconds.
-        type: "state", "progress" or "workers".
+        type: "state", "progress", "workers" or "layers"; there may be others one day.
         data: For "state": state, run, attempt, reason, error. For "progress": the progress report.
-            For "workers": workers, how many serve the job now.
+            For "workers": workers, how many serve the job now. For "layers": what was found out
+            about some layers, in columns (see `strucprune_core.layer_news`).
     """
 
     id: str

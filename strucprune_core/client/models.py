@@ -79,7 +79,11 @@ class JobPage(_Answer):
 
 
 class Event(_Answer):
-    """Something that happened to a job; `type` is "state", "progress" or "workers"."""
+    """Something that happened to a job.
+
+    Attributes:
+        type: "state", "progress", "workers", "layers", or what a newer service may tell.
+    """
 
     id: str
     at: datetime

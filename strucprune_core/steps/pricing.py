@@ -22,7 +22,7 @@ def price(job: Job, unit: Unit, draft: Draft) -> None:
     """Values by planned site: `widths`, `energies`, `predicted_damages`; `price`, `temperature`."""
     damages = [_damages(job, place) for place in job.planned]
     first = unit.index == 1
-    energies = _measured(job, damages) if first else _reviewed(job, unit.index - 1, damages)
+    energies = _measured(job) if first else _reviewed(job, unit.index - 1)
     allocation = allocate_widths(job.spec.pruning, job.planned, damages, energies)
     draft.values |= asdict(allocation)
     draft.values["energies"] = energies
@@ -72,37 +72,49 @@ def _by_key(job: Job, values: list[float]) -> dict[Key, float]:
     return sums
 
 
-def _group_values(job: Job, kind: str, name: str) -> dict[Key, float]:
-    """What the units of all groups found out by layer and kind."""
+def _by_layer_and_kind(found: list[tuple[int, str, float]]) -> dict[Key, float]:
+    return {(layer, kind): value for layer, kind, value in found}
+
+
+def _reviewed_kls(job: Job, number: int) -> dict[Key, float]:
+    """What the reviews of all groups of a round have measured."""
     found: dict[Key, float] = {}
     for group in range(len(probe_groups(job.config.layers))):
-        for layer, site_kind, value in job.workspace.values(f"{kind}.{group}")[name]:
-            found[layer, site_kind] = value
+        found |= _by_layer_and_kind(job.workspace.values(f"review.{number}.{group}")["kl"])
     return found
 
 
-def _measured(job: Job, damages: list[NDArray[np.float64]]) -> list[float]:
+def group_energies(job: Job, number: int) -> dict[Key, float]:
+    """Energies of the layers of a group, by what the unit of that group has measured."""
+    if job.energy == "gradient":
+        return _by_layer_and_kind(job.workspace.values(f"gradient.{number}")["energies"])
+    layers = probe_groups(job.config.layers)[number]
+    predicted: dict[Key, float] = {}
+    for place in job.planned:
+        if place.layer in layers:
+            key = (place.layer, place.site.kind)
+            removed = _damages(job, place)[: probe_removals(place.site)]
+            predicted[key] = predicted.get(key, 0.0) + float(removed.sum())
+    kls = _by_layer_and_kind(job.workspace.values(f"probe.{number}")["kl"])
+    return {key: energy(kls[key], predicted[key]) for key in predicted}
+
+
+def _measured(job: Job) -> list[float]:
     """One energy per planned site, from the dense model."""
     if job.energy == "forward":
-        return [1.0] * len(damages)
-    if job.energy == "gradient":
-        energies = _group_values(job, "gradient", "energies")
-        return [energies[key] for key in _keys(job)]
-    probed = [
-        float(damage[: probe_removals(place.site)].sum())
-        for place, damage in zip(job.planned, damages, strict=True)
-    ]
-    predicted = _by_key(job, probed)
-    kls = _group_values(job, "probe", "kl")
-    return [energy(kls[key], predicted[key]) for key in _keys(job)]
+        return [1.0] * len(job.planned)
+    found: dict[Key, float] = {}
+    for number in range(len(probe_groups(job.config.layers))):
+        found |= group_energies(job, number)
+    return [found[key] for key in _keys(job)]
 
 
-def _reviewed(job: Job, number: int, damages: list[NDArray[np.float64]]) -> list[float]:
+def _reviewed(job: Job, number: int) -> list[float]:
     """One energy per planned site, from the model that a round has pruned."""
     before = job.workspace.values(f"price.{number}")
     predicted = _by_key(job, before["predicted_damages"])
     whole = _tried(job, number)
-    without = _group_values(job, f"review.{number}", "kl")
+    without = _reviewed_kls(job, number)
     losses = {key: whole - kl for key, kl in without.items()}
     keys = list(predicted)
     factors = dict(

@@ -341,6 +341,19 @@ def test_events_tell_the_story_and_resume(ledger: RedisLedger) -> None:
     assert ledger.events("job_a", after=events[-1].id) == []
 
 
+def test_what_is_found_out_about_layers_is_an_event_of_the_holder(ledger: RedisLedger) -> None:
+    claim = claimed(ledger)
+    before = ledger.get("job_a")
+    news = [{"index": [0, 1], "energy": [0.5, None]}, {"index": [1], "energy": [0.25]}]
+    assert ledger.append_layers("job_a", claim.fence, news)
+    told = [event for event in ledger.events("job_a") if event.type == "layers"]
+    assert [event.data for event in told] == news
+    assert ledger.get("job_a") == before  # the job itself is as it was, and so is its ETag
+    ledger.release("job_a", claim.fence)
+    assert not ledger.append_layers("job_a", claim.fence, news)
+    assert not ledger.append_layers("unknown", claim.fence, news)
+
+
 def test_pages(ledger: RedisLedger) -> None:
     # The same instant for all: the order must still be total.
     for number in range(7):

@@ -28,6 +28,7 @@ NO_TORCH = (
     "strucprune_core.report_page",
     "strucprune_core.errors",
     "strucprune_core.digests",
+    "strucprune_core.layer_news",
     "strucprune_core.progress",
     "strucprune_core.progress_meter",
     "strucprune_core.estimate",

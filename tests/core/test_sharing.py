@@ -17,6 +17,7 @@ import pytest
 from strucprune_core import units
 from strucprune_core.claims import ALONE, UnitClaims
 from strucprune_core.errors import NumericalFailure, Stopped, StorageUnavailable
+from strucprune_core.layer_news import LayerNews, merged
 from strucprune_core.pipeline import assist, prune
 from strucprune_core.progress import FinishedUnit
 from strucprune_core.report import Report
@@ -85,6 +86,7 @@ class Crew:
     pool: ThreadPoolExecutor
     board: Board = field(default_factory=Board)
     done: list[tuple[str, str]] = field(default_factory=list)
+    news: list[LayerNews] = field(default_factory=list)
 
     def lead(self, claims: UnitClaims | None = None) -> Future[Report]:
         return self.pool.submit(
@@ -95,6 +97,7 @@ class Crew:
                 open_store=lambda uri: LocalStore(Path(uri)),
                 finished=self._note("leader"),
                 claims=claims or Claims(self.board, "leader"),
+                layers=self.news.extend,
             )
         )
 
@@ -181,8 +184,13 @@ def test_three_share_the_units_of_one_job(
     helpers = [crew.help("one"), crew.help("two")]
     wait_for(lambda: crew.times()["price.1"])
     gate.opened.set()
-    leader.result(60)
+    report = leader.result(60)
     assert checkpoint_of(crew.root / "out") == expected
+    # Whoever did the units, the leader has told what they found.
+    told = [(one.energy, one.width_after, one.reconstruction_error) for one in merged(crew.news)]
+    assert told == [
+        (one.energy, one.width_after, one.reconstruction_error) for one in report.layers
+    ]
     for helper in helpers:
         helper.result(60)  # they end when the job does
     assert crew.times() == dict.fromkeys(all_units(crew), 1)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from strucprune_core.errors import Stopped, StorageUnavailable
+from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.pipeline import prune
 from strucprune_core.progress import ProgressSink, StopSignal, ignore_progress
 from strucprune_core.report import Report
@@ -42,6 +43,7 @@ def run(
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
     store: type[LocalStore] = LocalStore,
+    layers: LayerSink = ignore_layers,
 ) -> Report:
     """Prune with the workspace (of the class `store`) and scratch directory under `root`."""
     return prune(
@@ -51,6 +53,7 @@ def run(
         open_store=open_store,
         progress=progress,
         stop=stop,
+        layers=layers,
     )
 
 

@@ -142,6 +142,14 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
                 say("log", at=1000.0 + number, level="INFO", message=f"solve.{number} finished")
             say("error", error=RETRYABLE)
             return 1
+        case "tell-layers":
+            say("layers", layers={"index": [0, 1], "width_after": [5, 7]})
+            say("layers", layers={"index": [1], "reconstruction_error": [0.25]})
+            work(ears)
+        case "tell-layers-and-fail":
+            say("layers", layers={"index": [0], "energy": [0.5]})
+            say("error", error=RETRYABLE)
+            return 1
         case "hang":
             time.sleep(60)
         case "ignore-terminate":

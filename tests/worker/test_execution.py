@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -405,3 +406,33 @@ def test_a_tenant_at_its_limit_waits_for_its_own_jobs(bench: Bench) -> None:
     assert bench.job(second).state is JobState.QUEUED
     assert bench.doorbell.rung == [second]
     assert bench.run(second, "succeed", settings).state is JobState.SUCCEEDED
+
+
+def layers_told(bench: Bench, job_id: str) -> list[dict[str, Any]]:
+    return [event.data for event in bench.ledger.events(job_id) if event.type == "layers"]
+
+
+def test_what_is_found_out_about_layers_is_told_while_the_job_runs(bench: Bench) -> None:
+    job_id = bench.submit()
+    # Its progress is news all the time: heartbeats leave no pause for anything else.
+    patience_ends = time.monotonic() + 5
+    told: list[dict[str, Any]] = []
+
+    def stop() -> None:
+        told.extend(layers_told(bench, job_id))
+        bench.ledger.request_cancel(job_id)
+
+    bench.once(
+        lambda: len(layers_told(bench, job_id)) == 2 or time.monotonic() > patience_ends, stop
+    )
+    assert bench.run(job_id, "tell-layers").state is JobState.CANCELLED
+    assert told == [
+        {"index": [0, 1], "width_after": [5, 7]},
+        {"index": [1], "reconstruction_error": [0.25]},
+    ]
+
+
+def test_what_a_solve_that_fails_has_found_out_is_told(bench: Bench) -> None:
+    job_id = bench.submit()
+    assert bench.run(job_id, "tell-layers-and-fail").state is JobState.QUEUED
+    assert layers_told(bench, job_id) == [{"index": [0], "energy": [0.5]}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from api.jobs.ledger import Ledger, LedgerUnavailable
@@ -21,6 +21,11 @@ class FlakyLedger:
             raise LedgerUnavailable("down")
         return Signal.CONTINUE
 
+    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
+        if not self.up:
+            raise LedgerUnavailable("down")
+        return True
+
 
 def test_an_outage_longer_than_the_lease_loses_it() -> None:
     ledger, now = FlakyLedger(), [0.0]
@@ -32,3 +37,12 @@ def test_an_outage_longer_than_the_lease_loses_it() -> None:
     assert lease.beat() is Signal.CONTINUE
     now[0] = 91
     assert lease.beat() is Signal.LOST
+
+
+def test_what_the_ledger_does_not_hear_is_to_be_told_again() -> None:
+    ledger = FlakyLedger()
+    lease = Lease(cast(Ledger, ledger), Claim("job", 1, 1), 60)
+    ledger.up = False
+    assert not lease.tell_layers([{"index": [0]}])
+    ledger.up = True
+    assert lease.tell_layers([{"index": [0]}])

@@ -59,7 +59,7 @@ def test_a_solve_reports_progress_and_its_result(
 ) -> None:
     status, messages = run(request_json)
     assert status == EXIT_DONE
-    assert {message["type"] for message in messages[:-1]} == {"progress", "log", "unit"}
+    assert {message["type"] for message in messages[:-1]} == {"progress", "log", "unit", "layers"}
     units = {message["name"]: message for message in messages if message["type"] == "unit"}
     assert {"tokens", "capture.0", "curve.3", "solve.0", "publish"} <= set(units)
     assert units["curve.3"]["kind"] == "curve"
@@ -67,6 +67,11 @@ def test_a_solve_reports_progress_and_its_result(
     assert units["capture.0"]["host_peak_bytes"] > 2**20
     checkpoint = (tmp_path / "output" / "model.safetensors").stat().st_size
     assert units["publish"]["written_bytes"] > checkpoint
+    layers = [message["layers"] for message in messages if message["type"] == "layers"]
+    assert layers[0].keys() == {"index", "width_before", "query_heads_before"}
+    assert layers[1].keys() == {"index", "energy"}
+    assert sum(layers[2]["width_after"]) < sum(layers[2]["width_before"])
+    assert layers[-1].keys() == {"index", "reconstruction_error"}
     lines = [message["message"] for message in messages if message["type"] == "log"]
     assert any(line.startswith("solve.0 finished in") for line in lines)
     summary = messages[-1]["summary"]

@@ -1,6 +1,6 @@
 // Numbers and times for people, as in the report.
 
-const ABSENT = "–";
+export const ABSENT = "–";
 
 /** Bytes in decimal units: `269 MB`. */
 export const bytes = (value) => scaled(value, ["B", "kB", "MB", "GB", "TB", "PB"]);

@@ -14,7 +14,9 @@ export function eventList() {
   return {
     node: list,
     add(event) {
-      const line = h("li", {}, h("time", { datetime: event.at }, clock(event.at)), h("span", {}, describe(event)));
+      const text = describe(event);
+      if (text === null) return;
+      const line = h("li", {}, h("time", { datetime: event.at }, clock(event.at)), h("span", {}, text));
       const same = event.type === "progress" && event.data.phase === phase;
       phase = event.type === "progress" ? event.data.phase : null;
       if (same) list.firstElementChild.replaceWith(line);
@@ -24,6 +26,7 @@ export function eventList() {
   };
 }
 
+/** An event in words; null if it is none to be listed, or of a kind that this page does not know. */
 function describe({ type, data }) {
   if (type === "progress") {
     const steps = data.layers_total ? ` ${data.layers_done} of ${data.layers_total}` : "";
@@ -31,6 +34,8 @@ function describe({ type, data }) {
     return `${data.phase}${steps} (${percent(data.fraction)}${left})`;
   }
   if (type === "workers") return data.workers === 1 ? "1 worker" : `${data.workers} workers`;
+  if (type === "layers") return data.width_after ? `widths of ${data.index.length} layers` : null;
+  if (type !== "state") return null;
   const attempt = data.state === "running" && data.attempt ? `, attempt ${data.attempt}` : "";
   const reason = data.reason ? `: ${data.reason.replaceAll("_", " ")}` : "";
   const error = data.error?.message ? ` – ${data.error.message}` : "";

@@ -6,8 +6,11 @@ import { announce, h, problemBox } from "./dom.js";
 import { eventList, logView } from "./history.js";
 import { duration, leaf, moment, percent, words } from "./format.js";
 import { pill, progressBar, title } from "./job_parts.js";
+import { layerFigures, layerNotes } from "./layers.js";
 import { showResult } from "./result.js";
 
+// Layers that are told of in one go are drawn in one go.
+const DRAW_MILLISECONDS = 100;
 const PHASES = ["inspecting", "calibrating", "allocating", "solving", "evaluating", "uploading", "committing"];
 
 /** Show a job and follow it until `signal` aborts. */
@@ -24,6 +27,9 @@ export async function showJob(main, signal, id) {
   const trouble = h("div", {});
   const bar = progressBar();
   const phases = phaseList();
+  const layers = layerNotes();
+  const figures = layerFigures();
+  const found = h("div", { class: "stack", hidden: true }, figures.nodes);
   const result = h("div", { class: "stack" });
   const history = eventList();
   const log = logView(id, signal);
@@ -37,7 +43,7 @@ export async function showJob(main, signal, id) {
     h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, title(job)), state),
     actions.node, trouble,
     h("section", { class: "card", "aria-label": "Progress" }, phases.node, bar.node),
-    result,
+    found, result,
     h("div", { class: "grid" },
       h("section", { class: "card" }, h("h2", {}, "Job"), facts),
       h("section", { class: "card" }, h("h2", {}, "Events"), history.node)),
@@ -47,6 +53,9 @@ export async function showJob(main, signal, id) {
   let following = false;
   let shown = null;
   let shownRun = null;
+  let toldRun = null;
+  let drawing;
+  signal.addEventListener("abort", () => clearTimeout(drawing));
   update(job);
   follow();
 
@@ -70,7 +79,7 @@ export async function showJob(main, signal, id) {
     if (job.error) trouble.replaceChildren(errorBox(job));
     if (job.state === "succeeded" && shownRun !== job.run) {
       shownRun = job.run;
-      showResult(result, job, signal);
+      showResult(result, job, signal).then(() => { found.hidden = true; }); // the report has the same
     } else if (job.state !== "succeeded") {
       result.replaceChildren();
     }
@@ -87,12 +96,28 @@ export async function showJob(main, signal, id) {
       if (event.type === "progress" && job.state === "running") {
         if (job.progress?.phase !== event.data.phase) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
         update({ ...job, progress: event.data });
+      } else if (event.type === "layers") {
+        layers.note(event.data);
+        drawSoon();
       } else if (event.type === "state") {
+        if (toldRun !== null && event.data.run !== toldRun) layers.clear();
+        toldRun = event.data.run;
+        drawSoon();
         await refresh();
       }
     }
     following = false;
     if (!signal.aborted) await refresh();
+  }
+
+  /** Show what is known of layers; a job that has succeeded has its report for that. */
+  function drawSoon() {
+    drawing ??= setTimeout(() => {
+      drawing = undefined;
+      if (job.state === "succeeded") return;
+      figures.update(layers.rows);
+      found.hidden = figures.nodes.every((node) => node.hidden);
+    }, DRAW_MILLISECONDS);
   }
 
   async function refresh() {

@@ -5,20 +5,23 @@ import { number } from "./format.js";
 
 const WIDTH = 720;
 
-/** A bar for each layer, on a rail as long as the dense layer where `of` is given. */
+/**
+ * A bar for each layer, on a rail as long as the dense layer where `of` is given.
+ * Items: `{ value, of, note, tone }`, all optional; without a value there is no bar (yet).
+ */
 export function barsByLayer(items, { name, format, tone = "accent" }) {
   const height = 150;
   const left = 56;
-  const most = Math.max(...items.map((item) => item.of ?? item.value)) || 1;
+  const values = items.map((item) => item.value).filter((value) => value !== undefined);
+  const most = Math.max(...values, ...items.map((item) => item.of ?? 0)) || 1;
   const step = (WIDTH - left) / items.length;
   const wide = Math.max(1, Math.min(36, step * 0.72));
   const y = (value) => (height * value) / most;
   const bars = items.map((item, layer) => {
     const x = left + layer * step + (step - wide) / 2;
-    const text = `Layer ${layer}: ${format(item.value)}${item.of === undefined ? "" : ` of ${format(item.of)}`}`;
-    const rail = item.of === undefined ? null : s("rect", { class: "rail", x, width: wide, y: height - y(item.of), height: y(item.of), rx: 2 });
-    return s("g", {}, s("title", {}, text), rail,
-      s("rect", { class: tone, x, width: wide, y: height - y(item.value), height: y(item.value), rx: 2 }),
+    const text = item.value === undefined ? "not known yet" : `${format(item.value)}${item.of === undefined ? "" : ` of ${format(item.of)}`}${item.note ?? ""}`;
+    const upTo = (value, shade) => (value === undefined ? null : s("rect", { class: shade, x, width: wide, y: height - y(value), height: y(value), rx: 2 }));
+    return s("g", {}, s("title", {}, `Layer ${layer}: ${text}`), upTo(item.of, "rail"), upTo(item.value, item.tone ?? tone),
       s("rect", { class: "hit", x: left + layer * step, width: step, y: 0, height }));
   });
   const every = Math.ceil(items.length / 12);
@@ -27,7 +30,8 @@ export function barsByLayer(items, { name, format, tone = "accent" }) {
     s("line", { class: "grid-line", x1: left, x2: WIDTH, y1: height * (1 - share), y2: height * (1 - share) }),
     s("text", { x: left - 8, y: height * (1 - share) + 4, "text-anchor": "end" }, format(share * most)),
   ]);
-  return s("svg", { viewBox: `0 -8 ${WIDTH} ${height + 34}`, role: "img", "aria-label": `${name} of each of ${items.length} layers; from ${format(Math.min(...items.map((item) => item.value)))} to ${format(Math.max(...items.map((item) => item.value)))}` }, lines, bars, labels);
+  const whose = values.length < items.length ? `${values.length} of ${items.length}` : `each of ${items.length}`;
+  return s("svg", { viewBox: `0 -8 ${WIDTH} ${height + 34}`, role: "img", "aria-label": `${name} of ${whose} layers; from ${format(Math.min(...values))} to ${format(Math.max(...values))}` }, lines, bars, labels);
 }
 
 /**

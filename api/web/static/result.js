@@ -3,7 +3,7 @@
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { bytes, change, count, duration, number, percent } from "./format.js";
-import { barsByLayer } from "./plots.js";
+import { layerFigures } from "./layers.js";
 
 // Links are asked for anew while they still work for a while.
 const RENEW_AT = 0.8;
@@ -41,7 +41,9 @@ function details(report) {
     ? h("section", { class: "notice note" }, h("h2", {}, "Warnings"), h("ul", {}, report.warnings.map((text) => h("li", {}, text))))
     : null;
   const { memory } = report;
-  return [warnings, widths(report), energies(report), heads(report), h("section", { class: "card" },
+  const figures = layerFigures();
+  figures.update(report.layers);
+  return [warnings, ...figures.nodes, h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -51,37 +53,6 @@ function details(report) {
       ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
     ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
 }
-
-function widths({ layers }) {
-  return figure("FFN channels kept, by layer", `${count(sum(layers, "width_after"))} of ${count(sum(layers, "width_before"))} stay.`,
-    barsByLayer(layers.map((one) => ({ value: one.width_after, of: one.width_before })), { name: "FFN channels kept", format: count }), layerTable(layers));
-}
-
-function heads({ layers }) {
-  if (sum(layers, "query_heads_after") === sum(layers, "query_heads_before")) return null;
-  return figure("Query heads kept, by layer", `${sum(layers, "query_heads_after")} of ${sum(layers, "query_heads_before")} stay.`,
-    barsByLayer(layers.map((one) => ({ value: one.query_heads_after, of: one.query_heads_before })), { name: "Query heads kept", format: count }));
-}
-
-function energies({ layers }) {
-  return figure("Energy, by layer", "Loss of the model for each unit of damage to the layer: where it is high, more is kept.",
-    barsByLayer(layers.map((one) => ({ value: one.energy })), { name: "Energy", format: (value) => number(value, 3), tone: "violet" }));
-}
-
-function figure(title, caption, plot, more = null) {
-  return h("figure", {}, h("figcaption", {}, h("h2", {}, title), h("p", { class: "hint" }, caption)), plot, more);
-}
-
-function layerTable(layers) {
-  const head = ["Layer", "FFN channels", "Query heads", "Energy", "Damage", "Error"];
-  const row = (one) => [one.index, `${one.width_after} / ${one.width_before}`, `${one.query_heads_after} / ${one.query_heads_before}`, number(one.energy, 3), number(one.predicted_damage, 3), number(one.reconstruction_error, 3)];
-  return h("details", {}, h("summary", {}, "As a table"),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Layers" }, h("table", {},
-      h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: "num" }, name)))),
-      h("tbody", {}, layers.map((one) => h("tr", {}, row(one).map((cell) => h("td", { class: "num" }, cell))))))));
-}
-
-const sum = (layers, key) => layers.reduce((total, one) => total + one[key], 0);
 
 /** The files with download links, renewed before they expire, as long as the page is open. */
 async function showFiles(box, id, signal) {

@@ -28,7 +28,7 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.serving import served
-from tests.core.test_report_page import make_report
+from tests.core.test_report_page import make_layers, make_report
 from tests.support.browser import enter, launched, watched_page
 
 if TYPE_CHECKING:
@@ -98,6 +98,17 @@ class Jobs:
         report = Progress(phase, round(30 * fraction), 30, fraction, 130.0)
         self.services.ledger.heartbeat(job_id, self.claims[job_id].fence, 600, report.as_dict())
 
+    def layers(self, job_id: str, **columns: list[Any]) -> None:
+        """Tell of layers what their leader would."""
+        assert self.services.ledger.append_layers(job_id, self.claims[job_id].fence, [columns])
+
+    def allocated(self, job_id: str, layers: int = 30) -> None:
+        """Tell the dense sizes, energies and widths of so many layers; made up."""
+        rows = [row.model_dump() for row in make_layers(layers)]
+        names = ["index", "width_before", "width_after", "query_heads_before"]
+        names += ["query_heads_after", "energy", "predicted_damage"]
+        self.layers(job_id, **{name: [row[name] for row in rows] for name in names})
+
     def log(self, job_id: str, *messages: str) -> None:
         lines = [
             {"at": time.time(), "run": 1, "attempt": 1, "level": "INFO", "message": message}
@@ -121,7 +132,7 @@ class Jobs:
         self, perplexity: float = 33.43, report: Report | None = None, **spec: Any
     ) -> str:
         job_id = self.running(Phase.COMMITTING, 1.0, **spec)
-        self.finish(job_id, report or _report(perplexity, spec.get("sparsity", 0.3)))
+        self.finish(job_id, report or made_report(perplexity, spec.get("sparsity", 0.3)))
         return job_id
 
     def finish(self, job_id: str, report: Report) -> None:
@@ -147,7 +158,7 @@ class Jobs:
         commit_end(self.services.journal, self.services.ledger, record)
 
 
-def _report(perplexity: float, sparsity: float) -> Report:
+def made_report(perplexity: float, sparsity: float) -> Report:
     """One of a model with 30 layers; its figures are made up."""
     made = make_report(30)
     assert made.perplexity is not None

@@ -53,6 +53,8 @@ def show_errors(jobs: Jobs) -> Show:
         page.get_by_label("Model", exact=True).fill("s3://models/../other")
         page.get_by_label("Sparsity", exact=True).fill("1.5")
         page.get_by_label("Output").fill("s3://work/out")
+        page.get_by_text("Running", exact=True).click()
+        page.get_by_label("Workers at most").fill("100")
         page.get_by_role("button", name="Submit job").click()
         page.get_by_text("Still to do").wait_for()
         page.locator(".field-error:not(:empty)").nth(1).wait_for()
@@ -60,9 +62,25 @@ def show_errors(jobs: Jobs) -> Show:
     return show
 
 
+def show_measuring(jobs: Jobs) -> Show:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    jobs.progress(job_id, Phase.ALLOCATING, 0.3)
+    jobs.layers(job_id, index=[*range(30)], width_before=[1536] * 30)
+    jobs.layers(job_id, index=[*range(8)], energy=[0.9, 0.5, 0.4, 0.41, 0.3, 0.32, 0.2, 0.25])
+
+    def show(page: Page) -> None:
+        page.goto(f"/#/jobs/{job_id}")
+        page.get_by_text("8 of 30 layers are measured so far").wait_for()
+
+    return show
+
+
 def show_running(jobs: Jobs) -> Show:
     job_id = jobs.running(Phase.CALIBRATING, 0.2)
     jobs.progress(job_id, Phase.ALLOCATING, 0.3)
+    jobs.allocated(job_id)
+    for layer in range(12):
+        jobs.layers(job_id, index=[layer], reconstruction_error=[0.01 + 0.002 * layer])
     jobs.progress(job_id, Phase.SOLVING, 0.53)
     jobs.log(job_id, "calibration: 32 sequences of 512 tokens", "layer 0: 1536 -> 1100 channels")
 
@@ -70,6 +88,8 @@ def show_running(jobs: Jobs) -> Show:
         page.goto(f"/#/jobs/{job_id}")
         page.get_by_text("Log", exact=True).click()
         page.get_by_text("1536 -> 1100").wait_for()
+        page.get_by_text("12 of 30 layers are solved").wait_for()
+        page.get_by_text("As a table").click()
 
     return show
 
@@ -101,6 +121,7 @@ def show_comparison(jobs: Jobs) -> Show:
 VIEWS: dict[str, Callable[[Jobs], Show]] = {
     "list": show_list,
     "errors": show_errors,
+    "measuring": show_measuring,
     "running": show_running,
     "done": show_done,
     "comparison": show_comparison,

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from fastapi import FastAPI
 
+from api.jobs.ledger import RedisLedger
 from api.jobs.state import JobState
 from strucprune_core.progress import Phase
-from tests.api.browser.conftest import WEIGHTS, Jobs
+from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 
 if TYPE_CHECKING:
@@ -170,6 +171,109 @@ def test_events_go_on_after_a_break(page: Page, jobs: Jobs, app: FastAPI) -> Non
     events.get_by_text("solving 15 of 30").wait_for()
     # From where it broke off: nothing twice.
     assert events.get_by_text("running, attempt 1").count() == 1
+
+
+def test_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running(Phase.ALLOCATING, 0.2)
+    jobs.layers(job_id, index=[0, 1, 2], width_before=[100] * 3, query_heads_before=[8] * 3)
+    page.goto(f"/#/jobs/{job_id}")
+    widths = page.get_by_role("figure").filter(has_text="FFN channels kept")
+    energies = page.get_by_role("figure").filter(has_text="Energy, by layer")
+    heads = page.get_by_role("figure").filter(has_text="Query heads kept")
+    page.get_by_text("allocating 6 of 30 · 20%").wait_for()
+    assert widths.is_hidden()
+
+    jobs.layers(job_id, index=[1, 2], energy=[0.5, 0.25])
+    energies.get_by_role("img", name="Energy of 2 of 3 layers; from 0.25 to 0.5").wait_for()
+    energies.get_by_text("2 of 3 layers are measured so far").wait_for()
+    assert energies.locator("rect.violet").count() == 2
+    assert widths.is_hidden()
+
+    more = {"width_before": [100] * 3, "query_heads_before": [8] * 3}
+    jobs.layers(job_id, index=[0, 1, 2], energy=[1.0, 0.5, 0.25], width_after=[90, 70, 50], **more)
+    widths.get_by_text("210 of 300 stay. 0 of 3 layers are solved so far").wait_for()
+    assert energies.get_by_text("so far").count() == 0
+    assert widths.locator("rect.planned").count() == 3
+    assert heads.is_hidden()
+    widths.get_by_text("As a table").click()
+
+    # A further round: the newest widths count.
+    jobs.layers(job_id, index=[0, 1, 2], width_after=[80, 80, 50], query_heads_after=[8, 7, 7])
+    heads.get_by_text("22 of 24 stay.").wait_for()
+    jobs.layers(job_id, index=[1], reconstruction_error=[0.0125])
+    widths.get_by_text("1 of 3 layers are solved so far").wait_for()
+    assert widths.locator("rect.accent").count() == widths.locator("rect.planned").count() - 1 == 1
+    row = widths.get_by_role("row").nth(2)  # the table is still open
+    assert row.inner_text().split("\t") == ["1", "80 / 100", "7 / 8", "0.5", "–", "0.0125"]
+    assert state_of(jobs, job_id) == JobState.RUNNING
+    assert page.get_by_label("Events, newest first").get_by_text("widths of 3 layers").count() == 2
+
+    # Whoever comes later sees the same; the report takes its place.
+    page.reload()
+    widths.get_by_text("1 of 3 layers are solved so far").wait_for()
+    jobs.progress(job_id, Phase.COMMITTING, 1.0)
+    jobs.finish(job_id, made_report(33.4, 0.3))
+    page.get_by_role("img", name="FFN channels kept of each of 30 layers").wait_for()
+    page.get_by_text("so far").first.wait_for(state="hidden")
+    assert widths.filter(visible=True).count() == 1
+
+
+def test_a_new_run_says_anew_what_is_known_of_layers(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running()
+    jobs.allocated(job_id)
+    page.goto(f"/#/jobs/{job_id}")
+    figure = page.get_by_role("figure").filter(has_text="FFN channels kept")
+    figure.wait_for()
+    page.get_by_role("button", name="Cancel job").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    page.get_by_text("cancelling", exact=True).first.wait_for()
+    jobs.services.ledger.release(job_id, jobs.claims[job_id].fence)
+    jobs.commit(job_id)
+    page.get_by_role("button", name="Retry").wait_for()
+    assert figure.is_visible()  # what it had come to
+    page.get_by_role("button", name="Retry").click()
+    figure.wait_for(state="hidden")
+
+
+def test_events_of_kinds_that_the_page_does_not_know(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    ledger = jobs.services.ledger
+    assert isinstance(ledger, RedisLedger)
+    fields = ("at", "1", "type", "novelty", "data", '{"state": "odd"}')
+    client: Any = ledger._client
+    client.execute_command("XADD", ledger._key("job", job_id, "events"), "*", *fields)
+    page.goto(f"/#/jobs/{job_id}")
+    events = page.get_by_label("Events, newest first")
+    jobs.progress(job_id, Phase.SOLVING, 0.5)
+    events.get_by_text("solving 15 of 30").wait_for()
+    assert events.get_by_text("odd").count() == 0
+
+
+def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    page.get_by_text("Running", exact=True).click()
+    workers = page.get_by_label("Workers at most")
+    workers.fill("100")
+    field = page.locator('[data-pointer="/runtime/max_workers"]')
+    field.get_by_text("Input should be less than or equal to 64").wait_for()
+    assert workers.get_attribute("aria-invalid") == "true"
+    assert "the result is the same" in (field.locator(".hint").text_content() or "")
+    workers.fill("4")
+    page.get_by_text("Memory by step").wait_for()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, 30% sparsity").wait_for()
+    job_id = page.url.rpartition("/")[2]
+    record = jobs.services.ledger.get(job_id)
+    assert record is not None
+    assert record.spec["runtime"]["max_workers"] == record.max_workers == 4
+    page.goto(f"/#/new?from={job_id}")
+    page.get_by_text("Running", exact=True).click()
+    assert page.get_by_label("Workers at most").input_value() == "4"
 
 
 def test_a_job_is_deleted(page: Page, jobs: Jobs) -> None:

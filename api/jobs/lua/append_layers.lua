@@ -1,0 +1,10 @@
+-- ARGV: NS, id, fence, what was found out about layers (JSON) ...
+-- Add an event for each to those of a held job. 1, or 0 if not the holder.
+local id = ARGV[2]
+if not holds(load_job(id), ARGV[3]) then
+  return 0
+end
+for i = 4, #ARGV do
+  append_event(id, 'layers', ARGV[i])
+end
+return 1

@@ -1,0 +1,87 @@
+// Widths, heads and energies by layer: as a job finds them out, and as its report has them.
+
+import { h } from "./dom.js";
+import { ABSENT, count, number } from "./format.js";
+import { barsByLayer } from "./plots.js";
+
+/** What a job's events `layers` have said so far: what comes later counts. */
+export function layerNotes() {
+  let rows = [];
+  return {
+    /** A row for each layer, with those properties of the report's that are known. */
+    get rows() { return Array.from(rows, (row, index) => row ?? { index }); },
+    note({ index, ...columns }) {
+      index.forEach((layer, place) => {
+        rows[layer] ??= { index: layer };
+        for (const [name, values] of Object.entries(columns)) {
+          if (values[place] !== null) rows[layer][name] = values[place];
+        }
+      });
+    },
+    clear() { rows = []; },
+  };
+}
+
+/** Figures, hidden until something is known that they show; kept up to date by `update(rows)`. */
+export function layerFigures() {
+  const table = layerTable();
+  const widths = figure("FFN channels kept, by layer", table.node);
+  const energies = figure("Energy, by layer");
+  const heads = figure("Query heads kept, by layer");
+  return {
+    nodes: [widths.node, energies.node, heads.node],
+    update(rows) {
+      const chosen = rows.filter((one) => known(one.width_after));
+      const measured = rows.filter((one) => known(one.energy));
+      const solved = rows.filter((one) => known(one.reconstruction_error));
+      const far = chosen.length && solved.length < rows.length ? ` ${solved.length} of ${rows.length} layers are solved so far, in full colour.` : "";
+      table.update(rows);
+      widths.update(chosen.length > 0, `${count(sum(chosen, "width_after"))} of ${count(sum(chosen, "width_before"))} stay.${far}`, () =>
+        barsByLayer(rows.map((one) => bar(one, "width")), { name: "FFN channels kept", format: count }));
+      energies.update(measured.length > 0, `Loss of the model for each unit of damage to the layer: where it is high, more is kept.${measured.length < rows.length ? ` ${measured.length} of ${rows.length} layers are measured so far.` : ""}`, () =>
+        barsByLayer(rows.map((one) => ({ value: one.energy })), { name: "Energy", format: (value) => number(value, 3), tone: "violet" }));
+      const attended = rows.filter((one) => known(one.query_heads_after));
+      const [after, before] = [sum(attended, "query_heads_after"), sum(attended, "query_heads_before")];
+      heads.update(after !== before, `${after} of ${before} stay.${far}`, () =>
+        barsByLayer(rows.map((one) => bar(one, "query_heads")), { name: "Query heads kept", format: count }));
+    },
+  };
+}
+
+/** What is kept of a layer; paler until it is solved. */
+function bar(row, name) {
+  const solved = known(row.reconstruction_error);
+  const note = solved ? `, error ${number(row.reconstruction_error, 3)}` : ", not solved yet";
+  return { value: row[`${name}_after`], of: row[`${name}_before`], note, tone: solved ? undefined : "planned" };
+}
+
+function figure(title, more = null) {
+  const caption = h("p", { class: "hint" });
+  const plot = h("div", {});
+  const node = h("figure", { hidden: true }, h("figcaption", {}, h("h2", {}, title), caption), plot, more);
+  return {
+    node,
+    update(shown, text, draw) {
+      node.hidden = !shown;
+      caption.textContent = shown ? text : "";
+      if (shown) plot.replaceChildren(draw());
+    },
+  };
+}
+
+/** A table that stays open, and scrolled where it was, while its rows change. */
+function layerTable() {
+  const head = ["Layer", "FFN channels", "Query heads", "Energy", "Damage", "Error"];
+  const body = h("tbody", {});
+  const share = (one, name) => (known(one[`${name}_after`]) ? `${one[`${name}_after`]} / ${one[`${name}_before`]}` : ABSENT);
+  const cells = (one) => [one.index, share(one, "width"), share(one, "query_heads"), number(one.energy, 3), number(one.predicted_damage, 3), number(one.reconstruction_error, 3)];
+  return {
+    node: h("details", {}, h("summary", {}, "As a table"),
+      h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Layers" }, h("table", {},
+        h("thead", {}, h("tr", {}, head.map((name) => h("th", { scope: "col", class: "num" }, name)))), body))),
+    update: (rows) => body.replaceChildren(...rows.map((one) => h("tr", {}, cells(one).map((cell) => h("td", { class: "num" }, String(cell)))))),
+  };
+}
+
+const known = (value) => value !== undefined && value !== null;
+const sum = (rows, key) => rows.reduce((total, one) => total + one[key], 0);

@@ -1,0 +1,76 @@
+"""What a run finds out about layers while it goes on, for whoever watches it. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+# Digits of a number on its way to a screen.
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNews:
+    """What has been found out about a layer, in the terms of `report.LayerReport`.
+
+    What is told later replaces what was told before. None says nothing about it.
+
+    Attributes:
+        index: The layer.
+        width_before: FFN channels, all experts together.
+        width_after: Those that stay.
+        query_heads_before: Query heads.
+        query_heads_after: Those that stay.
+        energy: Loss per unit of damage, the largest of its sites; 1 where it is not measured.
+        predicted_damage: Energy-scaled damage of what goes.
+        reconstruction_error: Squared error of its output relative to its energy, held-out tokens,
+            the largest of its sites. Known once the layer is solved.
+    """
+
+    index: int
+    width_before: int | None = None
+    width_after: int | None = None
+    query_heads_before: int | None = None
+    query_heads_after: int | None = None
+    energy: float | None = None
+    predicted_damage: float | None = None
+    reconstruction_error: float | None = None
+
+
+LayerSink = Callable[[Sequence[LayerNews]], None]
+
+
+def ignore_layers(news: Sequence[LayerNews]) -> None:
+    """A sink for callers that do not watch layers."""
+
+
+def merged(news: Iterable[LayerNews]) -> list[LayerNews]:
+    """The same in one entry for each layer, by layer; what comes later counts."""
+    found: dict[int, LayerNews] = {}
+    for one in news:
+        known = {name: value for name, value in asdict(one).items() if value is not None}
+        found[one.index] = replace(found.get(one.index, one), **known)
+    return [found[index] for index in sorted(found)]
+
+
+def as_columns(news: Sequence[LayerNews]) -> dict[str, list[int | float | None]]:
+    """The wire form: a list for each attribute of which something is known, all equally long.
+
+    A number that is not finite has no place in JSON, and says nothing.
+    """
+    columns = {
+        field.name: [_number(getattr(one, field.name)) for one in news]
+        for field in fields(LayerNews)
+    }
+    return {
+        name: values
+        for name, values in columns.items()
+        if any(value is not None for value in values)
+    }
+
+
+def _number(value: float | None) -> int | float | None:
+    if value is None or isinstance(value, int):
+        return value
+    return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
