@@ -13,6 +13,7 @@ if not since or at - tonumber(since) < tonumber(ARGV[4]) then
 end
 set_fields(id, {
   error = failure,
+  declined = '1',
   updated_at = seconds(at),
   revision = string.format('%d', tonumber(job.revision) + 1),
 })
