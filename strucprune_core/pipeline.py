@@ -187,8 +187,8 @@ def _opened(
             scratch / "files",
             sha256_of_bytes(fingerprint.encode()),
             # A unit whose files are being stored is better finished than stopped.
-            on_upload=lambda done: meter.alive(),
-            on_download=lambda done: meter.safe_point(),
+            on_upload=meter.storing,
+            on_download=meter.fetching,
         )
     device = choose_device(spec.runtime.device)
     settle_vector_math()
