@@ -141,8 +141,10 @@ class Customers:
 
     def may_be_helped(self) -> bool:
         """Whether some job runs that a second worker may serve."""
-        running = (order for order in self.open_orders() if order.job)
-        return any(order.max_workers > 1 and order.job.state == "running" for order in running)
+        return any(
+            order.max_workers > 1 and order.job is not None and order.job.state == "running"
+            for order in self.open_orders()
+        )
 
     def late(self) -> list[Order]:
         """Jobs that are about to be published."""
