@@ -28,8 +28,8 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
-from strucprune_core.errors import StrucPruneError
-from strucprune_core.inspection import job_issues
+from strucprune_core.estimate import estimate_job
+from strucprune_core.inspection import Examination, examine_job
 from strucprune_core.spec import JobSpec
 
 # 128 bits of a digest: no two keys collide, and ids cannot be guessed.
@@ -71,12 +71,14 @@ def submit(
     # fill its own output prefix.
     earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
     if earlier is None:
-        issues = find_issues(services, tenant, spec, notifications)
-        if issues:
-            raise invalid(issues)
+        examination = examine(services, tenant, spec, notifications)
+        if examination.issues or examination.model is None:
+            raise invalid(examination.issues)
         if idempotency_key is not None and _is_deleted(services, job_id):
             raise _key_of_deleted()
         admit_job(services, tenant, job_id)
+        scratch_bytes = estimate_job(spec, examination.model).workspace_bytes
+        entry = entry.model_copy(update={"scratch_bytes": scratch_bytes})
         # Before the job is: an accepted job's messages must not be lost by dying here.
         _subscribe(services, job_id, entry, notifications)
         if services.journal.write_spec(job_id, entry):
@@ -102,9 +104,9 @@ def _subscribe(
         services.outbox.subscribe(job_id, subscription)
 
 
-def find_issues(
+def examine(
     services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
-) -> list[StrucPruneError]:
+) -> Examination:
     """Everything that would keep the job from working; nothing is read if a URI is not allowed.
 
     Raises:
@@ -114,7 +116,7 @@ def find_issues(
         *uri_issues(spec, tenant, services.settings),
         *webhook_issues(notifications, tenant, services.settings),
     ]
-    return [*refused] if refused else job_issues(spec, services.stores.open)
+    return Examination([*refused]) if refused else examine_job(spec, services.stores.open)
 
 
 def webhook_issues(

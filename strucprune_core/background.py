@@ -23,6 +23,7 @@ class Background(Generic[T]):
         self._pool = ThreadPoolExecutor(1, "background")
         self._task: Future[T] | None = None
         self._abandoned = threading.Event()
+        self._ticked = 0
 
     def start(self, task: Callable[[], T]) -> None:
         """Begin a task. The one before must have been seen through with `result`."""
@@ -33,16 +34,17 @@ class Background(Generic[T]):
         if self._task is not None and self._task.done():
             self._task.result()
 
-    def result(self, waiting: Callable[[], None]) -> T:
+    def result(self, waiting: Callable[[int], None]) -> T:
         """What the task returns, or raises, once it has ended.
 
         Args:
-            waiting: Called now and then meanwhile; what it raises does not end the task.
+            waiting: Called now and then meanwhile with what the task last told `tick`; what it
+                raises does not end the task.
         """
         if self._task is None:
             raise LookupError("no task was begun")
         while not wait([self._task], WAIT_SECONDS).done:
-            waiting()
+            waiting(self._ticked)
         task, self._task = self._task, None
         return task.result()
 
@@ -56,6 +58,7 @@ class Background(Generic[T]):
         Raises:
             Stopped: nobody waits for it any more.
         """
+        self._ticked = done
         if self._abandoned.is_set():
             raise Stopped("what was being stored is abandoned")
 

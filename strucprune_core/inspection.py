@@ -2,7 +2,7 @@
 
 Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. A
 chat template is looked for, not run: it is a stranger's program. The CLI and the worker stop at the
-first issue (`inspect_job`), the API shows all (`job_issues`).
+first issue (`inspect_job`), the API shows all (`examine_job`).
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from strucprune_core.export.checks import check_export
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors, with_full_names
+from strucprune_core.planner.plan import plan_job
 from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
@@ -74,6 +75,19 @@ class JobFacts:
     model: ModelFacts
     calibration_bytes: int | None
     evaluation_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is known of a job beforehand.
+
+    Attributes:
+        issues: Everything that is wrong with it, beside what merely follows from another issue.
+        model: The model, None if it is among what is wrong.
+    """
+
+    issues: list[StrucPruneError]
+    model: ModelFacts | None = None
 
 
 def inspect_model(store: Store) -> ModelFacts:
@@ -301,8 +315,13 @@ def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = Tr
     )
 
 
-def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
-    """Check a whole job and collect every issue that does not merely follow from another."""
+def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
+    """Check a whole job and collect every issue that does not merely follow from another.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+    """
     issues: list[StrucPruneError] = []
 
     def collect(field: str, check: Callable[[], Any]) -> Any:
@@ -313,14 +332,18 @@ def job_issues(spec: JobSpec, open_store: OpenStore) -> list[StrucPruneError]:
             issues.append(error)
             return None
 
-    model = collect("model.uri", lambda: inspect_model(open_store(spec.model.uri)))
+    model: ModelFacts | None = collect(
+        "model.uri", lambda: inspect_model(open_store(spec.model.uri))
+    )
     if model is not None:
         for model_check in _model_checks(spec, model):
             collect("pruning", model_check)
+        if not issues:  # A plan takes the rest for granted.
+            collect("runtime", partial(plan_job, spec, model.config))
     collect("output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix)))
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
-    return issues
+    return Examination(issues, model)
 
 
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

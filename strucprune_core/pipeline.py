@@ -197,7 +197,7 @@ def _opened(
             scratch / "files",
             sha256_of_bytes(fingerprint.encode()),
             on_upload=storing.tick,
-            on_download=lambda done: meter.safe_point(),
+            on_download=meter.fetching,
         )
     device = choose_device(spec.runtime.device)
     settle_vector_math()

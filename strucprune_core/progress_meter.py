@@ -35,6 +35,7 @@ class ProgressMeter:
         self._publishing_since: float | None = None
         self._last: Progress | None = None
         self._told_at = self._began
+        self._moved_bytes = -1
 
     def plan(self, units: Sequence[Unit], todo: Sequence[Unit], costs: Mapping[str, float]) -> None:
         """Set the whole graph, its pending part, and the cost of each unit by name.
@@ -79,6 +80,8 @@ class ProgressMeter:
             Stopped: the stop signal fired.
         """
         self._stop.check()
+        if not self._moves(done_bytes) and self._publishing_since is not None:
+            return
         now = time.monotonic()
         self._publishing_since = self._publishing_since or now
         share = min(1.0, done_bytes / total_bytes) if total_bytes else 1.0
@@ -90,13 +93,33 @@ class ProgressMeter:
         self._tell(Progress(Phase.COMMITTING, steps, steps, fraction, eta))
 
     def safe_point(self) -> None:
-        """A safe point without progress, as in a long download.
+        """A safe point without progress, as while others are waited for.
 
         Raises:
             Stopped: the stop signal fired.
         """
         self._stop.check()
         self.alive()
+
+    def storing(self, done_bytes: int) -> None:
+        """A file is being stored: a sign of life as long as bytes move, and no safe point."""
+        if self._moves(done_bytes):
+            self.alive()
+
+    def fetching(self, done_bytes: int) -> None:
+        """A file is being fetched: a safe point, and a sign of life as long as bytes move.
+
+        Raises:
+            Stopped: the stop signal fired.
+        """
+        self._stop.check()
+        self.storing(done_bytes)
+
+    def _moves(self, done_bytes: int) -> bool:
+        """Whether a transfer has got anywhere: one that hangs must be seen to hang."""
+        moves = done_bytes != self._moved_bytes
+        self._moved_bytes = done_bytes
+        return moves
 
     def alive(self) -> None:
         """Tell the last progress again, so that a long silence is not taken for a standstill."""

@@ -258,7 +258,7 @@ class _Work:
         if computed is None:
             return False
         unit, workspace = computed.unit, self._run.job.workspace
-        stored, seconds = self._run.storing.result(self._run.meter.alive)
+        stored, seconds = self._run.storing.result(self._run.meter.storing)
         workspace.adopt(stored)
         for owner, name in unit.releases:
             workspace.release(owner, name)

@@ -14,6 +14,7 @@ import pytest
 from embedded.s3 import S3Server
 from embedded.stack import TENANT, Stack
 from embedded.valkey import ValkeyServer
+from tests.support.small_disk import private_mounts
 from tests.support.text import make_text
 
 WEBHOOK_SECRET = "whsec_Y2FuYXJ5LW9mLXRoZS13ZWJob29rLXNlY3JldA=="
@@ -91,6 +92,15 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text(make_text(), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def private_mounts_prefix(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A command before which another may mount what only it sees."""
+    prefix = private_mounts(tmp_path_factory.mktemp("mount"))
+    if prefix is None:
+        pytest.skip("this user may not mount a small file system, not even in a namespace")
+    return prefix
 
 
 @pytest.fixture(scope="session")

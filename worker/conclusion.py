@@ -7,6 +7,7 @@ cancelled                           -> cancelled
 paused, drained, stopped by another -> given back; the attempt does not count
 retryable failure, crash, stall     -> queued again while attempts are left, else failed
 out of memory                       -> queued again once, with a smaller plan, else failed
+no scratch, and there still is none -> given back; the attempt does not count
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from api.jobs.meters import Tally
 from api.jobs.record import Claim, JobRecord, Signal
 from api.jobs.state import JobState
 from api.jobs.tracing import Tracing
-from strucprune_core.errors import OutOfMemory, Stopped
+from strucprune_core.errors import OutOfMemory, ScratchUnavailable, Stopped
 from strucprune_core.spec import JobSpec
 from worker import failures
 from worker.lease import Lease
 from worker.protocol import EXIT_STOPPED
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.smaller_plan import smaller_plan
 from worker.supervision import Ended, StopReason
@@ -53,6 +55,7 @@ class Desk:
     claim: Claim
     tally: Tally
     tracing: Tracing
+    scratch: Scratch
 
 
 def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
@@ -78,6 +81,9 @@ def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
         give_back(desk)
     elif error["code"] == OutOfMemory.code:
         _retry_smaller(desk, error)
+    elif error["code"] == ScratchUnavailable.code and desk.scratch.unfit(desk.record.scratch_bytes):
+        # What the job itself had taken is free again: the worker is at fault, not the job.
+        give_back(desk, error)
     else:
         retry(desk, error)
 
@@ -98,9 +104,12 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
     return crash.as_dict()
 
 
-def give_back(desk: Desk) -> None:
-    """Return the job without using up the attempt, and ring for another worker if it waits."""
-    if not desk.ledger.release(desk.claim.job_id, desk.claim.fence):
+def give_back(desk: Desk, error: dict[str, Any] | None = None) -> None:
+    """Return the job without using up the attempt, and ring for another worker if it waits.
+
+    `error` is what the job says of that, if anything went wrong.
+    """
+    if not desk.ledger.release(desk.claim.job_id, desk.claim.fence, error):
         return
     after = desk.ledger.get(desk.claim.job_id)
     if after is not None and after.state is JobState.QUEUED:

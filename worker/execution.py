@@ -21,23 +21,35 @@ from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
 from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
+from api.jobs.record import JobRecord
+from api.jobs.state import JobState
 from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
-from strucprune_core.errors import InvalidSpec, StorageUnavailable, StrucPruneError
+from strucprune_core.errors import (
+    InvalidSpec,
+    ScratchUnavailable,
+    StorageUnavailable,
+    StrucPruneError,
+)
 from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
-from worker.failures import unforeseen
+from worker.failures import no_room, unforeseen
 from worker.lease import Lease
 from worker.protocol import EXIT_FAILED, Request
+from worker.scratch import Scratch, Unfit
 from worker.settings import Settings
 from worker.smaller_plan import following
 from worker.stop import Drain
 from worker.supervision import Ended, Supervision
 
 _log = logging.getLogger(__name__)
+
+# A job that free workers have no room for says so once it has waited so long: until then another
+# worker has probably taken it.
+TOLD_AFTER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +83,7 @@ def run_job(
     services: Services,
     settings: Settings,
     drain: Drain,
+    scratch: Scratch,
     solve: Sequence[str] = SOLVE,
 ) -> None:
     """Answer one doorbell; returns when the job has ended, was given back, or was not to be had.
@@ -85,6 +98,11 @@ def run_job(
         if record is None:
             _log.info("%s is not in the ledger (any more)", job_id)
             return
+        if record.state is JobState.QUEUED:
+            unfit = scratch.unfit(record.scratch_bytes)
+            if unfit is not None:
+                _leave_to_others(record, services, scratch, unfit)
+                return
         limit = settings.limits_of(record.tenant).running_jobs
         claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds, limit)
         # Again: what an earlier attempt has left in it may be newer than the first look.
@@ -107,11 +125,26 @@ def run_job(
         claim,
         tally,
         services.tracing,
+        scratch,
     )
+    scratch.fits()
     tally.count(ATTEMPTS)
     with logs.about_job(job_id), _attempt(services.tracing, desk):
         _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
         _run_and_conclude(desk, drain, solve)
+
+
+def _leave_to_others(record: JobRecord, services: Services, scratch: Scratch, unfit: Unfit) -> None:
+    """Hand a doorbell on, and take none for a while.
+
+    Raises:
+        LedgerUnavailable: the ledger does not answer; the reconciler will ring.
+    """
+    _log.warning("%s is left to other workers: %s", record.id, unfit.message)
+    told = no_room(record.scratch_bytes).as_dict()
+    services.ledger.decline(record.id, told, TOLD_AFTER_SECONDS)
+    services.doorbell.ring(record.id, record.priority)
+    scratch.rest(unfit, Tally(services.ledger))
 
 
 @contextlib.contextmanager
@@ -186,7 +219,11 @@ def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
     if drain.started:
         give_back(desk)
         return
-    conclude(desk, lease, _solve(desk, lease, spec, drain, solve))
+    try:
+        ended = _solve(desk, lease, spec, drain, solve)
+    except ScratchUnavailable as error:
+        ended = Ended(EXIT_FAILED, error=error.as_dict())
+    conclude(desk, lease, ended)
 
 
 def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:

@@ -62,6 +62,20 @@ def unforeseen(error: Exception) -> StrucPruneError:
     )
 
 
+def no_room(needed_bytes: int) -> StrucPruneError:
+    """Why a job waits that free workers leave in the queue.
+
+    The same words whichever worker says them: the job tells of it once.
+    """
+    needed = f" ({needed_bytes:,} bytes)" if needed_bytes else ""
+    return ScratchUnavailable(
+        f"No free worker has had room for the job's temporary files{needed}.",
+        field="scratch",
+        remedy="It waits for one that has. Whoever runs the service can give the workers more room "
+        "in STRUCPRUNE_SCRATCH_DIRECTORY; with fewer calibration.samples a job needs less.",
+    )
+
+
 def crash(
     returncode: int, progress: dict[str, Any] | None, *, oom_killed: bool = False
 ) -> StrucPruneError:

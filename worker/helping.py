@@ -28,6 +28,7 @@ from worker.conclusion import STOPPED
 from worker.execution import Services
 from worker.lease import Seat
 from worker.protocol import EXIT_DONE, Request
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.smaller_plan import following
 from worker.stop import Drain
@@ -41,6 +42,7 @@ def help_job(
     services: Services,
     settings: Settings,
     drain: Drain,
+    scratch: Scratch,
     solve: Sequence[str] = SOLVE,
 ) -> None:
     """Answer one call for help; returns when there is nothing more to do here.
@@ -50,6 +52,12 @@ def help_job(
     if drain.started:
         return
     ledger = services.ledger
+    unfit = scratch.unfit()
+    if unfit is not None:
+        _log.warning("the help for %s is left to other workers: %s", job_id, unfit.message)
+        services.doorbell.ring_for_help(job_id, 1)
+        scratch.rest(unfit, Tally(ledger))
+        return
     try:
         place = ledger.seats.take(job_id, secrets.token_hex(8), settings.lease_seconds)
         record = ledger.get(job_id) if place is not None else None
@@ -71,7 +79,8 @@ def help_job(
         _log.info("helping with %s, attempt %d", job_id, place.attempt)
         try:
             ended = _assist(place, seat, record, services, settings, drain, tally, solve)
-            failed = has_failed(ended)
+            # A worker without scratch must not keep others from helping.
+            failed = has_failed(ended) and scratch.unfit() is None
         except (StrucPruneError, ValidationError):
             _log.exception("could not help with %s", job_id)
         finally:

@@ -9,20 +9,22 @@ from celery import Celery
 from api.jobs.doorbell import HELP_TASK, TASK
 from worker.execution import Services, run_job
 from worker.helping import help_job
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.stop import Drain
 
 
 def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]) -> None:
     """Make the app answer doorbells."""
+    scratch = Scratch(settings.scratch_directory, drain)
 
     def answer(job_id: str) -> None:
         with Services.connected(settings) as services:
-            run_job(job_id, services, settings, drain, solve)
+            run_job(job_id, services, settings, drain, scratch, solve)
 
     def help_out(job_id: str) -> None:
         with Services.connected(settings) as services:
-            help_job(job_id, services, settings, drain)
+            help_job(job_id, services, settings, drain, scratch)
 
     app.task(answer, name=TASK)
     app.task(help_out, name=HELP_TASK)

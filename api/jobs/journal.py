@@ -46,12 +46,14 @@ class JournalEntry(_Document):
     Attributes:
         fingerprint: SHA-256 (hex) of the whole request; tells a replay from a reused key.
         created_at: Unix seconds.
+        scratch_bytes: See `NewJob`.
     """
 
     tenant: str
     spec: JobSpec
     fingerprint: str
     created_at: float
+    scratch_bytes: int = 0
 
     def as_new_job(self, job_id: str, *, fence: int = 0, run: int = 1) -> NewJob:
         """The ledger's view of this entry."""
@@ -66,6 +68,7 @@ class JournalEntry(_Document):
             max_workers=self.spec.runtime.max_workers,
             labels=dict(self.spec.labels),
             deadline_seconds=self.spec.runtime.deadline_seconds,
+            scratch_bytes=self.scratch_bytes,
             fence=fence,
             run=run,
         )

@@ -144,11 +144,22 @@ class Ledger(Protocol):
         See `JobEvent` for what it holds. Telling the same twice does no harm.
         """
 
-    def release(self, job_id: str, fence: int) -> bool:
+    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
         """Give the job back at a safe point; the attempt does not count.
 
         Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
         stale.
+
+        Args:
+            job_id: The job.
+            fence: Of the claim.
+            error: What kept the worker from going on, if it is queued again for that.
+        """
+
+    def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
+        """Note on a job that has been queued for so long why a worker leaves it to others.
+
+        False, and nothing changed, if it has not, or that is noted already.
         """
 
     def finish(
@@ -389,9 +400,13 @@ class RedisLedger:
         """See `Ledger.append_layers`."""
         return bool(self._run("append_layers", job_id, fence, *map(_encode, news)))
 
-    def release(self, job_id: str, fence: int) -> bool:
+    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence, _nonce()))
+        return bool(self._run("release", job_id, fence, _nonce(), _encode(error)))
+
+    def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
+        """See `Ledger.decline`."""
+        return bool(self._run("decline", job_id, _encode(error), seconds))
 
     def finish(
         self,

@@ -68,6 +68,12 @@ DUPLICATES = Meter(
 BLOCKED = Meter(
     "strucprune_blocked_doorbells", "Doorbells for jobs of tenants with all their jobs running."
 )
+SCRATCH_UNFIT = Meter(
+    "strucprune_scratch_unfit",
+    "Looks of workers at their scratch directories that found no room for a job, or no place to "
+    "write to.",
+    ("reason",),
+)
 HELP = Meter(
     "strucprune_help",
     "Times that a worker has helped with a job that another leads, by how that ended.",
@@ -91,6 +97,7 @@ METERS = (
     LEASES_LOST,
     DUPLICATES,
     BLOCKED,
+    SCRATCH_UNFIT,
     HELP,
     UNIT_SECONDS,
     PEAK_BYTES,

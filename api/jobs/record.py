@@ -30,6 +30,8 @@ class NewJob(BaseModel):
         run: 1, or more after retries (see `sequel`).
         deadline_seconds: Time that the run may take from its first start; None for no limit.
         traceparent: The span that submitted it (see `tracing`).
+        scratch_bytes: Room for temporary files that a worker must have for it, as estimated; 0 if
+            that is not known.
         fence: Fence that the first claim goes beyond. 0 for a new job; a job restored from the
             journal starts above every fence handed out before (see `rebuild`).
     """
@@ -48,6 +50,7 @@ class NewJob(BaseModel):
     run: int = 1
     deadline_seconds: float | None = None
     traceparent: str | None = None
+    scratch_bytes: int = 0
     fence: int = 0
 
 
@@ -65,7 +68,8 @@ class JobRecord(BaseModel):
         plan: What the next attempt does otherwise than the spec says, after memory ran out:
             `{"micro_batch_tokens": n}`.
         stop_requested: What the worker is asked to do at its next safe point.
-        error: The failure, or the last retryable error while the job waits for its next attempt.
+        error: The failure; while the job waits for its next attempt, the last retryable error, or
+            why free workers do not take it.
     """
 
     # What a newer release or the scripts keep beside these fields is not ours to judge.
@@ -94,6 +98,7 @@ class JobRecord(BaseModel):
     summary: dict[str, Any] | None = None
     plan: dict[str, Any] | None = None
     traceparent: str | None = None
+    scratch_bytes: int = 0
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str

@@ -22,13 +22,10 @@ from api.openapi import headers, problems
 from api.problems import field_error, invalid
 from api.request import JobRequest
 from api.services import Services, Wired
-from api.submission import find_issues, submit
+from api.submission import examine, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
-from strucprune_core.errors import StrucPruneError
 from strucprune_core.estimate import estimate_job
 from strucprune_core.export.runtimes import runtime_support
-from strucprune_core.inspection import ModelFacts, inspect_job
-from strucprune_core.spec import JobSpec
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60
@@ -107,14 +104,14 @@ def validate_job(request: JobRequest, principal: Writer, services: Wired) -> Val
     Reads the model's configuration and weight headers only.
     """
     spec = request.job_spec()
-    issues = find_issues(services, principal.tenant, spec, request.notifications)
+    examination = examine(services, principal.tenant, spec, request.notifications)
+    issues, facts = examination.issues, examination.model
     if any(issue.retryable for issue in issues):
         raise invalid(issues)  # whether the job is valid cannot be told now
-    if issues:
+    if issues or facts is None:
         return ValidationView(
             valid=False, issues=[field_error(issue) for issue in issues], estimate=None
         )
-    facts = _facts(services, spec)
     return ValidationView(
         valid=True,
         issues=[],
@@ -206,11 +203,3 @@ def _matches(record: JobRecord, if_none_match: str | None) -> bool:
 def _wait_seconds(prefer: str | None) -> int:
     found = _WAIT.search(prefer or "")
     return min(int(found.group(1)), MAX_WAIT_SECONDS) if found else 0
-
-
-def _facts(services: Services, spec: JobSpec) -> ModelFacts:
-    try:
-        return inspect_job(spec, services.stores.open).model
-    except StrucPruneError as error:
-        # Valid a moment ago: the model has changed, or the store has gone away.
-        raise invalid([error]) from error

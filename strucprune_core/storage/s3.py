@@ -24,6 +24,7 @@ from botocore.exceptions import (
     ResponseStreamingError,
     TokenRetrievalError,
 )
+from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
@@ -279,7 +280,7 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
 
 
 def _client(session: Any, settings: S3Settings) -> Any:
-    return session.client(
+    client = session.client(
         "s3",
         endpoint_url=settings.endpoint_url,
         region_name=settings.region,
@@ -295,6 +296,10 @@ def _client(session: Any, settings: S3Settings) -> Any:
             response_checksum_validation=settings.checksum_mode,
         ),
     )
+    # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
+    # ever, in an endless loop, if the connection breaks in the middle of the answer.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    return client
 
 
 def _check_range(

@@ -86,13 +86,25 @@ def test_a_sparsity_outside_of_its_range(
     ("changes", "code", "pointer", "words"),
     [
         ({"pruning": {"sparsity": 0.95}}, "invalid_spec", "/pruning/sparsity", "at most 0.9"),
+        (
+            {"runtime": {"host_memory_bytes": 2**26}},
+            "invalid_spec",
+            "/runtime/host_memory_bytes",
+            "Allow more than",
+        ),
         ({"pruning": {"sparsity": 1e-4}}, "invalid_spec", "/pruning/sparsity", "at least"),
         ({"calibration": {"samples": 60_000}}, "invalid_text", "/calibration/uri", "longer text"),
         ({"output": {"uri_prefix": "IN_USE"}}, "output_not_empty", "/output/uri_prefix", "new"),
         ({"output": {"uri_prefix": "/proc/new"}}, "access_denied", "/output/uri_prefix", "Choose"),
     ],
     ids=[
-        *("out of reach", "less than a channel", "text too short", "output in use"),
+        *(
+            "out of reach",
+            "too little memory",
+            "less than a channel",
+            "text too short",
+            "output in use",
+        ),
         "output that cannot be written",
     ],
 )
@@ -107,6 +119,7 @@ def test_what_does_not_fit_the_model_or_the_stores(
     words: str,
 ) -> None:
     for section, change in changes.items():
+        body.setdefault(section, {})
         body[section] |= {k: str(tiny_model) if v == "IN_USE" else v for k, v in change.items()}
     issue = only_issue(client, body)
     assert (issue["code"], issue["pointer"]) == (code, pointer)

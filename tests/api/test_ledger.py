@@ -240,6 +240,41 @@ def test_drain_costs_no_attempt(ledger: RedisLedger) -> None:
     assert again == Claim("job_a", fence=2, attempt=1)
 
 
+def test_what_kept_a_worker_from_going_on_is_told(ledger: RedisLedger) -> None:
+    claim = claimed(ledger, max_attempts=1)
+    assert ledger.release("job_a", claim.fence, ERROR)
+    job = ledger.get("job_a")
+    assert job is not None
+    assert (job.state, job.attempt, job.error) == (JobState.QUEUED, 0, ERROR)
+    assert ledger.claim("job_a", "w", 60) == Claim("job_a", fence=2, attempt=1)
+    ledger.request_pause("job_a")
+    ledger.release("job_a", 2, ERROR)
+    job = ledger.get("job_a")
+    assert job is not None
+    assert (job.state, job.error) == (JobState.PAUSED, None)
+
+
+def test_a_job_that_is_left_tells_of_it_once_and_not_at_once(ledger: RedisLedger) -> None:
+    ledger.create(new_job())
+    assert not ledger.decline("job_a", ERROR, 60)
+    assert not ledger.decline("unknown", ERROR, 0)
+    before = ledger.get("job_a")
+    assert ledger.decline("job_a", ERROR, 0)
+    assert not ledger.decline("job_a", ERROR, 0)
+    job = ledger.get("job_a")
+    assert before is not None
+    assert job is not None
+    assert (job.state, job.error, job.revision) == (JobState.QUEUED, ERROR, before.revision + 1)
+    event = ledger.events("job_a")[-1]
+    assert (event.data["reason"], event.data["error"]) == ("declined", ERROR)
+    assert ledger.queued("normal") == 1
+    ledger.claim("job_a", "w", 60)
+    assert not ledger.decline("job_a", ERROR, 0)
+    job = ledger.get("job_a")
+    assert job is not None
+    assert job.error is None
+
+
 def test_pause_and_resume(ledger: RedisLedger) -> None:
     claim = claimed(ledger)
     ledger.request_pause("job_a")
@@ -437,6 +472,7 @@ VERBS = st.lists(
             "resume",
             "reopen",
             "expire",
+            "decline",
             "zombie",
         ]
     ),
@@ -488,6 +524,7 @@ def _perform(ledger: RedisLedger, verb: str, fence: int) -> None:
         "pause": lambda: ledger.request_pause("job_a"),
         "resume": lambda: ledger.resume("job_a"),
         "expire": lambda: (ledger.heartbeat("job_a", fence, -1), ledger.requeue_expired(10)),
+        "decline": lambda: ledger.decline("job_a", ERROR, 0),
         "reopen": lambda: ledger.reopen("job_a", 99),
         "claim": lambda: None,
     }

@@ -226,6 +226,23 @@ def test_a_helper_yields_to_a_job_that_waits(
     assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "go"
 
 
+def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
+    ledger: RedisLedger, led: Claim
+) -> None:
+    place = seated(ledger)
+    ledger.create(new_job("job_b"))
+    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    assert ledger.decline("job_b", ERROR, 30)
+    assert unit(ledger, place) == "curve.1"
+    # Its next attempt may need less, or find more.
+    again = ledger.claim("job_b", "worker", 60)
+    assert isinstance(again, Claim)
+    ledger.release("job_b", again.fence)
+    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY)
+    assert answer.word == "yield"
+
+
 def test_a_flushed_redis_knows_no_seat(
     redis_url: str, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:

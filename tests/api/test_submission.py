@@ -38,6 +38,7 @@ def test_a_job_is_journalled_queued_and_rung_for(services: Services, spec: JobSp
     entry = services.journal.read_spec(record.id)
     assert entry is not None
     assert entry.spec == spec
+    assert entry.scratch_bytes == record.scratch_bytes > 0
     assert services.doorbell.waiting("normal") == 1
 
 

@@ -2,12 +2,13 @@
 
     python -m tests.chaos --faults 200 --seed 0
 
-Valkey, an object store, API, reconciler and two workers run while faults are injected at random
+Valkey, an object store, API, reconciler and three workers run while faults are injected at random
 instants: processes are killed, drained or frozen past their lease, Valkey is killed or emptied,
 doorbells are lost or doubled, cancellations race with commits, the object store is cut off or
 breaks off, disks fill up, clocks jump. What ends is started again; customers submit jobs all the
-while, and retry those that failed for want of attempts. Then everything is mended, and what became
-of each job is read from the journal, the object store and the API:
+while, first one by one, so that idle workers help with each, then in crowds, and retry those that
+failed for want of attempts. Then everything is mended, and what became of each job is read from the
+journal, the object store and the API:
 
 lost        accepted, and now unknown, unjournalled, or ended in a way that it should not: failed
             for a reason of its own, cancelled unasked; or refused, with nothing wrong in it
@@ -32,6 +33,8 @@ from pathlib import Path
 from tests.chaos.orders import KINDS
 from tests.chaos.run import run
 
+_WORKERS = 3
+
 
 def main() -> int:
     """Run it; the exit status."""
@@ -52,6 +55,7 @@ def main() -> int:
         faults=options.faults,
         kinds=[*KINDS],
         at_once=options.at_once,
+        workers=_WORKERS,
         tell=tell,
     )
     for complaint in outcome.verdict.lines():
@@ -59,6 +63,7 @@ def main() -> int:
     tell(", ".join(f"{name} {count}" for name, count in sorted(outcome.faults.items())))
     ends = ", ".join(f"{count} {state}" for state, count in sorted(outcome.ends.items()))
     tell(f"{outcome.jobs} jobs: {ends}")
+    tell(f"{outcome.shared} jobs for several workers, {outcome.helped} seen with more than one")
     if outcome.verdict.good:
         shutil.rmtree(directory)
     else:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -19,7 +20,7 @@ from tests.support.processes import descendants
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama
 
-WORKERS = 2
+MODEL, DEEP_MODEL = "model", "deep-model"
 LEASE_SECONDS = 3.0
 # Everything that heals, within seconds; as many attempts as there may be.
 SETTINGS: Mapping[str, str] = {
@@ -36,18 +37,19 @@ _INTERFERENCE = Path(__file__).parent / "interference"
 
 
 class Arena(Stack):
-    """The stack with two workers, and with ways to break each part of it.
+    """The stack with some workers, and with ways to break each part of it.
 
     Args:
         directory: Data and logs.
+        workers: How many.
 
     Attributes:
         storage: What stands between API, reconciler, workers and their object store.
         restarts: How often something that had ended was started again.
     """
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(directory, workers=WORKERS, settings=SETTINGS)
+    def __init__(self, directory: Path, workers: int) -> None:
+        super().__init__(directory, workers=workers, settings=SETTINGS)
         self.storage = FlakyProxy(self.s3.port)
         self.restarts = 0
         self._doorbell = Doorbell(self.valkey.url)
@@ -78,13 +80,16 @@ class Arena(Stack):
         return self._directory / "control" / name
 
     def start(self) -> None:
-        """Start everything, with a tiny model and a text in the bucket."""
+        """Start everything, with two tiny models and a text in the bucket."""
         self.storage.__enter__()
         super().start()
         s3 = self.s3.client()
-        model = make_tiny_llama(self._directory / "model", layers=2, hidden=32, intermediate=64)
-        for path in model.iterdir():
-            s3.upload_file(str(path), WORK_BUCKET, f"model/{path.name}")
+        for name, layers in ((MODEL, 2), (DEEP_MODEL, 8)):
+            model = make_tiny_llama(
+                self._directory / name, layers=layers, hidden=32, intermediate=64
+            )
+            for path in model.iterdir():
+                s3.upload_file(str(path), WORK_BUCKET, f"{name}/{path.name}")
         s3.put_object(Bucket=WORK_BUCKET, Key="text.txt", Body=make_text().encode())
 
     def stop(self) -> None:
@@ -125,9 +130,36 @@ class Arena(Stack):
         children = descendants(self.process(worker).pid)
         return children[0] if children else None
 
+    def helpers(self) -> list[str]:
+        """Workers whose solve is for a job that another one leads."""
+        leaders = self._leaders()
+        return [
+            name
+            for name in self.names
+            if name.startswith("worker-")
+            and self.supervisor(name) not in leaders
+            and self.solve(name) is not None
+        ]
+
+    def _leaders(self) -> set[int]:
+        """Process ids of the supervisors that hold a job's lease."""
+        with redis.Redis.from_url(self.valkey.url, decode_responses=True) as ledger:
+            held: Any = ledger.zrange("strucprune:leases", 0, -1)
+            owners: Any = [
+                ledger.hget(f"strucprune:job:{job_id}", "lease_owner") for job_id in held
+            ]
+        return {int(owner.rpartition(":")[2]) for owner in owners if owner}
+
     def kill(self, pid: int) -> None:
         """SIGKILL, whether or not the process is still there."""
         _signal(pid, signal.SIGKILL)
+
+    def ask_where_they_are(self) -> None:
+        """Have every solve log the place in the program that it is at."""
+        for name in self.names:
+            pid = self.solve(name) if name.startswith("worker-") else None
+            if pid is not None:
+                _signal(pid, signal.SIGUSR1)
 
     def freeze(self, worker: str, seconds: float) -> None:
         """Stop a worker with all that it runs, in the middle of whatever it does."""

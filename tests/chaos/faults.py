@@ -41,6 +41,22 @@ def kill_supervisor(arena: Arena, customers: Customers, draw: random.Random) -> 
     return name
 
 
+def kill_helper(arena: Arena, customers: Customers, draw: random.Random) -> str | None:
+    """SIGKILL to some process of a worker that helps with another one's job."""
+    deadline = time.monotonic() + _MOMENT_SECONDS
+    found = arena.helpers()
+    while not found and customers.may_be_helped() and time.monotonic() < deadline:
+        arena.tend()
+        time.sleep(0.05)
+        found = arena.helpers()
+    if not found:
+        return None
+    name = draw.choice(found)
+    # Main process, supervisor, tether and solve.
+    arena.kill(draw.choice(arena.tree(name)))
+    return name
+
+
 def kill_worker(arena: Arena, customers: Customers, draw: random.Random) -> str:
     """SIGKILL to a worker's main process; what it has started must notice by itself."""
     name = draw.choice(_workers(arena))
@@ -144,6 +160,7 @@ def jump_clock(arena: Arena, customers: Customers, draw: random.Random) -> str:
 FAULTS: tuple[Fault, ...] = (
     kill_solve,
     kill_supervisor,
+    kill_helper,
     kill_worker,
     drain_worker,
     kill_api,

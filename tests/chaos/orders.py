@@ -10,14 +10,35 @@ from typing import Any
 
 from embedded.stack import STATE_BUCKET, WORK_BUCKET
 from strucprune_core.client import ClientError, Job, StrucPruneClient
-from tests.chaos.arena import Arena
+from tests.chaos.arena import DEEP_MODEL, MODEL, Arena
 
-# Of the jobs; each is run once undisturbed, to compare with.
-KINDS: dict[str, dict[str, Any]] = {
-    "threshold": {"sparsity": 0.3},
-    "uniform": {"sparsity": 0.25, "layout": "uniform", "allocation": "uniform"},
-    "heads": {"sparsity": 0.3, "structures": ["ffn_channels", "query_heads"]},
+
+@dataclass(frozen=True)
+class Kind:
+    """What a job does.
+
+    Attributes:
+        pruning: Its section of that name.
+        model: Name of the model in the bucket.
+        samples: Sequences of calibration.
+    """
+
+    pruning: dict[str, Any]
+    model: str = MODEL
+    samples: int = 8
+
+
+# Each is run once undisturbed, by one worker, to compare with.
+KINDS: dict[str, Kind] = {
+    "threshold": Kind({"sparsity": 0.3}),
+    "uniform": Kind({"sparsity": 0.25, "layout": "uniform", "allocation": "uniform"}),
+    "heads": Kind({"sparsity": 0.3, "structures": ["ffn_channels", "query_heads"]}),
+    # Long enough for workers that help to come and to do something.
+    "deep": Kind({"sparsity": 0.3}, model=DEEP_MODEL, samples=64),
 }
+# How many workers may serve a job: of one that is alone, and of one among many.
+_WORKERS_ALONE = (2, 3)
+_WORKERS_IN_A_CROWD = (1, 1, 2, 3)
 LATE_PHASES = frozenset({"evaluating", "uploading", "committing"})
 _LOOK_SECONDS = 0.2
 _RETRIES = 10
@@ -25,16 +46,16 @@ _RETRIES = 10
 _PATIENCE_SECONDS = 180.0
 
 
-def job_spec(kind: str, name: str) -> dict[str, Any]:
+def job_spec(kind: str, name: str, max_workers: int = 1) -> dict[str, Any]:
     """A job of this kind, whose output and label bear the name."""
-    uri = f"s3://{WORK_BUCKET}"
+    uri, what = f"s3://{WORK_BUCKET}", KINDS[kind]
     return {
-        "model": {"uri": f"{uri}/model"},
+        "model": {"uri": f"{uri}/{what.model}"},
         "output": {"uri_prefix": f"{uri}/output/{name}"},
-        "pruning": KINDS[kind],
-        "calibration": {"uri": f"{uri}/text.txt", "samples": 8, "sequence_length": 32},
+        "pruning": what.pruning,
+        "calibration": {"uri": f"{uri}/text.txt", "samples": what.samples, "sequence_length": 32},
         "evaluation": {"uri": f"{uri}/text.txt", "sequences": 2, "sequence_length": 32},
-        "runtime": {"device": "cpu", "max_attempts": 20},
+        "runtime": {"device": "cpu", "max_attempts": 20, "max_workers": max_workers},
         "labels": {"order": name},
     }
 
@@ -44,6 +65,8 @@ class Order:
     """A job as the customer sees it.
 
     Attributes:
+        max_workers: How many workers may serve it.
+        helped: Whether more than one was seen to.
         job_id: "" until it was accepted.
         job: As it was seen last.
         cancelled_runs: Runs for which a cancellation was asked.
@@ -54,6 +77,8 @@ class Order:
 
     name: str
     kind: str
+    max_workers: int = 1
+    helped: bool = False
     job_id: str = ""
     job: Job | None = None
     cancelled_runs: set[int] = field(default_factory=set)
@@ -65,6 +90,8 @@ class Order:
 
 class Customers:
     """Keeps some jobs open, from a thread of its own, until it is told that nothing more is wanted.
+
+    At first there is one at a time, with which idle workers help; then `come_in_crowds` is called.
 
     Args:
         arena: Where to submit.
@@ -85,6 +112,7 @@ class Customers:
         self._seed = seed
         self._draw = random.Random(f"{seed} customers")
         self._wanted = True
+        self._crowds = False
         self._thread = threading.Thread(target=self._serve, name="customers")
         self.orders: list[Order] = []
         self.changed_at = time.monotonic()
@@ -93,6 +121,10 @@ class Customers:
     def start(self) -> None:
         """Begin."""
         self._thread.start()
+
+    def come_in_crowds(self) -> None:
+        """Keep many jobs open from now on."""
+        self._crowds = True
 
     def stop_ordering(self) -> None:
         """Submit nothing more; go on with what there is."""
@@ -106,6 +138,13 @@ class Customers:
     def open_orders(self) -> list[Order]:
         """Jobs that somebody waits for."""
         return [order for order in self.orders if order.job_id and not order.closed]
+
+    def may_be_helped(self) -> bool:
+        """Whether some job runs that a second worker may serve."""
+        return any(
+            order.max_workers > 1 and order.job is not None and order.job.state == "running"
+            for order in self.open_orders()
+        )
 
     def late(self) -> list[Order]:
         """Jobs that are about to be published."""
@@ -143,7 +182,8 @@ class Customers:
                 self._arena.api_url, self._arena.api_key, retry_seconds=_PATIENCE_SECONDS
             ) as client:
                 while self._wanted or any(not order.closed for order in self.orders):
-                    if self._wanted and len(self.open_orders()) < self._at_once:
+                    most = self._at_once if self._crowds else 1
+                    if self._wanted and len(self.open_orders()) < most:
                         self._submit(client)
                     for order in self.open_orders():
                         self._look(client, order)
@@ -154,9 +194,13 @@ class Customers:
 
     def _submit(self, client: StrucPruneClient) -> None:
         number = len(self.orders)
-        order = Order(name=f"{number}", kind=self._kinds[number % len(self._kinds)])
+        # The last kind is the longest.
+        kind = self._kinds[number % len(self._kinds)] if self._crowds else self._kinds[-1]
+        draw = random.Random(f"{self._seed} order {number}")
+        workers = draw.choice(_WORKERS_IN_A_CROWD if self._crowds else _WORKERS_ALONE)
+        order = Order(name=f"{number}", kind=kind, max_workers=workers)
         self.orders.append(order)
-        spec = job_spec(order.kind, order.name)
+        spec = job_spec(order.kind, order.name, order.max_workers)
         try:
             order.job = client.submit(spec, idempotency_key=f"{self._seed} {order.name}")
         except ClientError as error:
@@ -174,6 +218,7 @@ class Customers:
         if order.job is None or job.etag != order.job.etag:
             self.changed_at = time.monotonic()
         order.job = job
+        order.helped |= job.workers > 1
         if not job.ended:
             return
         document = outcome(self._arena, order.job_id, job.run)

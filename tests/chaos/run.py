@@ -18,6 +18,10 @@ from tests.chaos.orders import Customers, job_spec
 MEAN_PAUSE_SECONDS = 1.5
 # Without any change for so long, with nothing broken, jobs are stuck.
 STUCK_SECONDS = 120.0
+# Of the faults, while there is one job at a time, which idle workers help with.
+_SHARE_ALONE = 0.3
+# How long such a fault waits for somebody to help.
+HELP_SECONDS = 8.0
 _TICK_SECONDS = 0.05
 
 
@@ -28,11 +32,15 @@ class Outcome:
     Attributes:
         faults: How often each was injected.
         jobs: How many were submitted.
+        shared: How many of them several workers might serve.
+        helped: How many of these were seen to be served by several at a time.
         ends: In which states they ended.
     """
 
     faults: Counter[str]
     jobs: int
+    shared: int
+    helped: int
     ends: Counter[str]
     verdict: Verdict
 
@@ -54,7 +62,9 @@ def run(
     faults: int,
     kinds: list[str],
     at_once: int,
+    workers: int,
     mean_pause_seconds: float = MEAN_PAUSE_SECONDS,
+    help_seconds: float = HELP_SECONDS,
     tell: Callable[[str], None],
 ) -> Outcome:
     """Inject so many faults, and judge.
@@ -63,9 +73,11 @@ def run(
         directory: For data and logs.
         seed: Of all choices; what the processes make of them is up to their timing.
         faults: How many.
-        kinds: Of jobs.
-        at_once: Jobs that are open at a time.
+        kinds: Of jobs; of the last one are those that are alone.
+        at_once: Jobs that are open at a time, after a while in which there is one.
+        workers: Worker processes.
         mean_pause_seconds: Between faults.
+        help_seconds: While jobs are alone, how long each fault waits for somebody to help.
         tell: Gets a line for each thing that happens.
     """
     began = time.monotonic()
@@ -73,7 +85,7 @@ def run(
     def note(line: str) -> None:
         tell(f"{time.monotonic() - began:7.1f} s  {line}")
 
-    with Arena(directory) as arena, arena.client() as client:
+    with Arena(directory, workers) as arena, arena.client() as client:
         note("the arena is ready")
         twins = _undisturbed(arena, kinds)
         note(f"undisturbed jobs are done: {', '.join(kinds)}")
@@ -85,6 +97,10 @@ def run(
             sequence = _sequence(draw)
             while counted.total() < faults and customers.failure is None:
                 _tend_for(arena, draw.expovariate(1 / mean_pause_seconds))
+                if counted.total() < _SHARE_ALONE * faults:
+                    _await_help(arena, help_seconds)
+                else:
+                    customers.come_in_crowds()
                 fault = next(sequence)
                 found = fault(arena, customers, draw)
                 if found is not None:
@@ -94,6 +110,8 @@ def run(
             customers.stop_ordering()
             note(f"peace; {len(customers.open_orders())} jobs are open")
             _await(arena, customers)
+            if not customers.done:
+                arena.ask_where_they_are()
         finally:
             customers.give_up()
         if customers.failure is not None:
@@ -102,7 +120,9 @@ def run(
         ends = Counter(order.job.state for order in customers.orders if order.job)
         retries = sum(order.retries for order in customers.orders)
         note(f"{retries} retries by customers, {arena.restarts} processes started again")
-        return Outcome(counted, len(customers.orders), ends, verdict)
+        shared = [order for order in customers.orders if order.max_workers > 1]
+        helped = sum(order.helped for order in shared)
+        return Outcome(counted, len(customers.orders), len(shared), helped, ends, verdict)
 
 
 def _undisturbed(arena: Arena, kinds: list[str]) -> dict[str, Result]:
@@ -128,6 +148,13 @@ def _tend_for(arena: Arena, seconds: float) -> None:
         if time.monotonic() >= until:
             return
         time.sleep(_TICK_SECONDS)
+
+
+def _await_help(arena: Arena, seconds: float) -> None:
+    """Tend the arena until a worker helps with another one's job, but not for ever."""
+    until = time.monotonic() + seconds
+    while not arena.helpers() and time.monotonic() < until:
+        _tend_for(arena, _TICK_SECONDS)
 
 
 def _await(arena: Arena, customers: Customers) -> None:

@@ -25,12 +25,15 @@ def test_each_fault_once(tmp_path: Path) -> None:
         faults=len(FAULTS),
         kinds=["threshold"],
         at_once=3,
+        workers=2,
         mean_pause_seconds=0.7,
+        help_seconds=2.0,
         tell=lines.append,
     )
     assert outcome.verdict.lines() == [], "\n".join(lines)
     assert outcome.line == f"faults={len(FAULTS)} lost=0 duplicated=0 corrupted=0 stuck=0"
     assert outcome.jobs >= 3
+    assert outcome.shared >= 1
     assert outcome.ends["succeeded"] > 0
 
 

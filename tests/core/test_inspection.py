@@ -26,9 +26,9 @@ from strucprune_core.inspection import (
     JobFacts,
     check_reach,
     check_text,
+    examine_job,
     inspect_job,
     inspect_model,
-    job_issues,
 )
 from strucprune_core.models.families import parse_config
 from strucprune_core.spec import JobSpec, PruningSpec
@@ -56,7 +56,7 @@ def changed(body: dict[str, Any], **parts: dict[str, Any]) -> JobSpec:
 
 def only_issue(spec: JobSpec, kind: type[StrucPruneError], field: str) -> StrucPruneError:
     """The job has one issue, which both ways of inspecting find."""
-    issues = job_issues(spec, open_store)
+    issues = examine_job(spec, open_store).issues
     assert [(type(issue), issue.field) for issue in issues] == [(kind, field)]
     with pytest.raises(kind) as caught:
         inspect_job(spec, open_store)
@@ -69,7 +69,7 @@ def test_a_good_job(body: dict[str, Any], text_file: Path) -> None:
     assert isinstance(facts, JobFacts)
     assert facts.model.config.intermediate_sizes == (192,) * 4
     assert facts.calibration_bytes == facts.evaluation_bytes == text_file.stat().st_size
-    assert job_issues(changed(body), open_store) == []
+    assert examine_job(changed(body), open_store).issues == []
     without = JobSpec.model_validate({**body, "evaluation": None})
     assert inspect_job(without, open_store).evaluation_bytes is None
 
@@ -204,7 +204,7 @@ def test_conversations_need_a_chat_template(body: dict[str, Any], tmp_path: Path
 def test_a_model_that_writes_its_own_text(body: dict[str, Any]) -> None:
     spec = JobSpec.model_validate({**body, "calibration": {"source": "self", "samples": 4}})
     assert inspect_job(spec, open_store).calibration_bytes is None
-    assert job_issues(spec, open_store) == []
+    assert examine_job(spec, open_store).issues == []
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_all_issues_are_collected(body: dict[str, Any], tmp_path: Path) -> None:
         calibration={"uri": str(tmp_path / "no.txt"), "sequence_length": 4096},
         evaluation={"uri": "/"},
     )
-    fields = [issue.field for issue in job_issues(spec, open_store)]
+    fields = [issue.field for issue in examine_job(spec, open_store).issues]
     assert fields == [
         "pruning.sparsity",
         "calibration.sequence_length",
@@ -286,7 +286,7 @@ def test_the_caller_decides_what_may_be_opened(body: dict[str, Any]) -> None:
     def open_none(uri: str) -> Store:
         raise AccessDenied(f"{uri} is not yours")
 
-    issues = job_issues(changed(body), open_none)
+    issues = examine_job(changed(body), open_none).issues
     assert [(type(issue), issue.field) for issue in issues] == [
         (AccessDenied, "model.uri"),
         (AccessDenied, "output.uri_prefix"),
@@ -335,7 +335,7 @@ def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
         calibration={"uri": "s3://no-such-bucket/text.txt"},
         evaluation={"uri": f"s3://{bucket}/text.txt"},
     )
-    issues = job_issues(elsewhere, lambda uri: open_store(uri, settings))
+    issues = examine_job(elsewhere, lambda uri: open_store(uri, settings)).issues
     assert [(type(issue), issue.field) for issue in issues] == [
         (ObjectNotFound, "model.uri"),
         (ObjectNotFound, "output.uri_prefix"),
@@ -344,7 +344,7 @@ def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
     assert all("no such bucket" in str(issue) for issue in issues)
 
     stranger = S3Settings(s3_server.endpoint_url, "us-east-1", "nobody", "wrong", "path")
-    issues = job_issues(spec, lambda uri: open_store(uri, stranger))
+    issues = examine_job(spec, lambda uri: open_store(uri, stranger)).issues
     assert {type(issue) for issue in issues} == {AccessDenied}
     assert len(issues) == 4
 

@@ -96,10 +96,29 @@ def test_signs_of_life_repeat_the_last_progress_but_not_all_the_time(
     assert seen == [seen[0]] * 3
 
 
+def test_a_transfer_that_stands_still_gives_no_sign_of_life(
+    meter: ProgressMeter, seen: list[Progress], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever watches must be able to tell that it hangs."""
+    meter.begin(UNITS[0])
+    monkeypatch.setattr(progress_meter, "ALIVE_SECONDS", -1.0)
+    for transfer in (meter.storing, meter.fetching, lambda done: meter.publishing(done, 10)):
+        before = len(seen)
+        for done_bytes in (1, 1, 1, 2, 2, 0, 0):
+            transfer(done_bytes)
+        assert len(seen) - before == 3
+
+
 def test_every_safe_point_can_stop_and_a_sign_of_life_cannot(seen: list[Progress]) -> None:
-    for verb in ("tick", "publishing", "safe_point"):
+    for verb, arguments in (
+        ("tick", (0, 1)),
+        ("publishing", (0, 1)),
+        ("safe_point", ()),
+        ("fetching", (1,)),
+    ):
         meter = ProgressMeter(seen.append, StopAt(1))
         meter.plan(UNITS, UNITS, COSTS)
         meter.alive()
+        meter.storing(1)
         with pytest.raises(Stopped):
-            getattr(meter, verb)(*(() if verb == "safe_point" else (0, 1)))
+            getattr(meter, verb)(*arguments)

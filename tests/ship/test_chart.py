@@ -31,6 +31,7 @@ from tests.ship.chart import (
     selects,
     values_of,
 )
+from tests.support.small_disk import on_a_disk_of
 from worker.settings import Settings as WorkerSettings
 
 # Their schemas come with their operators, not with Kubernetes.
@@ -45,6 +46,7 @@ ALERTED = METRICS | {
     "strucprune_ledger_up",
     "strucprune_attempts_ended_total",
     "strucprune_http_requests_total",
+    "strucprune_scratch_unfit_total",
 }
 STATES = {"queued", "running", "pausing", "cancelling"}
 
@@ -146,8 +148,8 @@ def test_pods_have_requests_and_limited_memory(values: str) -> None:
 def test_every_container_is_probed(values: str) -> None:
     for pod in pods(rendered(values)):
         assert "livenessProbe" in pod.container
-        network = pod.container["name"] in {"api", "valkey"}
-        assert ("readinessProbe" in pod.container) == network
+        asked = pod.container["name"] in {"api", "valkey", "worker"}
+        assert ("readinessProbe" in pod.container) == asked
         if pod.container["name"] != "valkey":
             assert "startupProbe" in pod.container
     paths = {
@@ -180,6 +182,23 @@ def test_liveness_is_the_age_of_the_heartbeat_file(tmp_path: Path, component: st
     assert alive()
     os.utime(file, (now, now - 310))
     assert not alive()
+
+
+def test_a_worker_is_ready_while_it_can_write_temporary_files(
+    tmp_path: Path, private_mounts_prefix: list[str]
+) -> None:
+    (pod,) = (pod for pod in pods(rendered("default")) if pod.container["name"] == "worker")
+    probe = pod.container["readinessProbe"]["exec"]["command"]
+    environment = {**os.environ, "STRUCPRUNE_SCRATCH_DIRECTORY": str(tmp_path)}
+
+    def ready(before: str) -> bool:
+        command = ["sh", "-c", f'{before}; exec "$@"', "sh", *probe]
+        disk = on_a_disk_of(private_mounts_prefix, "16k", tmp_path, command)
+        return subprocess.run(disk, env=environment, check=False).returncode == 0
+
+    assert ready("true")
+    assert not ready(f"head -c 1M /dev/zero > {tmp_path}/filler")
+    assert not ready(f"mount -o remount,ro {tmp_path}")
 
 
 def writable(pod: Pod) -> set[Path]:
@@ -429,6 +448,9 @@ def test_what_the_runbook_looks_for_in_logs_is_logged() -> None:
     for words in ("Cannot start: ", "cannot claim", "no heartbeat for", "stopping solve"):
         assert words in guide
         assert words in sources
+    assert "scratch is full" in guide
+    assert "scratch is unwritable" in guide
+    assert "scratch is %s" in sources
     assert "cannot begin" in guide
     assert "%s cannot begin" in sources
 

@@ -21,6 +21,7 @@ from embedded.valkey import ValkeyServer
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from worker.execution import Services, run_job
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.stop import Drain
 
@@ -54,7 +55,7 @@ class Bench:
     drain: Drain = field(default_factory=Drain)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    def submit(self, **runtime: object) -> str:
+    def submit(self, scratch_bytes: int = 0, **runtime: object) -> str:
         job_id = f"job-{uuid4().hex}"
         spec = JobSpec.model_validate(
             {
@@ -65,7 +66,13 @@ class Bench:
                 "runtime": runtime,
             }
         )
-        entry = JournalEntry(tenant="t", spec=spec, fingerprint="f", created_at=time.time())
+        entry = JournalEntry(
+            tenant="t",
+            spec=spec,
+            fingerprint="f",
+            created_at=time.time(),
+            scratch_bytes=scratch_bytes,
+        )
         self.journal.write_spec(job_id, entry)
         self.ledger.create(entry.as_new_job(job_id))
         return job_id
@@ -74,9 +81,14 @@ class Bench:
         """Answer one doorbell with a solve that behaves like that; the job afterwards."""
         services = Services(self.ledger, self.journal, self.doorbell)
         solve = (sys.executable, "-S", str(FAKE_SOLVE), behaviour)
-        run_job(job_id, services, settings or self.settings, self.drain, solve)
+        settings = settings or self.settings
+        run_job(job_id, services, settings, self.drain, self.scratch(settings), solve)
         self.join()
         return self.job(job_id)
+
+    def scratch(self, settings: Settings | None = None) -> Scratch:
+        """Its place for temporary files, with short rests."""
+        return Scratch((settings or self.settings).scratch_directory, self.drain, 0.01)
 
     def join(self) -> None:
         """Wait for what was to be done meanwhile."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 SUMMARY = {"sparsity": {"requested": 0.3, "reached": 0.3}}
 FINAL = {"code": "invalid_checkpoint", "message": "no", "retryable": False}
 RETRYABLE = {"code": "storage_unavailable", "message": "not now", "retryable": True}
+NO_SCRATCH = {"code": "scratch_unavailable", "message": "no space left", "retryable": True}
 STOPPED = 75
 
 
@@ -113,6 +115,20 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             return 1
         case "fail-for-now":
             say("error", error=RETRYABLE)
+            return 1
+        case "write":
+            try:
+                (Path(request["scratch"]) / "file").write_bytes(bytes(8192))
+            except OSError:
+                say("error", error=NO_SCRATCH)
+                return 1
+            say("result", summary=SUMMARY)
+        case "no-scratch":
+            say("error", error=NO_SCRATCH)
+            return 1
+        case "lose-scratch":
+            shutil.rmtree(Path(request["scratch"]).parent)
+            say("error", error=NO_SCRATCH)
             return 1
         case "exit":
             progress(2)

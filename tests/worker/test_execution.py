@@ -268,16 +268,6 @@ def test_a_journal_that_is_down_uses_up_no_attempt(
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
 
 
-def test_no_scratch_directory_is_a_failure_for_now(bench: Bench, tmp_path: Path) -> None:
-    settings = bench.settings.model_copy(update={"scratch_directory": tmp_path / "nowhere"})
-    job = bench.run(bench.submit(), "succeed", settings)
-    assert job.state is JobState.QUEUED
-    assert job.error is not None
-    assert (job.error["code"], job.error["retryable"]) == ("scratch_unavailable", True)
-    assert "no such file" in job.error["message"]
-    assert str(tmp_path) not in job.error["message"]
-
-
 def test_what_nobody_foresaw_is_a_failure_for_now(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -398,7 +388,7 @@ def test_a_tenant_at_its_limit_waits_for_its_own_jobs(bench: Bench) -> None:
 
     def let_second_try() -> None:
         services = Services(bench.ledger, bench.journal, bench.doorbell)
-        run_job(second, services, settings, bench.drain)
+        run_job(second, services, settings, bench.drain, bench.scratch())
         bench.ledger.request_cancel(first)
 
     bench.once_running(first, let_second_try)

@@ -42,7 +42,8 @@ class Led:
         """Answer a call for help with a solve that behaves like that."""
         services = Services(self.bench.ledger, self.bench.journal, self.bench.doorbell)
         solve = (sys.executable, "-S", str(FAKE_SOLVE), behaviour)
-        help_job(self.job_id, services, self.bench.settings, self.bench.drain, solve)
+        bench = self.bench
+        help_job(self.job_id, services, bench.settings, bench.drain, bench.scratch(), solve)
         self.bench.join()
 
     @property

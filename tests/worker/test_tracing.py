@@ -28,7 +28,7 @@ def test_attempts_and_units_are_spans_of_the_submissions_trace(bench: Bench) -> 
     bench.ledger._client.hset(bench.ledger._key("job", job_id), "traceparent", SUBMITTED)
     services = Services(bench.ledger, bench.journal, bench.doorbell, OtelTracing(provider))
     solve = (sys.executable, "-S", str(FAKE_SOLVE), "succeed")
-    run_job(job_id, services, bench.settings, bench.drain, solve)
+    run_job(job_id, services, bench.settings, bench.drain, bench.scratch(), solve)
     unit, attempt = spans.get_finished_spans()
     assert (unit.name, attempt.name) == ("unit curve", "attempt")
     assert {f"{each.context.trace_id:032x}" for each in (unit, attempt)} == {SUBMITTED[3:35]}

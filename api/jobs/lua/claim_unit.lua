@@ -18,15 +18,16 @@ end
 local units = key('job', id, 'units')
 redis.call('HSET', units, holder, kept)
 
--- Whether a job has waited for some seconds that its tenant may have running. Not at once: an idle
--- worker takes it sooner than this one could. Of very many that wait, the first hundred are asked.
+-- Whether a job has waited for some seconds that its tenant may have running, and that free workers
+-- have not declined. Not at once: an idle worker takes it sooner than this one could. Of very many that
+-- wait, the first hundred are asked.
 local function job_waits()
   for _, priority in ipairs({'high', 'normal', 'low'}) do
     local ids = redis.call('ZRANGEBYSCORE', key('waiting', priority), '-inf',
       seconds(at - YIELD_SECONDS), 'LIMIT', 0, 100)
     for _, other in ipairs(ids) do
-      local tenant = redis.call('HGET', key('job', other), 'tenant')
-      if tenant and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
+      local tenant, declined = unpack(redis.call('HMGET', key('job', other), 'tenant', 'declined'))
+      if tenant and declined ~= '1' and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
         return true
       end
     end

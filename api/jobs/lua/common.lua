@@ -4,6 +4,8 @@
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
 --                                            label_index (JSON list), deadline_seconds;
+--                                            declined: '1' once free workers have left it in the
+--                                            queue for long;
 --                                            claim_nonce, release_nonce: the call last heard;
 --                                            unclaimed: units that were ready and nobody's at the
 --                                            last claim of one; help_failures in this attempt
@@ -156,6 +158,7 @@ local function enter(id, job, to, fields, reason)
     redis.call('ZREM', key('ended'), id)
   end
   fields.state = to
+  fields.declined = ''
   fields.updated_at = seconds(at)
   fields.revision = string.format('%d', tonumber(job.revision) + 1)
   set_fields(id, fields)

@@ -1,4 +1,4 @@
--- ARGV: NS, id, fence, nonce
+-- ARGV: NS, id, fence, nonce, error (JSON or '')
 -- Give the job back at a safe point, without using up the attempt. Where it goes depends on why the
 -- worker stopped: a drain requeues, a pause pauses, a cancellation cancels. 1, or 0 if not the holder.
 -- The same call repeated (see claim) is told 1 again.
@@ -12,5 +12,9 @@ if not holds(job, ARGV[3]) then
 end
 local targets = {running = 'queued', pausing = 'paused', cancelling = 'cancelled'}
 local attempt = string.format('%d', math.max(0, tonumber(job.attempt) - 1))
-move(id, job, targets[job.state], {attempt = attempt, release_nonce = nonce}, 'released')
+local fields = {attempt = attempt, release_nonce = nonce}
+if targets[job.state] == 'queued' then
+  fields.error = ARGV[5]
+end
+move(id, job, targets[job.state], fields, 'released')
 return 1

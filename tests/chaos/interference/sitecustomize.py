@@ -1,5 +1,7 @@
 """Loaded by every Python process of the arena at its start: its clock jumps, its disk fills up.
 
+SIGUSR1 makes it write to its log where it is at that moment, in every thread.
+
 What it does is told by files in the directory CHAOS_CONTROL, looked at anew each time:
 
     clock        seconds by which time.time() is off
@@ -10,7 +12,9 @@ from __future__ import annotations
 
 import builtins
 import errno
+import faulthandler
 import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -63,4 +67,5 @@ def interfere(control: Path, scratch: str) -> None:
 
 
 if "CHAOS_CONTROL" in os.environ:
+    faulthandler.register(signal.SIGUSR1)
     interfere(Path(os.environ["CHAOS_CONTROL"]), os.environ["TMPDIR"])

@@ -10,7 +10,7 @@ import pytest
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.checks import check_shape, possible_exports
 from strucprune_core.export.runtimes import RUNTIMES, RuntimeSupport, runtime_support
-from strucprune_core.inspection import inspect_model, job_issues
+from strucprune_core.inspection import examine_job, inspect_model
 from strucprune_core.models.families import FAMILIES, parse_config
 from strucprune_core.spec import Export, JobSpec, PruningSpec
 from strucprune_core.storage.local import LocalStore
@@ -129,7 +129,7 @@ def test_a_job_is_refused_before_any_work(
 ) -> None:
     changes = {"structures": ["kv_groups"], "exports": ["gguf", "block_configs"]}
     spec: JobSpec = tiny_spec(tiny_model, text_file, tmp_path / "out", pruning=changes)
-    (issue,) = job_issues(spec, lambda uri: LocalStore(Path(uri)))
+    (issue,) = examine_job(spec, lambda uri: LocalStore(Path(uri))).issues
     assert issue.field == "pruning.exports"
     facts = inspect_model(LocalStore(tiny_model))
     assert possible_exports(facts.config, facts.index) == ["gguf", "block_configs"]

@@ -381,6 +381,36 @@ def test_an_answer_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatc
         list(store.list())
 
 
+def _go_on(listener: socket.socket) -> None:
+    """Answer each request with the beginning of "100 Continue", and hang up."""
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(1 << 16)
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n")
+
+
+@pytest.mark.timeout(60, method="thread")  # no exception gets out of that loop
+def test_an_upload_whose_permission_breaks_off_is_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """botocore waits for the rest in an endless loop (`AWSConnection._consume_headers`)."""
+    (tmp_path / "file").write_bytes(b"x" * 1000)
+    monkeypatch.setattr(s3, "REQUEST_ATTEMPTS", 1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=_go_on, args=(listener,), daemon=True)
+        thread.start()
+        endpoint = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        place = replace(LOCAL, endpoint_url=endpoint, addressing_style="path")
+        with pytest.raises(StorageUnavailable):
+            open_store("s3://bucket/x", place).upload("k", tmp_path / "file")
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
 def test_a_server_that_ignores_ranges_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     headers = {"Content-Length": "4"}
     with (
