@@ -52,13 +52,14 @@ class Composition:
         override = directory / "stand-ins.json"
         services = {service: {"image": tag} for service, tag in TAGS.items()}
         override.write_text(json.dumps({"services": services}))
-        self._files = ["--file", str(FILE), "--file", str(override)]
+        self._options = ["--ansi", "never", "--progress", "quiet"]
+        self._options += ["--file", str(FILE), "--file", str(override)]
         config = self.compose("config", "--format", "json")
         self.services: dict[str, Any] = json.loads(config)["services"]
 
     def compose(self, *arguments: str) -> str:
         """Run `docker compose`; what it printed."""
-        return self.engine.docker("compose", *self._files, *arguments)
+        return self.engine.docker("compose", *self._options, *arguments)
 
     def up(self) -> None:
         """Start all services and wait until all are up, and healthy where they can tell."""
