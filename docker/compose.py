@@ -34,8 +34,8 @@ from strucprune_core.client import Job, StrucPruneClient
 
 FILE = ROOT / "docker" / "compose.yaml"
 # An image's own health check comes every 30 s, the first one after as long.
-_HEALTH_SECONDS = 180.0
-_JOB_SECONDS = 180.0
+_HEALTH_SECONDS = 300.0
+_JOB_SECONDS = 600.0
 _BY_SIGKILL = 128 + signal.SIGKILL
 
 
@@ -128,7 +128,7 @@ def kill_the_worker_of(composition: Composition, client: StrucPruneClient, job_i
         names.extend(line.partition("|")[0].strip() for line in lines if job_id in line)
         return bool(names)
 
-    wait_until(taken, f"a worker has {job_id}")
+    wait_until(taken, f"a worker has {job_id}", timeout_seconds=_JOB_SECONDS)
     (worker,) = (one for one in composition.containers("worker") if one["Name"].endswith(names[0]))
     os.kill(worker["State"]["Pid"], signal.SIGKILL)
     expect(not client.get(job_id).ended, f"{names[0]} was killed while it had a job")
