@@ -107,7 +107,7 @@ def expect(holds: bool, what: str) -> None:
     """Print what holds, or end the program."""
     if not holds:
         sys.exit(f"Not so: {what}")
-    print(f"{what}", flush=True)
+    print(what)
 
 
 def succeeded(client: StrucPruneClient, job_id: str) -> Job:
@@ -120,18 +120,20 @@ def succeeded(client: StrucPruneClient, job_id: str) -> Job:
 
 def kill_the_worker_of(composition: Composition, client: StrucPruneClient, job_id: str) -> str:
     """SIGKILL to the container whose log names the job; its id."""
-    names: list[str] = []
+    names: set[str] = set()
 
     def taken() -> bool:
-        lines = composition.compose("logs", "--no-color", "worker").splitlines()
-        # Such as `worker-1  | {"event": ...`.
-        names.extend(line.partition("|")[0].strip() for line in lines if job_id in line)
+        # Such as `worker-1  | 2026-01-01 12:00:00 INFO ...`, after control characters.
+        log = composition.compose("logs", "--no-color", "worker")
+        names.update(re.findall(rf"(worker-\d+)\s*\|.*{job_id}", log))
         return bool(names)
 
     wait_until(taken, f"a worker has {job_id}", timeout_seconds=_JOB_SECONDS)
-    (worker,) = (one for one in composition.containers("worker") if one["Name"].endswith(names[0]))
+    (name,) = names
+    workers = {one["Name"]: one for one in composition.containers("worker")}
+    worker = workers[f"/strucprune-{name}"]
     os.kill(worker["State"]["Pid"], signal.SIGKILL)
-    expect(not client.get(job_id).ended, f"{names[0]} was killed while it had a job")
+    expect(not client.get(job_id).ended, f"{name} was killed while it had a job")
     return str(worker["Id"])
 
 
@@ -153,7 +155,7 @@ def check(composition: Composition, directory: Path) -> None:
         job = client.submit(tiny_job("after-a-kill"))
         killed = kill_the_worker_of(composition, client, job.id)
         attempt = succeeded(client, job.id).attempt
-        expect(True, f"its job succeeded all the same, in attempt {attempt}")
+        print(f"its job succeeded all the same, in attempt {attempt}")
 
     def back() -> bool:
         (worker,) = json.loads(composition.engine.docker("inspect", killed))
