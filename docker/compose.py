@@ -213,8 +213,8 @@ def main() -> None:
         make_stand_ins(workshop)
         enter_namespaces("docker.compose")
     with (
-        tempfile.TemporaryDirectory(dir=workshop.directory) as name,
-        Engine(workshop.directory / "engine") as engine,
+        tempfile.TemporaryDirectory(dir=workshop.directory, ignore_cleanup_errors=True) as name,
+        Engine(Path(name) / "engine") as engine,
     ):
         name_s3(Path(name))
         composition = Composition(engine, Path(name))

@@ -7,7 +7,6 @@ reaches nothing outside, so nothing on this machine changes, and no port is take
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +37,7 @@ class Engine(Server):
     """One dockerd, with its data in a directory; it needs root.
 
     Args:
-        directory: Everything of its own; created if missing, and emptied when it stops.
+        directory: Everything of its own; created if missing.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -80,8 +79,3 @@ class Engine(Server):
         command = ["docker", "version"]
         done = subprocess.run(command, env=self.environment, capture_output=True, check=False)
         return done.returncode == 0
-
-    def stop(self) -> None:
-        """Stop it with all its containers, and remove its data."""
-        super().stop()
-        shutil.rmtree(self._directory / "data", ignore_errors=True)
