@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := strucprune_core api worker embedded docker helm tests benchmarks docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes images chart contract fuzz chaos clean
+.PHONY: help setup model demo test lint types format runtimes images compose chart contract fuzz chaos clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -60,6 +60,11 @@ runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; RE
 # IMAGES_ARGS=--help shows its options.
 images: setup ## Build both images without Docker, and run the product with them.
 	$(BIN)/python -m docker.images $(IMAGES_ARGS)
+
+# Needs root, `make images` before it, and Debian's docker.io, buildah and docker-compose 2 (trixie or
+# newer), or Docker's own engine and compose plugin. Not part of `test`.
+compose: setup ## Start docker/compose.yaml on a Docker engine of its own, and see it work.
+	$(BIN)/python -m docker.compose
 
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write

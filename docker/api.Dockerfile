@@ -43,7 +43,7 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 10001:10001
 EXPOSE 8000
 # Of the API. Whoever runs the reconciler of this image judges the age of its heartbeat file.
-HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-I", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['STRUCPRUNE_API_PORT'] + '/healthz', timeout=4)"]
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["python", "-m", "api"]

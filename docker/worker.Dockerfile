@@ -62,7 +62,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     STRUCPRUNE_HEARTBEAT_FILE=/tmp/strucprune-heartbeat \
     STRUCPRUNE_DRAIN_FILE=/tmp/strucprune-drain
 USER 10001:10001
-HEALTHCHECK --interval=30s --timeout=5s --start-period=60s --retries=3 \
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["sh", "-c", "test -n \"$(find \"$STRUCPRUNE_HEARTBEAT_FILE\" -newermt '-2 minutes')\""]
 # SIGTERM gives the running job back at its next safe point. tini passes it on to the worker alone,
 # which stops its own children in order.

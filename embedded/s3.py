@@ -81,7 +81,7 @@ class S3Server(Server):
         data.mkdir(exist_ok=True)
         self._process = ManagedProcess(
             "s3",
-            [_weed(), *self._arguments(data)],
+            [weed(), *self._arguments(data)],
             log_directory=self._directory,
             cwd=self._directory,
             env={
@@ -125,7 +125,7 @@ class S3Server(Server):
         return True
 
 
-def _weed() -> str:
+def weed() -> str:
     """The server's binary: beside this interpreter, where pip put it, or on the PATH."""
     installed = Path(sysconfig.get_path("scripts")) / "weed"
     if installed.exists():

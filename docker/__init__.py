@@ -1,0 +1,1 @@
+"""Images, the compose file, and what builds and starts them."""
