@@ -71,4 +71,6 @@ class Background(Generic[T]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._task is not None:  # Whoever was waiting for it does so no more.
+            self.abandon()
         self._pool.shutdown()

@@ -12,8 +12,8 @@ class Phase(StrEnum):
     """What a job is doing.
 
     A phase may come again: the dense model is evaluated before calibration and the pruned one at
-    the end, and files are written (`uploading`) between solves. See `units` for what belongs to
-    what.
+    the end, files are written (`uploading`) between solves, and while one layer's statistics are
+    stored another one's curve is computed. See `units` for what belongs to what.
     """
 
     INSPECTING = "inspecting"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from api.jobs.doorbell import Doorbell
 from api.jobs.ledger import LedgerUnavailable
@@ -22,16 +22,24 @@ class Claiming:
         job_id: The job.
         fence: Of the attempt.
         holder: The solve's seat; `LEADER` if it leads.
+        free_bytes: The room that this worker has for temporary files; of a helper.
     """
 
     def __init__(
-        self, seats: Seats, doorbell: Doorbell, job_id: str, fence: int, holder: str = LEADER
+        self,
+        seats: Seats,
+        doorbell: Doorbell,
+        job_id: str,
+        fence: int,
+        holder: str = LEADER,
+        free_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._seats = seats
         self._doorbell = doorbell
         self._job_id = job_id
         self._fence = fence
         self._holder = holder
+        self._free_bytes = free_bytes
 
     def answer(self, ready: Sequence[str], keeping: str | None = None) -> Answer:
         """Claim the first of these units that nobody else has, besides the one that is kept.
@@ -41,7 +49,9 @@ class Claiming:
         seat tells.
         """
         try:
-            claim = self._seats.claim_unit(self._job_id, self._fence, self._holder, ready, keeping)
+            claim = self._seats.claim_unit(
+                self._job_id, self._fence, self._holder, ready, keeping, self._free_bytes()
+            )
         except LedgerUnavailable as error:
             _log.warning("no claims on units of %s: %s", self._job_id, error)
             leads = self._holder == LEADER

@@ -143,7 +143,10 @@ def _leave_to_others(record: JobRecord, services: Services, scratch: Scratch, un
     _log.warning("%s is left to other workers: %s", record.id, unfit.message)
     told = no_room(record.scratch_bytes).as_dict()
     services.ledger.decline(record.id, told, TOLD_AFTER_SECONDS)
-    services.doorbell.ring(record.id, record.priority)
+    # One bell for each job that waits, as the reconciler has it: of a job that nobody takes none is
+    # ever used up, and more of them would hide that others have none.
+    if services.doorbell.waiting(record.priority) < services.ledger.queued(record.priority):
+        services.doorbell.ring(record.id, record.priority)
     scratch.rest(unfit, Tally(services.ledger))
 
 

@@ -78,7 +78,7 @@ def help_job(
     with logs.about_job(job_id), services.tracing.span("help", record.traceparent, about):
         _log.info("helping with %s, attempt %d", job_id, place.attempt)
         try:
-            ended = _assist(place, seat, record, services, settings, drain, tally, solve)
+            ended = _assist(place, seat, record, services, settings, drain, tally, scratch, solve)
             # A worker without scratch must not keep others from helping.
             failed = has_failed(ended) and scratch.unfit() is None
         except (StrucPruneError, ValidationError):
@@ -105,12 +105,18 @@ def _assist(
     settings: Settings,
     drain: Drain,
     tally: Tally,
+    scratch: Scratch,
     argv: Sequence[str],
 ) -> Ended:
     """Run a solve that helps, to its end."""
     spec = JobSpec.model_validate(record.spec)
     claiming = Claiming(
-        services.ledger.seats, services.doorbell, place.job_id, place.fence, place.seat
+        services.ledger.seats,
+        services.doorbell,
+        place.job_id,
+        place.fence,
+        place.seat,
+        scratch.free_bytes,
     )
     with scratch_directory(settings.scratch_directory) as directory:
         request = Request(

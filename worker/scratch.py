@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,13 @@ class Scratch:
         if free_bytes < needed_bytes:
             return Unfit("full", f"it needs {needed_bytes:,} bytes, and {free_bytes:,} are free")
         return None
+
+    def free_bytes(self) -> int:
+        """Room that is left; 0 if that cannot be told."""
+        try:
+            return shutil.disk_usage(self._directory or tempfile.gettempdir()).free
+        except OSError:
+            return 0
 
     def rest(self, unfit: Unfit, tally: Tally) -> None:
         """Let others have the doorbells for a while; for as long as nothing can be written."""

@@ -85,6 +85,7 @@ class Seats(Protocol):
         holder: str,
         ready: Sequence[str],
         keeping: str | None = None,
+        free_bytes: int = 0,
     ) -> UnitClaim:
         """Claim the first unit that nobody else has, giving up what was claimed before.
 
@@ -94,6 +95,8 @@ class Seats(Protocol):
             holder: A seat, or `LEADER`.
             ready: Units that could be done now; may be empty.
             keeping: One claimed before that is not given up yet, since it is being stored.
+            free_bytes: Room of the holder's worker for temporary files: a job that free workers
+                have declined is one to yield to where there is room for it.
         """
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
@@ -137,10 +140,11 @@ class RedisSeats:
         holder: str,
         ready: Sequence[str],
         keeping: str | None = None,
+        free_bytes: int = 0,
     ) -> UnitClaim:
         """See `Seats.claim_unit`."""
         kept = keeping or ""
-        word, unit, bells = self._run("claim_unit", job_id, fence, holder, kept, *ready)
+        word, unit, bells = self._run("claim_unit", job_id, fence, holder, kept, free_bytes, *ready)
         return UnitClaim(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:

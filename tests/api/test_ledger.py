@@ -254,6 +254,16 @@ def test_what_kept_a_worker_from_going_on_is_told(ledger: RedisLedger) -> None:
     assert (job.state, job.error) == (JobState.PAUSED, None)
 
 
+@pytest.mark.parametrize("verb", ["pause", "cancel"])
+def test_a_job_that_waits_no_more_does_not_say_why_it_did(ledger: RedisLedger, verb: str) -> None:
+    ledger.create(new_job())
+    assert ledger.decline("job_a", ERROR, 0)
+    getattr(ledger, f"request_{verb}")("job_a")
+    job = ledger.get("job_a")
+    assert job is not None
+    assert job.error is None
+
+
 def test_a_job_that_is_left_tells_of_it_once_and_not_at_once(ledger: RedisLedger) -> None:
     ledger.create(new_job())
     assert not ledger.decline("job_a", ERROR, 60)

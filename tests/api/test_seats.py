@@ -230,10 +230,13 @@ def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
     ledger: RedisLedger, led: Claim
 ) -> None:
     place = seated(ledger)
-    ledger.create(new_job("job_b"))
+    ledger.create(new_job("job_b", scratch_bytes=1000))
     ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
     assert ledger.decline("job_b", ERROR, 30)
     assert unit(ledger, place) == "curve.1"
+    # But where there is room for it, it does.
+    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY, None, 1000)
+    assert answer.word == "yield"
     # Its next attempt may need less, or find more.
     again = ledger.claim("job_b", "worker", 60)
     assert isinstance(again, Claim)

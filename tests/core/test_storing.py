@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from strucprune_core import progress_meter
 from strucprune_core.background import WAIT_SECONDS
 from strucprune_core.errors import Stopped, StorageUnavailable
 from strucprune_core.pipeline import prune
@@ -253,6 +254,33 @@ def test_a_second_interrupt_waits_for_nothing(
     monkeypatch.undo()
     runner.run(lambda name, tick: None)
     assert runner.checkpoint() == expected
+
+
+def test_a_second_interrupt_while_the_upload_is_waited_for_waits_no_longer(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress_meter, "ALIVE_SECONDS", -1.0)
+    stopped = threading.Event()
+
+    def look(job: Job, unit: Unit) -> None:
+        if unit.name == "solve.1":
+            stopped.set()
+            raise Stopped("the first one")
+
+    def endless(unit: str, tick: Tick) -> None:
+        if unit == "solve.0":
+            for done in range(10**9):
+                tick(done)
+                time.sleep(0.01)
+
+    def press(progress: Progress) -> None:
+        if stopped.is_set():
+            raise KeyboardInterrupt
+
+    before_each_step(monkeypatch, look)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(endless, progress=press)
+    assert runner.nothing_is_left_of("solve.0")
 
 
 _DYING = """

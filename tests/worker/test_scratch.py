@@ -73,6 +73,19 @@ def test_a_place_that_is_gone_takes_no_job(bench: Bench, tmp_path: Path) -> None
     assert bench.doorbell.rung == [job_id]
 
 
+def test_more_doorbells_than_jobs_are_not_handed_on(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a job that nobody takes none would ever be used up; the reconciler counts them."""
+    job_id = bench.submit(MORE_THAN_ANY_DISK)
+    monkeypatch.setattr(bench.doorbell, "waiting", lambda priority: 1)
+    bench.run(job_id, "succeed")
+    assert bench.doorbell.rung == []
+    bench.submit()
+    bench.run(job_id, "succeed")
+    assert bench.doorbell.rung == [job_id]
+
+
 def test_a_place_that_comes_back_ends_the_rest(bench: Bench, tmp_path: Path) -> None:
     place = tmp_path / "later"
     bench.once(lambda: unfit_looks(bench, "unwritable") >= 2, place.mkdir)

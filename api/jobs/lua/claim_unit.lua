@@ -1,4 +1,4 @@
--- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', unit ...
+-- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', free bytes of scratch, unit ...
 -- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up what
 -- it had but the kept one. {word, unit or '', doorbells to ring for help}; the word is
 --   'go'     it may go on, perhaps without a unit
@@ -18,16 +18,18 @@ end
 local units = key('job', id, 'units')
 redis.call('HSET', units, holder, kept)
 
--- Whether a job has waited for some seconds that its tenant may have running, and that free workers
--- have not declined. Not at once: an idle worker takes it sooner than this one could. Of very many that
+-- Whether a job has waited for some seconds that its tenant may have running, and that this worker has
+-- room for if free ones have declined it. Not at once: an idle worker takes it sooner than this one could. Of very many that
 -- wait, the first hundred are asked.
 local function job_waits()
   for _, priority in ipairs({'high', 'normal', 'low'}) do
     local ids = redis.call('ZRANGEBYSCORE', key('waiting', priority), '-inf',
       seconds(at - YIELD_SECONDS), 'LIMIT', 0, 100)
     for _, other in ipairs(ids) do
-      local tenant, declined = unpack(redis.call('HMGET', key('job', other), 'tenant', 'declined'))
-      if tenant and declined ~= '1' and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
+      local tenant, declined, needed = unpack(redis.call('HMGET', key('job', other),
+        'tenant', 'declined', 'scratch_bytes'))
+      local fits = declined ~= '1' or tonumber(needed or '0') <= tonumber(ARGV[6])
+      if tenant and fits and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
         return true
       end
     end
@@ -45,7 +47,7 @@ for _, held in ipairs(redis.call('HVALS', units)) do
   end
 end
 local free = {}
-for i = 6, #ARGV do
+for i = 7, #ARGV do
   if not taken[ARGV[i]] then
     free[#free + 1] = ARGV[i]
   end

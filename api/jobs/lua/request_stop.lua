@@ -14,6 +14,10 @@ local targets = {
 }
 local to = targets[verb][job.state]
 if to ~= nil then
-  move(id, job, to, {stop_requested = verb == 'resume' and '' or verb}, 'requested')
+  local fields = {stop_requested = verb == 'resume' and '' or verb}
+  if job.declined == '1' then
+    fields.error = ''  -- why it waited, and it waits no more
+  end
+  move(id, job, to, fields, 'requested')
 end
 return 1

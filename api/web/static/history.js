@@ -7,18 +7,18 @@ import { clock, duration, percent } from "./format.js";
 const MOST_EVENTS = 300;
 const LOG_MILLISECONDS = 3000;
 
-/** Events, newest first. Progress within a phase is one line, which changes. */
+/** Events, newest first. Progress is one line, which changes, until something else happens. */
 export function eventList() {
   const list = h("ol", { class: "events", tabindex: "0", role: "list", "aria-label": "Events, newest first" });
-  let phase = null;
+  let progresses = false;
   return {
     node: list,
     add(event) {
       const text = describe(event);
       if (text === null) return;
       const line = h("li", {}, h("time", { datetime: event.at }, clock(event.at)), h("span", {}, text));
-      const same = event.type === "progress" && event.data.phase === phase;
-      phase = event.type === "progress" ? event.data.phase : null;
+      const same = progresses && event.type === "progress";
+      progresses = event.type === "progress";
       if (same) list.firstElementChild.replaceWith(line);
       else list.prepend(line);
       while (list.children.length > MOST_EVENTS) list.lastElementChild.remove();

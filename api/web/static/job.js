@@ -92,9 +92,10 @@ export async function showJob(main, signal, id) {
     for await (const event of events(id, last, signal)) {
       last = event.id;
       history.add(event);
-      if (event.type === "progress") phases.saw(event.data.phase);
+      const first = event.type === "progress" && phases.saw(event.data.phase);
       if (event.type === "progress" && job.state === "running") {
-        if (job.progress?.phase !== event.data.phase) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
+        // Phases alternate where files are stored beside computing: each is announced once.
+        if (first) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
         update({ ...job, progress: event.data });
       } else if (event.type === "layers") {
         layers.note(event.data);
@@ -135,7 +136,12 @@ function phaseList() {
   const seen = new Set();
   return {
     node: h("ol", { class: "phases", "aria-label": "Phases" }, [...items.values()]),
-    saw: (name) => seen.add(name),
+    /** Note a phase; whether it is the first time. */
+    saw(name) {
+      const first = !seen.has(name);
+      seen.add(name);
+      return first;
+    },
     update(job) {
       const now = job.progress?.phase;
       if (now) seen.add(PHASES[0]).add(now);
@@ -154,9 +160,14 @@ function errorBox(job) {
   const { code, message, phase, layer, remedy } = job.error;
   const where = [phase, layer === null || layer === undefined ? null : `layer ${layer}`].filter(Boolean).join(", ");
   return h("div", { class: "notice bad", role: "alert" },
-    h("p", {}, h("strong", {}, job.state === "failed" ? "Failed" : "Last attempt failed"), where ? ` while ${where}: ` : ": ", message),
+    h("p", {}, h("strong", {}, headlineOf(job)), where ? ` while ${where}: ` : ": ", message),
     remedy && !message.includes(remedy) ? h("p", {}, remedy) : null,
     h("p", { class: "hint mono" }, code));
+}
+
+function headlineOf(job) {
+  if (job.state === "failed") return "Failed";
+  return job.state === "queued" && job.error.code === "scratch_unavailable" ? "Waiting" : "Last attempt failed";
 }
 
 function factsOf(job) {
