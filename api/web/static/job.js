@@ -54,6 +54,7 @@ export async function showJob(main, signal, id) {
   let shown = null;
   let shownRun = null;
   let toldRun = null;
+  const announced = new Set([job.progress?.phase]);
   let drawing;
   signal.addEventListener("abort", () => clearTimeout(drawing));
   update(job);
@@ -92,16 +93,20 @@ export async function showJob(main, signal, id) {
     for await (const event of events(id, last, signal)) {
       last = event.id;
       history.add(event);
-      const first = event.type === "progress" && phases.saw(event.data.phase);
+      if (event.type === "progress") phases.saw(event.data.phase);
       if (event.type === "progress" && job.state === "running") {
         // Phases alternate where files are stored beside computing: each is announced once.
-        if (first) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
+        if (!announced.has(event.data.phase)) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
+        announced.add(event.data.phase);
         update({ ...job, progress: event.data });
       } else if (event.type === "layers") {
         layers.note(event.data);
         drawSoon();
       } else if (event.type === "state") {
-        if (toldRun !== null && event.data.run !== toldRun) layers.clear();
+        if (toldRun !== null && event.data.run !== toldRun) {
+          layers.clear();
+          announced.clear();
+        }
         toldRun = event.data.run;
         drawSoon();
         await refresh();
@@ -136,12 +141,7 @@ function phaseList() {
   const seen = new Set();
   return {
     node: h("ol", { class: "phases", "aria-label": "Phases" }, [...items.values()]),
-    /** Note a phase; whether it is the first time. */
-    saw(name) {
-      const first = !seen.has(name);
-      seen.add(name);
-      return first;
-    },
+    saw: (name) => seen.add(name),
     update(job) {
       const now = job.progress?.phase;
       if (now) seen.add(PHASES[0]).add(now);
