@@ -96,7 +96,7 @@ class Customers:
     Args:
         arena: Where to submit.
         kinds: Of what kinds.
-        at_once: How many jobs.
+        at_once: How many jobs; there are at least as many altogether, however slowly they go.
         seed: Of the choices made here.
 
     Attributes:
@@ -127,7 +127,7 @@ class Customers:
         self._crowds = True
 
     def stop_ordering(self) -> None:
-        """Submit nothing more; go on with what there is."""
+        """Submit no more than is due; go on with what there is."""
         self._wanted = False
 
     @property
@@ -171,7 +171,7 @@ class Customers:
 
     def give_up(self) -> None:
         """Wait for nothing more; the thread ends."""
-        self._wanted = False
+        self._wanted, self._at_once = False, 0
         for order in self.orders:
             order.closed = True
         self._thread.join()
@@ -181,9 +181,9 @@ class Customers:
             with StrucPruneClient(
                 self._arena.api_url, self._arena.api_key, retry_seconds=_PATIENCE_SECONDS
             ) as client:
-                while self._wanted or any(not order.closed for order in self.orders):
+                while self._orders_more() or any(not order.closed for order in self.orders):
                     most = self._at_once if self._crowds else 1
-                    if self._wanted and len(self.open_orders()) < most:
+                    if self._orders_more() and len(self.open_orders()) < most:
                         self._submit(client)
                     for order in self.open_orders():
                         self._look(client, order)
@@ -191,6 +191,9 @@ class Customers:
         except BaseException as error:
             self.failure = error
             raise
+
+    def _orders_more(self) -> bool:
+        return self._wanted or len(self.orders) < self._at_once
 
     def _submit(self, client: StrucPruneClient) -> None:
         number = len(self.orders)

@@ -32,6 +32,7 @@ def test_each_fault_once(tmp_path: Path) -> None:
     )
     assert outcome.verdict.lines() == [], "\n".join(lines)
     assert outcome.line == f"faults={len(FAULTS)} lost=0 duplicated=0 corrupted=0 stuck=0"
+    # Customers wait where something is broken: more is not sure on a slow machine.
     assert outcome.jobs >= 3
     assert outcome.shared >= 1
     assert outcome.ends["succeeded"] > 0

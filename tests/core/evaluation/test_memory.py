@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,17 @@ def meter() -> MemoryMeter:
     return MemoryMeter(torch.device("cpu"))
 
 
+def allocate() -> mmap.mmap:
+    """A block of anonymous memory, every page touched.
+
+    Asked of the system and not of malloc, which may keep what is freed.
+    """
+    block = mmap.mmap(-1, BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    for page in range(0, BLOCK_BYTES, mmap.PAGESIZE):
+        block[page] = 1
+    return block
+
+
 def sample() -> None:
     """Give the meter's thread time for several samples."""
     time.sleep(10 * SAMPLE_SECONDS)
@@ -30,9 +42,9 @@ def test_an_allocation_shows_in_the_peak_even_when_it_is_gone(meter: MemoryMeter
     with meter.running():
         meter.take_host_peak()
         before = anonymous_bytes()
-        block = np.ones(BLOCK_BYTES, dtype=np.uint8)
+        block = allocate()
         sample()
-        del block
+        block.close()
         grown = meter.take_host_peak() - before
         assert grown == pytest.approx(BLOCK_BYTES, abs=SLACK_BYTES)
         assert meter.take_host_peak() - before < SLACK_BYTES  # each call begins anew
