@@ -34,7 +34,7 @@ def create_app(settings: Settings) -> FastAPI:
             yield
         finally:
             app.state.tracing.close()
-            app.state.services.close()
+            await app.state.services.close()
 
     # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
     # closed network, and elsewhere foreign code runs on the page that API keys are typed into.

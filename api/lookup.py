@@ -7,9 +7,10 @@ from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import Depends, Path
+from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer, no_longer_valid
-from api.callers import Principal
+from api.callers import Principal, Unremembered
 from api.jobs.rebuild import restore
 from api.jobs.record import JobRecord
 from api.problems import ApiError
@@ -20,7 +21,7 @@ JobId = Annotated[str, Path(description="`id` of the job.", examples=["job_" + "
 _JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
-def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord:
+async def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord:
     """The caller's job. One that the ledger has lost is restored from the journal.
 
     Raises:
@@ -29,29 +30,36 @@ def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
     """
-    if not services.callers.confirm(principal):
+    if not await _holds(services, principal):
         raise no_longer_valid()
     if not _JOB_ID.fullmatch(job_id):
         raise _unknown()
-    record = services.ledger.get(job_id)
+    record = await services.job_reads.get(job_id)
     if record is None:
-        restore(services.journal, services.ledger, job_id)
-        record = services.ledger.get(job_id)
+        await run_in_threadpool(restore, services.journal, services.ledger, job_id)
+        record = await services.job_reads.get(job_id)
     if record is None or record.tenant != principal.tenant:
         raise _unknown()
     return record
+
+
+async def _holds(services: Services, principal: Principal) -> bool:
+    try:
+        return services.callers.confirm(principal, from_memory=True)
+    except Unremembered:
+        return await run_in_threadpool(services.callers.confirm, principal)
 
 
 def _unknown() -> ApiError:
     return ApiError(HTTPStatus.NOT_FOUND, "job_not_found", "There is no such job.")
 
 
-def _readable(services: Wired, principal: Reader, job_id: JobId) -> JobRecord:
-    return find_job(services, principal, job_id)
+async def _readable(services: Wired, principal: Reader, job_id: JobId) -> JobRecord:
+    return await find_job(services, principal, job_id)
 
 
-def _writable(services: Wired, principal: Writer, job_id: JobId) -> JobRecord:
-    return find_job(services, principal, job_id)
+async def _writable(services: Wired, principal: Writer, job_id: JobId) -> JobRecord:
+    return await find_job(services, principal, job_id)
 
 
 ReadableJob = Annotated[JobRecord, Depends(_readable)]

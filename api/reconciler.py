@@ -7,6 +7,7 @@ reconciler.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import signal
 import threading
@@ -244,7 +245,7 @@ def main() -> None:
     finally:
         stop.set()
         telling.join()
-        services.close()
+        asyncio.run(services.close())
 
 
 if __name__ == "__main__":

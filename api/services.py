@@ -9,6 +9,7 @@ from fastapi import Depends, Request
 
 from api.callers import Callers
 from api.jobs.doorbell import Doorbell
+from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
@@ -24,11 +25,13 @@ class Services:
     """The ledger, the journal, the doorbell, the stores of the users, and who may call.
 
     Attributes:
+        job_reads: The ledger's jobs once more, to be read on the event loop.
         shared: Reads that many streams of one job wait for at once.
     """
 
     settings: Settings
     ledger: RedisLedger
+    job_reads: JobReads
     journal: Journal
     doorbell: Doorbell
     stores: Stores
@@ -48,6 +51,7 @@ class Services:
         return cls(
             settings,
             connect(settings.redis_url),
+            JobReads(settings.redis_url),
             Journal(state),
             Doorbell(settings.celery_broker_url),
             stores,
@@ -60,8 +64,9 @@ class Services:
             outbox.connect(state, settings.redis_url),
         )
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Close all connections."""
+        await self.job_reads.close()
         self.outbox.close()
         self.doorbell.close()
         self.ledger.close()

@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
-from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
@@ -22,6 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
+from api.jobs.codec import LUA, NAMESPACE, decode_jobs, encode, encode_job
 from api.jobs.record import (
     Claim,
     JobEvent,
@@ -47,9 +47,8 @@ RESERVATION_SECONDS = 60.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
 RETRY_CAP_SECONDS = 0.5
-
-_LUA = Path(__file__).parent / "lua"
-_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
+# Scripts that need nothing of the others.
+_ALONE = frozenset({"read_jobs"})
 
 # Named here because the ledger's method `list` hides the built-in inside the class body.
 JobIds = list[str]
@@ -287,7 +286,7 @@ class Ledger(Protocol):
         """Say that every journalled job is known here."""
 
 
-def connect(redis_url: str, namespace: str = "strucprune") -> RedisLedger:
+def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
     """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
     client = redis.Redis.from_url(
         redis_url,
@@ -307,13 +306,15 @@ class RedisLedger:
         namespace: Prefix of every key.
     """
 
-    def __init__(self, client: redis.Redis, namespace: str = "strucprune") -> None:
+    def __init__(self, client: redis.Redis, namespace: str = NAMESPACE) -> None:
         self._client = client
         self._namespace = namespace
         prelude = _prelude()
         self._scripts = {
-            path.stem: client.register_script(prelude + path.read_text())
-            for path in sorted(_LUA.glob("*.lua"))
+            path.stem: client.register_script(
+                ("" if path.stem in _ALONE else prelude) + path.read_text()
+            )
+            for path in sorted(LUA.glob("*.lua"))
             if path.stem != "common"
         }
         self._seats = RedisSeats(self._run)
@@ -327,17 +328,11 @@ class RedisLedger:
         """See `Ledger.create`."""
         position = f"{_instant(new.created_at)}:{new.id}"
         names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
-        fields: list[str] = []
-        for name, value in new.model_dump(mode="json").items():
-            text = _encode(value) if name in _JSON_FIELDS else str("" if value is None else value)
-            fields += [name, text]
-        return bool(self._run("create", new.id, position, names, *fields))
+        return bool(self._run("create", new.id, position, names, *encode_job(new)))
 
     def get(self, job_id: str) -> JobRecord | None:
         """See `Ledger.get`."""
-        with _available():
-            fields: Any = self._client.hgetall(self._key("job", job_id))
-        return _record(fields) if fields else None
+        return decode_jobs(self._run("read_jobs", job_id))[0]
 
     def list(
         self,
@@ -358,13 +353,11 @@ class RedisLedger:
         newest = f"({min(newer)}" if newer else "+"
         # ';' follows ':', so this is past every job of that very instant.
         oldest = f"({_instant(created_after)};" if created_after is not None else "-"
-        with _available():
+        with answering():
             positions: Any = self._client.zrevrangebylex(index, newest, oldest, 0, limit + 1)
-            pipeline = self._client.pipeline(transaction=False)
-            for position in positions[:limit]:
-                pipeline.hgetall(self._key("job", position.split(":", 1)[1]))
-            found = [_record(fields) for fields in pipeline.execute() if fields]
-        jobs = [job for job in found if state is None or job.state == state]
+        ids = [position.split(":", 1)[1] for position in positions[:limit]]
+        found = decode_jobs(self._run("read_jobs", *ids))
+        jobs = [job for job in found if job and (state is None or job.state == state)]
         return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
 
     def claim(
@@ -386,7 +379,7 @@ class RedisLedger:
         progress: Mapping[str, Any] | None = None,
     ) -> Signal:
         """See `Ledger.heartbeat`."""
-        return Signal(self._run("heartbeat", job_id, fence, lease_seconds, _encode(progress)))
+        return Signal(self._run("heartbeat", job_id, fence, lease_seconds, encode(progress)))
 
     def signal(self, job_id: str, fence: int) -> Signal:
         """See `Ledger.signal`."""
@@ -394,19 +387,19 @@ class RedisLedger:
 
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
         """See `Ledger.append_logs`."""
-        return bool(self._run("append_logs", job_id, fence, *map(_encode, lines)))
+        return bool(self._run("append_logs", job_id, fence, *map(encode, lines)))
 
     def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
         """See `Ledger.append_layers`."""
-        return bool(self._run("append_layers", job_id, fence, *map(_encode, news)))
+        return bool(self._run("append_layers", job_id, fence, *map(encode, news)))
 
     def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence, _nonce(), _encode(error)))
+        return bool(self._run("release", job_id, fence, _nonce(), encode(error)))
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
         """See `Ledger.decline`."""
-        return bool(self._run("decline", job_id, _encode(error), seconds))
+        return bool(self._run("decline", job_id, encode(error), seconds))
 
     def finish(
         self,
@@ -418,7 +411,7 @@ class RedisLedger:
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
         """See `Ledger.finish`."""
-        return bool(self._run("finish", job_id, fence, state, _encode(error), _encode(summary)))
+        return bool(self._run("finish", job_id, fence, state, encode(error), encode(summary)))
 
     def retry_later(
         self,
@@ -428,7 +421,7 @@ class RedisLedger:
         plan: Mapping[str, Any] | None = None,
     ) -> JobState:
         """See `Ledger.retry_later`."""
-        state = self._run("retry_later", job_id, fence, _encode(error), _encode(plan))
+        state = self._run("retry_later", job_id, fence, encode(error), encode(plan))
         return JobState(state or JobState.QUEUED)
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
@@ -463,7 +456,7 @@ class RedisLedger:
     ) -> bool:
         """See `Ledger.settle`."""
         at = f"{finished_at:.6f}"
-        return bool(self._run("settle", job_id, state, _encode(error), _encode(summary), at, run))
+        return bool(self._run("settle", job_id, state, encode(error), encode(summary), at, run))
 
     def expired(self, limit: int) -> JobIds:
         """See `Ledger.expired`."""
@@ -496,7 +489,7 @@ class RedisLedger:
 
     def queued(self, priority: Priority) -> int:
         """See `Ledger.queued`."""
-        with _available():
+        with answering():
             count: Any = self._client.zcard(self._key("queued", priority))
         return int(count)
 
@@ -506,14 +499,14 @@ class RedisLedger:
 
     def counts(self) -> dict[str, int]:
         """See `Ledger.counts`."""
-        with _available():
+        with answering():
             found: Any = self._client.hgetall(self._key("counts"))
         return {state.value: int(found.get(state.value, 0)) for state in JobState}
 
     def queues(self) -> dict[Priority, Queue]:
         """See `Ledger.queues`."""
         found: dict[Priority, Queue] = {}
-        with _available():
+        with answering():
             seconds, micros = self._client.time()
             for priority in get_args(Priority):
                 waiting = self._key("waiting", priority)
@@ -525,7 +518,7 @@ class RedisLedger:
 
     def add_totals(self, amounts: Mapping[str, float]) -> None:
         """See `Ledger.add_totals`."""
-        with _available():
+        with answering():
             pipeline = self._client.pipeline(transaction=True)
             for key, amount in amounts.items():
                 pipeline.hincrbyfloat(self._key("totals"), key, amount)
@@ -533,13 +526,13 @@ class RedisLedger:
 
     def totals(self) -> dict[str, float]:
         """See `Ledger.totals`."""
-        with _available():
+        with answering():
             found: Any = self._client.hgetall(self._key("totals"))
         return {key: float(value) for key, value in found.items()}
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """See `Ledger.events`."""
-        with _available():
+        with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "events"), min=f"({after}", count=limit
             )
@@ -550,7 +543,7 @@ class RedisLedger:
 
     def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
         """See `Ledger.logs`."""
-        with _available():
+        with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "logs"), min=f"({after}", count=limit
             )
@@ -558,12 +551,12 @@ class RedisLedger:
 
     def is_intact(self) -> bool:
         """See `Ledger.is_intact`."""
-        with _available():
+        with answering():
             return bool(self._client.exists(self._key("intact")))
 
     def mark_intact(self) -> None:
         """See `Ledger.mark_intact`."""
-        with _available():
+        with answering():
             self._client.set(self._key("intact"), "1")
 
     def close(self) -> None:
@@ -574,7 +567,7 @@ class RedisLedger:
         return self.get(job_id) if self._run("request_stop", job_id, verb) else None
 
     def _run(self, verb: str, *args: str | int | float) -> Any:
-        with _available():
+        with answering():
             return self._scripts[verb](args=[self._namespace, *args])
 
     def _key(self, *parts: str) -> str:
@@ -599,7 +592,7 @@ def _prelude() -> str:
         f"local HELP_FAILURES = {HELP_FAILURES}\n"
         f"local YIELD_SECONDS = {YIELD_SECONDS}\n"
     )
-    return constants + (_LUA / "common.lua").read_text()
+    return constants + (LUA / "common.lua").read_text()
 
 
 def _index_of(state: JobState | None, label: tuple[str, str] | None) -> tuple[str, ...]:
@@ -618,21 +611,8 @@ def _label_index(name: str, value: str) -> str:
     return f"{quote(name, safe='')}={quote(value, safe='')}"
 
 
-def _encode(value: Mapping[str, Any] | None) -> str:
-    """JSON, or '' for None: a Redis hash knows no null."""
-    return "" if value is None else json.dumps(value, separators=(",", ":"))
-
-
-def _record(fields: Mapping[str, str]) -> JobRecord:
-    present = {name: text for name, text in fields.items() if text != ""}
-    for name in _JSON_FIELDS:
-        if name in present:
-            present[name] = json.loads(present[name])
-    return JobRecord.model_validate(present)
-
-
 @contextmanager
-def _available() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Turn the client library's failures into ours."""
     try:
         yield

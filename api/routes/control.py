@@ -5,6 +5,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated
 
+from anyio import from_thread
 from fastapi import APIRouter, Query, Response
 
 from api.admission import admit_job
@@ -73,9 +74,9 @@ def retry_job(job: WritableJob, principal: Writer, services: Wired, response: Re
     if job.state in (JobState.FAILED, JobState.CANCELLED):
         admit_job(services, job.tenant, job.id)
         if not retry(services.journal, services.ledger, job):
-            state = find_job(services, principal, job.id).state.value
+            state = from_thread.run(find_job, services, principal, job.id).state.value
             raise _conflict(f"The job is {state} after all, or is being deleted.")
-        job = find_job(services, principal, job.id)
+        job = from_thread.run(find_job, services, principal, job.id)
     elif job.run == 1 or job.state == JobState.SUCCEEDED:
         raise _conflict(
             f"The job is {job.state.value}; only a failed or cancelled one can be retried."

@@ -54,7 +54,7 @@ async def get_events(
 ) -> Response:
     """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
     # Asked for in either case: unknown jobs are a 404, not an empty stream.
-    await run_in_threadpool(find_job, services, principal, job_id)
+    await find_job(services, principal, job_id)
     start = last_event_id or after
     if _SSE in request.headers.get("Accept", ""):
         stream = _stream(services, principal, job_id, start)
@@ -109,7 +109,7 @@ async def _look(
         holds = False
     if job is None or job.tenant != principal.tenant or not holds:
         # Asked thoroughly: perhaps the ledger has lost the job, or the key was not remembered.
-        job = await run_in_threadpool(find_job, services, principal, job_id)
+        job = await find_job(services, principal, job_id)
         events = await run_in_threadpool(services.ledger.events, job_id, after, MAX_PAGE_SIZE)
     return job, events
 

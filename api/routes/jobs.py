@@ -10,7 +10,6 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
-from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer
 from api.callers import Principal
@@ -184,7 +183,7 @@ async def _wait(
 ) -> JobRecord:
     deadline = time.monotonic() + wait_seconds
     while True:
-        record = await run_in_threadpool(find_job, services, principal, job_id)
+        record = await find_job(services, principal, job_id)
         unchanged = _matches(record, if_none_match)
         worth_waiting = unchanged if if_none_match else record.state not in TERMINAL
         left = deadline - time.monotonic()

@@ -22,7 +22,8 @@ from typer.testing import CliRunner, Result
 from api import problems
 from api.app import create_app
 from api.jobs import sequel
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.job_reads import JobReads
+from api.jobs.ledger import LedgerUnavailable
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import events, jobs
@@ -475,12 +476,12 @@ def test_a_service_that_is_down(make: Make, monkeypatch: pytest.MonkeyPatch) -> 
     """Asked again for as long as allowed, then typed."""
     asked: list[str] = []
 
-    def down(ledger: object, job_id: str) -> None:
+    def down(reads: object, job_id: str) -> None:
         asked.append(job_id)
         raise LedgerUnavailable("down")
 
     monkeypatch.setattr(problems, "RETRY_AFTER_SECONDS", 0)
-    monkeypatch.setattr(RedisLedger, "get", down)
+    monkeypatch.setattr(JobReads, "get", down)
     with pytest.raises(ServiceUnavailable) as caught:
         make(retry_seconds=0.3).get("job_" + "0" * 32)
     assert caught.value.problem.code == "ledger_unavailable"

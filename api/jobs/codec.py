@@ -1,0 +1,46 @@
+"""Jobs as Redis keeps them: hashes of text, JSON for dictionaries, '' for None."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from api.jobs.record import JobRecord, NewJob
+
+# Prefix of every key.
+NAMESPACE = "strucprune"
+LUA = Path(__file__).parent / "lua"
+# Answers with the text that `decode_jobs` takes.
+READ_JOBS = (LUA / "read_jobs.lua").read_text()
+
+_JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
+
+
+def encode(value: Mapping[str, Any] | None) -> str:
+    """JSON, or '' for None: a Redis hash knows no null."""
+    return "" if value is None else json.dumps(value, separators=(",", ":"))
+
+
+def encode_job(new: NewJob) -> list[str]:
+    """Names and values of a new job's hash, in turns."""
+    fields: list[str] = []
+    for name, value in new.model_dump(mode="json").items():
+        text = encode(value) if name in _JSON_FIELDS else str("" if value is None else value)
+        fields += [name, text]
+    return fields
+
+
+def decode_jobs(text: str) -> list[JobRecord | None]:
+    """What `READ_JOBS` has read, in the order of the ids; None where there is no job."""
+    return [_record(flat) if flat else None for flat in json.loads(text)]
+
+
+def _record(flat: list[str]) -> JobRecord:
+    hashed = zip(flat[::2], flat[1::2], strict=True)
+    present: dict[str, Any] = {name: text for name, text in hashed if text != ""}
+    for name in _JSON_FIELDS:
+        if name in present:
+            present[name] = json.loads(present[name])
+    return JobRecord.model_validate(present)
