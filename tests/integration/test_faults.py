@@ -18,7 +18,7 @@ from embedded.processes import wait_until
 from embedded.stack import Stack
 from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
-from tests.support.jobs import in_phase, until, weights
+from tests.support.jobs import calibrated, until, weights
 from tests.support.processes import descendants
 
 pytestmark = pytest.mark.services
@@ -65,7 +65,7 @@ def test_a_killed_worker_is_replaced(
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id
-    until(client, job_id, in_phase("calibrating"))
+    until(client, job_id, calibrated())
     solve, worker = solve_of(stack), stack.workers[-1]
     # Only Celery's main process: its child and the solve must notice by themselves.
     os.kill(worker.pid, signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_a_drained_worker_gives_its_job_back(
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id
-    until(client, job_id, in_phase("calibrating"))
+    until(client, job_id, calibrated())
     worker = stack.workers[-1]
     began = time.monotonic()
     worker.stop(30)
@@ -107,7 +107,7 @@ def test_a_job_outlives_its_storage(
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id
-    until(client, job_id, in_phase("calibrating"))
+    until(client, job_id, calibrated())
     stack.s3.kill()
     try:
         with stack.http() as http:

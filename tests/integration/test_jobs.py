@@ -15,7 +15,7 @@ from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import JobConflict, RequestInvalid, StrucPruneClient
 from strucprune_core.client.calls import JOBS
 from tests.integration.conftest import MakeSpec
-from tests.support.jobs import in_phase, published, until, weights
+from tests.support.jobs import calibrated, published, until, weights
 
 pytestmark = pytest.mark.services
 
@@ -101,7 +101,7 @@ def test_pause_and_resume_give_the_same_checkpoint(
     undisturbed, paused = (make_spec(samples=192, length=64) for _ in range(2))
     assert client.wait(client.submit(undisturbed).id).state == "succeeded"
     job_id = client.submit(paused).id
-    until(client, job_id, in_phase("calibrating"))
+    until(client, job_id, calibrated())
     client.pause(job_id)
     until(client, job_id, lambda job: job.state == "paused")
     client.resume(job_id)
@@ -118,7 +118,7 @@ def test_a_cancelled_job_is_retried_to_the_same_checkpoint(
     assert client.wait(client.submit(undisturbed).id).state == "succeeded"
     job_id = client.submit(retried).id
     # The embedding and the first layer are done.
-    until(client, job_id, in_phase("calibrating", 2))
+    until(client, job_id, calibrated(2))
     client.cancel(job_id)
     assert client.wait(job_id).state == "cancelled"
     assert client.retry(job_id).run == 2

@@ -17,7 +17,7 @@ from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
 from tests.integration.test_faults import solve_of
-from tests.support.jobs import in_phase, output_key, until
+from tests.support.jobs import calibrated, output_key, until
 
 pytestmark = pytest.mark.services
 
@@ -53,7 +53,7 @@ def test_a_job_is_served_by_two_workers_of_which_one_is_killed(
     shared = make_spec(samples=192, length=64, max_workers=2)
     job_id = client.submit(shared).id
     # Now and later there is something for a helper.
-    until(client, job_id, in_phase("calibrating", 2))
+    until(client, job_id, calibrated(2))
     leader = solve_of(stack)
     os.kill(leader, signal.SIGSTOP)  # Its supervisor goes on: the job stays its own.
     stopped_solve.append(leader)

@@ -8,6 +8,7 @@ from typing import Any
 
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import Job, StrucPruneClient
+from strucprune_core.progress import Phase
 
 _POLL_SECONDS = 0.05
 
@@ -22,12 +23,19 @@ def until(client: StrucPruneClient, job_id: str, reached: Callable[[Job], bool])
         time.sleep(_POLL_SECONDS)
 
 
-def in_phase(phase: str, layers_done: int = 0) -> Callable[[Job], bool]:
-    """Whether a job is in this phase, with so many of its layers done."""
+def calibrated(layers: int = 0) -> Callable[[Job], bool]:
+    """Whether a job has calibrated so many layers, and has most of the rest before it.
+
+    Curves are computed between layers, so that a job may never be seen after a certain one.
+    """
 
     def reached(job: Job) -> bool:
         progress = job.progress
-        return bool(progress and progress.phase == phase and progress.layers_done >= layers_done)
+        if progress is None:
+            return False
+        if progress.phase == Phase.CALIBRATING:
+            return progress.layers_done >= layers
+        return progress.phase == Phase.ALLOCATING
 
     return reached
 
