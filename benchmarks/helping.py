@@ -1,7 +1,7 @@
 """What workers that help bring: one job, done by one worker, and by several.
 
     make model
-    .venv/bin/python -m benchmarks.helping [--workers 2] [--rounds 3]
+    .venv/bin/python -m benchmarks.helping [--workers 2] [--rounds 3] [--json FILE]
 
 Starts the whole product on this machine with WORKERS workers of one thread each, so that they do
 not share a core as long as there are as many cores, and prunes SmolLM2-135M with `max_workers` 1
@@ -97,13 +97,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.helping", description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
 
     def tell(line: str) -> None:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    tell(json.dumps(run(options.workers, options.rounds, tell)))
+    result = run(options.workers, options.rounds, tell)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
