@@ -174,14 +174,15 @@ def test_alone_takes_what_comes_first() -> None:
     assert ALONE.claim([]) is None
 
 
-def test_three_share_the_units_of_one_job(
+def test_four_share_the_units_of_one_job(
     crew: Crew, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The leader must wait for all: it holds the first evaluation until others did the calibration.
     gate = Gate(monkeypatch, "evaluate.dense")
     leader = crew.lead()
     assert gate.reached.wait(60)
-    helpers = [crew.help("one"), crew.help("two")]
+    names = ("one", "two", "three")
+    helpers = [crew.help(name) for name in names]
     wait_for(lambda: crew.times()["price.1"])
     gate.opened.set()
     report = leader.result(60)
@@ -195,7 +196,7 @@ def test_three_share_the_units_of_one_job(
         helper.result(60)  # they end when the job does
     assert crew.times() == dict.fromkeys(all_units(crew), 1)
     assert {"publish", "evaluate.dense"} <= crew.by("leader")
-    assert {"embed", "capture.0", "probe.0"} <= crew.by("one") | crew.by("two")
+    assert {"embed", "capture.0", "probe.0"} <= set().union(*map(crew.by, names))
 
 
 def test_a_zombie_finishes_late_and_does_no_harm(
