@@ -6,6 +6,7 @@ The watch decides *when* a solve ends; what its end means for the job is decided
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class StopReason(StrEnum):
 
 # There is nothing to save, or nothing to hope for: no grace period.
 _KILL_AT_ONCE = frozenset({StopReason.LOST, StopReason.STALLED})
+# Reasons that take the place of an earlier one. A job that is cancelled while it pauses has nothing
+# left to save.
+_OVERRULES = {
+    StopReason.LOST: frozenset(StopReason) - {StopReason.LOST},
+    StopReason.CANCEL: frozenset({StopReason.PAUSE, StopReason.DRAIN}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class Supervision:
         self._lines: deque[dict[str, Any]] = deque(maxlen=_LINES_KEPT)
         # Some for each layer at most, so there is no need for a limit.
         self._layers: list[dict[str, Any]] = []
-        self._kill_at: float | None = None
+        self._kill_at = math.inf
         self._stop: StopReason | None = None
         self._progress: dict[str, Any] | None = None
         self._progress_is_news = False
@@ -197,14 +204,13 @@ class Supervision:
             self._ask_to_stop(StopReason.STALLED)
 
     def _ask_to_stop(self, reason: StopReason) -> None:
-        """Stop the solve. The first reason stays, unless the job turns out to be lost."""
-        if reason is StopReason.LOST and self._stop is not StopReason.LOST:
-            self._stop, self._kill_at = reason, time.monotonic()
-        elif self._stop is None:
-            self._stop, self._kill_at = reason, time.monotonic() + self._grace_seconds(reason)
+        """Stop the solve. The first reason stays, unless a later one overrules it."""
+        kill_at = time.monotonic() + self._grace_seconds(reason)
+        if self._stop is None:
             self._solve.terminate()
-        else:
+        elif self._stop not in _OVERRULES.get(reason, ()):
             return
+        self._stop, self._kill_at = reason, min(self._kill_at, kill_at)
         _log.info("stopping solve %d: %s", self._solve.pid, reason.value)
 
     def _count(self, unit: UnitMessage) -> None:
@@ -237,5 +243,5 @@ class Supervision:
             self._layers.clear()
 
     def _kill_if_due(self) -> None:
-        if self._kill_at is not None and time.monotonic() >= self._kill_at:
+        if time.monotonic() >= self._kill_at:
             self._solve.kill()

@@ -338,6 +338,30 @@ def test_a_cancelled_solve_that_is_deaf_is_not_waited_for(bench: Bench) -> None:
     assert time.monotonic() - began < 10
 
 
+@pytest.mark.parametrize("first", ["pause", "drain"])
+def test_a_cancel_is_not_kept_waiting_by_an_earlier_stop(bench: Bench, first: str) -> None:
+    job_id = bench.submit()
+    settings = bench.settings.model_copy(
+        update={"grace_seconds": 60.0, "cancel_grace_seconds": 0.3}
+    )
+
+    def stop_and_cancel() -> None:
+        if first == "pause":
+            bench.ledger.request_pause(job_id)
+        else:
+            bench.drain.start()
+        time.sleep(0.5)
+        bench.ledger.request_cancel(job_id)
+
+    began = time.monotonic()
+    bench.once_running(job_id, stop_and_cancel)
+    assert bench.run(job_id, "deaf", settings).state is JobState.CANCELLED
+    assert time.monotonic() - began < 20
+    outcome = outcome_of(bench, job_id)
+    assert outcome is not None
+    assert outcome.state is JobState.CANCELLED
+
+
 def test_out_of_memory_is_tried_again_once_with_a_smaller_plan(bench: Bench) -> None:
     job_id = bench.submit(micro_batch_tokens=4096, max_attempts=5)
     first = bench.run(job_id, "out-of-memory")
