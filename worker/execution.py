@@ -105,8 +105,6 @@ def run_job(
                 return
         limit = settings.limits_of(record.tenant).running_jobs
         claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds, limit)
-        # Again: what an earlier attempt has left in it may be newer than the first look.
-        record = services.ledger.get(job_id) or record
     except LedgerUnavailable as error:
         _log.error("cannot claim %s: %s", job_id, error)
         return
@@ -116,6 +114,10 @@ def run_job(
         tally.flush()
         _log.info("%s is not to be had: %s", job_id, claim.value)
         return
+    # Again: the plan that an earlier attempt has left may be newer than the first look. That look
+    # will do in an outage: a job that is ours must not be left to its lease.
+    with contextlib.suppress(LedgerUnavailable):
+        record = services.ledger.get(job_id) or record
     desk = Desk(
         services.ledger,
         services.journal,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from api.jobs.journal import Outcome
+from api.jobs.ledger import LedgerUnavailable, Refusal
 from api.jobs.limits import TenantLimits
 from api.jobs.meters import (
     ATTEMPTS,
@@ -21,6 +22,7 @@ from api.jobs.meters import (
     Meter,
     key_of,
 )
+from api.jobs.record import Claim, JobRecord
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageUnavailable
@@ -265,6 +267,25 @@ def test_a_journal_that_is_down_uses_up_no_attempt(
             assert (job.state, job.attempt) == (JobState.QUEUED, 0)
         assert bench.doorbell.rung == []  # the reconciler will, after a while
     job = bench.run(job_id, "succeed")
+    assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
+
+
+def test_an_outage_just_after_the_claim_costs_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read then is but a fresher look at a job that is ours by now."""
+    claim, get = bench.ledger.claim, bench.ledger.get
+
+    def fail(job_id: str) -> JobRecord | None:
+        monkeypatch.setattr(bench.ledger, "get", get)
+        raise LedgerUnavailable("down")
+
+    def claim_and_break(*args: Any) -> Claim | Refusal:
+        monkeypatch.setattr(bench.ledger, "get", fail)
+        return claim(*args)
+
+    monkeypatch.setattr(bench.ledger, "claim", claim_and_break)
+    job = bench.run(bench.submit(), "succeed")
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
 
 
