@@ -83,9 +83,9 @@ def _agree(
 def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
     """Enter one job from the journal. False if it is not journalled, or was in the ledger.
 
-    Its fences start at the present microsecond: beside any that a lost ledger handed out, so a
-    worker that still holds an old claim cannot pass for the holder of a new one. (Seconds would be
-    too coarse: a ledger may be lost twice within one, or claims be made faster than they pass.)
+    Its fence is the present microsecond, as that of a claim is (see `claim.lua`): beside any that a
+    lost ledger handed out, so neither a worker that still holds an old claim nor a client that has
+    an old ETag can take the job for what it was.
 
     A deletion may happen meanwhile. It writes its sequel first and clears the ledger last; here the
     ledger is written first and the sequel read last. So whichever comes second sees the other.

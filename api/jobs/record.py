@@ -32,8 +32,8 @@ class NewJob(BaseModel):
         traceparent: The span that submitted it (see `tracing`).
         scratch_bytes: Room for temporary files that a worker must have for it, as estimated; 0 if
             that is not known.
-        fence: Fence that the first claim goes beyond. 0 for a new job; a job restored from the
-            journal starts above every fence handed out before (see `rebuild`).
+        fence: Fence that the first claim goes beyond: 0 for a new job, the present microsecond for
+            one that is restored from the journal (see `rebuild`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +59,7 @@ class JobRecord(BaseModel):
 
     Attributes:
         revision: Raised by every visible change; the ETag of the job.
-        fence: Number of the newest claim; writes with an older one are refused.
+        fence: Number of the newest claim, that of no other; writes with another are refused.
         run: 1, and one more with each retry. What a worker commits counts for its run only.
         attempt: Claims in this run that count against `max_attempts` (a drained one does not).
         workers: How many serve it now, with the one that holds its lease.

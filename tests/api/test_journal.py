@@ -117,9 +117,8 @@ def test_rebuild_journals_an_end_that_only_the_ledger_knows(
     if cancelled:
         ledger.request_cancel("job_a")
     else:
-        for fence in range(1, 6):  # max_attempts of the entry
-            ledger.claim("job_a", "w", 60)
-            ledger.retry_later("job_a", fence, {"code": "solve_crashed"})
+        while isinstance(claim := ledger.claim("job_a", "w", 60), Claim):
+            ledger.retry_later("job_a", claim.fence, {"code": "solve_crashed"})
     record = ledger.get("job_a")
     assert rebuild(journal, ledger, open_store) == 0
     written = journal.read_outcome("job_a")

@@ -25,7 +25,9 @@ if ARGV[6] ~= '' and tenant_jobs(job.tenant, HELD) >= tonumber(ARGV[6]) then
   return 'blocked'
 end
 local expires = seconds(at + tonumber(ARGV[4]))
-local fence = string.format('%d', tonumber(job.fence) + 1)
+-- Not the next number alone: a server that has lost its last writes would hand it out again, to another
+-- worker beside the one that has it. A microsecond comes once (and is exact in a double, until 2255).
+local fence = string.format('%.0f', math.max(tonumber(job.fence) + 1, at * 1e6))
 local attempt = string.format('%d', tonumber(job.attempt) + 1)
 local fields = {
   fence = fence, attempt = attempt, lease_owner = ARGV[3], lease_expires_at = expires,
