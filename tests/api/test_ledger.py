@@ -549,6 +549,8 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
             listed = ledger.list("acme", state=other, limit=5).jobs
             assert bool(listed) == (other == state)
         assert bool(ledger.ended_longer_than(0, 5)) == (state in TERMINAL)
+        offered = [ledger._client.zcard(ledger._key(name)) for name in ("startable", "declined")]
+        assert sorted(offered) == [0, int(state is JobState.QUEUED)]
     record = ledger.get("job_a")
     assert record is not None
     assert (record.finished_at is not None) == (state in TERMINAL)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal, connect
 from api.jobs.record import Claim, Signal
 from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
 from api.jobs.state import JobState
@@ -33,6 +33,12 @@ def seated(ledger: RedisLedger, seat: str = "one", seconds: float = 60.0) -> Pla
     place = ledger.seats.take("job_a", seat, seconds)
     assert place is not None
     return place
+
+
+def let_wait(ledger: RedisLedger, job_id: str, seconds: float = 60.0) -> None:
+    """Make a queued job as old as if it had waited so long."""
+    for index in (("waiting", "normal"), ("startable",)):
+        ledger._client.zadd(ledger._key(*index), {job_id: time.time() - seconds}, xx=True)
 
 
 def workers(ledger: RedisLedger) -> int:
@@ -218,12 +224,17 @@ def test_a_helper_yields_to_a_job_that_waits(
     place = seated(ledger)
     ledger.create(new_job("job_b"))
     assert word() == "go"  # an idle worker would be faster
-    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    let_wait(ledger, "job_b")
     assert word() == "yield"
     # One that its tenant may not have running would gain nothing.
     ledger.claim("job_b", "worker", 60, max_running=1)
     assert word() == "go"
     assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "go"
+    # Once that is over, it would.
+    assert ledger.unblock("acme") == ("job_b", "normal")
+    assert word() == "yield"
+    assert isinstance(ledger.claim("job_b", "worker", 60), Claim)
+    assert word() == "go"
 
 
 def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
@@ -231,7 +242,7 @@ def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
 ) -> None:
     place = seated(ledger)
     ledger.create(new_job("job_b", scratch_bytes=1000))
-    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    let_wait(ledger, "job_b")
     assert ledger.decline("job_b", ERROR, 30)
     assert unit(ledger, place) == "curve.1"
     # But where there is room for it, it does.
@@ -241,9 +252,47 @@ def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
     again = ledger.claim("job_b", "worker", 60)
     assert isinstance(again, Claim)
     ledger.release("job_b", again.fence)
-    ledger._client.zadd(ledger._key("waiting", "normal"), {"job_b": time.time() - 60})
+    let_wait(ledger, "job_b")
     answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY)
     assert answer.word == "yield"
+
+
+@pytest.mark.parametrize("why", ["blocked", "declined"])
+def test_jobs_that_nobody_can_take_do_not_hide_one_that_this_worker_can(
+    ledger: RedisLedger, led: Claim, why: str
+) -> None:
+    place = seated(ledger)
+    backlog = [f"job_{number}" for number in range(250)]
+    for job_id in backlog:
+        ledger.create(new_job(job_id, scratch_bytes=1000))
+        let_wait(ledger, job_id)
+        if why == "blocked":
+            assert ledger.claim(job_id, "worker", 60, max_running=1) is Refusal.BLOCKED
+        else:
+            assert ledger.decline(job_id, ERROR, 30)
+    assert unit(ledger, place) == "curve.1"
+    ledger.create(new_job("job_z", tenant="rival"))
+    let_wait(ledger, "job_z", 30)
+    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY)
+    assert answer.word == "yield"
+
+
+def test_a_job_that_is_both_blocked_and_declined_is_none_to_yield_to(
+    ledger: RedisLedger, led: Claim
+) -> None:
+    place = seated(ledger)
+
+    def word(free_bytes: int) -> str:
+        claim = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY, None, free_bytes)
+        return claim.word
+
+    ledger.create(new_job("job_b", scratch_bytes=1000))
+    let_wait(ledger, "job_b")
+    assert ledger.claim("job_b", "worker", 60, max_running=1) is Refusal.BLOCKED
+    assert ledger.decline("job_b", ERROR, 30)
+    assert word(1000) == "go"
+    assert ledger.unblock("acme") == ("job_b", "normal")
+    assert (word(999), word(1000)) == ("go", "yield")
 
 
 def test_a_flushed_redis_knows_no_seat(

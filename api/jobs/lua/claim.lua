@@ -22,11 +22,12 @@ if ARGV[6] ~= '' and tenant_jobs(job.tenant, HELD) >= tonumber(ARGV[6]) then
   local rank = {high = 0, normal = 1, low = 2}
   redis.call('ZADD', key('tenant', job.tenant, 'blocked'),
     'NX', seconds(rank[job.priority] * 1e10 + at), id)
+  withdraw(id)
   return 'blocked'
 end
 local expires = seconds(at + tonumber(ARGV[4]))
--- Not the next number alone: a server that has lost its last writes would hand it out again, to another
--- worker beside the one that has it. A microsecond comes once (and is exact in a double, until 2255).
+-- Not the next number alone: a server that has lost its last writes would hand it out again, beside
+-- the worker that has it. A microsecond comes once (and is exact in a double until 2255).
 local fence = string.format('%.0f', math.max(tonumber(job.fence) + 1, at * 1e6))
 local attempt = string.format('%d', tonumber(job.attempt) + 1)
 local fields = {

@@ -18,23 +18,11 @@ end
 local units = key('job', id, 'units')
 redis.call('HSET', units, holder, kept)
 
--- Whether a job has waited for some seconds that its tenant may have running, and that this worker has
--- room for if free ones have declined it. Not at once: an idle worker takes it sooner than this one could. Of very many that
--- wait, the first hundred are asked.
+-- Whether a job waits that this worker could start. Not at once: an idle one takes it sooner than
+-- this one could.
 local function job_waits()
-  for _, priority in ipairs({'high', 'normal', 'low'}) do
-    local ids = redis.call('ZRANGEBYSCORE', key('waiting', priority), '-inf',
-      seconds(at - YIELD_SECONDS), 'LIMIT', 0, 100)
-    for _, other in ipairs(ids) do
-      local tenant, declined, needed = unpack(redis.call('HMGET', key('job', other),
-        'tenant', 'declined', 'scratch_bytes'))
-      local fits = declined ~= '1' or tonumber(needed or '0') <= tonumber(ARGV[6])
-      if tenant and fits and not redis.call('ZSCORE', key('tenant', tenant, 'blocked'), other) then
-        return true
-      end
-    end
-  end
-  return false
+  return redis.call('ZCOUNT', key('startable'), '-inf', seconds(at - YIELD_SECONDS)) > 0
+    or redis.call('ZCOUNT', key('declined'), '-inf', ARGV[6]) > 0
 end
 
 if helps and job_waits() then

@@ -22,6 +22,10 @@
 --   NS:ended                         zset    ID -> finished_at of jobs that are over
 --   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
 --   NS:waiting:PRIORITY              zset    ID -> time at which it was queued
+--   NS:startable                     zset    the same of those that lack nothing but a worker
+--   NS:declined                      zset    ID -> bytes of scratch that it needs, of those that
+--                                            free workers have left for long; neither this nor
+--                                            `startable` has any that is `blocked`
 --   NS:counts                        hash    STATE -> number of jobs
 --   NS:totals                        hash    what is counted over all programs; see meters.py
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
@@ -120,10 +124,28 @@ end
 local function line_up(id, job, at)
   redis.call('ZADD', key('queued', job.priority), seconds(at), id)
   redis.call('ZADD', key('waiting', job.priority), seconds(at), id)
+  redis.call('ZADD', key('startable'), seconds(at), id)
   redis.call('ZREM', key('tenant', job.tenant, 'reserved'), id)
 end
 
+-- Helpers no longer make room for this queued job.
+local function withdraw(id)
+  redis.call('ZREM', key('startable'), id)
+  redis.call('ZREM', key('declined'), id)
+end
+
+-- They do again: those with scratch for it, if free workers have declined it.
+local function offer(id, job)
+  withdraw(id)
+  if job.declined == '1' then
+    redis.call('ZADD', key('declined'), job.scratch_bytes or '0', id)
+  else
+    redis.call('ZADD', key('startable'), redis.call('ZSCORE', key('waiting', job.priority), id), id)
+  end
+end
+
 local function leave_line(id, job)
+  withdraw(id)
   redis.call('ZREM', key('queued', job.priority), id)
   redis.call('ZREM', key('waiting', job.priority), id)
   redis.call('ZREM', key('tenant', job.tenant, 'blocked'), id)

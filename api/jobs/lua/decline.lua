@@ -11,6 +11,10 @@ local at = now()
 if not since or at - tonumber(since) < tonumber(ARGV[4]) then
   return 0
 end
+job.declined = '1'
+if not redis.call('ZSCORE', key('tenant', job.tenant, 'blocked'), id) then
+  offer(id, job)
+end
 set_fields(id, {
   error = failure,
   declined = '1',

@@ -9,6 +9,7 @@ while true do
   end
   local job = load_job(popped[1])
   if job ~= nil and job.state == 'queued' then
+    offer(popped[1], job)
     return {popped[1], job.priority}
   end
 end
