@@ -48,7 +48,8 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
         "task_ignore_result": True,
         "result_backend": None,
         "task_acks_late": False,
-        # With early acknowledgement, a multiplier of 1 alone still takes one more message.
+        # With early acknowledgement, a multiplier of 1 alone still takes one more message. Celery
+        # 5.7 is the first to keep to it after a reconnection.
         "worker_prefetch_multiplier": 1,
         "worker_disable_prefetch": True,
         # True loses tasks on Redis.

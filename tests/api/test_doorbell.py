@@ -13,6 +13,8 @@ import redis
 
 from api.jobs.doorbell import HELP_TASK, QUEUES, TASK, Doorbell, celery_settings
 from api.jobs.record import Priority
+from embedded.processes import ManagedProcess, wait_until
+from embedded.valkey import ValkeyServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,3 +123,62 @@ def test_a_loaded_worker_answers_by_priority(redis_url: str, flush: redis.Redis)
     order.remove("urgent")
     wanted = [f"{priority}-{n}" for priority in ("high", "normal", "low") for n in range(12)]
     assert order == wanted
+
+
+BUSY_WORKER = """
+import sys, time
+from pathlib import Path
+from celery import Celery
+from api.jobs.doorbell import QUEUES, TASK, celery_settings
+
+folder = Path(sys.argv[2])
+app = Celery("test")
+app.conf.update(celery_settings(sys.argv[1]))
+
+def answer(job_id):
+    (folder / f"{job_id}.taken").touch()
+    while not (folder / f"{job_id}.over").exists():
+        time.sleep(0.02)
+
+app.task(answer, name=TASK)
+app.worker_main(["worker", "--pool=prefork", "--concurrency=1", "--loglevel=INFO",
+    "--queues=" + ",".join(QUEUES.values()), "--without-gossip", "--without-mingle"])
+"""
+
+
+def test_a_busy_worker_takes_no_second_message_also_after_the_broker_restarts(
+    tmp_path: Path,
+) -> None:
+    """A bell that a busy worker holds is one that no idle worker hears."""
+
+    def connections() -> int:
+        return worker.log_path.read_text().count("Connected to redis://")
+
+    def taken() -> list[str]:
+        return sorted(path.stem for path in tmp_path.glob("*.taken"))
+
+    with ValkeyServer(tmp_path / "valkey") as server:
+        doorbell = Doorbell(server.url)
+        argv = [sys.executable, "-c", BUSY_WORKER, server.url, str(tmp_path)]
+        worker = ManagedProcess("worker", argv, log_directory=tmp_path, cwd=ROOT)
+        try:
+            for job_id in ("a", "b", "c"):
+                assert doorbell.ring(job_id, "normal")
+            wait_until(lambda: taken() == ["a"], "the worker is busy")
+            server.stop()
+            server.start()
+            wait_until(lambda: connections() == 2, "the worker is connected again")
+            assert doorbell.ring("d", "normal")
+            # Long enough for it to ask all its queues.
+            time.sleep(3)
+            assert doorbell.waiting("normal") == 3
+            (tmp_path / "a.over").touch()
+            wait_until(lambda: taken() == ["a", "b"], "the worker takes the next message")
+            time.sleep(2)
+            assert doorbell.waiting("normal") == 2
+            for job_id in ("b", "c", "d"):
+                (tmp_path / f"{job_id}.over").touch()
+            wait_until(lambda: len(taken()) == 4, "all are answered")
+        finally:
+            worker.kill()
+        doorbell.close()
