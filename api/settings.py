@@ -71,8 +71,10 @@ class Settings(LimitSettings):
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`. No limits by default. Workers need the same
-            value for `running_jobs` to be kept.
+            `requests_per_second`, `request_burst`; and how large and long each of its jobs may be:
+            `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
+            `deadline_seconds` (which a job that names none gets). No limits by default. Workers
+            need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
             workspaces; what they published stays. None keeps all, for ever.

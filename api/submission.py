@@ -15,6 +15,7 @@ from http import HTTPStatus
 
 from api.admission import admit_job
 from api.allow_list import uri_issues
+from api.job_limits import deadline_issues, size_issues, with_deadline
 from api.jobs.journal import JournalEntry
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.rebuild import restore
@@ -62,7 +63,9 @@ def submit(
     job_id = _job_id(tenant, idempotency_key)
     entry = JournalEntry(
         tenant=tenant,
-        spec=spec,
+        # From now on the job's own, whatever becomes of the limit. The fingerprint is of what was
+        # asked: a replay must not fail because the limit is another.
+        spec=with_deadline(spec, services.settings.limits_of(tenant)),
         fingerprint=fingerprint(spec, notifications),
         # A view shows microseconds; a filter by what it shows must mean this very job.
         created_at=round(time.time(), 6),
@@ -112,11 +115,16 @@ def examine(
     Raises:
         StorageError: a store of the job does not answer.
     """
+    limits = services.settings.limits_of(tenant)
+    late = deadline_issues(spec, limits)
     refused = [
         *uri_issues(spec, tenant, services.settings),
         *webhook_issues(notifications, tenant, services.settings),
     ]
-    return Examination([*refused]) if refused else examine_job(spec, services.stores.open)
+    if refused:
+        return Examination([*refused, *late])
+    found = examine_job(spec, services.stores.open)
+    return Examination([*found.issues, *late, *size_issues(spec, found, limits)], found.model)
 
 
 def webhook_issues(

@@ -33,6 +33,9 @@ _FORMATS: dict[str, FileFormat] = {
 Energy = Literal["kl_probe", "gradient", "forward"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
+MIN_SAMPLES = 2
+MAX_DEADLINE_SECONDS = 30 * 24 * 3600
+
 
 class _Strict(BaseModel):
     # Finite: JSON has no infinity, so a journalled one could not be read again.
@@ -255,7 +258,7 @@ class CalibrationSpec(_Strict):
         description="Documents are conversations, lists of {role, content}; each is written out "
         "by the model's own chat template.",
     )
-    samples: int = Field(default=32, ge=2, le=65536, description="Sequences to draw.")
+    samples: int = Field(default=32, ge=MIN_SAMPLES, le=65536, description="Sequences to draw.")
     sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
 
@@ -328,7 +331,7 @@ class RuntimeSpec(_Strict):
     deadline_seconds: int | None = Field(
         default=None,
         ge=1,
-        le=30 * 24 * 3600,
+        le=MAX_DEADLINE_SECONDS,
         description="The job fails unless it has ended so long after its first start. The time "
         "counts on while it is paused or waits for another attempt, but not before the start; a "
         "retry begins anew.",

@@ -1,4 +1,4 @@
-"""What each tenant may have and do at once: settings that the API and the worker share."""
+"""What each tenant may have and do: settings that the API and the worker share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic_settings import BaseSettings
 
 from strucprune_core.access.keys import Tenant
+from strucprune_core.spec import MAX_DEADLINE_SECONDS
 
 
 class TenantLimits(BaseModel):
@@ -17,6 +18,9 @@ class TenantLimits(BaseModel):
             help with one of them do not count: they leave once another tenant's job waits.
         requests_per_second: Requests to the API, over all of its processes.
         request_burst: Requests that may come at once after a quiet while.
+        model_bytes: Size of a job's model: its safetensors files together.
+        scratch_bytes: Room for temporary files of a job, as estimated.
+        deadline_seconds: Deadline of a job; one that names none gets this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -25,6 +29,9 @@ class TenantLimits(BaseModel):
     running_jobs: int | None = Field(default=None, ge=0)
     requests_per_second: float | None = Field(default=None, gt=0)
     request_burst: int = Field(default=50, ge=1)
+    model_bytes: int | None = Field(default=None, ge=1)
+    scratch_bytes: int | None = Field(default=None, ge=1)
+    deadline_seconds: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_SECONDS)
 
 
 class LimitSettings(BaseSettings):

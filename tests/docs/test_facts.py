@@ -51,6 +51,7 @@ def test_the_settings_that_are_shown_are_valid(monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setenv(name, value)
     known = settings()
     assert known.limits.open_jobs == 20
+    assert known.limits_of("search").deadline_seconds == 24 * 3600
     assert known.allowed_prefixes["search"] == ("s3://models/", "s3://search-team/")
 
 

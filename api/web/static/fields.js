@@ -41,7 +41,7 @@ export function sections(capabilities) {
       { pointer: "/runtime/device_memory_bytes", label: "Device memory, GB", kind: "number", scale: GB, placeholder: "all", hint: "The job is cut into pieces that fit." },
       { pointer: "/runtime/max_workers", label: "Workers at most", kind: "number", placeholder: "1", hint: "Idle workers help with layers that do not depend on each other; the result is the same." },
       { pointer: "/runtime/priority", label: "Priority", kind: "choice", options: ["low", "normal", "high"] },
-      { pointer: "/runtime/deadline_seconds", label: "Deadline, hours", kind: "number", scale: 3600, placeholder: "none" },
+      { pointer: "/runtime/deadline_seconds", label: "Deadline, hours", kind: "number", scale: 3600, placeholder: "the longest allowed" },
       { pointer: "/labels", label: "Labels", kind: "labels", placeholder: "team=nlp, run=42" },
     ] },
   ];

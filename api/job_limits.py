@@ -1,0 +1,100 @@
+"""How large and how long a tenant's jobs may be: answered with 422, at the field.
+
+What a tenant may have and do at once is `admission`'s part.
+"""
+
+from __future__ import annotations
+
+from api.jobs.limits import TenantLimits
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.estimate import estimate_job
+from strucprune_core.inspection import Examination, ModelFacts
+from strucprune_core.spec import MIN_SAMPLES, JobSpec
+
+
+class OverLimit(InvalidSpec):
+    """The job is larger or longer than its tenant's may be."""
+
+    code = "over_limit"
+
+
+def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
+    """The job with the longest deadline that it may have, if it names none."""
+    if spec.runtime.deadline_seconds is not None or limits.deadline_seconds is None:
+        return spec
+    longest = {"deadline_seconds": limits.deadline_seconds}
+    return spec.model_copy(update={"runtime": spec.runtime.model_copy(update=longest)})
+
+
+def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
+    """What is wrong with the job's deadline."""
+    asked, most = spec.runtime.deadline_seconds, limits.deadline_seconds
+    if asked is None or most is None or asked <= most:
+        return []
+    return [
+        OverLimit(
+            f"a deadline of {asked:,} s is more than your organisation's jobs may have",
+            field="runtime.deadline_seconds",
+            remedy=f"Ask for at most {most} seconds, or for none: then it is that.",
+        )
+    ]
+
+
+def size_issues(spec: JobSpec, found: Examination, limits: TenantLimits) -> list[OverLimit]:
+    """What is too large, of a job that was examined."""
+    if found.model is None:
+        return []
+    issues = _model_issues(found.model, limits.model_bytes)
+    if not found.issues:  # An estimate takes the rest for granted.
+        issues += _scratch_issues(spec, found.model, limits.scratch_bytes)
+    return issues
+
+
+def _model_issues(model: ModelFacts, most: int | None) -> list[OverLimit]:
+    size = model.index.total_bytes
+    if most is None or size <= most:
+        return []
+    return [
+        OverLimit(
+            f"the model has {size:,} bytes of weights, and your organisation's may have {most:,}",
+            field="model.uri",
+            remedy="Name a smaller model, or ask whoever runs the service for a higher limit.",
+        )
+    ]
+
+
+def _scratch_issues(spec: JobSpec, model: ModelFacts, most: int | None) -> list[OverLimit]:
+    if most is None:
+        return []
+    needed = _scratch_bytes(spec, model, spec.calibration.samples)
+    if needed <= most:
+        return []
+    told = f"the job needs {needed:,} bytes of scratch, and your organisation's may take {most:,}"
+    samples = _samples_that_fit(spec, model, needed, most)
+    if samples is None:
+        return [
+            OverLimit(
+                told,
+                field="model.uri",
+                remedy="Name a smaller model, do without exports and distillation, or ask whoever "
+                "runs the service for a higher limit.",
+            )
+        ]
+    return [
+        OverLimit(told, field="calibration.samples", remedy=f"Draw at most {samples:,} samples.")
+    ]
+
+
+def _samples_that_fit(spec: JobSpec, model: ModelFacts, needed: int, most: int) -> int | None:
+    """How many samples the limit allows; None if none do."""
+    least = _scratch_bytes(spec, model, MIN_SAMPLES)
+    if least > most:
+        return None
+    # So many bytes for each sample, and some that have nothing to do with them.
+    each = (needed - least) // (spec.calibration.samples - MIN_SAMPLES)
+    return MIN_SAMPLES + (most - least) // each
+
+
+def _scratch_bytes(spec: JobSpec, model: ModelFacts, samples: int) -> int:
+    calibration = spec.calibration.model_copy(update={"samples": samples})
+    return estimate_job(spec.model_copy(update={"calibration": calibration}), model).workspace_bytes
