@@ -69,13 +69,8 @@ compose: setup ## Start docker/compose.yaml on a Docker engine of its own, and s
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write
 
-# An environment of its own: its packages are of no use elsewhere.
-CONTRACT := .cache/contract
-SCHEMATHESIS := 4.32.5
-
 contract: setup ## The running API against its OpenAPI document (schemathesis, all checks; a minute).
-	test -x $(CONTRACT)/bin/schemathesis || ($(PYTHON) -m venv $(CONTRACT) && $(CONTRACT)/bin/python -m pip install --quiet -c constraints.txt schemathesis==$(SCHEMATHESIS))
-	$(BIN)/python -m tests.contract $(abspath $(CONTRACT))/bin/schemathesis --max-examples 40 --request-timeout 10
+	$(BIN)/python -m tests.contract --max-examples 40 --request-timeout 10
 
 fuzz: setup ## 120,000 hostile headers, indexes and configs; FUZZ_SEED chooses others.
 	$(BIN)/python -m tests.fuzz --inputs 120000 --seed $(or $(FUZZ_SEED),0)

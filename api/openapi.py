@@ -19,14 +19,20 @@ _HEADERS = {
     "Preference-Applied": "The wait that was applied.",
     "Retry-After": "Seconds after which to look or to try again.",
 }
+# The others come with every answer of the kind.
+_AT_TIMES = {"Idempotency-Replayed", "Preference-Applied"}
 
 
 def headers(*names: str) -> dict[str, Any]:
     """The headers of a response, for `responses=` of a route."""
+    return {"headers": {name: _header(name) for name in names}}
+
+
+def _header(name: str) -> dict[str, Any]:
     return {
-        "headers": {
-            name: {"description": _HEADERS[name], "schema": {"type": "string"}} for name in names
-        }
+        "description": _HEADERS[name],
+        "required": name not in _AT_TIMES,
+        "schema": {"type": "string"},
     }
 
 
