@@ -1,6 +1,6 @@
 """Log a finished job into MLflow: what was asked, what came of it, and the report as artifacts.
 
-    pip install mlflow
+    pip install mlflow-skinny     # or all of mlflow
     STRUCPRUNE_URL=... STRUCPRUNE_API_KEY=... MLFLOW_TRACKING_URI=... python mlflow_run.py JOB
 
 Prints the id of the MLflow run.
