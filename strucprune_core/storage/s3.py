@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,9 @@ _BUSY = {
     "TooManyRequests",
 }
 _REMEDY = "Check that the S3 endpoint is right and answers."
+# What every S3 service tells of an object.
+_OF_AN_OBJECT = frozenset({"content-length", "etag", "last-modified", "date"})
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPClientError)
 
 
@@ -308,8 +313,14 @@ def _check_range(
     """Believe no server: one that ignores Range would hand out the wrong bytes."""
     if start == 0 and length is None:
         return
-    if not str(answer.get("ContentRange", "")).startswith(f"bytes {start}-"):
+    if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.PARTIAL_CONTENT:
         raise StorageError(f"{name}: the store ignored the byte range asked for")
+    found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+    first, last = map(int, found.groups()) if found else (-1, -1)
+    if found is None or last - first + 1 != size:
+        raise _no_answer(name)  # broken off; see `_size`
+    if first != start:
+        raise StorageError(f"{name}: the store answered another byte range than was asked for")
     if length is not None and size != length:
         raise StorageError(
             f"{name} holds {size} bytes from offset {start}, but {length} were asked for"
@@ -317,8 +328,13 @@ def _check_range(
 
 
 def _size(answer: Any, name: str) -> int:
-    """How many bytes an answer is about, if it is a whole one."""
-    if "ContentLength" not in answer:
+    """How many bytes an answer is about, if it is a whole one.
+
+    Of an answer that broke off in its head the client library takes what has come for all of it,
+    half a number too. The last of several headers cannot be told from half a one, but those before
+    it are whole.
+    """
+    if not answer["ResponseMetadata"]["HTTPHeaders"].keys() >= _OF_AN_OBJECT:
         raise _no_answer(name)
     return int(answer["ContentLength"])
 
@@ -366,7 +382,7 @@ def _translated(name: str) -> Iterator[None]:
         raise StorageError(f"{name}: {error}") from error
     except BotoCoreError as error:
         raise StorageUnavailable(f"{name}: {error}", remedy=_REMEDY) from error
-    except ResponseParserError as error:
+    except (ResponseParserError, ValueError) as error:  # the latter of half a number or a date
         raise _no_answer(name) from error
     except OSError as error:  # the local file of an upload or download
         raise StorageUnavailable(f"{name}: {error}") from error

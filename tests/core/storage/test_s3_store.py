@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import uuid4
@@ -127,6 +128,42 @@ def test_a_write_that_breaks_off_writes_nothing(
             proxy.keep_bodies(2)
             write(name, b"whole")
             assert store.read(name) == b"whole"
+
+
+# Of half a time zone.
+@pytest.mark.filterwarnings("ignore::dateutil.parser.UnknownTimezoneWarning")
+def test_an_answer_that_breaks_off_anywhere_is_no_answer(
+    s3_server: S3Server,
+    settings: S3Settings,
+    bucket: str,
+    store: S3Store,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where a head ends, the client library takes it for whole, even in the middle of a number."""
+    data = bytes(range(250)) * 20
+    store.put("object", data)
+    monkeypatch.setattr(s3, "REQUEST_ATTEMPTS", 1)
+    monkeypatch.setattr(s3, "BODY_ATTEMPTS", 1)
+    with FlakyProxy(s3_server.port) as proxy:
+        behind = replace(settings, endpoint_url=f"http://127.0.0.1:{proxy.port}")
+        broken = open_s3(bucket, store.prefix, behind)
+        asked: dict[str, tuple[Callable[[], object], object]] = {
+            "size": (lambda: broken.stat("object"), ObjectInfo("object", len(data))),
+            "part": (lambda: bytes(broken.read("object", 123, 2000)), data[123:2123]),
+            "rest": (lambda: bytes(broken.read("object", 123)), data[123:]),
+            "whole": (lambda: bytes(broken.read("object")), data),
+        }
+        for name, (ask, right) in asked.items():
+            outages = 0
+            for place in range(1, 600):
+                proxy.cut(place)
+                try:
+                    answer = ask()
+                except StorageUnavailable:
+                    outages += 1
+                    continue
+                assert answer == right, f"{name}, broken off after {place} bytes"
+            assert outages > 100, name
 
 
 def test_put_if_absent_has_exactly_one_winner(store: S3Store) -> None:
@@ -412,7 +449,7 @@ def test_an_upload_whose_permission_breaks_off_is_unavailable(
 
 
 def test_a_server_that_ignores_ranges_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    headers = {"Content-Length": "4"}
+    headers = {"Content-Length": "4", "ETag": '"a"', "Last-Modified": formatdate(usegmt=True)}
     with (
         misbehaving(200, headers, b"0123", monkeypatch) as store,
         pytest.raises(StorageError, match="ignored the byte range"),
