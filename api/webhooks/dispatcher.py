@@ -108,6 +108,9 @@ class Dispatcher:
                 self._outbox.leave(job_id)
         except StrucPruneError as error:
             _log.error("webhooks of %s: %s", job_id, error)
+        except Exception:
+            # It has been put off already; the other jobs are told meanwhile.
+            _log.exception("webhooks of %s", job_id)
 
     def _tell(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
@@ -227,10 +230,15 @@ def _message_id(job_id: str, event_id: str) -> str:
 
 
 def run(dispatcher: Dispatcher, stop: threading.Event, every_seconds: float) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out."""
+    """Pass after pass until `stop` is set. An outage is logged and waited out.
+
+    So is whatever else goes wrong: the reconciler would go on without this thread, unnoticed.
+    """
     while not stop.is_set():
         try:
             dispatcher.step()
         except StrucPruneError as error:
             _log.error("webhooks wait: %s", error)
+        except Exception:
+            _log.exception("webhooks wait")
         stop.wait(every_seconds)

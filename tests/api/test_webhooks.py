@@ -27,7 +27,7 @@ from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from api.webhooks.delivery import Courier, NotDelivered
-from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.dispatcher import Dispatcher, run
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
@@ -548,6 +548,62 @@ def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher)
     services.outbox.schedule("job_a", time.time())
     dispatcher.step()
     assert list(services.outbox.subscribed()) == []
+
+
+def test_one_job_that_nothing_can_be_made_of_keeps_no_other_from_being_told(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    flush: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither in the same pass nor in those that follow."""
+    poisonous = submit(client, wishing(body, receiver))
+    flush.hset(f"strucprune:webhook:{poisonous['id']}", "failures", "many")
+    others = [submit(client, wishing(body, receiver)) for _ in range(2)]
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(dispatcher, stop, 0.02))
+    thread.start()
+    try:
+        for number, job in enumerate(others, 1):
+            client.post(job["links"]["cancel"])
+            deadline = time.monotonic() + 20
+            while len(receiver.requests) < number and time.monotonic() < deadline:
+                time.sleep(0.02)
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
+    assert [message["data"]["job_id"] for message in receiver.messages] == [
+        job["id"] for job in others
+    ]
+    (told,) = [record for record in caplog.records if poisonous["id"] in record.getMessage()]
+    assert told.exc_info is not None
+
+
+def test_a_pass_that_fails_is_not_the_last(
+    dispatcher: Dispatcher,
+    services: Services,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the reason: nobody would see that the thread is gone."""
+    stop = threading.Event()
+    passes = 0
+
+    def due(*_: object) -> list[str]:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            stop.set()
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(services.outbox, "due", due)
+    run(dispatcher, stop, 0.001)
+    assert passes == 3
+    assert all(record.exc_info for record in caplog.records)
 
 
 def test_refused_at_submission(
