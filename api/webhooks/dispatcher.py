@@ -123,13 +123,15 @@ class Dispatcher:
         events = self._ledger.events(job_id, standing.cursor, _EVENTS)
         if record is not None and not events and record.state not in TERMINAL:
             return
-        subscription = self._outbox.subscription(job_id)
-        if subscription is None:
-            self._outbox.drop(job_id)
-        elif record is None:
+        if record is None:
             # A ledger that has lost its data says nothing: it is about to be rebuilt.
-            if complete and _is_orphan(subscription):
-                self._outbox.drop(job_id)
+            if complete:
+                self._outbox.drop(job_id, _is_orphan)
+            return
+        subscription = self._outbox.subscription(record)
+        if subscription is None:
+            # Those who asked for it too, and were refused, have no say.
+            self._outbox.drop(job_id)
         elif self._tell_events(record, subscription, standing, events):
             self._outbox.rest(job_id, subscription, record.run, again_at)
 

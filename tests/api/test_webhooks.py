@@ -21,6 +21,7 @@ import redis
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from api import submission
 from api.jobs.rebuild import restore
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -45,6 +46,7 @@ class Receiver:
     port: int = 0
     answers: list[int] = field(default_factory=list)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     behave: Callable[[BaseHTTPRequestHandler], None] | None = None
 
     @property
@@ -63,6 +65,7 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.paths.append(self.path)
             found.requests.append((dict(self.headers), body))
             if found.behave is not None:
                 found.behave(self)
@@ -540,7 +543,9 @@ def test_who_is_gone_is_left_alone(
 
 
 def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher) -> None:
-    old = Subscription(tenant="acme", webhook_url="x", events=(), created_at=time.time() - 7200)
+    old = Subscription(
+        tenant="acme", webhook_url="x", events=(), fingerprint="f", created_at=time.time() - 7200
+    )
     services.outbox.subscribe("job_a", old)
     dispatcher.step()  # a ledger that is not complete does not tell
     assert list(services.outbox.subscribed()) == ["job_a"]
@@ -622,6 +627,72 @@ def test_refused_at_submission(
         answer = client.post(JOBS, json={**body, "notifications": wrong})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
     assert list(services.outbox.subscribed()) == []
+
+
+def test_a_refused_request_does_not_redirect_the_accepted_one(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two requests with one key: the first is accepted while the second one is looked at."""
+    ours = wishing(body, receiver, "job.cancelled")
+    theirs = {**body, "notifications": {"webhook_url": f"http://127.0.0.1:{receiver.port}/theirs"}}
+    once = {"Idempotency-Key": "k"}
+    accepted: list[dict[str, Any]] = []
+    examined = submission.examine
+
+    def examine(*arguments: Any) -> Any:
+        if not accepted:
+            monkeypatch.setattr(submission, "examine", examined)
+            accepted.append(submit(client, ours, **once))
+        return examined(*arguments)
+
+    monkeypatch.setattr(submission, "examine", examine)
+    answer = client.post(JOBS, json=theirs, headers=once)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+    client.post(accepted[0]["links"]["cancel"])
+    dispatcher.step()
+    assert receiver.paths == ["/hook?x=1"]
+    assert [message["type"] for message in receiver.messages] == ["job.cancelled"]
+
+    services.ledger.mark_intact()
+    client.delete(accepted[0]["links"]["self"])
+    dispatcher.step()
+    assert list(services.outbox.subscribed()) == [accepted[0]["id"]]  # it may be under way still
+    monkeypatch.setattr("api.webhooks.dispatcher._ORPHAN_SECONDS", 0.0)
+    services.outbox.schedule(accepted[0]["id"], time.time())
+    dispatcher.step()
+    assert list(services.outbox.subscribed()) == []
+    assert waiting(services) == []
+
+
+@pytest.mark.parametrize("step", ["outbox.subscribe", "outbox.schedule", "ledger.create"])
+def test_a_death_while_a_job_is_submitted_loses_no_message(
+    client: TestClient,
+    services: Services,
+    receiver: Receiver,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    part, _, verb = step.partition(".")
+    once = {"Idempotency-Key": "k"}
+
+    def die(*_: object, **more: object) -> None:
+        raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(services, part), verb, die)
+        assert client.post(JOBS, json=wishing(body, receiver), headers=once).status_code == 500
+    job = submit(client, wishing(body, receiver), **once)
+    client.post(job["links"]["cancel"])
+    dispatcher = _dispatcher(services)
+    dispatcher.step()
+    dispatcher.step()
+    assert [message["type"] for message in receiver.messages] == ["job.cancelled"]
 
 
 def test_another_receiver_is_another_body(
