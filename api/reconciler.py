@@ -75,6 +75,9 @@ class Reconciler:
         self._tally = Tally(ledger)
         self._rebuild_at = 0.0
         self._beat = beat
+        # Whether the broker has answered all through this pass. Waiting for one that is silent
+        # takes seconds: once is enough, a later pass rings for what is left out.
+        self._broker_answers = True
 
     def step(self) -> None:
         """Heal what can be healed now.
@@ -83,6 +86,7 @@ class Reconciler:
             LedgerUnavailable: the ledger does not answer.
             StorageUnavailable: the journal does not answer.
         """
+        self._broker_answers = True
         self._rebuild_if_due()
         self._settle_committed()
         self._take_back_expired()
@@ -104,7 +108,7 @@ class Reconciler:
     def _settle_committed(self) -> None:
         """Complete jobs whose worker died between the journal and the ledger."""
         for job_id in self._ledger.expired(BATCH):
-            with _alone(job_id):
+            with self._alone(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None:
                     settle_from_journal(self._journal, self._ledger, job_id, record.run)
@@ -112,7 +116,7 @@ class Reconciler:
     def _take_back_expired(self) -> None:
         """Requeue or end jobs whose worker is gone."""
         for job_id in self._ledger.requeue_expired(BATCH):
-            with _alone(job_id):
+            with self._alone(job_id):
                 self._take_back(job_id)
 
     def _take_back(self, job_id: str) -> None:
@@ -125,13 +129,14 @@ class Reconciler:
             # A worker that was faster has the last word.
             commit_end(self._journal, self._ledger, record)
         elif record.state == JobState.QUEUED:
-            self._doorbell.ring(job_id, record.priority)
-        ring_unblocked(self._ledger, self._doorbell, record.tenant)
+            self._ring(job_id, record.priority)
+        if self._broker_answers:
+            self._broker_answers = ring_unblocked(self._ledger, self._doorbell, record.tenant)
 
     def _end_overdue(self) -> None:
         """Journal the failure of jobs whose deadline passed while no worker held them."""
         for job_id in self._ledger.overdue(BATCH):
-            with _alone(job_id):
+            with self._alone(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None:
                     _log.warning("%s is over its deadline", job_id)
@@ -142,7 +147,7 @@ class Reconciler:
         if self._retention_seconds is None:
             return
         for job_id in self._ledger.ended_longer_than(self._retention_seconds, BATCH):
-            with _alone(job_id):
+            with self._alone(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and delete(
                     self._journal, self._ledger, self._open_store, record
@@ -158,36 +163,47 @@ class Reconciler:
         behind a backlog. A doorbell of a job that is over counts too, until a worker answers it.
         """
         for priority in QUEUES:
-            missing = self._ledger.queued(priority) - self._doorbell.waiting(priority)
+            waiting = self._doorbell.waiting(priority) if self._broker_answers else None
+            if waiting is None:
+                self._broker_answers = False
+                return
+            missing = self._ledger.queued(priority) - waiting
             if missing > 0:
-                self._ring(priority, min(missing, BATCH))
+                self._ring_for(priority, min(missing, BATCH))
 
-    def _ring(self, priority: Priority, count: int) -> None:
+    def _ring_for(self, priority: Priority, count: int) -> None:
         seconds = self._requeue_after_seconds
         for job_id in self._ledger.queued_longer_than(priority, seconds, count):
-            with _alone(job_id):
+            with self._alone(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and not settle_from_journal(
                     self._journal, self._ledger, job_id, record.run
                 ):
-                    self._doorbell.ring(job_id, priority)
+                    self._ring(job_id, priority)
 
     def _ring_for_help(self) -> None:
         """Ring again for jobs that want help, unless workers are too busy to hear it."""
-        if self._doorbell.waiting_for_help() == 0:
+        if self._broker_answers and self._doorbell.waiting_for_help() == 0:
             for job_id, times in self._ledger.seats.wanted(self._requeue_after_seconds, BATCH):
-                self._doorbell.ring_for_help(job_id, times)
+                self._beat()
+                if not self._doorbell.ring_for_help(job_id, times):
+                    return
 
+    def _ring(self, job_id: str, priority: Priority) -> None:
+        """Ring, if the broker answers."""
+        if self._broker_answers:
+            self._broker_answers = self._doorbell.ring(job_id, priority)
 
-@contextmanager
-def _alone(job_id: str) -> Iterator[None]:
-    """What is wrong with one job in the journal must not keep all others from being healed."""
-    try:
-        yield
-    except StorageUnavailable:
-        raise
-    except StorageError as error:
-        _log.error("cannot heal %s: %s", job_id, error)
+    @contextmanager
+    def _alone(self, job_id: str) -> Iterator[None]:
+        """What is wrong with one job in the journal must not keep all others from being healed."""
+        self._beat()
+        try:
+            yield
+        except StorageUnavailable:
+            raise
+        except StorageError as error:
+            _log.error("cannot heal %s: %s", job_id, error)
 
 
 def run(

@@ -85,8 +85,6 @@ def submit(
         # Before the job is: an accepted job's messages must not be lost by dying here.
         _subscribe(services, job_id, entry, notifications)
         if services.journal.write_spec(job_id, entry):
-            # Once more, now that this request has won: another's may have come between.
-            _subscribe(services, job_id, entry, notifications)
             new = entry.as_new_job(job_id)
             services.ledger.create(new.model_copy(update={"traceparent": TRACEPARENT.get()}))
             return Submission(_announced(services, job_id), replayed=False)
@@ -102,6 +100,7 @@ def _subscribe(
             tenant=entry.tenant,
             webhook_url=notifications.webhook_url,
             events=notifications.events,
+            fingerprint=entry.fingerprint,
             created_at=entry.created_at,
         )
         services.outbox.subscribe(job_id, subscription)

@@ -147,7 +147,8 @@ def _leave_to_others(record: JobRecord, services: Services, scratch: Scratch, un
     services.ledger.decline(record.id, told, TOLD_AFTER_SECONDS)
     # One bell for each job that waits, as the reconciler has it: of a job that nobody takes none is
     # ever used up, and more of them would hide that others have none.
-    if services.doorbell.waiting(record.priority) < services.ledger.queued(record.priority):
+    bells = services.doorbell.waiting(record.priority)
+    if bells is not None and bells < services.ledger.queued(record.priority):
         services.doorbell.ring(record.id, record.priority)
     scratch.rest(unfit, Tally(services.ledger))
 

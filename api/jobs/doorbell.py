@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError
+from kombu.exceptions import ChannelError, KombuError
 
 from api.jobs.ledger import Ledger
 from api.jobs.record import Priority
@@ -24,9 +24,12 @@ QUEUES: dict[Priority, str] = {
 HELP_TASK = "worker.tasks.help_job"
 HELP_QUEUE = "strucprune.help"
 ALL_QUEUES = (*QUEUES.values(), HELP_QUEUE)
-# A submission waits for the broker at most about a second; the reconciler rings again anyway.
-_RETRY_POLICY = {"max_retries": 2, "interval_start": 0.1, "interval_step": 0.2, "interval_max": 0.5}
-_SOCKET_TIMEOUT_SECONDS = 5.0
+# A submission waits a tenth of a second for a broker that refuses, some three seconds for one that
+# falls silent: for the message, another connection, and the message again. One retry, because a
+# restart breaks connections; what is lost beyond that, the reconciler rings for.
+_RETRY_POLICY = {"max_retries": 1, "interval_start": 0.1, "interval_step": 0.0, "interval_max": 0.1}
+_SOCKET_TIMEOUT_SECONDS = 1.0
+_NO_QUEUE = "404"
 
 
 def celery_settings(broker_url: str) -> dict[str, Any]:
@@ -73,11 +76,9 @@ class Doorbell:
         """Tell the workers about a job. False, with a warning logged, if the broker is down."""
         return self._send(TASK, job_id, QUEUES[priority])
 
-    def ring_for_help(self, job_id: str, times: int) -> None:
+    def ring_for_help(self, job_id: str, times: int) -> bool:
         """Ask so many workers to help with a job, as `ring`."""
-        for _ in range(times):
-            if not self._send(HELP_TASK, job_id, HELP_QUEUE):
-                return
+        return all(self._send(HELP_TASK, job_id, HELP_QUEUE) for _ in range(times))
 
     def _send(self, task: str, job_id: str, queue: str) -> bool:
         try:
@@ -90,33 +91,38 @@ class Doorbell:
             return False
         return True
 
-    def waiting(self, priority: Priority) -> int:
-        """Messages that no worker has taken yet; 0 if the broker does not say."""
+    def waiting(self, priority: Priority) -> int | None:
+        """Messages that no worker has taken yet; None if the broker does not say."""
         return self._waiting(QUEUES[priority])
 
-    def waiting_for_help(self) -> int:
+    def waiting_for_help(self) -> int | None:
         """The same of those that ask for help."""
         return self._waiting(HELP_QUEUE)
 
-    def _waiting(self, queue: str) -> int:
+    def _waiting(self, queue: str) -> int | None:
         connection = self._app.connection_for_read()
         try:
             with connection, connection.channel() as channel:
                 return int(channel.queue_declare(queue, passive=True).message_count)
-        except (*connection.connection_errors, *connection.channel_errors, KombuError):
-            return 0
+        except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
+            if isinstance(error, ChannelError) and str(error.reply_code) == _NO_QUEUE:
+                return 0  # Redis has no empty lists
+            _log.warning("the broker does not say what waits in %s: %s", queue, error)
+            return None
 
     def close(self) -> None:
         """Close the connections to the broker."""
         self._app.close()
 
 
-def ring_unblocked(ledger: Ledger, doorbell: Doorbell, tenant: str) -> None:
+def ring_unblocked(ledger: Ledger, doorbell: Doorbell, tenant: str) -> bool:
     """After one of a tenant's jobs has left its worker: ring for one that had to wait for that.
 
+    Returns:
+        False if there is one, and the broker is down. The reconciler rings after a while.
+
     Raises:
-        LedgerUnavailable: the ledger does not answer. The reconciler rings after a while.
+        LedgerUnavailable: the ledger does not answer; the same.
     """
     found = ledger.unblock(tenant)
-    if found is not None:
-        doorbell.ring(*found)
+    return found is None or doorbell.ring(*found)

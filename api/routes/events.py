@@ -71,7 +71,7 @@ async def get_events(
 async def _stream(
     services: Services, principal: Principal, job_id: str, after: str
 ) -> AsyncIterator[str]:
-    """Events as they happen; ends after the terminal one, or when the ledger goes away.
+    """Events as they happen; ends when the job is over and all is told, or the ledger goes away.
 
     Clients reconnect with `Last-Event-ID`, so ending early loses nothing.
     """
@@ -83,11 +83,14 @@ async def _stream(
             return
         for event in events:
             yield _format(event)
-        if job.state in TERMINAL and len(events) < MAX_PAGE_SIZE:
-            return
         if events:
             after, spoke_at = events[-1].id, time.monotonic()
-        elif time.monotonic() - spoke_at >= COMMENT_SECONDS:
+        if job.state in TERMINAL:
+            if not events:
+                return
+            # It may have been retried between the two reads, or there be another page.
+            continue
+        if time.monotonic() - spoke_at >= COMMENT_SECONDS:
             yield ": still here\n\n"
             spoke_at = time.monotonic()
         await asyncio.sleep(POLL_SECONDS)

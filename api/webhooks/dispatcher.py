@@ -108,6 +108,9 @@ class Dispatcher:
                 self._outbox.leave(job_id)
         except StrucPruneError as error:
             _log.error("webhooks of %s: %s", job_id, error)
+        except Exception:
+            # It has been put off already; the other jobs are told meanwhile.
+            _log.exception("webhooks of %s", job_id)
 
     def _tell(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
@@ -120,13 +123,15 @@ class Dispatcher:
         events = self._ledger.events(job_id, standing.cursor, _EVENTS)
         if record is not None and not events and record.state not in TERMINAL:
             return
-        subscription = self._outbox.subscription(job_id)
-        if subscription is None:
-            self._outbox.drop(job_id)
-        elif record is None:
+        if record is None:
             # A ledger that has lost its data says nothing: it is about to be rebuilt.
-            if complete and _is_orphan(subscription):
-                self._outbox.drop(job_id)
+            if complete:
+                self._outbox.drop(job_id, _is_orphan)
+            return
+        subscription = self._outbox.subscription(record)
+        if subscription is None:
+            # Those who asked for it too, and were refused, have no say.
+            self._outbox.drop(job_id)
         elif self._tell_events(record, subscription, standing, events):
             self._outbox.rest(job_id, subscription, record.run, again_at)
 
@@ -227,10 +232,15 @@ def _message_id(job_id: str, event_id: str) -> str:
 
 
 def run(dispatcher: Dispatcher, stop: threading.Event, every_seconds: float) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out."""
+    """Pass after pass until `stop` is set. An outage is logged and waited out.
+
+    So is whatever else goes wrong: the reconciler would go on without this thread, unnoticed.
+    """
     while not stop.is_set():
         try:
             dispatcher.step()
         except StrucPruneError as error:
             _log.error("webhooks wait: %s", error)
+        except Exception:
+            _log.exception("webhooks wait")
         stop.wait(every_seconds)

@@ -1,8 +1,11 @@
 """What is still to be told to whom: kept in object storage, scheduled in Redis.
 
 In the state store:
-  webhooks/{job_id}.json   a `Subscription`; written before the job's spec, removed after the job
-                           was: until then it may be retried, and end once more
+  webhooks/{job_id}/{fingerprint}-{created_at}.json
+                           a `Subscription`; written before the job's spec, removed after the job
+                           was: until then it may be retried, and end once more. Of several requests
+                           under one idempotency key, the one that became the job has the say: the
+                           spec, and so the ledger, has its fingerprint and time too
 In Redis (NS as of the ledger):
   NS:webhooks              zset   job id -> time at which to look at its events, infinity if all was
                                   told; the ledger sets it to now whenever the job's state changes
@@ -17,7 +20,7 @@ If Redis loses its data, the schedule is made again from the store, and messages
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +36,8 @@ from api.jobs.ledger import (
     SOCKET_TIMEOUT_SECONDS,
     LedgerUnavailable,
 )
+from api.jobs.record import JobRecord
+from strucprune_core.errors import ObjectNotFound
 from strucprune_core.storage.store import Store
 
 _ROOT = "webhooks/"
@@ -50,7 +55,8 @@ class Subscription(BaseModel):
     """Whom to tell about a job.
 
     Attributes:
-        created_at: Unix seconds.
+        fingerprint: Of the request.
+        created_at: Unix seconds; of the request.
         told_run: The last run of the job whose end was told, or given up.
     """
 
@@ -60,6 +66,7 @@ class Subscription(BaseModel):
     tenant: str
     webhook_url: str = Field(repr=False)
     events: tuple[str, ...]
+    fingerprint: str
     created_at: float
     told_run: int = 0
 
@@ -102,23 +109,18 @@ class Outbox:
         self._namespace = namespace
 
     def subscribe(self, job_id: str, subscription: Subscription) -> None:
-        """Remember whom to tell."""
-        self._state.put(_object(job_id), subscription.model_dump_json().encode())
+        """Remember whom to tell, should this request become the job."""
+        self._put(job_id, subscription)
         self.schedule(job_id, time.time(), only_new=True)
 
-    def subscription(self, job_id: str) -> Subscription | None:
+    def subscription(self, record: JobRecord) -> Subscription | None:
         """Whom to tell about a job, or None if nobody (any more)."""
-        if self._state.stat(_object(job_id)) is None:
-            return None
-        try:
-            return Subscription.model_validate_json(bytes(self._state.read(_object(job_id))))
-        except ValidationError:
-            return None  # damaged: there is nobody to be told
+        return self._read(_object(record.id, record.fingerprint, record.created_at))
 
     def subscribed(self) -> Iterator[str]:
-        """Ids of all jobs of which somebody wants to hear."""
+        """Ids of all jobs of which somebody wants to hear; now and then one twice."""
         for info in self._state.list(_ROOT):
-            yield info.key.removeprefix(_ROOT).removesuffix(_SUFFIX)
+            yield info.key.removeprefix(_ROOT).partition("/")[0]
 
     def rest(self, job_id: str, subscription: Subscription, run: int, at: float) -> None:
         """Note that all runs up to this one are told; look again when the ledger says so.
@@ -126,16 +128,25 @@ class Outbox:
         `at` is the time that was last scheduled: if it is another by now, it stays.
         """
         if subscription.told_run < run:
-            told = subscription.model_copy(update={"told_run": run})
-            self._state.put(_object(job_id), told.model_dump_json().encode())
+            self._put(job_id, subscription.model_copy(update={"told_run": run}))
         keys = (self._key("webhooks"), self._key("webhook", job_id))
         self._redis("eval", _REST, len(keys), *keys, job_id, repr(at))
 
-    def drop(self, job_id: str) -> None:
-        """Forget a job, which is no more."""
-        self._state.delete(_object(job_id))
-        self._redis("zrem", self._key("webhooks"), job_id)
-        self._redis("delete", self._key("webhook", job_id))
+    def drop(
+        self, job_id: str, spent: Callable[[Subscription], bool] = lambda subscription: True
+    ) -> None:
+        """Forget the subscriptions of a job that are spent, and the job if none is left."""
+        left = False
+        for info in [*self._state.list(f"{_ROOT}{job_id}/")]:
+            subscription = self._read(info.key)
+            if subscription is None or spent(subscription):
+                self._state.delete(info.key)
+            else:
+                left = True
+        if not left:
+            # Who subscribes at this very moment is found by the next scan of the store.
+            self._redis("zrem", self._key("webhooks"), job_id)
+            self._redis("delete", self._key("webhook", job_id))
 
     def schedule(self, job_id: str, at: float, *, only_new: bool = False) -> None:
         """Look at the job's events at this time (unix seconds)."""
@@ -172,6 +183,16 @@ class Outbox:
         fields = {"cursor": standing.cursor, "failures": standing.failures}
         self._redis("hset", self._key("webhook", job_id), mapping=fields)
 
+    def _put(self, job_id: str, subscription: Subscription) -> None:
+        key = _object(job_id, subscription.fingerprint, subscription.created_at)
+        self._state.put(key, subscription.model_dump_json().encode())
+
+    def _read(self, key: str) -> Subscription | None:
+        try:
+            return Subscription.model_validate_json(bytes(self._state.read(key)))
+        except (ObjectNotFound, ValidationError):
+            return None  # gone, or damaged: there is nobody to be told
+
     def _redis(self, verb: str, *arguments: Any, **more: Any) -> Any:
         try:
             return getattr(self._client, verb)(*arguments, **more)
@@ -182,5 +203,5 @@ class Outbox:
         return ":".join((self._namespace, *parts))
 
 
-def _object(job_id: str) -> str:
-    return f"{_ROOT}{job_id}{_SUFFIX}"
+def _object(job_id: str, fingerprint: str, created_at: float) -> str:
+    return f"{_ROOT}{job_id}/{fingerprint}-{round(created_at * 1_000_000)}{_SUFFIX}"

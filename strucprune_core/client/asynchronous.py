@@ -138,23 +138,23 @@ class AsyncStrucPruneClient:
     async def events(self, job_id: str, *, after: str = "0") -> AsyncGenerator[Event, None]:
         """What happens to a job, as it happens, until it ends; over broken connections too.
 
+        Of a retried job, what happened in all its runs, until the last one ends.
+
         Args:
             job_id: Its id.
             after: Id of the last event already seen; "0" begins with the first.
         """
-        follower = follow.Follower(job_id, after)
-        while not follower.over:
+        follower, over = follow.Follower(job_id, after), False
+        while not over:
             async with aclosing(self._stream(follower)) as stream:
                 async for data in stream:
                     for event in follower.feed(data):
                         yield event
-                    if follower.over:
-                        return
-            missed, no_more = await self._run(calls.catch_up(self._retries, job_id, follower.after))
+            missed, over = await self._run(
+                calls.catch_up(self._retries, job_id, follower.after, ended=follower.ended)
+            )
             for event in follower.note(missed):
                 yield event
-            if no_more:
-                return
 
     async def _stream(self, follower: follow.Follower) -> AsyncGenerator[bytes, None]:
         """The bytes of one stream; none if there was none to be had."""

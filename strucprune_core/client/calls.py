@@ -19,7 +19,7 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from strucprune_core.client.errors import Unreachable, WaitTimeout, from_problem
+from strucprune_core.client.errors import JobNotFound, Unreachable, WaitTimeout, from_problem
 from strucprune_core.client.models import (
     Artifact,
     ArtifactList,
@@ -275,14 +275,26 @@ def log_page(retries: Retries, job_id: str, after: str) -> Flow[LogPage]:
     return _parse((yield from retries.send(call)), LogPage)
 
 
-def catch_up(retries: Retries, job_id: str, after: str) -> Flow[tuple[list[Event], bool]]:
-    """Events that a stream which ended may have missed, and whether there will be no more."""
-    yield Sleep(_FIRST_DELAY_SECONDS)  # a stream that ends at once must not be opened at once again
-    # The job first: if it is over by now, its last event is among those read after.
-    job = yield from get(retries, job_id)
-    call = Call("GET", path(job_id, "events"), {"after": after, "limit": 1000})
-    found = _parse((yield from retries.send(call)), EventPage).data
-    return found, job.ended and not found
+def catch_up(
+    retries: Retries, job_id: str, after: str, *, ended: bool
+) -> Flow[tuple[list[Event], bool]]:
+    """Events that a stream which ended may have missed, and whether there will be no more.
+
+    `ended` says whether a run ended with the last event that was seen.
+    """
+    try:
+        # The job first: if it is over by now, its last event is among those read after.
+        job = yield from get(retries, job_id)
+        call = Call("GET", path(job_id, "events"), {"after": after, "limit": 1000})
+        found = _parse((yield from retries.send(call)), EventPage).data
+    except JobNotFound:
+        if ended:
+            return [], True  # deleted since
+        raise
+    over = job.ended and not found
+    if not over:
+        yield Sleep(_FIRST_DELAY_SECONDS)  # a stream that ends at once is not opened at once again
+    return found, over
 
 
 def path(job_id: str, *more: str) -> str:

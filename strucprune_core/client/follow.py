@@ -1,11 +1,11 @@
-"""Following a job's events over streams that break: what was seen, where to go on, when it is over.
+"""Following a job's events over streams that break: what was seen, and where to go on.
 
-Without its sockets; the clients feed it.
+Without its sockets; the clients feed it. An event alone cannot tell that the job is over: a failed
+or cancelled job may be retried, and its events hold all runs. So they go on until the service ends
+the stream, and then ask (`calls.catch_up`).
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import httpx
 from pydantic import ValidationError
@@ -26,13 +26,13 @@ class Follower:
 
     Attributes:
         after: Id of the last event handed out.
-        over: Whether the job's end was among them.
+        ended: Whether a run of the job ended with it.
     """
 
     def __init__(self, job_id: str, after: str) -> None:
         self.path = path(job_id, "events")
         self.after = after
-        self.over = False
+        self.ended = False
         self._decoder = Decoder()
 
     def begin(self) -> dict[str, str]:
@@ -50,12 +50,8 @@ class Follower:
                 continue  # of a kind that this release does not know
         return self.note(events)
 
-    def note(self, events: Iterable[Event]) -> list[Event]:
-        """Remember events that are handed out; up to the job's end."""
-        noted = []
+    def note(self, events: list[Event]) -> list[Event]:
+        """Remember events that are handed out."""
         for event in events:
-            if self.over:
-                break
-            self.after, self.over = event.id, event.is_last
-            noted.append(event)
-        return noted
+            self.after, self.ended = event.id, event.ends_run
+        return events

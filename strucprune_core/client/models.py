@@ -91,8 +91,8 @@ class Event(_Answer):
     data: dict[str, Any]
 
     @property
-    def is_last(self) -> bool:
-        """Whether it is the job's end."""
+    def ends_run(self) -> bool:
+        """Whether a run of the job ended with it; another one may follow, after a retry."""
         return self.type == "state" and self.data.get("state") in ENDED
 
 

@@ -137,21 +137,21 @@ class StrucPruneClient:
     def events(self, job_id: str, *, after: str = "0") -> Generator[Event, None, None]:
         """What happens to a job, as it happens, until it ends; over broken connections too.
 
+        Of a retried job, what happened in all its runs, until the last one ends.
+
         Args:
             job_id: Its id.
             after: Id of the last event already seen; "0" begins with the first.
         """
-        follower = follow.Follower(job_id, after)
-        while not follower.over:
+        follower, over = follow.Follower(job_id, after), False
+        while not over:
             with closing(self._stream(follower)) as stream:
                 for data in stream:
                     yield from follower.feed(data)
-                    if follower.over:
-                        return
-            missed, no_more = self._run(calls.catch_up(self._retries, job_id, follower.after))
+            missed, over = self._run(
+                calls.catch_up(self._retries, job_id, follower.after, ended=follower.ended)
+            )
             yield from follower.note(missed)
-            if no_more:
-                return
 
     def _stream(self, follower: follow.Follower) -> Generator[bytes, None, None]:
         """The bytes of one stream; none if there was none to be had."""

@@ -364,6 +364,86 @@ def test_events_over_streams_that_break(
     assert list(client.events(job.id, after=found[-1].id)) == []
 
 
+@pytest.mark.parametrize("broken", [False, True])
+def test_events_of_a_retried_job_go_on_to_the_end_of_its_last_run(
+    client: StrucPruneClient,
+    services: Services,
+    body: dict[str, Any],
+    proxy: FlakyProxy,
+    broken: bool,
+) -> None:
+    job = client.submit(body)
+    finish(services, job.id, JobState.FAILED)
+    client.retry(job.id)
+    if broken:
+        proxy.cut(900)  # somewhere in what was told before
+    later = threading.Timer(0.5, finish, (services, job.id))
+    later.start()
+    found = [(event.data["run"], event.data["state"]) for event in client.events(job.id)]
+    later.join()
+    assert found == [
+        (1, "queued"),
+        (1, "running"),
+        (1, "failed"),
+        (2, "queued"),
+        (2, "running"),
+        (2, "succeeded"),
+    ]
+
+
+def test_events_of_a_job_that_is_retried_as_its_end_is_told(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    job = client.submit(body)
+    finish(services, job.id, JobState.FAILED)
+    found: list[tuple[int, str]] = []
+    for event in client.events(job.id):
+        found.append((event.data["run"], event.data["state"]))
+        if found == [(1, "queued"), (1, "running"), (1, "failed")]:
+            client.retry(job.id)
+            threading.Timer(0.5, finish, (services, job.id)).start()
+    assert found[-1] == (2, "succeeded")
+    assert len(found) == 6
+
+
+def test_events_of_a_job_cost_one_look_at_it_at_the_end(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    job = client.submit(body)
+    for _ in range(20):
+        claim = services.ledger.claim(job.id, "w", 60)
+        assert isinstance(claim, Claim)
+        services.ledger.release(job.id, claim.fence)
+    finish(services, job.id)
+    asked: list[str] = []
+
+    def note(request: httpx.Request) -> None:
+        asked.append(request.url.path.rpartition("/")[2])
+
+    async def note_too(request: httpx.Request) -> None:
+        note(request)
+
+    if isinstance(client, StrucPruneClient):
+        client._http.event_hooks = {"request": [note]}
+    else:
+        client._client._http.event_hooks = {"request": [note_too]}
+    assert len(list(client.events(job.id))) == 43
+    assert asked == ["events", job.id, "events"]
+
+
+def test_events_of_a_job_that_is_deleted_once_it_is_over(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    job = client.submit(body)
+    finish(services, job.id)
+    found: list[str] = []
+    for event in client.events(job.id):
+        found.append(event.data["state"])
+        if event.ends_run:
+            client.delete(job.id)
+    assert found == ["queued", "running", "succeeded"]
+
+
 def test_events_of_a_job_that_does_not_exist(client: StrucPruneClient) -> None:
     with pytest.raises(JobNotFound):
         next(iter(client.events("job_" + "0" * 32)))
@@ -619,6 +699,21 @@ def test_commands(
         command("download", job_id, "--output", str(tmp_path / "d"), "--json").stdout
     )
     assert Path(paths[0]).read_bytes() == b"weights"
+
+
+def test_a_retried_job_is_watched_to_the_end_of_its_last_run(
+    command: Callable[..., Result], services: Services, body: dict[str, Any]
+) -> None:
+    job_id = command("submit", "-", text=json.dumps(body)).stdout.strip()
+    finish(services, job_id, JobState.FAILED)
+    command("retry", job_id)
+    later = threading.Timer(0.3, finish, (services, job_id))
+    later.start()
+    lines = command("watch", job_id, "--json").stdout.splitlines()
+    later.join()
+    told = [(json.loads(line)["run"], json.loads(line)["state"]) for line in lines]
+    assert told[-1] == (2, "succeeded")
+    assert {run for run, _ in told} == {2}
 
 
 def test_commands_say_what_is_wrong(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -48,11 +50,29 @@ def test_no_broker_is_no_failure(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert not doorbell.ring("job_a", "normal")
     assert "job_a" in caplog.text
-    assert doorbell.waiting("normal") == 0
-    doorbell.ring_for_help("job_b", 3)
+    assert doorbell.waiting("normal") is None
+    assert not doorbell.ring_for_help("job_b", 3)
     assert caplog.text.count("job_b") == 1
-    assert doorbell.waiting_for_help() == 0
+    assert doorbell.waiting_for_help() is None
     doorbell.close()
+
+
+def test_a_broker_that_falls_silent_is_not_waited_for_long(tmp_path: Path) -> None:
+    """It took 20 s: a submission waits for this."""
+    with ValkeyServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        doorbell = Doorbell(server.url)
+        assert doorbell.ring("job_a", "normal")
+        process: Any = client.info("server")
+        os.kill(process["process_id"], signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            assert not doorbell.ring("job_a", "normal")
+            waited_seconds = time.monotonic() - began
+        finally:
+            os.kill(process["process_id"], signal.SIGCONT)
+        assert doorbell.ring("job_a", "normal")
+        doorbell.close()
+    assert waited_seconds < 10  # some three when the machine is idle
 
 
 def test_settings_leave_recovery_to_the_ledger() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from api.app import create_app
@@ -57,11 +59,16 @@ def test_stream_of_a_finished_job_ends(client: TestClient, body: dict[str, Any])
 
 
 @pytest.fixture
-def live(settings: Settings, flush: redis.Redis, keys: dict[str, str]) -> Iterator[httpx.Client]:
+def app(settings: Settings, flush: redis.Redis) -> FastAPI:
+    return create_app(settings)
+
+
+@pytest.fixture
+def live(app: FastAPI, keys: dict[str, str]) -> Iterator[httpx.Client]:
     """The app behind a real server: the test client does not stream."""
     headers = {"Authorization": f"Bearer {keys['acme']}"}
     with (
-        served(create_app(settings)) as port,
+        served(app) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=headers) as client,
     ):
         yield client
@@ -95,6 +102,54 @@ def test_stream_follows_a_job(
                 states.append(line.split('"state":"')[1].split('"')[0])
     assert states == ["queued", "running", "cancelling", "cancelled"]
     ledger.close()
+
+
+def states_of(stream: Iterator[str]) -> Iterator[tuple[int, str]]:
+    for line in stream:
+        if line.startswith("data: "):
+            data = json.loads(line[6:])["data"]
+            yield data["run"], data["state"]
+
+
+def test_stream_of_a_retried_job_goes_on_to_the_end_of_its_last_run(
+    live: httpx.Client, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    job = live.post(JOBS, json=body).json()
+    live.post(job["links"]["cancel"])
+    live.post(job["links"]["retry"])
+    states: list[tuple[int, str]] = []
+    with live.stream("GET", job["links"]["events"], headers=SSE, timeout=10) as answer:
+        for state in states_of(answer.iter_lines()):
+            states.append(state)
+            if state == (2, "queued"):
+                live.post(job["links"]["cancel"])
+    assert states == [(run, state) for run in (1, 2) for state in ("queued", "cancelled")]
+
+
+def test_stream_of_a_job_that_is_retried_as_its_end_is_read(
+    live: httpx.Client, app: FastAPI, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the two reads, of the job and of its events."""
+    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    ledger = app.state.services.ledger
+    job = live.post(JOBS, json=body).json()
+    live.post(job["links"]["cancel"])
+    read = ledger.events
+
+    def retried(*arguments: Any) -> Any:
+        monkeypatch.setattr(ledger, "events", read)
+        ledger.reopen(job["id"], 1)
+        return read(*arguments)
+
+    monkeypatch.setattr(ledger, "events", retried)
+    states: list[tuple[int, str]] = []
+    with live.stream("GET", job["links"]["events"], headers=SSE, timeout=10) as answer:
+        for state in states_of(answer.iter_lines()):
+            states.append(state)
+            if state == (2, "queued"):
+                ledger.request_cancel(job["id"])
+    assert states == [(run, state) for run in (1, 2) for state in ("queued", "cancelled")]
 
 
 def test_many_waiting_clients_leave_room_for_others(

@@ -14,7 +14,7 @@ from api.jobs.doorbell import QUEUES, Doorbell
 from api.jobs.journal import Journal, Outcome
 from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal
 from api.jobs.rebuild import restore
-from api.jobs.record import Claim
+from api.jobs.record import Claim, Priority
 from api.jobs.seats import LEADER
 from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
@@ -177,6 +177,74 @@ def test_a_damaged_document_holds_up_no_other_job(
     time.sleep(0.02)
     reconciler.step()
     assert doorbell.waiting("high") == 2
+
+
+class _Down(Doorbell):
+    """To a broker that is down; notes who was to be rung for."""
+
+    def __init__(self) -> None:
+        super().__init__("redis://127.0.0.1:1/0")
+        self.tried: list[str] = []
+
+    def ring(self, job_id: str, priority: Priority) -> bool:
+        self.tried.append(job_id)
+        return super().ring(job_id, priority)
+
+    def ring_for_help(self, job_id: str, times: int) -> bool:
+        self.tried.append(job_id)
+        return super().ring_for_help(job_id, times)
+
+
+class _Counting(_Down):
+    """The same, but it has said that nothing waits before it went down."""
+
+    def waiting(self, priority: Priority) -> int:
+        return 0
+
+    def waiting_for_help(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("kind", [_Down, _Counting])
+@pytest.mark.parametrize("happened", ["bells lost", "workers dead", "help wanted"])
+def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
+    journal: Journal, ledger: RedisLedger, kind: type[_Down], happened: str
+) -> None:
+    """Each try may take seconds, and the other steps must go on."""
+    doorbell, beats = kind(), 0
+
+    def beat() -> None:
+        nonlocal beats
+        beats += 1
+
+    ledger.mark_intact()
+    for number in range(10):
+        ledger.create(new_job(f"job_{number}", max_workers=4))
+        if happened == "workers dead":
+            ledger.claim(f"job_{number}", "w", 0.01)
+        elif happened == "help wanted":
+            claim = ledger.claim(f"job_{number}", "w", 60)
+            assert isinstance(claim, Claim)
+            ledger.seats.claim_unit(f"job_{number}", claim.fence, LEADER, ["curve.0", "curve.1"])
+    time.sleep(0.02)
+    reconciler = Reconciler(
+        journal,
+        ledger,
+        doorbell,
+        open_store=open_store,
+        requeue_after_seconds=0.01,
+        rebuild_every_seconds=3600,
+        beat=beat,
+    )
+    reconciler._rebuild_at = time.monotonic() + 3600
+    reconciler.step()
+    assert len(doorbell.tried) <= 1
+    if happened == "workers dead":
+        assert ledger.queued("normal") == 10
+        assert beats >= 10
+    reconciler.step()
+    assert len(doorbell.tried) <= 2
+    doorbell.close()
 
 
 def test_a_worker_that_died_after_its_commit_has_finished(

@@ -21,13 +21,14 @@ import redis
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
+from api import submission
 from api.jobs.rebuild import restore
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from api.webhooks.delivery import Courier, NotDelivered
-from api.webhooks.dispatcher import Dispatcher
+from api.webhooks.dispatcher import Dispatcher, run
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
@@ -45,6 +46,7 @@ class Receiver:
     port: int = 0
     answers: list[int] = field(default_factory=list)
     requests: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     behave: Callable[[BaseHTTPRequestHandler], None] | None = None
 
     @property
@@ -63,6 +65,7 @@ def receiver() -> Iterator[Receiver]:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            found.paths.append(self.path)
             found.requests.append((dict(self.headers), body))
             if found.behave is not None:
                 found.behave(self)
@@ -540,7 +543,9 @@ def test_who_is_gone_is_left_alone(
 
 
 def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher) -> None:
-    old = Subscription(tenant="acme", webhook_url="x", events=(), created_at=time.time() - 7200)
+    old = Subscription(
+        tenant="acme", webhook_url="x", events=(), fingerprint="f", created_at=time.time() - 7200
+    )
     services.outbox.subscribe("job_a", old)
     dispatcher.step()  # a ledger that is not complete does not tell
     assert list(services.outbox.subscribed()) == ["job_a"]
@@ -548,6 +553,62 @@ def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher)
     services.outbox.schedule("job_a", time.time())
     dispatcher.step()
     assert list(services.outbox.subscribed()) == []
+
+
+def test_one_job_that_nothing_can_be_made_of_keeps_no_other_from_being_told(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    flush: redis.Redis,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Neither in the same pass nor in those that follow."""
+    poisonous = submit(client, wishing(body, receiver))
+    flush.hset(f"strucprune:webhook:{poisonous['id']}", "failures", "many")
+    others = [submit(client, wishing(body, receiver)) for _ in range(2)]
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(dispatcher, stop, 0.02))
+    thread.start()
+    try:
+        for number, job in enumerate(others, 1):
+            client.post(job["links"]["cancel"])
+            deadline = time.monotonic() + 20
+            while len(receiver.requests) < number and time.monotonic() < deadline:
+                time.sleep(0.02)
+        assert thread.is_alive()
+    finally:
+        stop.set()
+        thread.join()
+    assert [message["data"]["job_id"] for message in receiver.messages] == [
+        job["id"] for job in others
+    ]
+    (told,) = [record for record in caplog.records if poisonous["id"] in record.getMessage()]
+    assert told.exc_info is not None
+
+
+def test_a_pass_that_fails_is_not_the_last(
+    dispatcher: Dispatcher,
+    services: Services,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the reason: nobody would see that the thread is gone."""
+    stop = threading.Event()
+    passes = 0
+
+    def due(*_: object) -> list[str]:
+        nonlocal passes
+        passes += 1
+        if passes == 3:
+            stop.set()
+        raise RuntimeError("odd")
+
+    monkeypatch.setattr(services.outbox, "due", due)
+    run(dispatcher, stop, 0.001)
+    assert passes == 3
+    assert all(record.exc_info for record in caplog.records)
 
 
 def test_refused_at_submission(
@@ -566,6 +627,72 @@ def test_refused_at_submission(
         answer = client.post(JOBS, json={**body, "notifications": wrong})
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
     assert list(services.outbox.subscribed()) == []
+
+
+def test_a_refused_request_does_not_redirect_the_accepted_one(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two requests with one key: the first is accepted while the second one is looked at."""
+    ours = wishing(body, receiver, "job.cancelled")
+    theirs = {**body, "notifications": {"webhook_url": f"http://127.0.0.1:{receiver.port}/theirs"}}
+    once = {"Idempotency-Key": "k"}
+    accepted: list[dict[str, Any]] = []
+    examined = submission.examine
+
+    def examine(*arguments: Any) -> Any:
+        if not accepted:
+            monkeypatch.setattr(submission, "examine", examined)
+            accepted.append(submit(client, ours, **once))
+        return examined(*arguments)
+
+    monkeypatch.setattr(submission, "examine", examine)
+    answer = client.post(JOBS, json=theirs, headers=once)
+    assert (answer.status_code, answer.json()["code"]) == (422, "idempotency_key_reused")
+    client.post(accepted[0]["links"]["cancel"])
+    dispatcher.step()
+    assert receiver.paths == ["/hook?x=1"]
+    assert [message["type"] for message in receiver.messages] == ["job.cancelled"]
+
+    services.ledger.mark_intact()
+    client.delete(accepted[0]["links"]["self"])
+    dispatcher.step()
+    assert list(services.outbox.subscribed()) == [accepted[0]["id"]]  # it may be under way still
+    monkeypatch.setattr("api.webhooks.dispatcher._ORPHAN_SECONDS", 0.0)
+    services.outbox.schedule(accepted[0]["id"], time.time())
+    dispatcher.step()
+    assert list(services.outbox.subscribed()) == []
+    assert waiting(services) == []
+
+
+@pytest.mark.parametrize("step", ["outbox.subscribe", "outbox.schedule", "ledger.create"])
+def test_a_death_while_a_job_is_submitted_loses_no_message(
+    client: TestClient,
+    services: Services,
+    receiver: Receiver,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+) -> None:
+    part, _, verb = step.partition(".")
+    once = {"Idempotency-Key": "k"}
+
+    def die(*_: object, **more: object) -> None:
+        raise RuntimeError("died")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(services, part), verb, die)
+        assert client.post(JOBS, json=wishing(body, receiver), headers=once).status_code == 500
+    job = submit(client, wishing(body, receiver), **once)
+    client.post(job["links"]["cancel"])
+    dispatcher = _dispatcher(services)
+    dispatcher.step()
+    dispatcher.step()
+    assert [message["type"] for message in receiver.messages] == ["job.cancelled"]
 
 
 def test_another_receiver_is_another_body(

@@ -40,8 +40,9 @@ class NotedDoorbell(Doorbell):
         self.rung.append(job_id)
         return True
 
-    def ring_for_help(self, job_id: str, times: int) -> None:
+    def ring_for_help(self, job_id: str, times: int) -> bool:
         self.helped += times * [job_id]
+        return True
 
 
 @dataclass

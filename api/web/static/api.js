@@ -21,6 +21,8 @@ export const getJob = (id, signal) => json(path(id), { signal });
 export const getReport = (id, signal) => json(`${path(id)}/report?format=json`, { signal });
 export const getArtifacts = (id, signal) => json(`${path(id)}/artifacts?presign=true`, { signal });
 export const getLogs = (id, after, signal) => json(`${path(id)}/logs?${new URLSearchParams({ after })}`, { signal });
+const getEvents = async (id, after, signal) =>
+  (await json(`${path(id)}/events?${new URLSearchParams({ after, limit: 1000 })}`, { signal })).data;
 export const validate = (spec, signal) => json(`${JOBS}/validate`, { method: "POST", body: spec, signal });
 
 /** One page of jobs. Filters: state, label, created_after, created_before, cursor, limit. */
@@ -51,8 +53,15 @@ export async function* events(id, after, signal) {
         after = event.id;
         yield event;
       }
-      // Streams end with the job; but an earlier run's end is no end, and servers stop too.
-      if (ENDED.has((await getJob(id, signal)).state)) return;
+      // Streams end with the job; but servers stop too, and a job may be retried at any time. The job
+      // first: if it is over by now, its last event is among those read after.
+      const over = ENDED.has((await getJob(id, signal)).state);
+      const missed = await getEvents(id, after, signal);
+      for (const event of missed) {
+        after = event.id;
+        yield event;
+      }
+      if (over && missed.length === 0) return;
     } catch (error) {
       if (signal.aborted || [401, 403, 404].includes(error.status)) return;
     }

@@ -105,6 +105,7 @@ export async function showJob(main, signal, id) {
       } else if (event.type === "state") {
         if (toldRun !== null && event.data.run !== toldRun) {
           layers.clear();
+          phases.clear();
           announced.clear();
         }
         toldRun = event.data.run;
@@ -142,6 +143,7 @@ function phaseList() {
   return {
     node: h("ol", { class: "phases", "aria-label": "Phases" }, [...items.values()]),
     saw: (name) => seen.add(name),
+    clear: () => seen.clear(),
     update(job) {
       const now = job.progress?.phase;
       if (now) seen.add(PHASES[0]).add(now);

@@ -8,13 +8,15 @@ import httpx
 from fastapi import FastAPI
 
 from api.jobs.ledger import RedisLedger
+from api.jobs.record import Claim
+from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Route
 
 SUBMIT = "Submit job"
 
@@ -171,6 +173,49 @@ def test_events_go_on_after_a_break(page: Page, jobs: Jobs, app: FastAPI) -> Non
     events.get_by_text("solving 15 of 30").wait_for()
     # From where it broke off: nothing twice.
     assert events.get_by_text("running, attempt 1").count() == 1
+
+
+def test_a_stream_that_broke_off_before_the_end(page: Page, jobs: Jobs) -> None:
+    """As when a server stops: by the time the page looks, the job is over; the rest is read too."""
+    job_id = jobs.failed("broken")
+    first = httpx.URL(page.url).join(f"/v1/pruning-jobs/{job_id}/events")
+    cut: list[str] = []
+
+    def cut_off(route: Route) -> None:
+        whole = route.fetch().text()
+        cut.append(whole[: whole.index("\n\n") + 2])
+        route.fulfill(status=200, content_type="text/event-stream", body=cut[0])
+
+    page.route(str(first), cut_off, times=1)
+    page.goto(f"/#/jobs/{job_id}")
+    events = page.get_by_label("Events, newest first")
+    events.get_by_text("failed – broken").wait_for()
+    assert len(cut) == 1
+    assert events.get_by_text("queued").count() == 1
+
+
+def test_a_job_in_its_second_run(page: Page, jobs: Jobs) -> None:
+    """What its first run came to is history: told, but not shown as how the job stands."""
+    job_id = jobs.failed("broken")
+    services = jobs.services
+    record = services.ledger.get(job_id)
+    assert record is not None
+    assert retry(services.journal, services.ledger, record)
+    claim = services.ledger.claim(job_id, "worker", 600)
+    assert isinstance(claim, Claim)
+    jobs.claims[job_id] = claim
+    jobs.progress(job_id, Phase.CALIBRATING, 0.2)
+    page.goto(f"/#/jobs/{job_id}")
+    page.locator("[aria-current=step]").filter(has_text="calibrating").wait_for()
+    events = page.get_by_label("Events, newest first")
+    events.get_by_text("failed – broken").wait_for()
+    events.get_by_text("calibrating 6 of 30").wait_for()
+    phases = page.get_by_label("Phases").locator("li.done")
+    assert phases.all_inner_texts() == ["inspecting"]
+    jobs.progress(job_id, Phase.COMMITTING, 1.0)
+    jobs.finish(job_id, made_report(33.4, 0.3))
+    page.get_by_role("img", name="FFN channels kept of each of 30 layers").wait_for()
+    events.get_by_text("succeeded").wait_for()
 
 
 def test_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
