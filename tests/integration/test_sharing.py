@@ -17,7 +17,7 @@ from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
 from tests.integration.test_faults import solve_of
-from tests.support.jobs import calibrated, output_key, until
+from tests.support.jobs import output_key, until
 
 pytestmark = pytest.mark.services
 
@@ -52,11 +52,14 @@ def test_a_job_is_served_by_two_workers_of_which_one_is_killed(
     alone = make_spec(samples=192, length=64)
     shared = make_spec(samples=192, length=64, max_workers=2)
     job_id = client.submit(shared).id
-    # Now and later there is something for a helper.
-    until(client, job_id, calibrated(2))
+    until(client, job_id, lambda job: wants_help(stack, job.id))
     leader = solve_of(stack)
-    os.kill(leader, signal.SIGSTOP)  # Its supervisor goes on: the job stays its own.
     stopped_solve.append(leader)
+    os.kill(leader, signal.SIGSTOP)  # Its supervisor goes on: the job stays its own.
+    while not wants_help(stack, job_id):  # The leader has just taken the last unit.
+        os.kill(leader, signal.SIGCONT)
+        until(client, job_id, lambda job: wants_help(stack, job.id))
+        os.kill(leader, signal.SIGSTOP)
 
     # The second worker takes a whole job first, although it is called for help already.
     twin_id = client.submit(alone).id
@@ -87,6 +90,12 @@ def test_a_job_is_served_by_two_workers_of_which_one_is_killed(
     assert digests(stack, shared) == digests(stack, alone)
     said = [event.data["workers"] for event in client.events(job_id) if event.type == "workers"]
     assert said[0] == 2
+
+
+def wants_help(stack: Stack, job_id: str) -> bool:
+    """Whether there are units of the job that could be done and that nobody does."""
+    with redis.Redis.from_url(stack.valkey.url, decode_responses=True) as ledger:
+        return ledger.zscore("strucprune:help", job_id) is not None
 
 
 def digests(stack: Stack, spec: dict[str, Any]) -> dict[str, str]:
