@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.chat import ChatRenderer
 from strucprune_core.calibration.jsonl import jsonl_records
 from strucprune_core.calibration.parquet import parquet_records
 from strucprune_core.calibration.records import Record, bad_record, check_kind
 from strucprune_core.calibration.text import Text, encode_pieces
+from strucprune_core.calibration.tokenizer import TextTokenizer
 from strucprune_core.calibration.tokenizer_config import TokenizerConfig
 from strucprune_core.spec import FileFormat
 
@@ -28,7 +27,7 @@ def read_records(text: Text, file_format: FileFormat, field: str) -> Iterator[Re
 
 
 def end_of_text(
-    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     """Id of the token that ends a document, None if the model names none.
 
@@ -38,7 +37,7 @@ def end_of_text(
 
 
 def start_of_text(
-    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     """Id of the token that a text begins after, None if the model names none.
 
@@ -49,24 +48,24 @@ def start_of_text(
 
 
 def _named_token(
-    name: str, tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    name: str, tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     text = settings.special_tokens.get(name)
     if text is not None:
-        found: int | None = tokenizer.token_to_id(text)
+        found = tokenizer.token_id(text)
         if found is not None:
             return found
     token = config.get(f"{name}_id")
     if isinstance(token, list):
         token = token[0] if token else None
-    known = type(token) is int and 0 <= token < tokenizer.get_vocab_size()
+    known = type(token) is int and 0 <= token < tokenizer.vocab_size
     return token if known else None
 
 
 def document_tokens(
     text: Text,
     records: Iterator[Record],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     end: int | None = None,
     chat: ChatRenderer | None = None,
@@ -122,11 +121,13 @@ def _encoded(text: Text, record: Record, document: str) -> bytes:
         ) from error
 
 
-def _encode(document: str, tokenizer: Tokenizer, *, special_tokens: bool) -> Iterator[list[int]]:
+def _encode(
+    document: str, tokenizer: TextTokenizer, *, special_tokens: bool
+) -> Iterator[list[int]]:
     """Token ids of one document; a long one goes in pieces, so that memory stays bounded."""
     step = plain.BLOCK_BYTES
     if len(document) <= step:
-        yield tokenizer.encode(document, add_special_tokens=special_tokens).ids
+        yield tokenizer.encode(document, special_tokens=special_tokens)
         return
     pieces = (document[start : start + step] for start in range(0, len(document), step))
     yield from encode_pieces(pieces, tokenizer, special_tokens=special_tokens)
