@@ -14,7 +14,12 @@ from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.chat import ChatRenderer
 from strucprune_core.calibration.jsonl import jsonl_records
 from strucprune_core.calibration.parquet import parquet_records
-from strucprune_core.calibration.records import Record, bad_record, check_kind
+from strucprune_core.calibration.records import (
+    MAX_EMPTY_RECORDS,
+    Record,
+    bad_record,
+    check_kind,
+)
 from strucprune_core.calibration.text import Text, encode_pieces
 from strucprune_core.calibration.tokenizer import TextTokenizer
 from strucprune_core.calibration.tokenizer_config import TokenizerConfig
@@ -82,12 +87,14 @@ def document_tokens(
         seen: Told the bytes of each document: what a digest is computed of.
 
     Raises:
-        InvalidText: a record is not what was announced.
+        InvalidText: a record is not what was announced, or far too many hold nothing.
     """
-    left = plain.CALIBRATION_TEXT_BYTES
+    left, empty = plain.CALIBRATION_TEXT_BYTES, 0
     for record in records:
         document = _document(text, record, chat)
         if not document:
+            empty += 1
+            _check_empty(text, record, empty)
             continue
         data = _encoded(text, record, document)
         seen(data + b"\0")
@@ -100,6 +107,16 @@ def document_tokens(
         left -= len(data)
         if left <= 0:
             return
+
+
+def _check_empty(text: Text, record: Record, count: int) -> None:
+    if count > MAX_EMPTY_RECORDS:
+        raise bad_record(
+            text,
+            record.where,
+            f"is one of more than {MAX_EMPTY_RECORDS:,} that hold no text",
+            "Leave them out of the file.",
+        )
 
 
 def _document(text: Text, record: Record, chat: ChatRenderer | None) -> str:

@@ -223,3 +223,12 @@ def test_no_template_says_what_to_do() -> None:
         check_chat_template(NO_SETTINGS)
     assert caught.value.field == "calibration.chat_template"
     assert caught.value.remedy
+
+
+def test_rows_of_nothing_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strucprune_core.calibration.documents.MAX_EMPTY_RECORDS", 100)
+    empty = [{"text": None}, {"text": ""}] * 50
+    lines = json_lines([*empty, {"text": "w1"}])
+    assert stream(stored(tmp_path, lines), words()) == [1]
+    with pytest.raises(InvalidText, match=r"line 102 .* one of more than 100 that hold no text"):
+        stream(stored(tmp_path, lines + json_lines(empty)), words())
