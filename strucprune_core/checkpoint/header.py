@@ -39,6 +39,9 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F8_E5M2": 1,
 }
 
+# Of the format too, but of no model that can be pruned.
+_PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+
 Read = Callable[[int, int], bytes | bytearray]
 """Reads `length` bytes from offset `start` of one file."""
 
@@ -143,6 +146,11 @@ def _tensor(name: str, entry: Any, file_name: str, data_start: int) -> TensorInf
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidCheckpoint(f"{what} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype in _PACKED_DTYPES:
+        raise InvalidCheckpoint(
+            f"{what} has the dtype {dtype}, which only quantised models have",
+            remedy="Give the unquantised model; quantise the pruned one.",
+        )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InvalidCheckpoint(f"{what} has the unknown dtype {shown(dtype)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:
