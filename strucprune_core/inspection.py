@@ -20,6 +20,7 @@ from strucprune_core.allocation.budget import (
 )
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
 from strucprune_core.calibration.parquet import check_parquet
 from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
@@ -144,6 +145,7 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
             f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
             remedy="Cut it: a few megabytes are plenty.",
         )
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), "text")
     _check_holds(size, sequences * sequence_length)
     _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
     return size
@@ -161,6 +163,7 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
         StorageError: the store refused or failed.
     """
     size = _size(store, key)
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), calibration.file_format)
     field = calibration.document_field
     text = Text(store, key, "calibration.uri")
     if calibration.file_format == "parquet":
