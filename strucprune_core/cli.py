@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -25,6 +26,9 @@ from strucprune_core.commands.console import JsonOption, failures, progress_bar,
 from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from strucprune_core.models.config import ModelConfig
 
 app = typer.Typer(
     name="strucprune",
@@ -95,8 +99,9 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "layers": config.layers,
             "hidden_size": config.hidden_size,
             "intermediate_sizes": list(config.intermediate_sizes),
-            "query_heads": size.query_heads,
-            "kv_heads": size.kv_heads,
+            "experts": [len(block.ffn_widths) for block in config.blocks],
+            "query_heads": [block.query_heads for block in config.blocks],
+            "kv_heads": [block.kv_heads for block in config.blocks],
             "head_dim": config.head_dim,
             "vocab_size": config.vocab_size,
             "parameters": size.parameters,
@@ -106,11 +111,36 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "files": len(facts.index.file_sizes),
             "digest": facts.index.digest(),
         }
-        if not as_json and len(set(config.intermediate_sizes)) == 1:
-            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
-        if not as_json:
-            result["exports"] = ", ".join(result["exports"]) or "none"
-        show(result, as_json)
+        show(result if as_json else _for_people(result, config), as_json)
+
+
+def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The result of `inspect` with a short text for what each layer has of its own."""
+    if max(facts["experts"]) == 1:
+        facts = {name: value for name, value in facts.items() if name != "experts"}
+    else:
+        facts = {**facts, "experts": _by_layer(facts["experts"])}
+    return {
+        **facts,
+        "intermediate_sizes": _by_layer([_ffn(block.ffn_widths) for block in config.blocks]),
+        "query_heads": _by_layer(facts["query_heads"]),
+        "kv_heads": _by_layer(facts["kv_heads"]),
+        "exports": ", ".join(facts["exports"]) or "none",
+    }
+
+
+def _by_layer(values: Sequence[object]) -> str:
+    """What every layer has, or what each has."""
+    if len(set(values)) == 1:
+        return f"{values[0]} in each layer"
+    return ", ".join(str(value) for value in values)
+
+
+def _ffn(widths: Sequence[int]) -> str:
+    """The width of a layer's FFN, or of each of its experts."""
+    if len(set(widths)) == 1:
+        return str(widths[0])
+    return "/".join(str(width) for width in widths)
 
 
 @app.command()

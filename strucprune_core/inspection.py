@@ -17,6 +17,7 @@ from strucprune_core.allocation.budget import (
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
+    rounded_up,
 )
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.calibration.jsonl import jsonl_records
@@ -44,6 +45,7 @@ from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import contains
 
 OpenStore = Callable[[str], Store]
 """Opens the store at a URI; the caller's place to allow or refuse it."""
@@ -126,6 +128,33 @@ def check_output_usable(store: Store) -> None:
             f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
         )
     store.check_writable()
+
+
+def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+    """Check that no place of a job lies in another: what one writes, the other would take for its.
+
+    Args:
+        model: URI of the model's store.
+        output: URI of the output's store.
+        workspace: URI of the workspace's store, if it is the user's choice.
+
+    Raises:
+        InvalidSpec: two are the same, or one lies below the other.
+    """
+    pairs = [("output.uri_prefix", "the output", output, "the model's", model)]
+    if workspace is not None:
+        pairs += [
+            ("workspace", "the workspace", workspace, "the model's", model),
+            ("workspace", "the workspace", workspace, "the output's", output),
+        ]
+    for field, what, place, other, root in pairs:
+        if contains(root, place):
+            where = f"{what} {place} lies in {other} place {root}"
+        elif contains(place, root):
+            where = f"{other} place {root} lies in {what} {place}"
+        else:
+            continue
+        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, beside it.")
 
 
 def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
@@ -220,23 +249,38 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
+    _check_removable(pruning, widths)
+    reachable = reachable_sparsity(widths, parameters, rules)
+    if reachable <= 0:
+        raise out_of_reach(pruning.sparsity, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
     if pruning.sparsity * total < least:
         raise InvalidSpec(
             f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {least / total:.2g}.",
+            remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
         kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    reachable = reachable_sparsity(widths, parameters, rules)
     most = parameters_to_remove(reachable, widths, parameters)
     if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
         raise out_of_reach(pruning.sparsity, reachable)
+
+
+def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
+    """The last structure of a layer always stays, so one alone can never go."""
+    if max(structures) > 1:
+        return
+    other = next(kind for kind in ("ffn_channels", "query_heads") if kind not in pruning.structures)
+    raise InvalidSpec(
+        f"every layer has a single one of {', '.join(pruning.structures)}, which must stay",
+        field="pruning.structures",
+        remedy=f"Remove another kind: {other}.",
+    )
 
 
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
@@ -293,17 +337,25 @@ def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
         )
 
 
-def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = True) -> JobFacts:
+def inspect_job(
+    spec: JobSpec,
+    open_store: OpenStore,
+    *,
+    check_output: bool = True,
+    workspace: str | None = None,
+) -> JobFacts:
     """Check a whole job, stopping at the first issue.
 
     Args:
         spec: The job.
         open_store: Opens the stores that the spec names.
         check_output: False for a job that may resume after it began to publish.
+        workspace: URI of the workspace's store, None if it cannot be in the way.
 
     Raises:
         StrucPruneError: the first issue, with its field.
     """
+    _check_apart(spec, open_store, workspace)
     with naming_field("model.uri"):
         model = inspect_model(open_store(spec.model.uri))
     for check in _model_checks(spec, model):
@@ -335,6 +387,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             issues.append(error)
             return None
 
+    collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri", lambda: inspect_model(open_store(spec.model.uri))
     )
@@ -343,10 +396,21 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             collect("pruning", model_check)
         if not issues:  # A plan takes the rest for granted.
             collect("runtime", partial(plan_job, spec, model.config))
-    collect("output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix)))
+    if not any(issue.field == "output.uri_prefix" for issue in issues):
+        collect(
+            "output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix))
+        )
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
     return Examination(issues, model)
+
+
+def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
+    try:
+        model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+    except StrucPruneError:  # said where the store is used
+        return
+    check_apart(model, output, workspace)
 
 
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

@@ -188,7 +188,7 @@ def _opened(
     """The job, inspected and planned, with its workspace open."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
-    facts = inspect_job(spec, open_store, check_output=False)
+    facts = inspect_job(spec, open_store, check_output=False, workspace=workspace.uri)
     index = facts.model.index
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):

@@ -7,9 +7,16 @@ multiple of `multiple_of`, then one multiple at a time, never below its floor.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from strucprune_core.errors import InvalidSpec
+
+_DIGITS = 4
+_LIMITS = (
+    "lower pruning.min_keep_fraction or pruning.multiple_of, or raise pruning.max_layer_sparsity "
+    "or the numbers in pruning.max_sparsity_by_layer"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +67,33 @@ def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[Wid
 
 
 def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
-    """The error of a budget that the floors do not allow."""
+    """The error of a budget that the floors do not allow; `reachable` is the most that they do."""
+    if reachable <= 0:
+        return InvalidSpec(
+            "the limits on what may go leave nothing to remove, whatever the sparsity",
+            field="pruning.sparsity",
+            remedy=f"{_LIMITS[0].upper()}{_LIMITS[1:]}.",
+        )
     return InvalidSpec(
-        f"{sparsity:.4g} is out of reach: the floors allow at most {reachable:.4g}",
+        f"{sparsity:.4g} is out of reach: the limits on what may go allow at most {reachable:.4g}",
         field="pruning.sparsity",
-        remedy="Lower pruning.sparsity, pruning.min_keep_fraction or pruning.multiple_of.",
+        remedy=f"Ask for at most {rounded_down(reachable):g}, or {_LIMITS}.",
     )
+
+
+def rounded_up(value: float) -> float:
+    """The least number of a few digits that is not below a positive value: one to ask for."""
+    return _rounded(value, math.ceil)
+
+
+def rounded_down(value: float) -> float:
+    """The greatest number of a few digits that is not above a positive value."""
+    return _rounded(value, math.floor)
+
+
+def _rounded(value: float, whole: Callable[[float], int]) -> float:
+    scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(value)))
+    nearest = round(value * scale)
+    # A value of few digits stays, although binary fractions are a little off.
+    exact = math.isclose(nearest, value * scale, rel_tol=1e-9)
+    return (nearest if exact else whole(value * scale)) / scale

@@ -26,6 +26,7 @@ def allocate_uniformly(
         most = math.floor((1.0 - sparsity) * dense + 1e-9)
         width = most // rule.multiple_of * rule.multiple_of
         if width < rule.floor(dense):
-            raise out_of_reach(sparsity, 1.0 - rule.floor(dense) / dense)
+            sites = zip(dense_widths, rules, strict=True)
+            raise out_of_reach(sparsity, min(1.0 - rule.floor(size) / size for size, rule in sites))
         widths.append(width)
     return Allocation(tuple(widths), None)

@@ -9,6 +9,8 @@ from strucprune_core.allocation.budget import (
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
+    rounded_down,
+    rounded_up,
 )
 
 
@@ -78,3 +80,17 @@ def test_out_of_reach_says_how_far_one_can_go() -> None:
     assert "0.95" in error.message
     assert "0.9" in error.message
     assert error.remedy
+
+
+@pytest.mark.parametrize("reachable", [1 / 3, 0.9, 1e-7 / 3, 0.10416666])
+def test_what_the_remedy_asks_for_is_within_reach(reachable: float) -> None:
+    assert 0.999 * reachable < rounded_down(reachable) <= reachable * (1 + 1e-9)
+    assert reachable * (1 - 1e-9) <= rounded_up(reachable) < 1.001 * reachable
+    assert f"Ask for at most {rounded_down(reachable):g}," in str(out_of_reach(0.95, reachable))
+
+
+def test_nothing_within_reach() -> None:
+    error = out_of_reach(0.1, 0.0)
+    assert "nothing to remove" in str(error)
+    assert "min_keep_fraction" in str(error.remedy)
+    assert "at most 0" not in str(error)
