@@ -113,7 +113,7 @@ def give_back(desk: Desk, error: dict[str, Any] | None = None) -> None:
         return
     after = desk.ledger.get(desk.claim.job_id)
     if after is not None and after.state is JobState.QUEUED:
-        desk.doorbell.ring(after.id, after.priority)
+        desk.doorbell.ring()
     elif after is not None and after.state is JobState.CANCELLED:
         # A cancellation that came after the pause or the drain.
         _commit(desk, _outcome(desk, JobState.CANCELLED))
@@ -131,7 +131,7 @@ def _retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
 def retry(desk: Desk, error: dict[str, Any], plan: dict[str, int] | None = None) -> None:
     """Leave a retryable failure to another attempt, or fail if there are none left.
 
-    Nobody is rung for: the reconciler will, after a while, and that while is the back-off.
+    The job rests until the reconciler lets workers take it again, which is the back-off.
     """
     _log.warning("%s failed for now: %s", desk.claim.job_id, error)
     state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error, plan)

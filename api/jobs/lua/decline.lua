@@ -11,10 +11,6 @@ local at = now()
 if not since or at - tonumber(since) < tonumber(ARGV[4]) then
   return 0
 end
-job.declined = '1'
-if not redis.call('ZSCORE', key('tenant', job.tenant, 'blocked'), id) then
-  offer(id, job)
-end
 set_fields(id, {
   error = failure,
   declined = '1',

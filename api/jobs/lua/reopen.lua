@@ -14,6 +14,6 @@ if not TERMINAL[job.state] then
 end
 local fields = {
   run = string.format('%d', run + 1), attempt = '0', error = '', summary = '', progress = '',
-  plan = '', started_at = '', finished_at = '', deadline_at = '',
+  plan = '', started_at = '', finished_at = '', deadline_at = '', lined_up_at = '',
 }
 return move(id, job, 'queued', fields, 'retried') and 1 or 0
