@@ -179,7 +179,7 @@ def _run_and_conclude(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
         with contextlib.suppress(StrucPruneError):
             retry(desk, failure.as_dict())
     _count_end(desk)
-    # A job that had to wait for this one, of the same tenant, has no doorbell any more.
+    # This job may wait again, or one of the same tenant that had to wait for this one's end.
     with contextlib.suppress(LedgerUnavailable):
         ring_if_missing(desk.ledger, desk.doorbell)
 

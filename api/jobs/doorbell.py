@@ -45,7 +45,13 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         # Empty the queues in their order, help last.
         "broker_transport_options": {"queue_order_strategy": "priority"},
-        "task_queues": {name: {"exchange": name, "routing_key": name} for name in ALL_QUEUES},
+        # Not acknowledged at all: for that Celery would write each message down that it reads, which
+        # a full Redis refuses.
+        "task_queues": {
+            name: {"exchange": name, "routing_key": name, "no_ack": True} for name in ALL_QUEUES
+        },
+        # Else such a refusal would end a worker; so it connects again, until that works.
+        "broker_channel_error_retry": True,
         "task_default_queue": QUEUE,
         "task_serializer": "json",
         "accept_content": ["json"],

@@ -1,8 +1,9 @@
 """The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. Each may be repeated, as the client library does with a call whose answer was lost. All times
-are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
+event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
+that a running job needs, and those by which jobs end and go, may write also when Redis has reached
+its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
 is in the `Journal`.
 """
 
@@ -17,7 +18,7 @@ from urllib.parse import quote
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from api.jobs.codec import LUA, NAMESPACE, decode_job, decode_jobs, encode, encode_job
@@ -68,6 +69,12 @@ class LedgerUnavailable(StrucPruneError):
 
     code: ClassVar[str] = "ledger_unavailable"
     retryable: ClassVar[bool] = True
+
+
+class LedgerFull(LedgerUnavailable):
+    """Redis has no memory left for new data; what runs goes on."""
+
+    code: ClassVar[str] = "ledger_full"
 
 
 class Ledger(Protocol):
@@ -299,6 +306,14 @@ class Ledger(Protocol):
     def mark_intact(self) -> None:
         """Say that every journalled job is known here."""
 
+    def probe(self) -> None:
+        """Return if the ledger takes new data.
+
+        Raises:
+            LedgerFull: it has no memory left.
+            LedgerUnavailable: it does not answer.
+        """
+
 
 def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
     """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
@@ -326,7 +341,7 @@ class RedisLedger:
         prelude = _prelude()
         self._scripts = {
             path.stem: client.register_script(
-                ("" if path.stem in _ALONE else prelude) + path.read_text()
+                _script(path.read_text(), "" if path.stem in _ALONE else prelude)
             )
             for path in sorted(LUA.glob("*.lua"))
             if path.stem != "common"
@@ -588,8 +603,12 @@ class RedisLedger:
 
     def mark_intact(self) -> None:
         """See `Ledger.mark_intact`."""
+        self._run("mark_intact")
+
+    def probe(self) -> None:
+        """See `Ledger.probe`."""
         with answering():
-            self._client.set(self._key("intact"), "1")
+            self._client.set(self._key("probe"), "1", ex=60)
 
     def close(self) -> None:
         """Close the connections."""
@@ -609,6 +628,12 @@ class RedisLedger:
 def _nonce() -> str:
     """Tells a call that the client library repeats from a new one."""
     return secrets.token_hex(8)
+
+
+def _script(text: str, prelude: str) -> str:
+    """A verb with what it shares with others, below its first line, which must be the flags."""
+    flags, _, body = text.partition("\n")
+    return f"{flags}\n{prelude}{body}"
 
 
 def _prelude() -> str:
@@ -648,5 +673,9 @@ def answering() -> Iterator[None]:
     """Turn the client library's failures into ours."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise LedgerFull(
+            "The job ledger takes no new data: its Redis has reached `maxmemory`."
+        ) from error
     except RedisError as error:
         raise LedgerUnavailable(f"The job ledger does not answer ({error}).") from error

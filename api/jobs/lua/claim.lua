@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, worker id, lease seconds, nonce, limits (JSON), free bytes of scratch
 -- Take the next job: the first in the line of the tenant whose turn it is (see `tenants_in_turn`) that
 -- this worker has room for. {word, claim, the job's hash, jobs passed over for their size}; the word is

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', free bytes of scratch,
 --       limits (JSON), unit ...
 -- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up what

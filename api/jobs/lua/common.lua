@@ -1,4 +1,4 @@
--- Shared by every verb: put in front of each script by ledger.py.
+-- Shared by every verb: put in front of each script by ledger.py, below its flags.
 --
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
@@ -37,6 +37,7 @@
 --                                            first, then age (see `place_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.

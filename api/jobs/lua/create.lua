@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, position, labels (JSON list of index names), then field, value, ...
 -- Enter a queued job. 1, or 0 if it is already there.
 local id, position = ARGV[2], ARGV[3]

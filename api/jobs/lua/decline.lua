@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, error (JSON), seconds
 -- Note on a job that has been queued for so long why a worker leaves it to others: 1. 0 if it has not
 -- been, or if that is what the job says already: workers that all leave it are told of once.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
 -- Let workers take jobs that have rested for so long after a failure. Their ids.
 local resting = key('resting')

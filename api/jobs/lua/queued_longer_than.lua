@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
 -- Ids of jobs that could be taken and were queued, or returned by this script, so long ago; the
 -- longest wait first. Returning them restarts their wait, so they go to the end, and several

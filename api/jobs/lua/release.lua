@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, nonce, error (JSON or ''), whether it rests if it is queued ('1' or '')
 -- Give the job back at a safe point, without using up the attempt. Where it goes depends on why the
 -- worker stopped: a drain requeues, a pause pauses, a cancellation cancels. 1, or 0 if not the holder.

@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, run
 -- Queue a job again whose run with this number failed or was cancelled. 1 if that is so now, or was
 -- before; 0 if the state forbids it or there is no such job.

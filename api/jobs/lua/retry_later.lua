@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, error (JSON), plan (JSON, or '' to leave it as it is)
 -- A retryable failure: queued, to rest a while, if attempts are left, else failed; a requested stop
 -- comes first.

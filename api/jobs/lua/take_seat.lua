@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, seat, seconds, limits (JSON), free bytes of scratch
 -- Take a seat among the workers that help with a running job, if help is wanted and no job waits that
 -- this worker could start (see claim_unit): {fence, attempt, run}, or nil. The seat is the caller's
