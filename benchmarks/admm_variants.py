@@ -34,7 +34,8 @@ from torch.nn import functional
 
 from benchmarks.swaps import swap_groups
 from strucprune_core.calibration.statistics import GramAccumulator, token_weights
-from strucprune_core.calibration.text import Text, calibration_windows, load_tokenizer
+from strucprune_core.calibration.text import Text, calibration_windows
+from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.families import parse_config
@@ -169,7 +170,7 @@ def _collect(options: argparse.Namespace) -> None:
     text.write_text(raw.replace(options.delete_mark, ""), encoding="utf-8")
     windows = calibration_windows(
         Text(open_store(str(options.work)), text.name, "calibration"),
-        load_tokenizer(bytes(index.store.read("tokenizer.json"))),
+        load_tokenizer(bytes(index.store.read(TOKENIZER)), config.vocab_size),
         TRAIN + CHOOSE + TEST,
         LENGTH,
         seed=0,

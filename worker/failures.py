@@ -38,7 +38,7 @@ class WorkerFailed(StrucPruneError):
     retryable: ClassVar[bool] = True
 
 
-def as_ours(error: Exception) -> StrucPruneError:
+def as_ours(error: BaseException) -> StrucPruneError:
     """What a solve has failed with, as its job's record shows it."""
     if isinstance(error, StrucPruneError):
         return error

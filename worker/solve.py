@@ -92,7 +92,9 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
         )
     except Stopped:
         return EXIT_STOPPED
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no `Exception`
         if request.part == "help":
             # No failure of the job's: no matter for its user.
             _log.warning("could not help on", exc_info=True)

@@ -1,8 +1,6 @@
 """Text to token windows: random ones for calibration, consecutive ones for evaluation.
 
 Documents with fields (JSON lines, parquet) are read by `documents`; both end in `draw_windows`.
-
-The tokenizer is the model's `tokenizer.json`, read by the `tokenizers` library: data, never code.
 """
 
 from __future__ import annotations
@@ -14,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from strucprune_core.errors import InvalidCheckpoint, InvalidText
+from strucprune_core.calibration.tokenizer import TextTokenizer
+from strucprune_core.errors import InvalidText, naming_field
 from strucprune_core.storage.store import Readable
 
 # Text is tokenised a block at a time (cut between words), so that memory does not grow with it.
@@ -47,28 +45,8 @@ class Text:
     tick: Callable[[], None] = lambda: None
 
 
-def load_tokenizer(data: bytes) -> Tokenizer:
-    """Parse `tokenizer.json`.
-
-    Raises:
-        InvalidCheckpoint: it is not a tokenizer definition.
-    """
-    try:
-        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # The Rust parser raises bare Exception.
-        raise InvalidCheckpoint(
-            f"tokenizer.json cannot be read: {error}",
-            field="model.uri",
-            remedy="Save the tokenizer again with transformers' save_pretrained.",
-        ) from error
-    # Saved with some tokenizers; here they would cut or fill every block of the text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def calibration_windows(
-    text: Text, tokenizer: Tokenizer, samples: int, length: int, seed: int
+    text: Text, tokenizer: TextTokenizer, samples: int, length: int, seed: int
 ) -> NDArray[np.int32]:
     """Random windows that do not overlap, (samples x length).
 
@@ -87,7 +65,8 @@ def draw_windows(
     Raises:
         InvalidText: the stream is too short for that many windows; `field` names it.
     """
-    stream = _take(tokens, limit=None)
+    with naming_field(field):
+        stream = _take(tokens, limit=None)
     slots = len(stream) // length
     if slots < samples:
         raise _too_short(field, len(stream), samples, length)
@@ -100,7 +79,7 @@ def draw_windows(
 
 
 def evaluation_windows(
-    text: Text, tokenizer: Tokenizer, sequences: int, length: int
+    text: Text, tokenizer: TextTokenizer, sequences: int, length: int
 ) -> NDArray[np.int32]:
     """Consecutive windows from the start of the text, (sequences x length).
 
@@ -120,7 +99,8 @@ def first_windows(
         InvalidText: the stream is too short for that many windows; `field` names it.
     """
     wanted = sequences * length
-    stream = _take(tokens, limit=wanted)
+    with naming_field(field):
+        stream = _take(tokens, limit=wanted)
     if len(stream) < wanted:
         raise _too_short(field, len(stream), sequences, length)
     return stream[:wanted].reshape(sequences, length)
@@ -155,7 +135,7 @@ def _take(tokens: Iterable[Tokens], limit: int | None) -> NDArray[np.int32]:
 
 
 def encode_pieces(
-    pieces: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool
+    pieces: Iterable[str], tokenizer: TextTokenizer, *, special_tokens: bool
 ) -> Iterator[list[int]]:
     """Token ids of a text that comes in pieces, cut between words whatever the pieces are.
 
@@ -168,14 +148,14 @@ def encode_pieces(
         if not cut and len(rest) >= MAX_UNCUT_BLOCKS * BLOCK_BYTES:
             cut = len(rest)
         if cut:
-            ids: list[int] = tokenizer.encode(rest[:cut], add_special_tokens=first).ids
+            ids = tokenizer.encode(rest[:cut], special_tokens=first)
             rest, first = rest[cut:], False
             yield ids
     if rest:
-        yield tokenizer.encode(rest, add_special_tokens=first).ids
+        yield tokenizer.encode(rest, special_tokens=first)
 
 
-def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterator[list[int]]:
+def _token_blocks(text: Text, tokenizer: TextTokenizer, limit: int | None) -> Iterator[list[int]]:
     """Token ids of a plain text, block after block."""
     return encode_pieces(decoded(text, limit), tokenizer, special_tokens=True)
 

@@ -85,6 +85,7 @@ def text_tokens(
     index: CheckpointIndex,
     text: Text,
     *,
+    vocab_size: int,
     file_format: FileFormat = "text",
     document_field: str = "",
     chat: bool = False,
@@ -97,6 +98,7 @@ def text_tokens(
     Args:
         index: The model, with its tokenizer.
         text: The text.
+        vocab_size: Rows of the model's embedding.
         file_format: What kind of file it is.
         document_field: Which field of each record is read.
         chat: Whether records are conversations, for the model's chat template.
@@ -115,6 +117,7 @@ def text_tokens(
         what="tokens",
         uris={"model": index.store.uri, "text": text.store.uri},
         limits=LIMITS,
+        vocab_size=vocab_size,
         config=_special_tokens(index),
         side_files=tuple(index.other_files),
         key=text.key,
@@ -132,8 +135,12 @@ def text_tokens(
                 digest(json.loads(payload).get("sha256", ""))
 
 
-def tokenizer_facts(index: CheckpointIndex) -> tuple[int | None, int]:
-    """Id of the token that a text begins after (None if the model names none); vocabulary size.
+def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None, int]:
+    """Id of the token that a text begins after (None if the model names none); number of tokens.
+
+    Args:
+        index: The model, with its tokenizer.
+        vocab_size: Rows of the model's embedding.
 
     Raises:
         InvalidCheckpoint: the tokenizer cannot be read, or takes too much memory or time.
@@ -142,6 +149,7 @@ def tokenizer_facts(index: CheckpointIndex) -> tuple[int | None, int]:
         what="facts",
         uris={"model": index.store.uri},
         limits=LIMITS,
+        vocab_size=vocab_size,
         config=_special_tokens(index),
         side_files=tuple(index.other_files),
     )

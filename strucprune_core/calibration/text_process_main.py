@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.chat import ChatRenderer
@@ -30,7 +29,7 @@ from strucprune_core.calibration.documents import (
 )
 from strucprune_core.calibration.process_limits import ProcessLimits
 from strucprune_core.calibration.records import Record
-from strucprune_core.calibration.text import Text, decoded, encode_pieces, load_tokenizer
+from strucprune_core.calibration.text import Text, decoded, encode_pieces
 from strucprune_core.calibration.text_protocol import (
     Failure,
     Kind,
@@ -38,11 +37,10 @@ from strucprune_core.calibration.text_protocol import (
     ReadRequest,
     StoreCall,
 )
+from strucprune_core.calibration.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer
 from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
 from strucprune_core.errors import StrucPruneError
 from strucprune_core.storage.store import ObjectInfo
-
-TOKENIZER = "tokenizer.json"
 
 
 class ServedStore:
@@ -105,7 +103,7 @@ class Reader:
         if self._request.what == "facts":
             settings = read_tokenizer_config(self._model, self._request.side_files)
             start = start_of_text(tokenizer, settings, self._request.config)
-            return {"start": start, "vocab_size": tokenizer.get_vocab_size()}
+            return {"start": start, "vocab_size": tokenizer.vocab_size}
         text = Text(
             ServedStore("text", self._request.uris["text"], self._pipes),
             self._request.key,
@@ -118,12 +116,12 @@ class Reader:
         self._send(self._document_tokens(text, tokenizer, sha.update))
         return {"sha256": sha.hexdigest()}
 
-    def _tokenizer(self) -> Tokenizer:
+    def _tokenizer(self) -> TextTokenizer:
         info = self._model.stat(TOKENIZER)
         self._limits.tokenizer(info.size_bytes if info else 0)
-        return load_tokenizer(bytes(self._model.read(TOKENIZER)))
+        return load_tokenizer(bytes(self._model.read(TOKENIZER)), self._request.vocab_size)
 
-    def _plain_tokens(self, text: Text, tokenizer: Tokenizer) -> Iterator[list[int]]:
+    def _plain_tokens(self, text: Text, tokenizer: TextTokenizer) -> Iterator[list[int]]:
         self._at("the text")
         uncut = 0
 
@@ -140,14 +138,14 @@ class Reader:
             yield ids
 
     def _document_tokens(
-        self, text: Text, tokenizer: Tokenizer, seen: Callable[[bytes], None]
+        self, text: Text, tokenizer: TextTokenizer, seen: Callable[[bytes], None]
     ) -> Iterator[list[int]]:
         request = self._request
         settings = read_tokenizer_config(self._model, request.side_files)
         chat = None
         if request.chat:
             template = check_chat_template(settings)
-            chat = ChatRenderer(tokenizer, template, settings.special_tokens)
+            chat = ChatRenderer(template, settings.special_tokens)
         records = read_records(text, request.file_format, request.document_field)
         yield from document_tokens(
             text,

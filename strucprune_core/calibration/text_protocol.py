@@ -52,6 +52,7 @@ class ReadRequest(BaseModel):
         what: The tokens of the text, or only facts about the tokenizer.
         uris: Of the stores "model" and "text", for messages.
         limits: For memory and time.
+        vocab_size: Rows of the model's embedding.
         config: What config.json says of special tokens.
         side_files: Names of the model's files beside its weights.
         key: The text's name in its store.
@@ -67,6 +68,7 @@ class ReadRequest(BaseModel):
     what: Literal["tokens", "facts"]
     uris: dict[str, str]
     limits: TextLimits
+    vocab_size: int
     config: dict[str, Any] = {}
     side_files: tuple[str, ...] = ()
     key: str = ""

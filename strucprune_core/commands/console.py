@@ -10,6 +10,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -18,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.storage.uri import parse_uri
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
@@ -44,6 +46,21 @@ def fail(error: StrucPruneError, as_json: bool) -> NoReturn:
     usage = isinstance(error, InvalidSpec)
     stopped = isinstance(error, Stopped)
     raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def local_path(text: str, option: str | None = None) -> Path:
+    """The path on this machine that an option names, with `~` expanded.
+
+    Raises:
+        InvalidSpec: it names none.
+    """
+    try:
+        location = parse_uri(text)
+        if location.scheme == "file":
+            return location.path
+    except ValueError as error:
+        raise InvalidSpec(str(error), field=option) from error
+    raise InvalidSpec(f"'{text}' is not on this machine", field=option, remedy="Give a local path.")
 
 
 def progress_bar() -> Progress:

@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,6 +26,7 @@ from strucprune_core.commands.console import (
     EXIT_INTERRUPTED,
     JsonOption,
     failures,
+    local_path,
     progress_bar,
     show,
     stderr,
@@ -186,7 +186,7 @@ def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -
 def download(
     job: JobArgument,
     output: Annotated[
-        Path, typer.Option(help="Directory; made if missing. What is there already is kept.")
+        str, typer.Option(help="Directory; made if missing. What is there already is kept.")
     ],
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -200,7 +200,7 @@ def download(
                 tasks[name] = bar.add_task(name, total=total_bytes)
             bar.update(tasks[name], completed=here_bytes)
 
-        paths = client.download(job, output, on_bytes=told)
+        paths = client.download(job, local_path(output, "--output"), on_bytes=told)
     if as_json:
         sys.stdout.write(json.dumps([str(path) for path in paths], indent=2) + "\n")
     else:
@@ -261,11 +261,11 @@ def _client(url: str | None, retry_seconds: float = _RETRY_SECONDS) -> StrucPrun
 
 def _read_spec(name: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
         body = json.loads(text)
     except OSError as error:
         raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidSpec(f"{name} holds no JSON object")

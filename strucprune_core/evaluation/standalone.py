@@ -67,7 +67,7 @@ def evaluate_model(
         store, name = open_object(text)
         check_text(store, name, sequences=sequences, sequence_length=sequence_length)
     source = Text(store, name, "text")
-    ids = text_tokens(facts.index, source)
+    ids = text_tokens(facts.index, source, vocab_size=facts.config.vocab_size)
     windows = first_windows(ids, sequences, sequence_length, source.field)
     tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
     stream = _stream(facts, choose_device(device), tiles)

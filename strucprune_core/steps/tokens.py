@@ -22,7 +22,6 @@ from strucprune_core.calibration.text import (
 from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.scratch import scratch_directory
@@ -37,15 +36,15 @@ from strucprune_core.workspace import Draft
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
     windows, draft.values["calibration_sha256"] = _calibration(job)
-    _save(job, draft, "calibration.npy", windows)
+    np.save(draft.path("calibration.npy"), windows)
     evaluation = job.spec.evaluation
     if evaluation is not None:
         text = _text(job, evaluation.uri, "evaluation.uri")
-        stream = text_tokens(job.index, text, wait=job.safe_point)
+        stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
         windows = first_windows(
             stream, evaluation.sequences, evaluation.sequence_length, text.field
         )
-        _save(job, draft, "evaluation.npy", windows)
+        np.save(draft.path("evaluation.npy"), windows)
         draft.values["evaluation_sha256"] = digest(text)
 
 
@@ -61,6 +60,7 @@ def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
     stream = text_tokens(
         job.index,
         text,
+        vocab_size=job.config.vocab_size,
         file_format=spec.file_format,
         document_field=spec.document_field if documents else "",
         chat=spec.chat_template,
@@ -75,9 +75,8 @@ def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
 def _written_by_the_model(job: Job) -> NDArray[np.int32]:
     """Sequences sampled from the dense model, (samples x length)."""
     spec = job.spec.calibration
-    start, known = tokenizer_facts(job.index)
+    start, vocabulary = tokenizer_facts(job.index, job.config.vocab_size)
     generator = np.random.Generator(np.random.PCG64(spec.seed))
-    vocabulary = min(known, job.config.vocab_size)
     first = generator.integers(0, vocabulary, spec.samples, dtype=np.int32)
     if start is not None:
         first[:] = start
@@ -120,14 +119,3 @@ def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
 def _text(job: Job, uri: str, field: str) -> Text:
     parent, name = split_object(uri)
     return Text(job.open_store(parent), name, field, lambda: job.tick(0, 1))
-
-
-def _save(job: Job, draft: Draft, name: str, windows: NDArray[np.int32]) -> None:
-    if int(windows.max()) >= job.config.vocab_size:
-        raise InvalidCheckpoint(
-            f"the tokenizer gives token {int(windows.max())}, but the model has a vocabulary of "
-            f"{job.config.vocab_size}",
-            field="model.uri",
-            remedy="Use the tokenizer.json that belongs to the model.",
-        )
-    np.save(draft.path(name), windows)

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
+from tokenizers import Tokenizer
 
 from strucprune_core.calibration import text_process
 from strucprune_core.calibration.process_limits import TextLimits
-from strucprune_core.calibration.text import Text, first_windows, load_tokenizer
+from strucprune_core.calibration.text import Text, first_windows
 from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.errors import (
@@ -56,6 +57,10 @@ def index_of(model: Path) -> CheckpointIndex:
     return open_checkpoint(LocalStore(model))
 
 
+def rows(model: Path) -> int:
+    return int(json.loads((model / "config.json").read_text())["vocab_size"])
+
+
 def conversations(root: Path, *values: object) -> Text:
     lines = "".join(json.dumps({"messages": value}) + "\n" for value in values)
     (root / "talk.jsonl").write_text(lines)
@@ -65,21 +70,28 @@ def conversations(root: Path, *values: object) -> Text:
 def read_talk(model: Path, text: Text) -> list[np.ndarray[Any, Any]]:
     return list(
         text_tokens(
-            index_of(model), text, file_format="jsonl", document_field="messages", chat=True
+            index_of(model),
+            text,
+            vocab_size=rows(model),
+            file_format="jsonl",
+            document_field="messages",
+            chat=True,
         )
     )
 
 
 def test_the_tokens_are_those_of_the_tokenizer(model: Path, text_file: Path) -> None:
     text = Text(LocalStore(text_file.parent), text_file.name, "evaluation.uri")
-    windows = first_windows(text_tokens(index_of(model), text), 4, 100, text.field)
-    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes())
+    windows = first_windows(
+        text_tokens(index_of(model), text, vocab_size=rows(model)), 4, 100, text.field
+    )
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     assert windows.ravel().tolist() == tokenizer.encode(text_file.read_text()).ids[:400]
 
 
 def test_facts_of_the_tokenizer(model: Path) -> None:
-    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes())
-    start, size = tokenizer_facts(index_of(model))
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    start, size = tokenizer_facts(index_of(model), rows(model))
     assert size == tokenizer.get_vocab_size()
     assert start is not None
     assert 0 <= start < size
@@ -125,7 +137,7 @@ def test_a_pattern_that_takes_for_ever(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(("a" * 200 + " ") * 1000)
     text = Text(LocalStore(tmp_path), "text.txt", "evaluation.uri")
     with pytest.raises(InvalidText, match=r"processor time .* the text of text\.txt") as caught:
-        list(text_tokens(index_of(model), text))
+        list(text_tokens(index_of(model), text, vocab_size=rows(model)))
     assert not caught.value.retryable
 
 
@@ -138,7 +150,7 @@ def test_a_tokenizer_that_takes_the_memory(model: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("a" * 5000)
     text = Text(LocalStore(tmp_path), "text.txt", "evaluation.uri")
     with pytest.raises(InvalidText, match=r"the text of text\.txt") as caught:
-        list(text_tokens(index_of(model), text))
+        list(text_tokens(index_of(model), text, vocab_size=rows(model)))
     assert not caught.value.retryable
 
 
@@ -150,7 +162,7 @@ def test_a_tokenizer_nested_deeper_than_the_stack(model: Path, tmp_path: Path) -
     (tmp_path / "text.txt").write_text("a b c")
     text = Text(LocalStore(tmp_path), "text.txt", "evaluation.uri")
     with pytest.raises(InvalidCheckpoint) as caught:
-        list(text_tokens(index_of(model), text))
+        list(text_tokens(index_of(model), text, vocab_size=rows(model)))
     assert caught.value.field == "model.uri"
 
 
@@ -171,7 +183,15 @@ def test_a_parquet_file_that_unpacks_to_more_than_memory(
     assert path.stat().st_size < 1 << 16
     text = Text(LocalStore(tmp_path), path.name, "calibration.uri")
     with pytest.raises(InvalidText, match=r"bomb\.parquet") as caught:
-        list(text_tokens(index_of(model), text, file_format="parquet", document_field="text"))
+        list(
+            text_tokens(
+                index_of(model),
+                text,
+                vocab_size=rows(model),
+                file_format="parquet",
+                document_field="text",
+            )
+        )
     assert not caught.value.retryable
 
 
@@ -183,7 +203,7 @@ def test_honest_texts_have_room(
     monkeypatch.setattr(text_process, "LIMITS", TextLimits(bytes=64 << 20, seconds=5.0))
     (tmp_path / "text.txt").write_text(value)
     text = Text(LocalStore(tmp_path), "text.txt", "evaluation.uri")
-    ids = np.concatenate(list(text_tokens(index_of(model), text)))
+    ids = np.concatenate(list(text_tokens(index_of(model), text, vocab_size=rows(model))))
     assert len(ids) > len(value) // 10
 
 
@@ -192,7 +212,7 @@ def test_it_is_not_given_the_credentials(
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret-of-the-service")
     text = Text(LocalStore(text_file.parent), text_file.name, "evaluation.uri")
-    tokens = text_tokens(index_of(model), text)
+    tokens = text_tokens(index_of(model), text, vocab_size=rows(model))
     next(tokens)
     environments = [
         (folder / "environ").read_bytes()
@@ -235,6 +255,7 @@ def test_a_stop_is_heard_while_it_works(model: Path, tmp_path: Path) -> None:
             text_tokens(
                 index_of(model),
                 text,
+                vocab_size=rows(model),
                 file_format="jsonl",
                 document_field="messages",
                 chat=True,
@@ -247,7 +268,7 @@ def test_a_stop_is_heard_while_it_works(model: Path, tmp_path: Path) -> None:
 
 def test_whoever_has_enough_leaves_no_process(model: Path, text_file: Path) -> None:
     text = Text(LocalStore(text_file.parent), text_file.name, "evaluation.uri")
-    tokens: Iterator[Any] = text_tokens(index_of(model), text)
+    tokens: Iterator[Any] = text_tokens(index_of(model), text, vocab_size=rows(model))
     next(tokens)
     assert len(readers_of_this_process()) == 1
     del tokens
@@ -266,7 +287,7 @@ def test_a_process_that_somebody_kills_is_tried_again(model: Path, text_file: Pa
 
     watched = Text(text.store, text.key, text.field, tick=kill)
     with pytest.raises(ProcessKilled) as caught:
-        list(text_tokens(index_of(model), watched))
+        list(text_tokens(index_of(model), watched, vocab_size=rows(model)))
     assert caught.value.retryable
 
 
@@ -278,4 +299,4 @@ def test_it_runs_where_the_caller_has_other_modules(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
     text = Text(LocalStore(text_file.parent), text_file.name, "evaluation.uri")
-    assert next(text_tokens(index_of(model), text)).size
+    assert next(text_tokens(index_of(model), text, vocab_size=rows(model))).size
