@@ -5,7 +5,10 @@ What a tenant may have and do at once is `admission`'s part.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from api.jobs.limits import TenantLimits
+from api.jobs.record import Priority
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.estimate import estimate_job
 from strucprune_core.inspection import Examination, ModelFacts
@@ -24,6 +27,20 @@ def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
         return spec
     longest = {"deadline_seconds": limits.deadline_seconds}
     return spec.model_copy(update={"runtime": spec.runtime.model_copy(update=longest)})
+
+
+def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
+    """What is wrong with the job's priority."""
+    rising = get_args(Priority)[::-1]
+    if rising.index(spec.runtime.priority) <= rising.index(limits.max_priority):
+        return []
+    return [
+        OverLimit(
+            f"your organisation's jobs may not have the priority {spec.runtime.priority}",
+            field="runtime.priority",
+            remedy=f"Ask for {limits.max_priority} or less.",
+        )
+    ]
 
 
 def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:

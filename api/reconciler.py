@@ -16,16 +16,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from api.jobs import environment, logs
-from api.jobs.doorbell import QUEUES, Doorbell, ring_unblocked
+from api.jobs.doorbell import Doorbell, ring_if_missing
 from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
 from api.jobs.meters import LEASES_LOST, Tally
 from api.jobs.rebuild import rebuild
-from api.jobs.record import Priority
 from api.jobs.sequel import OpenStore, delete
-from api.jobs.state import TERMINAL, JobState
+from api.jobs.state import TERMINAL
 from api.services import Services
 from api.settings import Settings
 from api.webhooks import dispatcher as webhooks
@@ -48,7 +47,8 @@ class Reconciler:
         doorbell: To the workers.
         open_store: Opens what jobs have published, for deletions that include it.
         retention_seconds: Jobs that have been over for this long are removed; None keeps all.
-        requeue_after_seconds: Jobs queued this long are rung for again.
+        requeue_after_seconds: Jobs queued this long are rung for again, and jobs that failed for
+            now get their next attempt.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         beat: Called often during what may take long.
     """
@@ -91,6 +91,7 @@ class Reconciler:
         self._settle_committed()
         self._take_back_expired()
         self._end_overdue()
+        self._end_rests()
         self._ring_again()
         self._ring_for_help()
         self._remove_old()
@@ -128,10 +129,8 @@ class Reconciler:
         if record.state in TERMINAL:
             # A worker that was faster has the last word.
             commit_end(self._journal, self._ledger, record)
-        elif record.state == JobState.QUEUED:
-            self._ring(job_id, record.priority)
-        if self._broker_answers:
-            self._broker_answers = ring_unblocked(self._ledger, self._doorbell, record.tenant)
+        # It waits itself, or another job may start in its place.
+        self._ring_if_missing()
 
     def _end_overdue(self) -> None:
         """Journal the failure of jobs whose deadline passed while no worker held them."""
@@ -155,31 +154,30 @@ class Reconciler:
                     _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
 
     def _ring_again(self) -> None:
-        """Ring for jobs that have no doorbell: it got lost, or a failed attempt used it up.
+        """Ring for jobs that have no doorbell: it got lost, or a worker could not use it.
 
-        Whose is missing is not known, only how many are: as many jobs as there are fewer doorbells
-        than queued jobs are rung for, those first that waited longest. More would pile up messages
-        while all workers are busy; ringing only where no doorbell waits would let such jobs starve
-        behind a backlog. A doorbell of a job that is over counts too, until a worker answers it.
+        As many times as there are fewer doorbells than jobs that have waited for long. More would
+        pile up messages while all workers are busy.
         """
-        for priority in QUEUES:
-            waiting = self._doorbell.waiting(priority) if self._broker_answers else None
-            if waiting is None:
-                self._broker_answers = False
-                return
-            missing = self._ledger.queued(priority) - waiting
-            if missing > 0:
-                self._ring_for(priority, min(missing, BATCH))
-
-    def _ring_for(self, priority: Priority, count: int) -> None:
-        seconds = self._requeue_after_seconds
-        for job_id in self._ledger.queued_longer_than(priority, seconds, count):
+        waiting = self._doorbell.waiting() if self._broker_answers else None
+        if waiting is None:
+            self._broker_answers = False
+            return
+        missing = min(self._ledger.queued() - waiting, BATCH)
+        if missing <= 0:
+            return
+        for job_id in self._ledger.queued_longer_than(self._requeue_after_seconds, missing):
             with self._alone(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and not settle_from_journal(
                     self._journal, self._ledger, job_id, record.run
                 ):
-                    self._ring(job_id, priority)
+                    self._ring()
+
+    def _end_rests(self) -> None:
+        """Let jobs that failed for now have their next attempt."""
+        for _ in self._ledger.end_rests(self._requeue_after_seconds, BATCH):
+            self._ring_if_missing()
 
     def _ring_for_help(self) -> None:
         """Ring again for jobs that want help, unless workers are too busy to hear it."""
@@ -189,10 +187,14 @@ class Reconciler:
                 if not self._doorbell.ring_for_help(job_id, times):
                     return
 
-    def _ring(self, job_id: str, priority: Priority) -> None:
+    def _ring(self) -> None:
         """Ring, if the broker answers."""
         if self._broker_answers:
-            self._broker_answers = self._doorbell.ring(job_id, priority)
+            self._broker_answers = self._doorbell.ring()
+
+    def _ring_if_missing(self) -> None:
+        if self._broker_answers:
+            self._broker_answers = ring_if_missing(self._ledger, self._doorbell)
 
     @contextmanager
     def _alone(self, job_id: str) -> Iterator[None]:

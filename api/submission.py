@@ -15,7 +15,8 @@ from http import HTTPStatus
 
 from api.admission import admit_job
 from api.allow_list import uri_issues
-from api.job_limits import deadline_issues, size_issues, with_deadline
+from api.job_limits import deadline_issues, priority_issues, size_issues, with_deadline
+from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import JournalEntry
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.rebuild import restore
@@ -115,7 +116,7 @@ def examine(
         StorageError: a store of the job does not answer.
     """
     limits = services.settings.limits_of(tenant)
-    late = deadline_issues(spec, limits)
+    late = [*deadline_issues(spec, limits), *priority_issues(spec, limits)]
     refused = [
         *uri_issues(spec, tenant, services.settings),
         *webhook_issues(notifications, tenant, services.settings),
@@ -194,10 +195,10 @@ def _key_of_deleted() -> ApiError:
 
 
 def _announced(services: Services, job_id: str) -> JobRecord:
-    """The job, rung for if it waits. Ringing twice is harmless."""
+    """The job, rung for if it waits."""
     record = services.ledger.get(job_id)
     if record is None:
         raise LedgerUnavailable("The job ledger lost the job while it was being submitted.")
     if record.state == JobState.QUEUED:
-        services.doorbell.ring(job_id, record.priority)
+        ring_if_missing(services.ledger, services.doorbell)
     return record

@@ -1,10 +1,10 @@
-"""What an attempt leaves beside its temporary files, for the case that all of the worker dies with it.
+"""What an attempt leaves beside its temporary files, in case all of the worker dies with it.
 
-Where the control group of a container is killed as a whole (`memory.oom.group`, which Kubernetes sets
-since 1.28), a solve that takes too much memory takes its supervisor along: nobody is left to tell why.
-The container is then started again with the same scratch volume, and in it lies the mark. The counters
-of the control group are new, but the machine's goes on: if the kernel has killed for memory since the
-attempt began, and the attempt ended without a word, it ran out of memory.
+Where the control group of a container is killed as a whole (`memory.oom.group`, which Kubernetes
+sets since 1.28), a solve that takes too much memory takes its supervisor along: nobody is left to
+tell why. The container is then started again with the same scratch volume, and in it lies the mark.
+The counters of the control group are new, but the machine's goes on: if the kernel has killed for
+memory since the attempt began, and the attempt ended without a word, it ran out of memory.
 """
 
 from __future__ import annotations

@@ -109,16 +109,14 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
 
 
 def give_back(desk: Desk, error: dict[str, Any] | None = None) -> None:
-    """Return the job without using up the attempt, and ring for another worker if it waits.
+    """Return the job without using up the attempt.
 
     `error` is what the job says of that, if anything went wrong.
     """
     if not desk.ledger.release(desk.claim.job_id, desk.claim.fence, error):
         return
     after = desk.ledger.get(desk.claim.job_id)
-    if after is not None and after.state is JobState.QUEUED:
-        desk.doorbell.ring(after.id, after.priority)
-    elif after is not None and after.state is JobState.CANCELLED:
+    if after is not None and after.state is JobState.CANCELLED:
         # A cancellation that came after the pause or the drain.
         _commit(desk, _outcome(desk, JobState.CANCELLED))
 
@@ -148,7 +146,7 @@ def _retry_stalled(desk: Desk, error: dict[str, Any], ended: Ended) -> None:
 def retry(desk: Desk, error: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
     """Leave a retryable failure to another attempt, or fail if there are none left.
 
-    Nobody is rung for: the reconciler will, after a while, and that while is the back-off.
+    The job rests until the reconciler lets workers take it again, which is the back-off.
     """
     _log.warning("%s failed for now: %s", desk.claim.job_id, error)
     state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error, plan)

@@ -1,8 +1,9 @@
 """The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. Each may be repeated, as the client library does with a call whose answer was lost. All times
-are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
+event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
+that a running job needs, and those by which jobs end and go, may write also when Redis has reached
+its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
 is in the `Journal`.
 """
 
@@ -12,16 +13,16 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol, get_args
 from urllib.parse import quote
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
-from api.jobs.codec import LUA, NAMESPACE, decode_jobs, encode, encode_job
+from api.jobs.codec import LUA, NAMESPACE, decode_job, decode_jobs, encode, encode_job
+from api.jobs.limits import RunningLimits
 from api.jobs.record import (
     Claim,
     JobEvent,
@@ -31,7 +32,9 @@ from api.jobs.record import (
     Page,
     Priority,
     Queue,
+    Refusal,
     Signal,
+    Taken,
 )
 from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, RedisSeats, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
@@ -47,6 +50,9 @@ RESERVATION_SECONDS = 60.0
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
 RETRY_CAP_SECONDS = 0.5
+# What a caller that knows no limits passes.
+ANY_NUMBER = RunningLimits()
+ANY_SIZE = 2**62
 # Scripts that need nothing of the others.
 _ALONE = frozenset({"read_jobs"})
 
@@ -65,13 +71,10 @@ class LedgerUnavailable(StrucPruneError):
     retryable: ClassVar[bool] = True
 
 
-class Refusal(StrEnum):
-    """Why a job was not to be had."""
+class LedgerFull(LedgerUnavailable):
+    """Redis has no memory left for new data; what runs goes on."""
 
-    # It is not queued: another worker was faster, or it is over, or unknown.
-    DUPLICATE = "duplicate"
-    # Its tenant has as many jobs running as it may. `unblock` names it once one of them ends.
-    BLOCKED = "blocked"
+    code: ClassVar[str] = "ledger_full"
 
 
 class Ledger(Protocol):
@@ -105,15 +108,24 @@ class Ledger(Protocol):
         """
 
     def claim(
-        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
-    ) -> Claim | Refusal:
-        """Take a queued job, or learn why not.
+        self,
+        worker_id: str,
+        lease_seconds: float,
+        limits: RunningLimits = ANY_NUMBER,
+        free_bytes: int = ANY_SIZE,
+    ) -> Taken:
+        """Take the next job, or learn why there is none.
+
+        It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
+        fewest workers serve, and of these the one that was served longest ago. So a tenant that no
+        worker serves waits for at most one job of each other tenant. Of the tenant's jobs, it is
+        the oldest of the highest priority.
 
         Args:
-            job_id: The job.
             worker_id: Who takes it, for people.
             lease_seconds: How long the claim lasts without a heartbeat.
-            max_running: Jobs that its tenant may have running; None for any number.
+            limits: How many jobs tenants may have running; those of others are passed over.
+            free_bytes: The worker's room for temporary files; larger jobs are passed over.
         """
 
     def heartbeat(
@@ -143,7 +155,14 @@ class Ledger(Protocol):
         See `JobEvent` for what it holds. Telling the same twice does no harm.
         """
 
-    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
+    def release(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any] | None = None,
+        *,
+        rests: bool = False,
+    ) -> bool:
         """Give the job back at a safe point; the attempt does not count.
 
         Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
@@ -153,6 +172,7 @@ class Ledger(Protocol):
             job_id: The job.
             fence: Of the claim.
             error: What kept the worker from going on, if it is queued again for that.
+            rests: Whether no worker is to take it for a while (see `end_rests`).
         """
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
@@ -184,6 +204,7 @@ class Ledger(Protocol):
     ) -> JobState:
         """Report a retryable failure: queued while attempts are left, else failed.
 
+        No worker takes it until its rest is ended (see `end_rests`).
         `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
         Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
         present state is returned; a job that the ledger has lost counts as queued, because the
@@ -252,14 +273,14 @@ class Ledger(Protocol):
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
         """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
 
-    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
-        """A queued job to ring for, now that fewer of the tenant's run; see `Refusal.BLOCKED`."""
+    def queued(self) -> int:
+        """How many jobs wait for a worker; without those that rest."""
 
-    def queued(self, priority: Priority) -> int:
-        """How many jobs of this priority wait for a worker."""
-
-    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
         """Jobs that have waited that long, longest first; being returned restarts their wait."""
+
+    def end_rests(self, seconds: float, limit: int) -> JobIds:
+        """Let workers take jobs that have rested for so long after a failure; their ids."""
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state."""
@@ -284,6 +305,14 @@ class Ledger(Protocol):
 
     def mark_intact(self) -> None:
         """Say that every journalled job is known here."""
+
+    def probe(self) -> None:
+        """Return if the ledger takes new data.
+
+        Raises:
+            LedgerFull: it has no memory left.
+            LedgerUnavailable: it does not answer.
+        """
 
 
 def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
@@ -312,7 +341,7 @@ class RedisLedger:
         prelude = _prelude()
         self._scripts = {
             path.stem: client.register_script(
-                ("" if path.stem in _ALONE else prelude) + path.read_text()
+                _script(path.read_text(), "" if path.stem in _ALONE else prelude)
             )
             for path in sorted(LUA.glob("*.lua"))
             if path.stem != "common"
@@ -361,15 +390,22 @@ class RedisLedger:
         return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
 
     def claim(
-        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
-    ) -> Claim | Refusal:
+        self,
+        worker_id: str,
+        lease_seconds: float,
+        limits: RunningLimits = ANY_NUMBER,
+        free_bytes: int = ANY_SIZE,
+    ) -> Taken:
         """See `Ledger.claim`."""
-        limit = "" if max_running is None else max_running
-        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce(), limit)
-        if isinstance(claimed, str):
-            return Refusal(claimed)
-        fence, attempt, run, left = claimed
-        return Claim(job_id, int(fence), int(attempt), int(run), float(left) if left else None)
+        word, claim, job, left = self._run(
+            "claim", worker_id, lease_seconds, _nonce(), limits.encode(), free_bytes
+        )
+        if word != "claimed":
+            return Taken(Refusal(word), None, tuple(left))
+        job_id, fence, attempt, run, rest = claim
+        seconds_left = float(rest) if rest else None
+        held = Claim(job_id, int(fence), int(attempt), int(run), seconds_left)
+        return Taken(held, decode_job(job), tuple(left))
 
     def heartbeat(
         self,
@@ -393,9 +429,17 @@ class RedisLedger:
         """See `Ledger.append_layers`."""
         return bool(self._run("append_layers", job_id, fence, *map(encode, news)))
 
-    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
+    def release(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any] | None = None,
+        *,
+        rests: bool = False,
+    ) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence, _nonce(), encode(error)))
+        rest = "1" if rests else ""
+        return bool(self._run("release", job_id, fence, _nonce(), encode(error), rest))
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
         """See `Ledger.decline`."""
@@ -482,20 +526,23 @@ class RedisLedger:
         """See `Ledger.take_token`."""
         return float(self._run("take_token", tenant, per_second, most))
 
-    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
-        """See `Ledger.unblock`."""
-        found = self._run("unblock", tenant)
-        return (found[0], found[1]) if found else None
-
-    def queued(self, priority: Priority) -> int:
+    def queued(self) -> int:
         """See `Ledger.queued`."""
         with answering():
-            count: Any = self._client.zcard(self._key("queued", priority))
-        return int(count)
+            pipeline = self._client.pipeline(transaction=False)
+            for priority in get_args(Priority):
+                pipeline.zcard(self._key("queued", priority))
+            pipeline.zcard(self._key("resting"))
+            *queued, resting = pipeline.execute()
+        return int(sum(queued) - resting)
 
-    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
         """See `Ledger.queued_longer_than`."""
-        return [*self._run("queued_longer_than", priority, seconds, limit)]
+        return [*self._run("queued_longer_than", seconds, limit)]
+
+    def end_rests(self, seconds: float, limit: int) -> JobIds:
+        """See `Ledger.end_rests`."""
+        return [*self._run("end_rests", seconds, limit)]
 
     def counts(self) -> dict[str, int]:
         """See `Ledger.counts`."""
@@ -556,8 +603,12 @@ class RedisLedger:
 
     def mark_intact(self) -> None:
         """See `Ledger.mark_intact`."""
+        self._run("mark_intact")
+
+    def probe(self) -> None:
+        """See `Ledger.probe`."""
         with answering():
-            self._client.set(self._key("intact"), "1")
+            self._client.set(self._key("probe"), "1", ex=60)
 
     def close(self) -> None:
         """Close the connections."""
@@ -577,6 +628,12 @@ class RedisLedger:
 def _nonce() -> str:
     """Tells a call that the client library repeats from a new one."""
     return secrets.token_hex(8)
+
+
+def _script(text: str, prelude: str) -> str:
+    """A verb with what it shares with others, below its first line, which must be the flags."""
+    flags, _, body = text.partition("\n")
+    return f"{flags}\n{prelude}{body}"
 
 
 def _prelude() -> str:
@@ -616,5 +673,9 @@ def answering() -> Iterator[None]:
     """Turn the client library's failures into ours."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise LedgerFull(
+            "The job ledger takes no new data: its Redis has reached `maxmemory`."
+        ) from error
     except RedisError as error:
         raise LedgerUnavailable(f"The job ledger does not answer ({error}).") from error

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.state import JobState
 
+# From the highest to the lowest.
 Priority = Literal["high", "normal", "low"]
 
 
@@ -120,6 +121,33 @@ class Claim:
     attempt: int
     run: int = 1
     seconds_left: float | None = field(default=None, compare=False)
+
+
+class Refusal(StrEnum):
+    """Why a worker gets no job."""
+
+    # None waits: other workers were faster, or those that wait rest after a failure.
+    NOTHING = "nothing"
+    # The tenants whose jobs wait have as many running as they may.
+    BLOCKED = "blocked"
+    # The worker has no scratch for those that wait.
+    NO_ROOM = "no_room"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to a worker that asks for the next job.
+
+    Attributes:
+        claim: The claim, or why there is none.
+        record: The job that was claimed.
+        too_large: Some of the jobs that came before and that this worker has no room for, if they
+            do not say so yet.
+    """
+
+    claim: Claim | Refusal
+    record: JobRecord | None = None
+    too_large: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Response
 
 from api.admission import admit_job
 from api.auth import Writer
+from api.jobs.doorbell import ring_if_missing
 from api.jobs.ends import commit_end
 from api.jobs.record import JobRecord
 from api.jobs.sequel import delete, retry
@@ -53,7 +54,7 @@ def resume_job(job: WritableJob, services: Wired, response: Response) -> JobView
     """Queue a paused job again, or withdraw a pause. It goes on from its last finished layer."""
     record = _present(services.ledger.resume(job.id))
     if record.state == JobState.QUEUED:
-        services.doorbell.ring(record.id, record.priority)
+        ring_if_missing(services.ledger, services.doorbell)
     return _answer(record, response, done=JobState.RUNNING, asked=JobState.QUEUED)
 
 
@@ -82,7 +83,7 @@ def retry_job(job: WritableJob, principal: Writer, services: Wired, response: Re
             f"The job is {job.state.value}; only a failed or cancelled one can be retried."
         )
     if job.state == JobState.QUEUED:
-        services.doorbell.ring(job.id, job.priority)
+        ring_if_missing(services.ledger, services.doorbell)
     response.headers["ETag"] = etag(job)
     return job_view(job)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from api.jobs.doorbell import QUEUES, Doorbell
+from api.jobs.doorbell import QUEUE, Doorbell
 from embedded.processes import ManagedProcess
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from tests.chaos.interference.sitecustomize import CLOCK, FULL
@@ -208,14 +208,14 @@ class Arena(Stack):
         with redis.Redis.from_url(self.valkey.url) as connection:
             connection.flushall()
 
-    def drop_doorbells(self) -> int:
-        """Take away all messages that no worker has taken yet; how many queues there were."""
+    def drop_doorbells(self) -> bool:
+        """Take away all messages that no worker has taken yet. False if there were none."""
         with redis.Redis.from_url(self.valkey.url) as connection:
-            return int(connection.delete(*QUEUES.values()))
+            return bool(connection.delete(QUEUE))
 
-    def ring(self, job_id: str) -> bool:
-        """Ring once more for a job."""
-        return self._doorbell.ring(job_id, "normal")
+    def ring(self) -> bool:
+        """Ring once more than there are jobs."""
+        return self._doorbell.ring()
 
     def tend(self) -> None:
         """What an init system would do: start what has ended, and do the repairs that are due."""

@@ -1,4 +1,4 @@
-"""A worker that dies with its solve for lack of memory: the next one knows from the scratch volume."""
+"""A worker that dies with its solve for lack of memory: the next one knows from scratch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from api.jobs.record import Claim, JobRecord, Refusal
 from api.jobs.state import JobState
 from strucprune_core.scratch import PREFIX, sweep
+from tests.support.claims import claim_job
 from tests.worker.conftest import Bench
 from worker.attempt_mark import AttemptMark, leave_mark, read_mark
 from worker.execution import Services
@@ -69,7 +70,7 @@ def left(bench: Bench, job_id: str) -> JobRecord:
 
 
 def claim(bench: Bench, job_id: str, seconds: float = 60.0) -> Claim:
-    taken = bench.ledger.claim(job_id, "w", seconds)
+    taken = claim_job(bench.ledger, job_id, "w", seconds)
     assert not isinstance(taken, Refusal)
     return taken
 
@@ -97,7 +98,7 @@ def test_the_second_time_is_the_last(bench: Bench) -> None:
 def test_a_lease_that_expired_first(bench: Bench) -> None:
     job_id = bench.submit(micro_batch_tokens=4096)
     claim(bench, job_id, 0.01)
-    bench.once(lambda: bench.ledger.requeue_expired() == [job_id], lambda: None)
+    bench.once(lambda: bench.ledger.requeue_expired(10) == [job_id], lambda: None)
     bench.join()
     job = left(bench, job_id)
     assert (job.state, job.plan) == (JobState.QUEUED, {"micro_batch_tokens": 2048})

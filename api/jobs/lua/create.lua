@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, position, labels (JSON list of index names), then field, value, ...
 -- Enter a queued job. 1, or 0 if it is already there.
 local id, position = ARGV[2], ARGV[3]
@@ -15,12 +16,13 @@ job.state = 'queued'
 job.revision = '1'
 job.attempt = '0'
 job.updated_at = seconds(at)
+job.lined_up_at = seconds(at)
 set_fields(id, job)
 redis.call('ZADD', key('tenant', job.tenant, 'all'), 0, position)
 count(job, 'queued', 1)
 for _, label in ipairs(cjson.decode(ARGV[4])) do
   redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
 end
-line_up(id, job, at)
+line_up(id, job, at, false)
 append_event(id, 'state', cjson.encode({state = 'queued', run = tonumber(job.run or '1'), attempt = 0}))
 return 1

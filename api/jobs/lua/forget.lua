@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id
 -- Remove a job that is over, with all that is known of it. 1 if it is not there (any more), else 0.
 local id = ARGV[2]

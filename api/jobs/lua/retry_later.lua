@@ -1,5 +1,7 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, error (JSON), plan (JSON, or '' to leave it as it is)
--- A retryable failure: queued while attempts are left, else failed; a requested stop comes first.
+-- A retryable failure: queued, to rest a while, if attempts are left, else failed; a requested stop
+-- comes first.
 -- The job's state afterwards (unchanged under a stale fence), or nil if there is no such job.
 local id, failure = ARGV[2], ARGV[4]
 local job = load_job(id)
@@ -27,5 +29,5 @@ local fields = {error = to == 'cancelled' and '' or failure}
 if ARGV[5] ~= '' then
   fields.plan = ARGV[5]
 end
-move(id, job, to, fields, 'retry')
+move(id, job, to, fields, 'retry', true)
 return to

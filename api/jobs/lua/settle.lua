@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, state, error (JSON or ''), summary (JSON or ''), finished_at, run
 -- Copy an outcome committed to the journal. The journal is the truth, so this is the one verb that
 -- asks neither the fence nor the transition table; only the run must be the job's present one. 1 if
