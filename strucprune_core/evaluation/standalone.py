@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from strucprune_core.calibration.text import Text, digest, evaluation_windows
-from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.calibration.text import Text, digest, first_windows
+from strucprune_core.calibration.text_process import text_tokens
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.devices import choose_device
 from strucprune_core.errors import InvalidCheckpoint, naming_field
@@ -67,8 +67,8 @@ def evaluate_model(
         store, name = open_object(text)
         check_text(store, name, sequences=sequences, sequence_length=sequence_length)
     source = Text(store, name, "text")
-    tokenizer = load_tokenizer(bytes(facts.index.store.read(TOKENIZER)), facts.config.vocab_size)
-    windows = evaluation_windows(source, tokenizer, sequences, sequence_length)
+    ids = text_tokens(facts.index, source, vocab_size=facts.config.vocab_size)
+    windows = first_windows(ids, sequences, sequence_length, source.field)
     tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
     stream = _stream(facts, choose_device(device), tiles)
     total = facts.config.layers + math.ceil(facts.config.vocab_size / tiles.vocabulary_rows)
