@@ -40,10 +40,17 @@ def fail(error: StrucPruneError, as_json: bool) -> NoReturn:
     if as_json:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
     stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
+    stderr.print(f"{error}{_place(error)}", markup=False, highlight=False)
     usage = isinstance(error, InvalidSpec)
     stopped = isinstance(error, Stopped)
     raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
+
+
+def _place(error: StrucPruneError) -> str:
+    """The layer at fault and what was done with it, if one is."""
+    if error.layer is None:
+        return ""
+    return f" (layer {error.layer}, {error.phase})" if error.phase else f" (layer {error.layer})"
 
 
 def progress_bar() -> Progress:

@@ -306,7 +306,9 @@ def _print_job(job: Job, as_json: bool) -> None:
         if now.eta_seconds is not None:
             facts["about"] = f"{now.eta_seconds:.0f} s left"
     if job.error is not None:
-        facts["error"] = f"{job.error.code}: {job.error.message} {job.error.remedy or ''}"
+        layer = "" if job.error.layer is None else f" in layer {job.error.layer}"
+        remedy = job.error.remedy or ""
+        facts["error"] = f"{job.error.code}{layer}: {job.error.message} {remedy}"
     for name in ("parameters", "perplexity"):
         figures = (job.summary or {}).get(name)
         if figures:
