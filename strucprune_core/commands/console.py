@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, NoReturn
 
@@ -76,6 +76,22 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     for key, value in result.items():
         table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def show_estimate(result: dict[str, Any], as_json: bool) -> None:
+    """Print an estimate, and what it warns of."""
+    if as_json:
+        show(result, as_json)
+        return
+    show({name: value for name, value in result.items() if name != "warnings"}, as_json)
+    show_warnings(result.get("warnings", []))
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """What a result does not show by itself, one a line, beside the results."""
+    for warning in warnings:
+        stderr.print("[bold yellow]warning[/] ", end="")
+        stderr.print(warning, markup=False, highlight=False)
 
 
 def _shown(value: object) -> str:

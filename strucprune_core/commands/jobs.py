@@ -29,6 +29,8 @@ from strucprune_core.commands.console import (
     failures,
     progress_bar,
     show,
+    show_estimate,
+    show_warnings,
     stderr,
 )
 from strucprune_core.errors import InvalidSpec
@@ -314,6 +316,7 @@ def _print_job(job: Job, as_json: bool) -> None:
         if figures:
             facts[name] = f"{figures['before']:,.6g} -> {figures['after']:,.6g}"
     show(facts, as_json)
+    show_warnings((job.summary or {}).get("warnings", []))
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -322,6 +325,6 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         show(result, as_json)
         return
     estimate = result["estimate"] or {}
-    show({"valid": result["valid"], **estimate}, as_json)
+    show_estimate({"valid": result["valid"], **estimate}, as_json)
     for issue in result["issues"]:
         stderr.print(f"{issue['pointer'] or ''}: {issue['detail']}", markup=False, highlight=False)

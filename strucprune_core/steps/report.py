@@ -12,6 +12,7 @@ import torch
 from strucprune_core import __version__
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
+from strucprune_core.foreseen import batch_warning, sparsity_warning
 from strucprune_core.inspection import ModelFacts
 from strucprune_core.planning import PlannedSite
 from strucprune_core.progress import Phase
@@ -58,6 +59,7 @@ def report(job: Job, unit: Unit, draft: Draft) -> None:
 def build_report(job: Job, unit: Unit) -> Report:
     """The report of a job whose units before `report` are all finished."""
     before, after = _sizes(job)
+    asked, reached = job.spec.pruning.sparsity, _reached(job)
     layers = [_layer(job, layer) for layer in range(job.config.layers)]
     return Report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -67,8 +69,8 @@ def build_report(job: Job, unit: Unit) -> Report:
         before=before,
         after=after,
         sparsity=SparsitySummary(
-            requested=job.spec.pruning.sparsity,
-            reached=_reached(job),
+            requested=asked,
+            reached=reached,
             channels_removed=before.ffn_channels - after.ffn_channels,
             kv_heads_removed=before.kv_heads - after.kv_heads,
             query_heads_removed=before.query_heads - after.query_heads,
@@ -83,7 +85,12 @@ def build_report(job: Job, unit: Unit) -> Report:
         verification=Verification(**job.workspace.values("verify")),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=published_files(job, published(job)),
-        warnings=[*few_tokens_warning(layers), *retry_warnings(layers)],
+        warnings=[
+            *sparsity_warning(asked, reached),
+            *batch_warning(job.spec),
+            *few_tokens_warning(layers),
+            *retry_warnings(layers),
+        ],
     )
 
 
