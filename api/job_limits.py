@@ -5,11 +5,17 @@ What a tenant may have and do at once is `admission`'s part.
 
 from __future__ import annotations
 
+from typing import get_args
+
 from api.jobs.limits import TenantLimits
+from api.jobs.record import Priority
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.estimate import estimate_job
 from strucprune_core.inspection import Examination, ModelFacts
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
+
+# Of the names and values of a job's labels.
+MAX_LABEL_BYTES = 4096
 
 
 class OverLimit(InvalidSpec):
@@ -24,6 +30,35 @@ def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
         return spec
     longest = {"deadline_seconds": limits.deadline_seconds}
     return spec.model_copy(update={"runtime": spec.runtime.model_copy(update=longest)})
+
+
+def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
+    """What is wrong with the job's priority."""
+    rising = get_args(Priority)[::-1]
+    if rising.index(spec.runtime.priority) <= rising.index(limits.max_priority):
+        return []
+    return [
+        OverLimit(
+            f"your organisation's jobs may not have the priority {spec.runtime.priority}",
+            field="runtime.priority",
+            remedy=f"Ask for {limits.max_priority} or less.",
+        )
+    ]
+
+
+def label_issues(spec: JobSpec) -> list[InvalidSpec]:
+    """What is wrong with the job's labels: they are kept in memory as long as the job is."""
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in spec.labels.items())
+    if size <= MAX_LABEL_BYTES:
+        return []
+    return [
+        InvalidSpec(
+            f"the names and values of all labels take {size:,} bytes, and {MAX_LABEL_BYTES:,} is "
+            "the most",
+            field="labels",
+            remedy="Use fewer or shorter labels.",
+        )
+    ]
 
 
 def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:

@@ -71,10 +71,10 @@ class Settings(LimitSettings):
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`; and how large and long each of its jobs may be:
-            `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
-            `deadline_seconds` (which a job that names none gets). No limits by default. Workers
-            need the same value for `running_jobs` to be kept.
+            `requests_per_second`, `request_burst`; and how large, long and urgent each of its jobs
+            may be: `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
+            `deadline_seconds` (which a job that names none gets), `max_priority`. No limits by
+            default. Workers need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
             workspaces; what they published stays. None keeps all, for ever.
@@ -87,7 +87,8 @@ class Settings(LimitSettings):
         api_host: Address that the API listens on.
         api_port: Port that it listens on.
         reconcile_every_seconds: How often the reconciler looks for jobs whose worker fell silent.
-        requeue_after_seconds: Jobs queued this long are rung for again.
+        requeue_after_seconds: Jobs queued this long are rung for again, and jobs that failed for
+            now get their next attempt.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
         heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is
             alive. (The API answers /healthz.)

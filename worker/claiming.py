@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from api.jobs.doorbell import Doorbell
-from api.jobs.ledger import LedgerUnavailable
+from api.jobs.ledger import ANY_NUMBER, LedgerUnavailable
+from api.jobs.limits import RunningLimits
 from api.jobs.seats import LEADER, Seats
 from worker.protocol import Answer
 
@@ -23,6 +24,7 @@ class Claiming:
         fence: Of the attempt.
         holder: The solve's seat; `LEADER` if it leads.
         free_bytes: The room that this worker has for temporary files; of a helper.
+        limits: How many jobs tenants may have running; of a helper.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class Claiming:
         fence: int,
         holder: str = LEADER,
         free_bytes: Callable[[], int] = lambda: 0,
+        limits: RunningLimits = ANY_NUMBER,
     ) -> None:
         self._seats = seats
         self._doorbell = doorbell
@@ -40,6 +43,7 @@ class Claiming:
         self._fence = fence
         self._holder = holder
         self._free_bytes = free_bytes
+        self._limits = limits
 
     def answer(self, ready: Sequence[str], keeping: str | None = None) -> Answer:
         """Claim the first of these units that nobody else has, besides the one that is kept.
@@ -50,7 +54,8 @@ class Claiming:
         """
         try:
             claim = self._seats.claim_unit(
-                self._job_id, self._fence, self._holder, ready, keeping, self._free_bytes()
+                *(self._job_id, self._fence, self._holder, ready, keeping),
+                *(self._free_bytes(), self._limits),
             )
         except LedgerUnavailable as error:
             _log.warning("no claims on units of %s: %s", self._job_id, error)

@@ -1,4 +1,4 @@
-"""One doorbell answered: claim the job, run a solve under watch, write down how it ended.
+"""One doorbell answered: claim the next job, run a solve under watch, write down how it ended.
 
 Never imports torch: a process that used it cannot fork safely, and a solve that must die at once
 has to be another process.
@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from api.jobs import logs
-from api.jobs.doorbell import Doorbell, ring_unblocked
+from api.jobs.doorbell import Doorbell, ring_if_missing
 from api.jobs.ends import settle_from_journal
 from api.jobs.journal import Journal
-from api.jobs.ledger import Ledger, LedgerUnavailable, Refusal, connect
+from api.jobs.ledger import Ledger, LedgerUnavailable, connect
 from api.jobs.meters import ATTEMPTS, BLOCKED, DUPLICATES, ENDED, LEASES_LOST, Tally
-from api.jobs.record import JobRecord
-from api.jobs.state import JobState
+from api.jobs.record import Claim, Refusal
 from api.jobs.tracing import TRACEPARENT, NoTracing, Tracing, tracing
 from strucprune_core.errors import (
     InvalidSpec,
@@ -33,6 +32,7 @@ from strucprune_core.errors import (
 from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
+from worker.attempt_mark import leave_mark
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
@@ -50,6 +50,8 @@ _log = logging.getLogger(__name__)
 # A job that free workers have no room for says so once it has waited so long: until then another
 # worker has probably taken it.
 TOLD_AFTER_SECONDS = 30.0
+# Less than any job needs.
+_NO_SCRATCH = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,46 +80,37 @@ class Services:
             ledger.close()
 
 
-def run_job(
-    job_id: str,
+def run_next(
     services: Services,
     settings: Settings,
     drain: Drain,
     scratch: Scratch,
     solve: Sequence[str] = SOLVE,
 ) -> None:
-    """Answer one doorbell; returns when the job has ended, was given back, or was not to be had.
+    """Answer one doorbell; returns when a job has ended, was given back, or there was none.
 
     Nothing is raised: the reconciler heals what an outage of ledger or journal leaves.
     """
     if drain.started:
-        # Left queued: the reconciler rings again.
+        # The job stays queued: the reconciler rings again.
         return
-    try:
-        record = services.ledger.get(job_id)
-        if record is None:
-            _log.info("%s is not in the ledger (any more)", job_id)
-            return
-        if record.state is JobState.QUEUED:
-            unfit = scratch.unfit(record.scratch_bytes)
-            if unfit is not None:
-                _leave_to_others(record, services, scratch, unfit)
-                return
-        limit = settings.limits_of(record.tenant).running_jobs
-        claim = services.ledger.claim(job_id, worker_id(), settings.lease_seconds, limit)
-    except LedgerUnavailable as error:
-        _log.error("cannot claim %s: %s", job_id, error)
-        return
+    unfit = scratch.unfit()
+    free_bytes = _NO_SCRATCH if unfit else scratch.free_bytes()
     tally = Tally(services.ledger)
-    if isinstance(claim, Refusal):
-        tally.count(DUPLICATES if claim is Refusal.DUPLICATE else BLOCKED)
-        tally.flush()
-        _log.info("%s is not to be had: %s", job_id, claim.value)
+    try:
+        taken = services.ledger.claim(
+            worker_id(), settings.lease_seconds, settings.running_limits, free_bytes
+        )
+    except LedgerUnavailable as error:
+        _log.error("cannot claim a job: %s", error)
         return
-    # Again: the plan that an earlier attempt has left may be newer than the first look. That look
-    # will do in an outage: a job that is ours must not be left to its lease.
     with contextlib.suppress(LedgerUnavailable):
-        record = services.ledger.get(job_id) or record
+        _tell_too_large(taken.too_large, services)
+    claim, record = taken.claim, taken.record
+    if isinstance(claim, Refusal) or record is None:
+        full = Unfit("full", f"all jobs that wait need more than {free_bytes:,} bytes")
+        _go_without(claim, services, tally, scratch, unfit or full)
+        return
     desk = Desk(
         services.ledger,
         services.journal,
@@ -131,26 +124,32 @@ def run_job(
     )
     scratch.fits()
     tally.count(ATTEMPTS)
-    with logs.about_job(job_id), _attempt(services.tracing, desk):
-        _log.info("%s: attempt %d, fence %d", job_id, claim.attempt, claim.fence)
+    with logs.about_job(record.id), _attempt(services.tracing, desk):
+        _log.info("%s: attempt %d, fence %d", record.id, claim.attempt, claim.fence)
         _run_and_conclude(desk, drain, solve)
 
 
-def _leave_to_others(record: JobRecord, services: Services, scratch: Scratch, unfit: Unfit) -> None:
-    """Hand a doorbell on, and take none for a while.
+def _tell_too_large(job_ids: Sequence[str], services: Services) -> None:
+    """Let jobs that have waited for long say that this worker has no room for them."""
+    for job_id in job_ids:
+        record = services.ledger.get(job_id)
+        if record is not None:
+            told = no_room(record.scratch_bytes).as_dict()
+            services.ledger.decline(job_id, told, TOLD_AFTER_SECONDS)
 
-    Raises:
-        LedgerUnavailable: the ledger does not answer; the reconciler will ring.
-    """
-    _log.warning("%s is left to other workers: %s", record.id, unfit.message)
-    told = no_room(record.scratch_bytes).as_dict()
-    services.ledger.decline(record.id, told, TOLD_AFTER_SECONDS)
-    # One bell for each job that waits, as the reconciler has it: of a job that nobody takes none is
-    # ever used up, and more of them would hide that others have none.
-    bells = services.doorbell.waiting(record.priority)
-    if bells is not None and bells < services.ledger.queued(record.priority):
-        services.doorbell.ring(record.id, record.priority)
-    scratch.rest(unfit, Tally(services.ledger))
+
+def _go_without(
+    why: Claim | Refusal, services: Services, tally: Tally, scratch: Scratch, unfit: Unfit
+) -> None:
+    """There is no job for this worker. One without room lets others have the doorbell."""
+    _log.info("no job is taken: %s", why)
+    if why is Refusal.NO_ROOM:
+        with contextlib.suppress(LedgerUnavailable):
+            ring_if_missing(services.ledger, services.doorbell)
+        scratch.rest(unfit, tally)
+    else:
+        tally.count(BLOCKED if why is Refusal.BLOCKED else DUPLICATES)
+        tally.flush()
 
 
 @contextlib.contextmanager
@@ -181,8 +180,9 @@ def _run_and_conclude(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
         with contextlib.suppress(StrucPruneError):
             retry(desk, failure.as_dict())
     _count_end(desk)
+    # This job may wait again, or one of the same tenant that had to wait for this one's end.
     with contextlib.suppress(LedgerUnavailable):
-        ring_unblocked(desk.ledger, desk.doorbell, desk.record.tenant)
+        ring_if_missing(desk.ledger, desk.doorbell)
 
 
 def _count_end(desk: Desk) -> None:
@@ -210,9 +210,9 @@ def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
             return
     except StorageUnavailable as error:
         # No fault of the job's, so the attempt does not count, else an outage of minutes would end
-        # every job that waits. Nobody is rung for: the reconciler will, after a while.
+        # every job that waits. It rests until the reconciler lets workers take it again.
         _log.warning("%s cannot begin: %s", job_id, error)
-        desk.ledger.release(job_id, desk.claim.fence)
+        desk.ledger.release(job_id, desk.claim.fence, rests=True)
         return
     lease = Lease(desk.ledger, desk.claim, desk.settings.lease_seconds)
     try:
@@ -239,11 +239,14 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
         claim = desk.claim
         claiming = Claiming(desk.ledger.seats, desk.doorbell, claim.job_id, claim.fence)
     with scratch_directory(desk.settings.scratch_directory) as directory:
+        leave_mark(directory, desk.claim)
+        files = directory / "files"
+        files.mkdir()
         request = Request(
             job_id=desk.claim.job_id,
             spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
-            scratch=str(directory),
+            scratch=str(files),
             part="lead" if claiming is not None else "alone",
             traceparent=TRACEPARENT.get(),
             log_format=desk.settings.log_format,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 
 from api.jobs import logs
+from api.jobs.doorbell import ring_if_missing
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.meters import HELP, Tally
 from api.jobs.record import JobRecord
@@ -59,13 +60,17 @@ def help_job(
         scratch.rest(unfit, Tally(ledger))
         return
     try:
-        place = ledger.seats.take(job_id, secrets.token_hex(8), settings.lease_seconds)
+        place = ledger.seats.take(
+            *(job_id, secrets.token_hex(8), settings.lease_seconds),
+            *(settings.running_limits, scratch.free_bytes()),
+        )
         record = ledger.get(job_id) if place is not None else None
     except LedgerUnavailable as error:
         _log.error("cannot help with %s: %s", job_id, error)
         return
     if place is None or record is None:
-        _log.info("%s wants no help (any more)", job_id)
+        _log.info("%s wants no help (any more), or another job waits", job_id)
+        _ring_for_others(services)
         return
     seat = Seat(ledger, place, settings.lease_seconds)
     tally = Tally(ledger)
@@ -88,6 +93,13 @@ def help_job(
             tally.count(HELP, "failed" if failed else "done")
             tally.flush()
             _log.info("no longer helping with %s%s", job_id, ": failed" if failed else "")
+            _ring_for_others(services)
+
+
+def _ring_for_others(services: Services) -> None:
+    """Let a job that this worker made room for have it, also if its doorbell got lost."""
+    with contextlib.suppress(LedgerUnavailable):
+        ring_if_missing(services.ledger, services.doorbell)
 
 
 def has_failed(ended: Ended) -> bool:
@@ -117,6 +129,7 @@ def _assist(
         place.fence,
         place.seat,
         scratch.free_bytes,
+        settings.running_limits,
     )
     with scratch_directory(settings.scratch_directory) as directory:
         request = Request(

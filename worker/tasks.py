@@ -1,4 +1,4 @@
-"""The Celery tasks: `worker.tasks.run_job(job_id)` and `worker.tasks.help_job(job_id)`."""
+"""The Celery tasks: `worker.tasks.run_job()` and `worker.tasks.help_job(job_id)`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from celery import Celery
 
 from api.jobs.doorbell import HELP_TASK, TASK
-from worker.execution import Services, run_job
+from worker.execution import Services, run_next
 from worker.helping import help_job
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -18,9 +18,9 @@ def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]
     """Make the app answer doorbells."""
     scratch = Scratch(settings.scratch_directory, drain)
 
-    def answer(job_id: str) -> None:
+    def answer() -> None:
         with Services.connected(settings) as services:
-            run_job(job_id, services, settings, drain, scratch, solve)
+            run_next(services, settings, drain, scratch, solve)
 
     def help_out(job_id: str) -> None:
         with Services.connected(settings) as services:

@@ -34,10 +34,11 @@ def encode_job(new: NewJob) -> list[str]:
 
 def decode_jobs(text: str) -> list[JobRecord | None]:
     """What `READ_JOBS` has read, in the order of the ids; None where there is no job."""
-    return [_record(flat) if flat else None for flat in json.loads(text)]
+    return [decode_job(flat) if flat else None for flat in json.loads(text)]
 
 
-def _record(flat: list[str]) -> JobRecord:
+def decode_job(flat: list[str]) -> JobRecord:
+    """A job's hash, its names and values in turns."""
     hashed = zip(flat[::2], flat[1::2], strict=True)
     present: dict[str, Any] = {name: text for name, text in hashed if text != ""}
     for name in _JSON_FIELDS:

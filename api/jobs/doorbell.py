@@ -1,4 +1,8 @@
-"""The doorbell: a Celery message that says "look at job X". Losing or doubling it is harmless."""
+"""The doorbell: a Celery message that says "there is work". Losing or doubling it is harmless.
+
+It names no job: which one is next is decided when a worker claims it (see `Ledger.claim`). So as
+many doorbells as there are jobs that wait are enough, whoever's they are.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +13,18 @@ from celery import Celery
 from kombu.exceptions import ChannelError, KombuError
 
 from api.jobs.ledger import Ledger
-from api.jobs.record import Priority
 
 _log = logging.getLogger(__name__)
 
 TASK = "worker.tasks.run_job"
-# One queue per priority, in the order in which a worker empties them.
-QUEUES: dict[Priority, str] = {
-    "high": "strucprune.high",
-    "normal": "strucprune.normal",
-    "low": "strucprune.low",
-}
+QUEUE = "strucprune.jobs"
 # Rung for jobs that others lead and that this worker may help with: only where no job waits.
 HELP_TASK = "worker.tasks.help_job"
 HELP_QUEUE = "strucprune.help"
-ALL_QUEUES = (*QUEUES.values(), HELP_QUEUE)
+# In the order in which a worker empties them.
+ALL_QUEUES = (QUEUE, HELP_QUEUE)
+# Calls for help that may wait at a time. More would pile up while all workers are busy.
+_HELP_CALLS = 64
 # A submission waits a tenth of a second for a broker that refuses, some three seconds for one that
 # falls silent: for the message, another connection, and the message again. One retry, because a
 # restart breaks connections; what is lost beyond that, the reconciler rings for.
@@ -42,10 +43,16 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
     return {
         "broker_url": broker_url,
         "broker_connection_retry_on_startup": True,
-        # Empty the high queue before the normal one, that before the low one, and help last.
+        # Empty the queues in their order, help last.
         "broker_transport_options": {"queue_order_strategy": "priority"},
-        "task_queues": {name: {"exchange": name, "routing_key": name} for name in ALL_QUEUES},
-        "task_default_queue": QUEUES["normal"],
+        # Not acknowledged at all: for that Celery would write down each message that it reads,
+        # which a full Redis refuses.
+        "task_queues": {
+            name: {"exchange": name, "routing_key": name, "no_ack": True} for name in ALL_QUEUES
+        },
+        # Else such a refusal would end a worker; so it connects again, until that works.
+        "broker_channel_error_retry": True,
+        "task_default_queue": QUEUE,
         "task_serializer": "json",
         "accept_content": ["json"],
         "task_ignore_result": True,
@@ -72,28 +79,32 @@ class Doorbell:
             "socket_connect_timeout": _SOCKET_TIMEOUT_SECONDS,
         }
 
-    def ring(self, job_id: str, priority: Priority) -> bool:
-        """Tell the workers about a job. False, with a warning logged, if the broker is down."""
-        return self._send(TASK, job_id, QUEUES[priority])
+    def ring(self) -> bool:
+        """Tell a worker that a job waits. False, with a warning logged, if the broker is down."""
+        return self._send(TASK, [], QUEUE)
 
     def ring_for_help(self, job_id: str, times: int) -> bool:
-        """Ask so many workers to help with a job, as `ring`."""
-        return all(self._send(HELP_TASK, job_id, HELP_QUEUE) for _ in range(times))
+        """Ask so many workers to help with a job, as `ring`; none where many are asked already."""
+        waiting = self.waiting_for_help()
+        if waiting is None:
+            return False
+        calls = min(times, _HELP_CALLS - waiting)
+        return all(self._send(HELP_TASK, [job_id], HELP_QUEUE) for _ in range(calls))
 
-    def _send(self, task: str, job_id: str, queue: str) -> bool:
+    def _send(self, task: str, args: list[str], queue: str) -> bool:
         try:
             self._app.send_task(
-                task, args=[job_id], queue=queue, retry=True, retry_policy=_RETRY_POLICY
+                task, args=args, queue=queue, retry=True, retry_policy=_RETRY_POLICY
             )
         # Whatever the client of this or another broker raises: the job is safe without the bell.
         except Exception as error:
-            _log.warning("could not ring for %s; the reconciler will: %s", job_id, error)
+            _log.warning("could not ring in %s; the reconciler will: %s", queue, error)
             return False
         return True
 
-    def waiting(self, priority: Priority) -> int | None:
+    def waiting(self) -> int | None:
         """Messages that no worker has taken yet; None if the broker does not say."""
-        return self._waiting(QUEUES[priority])
+        return self._waiting(QUEUE)
 
     def waiting_for_help(self) -> int | None:
         """The same of those that ask for help."""
@@ -115,14 +126,18 @@ class Doorbell:
         self._app.close()
 
 
-def ring_unblocked(ledger: Ledger, doorbell: Doorbell, tenant: str) -> bool:
-    """After one of a tenant's jobs has left its worker: ring for one that had to wait for that.
+def ring_if_missing(ledger: Ledger, doorbell: Doorbell) -> bool:
+    """Ring once if fewer doorbells wait than jobs.
+
+    More would pile up in Redis, by as many as somebody makes requests.
 
     Returns:
-        False if there is one, and the broker is down. The reconciler rings after a while.
+        False if the broker is down. The reconciler rings after a while.
 
     Raises:
         LedgerUnavailable: the ledger does not answer; the same.
     """
-    found = ledger.unblock(tenant)
-    return found is None or doorbell.ring(*found)
+    waiting = doorbell.waiting()
+    if waiting is None:
+        return False
+    return waiting >= ledger.queued() or doorbell.ring()

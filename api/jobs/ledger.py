@@ -1,9 +1,10 @@
 """The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. Each may be repeated, as the client library does with a call whose answer was lost. All times
-are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
-is in the `Journal`.
+event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
+that a running job needs, and those by which jobs end and go, may write also when Redis has reached
+its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The
+ledger is live state, not the archive: what must survive the loss of Redis is in the `Journal`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from typing import Any, ClassVar, Literal, Protocol, get_args
-from urllib.parse import quote
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
-from api.jobs.codec import LUA, NAMESPACE, decode_jobs, encode, encode_job
+from api.jobs.codec import LUA, NAMESPACE, decode_job, decode_jobs, encode, encode_job
+from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
     JobEvent,
@@ -31,7 +31,9 @@ from api.jobs.record import (
     Page,
     Priority,
     Queue,
+    Refusal,
     Signal,
+    Taken,
 )
 from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, RedisSeats, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
@@ -41,12 +43,17 @@ from strucprune_core.errors import StrucPruneError
 EVENTS_KEPT = 1000
 # Newest log lines kept per job: a few lines per unit of work, of at most some 1000 characters.
 LOGS_KEPT = 1000
+# Jobs looked at for a page of those with a label: about a millisecond of the server's time.
+LABELS_LOOKED_AT = 1000
 # From the check of a quota until the job is in the ledger: some requests to the object store.
 RESERVATION_SECONDS = 60.0
 # A request must not hang on a dead Redis: three quick tries, then `LedgerUnavailable`.
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
 RETRY_CAP_SECONDS = 0.5
+# What a caller that knows no limits passes.
+ANY_NUMBER = RunningLimits()
+ANY_SIZE = 2**62
 # Scripts that need nothing of the others.
 _ALONE = frozenset({"read_jobs"})
 
@@ -65,13 +72,10 @@ class LedgerUnavailable(StrucPruneError):
     retryable: ClassVar[bool] = True
 
 
-class Refusal(StrEnum):
-    """Why a job was not to be had."""
+class LedgerFull(LedgerUnavailable):
+    """Redis has no memory left for new data; what runs goes on."""
 
-    # It is not queued: another worker was faster, or it is over, or unknown.
-    DUPLICATE = "duplicate"
-    # Its tenant has as many jobs running as it may. `unblock` names it once one of them ends.
-    BLOCKED = "blocked"
+    code: ClassVar[str] = "ledger_full"
 
 
 class Ledger(Protocol):
@@ -100,20 +104,29 @@ class Ledger(Protocol):
     ) -> Page:
         """A page of a tenant's jobs, newest first; the times are unix seconds, both exclusive.
 
-        Costs the same at any depth. With both filters, or when jobs change state meanwhile, a page
-        may hold fewer than `limit` jobs and still have a successor.
+        Costs the same at any depth. With a label, or when jobs change state meanwhile, a page may
+        hold fewer than `limit` jobs and still have a successor: so many jobs are looked at for it.
         """
 
     def claim(
-        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
-    ) -> Claim | Refusal:
-        """Take a queued job, or learn why not.
+        self,
+        worker_id: str,
+        lease_seconds: float,
+        limits: RunningLimits = ANY_NUMBER,
+        free_bytes: int = ANY_SIZE,
+    ) -> Taken:
+        """Take the next job, or learn why there is none.
+
+        It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
+        fewest workers serve, and of these the one that was served longest ago. So a tenant that no
+        worker serves waits for at most one job of each other tenant. Of the tenant's jobs, it is
+        the oldest of the highest priority.
 
         Args:
-            job_id: The job.
             worker_id: Who takes it, for people.
             lease_seconds: How long the claim lasts without a heartbeat.
-            max_running: Jobs that its tenant may have running; None for any number.
+            limits: How many jobs tenants may have running; those of others are passed over.
+            free_bytes: The worker's room for temporary files; larger jobs are passed over.
         """
 
     def heartbeat(
@@ -143,7 +156,14 @@ class Ledger(Protocol):
         See `JobEvent` for what it holds. Telling the same twice does no harm.
         """
 
-    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
+    def release(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any] | None = None,
+        *,
+        rests: bool = False,
+    ) -> bool:
         """Give the job back at a safe point; the attempt does not count.
 
         Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
@@ -153,6 +173,7 @@ class Ledger(Protocol):
             job_id: The job.
             fence: Of the claim.
             error: What kept the worker from going on, if it is queued again for that.
+            rests: Whether no worker is to take it for a while (see `end_rests`).
         """
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
@@ -184,6 +205,7 @@ class Ledger(Protocol):
     ) -> JobState:
         """Report a retryable failure: queued while attempts are left, else failed.
 
+        No worker takes it until its rest is ended (see `end_rests`).
         `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
         Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
         present state is returned; a job that the ledger has lost counts as queued, because the
@@ -208,8 +230,17 @@ class Ledger(Protocol):
         The new run counts attempts and its deadline from zero.
         """
 
-    def forget(self, job_id: str) -> bool:
-        """Remove a job that is over. False if it is not over; True also if it is not there."""
+    def forget(self, job_id: str, run: int | None = None) -> bool:
+        """Remove a job that is over; if `run` is given, in this run. True if it is not there."""
+
+    def kept(self, tenant: str) -> tuple[int, int]:
+        """How many jobs of the tenant there are here, over or not, and how many bytes they take."""
+
+    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
+        """Jobs that are over and must go for tenants to come down to this share of their limits.
+
+        The oldest of each; none that has webhooks still to be sent.
+        """
 
     def settle(
         self,
@@ -252,14 +283,14 @@ class Ledger(Protocol):
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
         """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
 
-    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
-        """A queued job to ring for, now that fewer of the tenant's run; see `Refusal.BLOCKED`."""
+    def queued(self) -> int:
+        """How many jobs wait for a worker; without those that rest."""
 
-    def queued(self, priority: Priority) -> int:
-        """How many jobs of this priority wait for a worker."""
-
-    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
         """Jobs that have waited that long, longest first; being returned restarts their wait."""
+
+    def end_rests(self, seconds: float, limit: int) -> JobIds:
+        """Let workers take jobs that have rested for so long after a failure; their ids."""
 
     def counts(self) -> dict[str, int]:
         """How many jobs there are in each state."""
@@ -284,6 +315,17 @@ class Ledger(Protocol):
 
     def mark_intact(self) -> None:
         """Say that every journalled job is known here."""
+
+    def now(self) -> float:
+        """Unix seconds by the server's clock, the only one that all processes share."""
+
+    def probe(self) -> None:
+        """Return if the ledger takes new data.
+
+        Raises:
+            LedgerFull: it has no memory left.
+            LedgerUnavailable: it does not answer.
+        """
 
 
 def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
@@ -312,7 +354,7 @@ class RedisLedger:
         prelude = _prelude()
         self._scripts = {
             path.stem: client.register_script(
-                ("" if path.stem in _ALONE else prelude) + path.read_text()
+                _script(path.read_text(), "" if path.stem in _ALONE else prelude)
             )
             for path in sorted(LUA.glob("*.lua"))
             if path.stem != "common"
@@ -327,8 +369,7 @@ class RedisLedger:
     def create(self, new: NewJob) -> bool:
         """See `Ledger.create`."""
         position = f"{_instant(new.created_at)}:{new.id}"
-        names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
-        return bool(self._run("create", new.id, position, names, *encode_job(new)))
+        return bool(self._run("create", new.id, position, *encode_job(new)))
 
     def get(self, job_id: str) -> JobRecord | None:
         """See `Ledger.get`."""
@@ -346,30 +387,44 @@ class RedisLedger:
         cursor: str | None = None,
     ) -> Page:
         """See `Ledger.list`."""
-        index = self._key("tenant", tenant, *_index_of(state, label))
+        index = f"state:{state}" if state is not None else "all"
         newer = [cursor] if cursor else []
         if created_before is not None:
             newer.append(_instant(created_before))
         newest = f"({min(newer)}" if newer else "+"
         # ';' follows ':', so this is past every job of that very instant.
         oldest = f"({_instant(created_after)};" if created_after is not None else "-"
-        with answering():
-            positions: Any = self._client.zrevrangebylex(index, newest, oldest, 0, limit + 1)
+        if label is not None:
+            bounds = (newest, oldest, limit, LABELS_LOOKED_AT, json.dumps(label))
+            after, *positions = self._run("find_labelled", tenant, index, *bounds)
+        else:
+            with answering():
+                positions = self._client.zrevrangebylex(
+                    self._key("tenant", tenant, index), newest, oldest, 0, limit + 1
+                )
+            after = positions[limit - 1] if len(positions) > limit else None
         ids = [position.split(":", 1)[1] for position in positions[:limit]]
         found = decode_jobs(self._run("read_jobs", *ids))
         jobs = [job for job in found if job and (state is None or job.state == state)]
-        return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
+        return Page(jobs, after or None)
 
     def claim(
-        self, job_id: str, worker_id: str, lease_seconds: float, max_running: int | None = None
-    ) -> Claim | Refusal:
+        self,
+        worker_id: str,
+        lease_seconds: float,
+        limits: RunningLimits = ANY_NUMBER,
+        free_bytes: int = ANY_SIZE,
+    ) -> Taken:
         """See `Ledger.claim`."""
-        limit = "" if max_running is None else max_running
-        claimed = self._run("claim", job_id, worker_id, lease_seconds, _nonce(), limit)
-        if isinstance(claimed, str):
-            return Refusal(claimed)
-        fence, attempt, run, left = claimed
-        return Claim(job_id, int(fence), int(attempt), int(run), float(left) if left else None)
+        word, claim, job, left = self._run(
+            "claim", worker_id, lease_seconds, _nonce(), limits.encode(), free_bytes
+        )
+        if word != "claimed":
+            return Taken(Refusal(word), None, tuple(left))
+        job_id, fence, attempt, run, rest = claim
+        seconds_left = float(rest) if rest else None
+        held = Claim(job_id, int(fence), int(attempt), int(run), seconds_left)
+        return Taken(held, decode_job(job), tuple(left))
 
     def heartbeat(
         self,
@@ -393,9 +448,17 @@ class RedisLedger:
         """See `Ledger.append_layers`."""
         return bool(self._run("append_layers", job_id, fence, *map(encode, news)))
 
-    def release(self, job_id: str, fence: int, error: Mapping[str, Any] | None = None) -> bool:
+    def release(
+        self,
+        job_id: str,
+        fence: int,
+        error: Mapping[str, Any] | None = None,
+        *,
+        rests: bool = False,
+    ) -> bool:
         """See `Ledger.release`."""
-        return bool(self._run("release", job_id, fence, _nonce(), encode(error)))
+        rest = "1" if rests else ""
+        return bool(self._run("release", job_id, fence, _nonce(), encode(error), rest))
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
         """See `Ledger.decline`."""
@@ -440,9 +503,22 @@ class RedisLedger:
         """See `Ledger.reopen`."""
         return bool(self._run("reopen", job_id, run))
 
-    def forget(self, job_id: str) -> bool:
+    def forget(self, job_id: str, run: int | None = None) -> bool:
         """See `Ledger.forget`."""
-        return bool(self._run("forget", job_id))
+        return bool(self._run("forget", job_id, "" if run is None else run))
+
+    def kept(self, tenant: str) -> tuple[int, int]:
+        """See `Ledger.kept`."""
+        with answering():
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.zcard(self._key("tenant", tenant, "all"))
+            pipeline.hget(self._key("kept"), tenant)
+            jobs, size_bytes = pipeline.execute()
+        return int(jobs), int(size_bytes or 0)
+
+    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
+        """See `Ledger.crowded`."""
+        return [*self._run("crowded", limits.encode(), share, limit)]
 
     def settle(
         self,
@@ -482,20 +558,23 @@ class RedisLedger:
         """See `Ledger.take_token`."""
         return float(self._run("take_token", tenant, per_second, most))
 
-    def unblock(self, tenant: str) -> tuple[str, Priority] | None:
-        """See `Ledger.unblock`."""
-        found = self._run("unblock", tenant)
-        return (found[0], found[1]) if found else None
-
-    def queued(self, priority: Priority) -> int:
+    def queued(self) -> int:
         """See `Ledger.queued`."""
         with answering():
-            count: Any = self._client.zcard(self._key("queued", priority))
-        return int(count)
+            pipeline = self._client.pipeline(transaction=False)
+            for priority in get_args(Priority):
+                pipeline.zcard(self._key("queued", priority))
+            pipeline.zcard(self._key("resting"))
+            *queued, resting = pipeline.execute()
+        return int(sum(queued) - resting)
 
-    def queued_longer_than(self, priority: Priority, seconds: float, limit: int) -> JobIds:
+    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
         """See `Ledger.queued_longer_than`."""
-        return [*self._run("queued_longer_than", priority, seconds, limit)]
+        return [*self._run("queued_longer_than", seconds, limit)]
+
+    def end_rests(self, seconds: float, limit: int) -> JobIds:
+        """See `Ledger.end_rests`."""
+        return [*self._run("end_rests", seconds, limit)]
 
     def counts(self) -> dict[str, int]:
         """See `Ledger.counts`."""
@@ -556,8 +635,18 @@ class RedisLedger:
 
     def mark_intact(self) -> None:
         """See `Ledger.mark_intact`."""
+        self._run("mark_intact")
+
+    def now(self) -> float:
+        """See `Ledger.now`."""
         with answering():
-            self._client.set(self._key("intact"), "1")
+            seconds, micros = self._client.time()
+        return float(seconds) + float(micros) / 1e6
+
+    def probe(self) -> None:
+        """See `Ledger.probe`."""
+        with answering():
+            self._client.set(self._key("probe"), "1", ex=60)
 
     def close(self) -> None:
         """Close the connections."""
@@ -579,6 +668,12 @@ def _nonce() -> str:
     return secrets.token_hex(8)
 
 
+def _script(text: str, prelude: str) -> str:
+    """A verb with what it shares with others, below its first line, which must be the flags."""
+    flags, _, body = text.partition("\n")
+    return f"{flags}\n{prelude}{body}"
+
+
 def _prelude() -> str:
     """The constants that the scripts share with Python, then their common functions."""
     table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
@@ -595,20 +690,9 @@ def _prelude() -> str:
     return constants + (LUA / "common.lua").read_text()
 
 
-def _index_of(state: JobState | None, label: tuple[str, str] | None) -> tuple[str, ...]:
-    if label is not None:
-        return ("label", _label_index(*label))
-    return ("state", state) if state is not None else ("all",)
-
-
 def _instant(seconds: float) -> str:
     """The part of a job's position that its time of creation decides."""
     return f"{max(0, round(seconds * 1_000_000)):016d}"
-
-
-def _label_index(name: str, value: str) -> str:
-    # Quoted, so that no label can pose as another one by holding '=' or ':'.
-    return f"{quote(name, safe='')}={quote(value, safe='')}"
 
 
 @contextmanager
@@ -616,5 +700,9 @@ def answering() -> Iterator[None]:
     """Turn the client library's failures into ours."""
     try:
         yield
+    except OutOfMemoryError as error:
+        raise LedgerFull(
+            "The job ledger takes no new data: its Redis has reached `maxmemory`."
+        ) from error
     except RedisError as error:
         raise LedgerUnavailable(f"The job ledger does not answer ({error}).") from error

@@ -63,10 +63,11 @@ LEASES_LOST = Meter(
     ("noticed_by",),
 )
 DUPLICATES = Meter(
-    "strucprune_duplicate_doorbells", "Doorbells for jobs that were not waiting for a worker."
+    "strucprune_duplicate_doorbells", "Doorbells that a worker answered when no job waited."
 )
 BLOCKED = Meter(
-    "strucprune_blocked_doorbells", "Doorbells for jobs of tenants with all their jobs running."
+    "strucprune_blocked_doorbells",
+    "Doorbells answered when only jobs of tenants waited that have all their jobs running.",
 )
 SCRATCH_UNFIT = Meter(
     "strucprune_scratch_unfit",

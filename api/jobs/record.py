@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.state import JobState
 
+# From the highest to the lowest.
 Priority = Literal["high", "normal", "low"]
 
 
@@ -65,8 +66,9 @@ class JobRecord(BaseModel):
         workers: How many serve it now, with the one that holds its lease.
         deadline_at: When the run fails unless it has ended; None before its first start, or if the
             job has no deadline.
-        plan: What the next attempt does otherwise than the spec says, after memory ran out:
-            `{"micro_batch_tokens": n}`.
+        plan: What the next attempt does otherwise than the spec says, after memory ran out
+            (`micro_batch_tokens`), and how often attempts in a row have stalled at which place
+            (`stalls`, `stalled_at`).
         stop_requested: What the worker is asked to do at its next safe point.
         error: The failure; while the job waits for its next attempt, the last retryable error, or
             why free workers do not take it.
@@ -119,6 +121,33 @@ class Claim:
     attempt: int
     run: int = 1
     seconds_left: float | None = field(default=None, compare=False)
+
+
+class Refusal(StrEnum):
+    """Why a worker gets no job."""
+
+    # None waits: other workers were faster, or those that wait rest after a failure.
+    NOTHING = "nothing"
+    # The tenants whose jobs wait have as many running as they may.
+    BLOCKED = "blocked"
+    # The worker has no scratch for those that wait.
+    NO_ROOM = "no_room"
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The answer to a worker that asks for the next job.
+
+    Attributes:
+        claim: The claim, or why there is none.
+        record: The job that was claimed.
+        too_large: Some of the jobs that came before and that this worker has no room for, if they
+            do not say so yet.
+    """
+
+    claim: Claim | Refusal
+    record: JobRecord | None = None
+    too_large: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

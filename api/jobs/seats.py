@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from api.jobs.limits import RunningLimits
 from api.jobs.record import Signal
 
 HelpState = Literal["helping", "wanted"]
@@ -24,6 +25,7 @@ LEADER = "leader"
 HELP_FAILURES = 3
 # A job that waits so long for a worker makes helpers leave their seats.
 YIELD_SECONDS = 5.0
+_ANY_NUMBER = RunningLimits()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,24 @@ class UnitClaim:
 class Seats(Protocol):
     """Who helps with a job. Every method raises `LedgerUnavailable`."""
 
-    def take(self, job_id: str, seat: str, seconds: float) -> Place | None:
-        """Take a seat of this (new, random) name. None if no help is wanted.
+    def take(
+        self,
+        job_id: str,
+        seat: str,
+        seconds: float,
+        limits: RunningLimits = _ANY_NUMBER,
+        free_bytes: int = 0,
+    ) -> Place | None:
+        """Take a seat of this (new, random) name.
+
+        None if no help is wanted, or if a job has waited for a while that this worker could start.
 
         Args:
             job_id: A running job.
             seat: Its name.
             seconds: How long it lasts without a beat.
+            limits: As for a claim of a job.
+            free_bytes: As for a claim of a job.
         """
 
     def beat(self, place: Place, seconds: float) -> Signal:
@@ -86,6 +99,7 @@ class Seats(Protocol):
         ready: Sequence[str],
         keeping: str | None = None,
         free_bytes: int = 0,
+        limits: RunningLimits = _ANY_NUMBER,
     ) -> UnitClaim:
         """Claim the first unit that nobody else has, giving up what was claimed before.
 
@@ -95,8 +109,9 @@ class Seats(Protocol):
             holder: A seat, or `LEADER`.
             ready: Units that could be done now; may be empty.
             keeping: One claimed before that is not given up yet, since it is being stored.
-            free_bytes: Room of the holder's worker for temporary files: a job that free workers
-                have declined is one to yield to where there is room for it.
+            free_bytes: Room of the holder's worker for temporary files: a helper yields to jobs
+                that it has room for.
+            limits: How many jobs tenants may have running: a helper yields to no others.
         """
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
@@ -119,9 +134,16 @@ class RedisSeats:
     def __init__(self, run: Callable[..., Any]) -> None:
         self._run = run
 
-    def take(self, job_id: str, seat: str, seconds: float) -> Place | None:
+    def take(
+        self,
+        job_id: str,
+        seat: str,
+        seconds: float,
+        limits: RunningLimits = _ANY_NUMBER,
+        free_bytes: int = 0,
+    ) -> Place | None:
         """See `Seats.take`."""
-        found = self._run("take_seat", job_id, seat, seconds)
+        found = self._run("take_seat", job_id, seat, seconds, limits.encode(), free_bytes)
         return Place(job_id, seat, *map(int, found)) if found else None
 
     def beat(self, place: Place, seconds: float) -> Signal:
@@ -141,10 +163,14 @@ class RedisSeats:
         ready: Sequence[str],
         keeping: str | None = None,
         free_bytes: int = 0,
+        limits: RunningLimits = _ANY_NUMBER,
     ) -> UnitClaim:
         """See `Seats.claim_unit`."""
-        kept = keeping or ""
-        word, unit, bells = self._run("claim_unit", job_id, fence, holder, kept, free_bytes, *ready)
+        word, unit, bells = self._run(
+            "claim_unit",
+            *(job_id, fence, holder, keeping or "", free_bytes, limits.encode()),
+            *ready,
+        )
         return UnitClaim(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:

@@ -26,9 +26,9 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=problems(503))
 def readyz(services: Wired) -> Health:
-    """The ledger and the journal answer, so jobs can be accepted."""
+    """The ledger takes new data and the journal answers, so jobs can be accepted."""
     try:
-        services.ledger.is_intact()
+        services.ledger.probe()
         services.journal.ping()
     except StrucPruneError as error:
         _log.warning("not ready: %s", error)

@@ -1,8 +1,8 @@
 """Conversations to text, by the chat template that belongs to the model.
 
 A template is a program from a stranger. transformers renders it in Jinja's immutable sandbox, where
-it reaches no Python object but the conversation; what it can still do is take time and memory, like
-everything in a job, and the solve process is watched for both.
+it reaches no Python object but the conversation; what it can still do is take time and memory, and
+the process that it runs in has limits for both (`text_process`).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from strucprune_core.calibration.records import MAX_RECORD_BYTES, SHAPE, Record,
 from strucprune_core.calibration.text import Text
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.errors import InvalidText, ObjectNotFound, StrucPruneError
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 # A column chunk is read in pieces of this size, so that a row group never lies in memory whole.
 _READ_BYTES = 1 << 20
@@ -167,7 +167,7 @@ def _unreadable(text: Text, reason: str) -> InvalidText:
 class _StoredFile(io.RawIOBase):
     """A stored object as a file that pyarrow can seek in."""
 
-    def __init__(self, store: Store, key: str, size_bytes: int) -> None:
+    def __init__(self, store: Readable, key: str, size_bytes: int) -> None:
         super().__init__()
         self._store, self._key, self._size = store, key, size_bytes
         self._position = 0

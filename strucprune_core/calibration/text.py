@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.calibration.tokenizer import TextTokenizer
 from strucprune_core.errors import InvalidText, naming_field
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 # Text is tokenised a block at a time (cut between words), so that memory does not grow with it.
 BLOCK_BYTES = 1 << 20
@@ -24,6 +24,8 @@ MAX_UNCUT_BLOCKS = 4
 # Calibration windows are drawn from at most this much of the text's beginning: far more than any
 # calibration needs, and bounded in time.
 CALIBRATION_TEXT_BYTES = 64 << 20
+
+Tokens = list[int] | NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class Text:
         tick: Called before each block is read: a safe point to stop at.
     """
 
-    store: Store
+    store: Readable
     key: str
     field: str
     tick: Callable[[], None] = lambda: None
@@ -56,7 +58,7 @@ def calibration_windows(
 
 
 def draw_windows(
-    tokens: Iterable[list[int]], samples: int, length: int, seed: int, field: str
+    tokens: Iterable[Tokens], samples: int, length: int, seed: int, field: str
 ) -> NDArray[np.int32]:
     """Random windows of a stream of tokens that do not overlap, (samples x length).
 
@@ -84,11 +86,23 @@ def evaluation_windows(
     Raises:
         InvalidText: not UTF-8, or too short for that many windows.
     """
+    tokens = _token_blocks(text, tokenizer, None)
+    return first_windows(tokens, sequences, length, text.field)
+
+
+def first_windows(
+    tokens: Iterable[Tokens], sequences: int, length: int, field: str
+) -> NDArray[np.int32]:
+    """Consecutive windows from the start of a stream of tokens, (sequences x length).
+
+    Raises:
+        InvalidText: the stream is too short for that many windows; `field` names it.
+    """
     wanted = sequences * length
-    with naming_field(text.field):
-        stream = _take(_token_blocks(text, tokenizer, None), limit=wanted)
+    with naming_field(field):
+        stream = _take(tokens, limit=wanted)
     if len(stream) < wanted:
-        raise _too_short(text.field, len(stream), sequences, length)
+        raise _too_short(field, len(stream), sequences, length)
     return stream[:wanted].reshape(sequences, length)
 
 
@@ -109,7 +123,7 @@ def _too_short(field: str, tokens: int, sequences: int, length: int) -> InvalidT
     )
 
 
-def _take(tokens: Iterable[list[int]], limit: int | None) -> NDArray[np.int32]:
+def _take(tokens: Iterable[Tokens], limit: int | None) -> NDArray[np.int32]:
     parts: list[NDArray[np.int32]] = []
     taken = 0
     for block in tokens:
@@ -143,10 +157,19 @@ def encode_pieces(
 
 def _token_blocks(text: Text, tokenizer: TextTokenizer, limit: int | None) -> Iterator[list[int]]:
     """Token ids of a plain text, block after block."""
-    return encode_pieces(_decoded(text, limit), tokenizer, special_tokens=True)
+    return encode_pieces(decoded(text, limit), tokenizer, special_tokens=True)
 
 
-def _decoded(text: Text, limit: int | None) -> Iterator[str]:
+def decoded(text: Text, limit: int | None) -> Iterator[str]:
+    """A plain text, block after block.
+
+    Args:
+        text: The text.
+        limit: How many of its bytes; all if None.
+
+    Raises:
+        InvalidText: it is not UTF-8.
+    """
     size = _size(text)
     decode = codecs.getincrementaldecoder("utf-8")().decode
     try:

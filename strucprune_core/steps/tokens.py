@@ -12,22 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.calibration.chat import ChatRenderer
-from strucprune_core.calibration.documents import (
-    document_tokens,
-    end_of_text,
-    read_records,
-    start_of_text,
-)
 from strucprune_core.calibration.text import (
+    CALIBRATION_TEXT_BYTES,
     Text,
-    calibration_windows,
     digest,
     draw_windows,
-    evaluation_windows,
+    first_windows,
 )
-from strucprune_core.calibration.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer
-from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.decoding import generate
@@ -43,54 +35,49 @@ from strucprune_core.workspace import Draft
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
-    tokenizer = load_tokenizer(bytes(job.index.store.read(TOKENIZER)), job.config.vocab_size)
-    windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
+    windows, draft.values["calibration_sha256"] = _calibration(job)
     np.save(draft.path("calibration.npy"), windows)
-    if job.spec.evaluation is not None:
-        text = _text(job, job.spec.evaluation.uri, "evaluation.uri")
-        windows = evaluation_windows(
-            text, tokenizer, job.spec.evaluation.sequences, job.spec.evaluation.sequence_length
+    evaluation = job.spec.evaluation
+    if evaluation is not None:
+        text = _text(job, evaluation.uri, "evaluation.uri")
+        stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
+        windows = first_windows(
+            stream, evaluation.sequences, evaluation.sequence_length, text.field
         )
         np.save(draft.path("evaluation.npy"), windows)
         draft.values["evaluation_sha256"] = digest(text)
 
 
-def _calibration(job: Job, tokenizer: TextTokenizer) -> tuple[NDArray[np.int32], str]:
+def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
     """The calibration windows, and the SHA-256 (hex) of the text or documents they come from."""
     spec = job.spec.calibration
     if spec.uri is None:
-        windows = _written_by_the_model(job, tokenizer)
+        windows = _written_by_the_model(job)
         return windows, hashlib.sha256(windows.tobytes()).hexdigest()
     text = _text(job, spec.uri, "calibration.uri")
-    if spec.file_format == "text":
-        windows = calibration_windows(
-            text, tokenizer, spec.samples, spec.sequence_length, spec.seed
-        )
-        return windows, digest(text)
-    settings = read_tokenizer_config(job.index.store, job.index.other_files)
-    chat = None
-    if spec.chat_template:
-        chat = ChatRenderer(check_chat_template(settings), settings.special_tokens)
-    sha = hashlib.sha256()
-    stream = document_tokens(
+    documents = spec.file_format != "text"
+    told: list[str] = []
+    stream = text_tokens(
+        job.index,
         text,
-        read_records(text, spec.file_format, spec.document_field),
-        tokenizer,
-        end=end_of_text(tokenizer, settings, job.index.config),
-        chat=chat,
-        seen=sha.update,
+        vocab_size=job.config.vocab_size,
+        file_format=spec.file_format,
+        document_field=spec.document_field if documents else "",
+        chat=spec.chat_template,
+        limit_bytes=CALIBRATION_TEXT_BYTES,
+        wait=job.safe_point,
+        digest=told.append,
     )
     windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
-    return windows, sha.hexdigest()
+    return windows, told[0] if documents else digest(text)
 
 
-def _written_by_the_model(job: Job, tokenizer: TextTokenizer) -> NDArray[np.int32]:
+def _written_by_the_model(job: Job) -> NDArray[np.int32]:
     """Sequences sampled from the dense model, (samples x length)."""
     spec = job.spec.calibration
-    settings = read_tokenizer_config(job.index.store, job.index.other_files)
-    start = start_of_text(tokenizer, settings, job.index.config)
+    start, vocabulary = tokenizer_facts(job.index, job.config.vocab_size)
     generator = np.random.Generator(np.random.PCG64(spec.seed))
-    first = generator.integers(0, tokenizer.vocab_size, spec.samples, dtype=np.int32)
+    first = generator.integers(0, vocabulary, spec.samples, dtype=np.int32)
     if start is not None:
         first[:] = start
     total = job.config.layers * (spec.sequence_length - 1)

@@ -48,7 +48,7 @@ def is_untouched(services: Services) -> bool:
     return (
         not services.journal.jobs()
         and services.ledger.list("acme").jobs == []
-        and services.doorbell.waiting("normal") == 0
+        and services.doorbell.waiting() == 0
     )
 
 

@@ -52,6 +52,7 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.conftest import PEPPER
 from tests.api.serving import served
+from tests.support.claims import claim_job
 from tests.support.flaky_proxy import FlakyProxy
 
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
@@ -171,7 +172,7 @@ def services(app: FastAPI, proxy: FlakyProxy) -> Services:
 
 
 def finish(services: Services, job_id: str, state: JobState = JobState.SUCCEEDED) -> None:
-    claim = services.ledger.claim(job_id, "w", 60)
+    claim = claim_job(services.ledger, job_id, "w", 60)
     assert isinstance(claim, Claim)
     services.ledger.finish(job_id, claim.fence, state)  # type: ignore[arg-type]
 
@@ -237,7 +238,7 @@ def test_delete_with_outputs(
 
 
 def log(services: Services, job_id: str, count: int) -> None:
-    claim = services.ledger.claim(job_id, "w", 60)
+    claim = claim_job(services.ledger, job_id, "w", 60)
     assert isinstance(claim, Claim)
     lines = [
         {"at": 1.0, "run": 1, "attempt": 1, "level": "INFO", "message": f"line {number}"}
@@ -347,7 +348,7 @@ def test_events_over_streams_that_break(
     """None is missed, none comes twice, whatever the connections do."""
     job = client.submit(body)
     for _ in range(30):
-        claim = services.ledger.claim(job.id, "w", 60)
+        claim = claim_job(services.ledger, job.id, "w", 60)
         assert isinstance(claim, Claim)
         services.ledger.release(job.id, claim.fence)
     later = threading.Timer(0.5, finish, (services, job.id))
@@ -411,7 +412,7 @@ def test_events_of_a_job_cost_one_look_at_it_at_the_end(
 ) -> None:
     job = client.submit(body)
     for _ in range(20):
-        claim = services.ledger.claim(job.id, "w", 60)
+        claim = claim_job(services.ledger, job.id, "w", 60)
         assert isinstance(claim, Claim)
         services.ledger.release(job.id, claim.fence)
     finish(services, job.id)

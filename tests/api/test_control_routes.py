@@ -12,6 +12,7 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
 from tests.api.test_job_routes import submit
+from tests.support.claims import claim_job
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def job(client: TestClient, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def claim(services: Services, job: dict[str, Any]) -> Claim:
-    claim = services.ledger.claim(job["id"], "w", 60)
+    claim = claim_job(services.ledger, job["id"], "w", 60)
     assert isinstance(claim, Claim)
     return claim
 

@@ -17,6 +17,7 @@ from api.routes import events
 from api.settings import Settings
 from tests.api.serving import served
 from tests.api.test_job_routes import JOBS, submit
+from tests.support.claims import claim_job
 
 SSE = {"Accept": "text/event-stream"}
 
@@ -91,7 +92,7 @@ def test_stream_follows_a_job(
             if line.startswith(": "):
                 comments += 1
                 if comments == 1:
-                    ledger.claim(job["id"], "w", 60)
+                    claim_job(ledger, job["id"], "w", 60)
                 elif comments == 2:
                     ledger.request_cancel(job["id"])
                 elif comments == 3:

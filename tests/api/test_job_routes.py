@@ -14,6 +14,7 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
+from tests.support.claims import claim_job
 
 JOBS = "/v1/pruning-jobs"
 
@@ -97,7 +98,7 @@ def test_a_running_and_a_failed_job(
 ) -> None:
     here = submit(client, body)["links"]["self"]
     job_id = here.rsplit("/", 1)[1]
-    claim = services.ledger.claim(job_id, "w", 60)
+    claim = claim_job(services.ledger, job_id, "w", 60)
     assert isinstance(claim, Claim)
     progress = {
         "phase": "solving",
@@ -122,7 +123,7 @@ def test_etag(client: TestClient, services: Services, body: dict[str, Any]) -> N
     tag = client.get(job["links"]["self"]).headers["ETag"]
     answer = client.get(job["links"]["self"], headers={"If-None-Match": f'"x", W/{tag}'})
     assert (answer.status_code, answer.content, answer.headers["ETag"]) == (304, b"", tag)
-    services.ledger.claim(job["id"], "w", 60)
+    claim_job(services.ledger, job["id"], "w", 60)
     answer = client.get(job["links"]["self"], headers={"If-None-Match": tag})
     assert (answer.status_code, answer.json()["state"]) == (200, "running")
     assert answer.headers["ETag"] != tag
@@ -169,7 +170,7 @@ def test_list_pages_and_filters(
     second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()
     assert [job["id"] for job in second["data"]] == [ids[0]]
     assert second["next_cursor"] is None
-    services.ledger.claim(ids[0], "w", 60)
+    claim_job(services.ledger, ids[0], "w", 60)
     running = client.get(JOBS, params={"state": "running"}).json()["data"]
     assert [job["id"] for job in running] == [ids[0]]
     assert len(client.get(JOBS, params={"label": "team=nlp"}).json()["data"]) == 3

@@ -14,6 +14,7 @@ from api.jobs.state import JobState
 from strucprune_core.errors import StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
+from tests.support.claims import claim_job
 
 SPEC = JobSpec.model_validate(
     {
@@ -117,7 +118,7 @@ def test_rebuild_journals_an_end_that_only_the_ledger_knows(
     if cancelled:
         ledger.request_cancel("job_a")
     else:
-        while isinstance(claim := ledger.claim("job_a", "w", 60), Claim):
+        while isinstance(claim := claim_job(ledger, "job_a", "w", 60), Claim):
             ledger.retry_later("job_a", claim.fence, {"code": "solve_crashed"})
     record = ledger.get("job_a")
     assert rebuild(journal, ledger, open_store) == 0
@@ -146,7 +147,7 @@ def test_fences_of_a_lost_ledger_are_never_handed_out_again(
 ) -> None:
     journal.write_spec("job_a", entry())
     restore(journal, ledger, "job_a")
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     assert claim.fence > 1_000_000
     assert not ledger.finish("job_a", 1, JobState.SUCCEEDED)

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal, connect
-from api.jobs.record import Claim, NewJob, Signal
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.record import Claim, NewJob, Refusal, Signal
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from embedded.valkey import ValkeyServer
+from tests.support.claims import claim_job
 
 ERROR = {"code": "storage_unavailable", "message": "no answer", "retryable": True}
 
@@ -39,7 +40,7 @@ def state_of(ledger: RedisLedger, job_id: str = "job_a") -> JobState:
 
 def claimed(ledger: RedisLedger, lease_seconds: float = 60.0, **changes: Any) -> Claim:
     ledger.create(new_job(**changes))
-    claim = ledger.claim("job_a", "worker-1", lease_seconds)
+    claim = claim_job(ledger, "job_a", "worker-1", lease_seconds)
     assert isinstance(claim, Claim)
     return claim
 
@@ -66,7 +67,7 @@ def test_fields_of_a_newer_release_are_ignored(ledger: RedisLedger) -> None:
 
 def test_unknown_job(ledger: RedisLedger) -> None:
     assert ledger.get("job_x") is None
-    assert ledger.claim("job_x", "w", 60) is Refusal.DUPLICATE
+    assert claim_job(ledger, "job_x", "w", 60) is Refusal.NOTHING
     assert ledger.heartbeat("job_x", 1, 60) == Signal.LOST
     assert not ledger.finish("job_x", 1, JobState.SUCCEEDED)
     assert not ledger.release("job_x", 1)
@@ -78,7 +79,7 @@ def test_unknown_job(ledger: RedisLedger) -> None:
 def test_a_claim_takes_the_job(ledger: RedisLedger) -> None:
     claim = claimed(ledger)
     assert (claim.attempt, claim.run) == (1, 1)
-    assert ledger.claim("job_a", "worker-2", 60) is Refusal.DUPLICATE
+    assert claim_job(ledger, "job_a", "worker-2", 60) is Refusal.NOTHING
     record = ledger.get("job_a")
     assert record is not None
     assert record.fence == claim.fence
@@ -102,11 +103,11 @@ def deaf(ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch) -> RedisLedger:
 
 def test_a_repeated_claim_is_the_same_claim(deaf: RedisLedger) -> None:
     deaf.create(new_job())
-    claim = deaf.claim("job_a", "worker-1", 60)
+    claim = claim_job(deaf, "job_a", "worker-1", 60)
     record = deaf.get("job_a")
     assert record is not None
     assert claim == Claim("job_a", record.fence, attempt=1)
-    assert deaf.claim("job_a", "worker-1", 60) is Refusal.DUPLICATE
+    assert claim_job(deaf, "job_a", "worker-1", 60) is Refusal.NOTHING
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ def test_all_other_verbs_may_be_repeated(deaf: RedisLedger) -> None:
     deaf.request_pause("job_a")
     deaf.resume("job_a")
     assert state_of(deaf) == JobState.QUEUED
-    second = deaf.claim("job_a", "w", 60)
+    second = claim_job(deaf, "job_a", "w", 60)
     assert isinstance(second, Claim)
     assert second.attempt == 2
     assert deaf.retry_later("job_a", second.fence, ERROR) == JobState.FAILED
@@ -145,7 +146,9 @@ def test_one_of_many_racing_claims_wins(ledger: RedisLedger) -> None:
         job_id = f"job_{round_number}"
         ledger.create(new_job(job_id))
         with ThreadPoolExecutor(16) as pool:
-            claims = list(pool.map(lambda n, job=job_id: ledger.claim(job, f"w{n}", 60), range(16)))
+            claims = list(
+                pool.map(lambda n, job=job_id: claim_job(ledger, job, f"w{n}", 60), range(16))
+            )
         assert len([claim for claim in claims if isinstance(claim, Claim)]) == 1
 
 
@@ -172,7 +175,7 @@ def test_a_stale_fence_changes_nothing(ledger: RedisLedger) -> None:
     zombie = claimed(ledger)
     ledger.release("job_a", zombie.fence)
     assert ledger.heartbeat("job_a", zombie.fence, 60) == Signal.LOST  # queued, held by nobody
-    owner = ledger.claim("job_a", "worker-2", 60)
+    owner = claim_job(ledger, "job_a", "worker-2", 60)
     assert isinstance(owner, Claim)
     assert owner.fence > zombie.fence
     before = ledger.get("job_a")
@@ -193,12 +196,12 @@ def test_a_fence_is_new_also_after_the_last_writes_were_lost(tmp_path: Path) -> 
         server.stop()
         shutil.copytree(directory, tmp_path / "earlier")
         server.start()
-        forgotten = ledger.claim("job_a", "worker-1", 60)
+        forgotten = claim_job(ledger, "job_a", "worker-1", 60)
         server.kill()
         shutil.rmtree(directory)
         (tmp_path / "earlier").rename(directory)
         server.start()
-        claim = ledger.claim("job_a", "worker-2", 60)
+        claim = claim_job(ledger, "job_a", "worker-2", 60)
         assert isinstance(forgotten, Claim)
         assert isinstance(claim, Claim)
         assert ledger.heartbeat("job_a", forgotten.fence, 60) == Signal.LOST
@@ -237,9 +240,9 @@ def test_cancel_while_queued_is_immediate(ledger: RedisLedger) -> None:
     record = ledger.request_cancel("job_a")
     assert record is not None
     assert record.state == JobState.CANCELLED
-    assert ledger.claim("job_a", "w", 60) is Refusal.DUPLICATE
-    assert ledger.queued("normal") == 0
-    assert ledger.queued_longer_than("normal", 0, 10) == []
+    assert claim_job(ledger, "job_a", "w", 60) is Refusal.NOTHING
+    assert ledger.queued() == 0
+    assert ledger.queued_longer_than(0, 10) == []
 
 
 def test_cancel_while_running_asks_the_worker(ledger: RedisLedger) -> None:
@@ -267,7 +270,7 @@ def test_nobody_cancelled_so_the_worker_cannot(ledger: RedisLedger) -> None:
 def test_drain_costs_no_attempt(ledger: RedisLedger) -> None:
     claim = claimed(ledger, max_attempts=1)
     assert ledger.release("job_a", claim.fence)
-    again = ledger.claim("job_a", "worker-2", 60)
+    again = claim_job(ledger, "job_a", "worker-2", 60)
     assert isinstance(again, Claim)
     assert again.attempt == 1
 
@@ -278,7 +281,7 @@ def test_what_kept_a_worker_from_going_on_is_told(ledger: RedisLedger) -> None:
     job = ledger.get("job_a")
     assert job is not None
     assert (job.state, job.attempt, job.error) == (JobState.QUEUED, 0, ERROR)
-    again = ledger.claim("job_a", "w", 60)
+    again = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(again, Claim)
     assert again.attempt == 1
     ledger.request_pause("job_a")
@@ -311,8 +314,8 @@ def test_a_job_that_is_left_tells_of_it_once_and_not_at_once(ledger: RedisLedger
     assert (job.state, job.error, job.revision) == (JobState.QUEUED, ERROR, before.revision + 1)
     event = ledger.events("job_a")[-1]
     assert (event.data["reason"], event.data["error"]) == ("declined", ERROR)
-    assert ledger.queued("normal") == 1
-    ledger.claim("job_a", "w", 60)
+    assert ledger.queued() == 1
+    claim_job(ledger, "job_a", "w", 60)
     assert not ledger.decline("job_a", ERROR, 0)
     job = ledger.get("job_a")
     assert job is not None
@@ -325,7 +328,7 @@ def test_pause_and_resume(ledger: RedisLedger) -> None:
     assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.PAUSE
     assert ledger.release("job_a", claim.fence)
     assert state_of(ledger) == JobState.PAUSED
-    assert ledger.claim("job_a", "w", 60) is Refusal.DUPLICATE
+    assert claim_job(ledger, "job_a", "w", 60) is Refusal.NOTHING
     ledger.resume("job_a")
     assert state_of(ledger) == JobState.QUEUED
     ledger.request_pause("job_a")
@@ -344,7 +347,7 @@ def test_a_withdrawn_pause_is_not_signalled(ledger: RedisLedger) -> None:
 def test_retry_later_until_attempts_are_used_up(ledger: RedisLedger) -> None:
     claim = claimed(ledger, max_attempts=2)
     assert ledger.retry_later("job_a", claim.fence, ERROR) == JobState.QUEUED
-    second = ledger.claim("job_a", "w", 60)
+    second = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(second, Claim)
     assert ledger.retry_later("job_a", second.fence, ERROR) == JobState.FAILED
     record = ledger.get("job_a")
@@ -372,7 +375,7 @@ def test_an_expired_lease_is_taken_back(ledger: RedisLedger) -> None:
     assert ledger.requeue_expired(10) == []
     assert state_of(ledger) == JobState.QUEUED
     assert not ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
-    ledger.claim("job_a", "w", 0.01)
+    claim_job(ledger, "job_a", "w", 0.01)
     time.sleep(0.05)
     ledger.requeue_expired(10)
     record = ledger.get("job_a")
@@ -392,22 +395,41 @@ def test_a_cancellation_whose_worker_died_is_finished(ledger: RedisLedger) -> No
 
 def test_settle_overrules_the_ledger(ledger: RedisLedger) -> None:
     claimed(ledger)
-    assert ledger.settle("job_a", JobState.SUCCEEDED, finished_at=5.0, summary={"x": 1})
-    assert not ledger.settle("job_a", JobState.SUCCEEDED, finished_at=6.0)
+    at = ledger.now()
+    assert ledger.settle("job_a", JobState.SUCCEEDED, finished_at=at, summary={"x": 1})
+    assert not ledger.settle("job_a", JobState.SUCCEEDED, finished_at=at - 1)
     record = ledger.get("job_a")
     assert record is not None
-    assert (record.state, record.finished_at, record.summary) == ("succeeded", 5.0, {"x": 1})
+    assert (record.state, record.summary) == ("succeeded", {"x": 1})
+    assert record.finished_at == pytest.approx(at, abs=1e-5)
     assert ledger.expired(10) == []
+
+
+@pytest.mark.parametrize("wrong_by", [-(10.0**9), 10.0**9])
+def test_the_wrong_clock_of_a_worker_moves_no_retention(
+    ledger: RedisLedger, wrong_by: float
+) -> None:
+    claimed(ledger)
+    before = ledger.get("job_a")
+    assert before is not None
+    ledger.settle("job_a", JobState.SUCCEEDED, finished_at=time.time() + wrong_by)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert before.started_at is not None
+    assert record.finished_at is not None
+    assert before.started_at <= record.finished_at <= ledger.now()
+    assert ledger.ended_longer_than(3600, 10) == []
+    time.sleep(0.01)
+    assert ledger.ended_longer_than(0, 10) == ["job_a"]
 
 
 def test_queued_longer_than_rings_once_per_wait(ledger: RedisLedger) -> None:
     ledger.create(new_job())
-    assert ledger.queued("normal") == 1
-    assert ledger.queued_longer_than("normal", 30, 10) == []
+    assert ledger.queued() == 1
+    assert ledger.queued_longer_than(30, 10) == []
     time.sleep(0.02)
-    assert ledger.queued_longer_than("high", 0.01, 10) == []
-    assert ledger.queued_longer_than("normal", 0.01, 10) == ["job_a"]
-    assert ledger.queued_longer_than("normal", 0.01, 10) == []
+    assert ledger.queued_longer_than(0.01, 10) == ["job_a"]
+    assert ledger.queued_longer_than(0.01, 10) == []
 
 
 def test_events_tell_the_story_and_resume(ledger: RedisLedger) -> None:
@@ -476,7 +498,7 @@ def test_filters(ledger: RedisLedger) -> None:
     ledger.create(new_job("job_a", labels={"team": "nlp", "odd": "a=b:c"}))
     ledger.create(new_job("job_b", labels={"team": "nlp"}))
     ledger.create(new_job("job_c"))
-    ledger.claim("job_a", "w", 60)
+    claim_job(ledger, "job_a", "w", 60)
 
     def ids(**filters: Any) -> set[str]:
         return {job.id for job in ledger.list("acme", limit=10, **filters).jobs}
@@ -517,6 +539,7 @@ VERBS = st.lists(
             "reopen",
             "expire",
             "decline",
+            "end_rests",
             "zombie",
         ]
     ),
@@ -535,7 +558,7 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
     fence = 0
     state = JobState.QUEUED
     for verb in verbs:
-        if verb == "claim" and isinstance(claim := ledger.claim("job_a", "w", 60), Claim):
+        if verb == "claim" and isinstance(claim := claim_job(ledger, "job_a", "w", 60), Claim):
             fence = claim.fence
         elif verb == "zombie":
             assert not ledger.finish("job_a", fence - 1, JobState.SUCCEEDED)
@@ -549,8 +572,13 @@ def test_any_sequence_of_verbs_follows_the_table(redis_url: str, verbs: list[str
             listed = ledger.list("acme", state=other, limit=5).jobs
             assert bool(listed) == (other == state)
         assert bool(ledger.ended_longer_than(0, 5)) == (state in TERMINAL)
-        offered = [ledger._client.zcard(ledger._key(name)) for name in ("startable", "declined")]
-        assert sorted(offered) == [0, int(state is JobState.QUEUED)]
+        placed = [
+            ledger._client.zscore(ledger._key(name), "job_a") is not None
+            for name in ("tenant:acme:line", "resting")
+        ]
+        assert sorted(placed) == [False, state is JobState.QUEUED]
+        assert ledger.queued() == int(placed[0])
+        assert ledger._client.zcard(ledger._key("turns")) == int(placed[0])
     record = ledger.get("job_a")
     assert record is not None
     assert (record.finished_at is not None) == (state in TERMINAL)
@@ -571,6 +599,7 @@ def _perform(ledger: RedisLedger, verb: str, fence: int) -> None:
         "resume": lambda: ledger.resume("job_a"),
         "expire": lambda: (ledger.heartbeat("job_a", fence, -1), ledger.requeue_expired(10)),
         "decline": lambda: ledger.decline("job_a", ERROR, 0),
+        "end_rests": lambda: ledger.end_rests(0, 10),
         "reopen": lambda: ledger.reopen("job_a", 99),
         "claim": lambda: None,
     }

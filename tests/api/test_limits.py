@@ -14,14 +14,15 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.jobs.ends import commit_end
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, Refusal
-from api.jobs.limits import TenantLimits
-from api.jobs.record import Claim
+from api.jobs.ledger import RedisLedger
+from api.jobs.limits import RunningLimits, TenantLimits
+from api.jobs.record import Claim, Refusal
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from tests.api.test_job_routes import JOBS
 from tests.api.test_ledger import new_job
+from tests.support.claims import claim_job
 
 
 def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: RedisLedger) -> None:
@@ -37,7 +38,7 @@ def test_a_reservation_becomes_the_jobs_place(ledger: RedisLedger) -> None:
         ledger.create(new_job(job_id))
         assert ledger.reserve("acme", job_id, 2)  # a replay needs no second place
     assert not ledger.reserve("acme", "job_c", 2)
-    ledger.claim("job_a", "w", 60)
+    claim_job(ledger, "job_a", "w", 60)
     ledger.request_pause("job_b")
     assert not ledger.reserve("acme", "job_c", 2)
     ledger.request_cancel("job_b")
@@ -58,19 +59,21 @@ def test_no_more_of_a_tenants_jobs_run_than_may(ledger: RedisLedger) -> None:
     for job_id, priority in (("job_a", "low"), ("job_b", "low"), ("job_c", "high")):
         ledger.create(new_job(job_id, priority=priority))
     ledger.create(new_job("job_x", tenant="rival"))
-    first = ledger.claim("job_a", "w1", 60, 1)
+    first = claim_job(ledger, "job_c", "w1", 60, 1)  # the more urgent one, although it came later
     assert isinstance(first, Claim)
-    assert ledger.claim("job_b", "w2", 60, 1) is Refusal.BLOCKED
-    assert ledger.claim("job_c", "w2", 60, 1) is Refusal.BLOCKED
-    assert isinstance(ledger.claim("job_x", "w2", 60, 1), Claim)
-    ledger.request_pause("job_a")
-    assert ledger.claim("job_b", "w2", 60, 1) is Refusal.BLOCKED  # the worker is still at it
-    ledger.release("job_a", first.fence)
-    # The more urgent one first, although it came later.
-    assert ledger.unblock("acme") == ("job_c", "high")
-    assert isinstance(ledger.claim("job_c", "w2", 60, 1), Claim)
-    ledger.request_cancel("job_b")
-    assert ledger.unblock("acme") is None
+    assert isinstance(claim_job(ledger, "job_x", "w2", 60, 1), Claim)
+    assert claim_job(ledger, "", "w2", 60, 1) is Refusal.BLOCKED
+    ledger.request_pause("job_c")
+    assert claim_job(ledger, "", "w2", 60, 1) is Refusal.BLOCKED  # the worker is still at it
+    ledger.release("job_c", first.fence)
+    second = claim_job(ledger, "job_a", "w2", 60, 1)
+    assert isinstance(second, Claim)
+    assert claim_job(ledger, "", "w2", 60, 1) is Refusal.BLOCKED
+    own = RunningLimits(1, {"acme": 2})
+    taken = ledger.claim("w3", 60, own)
+    assert taken.record is not None
+    assert taken.record.id == "job_b"
+    assert ledger.claim("w3", 60, own).claim is Refusal.NOTHING
 
 
 def test_a_bucket_empties_and_fills(ledger: RedisLedger) -> None:
@@ -87,11 +90,11 @@ def test_a_deadline_counts_from_the_first_start(ledger: RedisLedger) -> None:
     ledger.create(new_job(deadline_seconds=0.2))
     time.sleep(0.25)
     assert ledger.overdue(10) == []  # waiting for its first worker costs nothing
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     assert claim.seconds_left == pytest.approx(0.2, abs=0.05)
     ledger.release("job_a", claim.fence)
-    again = ledger.claim("job_a", "w", 60)
+    again = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(again, Claim)
     assert again.seconds_left is not None
     assert claim.seconds_left is not None
@@ -105,7 +108,7 @@ def test_a_deadline_passes_also_without_a_worker(
     ledger: RedisLedger, journal: Journal, state: JobState
 ) -> None:
     ledger.create(new_job(deadline_seconds=0.05))
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     if state is JobState.PAUSED:
         ledger.request_pause("job_a")
@@ -122,7 +125,7 @@ def test_a_deadline_passes_also_without_a_worker(
     # The next run has all of its time before it.
     ledger.reopen("job_a", 1)
     assert ledger.overdue(10) == []
-    again = ledger.claim("job_a", "w", 60)
+    again = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(again, Claim)
     assert again.seconds_left == pytest.approx(0.05, abs=0.02)
 

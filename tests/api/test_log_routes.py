@@ -11,6 +11,7 @@ from api.jobs.record import Claim
 from api.services import Services
 from tests.api.test_job_routes import submit
 from tests.api.test_ledger import new_job
+from tests.support.claims import claim_job
 
 
 def line(number: int) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def test_logs(client: TestClient, services: Services, body: dict[str, Any]) -> N
     job = submit(client, body)
     here = job["links"]["logs"]
     assert client.get(here).json() == {"data": [], "next_after": "0"}
-    claim = services.ledger.claim(job["id"], "w", 60)
+    claim = claim_job(services.ledger, job["id"], "w", 60)
     assert isinstance(claim, Claim)
     services.ledger.append_logs(job["id"], claim.fence, [line(number) for number in range(3)])
     page = client.get(here, params={"limit": 2}).json()
@@ -46,7 +47,7 @@ def test_the_log_is_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ledger_module, "LOGS_KEPT", 200)
     ledger = connect(redis_url, "test-bounded-log")
     ledger.create(new_job("job_log"))
-    claim = ledger.claim("job_log", "w", 60)
+    claim = claim_job(ledger, "job_log", "w", 60)
     assert isinstance(claim, Claim)
     for start in range(0, 1000, 100):
         lines = [line(number) for number in range(start, start + 100)]

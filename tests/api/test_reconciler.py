@@ -1,26 +1,24 @@
 from __future__ import annotations
 
-import base64
-import json
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import redis
 
-from api.jobs.doorbell import QUEUES, Doorbell
+from api.jobs.doorbell import QUEUE, Doorbell
 from api.jobs.journal import Journal, Outcome
-from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal
+from api.jobs.ledger import LedgerUnavailable, RedisLedger
 from api.jobs.rebuild import restore
-from api.jobs.record import Claim, Priority
+from api.jobs.record import Claim, Refusal
 from api.jobs.seats import LEADER
 from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.open import open_store
 from tests.api.test_journal import entry
 from tests.api.test_ledger import new_job
+from tests.support.claims import claim_job
 
 
 @pytest.fixture
@@ -65,7 +63,7 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
     assert state_of(ledger) == JobState.QUEUED
     time.sleep(0.02)
     reconciler.step()
-    assert doorbell.waiting("high") == 1
+    assert doorbell.waiting() == 1
 
 
 def test_fences_are_new_however_often_the_ledger_is_lost(
@@ -75,7 +73,7 @@ def test_fences_are_new_however_often_the_ledger_is_lost(
     fences: list[int] = []
     for _ in range(5):
         restore(journal, ledger, "job_a")
-        claim = ledger.claim("job_a", "w", 60)
+        claim = claim_job(ledger, "job_a", "w", 60)
         assert isinstance(claim, Claim)
         fences.append(claim.fence)
         flush.flushdb()
@@ -89,14 +87,14 @@ def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
     for _ in range(3):
         time.sleep(0.02)
         reconciler.step()
-    assert doorbell.waiting("high") == 1
+    assert doorbell.waiting() == 1
 
 
 def test_help_is_rung_for_again_but_not_piled_up(
     reconciler: Reconciler, ledger: RedisLedger, doorbell: Doorbell
 ) -> None:
     ledger.create(new_job(max_workers=4))
-    claim = ledger.claim("job_a", "worker", 60)
+    claim = claim_job(ledger, "job_a", "worker", 60)
     assert isinstance(claim, Claim)
     ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["curve.0", "curve.1", "curve.2"])
     for _ in range(3):
@@ -112,53 +110,60 @@ def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
     for job_id in ("job_a", "job_b", "job_c"):
         journal.write_spec(job_id, entry())
         ledger.create(entry().as_new_job(job_id))
-    for job_id in ("job_a", "job_b"):
-        doorbell.ring(job_id, "high")
-    time.sleep(0.02)
-    reconciler.step()
-    assert doorbell.waiting("high") == 3
-    time.sleep(0.02)
-    reconciler.step()
-    assert doorbell.waiting("high") == 3
-
-
-def test_each_waiting_job_gets_its_turn(
-    reconciler: Reconciler,
-    journal: Journal,
-    ledger: RedisLedger,
-    doorbell: Doorbell,
-    flush: redis.Redis,
-) -> None:
-    """Nobody knows whose bell is missing: one is rung for, and then the next."""
-    for job_id in ("job_a", "job_b", "job_c"):
-        journal.write_spec(job_id, entry())
-        ledger.create(entry().as_new_job(job_id))
     for _ in range(2):
-        doorbell.ring("job_a", "high")
-    rung = []
-    for _ in range(3):
-        time.sleep(0.02)
-        reconciler.step()
-        rung.append(rung_for(flush)[0])
-        flush.lpop(QUEUES["high"])
-    assert sorted(rung) == ["job_a", "job_b", "job_c"]
+        doorbell.ring()
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting() == 3
+    time.sleep(0.02)
+    reconciler.step()
+    assert doorbell.waiting() == 3
 
 
-def rung_for(client: redis.Redis) -> list[str]:
-    """Jobs whose bells wait, the newest first."""
-    messages: Any = client.lrange(QUEUES["high"], 0, -1)
-    return [json.loads(base64.b64decode(json.loads(message)["body"]))[0][0] for message in messages]
+def test_a_job_that_failed_for_now_rests_whatever_else_waits(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+) -> None:
+    submit(journal, ledger)
+    claim = claim_job(ledger, "job_a", "w", 60)
+    assert isinstance(claim, Claim)
+    ledger.retry_later("job_a", claim.fence, {"code": "solve_crashed"})
+    journal.write_spec("job_b", entry())
+    ledger.create(entry().as_new_job("job_b"))
+    doorbell.ring()
+    reconciler._requeue_after_seconds = 60.0
+    reconciler.step()
+    assert (ledger.queued(), doorbell.waiting()) == (1, 1)
+    assert isinstance(ledger.claim("w", 60).claim, Claim)
+    assert ledger.claim("w", 60).claim is Refusal.NOTHING
+    reconciler._requeue_after_seconds = 0.01
+    reconciler.step()
+    taken = ledger.claim("w", 60)
+    assert taken.record is not None
+    assert (taken.record.id, taken.record.attempt) == ("job_a", 2)
+
+
+def test_jobs_that_an_earlier_release_has_queued_get_in_line(
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+) -> None:
+    submit(journal, ledger)
+    client, key = ledger._client, ledger._key
+    client.delete(key("tenant", "acme", "line"), key("turns"))
+    client.hdel(key("job", "job_a"), "lined_up_at")
+    assert ledger.claim("w", 60).claim is Refusal.NOTHING
+    time.sleep(0.02)
+    reconciler.step()
+    assert isinstance(ledger.claim("w", 60).claim, Claim)
 
 
 def test_a_dead_workers_job_is_queued_and_rung_for(
     reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
-    ledger.claim("job_a", "w", 0.01)
+    claim_job(ledger, "job_a", "w", 0.01)
     time.sleep(0.02)
     reconciler.step()
     assert state_of(ledger) == JobState.QUEUED
-    assert doorbell.waiting("high") == 1
+    assert doorbell.waiting() == 1
 
 
 def test_a_damaged_document_holds_up_no_other_job(
@@ -167,7 +172,7 @@ def test_a_damaged_document_holds_up_no_other_job(
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
         ledger.create(entry().as_new_job(job_id))
-        ledger.claim(job_id, "w", 0.01)
+        claim_job(ledger, job_id, "w", 0.01)
     journal._store.put("jobs/job_a/outcome.json", b"")
     time.sleep(0.02)
     reconciler.step()
@@ -176,7 +181,7 @@ def test_a_damaged_document_holds_up_no_other_job(
     assert record.state == JobState.QUEUED
     time.sleep(0.02)
     reconciler.step()
-    assert doorbell.waiting("high") == 2
+    assert doorbell.waiting() == 2
 
 
 class _Down(Doorbell):
@@ -186,9 +191,9 @@ class _Down(Doorbell):
         super().__init__("redis://127.0.0.1:1/0")
         self.tried: list[str] = []
 
-    def ring(self, job_id: str, priority: Priority) -> bool:
-        self.tried.append(job_id)
-        return super().ring(job_id, priority)
+    def ring(self) -> bool:
+        self.tried.append("")
+        return super().ring()
 
     def ring_for_help(self, job_id: str, times: int) -> bool:
         self.tried.append(job_id)
@@ -198,7 +203,7 @@ class _Down(Doorbell):
 class _Counting(_Down):
     """The same, but it has said that nothing waits before it went down."""
 
-    def waiting(self, priority: Priority) -> int:
+    def waiting(self) -> int:
         return 0
 
     def waiting_for_help(self) -> int:
@@ -221,9 +226,9 @@ def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
     for number in range(10):
         ledger.create(new_job(f"job_{number}", max_workers=4))
         if happened == "workers dead":
-            ledger.claim(f"job_{number}", "w", 0.01)
+            claim_job(ledger, f"job_{number}", "w", 0.01)
         elif happened == "help wanted":
-            claim = ledger.claim(f"job_{number}", "w", 60)
+            claim = claim_job(ledger, f"job_{number}", "w", 60)
             assert isinstance(claim, Claim)
             ledger.seats.claim_unit(f"job_{number}", claim.fence, LEADER, ["curve.0", "curve.1"])
     time.sleep(0.02)
@@ -240,7 +245,7 @@ def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
     reconciler.step()
     assert len(doorbell.tried) <= 1
     if happened == "workers dead":
-        assert ledger.queued("normal") == 10
+        assert ledger.queued() == 10
         assert beats >= 10
     reconciler.step()
     assert len(doorbell.tried) <= 2
@@ -251,7 +256,7 @@ def test_a_worker_that_died_after_its_commit_has_finished(
     reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
-    claim = ledger.claim("job_a", "w", 0.01)
+    claim = claim_job(ledger, "job_a", "w", 0.01)
     assert isinstance(claim, Claim)
     outcome = Outcome(
         state=JobState.SUCCEEDED, summary={"x": 1}, fence=claim.fence, finished_at=5.0
@@ -262,17 +267,17 @@ def test_a_worker_that_died_after_its_commit_has_finished(
     record = ledger.get("job_a")
     assert record is not None
     assert (record.state, record.summary) == (JobState.SUCCEEDED, {"x": 1})
-    assert doorbell.waiting("high") == 0
+    assert doorbell.waiting() == 0
 
 
 def test_a_zombies_commit_ends_the_requeued_job(
     reconciler: Reconciler, journal: Journal, ledger: RedisLedger, flush: redis.Redis
 ) -> None:
     submit(journal, ledger)
-    ledger.claim("job_a", "w", 0.01)
+    claim_job(ledger, "job_a", "w", 0.01)
     time.sleep(0.02)
     reconciler.step()
-    flush.delete(QUEUES["high"])  # a worker that answers the bell sees the outcome itself
+    flush.delete(QUEUE)  # a worker that answers the bell sees the outcome itself
     journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
     time.sleep(0.02)
     reconciler.step()
@@ -285,7 +290,7 @@ def test_an_end_that_no_worker_commits_is_journalled(
 ) -> None:
     submit(journal, ledger)
     for _ in range(5):  # max_attempts of the entry
-        ledger.claim("job_a", "w", 0.01)
+        claim_job(ledger, "job_a", "w", 0.01)
         if cancelled:
             ledger.request_cancel("job_a")
         time.sleep(0.02)
@@ -318,7 +323,7 @@ def test_an_overdue_job_is_ended_and_journalled(
 ) -> None:
     journal.write_spec("job_a", entry())
     ledger.create(entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     ledger.release("job_a", claim.fence)
     time.sleep(0.02)
@@ -330,18 +335,18 @@ def test_an_overdue_job_is_ended_and_journalled(
 
 
 def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, flush: redis.Redis
+    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
 ) -> None:
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
         ledger.create(entry().as_new_job(job_id))
-    ledger.claim("job_a", "w", 0.05, 1)
-    assert ledger.claim("job_b", "w", 60, 1) is Refusal.BLOCKED
+    claim_job(ledger, "job_a", "w", 0.05, 1)
+    assert claim_job(ledger, "", "w", 60, 1) is Refusal.BLOCKED
     reconciler._requeue_after_seconds = 60.0
     ledger.mark_intact()
     time.sleep(0.1)
     reconciler.step()
-    assert set(rung_for(flush)) == {"job_a", "job_b"}
+    assert doorbell.waiting() == 1
 
 
 @pytest.mark.parametrize("days", [None, 1.0])

@@ -21,6 +21,7 @@ from api.settings import Settings
 from embedded.s3 import S3Server
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings
+from tests.support.claims import claim_job
 
 WEIGHTS = b"weights"
 JOB_ID = "job_" + "a" * 32
@@ -70,7 +71,7 @@ def job(services: Services, prefix: str) -> None:
     entry = JournalEntry(tenant="acme", spec=spec, fingerprint="f", created_at=1.0)
     services.journal.write_spec(JOB_ID, entry)
     services.ledger.create(entry.as_new_job(JOB_ID))
-    claim = services.ledger.claim(JOB_ID, "w", 60)
+    claim = claim_job(services.ledger, JOB_ID, "w", 60)
     assert isinstance(claim, Claim)
     services.ledger.finish(JOB_ID, claim.fence, JobState.SUCCEEDED)
 

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import redis
 
-from api.jobs.ledger import LedgerUnavailable, RedisLedger, Refusal, connect
+from api.jobs.ledger import LedgerUnavailable, RedisLedger, connect
+from api.jobs.limits import RunningLimits
 from api.jobs.record import Claim, Signal
 from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
 from api.jobs.state import JobState
 from tests.api.test_ledger import ERROR, new_job
+from tests.support.claims import claim_job
 
 READY = ["curve.0", "curve.1", "curve.2"]
 
@@ -21,7 +23,7 @@ READY = ["curve.0", "curve.1", "curve.2"]
 def led(ledger: RedisLedger) -> Claim:
     """A running job that three workers may serve; its leader has claimed `curve.0` of `READY`."""
     ledger.create(new_job(max_workers=3))
-    claim = ledger.claim("job_a", "leader", 60)
+    claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
     assert ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY) == UnitClaim(
         "go", "curve.0", bells=2
@@ -35,10 +37,10 @@ def seated(ledger: RedisLedger, seat: str = "one", seconds: float = 60.0) -> Pla
     return place
 
 
-def let_wait(ledger: RedisLedger, job_id: str, seconds: float = 60.0) -> None:
-    """Make a queued job as old as if it had waited so long."""
-    for index in (("waiting", "normal"), ("startable",)):
-        ledger._client.zadd(ledger._key(*index), {job_id: time.time() - seconds}, xx=True)
+def let_wait(ledger: RedisLedger, job_id: str, tenant: str = "acme", seconds: float = 60.0) -> None:
+    """Make a queued job of normal priority as old as if it had waited so long."""
+    place = 1e10 + time.time() - seconds
+    ledger._client.zadd(ledger._key("tenant", tenant, "line"), {job_id: place}, xx=True)
 
 
 def workers(ledger: RedisLedger) -> int:
@@ -56,7 +58,7 @@ def unit(ledger: RedisLedger, claim: Claim | Place, ready: list[str] = READY) ->
 
 def test_a_job_for_one_worker_has_no_seats(ledger: RedisLedger) -> None:
     ledger.create(new_job())
-    claim = ledger.claim("job_a", "leader", 60)
+    claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
     answer = ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
     assert (answer.unit, answer.bells) == ("curve.0", 0)
@@ -190,7 +192,7 @@ def test_a_helper_of_an_attempt_that_is_over_has_no_part(
             ledger.finish("job_a", led.fence, JobState.SUCCEEDED)
     assert workers(ledger) == 0
     assert ledger.seats.wanted(0, 10) == []
-    again = ledger.claim("job_a", "another", 60)
+    again = claim_job(ledger, "job_a", "another", 60)
     assert ledger.seats.beat(place, 60) is Signal.LOST
     assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
     assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "lost"
@@ -210,89 +212,81 @@ def test_an_attempt_in_which_helpers_fail_is_left_to_its_leader(
     assert ledger.seats.wanted(0, 10) == []
     # The next attempt may do better.
     ledger.release("job_a", led.fence)
-    again = ledger.claim("job_a", "another", 60)
+    again = claim_job(ledger, "job_a", "another", 60)
     assert isinstance(again, Claim)
     assert ledger.seats.claim_unit("job_a", again.fence, LEADER, READY).bells == 2
 
 
-def test_a_helper_yields_to_a_job_that_waits(
-    ledger: RedisLedger, led: Claim, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def word() -> str:
-        return ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word
+def word(
+    ledger: RedisLedger, place: Place, free_bytes: int = 0, max_running: int | None = None
+) -> str:
+    limits = RunningLimits(max_running)
+    claim = ledger.seats.claim_unit(
+        "job_a", place.fence, place.seat, READY, None, free_bytes, limits
+    )
+    return claim.word
 
+
+def test_a_helper_yields_to_a_job_that_waits(ledger: RedisLedger, led: Claim) -> None:
     place = seated(ledger)
     ledger.create(new_job("job_b"))
-    assert word() == "go"  # an idle worker would be faster
+    assert word(ledger, place) == "go"  # an idle worker would be faster
     let_wait(ledger, "job_b")
-    assert word() == "yield"
+    assert word(ledger, place) == "yield"
     # One that its tenant may not have running would gain nothing.
-    ledger.claim("job_b", "worker", 60, max_running=1)
-    assert word() == "go"
+    assert word(ledger, place, max_running=1) == "go"
     assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "go"
-    # Once that is over, it would.
-    assert ledger.unblock("acme") == ("job_b", "normal")
-    assert word() == "yield"
-    assert isinstance(ledger.claim("job_b", "worker", 60), Claim)
-    assert word() == "go"
+    assert isinstance(claim_job(ledger, "job_b", "worker", 60), Claim)
+    assert word(ledger, place) == "go"
 
 
-def test_a_helper_does_not_yield_to_a_job_that_free_workers_have_no_room_for(
+def test_no_seat_is_taken_while_a_job_waits(ledger: RedisLedger, led: Claim) -> None:
+    """Also where its doorbell is lost, and the worker hears the call for help first."""
+    ledger.create(new_job("job_b", tenant="rival", scratch_bytes=1000))
+    seated(ledger, "one")
+    let_wait(ledger, "job_b", "rival")
+    assert ledger.seats.take("job_a", "two", 60, free_bytes=1000) is None
+    assert ledger.seats.take("job_a", "two", 60, RunningLimits(0), 1000) is not None
+    ledger.seats.leave(seated(ledger, "two"))
+    assert ledger.seats.take("job_a", "two", 60, free_bytes=999) is not None
+    assert ledger.seats.take("job_a", "one", 60, free_bytes=1000) is not None  # it has its seat
+
+
+def test_a_job_that_rests_is_none_to_yield_to(ledger: RedisLedger, led: Claim) -> None:
+    place = seated(ledger)
+    ledger.create(new_job("job_b"))
+    claim = claim_job(ledger, "job_b", "worker", 60)
+    assert isinstance(claim, Claim)
+    ledger.retry_later("job_b", claim.fence, ERROR)
+    let_wait(ledger, "job_b")
+    assert word(ledger, place) == "go"
+    assert ledger.end_rests(0, 10) == ["job_b"]
+    let_wait(ledger, "job_b")
+    assert word(ledger, place) == "yield"
+
+
+def test_a_helper_yields_to_no_job_that_its_worker_has_no_room_for(
     ledger: RedisLedger, led: Claim
 ) -> None:
     place = seated(ledger)
     ledger.create(new_job("job_b", scratch_bytes=1000))
     let_wait(ledger, "job_b")
-    assert ledger.decline("job_b", ERROR, 30)
-    assert unit(ledger, place) == "curve.1"
-    # But where there is room for it, it does.
-    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY, None, 1000)
-    assert answer.word == "yield"
-    # Its next attempt may need less, or find more.
-    again = ledger.claim("job_b", "worker", 60)
-    assert isinstance(again, Claim)
-    ledger.release("job_b", again.fence)
-    let_wait(ledger, "job_b")
-    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY)
-    assert answer.word == "yield"
+    assert word(ledger, place, 999) == "go"
+    assert word(ledger, place, 1000) == "yield"
 
 
-@pytest.mark.parametrize("why", ["blocked", "declined"])
+@pytest.mark.parametrize("why", ["blocked", "large"])
 def test_jobs_that_nobody_can_take_do_not_hide_one_that_this_worker_can(
     ledger: RedisLedger, led: Claim, why: str
 ) -> None:
-    place = seated(ledger)
-    backlog = [f"job_{number}" for number in range(250)]
-    for job_id in backlog:
-        ledger.create(new_job(job_id, scratch_bytes=1000))
-        let_wait(ledger, job_id)
-        if why == "blocked":
-            assert ledger.claim(job_id, "worker", 60, max_running=1) is Refusal.BLOCKED
-        else:
-            assert ledger.decline(job_id, ERROR, 30)
-    assert unit(ledger, place) == "curve.1"
+    place, blocked, most = seated(ledger), why == "blocked", 1 if why == "blocked" else None
+    for number in range(250):
+        ledger.create(new_job(f"job_{number}", scratch_bytes=0 if blocked else 1000))
+        let_wait(ledger, f"job_{number}")
+    assert word(ledger, place, max_running=most) == "go"
     ledger.create(new_job("job_z", tenant="rival"))
-    let_wait(ledger, "job_z", 30)
-    answer = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY)
-    assert answer.word == "yield"
-
-
-def test_a_job_that_is_both_blocked_and_declined_is_none_to_yield_to(
-    ledger: RedisLedger, led: Claim
-) -> None:
-    place = seated(ledger)
-
-    def word(free_bytes: int) -> str:
-        claim = ledger.seats.claim_unit("job_a", place.fence, place.seat, READY, None, free_bytes)
-        return claim.word
-
-    ledger.create(new_job("job_b", scratch_bytes=1000))
-    let_wait(ledger, "job_b")
-    assert ledger.claim("job_b", "worker", 60, max_running=1) is Refusal.BLOCKED
-    assert ledger.decline("job_b", ERROR, 30)
-    assert word(1000) == "go"
-    assert ledger.unblock("acme") == ("job_b", "normal")
-    assert (word(999), word(1000)) == ("go", "yield")
+    let_wait(ledger, "job_z", "rival", 30)
+    assert word(ledger, place, max_running=most) == "yield"
 
 
 def test_a_flushed_redis_knows_no_seat(
@@ -300,7 +294,7 @@ def test_a_flushed_redis_knows_no_seat(
 ) -> None:
     ledger = connect(redis_url, "flushed")
     ledger.create(new_job(max_workers=2))
-    claim = ledger.claim("job_a", "leader", 60)
+    claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
     ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
     place = seated(ledger)

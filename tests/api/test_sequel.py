@@ -21,6 +21,7 @@ from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.workspace import CLAIM
 from tests.api.test_journal import entry
+from tests.support.claims import claim_job
 
 ERROR = {"code": "invalid_text", "message": "too short", "retryable": False}
 
@@ -32,7 +33,7 @@ def job(ledger: RedisLedger) -> JobRecord:
 
 
 def claimed(ledger: RedisLedger) -> Claim:
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     return claim
 
@@ -71,7 +72,7 @@ def test_a_retry_is_a_run_with_everything_still_to_come(
     assert (again.state, again.run, again.attempt) == (JobState.QUEUED, 2, 0)
     assert (again.error, again.finished_at, again.started_at) == (None, None, None)
     assert again.fence == failed.fence
-    assert ledger.queued("high") == 1
+    assert ledger.queued() == 1
     assert journal.workspace("job_a").stat("units/solve-0/manifest.json") is not None
     claim = claimed(ledger)
     assert (claim.run, claim.attempt) == (2, 1)

@@ -19,6 +19,7 @@ from api.reconciler import Reconciler
 from api.services import Services
 from api.submission import submit
 from strucprune_core.spec import JobSpec
+from tests.support.claims import claim_job
 
 
 class Died(Exception):
@@ -39,7 +40,7 @@ def test_a_job_is_journalled_queued_and_rung_for(services: Services, spec: JobSp
     assert entry is not None
     assert entry.spec == spec
     assert entry.scratch_bytes == record.scratch_bytes > 0
-    assert services.doorbell.waiting("normal") == 1
+    assert services.doorbell.waiting() == 1
 
 
 def test_without_a_key_every_request_is_a_job(services: Services, spec: JobSpec) -> None:
@@ -52,7 +53,7 @@ def test_a_replay_gives_the_same_job_even_after_it_ran(
     services: Services, spec: JobSpec, tmp_path: Path
 ) -> None:
     first = submit(services, "acme", spec, "key")
-    claim = services.ledger.claim(first.record.id, "w", 60)
+    claim = claim_job(services.ledger, first.record.id, "w", 60)
     assert claim is not None
     # The output prefix is no longer empty, which must not matter now.
     (tmp_path / "output").mkdir()
@@ -95,7 +96,7 @@ class _DiesOnGet(RedisLedger):
 
 
 class _DiesOnRing(Doorbell):
-    def ring(self, job_id: str, priority: object) -> bool:
+    def ring(self) -> bool:
         raise Died
 
 
@@ -133,7 +134,7 @@ def test_a_death_between_two_steps_is_healed(
         _reconciler(services).step()
     (job,) = services.ledger.list("acme").jobs
     assert job.state == JobState.QUEUED
-    assert services.doorbell.waiting("normal")
+    assert services.doorbell.waiting()
 
 
 def test_death_before_the_journal_leaves_nothing(

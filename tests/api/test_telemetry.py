@@ -21,6 +21,7 @@ from api.jobs.state import JobState
 from api.services import Services
 from tests.api.test_job_routes import JOBS, submit
 from tests.api.test_ledger import new_job
+from tests.support.claims import claim_job
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -56,15 +57,15 @@ def test_jobs_and_queues(client: TestClient, services: Services, body: dict[str,
 def test_the_age_of_a_queue_is_not_reset_by_ringing_again(ledger: RedisLedger) -> None:
     ledger.create(new_job())
     time.sleep(0.1)
-    assert ledger.queued_longer_than("normal", 0.05, 10) == ["job_a"]
+    assert ledger.queued_longer_than(0.05, 10) == ["job_a"]
     assert ledger.queues()["normal"].age_seconds >= 0.1
-    ledger.claim("job_a", "w", 60)
+    claim_job(ledger, "job_a", "w", 60)
     assert ledger.queues()["normal"].age_seconds == 0.0
 
 
 def test_jobs_are_counted_through_every_change(ledger: RedisLedger) -> None:
     ledger.create(new_job())
-    claim = ledger.claim("job_a", "w", 60)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     ledger.finish("job_a", claim.fence, JobState.FAILED)
     ledger.reopen("job_a", 1)

@@ -33,6 +33,7 @@ from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
 from tests.api.test_job_routes import JOBS, submit
+from tests.support.claims import claim_job
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 OTHER = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
@@ -405,7 +406,7 @@ def test_a_job_is_told_about(
     assert "notifications" not in job["spec"]
     dispatcher.step()
     assert receiver.requests == []
-    claim = services.ledger.claim(job["id"], "w", 60)
+    claim = claim_job(services.ledger, job["id"], "w", 60)
     assert isinstance(claim, Claim)
     services.ledger.heartbeat(job["id"], claim.fence, 60, {"phase": "solving"})
     dispatcher.step()  # at once: the change of state has woken it

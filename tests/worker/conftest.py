@@ -15,12 +15,12 @@ import pytest
 from api.jobs.doorbell import Doorbell
 from api.jobs.journal import Journal, JournalEntry
 from api.jobs.ledger import RedisLedger, connect
-from api.jobs.record import JobRecord, Priority
+from api.jobs.record import JobRecord
 from api.jobs.state import JobState
 from embedded.valkey import ValkeyServer
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
-from worker.execution import Services, run_job
+from worker.execution import Services, run_next
 from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.stop import Drain
@@ -29,15 +29,15 @@ FAKE_SOLVE = Path(__file__).parent / "fake_solve.py"
 
 
 class NotedDoorbell(Doorbell):
-    """Notes who was rung for."""
+    """Notes how often it was rung, and for which help."""
 
     def __init__(self) -> None:
         super().__init__("memory://")
-        self.rung: list[str] = []
+        self.rung = 0
         self.helped: list[str] = []
 
-    def ring(self, job_id: str, priority: Priority) -> bool:
-        self.rung.append(job_id)
+    def ring(self) -> bool:
+        self.rung += 1
         return True
 
     def ring_for_help(self, job_id: str, times: int) -> bool:
@@ -56,7 +56,7 @@ class Bench:
     drain: Drain = field(default_factory=Drain)
     _threads: list[threading.Thread] = field(default_factory=list)
 
-    def submit(self, scratch_bytes: int = 0, **runtime: object) -> str:
+    def submit(self, scratch_bytes: int = 0, tenant: str = "t", **runtime: object) -> str:
         job_id = f"job-{uuid4().hex}"
         spec = JobSpec.model_validate(
             {
@@ -68,7 +68,7 @@ class Bench:
             }
         )
         entry = JournalEntry(
-            tenant="t",
+            tenant=tenant,
             spec=spec,
             fingerprint="f",
             created_at=time.time(),
@@ -79,11 +79,15 @@ class Bench:
         return job_id
 
     def run(self, job_id: str, behaviour: str, settings: Settings | None = None) -> JobRecord:
-        """Answer one doorbell with a solve that behaves like that; the job afterwards."""
+        """Answer one doorbell with a solve that behaves like that; this job afterwards.
+
+        Jobs that rest after a failure are let go first, as a reconciler does after a while.
+        """
+        self.ledger.end_rests(0.0, 1000)
         services = Services(self.ledger, self.journal, self.doorbell)
         solve = (sys.executable, "-S", str(FAKE_SOLVE), behaviour)
         settings = settings or self.settings
-        run_job(job_id, services, settings, self.drain, self.scratch(settings), solve)
+        run_next(services, settings, self.drain, self.scratch(settings), solve)
         self.join()
         return self.job(job_id)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from api.jobs.journal import Outcome
-from api.jobs.ledger import LedgerUnavailable, Refusal
+from api.jobs.ledger import LedgerUnavailable
 from api.jobs.limits import TenantLimits
 from api.jobs.meters import (
     ATTEMPTS,
@@ -22,12 +22,14 @@ from api.jobs.meters import (
     Meter,
     key_of,
 )
-from api.jobs.record import Claim, JobRecord
+from api.jobs.record import Claim, JobRecord, Refusal, Taken
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageUnavailable
+from tests.support.claims import claim_job
 from tests.worker.conftest import Bench
-from worker.execution import Services, run_job
+from worker.execution import Services, run_next
+from worker.stalls import after_stall
 
 
 def outcome_of(bench: Bench, job_id: str) -> Outcome | None:
@@ -125,7 +127,7 @@ def test_a_withdrawn_pause_rings_again(bench: Bench) -> None:
     bench.once_running(job_id, pause_and_resume)
     # Ends only by being killed, a second after the pause: the resume comes before.
     assert bench.run(job_id, "ignore-terminate").state is JobState.QUEUED
-    assert bench.doorbell.rung == [job_id]
+    assert bench.doorbell.rung == 1
 
 
 def test_a_cancel_of_a_pausing_job_is_journalled(bench: Bench) -> None:
@@ -148,7 +150,7 @@ def test_a_drain_gives_the_job_back_uncounted(bench: Bench) -> None:
     bench.once_running(job_id, bench.drain.start)
     job = bench.run(job_id, "work")
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
-    assert bench.doorbell.rung == [job_id]
+    assert bench.doorbell.rung == 1
 
 
 @pytest.mark.parametrize("behaviour", ["stopped-by-another", "terminated-early"])
@@ -159,7 +161,7 @@ def test_a_solve_that_somebody_else_stops_is_given_back_uncounted(
     job_id = bench.submit(max_attempts=1)
     job = bench.run(job_id, behaviour)
     assert (job.state, job.attempt, job.error) == (JobState.QUEUED, 0, None)
-    assert bench.doorbell.rung == [job_id]
+    assert bench.doorbell.rung == 1
 
 
 def test_a_draining_worker_takes_nothing(bench: Bench) -> None:
@@ -222,6 +224,24 @@ def test_a_hung_solve_is_killed(bench: Bench) -> None:
     assert job.error["code"] == "solve_stalled"
 
 
+def test_a_job_that_stalls_at_the_same_place_fails_soon(bench: Bench) -> None:
+    settings = bench.settings.model_copy(update={"stall_seconds": 0.5})
+    job_id = bench.submit(max_attempts=20)
+    states = [bench.run(job_id, "hang", settings).state for _ in range(3)]
+    assert states == [JobState.QUEUED, JobState.QUEUED, JobState.FAILED]
+    error = bench.job(job_id).error
+    assert error is not None
+    assert (error["code"], error["retryable"]) == ("solve_stalled", False)
+
+
+def test_a_job_that_gets_further_may_stall_again() -> None:
+    plan: dict[str, Any] | None = {"micro_batch_tokens": 7}
+    for layer in range(9):
+        plan = after_stall(plan, {"phase": "solving", "layers_done": layer})
+        assert plan is not None
+        assert (plan["stalls"], plan["micro_batch_tokens"]) == (1, 7)
+
+
 def test_the_deadline_ends_the_job(bench: Bench) -> None:
     job = bench.run(bench.submit(deadline_seconds=1), "work")
     assert job.state is JobState.FAILED
@@ -235,7 +255,7 @@ def test_a_worker_that_lost_its_lease_leaves_the_job_alone(bench: Bench) -> None
 
     def take_away() -> None:
         bench.ledger.release(job_id, bench.job(job_id).fence)
-        successor.append(bench.ledger.claim(job_id, "successor", 60))
+        successor.append(claim_job(bench.ledger, job_id, "successor", 60))
 
     bench.once_running(job_id, take_away)
     job = bench.run(job_id, "finish-when-terminated")
@@ -266,7 +286,7 @@ def test_a_journal_that_is_down_uses_up_no_attempt(
         for _ in range(5):
             job = bench.run(job_id, "succeed")
             assert (job.state, job.attempt) == (JobState.QUEUED, 0)
-        assert bench.doorbell.rung == []  # the reconciler will, after a while
+        assert bench.doorbell.rung == 0  # the reconciler will, after a while
     job = bench.run(job_id, "succeed")
     assert (job.state, job.attempt) == (JobState.SUCCEEDED, 1)
 
@@ -274,14 +294,14 @@ def test_a_journal_that_is_down_uses_up_no_attempt(
 def test_an_outage_just_after_the_claim_costs_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is read then is but a fresher look at a job that is ours by now."""
+    """The claim brings all that the worker has to know."""
     claim, get = bench.ledger.claim, bench.ledger.get
 
     def fail(job_id: str) -> JobRecord | None:
         monkeypatch.setattr(bench.ledger, "get", get)
         raise LedgerUnavailable("down")
 
-    def claim_and_break(*args: Any) -> Claim | Refusal:
+    def claim_and_break(*args: Any) -> Taken:
         monkeypatch.setattr(bench.ledger, "get", fail)
         return claim(*args)
 
@@ -434,13 +454,13 @@ def test_a_tenant_at_its_limit_waits_for_its_own_jobs(bench: Bench) -> None:
 
     def let_second_try() -> None:
         services = Services(bench.ledger, bench.journal, bench.doorbell)
-        run_job(second, services, settings, bench.drain, bench.scratch())
+        run_next(services, settings, bench.drain, bench.scratch())
         bench.ledger.request_cancel(first)
 
     bench.once_running(first, let_second_try)
     assert bench.run(first, "work", settings).state is JobState.CANCELLED
     assert bench.job(second).state is JobState.QUEUED
-    assert bench.doorbell.rung == [second]
+    assert bench.doorbell.rung == 1
     assert bench.run(second, "succeed", settings).state is JobState.SUCCEEDED
 
 

@@ -13,6 +13,7 @@ from api.jobs.meters import ATTEMPTS, HELP, UNIT_SECONDS, key_of
 from api.jobs.record import Claim
 from api.jobs.seats import LEADER, Place, UnitClaim
 from api.jobs.state import JobState
+from tests.support.claims import claim_job
 from tests.worker.conftest import FAKE_SOLVE, Bench
 from worker.claiming import Claiming
 from worker.execution import Services
@@ -29,7 +30,7 @@ class Led:
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.job_id = bench.submit(max_workers=3)
-        claim = bench.ledger.claim(self.job_id, "leader", 60)
+        claim = claim_job(bench.ledger, self.job_id, "leader", 60)
         assert isinstance(claim, Claim)
         self.claim = claim
         self.lead(*READY)

@@ -23,6 +23,7 @@ from embedded.processes import ManagedProcess, wait_until
 from embedded.valkey import ValkeyServer
 from strucprune_core.errors import ScratchUnavailable
 from strucprune_core.storage.local import LocalStore
+from tests.support.claims import claim_job
 from tests.support.small_disk import on_a_disk_of, seen_by
 from tests.worker.conftest import FAKE_SOLVE, Bench
 from worker.execution import Services
@@ -70,7 +71,7 @@ def test_a_place_that_is_gone_takes_no_job(bench: Bench, tmp_path: Path) -> None
     job_id = bench.submit(max_attempts=1)
     job = bench.run(job_id, "succeed", settings)
     assert (job.state, job.attempt, job.fence, job.error) == (JobState.QUEUED, 0, 0, None)
-    assert bench.doorbell.rung == [job_id]
+    assert bench.doorbell.rung == 1
 
 
 def test_more_doorbells_than_jobs_are_not_handed_on(
@@ -78,12 +79,12 @@ def test_more_doorbells_than_jobs_are_not_handed_on(
 ) -> None:
     """Of a job that nobody takes none would ever be used up; the reconciler counts them."""
     job_id = bench.submit(MORE_THAN_ANY_DISK)
-    monkeypatch.setattr(bench.doorbell, "waiting", lambda priority: 1)
+    monkeypatch.setattr(bench.doorbell, "waiting", lambda: 1)
     bench.run(job_id, "succeed")
-    assert bench.doorbell.rung == []
-    bench.submit()
+    assert bench.doorbell.rung == 0
+    bench.submit(MORE_THAN_ANY_DISK)
     bench.run(job_id, "succeed")
-    assert bench.doorbell.rung == [job_id]
+    assert bench.doorbell.rung == 1
 
 
 def test_a_place_that_comes_back_ends_the_rest(bench: Bench, tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_doorbell_for_a_job_that_is_over_is_not_handed_on(bench: Bench, tmp_pa
     job_id = bench.submit()
     bench.run(job_id, "succeed")
     bench.run(job_id, "succeed", elsewhere(bench, tmp_path / "nowhere"))
-    assert bench.doorbell.rung == []
+    assert bench.doorbell.rung == 0
     assert unfit_looks(bench, "unwritable") == 0
 
 
@@ -118,7 +119,7 @@ def test_a_job_without_room_anywhere_says_so_once(
     told = [e.data for e in bench.ledger.events(job_id) if e.data.get("reason") == "declined"]
     assert [event["error"] for event in told] == [job.error]
     assert unfit_looks(bench, "full") == 4
-    assert bench.doorbell.rung == 4 * [job_id]
+    assert bench.doorbell.rung == 4
 
 
 def test_a_job_with_room_is_taken(bench: Bench) -> None:
@@ -134,7 +135,7 @@ def test_a_disk_that_fails_in_the_middle_uses_up_no_attempt(bench: Bench, tmp_pa
         assert (job.state, job.attempt) == (JobState.QUEUED, 0)
         assert job.error is not None
         assert job.error["code"] == "scratch_unavailable"
-    assert bench.doorbell.rung == 2 * [job_id]
+    assert bench.doorbell.rung == 2
     assert bench.run(job_id, "succeed").state is JobState.SUCCEEDED
 
 
@@ -163,7 +164,7 @@ def test_a_directory_that_cannot_be_made_after_all_is_a_failure_for_now(
 def led(bench: Bench) -> str:
     """A job that another worker leads and that wants help."""
     job_id = bench.submit(max_workers=3)
-    claim = bench.ledger.claim(job_id, "leader", 60)
+    claim = claim_job(bench.ledger, job_id, "leader", 60)
     assert isinstance(claim, Claim)
     bench.ledger.seats.claim_unit(job_id, claim.fence, LEADER, ["curve.0", "curve.1"])
     return job_id
@@ -266,7 +267,7 @@ def test_a_worker_with_a_full_disk_fails_no_queue(
 
     def submit() -> str:
         job_id = fleet.submit(max_attempts=1)
-        doorbell.ring(job_id, "normal")
+        doorbell.ring()
         return job_id
 
     sick = start("sick")

@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from api.jobs.tracing import OtelTracing
 from tests.worker.conftest import FAKE_SOLVE, Bench
 from tests.worker.test_solve import ROOT
-from worker.execution import Services, run_job
+from worker.execution import Services, run_next
 
 SUBMITTED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -28,7 +28,7 @@ def test_attempts_and_units_are_spans_of_the_submissions_trace(bench: Bench) -> 
     bench.ledger._client.hset(bench.ledger._key("job", job_id), "traceparent", SUBMITTED)
     services = Services(bench.ledger, bench.journal, bench.doorbell, OtelTracing(provider))
     solve = (sys.executable, "-S", str(FAKE_SOLVE), "succeed")
-    run_job(job_id, services, bench.settings, bench.drain, bench.scratch(), solve)
+    run_next(services, bench.settings, bench.drain, bench.scratch(), solve)
     unit, attempt = spans.get_finished_spans()
     assert (unit.name, attempt.name) == ("unit curve", "attempt")
     assert {f"{each.context.trace_id:032x}" for each in (unit, attempt)} == {SUBMITTED[3:35]}

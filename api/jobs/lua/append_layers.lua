@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, fence, what was found out about layers (JSON) ...
 -- Add an event for each to those of a held job. 1, or 0 if not the holder.
 local id = ARGV[2]

@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, fence, line (JSON) ...
 -- Add lines to the log of a held job. 1, or 0 if not the holder.
 local id = ARGV[2]

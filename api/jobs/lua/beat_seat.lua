@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, seat, seconds
 -- Keep a seat: 'continue', 'cancel', 'pause' or 'lost'.
 local id, seat = ARGV[2], ARGV[4]

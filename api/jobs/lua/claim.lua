@@ -1,37 +1,51 @@
--- ARGV: NS, id, worker id, lease seconds, nonce, jobs that the tenant may have running ('': any)
--- Take a queued job: {fence, attempt, run, seconds to its deadline or ''}, or a word why not:
--- 'duplicate' (nobody waits for a worker there), 'blocked' (the tenant's other jobs must end
--- first). The same call repeated (its nonce says so) gets the same answer: the client library
--- repeats a call whose answer was lost.
-local id, nonce = ARGV[2], ARGV[5]
-local job = load_job(id)
+#!lua flags=allow-oom
+-- ARGV: NS, worker id, lease seconds, nonce, limits (JSON), free bytes of scratch
+-- Take the next job: the first in the line of the tenant whose turn it is (see `tenants_in_turn`) that
+-- this worker has room for. {word, claim, the job's hash, jobs passed over for their size}; the word is
+--   'claimed'  the claim is {id, fence, attempt, run, seconds to its deadline or ''}
+--   'nothing'  no job waits
+--   'blocked'  the tenants whose jobs wait have as many running as they may
+--   'no_room'  this worker has no scratch for those that wait
+-- The same call repeated (its nonce says so) gets the same answer: the client library repeats a call
+-- whose answer was lost.
+local nonce = ARGV[4]
 local at = now()
+-- Of the jobs passed over, so many are named at a time, and none that says so already.
+local MOST_NAMED = 10
+local NONCE_SECONDS = 60
 
-local function answer()
-  local left = (job.deadline_at or '') ~= '' and seconds(tonumber(job.deadline_at) - at) or ''
-  return {job.fence, job.attempt, job.run or '1', left}
+local function answer(id, job, left)
+  local rest = (job.deadline_at or '') ~= '' and seconds(tonumber(job.deadline_at) - at) or ''
+  local claim = {id, job.fence, job.attempt, job.run or '1', rest}
+  return {'claimed', claim, redis.call('HGETALL', key('job', id)), left}
 end
 
-if job ~= nil and HELD[job.state] and job.claim_nonce == nonce then
-  return answer()
+local before = redis.call('GET', key('claimed', nonce))
+if before then
+  local job = load_job(before)
+  if job ~= nil and HELD[job.state] and job.claim_nonce == nonce then
+    return answer(before, job, {})
+  end
 end
-if job == nil or job.state ~= 'queued' then
-  return 'duplicate'
+
+local id, why, passed = next_job(cjson.decode(ARGV[5]), tonumber(ARGV[6]), 0)
+local left = {}
+for _, large in ipairs(passed) do
+  if #left < MOST_NAMED and redis.call('HGET', key('job', large), 'declined') ~= '1' then
+    left[#left + 1] = large
+  end
 end
-if ARGV[6] ~= '' and tenant_jobs(job.tenant, HELD) >= tonumber(ARGV[6]) then
-  local rank = {high = 0, normal = 1, low = 2}
-  redis.call('ZADD', key('tenant', job.tenant, 'blocked'),
-    'NX', seconds(rank[job.priority] * 1e10 + at), id)
-  withdraw(id)
-  return 'blocked'
+if not id then
+  return {why, {}, {}, left}
 end
-local expires = seconds(at + tonumber(ARGV[4]))
+local job = load_job(id)
+local expires = seconds(at + tonumber(ARGV[3]))
 -- Not the next number alone: a server that has lost its last writes would hand it out again, beside
 -- the worker that has it. A microsecond comes once (and is exact in a double until 2255).
 local fence = string.format('%.0f', math.max(tonumber(job.fence) + 1, at * 1e6))
 local attempt = string.format('%d', tonumber(job.attempt) + 1)
 local fields = {
-  fence = fence, attempt = attempt, lease_owner = ARGV[3], lease_expires_at = expires,
+  fence = fence, attempt = attempt, lease_owner = ARGV[2], lease_expires_at = expires,
   stop_requested = '', error = '', progress = '',
   claim_nonce = nonce, workers = '1', help_failures = '0',
 }
@@ -42,6 +56,9 @@ if (job.started_at or '') == '' then
     redis.call('ZADD', key('deadlines'), fields.deadline_at, id)
   end
 end
+redis.call('SET', key('claimed', nonce), id, 'EX', NONCE_SECONDS)
+redis.call('HSET', key('served'), job.tenant, seconds(at))
+redis.call('ZADD', key('turns'), seconds(at), job.tenant)
 move(id, job, 'running', fields, '')
 redis.call('ZADD', key('leases'), expires, id)
-return answer()
+return answer(id, job, left)

@@ -1,4 +1,6 @@
--- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', free bytes of scratch, unit ...
+#!lua flags=allow-oom
+-- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', free bytes of scratch,
+--       limits (JSON), unit ...
 -- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up what
 -- it had but the kept one. {word, unit or '', doorbells to ring for help}; the word is
 --   'go'     it may go on, perhaps without a unit
@@ -18,14 +20,8 @@ end
 local units = key('job', id, 'units')
 redis.call('HSET', units, holder, kept)
 
--- Whether a job waits that this worker could start. Not at once: an idle one takes it sooner than
--- this one could.
-local function job_waits()
-  return redis.call('ZCOUNT', key('startable'), '-inf', seconds(at - YIELD_SECONDS)) > 0
-    or redis.call('ZCOUNT', key('declined'), '-inf', ARGV[6]) > 0
-end
-
-if helps and job_waits() then
+-- Not at once: an idle worker takes a waiting job sooner than this one could.
+if helps and next_job(cjson.decode(ARGV[7]), tonumber(ARGV[6]), YIELD_SECONDS) then
   return {'yield', '', 0}
 end
 local taken = {}
@@ -35,7 +31,7 @@ for _, held in ipairs(redis.call('HVALS', units)) do
   end
 end
 local free = {}
-for i = 7, #ARGV do
+for i = 8, #ARGV do
   if not taken[ARGV[i]] then
     free[#free + 1] = ARGV[i]
   end

@@ -1,11 +1,13 @@
--- Shared by every verb: put in front of each script by ledger.py.
+-- Shared by every verb: put in front of each script by ledger.py, below its flags.
 --
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
---                                            label_index (JSON list), deadline_seconds;
---                                            declined: '1' once free workers have left it in the
---                                            queue for long;
+--                                            deadline_seconds;
+--                                            kept_bytes: what is counted for it in NS:kept;
+--                                            declined: '1' once it says that free workers have no
+--                                            room for it; lined_up_at: when this run was queued
+--                                            first, which is its place in its tenant's line;
 --                                            claim_nonce, release_nonce: the call last heard;
 --                                            unclaimed: units that were ready and nobody's at the
 --                                            last claim of one; help_failures in this attempt
@@ -22,19 +24,21 @@
 --   NS:ended                         zset    ID -> finished_at of jobs that are over
 --   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
 --   NS:waiting:PRIORITY              zset    ID -> time at which it was queued
---   NS:startable                     zset    the same of those that lack nothing but a worker
---   NS:declined                      zset    ID -> bytes of scratch that it needs, of those that
---                                            free workers have left for long; neither this nor
---                                            `startable` has any that is `blocked`
+--   NS:resting                       zset    ID -> time at which it was queued, of queued jobs that
+--                                            no worker may take until a reconciler ends their rest
+--   NS:turns                         zset    tenants with jobs in line -> `served`
+--   NS:served                        hash    TENANT -> when a worker last took a job of it
+--   NS:claimed:NONCE                 string  ID of the job that this call of `claim` took; expires
 --   NS:counts                        hash    STATE -> number of jobs
+--   NS:kept                          hash    TENANT -> bytes of memory that its jobs here take
 --   NS:totals                        hash    what is counted over all programs; see meters.py
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
---   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
---   NS:tenant:TENANT:blocked         zset    queued jobs that a worker left because the tenant has as
---                                            many running as it may; high priority first, then age
+--   NS:tenant:TENANT:line            zset    its queued jobs that a worker may take: high priority
+--                                            first, then age (see `place_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
@@ -121,44 +125,142 @@ local function tenant_jobs(tenant, states)
   return found
 end
 
-local function line_up(id, job, at)
+-- Before all of lower priority, then by age: exact to some microseconds.
+local RANK_STEP = 1e10
+local RANKS = {high = 0, normal = RANK_STEP, low = 2 * RANK_STEP}
+
+local function stand_in_line(id, job)
+  local place = RANKS[job.priority] + tonumber(job.lined_up_at)
+  redis.call('ZADD', key('tenant', job.tenant, 'line'), seconds(place), id)
+  local served_at = redis.call('HGET', key('served'), job.tenant) or '0'
+  redis.call('ZADD', key('turns'), served_at, job.tenant)
+end
+
+-- Queue a job. rests: whether no worker may take it before a reconciler says so.
+local function line_up(id, job, at, rests)
   redis.call('ZADD', key('queued', job.priority), seconds(at), id)
   redis.call('ZADD', key('waiting', job.priority), seconds(at), id)
-  redis.call('ZADD', key('startable'), seconds(at), id)
   redis.call('ZREM', key('tenant', job.tenant, 'reserved'), id)
-end
-
--- Helpers no longer make room for this queued job.
-local function withdraw(id)
-  redis.call('ZREM', key('startable'), id)
-  redis.call('ZREM', key('declined'), id)
-end
-
--- They do again: those with scratch for it, if free workers have declined it.
-local function offer(id, job)
-  withdraw(id)
-  if job.declined == '1' then
-    redis.call('ZADD', key('declined'), job.scratch_bytes or '0', id)
+  if rests then
+    redis.call('ZADD', key('resting'), seconds(at), id)
   else
-    redis.call('ZADD', key('startable'), redis.call('ZSCORE', key('waiting', job.priority), id), id)
+    stand_in_line(id, job)
   end
 end
 
 local function leave_line(id, job)
-  withdraw(id)
   redis.call('ZREM', key('queued', job.priority), id)
   redis.call('ZREM', key('waiting', job.priority), id)
-  redis.call('ZREM', key('tenant', job.tenant, 'blocked'), id)
+  redis.call('ZREM', key('resting'), id)
+  local line = key('tenant', job.tenant, 'line')
+  if redis.call('ZREM', line, id) == 1 and redis.call('ZCARD', line) == 0 then
+    redis.call('ZREM', key('turns'), job.tenant)
+  end
+end
+
+-- How many of a tenant's jobs workers hold, and how many workers serve them, with those that help.
+local function served(tenant)
+  local jobs, workers = 0, 0
+  for state in pairs(HELD) do
+    local index = key('tenant', tenant, 'state', state)
+    for _, position in ipairs(redis.call('ZRANGE', index, 0, -1)) do
+      local found = redis.call('HGET', key('job', string.match(position, ':(.*)')), 'workers')
+      jobs = jobs + 1
+      workers = workers + math.max(1, tonumber(found or '1') or 1)
+    end
+  end
+  return jobs, workers
+end
+
+-- Tenants with jobs in line that may have another one running, in the order of their turns: first
+-- those that the fewest workers serve, of these the one served longest ago. Also whether there are
+-- others. limits: {default, tenants}, jobs that a tenant may have running, negative for any number.
+local function tenants_in_turn(limits)
+  local found, blocked = {}, false
+  for order, tenant in ipairs(redis.call('ZRANGE', key('turns'), 0, -1)) do
+    local most = limits.tenants[tenant] or limits.default
+    local jobs, workers = served(tenant)
+    if most >= 0 and jobs >= most then
+      blocked = true
+    else
+      found[#found + 1] = {tenant = tenant, workers = workers, order = order}
+    end
+  end
+  table.sort(found, function(a, b)
+    if a.workers ~= b.workers then
+      return a.workers < b.workers
+    end
+    return a.order < b.order
+  end)
+  return found, blocked
+end
+
+local LINE_STEP = 100
+
+-- The first job in a tenant's line that needs no more scratch than that, or nil.
+-- seconds_ago: only jobs that were queued so long ago. left: gets what was passed over for its size.
+local function first_in_line(tenant, free_bytes, seconds_ago, left)
+  local line, latest = key('tenant', tenant, 'line'), now() - seconds_ago
+  local from = 0
+  while true do
+    local found = redis.call('ZRANGE', line, from, from + LINE_STEP - 1, 'WITHSCORES')
+    for i = 1, #found, 2 do
+      if tonumber(found[i + 1]) % RANK_STEP <= latest then
+        local needed = redis.call('HGET', key('job', found[i]), 'scratch_bytes')
+        if tonumber(needed or '0') <= free_bytes then
+          return found[i]
+        end
+        left[#left + 1] = found[i]
+      end
+    end
+    if #found < 2 * LINE_STEP then
+      return nil
+    end
+    from = from + LINE_STEP
+  end
+end
+
+-- The job that a worker should take next, or nil. Also why none, as `claim` says it, and a list of
+-- jobs that this worker has no room for and that came before.
+local function next_job(limits, free_bytes, seconds_ago)
+  local tenants, blocked = tenants_in_turn(limits)
+  local left = {}
+  for _, entry in ipairs(tenants) do
+    local id = first_in_line(entry.tenant, free_bytes, seconds_ago, left)
+    if id then
+      return id, '', left
+    end
+  end
+  return nil, (#left > 0 and 'no_room') or (blocked and 'blocked') or 'nothing', left
+end
+
+-- Of its places in the indexes, about.
+local INDEX_BYTES = 600
+
+-- Count for its tenant what a job takes now.
+local function weigh(id, job)
+  local bytes = INDEX_BYTES
+  for _, part in ipairs({key('job', id), key('job', id, 'events'), key('job', id, 'logs')}) do
+    bytes = bytes + (redis.call('MEMORY', 'USAGE', part, 'SAMPLES', 0) or 0)
+  end
+  redis.call('HINCRBY', key('kept'), job.tenant, bytes - tonumber(job.kept_bytes or '0'))
+  job.kept_bytes = string.format('%d', bytes)
+  redis.call('HSET', key('job', id), 'kept_bytes', job.kept_bytes)
 end
 
 -- Write state `to` with `fields`, keep every index in step, and append the event.
--- reason: why, for the event; '' for none.
-local function enter(id, job, to, fields, reason)
+-- reason: why, for the event; '' for none. rests: see `line_up`.
+local function enter(id, job, to, fields, reason, rests)
   local at = now()
   count(job, job.state, -1)
   count(job, to, 1)
   if to == 'queued' then
-    line_up(id, job, at)
+    -- A job that is given back keeps its place.
+    if (fields.lined_up_at or job.lined_up_at or '') == '' then
+      fields.lined_up_at = seconds(at)
+    end
+    job.lined_up_at = fields.lined_up_at or job.lined_up_at
+    line_up(id, job, at, rests)
   else
     leave_line(id, job)
   end
@@ -199,14 +301,15 @@ local function enter(id, job, to, fields, reason)
   for name, value in pairs(fields) do
     job[name] = value
   end
+  weigh(id, job)
 end
 
 -- `enter` for a transition of the table; false, with nothing changed, for any other.
-local function move(id, job, to, fields, reason)
+local function move(id, job, to, fields, reason, rests)
   if not allowed(job.state, to) then
     return false
   end
-  enter(id, job, to, fields, reason)
+  enter(id, job, to, fields, reason, rests)
   return true
 end
 

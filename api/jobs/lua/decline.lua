@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, error (JSON), seconds
 -- Note on a job that has been queued for so long why a worker leaves it to others: 1. 0 if it has not
 -- been, or if that is what the job says already: workers that all leave it are told of once.
@@ -10,10 +11,6 @@ local since = redis.call('ZSCORE', key('waiting', job.priority), id)
 local at = now()
 if not since or at - tonumber(since) < tonumber(ARGV[4]) then
   return 0
-end
-job.declined = '1'
-if not redis.call('ZSCORE', key('tenant', job.tenant, 'blocked'), id) then
-  offer(id, job)
 end
 set_fields(id, {
   error = failure,

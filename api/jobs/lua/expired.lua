@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- ARGV: NS, limit
 -- Ids of jobs whose lease has expired, changing nothing.
 return redis.call('ZRANGEBYSCORE', key('leases'), '-inf', seconds(now()), 'LIMIT', 0, ARGV[2])

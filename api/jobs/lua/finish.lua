@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, state, error (JSON or ''), summary (JSON or '')
 -- End a job. 1, or 0 if the fence is stale or the state forbids it. Saying it twice is no error: the
 -- client library repeats a call whose answer was lost.

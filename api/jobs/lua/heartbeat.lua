@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, lease seconds, progress (JSON or '')
 -- Renew the lease, note progress, and free helpers' seats that have lapsed: 'continue', 'cancel',
 -- 'pause' or 'lost'.

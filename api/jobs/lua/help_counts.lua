@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- ARGV: NS
 -- {workers that help with jobs, workers that would find something to help with}, changing nothing.
 local at = now()

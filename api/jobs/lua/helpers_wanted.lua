@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
 -- Jobs that want help and were not rung for so long: {id, doorbells to ring, id, ...}. Being returned
 -- counts as being rung for.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, fence, seat, whether the helper has failed ('1' or '')
 -- Give a seat back, and the unit that it has claimed. 1, or 0 if it was not held (any more).
 local id, seat = ARGV[2], ARGV[4]

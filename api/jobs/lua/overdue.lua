@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, limit
 -- Fail jobs whose deadline has passed while no worker holds them. The ids that changed state.
 -- A worker watches the deadline of what it holds; if it dies, its lease brings the job back here.

@@ -1,12 +1,36 @@
--- ARGV: NS, priority, seconds, limit
--- Ids of jobs queued, and not returned by this script, for that long; the longest wait first.
--- Returning them restarts their wait, so they go to the end of the line, and several reconcilers do
--- not all ring for the same job.
+#!lua flags=allow-oom
+-- ARGV: NS, seconds, limit
+-- Ids of jobs that could be taken and were queued, or returned by this script, so long ago; the
+-- longest wait first. Returning them restarts their wait, so they go to the end, and several
+-- reconcilers do not all ring for the same job. Each stands in line from now on, whatever an earlier
+-- release had made of it.
 local at = now()
-local queued = key('queued', ARGV[2])
-local ids = redis.call('ZRANGEBYSCORE', queued, '-inf', seconds(at - tonumber(ARGV[3])),
-  'LIMIT', 0, ARGV[4])
-for _, id in ipairs(ids) do
-  redis.call('ZADD', queued, 'XX', seconds(at), id)
+local found = {}
+for _, priority in ipairs({'high', 'normal', 'low'}) do
+  local queued = key('queued', priority)
+  local ids = redis.call('ZRANGEBYSCORE', queued, '-inf', seconds(at - tonumber(ARGV[2])),
+    'WITHSCORES', 'LIMIT', 0, ARGV[3])
+  for i = 1, #ids, 2 do
+    if not redis.call('ZSCORE', key('resting'), ids[i]) then
+      found[#found + 1] = {id = ids[i], since = tonumber(ids[i + 1]), queued = queued}
+    end
+  end
 end
-return ids
+table.sort(found, function(a, b) return a.since < b.since end)
+local returned = {}
+for i = 1, math.min(#found, tonumber(ARGV[3])) do
+  local id = found[i].id
+  local job = load_job(id)
+  if job == nil then
+    redis.call('ZREM', found[i].queued, id)
+  else
+    redis.call('ZADD', found[i].queued, 'XX', seconds(at), id)
+    if (job.lined_up_at or '') == '' then
+      job.lined_up_at = seconds(at)
+      set_fields(id, {lined_up_at = job.lined_up_at})
+    end
+    stand_in_line(id, job)
+    returned[#returned + 1] = id
+  end
+end
+return returned

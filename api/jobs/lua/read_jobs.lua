@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- ARGV: NS, ids
 -- The hash of each job as a list of names and values, {} if there is none: all as one JSON text,
 -- which Python reads many times faster than an answer of some sixty strings a job.

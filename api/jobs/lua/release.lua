@@ -1,4 +1,5 @@
--- ARGV: NS, id, fence, nonce, error (JSON or '')
+#!lua flags=allow-oom
+-- ARGV: NS, id, fence, nonce, error (JSON or ''), whether it rests if it is queued ('1' or '')
 -- Give the job back at a safe point, without using up the attempt. Where it goes depends on why the
 -- worker stopped: a drain requeues, a pause pauses, a cancellation cancels. 1, or 0 if not the holder.
 -- The same call repeated (see claim) is told 1 again.
@@ -16,5 +17,5 @@ local fields = {attempt = attempt, release_nonce = nonce}
 if targets[job.state] == 'queued' then
   fields.error = ARGV[5]
 end
-move(id, job, targets[job.state], fields, 'released')
+move(id, job, targets[job.state], fields, 'released', ARGV[6] == '1')
 return 1

@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, id, run
 -- Queue a job again whose run with this number failed or was cancelled. 1 if that is so now, or was
 -- before; 0 if the state forbids it or there is no such job.
@@ -14,6 +15,6 @@ if not TERMINAL[job.state] then
 end
 local fields = {
   run = string.format('%d', run + 1), attempt = '0', error = '', summary = '', progress = '',
-  plan = '', started_at = '', finished_at = '', deadline_at = '',
+  plan = '', started_at = '', finished_at = '', deadline_at = '', lined_up_at = '',
 }
 return move(id, job, 'queued', fields, 'retried') and 1 or 0

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, id, 'cancel' | 'pause' | 'resume'
 -- What the user asks of a job, where its state allows it; otherwise nothing changes.
 -- 1 if the job exists, else 0.

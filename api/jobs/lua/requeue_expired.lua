@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, limit
 -- Take back jobs whose lease has expired. The ids that changed state.
 local ids = redis.call('ZRANGEBYSCORE', key('leases'), '-inf', seconds(now()), 'LIMIT', 0, ARGV[2])

@@ -1,3 +1,4 @@
+#!lua
 -- ARGV: NS, tenant, id, limit, seconds
 -- Reserve a place among the tenant's jobs that are not over. 1, or 0 if there is none left. A job that
 -- has one keeps it. Entering or queueing the job turns the reservation into the place itself.

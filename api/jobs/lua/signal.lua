@@ -1,3 +1,4 @@
+#!lua flags=no-writes
 -- ARGV: NS, id, fence
 -- What a heartbeat would say, renewing nothing.
 local fields = redis.call('HMGET', key('job', ARGV[2]), 'fence', 'state', 'stop_requested')

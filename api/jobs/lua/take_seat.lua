@@ -1,6 +1,8 @@
--- ARGV: NS, id, seat, seconds
--- Take a seat among the workers that help with a running job, if help is wanted: {fence, attempt, run},
--- or nil. The seat is the caller's own name for it, so the same call repeated gets the same answer.
+#!lua
+-- ARGV: NS, id, seat, seconds, limits (JSON), free bytes of scratch
+-- Take a seat among the workers that help with a running job, if help is wanted and no job waits that
+-- this worker could start (see claim_unit): {fence, attempt, run}, or nil. The seat is the caller's
+-- own name for it, so the same call repeated gets the same answer.
 local id, seat = ARGV[2], ARGV[3]
 local job = load_job(id)
 if job == nil or job.state ~= 'running' then
@@ -11,6 +13,9 @@ local seats = key('job', id, 'seats')
 free_lapsed(id, job, at)
 local has = redis.call('ZSCORE', seats, seat)
 if not has and (not redis.call('ZSCORE', key('help'), id) or free_seats(id, job) == 0) then
+  return false
+end
+if not has and next_job(cjson.decode(ARGV[5]), tonumber(ARGV[6]), YIELD_SECONDS) then
   return false
 end
 redis.call('ZADD', seats, seconds(at + tonumber(ARGV[4])), seat)

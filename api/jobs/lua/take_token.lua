@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- ARGV: NS, tenant, tokens per second, most tokens
 -- Take a token from the tenant's bucket. '0', or the seconds until there will be one.
 local bucket = key('tenant', ARGV[2], 'tokens')

@@ -30,6 +30,7 @@ from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.serving import served
 from tests.core.test_report_page import make_layers, make_report
 from tests.support.browser import enter, launched, watched_page
+from tests.support.claims import claim_job
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -88,7 +89,7 @@ class Jobs:
 
     def running(self, phase: Phase = Phase.SOLVING, fraction: float = 0.41, **spec: Any) -> str:
         job_id = self.queued(**spec)
-        claim = self.services.ledger.claim(job_id, "worker", 600)
+        claim = claim_job(self.services.ledger, job_id, "worker", 600)
         assert isinstance(claim, Claim)
         self.claims[job_id] = claim
         self.progress(job_id, phase, fraction)

@@ -14,6 +14,7 @@ from api.jobs.state import JobState
 from strucprune_core.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
+from tests.support.claims import claim_job
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -201,7 +202,7 @@ def test_a_job_in_its_second_run(page: Page, jobs: Jobs) -> None:
     record = services.ledger.get(job_id)
     assert record is not None
     assert retry(services.journal, services.ledger, record)
-    claim = services.ledger.claim(job_id, "worker", 600)
+    claim = claim_job(services.ledger, job_id, "worker", 600)
     assert isinstance(claim, Claim)
     jobs.claims[job_id] = claim
     jobs.progress(job_id, Phase.CALIBRATING, 0.2)
