@@ -147,5 +147,5 @@ def too_small(sparsity: float, least: float) -> InvalidSpec:
     return InvalidSpec(
         f"{sparsity:.4g} rounds to nothing: the least that can go is {least:.4g}",
         field="pruning.sparsity",
-        remedy=f"Ask for at least {rounded_up(least):g}, or lower pruning.multiple_of.",
+        remedy=f"Ask for {least:.4g}, or lower pruning.multiple_of.",
     )
