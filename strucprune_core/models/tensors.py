@@ -144,7 +144,10 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
             remedy="Copy the model again, or correct its config.json.",
         )
     expected = expected_tensors(config)
-    for name, shape in expected.items():
+    stored = dict(expected)
+    if config.names.head in index.tensors:  # Also where it is tied: it may be another one.
+        stored[config.names.head] = (config.vocab_size, config.embedding_size)
+    for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
             raise InvalidCheckpoint(
@@ -172,4 +175,9 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
 def _is_redundant(config: ModelConfig, name: str) -> bool:
     if name == config.names.head:
         return config.tie_word_embeddings
+    return is_derived(name)
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor has the name of a buffer that models compute themselves."""
     return name.endswith(_DERIVED)

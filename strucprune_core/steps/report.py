@@ -13,6 +13,7 @@ from strucprune_core import __version__
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.inspection import ModelFacts
+from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.progress import Phase
 from strucprune_core.report import (
     REPORT_HTML,
@@ -24,6 +25,7 @@ from strucprune_core.report import (
     LayerReport,
     MemoryFigure,
     MemorySummary,
+    ModelCheck,
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
@@ -82,15 +84,25 @@ def build_report(job: Job, unit: Unit) -> Report:
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
+        model_check=ModelCheck(**job.workspace.values("model_check")),
         verification=Verification(**job.workspace.values("verify")),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=published_files(job, published(job)),
         warnings=[
-            _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
-            for layer in layers
-            if layer.damping_retries
+            *_model_warnings(job),
+            *(
+                _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
+                for layer in layers
+                if layer.damping_retries
+            ),
         ],
     )
+
+
+def _model_warnings(job: Job) -> list[str]:
+    """What is to be known of the dense model."""
+    own_head = own_head_warning(job.index.config, job.config)
+    return [] if own_head is None else [own_head]
 
 
 def _manifests(job: Job) -> list[Manifest]:
@@ -240,7 +252,7 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         sequence_length=evaluation.sequence_length,
         tokens=evaluation.sequences * (evaluation.sequence_length - 1),
         text_uri=evaluation.uri,
-        text_sha256=job.workspace.values("tokens")["evaluation_sha256"],
+        text_sha256=job.workspace.values("tokens.evaluation")["evaluation_sha256"],
     )
 
 

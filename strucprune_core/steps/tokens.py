@@ -1,4 +1,7 @@
-"""`tokens`: texts to token windows. `embed`: their embeddings, the input of the first layer."""
+"""From texts to the first layer's input.
+
+`tokens`, `tokens.evaluation`: texts to token windows. `embed`: embeddings of the first.
+"""
 
 from __future__ import annotations
 
@@ -44,17 +47,18 @@ from strucprune_core.workspace import Draft
 
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
+    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32."""
     tokenizer = load_tokenizer(bytes(job.index.store.read("tokenizer.json")))
-    windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
-    _save(job, draft, "calibration.npy", windows)
-    if job.spec.evaluation is not None:
-        text = _text(job, job.spec.evaluation.uri, "evaluation.uri")
-        windows = evaluation_windows(
-            text, tokenizer, job.spec.evaluation.sequences, job.spec.evaluation.sequence_length
-        )
-        _save(job, draft, "evaluation.npy", windows)
-        draft.values["evaluation_sha256"] = digest(text)
+    if unit.name == "tokens":
+        windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
+        _save(job, draft, "calibration.npy", windows)
+        return
+    evaluation = job.spec.evaluation
+    assert evaluation is not None  # noqa: S101 - else the graph has no such unit
+    text = _text(job, evaluation.uri, "evaluation.uri")
+    windows = evaluation_windows(text, tokenizer, evaluation.sequences, evaluation.sequence_length)
+    _save(job, draft, "evaluation.npy", windows)
+    draft.values["evaluation_sha256"] = digest(text)
 
 
 def _calibration(job: Job, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], str]:
