@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from strucprune_core.checkpoint.index import SHARD_INDEX, open_checkpoint
+from strucprune_core.checkpoint.file_names import SHARD_INDEX
+from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, StrucPruneError, UnsupportedArchitecture
 from strucprune_core.evaluation.model_check import check_model, layers_to_run
 from strucprune_core.evaluation.standalone import evaluate_model
