@@ -424,6 +424,10 @@ def _error_body(code: str) -> bytes:
         (404, "NoSuchBucket", ObjectNotFound),
         (404, "NoSuchKey", ObjectNotFound),
         (400, "Odd", StorageError),
+        (400, "ExpiredToken", AccessDenied),
+        (403, "RequestTimeTooSkewed", AccessDenied),
+        (301, "PermanentRedirect", StorageError),
+        (400, "AuthorizationHeaderMalformed", StorageError),
     ],
 )
 def test_answers_are_typed(
