@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
@@ -60,7 +58,7 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | Non
 def _canonical(uri: str) -> str:
     location = parse_uri(uri)
     # Links and '..' must not lead out of an allowed directory.
-    return str(location) if location.scheme == "s3" else str(Path(location.key).resolve())
+    return str(location) if location.scheme == "s3" else str(location.path.resolve())
 
 
 def _contains(root: str, place: str) -> bool:

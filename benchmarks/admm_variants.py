@@ -34,7 +34,8 @@ from torch.nn import functional
 
 from benchmarks.swaps import swap_groups
 from strucprune_core.calibration.statistics import GramAccumulator, token_weights
-from strucprune_core.calibration.text import Text, calibration_windows, load_tokenizer
+from strucprune_core.calibration.text import Text, calibration_windows
+from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.families import parse_config
@@ -57,6 +58,13 @@ TRAIN, CHOOSE, TEST, LENGTH = 30, 2, 8, 512  # Sequences, and tokens of each.
 DAMPING = default_damping(TRAIN * LENGTH)
 ROLES = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "mlp.down_proj.weight"}
 NORM = "post_attention_layernorm"
+
+
+def _known(error: float | None) -> float:
+    """An error on tokens that are there."""
+    if error is None:
+        raise ValueError("no held-out tokens")
+    return error
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,7 @@ def _collect(options: argparse.Namespace) -> None:
     text.write_text(raw.replace(options.delete_mark, ""), encoding="utf-8")
     windows = calibration_windows(
         Text(open_store(str(options.work)), text.name, "calibration"),
-        load_tokenizer(bytes(index.store.read("tokenizer.json"))),
+        load_tokenizer(bytes(index.store.read(TOKENIZER)), config.vocab_size),
         TRAIN + CHOOSE + TEST,
         LENGTH,
         seed=0,
@@ -250,7 +258,7 @@ class Bench:
     def test_error(self, kept: Tensor) -> float:
         """Of the repaired layer, on tokens that decide nothing."""
         weight = ridge(self.layer.gram, self.layer.down, kept, DAMPING).weight.float()
-        return relative_error(self._testing, self.layer.down, weight, kept)
+        return _known(relative_error(self._testing, self.layer.down, weight, kept))
 
     def outcome(
         self,
@@ -434,8 +442,8 @@ def _recovery(options: argparse.Namespace) -> list[dict[str, object]]:
             began = time.perf_counter()
             result = recover(_ffn, weights, train, choosing, RecoveryOptions(steps=steps))
             seconds = time.perf_counter() - began
-            before = held_out_error(_ffn, weights, testing, 1024)
-            after = held_out_error(_ffn, result.weights, testing, 1024)
+            before = _known(held_out_error(_ffn, weights, testing, 1024))
+            after = _known(held_out_error(_ffn, result.weights, testing, 1024))
             print(
                 f"| {bench.sparsity:.0%} | {bench.number} | {steps} | {before:.4f} | {after:.4f} "
                 f"| {after / before - 1:+.1%} | {result.status.value} | {seconds:.1f} |",

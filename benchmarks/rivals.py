@@ -46,11 +46,12 @@ from strucprune_core.calibration.text import (
     calibration_windows,
     digest,
     evaluation_windows,
-    load_tokenizer,
 )
+from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
 from strucprune_core.evaluation.standalone import evaluate_model
+from strucprune_core.inspection import inspect_model
 from strucprune_core.report_page.style import tick
-from strucprune_core.storage.open import open_object
+from strucprune_core.storage.open import open_object, open_store
 
 DENSE_TOLERANCE = 1e-4  # Relative: the shared perplexity against StrucPrune's streamed one.
 PLOTTED_RATIO = 10.0  # The plot ends at this multiple of the dense perplexity.
@@ -132,7 +133,8 @@ def _prepare(options: argparse.Namespace, work: Path) -> Setup:
     text = options.calibration.read_text(encoding="utf-8").replace(options.delete_mark, "")
     calibration = work / "calibration.txt"
     calibration.write_text(text, encoding="utf-8")
-    tokenizer = load_tokenizer((options.model / "tokenizer.json").read_bytes())
+    config = inspect_model(open_store(str(options.model))).config
+    tokenizer = load_tokenizer((options.model / TOKENIZER).read_bytes(), config.vocab_size)
     drawn = calibration_windows(
         _text(calibration), tokenizer, options.samples, options.sequence_length, options.seed
     )

@@ -38,7 +38,8 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.random_model import save_random_model
 from strucprune_core import JobSpec, prune
-from strucprune_core.calibration.text import Text, calibration_windows, load_tokenizer
+from strucprune_core.calibration.text import Text, calibration_windows
+from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
 from strucprune_core.devices import settle_vector_math
 from strucprune_core.inspection import inspect_model
 from strucprune_core.planner.plan import plan_job
@@ -48,7 +49,7 @@ from strucprune_core.storage.local import LocalStore
 
 BAR = 3.0
 PHASES: dict[str, tuple[str, ...]] = {
-    "statistics": ("tokens", "embed", "capture"),
+    "statistics": ("tokens", "weights", "embed", "capture"),
     "curves": ("curve",),
     "probes": ("probe",),
     "allocation": ("price", "allocate"),
@@ -215,9 +216,10 @@ def _job(model: Path, text: Path, options: argparse.Namespace, root: Path) -> Jo
 def _tokens(spec: JobSpec) -> NDArray[np.int32]:
     """The job's calibration windows."""
     text, model = Path(spec.calibration.uri or ""), Path(spec.model.uri)
+    config = inspect_model(LocalStore(model)).config
     return calibration_windows(
         Text(LocalStore(text.parent), text.name, "calibration.uri"),
-        load_tokenizer((model / "tokenizer.json").read_bytes()),
+        load_tokenizer((model / TOKENIZER).read_bytes(), config.vocab_size),
         spec.calibration.samples,
         spec.calibration.sequence_length,
         spec.calibration.seed,

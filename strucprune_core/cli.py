@@ -21,7 +21,15 @@ from rich.table import Table
 from strucprune_core import __version__
 from strucprune_core import progress as core_progress
 from strucprune_core.commands import jobs, keys
-from strucprune_core.commands.console import JsonOption, failures, progress_bar, show, stderr
+from strucprune_core.commands.console import (
+    JsonOption,
+    failures,
+    progress_bar,
+    show,
+    show_estimate,
+    show_warnings,
+    stderr,
+)
 from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
@@ -301,6 +309,11 @@ def estimate(
     structure: Annotated[
         list[str] | None, typer.Option(help="What to remove; may be repeated.")
     ] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="threshold, softmax or uniform. Default: fits the layout.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="per_layer or uniform.")] = "per_layer",
+    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
@@ -314,7 +327,7 @@ def estimate(
     """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights."""
     from strucprune_core.errors import naming_field
     from strucprune_core.estimate import estimate_job
-    from strucprune_core.inspection import inspect_model
+    from strucprune_core.inspection import check_reach, inspect_model
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
@@ -324,7 +337,10 @@ def estimate(
                 "output": {"uri_prefix": "not-written"},
                 "pruning": {
                     "sparsity": sparsity,
+                    "layout": layout,
+                    "multiple_of": multiple_of,
                     **({"structures": structure} if structure else {}),
+                    **({"allocation": allocation} if allocation else {}),
                 },
                 "calibration": {
                     "uri": "not-read.txt",
@@ -341,7 +357,8 @@ def estimate(
         )
         with naming_field("model.uri"):
             facts = inspect_model(open_store(model))
-        show(estimate_job(spec, facts).model_dump(), as_json)
+        check_reach(spec.pruning, facts.config)
+        show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 
 
 @app.command()
@@ -505,11 +522,14 @@ def _print_summary(report: Report, output: str) -> None:
         table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
     console = Console()
     console.print(table)
+    gone = report.sparsity
+    console.print(f"sparsity {gone.reached:.4f}, {gone.requested:.4f} asked for", highlight=False)
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
         console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+    show_warnings(report.warnings)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@
     │   ├── AccessDenied          bad or insufficient credentials                  (final)
     │   └── ObjectNotFound        no such bucket, prefix or object                 (final)
     ├── ScratchUnavailable        temporary files cannot be written or read        (retryable)
+    ├── ProcessKilled             a process of the job was ended from outside      (retryable)
     ├── OutOfMemory               device or host memory was not enough             (retryable)
     └── Stopped                   the caller asked to stop; not a failure          (resumable)
 
@@ -168,6 +169,14 @@ class ScratchUnavailable(StrucPruneError):
         "Free space in the directory of temporary files, or choose another one: TMPDIR for the "
         "command, STRUCPRUNE_SCRATCH_DIRECTORY for a worker."
     )
+    retryable = True
+
+
+class ProcessKilled(StrucPruneError):
+    """A process that does a part of the job was ended by somebody, or does not answer."""
+
+    code = "process_killed"
+    usual_remedy = "Try again."
     retryable = True
 
 

@@ -17,9 +17,11 @@ from strucprune_core.allocation.budget import (
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
+    too_small,
 )
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
 from strucprune_core.calibration.parquet import check_parquet
 from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
@@ -144,6 +146,7 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
             f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
             remedy="Cut it: a few megabytes are plenty.",
         )
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), "text")
     _check_holds(size, sequences * sequence_length)
     _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
     return size
@@ -161,6 +164,7 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
         StorageError: the store refused or failed.
     """
     size = _size(store, key)
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), calibration.file_format)
     field = calibration.document_field
     text = Text(store, key, "calibration.uri")
     if calibration.file_format == "parquet":
@@ -202,8 +206,9 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     """Check that the model's widths allow the sparsity that is asked for.
 
     Raises:
-        InvalidSpec: the sparsity is less than one channel or more than the floors allow, or the
-            layout does not fit a model whose layers already differ.
+        InvalidSpec: the sparsity is less than one channel, rounds to nothing, or is more than the
+            floors allow; a limit is of no layer of the model; or the layout does not fit a model
+            whose layers already differ.
     """
     if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
         raise InvalidSpec(
@@ -211,6 +216,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
         )
+    _check_layers(pruning, config)
     planned = plan_sites(config, pruning)
     if "query_heads" in pruning.structures:
         _check_query_heads(config)
@@ -234,6 +240,24 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     most = parameters_to_remove(reachable, widths, parameters)
     if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
         raise out_of_reach(pruning.sparsity, reachable)
+    steps = [
+        (width - rule.widths(width)[1]) * each
+        for width, each, rule in zip(widths, parameters, rules, strict=True)
+        if rule.floor(width) < width
+    ]
+    if min(steps) > 2 * pruning.sparsity * total:
+        raise too_small(pruning.sparsity, min(steps) / total)
+
+
+def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Limits of single layers belong to layers that there are."""
+    beyond = [layer for layer in pruning.max_sparsity_by_layer if layer >= config.layers]
+    if beyond:
+        raise InvalidSpec(
+            f"there is no layer {min(beyond)}: the model's layers are 0 to {config.layers - 1}",
+            field="pruning.max_sparsity_by_layer",
+            remedy="Correct the layer's number, or leave it out.",
+        )
 
 
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:

@@ -49,6 +49,7 @@ from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.telling import news_of, news_so_far
 from strucprune_core.steps.tokens import embeddings, tokens
+from strucprune_core.steps.weights import weights
 from strucprune_core.units import Unit, ancestors, pending, publication
 from strucprune_core.workspace import Draft, Stored
 
@@ -65,6 +66,7 @@ _OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
     "tokens": tokens,
+    "weights": weights,
     "embed": embeddings,
     "capture": capture,
     "curve": curve,

@@ -11,7 +11,7 @@ import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -63,15 +63,19 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         os.close(lock)
 
 
-def sweep(parent: Path | None = None) -> int:
+def sweep(parent: Path | None = None, found: Callable[[Path], None] = lambda path: None) -> int:
     """Remove directories that crashed processes left; their number.
+
+    Args:
+        parent: Where; the system's directory for temporary files if None.
+        found: Told of each, before it is removed.
 
     Raises:
         ScratchUnavailable: `parent` cannot be listed.
     """
     with scratch_errors("a directory"):
-        found = [*Path(parent or tempfile.gettempdir()).iterdir()]
-    return sum(_remove(path) for path in found if path.name.startswith(PREFIX))
+        names = [*Path(parent or tempfile.gettempdir()).iterdir()]
+    return sum(_remove(path, found) for path in names if path.name.startswith(PREFIX))
 
 
 def _make(parent: Path | None) -> tuple[Path, int]:
@@ -85,7 +89,7 @@ def _make(parent: Path | None) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove(path: Path) -> bool:
+def _remove(path: Path, found: Callable[[Path], None]) -> bool:
     try:
         lock = _lock(path, wait=False)
     except OSError:
@@ -93,6 +97,7 @@ def _remove(path: Path) -> bool:
         return False
     if lock is None:
         return False
+    found(path)
     shutil.rmtree(path, ignore_errors=True)
     os.close(lock)
     return True

@@ -157,7 +157,7 @@ class PruningSpec(_Strict):
         gt=0.0,
         le=100.0,
         description="Ridge of the final solve relative to the Gram's mean diagonal. "
-        "Default: 0.3 * 16384 / tokens, clipped to [0.03, 3].",
+        "Default: 0.3 * 16384 / tokens that the site saw, clipped to [0.03, 3].",
     )
     min_keep_fraction: float = Field(
         default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."

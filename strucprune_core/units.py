@@ -1,5 +1,6 @@
 """The job as a graph of units. No torch.
 
+    weights
     tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
@@ -11,6 +12,9 @@
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
+
+All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
+more read of the model, so that a broken one is found before any heavy work.
 
 Where the price is set more than once, every round r tries its widths, and all but the last are
 reviewed:
@@ -119,10 +123,10 @@ def build_graph(
         distill_steps: Steps that the whole model is trained for.
     """
     windows = ("tokens", "calibration.npy")
-    units = [Unit("tokens", Phase.INSPECTING)]
+    units = [Unit("tokens", Phase.INSPECTING), Unit("weights", Phase.INSPECTING)]
     if evaluate:
-        units.append(_evaluation("dense", ("tokens",), ()))
-    units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
+        units.append(_evaluation("dense", ("tokens", "weights"), ()))
+    units.append(Unit("embed", Phase.CALIBRATING, ("tokens", "weights"), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
     units += _allocation(layers, energy, rounds, distill=distill_steps > 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from api.jobs import environment
 from api.jobs.doorbell import ALL_QUEUES
@@ -11,7 +12,9 @@ from api.jobs.tracing import check_configured
 from strucprune_core.errors import ScratchUnavailable
 from strucprune_core.scratch import scratch_directory, sweep
 from worker.app import make_app
+from worker.attempt_mark import AttemptMark, read_mark
 from worker.child import SOLVE
+from worker.left_attempts import conclude_left
 from worker.settings import Settings
 from worker.watch import forget_drain
 
@@ -24,8 +27,9 @@ def main(solve: Sequence[str] = SOLVE) -> None:
     """
     settings = environment.read(Settings)
     check_configured()
-    _prepare_scratch(settings)
+    marks = _prepare_scratch(settings)
     _forget_drain(settings)
+    conclude_left([mark for mark in marks if mark.out_of_memory()], settings)
     make_app(settings, solve).worker_main(
         [
             "worker",
@@ -41,14 +45,26 @@ def main(solve: Sequence[str] = SOLVE) -> None:
     )
 
 
-def _prepare_scratch(settings: Settings) -> None:
-    """Remove what crashed workers left, and see that there is a place; ends the program if not."""
+def _prepare_scratch(settings: Settings) -> list[AttemptMark]:
+    """Remove what crashed workers left, and see that there is a place; ends the program if not.
+
+    Returns:
+        The marks of attempts that ended with their worker.
+    """
+    marks: list[AttemptMark] = []
+
+    def note(directory: Path) -> None:
+        mark = read_mark(directory)
+        if mark is not None:
+            marks.append(mark)
+
     try:
-        sweep(settings.scratch_directory)
+        sweep(settings.scratch_directory, note)
         with scratch_directory(settings.scratch_directory):
             pass
     except ScratchUnavailable as error:
         sys.exit(f"Cannot start: {error}")
+    return marks
 
 
 def _forget_drain(settings: Settings) -> None:

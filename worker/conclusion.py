@@ -5,7 +5,8 @@ lost                                -> nothing: the job is somebody else's
 final failure, deadline             -> failed
 cancelled                           -> cancelled
 paused, drained, stopped by another -> given back; the attempt does not count
-retryable failure, crash, stall     -> queued again while attempts are left, else failed
+retryable failure, crash            -> queued again while attempts are left, else failed
+stall                               -> the same; failed if it is the third in a row at one place
 out of memory                       -> queued again once, with a smaller plan, else failed
 no scratch, and there still is none -> given back; the attempt does not count
 """
@@ -34,6 +35,7 @@ from worker.protocol import EXIT_STOPPED
 from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.smaller_plan import smaller_plan
+from worker.stalls import after_stall
 from worker.supervision import Ended, StopReason
 
 _log = logging.getLogger(__name__)
@@ -80,7 +82,9 @@ def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
     elif error is None:
         give_back(desk)
     elif error["code"] == OutOfMemory.code:
-        _retry_smaller(desk, error)
+        retry_smaller(desk, error)
+    elif error["code"] == failures.SolveStalled.code:
+        _retry_stalled(desk, error, ended)
     elif error["code"] == ScratchUnavailable.code and desk.scratch.unfit(desk.record.scratch_bytes):
         # What the job itself had taken is free again: the worker is at fault, not the job.
         give_back(desk, error)
@@ -117,8 +121,12 @@ def give_back(desk: Desk, error: dict[str, Any] | None = None) -> None:
         _commit(desk, _outcome(desk, JobState.CANCELLED))
 
 
-def _retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
-    """Leave it to another attempt that needs less memory; the second time, fail."""
+def retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
+    """Leave it to another attempt that needs less memory; the second time, fail.
+
+    Raises:
+        StrucPruneError: journal or ledger did not answer.
+    """
     plan = smaller_plan(JobSpec.model_validate(desk.record.spec), desk.record.plan)
     if plan is None:
         _finish(desk, JobState.FAILED, error={**error, "retryable": False})
@@ -126,7 +134,16 @@ def _retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
         retry(desk, error, plan)
 
 
-def retry(desk: Desk, error: dict[str, Any], plan: dict[str, int] | None = None) -> None:
+def _retry_stalled(desk: Desk, error: dict[str, Any], ended: Ended) -> None:
+    """Leave it to another attempt, unless attempts have stalled there too often."""
+    plan = after_stall(desk.record.plan, ended.progress)
+    if plan is None:
+        _finish(desk, JobState.FAILED, error={**error, "retryable": False})
+    else:
+        retry(desk, error, plan)
+
+
+def retry(desk: Desk, error: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
     """Leave a retryable failure to another attempt, or fail if there are none left.
 
     The job rests until the reconciler lets workers take it again, which is the back-off.

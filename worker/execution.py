@@ -32,6 +32,7 @@ from strucprune_core.errors import (
 from strucprune_core.scratch import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
+from worker.attempt_mark import leave_mark
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
@@ -238,11 +239,14 @@ def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence
         claim = desk.claim
         claiming = Claiming(desk.ledger.seats, desk.doorbell, claim.job_id, claim.fence)
     with scratch_directory(desk.settings.scratch_directory) as directory:
+        leave_mark(directory, desk.claim)
+        files = directory / "files"
+        files.mkdir()
         request = Request(
             job_id=desk.claim.job_id,
             spec=following(spec, desk.record.plan),
             workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
-            scratch=str(directory),
+            scratch=str(files),
             part="lead" if claiming is not None else "alone",
             traceparent=TRACEPARENT.get(),
             log_format=desk.settings.log_format,

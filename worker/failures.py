@@ -38,7 +38,7 @@ class WorkerFailed(StrucPruneError):
     retryable: ClassVar[bool] = True
 
 
-def as_ours(error: Exception) -> StrucPruneError:
+def as_ours(error: BaseException) -> StrucPruneError:
     """What a solve has failed with, as its job's record shows it."""
     if isinstance(error, StrucPruneError):
         return error
@@ -105,7 +105,8 @@ def stalled(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
     """The failure of a solve that was killed for its silence."""
     return SolveStalled(
         f"The solve reported nothing for {seconds:.0f} s and was killed.",
-        remedy="If the device is healthy, raise the worker's STRUCPRUNE_STALL_SECONDS.",
+        remedy="If the device is healthy, raise the worker's STRUCPRUNE_STALL_SECONDS. A job that "
+        "stalls three times in a row at the same place fails.",
         phase=progress.get("phase") if progress else None,
     )
 

@@ -17,10 +17,10 @@ from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.meters import BYTES_MOVED, PEAK_BYTES, UNIT_SECONDS, Tally
 from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
+from strucprune_core.oom import OomWatch
 from worker.child import SolveProcess
 from worker.claiming import Claiming
 from worker.lease import Lease, Seat
-from worker.oom import OomWatch
 from worker.protocol import (
     ClaimMessage,
     ErrorMessage,

@@ -66,8 +66,9 @@ class JobRecord(BaseModel):
         workers: How many serve it now, with the one that holds its lease.
         deadline_at: When the run fails unless it has ended; None before its first start, or if the
             job has no deadline.
-        plan: What the next attempt does otherwise than the spec says, after memory ran out:
-            `{"micro_batch_tokens": n}`.
+        plan: What the next attempt does otherwise than the spec says, after memory ran out
+            (`micro_batch_tokens`), and how often attempts in a row have stalled at which place
+            (`stalls`, `stalled_at`).
         stop_requested: What the worker is asked to do at its next safe point.
         error: The failure; while the job waits for its next attempt, the last retryable error, or
             why free workers do not take it.

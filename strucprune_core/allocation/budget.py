@@ -2,14 +2,21 @@
 
 Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
 multiple of `multiple_of`, then one multiple at a time, never below its floor.
+
+The budget is met from above, so that no less goes than was asked for. Where the last step would
+take that further than `REACH_TOLERANCE` and stopping before it is nearer, it is not taken.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 from strucprune_core.errors import InvalidSpec
+
+REACH_TOLERANCE = 0.05
+"""Share of the sparsity asked for by which the one reached may be off without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,63 @@ def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[Wid
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total
 
 
+def is_enough(removed: int, step: int, budget: int) -> bool:
+    """Whether to stop before a step that removes so many parameters more.
+
+    Something always goes: that it may be more than was asked for is for `differs` to tell.
+    """
+    if removed >= budget:
+        return True
+    over, under = removed + step - budget, budget - removed
+    return removed > 0 and over > under and over > REACH_TOLERANCE * budget
+
+
+def differs(asked: float, reached: float) -> bool:
+    """Whether the sparsity reached is so far from the one asked for that it must be said."""
+    return abs(reached - asked) > REACH_TOLERANCE * asked + 1e-9
+
+
+def nearest_removal(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> int:
+    """Parameters that a rule with a price removes, if all structures cost the same.
+
+    What the curves say may order steps of different sizes otherwise, and so end elsewhere by one.
+    """
+    budget = parameters_to_remove(sparsity, widths, parameters)
+    removed = 0
+    for width, each, rule in zip(widths, parameters, rules, strict=True):
+        all_of_it = (width - rule.floor(width)) * each
+        if removed + all_of_it <= budget:  # Without a walk through every one of its widths.
+            removed += all_of_it
+            continue
+        for before, after in pairwise(rule.widths(width)):
+            if is_enough(removed, (before - after) * each, budget):
+                return removed
+            removed += (before - after) * each
+    return removed
+
+
 def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
     """The error of a budget that the floors do not allow."""
+    if reachable <= 0.0:
+        return InvalidSpec(
+            "the floors allow nothing to go",
+            field="pruning.sparsity",
+            remedy="Lower pruning.min_keep_fraction or pruning.multiple_of, or raise "
+            "pruning.max_layer_sparsity.",
+        )
     return InvalidSpec(
         f"{sparsity:.4g} is out of reach: the floors allow at most {reachable:.4g}",
         field="pruning.sparsity",
         remedy="Lower pruning.sparsity, pruning.min_keep_fraction or pruning.multiple_of.",
+    )
+
+
+def too_small(sparsity: float, least: float) -> InvalidSpec:
+    """The error of a sparsity to which removing nothing is nearer than the smallest step."""
+    return InvalidSpec(
+        f"{sparsity:.4g} rounds to nothing: the least that can go is {least:.4g}",
+        field="pruning.sparsity",
+        remedy=f"Ask for {least:.4g}, or lower pruning.multiple_of.",
     )

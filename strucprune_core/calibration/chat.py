@@ -1,18 +1,17 @@
 """Conversations to text, by the chat template that belongs to the model.
 
 A template is a program from a stranger. transformers renders it in Jinja's immutable sandbox, where
-it reaches no Python object but the conversation; what it can still do is take time and memory, like
-everything in a job, and the solve process is watched for both.
+it reaches no Python object but the conversation; what it can still do is take time and memory, and
+the process that it runs in has limits for both (`text_process`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tokenizers import Tokenizer
-
 from strucprune_core.calibration.records import MAX_RECORD_BYTES, SHAPE, Record, bad_record
 from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer import chat_tokenizer
 from strucprune_core.checkpoint.hostile_json import shown
 
 # Some templates (Llama 3's) write today's date unless they are given one: a job must not end with
@@ -23,16 +22,9 @@ FIXED_DATE = "26 Jul 2024"
 class ChatRenderer:
     """Writes conversations out as the model expects them."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: str, special_tokens: Mapping[str, str]
-    ) -> None:
-        # transformers takes seconds to import: only where it is needed.
-        from transformers import PreTrainedTokenizerFast
-
+    def __init__(self, template: str, special_tokens: Mapping[str, str]) -> None:
         self._template = template
-        self._tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer, **dict(special_tokens)
-        )
+        self._tokenizer = chat_tokenizer(special_tokens)
 
     def render(self, text: Text, record: Record) -> str:
         """One conversation as text, its special tokens included.

@@ -10,14 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.chat import ChatRenderer
 from strucprune_core.calibration.jsonl import jsonl_records
 from strucprune_core.calibration.parquet import parquet_records
-from strucprune_core.calibration.records import Record, bad_record, check_kind
+from strucprune_core.calibration.records import (
+    MAX_EMPTY_RECORDS,
+    Record,
+    bad_record,
+    check_kind,
+)
 from strucprune_core.calibration.text import Text, encode_pieces
+from strucprune_core.calibration.tokenizer import TextTokenizer
 from strucprune_core.calibration.tokenizer_config import TokenizerConfig
 from strucprune_core.spec import FileFormat
 
@@ -28,7 +32,7 @@ def read_records(text: Text, file_format: FileFormat, field: str) -> Iterator[Re
 
 
 def end_of_text(
-    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     """Id of the token that ends a document, None if the model names none.
 
@@ -38,7 +42,7 @@ def end_of_text(
 
 
 def start_of_text(
-    tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     """Id of the token that a text begins after, None if the model names none.
 
@@ -49,24 +53,24 @@ def start_of_text(
 
 
 def _named_token(
-    name: str, tokenizer: Tokenizer, settings: TokenizerConfig, config: dict[str, Any]
+    name: str, tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
     text = settings.special_tokens.get(name)
     if text is not None:
-        found: int | None = tokenizer.token_to_id(text)
+        found = tokenizer.token_id(text)
         if found is not None:
             return found
     token = config.get(f"{name}_id")
     if isinstance(token, list):
         token = token[0] if token else None
-    known = type(token) is int and 0 <= token < tokenizer.get_vocab_size()
+    known = type(token) is int and 0 <= token < tokenizer.vocab_size
     return token if known else None
 
 
 def document_tokens(
     text: Text,
     records: Iterator[Record],
-    tokenizer: Tokenizer,
+    tokenizer: TextTokenizer,
     *,
     end: int | None = None,
     chat: ChatRenderer | None = None,
@@ -83,12 +87,14 @@ def document_tokens(
         seen: Told the bytes of each document: what a digest is computed of.
 
     Raises:
-        InvalidText: a record is not what was announced.
+        InvalidText: a record is not what was announced, or far too many hold nothing.
     """
-    left = plain.CALIBRATION_TEXT_BYTES
+    left, empty = plain.CALIBRATION_TEXT_BYTES, 0
     for record in records:
         document = _document(text, record, chat)
         if not document:
+            empty += 1
+            _check_empty(text, record, empty)
             continue
         data = _encoded(text, record, document)
         seen(data + b"\0")
@@ -101,6 +107,16 @@ def document_tokens(
         left -= len(data)
         if left <= 0:
             return
+
+
+def _check_empty(text: Text, record: Record, count: int) -> None:
+    if count > MAX_EMPTY_RECORDS:
+        raise bad_record(
+            text,
+            record.where,
+            f"is one of more than {MAX_EMPTY_RECORDS:,} that hold no text",
+            "Leave them out of the file.",
+        )
 
 
 def _document(text: Text, record: Record, chat: ChatRenderer | None) -> str:
@@ -122,11 +138,13 @@ def _encoded(text: Text, record: Record, document: str) -> bytes:
         ) from error
 
 
-def _encode(document: str, tokenizer: Tokenizer, *, special_tokens: bool) -> Iterator[list[int]]:
+def _encode(
+    document: str, tokenizer: TextTokenizer, *, special_tokens: bool
+) -> Iterator[list[int]]:
     """Token ids of one document; a long one goes in pieces, so that memory stays bounded."""
     step = plain.BLOCK_BYTES
     if len(document) <= step:
-        yield tokenizer.encode(document, add_special_tokens=special_tokens).ids
+        yield tokenizer.encode(document, special_tokens=special_tokens)
         return
     pieces = (document[start : start + step] for start in range(0, len(document), step))
     yield from encode_pieces(pieces, tokenizer, special_tokens=special_tokens)

@@ -18,11 +18,23 @@ def jsonl_records(text: Text, field: str) -> Iterator[Record]:
     """One field of every line; blank lines are passed over.
 
     Raises:
-        InvalidText: a line is too long, not UTF-8, not a JSON object, or has no such field.
+        InvalidText: a line is too long, not UTF-8, not a JSON object, or has no such field; or
+            there are megabytes of blank lines between two.
     """
+    blank_bytes = 0
     for number, line in enumerate(_lines(text), start=1):
         if line.strip():
+            blank_bytes = 0
             yield Record(f"line {number}", _field(text, f"line {number}", line, field))
+            continue
+        blank_bytes += len(line) + 1
+        if blank_bytes > MAX_RECORD_BYTES:
+            raise bad_record(
+                text,
+                f"line {number}",
+                f"ends {MAX_RECORD_BYTES:,} bytes of blank lines",
+                "Leave them out of the file.",
+            )
 
 
 def _field(text: Text, where: str, line: bytes, field: str) -> object:

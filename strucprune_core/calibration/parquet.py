@@ -13,12 +13,14 @@ from typing import Any
 from strucprune_core.calibration.records import MAX_RECORD_BYTES, SHAPE, Record, bad_record
 from strucprune_core.calibration.text import Text
 from strucprune_core.checkpoint.hostile_json import shown
-from strucprune_core.errors import InvalidText, ObjectNotFound
-from strucprune_core.storage.store import Store
+from strucprune_core.errors import InvalidText, ObjectNotFound, StrucPruneError
+from strucprune_core.storage.store import Readable
 
 # A column chunk is read in pieces of this size, so that a row group never lies in memory whole.
 _READ_BYTES = 1 << 20
-_BATCH_ROWS = 64
+# All rows of a batch lie in memory at once, however small the file: by a dictionary, kilobytes hold
+# any number of the longest documents.
+_BATCH_ROWS = 8
 # The footer is hostile data and read whole: its size, and what it may claim (strings and lists).
 MAX_FOOTER_BYTES = 64 << 20
 _MAX_FOOTER_STRING_BYTES = 16 << 20
@@ -39,6 +41,7 @@ def parquet_records(text: Text, field: str) -> Iterator[Record]:
         number = 0
         batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=[field], use_threads=False)
         for batch in batches:
+            text.tick()
             (column,) = batch.columns
             for index in range(len(column)):
                 number += 1
@@ -107,11 +110,19 @@ def _value(text: Text, where: str, column: Any, index: int) -> object:
         raise bad_record(
             text, where, f"is not UTF-8: {error.reason}", "Write the column as UTF-8 strings."
         ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a date that Python has not, a map with a key twice
+        raise bad_record(
+            text,
+            where,
+            f"cannot be read: {shown(str(error), 300)}",
+            "Leave such fields out: only role and content are needed.",
+        ) from error
 
 
 @contextmanager
 def _opened(text: Text) -> Iterator[Any]:
-    import pyarrow
     from pyarrow import parquet
 
     info = text.store.stat(text.key)
@@ -128,9 +139,9 @@ def _opened(text: Text) -> Iterator[Any]:
             thrift_container_size_limit=_MAX_FOOTER_ENTRIES,
         ) as file:
             yield file
-    except MemoryError:
+    except (StrucPruneError, MemoryError):
         raise
-    except (pyarrow.ArrowException, OSError) as error:
+    except Exception as error:  # pyarrow's own, and what its bindings make of hostile names
         raise _unreadable(text, shown(str(error), 300)) from error
 
 
@@ -156,7 +167,7 @@ def _unreadable(text: Text, reason: str) -> InvalidText:
 class _StoredFile(io.RawIOBase):
     """A stored object as a file that pyarrow can seek in."""
 
-    def __init__(self, store: Store, key: str, size_bytes: int) -> None:
+    def __init__(self, store: Readable, key: str, size_bytes: int) -> None:
         super().__init__()
         self._store, self._key, self._size = store, key, size_bytes
         self._position = 0

@@ -12,6 +12,8 @@ from strucprune_core.errors import InvalidText
 
 # A record longer than this is refused: no document is, and memory is bounded by it.
 MAX_RECORD_BYTES = 16 << 20
+# A file of a few kilobytes can hold any number of rows that are null.
+MAX_EMPTY_RECORDS = 1_000_000
 # What a conversation must look like, for messages.
 SHAPE = 'Each must be a list like [{"role": "user", "content": "..."}, ...].'
 

@@ -1,8 +1,6 @@
 """Text to token windows: random ones for calibration, consecutive ones for evaluation.
 
 Documents with fields (JSON lines, parquet) are read by `documents`; both end in `draw_windows`.
-
-The tokenizer is the model's `tokenizer.json`, read by the `tokenizers` library: data, never code.
 """
 
 from __future__ import annotations
@@ -14,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from strucprune_core.errors import InvalidCheckpoint, InvalidText
-from strucprune_core.storage.store import Store
+from strucprune_core.calibration.tokenizer import TextTokenizer
+from strucprune_core.errors import InvalidText, naming_field
+from strucprune_core.storage.store import Readable
 
 # Text is tokenised a block at a time (cut between words), so that memory does not grow with it.
 BLOCK_BYTES = 1 << 20
@@ -26,6 +24,8 @@ MAX_UNCUT_BLOCKS = 4
 # Calibration windows are drawn from at most this much of the text's beginning: far more than any
 # calibration needs, and bounded in time.
 CALIBRATION_TEXT_BYTES = 64 << 20
+
+Tokens = list[int] | NDArray[np.int32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,34 +39,14 @@ class Text:
         tick: Called before each block is read: a safe point to stop at.
     """
 
-    store: Store
+    store: Readable
     key: str
     field: str
     tick: Callable[[], None] = lambda: None
 
 
-def load_tokenizer(data: bytes) -> Tokenizer:
-    """Parse `tokenizer.json`.
-
-    Raises:
-        InvalidCheckpoint: it is not a tokenizer definition.
-    """
-    try:
-        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-    except Exception as error:  # The Rust parser raises bare Exception.
-        raise InvalidCheckpoint(
-            f"tokenizer.json cannot be read: {error}",
-            field="model.uri",
-            remedy="Save the tokenizer again with transformers' save_pretrained.",
-        ) from error
-    # Saved with some tokenizers; here they would cut or fill every block of the text.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
 def calibration_windows(
-    text: Text, tokenizer: Tokenizer, samples: int, length: int, seed: int
+    text: Text, tokenizer: TextTokenizer, samples: int, length: int, seed: int
 ) -> NDArray[np.int32]:
     """Random windows that do not overlap, (samples x length).
 
@@ -78,14 +58,15 @@ def calibration_windows(
 
 
 def draw_windows(
-    tokens: Iterable[list[int]], samples: int, length: int, seed: int, field: str
+    tokens: Iterable[Tokens], samples: int, length: int, seed: int, field: str
 ) -> NDArray[np.int32]:
     """Random windows of a stream of tokens that do not overlap, (samples x length).
 
     Raises:
         InvalidText: the stream is too short for that many windows; `field` names it.
     """
-    stream = _take(tokens, limit=None)
+    with naming_field(field):
+        stream = _take(tokens, limit=None)
     slots = len(stream) // length
     if slots < samples:
         raise _too_short(field, len(stream), samples, length)
@@ -98,17 +79,30 @@ def draw_windows(
 
 
 def evaluation_windows(
-    text: Text, tokenizer: Tokenizer, sequences: int, length: int
+    text: Text, tokenizer: TextTokenizer, sequences: int, length: int
 ) -> NDArray[np.int32]:
     """Consecutive windows from the start of the text, (sequences x length).
 
     Raises:
         InvalidText: not UTF-8, or too short for that many windows.
     """
+    tokens = _token_blocks(text, tokenizer, None)
+    return first_windows(tokens, sequences, length, text.field)
+
+
+def first_windows(
+    tokens: Iterable[Tokens], sequences: int, length: int, field: str
+) -> NDArray[np.int32]:
+    """Consecutive windows from the start of a stream of tokens, (sequences x length).
+
+    Raises:
+        InvalidText: the stream is too short for that many windows; `field` names it.
+    """
     wanted = sequences * length
-    stream = _take(_token_blocks(text, tokenizer, None), limit=wanted)
+    with naming_field(field):
+        stream = _take(tokens, limit=wanted)
     if len(stream) < wanted:
-        raise _too_short(text.field, len(stream), sequences, length)
+        raise _too_short(field, len(stream), sequences, length)
     return stream[:wanted].reshape(sequences, length)
 
 
@@ -129,7 +123,7 @@ def _too_short(field: str, tokens: int, sequences: int, length: int) -> InvalidT
     )
 
 
-def _take(tokens: Iterable[list[int]], limit: int | None) -> NDArray[np.int32]:
+def _take(tokens: Iterable[Tokens], limit: int | None) -> NDArray[np.int32]:
     parts: list[NDArray[np.int32]] = []
     taken = 0
     for block in tokens:
@@ -141,7 +135,7 @@ def _take(tokens: Iterable[list[int]], limit: int | None) -> NDArray[np.int32]:
 
 
 def encode_pieces(
-    pieces: Iterable[str], tokenizer: Tokenizer, *, special_tokens: bool
+    pieces: Iterable[str], tokenizer: TextTokenizer, *, special_tokens: bool
 ) -> Iterator[list[int]]:
     """Token ids of a text that comes in pieces, cut between words whatever the pieces are.
 
@@ -154,19 +148,28 @@ def encode_pieces(
         if not cut and len(rest) >= MAX_UNCUT_BLOCKS * BLOCK_BYTES:
             cut = len(rest)
         if cut:
-            ids: list[int] = tokenizer.encode(rest[:cut], add_special_tokens=first).ids
+            ids = tokenizer.encode(rest[:cut], special_tokens=first)
             rest, first = rest[cut:], False
             yield ids
     if rest:
-        yield tokenizer.encode(rest, add_special_tokens=first).ids
+        yield tokenizer.encode(rest, special_tokens=first)
 
 
-def _token_blocks(text: Text, tokenizer: Tokenizer, limit: int | None) -> Iterator[list[int]]:
+def _token_blocks(text: Text, tokenizer: TextTokenizer, limit: int | None) -> Iterator[list[int]]:
     """Token ids of a plain text, block after block."""
-    return encode_pieces(_decoded(text, limit), tokenizer, special_tokens=True)
+    return encode_pieces(decoded(text, limit), tokenizer, special_tokens=True)
 
 
-def _decoded(text: Text, limit: int | None) -> Iterator[str]:
+def decoded(text: Text, limit: int | None) -> Iterator[str]:
+    """A plain text, block after block.
+
+    Args:
+        text: The text.
+        limit: How many of its bytes; all if None.
+
+    Raises:
+        InvalidText: it is not UTF-8.
+    """
     size = _size(text)
     decode = codecs.getincrementaldecoder("utf-8")().decode
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from strucprune_core.checkpoint.hostile_json import parse_object
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -34,7 +34,7 @@ class TokenizerConfig:
     chat_template: str | None
 
 
-def read_tokenizer_config(store: Store, files: Collection[str]) -> TokenizerConfig:
+def read_tokenizer_config(store: Readable, files: Collection[str]) -> TokenizerConfig:
     """Read both files; a model without them has neither special tokens nor a template.
 
     Args:
@@ -71,7 +71,7 @@ def check_chat_template(config: TokenizerConfig) -> str:
     return config.chat_template
 
 
-def _read(store: Store, name: str, limit_bytes: int) -> bytes:
+def _read(store: Readable, name: str, limit_bytes: int) -> bytes:
     info = store.stat(name)
     if info is None or info.size_bytes > limit_bytes:
         raise InvalidCheckpoint(f"{name} is missing or larger than {limit_bytes} bytes")

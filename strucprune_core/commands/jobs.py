@@ -10,7 +10,6 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -27,8 +26,11 @@ from strucprune_core.commands.console import (
     EXIT_INTERRUPTED,
     JsonOption,
     failures,
+    local_path,
     progress_bar,
     show,
+    show_estimate,
+    show_warnings,
     stderr,
 )
 from strucprune_core.errors import InvalidSpec
@@ -186,7 +188,7 @@ def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -
 def download(
     job: JobArgument,
     output: Annotated[
-        Path, typer.Option(help="Directory; made if missing. What is there already is kept.")
+        str, typer.Option(help="Directory; made if missing. What is there already is kept.")
     ],
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -200,7 +202,7 @@ def download(
                 tasks[name] = bar.add_task(name, total=total_bytes)
             bar.update(tasks[name], completed=here_bytes)
 
-        paths = client.download(job, output, on_bytes=told)
+        paths = client.download(job, local_path(output, "--output"), on_bytes=told)
     if as_json:
         sys.stdout.write(json.dumps([str(path) for path in paths], indent=2) + "\n")
     else:
@@ -261,11 +263,11 @@ def _client(url: str | None, retry_seconds: float = _RETRY_SECONDS) -> StrucPrun
 
 def _read_spec(name: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
         body = json.loads(text)
     except OSError as error:
         raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidSpec(f"{name} holds no JSON object")
@@ -306,12 +308,15 @@ def _print_job(job: Job, as_json: bool) -> None:
         if now.eta_seconds is not None:
             facts["about"] = f"{now.eta_seconds:.0f} s left"
     if job.error is not None:
-        facts["error"] = f"{job.error.code}: {job.error.message} {job.error.remedy or ''}"
+        layer = "" if job.error.layer is None else f" in layer {job.error.layer}"
+        remedy = job.error.remedy or ""
+        facts["error"] = f"{job.error.code}{layer}: {job.error.message} {remedy}"
     for name in ("parameters", "perplexity"):
         figures = (job.summary or {}).get(name)
         if figures:
             facts[name] = f"{figures['before']:,.6g} -> {figures['after']:,.6g}"
     show(facts, as_json)
+    show_warnings((job.summary or {}).get("warnings", []))
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -320,6 +325,6 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         show(result, as_json)
         return
     estimate = result["estimate"] or {}
-    show({"valid": result["valid"], **estimate}, as_json)
+    show_estimate({"valid": result["valid"], **estimate}, as_json)
     for issue in result["issues"]:
         stderr.print(f"{issue['pointer'] or ''}: {issue['detail']}", markup=False, highlight=False)

@@ -32,7 +32,7 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     ]
     body = sum(layers)
     ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 2.0  # Statistics, and assembly of the result.
+    passes = 3.0  # A look at every value, statistics, and assembly of the result.
     partial = 0
     pruning = spec.pruning
     if energy_of(pruning) == "kl_probe":

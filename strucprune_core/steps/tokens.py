@@ -11,27 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
-from strucprune_core.calibration.chat import ChatRenderer
-from strucprune_core.calibration.documents import (
-    document_tokens,
-    end_of_text,
-    read_records,
-    start_of_text,
-)
 from strucprune_core.calibration.text import (
+    CALIBRATION_TEXT_BYTES,
     Text,
-    calibration_windows,
     digest,
     draw_windows,
-    evaluation_windows,
-    load_tokenizer,
+    first_windows,
 )
-from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.scratch import scratch_directory
@@ -45,54 +35,48 @@ from strucprune_core.workspace import Draft
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
-    tokenizer = load_tokenizer(bytes(job.index.store.read("tokenizer.json")))
-    windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
-    _save(job, draft, "calibration.npy", windows)
-    if job.spec.evaluation is not None:
-        text = _text(job, job.spec.evaluation.uri, "evaluation.uri")
-        windows = evaluation_windows(
-            text, tokenizer, job.spec.evaluation.sequences, job.spec.evaluation.sequence_length
+    windows, draft.values["calibration_sha256"] = _calibration(job)
+    np.save(draft.path("calibration.npy"), windows)
+    evaluation = job.spec.evaluation
+    if evaluation is not None:
+        text = _text(job, evaluation.uri, "evaluation.uri")
+        stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
+        windows = first_windows(
+            stream, evaluation.sequences, evaluation.sequence_length, text.field
         )
-        _save(job, draft, "evaluation.npy", windows)
+        np.save(draft.path("evaluation.npy"), windows)
         draft.values["evaluation_sha256"] = digest(text)
 
 
-def _calibration(job: Job, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], str]:
+def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
     """The calibration windows, and the SHA-256 (hex) of the text or documents they come from."""
     spec = job.spec.calibration
     if spec.uri is None:
-        windows = _written_by_the_model(job, tokenizer)
+        windows = _written_by_the_model(job)
         return windows, hashlib.sha256(windows.tobytes()).hexdigest()
     text = _text(job, spec.uri, "calibration.uri")
-    if spec.file_format == "text":
-        windows = calibration_windows(
-            text, tokenizer, spec.samples, spec.sequence_length, spec.seed
-        )
-        return windows, digest(text)
-    settings = read_tokenizer_config(job.index.store, job.index.other_files)
-    chat = None
-    if spec.chat_template:
-        chat = ChatRenderer(tokenizer, check_chat_template(settings), settings.special_tokens)
-    sha = hashlib.sha256()
-    stream = document_tokens(
+    documents = spec.file_format != "text"
+    told: list[str] = []
+    stream = text_tokens(
+        job.index,
         text,
-        read_records(text, spec.file_format, spec.document_field),
-        tokenizer,
-        end=end_of_text(tokenizer, settings, job.index.config),
-        chat=chat,
-        seen=sha.update,
+        vocab_size=job.config.vocab_size,
+        file_format=spec.file_format,
+        document_field=spec.document_field if documents else "",
+        chat=spec.chat_template,
+        limit_bytes=CALIBRATION_TEXT_BYTES,
+        wait=job.safe_point,
+        digest=told.append,
     )
     windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
-    return windows, sha.hexdigest()
+    return windows, told[0] if documents else digest(text)
 
 
-def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
+def _written_by_the_model(job: Job) -> NDArray[np.int32]:
     """Sequences sampled from the dense model, (samples x length)."""
     spec = job.spec.calibration
-    settings = read_tokenizer_config(job.index.store, job.index.other_files)
-    start = start_of_text(tokenizer, settings, job.index.config)
+    start, vocabulary = tokenizer_facts(job.index, job.config.vocab_size)
     generator = np.random.Generator(np.random.PCG64(spec.seed))
-    vocabulary = min(tokenizer.get_vocab_size(), job.config.vocab_size)
     first = generator.integers(0, vocabulary, spec.samples, dtype=np.int32)
     if start is not None:
         first[:] = start
@@ -135,14 +119,3 @@ def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
 def _text(job: Job, uri: str, field: str) -> Text:
     parent, name = split_object(uri)
     return Text(job.open_store(parent), name, field, lambda: job.tick(0, 1))
-
-
-def _save(job: Job, draft: Draft, name: str, windows: NDArray[np.int32]) -> None:
-    if int(windows.max()) >= job.config.vocab_size:
-        raise InvalidCheckpoint(
-            f"the tokenizer gives token {int(windows.max())}, but the model has a vocabulary of "
-            f"{job.config.vocab_size}",
-            field="model.uri",
-            remedy="Use the tokenizer.json that belongs to the model.",
-        )
-    np.save(draft.path(name), windows)

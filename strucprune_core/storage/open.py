@@ -23,7 +23,7 @@ def open_store(uri: str, s3: S3Settings | None = None) -> Store:
     """
     location = _parse(uri)
     if location.scheme == "file":
-        return LocalStore(Path(location.key))
+        return LocalStore(_path(location))
     from strucprune_core.storage.s3 import open_s3
 
     return open_s3(location.bucket, location.key, s3 or S3Settings.from_environment())
@@ -39,7 +39,7 @@ def split_object(uri: str) -> tuple[str, str]:
     """
     location = _parse(uri)
     if location.scheme == "file":
-        path = Path(location.key).resolve()
+        path = _path(location).resolve()
         parent, name = str(path.parent), path.name
     else:
         folder, _, name = location.key.rpartition("/")
@@ -62,5 +62,12 @@ def open_object(uri: str, s3: S3Settings | None = None) -> tuple[Store, str]:
 def _parse(uri: str) -> Location:
     try:
         return parse_uri(uri)
+    except ValueError as error:
+        raise InvalidSpec(str(error)) from error
+
+
+def _path(location: Location) -> Path:
+    try:
+        return location.path
     except ValueError as error:
         raise InvalidSpec(str(error)) from error

@@ -32,13 +32,8 @@ def ignore_bytes(done: int) -> None:
     """A tick for callers that do not watch."""
 
 
-class Store(Protocol):
-    """Objects under one root (a directory, or a bucket and key prefix).
-
-    Keys are relative, '/'-separated, and can never leave the root. Every method raises
-    `StorageUnavailable`, `AccessDenied` or `ObjectNotFound` (see `errors`), never a
-    library's own exception.
-    """
+class Readable(Protocol):
+    """What reading needs of a `Store`."""
 
     @property
     def uri(self) -> str:
@@ -54,6 +49,15 @@ class Store(Protocol):
             ObjectNotFound: no such object.
             StorageError: the object is shorter than `start + length`.
         """
+
+
+class Store(Readable, Protocol):
+    """Objects under one root (a directory, or a bucket and key prefix).
+
+    Keys are relative, '/'-separated, and can never leave the root. Every method raises
+    `StorageUnavailable`, `AccessDenied` or `ObjectNotFound` (see `errors`), never a
+    library's own exception.
+    """
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """Every object whose key starts with `prefix`, in the service's order."""

@@ -86,7 +86,8 @@ def test_local_paths_where_allowed(tmp_path: Path) -> None:
         allow_local_files=True, allowed_prefixes={"acme": [str(tmp_path), "s3://data"]}
     )
     assert refused(job(model=str(tmp_path / "m")), settings) == []
-    assert refused(job(model="relative/m"), settings) == ["model.uri"]
+    for outside in ("relative/m", "~", "~/m", "~root/m"):
+        assert refused(job(model=outside), settings) == ["model.uri"]
     assert refused(job(model=f"{tmp_path}/../m"), settings) == ["model.uri"]
     assert refused(job(model=f"{tmp_path}/link/etc"), settings) == ["model.uri"]
 
@@ -112,7 +113,6 @@ ATTEMPTS = {
     "encoded parent": "s3://data/team/%2e%2e/secret",
     "encoded slash": "s3://data/team%2f..%2fsecret",
     "encoded twice": "s3://data/team/%252e%252e/secret",
-    "encoded, overlong": "s3://data/team/%c0%ae%c0%ae/secret",
     "backslashes": "s3://data/team\\..\\secret",
     "current": "s3://data/./secret",
     "empty segment": "s3://data//team/x",
@@ -124,7 +124,6 @@ ATTEMPTS = {
     "a bucket that goes on": "s3://data.evil/team/x",
     "user information": "s3://data@evil/team/x",
     "port": "s3://data:9000/team/x",
-    "query": "s3://data/team/x?versionId=1",
     "query before": "s3://data?x=/team/",
     "fragment": "s3://data/secret#/team/",
     "line end": "s3://data/team/x\n",
@@ -153,7 +152,18 @@ def test_attempts_to_leave_the_list(uri: str, field: str) -> None:
     assert refused(spec, settings) == [fields[field]]
 
 
-@pytest.mark.parametrize("uri", ["s3://data/team", "s3://data/team/", "s3://data/team/..x/y...z"])
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://data/team",
+        "s3://data/team/",
+        "s3://data/team/..x/y...z",
+        # Names like others: no decoder makes dots of the first, and a key has no query.
+        "s3://data/team/%c0%ae%c0%ae/secret",
+        "s3://data/team/x?versionId=1",
+        "s3://data/team/run #3, 50 % + é",
+    ],
+)
 def test_what_only_looks_like_an_attempt(uri: str) -> None:
     assert refused(job(model=uri), rules(allowed_prefixes={"acme": ["s3://data/team/"]})) == []
 

@@ -153,6 +153,14 @@ def test_boto3_is_one_files_business() -> None:
     }
 
 
+def test_one_file_calls_the_tokenizers_library() -> None:
+    # It alone turns what the library throws, panics too, into errors of ours.
+    users = {user for user, _ in offences(list(sources()), ("tokenizers",))}
+    assert {user for user in users if not within(user, "embedded")} == {
+        "strucprune_core.calibration.tokenizer"
+    }
+
+
 def test_pickles_are_read_by_the_conversion_only() -> None:
     readers = {user for user, _ in offences(list(sources()), ("pickle",))}
     assert not readers

@@ -45,6 +45,33 @@ def test_a_job_from_submission_to_a_loaded_checkpoint(
     assert sum(widths) == report["after"]["ffn_channels"]
 
 
+def test_keys_of_any_characters(
+    stack: Stack,
+    client: StrucPruneClient,
+    make_spec: MakeSpec,
+    tiny_model: Path,
+    text_file: Path,
+    tmp_path: Path,
+) -> None:
+    odd = "in/50% of #3? a+b=c&d é数"
+    s3 = stack.s3.client()
+    for path in tiny_model.iterdir():
+        s3.upload_file(str(path), WORK_BUCKET, f"{odd}/{path.name}")
+    s3.upload_file(str(text_file), WORK_BUCKET, f"{odd}/text #1%2F?.txt")
+    spec = make_spec()
+    spec["model"]["uri"] = f"s3://{WORK_BUCKET}/{odd}"
+    spec["output"]["uri_prefix"] += "/to 50% of #3? a+b=c&d é数"
+    for part in ("calibration", "evaluation"):
+        spec[part]["uri"] = f"s3://{WORK_BUCKET}/{odd}/text #1%2F?.txt"
+    job = client.wait(client.submit(spec).id)
+    assert job.error is None
+    paths = client.download(job.id, tmp_path)
+    assert {path.name for path in paths} == set(published(stack, spec))
+    assert client.report(job.id)["model"]["uri"] == spec["model"]["uri"]
+    client.delete(job.id, outputs=True)
+    assert published(stack, spec) == []
+
+
 def test_the_checkpoint_generates_in_transformers(
     client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

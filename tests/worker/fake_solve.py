@@ -127,7 +127,9 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             say("error", error=NO_SCRATCH)
             return 1
         case "lose-scratch":
-            shutil.rmtree(Path(request["scratch"]).parent)
+            inside = Path(request["scratch"])
+            ours = [path for path in (inside, *inside.parents) if "strucprune-scratch" in path.name]
+            shutil.rmtree(ours[0].parent)
             say("error", error=NO_SCRATCH)
             return 1
         case "exit":

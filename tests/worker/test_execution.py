@@ -29,6 +29,7 @@ from strucprune_core.errors import StorageUnavailable
 from tests.support.claims import claim_job
 from tests.worker.conftest import Bench
 from worker.execution import Services, run_next
+from worker.stalls import after_stall
 
 
 def outcome_of(bench: Bench, job_id: str) -> Outcome | None:
@@ -221,6 +222,24 @@ def test_a_hung_solve_is_killed(bench: Bench) -> None:
     assert job.state is JobState.QUEUED
     assert job.error is not None
     assert job.error["code"] == "solve_stalled"
+
+
+def test_a_job_that_stalls_at_the_same_place_fails_soon(bench: Bench) -> None:
+    settings = bench.settings.model_copy(update={"stall_seconds": 0.5})
+    job_id = bench.submit(max_attempts=20)
+    states = [bench.run(job_id, "hang", settings).state for _ in range(3)]
+    assert states == [JobState.QUEUED, JobState.QUEUED, JobState.FAILED]
+    error = bench.job(job_id).error
+    assert error is not None
+    assert (error["code"], error["retryable"]) == ("solve_stalled", False)
+
+
+def test_a_job_that_gets_further_may_stall_again() -> None:
+    plan: dict[str, Any] | None = {"micro_batch_tokens": 7}
+    for layer in range(9):
+        plan = after_stall(plan, {"phase": "solving", "layers_done": layer})
+        assert plan is not None
+        assert (plan["stalls"], plan["micro_batch_tokens"]) == (1, 7)
 
 
 def test_the_deadline_ends_the_job(bench: Bench) -> None:

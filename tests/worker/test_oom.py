@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from strucprune_core.oom import OomWatch
 from strucprune_core.spec import JobSpec
 from worker.failures import crash
-from worker.oom import OomWatch
 from worker.smaller_plan import following, smaller_plan
 
 

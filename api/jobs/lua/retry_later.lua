@@ -9,6 +9,10 @@ if job == nil then
   return false
 end
 if not holds(job, ARGV[3]) then
+  -- The lease expired before it was known why the worker died: the plan is for the next attempt.
+  if job.fence == ARGV[3] and job.state == 'queued' and ARGV[5] ~= '' then
+    set_fields(id, {plan = ARGV[5], error = failure})
+  end
   return job.state
 end
 local to

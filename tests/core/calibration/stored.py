@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer import TextTokenizer
 from strucprune_core.storage.local import LocalStore
 
 END = 499  # "w499" ends documents in these tests
@@ -22,6 +23,11 @@ def stored(directory: Path, content: str | bytes, name: str = "text.txt") -> Tex
 
 def json_lines(records: list[Any]) -> str:
     return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def of(tokenizer: Tokenizer, vocab_size: int = 2**20) -> TextTokenizer:
+    """As a model with so many embeddings uses it."""
+    return TextTokenizer(tokenizer, vocab_size)
 
 
 def words() -> Tokenizer:

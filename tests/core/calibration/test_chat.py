@@ -8,7 +8,8 @@ import pytest
 from strucprune_core.calibration.chat import ChatRenderer
 from strucprune_core.calibration.documents import document_tokens
 from strucprune_core.calibration.records import Record
-from strucprune_core.calibration.text import Text, load_tokenizer
+from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer import load_tokenizer
 from strucprune_core.calibration.tokenizer_config import read_tokenizer_config
 from strucprune_core.errors import InvalidText
 from strucprune_core.storage.local import LocalStore
@@ -38,8 +39,7 @@ def renderer(model: Path, template: str) -> ChatRenderer:
     names = [path.name for path in model.iterdir()]
     settings = read_tokenizer_config(LocalStore(model), names)
     assert settings.chat_template is not None
-    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes())
-    return ChatRenderer(tokenizer, settings.chat_template, settings.special_tokens)
+    return ChatRenderer(settings.chat_template, settings.special_tokens)
 
 
 def text(model: Path) -> Text:
@@ -51,7 +51,7 @@ def test_as_transformers_does_it(model: Path) -> None:
 
     chat = renderer(model, CHATML)
     reference = AutoTokenizer.from_pretrained(model)
-    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes())
+    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes(), 512)
     blocks = document_tokens(
         text(model), iter([Record("line 1", TALK)] * 2), tokenizer, end=3, chat=chat
     )
@@ -116,7 +116,7 @@ def test_a_template_that_writes_without_end(model: Path) -> None:
 )
 def test_what_is_no_conversation(model: Path, value: object, reason: str) -> None:
     chat = renderer(model, CHATML)
-    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes())
+    tokenizer = load_tokenizer((model / "tokenizer.json").read_bytes(), 512)
     with pytest.raises(InvalidText, match=rf"line 2 of d\.jsonl .*{reason}") as caught:
         list(document_tokens(text(model), iter([Record("line 2", value)]), tokenizer, chat=chat))
     assert '"role"' in str(caught.value)

@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 
 from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.documents import document_tokens, end_of_text, read_records
-from strucprune_core.calibration.text import Text, draw_windows, load_tokenizer
+from strucprune_core.calibration.text import Text, draw_windows
 from strucprune_core.calibration.tokenizer_config import (
     TokenizerConfig,
     check_chat_template,
@@ -25,7 +25,7 @@ from strucprune_core.calibration.tokenizer_config import (
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, InvalidText
 from strucprune_core.spec import FileFormat
 from strucprune_core.storage.local import LocalStore
-from tests.core.calibration.stored import END, json_lines, stored, words
+from tests.core.calibration.stored import END, json_lines, of, stored, words
 from tests.support.text import make_text
 
 NO_SETTINGS = TokenizerConfig({}, None)
@@ -33,12 +33,12 @@ NO_SETTINGS = TokenizerConfig({}, None)
 
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model: Path) -> Tokenizer:
-    return load_tokenizer((tiny_model / "tokenizer.json").read_bytes())
+    return Tokenizer.from_file(str(tiny_model / "tokenizer.json"))
 
 
 def stream(text: Text, tokenizer: Tokenizer, kind: FileFormat = "jsonl", **more: Any) -> list[int]:
     records = read_records(text, kind, "text")
-    return [token for ids in document_tokens(text, records, tokenizer, **more) for token in ids]
+    return [token for ids in document_tokens(text, records, of(tokenizer), **more) for token in ids]
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,7 +69,7 @@ def test_both_formats_give_the_same_windows(tmp_path: Path, tokenizer: Tokenizer
     windows = []
     for text, kind in kinds:
         records = read_records(text, kind, "text")
-        tokens = document_tokens(text, records, tokenizer, end=0)
+        tokens = document_tokens(text, records, of(tokenizer), end=0)
         windows.append(draw_windows(tokens, 8, 64, 3, text.field))
     assert np.array_equal(windows[0], windows[1])
 
@@ -135,7 +135,7 @@ def test_the_digest_is_of_the_documents(tmp_path: Path) -> None:
 
 def test_too_few_documents(tmp_path: Path) -> None:
     text = stored(tmp_path, json_lines([{"text": "w1 w2"}]))
-    tokens = document_tokens(text, read_records(text, "jsonl", "text"), words(), end=END)
+    tokens = document_tokens(text, read_records(text, "jsonl", "text"), of(words()), end=END)
     with pytest.raises(InvalidText, match="3 tokens; 2 sequences of 8 need 16"):
         draw_windows(tokens, 2, 8, 0, text.field)
 
@@ -155,7 +155,7 @@ def test_too_few_documents(tmp_path: Path) -> None:
 def test_the_end_token(
     settings_: TokenizerConfig, config: dict[str, Any], expected: int | None
 ) -> None:
-    assert end_of_text(words(), settings_, config) == expected
+    assert end_of_text(of(words()), settings_, config) == expected
 
 
 def model_with(directory: Path, config: object, template: str | bytes | None = None) -> LocalStore:
@@ -223,3 +223,12 @@ def test_no_template_says_what_to_do() -> None:
         check_chat_template(NO_SETTINGS)
     assert caught.value.field == "calibration.chat_template"
     assert caught.value.remedy
+
+
+def test_rows_of_nothing_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("strucprune_core.calibration.documents.MAX_EMPTY_RECORDS", 100)
+    empty = [{"text": None}, {"text": ""}] * 50
+    lines = json_lines([*empty, {"text": "w1"}])
+    assert stream(stored(tmp_path, lines), words()) == [1]
+    with pytest.raises(InvalidText, match=r"line 102 .* one of more than 100 that hold no text"):
+        stream(stored(tmp_path, lines + json_lines(empty)), words())

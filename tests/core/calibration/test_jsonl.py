@@ -89,3 +89,11 @@ def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert peak < 6 * blocks.BLOCK_BYTES
+
+
+def test_blank_lines_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_RECORD_BYTES", 1000)
+    lines = '{"text": "a"}\n' + " \n" * 400
+    assert len(records(tmp_path, lines * 4)) == 4
+    with pytest.raises(InvalidText, match=r"line 502 of d\.jsonl ends 1,000 bytes of blank"):
+        records(tmp_path, lines + " \n" * 400)

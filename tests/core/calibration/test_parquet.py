@@ -227,3 +227,46 @@ def test_from_s3(tmp_path: Path, s3_server: S3Server) -> None:
     store.upload("d.jsonl", tmp_path / "d.jsonl")
     lines = jsonl_records(Text(store, "d.jsonl", "calibration.uri"), "text")
     assert [record.value for record in lines] == texts
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    written(tmp_path, {"text": ["a"], "zzzz": ["b"]}, store_schema=False)
+    path = tmp_path / "d.parquet"
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"z\xff\xffz"))
+    text = Text(LocalStore(tmp_path), "d.parquet", "calibration.uri")
+    with pytest.raises(InvalidText, match=r"cannot be read as parquet: .*can't decode"):
+        check_parquet(text, "text", conversations=False)
+    with pytest.raises(InvalidText, match=r"cannot be read as parquet: .*can't decode"):
+        list(parquet_records(text, "text"))
+
+
+def test_values_that_python_has_not(tmp_path: Path) -> None:
+    far = pa.array([2**62], pa.int64()).cast(pa.timestamp("us"))
+    message = pa.StructArray.from_arrays([pa.array(["user"]), far], names=["role", "at"])
+    talks = pa.ListArray.from_arrays(pa.array([0, 1]), message)
+    text = written(tmp_path, {"messages": talks})
+    with pytest.raises(InvalidText, match=r"row 1 of d\.parquet cannot be read") as caught:
+        list(parquet_records(text, "messages"))
+    assert "role and content" in str(caught.value)
+
+
+def test_a_dictionary_of_one_long_document(tmp_path: Path) -> None:
+    """A kilobyte that holds 15 GB, of which eight rows lie in memory at a time."""
+    long = pa.array(["y" * (5 << 20)])
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), long)
+    text = written(tmp_path, {"text": rows}, compression="zstd")
+    assert (tmp_path / "d.parquet").stat().st_size < 10_000
+    before, peak = pa.total_allocated_bytes(), 0
+    for _, record in zip(range(40), parquet_records(text, "text"), strict=False):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        assert len(str(record.value)) == 5 << 20
+    assert peak < 100 << 20
+
+
+def test_a_stop_is_seen_between_rows(tmp_path: Path) -> None:
+    columns = {"text": pa.nulls(1000, pa.string())}
+    ticks: list[None] = []
+    whole = written(tmp_path, columns)
+    text = Text(whole.store, whole.key, whole.field, lambda: ticks.append(None))
+    assert len(list(parquet_records(text, "text"))) == 1000
+    assert len(ticks) >= 100

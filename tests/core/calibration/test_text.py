@@ -19,11 +19,10 @@ from strucprune_core.calibration.text import (
     calibration_windows,
     digest,
     evaluation_windows,
-    load_tokenizer,
 )
-from strucprune_core.errors import InvalidCheckpoint, InvalidText
+from strucprune_core.errors import InvalidText
 from strucprune_core.storage.local import LocalStore
-from tests.core.calibration.stored import stored, words
+from tests.core.calibration.stored import of, stored, words
 from tests.support.text import make_text
 
 # How Llama 3's tokenizer splits: a line's end belongs to the punctuation before it.
@@ -71,7 +70,7 @@ def test_evaluation_windows_are_the_beginning_of_the_text(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     ids = whole(tokenizer, PROSE)
-    windows = evaluation_windows(stored(tmp_path, PROSE), tokenizer, 5, 40)
+    windows = evaluation_windows(stored(tmp_path, PROSE), of(tokenizer), 5, 40)
     assert windows.shape == (5, 40)
     assert windows.dtype == np.int32
     assert windows.flatten().tolist() == ids[:200]
@@ -84,7 +83,7 @@ def test_blocks_give_the_tokens_of_the_whole_text(
     # Small blocks end inside characters of several bytes, words, blank lines and digits.
     monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
     ids = whole(tokenizer, PROSE)
-    windows = evaluation_windows(stored(tmp_path, PROSE), tokenizer, 1, len(ids))
+    windows = evaluation_windows(stored(tmp_path, PROSE), of(tokenizer), 1, len(ids))
     assert windows[0].tolist() == ids
 
 
@@ -103,7 +102,7 @@ def test_a_text_without_words_is_cut_all_the_same(
 
     content = unit * 500
     watched: Any = Watched()
-    windows = evaluation_windows(stored(tmp_path, content), watched, 1, 20)
+    windows = evaluation_windows(stored(tmp_path, content), of(watched), 1, 20)
     assert tokenizer.decode(windows[0].tolist()).rstrip("\ufffd") in content
     assert max(seen) <= 5 * 4 * 64  # four blocks of characters, of up to four bytes each
 
@@ -116,7 +115,7 @@ def test_special_tokens_come_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     bos = plain.token_to_id("<s>")
     plain.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     monkeypatch.setattr(module, "BLOCK_BYTES", 100)
-    windows = evaluation_windows(stored(tmp_path, PROSE), plain, 1, 500)
+    windows = evaluation_windows(stored(tmp_path, PROSE), of(plain), 1, 500)
     assert windows[0].tolist().count(bos) == 1
     assert windows[0, 0] == bos
 
@@ -126,7 +125,7 @@ def test_calibration_windows_are_parts_of_the_text_that_do_not_overlap(
 ) -> None:
     numbers = " ".join(f"w{i}" for i in range(900))
     ids = whole(tokenizer, numbers)
-    windows = calibration_windows(stored(tmp_path, numbers), tokenizer, 12, 50, 0)
+    windows = calibration_windows(stored(tmp_path, numbers), of(tokenizer), 12, 50, 0)
     assert windows.shape == (12, 50)
     assert windows.dtype == np.int32
     starts = []
@@ -140,7 +139,7 @@ def test_calibration_windows_are_parts_of_the_text_that_do_not_overlap(
 
 def test_the_seed_decides(tmp_path: Path, tokenizer: Tokenizer) -> None:
     text = stored(tmp_path, PROSE)
-    draws = [calibration_windows(text, tokenizer, 4, 32, seed) for seed in (0, 0, 1, 2**63 - 1)]
+    draws = [calibration_windows(text, of(tokenizer), 4, 32, seed) for seed in (0, 0, 1, 2**63 - 1)]
     assert np.array_equal(draws[0], draws[1])
     assert not np.array_equal(draws[0], draws[2])
     assert not np.array_equal(draws[0], draws[3])
@@ -152,7 +151,7 @@ def test_any_draw_lies_inside_the_text(
     tmp_path_factory: pytest.TempPathFactory, seed: int, samples: int, length: int
 ) -> None:
     text = stored(tmp_path_factory.mktemp("text"), " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, words(), samples, length, seed)
+    windows = calibration_windows(text, of(words()), samples, length, seed)
     steps = np.diff(windows, axis=1)
     assert (steps == 1).all()  # word i is token i
     starts = np.sort(windows[:, 0])
@@ -161,7 +160,7 @@ def test_any_draw_lies_inside_the_text(
 
 def test_exactly_enough_tokens_do(tmp_path: Path) -> None:
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, words(), 10, 50, 3)
+    windows = calibration_windows(text, of(words()), 10, 50, 3)
     assert sorted(windows.flatten().tolist()) == list(range(500))
 
 
@@ -171,7 +170,7 @@ def test_calibration_reads_no_more_than_it_needs(
     monkeypatch.setattr(module, "CALIBRATION_TEXT_BYTES", 1000)
     monkeypatch.setattr(module, "BLOCK_BYTES", 64)
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
-    windows = calibration_windows(text, words(), 5, 10, 0)
+    windows = calibration_windows(text, of(words()), 5, 10, 0)
     assert windows.max() <= 1000 / len("w10 ")
 
 
@@ -179,7 +178,7 @@ def test_calibration_reads_no_more_than_it_needs(
 def test_too_short_says_by_how_much(tmp_path: Path, draw: Callable[..., object]) -> None:
     text = stored(tmp_path, " ".join(f"w{i}" for i in range(500)))
     with pytest.raises(InvalidText, match=r"500 tokens; 11 sequences of 50 need 550") as caught:
-        draw(text, words(), 11, 50)
+        draw(text, of(words()), 11, 50)
     assert caught.value.field == "calibration.uri"
     assert caught.value.remedy
 
@@ -192,44 +191,24 @@ def test_text_that_is_not_utf8_is_refused(
     monkeypatch.setattr(module, "BLOCK_BYTES", block_bytes)
     text = stored(tmp_path, b"w1 w2 w3 w4 w5 " + bad)
     with pytest.raises(InvalidText, match="not UTF-8") as caught:
-        calibration_windows(text, words(), 1, 2, 0)
+        calibration_windows(text, of(words()), 1, 2, 0)
     assert caught.value.field == "calibration.uri"
     with pytest.raises(InvalidText, match="not UTF-8"):
-        evaluation_windows(text, words(), 1, 50)
+        evaluation_windows(text, of(words()), 1, 50)
 
 
 def test_an_empty_text_is_too_short(tmp_path: Path) -> None:
     with pytest.raises(InvalidText, match="0 tokens"):
-        evaluation_windows(stored(tmp_path, ""), words(), 1, 2)
+        evaluation_windows(stored(tmp_path, ""), of(words()), 1, 2)
 
 
 def test_a_text_that_vanished(tmp_path: Path) -> None:
     text = Text(LocalStore(tmp_path), "gone.txt", "evaluation.uri")
     with pytest.raises(InvalidText, match=r"gone\.txt") as caught:
-        evaluation_windows(text, words(), 1, 2)
+        evaluation_windows(text, of(words()), 1, 2)
     assert caught.value.field == "evaluation.uri"
 
 
 def test_digest_is_that_of_the_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BLOCK_BYTES", 10)
     assert digest(stored(tmp_path, PROSE)) == hashlib.sha256(PROSE.encode()).hexdigest()
-
-
-@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b'{"model": 3}', b"[]"])
-def test_a_file_that_is_no_tokenizer_is_refused(data: bytes) -> None:
-    with pytest.raises(InvalidCheckpoint, match=r"tokenizer\.json") as caught:
-        load_tokenizer(data)
-    assert caught.value.field == "model.uri"
-
-
-def test_a_tokenizer_survives_its_file(tokenizer: Tokenizer) -> None:
-    again = load_tokenizer(tokenizer.to_str().encode())
-    assert again.encode(PROSE).ids == whole(tokenizer, PROSE)
-
-
-def test_truncation_and_padding_saved_with_a_tokenizer_are_ignored(tokenizer: Tokenizer) -> None:
-    saved = Tokenizer.from_str(tokenizer.to_str())
-    saved.enable_truncation(8)
-    saved.enable_padding(length=2048)
-    again = load_tokenizer(saved.to_str().encode())
-    assert again.encode(PROSE).ids == whole(tokenizer, PROSE)

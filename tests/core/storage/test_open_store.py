@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +26,58 @@ def test_bad_uris(uri: str) -> None:
         open_store(uri)
 
 
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("s3:/bucket/key", "begins with two slashes"),
+        ("s3:bucket", "begins with two slashes"),
+        ("S3://bucket/key", "scheme 'S3' is not supported; use s3://bucket/key"),
+        ("file://host/models/m", "file:///directory/name"),
+        ("file://~/m", "file:///directory/name"),
+        ("file:m", "file:///directory/name"),
+        ("file://", "file:///directory/name"),
+        ("$HOME/m", "variable that no shell has replaced"),
+        ("${HOME}/m", "variable that no shell has replaced"),
+        ("~nobody-of-this-name/m", "home directory of a user who does not exist"),
+        ("s3://bucket/a/%2E%2e/b", "'..' segments"),
+        ("s3://bucket/a\\b", "backslash"),
+        ("", "empty"),
+    ],
+)
+def test_what_would_name_another_place(uri: str, reason: str) -> None:
+    with pytest.raises(InvalidSpec, match=re.escape(reason)):
+        open_store(uri)
+
+
+@pytest.mark.parametrize("uri", ["~/models/m", "~", "file:///{home}/models/m", "./~/m", "a~b/m"])
+def test_the_home_directory(uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    expected = {
+        "~/models/m": home / "models/m",
+        "~": home,
+        "file:///{home}/models/m": home / "models/m",
+        "./~/m": tmp_path / "~/m",
+        "a~b/m": tmp_path / "a~b/m",
+    }[uri]
+    store = open_store(uri.replace("/{home}", str(home)))
+    assert isinstance(store, LocalStore)
+    assert store.root == expected
+    assert split_object(uri.replace("/{home}", str(home))) == (str(expected.parent), expected.name)
+
+
+def test_file_uris_of_this_machine(tmp_path: Path) -> None:
+    for uri in (f"file://localhost{tmp_path}", f"file:{tmp_path}", f"file://{tmp_path}/a%20b"):
+        store = open_store(uri)
+        assert isinstance(store, LocalStore)
+        assert store.root == (tmp_path / "a%20b" if uri.endswith("b") else tmp_path)
+
+
 def test_split_object(tmp_path: Path) -> None:
     assert split_object("s3://bucket/a/b.txt") == ("s3://bucket/a", "b.txt")
     assert split_object("s3://bucket/b.txt") == ("s3://bucket", "b.txt")
+    assert split_object("s3://b-1/a#b/50 %?.txt") == ("s3://b-1/a#b", "50 %?.txt")
     for uri in ("s3://bucket", "/"):
         with pytest.raises(InvalidSpec, match="names no object"):
             split_object(uri)

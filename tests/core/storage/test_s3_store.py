@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import uuid4
 
+import httpx
 import pytest
 
 from embedded.s3 import S3Server
@@ -28,7 +29,7 @@ from strucprune_core.errors import (
     StrucPruneError,
 )
 from strucprune_core.storage import s3, s3_transfer
-from strucprune_core.storage.open import open_store
+from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.s3 import S3Store, open_s3
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import ObjectInfo, Store
@@ -254,6 +255,45 @@ def test_presigned_urls(store: S3Store) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(url.replace("Signature=", "Signature=0"))
     refused.value.close()
+
+
+# Every character that a key may have and that a URL, a query or a shell takes for something else.
+ODD = (
+    "run #3",
+    "50%",
+    "a?b=c&d",
+    "x+y z",
+    "%2F",
+    "é数🦙",
+    "'\"<>|*;:@=,!$()[]{}^`~",
+    "...",
+    "-_.~",
+)
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_odd_keys(settings: S3Settings, bucket: str, tmp_path: Path, name: str) -> None:
+    prefix = f"odd-{uuid4().hex}/{name}"
+    store = open_store(f"s3://{bucket}/{prefix}/", settings)
+    assert isinstance(store, S3Store)
+    assert store.uri == f"s3://{bucket}/{prefix}"
+    store.check_writable()
+    assert store.put_if_absent(name, b"one")
+    assert not store.put_if_absent(name, b"two")
+    (tmp_path / "file").write_bytes(b"three")
+    store.upload(f"sub/{name}", tmp_path / "file")
+    assert {(info.key, info.size_bytes) for info in store.list()} == {(name, 3), (f"sub/{name}", 5)}
+    assert [info.key for info in store.list(f"sub/{name[:1]}")] == [f"sub/{name}"]
+    store.download(f"sub/{name}", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == store.child("sub").read(name) == b"three"
+    parent, key = open_object(f"s3://{bucket}/{prefix}/{name}", settings)
+    assert bytes(parent.read(key)) == b"one"
+    assert key == name
+    assert httpx.get(store.presign(name, 60)).content == b"one"
+    with urllib.request.urlopen(store.presign(f"sub/{name}", 60)) as answer:
+        assert answer.read() == b"three"
+    store.delete(name)
+    assert store.stat(name) is None
 
 
 def test_a_check_for_writing_leaves_no_trace(store: S3Store) -> None:

@@ -35,6 +35,11 @@ class OomWatch:
         return sum(_count(path) or 0 for path in self._files)
 
 
+def machine_kills(proc: Path = _PROC) -> int | None:
+    """How often the kernel has killed for memory since the machine started; None if unknown."""
+    return _count(proc / "vmstat")
+
+
 def _group_files(proc: Path, cgroups: Path) -> Iterable[Path]:
     """Files that may count the kills in this process's control group, by version and mount."""
     try:

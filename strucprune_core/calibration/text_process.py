@@ -1,0 +1,333 @@
+"""Texts to tokens in a process of their own, which may fail, hang or grow without harm to the job.
+
+    job's process                      process that reads texts (`text_process_main`)
+    starts it, sends a request   ->    sets its limits, parses the tokenizer
+    reads its stores for it      <->   reads the text, renders conversations, tokenises
+    collects tokens              <-    sends them as they come, and where it is
+
+All programs that come with a model or a text run there. The limits of its memory and processor time
+grow with the text (`process_limits`) and are kept by the kernel. What ends there ends for good: the
+same text would need the same again, so the error is final and says where it happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strucprune_core.calibration.process_limits import TextLimits
+from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.text_protocol import (
+    BadMessage,
+    Failure,
+    Kind,
+    Pipes,
+    ReadRequest,
+    StoreCall,
+)
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.errors import (
+    InvalidCheckpoint,
+    InvalidText,
+    OutOfMemory,
+    ProcessKilled,
+    StrucPruneError,
+)
+from strucprune_core.oom import OomWatch
+from strucprune_core.spec import FileFormat
+from strucprune_core.storage.store import Readable
+
+LIMITS = TextLimits()
+# A process that says nothing for so long has been stopped, or gets no processor: that is not the
+# text's fault.
+SILENT_SECONDS = 1800.0
+_EXIT_SECONDS = 10.0
+_PROGRAM = "strucprune_core.calibration.text_process_main"
+# What the process needs of the environment; credentials are not in it.
+_PASSED_ON = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+)
+_SETTINGS = {
+    # One thread: it tokenises one text at a time, and each thread's stack counts as memory.
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # pyarrow's own pools reserve a GiB at once.
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    # transformers renders chat templates and needs no torch for it.
+    "USE_TORCH": "0",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_OFFLINE": "1",
+}
+# How a library ends a process that can get no more memory, or that it has brought to a fault.
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
+
+
+def text_tokens(
+    index: CheckpointIndex,
+    text: Text,
+    *,
+    vocab_size: int,
+    file_format: FileFormat = "text",
+    document_field: str = "",
+    chat: bool = False,
+    limit_bytes: int | None = None,
+    wait: Callable[[], None] = lambda: None,
+    digest: Callable[[str], None] = lambda sha256: None,
+) -> Iterator[NDArray[np.int32]]:
+    """Token ids of a text, in pieces as they come.
+
+    Args:
+        index: The model, with its tokenizer.
+        text: The text.
+        vocab_size: Rows of the model's embedding.
+        file_format: What kind of file it is.
+        document_field: Which field of each record is read.
+        chat: Whether records are conversations, for the model's chat template.
+        limit_bytes: How much of a plain text is read; all if None.
+        wait: Called now and then while nothing comes: a safe point to stop at.
+        digest: Told the SHA-256 (hex) of the documents, at the end.
+
+    Raises:
+        InvalidText: the text is not what was announced, or takes too much memory or time.
+        InvalidCheckpoint: the tokenizer is.
+        InvalidSpec: conversations, and the model has no chat template.
+        ProcessKilled: the process was ended from outside.
+        StorageError: a store refused or failed.
+    """
+    request = ReadRequest(
+        what="tokens",
+        uris={"model": index.store.uri, "text": text.store.uri},
+        limits=LIMITS,
+        vocab_size=vocab_size,
+        config=_special_tokens(index),
+        side_files=tuple(index.other_files),
+        key=text.key,
+        field=text.field,
+        file_format=file_format,
+        document_field=document_field,
+        chat=chat,
+        limit_bytes=limit_bytes,
+    )
+    with _TextProcess(request, {"model": index.store, "text": text.store}, text, wait) as process:
+        for kind, payload in process.messages():
+            if kind is Kind.TOKENS:
+                yield np.frombuffer(payload, dtype=np.int32)
+            else:
+                digest(json.loads(payload).get("sha256", ""))
+
+
+def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None, int]:
+    """Id of the token that a text begins after (None if the model names none); number of tokens.
+
+    Args:
+        index: The model, with its tokenizer.
+        vocab_size: Rows of the model's embedding.
+
+    Raises:
+        InvalidCheckpoint: the tokenizer cannot be read, or takes too much memory or time.
+    """
+    request = ReadRequest(
+        what="facts",
+        uris={"model": index.store.uri},
+        limits=LIMITS,
+        vocab_size=vocab_size,
+        config=_special_tokens(index),
+        side_files=tuple(index.other_files),
+    )
+    with _TextProcess(request, {"model": index.store}) as process:
+        told: dict[str, Any] = {}
+        for _, payload in process.messages():
+            told = json.loads(payload)
+    return told["start"], told["vocab_size"]
+
+
+def _special_tokens(index: CheckpointIndex) -> dict[str, Any]:
+    names = ("bos_token_id", "eos_token_id")
+    return {name: index.config[name] for name in names if name in index.config}
+
+
+class _TextProcess:
+    """The process while it answers one request. A context manager; leaving it ends the process.
+
+    Args:
+        request: What it is to do.
+        stores: What it may read.
+        text: The text, if one is read: its `tick` is called before each read.
+        wait: Called while nothing comes.
+    """
+
+    def __init__(
+        self,
+        request: ReadRequest,
+        stores: Mapping[str, Readable],
+        text: Text | None = None,
+        wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._stores, self._text, self._wait = stores, text, wait
+        self._where: str | None = None
+        self._oom = OomWatch()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=_environment(),
+        )
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("a process without pipes")
+        self._pipes = Pipes(self._process.stdout.fileno(), self._process.stdin.fileno())
+        self._heard_at = time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # its end is noticed where it is read from
+            self._pipes.send(Kind.REQUEST, request.model_dump_json().encode())
+
+    def __enter__(self) -> _TextProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def messages(self) -> Iterator[tuple[Kind, bytes]]:
+        """Its TOKENS as they come, and DONE at last. What it asks for is answered meanwhile.
+
+        Raises:
+            StrucPruneError: it failed, or was ended.
+        """
+        while True:
+            kind, payload = self._next()
+            self._heard_at = time.monotonic()
+            match kind:
+                case Kind.STAT | Kind.READ:
+                    self._serve(kind, StoreCall.model_validate_json(payload))
+                case Kind.AT:
+                    self._where = payload.decode()
+                case Kind.TOKENS:
+                    yield kind, payload
+                case Kind.DONE:
+                    yield kind, payload
+                    return
+                case Kind.FAILED:
+                    raise _error(Failure.model_validate_json(payload))
+                case Kind.NO_MEMORY:
+                    raise self._too_much("memory")
+                case _:
+                    raise RuntimeError(f"the process that reads texts sent {kind}")
+
+    def _next(self) -> tuple[Kind, bytes]:
+        try:
+            message = self._pipes.receive(self._still_waiting)
+        except BadMessage as error:
+            raise RuntimeError(
+                "the process that reads texts does not keep to the protocol"
+            ) from error
+        if message is None:
+            raise self._ended()
+        return message
+
+    def _still_waiting(self) -> None:
+        self._wait()
+        if time.monotonic() - self._heard_at > SILENT_SECONDS:
+            raise ProcessKilled(
+                f"The process that reads texts has not answered for {SILENT_SECONDS:.0f} s."
+            )
+
+    def _serve(self, kind: Kind, call: StoreCall) -> None:
+        store = self._stores[call.store]
+        if kind is Kind.STAT:
+            info = store.stat(call.key)
+            answer = None if info is None else str(info.size_bytes).encode()
+        else:
+            if call.store == "text" and self._text is not None:
+                self._text.tick()
+            answer = bytes(store.read(call.key, call.start, call.length))
+        with contextlib.suppress(BrokenPipeError):
+            self._pipes.send(Kind.ABSENT if answer is None else Kind.ANSWER, answer or b"")
+
+    def _ended(self) -> Exception:
+        """What its end without a last word means."""
+        try:
+            status = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return ProcessKilled("The process that reads texts has closed its output.")
+        if status == -signal.SIGXCPU:
+            return self._too_much("processor time")
+        if -status in _CRASHES:
+            name = signal.Signals(-status).name
+            return self._refusal(
+                f"a library failed ({name}), perhaps for lack of memory, while {self._doing()}"
+            )
+        if status == -signal.SIGKILL and self._oom.fired():
+            return OutOfMemory(
+                f"The machine ran out of memory while {self._doing()}.",
+                remedy="Use one with more memory, or a text with shorter records.",
+            )
+        if status < 0:
+            name = signal.Signals(-status).name
+            return ProcessKilled(f"The process that reads texts was ended by {name}.")
+        return RuntimeError(f"the process that reads texts ended with status {status}; see its log")
+
+    def _doing(self) -> str:
+        if self._where is None or self._text is None:
+            return "the tokenizer was loaded"
+        return f"{self._where} of {self._text.key} was tokenised"
+
+    def _too_much(self, what: str) -> StrucPruneError:
+        """The error for a limit that was passed."""
+        return self._refusal(f"more {what} was needed than is allowed while {self._doing()}")
+
+    def _refusal(self, message: str) -> StrucPruneError:
+        if self._where is None or self._text is None:
+            return InvalidCheckpoint(
+                message,
+                field="model.uri",
+                remedy="Check tokenizer.json, or save the tokenizer again with transformers.",
+            )
+        return InvalidText(
+            message,
+            field=self._text.field,
+            remedy="The limits grow with the text. Check the model's chat template and the "
+            "patterns in its tokenizer.json, or leave out what the error names.",
+        )
+
+
+def _environment() -> dict[str, str]:
+    passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    # What this process imports, that one is to import.
+    path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+    return {**passed, **_SETTINGS, "PYTHONPATH": path}
+
+
+def _error(failure: Failure) -> StrucPruneError:
+    """The error that the process met."""
+    return _class_of(failure.code)(failure.message, field=failure.field, remedy=failure.remedy)
+
+
+def _class_of(code: str) -> type[StrucPruneError]:
+    todo: list[type[StrucPruneError]] = [StrucPruneError]
+    while todo:
+        found = todo.pop()
+        if found.code == code:
+            return found
+        todo += found.__subclasses__()
+    return StrucPruneError

@@ -1,0 +1,200 @@
+"""The program that reads texts for a job, in a process of its own: see `text_process`.
+
+    python -P -m strucprune_core.calibration.text_process_main
+
+All programs that come with a model or a text run here and nowhere else in a job: chat templates,
+the rules of a tokenizer, the decompression of parquet pages. It has no credentials: what it reads
+it asks the job's process for. It never imports torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from strucprune_core.calibration import text as plain
+from strucprune_core.calibration.chat import ChatRenderer
+from strucprune_core.calibration.documents import (
+    document_tokens,
+    end_of_text,
+    read_records,
+    start_of_text,
+)
+from strucprune_core.calibration.process_limits import ProcessLimits
+from strucprune_core.calibration.records import Record
+from strucprune_core.calibration.text import Text, decoded, encode_pieces
+from strucprune_core.calibration.text_protocol import (
+    Failure,
+    Kind,
+    Pipes,
+    ReadRequest,
+    StoreCall,
+)
+from strucprune_core.calibration.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer
+from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.storage.store import ObjectInfo
+
+
+class ServedStore:
+    """A store that another process reads for this one.
+
+    Args:
+        name: "model" or "text".
+        uri: Its root, for messages.
+        pipes: To the other process.
+    """
+
+    def __init__(self, name: str, uri: str, pipes: Pipes) -> None:
+        self._name, self._uri, self._pipes = name, uri, pipes
+
+    @property
+    def uri(self) -> str:
+        """The root, as a user would write it."""
+        return self._uri
+
+    def stat(self, key: str) -> ObjectInfo | None:
+        """See `Store.stat`."""
+        found = self._ask(Kind.STAT, StoreCall(store=self._name, key=key))
+        return None if found is None else ObjectInfo(key, int(found))
+
+    def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        """See `Store.read`. What it raises ends this process: the other one knows the reason."""
+        call = StoreCall(store=self._name, key=key, start=start, length=length)
+        return bytearray(self._ask(Kind.READ, call) or b"")
+
+    def _ask(self, kind: Kind, call: StoreCall) -> bytes | None:
+        self._pipes.send(kind, call.model_dump_json().encode())
+        answer = self._pipes.receive()
+        if answer is None:
+            # Whoever asked for the text has enough of it, or is gone.
+            raise SystemExit(0)
+        kind, payload = answer
+        return None if kind is Kind.ABSENT else payload
+
+
+class Reader:
+    """Reads what a request asks for, and says where it is.
+
+    Args:
+        request: What to read.
+        pipes: To the process that asked.
+    """
+
+    def __init__(self, request: ReadRequest, pipes: Pipes) -> None:
+        self._request, self._pipes = request, pipes
+        self._limits = ProcessLimits(request.limits)
+        self._model = ServedStore("model", request.uris["model"], pipes)
+
+    def run(self) -> dict[str, Any]:
+        """Send tokens as they come; what is said at the end.
+
+        Raises:
+            StrucPruneError: of the text or the tokenizer.
+        """
+        tokenizer = self._tokenizer()
+        if self._request.what == "facts":
+            settings = read_tokenizer_config(self._model, self._request.side_files)
+            start = start_of_text(tokenizer, settings, self._request.config)
+            return {"start": start, "vocab_size": tokenizer.vocab_size}
+        text = Text(
+            ServedStore("text", self._request.uris["text"], self._pipes),
+            self._request.key,
+            self._request.field,
+        )
+        if self._request.file_format == "text":
+            self._send(self._plain_tokens(text, tokenizer))
+            return {}
+        sha = hashlib.sha256()
+        self._send(self._document_tokens(text, tokenizer, sha.update))
+        return {"sha256": sha.hexdigest()}
+
+    def _tokenizer(self) -> TextTokenizer:
+        info = self._model.stat(TOKENIZER)
+        self._limits.tokenizer(info.size_bytes if info else 0)
+        return load_tokenizer(bytes(self._model.read(TOKENIZER)), self._request.vocab_size)
+
+    def _plain_tokens(self, text: Text, tokenizer: TextTokenizer) -> Iterator[list[int]]:
+        self._at("the text")
+        uncut = 0
+
+        def announced() -> Iterator[str]:
+            nonlocal uncut
+            for piece in decoded(text, self._request.limit_bytes):
+                size = len(piece.encode())
+                uncut += size
+                self._limits.text(size, uncut)
+                yield piece
+
+        for ids in encode_pieces(announced(), tokenizer, special_tokens=True):
+            uncut = 0
+            yield ids
+
+    def _document_tokens(
+        self, text: Text, tokenizer: TextTokenizer, seen: Callable[[bytes], None]
+    ) -> Iterator[list[int]]:
+        request = self._request
+        settings = read_tokenizer_config(self._model, request.side_files)
+        chat = None
+        if request.chat:
+            template = check_chat_template(settings)
+            chat = ChatRenderer(template, settings.special_tokens)
+        records = read_records(text, request.file_format, request.document_field)
+        yield from document_tokens(
+            text,
+            self._announced(records),
+            tokenizer,
+            end=end_of_text(tokenizer, settings, request.config),
+            chat=chat,
+            seen=seen,
+        )
+
+    def _announced(self, records: Iterable[Record]) -> Iterator[Record]:
+        self._at("its beginning")
+        for record in records:
+            value = record.value
+            shown = value if isinstance(value, str) else repr(value)
+            self._limits.record(len(shown.encode("utf-8", "surrogatepass")))
+            self._at(record.where)
+            yield record
+
+    def _at(self, where: str) -> None:
+        self._pipes.send(Kind.AT, where.encode())
+
+    def _send(self, tokens: Iterable[plain.Tokens]) -> None:
+        for ids in tokens:
+            self._pipes.send(Kind.TOKENS, np.asarray(ids, dtype=np.int32).tobytes())
+
+
+def main() -> int:
+    """Answer one request; the exit status."""
+    # A Ctrl-C goes to the job's process too, which decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pipes = Pipes(os.dup(0), os.dup(1))
+    # What libraries print must not get between the messages.
+    os.dup2(2, 1)
+    first = pipes.receive()
+    if first is None:
+        return 0
+    try:
+        request = ReadRequest.model_validate_json(first[1])
+        told = Reader(request, pipes).run()
+        pipes.send(Kind.DONE, json.dumps(told).encode())
+    except BrokenPipeError:
+        pass
+    except MemoryError:
+        pipes.send(Kind.NO_MEMORY)
+    except StrucPruneError as error:
+        pipes.send(Kind.FAILED, Failure.of(error).model_dump_json().encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,168 @@
+"""Messages between the process that runs a job and the one that reads its texts (`text_process`).
+
+A message is one byte that names its kind, eight bytes of length, and so many bytes. The process
+that reads texts runs hostile programs, so what comes from it is checked like any other input.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import struct
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from strucprune_core.calibration.process_limits import TextLimits
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.spec import FileFormat
+
+_HEAD = struct.Struct(">cQ")
+_READ_BYTES = 1 << 20
+_TICK_SECONDS = 0.1
+# The tokens of one piece of text are the largest message; a longer one is refused.
+MAX_MESSAGE_BYTES = 256 << 20
+
+
+class Kind(Enum):
+    """What a message is.
+
+    To the process that reads texts: REQUEST first, then ANSWER or ABSENT to each STAT and READ.
+    From it: AT and TOKENS as it goes, at last one of DONE, FAILED and NO_MEMORY.
+    """
+
+    REQUEST = b"q"
+    ANSWER = b"a"
+    ABSENT = b"n"
+    STAT = b"s"
+    READ = b"r"
+    AT = b"w"
+    TOKENS = b"t"
+    DONE = b"d"
+    FAILED = b"e"
+    NO_MEMORY = b"m"
+
+
+class ReadRequest(BaseModel):
+    """What is to be read.
+
+    Attributes:
+        what: The tokens of the text, or only facts about the tokenizer.
+        uris: Of the stores "model" and "text", for messages.
+        limits: For memory and time.
+        vocab_size: Rows of the model's embedding.
+        config: What config.json says of special tokens.
+        side_files: Names of the model's files beside its weights.
+        key: The text's name in its store.
+        field: Names the text in errors.
+        file_format: Of the text.
+        document_field: Which field of each record is read.
+        chat: Whether records are conversations.
+        limit_bytes: How much of a plain text is read; all if None.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    what: Literal["tokens", "facts"]
+    uris: dict[str, str]
+    limits: TextLimits
+    vocab_size: int
+    config: dict[str, Any] = {}
+    side_files: tuple[str, ...] = ()
+    key: str = ""
+    field: str = ""
+    file_format: FileFormat = "text"
+    document_field: str = ""
+    chat: bool = False
+    limit_bytes: int | None = None
+
+
+class StoreCall(BaseModel):
+    """A question to the job's process: STAT or READ."""
+
+    store: str
+    key: str
+    start: int = 0
+    length: int | None = None
+
+
+class Failure(BaseModel):
+    """An error of the text or the model, to be raised again in the process that asked."""
+
+    code: str
+    message: str
+    field: str | None
+    remedy: str | None
+
+    @classmethod
+    def of(cls, error: StrucPruneError) -> Failure:
+        """The message of an error."""
+        return cls(code=error.code, message=error.message, field=error.field, remedy=error.remedy)
+
+
+class BadMessage(Exception):
+    """The other process wrote what is no message."""
+
+
+class Pipes:
+    """Messages over two file descriptors.
+
+    Args:
+        source: Where messages come from.
+        sink: Where they go.
+    """
+
+    def __init__(self, source: int, sink: int) -> None:
+        self._source, self._sink = source, sink
+        self._data = bytearray()
+
+    def send(self, kind: Kind, payload: bytes = b"") -> None:
+        """Write one message.
+
+        Raises:
+            BrokenPipeError: the other process has ended.
+        """
+        data = memoryview(_HEAD.pack(kind.value, len(payload)) + payload)
+        while data:
+            data = data[os.write(self._sink, data) :]
+
+    def receive(self, wait: Callable[[], None] | None = None) -> tuple[Kind, bytes] | None:
+        """The next message; None if the other process has ended.
+
+        Args:
+            wait: Called ten times a second while nothing comes; may raise.
+
+        Raises:
+            BadMessage: what came is no message.
+        """
+        if not self._fill(_HEAD.size, wait):
+            return None
+        kind, length = self._head()
+        if not self._fill(_HEAD.size + length, wait):
+            return None
+        payload = bytes(self._data[_HEAD.size : _HEAD.size + length])
+        del self._data[: _HEAD.size + length]
+        return kind, payload
+
+    def _head(self) -> tuple[Kind, int]:
+        letter, length = _HEAD.unpack_from(self._data)
+        if length > MAX_MESSAGE_BYTES:
+            raise BadMessage(f"a message of {length} bytes")
+        try:
+            return Kind(letter), length
+        except ValueError as error:
+            raise BadMessage(f"a message of the kind {letter!r}") from error
+
+    def _fill(self, size_bytes: int, wait: Callable[[], None] | None) -> bool:
+        """Read on until so many bytes are there; False at the end of the stream."""
+        while len(self._data) < size_bytes:
+            if wait is not None and not select.select([self._source], [], [], _TICK_SECONDS)[0]:
+                wait()
+                continue
+            data = os.read(self._source, _READ_BYTES)
+            if not data:
+                return False
+            self._data += data
+        return True

@@ -1,0 +1,173 @@
+"""The model's tokenizer: the only file that calls the `tokenizers` library.
+
+A tokenizer.json is data, never code, but hostile data: the library raises bare exceptions for a
+malformed one, and a panic of its Rust code (a `BaseException`, which no `except Exception` sees)
+for a pattern that backtracks too long or an index out of range. All of that becomes the typed
+errors below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer, models
+
+from strucprune_core.calibration.tokenizer_config import TOKENIZER_CONFIG
+from strucprune_core.checkpoint.hostile_json import refuse_lfs_pointer, shown
+from strucprune_core.errors import InvalidCheckpoint, InvalidText, StrucPruneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+TOKENIZER = "tokenizer.json"
+_FIELD = "model.uri"
+# The class of Rust panics cannot be imported: each Rust module makes one of its own.
+_PANIC = "PanicException"
+_MAX_REASON = 300
+
+
+class TextTokenizer:
+    """Text to token ids that the model has embeddings for.
+
+    Args:
+        tokenizer: The library's; it must neither cut nor fill what it encodes.
+        vocab_size: Rows of the model's embedding.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer = tokenizer
+        self._rows = vocab_size
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens that both the tokenizer and the model's embedding have."""
+        return min(self._tokenizer.get_vocab_size(), self._rows)
+
+    def encode(self, text: str, *, special_tokens: bool) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: Any valid Unicode.
+            special_tokens: Whether to add the tokens that the tokenizer begins or ends texts with.
+
+        Raises:
+            InvalidText: the tokenizer has no token for something in the text; no field is named.
+            InvalidCheckpoint: the tokenizer fails, or gives an id that the model has no row for.
+        """
+        with _translated(_not_encoded):
+            ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special_tokens).ids
+        if ids:
+            self._check_id(max(ids))
+        return ids
+
+    def token_id(self, token: str) -> int | None:
+        """Id of a token by its text, None if the tokenizer has no such token.
+
+        Raises:
+            InvalidCheckpoint: the model has no row for it.
+        """
+        with _translated(_bad_special_token):
+            found: int | None = self._tokenizer.token_to_id(token)
+        if found is not None:
+            self._check_id(found)
+        return found
+
+    def _check_id(self, token: int) -> None:
+        if token >= self._rows:
+            raise InvalidCheckpoint(
+                f"the tokenizer gives token {token}, but the model has a vocabulary of "
+                f"{self._rows}",
+                field=_FIELD,
+                remedy=f"Use the {TOKENIZER} that belongs to the model.",
+            )
+
+
+def load_tokenizer(data: bytes, vocab_size: int) -> TextTokenizer:
+    """Parse a tokenizer.json.
+
+    Args:
+        data: The file.
+        vocab_size: Rows of the model's embedding.
+
+    Raises:
+        InvalidCheckpoint: it is not a tokenizer definition.
+    """
+    refuse_lfs_pointer(data, TOKENIZER)
+    with _translated(_not_loaded):
+        tokenizer = Tokenizer.from_str(data.decode("utf-8"))
+        # Saved with some tokenizers; here they would cut or fill every block of the text, or (a
+        # regularisation for training) encode the same text otherwise in each run.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        if getattr(tokenizer.model, "dropout", None) is not None:
+            tokenizer.model.dropout = None
+        if not tokenizer.get_vocab_size():
+            raise ValueError("its vocabulary is empty")
+    return TextTokenizer(tokenizer, vocab_size)
+
+
+def chat_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
+    """What transformers renders chat templates with: it knows special tokens, and no vocabulary.
+
+    Args:
+        special_tokens: Text of each special token by its name ("eos_token").
+
+    Raises:
+        InvalidCheckpoint: transformers refuses the special tokens.
+    """
+    # transformers takes seconds to import: only where it is needed.
+    from transformers import PreTrainedTokenizerFast
+
+    with _translated(_bad_special_token):
+        return PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(models.BPE()), **dict(special_tokens)
+        )
+
+
+@contextmanager
+def _translated(failure: Callable[[str, bool], StrucPruneError]) -> Iterator[None]:
+    """Turn whatever the library throws into the error that `failure` makes of it.
+
+    `failure` gets the reason and whether the library panicked.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise failure(shown(str(error), _MAX_REASON), False) from error
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise  # an interrupt, say
+        raise failure(shown(str(error), _MAX_REASON), True) from error
+
+
+def _not_encoded(reason: str, panicked: bool) -> StrucPruneError:
+    if panicked:
+        return InvalidCheckpoint(
+            f"the tokenizer fails on the text: {reason}",
+            field=_FIELD,
+            remedy=f"Correct the patterns and ids in {TOKENIZER}, or give another text.",
+        )
+    return InvalidText(
+        f"the model's tokenizer cannot encode the text: {reason}",
+        remedy=f"Give a text of which it knows every word, or a {TOKENIZER} with an unknown token.",
+    )
+
+
+def _not_loaded(reason: str, panicked: bool) -> StrucPruneError:
+    return InvalidCheckpoint(
+        f"{TOKENIZER} cannot be read: {reason}",
+        field=_FIELD,
+        remedy="Save the tokenizer again with transformers' save_pretrained.",
+    )
+
+
+def _bad_special_token(reason: str, panicked: bool) -> StrucPruneError:
+    return InvalidCheckpoint(
+        f"a special token of {TOKENIZER_CONFIG} cannot be used: {reason}",
+        field=_FIELD,
+        remedy=f"Correct {TOKENIZER_CONFIG}.",
+    )
