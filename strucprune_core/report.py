@@ -219,6 +219,21 @@ class PhaseTime(_Part):
     seconds: float
 
 
+class ModelCheck(_Part):
+    """The dense reload check: our forward pass against transformers' on the model's own files.
+
+    Embeddings, the first and the last layer, one of each further kind, final norm and head.
+    """
+
+    reference: str = Field(description="Implementation that it was compared with.")
+    tokens: int
+    layers: list[int] = Field(description="Layers that ran in both.")
+    max_relative_difference: float = Field(
+        description="Relative to the largest value that a layer adds, or to the largest logit."
+    )
+    tolerance: float
+
+
 class Verification(_Part):
     """The reload check: written files against the pruned weights that were in memory."""
 
@@ -277,6 +292,9 @@ class Report(_Part):
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]
+    model_check: ModelCheck | None = Field(
+        default=None, description="Null in reports of versions that had no such check."
+    )
     verification: Verification
     exports: list[ExportReport] = Field(default_factory=list)
     files: list[FileEntry]

@@ -42,6 +42,7 @@ from strucprune_core.steps.exports import check_export, export_blocks, export_gg
 from strucprune_core.steps.gradients import gradient
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.model_check import model_check
 from strucprune_core.steps.pricing import allocate, price
 from strucprune_core.steps.recover import recover, replay
 from strucprune_core.steps.report import report
@@ -65,6 +66,7 @@ _OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
 
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
+    "model_check": model_check,
     "tokens": tokens,
     "weights": weights,
     "embed": embeddings,

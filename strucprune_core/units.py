@@ -1,7 +1,7 @@
 """The job as a graph of units. No torch.
 
-    weights
-    tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
+    model_check ─ weights
+    model_check ─ tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
                         └── probe.g, or gradient.G ─ … ─ gradient.0, or nothing
@@ -123,9 +123,14 @@ def build_graph(
         distill_steps: Steps that the whole model is trained for.
     """
     windows = ("tokens", "calibration.npy")
-    units = [Unit("tokens", Phase.INSPECTING), Unit("weights", Phase.INSPECTING)]
+    units = [
+        Unit("model_check", Phase.INSPECTING),
+        Unit("tokens", Phase.INSPECTING, ("model_check",)),
+        Unit("weights", Phase.INSPECTING, ("model_check",)),
+    ]
     if evaluate:
-        units.append(_evaluation("dense", ("tokens", "weights"), ()))
+        units.append(Unit("tokens.evaluation", Phase.INSPECTING, ("model_check",)))
+        units.append(_evaluation("dense", ("tokens.evaluation", "weights"), ()))
     units.append(Unit("embed", Phase.CALIBRATING, ("tokens", "weights"), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
@@ -377,7 +382,7 @@ def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...
 
 
 def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:
-    reads = (("tokens", "evaluation.npy"), *files)
+    reads = (("tokens.evaluation", "evaluation.npy"), *files)
     return Unit(f"evaluate.{which}", Phase.EVALUATING, after, reads)
 
 

@@ -114,6 +114,7 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
     else:
         weight_map = _weight_map(store, sizes)
         files = tuple(sorted(set(weight_map.values())))
+    _check_only_source(config, sizes)
     headers = _headers(store, files, sizes)
     return CheckpointIndex(
         store=store,
@@ -151,6 +152,23 @@ def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes
             remedy=_NOT_THIS_FILE,
         )
     return bytes(store.read(name, 0, sizes[name]))
+
+
+def _check_only_source(config: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Refuse files that transformers would load in place of, or on top of, the usual ones."""
+    if config.get("transformers_weights") is not None:
+        raise InvalidCheckpoint(
+            f"transformers_weights of config.json names other files of weights "
+            f"({shown(config['transformers_weights'])})",
+            remedy=f"Save the weights as {SINGLE_FILE}, and remove the key.",
+        )
+    if "adapter_config.json" in sizes:
+        raise InvalidCheckpoint(
+            "there is an adapter_config.json beside the model, whose adapter transformers would "
+            "apply to it",
+            remedy="Merge the adapter into the model (PEFT's merge_and_unload) and save it alone, "
+            "or remove the adapter's files.",
+        )
 
 
 def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -202,18 +220,25 @@ def _headers(store: Store, files: tuple[str, ...], sizes: Mapping[str, int]) -> 
 def _mapped_tensors(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorInfo]:
-    """All tensors of a single file, or those that the weight map names, each from its shard."""
-    if weight_map is None:
-        (header,) = headers.values()
-        return dict(header.tensors)
-    tensors = {}
-    for name, file in weight_map.items():
-        info = headers[file].tensors.get(name)
-        if info is None:
+    """All tensors by name, where the weight map is right about each that it names.
+
+    transformers loads whatever the shards hold, so a tensor counts that the map does not name, and
+    none may be there twice.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers.values():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise InvalidCheckpoint(
+                    f"tensor {shown(name)} is in two files, {tensors[name].file} and {info.file}",
+                    remedy="Copy the model again, or save it again with transformers.",
+                )
+            tensors[name] = info
+    for name, file in (weight_map or {}).items():
+        if name not in headers[file].tensors:
             raise InvalidCheckpoint(
                 f"{SHARD_INDEX} places tensor {shown(name)} in {file}, which does not hold it"
             )
-        tensors[name] = info
     return tensors
 
 

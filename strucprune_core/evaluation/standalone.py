@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -27,6 +28,7 @@ from strucprune_core.inspection import (
     check_text,
     inspect_model,
 )
+from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.report import MANIFEST, PublishedManifest
@@ -72,7 +74,8 @@ def evaluate_model(
     ids = text_tokens(facts.index, source, vocab_size=facts.config.vocab_size)
     windows = first_windows(ids, sequences, sequence_length, source.field)
     tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
-    stream = _stream(facts, choose_device(device), tiles)
+    config = with_own_head(facts.config, facts.index, lambda: None)
+    stream = _stream(replace(facts, config=config), choose_device(device), tiles)
     total = facts.config.layers + math.ceil(facts.config.vocab_size / tiles.vocabulary_rows)
     done = iter(range(1, total + 1))
     with scratch_directory() as scratch:

@@ -151,7 +151,10 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
     unknown = [
         name for name in index.tensors if name not in expected and not _is_redundant(config, name)
     ]
-    for name, shape in expected.items():
+    stored = dict(expected)
+    if config.names.head in index.tensors:  # Also where it is tied: it may be another one.
+        stored[config.names.head] = (config.vocab_size, config.embedding_size)
+    for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
             raise missing_tensor(name, config, unknown)
@@ -171,4 +174,9 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
 def _is_redundant(config: ModelConfig, name: str) -> bool:
     if name == config.names.head:
         return config.tie_word_embeddings
+    return is_derived(name)
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor has the name of a buffer that models compute themselves."""
     return name.endswith(_DERIVED)

@@ -14,6 +14,7 @@ from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.foreseen import batch_warning, sparsity_warning
 from strucprune_core.inspection import ModelFacts
+from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.planning import PlannedSite
 from strucprune_core.progress import Phase
 from strucprune_core.report import (
@@ -26,6 +27,7 @@ from strucprune_core.report import (
     LayerReport,
     MemoryFigure,
     MemorySummary,
+    ModelCheck,
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
@@ -82,16 +84,24 @@ def build_report(job: Job, unit: Unit) -> Report:
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
+        model_check=ModelCheck(**job.workspace.values("model_check")),
         verification=Verification(**job.workspace.values("verify")),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=published_files(job, published(job)),
         warnings=[
+            *_model_warnings(job),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
             *few_tokens_warning(layers),
             *retry_warnings(layers),
         ],
     )
+
+
+def _model_warnings(job: Job) -> list[str]:
+    """What is to be known of the dense model."""
+    own_head = own_head_warning(job.index.config, job.config)
+    return [] if own_head is None else [own_head]
 
 
 def _manifests(job: Job) -> list[Manifest]:
@@ -253,7 +263,7 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         sequence_length=evaluation.sequence_length,
         tokens=evaluation.sequences * (evaluation.sequence_length - 1),
         text_uri=evaluation.uri,
-        text_sha256=job.workspace.values("tokens")["evaluation_sha256"],
+        text_sha256=job.workspace.values("tokens.evaluation")["evaluation_sha256"],
     )
 
 

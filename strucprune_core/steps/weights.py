@@ -13,6 +13,15 @@ def weights(job: Job, unit: Unit, draft: Draft) -> None:
     """Value `tensors`: how many were read.
 
     Raises:
+        InvalidCheckpoint: see `check_weights`.
+    """
+    draft.values["tensors"] = check_weights(job)
+
+
+def check_weights(job: Job) -> int:
+    """Read every tensor once; how many there are.
+
+    Raises:
         InvalidCheckpoint: a value is not finite; names the tensor, its file and its layer.
     """
     infos = [job.index.tensors[name] for name in expected_tensors(job.config)]
@@ -28,4 +37,4 @@ def weights(job: Job, unit: Unit, draft: Draft) -> None:
             job.tick(done, len(infos))
 
         check_finite_tensor(job.reader, info.name, tick, layers.get(info.name))
-    draft.values["tensors"] = len(infos)
+    return len(infos)
