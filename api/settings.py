@@ -71,10 +71,12 @@ class Settings(LimitSettings):
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`; and how large, long and urgent each of its jobs
-            may be: `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
-            `deadline_seconds` (which a job that names none gets), `max_priority`. No limits by
-            default. Workers need the same value for `running_jobs` to be kept.
+            `requests_per_second`, `request_burst`; how large, long and urgent each of its jobs may
+            be: `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
+            `deadline_seconds` (which a job that names none gets), `max_priority`; and how much of
+            it Redis keeps: `kept_jobs` (10,000 by default) and `kept_bytes` (128 MiB), beyond which
+            the oldest jobs that are over go to the archive. No other limits by default. Workers
+            need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
             workspaces; what they published stays. None keeps all, for ever.

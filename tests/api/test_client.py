@@ -324,7 +324,7 @@ def test_wait_tells_of_changes(
         seen.append(changed.state)
         if changed.state == "queued":
             proxy.cut(0)  # a long-poll that breaks
-            threading.Timer(0.2, services.ledger.claim, (job.id, "w", 60)).start()
+            threading.Timer(0.2, services.ledger.claim, ("w", 60)).start()
         elif changed.state == "running":
             services.ledger.request_cancel(job.id)
         elif changed.state == "cancelling":

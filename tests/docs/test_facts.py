@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from api.app import create_app
 from api.settings import Settings as ApiSettings
 from benchmarks.load import requests_table
+from benchmarks.load_turns import turns_table
 from benchmarks.runtimes.table import Row, markdown
 from benchmarks.speed import phases_table
 from embedded.stack import ROOT
@@ -153,8 +154,8 @@ def test_the_table_of_times_is_what_was_measured() -> None:
 
 def test_the_table_of_load_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
-    table = requests_table(result)
-    assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
+    for table in (requests_table(result), turns_table(result)):
+        assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
 
 
 @pytest.mark.real_model
