@@ -79,7 +79,7 @@ class Settings(LimitSettings):
             need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
-            workspaces; what they published stays. None keeps all, for ever.
+            workspaces; what they published stays. `null` keeps all, for ever.
         webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: what its
             webhooks are signed with. A tenant without one has no webhooks.
         webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
