@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from strucprune_core.calibration.chat import ChatRenderer
+from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
 from strucprune_core.calibration.documents import (
     document_tokens,
     end_of_text,
@@ -26,6 +27,7 @@ from strucprune_core.calibration.text import (
     digest,
     draw_windows,
     evaluation_windows,
+    is_cut,
     load_tokenizer,
 )
 from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
@@ -44,46 +46,76 @@ from strucprune_core.workspace import Draft
 
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
+    """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32.
+
+    Values by text, beside its digest: `calibration_tokens`, `evaluation_tokens`, as `TokenCounts`;
+    and `calibration_cut`, whether only the beginning of a long text was read.
+
+    Raises:
+        InvalidText: a text is too short, unreadable or (the calibration text) degenerate.
+    """
     tokenizer = load_tokenizer(bytes(job.index.store.read("tokenizer.json")))
-    windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
+    drawn = _calibration(job, tokenizer)
+    windows, draft.values["calibration_sha256"] = drawn.windows, drawn.sha256
+    draft.values["calibration_cut"] = drawn.cut
     _save(job, draft, "calibration.npy", windows)
+    counts = TokenCounts.of(windows)
+    draft.values["calibration_tokens"] = asdict(counts)
+    if not job.spec.calibration.allow_degenerate:
+        refuse_tokens(counts, job.config.vocab_size, job.spec.calibration.place)
     if job.spec.evaluation is not None:
         text = _text(job, job.spec.evaluation.uri, "evaluation.uri")
         windows = evaluation_windows(
             text, tokenizer, job.spec.evaluation.sequences, job.spec.evaluation.sequence_length
         )
         _save(job, draft, "evaluation.npy", windows)
+        draft.values["evaluation_tokens"] = asdict(TokenCounts.of(windows))
         draft.values["evaluation_sha256"] = digest(text)
 
 
-def _calibration(job: Job, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], str]:
-    """The calibration windows, and the SHA-256 (hex) of the text or documents they come from."""
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Calibration windows.
+
+    Attributes:
+        windows: Token ids, (samples x length).
+        sha256: Of the text or documents that they come from, hex.
+        cut: Whether there is more text than is read.
+    """
+
+    windows: NDArray[np.int32]
+    sha256: str
+    cut: bool
+
+
+def _calibration(job: Job, tokenizer: Tokenizer) -> _Drawn:
+    """The calibration windows, from wherever the job takes its text."""
     spec = job.spec.calibration
     if spec.uri is None:
         windows = _written_by_the_model(job, tokenizer)
-        return windows, hashlib.sha256(windows.tobytes()).hexdigest()
+        return _Drawn(windows, hashlib.sha256(windows.tobytes()).hexdigest(), cut=False)
     text = _text(job, spec.uri, "calibration.uri")
     if spec.file_format == "text":
         windows = calibration_windows(
             text, tokenizer, spec.samples, spec.sequence_length, spec.seed
         )
-        return windows, digest(text)
+        return _Drawn(windows, digest(text), cut=is_cut(text))
     settings = read_tokenizer_config(job.index.store, job.index.other_files)
     chat = None
     if spec.chat_template:
         chat = ChatRenderer(tokenizer, check_chat_template(settings), settings.special_tokens)
     sha = hashlib.sha256()
+    records = read_records(text, spec.file_format, spec.document_field)
     stream = document_tokens(
         text,
-        read_records(text, spec.file_format, spec.document_field),
+        records,
         tokenizer,
         end=end_of_text(tokenizer, settings, job.index.config),
         chat=chat,
         seen=sha.update,
     )
     windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
-    return windows, sha.hexdigest()
+    return _Drawn(windows, sha.hexdigest(), cut=next(records, None) is not None)
 
 
 def _written_by_the_model(job: Job, tokenizer: Tokenizer) -> NDArray[np.int32]:
