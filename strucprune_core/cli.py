@@ -209,6 +209,12 @@ def prune(
     samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
     seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
+    allow_degenerate: Annotated[
+        bool,
+        typer.Option(
+            "--allow-degenerate", help="Go on with a calibration text of hardly any variety."
+        ),
+    ] = False,
     structure: Annotated[
         list[str] | None,
         typer.Option(help="ffn_channels, kv_groups or query_heads; repeat for two."),
@@ -315,6 +321,7 @@ def prune(
                 "samples": samples,
                 "sequence_length": sequence_length,
                 "seed": seed,
+                "allow_degenerate": allow_degenerate,
             },
             "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
         }

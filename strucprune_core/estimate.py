@@ -30,11 +30,6 @@ class Estimate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sparsity_requested: float
-    sparsity_reached: float = Field(
-        description="The nearest that whole structures and `multiple_of` allow; where steps differ "
-        "in size, the job may end one of them beside it."
-    )
     parameters_before: int
     parameters_after: int
     bytes_before: int = Field(description="Bytes of the dense model's safetensors files.")
@@ -52,6 +47,11 @@ class Estimate(BaseModel):
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
         description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+    )
+    sparsity_requested: float
+    sparsity_reached: float = Field(
+        description="The nearest that whole structures and `multiple_of` allow; where steps differ "
+        "in size, the job may end one of them beside it."
     )
     warnings: list[str] = Field(
         description="Where the job will do something else than it was asked for."

@@ -119,8 +119,9 @@ class SiteReport(_Part):
         description="Share of the energy in its statistics that was measured; 1 is usual, 0: it "
         "was ranked by its weights alone."
     )
-    effective_rank: float = Field(
-        description="How many columns' worth of independent directions its inputs have."
+    effective_rank: float | None = Field(
+        description="Independent directions of its inputs: its columns if no two go together, 1 if "
+        "all do, 0 if all tokens are alike; null: they are zero."
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
@@ -193,6 +194,17 @@ class PerplexitySummary(_Part):
     sequence_length: int
     tokens: int = Field(description="Tokens predicted (the first of each window is not).")
     text_uri: str
+    text_sha256: str
+
+
+class CalibrationSummary(_Part):
+    """What the statistics were computed on; the spec says where it comes from."""
+
+    tokens: int
+    distinct_tokens: int
+    least_effective_rank: float | None = Field(
+        description="Of the layer whose inputs have the fewest independent directions."
+    )
     text_sha256: str
 
 
@@ -288,6 +300,9 @@ class Report(_Part):
     )
     distillation: DistillationReport | None = Field(
         default=None, description="Null: not asked for."
+    )
+    calibration: CalibrationSummary | None = Field(
+        default=None, description="Null: of a report before 1.1."
     )
     perplexity: PerplexitySummary | None
     memory: MemorySummary

@@ -281,6 +281,15 @@ class CalibrationSpec(_Strict):
     samples: int = Field(default=32, ge=MIN_SAMPLES, le=65536, description="Sequences to draw.")
     sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
+    allow_degenerate: bool = Field(
+        default=False,
+        description="Go on with a text of hardly any distinct tokens, which is else refused.",
+    )
+
+    @property
+    def place(self) -> str:
+        """The field of a job that names the text."""
+        return "calibration.source" if self.source == "self" else "calibration.uri"
 
     @property
     def file_format(self) -> FileFormat:
@@ -386,9 +395,10 @@ class JobSpec(_Strict):
         """SHA-256 (hex) over the fields that determine the result.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
-        device or with another output.
+        device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
+        del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -32,6 +32,7 @@ from strucprune_core.solver.matrices import DeviceMatrix, Matrix, Room, spans
 from strucprune_core.solver.symmetric import add_gram
 
 LEAST_MEAN_SQUARE = 1e-12  # A token whose output is zero gets a finite weight.
+LEAST_VARIANCE = 1e-3  # Of a column that varies, relative to its energy; below it is rounding.
 _RANK_ROWS = 64  # Rows that are scaled at a time to compute a rank.
 
 
@@ -49,15 +50,16 @@ class SiteStatistics:
         columns: Its columns, m.
         energy: Mean diagonal of G as measured.
         assumed: What was added to the diagonal of G because n < m; 0 where that is not so.
-        effective_rank: (columns of any energy)^2 / sum of squared correlations of all pairs of
-            columns: m if none go together, 1 if all do, 0 if none has any energy.
+        effective_rank: (columns that vary)^2 / sum of squared correlations of all pairs of them:
+            their number if no two go together, 1 if all do, 0 if none varies between tokens; None
+            if no column has any energy.
     """
 
     tokens: int
     columns: int
     energy: float
     assumed: float
-    effective_rank: float
+    effective_rank: float | None
 
     @property
     def measured_share(self) -> float:
@@ -94,12 +96,17 @@ class GramAccumulator:
         zeros = torch.zeros(0 if sums else width, width, device=room.device)
         self.tokens, self.columns = 0, width
         self._sums = sums or DeviceMatrix(zeros)
+        # For the covariance: sums of w_t a_t and w_t.
+        self._mean = torch.zeros(width, device=room.device)
+        self._weight = torch.zeros((), dtype=torch.float64, device=room.device)
         self._room, self._step = room, room.panels.step(width)
         self._buffer = room.buffer_for(self._sums, self._step, torch.float32)
 
     def add(self, activations: Tensor, weights: Tensor) -> None:
         """Add tokens: their activations (n x m) and weights w_t (n,)."""
         self.tokens += len(activations)
+        self._mean.addmv_(activations.float().T, weights)
+        self._weight.add_(weights.sum(dtype=torch.float64))
         scaled = activations.float() * weights.sqrt()[:, None]
         add_gram(self._sums, scaled, self._step, self._buffer)
 
@@ -109,7 +116,7 @@ class GramAccumulator:
 
     def finish(
         self, total_weight: float, into: Matrix | None = None, assumed: float = 0.0
-    ) -> float:
+    ) -> float | None:
         """Divide the sums and fill their upper half. Ends the accumulation.
 
         Args:
@@ -124,7 +131,8 @@ class GramAccumulator:
             NumericalFailure: an entry is not finite.
         """
         target = into or self._sums
-        scale = _reciprocal_roots(self._sums.diagonal() / total_weight)
+        known = self.energy(total_weight) > 0.0
+        mean, scale = self._deviations(total_weight)
         squares = 0.0
         for span in spans(target.shape[0], self._step):
             panel = self._sums.read(span, slice(0, span.stop), self._buffer)
@@ -135,13 +143,24 @@ class GramAccumulator:
                     remedy="The model's activations overflow on this calibration text; check the "
                     "weights.",
                 )
-            squares += _squared_correlations(panel, span, scale)
+            squares += _squared_correlations(panel, span, mean, scale)
             if assumed > 0.0:
                 panel[:, span].diagonal().add_(assumed)
             target.write_symmetric(span, panel)
             self._room.tick()
-        alive = int((scale > 0.0).sum())
-        return alive**2 / squares if alive else 0.0
+        if not known:
+            return None
+        varying = int((scale > 0.0).sum())
+        return varying**2 / squares if varying else 0.0
+
+    def _deviations(self, total_weight: float) -> tuple[Tensor, Tensor]:
+        """U with G - u u^T the covariance, and of each column one over its deviation or 0."""
+        weight = max(float(self._weight), LEAST_MEAN_SQUARE)
+        mean = self._mean / (weight * total_weight) ** 0.5
+        energies = self._sums.diagonal() / total_weight
+        variances = energies - mean.square()
+        varies = variances > LEAST_VARIANCE * energies
+        return mean, torch.where(varies, variances.clamp_min(0.0).rsqrt(), 0.0)
 
     def gram(self, total_weight: float) -> Tensor:
         """G, (m x m) float32, where the sums lie: their own memory. Ends the accumulation."""
@@ -149,18 +168,13 @@ class GramAccumulator:
         return self._sums.tensor
 
 
-def _reciprocal_roots(energies: Tensor) -> Tensor:
-    """1 / sqrt(e) of each column, (m,); 0 for columns without energy."""
-    return torch.where(energies > 0.0, energies.rsqrt(), 0.0)
-
-
-def _squared_correlations(panel: Tensor, span: slice, scale: Tensor) -> float:
+def _squared_correlations(panel: Tensor, span: slice, mean: Tensor, scale: Tensor) -> float:
     """Sum of squared correlations in rows `span` and their mirror image, from G's lower half."""
     total = 0.0
     for rows in spans(span.stop - span.start, _RANK_ROWS):
         here = slice(span.start + rows.start, span.start + rows.stop)
-        part = panel[rows] * scale[here, None]
-        part.mul_(scale[: span.stop]).square_()
+        part = torch.addr(panel[rows], mean[here], mean[: span.stop], alpha=-1)
+        part.mul_(scale[here, None]).mul_(scale[: span.stop]).square_()
         left = float(part[:, : span.start].sum(dtype=torch.float64))
         total += 2.0 * left + float(part[:, span.start :].sum(dtype=torch.float64))
     return total

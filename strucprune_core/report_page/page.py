@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from strucprune_core.report import (
+    CalibrationSummary,
     DistillationReport,
     ExportReport,
     LayerReport,
@@ -585,6 +586,7 @@ def _provenance(report: Report) -> str:
     )
     how = facts(
         [
+            ("Calibration text", _calibration(report.calibration)),
             ("Seed", _section(report.spec, "calibration").get("seed", ABSENT)),
             ("StrucPrune", environment.strucprune),
             ("Python", environment.python),
@@ -602,6 +604,16 @@ def _provenance(report: Report) -> str:
         f'<article class="card"><h3>Seed and versions</h3>{how}</article></div>'
         '<article class="card"><h3>Job specification</h3>'
         f"{facts(spec, mono=[key for key, _ in spec])}</article></div></section>"
+    )
+
+
+def _calibration(found: CalibrationSummary | None) -> str:
+    """How much text there was, and how varied."""
+    if found is None:
+        return ABSENT
+    return (
+        f"{found.tokens:,} tokens, {found.distinct_tokens:,} distinct; effective rank of a layer's "
+        f"inputs at least {known_number(found.least_effective_rank, 3)}"
     )
 
 

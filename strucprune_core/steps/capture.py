@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strucprune_core.calibration.degeneracy import refuse_rank
 from strucprune_core.calibration.statistics import (
     GramAccumulator,
     SiteStatistics,
@@ -23,6 +24,7 @@ from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.structures import Site, SiteKind
+from strucprune_core.report import largest_known
 from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import HOLDOUT_TOKENS
@@ -66,6 +68,9 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
             del trace  # Not beside the next micro-batch's.
             job.tick(rows.stop, samples)
         draft.values["sites"] = _finish(sites, grams, total_weight, files)
+    if not job.spec.calibration.allow_degenerate:
+        ranks = [site["effective_rank"] for site in draft.values["sites"].values()]
+        refuse_rank(largest_known(ranks), job.spec.calibration.place)
     mean_weight = total_weight / (train * hidden.shape[1])
     held_out = min(HOLDOUT_TOKENS, (samples - train) * hidden.shape[1])
     holdout = {site: _Rows(job, held_out, width) for site, width in widths.items()}
@@ -92,12 +97,12 @@ def _finish(
     grams: dict[str, GramAccumulator],
     total_weight: float,
     files: dict[str, HostMatrix],
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Write the Gram matrices: one after the other, so that sums on the device go."""
     energies = {site: sums.energy(total_weight) for site, sums in grams.items()}
     means = {kind: _mean_energy(sites, kind, energies) for kind in {site.kind for site in sites}}
     kinds = {site.name: site.kind for site in sites}
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     while grams:
         site, sums = grams.popitem()
         assumed = assumed_energy(sums.tokens, sums.columns, means[kinds[site]])

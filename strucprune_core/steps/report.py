@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from strucprune_core import __version__
+from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
 from strucprune_core.foreseen import batch_warning, sparsity_warning
@@ -20,6 +21,7 @@ from strucprune_core.progress import Phase
 from strucprune_core.report import (
     REPORT_HTML,
     REPORT_JSON,
+    CalibrationSummary,
     DistillationReport,
     Environment,
     ExportReport,
@@ -45,7 +47,13 @@ from strucprune_core.spec import Export
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.exports import exported, published, unit_files
 from strucprune_core.steps.job import Job
-from strucprune_core.steps.report_warnings import few_tokens_warning, retry_warnings
+from strucprune_core.steps.report_warnings import (
+    few_tokens_warning,
+    layer_rank,
+    rank_warning,
+    retry_warnings,
+    text_warnings,
+)
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, Manifest
@@ -81,6 +89,7 @@ def build_report(job: Job, unit: Unit) -> Report:
         layers=layers,
         rounds=_rounds(job),
         distillation=_distillation(job),
+        calibration=_calibration(job, layers),
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
@@ -92,6 +101,8 @@ def build_report(job: Job, unit: Unit) -> Report:
             *_model_warnings(job),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
+            *text_warnings(job.spec, job.config.vocab_size, _texts(job)),
+            *rank_warning(layers),
             *few_tokens_warning(layers),
             *retry_warnings(layers),
         ],
@@ -246,6 +257,27 @@ def _round(values: dict[str, Any], kl: float | None, *, used: bool) -> RoundRepo
         widths=values["widths"],
         kl=kl,
         used=used,
+    )
+
+
+def _texts(job: Job) -> dict[str, Any]:
+    """What the units `tokens` and `tokens.evaluation` found out about the texts."""
+    values = dict(job.workspace.values("tokens"))
+    if job.spec.evaluation is not None:
+        values |= job.workspace.values("tokens.evaluation")
+    return values
+
+
+def _calibration(job: Job, layers: list[LayerReport]) -> CalibrationSummary:
+    found = job.workspace.values("tokens")
+    counts = TokenCounts(**found["calibration_tokens"])
+    return CalibrationSummary(
+        tokens=counts.tokens,
+        distinct_tokens=counts.distinct,
+        least_effective_rank=min(
+            (rank for layer in layers if (rank := layer_rank(layer)) is not None), default=None
+        ),
+        text_sha256=found["calibration_sha256"],
     )
 
 

@@ -8,21 +8,24 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
 from strucprune_core.calibration.text import (
     CALIBRATION_TEXT_BYTES,
     Text,
     digest,
     draw_windows,
     first_windows,
+    is_cut,
 )
 from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
+from strucprune_core.calibration.text_protocol import DocumentsRead
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.decoding import generate
@@ -37,11 +40,32 @@ from strucprune_core.workspace import Draft
 
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32."""
+    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32.
+
+    Values by text: its digest, and `calibration_tokens` or `evaluation_tokens`, as `TokenCounts`;
+    `calibration_cut`, whether only the beginning of a long text was read.
+
+    Raises:
+        InvalidText: a text is too short, unreadable or (the calibration text) degenerate.
+    """
     if unit.name == "tokens":
-        windows, draft.values["calibration_sha256"] = _calibration(job)
-        np.save(draft.path("calibration.npy"), windows)
-        return
+        _calibration(job, draft)
+    else:
+        _evaluation(job, draft)
+
+
+def _calibration(job: Job, draft: Draft) -> None:
+    drawn = _drawn(job)
+    counts = TokenCounts.of(drawn.windows)
+    if not job.spec.calibration.allow_degenerate:
+        refuse_tokens(counts, job.config.vocab_size, job.spec.calibration.place)
+    np.save(draft.path("calibration.npy"), drawn.windows)
+    draft.values["calibration_sha256"] = drawn.sha256
+    draft.values["calibration_cut"] = drawn.cut
+    draft.values["calibration_tokens"] = asdict(counts)
+
+
+def _evaluation(job: Job, draft: Draft) -> None:
     evaluation = job.spec.evaluation
     assert evaluation is not None  # noqa: S101 - else the graph has no such unit
     text = _text(job, evaluation.uri, "evaluation.uri")
@@ -49,17 +73,33 @@ def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     windows = first_windows(stream, evaluation.sequences, evaluation.sequence_length, text.field)
     np.save(draft.path("evaluation.npy"), windows)
     draft.values["evaluation_sha256"] = digest(text)
+    draft.values["evaluation_tokens"] = asdict(TokenCounts.of(windows))
 
 
-def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
-    """The calibration windows, and the SHA-256 (hex) of the text or documents they come from."""
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Calibration windows.
+
+    Attributes:
+        windows: Token ids, (samples x length).
+        sha256: Of the text or documents that they come from, hex.
+        cut: Whether there is more text than is read.
+    """
+
+    windows: NDArray[np.int32]
+    sha256: str
+    cut: bool
+
+
+def _drawn(job: Job) -> _Drawn:
+    """The calibration windows, from wherever the job takes its text."""
     spec = job.spec.calibration
     if spec.uri is None:
         windows = _written_by_the_model(job)
-        return windows, hashlib.sha256(windows.tobytes()).hexdigest()
+        return _Drawn(windows, hashlib.sha256(windows.tobytes()).hexdigest(), cut=False)
     text = _text(job, spec.uri, "calibration.uri")
     documents = spec.file_format != "text"
-    told: list[str] = []
+    read: list[DocumentsRead] = []
     stream = text_tokens(
         job.index,
         text,
@@ -69,10 +109,12 @@ def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:
         chat=spec.chat_template,
         limit_bytes=CALIBRATION_TEXT_BYTES,
         wait=job.safe_point,
-        digest=told.append,
+        documents=read.append,
     )
     windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
-    return windows, told[0] if documents else digest(text)
+    if documents:
+        return _Drawn(windows, read[0].sha256, read[0].cut)
+    return _Drawn(windows, digest(text), is_cut(text))
 
 
 def _written_by_the_model(job: Job) -> NDArray[np.int32]:

@@ -12,6 +12,7 @@ import transformers as hf
 from strucprune_core.report import Report, has_few_tokens
 from tests.core.models.families import SHAPE, saved
 from tests.core.tiny_job import files_of, run, tiny_spec
+from tests.support.known import known
 
 EASY = {"max_perplexity_ratio": 1e6}
 
@@ -127,7 +128,7 @@ def test_a_dense_layer_with_a_short_calibration(
         (site,) = layer.sites
         assert (site.calibration_tokens, site.columns) == (8, 192)
         assert site.measured_share == pytest.approx(1 / (2 - 8 / 192))
-        assert site.effective_rank <= 8.001
+        assert 1.0 < known(site.effective_rank) <= 8.001
 
 
 def test_enough_tokens_are_left_as_they_are(

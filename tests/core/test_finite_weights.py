@@ -32,6 +32,15 @@ def spoiled(
     return copy
 
 
+def spoiled_all(model: Path, copy: Path, name: str, value: float) -> Path:
+    """A copy of a model in which a tensor has one value everywhere."""
+    shutil.copytree(model, copy)
+    tensors = load_file(copy / FILE)
+    same = torch.full_like(tensors[name], value)
+    save_file({**tensors, name: same}, copy / FILE, metadata={"format": "pt"})
+    return copy
+
+
 def refused(model: Path, text: Path, root: Path) -> StrucPruneError:
     """The error of a job; nothing but its texts may have been worked on by then."""
     with pytest.raises(InvalidCheckpoint) as caught:

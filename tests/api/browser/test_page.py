@@ -120,6 +120,28 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert record.spec["evaluation"] is None
 
 
+def test_what_a_job_will_do_otherwise_is_said(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Sparsity", exact=True).fill("0.2")
+    page.get_by_label("Layout").select_option("uniform")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    page.get_by_label("Allow degenerate text").check()
+    page.get_by_text("Quality and limits").click()
+    page.get_by_label("Widths are multiples of").fill("128")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("33.3%, 20.0% asked for").wait_for()
+    assert estimate.get_by_text("0.2 was asked for, 0.3333").is_visible()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, 20% sparsity").wait_for()
+    record = jobs.services.ledger.get(page.url.rpartition("/")[2])
+    assert record is not None
+    assert record.spec["calibration"]["allow_degenerate"] is True
+
+
 def test_a_missing_text_is_said_at_its_field(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.goto("/#/new")
     page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")

@@ -82,7 +82,7 @@ def test_a_massive_token_does_not_own_the_statistics() -> None:
     assert raw > 10
 
 
-def accumulated(rows: torch.Tensor, assumed: float = 0.0) -> tuple[torch.Tensor, float]:
+def accumulated(rows: torch.Tensor, assumed: float = 0.0) -> tuple[torch.Tensor, float | None]:
     """G of tokens of weight one, with its effective rank."""
     grams = GramAccumulator(rows.shape[1], Room(torch.device("cpu")))
     grams.add(rows, torch.ones(len(rows)))
@@ -96,10 +96,15 @@ def test_the_effective_rank_counts_directions_whatever_their_scale() -> None:
     scales = torch.logspace(-3, 3, 200)
     free = torch.randn(20_000, 200, generator=draw) * scales
     assert accumulated(free)[1] == pytest.approx(200, rel=0.02)
-    assert accumulated(torch.ones(50, 200) * scales)[1] == pytest.approx(1.0, rel=1e-5)
+    moved = free + 100 * scales  # By a constant, which says nothing of the tokens.
+    assert accumulated(moved[:, :100])[1] == pytest.approx(0.0)  # It is all but constant.
+    assert accumulated(free + 3 * scales)[1] == pytest.approx(200, rel=0.02)
+    assert accumulated(torch.ones(50, 200) * scales)[1] == 0.0
+    one = torch.randn(50, 1, generator=draw) * scales
+    assert accumulated(one)[1] == pytest.approx(1.0, rel=1e-4)
     three = torch.randn(20_000, 3, generator=draw) @ torch.eye(3).repeat(1, 66)
     assert accumulated(three)[1] == pytest.approx(3.0, rel=0.01)
-    assert accumulated(torch.zeros(5, 200))[1] == 0.0
+    assert accumulated(torch.zeros(5, 200))[1] is None
     dead = torch.cat([free[:, :10], torch.zeros(20_000, 90)], dim=1)
     assert accumulated(dead)[1] == pytest.approx(10, rel=0.02)
 
