@@ -8,7 +8,7 @@ first issue (`inspect_job`), the API shows all (`examine_job`).
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -43,6 +43,7 @@ from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
+from strucprune_core.storage.versions import version_of
 
 OpenStore = Callable[[str], Store]
 """Opens the store at a URI; the caller's place to allow or refuse it."""
@@ -313,6 +314,47 @@ def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = Tr
         calibration_bytes=_calibration_bytes(spec, open_store),
         evaluation_bytes=_evaluation_bytes(spec, open_store),
     )
+
+
+def text_versions(spec: JobSpec, open_store: OpenStore) -> dict[str, str]:
+    """Version of each text that a job reads, by the field that names it; "" of one that is gone."""
+    uris = {"calibration.uri": spec.calibration.uri}
+    if spec.evaluation is not None:
+        uris["evaluation.uri"] = spec.evaluation.uri
+    found = {}
+    for field, uri in uris.items():
+        if uri is not None:
+            with naming_field(field):
+                parent, name = split_object(uri)
+                store = open_store(parent)
+                info = store.stat(name)
+                found[field] = "" if info is None else version_of(store, info)
+    return found
+
+
+def check_texts_unchanged(
+    spec: JobSpec, open_store: OpenStore, versions: Mapping[str, str], *fields: str
+) -> None:
+    """Check that texts are still those that `text_versions` saw.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        versions: What it saw.
+        fields: The texts to look at.
+
+    Raises:
+        InvalidText: one was written again, or is gone.
+    """
+    now = text_versions(spec, open_store)
+    for field in fields:
+        if now.get(field) != versions.get(field):
+            raise InvalidText(
+                "the text was written again while the job ran",
+                field=field,
+                remedy="Start the job again, or retry it: what depends on the text is computed "
+                "anew.",
+            )
 
 
 def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:

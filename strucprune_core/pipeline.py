@@ -11,6 +11,7 @@ gone makes the run look again at what is pending.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections import Counter
@@ -27,7 +28,12 @@ from strucprune_core.devices import choose_device, settle_vector_math
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter
-from strucprune_core.inspection import check_output_usable, inspect_job
+from strucprune_core.inspection import (
+    check_output_usable,
+    check_texts_unchanged,
+    inspect_job,
+    text_versions,
+)
 from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.own_head import with_own_head
@@ -56,6 +62,7 @@ from strucprune_core.storage.open import open_store as open_store_from_environme
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
+from strucprune_core.units import texts_behind
 from strucprune_core.workspace import LostFile, Stored, Workspace
 
 T = TypeVar("T")
@@ -189,6 +196,7 @@ def _opened(
     """The job, inspected and planned, with its workspace open."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
+    texts = text_versions(spec, open_store)  # before anything is read of them
     facts = inspect_job(spec, open_store, check_output=False)
     index = facts.model.index
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
@@ -197,6 +205,7 @@ def _opened(
             workspace,
             scratch / "files",
             sha256_of_bytes(fingerprint.encode()),
+            versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
             on_upload=storing.tick,
             on_download=meter.fetching,
         )
@@ -219,6 +228,7 @@ def _opened(
             scratch=scratch,
             device=device,
             open_store=open_store,
+            texts=texts,
             tick=meter.tick,
             safe_point=meter.safe_point,
             plan=plan_job(spec, config),
@@ -291,7 +301,9 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
 
     Raises:
         InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
+        InvalidText: a text was.
     """
+    check_texts_unchanged(job.spec, job.open_store, job.texts, *job.texts)
     same_model = open_checkpoint(job.index.store).version() == job.index.version()
     if not same_model or published_files(job, checkpoint) != result.files:
         raise InvalidCheckpoint(

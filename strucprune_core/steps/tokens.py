@@ -35,6 +35,7 @@ from strucprune_core.calibration.tokenizer_config import check_chat_template, re
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.inspection import check_texts_unchanged
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.scratch import scratch_directory
@@ -42,7 +43,7 @@ from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object
-from strucprune_core.units import Unit
+from strucprune_core.units import CALIBRATION, EVALUATION, Unit
 from strucprune_core.workspace import Draft
 
 
@@ -52,6 +53,7 @@ def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     if unit.name == "tokens":
         windows, draft.values["calibration_sha256"] = _calibration(job, tokenizer)
         _save(job, draft, "calibration.npy", windows)
+        check_texts_unchanged(job.spec, job.open_store, job.texts, CALIBRATION)
         return
     evaluation = job.spec.evaluation
     assert evaluation is not None  # noqa: S101 - else the graph has no such unit
@@ -59,6 +61,7 @@ def tokens(job: Job, unit: Unit, draft: Draft) -> None:
     windows = evaluation_windows(text, tokenizer, evaluation.sequences, evaluation.sequence_length)
     _save(job, draft, "evaluation.npy", windows)
     draft.values["evaluation_sha256"] = digest(text)
+    check_texts_unchanged(job.spec, job.open_store, job.texts, EVALUATION)
 
 
 def _calibration(job: Job, tokenizer: Tokenizer) -> tuple[NDArray[np.int32], str]:

@@ -49,8 +49,8 @@ class LocalStore:
     def stat(self, key: str) -> ObjectInfo | None:
         """Size of an object, or None if it does not exist."""
         with _translated(key):
-            size = _file_size(self._path(key))
-        return None if size is None else ObjectInfo(key, size)
+            status = _file_status(self._path(key))
+        return None if status is None else ObjectInfo(key, status.st_size, _version(status))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).

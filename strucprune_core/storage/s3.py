@@ -108,7 +108,7 @@ class S3Store:
                 head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
         except ObjectNotFound:
             return None
-        return ObjectInfo(key, _size(head, self._name(key)))
+        return ObjectInfo(key, _size(head, self._name(key)), head.get("ETag", ""))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).

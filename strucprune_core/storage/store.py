@@ -15,7 +15,7 @@ class ObjectInfo:
     Attributes:
         key: Relative to the store's root.
         size_bytes: Its size.
-        version: Changes when the object is written again (ETag, time of change); listings only.
+        version: Changes when the object is written again (ETag, time of change).
     """
 
     key: str
@@ -45,7 +45,7 @@ class Store(Protocol):
         """The root, as a user would write it."""
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size of an object, or None if it does not exist."""
+        """Size and version of an object, or None if it does not exist."""
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
