@@ -26,17 +26,18 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.claims import ALONE, UnitClaims
 from strucprune_core.devices import choose_device, settle_vector_math
 from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
+from strucprune_core.errors import InvalidCheckpoint, naming_field
 from strucprune_core.evaluation.memory import MemoryMeter
 from strucprune_core.inspection import (
-    check_output_usable,
     check_texts_unchanged,
     inspect_job,
+    job_fingerprint,
     text_versions,
 )
 from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.own_head import with_own_head
+from strucprune_core.output_claim import Claim, documents_under, find_claim
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
@@ -50,9 +51,8 @@ from strucprune_core.progress import (
     ignore_unit,
 )
 from strucprune_core.progress_meter import ProgressMeter
-from strucprune_core.publish import claim_of, publish
+from strucprune_core.publish import publish
 from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
-from strucprune_core.report_page import render_html
 from strucprune_core.running import Run, help_out, run_pending
 from strucprune_core.spec import JobSpec
 from strucprune_core.steps.exports import published
@@ -119,7 +119,7 @@ def prune(
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
-            claim = _claim(output, run.job.workspace)
+            claim = find_claim(output, run.job)
             run_pending(run)
             began_at, began = time.time(), time.monotonic()
             result = _publish(run.job, output, claim, run.meter)
@@ -199,12 +199,12 @@ def _opened(
     texts = text_versions(spec, open_store)  # before anything is read of them
     facts = inspect_job(spec, open_store, check_output=False)
     index = facts.model.index
-    fingerprint = f"{spec.result_fingerprint()} {index.version()}"
+    model_and_spec = f"{spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):
         kept = Workspace(
             workspace,
             scratch / "files",
-            sha256_of_bytes(fingerprint.encode()),
+            sha256_of_bytes(model_and_spec.encode()),
             versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
             on_upload=storing.tick,
             on_download=meter.fetching,
@@ -229,6 +229,7 @@ def _opened(
             device=device,
             open_store=open_store,
             texts=texts,
+            fingerprint=job_fingerprint(spec, index, texts),
             tick=meter.tick,
             safe_point=meter.safe_point,
             plan=plan_job(spec, config),
@@ -252,46 +253,17 @@ def _read_ahead(
         store.close()
 
 
-def _claim(output: Store, workspace: Workspace) -> bytes | None:
-    """The report with which this very job claimed the output earlier; None if it is empty.
-
-    Raises:
-        OutputNotEmpty: it holds something else.
-    """
-    with naming_field("output.uri_prefix"):
-        try:
-            check_output_usable(output)
-            return None
-        except OutputNotEmpty:
-            claim = claim_of(output)
-            ours = claim == workspace.claim() or claim == _finished_report(workspace)
-            if claim is None or not ours:
-                raise
-            return claim
-
-
-def _finished_report(workspace: Workspace) -> bytes | None:
-    if workspace.manifest("report") is None:
-        return None
-    try:
-        return workspace.file("report", REPORT_JSON).read_bytes()
-    except LostFile:  # It will be made again.
-        return None
-
-
-def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter) -> Report:
+def _publish(job: Job, output: Store, claim: Claim | None, meter: ProgressMeter) -> Report:
     """Copy the finished checkpoint and its report to the output."""
     names = (REPORT_JSON, REPORT_HTML)
     documents = {name: job.workspace.file("report", name).read_bytes() for name in names}
-    if claim is not None and claim != documents[REPORT_JSON]:
-        # The report got lost after it was published, and a second one tells other times.
-        page = render_html(Report.model_validate_json(claim))
-        documents = {REPORT_JSON: claim, REPORT_HTML: page.encode()}
-    result = Report.model_validate_json(documents[REPORT_JSON])
     checkpoint = published(job)
-    _check_unchanged(job, checkpoint, result)
-    job.workspace.keep_claim(documents[REPORT_JSON])
+    _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
+        if claim is not None and claim.report != documents[REPORT_JSON]:
+            documents = documents_under(claim, documents, output, job)
+        job.workspace.keep_claim(documents[REPORT_JSON])
+        result = Report.model_validate_json(documents[REPORT_JSON])
         publish(output, checkpoint, result.files, documents, meter.publishing)
     return result
 

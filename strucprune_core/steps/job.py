@@ -90,6 +90,7 @@ class Job:
         device: Where tensors visit.
         open_store: Opens the store of a URI.
         texts: Version of each text, by the field that names it.
+        fingerprint: Of the specification, the model's files and the texts.
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
@@ -104,6 +105,7 @@ class Job:
     device: torch.device
     open_store: Callable[[str], Store]
     texts: Mapping[str, str]
+    fingerprint: str
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
