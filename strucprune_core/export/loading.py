@@ -24,7 +24,7 @@ def load_pretrained(directory: str, **options: Any) -> Any:
         `save_pretrained` writes this library's beside the weights.
     """
     raw, _ = PretrainedConfig.get_config_dict(directory)
-    model_class = MODELS.get(raw.get("model_type"))
+    model_class: Any = MODELS.get(raw.get("model_type"))
     options.pop("trust_remote_code", None)
     if model_class is not None:
         return model_class.from_pretrained(directory, **options)
