@@ -122,7 +122,8 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            info.key: version_of(store, info)
+            # With the time also where the content tells: it may have been another one meanwhile.
+            info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
             if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
         },
