@@ -100,7 +100,7 @@ def documents_under(
 
     The earlier report stays if it is about the same bytes: it differs in times only. If not (a text
     was replaced, or another machine goes on), what it left is removed, if it is certain whose it is
-    and it is no complete output.
+    and it is no complete output. What a killed writer left in any case.
 
     Raises:
         OutputNotEmpty: it is not to be removed.
@@ -113,9 +113,11 @@ def documents_under(
             f"another run of this job published to {output.uri} first",
             remedy="Use its result, or choose a new output prefix.",
         )
-    if (earlier.files, earlier.job_fingerprint) == (new.files, new.job_fingerprint):
-        return {REPORT_JSON: claim.report, REPORT_HTML: render_html(earlier).encode()}
-    if complete or not claim.ours:
+    same = (earlier.files, earlier.job_fingerprint) == (new.files, new.job_fingerprint)
+    if not same and (complete or not claim.ours):
         raise _left_by_another(output)
+    output.remove_unfinished([entry.name for entry in earlier.files])
+    if same:
+        return {REPORT_JSON: claim.report, REPORT_HTML: render_html(earlier).encode()}
     withdraw(output, earlier)
     return documents

@@ -260,7 +260,7 @@ def _publish(job: Job, output: Store, claim: Claim | None, meter: ProgressMeter)
     checkpoint = published(job)
     _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
-        if claim is not None and claim.report != documents[REPORT_JSON]:
+        if claim is not None:
             documents = documents_under(claim, documents, output, job)
         job.workspace.keep_claim(documents[REPORT_JSON])
         result = Report.model_validate_json(documents[REPORT_JSON])

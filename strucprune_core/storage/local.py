@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -103,6 +103,13 @@ class LocalStore:
                 remedy="Choose a place where this user may make files.",
             ) from error
         probe.unlink(missing_ok=True)
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Remove what killed writers of these objects left. Only where no writer is at work."""
+        for folder in {self._path(key).parent for key in keys}:
+            with _translated(str(folder)):
+                for path in folder.glob(f"{_TEMPORARY}*"):
+                    path.unlink(missing_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

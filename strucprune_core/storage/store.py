@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -60,6 +60,12 @@ class Store(Protocol):
 
     def check_writable(self) -> None:
         """Raise what a write below the root would raise. Readers see nothing of it."""
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Remove what killed writers of these objects left. Only where no writer is at work.
+
+        Readers never saw any of it; it only takes space.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

@@ -21,7 +21,7 @@ from strucprune_core.pipeline import prune
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.storage.s3 import open_s3
+from strucprune_core.storage.s3 import S3Store, open_s3
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store, Tick, ignore_bytes
 from tests.core.tiny_job import FlakyStore, checkpoint_of, files_of, run
@@ -131,6 +131,25 @@ def test_the_same_job_goes_on(
     assert Report.model_validate_json(place.files()["report.json"]) == report
     manifest = json.loads(place.files()["strucprune.json"])
     assert {entry["name"] for entry in manifest["files"]} == set(place.keys()) - {"strucprune.json"}
+
+
+def test_what_a_killed_writer_left_goes(place: Place, tmp_path: Path) -> None:
+    """A file without its name yet, and the parts of an upload; another object's stay."""
+    place.breaks_off(tmp_path / "first")
+    if isinstance(place.output, S3Store):
+        client, bucket = place.output.client, place.output.bucket
+        for key in ("out/model.safetensors", "elsewhere"):
+            begun = client.create_multipart_upload(Bucket=bucket, Key=key)
+            client.upload_part(
+                Bucket=bucket, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=b"part"
+            )
+        place.run(tmp_path / "first")
+        left = client.list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        assert [upload["Key"] for upload in left] == ["elsewhere"]
+    else:
+        (tmp_path / "out/.strucprune-tmp-0123").write_bytes(b"half a file")
+        place.run(tmp_path / "first")
+        assert not list((tmp_path / "out").glob(".*"))
 
 
 def refused(place: Place, root: Path, spec: JobSpec | None = None) -> StrucPruneError:
