@@ -54,7 +54,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "probes": ("probe",),
     "allocation": ("price", "allocate"),
     "solve": ("solve",),
-    "writing": ("assemble", "verify", "report", "publish"),
+    "writing": ("model_check", "assemble", "verify", "report", "publish"),
 }
 """Kinds of units."""
 WRITING = "writing"

@@ -8,7 +8,8 @@ first issue (`inspect_job`), the API shows all (`examine_job`).
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,6 +29,7 @@ from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
 from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidSpec,
@@ -43,10 +45,12 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import check_tensors, with_full_names
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.planning import plan_sites, pruned_config
+from strucprune_core.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
 from strucprune_core.storage.uri import contains
+from strucprune_core.storage.versions import version_of
 
 OpenStore = Callable[[str], Store]
 """Opens the store at a URI; the caller's place to allow or refuse it."""
@@ -116,15 +120,20 @@ def inspect_model(store: Store) -> ModelFacts:
     return ModelFacts(index, config)
 
 
-def check_output_usable(store: Store) -> None:
+def check_output_usable(store: Store, fingerprint: str | None = None) -> None:
     """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
+
+    Args:
+        store: The output.
+        fingerprint: Of the job (`job_fingerprint`). Given, what a run of this very job left when it
+            broke off while it published is no hindrance.
 
     Raises:
         OutputNotEmpty: it holds something.
         StorageError: the store refused or failed, or would refuse to be written to.
     """
     found = next(iter(store.list()), None)
-    if found is not None:
+    if found is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
         raise OutputNotEmpty(
             f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
         )
@@ -391,6 +400,59 @@ def inspect_job(
     )
 
 
+def text_versions(spec: JobSpec, open_store: OpenStore) -> dict[str, str]:
+    """Version of each text that a job reads, by the field that names it; "" of one that is gone."""
+    uris = {"calibration.uri": spec.calibration.uri}
+    if spec.evaluation is not None:
+        uris["evaluation.uri"] = spec.evaluation.uri
+    found = {}
+    for field, uri in uris.items():
+        if uri is not None:
+            with naming_field(field):
+                parent, name = split_object(uri)
+                store = open_store(parent)
+                info = store.stat(name)
+                found[field] = "" if info is None else version_of(store, info)
+    return found
+
+
+def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over what determines a job's result, where it computes left out.
+
+    Args:
+        spec: The job.
+        index: The model's files.
+        texts: What `text_versions` gave.
+    """
+    parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    return sha256_of_bytes(json.dumps(parts).encode())
+
+
+def check_texts_unchanged(
+    spec: JobSpec, open_store: OpenStore, versions: Mapping[str, str], *fields: str
+) -> None:
+    """Check that texts are still those that `text_versions` saw.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        versions: What it saw.
+        fields: The texts to look at.
+
+    Raises:
+        InvalidText: one was written again, or is gone.
+    """
+    now = text_versions(spec, open_store)
+    for field in fields:
+        if now.get(field) != versions.get(field):
+            raise InvalidText(
+                "the text was written again while the job ran",
+                field=field,
+                remedy="Start the job again, or retry it: what depends on the text is computed "
+                "anew.",
+            )
+
+
 def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     """Check a whole job and collect every issue that does not merely follow from another.
 
@@ -417,9 +479,11 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             collect("pruning", model_check)
         if not issues:  # A plan takes the rest for granted.
             collect("runtime", partial(plan_job, spec, model.config))
+    fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
     if not any(issue.field == "output.uri_prefix" for issue in issues):
         collect(
-            "output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix))
+            "output.uri_prefix",
+            lambda: check_output_usable(open_store(spec.output.uri_prefix), fingerprint),
         )
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
@@ -432,6 +496,14 @@ def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) ->
     except StrucPruneError:  # said where the store is used
         return
     check_apart(model, output, workspace)
+
+
+def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:
+    """The job's fingerprint; None if a text cannot be looked at, which is said elsewhere."""
+    try:
+        return job_fingerprint(spec, model.index, text_versions(spec, open_store))
+    except StrucPruneError:
+        return None
 
 
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

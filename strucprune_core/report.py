@@ -287,6 +287,10 @@ class Report(_Part):
     """Everything there is to know about one finished job."""
 
     schema_version: str = SCHEMA_VERSION
+    job_fingerprint: str = Field(
+        default="",
+        description="SHA-256 over what determines the result: specification, model files, texts.",
+    )
     created_at: str = Field(description="UTC, ISO 8601.")
     model: ModelSummary
     spec: dict[str, Any] = Field(description="The JobSpec as it ran.")

@@ -49,6 +49,8 @@ WRITTEN: Mapping[str, str] = {
     "block_configs": "shard.safetensors",
 }
 """The file that each kind of unit writes of what is published."""
+CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
+"""The fields that name a job's texts."""
 CHECKS = ("verify", "check")
 JUDGED = "evaluate.pruned"
 
@@ -88,6 +90,17 @@ class Unit:
         return int(self.name.split(".")[1])
 
 
+def texts_behind(unit: str) -> tuple[str, ...]:
+    """The texts, by field, that a unit's results depend on: what it reads comes from them."""
+    if unit == "model_check":
+        return ()
+    if unit in ("tokens.evaluation", "evaluate.dense"):
+        return (EVALUATION,)
+    if unit in (JUDGED, "report"):
+        return (CALIBRATION, EVALUATION)
+    return (CALIBRATION,)
+
+
 def probe_groups(layers: int) -> list[range]:
     """Layers of each probe unit."""
     step = PROBE_GROUP_LAYERS
@@ -123,13 +136,12 @@ def build_graph(
         distill_steps: Steps that the whole model is trained for.
     """
     windows = ("tokens", "calibration.npy")
-    units = [
-        Unit("model_check", Phase.INSPECTING),
-        Unit("tokens", Phase.INSPECTING, ("model_check",)),
-        Unit("weights", Phase.INSPECTING, ("model_check",)),
-    ]
+    units = [Unit("model_check", Phase.INSPECTING)]
     if evaluate:
         units.append(Unit("tokens.evaluation", Phase.INSPECTING, ("model_check",)))
+    units.append(Unit("tokens", Phase.INSPECTING, ("model_check",)))
+    units.append(Unit("weights", Phase.INSPECTING, ("model_check",)))
+    if evaluate:
         units.append(_evaluation("dense", ("tokens.evaluation", "weights"), ()))
     units.append(Unit("embed", Phase.CALIBRATING, ("tokens", "weights"), (windows,)))
     units += [_capture(layer) for layer in range(layers)]

@@ -21,7 +21,7 @@ import json
 import logging
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,6 +145,7 @@ class Workspace:
         scratch: Path,
         fingerprint: str,
         *,
+        versions: Callable[[str], str] = lambda unit: "",
         on_upload: Tick = ignore_bytes,
         on_download: Tick = ignore_bytes,
     ) -> None:
@@ -154,6 +155,8 @@ class Workspace:
             store: Where it lies.
             scratch: Local directory for files.
             fingerprint: Identifies the job.
+            versions: What a unit depends on beside that, and what may change between two runs of
+                the job: a unit that was computed from another version is not finished.
             on_upload: Told now and then while a unit's file is written, in the thread of `store`.
             on_download: Told now and then while a file is fetched.
 
@@ -163,6 +166,7 @@ class Workspace:
         self._store = store
         self._scratch = scratch
         self._fingerprint = fingerprint
+        self._versions = versions
         self._on_upload = on_upload
         self._on_download = on_download
         self._manifests: dict[str, Manifest] = {}
@@ -211,7 +215,7 @@ class Workspace:
                 return None
             found = self._stored_manifest(unit)
             if found is None:
-                self.forget(unit)
+                self._discard(unit)
                 return None
             self._manifests[unit] = found
         return self._manifests[unit]
@@ -230,10 +234,11 @@ class Workspace:
         return json.dumps({**manifest.body(), "seal": self._seal(manifest)}).encode()
 
     def _seal(self, manifest: Manifest) -> str:
-        """A digest that only this very manifest has, and only in this job."""
+        """A digest that only this very manifest has, and only in this job on these texts."""
         read_back = json.loads(json.dumps(manifest.body()))  # Keys of `values` become text.
         body = json.dumps(read_back, sort_keys=True)
-        return sha256_of_bytes(f"{self._fingerprint} {body}".encode())
+        versions = self._versions(manifest.unit)
+        return sha256_of_bytes(f"{self._fingerprint} {versions} {body}".encode())
 
     def values(self, unit: str) -> dict[str, Any]:
         """Small results of a finished unit."""
@@ -376,6 +381,17 @@ class Workspace:
             return bytes(self._store.read(CLAIM))
         except ObjectNotFound:
             return None
+
+    def _discard(self, unit: str) -> None:
+        """Remove what is left of a unit whose manifest is not of this job as it is now.
+
+        A process that stores the unit meanwhile may lose a file; it will be found lost, and made
+        again.
+        """
+        self.forget(unit)
+        for key in [key for key in self._present if key.startswith(f"units/{unit}/")]:
+            self._store.delete(key)
+            del self._present[key]
 
     def forget(self, unit: str) -> None:
         """Make a finished unit unfinished.

@@ -20,6 +20,7 @@ from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.versions import version_of
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -57,7 +58,7 @@ class CheckpointIndex:
         config: config.json parsed.
         tensors: Every tensor by name.
         file_sizes: Bytes of each safetensors file by name.
-        file_versions: Version of every file that a job reads (see `ObjectInfo`), by name.
+        file_versions: Version of every file that a job reads (see `version_of`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
     """
@@ -123,7 +124,8 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            info.key: info.version
+            # With the time also where the content tells: it may have been another one meanwhile.
+            info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
             if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
         },

@@ -17,6 +17,7 @@ from strucprune_core.report import (
     ExportReport,
     LayerReport,
     MemoryFigure,
+    ModelCheck,
     PerplexitySummary,
     Report,
     Verification,
@@ -368,7 +369,7 @@ def _quality(report: Report) -> str:
     return (
         '<section aria-labelledby="quality"><h2 id="quality">Quality and size</h2>'
         '<div class="stack"><div class="grid">'
-        f"{_perplexity(report.perplexity)}{_verification(report)}"
+        f"{_perplexity(report.perplexity)}{_model_check(report.model_check)}{_verification(report)}"
         f"{_distillation(report.distillation)}{_exports(report.exports)}</div>"
         f'<div class="card">{_size_table(report)}</div></div></section>'
     )
@@ -400,6 +401,26 @@ def _perplexity(quality: PerplexitySummary | None) -> str:
         "Dense and pruned model on the same windows; lower is better.",
         horizontal_bars(bars, label),
         extra=conditions,
+    )
+
+
+def _model_check(check: ModelCheck | None) -> str:
+    """How our reading of the dense model compares; nothing in reports without such a check."""
+    if check is None:
+        return ""
+    findings = facts(
+        [
+            ("Compared with", check.reference),
+            ("Tokens", f"{check.tokens:,}"),
+            ("Layers", ", ".join(map(str, check.layers))),
+            ("Largest relative difference", number(check.max_relative_difference, 3)),
+            ("Tolerance", number(check.tolerance, 3)),
+        ]
+    )
+    return (
+        f'<article class="card"><h3>Dense model {pill("matches", "good")}</h3><p class="sub">'
+        "Before any work: embeddings, some layers, final norm and head, computed from the model's "
+        f"own files by this build and by transformers.</p>{findings}</article>"
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -90,6 +90,8 @@ class Job:
         scratch: Directory for temporary files.
         device: Where tensors visit.
         open_store: Opens the store of a URI.
+        texts: Version of each text, by the field that names it.
+        fingerprint: Of the specification, the model's files and the texts.
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
@@ -103,6 +105,8 @@ class Job:
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]
+    texts: Mapping[str, str]
+    fingerprint: str
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan

@@ -72,10 +72,11 @@ def build_report(job: Job, unit: Unit) -> Report:
     asked, reached = job.spec.pruning.sparsity, _reached(job)
     layers = [_layer(job, layer) for layer in range(job.config.layers)]
     return Report(
+        job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
         model=_model(job),
         spec=job.spec.model_dump(mode="json"),
-        environment=_environment(job),
+        environment=environment_of(job.device),
         before=before,
         after=after,
         sparsity=SparsitySummary(
@@ -146,8 +147,9 @@ def _model(job: Job) -> ModelSummary:
     )
 
 
-def _environment(job: Job) -> Environment:
-    name = torch.cuda.get_device_name(job.device) if job.device.type == "cuda" else "cpu"
+def environment_of(device: torch.device) -> Environment:
+    """Where this process computes."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return Environment(
         strucprune=__version__,
         python=platform.python_version(),

@@ -28,6 +28,7 @@ from strucprune_core.calibration.text_process import text_tokens, tokenizer_fact
 from strucprune_core.calibration.text_protocol import DocumentsRead
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.inspection import check_texts_unchanged
 from strucprune_core.models.decoding import generate
 from strucprune_core.models.vocabulary import embed
 from strucprune_core.scratch import scratch_directory
@@ -35,7 +36,7 @@ from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object
-from strucprune_core.units import Unit
+from strucprune_core.units import CALIBRATION, EVALUATION, Unit
 from strucprune_core.workspace import Draft
 
 
@@ -63,6 +64,7 @@ def _calibration(job: Job, draft: Draft) -> None:
     draft.values["calibration_sha256"] = drawn.sha256
     draft.values["calibration_cut"] = drawn.cut
     draft.values["calibration_tokens"] = asdict(counts)
+    check_texts_unchanged(job.spec, job.open_store, job.texts, CALIBRATION)
 
 
 def _evaluation(job: Job, draft: Draft) -> None:
@@ -74,6 +76,7 @@ def _evaluation(job: Job, draft: Draft) -> None:
     np.save(draft.path("evaluation.npy"), windows)
     draft.values["evaluation_sha256"] = digest(text)
     draft.values["evaluation_tokens"] = asdict(TokenCounts.of(windows))
+    check_texts_unchanged(job.spec, job.open_store, job.texts, EVALUATION)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 import ssl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -152,7 +152,7 @@ class S3Store:
                 head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
         except ObjectNotFound:
             return None
-        return ObjectInfo(key, _size(head, self._name(key)))
+        return ObjectInfo(key, _size(head, self._name(key)), head.get("ETag", ""))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -204,6 +204,21 @@ class S3Store:
             self.client.abort_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=begun["UploadId"]
             )
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Abort what killed writers left of uploads of these objects.
+
+        Only where no writer is at work. Who may not list uploads leaves them to the bucket's rules.
+        """
+        names = {self._key(key) for key in keys}
+        pages = self.client.get_paginator("list_multipart_uploads")
+        with suppress(AccessDenied), _translated(self.uri):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for begun in page.get("Uploads", ()):
+                    if begun["Key"] in names:
+                        self.client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=begun["Key"], UploadId=begun["UploadId"]
+                        )
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

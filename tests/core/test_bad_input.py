@@ -99,7 +99,7 @@ def test_a_text_of_enough_bytes_but_too_few_tokens(
     assert (caught.value.field, caught.value.phase) == (f"{section}.uri", "inspecting")
     assert caught.value.remedy
     units = {info.key.split("/")[1] for info in LocalStore(tmp_path / "workspace").list("units/")}
-    assert units <= {"model_check", "tokens"}
+    assert units <= {"model_check", "tokens.evaluation"}
     assert files_of(tmp_path / "out") == {}
 
 

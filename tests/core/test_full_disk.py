@@ -23,7 +23,7 @@ from tests.core.tiny_job import checkpoint_of, run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
 _GROWING = """
-import json, subprocess, sys
+import json, shutil, subprocess, sys
 from pathlib import Path
 from strucprune_core.errors import StrucPruneError
 from strucprune_core.pipeline import prune
@@ -36,8 +36,12 @@ def grow(job):
     while True:
         try:
             spec = JobSpec.model_validate(job["spec"])
+            if job.get("forgets"):
+                shutil.rmtree(job["workspace"], ignore_errors=True)
             workspace = LocalStore(Path(job["workspace"]))
             prune(spec, workspace=workspace, scratch=Path(job["scratch"]))
+            if "copy" in job:
+                shutil.copytree(disk, job["copy"])
             return errors
         except StrucPruneError as error:
             errors.append(error.as_dict())
@@ -77,6 +81,41 @@ def test_a_disk_that_fills_up_again_and_again(
             assert "Free space" in error["remedy"]
         assert len({error["phase"] for error in errors}) >= 3
         assert checkpoint_of(tmp_path / full / "out") == expected
+
+
+def test_an_output_that_fills_up_again_and_again(
+    tmp_path: Path,
+    model: Path,
+    text_file: Path,
+    expected: dict[str, bytes],
+    private_mounts_prefix: list[str],
+) -> None:
+    """The same command goes on in what it left itself, with a workspace and without."""
+    jobs = [
+        {
+            **growing(tmp_path / name, model, text_file, "out"),
+            "forgets": name == "forgets",
+        }
+        for name in ("keeps", "forgets")
+    ]
+    for job in jobs:  # What is written there is gone with the mount: copied before.
+        job["spec"]["output"]["uri_prefix"] = job["out"]
+        job["copy"] = f"{job['disk']}-copy"
+    done = subprocess.run(
+        [*private_mounts_prefix, sys.executable, "-c", _GROWING],
+        input=json.dumps(jobs),
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.returncode == 0, done.stderr
+    for job, errors in zip(jobs, json.loads(done.stdout), strict=True):
+        assert {error["code"] for error in errors} == {"storage_unavailable"}
+        assert {error["field"] for error in errors} == {"output.uri_prefix"}
+        assert all("Free space" in error["remedy"] for error in errors)
+        assert len(errors) > 3
+        assert checkpoint_of(Path(job["copy"]) / "out") == expected
 
 
 def growing(root: Path, model: Path, text: Path, full: str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from strucprune_core.report import (
     LayerReport,
     MemoryFigure,
     MemorySummary,
+    ModelCheck,
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
@@ -167,6 +168,13 @@ def make_report(layers: int = 30, **changes: Any) -> Report:
                 ("committing", 0.2),
             ]
         ],
+        "model_check": ModelCheck(
+            reference="transformers 5.0.0",
+            tokens=128,
+            layers=[0, 3],
+            max_relative_difference=2.5e-7,
+            tolerance=1.7e-5,
+        ),
         "verification": Verification(
             reference="transformers 5.0",
             tokens=512,

@@ -166,6 +166,7 @@ class Gate:
 def all_units(crew: Crew) -> set[str]:
     names = {f"{kind}.{layer}" for kind in ("capture", "curve", "solve") for layer in range(LAYERS)}
     others = {"tokens", "embed", "price.1", "probe.0", "allocate", "assemble.0", "verify", "report"}
+    others |= {"model_check", "tokens.evaluation"}
     return names | others | {"evaluate.dense", "evaluate.pruned", "publish"}
 
 
@@ -290,7 +291,7 @@ def test_without_any_claims_work_is_done_twice_and_the_bytes_are_the_same(
 
 
 def test_a_helper_without_work_leaves(crew: Crew) -> None:
-    crew.board.held["leader"] = ["tokens"]
+    crew.board.held["leader"] = ["model_check"]
     crew.help("idle", patience_seconds=0.3).result(60)
     assert crew.done == []
     assert crew.board.asked["idle"] > 1
@@ -315,7 +316,7 @@ def test_lost_files_are_the_leaders_business(crew: Crew, expected: dict[str, byt
 
 
 def test_a_stop_is_heard_while_waiting_for_others(spec: JobSpec, tmp_path: Path) -> None:
-    board = Board(held={"other": ["tokens"]})
+    board = Board(held={"other": ["model_check"]})
 
     class StopOnceWaiting:
         def check(self) -> None:

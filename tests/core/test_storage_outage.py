@@ -69,8 +69,9 @@ def test_a_job_outlives_its_storage(
         if progress.phase == phase:
             server.kill()
 
-    # Once while weights are read, once when all is ready to be published.
-    for phase in (Phase.CALIBRATING, Phase.COMMITTING):
+    # Once while weights are read (all are kept near afterwards), once when all is ready to be
+    # published.
+    for phase in (Phase.INSPECTING, Phase.COMMITTING):
         with pytest.raises(StorageUnavailable) as caught:
             run(
                 spec,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES, Header, parse_header
@@ -72,6 +72,9 @@ class MemoryStore:
                 yield ObjectInfo(key, len(data), "1")
 
     def check_writable(self) -> None:
+        raise NotImplementedError
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
         raise NotImplementedError
 
     def put(self, key: str, data: bytes) -> None:
