@@ -7,9 +7,8 @@ taken in one step, so that requests at the same time do not all find the last pl
 from __future__ import annotations
 
 import math
-from http import HTTPStatus
 
-from api.problems import ApiError
+from api.problems import too_many
 from api.services import Services
 
 # A place is free when a job ends: minutes, not seconds.
@@ -28,7 +27,7 @@ def admit_request(services: Services, tenant: str) -> None:
         return
     wait = services.ledger.take_token(tenant, limits.requests_per_second, limits.request_burst)
     if wait > 0:
-        raise _refused(
+        raise too_many(
             "rate_limited",
             f"Over {limits.requests_per_second:g} requests a second. Ask less often; "
             "`Prefer: wait` and event streams tell of changes without polling.",
@@ -46,14 +45,9 @@ def admit_job(services: Services, tenant: str, job_id: str) -> None:
     limit = services.settings.limits_of(tenant).open_jobs
     if limit is None or services.ledger.reserve(tenant, job_id, limit):
         return
-    raise _refused(
+    raise too_many(
         "quota_exceeded",
         f"There are {limit} jobs that are not over, which is as many as your organisation may "
         "have. Wait for one to end, or cancel one.",
         QUOTA_RETRY_AFTER_SECONDS,
     )
-
-
-def _refused(code: str, detail: str, seconds: int) -> ApiError:
-    headers = {"Retry-After": str(seconds)}
-    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, detail, headers=headers)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import openapi, problems
+from api.inspection.inspectors import Inspectors
 from api.jobs.tracing import tracing
 from api.middleware import BodyLimit, RequestId, Trace
 from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics, web
@@ -18,8 +19,12 @@ from api.telemetry import CountRequests, Telemetry
 from strucprune_core import __version__
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, inspectors: Inspectors | None = None) -> FastAPI:
     """The application. Connects to nothing until it is used.
+
+    Args:
+        settings: The settings.
+        inspectors: The caller's, who ends them; None for some of its own.
 
     Raises:
         InvalidSpec: on start, if `state_uri` or the S3 settings are malformed.
@@ -27,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services.connect(settings)
+        app.state.services = Services.connect(settings, inspectors)
         app.state.tracing = tracing("strucprune-api")
         app.state.telemetry.watch(app.state.services.ledger)
         try:
@@ -35,6 +40,8 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.tracing.close()
             await app.state.services.close()
+            if inspectors is None:
+                app.state.services.inspectors.close()
 
     # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
     # closed network, and elsewhere foreign code runs on the page that API keys are typed into.

@@ -8,6 +8,7 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from api.callers import Callers
+from api.inspection.inspectors import Inspectors
 from api.jobs.doorbell import Doorbell
 from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
@@ -15,9 +16,33 @@ from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
 from api.shared_reads import SharedReads
 from api.stores import Stores
+from api.turns import Turns
 from api.webhooks import outbox
 from api.webhooks.outbox import Outbox
 from strucprune_core.access.key_store import KeyStore
+
+# Requests that hold a thread, of forty that there are for all blocking work: those of one tenant
+# must not take all, nor those of all tenants the ones that keys are looked up in.
+_THREADS = 32
+_THREADS_OF_TENANT = 8
+_WAITING_FOR_THREAD = 256
+# Jobs that are looked at, which takes a helper process for a while.
+_WAITING_FOR_HELPER = 64
+# Restoring a job that the ledger does not know takes several requests to the journal.
+_RESTORES, _RESTORES_OF_TENANT, _WAITING_FOR_RESTORE = 6, 2, 256
+
+
+def _threads() -> Turns:
+    return Turns(_THREADS, _THREADS_OF_TENANT, _WAITING_FOR_THREAD)
+
+
+def _restores() -> Turns:
+    return Turns(_RESTORES, _RESTORES_OF_TENANT, _WAITING_FOR_RESTORE)
+
+
+def _inspections(helpers: int) -> Turns:
+    """One helper is always left for others."""
+    return Turns(helpers, max(1, helpers - 1), _WAITING_FOR_HELPER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +51,10 @@ class Services:
 
     Attributes:
         job_reads: The ledger's jobs once more, to be read on the event loop.
+        inspectors: What parses the files of jobs.
+        inspections: Turns for looking at a job, one for each of the inspectors.
+        threads: Turns for requests that block a thread.
+        restores: Turns for looking into the journal for a job that the ledger does not know.
         shared: Reads that many streams of one job wait for at once.
     """
 
@@ -37,17 +66,26 @@ class Services:
     stores: Stores
     callers: Callers
     outbox: Outbox
+    inspectors: Inspectors
+    inspections: Turns
+    threads: Turns = field(default_factory=_threads)
+    restores: Turns = field(default_factory=_restores)
     shared: SharedReads = field(default_factory=SharedReads)
 
     @classmethod
-    def connect(cls, settings: Settings) -> Self:
-        """Build everything; connections are made when first used.
+    def connect(cls, settings: Settings, inspectors: Inspectors | None = None) -> Self:
+        """Build everything; connections are made, and helpers started, when first used.
+
+        Args:
+            settings: The settings.
+            inspectors: The caller's, who ends them; None for some of our own.
 
         Raises:
             InvalidSpec: `state_uri` or the S3 settings are malformed.
         """
         stores = Stores(settings.s3)
         state = stores.open(settings.state_uri)
+        inspectors = inspectors or Inspectors(settings.inspection_helpers)
         return cls(
             settings,
             connect(settings.redis_url),
@@ -62,6 +100,8 @@ class Services:
                 settings.key_cache_seconds,
             ),
             outbox.connect(state, settings.redis_url),
+            inspectors,
+            _inspections(inspectors.count),
         )
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
+from api.inspection.inspectors import HELPERS
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
 from api.jobs.logs import LogFormat
@@ -84,6 +85,9 @@ class Settings(LimitSettings):
             Empty, any public address of the internet, and no other.
         webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
         max_request_bytes: Larger request bodies are refused.
+        inspection_helpers: Processes of the API that look at the models of jobs, one job each at a
+            time; a tenant gets all but one. Each takes some 90 MB, and may take 600 MB while a
+            hostile model is looked at.
         api_host: Address that the API listens on.
         api_port: Port that it listens on.
         reconcile_every_seconds: How often the reconciler looks for jobs whose worker fell silent.
@@ -108,6 +112,7 @@ class Settings(LimitSettings):
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    inspection_helpers: int = Field(default=HELPERS, ge=1, le=64)
     log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)

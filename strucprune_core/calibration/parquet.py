@@ -20,7 +20,7 @@ from strucprune_core.storage.store import Store
 _READ_BYTES = 1 << 20
 _BATCH_ROWS = 64
 # The footer is hostile data and read whole: its size, and what it may claim (strings and lists).
-MAX_FOOTER_BYTES = 64 << 20
+MAX_FOOTER_BYTES = 16 << 20
 _MAX_FOOTER_STRING_BYTES = 16 << 20
 _MAX_FOOTER_ENTRIES = 1 << 20
 _TAIL_BYTES = 8
