@@ -12,10 +12,8 @@ from api.app import create_app
 from api.inspection.inspectors import Inspectors
 from api.jobs import environment, logs
 from api.jobs.tracing import check_configured
+from api.server import server_config
 from api.settings import Settings
-
-# Long-polls and event streams are cut after this on SIGTERM; their clients reconnect.
-GRACEFUL_SHUTDOWN_SECONDS = 10
 
 
 def main() -> None:
@@ -28,11 +26,10 @@ def main() -> None:
         Inspectors(settings.inspection_helpers) as inspectors,
     ):
         inspectors.warm()
-        config = uvicorn.Config(
+        config = server_config(
             create_app(settings, inspectors),
-            server_header=False,
+            settings.max_connections,
             log_config=None,  # its lines go where all others go
-            timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
         )
         logging.getLogger(__name__).info(
             "listening on %s port %d; /docs shows the API", settings.api_host, settings.api_port

@@ -89,7 +89,7 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
     details = [field_error(error) for error in errors]
     if any(error.retryable for error in errors):
         first = next(error for error in errors if error.retryable)
-        return _unavailable(first.code, str(first), details)
+        return unavailable(first.code, str(first), details)
     count = f"{len(errors)} problems" if len(errors) > 1 else "a problem"
     return ApiError(
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -176,7 +176,7 @@ def _on_library_error(request: Request, error: Exception) -> Response:
     # Also our own credentials failing is an outage to the caller: fail closed, say nothing of it.
     if error.retryable or isinstance(error, AccessDenied):
         _log.error("%s %s: %s", request.method, request.url.path, error)
-        return response(request, _unavailable(error.code, "A backing service does not answer."))
+        return response(request, unavailable(error.code, "A backing service does not answer."))
     return _on_bug(request, error)
 
 
@@ -186,13 +186,19 @@ def _on_bug(request: Request, error: Exception) -> Response:
     return response(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail))
 
 
-def _unavailable(code: str, detail: str, errors: Sequence[FieldError] = ()) -> ApiError:
+def unavailable(
+    code: str,
+    detail: str,
+    errors: Sequence[FieldError] = (),
+    seconds: int = RETRY_AFTER_SECONDS,
+) -> ApiError:
+    """The problem of a service that cannot do now what is asked: 503."""
     return ApiError(
         HTTPStatus.SERVICE_UNAVAILABLE,
         code,
         detail,
         errors=errors,
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        headers={"Retry-After": str(seconds)},
     )
 
 

@@ -8,13 +8,14 @@ from typing import Annotated, Self
 from fastapi import Depends, Request
 
 from api.callers import Callers
+from api.event_feed import EventFeed
+from api.held import Held
 from api.inspection.inspectors import Inspectors
 from api.jobs.doorbell import Doorbell
 from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.settings import Settings
-from api.shared_reads import SharedReads
 from api.stores import Stores
 from api.turns import Turns
 from api.webhooks import outbox
@@ -55,7 +56,8 @@ class Services:
         inspections: Turns for looking at a job, one for each of the inspectors.
         threads: Turns for requests that block a thread.
         restores: Turns for looking into the journal for a job that the ledger does not know.
-        shared: Reads that many streams of one job wait for at once.
+        feed: News of jobs, for event streams.
+        held: Counts event streams and long-polls.
     """
 
     settings: Settings
@@ -68,9 +70,10 @@ class Services:
     outbox: Outbox
     inspectors: Inspectors
     inspections: Turns
+    feed: EventFeed
+    held: Held
     threads: Turns = field(default_factory=_threads)
     restores: Turns = field(default_factory=_restores)
-    shared: SharedReads = field(default_factory=SharedReads)
 
     @classmethod
     def connect(cls, settings: Settings, inspectors: Inspectors | None = None) -> Self:
@@ -85,11 +88,12 @@ class Services:
         """
         stores = Stores(settings.s3)
         state = stores.open(settings.state_uri)
+        job_reads = JobReads(settings.redis_url)
         inspectors = inspectors or Inspectors(settings.inspection_helpers)
         return cls(
             settings,
             connect(settings.redis_url),
-            JobReads(settings.redis_url),
+            job_reads,
             Journal(state),
             Doorbell(settings.celery_broker_url),
             stores,
@@ -102,10 +106,13 @@ class Services:
             outbox.connect(state, settings.redis_url),
             inspectors,
             _inspections(inspectors.count),
+            EventFeed(job_reads),
+            Held(settings.event_streams),
         )
 
     async def close(self) -> None:
         """Close all connections."""
+        await self.feed.close()
         await self.job_reads.close()
         self.outbox.close()
         self.doorbell.close()

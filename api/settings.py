@@ -72,9 +72,11 @@ class Settings(LimitSettings):
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`; and how large and long each of its jobs may be:
+            `requests_per_second`, `request_burst`, `event_streams` (with waiting requests, of each
+            API process); and how large and long each of its jobs may be:
             `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
-            `deadline_seconds` (which a job that names none gets). No limits by default. Workers
+            `deadline_seconds` (which a job that names none gets). No limits but 1,000
+            `event_streams` by default. Workers
             need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
@@ -85,6 +87,9 @@ class Settings(LimitSettings):
             Empty, any public address of the internet, and no other.
         webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
         max_request_bytes: Larger request bodies are refused.
+        event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
+            open; a further stream is answered with 503, a further waiting request at once.
+        max_connections: Connections that an API process takes at once.
         inspection_helpers: Processes of the API that look at the models of jobs, one job each at a
             time; a tenant gets all but one. Each takes some 90 MB, and may take 600 MB while a
             hostile model is looked at.
@@ -112,6 +117,8 @@ class Settings(LimitSettings):
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    event_streams: int = Field(default=2000, ge=1)
+    max_connections: int = Field(default=4000, ge=16)
     inspection_helpers: int = Field(default=HELPERS, ge=1, le=64)
     log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"

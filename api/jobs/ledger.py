@@ -21,7 +21,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from api.jobs.codec import LUA, NAMESPACE, decode_jobs, encode, encode_job
+from api.jobs.codec import LUA, NAMESPACE, decode_event, decode_jobs, encode, encode_job
 from api.jobs.record import (
     Claim,
     JobEvent,
@@ -536,10 +536,7 @@ class RedisLedger:
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "events"), min=f"({after}", count=limit
             )
-        return [
-            JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
-            for entry_id, entry in entries
-        ]
+        return [decode_event(entry_id, entry) for entry_id, entry in entries]
 
     def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
         """See `Ledger.logs`."""

@@ -18,6 +18,7 @@ class TenantLimits(BaseModel):
             help with one of them do not count: they leave once another tenant's job waits.
         requests_per_second: Requests to the API, over all of its processes.
         request_burst: Requests that may come at once after a quiet while.
+        event_streams: Event streams and waiting requests open at once, in each API process.
         model_bytes: Size of a job's model: its safetensors files together.
         scratch_bytes: Room for temporary files of a job, as estimated.
         deadline_seconds: Deadline of a job; one that names none gets this.
@@ -29,6 +30,7 @@ class TenantLimits(BaseModel):
     running_jobs: int | None = Field(default=None, ge=0)
     requests_per_second: float | None = Field(default=None, gt=0)
     request_burst: int = Field(default=50, ge=1)
+    event_streams: int = Field(default=1000, ge=0)
     model_bytes: int | None = Field(default=None, ge=1)
     scratch_bytes: int | None = Field(default=None, ge=1)
     deadline_seconds: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_SECONDS)

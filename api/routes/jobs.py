@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Depends, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
@@ -17,7 +18,7 @@ from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
-from api.lookup import JobId, find_job
+from api.lookup import JobId, find_job, take_turn
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
 from api.request import JobRequest
@@ -115,7 +116,12 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
 
 
-@router.get("", response_model=JobPage, responses=problems(401, 403, 422, 503))
+@router.get(
+    "",
+    response_model=JobPage,
+    responses=problems(401, 403, 422, 503),
+    dependencies=[Depends(take_turn)],
+)
 def list_jobs(
     principal: Reader,
     services: Wired,
@@ -161,7 +167,11 @@ async def get_job(
 ) -> Response:
     """Look at a job, or wait for it."""
     wait_seconds = _wait_seconds(prefer)
-    record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
+    limit = services.settings.limits_of(principal.tenant).event_streams
+    if services.held.refusal(principal.tenant, limit) is not None:
+        wait_seconds = 0  # one that may not wait is answered at once
+    with services.held.place(principal.tenant, limit) if wait_seconds else nullcontext():
+        record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
     told = {"ETag": etag(record)}
     if wait_seconds:
         told["Preference-Applied"] = f"wait={wait_seconds}"

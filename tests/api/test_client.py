@@ -19,14 +19,14 @@ import redis
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
-from api import problems
+from api import event_feed, problems
 from api.app import create_app
 from api.jobs import sequel
 from api.jobs.job_reads import JobReads
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.record import Claim
 from api.jobs.state import JobState
-from api.routes import events, jobs
+from api.routes import jobs
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.s3 import S3Server
@@ -143,7 +143,7 @@ def server(app: FastAPI) -> Iterator[FlakyProxy]:
 @pytest.fixture
 def proxy(server: FlakyProxy, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
     """What stands between the client and the service, which has no jobs."""
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(event_feed, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
     return server
 
