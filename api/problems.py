@@ -190,7 +190,7 @@ def unavailable(
     code: str,
     detail: str,
     errors: Sequence[FieldError] = (),
-    seconds: int = RETRY_AFTER_SECONDS,
+    seconds: int | None = None,
 ) -> ApiError:
     """The problem of a service that cannot do now what is asked: 503."""
     return ApiError(
@@ -198,7 +198,7 @@ def unavailable(
         code,
         detail,
         errors=errors,
-        headers={"Retry-After": str(seconds)},
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS if seconds is None else seconds)},
     )
 
 
