@@ -63,7 +63,7 @@ def _unknown() -> ApiError:
     return ApiError(HTTPStatus.NOT_FOUND, "job_not_found", "There is no such job.")
 
 
-async def take_turn(services: Wired, principal: Reader) -> AsyncIterator[None]:
+async def _take_turn(services: Wired, principal: Reader) -> AsyncIterator[None]:
     """One of the tenant's turns for a route that blocks a thread, while it is at work."""
     async with services.threads.turn(principal.tenant):
         yield
@@ -79,5 +79,7 @@ async def _writable(services: Wired, principal: Writer, job_id: JobId) -> AsyncI
         yield await find_job(services, principal, job_id)
 
 
-ReadableJob = Annotated[JobRecord, Depends(_readable)]
-WritableJob = Annotated[JobRecord, Depends(_writable)]
+# Turns end before the answer is sent: a client that takes it slowly holds none.
+Turn = Depends(_take_turn, scope="function")
+ReadableJob = Annotated[JobRecord, Depends(_readable, scope="function")]
+WritableJob = Annotated[JobRecord, Depends(_writable, scope="function")]

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,7 @@ from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
-from api.lookup import JobId, find_job, take_turn
+from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
 from api.request import JobRequest
@@ -120,7 +120,7 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     "",
     response_model=JobPage,
     responses=problems(401, 403, 422, 503),
-    dependencies=[Depends(take_turn)],
+    dependencies=[Turn],
 )
 def list_jobs(
     principal: Reader,

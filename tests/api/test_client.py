@@ -471,6 +471,19 @@ def publish(services: Services, prefix: str, files: dict[str, bytes]) -> None:
     store.put("strucprune.json", json.dumps({"format_version": 1, "files": entries}).encode())
 
 
+def test_more_files_than_a_page_has(
+    client: StrucPruneClient, services: Services, result: str, prefix: str, tmp_path: Path
+) -> None:
+    files = {f"part-{number:03}": str(number).encode() for number in range(250)}
+    publish(services, prefix, files)
+    names = [file.name for file in client.artifacts(result)]
+    assert names == [*files, "strucprune.json"]
+    assert all(file.url for file in client.artifacts(result, presign=True))
+    paths = client.download(result, tmp_path / "d")
+    assert [path.name for path in paths] == names
+    assert (tmp_path / "d/part-249").read_bytes() == b"249"
+
+
 def test_results(client: StrucPruneClient, result: str, tmp_path: Path) -> None:
     assert client.report(result) == {"schema_version": "1.0"}
     assert client.report_html(result) == "<html>"
