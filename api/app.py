@@ -11,7 +11,7 @@ from fastapi_offline import FastAPIOffline
 from api import openapi, problems
 from api.inspection.inspectors import Inspectors
 from api.jobs.tracing import tracing
-from api.middleware import BodyLimit, RequestId, Trace
+from api.middleware import BodyLimit, RequestId, SafeHeaders, Trace
 from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics, web
 from api.services import Services
 from api.settings import Settings
@@ -43,9 +43,11 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
             if inspectors is None:
                 app.state.services.inspectors.close()
 
-    # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
+    # It brings Swagger UI along. FastAPI's own /docs loads it from a CDN: nothing is shown in a
     # closed network, and elsewhere foreign code runs on the page that API keys are typed into.
+    # The page itself is ours, without inline code (`routes.web`).
     app = FastAPIOffline(
+        docs_url=None,
         redoc_url=None,
         title="StrucPrune",
         version=__version__,
@@ -56,6 +58,7 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.state.telemetry = Telemetry()
     app.add_middleware(CountRequests, telemetry=app.state.telemetry)
+    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     app.add_middleware(Trace)
     problems.install(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -132,7 +133,7 @@ def test_artifacts_in_folders(client: TestClient, services: Services, prefix: st
     assert httpx.get(file["url"]).content == WEIGHTS
 
 
-def names_of(answer: httpx.Response) -> list[str]:
+def names_of(answer: Any) -> list[str]:
     return [entry["name"] for entry in answer.json()["data"]]
 
 

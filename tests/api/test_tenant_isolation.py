@@ -35,7 +35,6 @@ TABLE: dict[tuple[str, str], Kind] = {
     ("GET", "/readyz"): "open",
     ("GET", "/openapi.json"): "open",
     ("GET", "/docs"): "open",
-    ("GET", "/docs/oauth2-redirect"): "open",
     ("GET", "/v1/capabilities"): "common",
     ("GET", JOBS): "list",
     ("POST", JOBS): "create",
