@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 from api import event_feed
 from api.auth import Reader
 from api.callers import Principal, Unremembered
-from api.jobs.record import JobEvent
+from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job
 from api.openapi import problems
@@ -58,10 +58,10 @@ async def get_events(
 ) -> Response:
     """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
     # Asked for in either case: unknown jobs are a 404, not an empty stream.
-    await find_job(services, principal, job_id)
+    job = await find_job(services, principal, job_id)
     start = last_event_id or after
     if _SSE in request.headers.get("Accept", ""):
-        return EventStream(services, principal, job_id, start)
+        return EventStream(services, principal, job, start)
     async with services.threads.turn(principal.tenant):
         events = await run_in_threadpool(services.ledger.events, job_id, start, limit)
     page = EventPage(
@@ -74,9 +74,11 @@ async def get_events(
 class EventStream(StreamingResponse):
     """Events of a job as they happen. Counted while it lasts; refused if there are too many."""
 
-    def __init__(self, services: Services, principal: Principal, job_id: str, after: str) -> None:
+    def __init__(
+        self, services: Services, principal: Principal, job: JobRecord, after: str
+    ) -> None:
         super().__init__(
-            _stream(services, principal, job_id, after),
+            _stream(services, principal, job, after),
             media_type=_SSE,
             headers={"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"},
         )
@@ -95,25 +97,26 @@ class EventStream(StreamingResponse):
 
 
 async def _stream(
-    services: Services, principal: Principal, job_id: str, after: str
+    services: Services, principal: Principal, job: JobRecord, after: str
 ) -> AsyncIterator[str]:
     """Events as they happen; ends when the job is over and all is told, or the ledger goes away.
 
     Clients reconnect with `Last-Event-ID`, so ending early loses nothing.
     """
     spoke_at = time.monotonic()
-    look_at = spoke_at
+    look_at, known = spoke_at, True
     while True:
         try:
             # The job first: if it is over by now, its last event is among those read after.
-            looks = time.monotonic() >= look_at
-            over = looks and (await find_job(services, principal, job_id)).state in TERMINAL
+            looks, over = time.monotonic() >= look_at, False
             if looks:
-                events = await services.feed.look(job_id, after)
+                job = job if known else await find_job(services, principal, job.id)
+                known, over = False, job.state in TERMINAL
+                events = await services.feed.look(job.id, after)
                 look_at = time.monotonic() + LOOK_SECONDS
             else:
-                await _confirm(services, principal, job_id)
-                events = await services.feed.wait(job_id, after, CONFIRM_SECONDS)
+                await _confirm(services, principal, job.id)
+                events = await services.feed.wait(job.id, after, CONFIRM_SECONDS)
         except (StrucPruneError, ApiError):
             return
         if over and not events:
