@@ -247,7 +247,7 @@ def test_the_docs_need_no_other_host(client: TestClient) -> None:
     links = re.findall(r"(?:src|href)=\"([^\"]+)", page)
     assert len(links) >= 3
     for link in links:
-        assert link.startswith("/")
+        assert "//" not in link
         assert client.get(link).status_code == 200
     assert "//" not in re.sub(r"<!--.*?-->|<script>.*?</script>", "", page, flags=re.S)
 
