@@ -150,9 +150,12 @@ class ArtifactView(BaseModel):
 
 
 class ArtifactList(BaseModel):
-    """The files of a finished job."""
+    """Files of a finished job, in pages."""
 
     data: list[ArtifactView]
+    next_after: str | None = Field(
+        default=None, description="Pass it as `after` for the next page; null at the end."
+    )
     expires_seconds: int | None = Field(
         default=None, description="How long the URLs work, if there are any."
     )

@@ -42,7 +42,7 @@ from strucprune_core.errors import (
 from strucprune_core.export.checks import check_export
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.families import parse_config
-from strucprune_core.models.tensors import check_tensors, with_full_names
+from strucprune_core.models.tensors import allowance, check_tensors, with_full_names
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.publish import unfinished
@@ -107,7 +107,7 @@ def inspect_model(store: Store) -> ModelFacts:
         UnsupportedArchitecture: this build cannot prune such a model.
         StorageError: the store refused or failed.
     """
-    index = open_checkpoint(store)
+    index = open_checkpoint(store, lambda config: allowance(parse_config(config)))
     config = parse_config(index.config)
     index = with_full_names(config, index)
     check_tensors(config, index)

@@ -19,14 +19,14 @@ import redis
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
-from api import problems
+from api import event_feed, problems
 from api.app import create_app
 from api.jobs import sequel
 from api.jobs.job_reads import JobReads
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.record import Claim
 from api.jobs.state import JobState
-from api.routes import events, jobs
+from api.routes import jobs
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.s3 import S3Server
@@ -144,7 +144,7 @@ def server(app: FastAPI) -> Iterator[FlakyProxy]:
 @pytest.fixture
 def proxy(server: FlakyProxy, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
     """What stands between the client and the service, which has no jobs."""
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(event_feed, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
     return server
 
@@ -470,6 +470,19 @@ def publish(services: Services, prefix: str, files: dict[str, bytes]) -> None:
         for name, data in files.items()
     ]
     store.put("strucprune.json", json.dumps({"format_version": 1, "files": entries}).encode())
+
+
+def test_more_files_than_a_page_has(
+    client: StrucPruneClient, services: Services, result: str, prefix: str, tmp_path: Path
+) -> None:
+    files = {f"part-{number:03}": str(number).encode() for number in range(250)}
+    publish(services, prefix, files)
+    names = [file.name for file in client.artifacts(result)]
+    assert names == [*files, "strucprune.json"]
+    assert all(file.url for file in client.artifacts(result, presign=True))
+    paths = client.download(result, tmp_path / "d")
+    assert [path.name for path in paths] == names
+    assert (tmp_path / "d/part-249").read_bytes() == b"249"
 
 
 def test_results(client: StrucPruneClient, result: str, tmp_path: Path) -> None:

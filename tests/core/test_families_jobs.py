@@ -86,7 +86,7 @@ def test_a_pruned_model_reloads(
         return
     report = run(spec, tmp_path)
     assert report.after.parameters < report.before.parameters
-    assert 0.3 <= report.sparsity.reached < 0.8  # few heads are coarse
+    assert 0.2 < report.sparsity.reached < 0.8  # the nearest: few heads are coarse
     if structures == ["query_heads"]:
         assert report.after.kv_cache_bytes_per_token == report.before.kv_cache_bytes_per_token
     loaded = load_pretrained(str(tmp_path / "out")).eval()

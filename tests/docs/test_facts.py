@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from api.app import create_app
 from api.settings import Settings as ApiSettings
+from benchmarks.greedy import table as greed_table
 from benchmarks.load import requests_table
 from benchmarks.load_turns import turns_table
 from benchmarks.runtimes.table import Row, markdown
@@ -156,6 +157,12 @@ def test_the_table_of_load_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
     for table in (requests_table(result), turns_table(result)):
         assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
+
+
+def test_the_table_of_greed_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/greedy.json").read_text(encoding="utf-8"))
+    table = greed_table(result)
+    assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
 
 
 @pytest.mark.real_model

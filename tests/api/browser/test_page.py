@@ -412,3 +412,20 @@ def test_progress_leaves_the_rest_of_the_page_alone(page: Page, jobs: Jobs) -> N
     jobs.progress(job_id, Phase.SOLVING, 0.5)
     page.get_by_text("solving 15 of 30 · 50%").wait_for()
     assert page.evaluate("getSelection().toString()") == job_id
+
+
+def test_the_description_of_the_api(browser: Browser, url: str, keys: dict[str, str]) -> None:
+    """Works under its policy, of which any violation fails this test; a request can be tried."""
+    with watched_page(browser, url) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto("/docs")
+        page.get_by_role("button", name="Authorize").first.click()
+        page.locator(".auth-container input").fill(keys["acme"])
+        page.locator(".auth-btn-wrapper .authorize").click()
+        page.locator(".auth-btn-wrapper .btn-done").click()
+        page.locator("#operations-capabilities-get_capabilities_v1_capabilities_get").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        page.get_by_text('"architectures": [').first.wait_for()
+        assert all(address.startswith((url, "data:", "blob:")) for address in asked)
