@@ -166,7 +166,7 @@ class Gate:
 def all_units(crew: Crew) -> set[str]:
     names = {f"{kind}.{layer}" for kind in ("capture", "curve", "solve") for layer in range(LAYERS)}
     others = {"tokens", "embed", "price.1", "probe.0", "allocate", "assemble.0", "verify", "report"}
-    others |= {"model_check", "tokens.evaluation"}
+    others |= {"model_check", "tokens.evaluation", "weights"}
     return names | others | {"evaluate.dense", "evaluate.pruned", "publish"}
 
 

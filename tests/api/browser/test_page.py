@@ -92,7 +92,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.get_by_role("button", name=SUBMIT).click()
 
     # What the schema says comes first, at the fields; the focus is at the first of them.
-    page.get_by_text("Input should be less than 1").wait_for()
+    page.get_by_text("did you mean 0.015").wait_for()
     assert sparsity.get_attribute("aria-invalid") == "true"
     assert sparsity.evaluate("node => node === document.activeElement")
     page.get_by_text("Input should be a valid integer").wait_for()
