@@ -11,9 +11,9 @@ from pydantic import BaseModel, ConfigDict
 from api.job_limits import size_issues
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.estimate import Estimate, estimate_job
 from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
-from strucprune_core.inspection import examine_job
+from strucprune_core.plan.estimate import Estimate, estimate_job
+from strucprune_core.plan.inspection import examine_job
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from strucprune_core.errors import AccessDenied, ObjectNotFound
-from strucprune_core.report import MANIFEST, PublishedManifest
+from strucprune_core.report.document import MANIFEST, PublishedManifest
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import Store
 

@@ -13,9 +13,9 @@ from itertools import islice
 from api.jobs.bucket_reads import NotAsWritten, read_manifest, read_small
 from strucprune_core.checkpoint.index import MAX_OBJECTS
 from strucprune_core.errors import ObjectNotFound
-from strucprune_core.report import MANIFEST, REPORT_HTML, REPORT_JSON
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
+from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import CLAIM
 
 
 def remove_published(output: Store, workspace: Store) -> bool:

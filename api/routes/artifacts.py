@@ -20,14 +20,14 @@ from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
 from strucprune_core.checkpoint.hostile_json import shown
-from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.report import (
+from strucprune_core.report.document import (
     MANIFEST,
     REPORT_HTML,
     REPORT_JSON,
     FileEntry,
     Report,
 )
+from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.keys import MAX_KEY_BYTES
 from strucprune_core.storage.store import Store
 

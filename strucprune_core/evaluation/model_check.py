@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from strucprune_core.errors import NumericalFailure, UnsupportedArchitecture
 from strucprune_core.models.config import LayerConfig
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tiles import MODEL_CHECK_LAYERS
 from strucprune_core.models.vocabulary import embed, next_token_logits
-from strucprune_core.tiling import MODEL_CHECK_LAYERS
 
 FIELD = "model.uri"
 

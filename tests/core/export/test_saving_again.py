@@ -15,9 +15,9 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from strucprune_core.export.loading import load_pretrained
 from strucprune_core.export.modeling_strucprune import CONFIGS
+from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.core.models.families import random_model
 from tests.core.models.reference import random_tokens, reference_logits
-from tests.core.tiny_job import run, tiny_spec
 from tests.support.text import make_text
 from tests.support.tiny_llama import save_tokenizer
 

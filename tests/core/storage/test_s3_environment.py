@@ -158,7 +158,7 @@ def test_what_cannot_be(
 )
 def test_the_command_says_it_in_a_line(environment: dict[str, str], command: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "strucprune_core.cli", *command, "--json"],
+        [sys.executable, "-m", "strucprune_core.commands.main", *command, "--json"],
         env={**os.environ, **environment, "AWS_PROFILE": "gone"},
         capture_output=True,
         text=True,
