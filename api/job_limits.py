@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import Examination, ModelFacts
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import Examination, ModelFacts
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
 

@@ -29,8 +29,8 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import Examination, examine_job
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import Examination, examine_job
 from strucprune_core.spec import JobSpec
 
 # 128 bits of a digest: no two keys collide, and ids cannot be guessed.

@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.jobs.record import JobEvent, JobRecord, LogLine
 from api.jobs.state import JobState
 from api.problems import FieldError
-from strucprune_core.estimate import Estimate
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
-from strucprune_core.progress import Phase
+from strucprune_core.plan.estimate import Estimate
+from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
 # Some kilobytes each.

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from strucprune_core.report_page.style import esc
+from strucprune_core.report.html.style import esc
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _LABELS, _BELOW = 60, 44, 420, 360, 300, 48
 _NAME_GAP = 16.0

@@ -19,20 +19,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from strucprune_core.background import Background
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.claims import ALONE, UnitClaims
-from strucprune_core.devices import choose_device, settle_vector_math
-from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
-from strucprune_core.evaluation.memory import MemoryMeter
-from strucprune_core.inspection import check_output_usable, inspect_job
-from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.planner.forward import layer_bytes
-from strucprune_core.planner.plan import plan_job
-from strucprune_core.progress import (
+from strucprune_core.models.devices import choose_device, settle_vector_math
+from strucprune_core.plan.inspection import check_output_usable, inspect_job
+from strucprune_core.plan.memory.forward import layer_bytes
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report.html import render_html
+from strucprune_core.run.background import Background
+from strucprune_core.run.context import Job
+from strucprune_core.run.layer_updates import LayerSink, ignore_layers
+from strucprune_core.run.memory_meter import MemoryMeter
+from strucprune_core.run.progress import (
     AnyStop,
     FinishedUnit,
     NeverStop,
@@ -42,20 +43,19 @@ from strucprune_core.progress import (
     ignore_progress,
     ignore_unit,
 )
-from strucprune_core.progress_meter import ProgressMeter
-from strucprune_core.publish import claim_of, publish
-from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
-from strucprune_core.report_page import render_html
-from strucprune_core.running import Run, help_out, run_pending
+from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.publish import claim_of, publish
+from strucprune_core.run.reservations import ALONE, UnitClaims
+from strucprune_core.run.runner import Run, help_out, run_pending
+from strucprune_core.run.steps.exports import published
+from strucprune_core.run.steps.report import published_files
+from strucprune_core.run.workspace import LostFile, Stored, Workspace
 from strucprune_core.spec import JobSpec
-from strucprune_core.steps.exports import published
-from strucprune_core.steps.job import Job
-from strucprune_core.steps.report import published_files
+from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import LostFile, Stored, Workspace
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ from celery.signals import setup_logging, worker_process_init, worker_shutting_d
 
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings
-from worker import tether
+from worker import die_with_parent as tether
 from worker.child import SOLVE
 from worker.settings import Settings
 from worker.stop import Drain

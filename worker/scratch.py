@@ -17,7 +17,7 @@ from typing import Literal
 
 from api.jobs.meters import SCRATCH_UNFIT, Tally
 from strucprune_core.errors import ScratchUnavailable
-from strucprune_core.scratch import scratch_directory, scratch_errors
+from strucprune_core.scratch.directories import scratch_directory, scratch_errors
 from worker.stop import Drain
 
 _log = logging.getLogger(__name__)

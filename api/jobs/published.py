@@ -11,9 +11,9 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from strucprune_core.errors import ObjectNotFound
-from strucprune_core.report import MANIFEST, REPORT_HTML, REPORT_JSON, PublishedManifest
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON, PublishedManifest
+from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import CLAIM
 
 
 def remove_published(output: Store, workspace: Store) -> bool:

@@ -16,9 +16,8 @@ from api.problems import ApiError
 from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
-from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.errors import AccessDenied, ObjectNotFound
-from strucprune_core.report import (
+from strucprune_core.report.document import (
     MANIFEST,
     REPORT_HTML,
     REPORT_JSON,
@@ -26,6 +25,7 @@ from strucprune_core.report import (
     PublishedManifest,
     Report,
 )
+from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import Store
 

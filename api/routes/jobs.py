@@ -23,8 +23,8 @@ from api.request import JobRequest
 from api.services import Services, Wired
 from api.submission import examine, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
-from strucprune_core.estimate import estimate_job
 from strucprune_core.export.runtimes import runtime_support
+from strucprune_core.plan.estimate import estimate_job
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60

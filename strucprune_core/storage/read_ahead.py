@@ -16,7 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from strucprune_core.errors import ScratchUnavailable, StorageError
-from strucprune_core.scratch import scratch_errors
+from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20

@@ -1,6 +1,6 @@
 """Bad input is refused at submission, with a pointer and the cure, and leaves no trace.
 
-`tests/core/test_bad_input.py` has the same for the library and the command.
+`tests/core/jobs/test_bad_input.py` has the same for the library and the command.
 """
 
 from __future__ import annotations

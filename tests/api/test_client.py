@@ -31,7 +31,6 @@ from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.s3 import S3Server
 from strucprune_core.access.keys import hash_key
-from strucprune_core.cli import app as cli
 from strucprune_core.client import (
     AsyncStrucPruneClient,
     ClientError,
@@ -47,6 +46,7 @@ from strucprune_core.client import (
     calls,
 )
 from strucprune_core.client.sse import Decoder, Message
+from strucprune_core.commands.main import app as cli
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings

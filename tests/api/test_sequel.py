@@ -16,10 +16,10 @@ from api.jobs.rebuild import rebuild, restore
 from api.jobs.record import Claim, JobRecord
 from api.jobs.sequel import delete, retry
 from api.jobs.state import JobState
-from strucprune_core.report import MANIFEST, REPORT_JSON
+from strucprune_core.report.document import MANIFEST, REPORT_JSON
+from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from strucprune_core.workspace import CLAIM
 from tests.api.test_journal import entry
 
 ERROR = {"code": "invalid_text", "message": "too short", "retryable": False}

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 import api.web
 from api.web.files import load_files
-from strucprune_core.report_page.style import CSS
+from strucprune_core.report.html.style import CSS
 
 STATIC = Path(api.web.__file__).parent / "static"
 SCRIPTS = sorted(STATIC.glob("*.js"))

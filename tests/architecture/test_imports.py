@@ -24,19 +24,19 @@ NO_TORCH = (
     "strucprune_core.commands.jobs",
     "strucprune_core.commands.keys",
     "strucprune_core.spec",
-    "strucprune_core.report",
-    "strucprune_core.report_page",
+    "strucprune_core.report.document",
+    "strucprune_core.report.html",
     "strucprune_core.errors",
-    "strucprune_core.digests",
-    "strucprune_core.layer_news",
-    "strucprune_core.progress",
-    "strucprune_core.progress_meter",
-    "strucprune_core.estimate",
-    "strucprune_core.inspection",
-    "strucprune_core.claims",
-    "strucprune_core.units",
-    "strucprune_core.tiling",
-    "strucprune_core.workspace",
+    "strucprune_core.storage.digests",
+    "strucprune_core.run.layer_updates",
+    "strucprune_core.run.progress",
+    "strucprune_core.run.progress_meter",
+    "strucprune_core.plan.estimate",
+    "strucprune_core.plan.inspection",
+    "strucprune_core.run.reservations",
+    "strucprune_core.plan.graph",
+    "strucprune_core.models.tiles",
+    "strucprune_core.run.workspace",
     "strucprune_core.storage.metered",
     "strucprune_core.storage.open",
     "strucprune_core.storage.s3",
@@ -54,12 +54,12 @@ NO_TORCH = (
     "strucprune_core.models.config",
     "strucprune_core.models.families",
     "strucprune_core.models.structures",
-    "strucprune_core.planner.costs",
-    "strucprune_core.planning",
-    "strucprune_core.solver.memory",
-    "strucprune_core.solver.panels",
-    "strucprune_core.allocation.softmax",
-    "strucprune_core.allocation.threshold",
+    "strucprune_core.plan.unit_costs",
+    "strucprune_core.plan.sites",
+    "strucprune_core.plan.memory.solver",
+    "strucprune_core.method.linalg.panels",
+    "strucprune_core.method.allocation.softmax",
+    "strucprune_core.method.allocation.threshold",
 )
 
 
@@ -124,7 +124,7 @@ def load_closure(module: str) -> set[str]:
 
 def test_the_sources_are_found() -> None:
     assert {"strucprune_core.pipeline", "api.app", "worker.solve"} <= set(sources())
-    assert "torch" in imports("strucprune_core.solver.ridge")
+    assert "torch" in imports("strucprune_core.method.layer.ridge")
 
 
 @pytest.mark.parametrize("module", NO_TORCH)
@@ -142,7 +142,7 @@ def test_mathematics_does_no_io(package: str) -> None:
 
 
 def test_surgery_does_no_io() -> None:
-    forbidden = ("strucprune_core.storage", "strucprune_core.workspace", "pathlib", "boto3")
+    forbidden = ("strucprune_core.storage", "strucprune_core.run.workspace", "pathlib", "boto3")
     assert not offences(modules("strucprune_core.surgery"), forbidden)
 
 
@@ -203,7 +203,8 @@ def test_there_are_no_circles() -> None:
 
 def test_importing_the_package_loads_no_torch() -> None:
     code = (
-        "import sys, strucprune_core, strucprune_core.cli, strucprune_core.inspection; "
+        "import sys, strucprune_core, strucprune_core.commands.main; "
+        "import strucprune_core.plan.inspection; "
         "print(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -20,10 +20,10 @@ from benchmarks.load import requests_table
 from benchmarks.runtimes.table import Row, markdown
 from benchmarks.speed import phases_table
 from embedded.stack import ROOT
-from strucprune_core.cli import app as command
 from strucprune_core.client import StrucPruneClient
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import inspect_model
+from strucprune_core.commands.main import app as command
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from tests.api.test_tenant_isolation import TABLE

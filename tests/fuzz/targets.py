@@ -16,9 +16,9 @@ from pathlib import Path
 from strucprune_core.checkpoint.header import DTYPE_BYTES, Header, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object
 from strucprune_core.errors import ObjectNotFound, StrucPruneError
-from strucprune_core.inspection import inspect_model
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 from tests.core.models.hub_configs import HUB

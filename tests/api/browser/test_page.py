@@ -11,7 +11,7 @@ from api.jobs.ledger import RedisLedger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
-from strucprune_core.progress import Phase
+from strucprune_core.run.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 

@@ -1,0 +1,516 @@
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify need no service.
+
+What all commands share is in `commands.console`; those about a service are in `commands`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from pydantic import ByteSize, TypeAdapter, ValidationError
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+from rich.table import Table
+
+from strucprune_core import __version__
+from strucprune_core.commands import jobs, keys
+from strucprune_core.commands.console import JsonOption, failures, progress_bar, show, stderr
+from strucprune_core.errors import InvalidSpec, Stopped
+from strucprune_core.report.document import Report
+from strucprune_core.run import progress as core_progress
+from strucprune_core.spec import JobSpec
+
+app = typer.Typer(
+    name="strucprune",
+    help="Make a large language model smaller and faster: whole FFN channels and attention heads "
+    "are removed and the rest is repaired, one decoder layer in memory at a time.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Directory or s3://bucket/prefix with config.json, tokenizer.json and safetensors.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+DeviceMemoryOption = Annotated[
+    str | None,
+    typer.Option(help='What may be held on the device (tensors, if that is the CPU): "2GiB".'),
+]
+HostMemoryOption = Annotated[
+    str | None, typer.Option(help='What the process may hold in host memory: "3GiB".')
+]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"strucprune {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all_commands(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=stderr, show_path=False, show_level=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+@app.command()
+def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Show what a model is and whether it can be pruned. Reads no weights."""
+    from strucprune_core.errors import naming_field
+    from strucprune_core.export.checks import possible_exports
+    from strucprune_core.plan.estimate import size_of
+    from strucprune_core.plan.inspection import inspect_model
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json):
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(model))
+        config = facts.config
+        size = size_of(config, dtype_bytes=1)
+        result: dict[str, Any] = {
+            "model": model,
+            "architecture": config.model_type,
+            "layers": config.layers,
+            "hidden_size": config.hidden_size,
+            "intermediate_sizes": list(config.intermediate_sizes),
+            "query_heads": size.query_heads,
+            "kv_heads": size.kv_heads,
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "parameters": size.parameters,
+            "ffn_channels": size.ffn_channels,
+            "bytes": facts.index.total_bytes,
+            "exports": possible_exports(config, facts.index),
+            "files": len(facts.index.file_sizes),
+            "digest": facts.index.digest(),
+        }
+        if not as_json and len(set(config.intermediate_sizes)) == 1:
+            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
+        if not as_json:
+            result["exports"] = ", ".join(result["exports"]) or "none"
+        show(result, as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Model with pytorch_model.bin: directory or s3://.")
+    ],
+    output: Annotated[
+        str, typer.Argument(metavar="DST", help="Where the safetensors go; must be empty.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
+    from strucprune_core.conversion import convert as run
+    from strucprune_core.scratch.directories import scratch_directory
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json), scratch_directory() as scratch:
+        with progress_bar() as bar:
+            task = bar.add_task("converting", total=1.0)
+            result = run(
+                open_store(source),
+                open_store(output),
+                scratch,
+                tick=lambda share: bar.update(task, completed=share),
+            )
+        show(result, as_json)
+
+
+@app.command()
+def prune(
+    model: ModelArgument,
+    output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
+    sparsity: Annotated[
+        float,
+        typer.Option(
+            help="Fraction of the structures' parameters to remove, between 0 and 1; with FFN "
+            "channels alone, of all channels."
+        ),
+    ],
+    calibration: Annotated[
+        str,
+        typer.Option(
+            help="What the statistics are computed on: plain text (UTF-8), JSON lines or parquet; "
+            "or `self`, text that the model writes (a file of that name is ./self)."
+        ),
+    ],
+    calibration_format: Annotated[
+        str, typer.Option(help="auto (by the name), text, jsonl or parquet.")
+    ] = "auto",
+    calibration_field: Annotated[
+        str | None,
+        typer.Option(help="Field or column of the documents. Default: text, or messages."),
+    ] = None,
+    chat_template: Annotated[
+        bool, typer.Option(help="Documents are conversations: use the model's chat template.")
+    ] = False,
+    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
+    seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
+    structure: Annotated[
+        list[str] | None,
+        typer.Option(help="ffn_channels, kv_groups or query_heads; repeat for two."),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(help="threshold (least loss), softmax or uniform. Default: fits the layout."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Of softmax. Default: the one of least predicted damage.")
+    ] = None,
+    energy: Annotated[
+        str, typer.Option(help="kl_probe, gradient (faster) or forward (faster still, worse).")
+    ] = "kl_probe",
+    rounds: Annotated[
+        int, typer.Option(help="Times the price is set, each on the model pruned before.")
+    ] = 1,
+    solver: Annotated[str, typer.Option(help="obs or admm.")] = "obs",
+    recover_steps: Annotated[
+        int, typer.Option(help="Train each pruned layer for so many steps; 0 does not.")
+    ] = 0,
+    recover_mode: Annotated[
+        str, typer.Option(help="sequential (better) or parallel.")
+    ] = "sequential",
+    distill_steps: Annotated[
+        int, typer.Option(help="Last, train the whole model for so many steps; 0 does not.")
+    ] = 0,
+    max_layer_sparsity: Annotated[
+        float, typer.Option(help="Largest fraction that goes from any layer.")
+    ] = 1.0,
+    layout: Annotated[
+        str,
+        typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
+    ] = "per_layer",
+    export: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also write `gguf` (llama.cpp) or `block_configs` (vLLM, MLX) into a folder of "
+            "that name; repeat for both."
+        ),
+    ] = None,
+    damping: Annotated[
+        float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
+    ] = None,
+    min_keep_fraction: Annotated[
+        float, typer.Option(help="Share of each layer's channels that always stays.")
+    ] = 0.1,
+    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
+    evaluation: Annotated[
+        str | None, typer.Option(help="Text to report perplexity on, before and after.")
+    ] = None,
+    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
+    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
+    max_perplexity_ratio: Annotated[
+        float, typer.Option(help="Fail, publishing nothing, if pruned / dense is above.")
+    ] = 10.0,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help="Directory or s3:// prefix for finished steps; reuse it to resume."),
+    ] = None,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    device_memory: DeviceMemoryOption = None,
+    host_memory: HostMemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model and write the smaller one with its report.
+
+    With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues where it was
+    when the same command is given again, and ends with the same bytes.
+    """
+    with failures(as_json):
+        pruning: dict[str, Any] = {
+            "sparsity": sparsity,
+            "layout": layout,
+            "damping": damping,
+            "min_keep_fraction": min_keep_fraction,
+            "max_layer_sparsity": max_layer_sparsity,
+            "multiple_of": multiple_of,
+            "temperature": temperature,
+            "energy": energy,
+            "rounds": rounds,
+            "solver": solver,
+        }
+        if structure:
+            pruning["structures"] = structure
+        if export:
+            pruning["exports"] = export
+        if allocation is not None:
+            pruning["allocation"] = allocation
+        if recover_steps:
+            pruning["recover"] = {"steps": recover_steps, "mode": recover_mode}
+        if distill_steps:
+            pruning["distill"] = {"steps": distill_steps}
+        body: dict[str, Any] = {
+            "model": {"uri": model},
+            "output": {"uri_prefix": output},
+            "pruning": pruning,
+            "calibration": {
+                **({"source": "self"} if calibration == "self" else {"uri": calibration}),
+                "format": calibration_format,
+                "field": calibration_field,
+                "chat_template": chat_template,
+                "samples": samples,
+                "sequence_length": sequence_length,
+                "seed": seed,
+            },
+            "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
+        }
+        if evaluation is not None:
+            body["evaluation"] = {
+                "uri": evaluation,
+                "sequences": evaluation_sequences,
+                "sequence_length": evaluation_sequence_length,
+                "max_perplexity_ratio": max_perplexity_ratio,
+            }
+        report = _run_prune(_parse_spec(body), workspace)
+        if as_json:
+            show(report.model_dump(mode="json"), as_json=True)
+        else:
+            _print_summary(report, output)
+
+
+@app.command()
+def estimate(
+    model: ModelArgument,
+    sparsity: Annotated[float, typer.Option(help="Fraction to remove.")] = 0.3,
+    structure: Annotated[
+        list[str] | None, typer.Option(help="What to remove; may be repeated.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
+    sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
+    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
+    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
+    device_memory: DeviceMemoryOption = None,
+    host_memory: HostMemoryOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights."""
+    from strucprune_core.errors import naming_field
+    from strucprune_core.plan.estimate import estimate_job
+    from strucprune_core.plan.inspection import inspect_model
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json):
+        spec = _parse_spec(
+            {
+                "model": {"uri": model},
+                "output": {"uri_prefix": "not-written"},
+                "pruning": {
+                    "sparsity": sparsity,
+                    **({"structures": structure} if structure else {}),
+                },
+                "calibration": {
+                    "uri": "not-read.txt",
+                    "samples": samples,
+                    "sequence_length": sequence_length,
+                },
+                "evaluation": {
+                    "uri": "not-read.txt",
+                    "sequences": evaluation_sequences,
+                    "sequence_length": evaluation_sequence_length,
+                },
+                "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
+            }
+        )
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(model))
+        show(estimate_job(spec, facts).model_dump(), as_json)
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[str, typer.Option(help="Text (UTF-8); windows are taken from its start.")],
+    sequences: Annotated[int, typer.Option(min=1, help="Windows.")] = 24,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 1024,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens per pass.")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's perplexity on a text: consecutive windows, each scored on its own."""
+    from strucprune_core.evaluation.standalone import evaluate_model
+
+    with failures(as_json), progress_bar() as bar:
+        task = bar.add_task("evaluating", total=1.0)
+        result = evaluate_model(
+            model,
+            text,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            device=device,
+            micro_batch_tokens=micro_batch_tokens,
+            tick=lambda share: bar.update(task, completed=share),
+        )
+        bar.stop()
+        show(result, as_json)
+
+
+@app.command()
+def verify(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory or s3:// prefix.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
+    from strucprune_core.evaluation.standalone import verify_checkpoint
+
+    with failures(as_json):
+        show(verify_checkpoint(directory), as_json)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _parse_spec(body: dict[str, Any]) -> JobSpec:
+    try:
+        return JobSpec.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise InvalidSpec(message + given, field=field) from None
+
+
+def _runtime(
+    device: str, micro_batch_tokens: int, device_memory: str | None, host_memory: str | None
+) -> dict[str, Any]:
+    """The `runtime` section of a specification."""
+    return {
+        "device": device,
+        "micro_batch_tokens": micro_batch_tokens,
+        "device_memory_bytes": _size(device_memory, "--device-memory"),
+        "host_memory_bytes": _size(host_memory, "--host-memory"),
+    }
+
+
+def _size(text: str | None, option: str) -> int | None:
+    """Bytes of "2GiB", "500MB" or a plain number."""
+    if text is None:
+        return None
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise InvalidSpec(
+            f"'{text}' is not a size", field=option, remedy='Write it as "2GiB" or "500MB".'
+        ) from None
+
+
+def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
+    from strucprune_core.pipeline import prune as run
+    from strucprune_core.scratch.directories import scratch_directory, sweep
+    from strucprune_core.storage.open import open_store
+
+    interrupted = _StopOnInterrupt()
+    sweep()  # What a killed run has left.
+    with scratch_directory() as scratch, progress_bar() as bar:
+        show = _ProgressDisplay(bar)
+        return run(
+            spec,
+            workspace=open_store(workspace or str(scratch / "workspace")),
+            scratch=scratch,
+            progress=show,
+            stop=interrupted,
+        )
+
+
+class _ProgressDisplay:
+    """A bar in a terminal; elsewhere (a log file, CI) a line for each new phase and tenth."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task(core_progress.Phase.INSPECTING.value, total=1.0)
+        self._last = ("", -1)
+
+    def __call__(self, progress: core_progress.Progress) -> None:
+        label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
+        if stderr.is_terminal:
+            self._bar.update(self._task, completed=progress.fraction, description=label)
+            return
+        step = (progress.phase.value, int(progress.fraction * 10))
+        if step != self._last:
+            self._last = step
+            stderr.print(f"{progress.fraction:4.0%} {label}", highlight=False)
+
+
+class _StopOnInterrupt:
+    """Ctrl-C and SIGTERM stop at the next safe point; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
+        self._stopped = True
+        stderr.print("stopping at the next safe point …")
+
+    def check(self) -> None:
+        """Raise `Stopped` once a signal has come."""
+        if self._stopped:
+            raise Stopped(
+                "interrupted", remedy="With --workspace, the same command continues the run."
+            )
+
+
+def _print_summary(report: Report, output: str) -> None:
+    table = Table("", "before", "after", "after / before", box=None)
+    before, after = report.before, report.after
+    rows: list[tuple[str, float, float, str]] = [
+        ("parameters", before.parameters, after.parameters, ",.0f"),
+        ("bytes", before.bytes, after.bytes, ",.0f"),
+        ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
+        (
+            "KV cache bytes per token",
+            before.kv_cache_bytes_per_token,
+            after.kv_cache_bytes_per_token,
+            ",.0f",
+        ),
+    ]
+    if report.perplexity is not None:
+        rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
+    for name, dense, pruned, style in rows:
+        table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
+    console = Console()
+    console.print(table)
+    peak = report.memory.host_peak_bytes.measured or 0
+    seconds = sum(phase.seconds for phase in report.phases)
+    for export in report.exports:
+        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+    console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The paper's method on tensors: statistics, layers, allocation, training. No I/O."""

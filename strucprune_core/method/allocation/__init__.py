@@ -1,0 +1,1 @@
+"""Between layers: one global target becomes a width for each layer."""

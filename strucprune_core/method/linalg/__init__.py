@@ -1,0 +1,1 @@
+"""Linear algebra on matrices that may be larger than the device."""

@@ -1,0 +1,1 @@
+"""Training of what pruning left: a layer alone (`recovery`), or the model (`distillation`)."""

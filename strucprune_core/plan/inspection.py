@@ -1,0 +1,406 @@
+"""Everything that can be known wrong with a job before any heavy work. No torch.
+
+Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. A
+chat template is looked for, not run: it is a stranger's program. The CLI and the worker stop at the
+first issue (`inspect_job`), the API shows all (`examine_job`).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.parquet import check_parquet
+from strucprune_core.calibration.records import check_kind
+from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.errors import (
+    InvalidCheckpoint,
+    InvalidSpec,
+    InvalidText,
+    ObjectNotFound,
+    OutputNotEmpty,
+    StrucPruneError,
+    naming_field,
+)
+from strucprune_core.export.checks import check_export
+from strucprune_core.method.allocation.budget import (
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+)
+from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.tensors import check_tensors, with_full_names
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
+from strucprune_core.storage.open import split_object
+from strucprune_core.storage.store import Store
+
+OpenStore = Callable[[str], Store]
+"""Opens the store at a URI; the caller's place to allow or refuse it."""
+
+MAX_TEXT_BYTES = 2**30
+# What is read of a text here. The rest is decoded, as strictly, when it is tokenised.
+TEXT_PROBE_BYTES = 2**20
+# Special tokens and a leading space can make a text a little longer in tokens than in bytes.
+_EXTRA_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that passed inspection: the layout of its files and its configuration."""
+
+    index: CheckpointIndex
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """A job that passed inspection.
+
+    Attributes:
+        model: The model.
+        calibration_bytes: Size of the calibration file, None if the model writes its own text.
+        evaluation_bytes: Size of the evaluation text, None if there is none.
+    """
+
+    model: ModelFacts
+    calibration_bytes: int | None
+    evaluation_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is known of a job beforehand.
+
+    Attributes:
+        issues: Everything that is wrong with it, beside what merely follows from another issue.
+        model: The model, None if it is among what is wrong.
+    """
+
+    issues: list[StrucPruneError]
+    model: ModelFacts | None = None
+
+
+def inspect_model(store: Store) -> ModelFacts:
+    """Read a model's layout and check it against its configuration.
+
+    Raises:
+        ObjectNotFound: nothing is stored there.
+        InvalidCheckpoint: the files are incomplete, unsafe or contradict each other.
+        UnsupportedArchitecture: this build cannot prune such a model.
+        StorageError: the store refused or failed.
+    """
+    index = open_checkpoint(store)
+    config = parse_config(index.config)
+    index = with_full_names(config, index)
+    check_tensors(config, index)
+    if "tokenizer.json" not in index.other_files:
+        raise InvalidCheckpoint(
+            "there is no tokenizer.json",
+            remedy="Save the model's fast tokenizer next to it "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
+        )
+    return ModelFacts(index, config)
+
+
+def check_output_usable(store: Store) -> None:
+    """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
+
+    Raises:
+        OutputNotEmpty: it holds something.
+        StorageError: the store refused or failed, or would refuse to be written to.
+    """
+    found = next(iter(store.list()), None)
+    if found is not None:
+        raise OutputNotEmpty(
+            f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
+        )
+    store.check_writable()
+
+
+def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
+    """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, too large, not UTF-8, or too short in any case.
+        StorageError: the store refused or failed.
+    """
+    size = _size(store, key)
+    if size > MAX_TEXT_BYTES:
+        raise InvalidText(
+            f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
+            remedy="Cut it: a few megabytes are plenty.",
+        )
+    _check_holds(size, sequences * sequence_length)
+    _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
+    return size
+
+
+def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int:
+    """Check a JSON lines or parquet file as far as that is cheap: its first record, or its columns.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, of another format, has no such field, or is too short in any case.
+        StorageError: the store refused or failed.
+    """
+    size = _size(store, key)
+    field = calibration.document_field
+    text = Text(store, key, "calibration.uri")
+    if calibration.file_format == "parquet":
+        check_parquet(text, field, conversations=calibration.chat_template)
+        return size
+    first = next(jsonl_records(text, field), None)
+    if first is None:
+        raise InvalidText("the file holds blank lines only", remedy="Give one with documents.")
+    check_kind(text, first, conversations=calibration.chat_template)
+    if not calibration.chat_template:  # a template may write much that the file does not hold
+        _check_holds(size, calibration.samples * calibration.sequence_length)
+    return size
+
+
+def _size(store: Store, key: str) -> int:
+    """Bytes of a text that is there and not empty."""
+    info = store.stat(key)
+    if info is None:
+        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
+        raise ObjectNotFound(
+            f"there is no text {store.uri}/{key}",
+            remedy="Check the text's URI: it must name one file, not a directory or prefix.",
+        )
+    if info.size_bytes == 0:
+        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+    return info.size_bytes
+
+
+def _check_holds(size_bytes: int, tokens: int) -> None:
+    """No tokenizer makes more tokens than there are bytes."""
+    if size_bytes + _EXTRA_TOKENS < tokens:
+        raise InvalidText(
+            f"the text has {size_bytes:,} bytes, which cannot hold the {tokens:,} tokens asked for",
+            remedy="Give a longer text, or ask for fewer or shorter sequences.",
+        )
+
+
+def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Check that the model's widths allow the sparsity that is asked for.
+
+    Raises:
+        InvalidSpec: the sparsity is less than one channel or more than the floors allow, or the
+            layout does not fit a model whose layers already differ.
+    """
+    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
+        raise InvalidSpec(
+            "the model's layers already differ in width, so no uniform layout can hold them",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+    planned = plan_sites(config, pruning)
+    if "query_heads" in pruning.structures:
+        _check_query_heads(config)
+    widths = [place.site.structures for place in planned]
+    parameters = [place.site.parameters for place in planned]
+    rules = [place.rule for place in planned]
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    least = min(parameters)
+    if pruning.sparsity * total < least:
+        raise InvalidSpec(
+            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
+            field="pruning.sparsity",
+            remedy=f"Ask for at least {least / total:.2g}.",
+        )
+    if pruning.allocation == "uniform":
+        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        if pruning.layout == "uniform":
+            _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
+        return
+    reachable = reachable_sparsity(widths, parameters, rules)
+    most = parameters_to_remove(reachable, widths, parameters)
+    if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
+        raise out_of_reach(pruning.sparsity, reachable)
+
+
+def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
+    """What may differ between a model's layers once it is pruned."""
+    return block.query_heads, block.kv_heads, block.ffn_widths
+
+
+# Their classes in transformers share the hidden size out among the heads.
+_FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
+
+# Their configs must have a hidden size that is a multiple of the heads.
+_EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
+
+
+def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
+    """Fewer heads load in the family's own classes only where its config can say so."""
+    heads = pruned.blocks[0].query_heads
+    if heads == dense.blocks[0].query_heads:
+        return
+    indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
+    rope = dense.blocks[0].rope
+    # phi3's config counts the numbers of longrope by hidden size and heads alone.
+    longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
+    if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
+        raise InvalidSpec(
+            f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
+            f"{dense.hidden_size}, so no uniform layout can hold the result",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer', another sparsity, or structures ['ffn_channels'].",
+        )
+
+
+def _check_query_heads(config: ModelConfig) -> None:
+    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+        raise InvalidSpec(
+            "every query head has a key-value head of its own, so none can go alone",
+            field="pruning.structures",
+            remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
+        )
+
+
+def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
+    """Check that the model has positions for a sequence.
+
+    Raises:
+        InvalidSpec: the sequence is longer than the model's context.
+    """
+    if length > config.max_position_embeddings:
+        raise InvalidSpec(
+            f"{length} tokens are more than the model's context of "
+            f"{config.max_position_embeddings}",
+            field=field,
+            remedy=f"Ask for at most {config.max_position_embeddings}.",
+        )
+
+
+def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = True) -> JobFacts:
+    """Check a whole job, stopping at the first issue.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        check_output: False for a job that may resume after it began to publish.
+
+    Raises:
+        StrucPruneError: the first issue, with its field.
+    """
+    with naming_field("model.uri"):
+        model = inspect_model(open_store(spec.model.uri))
+    for check in _model_checks(spec, model):
+        check()
+    if check_output:
+        with naming_field("output.uri_prefix"):
+            check_output_usable(open_store(spec.output.uri_prefix))
+    return JobFacts(
+        model=model,
+        calibration_bytes=_calibration_bytes(spec, open_store),
+        evaluation_bytes=_evaluation_bytes(spec, open_store),
+    )
+
+
+def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
+    """Check a whole job and collect every issue that does not merely follow from another.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+    """
+    issues: list[StrucPruneError] = []
+
+    def collect(field: str, check: Callable[[], Any]) -> Any:
+        try:
+            with naming_field(field):
+                return check()
+        except StrucPruneError as error:
+            issues.append(error)
+            return None
+
+    model: ModelFacts | None = collect(
+        "model.uri", lambda: inspect_model(open_store(spec.model.uri))
+    )
+    if model is not None:
+        for model_check in _model_checks(spec, model):
+            collect("pruning", model_check)
+        if not issues:  # A plan takes the rest for granted.
+            collect("runtime", partial(plan_job, spec, model.config))
+    collect("output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix)))
+    collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
+    collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
+    return Examination(issues, model)
+
+
+def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """What depends on the spec and the model's small files only."""
+    config = model.config
+    lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
+    if spec.evaluation is not None:
+        lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
+    checks: list[Callable[[], object]] = [
+        partial(check_reach, spec.pruning, config),
+        *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
+        *(
+            partial(check_export, export, spec.pruning, config, model.index)
+            for export in spec.pruning.exports
+        ),
+    ]
+    if spec.calibration.chat_template:
+        checks.append(partial(_check_chat_template, model.index))
+    return checks
+
+
+def _check_chat_template(index: CheckpointIndex) -> None:
+    check_chat_template(read_tokenizer_config(index.store, index.other_files))
+
+
+def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
+    text = spec.calibration
+    if text.uri is None:
+        return None
+    with naming_field("calibration.uri"):
+        if text.file_format == "text":
+            return _text_bytes(text.uri, open_store, text.samples, text.sequence_length)
+        parent, name = split_object(text.uri)
+        return check_documents(open_store(parent), name, text)
+
+
+def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
+    text = spec.evaluation
+    if text is None:
+        return None
+    with naming_field("evaluation.uri"):
+        return _text_bytes(text.uri, open_store, text.sequences, text.sequence_length)
+
+
+def _text_bytes(uri: str, open_store: OpenStore, sequences: int, sequence_length: int) -> int:
+    parent, name = split_object(uri)
+    return check_text(
+        open_store(parent), name, sequences=sequences, sequence_length=sequence_length
+    )
+
+
+def _check_utf8(data: bytearray, *, whole: bool) -> None:
+    try:
+        # Not final: a probe may cut a character in two.
+        codecs.getincrementaldecoder("utf-8")("strict").decode(bytes(data), final=whole)
+    except UnicodeDecodeError as error:
+        raise InvalidText(
+            f"the text is not UTF-8: {error.reason} at byte {error.start}",
+            remedy="Convert it to UTF-8.",
+        ) from error

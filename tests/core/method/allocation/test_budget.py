@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strucprune_core.method.allocation.budget import (
+    WidthRule,
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+)
+
+
+@pytest.mark.parametrize(
+    ("width", "fraction", "multiple", "floor"),
+    [
+        (100, 0.1, 1, 10),
+        (101, 0.1, 1, 10),
+        (100, 0.1, 8, 16),
+        (100, 1e-9, 1, 1),
+        (100, 1.0, 1, 100),
+        (100, 1.0, 64, 100),
+        (100, 0.5, 64, 64),
+        (10, 0.1, 64, 10),
+        (1, 0.1, 1, 1),
+    ],
+)
+def test_floor(width: int, fraction: float, multiple: int, floor: int) -> None:
+    assert WidthRule(fraction, multiple).floor(width) == floor
+
+
+@pytest.mark.parametrize(
+    ("width", "multiple", "widths"),
+    [
+        (5, 1, [5, 4, 3, 2, 1]),
+        (12, 4, [12, 8, 4]),
+        (13, 4, [13, 12, 8, 4]),
+        (3, 4, [3]),
+    ],
+)
+def test_widths(width: int, multiple: int, widths: list[int]) -> None:
+    assert WidthRule(0.1, multiple).widths(width) == widths
+
+
+@given(
+    width=st.integers(1, 400),
+    fraction=st.floats(0.001, 1.0),
+    multiple=st.integers(1, 130),
+)
+def test_every_width_is_allowed(width: int, fraction: float, multiple: int) -> None:
+    rule = WidthRule(fraction, multiple)
+    widths = rule.widths(width)
+    assert widths[0] == width
+    assert widths == sorted(set(widths), reverse=True)
+    assert all(w % multiple == 0 for w in widths[1:])
+    assert all(w >= rule.floor(width) > fraction * width - 1 for w in widths)
+    if rule.floor(width) < width:
+        assert widths[-1] == rule.floor(width)
+
+
+def test_the_budget_is_rounded_up_but_not_by_rounding_noise() -> None:
+    assert parameters_to_remove(0.3, [100, 100], [1, 1]) == 60  # 0.3 * 200 is not quite 60
+    assert parameters_to_remove(0.301, [100], [1]) == 31
+    assert parameters_to_remove(0.1, [10] * 3, [7] * 3) == 21
+    assert parameters_to_remove(1e-6, [5], [1]) == 1
+    assert parameters_to_remove(0.5, [10, 3], [4, 100]) == 170
+
+
+def test_the_reach_counts_parameters() -> None:
+    rules = [WidthRule(0.1, 1), WidthRule(0.5, 2)]
+    assert reachable_sparsity([10, 4], [3, 20], rules) == pytest.approx((9 * 3 + 2 * 20) / 110)
+
+
+def test_out_of_reach_says_how_far_one_can_go() -> None:
+    error = out_of_reach(0.95, 0.9)
+    assert error.field == "pruning.sparsity"
+    assert "0.95" in error.message
+    assert "0.9" in error.message
+    assert error.remedy
