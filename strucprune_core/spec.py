@@ -68,13 +68,18 @@ Export = Literal["gguf", "block_configs"]
 class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
-    uri: Uri
+    uri: Uri = Field(
+        description="Directory or `s3://bucket/prefix` with `config.json`, `tokenizer.json` and "
+        "safetensors."
+    )
 
 
 class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must hold nothing yet."""
 
-    uri_prefix: Uri
+    uri_prefix: Uri = Field(
+        description="Directory or `s3://bucket/prefix` for the pruned model; must hold nothing yet."
+    )
 
 
 class RecoverySpec(_Strict):
@@ -328,9 +333,9 @@ class CalibrationSpec(_Strict):
 class EvaluationSpec(_Strict):
     """Text that perplexity is reported on: consecutive windows from its start."""
 
-    uri: Uri
-    sequences: int = Field(default=24, ge=1, le=65536)
-    sequence_length: int = Field(default=1024, ge=8, le=131072)
+    uri: Uri = Field(description="Text to report perplexity on, before and after.")
+    sequences: int = Field(default=24, ge=1, le=65536, description="Windows, from the start.")
+    sequence_length: int = Field(default=1024, ge=8, le=131072, description="Tokens per window.")
     max_perplexity_ratio: float = Field(
         default=10.0,
         gt=1.0,
@@ -341,7 +346,9 @@ class EvaluationSpec(_Strict):
 class RuntimeSpec(_Strict):
     """How the job runs. Device, micro-batch and memory change rounding; nothing else the result."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
+    )
     micro_batch_tokens: int = Field(
         default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
     )
@@ -356,7 +363,9 @@ class RuntimeSpec(_Strict):
         ge=2**20,
         description="What the process may hold in host memory, file-backed pages left out.",
     )
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Literal["low", "normal", "high"] = Field(
+        default="normal", description="Which of the waiting jobs a service starts first."
+    )
     deadline_seconds: int | None = Field(
         default=None,
         ge=1,
@@ -365,7 +374,9 @@ class RuntimeSpec(_Strict):
         "counts on while it is paused or waits for another attempt, but not before the start; a "
         "retry begins anew.",
     )
-    max_attempts: int = Field(default=3, ge=1, le=20)
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="How often a service starts the job if it breaks off."
+    )
     max_workers: int = Field(
         default=1,
         ge=1,
@@ -389,7 +400,7 @@ class JobSpec(_Strict):
     runtime: RuntimeSpec = RuntimeSpec()
     labels: dict[
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
-    ] = Field(default_factory=dict, max_length=64)
+    ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
     def result_fingerprint(self) -> str:
         """SHA-256 (hex) over the fields that determine the result.

@@ -13,7 +13,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import ByteSize, TypeAdapter, ValidationError
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import Progress
@@ -30,7 +29,8 @@ from strucprune_core.commands.console import (
     show_warnings,
     stderr,
 )
-from strucprune_core.errors import InvalidSpec, Stopped
+from strucprune_core.commands.job_options import JobBody, parse_spec, takes_job
+from strucprune_core.errors import Stopped
 from strucprune_core.report.document import Report
 from strucprune_core.run import progress as core_progress
 from strucprune_core.spec import JobSpec
@@ -57,13 +57,6 @@ ModelArgument = Annotated[
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-DeviceMemoryOption = Annotated[
-    str | None,
-    typer.Option(help='What may be held on the device (tensors, if that is the CPU): "2GiB".'),
-]
-HostMemoryOption = Annotated[
-    str | None, typer.Option(help='What the process may hold in host memory: "3GiB".')
-]
 
 
 def _print_version(asked: bool) -> None:
@@ -179,106 +172,13 @@ def convert(
 
 
 @app.command()
+@takes_job()
 def prune(
-    model: ModelArgument,
-    output: Annotated[str, typer.Option(help="Where the pruned model goes; must be empty.")],
-    sparsity: Annotated[
-        float,
-        typer.Option(
-            help="Fraction of the structures' parameters to remove, between 0 and 1; with FFN "
-            "channels alone, of all channels."
-        ),
-    ],
-    calibration: Annotated[
-        str,
-        typer.Option(
-            help="What the statistics are computed on: plain text (UTF-8), JSON lines or parquet; "
-            "or `self`, text that the model writes (a file of that name is ./self)."
-        ),
-    ],
-    calibration_format: Annotated[
-        str, typer.Option(help="auto (by the name), text, jsonl or parquet.")
-    ] = "auto",
-    calibration_field: Annotated[
-        str | None,
-        typer.Option(help="Field or column of the documents. Default: text, or messages."),
-    ] = None,
-    chat_template: Annotated[
-        bool, typer.Option(help="Documents are conversations: use the model's chat template.")
-    ] = False,
-    samples: Annotated[int, typer.Option(help="Calibration sequences.")] = 32,
-    sequence_length: Annotated[int, typer.Option(help="Tokens per calibration sequence.")] = 512,
-    seed: Annotated[int, typer.Option(help="Seed of the calibration draw.")] = 0,
-    allow_degenerate: Annotated[
-        bool,
-        typer.Option(
-            "--allow-degenerate", help="Go on with a calibration text of hardly any variety."
-        ),
-    ] = False,
-    structure: Annotated[
-        list[str] | None,
-        typer.Option(help="ffn_channels, kv_groups or query_heads; repeat for two."),
-    ] = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(help="threshold (least loss), softmax or uniform. Default: fits the layout."),
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(help="Of softmax. Default: the one of least predicted damage.")
-    ] = None,
-    energy: Annotated[
-        str, typer.Option(help="kl_probe, gradient (faster) or forward (faster still, worse).")
-    ] = "kl_probe",
-    rounds: Annotated[
-        int, typer.Option(help="Times the price is set, each on the model pruned before.")
-    ] = 1,
-    solver: Annotated[str, typer.Option(help="obs or admm.")] = "obs",
-    recover_steps: Annotated[
-        int, typer.Option(help="Train each pruned layer for so many steps; 0 does not.")
-    ] = 0,
-    recover_mode: Annotated[
-        str, typer.Option(help="sequential (better) or parallel.")
-    ] = "sequential",
-    distill_steps: Annotated[
-        int, typer.Option(help="Last, train the whole model for so many steps; 0 does not.")
-    ] = 0,
-    max_layer_sparsity: Annotated[
-        float, typer.Option(help="Largest fraction that goes from any layer.")
-    ] = 1.0,
-    layout: Annotated[
-        str,
-        typer.Option(help="per_layer (best quality) or uniform (loads everywhere as it is)."),
-    ] = "per_layer",
-    export: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also write `gguf` (llama.cpp) or `block_configs` (vLLM, MLX) into a folder of "
-            "that name; repeat for both."
-        ),
-    ] = None,
-    damping: Annotated[
-        float | None, typer.Option(help="Ridge of the repair. Default: from the token count.")
-    ] = None,
-    min_keep_fraction: Annotated[
-        float, typer.Option(help="Share of each layer's channels that always stays.")
-    ] = 0.1,
-    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
-    evaluation: Annotated[
-        str | None, typer.Option(help="Text to report perplexity on, before and after.")
-    ] = None,
-    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
-    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 1024,
-    max_perplexity_ratio: Annotated[
-        float, typer.Option(help="Fail, publishing nothing, if pruned / dense is above.")
-    ] = 10.0,
+    body: JobBody,
     workspace: Annotated[
         str | None,
         typer.Option(help="Directory or s3:// prefix for finished steps; reuse it to resume."),
     ] = None,
-    device: DeviceOption = "auto",
-    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    device_memory: DeviceMemoryOption = None,
-    host_memory: HostMemoryOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Prune a model and write the smaller one with its report.
@@ -287,115 +187,42 @@ def prune(
     when the same command is given again, and ends with the same bytes.
     """
     with failures(as_json):
-        pruning: dict[str, Any] = {
-            "sparsity": sparsity,
-            "layout": layout,
-            "damping": damping,
-            "min_keep_fraction": min_keep_fraction,
-            "max_layer_sparsity": max_layer_sparsity,
-            "multiple_of": multiple_of,
-            "temperature": temperature,
-            "energy": energy,
-            "rounds": rounds,
-            "solver": solver,
-        }
-        if structure:
-            pruning["structures"] = structure
-        if export:
-            pruning["exports"] = export
-        if allocation is not None:
-            pruning["allocation"] = allocation
-        if recover_steps:
-            pruning["recover"] = {"steps": recover_steps, "mode": recover_mode}
-        if distill_steps:
-            pruning["distill"] = {"steps": distill_steps}
-        body: dict[str, Any] = {
-            "model": {"uri": model},
-            "output": {"uri_prefix": output},
-            "pruning": pruning,
-            "calibration": {
-                **({"source": "self"} if calibration == "self" else {"uri": calibration}),
-                "format": calibration_format,
-                "field": calibration_field,
-                "chat_template": chat_template,
-                "samples": samples,
-                "sequence_length": sequence_length,
-                "seed": seed,
-                "allow_degenerate": allow_degenerate,
-            },
-            "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
-        }
-        if evaluation is not None:
-            body["evaluation"] = {
-                "uri": evaluation,
-                "sequences": evaluation_sequences,
-                "sequence_length": evaluation_sequence_length,
-                "max_perplexity_ratio": max_perplexity_ratio,
-            }
-        report = _run_prune(_parse_spec(body), workspace)
+        spec = parse_spec(body())
+        report = _run_prune(spec, workspace)
         if as_json:
             show(report.model_dump(mode="json"), as_json=True)
         else:
-            _print_summary(report, output)
+            _print_summary(report, spec.output.uri_prefix)
 
 
 @app.command()
-def estimate(
-    model: ModelArgument,
-    sparsity: Annotated[float, typer.Option(help="Fraction to remove.")] = 0.3,
-    structure: Annotated[
-        list[str] | None, typer.Option(help="What to remove; may be repeated.")
-    ] = None,
-    allocation: Annotated[
-        str | None, typer.Option(help="threshold, softmax or uniform. Default: fits the layout.")
-    ] = None,
-    layout: Annotated[str, typer.Option(help="per_layer or uniform.")] = "per_layer",
-    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
-    samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
-    sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
-    evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
-    evaluation_sequence_length: Annotated[int, typer.Option(help="Tokens of each.")] = 1024,
-    device: DeviceOption = "auto",
-    micro_batch_tokens: Annotated[int, typer.Option(help="Tokens per forward pass.")] = 4096,
-    device_memory: DeviceMemoryOption = None,
-    host_memory: HostMemoryOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights."""
+@takes_job()
+def estimate(body: JobBody, as_json: JsonOption = False) -> None:
+    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights.
+
+    Takes the options of prune. Without them: 30 %, and a perplexity report of the default size.
+    """
     from strucprune_core.errors import naming_field
     from strucprune_core.plan.estimate import estimate_job
     from strucprune_core.plan.inspection import check_reach, inspect_model
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
-        spec = _parse_spec(
-            {
-                "model": {"uri": model},
-                "output": {"uri_prefix": "not-written"},
-                "pruning": {
-                    "sparsity": sparsity,
-                    "layout": layout,
-                    "multiple_of": multiple_of,
-                    **({"structures": structure} if structure else {}),
-                    **({"allocation": allocation} if allocation else {}),
-                },
-                "calibration": {
-                    "uri": "not-read.txt",
-                    "samples": samples,
-                    "sequence_length": sequence_length,
-                },
-                "evaluation": {
-                    "uri": "not-read.txt",
-                    "sequences": evaluation_sequences,
-                    "sequence_length": evaluation_sequence_length,
-                },
-                "runtime": _runtime(device, micro_batch_tokens, device_memory, host_memory),
-            }
-        )
+        spec = parse_spec(_estimated(body()))
         with naming_field("model.uri"):
-            facts = inspect_model(open_store(model))
+            facts = inspect_model(open_store(spec.model.uri))
         check_reach(spec.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
+
+
+def _estimated(body: dict[str, Any]) -> dict[str, Any]:
+    """A job to be estimated, with what is not named in its place: no text is read."""
+    body["output"].setdefault("uri_prefix", "not-written")
+    body["pruning"].setdefault("sparsity", 0.3)
+    if body["calibration"].get("source") != "self":
+        body["calibration"].setdefault("uri", "not-read.txt")
+    body.setdefault("evaluation", {}).setdefault("uri", "not-read.txt")
+    return body
 
 
 @app.command()
@@ -443,41 +270,6 @@ def verify(
 def main() -> None:
     """Entry point of the command."""
     app()
-
-
-def _parse_spec(body: dict[str, Any]) -> JobSpec:
-    try:
-        return JobSpec.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        raise InvalidSpec(message + given, field=field) from None
-
-
-def _runtime(
-    device: str, micro_batch_tokens: int, device_memory: str | None, host_memory: str | None
-) -> dict[str, Any]:
-    """The `runtime` section of a specification."""
-    return {
-        "device": device,
-        "micro_batch_tokens": micro_batch_tokens,
-        "device_memory_bytes": _size(device_memory, "--device-memory"),
-        "host_memory_bytes": _size(host_memory, "--host-memory"),
-    }
-
-
-def _size(text: str | None, option: str) -> int | None:
-    """Bytes of "2GiB", "500MB" or a plain number."""
-    if text is None:
-        return None
-    try:
-        return int(TypeAdapter(ByteSize).validate_python(text))
-    except ValidationError:
-        raise InvalidSpec(
-            f"'{text}' is not a size", field=option, remedy='Write it as "2GiB" or "500MB".'
-        ) from None
 
 
 def _run_prune(spec: JobSpec, workspace: str | None) -> Report:

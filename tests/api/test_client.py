@@ -715,6 +715,20 @@ def test_commands(
     assert Path(paths[0]).read_bytes() == b"weights"
 
 
+def test_a_job_is_submitted_by_options(
+    command: Callable[..., Result], body: dict[str, Any]
+) -> None:
+    named = (
+        *("--model", body["model"]["uri"], "--output", body["output"]["uri_prefix"]),
+        *("--calibration", body["calibration"]["uri"], "--sparsity", "0.25"),
+        *("--priority", "high", "--label", "team=a"),
+    )
+    job = json.loads(command("submit", *named, "--json").stdout)
+    assert job["labels"] == {"team": "a"}
+    assert job["spec"]["pruning"]["sparsity"] == 0.25
+    assert job["spec"]["runtime"]["priority"] == "high"
+
+
 def test_a_retried_job_is_watched_to_the_end_of_its_last_run(
     command: Callable[..., Result], services: Services, body: dict[str, Any]
 ) -> None:
