@@ -1,7 +1,9 @@
-"""What the allocation rules share: the steps a site's width may take, and the budget.
+"""What the allocation rules share: the widths that a site may take, and the parameter budget.
 
 Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
-multiple of `multiple_of`, then one multiple at a time, never below its floor.
+multiple of `multiple_of`, then one multiple at a time, and never below its floor. The budget counts
+parameters, not structures, so that channels and heads of different size compete fairly. StructPrune
+states its target as a sparsity; counted in parameters, FFN channels alone give the same number.
 """
 
 from __future__ import annotations
