@@ -2,5 +2,5 @@
 
 `threshold` is StructPrune's closed-form rule and the default, `softmax` its energy rule, `uniform`
 the baseline. `energies` measures what a layer's damage costs, `budget` holds the common limits.
-Which rule a job uses is decided in `plan/sites.py` (`allocate_widths`).
+`rule` chooses between the three.
 """
