@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer.main
 from pydantic import BaseModel, TypeAdapter
@@ -28,9 +30,11 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from tests.api.test_tenant_isolation import TABLE
 from tests.docs import settings_page
-from tests.docs.pages import PAGES, blocks, read
+from tests.docs.pages import PAGES, blocks, read, resolve
 from worker.settings import Settings as WorkerSettings
 
+# A function or class, and the file that a page says it is in: [`prune`](../pipeline.py).
+_DEFINITION = re.compile(r"\[`(\w+)`\]\(([^)\s]+\.py)\)")
 # Of the embedded stack and of tests, not of a program that people run.
 OTHER_VARIABLES = {"STRUCPRUNE_URL", "STRUCPRUNE_API_KEY"}
 
@@ -155,6 +159,43 @@ def test_the_table_of_load_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
     table = requests_table(result)
     assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_functions_are_where_the_page_says(page: str) -> None:
+    linked = _DEFINITION.findall(read(page))
+    assert [(name, file) for name, file in linked if name not in _defined(page, file)] == []
+    assert page != "docs/method.md" or len(linked) > 20
+
+
+def _defined(page: str, target: str) -> set[str]:
+    """Names of the functions and classes of the file that a page links to."""
+    file, _ = resolve(page, target)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def test_the_table_of_memory_is_what_was_planned() -> None:
+    result = json.loads((ROOT / "benchmarks/results/memory_scaling.json").read_text("utf-8"))
+    for field, first in [
+        ("planned", "**planned peak of StrucPrune, without a limit**"),
+        ("resident_layer", "one layer, with its Gram matrix and what the solver makes of it"),
+    ]:
+        slopes = [_exponent(result["rows"], family, field) for family in ("OPT", "LLaMA")]
+        sizes = {row["name"]: f"{row[field] / 1e9:.1f} GB" for row in result["rows"]}
+        cells = [f"N^{slope:.2f}" for slope in slopes]
+        cells += [sizes["llama-7b"], sizes["llama-3-405b"]]
+        if first.startswith("**"):
+            cells = [f"**{cell}**" for cell in cells]
+        assert "| " + " | ".join([first, *cells]) + " |" in read("docs/method.md")
+
+
+def _exponent(rows: list[dict[str, Any]], family: str, field: str) -> float:
+    """The slope of log(field) over log(parameters), by least squares."""
+    own = [row for row in rows if row["family"] == family]
+    logs = [np.log([row[name] for row in own]) for name in ("parameters", field)]
+    return float(np.polyfit(*logs, 1)[0])
 
 
 @pytest.mark.real_model
