@@ -24,7 +24,7 @@ from benchmarks.speed import phases_table
 from embedded.stack import ROOT
 from strucprune_core.client import StrucPruneClient
 from strucprune_core.commands.main import app as command
-from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -176,6 +176,44 @@ def _defined(page: str, target: str) -> set[str]:
     return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
 
 
+# First cells of the README's table of results, by the method's name in rivals.json.
+RESULTS = {
+    "magnitude": "magnitude",
+    "wanda-sp": "Wanda-sp",
+    "flap": "FLAP (score and bias)",
+    "taylor": "Taylor, whole model in memory",
+    "taylor-ridge": "the same, then least squares",
+    "obs-ridge": "OBS, then least squares, uniform",
+    "ours": "StrucPrune",
+    "ours-softmax": "StrucPrune, `--allocation softmax`",
+    "ours-admm": "StrucPrune, `--solver admm`",
+}
+
+
+def test_the_table_of_results_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/rivals.json").read_text(encoding="utf-8"))
+    rows = {(row["method"], row["sparsity"]): row for row in result["rows"]}
+    page = read("README.md").replace("**", "")
+    for method, first in RESULTS.items():
+        found = [rows[method, sparsity]["perplexity"] for sparsity in (0.2, 0.3, 0.5)]
+        cost = rows[method, 0.3]
+        cells = [
+            first,
+            *(f"{value:,.0f}" if value > 1000 else f"{value:.2f}" for value in found),
+            f"{cost['cpu_seconds']:.0f} s",
+            f"{cost['host_peak_bytes'] / 1e6:.0f} MB",
+        ]
+        assert "| " + " | ".join(cells) + " |" in page
+
+
+@pytest.mark.real_model
+def test_the_share_of_parameters_is_what_is_estimated(smollm2: Path) -> None:
+    estimate = _estimate(smollm2, None)
+    share = 1 - estimate.parameters_after / estimate.parameters_before
+    said = f"Removing 30 % of the FFN channels removes {100 * share:.1f} % of all parameters"
+    assert said in read("README.md")
+
+
 def test_the_table_of_memory_is_what_was_planned() -> None:
     result = json.loads((ROOT / "benchmarks/results/memory_scaling.json").read_text("utf-8"))
     for field, first in [
@@ -194,8 +232,8 @@ def test_the_table_of_memory_is_what_was_planned() -> None:
 def _exponent(rows: list[dict[str, Any]], family: str, field: str) -> float:
     """The slope of log(field) over log(parameters), by least squares."""
     own = [row for row in rows if row["family"] == family]
-    logs = [np.log([row[name] for row in own]) for name in ("parameters", field)]
-    return float(np.polyfit(*logs, 1)[0])
+    sizes, peaks = (np.log([row[name] for row in own]) for name in ("parameters", field))
+    return float(np.polyfit(sizes, peaks, 1)[0])
 
 
 @pytest.mark.real_model
@@ -211,6 +249,10 @@ def test_the_picture_of_memory_is_of_the_plan(smollm2: Path) -> None:
 
 
 def _planned_bytes(model: Path, limit: int | None) -> dict[str, int]:
+    return _estimate(model, limit).step_bytes
+
+
+def _estimate(model: Path, limit: int | None) -> Estimate:
     spec = JobSpec.model_validate(
         {
             "model": {"uri": str(model)},
@@ -221,4 +263,4 @@ def _planned_bytes(model: Path, limit: int | None) -> dict[str, int]:
             "runtime": {"device_memory_bytes": limit},
         }
     )
-    return estimate_job(spec, inspect_model(open_store(str(model)))).step_bytes
+    return estimate_job(spec, inspect_model(open_store(str(model))))
