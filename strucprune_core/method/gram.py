@@ -27,7 +27,7 @@ LEAST_MEAN_SQUARE = 1e-12  # A token whose output is zero gets a finite weight.
 
 
 def token_weights(outputs: Tensor) -> Tensor:
-    """w_t of each token, (n,), from the layer's outputs on the residual stream, (n x d)."""
+    """w_t of each token, (n,) float32, from the layer's outputs on the residual stream, (n x d)."""
     return 1.0 / outputs.float().square().mean(-1).clamp_min(LEAST_MEAN_SQUARE)
 
 
@@ -47,7 +47,7 @@ class GramAccumulator:
         self._buffer = room.buffer_for(self._sums, self._step, torch.float32)
 
     def add(self, activations: Tensor, weights: Tensor) -> None:
-        """Add tokens: their activations (n x m) and weights w_t (n,)."""
+        """Add tokens: their activations (n x m), any float dtype, and weights w_t (n,) float32."""
         scaled = activations.float() * weights.sqrt()[:, None]
         add_gram(self._sums, scaled, self._step, self._buffer)
 

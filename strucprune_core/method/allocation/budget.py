@@ -46,7 +46,7 @@ def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[in
     """The budget: parameters that must go, rounded up.
 
     Args:
-        sparsity: Fraction of all structures' parameters.
+        sparsity: Fraction of all structures' parameters, in (0, 1).
         widths: Structures of each site.
         parameters: Parameters of one structure of each site.
     """
@@ -55,7 +55,13 @@ def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[in
 
 
 def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[WidthRule]) -> float:
-    """The largest sparsity that the floors allow."""
+    """The largest sparsity that the floors allow, in [0, 1).
+
+    Args:
+        widths: Structures of each site.
+        parameters: Parameters of one structure of each site.
+        rules: Floors and rounding of each site.
+    """
     sites = list(zip(widths, parameters, rules, strict=True))
     total = sum(width * each for width, each, _ in sites)
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total

@@ -51,7 +51,7 @@ REVIEW_LIMIT = 2.0
 
 
 def energy(kl: float, predicted_damage: float) -> float:
-    """Energy of one layer; positive also where a probe had no measurable effect.
+    """Energy of one layer, nats per unit of damage; positive also where a probe measured no effect.
 
     Args:
         kl: Mean KL divergence per token, nats.

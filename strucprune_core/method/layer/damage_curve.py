@@ -90,7 +90,11 @@ def damage_curve(
 
 
 def room_of(gram: Tensor | Matrix) -> Room:
-    """Room on the device that a matrix is on."""
+    """Room on the device that a tensor is on.
+
+    Raises:
+        ValueError: a matrix that is no tensor does not say where to compute.
+    """
     if isinstance(gram, Tensor):
         return Room(gram.device)
     raise ValueError("a matrix that is not a tensor needs a room")

@@ -29,9 +29,15 @@ def restricted(matrix: Tensor, groups: Tensor, size: int) -> Tensor:
 
 
 def largest_groups(matrix: Tensor, keep: int, size: int, lockstep: int = 1) -> Tensor:
-    """The `keep` groups of (d x f) with the largest norm, ascending; ties keep the first.
+    """The `keep` groups of columns with the largest norm, (keep,) int64, ascending.
 
-    With `lockstep`, equally many of each of so many families of consecutive groups.
+    Of groups with equal norms, the first is kept.
+
+    Args:
+        matrix: (d x f), of groups of `size` columns.
+        keep: Groups to keep, a multiple of `lockstep`.
+        size: Columns of a group; f is a multiple.
+        lockstep: Families of consecutive groups that keep equally many; 1: any groups.
     """
     energies = matrix.square().sum(0).view(lockstep, -1, size).sum(2)
     # A stable sort: `topk` breaks ties differently from device to device.

@@ -125,7 +125,14 @@ def factorise_into(lower: Matrix, fill: Callable[[slice, Tensor], None], room: R
 
 
 def solve_forward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> None:
-    """X L^T = B in place of B, (r x c), with the first c rows of a factor L."""
+    """Solve X L^T = B in place of B, (r x c) float64, with the first c rows of a factor L.
+
+    Args:
+        lower: L, (m x m); only its lower half is read.
+        right: B; overwritten by X.
+        step: Rows of L that are read at a time.
+        buffer: For reads of `step` rows; see `Room.buffer_for`.
+    """
     for span in spans(right.shape[1], step):
         panel = lower.read(span, slice(0, span.stop), buffer)
         part = right[:, span]
@@ -134,7 +141,7 @@ def solve_forward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> No
 
 
 def solve_backward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> None:
-    """X L = B in place of B, (r x m), with a whole factor L."""
+    """Solve X L = B in place of B, (r x m) float64, with a whole factor L; see `solve_forward`."""
     for span in reversed(list(spans(right.shape[1], step))):
         panel = lower.read(span, slice(0, span.stop), buffer)
         part = right[:, span]
