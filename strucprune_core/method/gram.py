@@ -1,10 +1,17 @@
-"""The statistics of a site: a token-weighted Gram matrix, accumulated in float32.
+"""The statistics of a site: a token-weighted Gram matrix of its input activations, in float32.
 
     w_t = 1 / mean(x_out,t^2)        G = sum_t w_t a_t a_t^T / sum_t w_t
 
-The weights make layers comparable: a few tokens carry activations tens of thousands of times the
-median (Sun et al. 2024, "Massive Activations"), and a raw Gram matrix is theirs alone. An expert's
-sum runs over its tokens only, but is divided by the weight of all: what it adds to the whole.
+a_t (m,) is a token's activation where columns are to be removed, and x_out,t (d,) the layer's
+output for it. With G, the squared output error of any new weights W is tr((W - W0) G (W - W0)^T),
+so one pass over the text serves every later step. Optimal Brain Surgeon for layers uses the same
+matrix as its Hessian (Frantar and Alistarh 2023, "SparseGPT": H = X X^T).
+
+We differ in the weights w_t. A few tokens carry activations tens of thousands of times the median
+(Sun et al. 2024, "Massive Activations"), and without weights G would describe only them. The
+weights also make the errors of different layers comparable. An expert's sum runs over its own
+tokens, but is divided by the weight of all tokens: its error is then its share of the layer's
+error.
 
 **Few tokens.** A site of m columns that fewer than m tokens reach (an expert, or any site when the
 text is short) has a Gram matrix of less than full rank, by which most columns look free. So what
@@ -37,7 +44,7 @@ _RANK_ROWS = 64  # Rows that are scaled at a time to compute a rank.
 
 
 def token_weights(outputs: Tensor) -> Tensor:
-    """w_t of each token, (n,), from the layer's outputs on the residual stream, (n x d)."""
+    """w_t of each token, (n,) float32, from the layer's outputs on the residual stream, (n x d)."""
     return 1.0 / outputs.float().square().mean(-1).clamp_min(LEAST_MEAN_SQUARE)
 
 
@@ -103,7 +110,7 @@ class GramAccumulator:
         self._buffer = room.buffer_for(self._sums, self._step, torch.float32)
 
     def add(self, activations: Tensor, weights: Tensor) -> None:
-        """Add tokens: their activations (n x m) and weights w_t (n,)."""
+        """Add tokens: their activations (n x m), any float dtype, and weights w_t (n,) float32."""
         self.tokens += len(activations)
         self._mean.addmv_(activations.float().T, weights)
         self._weight.add_(weights.sum(dtype=torch.float64))

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strucprune_core.method.allocation.budget import WidthRule
-from strucprune_core.method.allocation.softmax import allocate_by_softmax
-from strucprune_core.method.allocation.threshold import Allocation, allocate_by_threshold
-from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.method.allocation.rule import allocate
+from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.structures import Site, shrink, sites
 from strucprune_core.spec import CalibrationSpec, Energy, PruningSpec
@@ -86,16 +85,15 @@ def allocate_widths(
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
-    rules = [place.rule for place in planned]
-    if pruning.allocation == "uniform":
-        return allocate_uniformly([len(damage) for damage in damages], pruning.sparsity, rules)
-    parameters = [place.site.parameters for place in planned]
-    if pruning.allocation == "softmax":
-        found = allocate_by_softmax(
-            damages, energies, pruning.sparsity, rules, parameters, pruning.temperature
-        )
-        return Allocation(found.widths, None, found.temperature)
-    return allocate_by_threshold(damages, energies, pruning.sparsity, rules, parameters)
+    return allocate(
+        pruning.allocation,
+        damages,
+        energies,
+        pruning.sparsity,
+        [place.rule for place in planned],
+        [place.site.parameters for place in planned],
+        pruning.temperature,
+    )
 
 
 def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:

@@ -1,7 +1,9 @@
-"""What the allocation rules share: the steps a site's width may take, and the budget.
+"""What the allocation rules share: the widths that a site may take, and the parameter budget.
 
 Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
-multiple of `multiple_of`, then one multiple at a time, never below its floor.
+multiple of `multiple_of`, then one multiple at a time, and never below its floor. The budget counts
+parameters, not structures, so that channels and heads of different size compete fairly. StructPrune
+states its target as a sparsity; counted in parameters, FFN channels alone give the same number.
 
 The budget is met from above, so that no less goes than was asked for. Where the last step would
 take that further than `REACH_TOLERANCE` and stopping before it is nearer, it is not taken.
@@ -57,7 +59,7 @@ def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[in
     """The budget: parameters that must go, rounded up.
 
     Args:
-        sparsity: Fraction of all structures' parameters.
+        sparsity: Fraction of all structures' parameters, in (0, 1).
         widths: Structures of each site.
         parameters: Parameters of one structure of each site.
     """
@@ -66,7 +68,13 @@ def parameters_to_remove(sparsity: float, widths: list[int], parameters: list[in
 
 
 def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[WidthRule]) -> float:
-    """The largest sparsity that the floors allow."""
+    """The largest sparsity that the floors allow, in [0, 1).
+
+    Args:
+        widths: Structures of each site.
+        parameters: Parameters of one structure of each site.
+        rules: Floors and rounding of each site.
+    """
     sites = list(zip(widths, parameters, rules, strict=True))
     total = sum(width * each for width, each, _ in sites)
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total

@@ -1,12 +1,19 @@
-"""The energy rule: each site's sparsity is a softmax of its energy, at a temperature.
+"""The energy rule: each site's sparsity is a softmax of its energy, at a temperature T.
 
     minimise  sum_l rho_l E_l - T H(rho)   subject to  sum_l p_l rho_l = s sum_l p_l
     rho_l = min(rho_max_l, c exp(-E_l / T)),     c by bisection on the budget
 
-with p_l the site's share of parameters and E_l the logarithm of its damage per parameter. If damage
-grows as D_l(rho) = e_l rho^p, equal marginal damage per parameter is exactly this form with
-E_l = log(e_l / p_l) and T = p - 1. A low temperature spares sensitive sites, a high one removes the
-same everywhere. `auto` takes the temperature of least predicted damage: no forward pass is needed.
+This is the softmax-form allocation that StructPrune's abstract claims (section 3). rho_l is the
+sparsity of site l, p_l its share of the parameters, s the target and H the entropy. The paper's
+energy is E_l here (`levels`): the logarithm of the site's damage per parameter. The argument
+`energies` holds the factors alpha_l of `energies.py` that turn damage into loss.
+
+We differ in two ways. A cap rho_max_l keeps sites from being emptied. And T need not be given: we
+take the one of least predicted damage, which needs no forward pass. There is a reason for the form:
+if damage grows as D_l(rho) = e_l rho^p, equal marginal damage per parameter gives exactly this
+rule, with E_l = log(e_l / p_l) and T = p - 1. A low temperature spares sensitive sites; a high one
+removes the same fraction everywhere. On SmolLM2-135M its perplexity was about 2 % above that of
+`threshold`.
 """
 
 from __future__ import annotations

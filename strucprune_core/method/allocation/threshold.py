@@ -1,13 +1,18 @@
-"""The closed-form rule: remove a channel iff its loss per parameter is below one global price.
+"""The closed-form mask rule: remove a channel if its loss per parameter is below one global price.
 
-Minimise sum_l alpha_l D_l(removed_l) subject to sum_l params_l removed_l >= B, where D_l is the
-(convex) damage curve. At the optimum every layer removes exactly the channels with
+    minimise  sum_l alpha_l D_l(removed_l)   subject to  sum_l params_l removed_l >= B
+    remove the r-th channel of layer l   iff   alpha_l c_l(r) / params_l <= lambda
 
-    alpha_l c_l(r) / params_l <= lambda,
+This is StructPrune's explicit rule for layer-wise sparsity (abstract, section 3): the sparsity of a
+layer is F_l(lambda), the distribution function of its scaled scores. D_l is the convex damage curve
+of `layer/damage_curve`, c_l(r) its r-th step, alpha_l the layer's energy. The price lambda is the
+Lagrange multiplier of the budget B. Solving every layer at a given price is dual decomposition
+(Boyd et al. 2011, section 2.2), and Everett (1963) shows that it is optimal for the budget it
+meets.
 
-so its sparsity is F_l(lambda), the distribution function of its scaled scores, and lambda is the
-price at which the budget is met. The price is found by walking the merged, sorted scores, which is
-bisection's limit without its tolerance.
+We differ in how lambda is found. A bisection would need a tolerance; we merge the layers' sorted
+steps and walk them in order of price until the budget is met, which gives the bisection's limit. A
+step may hold several channels, where widths must be multiples of a hardware tile.
 """
 
 from __future__ import annotations

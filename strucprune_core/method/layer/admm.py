@@ -6,29 +6,41 @@
     Z <- the k groups of columns of W + U with the largest energy, the others zero
     U <- U + W - Z                               scaled dual: r U is the multiplier of W = Z
 
-(Boyd et al. 2011, "Distributed Optimization and Statistical Learning via ADMM", sections 3.1.1 and
-9.1.) H = G + g I with g = damping * mean(diag G). With `ridge`'s damping the solution on a fixed
-support is `ridge`'s; but then removing W0_j is charged g ||W0_j||^2, which the outputs never see. A
-support is better chosen with OBS's small damping, and repaired with `ridge`'s.
+StructPrune prunes with ADMM (abstract, section 3); this module is that step inside one layer. The
+iteration is ADMM in scaled form (Boyd et al. 2011, section 3.1.1) with a cardinality constraint
+(section 9.1). The released code of StructPrune alternates updates of an FFN's matrices, as
+SparseLLM does (Bai et al. 2024). We split only the matrix that is solved again: alternating was
+not shown to help on our test model.
 
-The set of Z is not convex: ADMM is a heuristic, here for the *support* only. Three things follow.
-The weights come from `ridge` on the support. Every new support is priced by its exact optimum,
-which costs less than the W-step, and the cheapest one seen is returned; with a start that is never
-worse than the start. And `choose_support` accepts it only if held-out tokens agree.
+H = G + g I with g = damping * mean(diag G). With the damping of `ridge`, the solution on a fixed
+support is that of `ridge`; but then removing W0_j is charged g ||W0_j||^2, which the outputs never
+see. So a support is better chosen with the small damping of `damage_curve`, then repaired by
+`ridge`.
+
+The set of Z is not convex, so ADMM is a heuristic. We use it for the *support* only, and guard it:
+
+- The weights come from `ridge` on the support.
+- Every new support is priced by its exact optimum, which costs less than a W-step. The cheapest
+  support seen is returned, so the result is never worse than the start.
+- `choose_support` accepts it only if its error on held-out tokens is lower.
+
+Started from the support of Optimal Brain Surgeon, it changed no result on SmolLM2-135M: held-out
+tokens preferred none of its exchanges (benchmarks/results/rivals.json).
 
 The energy of a group S in the Z-step, with V = W + U:
 
-- "euclidean": ||V_S||^2, the exact minimiser of the Z-step;
-- "saliency":  tr(V_S ([H^-1]_SS)^-1 V_S^T), what `damage_curve` ranks by; no longer a minimiser;
+- "euclidean": ||V_S||^2, the exact minimiser of the Z-step.
+- "saliency":  tr(V_S ([H^-1]_SS)^-1 V_S^T), what `damage_curve` ranks by; no longer a minimiser.
 - "metric":    the same, with the penalty in that metric too, r/2 ||(W - Z + U) C||^2 where
-               C_S C_S^T = ([H^-1]_SS)^-1, which makes it the exact minimiser again: it is plain
-               ADMM in the coordinates W C. There a start (support K, its optimum, its
-               multipliers) stays where it is iff, for all i in K and j not in K,
+               C_S C_S^T = ([H^-1]_SS)^-1. It is the exact minimiser again: plain ADMM in the
+               coordinates W C. There a start (support K, its optimum, its multipliers) stays
+               where it is iff, for all i in K and j not in K,
                saliency_i >= ||gradient_j||^2 [H^-1]_jj / r^2. At r = 1 both sides are damages, to
-               first order: of losing i, of lacking j.
+               first order: the damage of losing i, and of lacking j.
 
-Refactorising when r changes is cheaper than one eigendecomposition for every r: a Cholesky factor
-takes f^3 / 3 operations, but a W-step takes 4 d f^2 with eigenvectors and 2 d f^2 with a factor.
+When r changes, H + r I is factorised again. One eigendecomposition would serve every r, but is more
+expensive: a Cholesky factor takes f^3 / 3 operations, and a W-step takes 2 d f^2 with a factor but
+4 d f^2 with eigenvectors.
 """
 
 from __future__ import annotations

@@ -1,10 +1,18 @@
 """The damage curve of a layer: what it costs to remove its first, second, ... r-th channel.
 
-Optimal Brain Surgeon in blocks (`elimination`). With H = G + eps I, removing the set S and
-re-solving the rest raises the layer's quadratic error by tr(W_S ([H^-1]_SS)^-1 W_S^T). Channels
-with the smallest ||W_j||^2 / [H^-1]_jj go first (Hassibi & Stork 1993, eq. 5; for whole columns as
-in Kurtic et al. 2023, "ZipLM", eq. 3). The running maximum of the marginal damage makes the curve
-convex, which is what lets `allocation.threshold` be a closed form.
+With H = G + eps I, removing the set S of columns and solving the others again raises the layer's
+squared output error by
+
+    tr(W_S ([H^-1]_SS)^-1 W_S^T),     for one column  ||W_j||^2 / [H^-1]_jj.
+
+This is the saliency of Optimal Brain Surgeon (Hassibi and Stork 1993), for whole columns as in
+ZipLM (Kurtic et al. 2023). SparseGPT prunes single weights by the same formula. The cheapest
+columns go first, a block at a time (`elimination` does the algebra).
+
+We rank columns once, here, and start `admm` from the result. Wanda and FLAP score a column by its
+weights and an activation statistic (norm, fluctuation). Such a score ignores that other columns can
+take over its part. We also replace the marginal damage by its running maximum. That makes the curve
+convex, which `allocation.threshold` needs for its closed form.
 """
 
 from __future__ import annotations
@@ -21,12 +29,12 @@ from strucprune_core.method.linalg.panels import BLOCK_CHANNELS
 from strucprune_core.method.linalg.symmetric import add_gram, invert, mirror
 
 HESSIAN_DAMPING = 0.01  # eps relative to mean(diag G); enough to invert, too small to reorder.
-DEAD_ENERGY = 1e-12  # A channel below this share of the mean energy never fires.
+DEAD_ENERGY = 1e-12  # Below this share of the mean squared activation a channel never fires.
 
 
 @dataclass(frozen=True, slots=True)
 class DamageCurve:
-    """Order of removal and its price.
+    """Order of removal, and what each removal costs.
 
     Attributes:
         order: Channel indices, first to go first, (f,) int64.
@@ -58,7 +66,7 @@ def damage_curve(
     """
     room = room or room_of(gram)
     energy = as_matrix(gram).diagonal().double()
-    check_finite(energy)  # Before `dead`: beside an infinite energy all others look dead.
+    check_finite(energy)  # Before `dead`: next to an infinite energy all others look dead.
     dead = energy <= DEAD_ENERGY * energy.mean()
     dead_first = dead.nonzero().flatten().cpu()
     alive = (~dead).nonzero().flatten()
@@ -68,7 +76,7 @@ def damage_curve(
         return DamageCurve(dead_first, free, retries=0)
     problem, retries = prepare(as_matrix(gram), as_matrix(weight), alive, 1, room)
     policy = Policy(
-        cost=lambda inverse, energy: (energy / inverse).flatten(),
+        cost=lambda inverse, weight_gram: (weight_gram / inverse).flatten(),
         choose=lambda costs, groups, count: costs.topk(count, largest=False).indices,
         most=block,
     )
@@ -82,7 +90,11 @@ def damage_curve(
 
 
 def room_of(gram: Tensor | Matrix) -> Room:
-    """Room on the device that a matrix is on."""
+    """Room on the device that a tensor is on.
+
+    Raises:
+        ValueError: a matrix that is no tensor does not say where to compute.
+    """
     if isinstance(gram, Tensor):
         return Room(gram.device)
     raise ValueError("a matrix that is not a tensor needs a room")
@@ -112,9 +124,9 @@ def prepare(
         return invert(inverse, room)
 
     _, retries = raise_ridge(attempt, HESSIAN_DAMPING * mean_energy)
-    energy = room.matrix(m, m)
-    _add_rows(energy, weight, columns, room)
-    return Problem(inverse, energy, columns[::size] // size, size), retries
+    weight_gram = room.matrix(m, m)
+    _add_rows(weight_gram, weight, columns, room)
+    return Problem(inverse, weight_gram, columns[::size] // size, size), retries
 
 
 def _fill(target: Matrix, gram: Matrix, columns: Tensor, eps: float, room: Room) -> None:

@@ -1,20 +1,26 @@
 """Removing columns from a layer's quadratic problem, with lazy updates of its matrices.
 
 A problem is P = H^-1 and M = W^T W, both (m x m). Removing the columns S and solving the rest again
-(Optimal Brain Surgeon; Hassibi & Stork 1993) gives
+(Optimal Brain Surgeon; Hassibi and Stork 1993) gives
 
     P <- P - P_:S P_SS^-1 P_S:        W <- W - W_S P_SS^-1 P_S:
 
-at a cost of tr(W_S P_SS^-1 W_S^T). With P_SS = R R^T, L = R^-1 P_S:, C = R^-1 M_S: and
-V^T V = C_:S R^-T (V = W_S R^-T is not needed itself) that is
+at a cost of tr(W_S P_SS^-1 W_S^T). Let P_SS = R R^T and
 
-    P <- P - L^T L        M <- M - L^T D - D^T L,   D = C - 1/2 V^T V L        cost tr(V^T V)
+    L = R^-1 P_S:       C = R^-1 M_S:       V^T V = C_:S R^-T       D = C - 1/2 V^T V L
 
-so M changes as P does, W is never touched again, and all that a removal needs of both matrices are
-the rows S. L and D (rows x m) are kept for a superblock of removals: rows S are corrected by them
-when they are read, block diagonals at once, and the matrices when the superblock is full. That
-turns many updates of low rank, which are bound by memory, into few of a high one; and where the
-matrices lie on a disk, they pass the device once per superblock.
+(V = W_S R^-T itself is not needed). Then
+
+    P <- P - L^T L      M <- M - L^T D - D^T L      cost tr(V^T V)
+
+So M changes as P does, W is never touched again, and a removal needs only the rows S of both
+matrices. We keep M instead of W because costs need nothing else, and rows S of M suffice.
+
+Updates are lazy, the idea of GPTQ's batched updates (Frantar et al. 2022), which SparseGPT uses
+too. L and D (rows x m) are kept for a superblock of removals. They correct the rows S when these
+are read, the block diagonals at once, and the matrices when the superblock is full. Many updates of
+low rank, limited by memory bandwidth, become few of a high rank. Matrices on a disk pass the device
+once per superblock.
 """
 
 from __future__ import annotations
@@ -37,27 +43,27 @@ class Problem:
     """What is left of a layer's problem.
 
     Attributes:
-        inverse: P float64, both halves; what is left are its first m rows and columns. Overwritten.
-        energy: M, likewise.
-        groups: Names of the groups of columns that are left, in the matrices' order, (g,) int64.
+        inverse: P float64, both halves; its first m rows and columns are in use. Overwritten.
+        weight_gram: M, likewise.
+        groups: Indices of the groups of columns that are left, in the matrices' order, (g,) int64.
         size: Columns of a group; m = g * size.
     """
 
     inverse: Matrix
-    energy: Matrix
+    weight_gram: Matrix
     groups: Tensor
     size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Who goes next.
+    """Which groups are removed next.
 
     Attributes:
         cost: From the diagonal blocks of P and M, (g x size x size) each, a cost per group, (g,).
-        choose: From the costs, infinite where removed already, the groups' names, and how many may
-            go: positions of those that go now, (t,) int64.
-        most: Groups that go at a time at most.
+        choose: From the costs (infinite for removed groups), the groups' indices, and the most that
+            may be removed: positions of those to remove now, (t,) int64.
+        most: Groups that are removed at a time, at most.
     """
 
     cost: Callable[[Tensor, Tensor], Tensor]
@@ -66,9 +72,9 @@ class Policy:
 
 
 def eliminate(problem: Problem, policy: Policy, room: Room) -> tuple[Tensor, Tensor]:
-    """Remove all groups: their names in order, (g,), and what each cost, (g,) float64.
+    """Remove all groups: their indices in order, (g,), and what each cost, (g,) float64.
 
-    Groups that go together share their cost evenly.
+    Groups that are removed together share their cost evenly.
 
     Raises:
         NumericalFailure: rounding has left a block of P that is not positive definite.
@@ -83,12 +89,12 @@ def eliminate(problem: Problem, policy: Policy, room: Room) -> tuple[Tensor, Ten
             costs.append((cost / len(chosen)).expand(len(chosen)))
             room.tick()
         superblock.apply()
-        del superblock  # Before there is another.
+        del superblock  # Frees its memory before the next one is made.
     return torch.cat(order), torch.cat(costs)
 
 
 class _Superblock:
-    """Removals that the problem's matrices do not know of yet."""
+    """Removals that are not applied to the problem's matrices yet."""
 
     def __init__(self, problem: Problem, policy: Policy, room: Room) -> None:
         self._problem, self._policy, self._room = problem, policy, room
@@ -99,7 +105,7 @@ class _Superblock:
         self._change = carve(room.flat(capacity * m), capacity, m)  # D
         self._rank = 0
         self._inverse_blocks = _diagonal_blocks(problem.inverse, groups, size, room)
-        self._energy_blocks = _diagonal_blocks(problem.energy, groups, size, room)
+        self._weight_blocks = _diagonal_blocks(problem.weight_gram, groups, size, room)
         self._removed = torch.zeros(groups, dtype=torch.bool, device=room.device)
         self._failures: list[Tensor] = []
 
@@ -114,9 +120,9 @@ class _Superblock:
         return min(self._policy.most, self._left)
 
     def remove(self) -> tuple[Tensor, Tensor]:
-        """Remove the next groups: their positions and what they cost together."""
+        """Remove the next groups: their positions, and what they cost together."""
         problem, policy, size = self._problem, self._policy, self._problem.size
-        costs = policy.cost(self._inverse_blocks, self._energy_blocks)
+        costs = policy.cost(self._inverse_blocks, self._weight_blocks)
         costs.masked_fill_(self._removed, torch.inf)
         chosen = policy.choose(costs, problem.groups, self._most)
         columns = columns_of(chosen, size)
@@ -124,7 +130,7 @@ class _Superblock:
         whole = slice(0, self._factor.shape[1])
         factor, change = self._factor[before:after], self._change[before:after]
         problem.inverse.gather(columns, whole, factor)
-        problem.energy.gather(columns, whole, change)
+        problem.weight_gram.gather(columns, whole, change)
         old_factor, old_change = self._factor[:before], self._change[:before]
         factor_here, change_here = old_factor[:, columns].T, old_change[:, columns].T
         factor.addmm_(factor_here, old_factor, alpha=-1)
@@ -138,16 +144,16 @@ class _Superblock:
         change.addmm_(cost, factor, alpha=-0.5)
         self._inverse_blocks.sub_(_diagonal_products(factor, factor, size))
         crossed = _diagonal_products(factor, change, size)
-        self._energy_blocks.sub_(crossed).sub_(crossed.mT)
+        self._weight_blocks.sub_(crossed).sub_(crossed.mT)
         self._removed[chosen] = True
         self._left -= len(chosen)
         self._rank = after
         return chosen, cost.diagonal().sum()
 
     def apply(self) -> None:
-        """Bring the matrices up to date and move what is left to their beginning."""
+        """Apply the removals to the matrices, and move the remaining columns to their beginning."""
         problem, room = self._problem, self._room
-        # Asked once, not at each removal: that would make an accelerator wait.
+        # Checked once, not at each removal: every check makes an accelerator wait.
         if bool(torch.stack(self._failures).any()):
             raise NumericalFailure(
                 "the inverse of the Gram matrix lost its accuracy", remedy=REMEDY
@@ -168,10 +174,10 @@ class _Superblock:
             problem.inverse.gather(here, below, panel)
             panel.addmm_(factor[:, span].T, factor[:, : span.stop], alpha=-1)
             problem.inverse.write_symmetric(span, panel)
-            problem.energy.gather(here, below, panel)
+            problem.weight_gram.gather(here, below, panel)
             panel.addmm_(factor[:, span].T, change[:, : span.stop], alpha=-1)
             panel.addmm_(change[:, span].T, factor[:, : span.stop], alpha=-1)
-            problem.energy.write_symmetric(span, panel)
+            problem.weight_gram.write_symmetric(span, panel)
             room.tick()
 
 

@@ -3,8 +3,10 @@
     min over W with zeros outside K   tr((W - W0) H (W - W0)^T),     H = G + g I
     W_K = B_K H_KK^-1,   value  tr(W0 B^T) - tr(B_K H_KK^-1 B_K^T),  B = W0 H
 
-W_K is the solution of `ridge` with the same damping. The value differs from `ridge`'s objective by
-g times the energy of the dense weights outside K: removing them is charged too, as in OBS.
+These are the normal equations of least squares with columns fixed at zero, solved by Cholesky.
+`admm` prices every support by them. W_K is the solution of `ridge` with the same damping. The value
+differs from the objective of `ridge` by g times the squared norm of the dense weights outside K: as
+in Optimal Brain Surgeon, removing them is charged too.
 """
 
 from __future__ import annotations

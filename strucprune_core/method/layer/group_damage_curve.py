@@ -1,8 +1,10 @@
-"""The damage curve of structures that span several columns: heads and KV groups.
+"""The damage curve of structures that span several columns: attention heads and KV groups.
 
-As in `damage_curve`, with S a whole structure at a time: removing it costs
-tr(W_S ([H^-1]_SS)^-1 W_S^T), exactly, and the cheapest goes first. There are few structures, so
-each step looks at all that are left.
+As in `damage_curve`, with S a whole structure: removing it costs tr(W_S ([H^-1]_SS)^-1 W_S^T), the
+structured saliency of ZipLM (Kurtic et al. 2023), and the cheapest goes first. Structures are few,
+so every step ranks all that are left, one at a time. We add one constraint, for query heads:
+families (KV groups) lose equally many, since model formats store one number of query heads per KV
+head.
 """
 
 from __future__ import annotations
@@ -72,7 +74,7 @@ def _round_robin(structures: int, lockstep: int) -> Tensor:
     return torch.arange(structures).view(lockstep, -1).T.flatten()
 
 
-def _costs(inverse: Tensor, energy: Tensor) -> Tensor:
-    """tr(M_SS P_SS^-1) of each structure; of one that is gone, what rounding left of it says."""
+def _costs(inverse: Tensor, weight_gram: Tensor) -> Tensor:
+    """tr(M_SS P_SS^-1) of each structure; meaningless for removed ones, which `eliminate` masks."""
     lower, _ = torch.linalg.cholesky_ex(inverse)
-    return torch.cholesky_solve(energy, lower).diagonal(dim1=-2, dim2=-1).sum(-1)
+    return torch.cholesky_solve(weight_gram, lower).diagonal(dim1=-2, dim2=-1).sum(-1)

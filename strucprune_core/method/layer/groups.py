@@ -1,6 +1,9 @@
-"""Columns that come and go together: FFN channels (one column) or attention heads (several).
+"""Columns that stay or go together: FFN channels (one column) or attention heads (several).
 
-A group is `size` consecutive columns; m = f / size of them. Group indices are (k,) int64.
+A group is `size` consecutive columns; m = f / size of them. Group indices are (k,) int64. This is
+the projection of StructPrune's ADMM onto structured masks: keep the k groups of largest norm, set
+the others to zero (Boyd et al. 2011, section 9.1, for single entries). `SaliencyMetric` changes the
+norm, so that it equals the saliency of Optimal Brain Surgeon.
 """
 
 from __future__ import annotations
@@ -26,9 +29,15 @@ def restricted(matrix: Tensor, groups: Tensor, size: int) -> Tensor:
 
 
 def largest_groups(matrix: Tensor, keep: int, size: int, lockstep: int = 1) -> Tensor:
-    """The `keep` groups of (d x f) with the largest norm, ascending; of equals, the first.
+    """The `keep` groups of columns with the largest norm, (keep,) int64, ascending.
 
-    With `lockstep`, equally many of each of so many families of consecutive groups.
+    Of groups with equal norms, the first is kept.
+
+    Args:
+        matrix: (d x f), of groups of `size` columns.
+        keep: Groups to keep, a multiple of `lockstep`.
+        size: Columns of a group; f is a multiple.
+        lockstep: Families of consecutive groups that keep equally many; 1: any groups.
     """
     energies = matrix.square().sum(0).view(lockstep, -1, size).sum(2)
     # A stable sort: `topk` breaks ties differently from device to device.

@@ -1,13 +1,18 @@
-"""The repair of a layer: new weights for the kept channels, anchored at the dense ones.
+"""The repair of a layer: new weights for the kept channels, close to the dense ones.
 
     minimise over W_K   tr((W_K E - W0) G (W_K E - W0)^T) + g ||W_K - W0_K||^2
     W_K = (W0 G_:K + g W0_K) (G_KK + g I)^-1,      g = damping * mean(diag G)
 
-where E picks the kept rows. This is the W-step of the layer's ADMM with U = 0 and the support
-fixed, so the one-shot method is the special case of one iteration.
+E picks the kept rows. This is ridge regression (Hoerl and Kennard 1970): least squares with a
+penalty g on the size of the solution. We differ in what is penalised: the distance to the dense
+weights, not to zero, so that a strong penalty leaves the model as it was. FLAP repairs a layer by a
+bias alone.
 
-Rows of W_K are independent: the factor of G_KK + g I is made once, then panels of rows of W0 pass
-through both products and both substitutions.
+In StructPrune's frame this is the W-step of the layer's ADMM with U = 0 and the support fixed. So
+the one-shot method is the special case of one iteration.
+
+Rows of W_K are independent: G_KK + g I is factorised once, then panels of rows of W0 pass through
+both products and both substitutions.
 """
 
 from __future__ import annotations

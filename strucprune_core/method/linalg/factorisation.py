@@ -1,4 +1,9 @@
-"""Cholesky factors with a counted, reported retry: never a silent numeric fallback."""
+"""Cholesky factors of G + ridge I, whole or by panels, with a counted and reported retry.
+
+The algorithm is the blocked left-looking Cholesky factorisation of the textbooks (Golub and Van
+Loan, "Matrix Computations", chapter 4). If a matrix is not positive definite, the ridge grows
+tenfold and the attempt is counted. We never fall back silently, for example to the identity.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +37,7 @@ class Factor:
 
 
 def check_finite(diagonal: Tensor) -> None:
-    """Refuse statistics that overflowed: whatever does shows on the diagonal.
+    """Refuse statistics that overflowed; an overflow always shows on the diagonal.
 
     Raises:
         NumericalFailure: an entry of the diagonal is not finite.
@@ -47,7 +52,7 @@ def check_finite(diagonal: Tensor) -> None:
 def raise_ridge(
     attempt: Callable[[float], bool], ridge: float, remedy: str = REMEDY
 ) -> tuple[float, int]:
-    """Try with a growing ridge until it succeeds: the ridge in the end, and the retries.
+    """Try with a growing ridge until it succeeds; return the last ridge and the retries.
 
     Raises:
         NumericalFailure: no ridge up to `RIDGE_GROWTH**MAX_RETRIES` times the first does.
@@ -68,7 +73,7 @@ def factorise(gram: Tensor, ridge: float, remedy: str = REMEDY) -> Factor:
     Args:
         gram: Symmetric (m x m), float64. Not modified.
         ridge: First value added to the diagonal, > 0.
-        remedy: What the user is told to do if it fails; more where the ridge is the user's choice.
+        remedy: What the error tells the user to do; longer where the user can set the ridge.
 
     Raises:
         NumericalFailure: `gram` is not finite, or no ridge up to `RIDGE_GROWTH**MAX_RETRIES`
@@ -120,7 +125,14 @@ def factorise_into(lower: Matrix, fill: Callable[[slice, Tensor], None], room: R
 
 
 def solve_forward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> None:
-    """X L^T = B in place of B, (r x c), with the first c rows of a factor L."""
+    """Solve X L^T = B in place of B, (r x c) float64, with the first c rows of a factor L.
+
+    Args:
+        lower: L, (m x m); only its lower half is read.
+        right: B; overwritten by X.
+        step: Rows of L that are read at a time.
+        buffer: For reads of `step` rows; see `Room.buffer_for`.
+    """
     for span in spans(right.shape[1], step):
         panel = lower.read(span, slice(0, span.stop), buffer)
         part = right[:, span]
@@ -129,7 +141,7 @@ def solve_forward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> No
 
 
 def solve_backward(lower: Matrix, right: Tensor, step: int, buffer: Tensor) -> None:
-    """X L = B in place of B, (r x m), with a whole factor L."""
+    """Solve X L = B in place of B, (r x m) float64, with a whole factor L; see `solve_forward`."""
     for span in reversed(list(spans(right.shape[1], step))):
         panel = lower.read(span, slice(0, span.stop), buffer)
         part = right[:, span]

@@ -1,9 +1,10 @@
-"""Matrices that may be larger than the device: on it whole, or elsewhere and visiting in panels.
+"""Matrices that may be larger than the device: held there whole, or visiting it in panels.
 
-A symmetric matrix is worked on in row panels of its lower half, rows a:b and columns :b; the upper
-half is written where rows are needed whole. `Room` says where new matrices lie and how large a
-panel is. Routines are the same for both kinds of matrices: what lies on the device is computed on
-where it lies, what lies elsewhere passes through a buffer.
+A symmetric matrix is worked on in row panels of its lower half, rows a:b and columns :b. The upper
+half is written where whole rows are needed. `Room` says where new matrices lie and how large a
+panel is. A routine is the same for both kinds of matrices: it computes in place on the device, and
+passes what lies elsewhere through a buffer. This is our own part of the memory bound
+(docs/memory.md): with panels, memory does not grow with f^2.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class Matrix(Protocol):
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
         """A part, in `buffer` (flat, large enough) or in the matrix's own memory.
 
-        Whoever changes it must `write` it back.
+        A caller that changes it must `write` it back.
         """
 
     def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
         """Copy a part to `out`, which may be of a wider dtype."""
 
     def write(self, rows: slice, columns: slice, values: Tensor) -> None:
-        """Overwrite a part, also by what `read` gave."""
+        """Overwrite a part; `values` may be what `read` returned."""
 
     def write_symmetric(self, rows: slice, panel: Tensor) -> None:
         """Overwrite rows a:b, columns :b, and the mirror image, rows :a, columns a:b."""
@@ -75,7 +76,7 @@ class DeviceMatrix:
         return rows, columns
 
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
-        """A view; `buffer` is not used."""
+        """A view of the tensor; `buffer` is not used."""
         return self._tensor[rows, columns]
 
     def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
@@ -86,7 +87,7 @@ class DeviceMatrix:
             out.copy_(_selected(_selected(self._tensor, 1, columns), 0, rows))
 
     def write(self, rows: slice, columns: slice, values: Tensor) -> None:
-        """Overwrite a part; what `read` gave is there already."""
+        """Overwrite a part; a view that `read` returned needs no copy."""
         target = self._tensor[rows, columns]
         if target.data_ptr() != values.data_ptr():
             target.copy_(values)
@@ -113,7 +114,7 @@ def as_matrix(matrix: Tensor | Matrix) -> Matrix:
 
 
 def no_tick() -> None:
-    """Never stops."""
+    """A `tick` that never stops the work."""
 
 
 @dataclass(frozen=True, slots=True)

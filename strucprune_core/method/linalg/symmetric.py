@@ -1,4 +1,9 @@
-"""Symmetric matrices by row panels of their lower half: sums of outer products, and the inverse."""
+"""Symmetric matrices by row panels of their lower half: sums of outer products, and the inverse.
+
+The inverse gives Optimal Brain Surgeon its H^-1. It is a Gauss-Jordan sweep by blocks (Higham 2002,
+"Accuracy and Stability of Numerical Algorithms", section 14.4), because that works in place: a
+factor and the inverse made from it would need the space of two matrices.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +93,7 @@ def _sweep(matrix: Matrix, pivot: slice, step: int, columns: Tensor, buffer: Ten
             panel[:, pivot] = solved.T
         else:
             matrix.write(pivot, span, solved)
-        del solved  # Before there is another.
+        del solved  # Frees its memory before the next one is made.
         matrix.write(span, below, panel)
     matrix.write(pivot, pivot, inverse.neg_())
     return True

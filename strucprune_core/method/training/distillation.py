@@ -2,13 +2,17 @@
 
     loss = mean_t KL(dense || pruned) of the next-token distributions, nats
 
-Recovery repairs a layer against its own dense output; what is left is how layers' errors meet, and
-only the model's output sees that. The step suits a model that is never in memory: gradients come
-back layer by layer (`models.backward`), and a layer is updated, with its moments, while it is the
-one that is resident. So this file holds what happens to one tensor.
+This is knowledge distillation (Hinton et al. 2015) at temperature 1, with the dense model as the
+teacher and no loss on labels. Recovery repairs a layer against its own dense output. How the errors
+of layers combine shows only at the model's output, which distillation trains on.
 
-Rates are relative to each matrix's own root mean square, as in recovery and in Adafactor (Shazeer
-and Stern 2018), so that one number serves all matrices of all models.
+We differ in memory: the model is never held. Gradients come back layer by layer
+(`models/backward.py`), and a layer is updated, with its moments, while it is resident. So this file
+holds what happens to one tensor. The result is used only if the divergence on held-out tokens
+falls.
+
+Learning rates are relative to each matrix's own root mean square, as in recovery and in Adafactor
+(Shazeer and Stern 2018). So one number serves all matrices of all models.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
     loss = sum_t w_t ||block(x_t; W) - y_t||^2 / sum_t w_t ||y_t||^2
 
-After the ridge only the down projection has been repaired; this also moves the kept rows of gate
-and up, through the nonlinearity. Adam's step does not depend on the scale of the loss, so a rate
-relative to each matrix, 0.01 rms(W), means the same in every layer of every model.
+`ridge` repairs only the down projection. Recovery also moves the kept rows of gate and up, through
+the nonlinearity. It is layer-wise distillation of outputs with Adam (Kingma and Ba 2015). Adam's
+step does not depend on the scale of the loss, so a rate relative to each matrix, 0.01 rms(W), means
+the same in every layer of every model. The result is used only if the error on held-out tokens
+falls.
 
 A block is one layer, so memory stays at one layer: the trained matrices five times (the given ones,
 the trained ones, gradients, two moments) plus the activations of one batch. Rows are read from

@@ -1,6 +1,8 @@
-"""Steps of a training. No torch.
+"""The learning rate of a training, and the tokens of a step. No torch.
 
-The learning rate warms up over 5 % of the steps, then follows a cosine down to 5 %.
+The rate rises linearly over the first 5 % of the steps, then follows a cosine down to 5 % of its
+highest value (warm-up as in Goyal et al. 2017, cosine as in Loshchilov and Hutter 2017, no
+restarts).
 """
 
 from __future__ import annotations
