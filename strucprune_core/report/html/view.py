@@ -28,7 +28,7 @@ from strucprune_core.report.html.tables import (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the templates need beside the report itself; no bars of perplexity: not evaluated."""
+    """What the templates need beside the report itself; `perplexity` is None if not evaluated."""
 
     model: str
     lead: str
