@@ -108,4 +108,4 @@ def _extent(values: Iterable[float | None]) -> str:
     finite = [value for value in values if drawable(value)]
     if not finite:
         return "no values"
-    return f"{len(finite)} layers, from {number(min(finite))} to {number(max(finite))}"
+    return f"from {number(min(finite))} to {number(max(finite))}"
