@@ -10,7 +10,6 @@ import re
 from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from strucprune_core.report.document import Report
 from strucprune_core.report.html import numbers
@@ -50,7 +49,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {name: getattr(numbers, name) for name in _NUMBERS}
-    made.filters |= {"pct": _pct, "px": _px, "breakable": _breakable}
+    made.filters |= {"pct": _pct, "px": _px}
     made.tests["drawable"] = drawable
     made.globals["ABSENT"] = numbers.ABSENT
     return made
@@ -62,8 +61,3 @@ def _pct(share: float) -> str:
 
 def _px(pixels: float) -> str:
     return f"{pixels:.4g}"
-
-
-def _breakable(name: str) -> Markup:
-    """A name that may break after its dots and underscores rather than anywhere."""
-    return escape(name).replace(".", Markup(".<wbr>")).replace("_", Markup("_<wbr>"))
