@@ -59,7 +59,7 @@ def size_table(report: Report) -> Table:
     }
     sizes["of which FFN"] = ffn_flops(report)
     rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]
-    return Table("Exact figures", ["", "Before", "After", "Change"], rows)
+    return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
 
 
 def ffn_flops(report: Report) -> tuple[float, float]:
