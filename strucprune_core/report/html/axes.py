@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-_LOG_RANGE = 30.0
+# Below the first a linear axis shows everything; beyond the second the smallest values are nothing
+# but rounding, such as the error of a layer that lost nothing.
+_LOG_RANGES = (30.0, 1e8)
 _TINY, _HUGE = 1e-290, 1e290
 
 
@@ -35,9 +37,10 @@ def drawable(value: float | None) -> TypeGuard[float]:
 
 
 def wants_log(values: Iterable[float | None]) -> bool:
-    """Whether values are all positive and span more than a factor of 30."""
+    """Whether values are all positive and span more than a factor of 30, rounding aside."""
     finite = [value for value in values if drawable(value)]
-    return bool(finite) and min(finite) > 0 and max(finite) / min(finite) > _LOG_RANGE
+    least, most = _LOG_RANGES
+    return bool(finite) and min(finite) > 0 and least < max(finite) / min(finite) < most
 
 
 def fitting_axis(values: Iterable[float | None], height: int) -> Axis:

@@ -106,6 +106,14 @@ def test_axes_begin_and_end_at_round_numbers() -> None:
     assert log.ticks == pytest.approx((0.03, 0.1, 0.3, 1))
 
 
+def test_values_that_are_nothing_but_rounding_do_not_stretch_the_axis() -> None:
+    axis = fitting_axis([2e-15, 1e-15, 0.004, 0.006], height=100)
+    assert not axis.log
+    assert axis.low == 0
+    assert axis.high == pytest.approx(0.006)
+    assert fitting_axis([1e-9, 0.004], height=100).log
+
+
 def test_a_specification_is_listed_leaf_by_leaf() -> None:
     spec = {"model": {"uri": "s3://a", "more": {}}, "labels": {"a": "é"}, "list": [1, None]}
     assert flat(spec) == {
