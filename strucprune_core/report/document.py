@@ -1,6 +1,6 @@
 """The report of a pruning job: a typed, versioned document. No torch.
 
-`report.json` is this class dumped; `report_page` draws it. A change that breaks readers raises the
+`report.json` is this class dumped; `html` draws it. A change that breaks readers raises the
 major version.
 """
 

@@ -1,5 +1,9 @@
-"""The HTML report: `page` puts together `parts` and `plots`, dressed by `style`. No torch."""
+"""The HTML report. No torch.
 
-from strucprune_core.report.html.page import render_html
+`page` says what is shown: it turns the report into the data of `view`, section by section. The
+templates say how: `render` fills them in.
+"""
+
+from strucprune_core.report.html.render import render_html
 
 __all__ = ["render_html"]
