@@ -1,4 +1,4 @@
-"""A store on an S3-compatible service: the only file that knows boto3."""
+"""A store on an S3-compatible service: with `s3_connection` the only file that knows boto3."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import re
 import ssl
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -41,12 +41,14 @@ from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     InvalidSpec,
     ObjectNotFound,
     StorageError,
     StorageUnavailable,
 )
 from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.s3_connection import give_up_slow_answers
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.s3_transfer import RetriesExceededError, download, upload
 from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
@@ -69,14 +71,13 @@ _REFUSED = {
     "AccessDenied",
     "AccountProblem",
     "AllAccessDisabled",
-    "ExpiredToken",
-    "ExpiredTokenException",
     "InvalidAccessKeyId",
     "InvalidToken",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
 }
+# Of temporary credentials whose time is over.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _BUSY = {
     "InternalError",
     "OperationAborted",
@@ -93,16 +94,11 @@ _WRONG_REGION = {
     "PermanentRedirect",
 }
 _CHECK_KEYS = "Check the access key, its secret, and that its policy covers this prefix."
-_RENEW = "The session's credentials have lapsed: get new ones (AWS_SESSION_TOKEN, or log in again)."
 _REFUSALS = {
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
-    "TokenRefreshRequired": _RENEW,
     "RequestTimeTooSkewed": "Set this machine's clock: it differs from the store's.",
 }
 # What botocore raises where it finds no credentials, or their source fails.
 _NO_CREDENTIALS = (
-    CredentialRetrievalError,
     LoginError,
     NoAuthTokenError,
     NoCredentialsError,
@@ -309,7 +305,8 @@ class S3Store:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
-        with answer["Body"] as body:
+        # Its own context would hand out what is below it, whose errors are another library's.
+        with closing(answer["Body"]) as body:
             size = _size(answer, name)
             _check_range(name, answer, start, length, size)
             data = bytearray(size)
@@ -345,6 +342,8 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
     try:
         _check_ca_bundle(core.get_config_variable("ca_bundle"))
         client = _client(core, settings)
+    except CredentialRetrievalError as error:
+        raise _no_source("S3", error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials("S3", error) from error
     except (BotoCoreError, ValueError) as error:  # the latter for a malformed endpoint
@@ -378,6 +377,7 @@ def _client(core: Any, settings: S3Settings) -> Any:
     # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
     # ever, in an endless loop, if the connection breaks in the middle of the answer.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    give_up_slow_answers(client)
     return client
 
 
@@ -463,6 +463,8 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
+    except CredentialRetrievalError as error:
+        raise _no_source(name, error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials(name, error) from error
     except RetriesExceededError as error:  # of a download whose body kept breaking off
@@ -480,6 +482,16 @@ def _translated(name: str) -> Iterator[None]:
         raise _no_answer(name) from error
     except OSError as error:  # the local file of an upload or download
         raise StorageUnavailable(f"{name}: {error}") from error
+
+
+def _no_source(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
+    """The typed error for a program or service that was to give, or renew, credentials."""
+    # Not its words: what a program has written may hold secrets.
+    return CredentialsExpired(
+        f"{name}: the credentials for the store cannot be renewed ({error.kwargs['provider']})",
+        remedy="Check the source that AWS_PROFILE or the AWS config file names; then run the job "
+        "again: it goes on from its workspace.",
+    )
 
 
 def _no_credentials(name: str, error: BotoCoreError) -> AccessDenied:
@@ -516,6 +528,8 @@ def _from_answer(error: ClientError, name: str) -> StorageError:
             f"{name}: the bucket is in another region ({code}: {details.get('Message', '')})",
             remedy="Set the bucket's region in AWS_REGION or STRUCPRUNE_S3_REGION.",
         )
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _REFUSED or status in (401, 403):
         return AccessDenied(
             f"{name}: the store refused access ({code})", remedy=_REFUSALS.get(code, _CHECK_KEYS)
