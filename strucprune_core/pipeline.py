@@ -2,10 +2,10 @@
 
     inspect ─ open the workspace ─ run the pending units of the graph ─ publish
 
-The graph is in `units`, the work of each unit in `steps`, how they are run in `running`, what is
-finished in the workspace. So stopping anywhere and calling `prune` again with the same workspace
-continues, and ends with the same bytes. A file of the workspace that turns out to be damaged or
-gone makes the run look again at what is pending.
+The graph is in `plan.graph`, the work of each unit in `run.steps`, how units are run in
+`run.runner`, and what is finished in the workspace. So stopping anywhere and calling `prune` again
+with the same workspace continues, and ends with the same bytes. If a file of the workspace turns
+out to be damaged or gone, the run looks again at what is pending.
 """
 
 from __future__ import annotations

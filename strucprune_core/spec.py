@@ -1,7 +1,7 @@
 """The job specification: one definition for the REST body, the CLI and Python. No torch.
 
 Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
-widths, a text that is too short) is checked by `inspection` before any heavy work.
+widths, a text that is too short) is checked by `plan.inspection` before any heavy work.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class OutputSpec(_Strict):
 
 
 class RecoverySpec(_Strict):
-    """Training of each pruned layer towards the dense one's outputs (see `solver.recovery`)."""
+    """Training of each pruned layer towards the dense one's outputs: `method.training.recovery`."""
 
     steps: int = Field(default=100, ge=1, le=10_000, description="Steps of Adam per layer.")
     mode: Literal["parallel", "sequential"] = Field(
@@ -95,7 +95,7 @@ class RecoverySpec(_Strict):
 
 
 class DistillationSpec(_Strict):
-    """Training of the pruned model as a whole towards the dense one (see `solver.distillation`)."""
+    """Training of the whole pruned model towards the dense one: `method.training.distillation`."""
 
     steps: int = Field(default=100, ge=1, le=100_000, description="Steps of Adam.")
     batch_sequences: int = Field(

@@ -19,7 +19,7 @@ MODEL_CHECK_LAYERS = 6
 
 @dataclass(frozen=True, slots=True)
 class Tiles:
-    """How a job is cut so that it fits a memory; `planner` chooses them.
+    """How a job is cut so that it fits a memory; `plan.pieces` chooses them.
 
     Attributes:
         micro_batch_tokens: Tokens pushed through a layer at a time: whole sequences, at least one.

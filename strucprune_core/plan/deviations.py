@@ -1,6 +1,6 @@
 """Where a job will do something else than it was asked for, and nearly so: warned of. No torch.
 
-What cannot be done at all is refused by `inspection`.
+What cannot be done at all is refused by `plan.inspection`.
 """
 
 from __future__ import annotations

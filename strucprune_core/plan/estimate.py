@@ -1,4 +1,4 @@
-"""Sizes, memory and work of a job, from shapes alone. No torch. Memory is `planner`'s part."""
+"""Sizes, memory and work of a job, from shapes alone. No torch. Memory is in `plan.memory`."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ reviewed:
     price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
-manifest (see `workspace`). Resuming is skipping finished units; distributing is claiming them:
+manifest (see `run.workspace`). Resuming is skipping finished units; distributing is claiming them:
 curves, probes and solves of different layers do not depend on each other.
 """
 

@@ -1,4 +1,4 @@
-"""What finished units say about layers, for whoever watches the run: see `layer_news`."""
+"""What finished units say about layers, for whoever watches the run: see `layer_updates`."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ class Phase(StrEnum):
 
     A phase may come again: the dense model is evaluated before calibration and the pruned one at
     the end, files are written (`uploading`) between solves, and while one layer's statistics are
-    stored another one's curve is computed. See `units` for what belongs to what.
+    stored another one's curve is computed. See `plan.graph` for what belongs to what.
     """
 
     INSPECTING = "inspecting"
@@ -59,7 +59,7 @@ class FinishedUnit:
     """A unit of work that this run has done.
 
     Attributes:
-        name: See `units`; "publish" for the last step, which is no unit.
+        name: See `plan.graph`; "publish" for the last step, which is no unit.
         kind: The same without the number: "curve" of "curve.3".
         began_at: Unix seconds.
         seconds: Time it took.

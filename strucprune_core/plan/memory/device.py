@@ -1,7 +1,7 @@
 """Peak bytes on the device, step by step of a job. No torch.
 
 The steps follow one another, so a job's peak is that of its largest one. The formulas are in
-`forward`, `vocabulary` and `solver.memory`; here is which step runs what.
+`forward`, `vocabulary` and `solver`; here is which step runs what.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ def solve(job: Job, unit: Unit, draft: Draft) -> None:
 
 def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tensor, dict[str, Any]]:
     """What ADMM keeps, warm-started, where held-out tokens agree; else the start. And a report."""
-    # ADMM works on whole matrices (`solver.memory`): a plan for it has panels that fit them.
+    # ADMM works on whole matrices (`plan.memory.solver`): a plan for it has panels that fit them.
     gram, matrix = load_gram(job, layer, site).tensor, load_output_matrix(job, layer, site).tensor
     found = admm(
         gram,
