@@ -343,7 +343,7 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
         _check_ca_bundle(core.get_config_variable("ca_bundle"))
         client = _client(core, settings)
     except CredentialRetrievalError as error:
-        raise _no_source("S3", error) from error
+        raise _not_renewed(f"s3://{bucket}", error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials("S3", error) from error
     except (BotoCoreError, ValueError) as error:  # the latter for a malformed endpoint
@@ -463,8 +463,8 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
-    except CredentialRetrievalError as error:
-        raise _no_source(name, error) from error
+    except CredentialRetrievalError as error:  # of a program or service that was to renew them
+        raise _not_renewed(name, error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials(name, error) from error
     except RetriesExceededError as error:  # of a download whose body kept breaking off
@@ -484,13 +484,13 @@ def _translated(name: str) -> Iterator[None]:
         raise StorageUnavailable(f"{name}: {error}") from error
 
 
-def _no_source(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
-    """The typed error for a program or service that was to give, or renew, credentials."""
+def _not_renewed(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
     # Not its words: what a program has written may hold secrets.
+    provider = error.kwargs.get("provider", "their source")
     return CredentialsExpired(
-        f"{name}: the credentials for the store cannot be renewed ({error.kwargs['provider']})",
-        remedy="Check the source that AWS_PROFILE or the AWS config file names; then run the job "
-        "again: it goes on from its workspace.",
+        f"{name}: {provider} gives no credentials for the store",
+        remedy="Correct that source (credential_process of the AWS_PROFILE, a role), and run the "
+        "job again: it goes on from its workspace.",
     )
 
 
@@ -523,6 +523,8 @@ def _from_answer(error: ClientError, name: str) -> StorageError:
     """The typed error for what the service answered."""
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _WRONG_REGION or status == 301:
         return StorageError(
             f"{name}: the bucket is in another region ({code}: {details.get('Message', '')})",

@@ -212,8 +212,7 @@ def test_there_are_no_circles() -> None:
 
 def test_importing_the_package_loads_no_torch() -> None:
     code = (
-        "import sys, strucprune_core, strucprune_core.commands.main; "
-        "import strucprune_core.plan.inspection; "
+        "import sys, strucprune_core, strucprune_core.commands.main, strucprune_core.plan.inspection; "
         "print(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -101,7 +101,6 @@ def remote(
         ("GET", "/in/model", "trickle", 2),
         ("GET", "/in/model", "cut answer", 2),
         ("GET", "list-type=2", "trickle", 1),
-        ("GET", "list-type=2", "cut answer", 1),
         ("GET", "/in/model", "silence", 1),
         ("PUT", "/workspace/", "cut request", 2),
         ("PUT", "/out/model", "cut request", 2),
