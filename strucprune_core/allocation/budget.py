@@ -34,9 +34,14 @@ class WidthRule:
     def floor(self, width: int) -> int:
         """Smallest width allowed: the floor fraction in whole structures, rounded up to a multiple.
 
-        A part of a structure does not count, so that keeping 0.1 allows a sparsity of 0.9.
+        A part of a structure does not count, so that keeping 0.1 allows a sparsity of 0.9; but of
+        few structures it is more than `REACH_TOLERANCE` of what must stay, and then it does: of
+        three heads half are two.
         """
-        least = max(1, math.floor(self.min_keep_fraction * width + 1e-9))
+        wanted = self.min_keep_fraction * width
+        least = max(1, math.floor(wanted + 1e-9))
+        if wanted - least > REACH_TOLERANCE * wanted:
+            least += 1
         rounded = math.ceil(least / self.multiple_of) * self.multiple_of
         return min(width, rounded)
 

@@ -30,6 +30,9 @@ from strucprune_core.errors import InvalidSpec
         (100, 0.5, 64, 64),
         (10, 0.1, 64, 10),
         (1, 0.1, 1, 1),
+        (3, 0.5, 1, 2),
+        (9, 0.4, 1, 4),
+        (192, 0.1, 1, 19),
     ],
 )
 def test_floor(width: int, fraction: float, multiple: int, floor: int) -> None:
