@@ -112,7 +112,7 @@ def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
     """The error of a budget that the floors do not allow."""
     if reachable <= 0.0:
         return InvalidSpec(
-            "the floors allow nothing to go",
+            f"{sparsity:.4g} is out of reach: the floors allow nothing to go",
             field="pruning.sparsity",
             remedy="Lower pruning.min_keep_fraction or pruning.multiple_of, or raise "
             "pruning.max_layer_sparsity.",

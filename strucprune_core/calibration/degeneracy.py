@@ -78,18 +78,19 @@ def refuse_tokens(counts: TokenCounts, vocabulary: int, field: str) -> None:
         )
 
 
-def refuse_rank(rank: float | None, field: str) -> None:
+def refuse_rank(rank: float | None, columns: int, field: str) -> None:
     """Refuse a text all of whose tokens look alike to a layer.
 
     Args:
         rank: The largest effective rank of the layer's sites; None if none has any energy, which
             is not the text's doing.
+        columns: Of its widest site: one of few columns has few directions on any text.
         field: Names the text in the error.
 
     Raises:
         InvalidText: the rank is too low.
     """
-    if rank is not None and rank < LEAST_RANK:
+    if rank is not None and rank < min(LEAST_RANK, columns / 12):
         raise InvalidText(
             f"the calibration text is degenerate: the layer's inputs are nearly the same at all "
             f"tokens (effective rank {rank:.1f})",

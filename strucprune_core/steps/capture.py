@@ -70,7 +70,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
         draft.values["sites"] = _finish(sites, grams, total_weight, files)
     if not job.spec.calibration.allow_degenerate:
         ranks = [site["effective_rank"] for site in draft.values["sites"].values()]
-        refuse_rank(largest_known(ranks), job.spec.calibration.place)
+        refuse_rank(largest_known(ranks), max(widths.values()), job.spec.calibration.place)
     mean_weight = total_weight / (train * hidden.shape[1])
     held_out = min(HOLDOUT_TOKENS, (samples - train) * hidden.shape[1])
     holdout = {site: _Rows(job, held_out, width) for site, width in widths.items()}

@@ -137,12 +137,13 @@ def test_limits(tokens: int, distinct: int, vocabulary: int, refused: bool, warn
 
 
 def test_a_layer_without_any_energy_says_nothing_of_the_text() -> None:
-    refuse_rank(None, "calibration.uri")
+    refuse_rank(None, 1000, "calibration.uri")
+    refuse_rank(1.0, 1, "calibration.uri")  # A site of one column.
     assert not rank_is_low(None, 1000, 1000)
     assert rank_is_low(5.0, 1000, 1000)
     assert not rank_is_low(5.0, 50, 1000)
     with pytest.raises(InvalidText, match=r"effective rank 0\.0"):
-        refuse_rank(0.0, "calibration.uri")
+        refuse_rank(0.0, 1, "calibration.uri")
 
 
 def test_counts() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from strucprune_core.allocation.budget import differs
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.structures import StructureKind, sites
@@ -86,7 +87,9 @@ def test_a_pruned_model_reloads(
         return
     report = run(spec, tmp_path)
     assert report.after.parameters < report.before.parameters
-    assert 0.3 <= report.sparsity.reached < 0.8  # few heads are coarse
+    assert 0.25 <= report.sparsity.reached < 0.8  # few heads are coarse
+    said = any("0.3 was asked for" in line for line in report.warnings)
+    assert said == differs(0.3, report.sparsity.reached)
     if structures == ["query_heads"]:
         assert report.after.kv_cache_bytes_per_token == report.before.kv_cache_bytes_per_token
     loaded = load_pretrained(str(tmp_path / "out")).eval()

@@ -166,7 +166,7 @@ class Gate:
 def all_units(crew: Crew) -> set[str]:
     names = {f"{kind}.{layer}" for kind in ("capture", "curve", "solve") for layer in range(LAYERS)}
     others = {"tokens", "embed", "price.1", "probe.0", "allocate", "assemble.0", "verify", "report"}
-    return names | others | {"evaluate.dense", "evaluate.pruned", "publish"}
+    return names | others | {"weights", "evaluate.dense", "evaluate.pruned", "publish"}
 
 
 def test_alone_takes_what_comes_first() -> None:
@@ -290,7 +290,7 @@ def test_without_any_claims_work_is_done_twice_and_the_bytes_are_the_same(
 
 
 def test_a_helper_without_work_leaves(crew: Crew) -> None:
-    crew.board.held["leader"] = ["tokens"]
+    crew.board.held["leader"] = ["tokens", "weights"]
     crew.help("idle", patience_seconds=0.3).result(60)
     assert crew.done == []
     assert crew.board.asked["idle"] > 1

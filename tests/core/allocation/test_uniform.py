@@ -47,7 +47,7 @@ def test_by_hand(sparsity: float, multiple: int, width: int) -> None:
 
 @pytest.mark.parametrize(("sparsity", "multiple"), [(0.91, 1), (0.5, 64), (0.01, 128)])
 def test_out_of_reach(sparsity: float, multiple: int) -> None:
-    with pytest.raises(InvalidSpec, match=r"out of reach|allow nothing") as caught:
+    with pytest.raises(InvalidSpec, match="out of reach") as caught:
         allocate_uniformly([100], sparsity, [WidthRule(0.1, multiple)])
     assert caught.value.field == "pruning.sparsity"
 
