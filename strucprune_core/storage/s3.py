@@ -1,4 +1,4 @@
-"""A store on an S3-compatible service: the only file that knows boto3."""
+"""A store on an S3-compatible service: with `s3_connection` the only file that knows boto3."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -17,6 +17,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
     NoCredentialsError,
@@ -31,12 +32,14 @@ from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     InvalidSpec,
     ObjectNotFound,
     StorageError,
     StorageUnavailable,
 )
 from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.s3_connection import give_up_slow_answers
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.s3_transfer import RetriesExceededError, download, upload
 from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
@@ -59,12 +62,12 @@ _REFUSED = {
     "AccessDenied",
     "AccountProblem",
     "AllAccessDisabled",
-    "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
     "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
 }
+# Of temporary credentials whose time is over.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _BUSY = {
     "InternalError",
     "OperationAborted",
@@ -250,7 +253,8 @@ class S3Store:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
-        with answer["Body"] as body:
+        # Its own context would hand out what is below it, whose errors are another library's.
+        with closing(answer["Body"]) as body:
             size = _size(answer, name)
             _check_range(name, answer, start, length, size)
             data = bytearray(size)
@@ -279,6 +283,8 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
     session = boto3.session.Session()
     try:
         client = _client(session, settings)
+    except CredentialRetrievalError as error:
+        raise _not_renewed(f"s3://{bucket}", error) from error
     except ValueError as error:  # what botocore raises for a malformed endpoint
         raise InvalidSpec(f"the S3 settings do not work: {error}") from error
     return S3Store(client, bucket, prefix)
@@ -304,6 +310,7 @@ def _client(session: Any, settings: S3Settings) -> Any:
     # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
     # ever, in an endless loop, if the connection breaks in the middle of the answer.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    give_up_slow_answers(client)
     return client
 
 
@@ -370,6 +377,8 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
+    except CredentialRetrievalError as error:  # of a program or service that was to renew them
+        raise _not_renewed(name, error) from error
     except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
         raise AccessDenied(
             f"{name}: there are no usable S3 credentials",
@@ -388,10 +397,18 @@ def _translated(name: str) -> Iterator[None]:
         raise StorageUnavailable(f"{name}: {error}") from error
 
 
+def _not_renewed(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
+    # Not its words: what a program has written may hold secrets.
+    provider = error.kwargs.get("provider", "their source")
+    return CredentialsExpired(f"{name}: the store's credentials cannot be renewed by {provider}")
+
+
 def _from_answer(error: ClientError, name: str) -> StorageError:
     """The typed error for what the service answered."""
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _REFUSED or status in (401, 403):
         return AccessDenied(
             f"{name}: the store refused access ({code})",
