@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from http import HTTPStatus
 
+from api.jobs.limits import TenantLimits
 from api.problems import ApiError
 from api.services import Services
 
 # A place is free when a job ends: minutes, not seconds.
 QUOTA_RETRY_AFTER_SECONDS = 60
+# Some passes of the reconciler.
+ARCHIVE_RETRY_AFTER_SECONDS = 15
 
 
 def admit_request(services: Services, tenant: str) -> None:
@@ -40,10 +43,13 @@ def admit_job(services: Services, tenant: str, job_id: str) -> None:
     """Reserve a place for a job that is to be queued; see `Ledger.reserve`.
 
     Raises:
-        ApiError: 429, if the tenant has as many jobs that are not over as it may.
-        LedgerUnavailable: the ledger does not answer, and there is a quota to keep.
+        ApiError: 429, if the tenant has as many jobs that are not over as it may, or as much of all
+            its jobs in the ledger.
+        LedgerUnavailable: the ledger does not answer.
     """
-    limit = services.settings.limits_of(tenant).open_jobs
+    limits = services.settings.limits_of(tenant)
+    _check_kept(limits, *services.ledger.kept(tenant))
+    limit = limits.open_jobs
     if limit is None or services.ledger.reserve(tenant, job_id, limit):
         return
     raise _refused(
@@ -52,6 +58,19 @@ def admit_job(services: Services, tenant: str, job_id: str) -> None:
         "have. Wait for one to end, or cancel one.",
         QUOTA_RETRY_AFTER_SECONDS,
     )
+
+
+def _check_kept(limits: TenantLimits, jobs: int, size_bytes: int) -> None:
+    """What many requests at once take beyond the limit is little, so nothing is reserved."""
+    for most, has in ((limits.kept_jobs, jobs), (limits.kept_bytes, size_bytes)):
+        if most is not None and has >= most:
+            raise _refused(
+                "quota_exceeded",
+                "The service keeps as much of your organisation's jobs as it may. Jobs that are "
+                "over are moved to the archive within seconds; if none is, wait for one to end, "
+                "or cancel one.",
+                ARCHIVE_RETRY_AFTER_SECONDS,
+            )
 
 
 def _refused(code: str, detail: str, seconds: int) -> ApiError:

@@ -14,6 +14,9 @@ from strucprune_core.estimate import estimate_job
 from strucprune_core.inspection import Examination, ModelFacts
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
+# Of the names and values of a job's labels.
+MAX_LABEL_BYTES = 4096
+
 
 class OverLimit(InvalidSpec):
     """The job is larger or longer than its tenant's may be."""
@@ -39,6 +42,21 @@ def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
             f"your organisation's jobs may not have the priority {spec.runtime.priority}",
             field="runtime.priority",
             remedy=f"Ask for {limits.max_priority} or less.",
+        )
+    ]
+
+
+def label_issues(spec: JobSpec) -> list[InvalidSpec]:
+    """What is wrong with the job's labels: they are kept in memory as long as the job is."""
+    size = sum(len(name.encode()) + len(value.encode()) for name, value in spec.labels.items())
+    if size <= MAX_LABEL_BYTES:
+        return []
+    return [
+        InvalidSpec(
+            f"the names and values of all labels take {size:,} bytes, and {MAX_LABEL_BYTES:,} is "
+            "the most",
+            field="labels",
+            remedy="Use fewer or shorter labels.",
         )
     ]
 

@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer, no_longer_valid
 from api.callers import Principal, Unremembered
-from api.jobs.rebuild import restore
+from api.jobs.archive import recall
 from api.jobs.record import JobRecord
 from api.problems import ApiError
 from api.services import Services, Wired
@@ -22,7 +22,9 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 
 
 async def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord:
-    """The caller's job. One that the ledger has lost is restored from the journal.
+    """The caller's job.
+
+    One that the ledger has lost is restored from the journal; one in the archive is read there.
 
     Raises:
         ApiError: 404, also for another tenant's job; 401 if the caller's key was revoked or ran out
@@ -36,8 +38,7 @@ async def find_job(services: Services, principal: Principal, job_id: str) -> Job
         raise _unknown()
     record = await services.job_reads.get(job_id)
     if record is None:
-        await run_in_threadpool(restore, services.journal, services.ledger, job_id)
-        record = await services.job_reads.get(job_id)
+        record = await run_in_threadpool(recall, services.journal, services.ledger, job_id)
     if record is None or record.tenant != principal.tenant:
         raise _unknown()
     return record

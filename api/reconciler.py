@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from api.jobs import environment, logs
+from api.jobs.archive import archive
 from api.jobs.doorbell import Doorbell, ring_if_missing
 from api.jobs.ends import commit_end, settle_from_journal
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
-from api.jobs.ledger import Ledger
+from api.jobs.ledger import Ledger, LedgerFull
+from api.jobs.limits import KeptLimits
 from api.jobs.meters import LEASES_LOST, Tally
 from api.jobs.rebuild import rebuild
 from api.jobs.sequel import OpenStore, delete
@@ -36,6 +38,8 @@ _log = logging.getLogger(__name__)
 
 # Jobs handled per step and pass; the rest waits for the next pass, a few seconds later.
 BATCH = 100
+# Of the limits of what is kept, to which tenants are brought down, so that they do not meet them.
+KEPT_SHARE = 0.9
 
 
 class Reconciler:
@@ -47,6 +51,7 @@ class Reconciler:
         doorbell: To the workers.
         open_store: Opens what jobs have published, for deletions that include it.
         retention_seconds: Jobs that have been over for this long are removed; None keeps all.
+        kept_limits: How much of each tenant stays in the ledger; None keeps all.
         requeue_after_seconds: Jobs queued this long are rung for again, and jobs that failed for
             now get their next attempt.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
@@ -61,6 +66,7 @@ class Reconciler:
         *,
         open_store: OpenStore,
         retention_seconds: float | None = None,
+        kept_limits: KeptLimits | None = None,
         requeue_after_seconds: float,
         rebuild_every_seconds: float,
         beat: Callable[[], None] = lambda: None,
@@ -70,6 +76,7 @@ class Reconciler:
         self._doorbell = doorbell
         self._open_store = open_store
         self._retention_seconds = retention_seconds
+        self._kept_limits = kept_limits or KeptLimits()
         self._requeue_after_seconds = requeue_after_seconds
         self._rebuild_every_seconds = rebuild_every_seconds
         self._tally = Tally(ledger)
@@ -83,25 +90,38 @@ class Reconciler:
         """Heal what can be healed now.
 
         Raises:
-            LedgerUnavailable: the ledger does not answer.
+            LedgerUnavailable: the ledger does not answer, or it is full: then the rest is done.
             StorageUnavailable: the journal does not answer.
         """
         self._broker_answers = True
-        self._rebuild_if_due()
-        self._settle_committed()
-        self._take_back_expired()
-        self._end_overdue()
-        self._end_rests()
-        self._ring_again()
-        self._ring_for_help()
-        self._remove_old()
+        full: LedgerFull | None = None
+        for heal in (
+            self._rebuild_if_due,
+            self._settle_committed,
+            self._take_back_expired,
+            self._end_overdue,
+            self._end_rests,
+            self._ring_again,
+            self._ring_for_help,
+            self._remove_old,
+            self._archive_crowded,
+        ):
+            try:
+                heal()
+            except LedgerFull as error:
+                # What cannot be entered now must not keep others from being removed.
+                full = error
         self._tally.flush()
+        if full is not None:
+            raise full
 
     def _rebuild_if_due(self) -> None:
         """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
-        restored = rebuild(self._journal, self._ledger, self._open_store, self._beat)
+        restored = rebuild(
+            self._journal, self._ledger, self._open_store, self._beat, self._retention_seconds
+        )
         self._rebuild_at = time.monotonic() + self._rebuild_every_seconds
         if restored:
             _log.warning("restored %d jobs from the journal", restored)
@@ -152,6 +172,14 @@ class Reconciler:
                     self._journal, self._ledger, self._open_store, record
                 ):
                     _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
+
+    def _archive_crowded(self) -> None:
+        """Let the oldest jobs go of tenants that come near their limits of what is kept."""
+        for job_id in self._ledger.crowded(self._kept_limits, KEPT_SHARE, BATCH):
+            with self._alone(job_id):
+                record = self._ledger.get(job_id)
+                if record is not None and archive(self._journal, self._ledger, record):
+                    _log.info("archived %s", job_id)
 
     def _ring_again(self) -> None:
         """Ring for jobs that have no doorbell: it got lost, or a worker could not use it.
@@ -240,6 +268,7 @@ def main() -> None:
         services.doorbell,
         open_store=services.stores.open,
         retention_seconds=days and days * 24 * 3600,
+        kept_limits=settings.kept_limits,
         requeue_after_seconds=settings.requeue_after_seconds,
         rebuild_every_seconds=settings.rebuild_every_seconds,
         beat=heartbeat.beat,

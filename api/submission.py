@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-import time
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from api.admission import admit_job
 from api.allow_list import uri_issues
-from api.job_limits import deadline_issues, priority_issues, size_issues, with_deadline
+from api.job_limits import (
+    deadline_issues,
+    label_issues,
+    priority_issues,
+    size_issues,
+    with_deadline,
+)
+from api.jobs.archive import recall
 from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import JournalEntry
 from api.jobs.ledger import LedgerUnavailable
-from api.jobs.rebuild import restore
 from api.jobs.record import JobRecord
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
@@ -68,8 +73,9 @@ def submit(
         # asked: a replay must not fail because the limit is another.
         spec=with_deadline(spec, services.settings.limits_of(tenant)),
         fingerprint=fingerprint(spec, notifications),
-        # A view shows microseconds; a filter by what it shows must mean this very job.
-        created_at=round(time.time(), 6),
+        # By the clock that all processes share. A view shows microseconds; a filter by what it
+        # shows must mean this very job.
+        created_at=round(services.ledger.now(), 6),
     )
     # Looked up before the inspection: a replay must not fail because the job has since begun to
     # fill its own output prefix.
@@ -88,7 +94,8 @@ def submit(
         if services.journal.write_spec(job_id, entry):
             new = entry.as_new_job(job_id)
             services.ledger.create(new.model_copy(update={"traceparent": TRACEPARENT.get()}))
-            return Submission(_announced(services, job_id), replayed=False)
+            record = services.ledger.get(job_id)
+            return Submission(_announced(services, record), replayed=False)
         earlier = services.journal.read_spec(job_id) or entry
     return Submission(_replay(services, job_id, earlier, entry), replayed=True)
 
@@ -116,7 +123,11 @@ def examine(
         StorageError: a store of the job does not answer.
     """
     limits = services.settings.limits_of(tenant)
-    late = [*deadline_issues(spec, limits), *priority_issues(spec, limits)]
+    late = [
+        *deadline_issues(spec, limits),
+        *priority_issues(spec, limits),
+        *label_issues(spec),
+    ]
     refused = [
         *uri_issues(spec, tenant, services.settings),
         *webhook_issues(notifications, tenant, services.settings),
@@ -175,11 +186,10 @@ def _replay(
             "This Idempotency-Key was used for a job with another body. Use a new key.",
         )
     # The earlier request may have died before this step, or the ledger may have been lost since.
-    if services.ledger.get(job_id) is None:
-        restore(services.journal, services.ledger, job_id)
-        if _is_deleted(services, job_id):
-            raise _key_of_deleted()
-    return _announced(services, job_id)
+    record = recall(services.journal, services.ledger, job_id)
+    if record is None and _is_deleted(services, job_id):
+        raise _key_of_deleted()
+    return _announced(services, record)
 
 
 def _is_deleted(services: Services, job_id: str) -> bool:
@@ -194,9 +204,8 @@ def _key_of_deleted() -> ApiError:
     )
 
 
-def _announced(services: Services, job_id: str) -> JobRecord:
+def _announced(services: Services, record: JobRecord | None) -> JobRecord:
     """The job, rung for if it waits."""
-    record = services.ledger.get(job_id)
     if record is None:
         raise LedgerUnavailable("The job ledger lost the job while it was being submitted.")
     if record.state == JobState.QUEUED:

@@ -79,8 +79,8 @@ class JobView(BaseModel):
     labels: dict[str, str]
     spec: JobSpec
     summary: dict[str, Any] | None = Field(
-        description="Once succeeded: parameters, bytes and perplexity before and after, seconds "
-        "and peak memory."
+        description="Once succeeded: parameters, bytes and perplexity before and after, seconds, "
+        "peak memory, and the first of the report's warnings."
     )
     links: JobLinks
 

@@ -60,6 +60,13 @@ ROLES = {"gate": "mlp.gate_proj.weight", "up": "mlp.up_proj.weight", "down": "ml
 NORM = "post_attention_layernorm"
 
 
+def _known(error: float | None) -> float:
+    """An error on tokens that are there."""
+    if error is None:
+        raise ValueError("no held-out tokens")
+    return error
+
+
 @dataclass(frozen=True)
 class Layer:
     """A layer's statistics and tokens; `rows(name)` are slices of the token axis."""
@@ -251,7 +258,7 @@ class Bench:
     def test_error(self, kept: Tensor) -> float:
         """Of the repaired layer, on tokens that decide nothing."""
         weight = ridge(self.layer.gram, self.layer.down, kept, DAMPING).weight.float()
-        return relative_error(self._testing, self.layer.down, weight, kept)
+        return _known(relative_error(self._testing, self.layer.down, weight, kept))
 
     def outcome(
         self,
@@ -435,8 +442,8 @@ def _recovery(options: argparse.Namespace) -> list[dict[str, object]]:
             began = time.perf_counter()
             result = recover(_ffn, weights, train, choosing, RecoveryOptions(steps=steps))
             seconds = time.perf_counter() - began
-            before = held_out_error(_ffn, weights, testing, 1024)
-            after = held_out_error(_ffn, result.weights, testing, 1024)
+            before = _known(held_out_error(_ffn, weights, testing, 1024))
+            after = _known(held_out_error(_ffn, result.weights, testing, 1024))
             print(
                 f"| {bench.sparsity:.0%} | {bench.number} | {steps} | {before:.4f} | {after:.4f} "
                 f"| {after / before - 1:+.1%} | {result.status.value} | {seconds:.1f} |",

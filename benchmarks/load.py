@@ -9,7 +9,9 @@ one run, with the same load generator and one process of each server:
   submit, get, list and validate, in turns: requests per second, 50th, 95th and 99th percentile;
 - event streams of one job to 500 watchers: how long after it happens each of them hears of it;
 - JOBS jobs, submitted while no worker runs and then drained by two;
-- resident memory of API and workers at the beginning, in the middle and at the end of that.
+- resident memory of API and workers at the beginning, in the middle and at the end of that;
+- how long a job waits that is submitted while 1,000 of another tenant wait already, in units of a
+  job's length, with one worker and with two (`--turns-only` measures only this).
 
 All processes share the machine's cores with the generator. The bars, and what the exit status
 tells: `get` reaches at least half of the async Redis read's rate, and no process holds over a tenth
@@ -35,6 +37,7 @@ import redis
 
 from api.jobs.state import JobState
 from benchmarks.load_client import Connection, Figures, MakeRequest, load, request
+from benchmarks.load_turns import OTHER, measure_turns
 from embedded.processes import ManagedProcess, accepts_connections, free_ports
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from strucprune_core.client.calls import JOBS
@@ -48,6 +51,11 @@ ROUNDS = 3
 GET_SHARE = 0.5
 # Of its memory half-way through the queue, what a process may hold at the end.
 MEMORY_GROWTH = 1.1
+# In lengths of a job, what the first job of a tenant may wait for those of another: for the rest of
+# one that runs, and for the service's own part.
+LONGEST_WAIT_JOBS = 1.5
+# Many jobs of one tenant are what is measured.
+LIMITS = json.dumps({"kept_jobs": None, "kept_bytes": None})
 _MB = 1e6
 
 
@@ -56,7 +64,9 @@ class LoadStack(Stack):
 
     def __init__(self, directory: Path) -> None:
         # No worker yet: what is submitted waits.
-        super().__init__(directory, workers=0)
+        super().__init__(
+            directory, workers=0, settings={"STRUCPRUNE_LIMITS": LIMITS}, tenants=[OTHER]
+        )
         self.port = int(self.api_url.rpartition(":")[2])
         self.reference_port = free_ports(1)[0]
         self.reference: ManagedProcess | None = None
@@ -80,10 +90,10 @@ class LoadStack(Stack):
         )
         self.reference.wait_ready(lambda: accepts_connections(self.reference_port))
 
-    def start_workers(self, count: int) -> None:
-        """Start workers, and wait until they are ready."""
+    def start_workers(self, count: int, job_seconds: float = 0.0) -> None:
+        """Start workers whose jobs take so long, and wait until they are ready."""
         for number in range(count):
-            worker = self._module(f"worker-{number}", "benchmarks.load_worker")
+            worker = self._module(f"worker-{number}", "benchmarks.load_worker", f"{job_seconds}")
             worker.wait_ready(lambda worker=worker: " ready." in worker.log_tail())  # type: ignore[misc]
             self.workers.append(worker)
 
@@ -282,6 +292,15 @@ async def measure(
     }
 
 
+def measure_all_turns(jobs: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """The waits behind another tenant's backlog, by the number of workers."""
+    found = {}
+    for workers in (1, 2):
+        with tempfile.TemporaryDirectory() as name, LoadStack(Path(name)) as stack:
+            found[f"{workers}"] = measure_turns(stack, workers, jobs, body, tell)
+    return found
+
+
 def requests_table(result: dict[str, Any]) -> str:
     """Requests and watchers as a Markdown table."""
     lines = ["| | a second | p50 | p95 | p99 |", "|---|---|---|---|---|"]
@@ -299,6 +318,9 @@ def requests_table(result: dict[str, Any]) -> str:
 def misses(result: dict[str, Any]) -> list[str]:
     """Which bars were missed, in words."""
     found = []
+    for workers, waits in result["turns"].items():
+        if waits["longest_wait_jobs"] > LONGEST_WAIT_JOBS:
+            found.append(f"with {workers} workers, a job waited {waits['longest_wait_jobs']:.1f}")
     rates = {name: figures["per_second"] for name, figures in result["requests"].items()}
     share = rates["get"] / rates["async Redis read"]
     if share < GET_SHARE:
@@ -317,15 +339,27 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=10_000, help="in the queue; 0 leaves that out")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each kind of request")
     parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--backlog", type=int, default=1000, help="of another tenant, for turns")
+    parser.add_argument(
+        "--turns-only",
+        action="store_true",
+        help="measure these alone; the rest is read from --json",
+    )
     parser.add_argument("--json", type=Path, help="where the result goes")
     options = parser.parse_args()
+    if options.turns_only and options.json is None:
+        parser.error("--turns-only needs --json, the result that it is added to")
 
     def tell(line: str) -> None:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
 
-    with tempfile.TemporaryDirectory() as name, LoadStack(Path(name)) as stack:
-        result = asyncio.run(measure(options, stack, tell))
+    if options.turns_only:
+        result = json.loads(options.json.read_text(encoding="utf-8"))
+    else:
+        with tempfile.TemporaryDirectory() as name, LoadStack(Path(name)) as stack:
+            result = asyncio.run(measure(options, stack, tell))
+    result["turns"] = measure_all_turns(options.backlog, tell)
     if options.json:
         options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     found = misses(result)

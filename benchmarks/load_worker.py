@@ -1,16 +1,23 @@
 """A worker whose solve is trivial: what is left is the service's own work.
 
-python -m benchmarks.load_worker
+python -m benchmarks.load_worker [SECONDS]
+
+SECONDS: how long a solve takes; it only sleeps.
 """
 
 from __future__ import annotations
 
+import sys
+
 from worker.__main__ import main
 
 RESULT = '{"type": "result", "summary": {}}'
-# As cheap as a process can be: it reads its request, a line of an input that stays open, and has
-# succeeded.
-SOLVE = ("/bin/sh", "-c", f"read -r request; echo '{RESULT}'")
+
+
+def solve(seconds: str) -> tuple[str, ...]:
+    """As cheap as a process can be: it reads its request, a line, and has succeeded."""
+    return ("/bin/sh", "-c", f"read -r request; sleep {float(seconds)}; echo '{RESULT}'")
+
 
 if __name__ == "__main__":
-    main(SOLVE)
+    main(solve(sys.argv.pop(1) if len(sys.argv) > 1 else "0"))

@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from strucprune_core.checkpoint.index import SHARD_INDEX
+from strucprune_core.checkpoint.file_names import SHARD_INDEX
 from strucprune_core.checkpoint.writer import (
     PlannedTensor,
     Shard,

@@ -49,7 +49,7 @@ from strucprune_core.storage.local import LocalStore
 
 BAR = 3.0
 PHASES: dict[str, tuple[str, ...]] = {
-    "statistics": ("tokens", "embed", "capture"),
+    "statistics": ("tokens", "weights", "embed", "capture"),
     "curves": ("curve",),
     "probes": ("probe",),
     "allocation": ("price", "allocate"),

@@ -37,7 +37,7 @@ class ImageStack(Stack):
         """What a process of this name runs."""
         return self._images["worker" if name.startswith("worker") else "api"]
 
-    def _module(self, name: str, module: str) -> ManagedProcess:
+    def _module(self, name: str, module: str, *arguments: str) -> ManagedProcess:
         image = self.image(name)
         self.tmp[name] = Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self._directory))
         self.tmp[name].chmod(0o1777)
@@ -46,7 +46,7 @@ class ImageStack(Stack):
             command = [*command[:-1], module]
         return ManagedProcess(
             name,
-            image.inside([*image.config["Entrypoint"], *command], self.tmp[name]),
+            image.inside([*image.config["Entrypoint"], *command, *arguments], self.tmp[name]),
             log_directory=self.log_directory,
             # tini is process 1 in a container; here it is not.
             env={**image.environment, **self.environment, "TINI_SUBREAPER": "1"},

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -34,6 +34,10 @@ class Stack(Service):
         workers: Worker processes; each runs one job at a time.
         settings: More `STRUCPRUNE_*` variables for API, reconciler and workers.
         api_port: Loopback port of the API; None picks a free one.
+        tenants: Besides the one that `api_key` is of.
+
+    Attributes:
+        api_keys: Tenant -> its key.
     """
 
     def __init__(
@@ -43,12 +47,14 @@ class Stack(Service):
         workers: int = 1,
         settings: Mapping[str, str] | None = None,
         api_port: int | None = None,
+        tenants: Sequence[str] = (),
     ) -> None:
         self._directory = directory
         self._worker_count = workers
         self._settings = dict(settings or {})
         self._pepper = secrets.token_urlsafe(24)
-        self.api_key = new_key(self._pepper)
+        self.api_keys = {tenant: new_key(self._pepper) for tenant in (TENANT, *tenants)}
+        self.api_key = self.api_keys[TENANT]
         self._api_port = free_ports(1)[0] if api_port is None else api_port
         self.valkey = ValkeyServer(directory / "valkey")
         self.s3 = S3Server(directory / "s3")
@@ -69,11 +75,14 @@ class Stack(Service):
     @property
     def environment(self) -> dict[str, str]:
         """The configuration of API, reconciler and workers."""
-        key = {"tenant": TENANT, "key_hmac": hash_key(self.api_key, self._pepper)}
+        keys = [
+            {"tenant": tenant, "key_hmac": hash_key(key, self._pepper)}
+            for tenant, key in self.api_keys.items()
+        ]
         return {
             "STRUCPRUNE_REDIS_URL": self.valkey.url,
             "STRUCPRUNE_STATE_URI": f"s3://{STATE_BUCKET}/state",
-            "STRUCPRUNE_API_KEYS": json.dumps([key]),
+            "STRUCPRUNE_API_KEYS": json.dumps(keys),
             "STRUCPRUNE_KEY_PEPPER": self._pepper,
             "STRUCPRUNE_API_HOST": "127.0.0.1",
             "STRUCPRUNE_API_PORT": str(self._api_port),
@@ -122,10 +131,10 @@ class Stack(Service):
         self.workers.append(worker)
         return worker
 
-    def _module(self, name: str, module: str) -> ManagedProcess:
+    def _module(self, name: str, module: str, *arguments: str) -> ManagedProcess:
         return ManagedProcess(
             name,
-            [sys.executable, "-m", module],
+            [sys.executable, "-m", module, *arguments],
             log_directory=self.log_directory,
             env=self.environment_of(name),
             cwd=ROOT,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
+from collections.abc import Sequence
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ByteSize, TypeAdapter, ValidationError
@@ -21,10 +22,21 @@ from rich.table import Table
 from strucprune_core import __version__
 from strucprune_core import progress as core_progress
 from strucprune_core.commands import jobs, keys
-from strucprune_core.commands.console import JsonOption, failures, progress_bar, show, stderr
+from strucprune_core.commands.console import (
+    JsonOption,
+    failures,
+    progress_bar,
+    show,
+    show_estimate,
+    show_warnings,
+    stderr,
+)
 from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.report import Report
 from strucprune_core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from strucprune_core.models.config import ModelConfig
 
 app = typer.Typer(
     name="strucprune",
@@ -95,8 +107,9 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "layers": config.layers,
             "hidden_size": config.hidden_size,
             "intermediate_sizes": list(config.intermediate_sizes),
-            "query_heads": size.query_heads,
-            "kv_heads": size.kv_heads,
+            "experts": [len(block.ffn_widths) for block in config.blocks],
+            "query_heads": [block.query_heads for block in config.blocks],
+            "kv_heads": [block.kv_heads for block in config.blocks],
             "head_dim": config.head_dim,
             "vocab_size": config.vocab_size,
             "parameters": size.parameters,
@@ -106,11 +119,36 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "files": len(facts.index.file_sizes),
             "digest": facts.index.digest(),
         }
-        if not as_json and len(set(config.intermediate_sizes)) == 1:
-            result["intermediate_sizes"] = f"{config.layers} x {config.intermediate_sizes[0]}"
-        if not as_json:
-            result["exports"] = ", ".join(result["exports"]) or "none"
-        show(result, as_json)
+        show(result if as_json else _for_people(result, config), as_json)
+
+
+def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The result of `inspect` with a short text for what each layer has of its own."""
+    if max(facts["experts"]) == 1:
+        facts = {name: value for name, value in facts.items() if name != "experts"}
+    else:
+        facts = {**facts, "experts": _by_layer(facts["experts"])}
+    return {
+        **facts,
+        "intermediate_sizes": _by_layer([_ffn(block.ffn_widths) for block in config.blocks]),
+        "query_heads": _by_layer(facts["query_heads"]),
+        "kv_heads": _by_layer(facts["kv_heads"]),
+        "exports": ", ".join(facts["exports"]) or "none",
+    }
+
+
+def _by_layer(values: Sequence[object]) -> str:
+    """What every layer has, or what each has."""
+    if len(set(values)) == 1:
+        return f"{values[0]} in each layer"
+    return ", ".join(str(value) for value in values)
+
+
+def _ffn(widths: Sequence[int]) -> str:
+    """The width of a layer's FFN, or of each of its experts."""
+    if len(set(widths)) == 1:
+        return str(widths[0])
+    return "/".join(str(width) for width in widths)
 
 
 @app.command()
@@ -301,6 +339,11 @@ def estimate(
     structure: Annotated[
         list[str] | None, typer.Option(help="What to remove; may be repeated.")
     ] = None,
+    allocation: Annotated[
+        str | None, typer.Option(help="threshold, softmax or uniform. Default: fits the layout.")
+    ] = None,
+    layout: Annotated[str, typer.Option(help="per_layer or uniform.")] = "per_layer",
+    multiple_of: Annotated[int, typer.Option(help="Kept widths are multiples of this.")] = 1,
     samples: Annotated[int, typer.Option(help="Calibration windows.")] = 32,
     sequence_length: Annotated[int, typer.Option(help="Tokens per window.")] = 512,
     evaluation_sequences: Annotated[int, typer.Option(help="Evaluation windows.")] = 24,
@@ -314,7 +357,7 @@ def estimate(
     """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights."""
     from strucprune_core.errors import naming_field
     from strucprune_core.estimate import estimate_job
-    from strucprune_core.inspection import inspect_model
+    from strucprune_core.inspection import check_reach, inspect_model
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
@@ -324,7 +367,10 @@ def estimate(
                 "output": {"uri_prefix": "not-written"},
                 "pruning": {
                     "sparsity": sparsity,
+                    "layout": layout,
+                    "multiple_of": multiple_of,
                     **({"structures": structure} if structure else {}),
+                    **({"allocation": allocation} if allocation else {}),
                 },
                 "calibration": {
                     "uri": "not-read.txt",
@@ -341,7 +387,8 @@ def estimate(
         )
         with naming_field("model.uri"):
             facts = inspect_model(open_store(model))
-        show(estimate_job(spec, facts).model_dump(), as_json)
+        check_reach(spec.pruning, facts.config)
+        show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 
 
 @app.command()
@@ -505,11 +552,14 @@ def _print_summary(report: Report, output: str) -> None:
         table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
     console = Console()
     console.print(table)
+    gone = report.sparsity
+    console.print(f"sparsity {gone.reached:.4f}, {gone.requested:.4f} asked for", highlight=False)
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
         console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+    show_warnings(report.warnings)
 
 
 if __name__ == "__main__":

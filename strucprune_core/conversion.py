@@ -8,33 +8,35 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FILE
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.index import (
-    CONFIG,
     MAX_CONFIG_BYTES,
+    MAX_OBJECTS,
     MAX_SIDE_FILE_BYTES,
-    SHARD_INDEX,
     SIDE_FILES,
-    SINGLE_FILE,
     open_checkpoint,
 )
+from strucprune_core.checkpoint.other_formats import PICKLED_MODEL, not_convertible, nothing_there
 from strucprune_core.checkpoint.pickled import PickledTensors, dtype_name, pickled_files
 from strucprune_core.checkpoint.writer import PlannedTensor, index_json, plan_shards, write_shard
 from strucprune_core.errors import (
     InvalidCheckpoint,
+    InvalidSpec,
     NumericalFailure,
-    ObjectNotFound,
     StrucPruneError,
     naming_field,
 )
 from strucprune_core.inspection import check_output_usable
 from strucprune_core.models.families import parse_config
 from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import contains
 
 MAX_SHARD_BYTES = 1 << 30
 _MAX_CONFIG_DEPTH = 16
@@ -62,10 +64,15 @@ def convert(
         What was written.
 
     Raises:
+        InvalidSpec: the output lies in the source.
         InvalidCheckpoint: the source is incomplete, damaged, or asks for more than tensors.
         OutputNotEmpty: the output holds something.
         StorageError: a store refused or failed.
     """
+    if contains(source.uri, output.uri):
+        raise InvalidSpec(
+            f"{output.uri} lies in {source.uri}", field="DST", remedy="Choose a place beside it."
+        )
     with naming_field("SRC"):
         config_bytes, config = _config(source)
         files, weight_map = pickled_files(source)
@@ -114,18 +121,20 @@ def convert(
 
 
 def _config(source: Store) -> tuple[bytes, dict[str, Any]]:
-    info = source.stat(CONFIG)
-    if info is None:
-        if next(iter(source.list()), None) is None:
-            raise ObjectNotFound(f"there is nothing under {source.uri}", remedy="Check the place.")
-        raise InvalidCheckpoint(f"there is no {CONFIG} under {source.uri}")
-    if info.size_bytes > MAX_CONFIG_BYTES:
-        raise InvalidCheckpoint(f"{CONFIG} is larger than {MAX_CONFIG_BYTES} bytes")
     for name in (SINGLE_FILE, SHARD_INDEX):
         if source.stat(name) is not None:
             raise InvalidCheckpoint(
                 f"{source.uri} holds {name} already", remedy="Use the model as it is."
             )
+    info = source.stat(CONFIG)
+    if info is None or not any(source.stat(name) is not None for name in PICKLED_MODEL):
+        names = tuple(found.key for found in islice(source.list(), MAX_OBJECTS))
+        raise nothing_there(source.uri) if not names else not_convertible(source.uri, names)
+    if info.size_bytes > MAX_CONFIG_BYTES:
+        raise InvalidCheckpoint(
+            f"{CONFIG} has {info.size_bytes:,} bytes, over the limit of {MAX_CONFIG_BYTES:,}",
+            remedy="No model has such a file: check what it is.",
+        )
     data = bytes(source.read(CONFIG, 0, info.size_bytes))
     return data, parse_object(data, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
 

@@ -7,11 +7,12 @@ from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from strucprune_core.allocation.budget import parameters_to_remove
+from strucprune_core.allocation.budget import nearest_removal
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
+from strucprune_core.foreseen import batch_warning, sparsity_warning
 from strucprune_core.inspection import ModelFacts
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
@@ -29,6 +30,11 @@ class Estimate(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    sparsity_requested: float
+    sparsity_reached: float = Field(
+        description="The nearest that whole structures and `multiple_of` allow; where steps differ "
+        "in size, the job may end one of them beside it."
+    )
     parameters_before: int
     parameters_after: int
     bytes_before: int = Field(description="Bytes of the dense model's safetensors files.")
@@ -46,6 +52,9 @@ class Estimate(BaseModel):
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
         description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+    )
+    warnings: list[str] = Field(
+        description="Where the job will do something else than it was asked for."
     )
 
 
@@ -78,7 +87,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """
     config, index = facts.config, facts.index
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
-    removed_parameters = _parameters_removed(spec.pruning, config)
+    removed_parameters, reached = _removed(spec.pruning, config)
     down = config.blocks[0].names.down.format(0)
     stored = index.tensors[tensor_name(config, 0, f"{down}.weight")]
     bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
@@ -88,6 +97,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     on_device = spec.runtime.device == "cuda"
     read = weights_read(spec, config) * index.total_bytes // parameters
     return Estimate(
+        sparsity_requested=spec.pruning.sparsity,
+        sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
         bytes_before=index.total_bytes,
@@ -100,6 +111,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
+        warnings=[*sparsity_warning(spec.pruning.sparsity, reached), *batch_warning(spec)],
     )
 
 
@@ -108,18 +120,21 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
 
 
-def _parameters_removed(pruning: PruningSpec, config: ModelConfig) -> int:
-    """Parameters that go. For rules with a price the budget; rounding may remove a little more."""
+def _removed(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
+    """Parameters that go, and their share of those that may."""
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
-    if pruning.allocation != "uniform":
-        return parameters_to_remove(pruning.sparsity, widths, parameters)
     rules = [place.rule for place in planned]
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    if pruning.allocation != "uniform":
+        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        return gone, gone / total
     kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
-    return sum(
+    gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
+    return gone, gone / total
 
 
 def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:

@@ -17,9 +17,12 @@ from strucprune_core.allocation.budget import (
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
+    rounded_up,
+    too_small,
 )
 from strucprune_core.allocation.uniform import allocate_uniformly
 from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
 from strucprune_core.calibration.parquet import check_parquet
 from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
@@ -43,6 +46,7 @@ from strucprune_core.planning import plan_sites, pruned_config
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import contains
 
 OpenStore = Callable[[str], Store]
 """Opens the store at a URI; the caller's place to allow or refuse it."""
@@ -127,6 +131,33 @@ def check_output_usable(store: Store) -> None:
     store.check_writable()
 
 
+def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+    """Check that no place of a job lies in another: what one writes, the other would take for its.
+
+    Args:
+        model: URI of the model's store.
+        output: URI of the output's store.
+        workspace: URI of the workspace's store, if it is the user's choice.
+
+    Raises:
+        InvalidSpec: two are the same, or one lies below the other.
+    """
+    pairs = [("output.uri_prefix", "the output", output, "the model's", model)]
+    if workspace is not None:
+        pairs += [
+            ("workspace", "the workspace", workspace, "the model's", model),
+            ("workspace", "the workspace", workspace, "the output's", output),
+        ]
+    for field, what, place, other, root in pairs:
+        if contains(root, place):
+            where = f"{what} {place} lies in {other} place {root}"
+        elif contains(place, root):
+            where = f"{other} place {root} lies in {what} {place}"
+        else:
+            continue
+        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, beside it.")
+
+
 def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
     """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
 
@@ -144,6 +175,7 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
             f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
             remedy="Cut it: a few megabytes are plenty.",
         )
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), "text")
     _check_holds(size, sequences * sequence_length)
     _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
     return size
@@ -161,6 +193,7 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
         StorageError: the store refused or failed.
     """
     size = _size(store, key)
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), calibration.file_format)
     field = calibration.document_field
     text = Text(store, key, "calibration.uri")
     if calibration.file_format == "parquet":
@@ -202,8 +235,9 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     """Check that the model's widths allow the sparsity that is asked for.
 
     Raises:
-        InvalidSpec: the sparsity is less than one channel or more than the floors allow, or the
-            layout does not fit a model whose layers already differ.
+        InvalidSpec: the sparsity is less than one channel, rounds to nothing, or is more than the
+            floors allow; a limit is of no layer of the model; or the layout does not fit a model
+            whose layers already differ.
     """
     if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
         raise InvalidSpec(
@@ -211,29 +245,63 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
         )
+    _check_layers(pruning, config)
     planned = plan_sites(config, pruning)
     if "query_heads" in pruning.structures:
         _check_query_heads(config)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
+    _check_removable(pruning, widths)
+    reachable = reachable_sparsity(widths, parameters, rules)
+    if reachable <= 0:
+        raise out_of_reach(pruning.sparsity, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
     if pruning.sparsity * total < least:
         raise InvalidSpec(
             f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {least / total:.2g}.",
+            remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
         kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    reachable = reachable_sparsity(widths, parameters, rules)
     most = parameters_to_remove(reachable, widths, parameters)
     if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
         raise out_of_reach(pruning.sparsity, reachable)
+    steps = [
+        (width - rule.widths(width)[1]) * each
+        for width, each, rule in zip(widths, parameters, rules, strict=True)
+        if rule.floor(width) < width
+    ]
+    if min(steps) > 2 * pruning.sparsity * total:
+        raise too_small(pruning.sparsity, min(steps) / total)
+
+
+def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Limits of single layers belong to layers that there are."""
+    beyond = [layer for layer in pruning.max_sparsity_by_layer if layer >= config.layers]
+    if beyond:
+        raise InvalidSpec(
+            f"there is no layer {min(beyond)}: the model's layers are 0 to {config.layers - 1}",
+            field="pruning.max_sparsity_by_layer",
+            remedy="Correct the layer's number, or leave it out.",
+        )
+
+
+def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
+    """The last structure of a layer always stays, so one alone can never go."""
+    if max(structures) > 1:
+        return
+    other = next(kind for kind in ("ffn_channels", "query_heads") if kind not in pruning.structures)
+    raise InvalidSpec(
+        f"every layer has a single one of {', '.join(pruning.structures)}, which must stay",
+        field="pruning.structures",
+        remedy=f"Remove another kind: {other}.",
+    )
 
 
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
@@ -290,17 +358,25 @@ def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
         )
 
 
-def inspect_job(spec: JobSpec, open_store: OpenStore, *, check_output: bool = True) -> JobFacts:
+def inspect_job(
+    spec: JobSpec,
+    open_store: OpenStore,
+    *,
+    check_output: bool = True,
+    workspace: str | None = None,
+) -> JobFacts:
     """Check a whole job, stopping at the first issue.
 
     Args:
         spec: The job.
         open_store: Opens the stores that the spec names.
         check_output: False for a job that may resume after it began to publish.
+        workspace: URI of the workspace's store, None if it cannot be in the way.
 
     Raises:
         StrucPruneError: the first issue, with its field.
     """
+    _check_apart(spec, open_store, workspace)
     with naming_field("model.uri"):
         model = inspect_model(open_store(spec.model.uri))
     for check in _model_checks(spec, model):
@@ -332,6 +408,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             issues.append(error)
             return None
 
+    collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri", lambda: inspect_model(open_store(spec.model.uri))
     )
@@ -340,10 +417,21 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             collect("pruning", model_check)
         if not issues:  # A plan takes the rest for granted.
             collect("runtime", partial(plan_job, spec, model.config))
-    collect("output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix)))
+    if not any(issue.field == "output.uri_prefix" for issue in issues):
+        collect(
+            "output.uri_prefix", lambda: check_output_usable(open_store(spec.output.uri_prefix))
+        )
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
     return Examination(issues, model)
+
+
+def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
+    try:
+        model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+    except StrucPruneError:  # said where the store is used
+        return
+    check_apart(model, output, workspace)
 
 
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

@@ -26,6 +26,7 @@ class LayerNews:
         predicted_damage: Energy-scaled damage of what goes.
         reconstruction_error: Squared error of its output relative to its energy, held-out tokens,
             the largest of its sites. Known once the layer is solved.
+        solved: Of a layer that is solved and whose error is unknown.
     """
 
     index: int
@@ -36,6 +37,7 @@ class LayerNews:
     energy: float | None = None
     predicted_damage: float | None = None
     reconstruction_error: float | None = None
+    solved: bool | None = None
 
 
 LayerSink = Callable[[Sequence[LayerNews]], None]

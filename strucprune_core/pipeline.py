@@ -30,6 +30,7 @@ from strucprune_core.evaluation.memory import MemoryMeter
 from strucprune_core.inspection import check_output_usable, inspect_job
 from strucprune_core.layer_news import LayerSink, ignore_layers
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.own_head import with_own_head
 from strucprune_core.planner.forward import layer_bytes
 from strucprune_core.planner.plan import plan_job
 from strucprune_core.progress import (
@@ -188,7 +189,7 @@ def _opened(
     """The job, inspected and planned, with its workspace open."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
-    facts = inspect_job(spec, open_store, check_output=False)
+    facts = inspect_job(spec, open_store, check_output=False, workspace=workspace.uri)
     index = facts.model.index
     fingerprint = f"{spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):
@@ -207,10 +208,12 @@ def _opened(
         _read_ahead(index, facts.model.config, scratch) as weights,
         MemoryMeter(device, limit).running() as memory,
     ):
+        with naming_field("model.uri"):
+            config = with_own_head(facts.model.config, weights, meter.safe_point)
         job = Job(
             spec=spec,
             index=index,
-            config=facts.model.config,
+            config=config,
             reader=TensorReader(weights),
             workspace=kept,
             scratch=scratch,
@@ -218,7 +221,7 @@ def _opened(
             open_store=open_store,
             tick=meter.tick,
             safe_point=meter.safe_point,
-            plan=plan_job(spec, facts.model.config),
+            plan=plan_job(spec, config),
         )
         yield Run(job, meter, memory, finished, claims, storing, layers)
 

@@ -6,11 +6,12 @@ major version.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 # Names of the documents in an output, next to the files of the checkpoint.
 REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
@@ -90,8 +91,10 @@ class AdmmReport(_Part):
     )
     objective_after: float = Field(description="The same of ADMM's choice.")
     exchanged: int = Field(description="Structures in which the choices differ.")
-    held_out_error_before: float = Field(description="Error of the one-shot choice once repaired.")
-    held_out_error_after: float = Field(description="The same of ADMM's choice.")
+    held_out_error_before: float | None = Field(
+        description="Error of the one-shot choice once repaired; null: unknown, as below."
+    )
+    held_out_error_after: float | None = Field(description="The same of ADMM's choice.")
     taken: bool = Field(description="Whether ADMM's choice erred less on held-out tokens.")
 
 
@@ -103,8 +106,21 @@ class SiteReport(_Part):
     structures_after: int
     energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
-    reconstruction_error: float = Field(
-        description="Squared error of its output relative to its energy, held-out tokens."
+    reconstruction_error: float | None = Field(
+        description="Squared error of its output relative to its energy, held-out tokens; null: "
+        "unknown, since no held-out token reached it."
+    )
+    calibration_tokens: int = Field(description="Calibration tokens that its statistics are of.")
+    columns: int = Field(
+        description="Input columns before pruning. With fewer calibration tokens than that, a part "
+        "of its statistics is assumed."
+    )
+    measured_share: float = Field(
+        description="Share of the energy in its statistics that was measured; 1 is usual, 0: it "
+        "was ranked by its weights alone."
+    )
+    effective_rank: float = Field(
+        description="How many columns' worth of independent directions its inputs have."
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
@@ -129,8 +145,8 @@ class RecoveryReport(_Part):
     """Training of one layer: relative error of its output on held-out tokens."""
 
     status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
-    error_before: float
-    error_after: float | None = Field(description="Null if training diverged.")
+    error_before: float | None = Field(description="Null if it is unknown.")
+    error_after: float | None = Field(description="Null if unknown, or if training diverged.")
 
 
 class DistillationReport(_Part):
@@ -158,8 +174,9 @@ class LayerReport(_Part):
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
     energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
-    reconstruction_error: float = Field(
-        description="Squared error of the output relative to its energy, held-out tokens."
+    reconstruction_error: float | None = Field(
+        description="Squared error of the output relative to its energy, held-out tokens; null: "
+        "unknown at all sites."
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
@@ -200,6 +217,21 @@ class PhaseTime(_Part):
 
     name: str
     seconds: float
+
+
+class ModelCheck(_Part):
+    """The dense reload check: our forward pass against transformers' on the model's own files.
+
+    Embeddings, the first and the last layer, one of each further kind, final norm and head.
+    """
+
+    reference: str = Field(description="Implementation that it was compared with.")
+    tokens: int
+    layers: list[int] = Field(description="Layers that ran in both.")
+    max_relative_difference: float = Field(
+        description="Relative to the largest value that a layer adds, or to the largest logit."
+    )
+    tolerance: float
 
 
 class Verification(_Part):
@@ -260,7 +292,20 @@ class Report(_Part):
     perplexity: PerplexitySummary | None
     memory: MemorySummary
     phases: list[PhaseTime]
+    model_check: ModelCheck | None = Field(
+        default=None, description="Null in reports of versions that had no such check."
+    )
     verification: Verification
     exports: list[ExportReport] = Field(default_factory=list)
     files: list[FileEntry]
     warnings: list[str] = Field(default_factory=list)
+
+
+def largest_known(values: Iterable[float | None]) -> float | None:
+    """The largest of values of which some may be unknown; None if all are."""
+    return max((value for value in values if value is not None), default=None)
+
+
+def has_few_tokens(site: SiteReport) -> bool:
+    """Whether fewer tokens reached a site than it has columns: a part of it is assumed."""
+    return site.calibration_tokens < site.columns

@@ -42,6 +42,7 @@ from strucprune_core.steps.exports import check_export, export_blocks, export_gg
 from strucprune_core.steps.gradients import gradient
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.judge import evaluate, verify
+from strucprune_core.steps.model_check import model_check
 from strucprune_core.steps.pricing import allocate, price
 from strucprune_core.steps.recover import recover, replay
 from strucprune_core.steps.report import report
@@ -49,6 +50,7 @@ from strucprune_core.steps.rounds import review, trial
 from strucprune_core.steps.solve import solve
 from strucprune_core.steps.telling import news_of, news_so_far
 from strucprune_core.steps.tokens import embeddings, tokens
+from strucprune_core.steps.weights import weights
 from strucprune_core.units import Unit, ancestors, pending, publication
 from strucprune_core.workspace import Draft, Stored
 
@@ -64,7 +66,9 @@ _OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
 
 Step = Callable[[Job, Unit, Draft], None]
 STEPS: dict[str, Step] = {
+    "model_check": model_check,
     "tokens": tokens,
+    "weights": weights,
     "embed": embeddings,
     "capture": capture,
     "curve": curve,

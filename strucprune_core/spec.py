@@ -6,11 +6,12 @@ widths, a text that is too short) is checked by `inspection` before any heavy wo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from strucprune_core.storage.uri import check_uri
 
@@ -31,7 +32,26 @@ _FORMATS: dict[str, FileFormat] = {
 
 
 Energy = Literal["kl_probe", "gradient", "forward"]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _no_percentage(value: Any) -> Any:
+    """A fraction is often written as a percentage by mistake."""
+    number, suffix = value, ""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        suffix = "%"
+        with contextlib.suppress(ValueError):
+            number = float(value.strip().removesuffix("%"))
+    given = isinstance(number, int | float) and not isinstance(number, bool)
+    if given and (suffix or number > 1) and number <= 100:
+        raise ValueError(
+            f"a fraction between 0 and 1 is meant, not a percentage: did you mean {number / 100:g}?"
+        )
+    return value
+
+
+# Not a constraint of its own: it says better what `Field`'s limits refuse.
+_Fraction = BeforeValidator(_no_percentage)
+Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
@@ -95,7 +115,7 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head).",
     )
-    sparsity: float = Field(
+    sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
@@ -157,12 +177,12 @@ class PruningSpec(_Strict):
         gt=0.0,
         le=100.0,
         description="Ridge of the final solve relative to the Gram's mean diagonal. "
-        "Default: 0.3 * 16384 / tokens, clipped to [0.03, 3].",
+        "Default: 0.3 * 16384 / tokens that the site saw, clipped to [0.03, 3].",
     )
-    min_keep_fraction: float = Field(
+    min_keep_fraction: Annotated[float, _Fraction] = Field(
         default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."
     )
-    max_layer_sparsity: float = Field(
+    max_layer_sparsity: Annotated[float, _Fraction] = Field(
         default=1.0, gt=0.0, le=1.0, description="Largest fraction that goes from any layer."
     )
     max_sparsity_by_layer: dict[Annotated[int, Field(ge=0)], Share] = Field(

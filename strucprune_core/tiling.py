@@ -11,7 +11,10 @@ HOLDOUT_TOKENS = 4096
 """Held-out tokens kept to judge a layer by, however many there are."""
 
 VERIFY_SEQUENCES, VERIFY_TOKENS = 2, 64
-"""What the reload check runs through a written checkpoint."""
+"""What the reload checks run through a checkpoint."""
+
+MODEL_CHECK_LAYERS = 6
+"""Layers of the dense model that its check runs at most."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The job as a graph of units. No torch.
 
-    tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
+    model_check ─ weights
+    model_check ─ tokens ─ embed ─ capture.0 ─ capture.1 ─ … ─ capture.L-1
                         │            │                │
                      curve.l      (gram, held-out rows, probe inputs of every layer)
                         └── probe.g, or gradient.G ─ … ─ gradient.0, or nothing
@@ -11,6 +12,9 @@
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
+
+All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
+more read of the model, so that a broken one is found before any heavy work.
 
 Where the price is set more than once, every round r tries its widths, and all but the last are
 reviewed:
@@ -119,10 +123,15 @@ def build_graph(
         distill_steps: Steps that the whole model is trained for.
     """
     windows = ("tokens", "calibration.npy")
-    units = [Unit("tokens", Phase.INSPECTING)]
+    units = [
+        Unit("model_check", Phase.INSPECTING),
+        Unit("tokens", Phase.INSPECTING, ("model_check",)),
+        Unit("weights", Phase.INSPECTING, ("model_check",)),
+    ]
     if evaluate:
-        units.append(_evaluation("dense", ("tokens",), ()))
-    units.append(Unit("embed", Phase.CALIBRATING, ("tokens",), (windows,)))
+        units.append(Unit("tokens.evaluation", Phase.INSPECTING, ("model_check",)))
+        units.append(_evaluation("dense", ("tokens.evaluation", "weights"), ()))
+    units.append(Unit("embed", Phase.CALIBRATING, ("tokens", "weights"), (windows,)))
     units += [_capture(layer) for layer in range(layers)]
     units += [_curve(layer) for layer in range(layers)]
     units += _allocation(layers, energy, rounds, distill=distill_steps > 0)
@@ -373,7 +382,7 @@ def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...
 
 
 def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:
-    reads = (("tokens", "evaluation.npy"), *files)
+    reads = (("tokens.evaluation", "evaluation.npy"), *files)
     return Unit(f"evaluate.{which}", Phase.EVALUATING, after, reads)
 
 

@@ -46,6 +46,9 @@ from worker.stop import StopOnTerminate
 # By its own name also when it is the program.
 _log = logging.getLogger("worker.solve")
 
+# Kept in the job's record; the report has all.
+MOST_WARNINGS = 20
+
 
 def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate) -> int:
     """Run the request; the exit status."""
@@ -128,6 +131,7 @@ def summary_of(report: Report) -> dict[str, Any]:
             "host": report.memory.host_peak_bytes.measured,
             "device": report.memory.device_peak_bytes.measured,
         },
+        "warnings": report.warnings[:MOST_WARNINGS],
     }
 
 

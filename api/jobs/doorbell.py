@@ -45,8 +45,8 @@ def celery_settings(broker_url: str) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         # Empty the queues in their order, help last.
         "broker_transport_options": {"queue_order_strategy": "priority"},
-        # Not acknowledged at all: for that Celery would write each message down that it reads, which
-        # a full Redis refuses.
+        # Not acknowledged at all: for that Celery would write down each message that it reads,
+        # which a full Redis refuses.
         "task_queues": {
             name: {"exchange": name, "routing_key": name, "no_ack": True} for name in ALL_QUEUES
         },

@@ -4,6 +4,7 @@ jobs/{job_id}/spec.json      what was asked; written once, before the client get
 jobs/{job_id}/outcome.json   how it ended; writing it *is* the commit, and the first writer wins
 jobs/{job_id}/sequel-1.json  what came after that end, if anything: a retry or the deletion
 jobs/{job_id}/outcome-2.json how the retry (run 2) ended; after it may come sequel-2.json, and so on
+jobs/{job_id}/archived-1-9.json  record of run 1, over since second 9, when it left the ledger
 workspaces/{job_id}/         finished units of work, so that another attempt goes on from there
 """
 
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.jobs.ledger import Finished
-from api.jobs.record import NewJob
+from api.jobs.record import JobRecord, NewJob
 from strucprune_core.errors import ObjectNotFound, StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
@@ -27,6 +28,7 @@ _ROOT = "jobs/"
 _WORKSPACES = "workspaces/"
 _SPEC = "spec.json"
 _OUTCOME = re.compile(r"outcome(?:-(\d{1,9}))?\.json")
+_ARCHIVED = re.compile(r"archived-(\d{1,9})-(\d{1,12})\.json")
 _SEQUEL = re.compile(r"sequel-(\d{1,9})\.json")
 
 
@@ -91,13 +93,19 @@ class Outcome(_Document):
     finished_at: float
 
 
+class Archived(_Document):
+    """The record of a job whose newest run is over, as the ledger had it."""
+
+    record: JobRecord
+
+
 class Sequel(_Document):
     """What came after the end of a run: the job runs again, or is removed.
 
     Both are one document, so that put-if-absent lets one of them happen (see `sequel`).
 
     Attributes:
-        at: Unix seconds.
+        at: Unix seconds, by the ledger's clock.
         outputs: For a deletion, whether what the job has published goes too.
     """
 
@@ -114,11 +122,14 @@ class Standing:
         asked: Whether its spec is there.
         run: The newest run that a sequel leads to; it has begun only if that is a retry.
         ended: Whether that run's outcome is there.
+        archived_at: When that run ended (unix seconds, by the ledger's clock), if the ledger no
+            longer has it.
     """
 
     asked: bool
     run: int = 1
     ended: bool = False
+    archived_at: int | None = None
 
 
 class Journal:
@@ -153,6 +164,18 @@ class Journal:
     def read_sequel(self, job_id: str, run: int) -> Sequel | None:
         """What came after the end of a run, or None if nothing has."""
         return self._get(_sequel_key(job_id, run), Sequel)
+
+    def write_archived(self, record: JobRecord) -> None:
+        """Keep the record of a job that is over and about to leave the ledger."""
+        self._put(_archived_key(record.id, record.run, _ended_at(record)), Archived(record=record))
+
+    def read_archived(self, job_id: str, standing: Standing) -> JobRecord | None:
+        """The record of a job that stands so, if it has left the ledger."""
+        if standing.archived_at is None:
+            return None
+        key = _archived_key(job_id, standing.run, standing.archived_at)
+        document = self._get(key, Archived)
+        return None if document is None else document.record
 
     def standing(self, job_id: str) -> Standing:
         """How the job stands; one listing."""
@@ -223,13 +246,23 @@ def _sequel_key(job_id: str, run: int) -> str:
     return f"{_ROOT}{job_id}/sequel-{run}.json"
 
 
+def _archived_key(job_id: str, run: int, ended_at: int) -> str:
+    return f"{_ROOT}{job_id}/archived-{run}-{ended_at}.json"
+
+
+def _ended_at(record: JobRecord) -> int:
+    return max(0, int(record.finished_at or record.updated_at))
+
+
 def _standing(names: Iterable[str]) -> Standing:
-    asked, run, ended = False, 1, set[int]()
+    asked, run, ended, archived = False, 1, set[int](), dict[int, int]()
     for name in names:
         if name == _SPEC:
             asked = True
         elif match := _OUTCOME.fullmatch(name):
             ended.add(int(match.group(1) or 1))
+        elif match := _ARCHIVED.fullmatch(name):
+            archived[int(match.group(1))] = int(match.group(2))
         elif match := _SEQUEL.fullmatch(name):
             run = max(run, int(match.group(1)) + 1)
-    return Standing(asked, run, run in ended)
+    return Standing(asked, run, run in ended, archived.get(run))

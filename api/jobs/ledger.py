@@ -3,8 +3,8 @@
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
 event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
 that a running job needs, and those by which jobs end and go, may write also when Redis has reached
-its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The ledger is live state, not the archive: what must survive the loss of Redis
-is in the `Journal`.
+its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The
+ledger is live state, not the archive: what must survive the loss of Redis is in the `Journal`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, Protocol, get_args
-from urllib.parse import quote
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -22,7 +21,7 @@ from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
 from api.jobs.codec import LUA, NAMESPACE, decode_job, decode_jobs, encode, encode_job
-from api.jobs.limits import RunningLimits
+from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
     JobEvent,
@@ -44,6 +43,8 @@ from strucprune_core.errors import StrucPruneError
 EVENTS_KEPT = 1000
 # Newest log lines kept per job: a few lines per unit of work, of at most some 1000 characters.
 LOGS_KEPT = 1000
+# Jobs looked at for a page of those with a label: about a millisecond of the server's time.
+LABELS_LOOKED_AT = 1000
 # From the check of a quota until the job is in the ledger: some requests to the object store.
 RESERVATION_SECONDS = 60.0
 # A request must not hang on a dead Redis: three quick tries, then `LedgerUnavailable`.
@@ -103,8 +104,8 @@ class Ledger(Protocol):
     ) -> Page:
         """A page of a tenant's jobs, newest first; the times are unix seconds, both exclusive.
 
-        Costs the same at any depth. With both filters, or when jobs change state meanwhile, a page
-        may hold fewer than `limit` jobs and still have a successor.
+        Costs the same at any depth. With a label, or when jobs change state meanwhile, a page may
+        hold fewer than `limit` jobs and still have a successor: so many jobs are looked at for it.
         """
 
     def claim(
@@ -229,8 +230,17 @@ class Ledger(Protocol):
         The new run counts attempts and its deadline from zero.
         """
 
-    def forget(self, job_id: str) -> bool:
-        """Remove a job that is over. False if it is not over; True also if it is not there."""
+    def forget(self, job_id: str, run: int | None = None) -> bool:
+        """Remove a job that is over; if `run` is given, in this run. True if it is not there."""
+
+    def kept(self, tenant: str) -> tuple[int, int]:
+        """How many jobs of the tenant there are here, over or not, and how many bytes they take."""
+
+    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
+        """Jobs that are over and must go for tenants to come down to this share of their limits.
+
+        The oldest of each; none that has webhooks still to be sent.
+        """
 
     def settle(
         self,
@@ -306,6 +316,9 @@ class Ledger(Protocol):
     def mark_intact(self) -> None:
         """Say that every journalled job is known here."""
 
+    def now(self) -> float:
+        """Unix seconds by the server's clock, the only one that all processes share."""
+
     def probe(self) -> None:
         """Return if the ledger takes new data.
 
@@ -356,8 +369,7 @@ class RedisLedger:
     def create(self, new: NewJob) -> bool:
         """See `Ledger.create`."""
         position = f"{_instant(new.created_at)}:{new.id}"
-        names = json.dumps([_label_index(name, value) for name, value in new.labels.items()])
-        return bool(self._run("create", new.id, position, names, *encode_job(new)))
+        return bool(self._run("create", new.id, position, *encode_job(new)))
 
     def get(self, job_id: str) -> JobRecord | None:
         """See `Ledger.get`."""
@@ -375,19 +387,26 @@ class RedisLedger:
         cursor: str | None = None,
     ) -> Page:
         """See `Ledger.list`."""
-        index = self._key("tenant", tenant, *_index_of(state, label))
+        index = f"state:{state}" if state is not None else "all"
         newer = [cursor] if cursor else []
         if created_before is not None:
             newer.append(_instant(created_before))
         newest = f"({min(newer)}" if newer else "+"
         # ';' follows ':', so this is past every job of that very instant.
         oldest = f"({_instant(created_after)};" if created_after is not None else "-"
-        with answering():
-            positions: Any = self._client.zrevrangebylex(index, newest, oldest, 0, limit + 1)
+        if label is not None:
+            bounds = (newest, oldest, limit, LABELS_LOOKED_AT, json.dumps(label))
+            after, *positions = self._run("find_labelled", tenant, index, *bounds)
+        else:
+            with answering():
+                positions = self._client.zrevrangebylex(
+                    self._key("tenant", tenant, index), newest, oldest, 0, limit + 1
+                )
+            after = positions[limit - 1] if len(positions) > limit else None
         ids = [position.split(":", 1)[1] for position in positions[:limit]]
         found = decode_jobs(self._run("read_jobs", *ids))
         jobs = [job for job in found if job and (state is None or job.state == state)]
-        return Page(jobs, positions[limit - 1] if len(positions) > limit else None)
+        return Page(jobs, after or None)
 
     def claim(
         self,
@@ -484,9 +503,22 @@ class RedisLedger:
         """See `Ledger.reopen`."""
         return bool(self._run("reopen", job_id, run))
 
-    def forget(self, job_id: str) -> bool:
+    def forget(self, job_id: str, run: int | None = None) -> bool:
         """See `Ledger.forget`."""
-        return bool(self._run("forget", job_id))
+        return bool(self._run("forget", job_id, "" if run is None else run))
+
+    def kept(self, tenant: str) -> tuple[int, int]:
+        """See `Ledger.kept`."""
+        with answering():
+            pipeline = self._client.pipeline(transaction=False)
+            pipeline.zcard(self._key("tenant", tenant, "all"))
+            pipeline.hget(self._key("kept"), tenant)
+            jobs, size_bytes = pipeline.execute()
+        return int(jobs), int(size_bytes or 0)
+
+    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
+        """See `Ledger.crowded`."""
+        return [*self._run("crowded", limits.encode(), share, limit)]
 
     def settle(
         self,
@@ -605,6 +637,12 @@ class RedisLedger:
         """See `Ledger.mark_intact`."""
         self._run("mark_intact")
 
+    def now(self) -> float:
+        """See `Ledger.now`."""
+        with answering():
+            seconds, micros = self._client.time()
+        return float(seconds) + float(micros) / 1e6
+
     def probe(self) -> None:
         """See `Ledger.probe`."""
         with answering():
@@ -652,20 +690,9 @@ def _prelude() -> str:
     return constants + (LUA / "common.lua").read_text()
 
 
-def _index_of(state: JobState | None, label: tuple[str, str] | None) -> tuple[str, ...]:
-    if label is not None:
-        return ("label", _label_index(*label))
-    return ("state", state) if state is not None else ("all",)
-
-
 def _instant(seconds: float) -> str:
     """The part of a job's position that its time of creation decides."""
     return f"{max(0, round(seconds * 1_000_000)):016d}"
-
-
-def _label_index(name: str, value: str) -> str:
-    # Quoted, so that no label can pose as another one by holding '=' or ':'.
-    return f"{quote(name, safe='')}={quote(value, safe='')}"
 
 
 @contextmanager

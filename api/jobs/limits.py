@@ -38,10 +38,31 @@ def _number(most: int | None) -> int:
     return _NO_LIMIT if most is None else most
 
 
+@dataclass(frozen=True, slots=True)
+class KeptLimits:
+    """How many jobs tenants may have in the ledger, and how many bytes; None is any number.
+
+    Attributes:
+        default: Of every tenant that has no limits of its own.
+        tenants: Tenant -> its own limits.
+    """
+
+    default: tuple[int | None, int | None] = (None, None)
+    tenants: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
+
+    def encode(self) -> str:
+        """As the ledger's scripts read it."""
+        own = {tenant: [*map(_number, most)] for tenant, most in self.tenants.items()}
+        return json.dumps({"default": [*map(_number, self.default)], "tenants": own})
+
+
 class TenantLimits(BaseModel):
     """Limits of one tenant; None is no limit.
 
     Attributes:
+        kept_jobs: Jobs in the ledger, over or not. Of those that are over, the oldest go to the
+            archive in time: they can be read, retried and deleted, but are in no list.
+        kept_bytes: Memory that all these jobs take.
         open_jobs: Jobs that are not over (queued, running, paused, …).
         running_jobs: Jobs that workers hold; others wait in the queue meanwhile. Workers that only
             help with one of them do not count: they leave once another job waits.
@@ -56,6 +77,8 @@ class TenantLimits(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kept_jobs: int | None = Field(default=10_000, ge=1)
+    kept_bytes: int | None = Field(default=128 * 2**20, ge=2**20)
     open_jobs: int | None = Field(default=None, ge=0)
     running_jobs: int | None = Field(default=None, ge=0)
     max_priority: Priority = "high"
@@ -80,6 +103,12 @@ class LimitSettings(BaseSettings):
     def limits_of(self, tenant: str) -> TenantLimits:
         """The limits of a tenant."""
         return self.tenant_limits.get(tenant, self.limits)
+
+    @property
+    def kept_limits(self) -> KeptLimits:
+        """How many jobs each tenant may have in the ledger, and how many bytes."""
+        own = {name: (one.kept_jobs, one.kept_bytes) for name, one in self.tenant_limits.items()}
+        return KeptLimits((self.limits.kept_jobs, self.limits.kept_bytes), own)
 
     @property
     def running_limits(self) -> RunningLimits:

@@ -31,7 +31,6 @@ nobody's record.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from api.jobs.ends import commit_end, settle_from_journal
@@ -66,7 +65,7 @@ def retry(journal: Journal, ledger: Ledger, record: JobRecord) -> bool:
     """
     if commit_end(journal, ledger, record).state is JobState.SUCCEEDED:
         return False
-    sequel = _write(journal, record, Sequel(kind="retry", at=time.time()))
+    sequel = _write(journal, record, Sequel(kind="retry", at=ledger.now()))
     if sequel.kind != "retry":
         return False
     ledger.reopen(record.id, record.run)
@@ -99,7 +98,7 @@ def delete(
         LedgerUnavailable: the ledger does not answer.
     """
     commit_end(journal, ledger, record)
-    asked = Sequel(kind="deletion", at=time.time(), outputs=outputs)
+    asked = Sequel(kind="deletion", at=ledger.now(), outputs=outputs)
     sequel = _write(journal, record, asked)
     if sequel.kind != "deletion":
         return False
@@ -124,7 +123,7 @@ def complete(
         settle_from_journal(journal, ledger, job_id, run)
         ledger.reopen(job_id, run)
         return
-    spent = time.time() - sequel.at > TOMBSTONE_SECONDS
+    spent = ledger.now() - sequel.at > TOMBSTONE_SECONDS
     if standing.asked or spent or ledger.get(job_id) is not None:
         _remove(journal, ledger, open_store, job_id, run, outputs=sequel.outputs)
     if spent:

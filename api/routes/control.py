@@ -33,7 +33,7 @@ _RESPONSES = {
 @router.post("/cancel", responses=_RESPONSES)
 def cancel_job(job: WritableJob, services: Wired, response: Response) -> JobView:
     """Cancel a job: at once if it waits, at the worker's next safe point if it runs."""
-    record = _present(services.ledger.request_cancel(job.id))
+    record = services.ledger.request_cancel(job.id) or job
     if record.state == JobState.CANCELLED:
         record = _commit_cancelled(services, record)
     return _answer(record, response, done=JobState.CANCELLED, asked=JobState.CANCELLING)
@@ -45,14 +45,14 @@ def pause_job(job: WritableJob, services: Wired, response: Response) -> JobView:
 
     A pause lives in Redis only: should its data be lost, the job is queued again.
     """
-    record = _present(services.ledger.request_pause(job.id))
+    record = services.ledger.request_pause(job.id) or job
     return _answer(record, response, done=JobState.PAUSED, asked=JobState.PAUSING)
 
 
 @router.post("/resume", responses=_RESPONSES)
 def resume_job(job: WritableJob, services: Wired, response: Response) -> JobView:
     """Queue a paused job again, or withdraw a pause. It goes on from its last finished layer."""
-    record = _present(services.ledger.resume(job.id))
+    record = services.ledger.resume(job.id) or job
     if record.state == JobState.QUEUED:
         ring_if_missing(services.ledger, services.doorbell)
     return _answer(record, response, done=JobState.RUNNING, asked=JobState.QUEUED)
@@ -114,13 +114,7 @@ def _conflict(detail: str) -> ApiError:
 def _commit_cancelled(services: Services, record: JobRecord) -> JobRecord:
     """Make a cancellation that no worker will commit survive the loss of the ledger."""
     commit_end(services.journal, services.ledger, record)
-    return _present(services.ledger.get(record.id))
-
-
-def _present(record: JobRecord | None) -> JobRecord:
-    if record is None:
-        raise ApiError(HTTPStatus.NOT_FOUND, "job_not_found", "There is no such job.")
-    return record
+    return services.ledger.get(record.id) or record
 
 
 def _answer(record: JobRecord, response: Response, *, done: JobState, asked: JobState) -> JobView:

@@ -2,14 +2,27 @@
 
 Widths count structures (FFN channels, heads). A site of width f shrinks in steps: first to the next
 multiple of `multiple_of`, then one multiple at a time, never below its floor.
+
+The budget is met from above, so that no less goes than was asked for. Where the last step would
+take that further than `REACH_TOLERANCE` and stopping before it is nearer, it is not taken.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from strucprune_core.errors import InvalidSpec
+
+_DIGITS = 4
+_LIMITS = (
+    "lower pruning.min_keep_fraction or pruning.multiple_of, or raise pruning.max_layer_sparsity "
+    "or the numbers in pruning.max_sparsity_by_layer"
+)
+REACH_TOLERANCE = 0.05
+"""Share of the sparsity asked for by which the one reached may be off without a word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +72,80 @@ def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[Wid
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total
 
 
+def is_enough(removed: int, step: int, budget: int) -> bool:
+    """Whether to stop before a step that removes so many parameters more.
+
+    Something always goes: that it may be more than was asked for is for `differs` to tell.
+    """
+    if removed >= budget:
+        return True
+    over, under = removed + step - budget, budget - removed
+    return removed > 0 and over > under and over > REACH_TOLERANCE * budget
+
+
+def differs(asked: float, reached: float) -> bool:
+    """Whether the sparsity reached is so far from the one asked for that it must be said."""
+    return abs(reached - asked) > REACH_TOLERANCE * asked + 1e-9
+
+
+def nearest_removal(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> int:
+    """Parameters that a rule with a price removes, if all structures cost the same.
+
+    What the curves say may order steps of different sizes otherwise, and so end elsewhere by one.
+    """
+    budget = parameters_to_remove(sparsity, widths, parameters)
+    removed = 0
+    for width, each, rule in zip(widths, parameters, rules, strict=True):
+        all_of_it = (width - rule.floor(width)) * each
+        if removed + all_of_it <= budget:  # Without a walk through every one of its widths.
+            removed += all_of_it
+            continue
+        for before, after in pairwise(rule.widths(width)):
+            if is_enough(removed, (before - after) * each, budget):
+                return removed
+            removed += (before - after) * each
+    return removed
+
+
 def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
-    """The error of a budget that the floors do not allow."""
+    """The error of a budget that the floors do not allow; `reachable` is the most that they do."""
+    if reachable <= 0:
+        return InvalidSpec(
+            "the limits on what may go leave nothing to remove, whatever the sparsity",
+            field="pruning.sparsity",
+            remedy=f"{_LIMITS[0].upper()}{_LIMITS[1:]}.",
+        )
     return InvalidSpec(
-        f"{sparsity:.4g} is out of reach: the floors allow at most {reachable:.4g}",
+        f"{sparsity:.4g} is out of reach: the limits on what may go allow at most {reachable:.4g}",
         field="pruning.sparsity",
-        remedy="Lower pruning.sparsity, pruning.min_keep_fraction or pruning.multiple_of.",
+        remedy=f"Ask for at most {rounded_down(reachable):g}, or {_LIMITS}.",
+    )
+
+
+def rounded_up(value: float) -> float:
+    """The least number of a few digits that is not below a positive value: one to ask for."""
+    return _rounded(value, math.ceil)
+
+
+def rounded_down(value: float) -> float:
+    """The greatest number of a few digits that is not above a positive value."""
+    return _rounded(value, math.floor)
+
+
+def _rounded(value: float, whole: Callable[[float], int]) -> float:
+    scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(value)))
+    nearest = round(value * scale)
+    # A value of few digits stays, although binary fractions are a little off.
+    exact = math.isclose(nearest, value * scale, rel_tol=1e-9)
+    return (nearest if exact else whole(value * scale)) / scale
+
+
+def too_small(sparsity: float, least: float) -> InvalidSpec:
+    """The error of a sparsity to which removing nothing is nearer than the smallest step."""
+    return InvalidSpec(
+        f"{sparsity:.4g} rounds to nothing: the least that can go is {least:.4g}",
+        field="pruning.sparsity",
+        remedy=f"Ask for {least:.4g}, or lower pruning.multiple_of.",
     )

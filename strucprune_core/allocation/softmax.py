@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.allocation.budget import (
     WidthRule,
+    is_enough,
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
@@ -151,7 +152,7 @@ def _rounded(
     rules: list[WidthRule],
     parameters: list[int],
 ) -> list[int]:
-    """Whole widths that meet the budget: each rounded up, then the largest remainders down."""
+    """Whole widths nearest the budget: each rounded up, then the largest remainders down."""
     allowed = [rule.widths(f) for rule, f in zip(rules, dense, strict=True)]
     wanted = [f * (1.0 - share) for f, share in zip(dense, rho.tolist(), strict=True)]
     at = [
@@ -166,6 +167,9 @@ def _rounded(
         open_sites = [s for s in range(len(dense)) if at[s] + 1 < len(allowed[s])]
         # How far the next step overshoots what the rule wants, relative to the site.
         site = min(open_sites, key=lambda s: (wanted[s] - allowed[s][at[s] + 1]) / dense[s])
-        removed += (allowed[site][at[site]] - allowed[site][at[site] + 1]) * parameters[site]
+        step = (allowed[site][at[site]] - allowed[site][at[site] + 1]) * parameters[site]
+        if is_enough(removed, step, budget):
+            break
+        removed += step
         at[site] += 1
     return [widths[i] for widths, i in zip(allowed, at, strict=True)]

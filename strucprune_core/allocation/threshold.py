@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.allocation.budget import (
     WidthRule,
+    is_enough,
     out_of_reach,
     parameters_to_remove,
     reachable_sparsity,
@@ -75,9 +76,10 @@ def allocate_by_threshold(
     # earlier site: the result never depends on hashing or threads.
     merged = heapq.merge(*([(p, layer, w) for p, w in q] for layer, q in enumerate(queues)))
     for step_price, layer, width in merged:
-        if removed >= budget:
+        step = (widths[layer] - width) * parameters[layer]
+        if is_enough(removed, step, budget):
             break
-        removed += (widths[layer] - width) * parameters[layer]
+        removed += step
         widths[layer], price = width, step_price
     return Allocation(tuple(widths), price)
 

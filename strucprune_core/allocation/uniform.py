@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import math
 
-from strucprune_core.allocation.budget import WidthRule, out_of_reach
+from strucprune_core.allocation.budget import (
+    REACH_TOLERANCE,
+    WidthRule,
+    out_of_reach,
+    too_small,
+)
 from strucprune_core.allocation.threshold import Allocation
 
 
 def allocate_uniformly(
     dense_widths: list[int], sparsity: float, rules: list[WidthRule]
 ) -> Allocation:
-    """Keep `(1 - sparsity)` of each site, rounded down to a multiple.
+    """Keep `(1 - sparsity)` of each site, rounded down to a multiple, or up if that is nearer.
+
+    Up only where down takes the site further than `REACH_TOLERANCE` from what was asked for.
 
     Args:
         dense_widths: Structures of each site.
@@ -19,13 +26,20 @@ def allocate_uniformly(
         rules: Per site, floors and rounding.
 
     Raises:
-        InvalidSpec: a floor does not allow the sparsity.
+        InvalidSpec: a floor does not allow the sparsity, or all of it rounds to nothing.
     """
-    widths = []
+    widths: list[int] = []
     for dense, rule in zip(dense_widths, rules, strict=True):
         most = math.floor((1.0 - sparsity) * dense + 1e-9)
-        width = most // rule.multiple_of * rule.multiple_of
-        if width < rule.floor(dense):
-            raise out_of_reach(sparsity, 1.0 - rule.floor(dense) / dense)
-        widths.append(width)
+        below = most // rule.multiple_of * rule.multiple_of
+        if below < rule.floor(dense):
+            sites = zip(dense_widths, rules, strict=True)
+            raise out_of_reach(sparsity, min(1.0 - rule.floor(size) / size for size, rule in sites))
+        above = min(below + rule.multiple_of, dense)
+        wanted = (1.0 - sparsity) * dense
+        far = wanted - below > REACH_TOLERANCE * sparsity * dense
+        widths.append(above if far and above - wanted < wanted - below else below)
+    if widths == dense_widths:
+        steps = zip(dense_widths, rules, strict=True)
+        raise too_small(sparsity, min(1.0 - rule.widths(dense)[1] / dense for dense, rule in steps))
     return Allocation(tuple(widths), None)

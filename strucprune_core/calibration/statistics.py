@@ -5,9 +5,24 @@
 The weights make layers comparable: a few tokens carry activations tens of thousands of times the
 median (Sun et al. 2024, "Massive Activations"), and a raw Gram matrix is theirs alone. An expert's
 sum runs over its tokens only, but is divided by the weight of all: what it adds to the whole.
+
+**Few tokens.** A site of m columns that fewer than m tokens reach (an expert, or any site when the
+text is short) has a Gram matrix of less than full rank, by which most columns look free. So what
+the tokens cannot determine is assumed:
+
+    G <- G + (1 - n / m) g I     n < m tokens,  g the mean energy of a column at sites of the kind
+
+With many tokens that is nothing, with few a heavier damping, and with none G = g I: columns are
+then ranked and priced by their weights alone, as those of a site of average use. At three layers of
+SmolLM2-135M, seen by a hundredth to a half as many tokens as they have columns, the damage
+predicted for the cheapest 30 % was 0.01 to 0.14 of the held-out error without it; with it 0.9 to
+4.7 times. The error itself hardly changed (-1 to +4 %; at a layer of few directions +30 %), so what
+this mends is the price of a site beside that of others.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,11 +32,49 @@ from strucprune_core.solver.matrices import DeviceMatrix, Matrix, Room, spans
 from strucprune_core.solver.symmetric import add_gram
 
 LEAST_MEAN_SQUARE = 1e-12  # A token whose output is zero gets a finite weight.
+_RANK_ROWS = 64  # Rows that are scaled at a time to compute a rank.
 
 
 def token_weights(outputs: Tensor) -> Tensor:
     """w_t of each token, (n,), from the layer's outputs on the residual stream, (n x d)."""
     return 1.0 / outputs.float().square().mean(-1).clamp_min(LEAST_MEAN_SQUARE)
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStatistics:
+    """What is known of a site beside its Gram matrix.
+
+    Attributes:
+        tokens: Tokens that reached it, n.
+        columns: Its columns, m.
+        energy: Mean diagonal of G as measured.
+        assumed: What was added to the diagonal of G because n < m; 0 where that is not so.
+        effective_rank: (columns of any energy)^2 / sum of squared correlations of all pairs of
+            columns: m if none go together, 1 if all do, 0 if none has any energy.
+    """
+
+    tokens: int
+    columns: int
+    energy: float
+    assumed: float
+    effective_rank: float
+
+    @property
+    def measured_share(self) -> float:
+        """Share of the energy, and so about that of any damage, that was measured."""
+        total = self.energy + self.assumed
+        return self.energy / total if self.assumed > 0.0 else 1.0
+
+
+def assumed_energy(tokens: int, columns: int, mean_energy: float) -> float:
+    """(1 - n / m) g where n < m, else 0; see the module's docstring.
+
+    Args:
+        tokens: Tokens that reached a site, n.
+        columns: Its columns, m.
+        mean_energy: Mean diagonal of G over all columns of the sites of its kind, g.
+    """
+    return max(0.0, 1.0 - tokens / columns) * mean_energy
 
 
 class GramAccumulator:
@@ -31,30 +84,48 @@ class GramAccumulator:
         width: Input columns, m.
         room: The activations' device, and sizes of panels.
         sums: Zeros (m x m) float32 to sum in; None: on the device.
+
+    Attributes:
+        tokens: Tokens added so far.
+        columns: m.
     """
 
     def __init__(self, width: int, room: Room, sums: Matrix | None = None) -> None:
         zeros = torch.zeros(0 if sums else width, width, device=room.device)
+        self.tokens, self.columns = 0, width
         self._sums = sums or DeviceMatrix(zeros)
         self._room, self._step = room, room.panels.step(width)
         self._buffer = room.buffer_for(self._sums, self._step, torch.float32)
 
     def add(self, activations: Tensor, weights: Tensor) -> None:
         """Add tokens: their activations (n x m) and weights w_t (n,)."""
+        self.tokens += len(activations)
         scaled = activations.float() * weights.sqrt()[:, None]
         add_gram(self._sums, scaled, self._step, self._buffer)
 
-    def finish(self, total_weight: float, into: Matrix | None = None) -> None:
+    def energy(self, total_weight: float) -> float:
+        """Mean diagonal of G."""
+        return float(self._sums.diagonal().mean(dtype=torch.float64)) / total_weight
+
+    def finish(
+        self, total_weight: float, into: Matrix | None = None, assumed: float = 0.0
+    ) -> float:
         """Divide the sums and fill their upper half. Ends the accumulation.
 
         Args:
             total_weight: What to divide by.
             into: Where G goes, (m x m) float32; None: where the sums are.
+            assumed: What to add to the diagonal.
+
+        Returns:
+            The effective rank (see `SiteStatistics`) of what was measured.
 
         Raises:
             NumericalFailure: an entry is not finite.
         """
         target = into or self._sums
+        scale = _reciprocal_roots(self._sums.diagonal() / total_weight)
+        squares = 0.0
         for span in spans(target.shape[0], self._step):
             panel = self._sums.read(span, slice(0, span.stop), self._buffer)
             panel.div_(total_weight)
@@ -64,10 +135,32 @@ class GramAccumulator:
                     remedy="The model's activations overflow on this calibration text; check the "
                     "weights.",
                 )
+            squares += _squared_correlations(panel, span, scale)
+            if assumed > 0.0:
+                panel[:, span].diagonal().add_(assumed)
             target.write_symmetric(span, panel)
             self._room.tick()
+        alive = int((scale > 0.0).sum())
+        return alive**2 / squares if alive else 0.0
 
     def gram(self, total_weight: float) -> Tensor:
         """G, (m x m) float32, where the sums lie: their own memory. Ends the accumulation."""
         self.finish(total_weight)
         return self._sums.tensor
+
+
+def _reciprocal_roots(energies: Tensor) -> Tensor:
+    """1 / sqrt(e) of each column, (m,); 0 for columns without energy."""
+    return torch.where(energies > 0.0, energies.rsqrt(), 0.0)
+
+
+def _squared_correlations(panel: Tensor, span: slice, scale: Tensor) -> float:
+    """Sum of squared correlations in rows `span` and their mirror image, from G's lower half."""
+    total = 0.0
+    for rows in spans(span.stop - span.start, _RANK_ROWS):
+        here = slice(span.start + rows.start, span.start + rows.stop)
+        part = panel[rows] * scale[here, None]
+        part.mul_(scale[: span.stop]).square_()
+        left = float(part[:, : span.start].sum(dtype=torch.float64))
+        total += 2.0 * left + float(part[:, span.start :].sum(dtype=torch.float64))
+    return total

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer, models
 
 from strucprune_core.calibration.tokenizer_config import TOKENIZER_CONFIG
-from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.checkpoint.hostile_json import refuse_lfs_pointer, shown
 from strucprune_core.errors import InvalidCheckpoint, InvalidText, StrucPruneError
 
 if TYPE_CHECKING:
@@ -94,6 +94,7 @@ def load_tokenizer(data: bytes, vocab_size: int) -> TextTokenizer:
     Raises:
         InvalidCheckpoint: it is not a tokenizer definition.
     """
+    refuse_lfs_pointer(data, TOKENIZER)
     with _translated(_not_loaded):
         tokenizer = Tokenizer.from_str(data.decode("utf-8"))
         # Saved with some tokenizers; here they would cut or fill every block of the text, or (a

@@ -13,7 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.checkpoint.hostile_json import parse_object, shown
+from strucprune_core.checkpoint.hostile_json import (
+    FETCH_LFS,
+    LFS_POINTER,
+    parse_object,
+    shown,
+)
 from strucprune_core.errors import InvalidCheckpoint
 
 MAX_HEADER_BYTES = 16 * 2**20
@@ -38,6 +43,23 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F8_E4M3": 1,
     "F8_E5M2": 1,
 }
+
+# Of the format too, but of no model that can be pruned.
+_PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+
+_DOWNLOAD = "Download the file itself; the answer to a browser or without permission is a page."
+# By their first bytes, which as a length of the header are far beyond its limit.
+_OTHER_FILES = (
+    (LFS_POINTER[:LENGTH_BYTES], "a Git LFS pointer", FETCH_LFS),
+    (b"GGUF", "a GGUF file", "Give the model that it was made from, in safetensors."),
+    (
+        b"PK\x03\x04",
+        "a pickled file of torch",
+        "Name it pytorch_model.bin, and convert the model: strucprune convert MODEL OUTPUT.",
+    ),
+    (b"<!", "a web page", _DOWNLOAD),
+    (b"<html", "a web page", _DOWNLOAD),
+)
 
 Read = Callable[[int, int], bytes | bytearray]
 """Reads `length` bytes from offset `start` of one file."""
@@ -115,11 +137,14 @@ def _header_length(read: Read, file_name: str, file_size: int) -> int:
             f"{file_name} holds {file_size} bytes, too few for a safetensors file",
             remedy="Copy the file again.",
         )
-    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    first = bytes(read(0, LENGTH_BYTES))
+    length = int.from_bytes(first, "little")
     if length > MAX_HEADER_BYTES:
+        _refuse_other_files(first, file_name)
         raise InvalidCheckpoint(
             f"{file_name} claims a header of {length} bytes, over the limit of {MAX_HEADER_BYTES}; "
-            f"it is no safetensors file, or damaged"
+            f"it is no safetensors file, or damaged",
+            remedy="Copy the file again.",
         )
     if length > file_size - LENGTH_BYTES:
         raise InvalidCheckpoint(
@@ -128,6 +153,13 @@ def _header_length(read: Read, file_name: str, file_size: int) -> int:
             remedy="Copy the file again.",
         )
     return length
+
+
+def _refuse_other_files(first: bytes, file_name: str) -> None:
+    """Name files that are often found under the name of a safetensors file."""
+    for mark, what, remedy in _OTHER_FILES:
+        if first.startswith(mark):
+            raise InvalidCheckpoint(f"{file_name} is {what}, no safetensors file", remedy=remedy)
 
 
 def _check_metadata(metadata: Any, file_name: str) -> None:
@@ -143,6 +175,11 @@ def _tensor(name: str, entry: Any, file_name: str, data_start: int) -> TensorInf
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise InvalidCheckpoint(f"{what} needs exactly dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype in _PACKED_DTYPES:
+        raise InvalidCheckpoint(
+            f"{what} has the dtype {dtype}, which only quantised models have",
+            remedy="Give the unquantised model; quantise the pruned one.",
+        )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InvalidCheckpoint(f"{what} has the unknown dtype {shown(dtype)}")
     if not _are_sizes(shape) or len(shape) > _MAX_DIMENSIONS:

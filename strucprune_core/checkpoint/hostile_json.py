@@ -12,6 +12,10 @@ from strucprune_core.errors import InvalidCheckpoint
 # unterminated string swallows the rest, which the parser then refuses.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
+# What a clone without Git LFS holds in place of a large file.
+LFS_POINTER = b"version https://git-lfs"
+FETCH_LFS = "Fetch the file: `git lfs pull` in the clone."
+
 
 def parse_object(data: bytes, what: str, *, max_depth: int) -> dict[str, Any]:
     """Parse a JSON object.
@@ -25,6 +29,7 @@ def parse_object(data: bytes, what: str, *, max_depth: int) -> dict[str, Any]:
         InvalidCheckpoint: not UTF-8, not JSON, not an object, nested too deep, a key twice in one
             object, NaN or infinity, or an absurdly long number.
     """
+    refuse_lfs_pointer(data, what)
     _check_depth(data, what, max_depth)
     try:
         parsed = json.loads(
@@ -35,6 +40,14 @@ def parse_object(data: bytes, what: str, *, max_depth: int) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise InvalidCheckpoint(f"{what} is not a JSON object")
     return parsed
+
+
+def refuse_lfs_pointer(data: bytes, what: str) -> None:
+    """Refuse what a clone without Git LFS holds in place of a large file (InvalidCheckpoint)."""
+    if data.startswith(LFS_POINTER):
+        raise InvalidCheckpoint(
+            f"{what} is a Git LFS pointer, not the file itself", remedy=FETCH_LFS
+        )
 
 
 def shown(value: object, limit: int = 120) -> str:

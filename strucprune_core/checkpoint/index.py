@@ -14,14 +14,13 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FILE
 from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
-from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
+from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
+from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Store
 
-CONFIG = "config.json"
-SINGLE_FILE = "model.safetensors"
-SHARD_INDEX = "model.safetensors.index.json"
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -42,8 +41,10 @@ MAX_OBJECTS = 10_000
 MAX_HEADERS_BYTES = 64 * 2**20
 _MAX_CONFIG_DEPTH = 16
 _MAX_INDEX_DEPTH = 4
+_MAX_NAMES_SHOWN = 3
+# Copying a file again does not make it smaller.
+_NOT_THIS_FILE = "No model has such a file: check what it is, or save the model again."
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
-_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,16 +103,18 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
     """
     objects = _objects(store)
     sizes = {info.key: info.size_bytes for info in objects}
+    other = not_a_model(store.uri, tuple(sizes))
+    if other is not None:
+        raise other
     config_bytes = _read_bounded(store, CONFIG, sizes, MAX_CONFIG_BYTES)
     config = parse_object(config_bytes, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
     if SINGLE_FILE in sizes:
         weight_map = None
         files: tuple[str, ...] = (SINGLE_FILE,)
-    elif SHARD_INDEX in sizes:
+    else:
         weight_map = _weight_map(store, sizes)
         files = tuple(sorted(set(weight_map.values())))
-    else:
-        raise _no_weights(sizes)
+    _check_only_source(config, sizes)
     headers = _headers(store, files, sizes)
     return CheckpointIndex(
         store=store,
@@ -133,10 +136,7 @@ def _objects(store: Store) -> list[ObjectInfo]:
     """All objects; bounded, so that a wrong prefix cannot be listed for hours."""
     objects = list(islice(store.list(), MAX_OBJECTS + 1))
     if not objects:
-        raise ObjectNotFound(
-            f"there is nothing under {store.uri}",
-            remedy="Give the directory or prefix that holds config.json and the safetensors files.",
-        )
+        raise nothing_there(store.uri)
     if len(objects) > MAX_OBJECTS:
         raise InvalidCheckpoint(
             f"{store.uri} holds more than {MAX_OBJECTS} files",
@@ -146,28 +146,29 @@ def _objects(store: Store) -> list[ObjectInfo]:
 
 
 def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
-    if name not in sizes:
-        raise InvalidCheckpoint(
-            f"there is no {name} under {store.uri}",
-            remedy="Give the directory or prefix that holds config.json and the safetensors files.",
-        )
     if sizes[name] > limit_bytes:
-        raise InvalidCheckpoint(f"{name} is larger than {limit_bytes} bytes")
+        raise InvalidCheckpoint(
+            f"{name} has {sizes[name]:,} bytes, over the limit of {limit_bytes:,}",
+            remedy=_NOT_THIS_FILE,
+        )
     return bytes(store.read(name, 0, sizes[name]))
 
 
-def _no_weights(sizes: Mapping[str, int]) -> InvalidCheckpoint:
-    pickled = sorted(name for name in sizes if name.endswith(_PICKLED))
-    if pickled:
-        return InvalidCheckpoint(
-            f"the weights are pickled ({shown(pickled[0])}); pickled files can run code and are "
-            f"refused",
-            remedy="Convert the model first: strucprune convert MODEL OUTPUT.",
+def _check_only_source(config: Mapping[str, Any], sizes: Mapping[str, int]) -> None:
+    """Refuse files that transformers would load in place of, or on top of, the usual ones."""
+    if config.get("transformers_weights") is not None:
+        raise InvalidCheckpoint(
+            f"transformers_weights of config.json names other files of weights "
+            f"({shown(config['transformers_weights'])})",
+            remedy=f"Save the weights as {SINGLE_FILE}, and remove the key.",
         )
-    return InvalidCheckpoint(
-        f"there is neither {SINGLE_FILE} nor {SHARD_INDEX}",
-        remedy="Save the model as safetensors under the usual names.",
-    )
+    if "adapter_config.json" in sizes:
+        raise InvalidCheckpoint(
+            "there is an adapter_config.json beside the model, whose adapter transformers would "
+            "apply to it",
+            remedy="Merge the adapter into the model (PEFT's merge_and_unload) and save it alone, "
+            "or remove the adapter's files.",
+        )
 
 
 def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
@@ -179,13 +180,24 @@ def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
     for name in set(map(str, weight_map.values())):
         if not _SHARD_NAME.fullmatch(name):
             raise InvalidCheckpoint(f"{SHARD_INDEX} names the file {shown(name)}, which is unsafe")
-        if name not in sizes:
-            raise InvalidCheckpoint(
-                f"the shard {name} is missing", remedy="Copy the missing file next to the others."
-            )
     if not all(isinstance(name, str) for name in weight_map.values()):
         raise InvalidCheckpoint(f"weight_map of {SHARD_INDEX} is not a map of strings")
+    _check_shards(set(weight_map.values()), sizes)
     return weight_map
+
+
+def _check_shards(names: set[str], sizes: Mapping[str, int]) -> None:
+    missing = sorted(names - sizes.keys())
+    if not missing:
+        return
+    shown_names = ", ".join(missing[:_MAX_NAMES_SHOWN])
+    what = (
+        f"the shard {shown_names} is missing"
+        if len(missing) == 1
+        else f"{len(missing)} of the {len(names)} shards that {SHARD_INDEX} names are missing, "
+        f"first {shown_names}"
+    )
+    raise InvalidCheckpoint(what, remedy="Copy what is missing next to the others.")
 
 
 def _headers(store: Store, files: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, Header]:
@@ -208,18 +220,25 @@ def _headers(store: Store, files: tuple[str, ...], sizes: Mapping[str, int]) -> 
 def _mapped_tensors(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorInfo]:
-    """All tensors of a single file, or those that the weight map names, each from its shard."""
-    if weight_map is None:
-        (header,) = headers.values()
-        return dict(header.tensors)
-    tensors = {}
-    for name, file in weight_map.items():
-        info = headers[file].tensors.get(name)
-        if info is None:
+    """All tensors by name, where the weight map is right about each that it names.
+
+    transformers loads whatever the shards hold, so a tensor counts that the map does not name, and
+    none may be there twice.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers.values():
+        for name, info in header.tensors.items():
+            if name in tensors:
+                raise InvalidCheckpoint(
+                    f"tensor {shown(name)} is in two files, {tensors[name].file} and {info.file}",
+                    remedy="Copy the model again, or save it again with transformers.",
+                )
+            tensors[name] = info
+    for name, file in (weight_map or {}).items():
+        if name not in headers[file].tensors:
             raise InvalidCheckpoint(
                 f"{SHARD_INDEX} places tensor {shown(name)} in {file}, which does not hold it"
             )
-        tensors[name] = info
     return tensors
 
 
@@ -227,5 +246,8 @@ def _side_files(sizes: Mapping[str, int]) -> tuple[str, ...]:
     present = tuple(name for name in SIDE_FILES if name in sizes)
     for name in present:
         if sizes[name] > MAX_SIDE_FILE_BYTES:
-            raise InvalidCheckpoint(f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes")
+            raise InvalidCheckpoint(
+                f"{name} has {sizes[name]:,} bytes, over the limit of {MAX_SIDE_FILE_BYTES:,}",
+                remedy=_NOT_THIS_FILE,
+            )
     return present

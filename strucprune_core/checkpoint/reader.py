@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -112,6 +112,21 @@ class TensorReader:
             last = min(first + step, stop)
             result[first - start : last - start].copy_(self._stored_rows(info, first, last))
         return result
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """A tensor as it is stored, some rows at a time, on the CPU.
+
+        Raises:
+            InvalidCheckpoint: there is no such tensor.
+            StorageError: the store refused or failed.
+        """
+        info = self.info(name)
+        if not info.shape:
+            yield self.tensor(name, dtype=None)
+            return
+        step = max(1, PIECE_BYTES // max(1, _row_bytes(info)))
+        for start in range(0, info.shape[0], step):
+            yield self._stored_rows(info, start, min(start + step, info.shape[0]))
 
     def _stored_rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
         row_bytes = _row_bytes(info)

@@ -18,8 +18,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
+from strucprune_core.checkpoint.file_names import SINGLE_FILE
 from strucprune_core.checkpoint.header import DTYPE_BYTES, LENGTH_BYTES, METADATA_KEY
-from strucprune_core.checkpoint.index import SINGLE_FILE
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.errors import NumericalFailure, StrucPruneError
 

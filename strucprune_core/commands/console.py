@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -42,7 +42,7 @@ def fail(error: StrucPruneError, as_json: bool) -> NoReturn:
     if as_json:
         sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
     stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
-    stderr.print(str(error), markup=False, highlight=False)
+    stderr.print(f"{error}{_place(error)}", markup=False, highlight=False)
     usage = isinstance(error, InvalidSpec)
     stopped = isinstance(error, Stopped)
     raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
@@ -61,6 +61,13 @@ def local_path(text: str, option: str | None = None) -> Path:
     except ValueError as error:
         raise InvalidSpec(str(error), field=option) from error
     raise InvalidSpec(f"'{text}' is not on this machine", field=option, remedy="Give a local path.")
+
+
+def _place(error: StrucPruneError) -> str:
+    """The layer at fault and what was done with it, if one is."""
+    if error.layer is None:
+        return ""
+    return f" (layer {error.layer}, {error.phase})" if error.phase else f" (layer {error.layer})"
 
 
 def progress_bar() -> Progress:
@@ -86,6 +93,22 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     for key, value in result.items():
         table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def show_estimate(result: dict[str, Any], as_json: bool) -> None:
+    """Print an estimate, and what it warns of."""
+    if as_json:
+        show(result, as_json)
+        return
+    show({name: value for name, value in result.items() if name != "warnings"}, as_json)
+    show_warnings(result.get("warnings", []))
+
+
+def show_warnings(warnings: Sequence[str]) -> None:
+    """What a result does not show by itself, one a line, beside the results."""
+    for warning in warnings:
+        stderr.print("[bold yellow]warning[/] ", end="")
+        stderr.print(warning, markup=False, highlight=False)
 
 
 def _shown(value: object) -> str:

@@ -29,6 +29,8 @@ from strucprune_core.commands.console import (
     local_path,
     progress_bar,
     show,
+    show_estimate,
+    show_warnings,
     stderr,
 )
 from strucprune_core.errors import InvalidSpec
@@ -306,12 +308,15 @@ def _print_job(job: Job, as_json: bool) -> None:
         if now.eta_seconds is not None:
             facts["about"] = f"{now.eta_seconds:.0f} s left"
     if job.error is not None:
-        facts["error"] = f"{job.error.code}: {job.error.message} {job.error.remedy or ''}"
+        layer = "" if job.error.layer is None else f" in layer {job.error.layer}"
+        remedy = job.error.remedy or ""
+        facts["error"] = f"{job.error.code}{layer}: {job.error.message} {remedy}"
     for name in ("parameters", "perplexity"):
         figures = (job.summary or {}).get(name)
         if figures:
             facts[name] = f"{figures['before']:,.6g} -> {figures['after']:,.6g}"
     show(facts, as_json)
+    show_warnings((job.summary or {}).get("warnings", []))
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
@@ -320,6 +325,6 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
         show(result, as_json)
         return
     estimate = result["estimate"] or {}
-    show({"valid": result["valid"], **estimate}, as_json)
+    show_estimate({"valid": result["valid"], **estimate}, as_json)
     for issue in result["issues"]:
         stderr.print(f"{issue['pointer'] or ''}: {issue['detail']}", markup=False, highlight=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -13,9 +14,10 @@ from pydantic import ValidationError
 
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
+from strucprune_core.checkpoint.finite import check_finite_tensor
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.devices import choose_device
-from strucprune_core.errors import InvalidCheckpoint, naming_field
+from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
     compare_with_transformers,
@@ -26,7 +28,9 @@ from strucprune_core.inspection import (
     check_text,
     inspect_model,
 )
+from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.report import MANIFEST, PublishedManifest
 from strucprune_core.scratch import scratch_directory
 from strucprune_core.storage.open import open_object, open_store
@@ -70,7 +74,8 @@ def evaluate_model(
     ids = text_tokens(facts.index, source, vocab_size=facts.config.vocab_size)
     windows = first_windows(ids, sequences, sequence_length, source.field)
     tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
-    stream = _stream(facts, choose_device(device), tiles)
+    config = with_own_head(facts.config, facts.index, lambda: None)
+    stream = _stream(replace(facts, config=config), choose_device(device), tiles)
     total = facts.config.layers + math.ceil(facts.config.vocab_size / tiles.vocabulary_rows)
     done = iter(range(1, total + 1))
     with scratch_directory() as scratch:
@@ -80,6 +85,8 @@ def evaluate_model(
             scratch,
             lambda: tick(next(done, total) / total),
         )
+    if not math.isfinite(value):
+        _say_why_not_finite(facts)
     return {
         "model": model,
         "perplexity": value,
@@ -112,6 +119,23 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
             stream, stream, facts.index.config_bytes, names, tokens, scratch
         )
     return {"checkpoint": uri, "valid": True, "files": files, **result}
+
+
+def _say_why_not_finite(facts: ModelFacts) -> NoReturn:
+    """Name the tensor that makes a perplexity infinite or NaN, if it is one.
+
+    Raises:
+        InvalidCheckpoint: a tensor holds values that are not finite.
+        NumericalFailure: none does.
+    """
+    reader = TensorReader(facts.index)
+    for name in expected_tensors(facts.config):
+        check_finite_tensor(reader, name, lambda: None)
+    raise NumericalFailure(
+        "the model's perplexity is not finite",
+        field="model.uri",
+        remedy="Its activations overflow, or its tokenizer belongs to another model.",
+    )
 
 
 def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStream:

@@ -1,16 +1,18 @@
-"""A checkpoint run by transformers, one matrix at a time: the reload check's reference.
+"""A checkpoint run by transformers, one matrix at a time: the reference of both reload checks.
 
-The model is built by transformers from the written config.json with its parameters on the meta
-device, so a wrong name, shape or width fails here. Hooks fill each module of a decoder layer from
-the written shards just before it runs and empty it after, so a checkpoint of any size is checked in
-the memory of its largest matrix. Everything that is computed is transformers' own.
+The model is built by transformers from config.json with its parameters on the meta device, so a
+wrong name, shape or width fails here. Hooks fill each module of a decoder layer from the files just
+before it runs and empty it after, and embeddings and head pass in tiles, so a checkpoint of any
+size is checked in the memory of its largest matrix. Everything that is computed is transformers'
+own, from token ids to logits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,70 +20,240 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.export import modeling_strucprune
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
-from strucprune_core.models.vocabulary import logits_of_output, token_embeddings
+from strucprune_core.models.tensors import (
+    expected_tensors,
+    is_derived,
+    layer_tensors,
+    tensor_name,
+)
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 REFERENCE = f"transformers {transformers_version}"
 
+# Attributes of modules that number a layer or count what pruning removes: they make no other kind.
+_COUNTS = {
+    "layer_idx",
+    "layer_id",
+    "in_features",
+    "out_features",
+    "nf",
+    "nx",
+    "num_heads",
+    "num_key_value_heads",
+    "num_key_value_groups",
+    "num_experts",
+    "intermediate_size",
+    "intermediate_dim",
+    "split_size",
+}
 
-@torch.inference_mode()
+
+@dataclass(slots=True)
+class ReferenceRun:
+    """What transformers computed.
+
+    Attributes:
+        inputs: Hidden states that each layer was given, (sequences x length x d), by its number;
+            only where they were asked for.
+        outputs: The same of what it gave.
+        logits: Of the last position of each sequence, (sequences x V) float32.
+    """
+
+    inputs: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    outputs: dict[int, NDArray[np.float32]] = field(default_factory=dict)
+    logits: Tensor = field(default_factory=lambda: torch.empty(0))
+
+
 def reference_logits(
     stream: ModelStream, config_json: bytes, tensor_names: set[str], tokens: NDArray[np.int32]
 ) -> Tensor:
-    """Logits of a checkpoint as transformers computes them.
+    """Logits of a checkpoint as transformers computes them; for one call of `Reference`."""
+    return Reference(stream, config_json, tensor_names).run(tokens).logits
 
-    Args:
-        stream: The checkpoint's tensors.
-        config_json: Its config.json.
-        tensor_names: Names of all its tensors.
-        tokens: Token ids, (sequences x length).
 
-    Returns:
-        Logits of the last position of each sequence, (sequences x V) float32.
+class Reference:
+    """A checkpoint in transformers' own modules, which are filled while they run."""
 
-    Raises:
-        InvalidCheckpoint: transformers expects other tensors than there are.
-    """
-    differing = set(expected_tensors(stream.config)) ^ tensor_names
-    if stream.config.tie_word_embeddings:  # The head may be stored or not: it is not read.
-        differing.discard(stream.config.names.head)
-    if differing:
-        raise _other_tensors(sorted(differing))
-    model = _skeleton(stream, json.loads(config_json))
-    _load_rest(model, stream)
-    for index, layer in enumerate(_PRUNED.decoder_layers(model)):
-        _stream_layer(layer, index, stream)
-    output = model.base_model(inputs_embeds=token_embeddings(stream, tokens), use_cache=False)
-    return logits_of_output(stream, output.last_hidden_state[:, -1])
+    def __init__(self, stream: ModelStream, config_json: bytes, tensor_names: set[str]) -> None:
+        """Build the model and compare its tensors with those of the files, by name.
+
+        Args:
+            stream: The checkpoint's tensors.
+            config_json: Its config.json.
+            tensor_names: Names of all its tensors.
+
+        Raises:
+            InvalidCheckpoint: transformers cannot build the model, or expects other tensors than
+                there are.
+        """
+        self._stream = stream
+        differing = set(expected_tensors(stream.config)) ^ tensor_names
+        if stream.config.tie_word_embeddings:  # The head may be stored all the same: see below.
+            differing.discard(stream.config.names.head)
+        model = _skeleton(stream, json.loads(config_json))
+        # Our reader leaves aside what transformers derives; if it loads it, so must we.
+        loaded = set(model.state_dict())
+        differing = {name for name in differing if name in loaded or not is_derived(name)}
+        if differing:
+            raise _other_tensors(sorted(differing))
+        self._model = model
+        self._layers = list(_PRUNED.decoder_layers(model))
+        _load_rest(model, stream)
+        for index, layer in enumerate(self._layers):
+            _check_layer(layer, index, stream)
+        # transformers ties a stored head only to an embedding of the same values.
+        names = stream.config.names
+        self._head = names.head if names.head in tensor_names else names.embedding
+
+    def kinds(self) -> list[object]:
+        """Of each layer something that is equal for layers that compute alike, but for widths."""
+        types = getattr(self._model.config, "layer_types", None) or [None] * len(self._layers)
+        return [
+            (kind, tuple(_attributes(layer)))
+            for kind, layer in zip(types, self._layers, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def run(self, tokens: NDArray[np.int32], only: Collection[int] | None = None) -> ReferenceRun:
+        """Run token ids, (sequences x length), through the model. For one call.
+
+        Args:
+            tokens: Token ids.
+            only: Layers to run, the first one among them: the others hand on what they are given,
+                and nothing of them is read. Inputs and outputs of these are kept. None: all.
+
+        Raises:
+            InvalidCheckpoint: a tensor has another shape than transformers expects.
+        """
+        found = ReferenceRun()
+        for index, layer in enumerate(self._layers):
+            if only is None or index in only:
+                _stream_layer(layer, index, self._stream)
+            if only is not None and index in only:
+                _keep(layer, index, found)
+        if only is not None:
+            others = [layer for index, layer in enumerate(self._layers) if index not in only]
+            _skip(others, self._layers[0])
+        ids, used = np.unique(tokens, return_inverse=True)
+        _fill_embedding(self._model.get_input_embeddings(), self._stream, ids)
+        self._model.set_output_embeddings(_TiledHead(self._stream, self._head))
+        output = self._model(
+            input_ids=torch.from_numpy(used.reshape(tokens.shape)).to(self._stream.device),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        found.logits = output.logits[:, -1].float().cpu()
+        return found
+
+
+class _TiledHead(nn.Module):
+    """A head's matrix multiplied tile by tile, as it comes from the files."""
+
+    def __init__(self, stream: ModelStream, name: str) -> None:
+        super().__init__()
+        self._stream = stream
+        self._name = name
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits before any soft cap."""
+        tiles = self._stream.tiles_of(self._name)
+        return torch.cat([hidden @ rows.T for _, rows in tiles], dim=-1)
+
+
+def _fill_embedding(module: Any, stream: ModelStream, ids: NDArray[np.int32]) -> None:
+    """Give the embedding the rows of these tokens (ascending): token k of the model is ids[k]."""
+    table = torch.empty(len(ids), stream.config.embedding_size, device=stream.device)
+    for first, rows in stream.tiles_of(stream.config.names.embedding):
+        start, stop = np.searchsorted(ids, (first, first + len(rows)))
+        wanted = torch.from_numpy(ids[start:stop].astype(np.int64) - first)
+        table[start:stop] = rows[wanted.to(rows.device)]
+        del rows
+    module.weight = nn.Parameter(table, requires_grad=False)
+    module.padding_idx = None  # It names a row, and means something in training only.
+
+
+def _keep(layer: nn.Module, index: int, found: ReferenceRun) -> None:
+    """Keep a layer's input and output."""
+
+    def before(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+        found.inputs[index] = _hidden(given, options).cpu().numpy().copy()
+
+    def after(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        found.outputs[index] = hidden.cpu().numpy().copy()
+
+    layer.register_forward_pre_hook(before, with_kwargs=True)
+    layer.register_forward_hook(after)
+
+
+def _skip(layers: list[Any], first: nn.Module) -> None:
+    """Let layers hand on what they are given, in the form in which the `first` one answers."""
+    in_tuple = False
+
+    def learn(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
+        nonlocal in_tuple
+        in_tuple = isinstance(output, tuple)
+
+    def hand_on(*given: Any, **options: Any) -> Any:
+        hidden = _hidden(given, options)
+        return (hidden,) if in_tuple else hidden
+
+    first.register_forward_hook(learn)
+    for layer in layers:
+        layer.forward = hand_on
+
+
+def _hidden(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    hidden: Tensor = given[0] if given else options["hidden_states"]
+    return hidden
+
+
+def _attributes(layer: nn.Module) -> Iterator[tuple[str, str, str, object]]:
+    """What tells kinds of layers apart: their modules, and the settings in these."""
+    for path, module in layer.named_modules():
+        yield path, type(module).__name__, "", None
+        for name, value in sorted(vars(module).items()):
+            plain = isinstance(value, bool | int | float | str) and not name.startswith("_")
+            if plain and name not in _COUNTS:
+                yield path, "", name, value
 
 
 def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
     """The model without memory for its parameters; buffers are real, on the stream's device."""
-    model_type = raw["model_type"]
-    # Only eager attention applies a soft cap.
-    implementation = "sdpa" if stream.config.attention_soft_cap is None else "eager"
-    with _parameters_on_meta():
-        if model_type in _PRUNED.CONFIGS:
-            config = _PRUNED.CONFIGS[model_type].from_dict(raw)
-            config._attn_implementation = implementation
-            model = _PRUNED.MODELS[model_type](config)
-        else:
-            plain = {key: value for key, value in raw.items() if key != "model_type"}
-            config = AutoConfig.for_model(model_type, **plain)
-            model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=implementation, dtype=torch.float32
-            )
+    # Only eager attention applies a soft cap; else transformers takes what the class is made for.
+    implementation = None if stream.config.attention_soft_cap is None else "eager"
+    try:
+        with _parameters_on_meta():
+            model = _built(raw, implementation)
+    except Exception as error:  # Whatever the classes make of a config that they do not like.
+        raise InvalidCheckpoint(
+            f"{REFERENCE} cannot build the model from config.json: {error}",
+            remedy="Correct config.json, or save the model again with transformers.",
+        ) from error
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(stream.device))
     return model.eval()
+
+
+def _built(raw: dict[str, Any], implementation: str | None) -> Any:
+    """The model as `from_pretrained` makes it, before it has weights."""
+    model_type = raw["model_type"]
+    if model_type in _PRUNED.CONFIGS:
+        config = _PRUNED.CONFIGS[model_type].from_dict(raw)
+        config._attn_implementation = implementation
+        return _PRUNED.MODELS[model_type](config)
+    return AutoModelForCausalLM.from_config(
+        CONFIG_MAPPING[model_type].from_dict(raw),
+        attn_implementation=implementation,
+        dtype=torch.float32,
+    )
 
 
 @contextlib.contextmanager
@@ -138,12 +310,16 @@ def _load_rest(model: Any, stream: ModelStream) -> None:
         raise _other_tensors([*wanted, *found.unexpected_keys])
 
 
+def _check_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
+    """Compare the names of a layer's parameters with those of the files' tensors."""
+    differing = set(_readers(stream, index)) ^ {name for name, _ in layer.named_parameters()}
+    if differing:
+        raise _other_tensors([f"layer {index}: {name}" for name in sorted(differing)])
+
+
 def _stream_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
     """Let each module of a layer have its weights only while it runs."""
     readers = _readers(stream, index)
-    differing = set(readers) ^ {name for name, _ in layer.named_parameters()}
-    if differing:
-        raise _other_tensors([f"layer {index}: {name}" for name in sorted(differing)])
     for path, module in layer.named_modules():
         prefix = f"{path}." if path else ""
         own = {name: prefix + name for name, _ in module.named_parameters(recurse=False)}

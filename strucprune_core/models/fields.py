@@ -96,10 +96,13 @@ def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
 
 def refuse_variants(config: RawConfig) -> None:
     """Refuse what transformers obeys in a model of any family and no family here implements."""
-    if config.get("quantization_config") is not None:
-        raise UnsupportedArchitecture(
-            "the model is quantised", field=FIELD, remedy="Give the unquantised model."
-        )
+    for key in ("quantization_config", "quantization"):  # the latter is MLX's
+        if config.get(key) is not None:
+            raise UnsupportedArchitecture(
+                f"the model is quantised ({key} of config.json)",
+                field=FIELD,
+                remedy="Give the unquantised model; quantise the pruned one.",
+            )
     refuse(config, "is_causal", True, words="attention to later tokens")
     refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
     refuse(config, "add_cross_attention", False, words="cross attention")

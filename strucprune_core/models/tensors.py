@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.foreign_tensors import (
+    misshaped_tensor,
+    missing_tensor,
+    unknown_tensor,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -141,35 +145,38 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
     if least > len(index.tensors):
         raise InvalidCheckpoint(
             f"config.json describes at least {least} tensors, the files hold {len(index.tensors)}",
-            remedy="Copy the model again, or correct its config.json.",
+            remedy="Copy the model again, or give the config.json that was saved with it.",
         )
     expected = expected_tensors(config)
-    for name, shape in expected.items():
+    unknown = [
+        name for name in index.tensors if name not in expected and not _is_redundant(config, name)
+    ]
+    stored = dict(expected)
+    if config.names.head in index.tensors:  # Also where it is tied: it may be another one.
+        stored[config.names.head] = (config.vocab_size, config.embedding_size)
+    for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
-            raise InvalidCheckpoint(
-                f"tensor '{name}' is missing",
-                remedy="Copy the model again, or correct its config.json.",
-            )
-        if info.shape != shape:
-            raise InvalidCheckpoint(
-                f"tensor '{name}' has shape {info.shape}, but config.json makes it {shape}"
-            )
+            raise missing_tensor(name, config, unknown)
+        # Before the shape: packed numbers have another one.
         if info.dtype not in _FLOAT_DTYPES:
             raise InvalidCheckpoint(
                 f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
                 f"can be pruned",
                 remedy="Give the unquantised model.",
             )
-    for name in index.tensors:
-        if name not in expected and not _is_redundant(config, name):
-            raise InvalidCheckpoint(
-                f"tensor {shown(name)} is not part of architecture '{config.model_type}'",
-                remedy="Adapters must be merged and quantised models given unquantised.",
-            )
+        if info.shape != shape:
+            raise misshaped_tensor(name, info.shape, shape)
+    if unknown:
+        raise unknown_tensor(unknown[0], config, expected, unknown)
 
 
 def _is_redundant(config: ModelConfig, name: str) -> bool:
     if name == config.names.head:
         return config.tie_word_embeddings
+    return is_derived(name)
+
+
+def is_derived(name: str) -> bool:
+    """Whether a tensor has the name of a buffer that models compute themselves."""
     return name.endswith(_DERIVED)

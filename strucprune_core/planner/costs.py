@@ -5,9 +5,11 @@ A cost is the unit's operations (`work`), more for those that run slower than a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.planner.work import unit_flops
 from strucprune_core.solver.panels import Panels
 from strucprune_core.spec import JobSpec
@@ -27,8 +29,14 @@ def unit_costs(
 ) -> dict[str, float]:
     """Cost of units by name, in operations of a large matrix product."""
     slowdown = {**SLOWDOWN, "writing": max(1.0, READING_TOKENS / spec.calibration.samples)}
+    units = list(units)
+    parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
+    reading = {
+        unit.name: 2 * READING_TOKENS * parameters for unit in units if unit.kind == "weights"
+    }
     return {
         name: OVERHEAD_FLOPS
+        + reading.get(name, 0)
         + sum(slowdown.get(purpose, 1.0) * count for purpose, count in purposes.items())
         for name, purposes in unit_flops(units, spec, config, panels).items()
     }

@@ -20,7 +20,12 @@ from strucprune_core.solver.memory import curve_flops, error_flops, gram_flops, 
 from strucprune_core.solver.panels import Panels
 from strucprune_core.solver.schedule import RECOVERY_BATCH_TOKENS
 from strucprune_core.spec import JobSpec
-from strucprune_core.tiling import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS
+from strucprune_core.tiling import (
+    HOLDOUT_TOKENS,
+    MODEL_CHECK_LAYERS,
+    VERIFY_SEQUENCES,
+    VERIFY_TOKENS,
+)
 from strucprune_core.units import Unit, build_graph, distill_units, probe_groups
 
 
@@ -32,7 +37,7 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     ]
     body = sum(layers)
     ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 2.0  # Statistics, and assembly of the result.
+    passes = 3.0  # A look at every value, statistics, and assembly of the result.
     partial = 0
     pruning = spec.pruning
     if energy_of(pruning) == "kl_probe":
@@ -100,6 +105,7 @@ class _Work:
         self._layers = [2 * active_weights(config, layer) for layer in range(config.layers)]
         self._body = sum(self._layers)
         self._head = 2 * config.vocab_size * config.embedding_size
+        self._checked = min(MODEL_CHECK_LAYERS, config.layers)
 
     @cached_property
     def _sites(self) -> list[list[Site]]:
@@ -111,7 +117,10 @@ class _Work:
     def of(self, unit: Unit) -> dict[str, int]:
         """By purpose."""
         layer = unit.index
-        if unit.kind == "tokens":
+        if unit.kind == "model_check":  # Twice: by ourselves and by transformers.
+            tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
+            return {"verification": tokens * (max(self._layers) * self._checked + self._head)}
+        if unit.name == "tokens":
             return self._writing()
         if unit.kind == "capture":
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}

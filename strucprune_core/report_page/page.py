@@ -19,6 +19,7 @@ from strucprune_core.report import (
     PerplexitySummary,
     Report,
     Verification,
+    has_few_tokens,
 )
 from strucprune_core.report_page.parts import card, details, facts, figure, name_html, pill, table
 from strucprune_core.report_page.plots import (
@@ -39,12 +40,14 @@ from strucprune_core.report_page.style import (
     duration,
     esc,
     flops,
+    known_number,
     number,
     percent,
     size,
 )
 
 _COLOURS = 8
+_MOST_SITES = 500  # In a table: a large model has thousands of experts.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 
 
@@ -220,9 +223,36 @@ def _layers(report: Report) -> str:
     ]
     return (
         '<section aria-labelledby="layers"><h2 id="layers">Layer by layer</h2><div class="stack">'
-        f'{_kept_width(report)}{_rounds(report)}<div class="grid">{"".join(small)}</div></div>'
+        f'{_kept_width(report)}{_rounds(report)}<div class="grid">{"".join(small)}</div>'
+        f"{_few_tokens(layers)}</div>"
         "</section>"
     )
+
+
+def _few_tokens(layers: Sequence[LayerReport]) -> str:
+    """The sites that fewer calibration tokens reached than they have columns."""
+    few = [(layer, site) for layer in layers for site in layer.sites if has_few_tokens(site)]
+    if not few:
+        return ""
+    rows = [
+        [
+            str(layer.index),
+            site.name,
+            f"{site.calibration_tokens:,}",
+            f"{site.columns:,}",
+            percent(site.measured_share),
+            f"{site.structures_after:,} of {site.structures_before:,}",
+            known_number(site.reconstruction_error),
+        ]
+        for layer, site in few[:_MOST_SITES]
+    ]
+    head = ["Layer", "Site", "Tokens", "Columns", "Measured", "Kept", "Error"]
+    caption = "What their tokens do not determine is assumed: see docs/method.md"
+    if len(few) > _MOST_SITES:
+        caption += f". The first {_MOST_SITES:,}; report.json has all"
+    rest = details("Table of these sites", table(caption, head, rows, numeric_from=2))
+    title = f"{len(few):,} sites saw fewer calibration tokens than they have columns"
+    return f'<div class="card"><h3>{title}</h3>{rest}</div>'
 
 
 def _rounds(report: Report) -> str:
@@ -284,7 +314,7 @@ def _energy(layers: Sequence[LayerReport]) -> str:
 
 
 def _reconstruction(layers: Sequence[LayerReport]) -> str:
-    values = [layer.reconstruction_error for layer in layers]
+    values = [_drawn(layer.reconstruction_error) for layer in layers]
     return figure(
         "Reconstruction error",
         f"Relative squared error of the FFN output, held-out tokens{_log_note(values)}.",
@@ -307,7 +337,7 @@ def _layer_table(layers: Sequence[LayerReport]) -> str:
             _share(layer.width_after, layer.width_before),
             number(layer.energy),
             number(layer.predicted_damage),
-            number(layer.reconstruction_error),
+            known_number(layer.reconstruction_error),
             number(layer.damping, 3),
             str(layer.damping_retries),
             *([f"{layer.query_heads_after} / {layer.kv_heads_after}"] if heads else []),
@@ -330,7 +360,7 @@ def _recovery(layer: LayerReport) -> str:
         return ABSENT
     if found.status != "accepted" or found.error_after is None:
         return found.status
-    return f"{number(found.error_before)} → {number(found.error_after)}"
+    return f"{known_number(found.error_before)} → {number(found.error_after)}"
 
 
 def _quality(report: Report) -> str:
@@ -608,12 +638,17 @@ def _share(part: float, whole: float) -> str:
 
 
 def _series(layers: Sequence[LayerReport], field: str, name: str) -> Series:
-    values = [float(getattr(layer, field)) for layer in layers]
+    values = [getattr(layer, field) for layer in layers]
     tips = [
-        f"Layer {layer.index}: {name} {number(value)}"
+        f"Layer {layer.index}: {name} {known_number(value)}"
         for layer, value in zip(layers, values, strict=True)
     ]
-    return Series([layer.index for layer in layers], values, tips)
+    return Series([layer.index for layer in layers], [_drawn(value) for value in values], tips)
+
+
+def _drawn(value: float | None) -> float:
+    """A value for a plot, which leaves out what is not finite."""
+    return math.nan if value is None else float(value)
 
 
 def _extent(what: str, values: Sequence[float]) -> str:

@@ -68,6 +68,11 @@ def number(value: float, digits: int = 4) -> str:
     return text.replace("-", MINUS)
 
 
+def known_number(value: float | None, digits: int = 4) -> str:
+    """The same of a number that may be unknown."""
+    return "unknown" if value is None else number(value, digits)
+
+
 def tick(value: float) -> str:
     """An axis label: as short as can be: `0.25`, `1,500`, `2.5×10⁻⁵`."""
     if value and not 1e-3 <= abs(value) < 1e6:

@@ -332,15 +332,15 @@ class SupportChoice:
         kept: K, columns, (k,) int64, ascending.
         solution: The ridge solution on K.
         taken: Which one it is.
-        baseline_error: Relative error of the baseline on the held-out tokens.
+        baseline_error: Relative error of the baseline on the held-out tokens; None if unknown.
         candidate_error: The same of the candidate.
     """
 
     kept: Tensor
     solution: RidgeSolution
     taken: Literal["baseline", "candidate"]
-    baseline_error: float
-    candidate_error: float
+    baseline_error: float | None
+    candidate_error: float | None
 
 
 def choose_support(
@@ -352,6 +352,8 @@ def choose_support(
     holdout: Tensor,
 ) -> SupportChoice:
     """Take ADMM's support only where its repaired layer errs less on held-out tokens.
+
+    Where there are none that is unknown, and the baseline stays.
 
     Args:
         gram: G, (f x f).
@@ -365,7 +367,7 @@ def choose_support(
         NumericalFailure: a support cannot be solved.
     """
 
-    def solve(kept: Tensor) -> tuple[RidgeSolution, float]:
+    def solve(kept: Tensor) -> tuple[RidgeSolution, float | None]:
         solution = ridge(gram, weight, kept, damping)
         pruned = solution.weight.to(holdout.dtype)
         return solution, relative_error(holdout, weight.to(holdout.dtype), pruned, kept)
@@ -374,6 +376,6 @@ def choose_support(
     if torch.equal(baseline, candidate):
         return SupportChoice(baseline, solution, "baseline", error, error)
     other, other_error = solve(candidate)
-    if other_error < error:
+    if error is not None and other_error is not None and other_error < error:
         return SupportChoice(candidate, other, "candidate", error, other_error)
     return SupportChoice(baseline, solution, "baseline", error, other_error)

@@ -25,6 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strucprune_core.solver.ridge import ratio_to_energy
 from strucprune_core.solver.schedule import RECOVERY_BATCH_TOKENS, rate_factor
 
 # Far below any gradient of a loss that is relative: the step of a very wide matrix, whose single
@@ -74,7 +75,7 @@ class RecoveryStatus(StrEnum):
     """How a recovery ended."""
 
     ACCEPTED = "accepted"
-    REJECTED = "rejected"  # The held-out error did not fall.
+    REJECTED = "rejected"  # The held-out error did not fall, or is unknown.
     DIVERGED = "diverged"  # The loss exploded or was not a number.
 
 
@@ -85,7 +86,8 @@ class RecoveryResult:
     Attributes:
         weights: Trained ones if accepted; otherwise the given tensors themselves.
         status: How it ended.
-        error_before: Weighted relative error on the held-out tokens.
+        error_before: Weighted relative error on the held-out tokens; None if unknown (see
+            `held_out_error`).
         error_after: The same of the trained weights, also if they were not accepted; NaN if
             training diverged.
         losses: Loss of each step's batch.
@@ -93,8 +95,8 @@ class RecoveryResult:
 
     weights: dict[str, Tensor]
     status: RecoveryStatus
-    error_before: float
-    error_after: float
+    error_before: float | None
+    error_after: float | None
     losses: tuple[float, ...]
 
     @property
@@ -129,22 +131,28 @@ def recover(
     with torch.inference_mode(False), torch.enable_grad():
         trained = {role: weight.detach().clone() for role, weight in weights.items()}
         before = held_out_error(block, trained, holdout, options.batch_tokens)
-        limit = DIVERGED_LOSS * max(1.0, before)
+        limit = DIVERGED_LOSS * max(1.0, before or 0.0)
         losses, finished = _train(block, trained, train, options, limit, tick)
         after = (
             held_out_error(block, trained, holdout, options.batch_tokens) if finished else math.nan
         )
-    if after < before:
+    if after is not None and before is not None and after < before:
         result = {role: weight.detach() for role, weight in trained.items()}
         return RecoveryResult(result, RecoveryStatus.ACCEPTED, before, after, losses)
-    status = RecoveryStatus.REJECTED if math.isfinite(after) else RecoveryStatus.DIVERGED
+    rejected = after is None or math.isfinite(after)
+    status = RecoveryStatus.REJECTED if rejected else RecoveryStatus.DIVERGED
     return RecoveryResult(dict(weights), status, before, after, losses)
 
 
 def held_out_error(
     block: Block, weights: Mapping[str, Tensor], tokens: Tokens, batch_tokens: int
-) -> float:
-    """Weighted squared error of the block's outputs relative to the targets' energy."""
+) -> float | None:
+    """Weighted squared error of the block's outputs relative to the targets' energy.
+
+    None if it is unknown: there are no tokens, or the targets are zero and the outputs are not.
+    """
+    if not len(tokens.weights):
+        return None
     device = next(iter(weights.values())).device
     error = energy = 0.0
     with torch.no_grad():
@@ -155,7 +163,7 @@ def held_out_error(
             error += float((squares * token_weights).sum(dtype=torch.float64))
             squares = targets.square().sum(-1)
             energy += float((squares * token_weights).sum(dtype=torch.float64))
-    return error / energy if energy > 0.0 else 0.0
+    return ratio_to_energy(error, energy)
 
 
 def _train(

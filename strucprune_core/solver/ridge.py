@@ -50,9 +50,9 @@ class RidgeSolution:
 
 
 def default_damping(tokens: int) -> float:
-    """The damping rule `0.3 * 16384 / tokens`, clipped to [0.03, 3]."""
+    """The damping rule `0.3 * 16384 / tokens`, clipped to [0.03, 3]; of the tokens a site saw."""
     low, high = DAMPING_RANGE
-    return min(high, max(low, REFERENCE_DAMPING * REFERENCE_TOKENS / tokens))
+    return min(high, max(low, REFERENCE_DAMPING * REFERENCE_TOKENS / max(1, tokens)))
 
 
 def ridge(gram: Tensor, weight: Tensor, kept: Tensor, damping: float) -> RidgeSolution:
@@ -134,8 +134,12 @@ def ridge_into(
     return used / mean_energy, retries
 
 
-def relative_error(activations: Tensor, dense: Tensor, pruned: Tensor, kept: Tensor) -> float:
+def relative_error(
+    activations: Tensor, dense: Tensor, pruned: Tensor, kept: Tensor
+) -> float | None:
     """Squared output error on given tokens, relative to the dense output's energy.
+
+    None if it is unknown: there are no tokens, or the dense output is zero and the pruned one not.
 
     Args:
         activations: Token-weighted FFN activations, (n x f).
@@ -156,12 +160,14 @@ def relative_error_by_panels(
     kept: Tensor,
     room: Room,
     dtype: torch.dtype = torch.float32,
-) -> float:
+) -> float | None:
     """The same by panels of the tokens and of the outputs; computed in `dtype`, summed in float64.
 
     What is on the device: panels of W0 and W_K, and of the activations with their kept columns.
     """
     (n, f), (d, k) = activations.shape, pruned.shape
+    if n == 0:
+        return None
     count = room.panels.rows(f)
     outputs, tokens = min(d, count), min(n, count)
     w, w_k = room.flat(outputs * f, dtype), room.flat(outputs * k, dtype)
@@ -184,4 +190,11 @@ def relative_error_by_panels(
             wanted.addmm_(seen_k, left.T, alpha=-1)
             error += float(wanted.square().sum(dtype=torch.float64))
             room.tick()
-    return error / energy if energy > 0.0 else 0.0
+    return ratio_to_energy(error, energy)
+
+
+def ratio_to_energy(error: float, energy: float) -> float | None:
+    """An error relative to an energy: 0 if both are zero, None (unknown) if only the energy is."""
+    if energy > 0.0:
+        return error / energy
+    return 0.0 if error == 0.0 else None

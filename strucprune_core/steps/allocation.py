@@ -99,7 +99,8 @@ def solve_site(job: Job, layer: int, site: Site, kept: Tensor) -> tuple[SiteSolu
     dense = load_output_matrix(job, layer, site)
     solution = job.room.matrix(dense.shape[0], len(columns), torch.float32)
     gram = load_gram(job, layer, site)
-    damping, retries = ridge_into(gram, dense, columns, job.damping, solution, job.room)
+    asked = job.damping(layer, site)
+    damping, retries = ridge_into(gram, dense, columns, asked, solution, job.room)
     return SiteSolution(kept, solution.tensor), damping, retries
 
 

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from strucprune_core.checkpoint.index import SHARD_INDEX, SIDE_FILES
+from strucprune_core.checkpoint.file_names import SHARD_INDEX
+from strucprune_core.checkpoint.index import SIDE_FILES
 from strucprune_core.checkpoint.reader import PIECE_BYTES
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, index_json, write_shard
 from strucprune_core.models.streaming import WeightSource

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TypeVar
 
 import numpy as np
@@ -10,12 +11,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.calibration.statistics import GramAccumulator, token_weights
+from strucprune_core.calibration.statistics import (
+    GramAccumulator,
+    SiteStatistics,
+    assumed_energy,
+    token_weights,
+)
 from strucprune_core.checkpoint.bundle import new_bundle, save_bundle
 from strucprune_core.checkpoint.writer import PlannedTensor
 from strucprune_core.host_matrix import HostMatrix
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.structures import Site, SiteKind
 from strucprune_core.scratch_arrays import new_array
 from strucprune_core.steps.job import Job
 from strucprune_core.tiling import HOLDOUT_TOKENS
@@ -33,6 +40,11 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
     grams.safetensors    per site, the token-weighted Gram of its inputs, (m x m) float32
     holdout.safetensors  per site, held-out inputs times sqrt(weight), (at most HOLDOUT_TOKENS x m)
     probe_input.npy      the layer's input on the probe windows, (sequences x tokens x d) float32
+
+    Value `sites`: per site its `SiteStatistics`.
+
+    Raises:
+        InvalidText: the text is degenerate (see `calibration.degeneracy`).
     """
     ((before, name),) = unit.reads
     hidden = job.array(before, name)
@@ -53,9 +65,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
             total_weight += _sum_up(trace, grams)
             del trace  # Not beside the next micro-batch's.
             job.tick(rows.stop, samples)
-        while grams:  # One after the other, so that sums on the device go as they are written.
-            site, sums = grams.popitem()
-            sums.finish(total_weight, files[site])
+        draft.values["sites"] = _finish(sites, grams, total_weight, files)
     mean_weight = total_weight / (train * hidden.shape[1])
     held_out = min(HOLDOUT_TOKENS, (samples - train) * hidden.shape[1])
     holdout = {site: _Rows(job, held_out, width) for site, width in widths.items()}
@@ -75,6 +85,33 @@ def _sum_up(trace: LayerTrace, grams: dict[str, GramAccumulator]) -> float:
         seen = trace.inputs[site]
         sums.add(seen.rows, weights if seen.tokens is None else weights[seen.tokens])
     return float(weights.sum(dtype=torch.float64))
+
+
+def _finish(
+    sites: list[Site],
+    grams: dict[str, GramAccumulator],
+    total_weight: float,
+    files: dict[str, HostMatrix],
+) -> dict[str, dict[str, float]]:
+    """Write the Gram matrices: one after the other, so that sums on the device go."""
+    energies = {site: sums.energy(total_weight) for site, sums in grams.items()}
+    means = {kind: _mean_energy(sites, kind, energies) for kind in {site.kind for site in sites}}
+    kinds = {site.name: site.kind for site in sites}
+    found: dict[str, dict[str, float]] = {}
+    while grams:
+        site, sums = grams.popitem()
+        assumed = assumed_energy(sums.tokens, sums.columns, means[kinds[site]])
+        rank = sums.finish(total_weight, files[site], assumed)
+        statistics = SiteStatistics(sums.tokens, sums.columns, energies[site], assumed, rank)
+        found[site] = asdict(statistics)
+    return found
+
+
+def _mean_energy(sites: list[Site], kind: SiteKind, energies: dict[str, float]) -> float:
+    """Mean energy of a column over all sites of a kind."""
+    columns = {site.name: site.structures * site.columns for site in sites if site.kind == kind}
+    total = sum(energies[name] * count for name, count in columns.items())
+    return total / sum(columns.values())
 
 
 def _hold_out(trace: LayerTrace, mean_weight: float, holdout: dict[str, _Rows]) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from strucprune_core.checkpoint.index import CONFIG, SHARD_INDEX, open_checkpoint
+from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
+from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.checkpoint.writer import Shard, index_json, write_shard
 from strucprune_core.evaluation.reload_check import (

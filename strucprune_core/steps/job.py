@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strucprune_core.calibration.statistics import SiteStatistics
 from strucprune_core.checkpoint.bundle import bundle_names, load_from_bundle, map_from_bundle
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
@@ -193,11 +194,13 @@ class Job:
         """(sequences, tokens) of the held-out text that energies are probed on."""
         return probe_shape(self.spec.calibration)
 
-    @property
-    def damping(self) -> float:
-        """Ridge of the reconstruction, relative to the Gram's mean diagonal."""
-        tokens = self.train_sequences * self.spec.calibration.sequence_length
-        return self.spec.pruning.damping or default_damping(tokens)
+    def statistics(self, layer: int, site: Site) -> SiteStatistics:
+        """What is known of a site beside its Gram matrix, once its layer is captured."""
+        return SiteStatistics(**self.workspace.values(f"capture.{layer}")["sites"][site.name])
+
+    def damping(self, layer: int, site: Site) -> float:
+        """Ridge of a site's reconstruction, relative to its Gram's mean diagonal."""
+        return self.spec.pruning.damping or default_damping(self.statistics(layer, site).tokens)
 
     @cached_property
     def dense_shards(self) -> list[Shard]:

@@ -27,7 +27,7 @@ def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
     """Value `perplexity` of the dense or the pruned model, streamed from its files."""
     dense = unit.name == "evaluate.dense"
     stream = job.dense if dense else _reopened(job)[1]
-    windows = np.asarray(job.array("tokens", "evaluation.npy"))
+    windows = np.asarray(job.array("tokens.evaluation", "evaluation.npy"))
     ticks = iter(range(1, 1 << 30))
     draft.values["perplexity"] = value = perplexity(
         stream,

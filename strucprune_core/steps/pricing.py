@@ -60,6 +60,15 @@ def _removed(damage: NDArray[np.float64], width: int) -> float:
     return float(damage[: len(damage) - width].sum())
 
 
+def _measured_damage(job: Job, place: PlannedSite, damage: float) -> float:
+    """The part of a site's damage that the calibration text has shown, and can show again.
+
+    What is assumed of a site that few tokens reach has no effect on the held-out text either, by
+    which energies are measured; counted, it would make its whole layer look cheap.
+    """
+    return damage * job.statistics(place.layer, place.site).measured_share
+
+
 def _keys(job: Job) -> list[Key]:
     return [(place.layer, place.site.kind) for place in job.planned]
 
@@ -93,8 +102,8 @@ def group_energies(job: Job, number: int) -> dict[Key, float]:
     for place in job.planned:
         if place.layer in layers:
             key = (place.layer, place.site.kind)
-            removed = _damages(job, place)[: probe_removals(place.site)]
-            predicted[key] = predicted.get(key, 0.0) + float(removed.sum())
+            removed = float(_damages(job, place)[: probe_removals(place.site)].sum())
+            predicted[key] = predicted.get(key, 0.0) + _measured_damage(job, place, removed)
     kls = _by_layer_and_kind(job.workspace.values(f"probe.{number}")["kl"])
     return {key: energy(kls[key], predicted[key]) for key in predicted}
 
@@ -112,7 +121,13 @@ def _measured(job: Job) -> list[float]:
 def _reviewed(job: Job, number: int) -> list[float]:
     """One energy per planned site, from the model that a round has pruned."""
     before = job.workspace.values(f"price.{number}")
-    predicted = _by_key(job, before["predicted_damages"])
+    predicted = _by_key(
+        job,
+        [
+            _measured_damage(job, place, damage)
+            for place, damage in zip(job.planned, before["predicted_damages"], strict=True)
+        ],
+    )
     whole = _tried(job, number)
     without = _reviewed_kls(job, number)
     losses = {key: whole - kl for key, kl in without.items()}

@@ -56,8 +56,8 @@ def recover(job: Job, unit: Unit, draft: Draft) -> None:
         result = layer.train(sources, targets, weights)
         draft.values |= {
             "status": result.status.value,
-            "error_before": result.error_before,
-            "error_after": result.error_after if math.isfinite(result.error_after) else None,
+            "error_before": _known(result.error_before),
+            "error_after": _known(result.error_after),
         }
         save_bundle(draft.path(SOLUTION), layer.solution(result.weights))
         if unit.index + 1 < job.config.layers:
@@ -182,6 +182,10 @@ class _Layer:
     def _steps(self) -> int:
         spec = self._job.spec.pruning.recover
         return 0 if spec is None else spec.steps
+
+
+def _known(error: float | None) -> float | None:
+    return error if error is not None and math.isfinite(error) else None
 
 
 def _stream_count(job: Job) -> int:

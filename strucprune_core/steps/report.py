@@ -12,7 +12,10 @@ import torch
 from strucprune_core import __version__
 from strucprune_core.digests import sha256_of_bytes
 from strucprune_core.estimate import estimate_job, size_of
+from strucprune_core.foreseen import batch_warning, sparsity_warning
 from strucprune_core.inspection import ModelFacts
+from strucprune_core.models.own_head import own_head_warning
+from strucprune_core.planning import PlannedSite
 from strucprune_core.progress import Phase
 from strucprune_core.report import (
     REPORT_HTML,
@@ -24,6 +27,7 @@ from strucprune_core.report import (
     LayerReport,
     MemoryFigure,
     MemorySummary,
+    ModelCheck,
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
@@ -34,20 +38,17 @@ from strucprune_core.report import (
     SizeSummary,
     SparsitySummary,
     Verification,
+    largest_known,
 )
 from strucprune_core.report_page import render_html
 from strucprune_core.spec import Export
 from strucprune_core.steps.assemble import pruned_checkpoint
 from strucprune_core.steps.exports import exported, published, unit_files
 from strucprune_core.steps.job import Job
+from strucprune_core.steps.report_warnings import few_tokens_warning, retry_warnings
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.units import Unit
 from strucprune_core.workspace import Draft, Manifest
-
-# A damping that had to be raised is worth a warning: the Gram matrix was close to singular.
-_RETRY_WARNING = (
-    "layer {layer}: the ridge was raised {retries} time(s) to factorise its Gram matrix"
-)
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
@@ -60,6 +61,7 @@ def report(job: Job, unit: Unit, draft: Draft) -> None:
 def build_report(job: Job, unit: Unit) -> Report:
     """The report of a job whose units before `report` are all finished."""
     before, after = _sizes(job)
+    asked, reached = job.spec.pruning.sparsity, _reached(job)
     layers = [_layer(job, layer) for layer in range(job.config.layers)]
     return Report(
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -69,8 +71,8 @@ def build_report(job: Job, unit: Unit) -> Report:
         before=before,
         after=after,
         sparsity=SparsitySummary(
-            requested=job.spec.pruning.sparsity,
-            reached=_reached(job),
+            requested=asked,
+            reached=reached,
             channels_removed=before.ffn_channels - after.ffn_channels,
             kv_heads_removed=before.kv_heads - after.kv_heads,
             query_heads_removed=before.query_heads - after.query_heads,
@@ -82,15 +84,24 @@ def build_report(job: Job, unit: Unit) -> Report:
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
+        model_check=ModelCheck(**job.workspace.values("model_check")),
         verification=Verification(**job.workspace.values("verify")),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=published_files(job, published(job)),
         warnings=[
-            _RETRY_WARNING.format(layer=layer.index, retries=layer.damping_retries)
-            for layer in layers
-            if layer.damping_retries
+            *_model_warnings(job),
+            *sparsity_warning(asked, reached),
+            *batch_warning(job.spec),
+            *few_tokens_warning(layers),
+            *retry_warnings(layers),
         ],
     )
+
+
+def _model_warnings(job: Job) -> list[str]:
+    """What is to be known of the dense model."""
+    own_head = own_head_warning(job.index.config, job.config)
+    return [] if own_head is None else [own_head]
 
 
 def _manifests(job: Job) -> list[Manifest]:
@@ -160,7 +171,7 @@ def _layer(job: Job, layer: int) -> LayerReport:
         recovery=_recovery(job, layer),
         energy=max(site.energy for site in sites),
         predicted_damage=sum(site.predicted_damage for site in sites),
-        reconstruction_error=max(site.reconstruction_error for site in sites),
+        reconstruction_error=largest_known(site.reconstruction_error for site in sites),
         damping=max(site.damping for site in sites),
         damping_retries=max(site.damping_retries for site in sites),
         seconds=sum(manifest.seconds for manifest in units if manifest is not None),
@@ -198,11 +209,23 @@ def _sites(job: Job, layer: int) -> list[SiteReport]:
             structures_after=allocation["widths"][number],
             energy=allocation["energies"][number],
             predicted_damage=allocation["predicted_damages"][number],
+            **_statistics(job, place),
             **solved[place.site.name],
         )
         for number, place in enumerate(job.planned)
         if place.layer == layer
     ]
+
+
+def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
+    """What a site's report says of its statistics."""
+    found = job.statistics(place.layer, place.site)
+    return {
+        "calibration_tokens": found.tokens,
+        "columns": found.columns,
+        "measured_share": found.measured_share,
+        "effective_rank": found.effective_rank,
+    }
 
 
 def _rounds(job: Job) -> list[RoundReport]:
@@ -240,7 +263,7 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         sequence_length=evaluation.sequence_length,
         tokens=evaluation.sequences * (evaluation.sequence_length - 1),
         text_uri=evaluation.uri,
-        text_sha256=job.workspace.values("tokens")["evaluation_sha256"],
+        text_sha256=job.workspace.values("tokens.evaluation")["evaluation_sha256"],
     )
 
 

@@ -72,7 +72,7 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
         matrix,
         _columns(job, site, start),
         _columns(job, site, found.groups),
-        job.damping,
+        job.damping(layer, site),
         job.tensor(f"capture.{layer}", HOLDOUT, site.name),
     )
     taken = choice.taken == "candidate"
@@ -93,7 +93,8 @@ def _admm_support(job: Job, layer: int, site: Site, start: Tensor) -> tuple[Tens
     }
 
 
-def _held_out_error(job: Job, layer: int, site: Site, solution: SiteSolution) -> float:
+def _held_out_error(job: Job, layer: int, site: Site, solution: SiteSolution) -> float | None:
+    """Relative error on the held-out tokens that reach a site; None if none does."""
     columns, whole = _columns(job, site, solution.kept), load_output_matrix(job, layer, site)
     weight = solution.weight
     fits = job.panels.fits(weight.shape[1])

@@ -8,6 +8,7 @@ from typing import Any
 
 from strucprune_core.layer_news import LayerNews, merged
 from strucprune_core.planning import pruned_config
+from strucprune_core.report import largest_known
 from strucprune_core.steps.allocation import CURVES
 from strucprune_core.steps.job import Job
 from strucprune_core.steps.pricing import group_energies
@@ -32,8 +33,9 @@ def news_of(job: Job, unit: Unit) -> list[LayerNews]:
             return _allocated(job, job.workspace.values(unit.name))
         case "solve":
             sites = job.workspace.values(unit.name)["sites"].values()
-            error = max(site["reconstruction_error"] for site in sites)
-            return [LayerNews(unit.index, reconstruction_error=error)]
+            error = largest_known(site["reconstruction_error"] for site in sites)
+            solved = True if error is None else None
+            return [LayerNews(unit.index, reconstruction_error=error, solved=solved)]
         case _:
             return []
 

@@ -1,4 +1,7 @@
-"""`tokens`: texts to token windows. `embed`: their embeddings, the input of the first layer."""
+"""From texts to the first layer's input.
+
+`tokens`, `tokens.evaluation`: texts to token windows. `embed`: embeddings of the first.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +37,18 @@ from strucprune_core.workspace import Draft
 
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write calibration.npy (samples x length) and evaluation.npy (sequences x length), int32."""
-    windows, draft.values["calibration_sha256"] = _calibration(job)
-    np.save(draft.path("calibration.npy"), windows)
+    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32."""
+    if unit.name == "tokens":
+        windows, draft.values["calibration_sha256"] = _calibration(job)
+        np.save(draft.path("calibration.npy"), windows)
+        return
     evaluation = job.spec.evaluation
-    if evaluation is not None:
-        text = _text(job, evaluation.uri, "evaluation.uri")
-        stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
-        windows = first_windows(
-            stream, evaluation.sequences, evaluation.sequence_length, text.field
-        )
-        np.save(draft.path("evaluation.npy"), windows)
-        draft.values["evaluation_sha256"] = digest(text)
+    assert evaluation is not None  # noqa: S101 - else the graph has no such unit
+    text = _text(job, evaluation.uri, "evaluation.uri")
+    stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
+    windows = first_windows(stream, evaluation.sequences, evaluation.sequence_length, text.field)
+    np.save(draft.path("evaluation.npy"), windows)
+    draft.values["evaluation_sha256"] = digest(text)
 
 
 def _calibration(job: Job) -> tuple[NDArray[np.int32], str]:

@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.families import parse_config
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
 
 MODELLING_MODULE = "modeling_strucprune"
@@ -43,6 +44,8 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
         pruned: The pruned model's shape.
     """
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
+    if parse_config(dense_config).tie_word_embeddings != pruned.tie_word_embeddings:
+        config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}
     stem = f"StrucPrune{CLASS_STEMS[pruned.family]}"

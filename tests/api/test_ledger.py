@@ -395,12 +395,32 @@ def test_a_cancellation_whose_worker_died_is_finished(ledger: RedisLedger) -> No
 
 def test_settle_overrules_the_ledger(ledger: RedisLedger) -> None:
     claimed(ledger)
-    assert ledger.settle("job_a", JobState.SUCCEEDED, finished_at=5.0, summary={"x": 1})
-    assert not ledger.settle("job_a", JobState.SUCCEEDED, finished_at=6.0)
+    at = ledger.now()
+    assert ledger.settle("job_a", JobState.SUCCEEDED, finished_at=at, summary={"x": 1})
+    assert not ledger.settle("job_a", JobState.SUCCEEDED, finished_at=at - 1)
     record = ledger.get("job_a")
     assert record is not None
-    assert (record.state, record.finished_at, record.summary) == ("succeeded", 5.0, {"x": 1})
+    assert (record.state, record.summary) == ("succeeded", {"x": 1})
+    assert record.finished_at == pytest.approx(at, abs=1e-5)
     assert ledger.expired(10) == []
+
+
+@pytest.mark.parametrize("wrong_by", [-(10.0**9), 10.0**9])
+def test_the_wrong_clock_of_a_worker_moves_no_retention(
+    ledger: RedisLedger, wrong_by: float
+) -> None:
+    claimed(ledger)
+    before = ledger.get("job_a")
+    assert before is not None
+    ledger.settle("job_a", JobState.SUCCEEDED, finished_at=time.time() + wrong_by)
+    record = ledger.get("job_a")
+    assert record is not None
+    assert before.started_at is not None
+    assert record.finished_at is not None
+    assert before.started_at <= record.finished_at <= ledger.now()
+    assert ledger.ended_longer_than(3600, 10) == []
+    time.sleep(0.01)
+    assert ledger.ended_longer_than(0, 10) == ["job_a"]
 
 
 def test_queued_longer_than_rings_once_per_wait(ledger: RedisLedger) -> None:

@@ -5,9 +5,10 @@
 Valkey, an object store, API, reconciler and three workers run while faults are injected at random
 instants: processes are killed, drained or frozen past their lease, Valkey is killed or emptied,
 doorbells are lost or doubled, cancellations race with commits, the object store is cut off or
-breaks off, disks fill up, clocks jump. What ends is started again; customers submit jobs all the
-while, first one by one, so that idle workers help with each, then in crowds, and retry those that
-failed for want of attempts. Then everything is mended, and what became of each job is read from the
+breaks off, Valkey and disks are full for a while, clocks jump, and a greedy tenant submits all that
+it may. What ends is started again; customers submit jobs all the while, first one by one, so that
+idle workers help with each, then in crowds, and retry those that failed for want of attempts. Then
+everything is mended, and what became of each job is read from the
 journal, the object store and the API:
 
 lost        accepted, and now unknown, unjournalled, or ended in a way that it should not: failed

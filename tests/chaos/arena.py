@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -14,12 +15,16 @@ import redis
 from api.jobs.doorbell import QUEUE, Doorbell
 from embedded.processes import ManagedProcess
 from embedded.stack import ROOT, WORK_BUCKET, Stack
+from strucprune_core.client import StrucPruneClient
 from tests.chaos.interference.sitecustomize import CLOCK, FULL
+from tests.support import full_redis
 from tests.support.flaky_proxy import FlakyProxy
 from tests.support.processes import descendants
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama
 
+# The tenant that wants everything.
+GREEDY = "greedy"
 MODEL, DEEP_MODEL = "model", "deep-model"
 LEASE_SECONDS = 3.0
 # Everything that heals, within seconds; as many attempts as there may be.
@@ -32,6 +37,7 @@ SETTINGS: Mapping[str, str] = {
     "STRUCPRUNE_RECONCILE_EVERY_SECONDS": "0.3",
     "STRUCPRUNE_REQUEUE_AFTER_SECONDS": "1",
     "STRUCPRUNE_REBUILD_EVERY_SECONDS": "5",
+    "STRUCPRUNE_TENANT_LIMITS": json.dumps({GREEDY: {"kept_jobs": 20}}),
 }
 _INTERFERENCE = Path(__file__).parent / "interference"
 
@@ -49,7 +55,7 @@ class Arena(Stack):
     """
 
     def __init__(self, directory: Path, workers: int) -> None:
-        super().__init__(directory, workers=workers, settings=SETTINGS)
+        super().__init__(directory, workers=workers, settings=SETTINGS, tenants=[GREEDY])
         self.storage = FlakyProxy(self.s3.port)
         self.restarts = 0
         self._doorbell = Doorbell(self.valkey.url)
@@ -74,6 +80,10 @@ class Arena(Stack):
             "TMPDIR": str(scratch),
             "STRUCPRUNE_SCRATCH_DIRECTORY": str(scratch),
         }
+
+    def greedy(self) -> StrucPruneClient:
+        """A client of the greedy tenant, which tries nothing twice."""
+        return StrucPruneClient(self.api_url, self.api_keys[GREEDY], retry_seconds=0)
 
     def control(self, name: str) -> Path:
         """Directory by which a process is told how to misbehave."""
@@ -171,7 +181,7 @@ class Arena(Stack):
             for pid in pids:
                 _signal(pid, signal.SIGCONT)
 
-        self._repair_after(seconds, go_on)
+        self.repair_after(seconds, go_on)
 
     def cut_storage(self, seconds: float) -> None:
         """Let nothing through to the object store for a while."""
@@ -180,15 +190,27 @@ class Arena(Stack):
         def restore() -> None:
             self.storage.down = False
 
-        self._repair_after(seconds, restore)
+        self.repair_after(seconds, restore)
 
     def fill_scratch(self, worker: str, seconds: float) -> None:
         """Let a worker's disk be full for a while."""
         flag = self.control(worker) / FULL
         flag.touch()
-        self._repair_after(seconds, lambda: flag.unlink(missing_ok=True))
+        self.repair_after(seconds, lambda: flag.unlink(missing_ok=True))
 
-    def _repair_after(self, seconds: float, repair: Callable[[], None]) -> None:
+    def fill_redis(self, seconds: float) -> None:
+        """Let Valkey refuse all that takes memory for a while."""
+        with redis.Redis.from_url(self.valkey.url) as connection:
+            full_redis.fill(connection)
+
+        def give_memory() -> None:
+            with redis.Redis.from_url(self.valkey.url) as connection:
+                full_redis.mend(connection)
+
+        self.repair_after(seconds, give_memory)
+
+    def repair_after(self, seconds: float, repair: Callable[[], None]) -> None:
+        """Mend something that is broken after so long, or with all else."""
         self._repairs.append((time.monotonic() + seconds, repair))
 
     def set_clock(self, name: str, seconds: float) -> None:

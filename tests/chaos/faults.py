@@ -9,13 +9,16 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
+from strucprune_core.client import ClientError
 from tests.chaos.arena import LEASE_SECONDS, Arena
-from tests.chaos.orders import Customers, Order
+from tests.chaos.orders import Customers, Order, job_spec
 
 Fault = Callable[[Arena, Customers, random.Random], str | None]
 
 _CLOCK_SECONDS = (-86_400.0, -90.0, -5.0, 5.0, 90.0, 86_400.0)
+_GREEDY_JOBS = 12
 # How long a fault waits for the moment that it is meant for.
 _MOMENT_SECONDS = 3.0
 
@@ -156,6 +159,32 @@ def jump_clock(arena: Arena, customers: Customers, draw: random.Random) -> str:
     return f"{name} by {seconds:+.0f} s"
 
 
+def fill_redis(arena: Arena, customers: Customers, draw: random.Random) -> str:
+    """Valkey has no memory left for a while."""
+    seconds = draw.uniform(1.0, 2 * LEASE_SECONDS)
+    arena.fill_redis(seconds)
+    return f"for {seconds:.1f} s"
+
+
+def greedy_tenant(arena: Arena, customers: Customers, draw: random.Random) -> str | None:
+    """Another tenant submits all that it may, urgent and for many workers, and cancels it later."""
+    submitted: list[str] = []
+    with arena.greedy() as client, suppress(ClientError):
+        for _ in range(_GREEDY_JOBS):
+            spec = job_spec("threshold", f"greedy-{draw.getrandbits(48):x}", 64)
+            spec["runtime"]["priority"] = "high"
+            submitted.append(client.submit(spec).id)
+
+    def cancel() -> None:
+        with arena.greedy() as client:
+            for job_id in submitted:
+                with suppress(ClientError):  # it is over, or the API is down
+                    client.cancel(job_id)
+
+    arena.repair_after(draw.uniform(5.0, 10.0), cancel)
+    return f"with {len(submitted)} jobs" if submitted else None
+
+
 FAULTS: tuple[Fault, ...] = (
     kill_solve,
     kill_supervisor,
@@ -174,6 +203,8 @@ FAULTS: tuple[Fault, ...] = (
     break_transfers,
     fill_scratch,
     jump_clock,
+    fill_redis,
+    greedy_tenant,
 )
 
 

@@ -65,7 +65,113 @@ def test_inspect(tiny_model: Path) -> None:
     facts = result_of("inspect", tiny_model)
     assert (facts["architecture"], facts["layers"]) == ("llama", 4)
     assert facts["exports"] == ["gguf", "block_configs"]
-    assert "parameters" in call("inspect", tiny_model).stdout
+    assert (facts["query_heads"], facts["kv_heads"]) == ([4] * 4, [2] * 4)
+    shown = call("inspect", tiny_model).stdout
+    assert "parameters" in shown
+    assert re.search("query heads +4 in each layer", shown)
+    assert re.search("kv heads +2 in each layer", shown)
+    assert re.search("intermediate sizes +192 in each layer", shown)
+    assert "experts" not in shown
+
+
+def test_inspect_shows_layers_that_differ(pruned: tuple[Path, dict[str, Any]]) -> None:
+    output, report = pruned
+    widths = [layer["width_after"] for layer in report["layers"]]
+    assert len(set(widths)) > 1
+    shown = " ".join(call("inspect", output).stdout.split())
+    assert f"intermediate sizes {', '.join(map(str, widths))} " in shown
+
+
+def failed(*arguments: str | Path) -> dict[str, Any]:
+    result = call(*arguments, "--json")
+    assert result.exit_code in (1, 2), result.output
+    body: dict[str, Any] = json.loads(result.stdout)["error"]
+    return body
+
+
+@pytest.mark.parametrize("option", ["--sparsity", "--min-keep-fraction", "--max-layer-sparsity"])
+def test_percentages(tmp_path: Path, tiny_model: Path, text_file: Path, option: str) -> None:
+    error = failed(*prune(tiny_model, text_file, tmp_path / "out", option, "30"))
+    assert "did you mean 0.3?" in error["message"]
+    assert error["field"] == f"pruning.{option.strip('-').replace('-', '_')}"
+
+
+@pytest.mark.parametrize(
+    ("output", "workspace", "field"),
+    [
+        ("model/out", "ws", "output.uri_prefix"),
+        ("model", "ws", "output.uri_prefix"),
+        (".", "ws", "output.uri_prefix"),
+        ("out", "model/ws", "workspace"),
+        ("out", "model", "workspace"),
+        ("out", ".", "workspace"),
+        ("out", "out/ws", "workspace"),
+        ("ws/out", "ws", "workspace"),
+        ("out", "link/ws", "workspace"),
+    ],
+)
+def test_places_in_one_another(
+    tmp_path: Path, tiny_model: Path, text_file: Path, output: str, workspace: str, field: str
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "link").symlink_to(tmp_path / "model")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    error = failed(
+        *prune(tmp_path / "model", text_file, tmp_path / output, "--workspace"),
+        tmp_path / workspace,
+    )
+    assert (error["code"], error["field"]) == ("invalid_spec", field)
+    assert "of its own" in error["remedy"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_names_that_only_begin_alike_are_apart(
+    tmp_path: Path, tiny_model: Path, text_file: Path
+) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    workspace = ("--workspace", tmp_path / "model-work")
+    result_of(*prune(model, text_file, tmp_path / "model-out", *workspace))
+
+
+def test_the_home_directory_is_meant(
+    tmp_path: Path, tiny_model: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(tiny_model, home / "model")
+    shutil.copy(text_file, home / "text.txt")
+    (tmp_path / "here").mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path / "here")
+    options = ("--workspace", "~/ws", "--evaluation", "~/text.txt", "--evaluation-sequences", "2")
+    more = (*options, "--evaluation-sequence-length", "32")
+    command = prune(Path("~/model"), Path("~/text.txt"), Path("~/out"), *more)
+    result_of(*command)
+    assert (home / "out/model.safetensors").exists()
+    assert (home / "ws/units").exists()
+    assert result_of("verify", "~/out")["valid"]
+    assert list((tmp_path / "here").iterdir()) == []
+    assert "a user who does not exist" in failed("inspect", "~no-such-user/m")["message"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"--min-keep-fraction": "1.0"}, "leave nothing to remove, .* raise pruning.max_layer"),
+        ({"--multiple-of": "512"}, "leave nothing to remove"),
+        ({"--min-keep-fraction": "0.9"}, r"at most 0\.1042\. Ask for at most 0\.1041, or"),
+        ({"--sparsity": "0.0001"}, r"less than one structure has\. Ask for at least 0\.001303"),
+    ],
+)
+def test_what_can_be_asked_for(
+    tmp_path: Path, tiny_model: Path, text_file: Path, limits: dict[str, str], words: str
+) -> None:
+    options = [part for pair in limits.items() for part in pair]
+    result = call(*prune(tiny_model, text_file, tmp_path / "out", *options))
+    message = " ".join(result.stderr.split())
+    assert re.search(words, message), message
+    asked = re.search(r"Ask for at (?:most|least) ([0-9.]+[0-9])", message)
+    if asked is not None:  # the remedy helps
+        result_of(*prune(tiny_model, text_file, tmp_path / "out", *options, "--sparsity", asked[1]))
 
 
 def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
@@ -144,7 +250,7 @@ def test_a_summary_for_people(tmp_path: Path, tiny_model: Path, text_file: Path)
         (["--sequence-length", "999999"], 2, "invalid_spec", "calibration.sequence_length"),
         (["--calibration", "/"], 2, "invalid_spec", "calibration.uri"),
         (["--calibration", "DIRECTORY"], 1, "object_not_found", "calibration.uri"),
-        (["--output", "DIRECTORY"], 1, "output_not_empty", "output.uri_prefix"),
+        (["--output", "DIRECTORY"], 2, "invalid_spec", "output.uri_prefix"),
         (["--output", "FILE"], 1, "storage_error", "output.uri_prefix"),
         (["--output", "FILE/below"], 1, "storage_error", "output.uri_prefix"),
         (["--output", "/proc/new"], 1, "access_denied", "output.uri_prefix"),

@@ -270,7 +270,7 @@ def test_bad_indices(tmp_path: Path, tiny_model: Path, index: str, reason: str) 
 
 
 def test_what_else_is_refused(tmp_path: Path, tiny_model: Path) -> None:
-    refused(tmp_path / "nothing", tmp_path / "a", "nothing under", ObjectNotFound)
+    refused(tmp_path / "nothing", tmp_path / "a", "no directory", ObjectNotFound)
     refused(tiny_model, tmp_path / "b", r"model\.safetensors already")
     source = pickled_model(tiny_model, tmp_path / "source")
     (source / "pytorch_model.bin").rename(source / "model.pt")

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import shutil
 from pathlib import Path
 from typing import Any
@@ -123,6 +126,34 @@ def test_bad_texts(
     only_issue(changed(body, **{part: {"uri": str(path)}}), kind, f"{part}.uri")
 
 
+OTHER_TEXTS = {
+    "gzip": (gzip.compress(b'{"text": "a"}\n' * 99), "compressed (gzip). Unpack it"),
+    "bzip2": (bz2.compress(b"some words " * 99), "compressed (bzip2). Unpack it"),
+    "xz": (lzma.compress(b"some words " * 99), "compressed (xz). Unpack it"),
+    "zip": (b"PK\x03\x04" + b"x" * 999, "an archive (zip)"),
+    "UTF-16": ("some words".encode("utf-16"), "UTF-16 or UTF-32, not UTF-8. Convert it to UTF-8"),
+    "PDF": (b"%PDF-1.7\n" + b"x" * 999, "a PDF document"),
+    "LFS": (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize(("content", "words"), OTHER_TEXTS.values(), ids=OTHER_TEXTS)
+@pytest.mark.parametrize("name", ["d.txt", "d.jsonl", "d.jsonl.gz", "d.parquet"])
+def test_texts_of_other_formats(
+    body: dict[str, Any], tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    spec = changed(body, calibration={"uri": str(tmp_path / name)})
+    assert words in str(only_issue(spec, InvalidText, "calibration.uri"))
+
+
+@pytest.mark.parametrize("part", ["calibration", "evaluation"])
+def test_parquet_by_another_name(body: dict[str, Any], tmp_path: Path, part: str) -> None:
+    (tmp_path / "d.txt").write_bytes(b"PAR1" + b"x" * 9999)
+    spec = changed(body, **{part: {"uri": str(tmp_path / "d.txt")}})
+    assert "set its format to parquet" in str(only_issue(spec, InvalidText, f"{part}.uri"))
+
+
 def test_a_text_needs_as_many_bytes_as_tokens(body: dict[str, Any]) -> None:
     spec = changed(body, calibration={"samples": 60_000})
     assert "cannot hold" in str(only_issue(spec, InvalidText, "calibration.uri"))
@@ -214,7 +245,7 @@ def test_a_model_that_writes_its_own_text(body: dict[str, Any]) -> None:
         ({"sparsity": 0.6, "min_keep_fraction": 0.5}, "0.5"),
         ({"sparsity": 0.6, "min_keep_fraction": 0.5, "layout": "uniform"}, "0.5"),
         ({"sparsity": 0.5, "multiple_of": 128}, "0.3333"),
-        ({"sparsity": 0.1, "multiple_of": 1024}, "at most 0"),
+        ({"sparsity": 0.1, "multiple_of": 1024}, "nothing to remove"),
     ],
 )
 def test_a_sparsity_out_of_reach(

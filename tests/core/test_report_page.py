@@ -288,10 +288,20 @@ def test_says_everything_the_report_holds() -> None:
         *report.warnings,
         *[entry.sha256 for entry in report.files],
         *[phase.name for phase in report.phases],
-        *[style.number(layer.reconstruction_error) for layer in report.layers],
+        *[style.known_number(layer.reconstruction_error) for layer in report.layers],
         *[f"{layer.width_after:,}" for layer in report.layers],
     ]
     assert [value for value in expected if value not in text] == []
+
+
+def test_an_unknown_error_is_said_and_not_drawn() -> None:
+    report = make_report(5)
+    layers = list(report.layers)
+    layers[2] = layers[2].model_copy(update={"reconstruction_error": None})
+    page = render_html(report.model_copy(update={"layers": layers}))
+    assert "Layer 2: reconstruction error unknown" in check_page(page).text
+    (plot,) = [svg for svg in svgs(page) if "Reconstruction error" in (svg.get("aria-label") or "")]
+    assert len(list(plot.iter("circle"))) == 4
 
 
 def test_ffn_flops_follow_from_the_channels() -> None:

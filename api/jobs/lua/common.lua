@@ -3,7 +3,8 @@
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
---                                            label_index (JSON list), deadline_seconds;
+--                                            deadline_seconds;
+--                                            kept_bytes: what is counted for it in NS:kept;
 --                                            declined: '1' once it says that free workers have no
 --                                            room for it; lined_up_at: when this run was queued
 --                                            first, which is its place in its tenant's line;
@@ -29,10 +30,10 @@
 --   NS:served                        hash    TENANT -> when a worker last took a job of it
 --   NS:claimed:NONCE                 string  ID of the job that this call of `claim` took; expires
 --   NS:counts                        hash    STATE -> number of jobs
+--   NS:kept                          hash    TENANT -> bytes of memory that its jobs here take
 --   NS:totals                        hash    what is counted over all programs; see meters.py
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
---   NS:tenant:TENANT:label:KEY=VALUE zset    positions of the jobs with this label
 --   NS:tenant:TENANT:line            zset    its queued jobs that a worker may take: high priority
 --                                            first, then age (see `place_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
@@ -233,6 +234,20 @@ local function next_job(limits, free_bytes, seconds_ago)
   return nil, (#left > 0 and 'no_room') or (blocked and 'blocked') or 'nothing', left
 end
 
+-- Of its places in the indexes, about.
+local INDEX_BYTES = 600
+
+-- Count for its tenant what a job takes now.
+local function weigh(id, job)
+  local bytes = INDEX_BYTES
+  for _, part in ipairs({key('job', id), key('job', id, 'events'), key('job', id, 'logs')}) do
+    bytes = bytes + (redis.call('MEMORY', 'USAGE', part, 'SAMPLES', 0) or 0)
+  end
+  redis.call('HINCRBY', key('kept'), job.tenant, bytes - tonumber(job.kept_bytes or '0'))
+  job.kept_bytes = string.format('%d', bytes)
+  redis.call('HSET', key('job', id), 'kept_bytes', job.kept_bytes)
+end
+
 -- Write state `to` with `fields`, keep every index in step, and append the event.
 -- reason: why, for the event; '' for none. rests: see `line_up`.
 local function enter(id, job, to, fields, reason, rests)
@@ -286,6 +301,7 @@ local function enter(id, job, to, fields, reason, rests)
   for name, value in pairs(fields) do
     job[name] = value
   end
+  weigh(id, job)
 end
 
 -- `enter` for a transition of the table; false, with nothing changed, for any other.

@@ -1,17 +1,16 @@
 #!lua
--- ARGV: NS, id, position, labels (JSON list of index names), then field, value, ...
+-- ARGV: NS, id, position, then field, value, ...
 -- Enter a queued job. 1, or 0 if it is already there.
 local id, position = ARGV[2], ARGV[3]
 if redis.call('EXISTS', key('job', id)) == 1 then
   return 0
 end
 local job = {}
-for i = 5, #ARGV, 2 do
+for i = 4, #ARGV, 2 do
   job[ARGV[i]] = ARGV[i + 1]
 end
 local at = now()
 job.position = position
-job.label_index = ARGV[4]
 job.state = 'queued'
 job.revision = '1'
 job.attempt = '0'
@@ -20,9 +19,7 @@ job.lined_up_at = seconds(at)
 set_fields(id, job)
 redis.call('ZADD', key('tenant', job.tenant, 'all'), 0, position)
 count(job, 'queued', 1)
-for _, label in ipairs(cjson.decode(ARGV[4])) do
-  redis.call('ZADD', key('tenant', job.tenant, 'label', label), 0, position)
-end
 line_up(id, job, at, false)
 append_event(id, 'state', cjson.encode({state = 'queued', run = tonumber(job.run or '1'), attempt = 0}))
+weigh(id, job)
 return 1

@@ -1,18 +1,19 @@
 #!lua flags=allow-oom
--- ARGV: NS, id
--- Remove a job that is over, with all that is known of it. 1 if it is not there (any more), else 0.
+-- ARGV: NS, id, run ('': any)
+-- Remove a job that is over, with all that is known of it. 1 if it is not there (any more), else 0:
+-- it is not over, or in another run.
 local id = ARGV[2]
 local job = load_job(id)
 if job == nil then
   return 1
 end
-if not TERMINAL[job.state] then
+if not TERMINAL[job.state] or (ARGV[3] ~= '' and (job.run or '1') ~= ARGV[3]) then
   return 0
 end
 count(job, job.state, -1)
 redis.call('ZREM', key('tenant', job.tenant, 'all'), job.position)
-for _, label in ipairs(cjson.decode(job.label_index or '[]')) do
-  redis.call('ZREM', key('tenant', job.tenant, 'label', label), job.position)
+if redis.call('HINCRBY', key('kept'), job.tenant, -tonumber(job.kept_bytes or '0')) <= 0 then
+  redis.call('HDEL', key('kept'), job.tenant)
 end
 redis.call('ZREM', key('ended'), id)
 redis.call('DEL', key('job', id), key('job', id, 'events'), key('job', id, 'logs'))

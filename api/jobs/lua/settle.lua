@@ -8,6 +8,10 @@ local job = load_job(id)
 if job == nil or job.state == state or (job.run or '1') ~= ARGV[7] then
   return 0
 end
-local fields = {error = ARGV[4], summary = ARGV[5], finished_at = ARGV[6]}
+-- By the clock of whoever committed it, which may be wrong. It is neither before the job's start nor in
+-- the future: retention counts from it.
+local began = (job.started_at or '') ~= '' and job.started_at or job.created_at
+local finished_at = math.min(now(), math.max(tonumber(ARGV[6]), tonumber(began)))
+local fields = {error = ARGV[4], summary = ARGV[5], finished_at = seconds(finished_at)}
 enter(id, job, state, fields, 'settled')
 return 1

@@ -1,7 +1,7 @@
 // What a job would cost and give, as `validate` answers it.
 
 import { h } from "./dom.js";
-import { bytes, change, count, flops, words } from "./format.js";
+import { bytes, change, count, flops, percent, words } from "./format.js";
 
 /** Fill `box` with the answer of a valid job. */
 export function showEstimate(box, { estimate, runtimes }) {
@@ -13,7 +13,9 @@ export function showEstimate(box, { estimate, runtimes }) {
   box.replaceChildren(
     h("p", { class: "now" }, bytes(estimate.bytes_after)),
     h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} (${change(estimate.bytes_before, estimate.bytes_after)})`),
+    notice(estimate.warnings),
     list([
+      ["Sparsity", `${percent(estimate.sparsity_reached, 1)}, ${percent(estimate.sparsity_requested, 1)} asked for`],
       ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
       ...exports, ...memory,
       ["Workspace", bytes(estimate.workspace_bytes)],
@@ -23,6 +25,8 @@ export function showEstimate(box, { estimate, runtimes }) {
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
     h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map(runtime)));
 }
+
+const notice = (warnings) => (warnings.length ? h("div", { class: "notice note" }, h("ul", {}, warnings.map((text) => h("li", {}, text)))) : "");
 
 const list = (rows) => h("dl", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
 

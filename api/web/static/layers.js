@@ -33,7 +33,7 @@ export function layerFigures() {
     update(rows) {
       const chosen = rows.filter((one) => known(one.width_after));
       const measured = rows.filter((one) => known(one.energy));
-      const solved = rows.filter((one) => known(one.reconstruction_error));
+      const solved = rows.filter(isSolved);
       const far = chosen.length && solved.length < rows.length ? ` ${solved.length} of ${rows.length} layers are solved so far, in full colour.` : "";
       table.update(rows);
       widths.update(chosen.length > 0, `${count(sum(chosen, "width_after"))} of ${count(sum(chosen, "width_before"))} stay.${far}`, () =>
@@ -50,8 +50,8 @@ export function layerFigures() {
 
 /** What is kept of a layer; paler until it is solved. */
 function bar(row, name) {
-  const solved = known(row.reconstruction_error);
-  const note = solved ? `, error ${number(row.reconstruction_error, 3)}` : ", not solved yet";
+  const solved = isSolved(row);
+  const note = solved ? `, error ${errorOf(row)}` : ", not solved yet";
   return { value: row[`${name}_after`], of: row[`${name}_before`], note, tone: solved ? undefined : "planned" };
 }
 
@@ -74,7 +74,7 @@ function layerTable() {
   const head = ["Layer", "FFN channels", "Query heads", "Energy", "Damage", "Error"];
   const body = h("tbody", {});
   const share = (one, name) => (known(one[`${name}_after`]) ? `${one[`${name}_after`]} / ${one[`${name}_before`]}` : ABSENT);
-  const cells = (one) => [one.index, share(one, "width"), share(one, "query_heads"), number(one.energy, 3), number(one.predicted_damage, 3), number(one.reconstruction_error, 3)];
+  const cells = (one) => [one.index, share(one, "width"), share(one, "query_heads"), number(one.energy, 3), number(one.predicted_damage, 3), isSolved(one) ? errorOf(one) : ABSENT];
   return {
     node: h("details", {}, h("summary", {}, "As a table"),
       h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Layers" }, h("table", {},
@@ -83,5 +83,8 @@ function layerTable() {
   };
 }
 
+/** Whether a layer is solved: its error is known, or is said to be unknown (a report has its damping, too). */
+const isSolved = (row) => known(row.reconstruction_error) || row.solved === true || known(row.damping);
+const errorOf = (row) => (known(row.reconstruction_error) ? number(row.reconstruction_error, 3) : "unknown");
 const known = (value) => value !== undefined && value !== null;
 const sum = (rows, key) => rows.reduce((total, one) => total + one[key], 0);

@@ -17,7 +17,7 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.models.families import parse_config
 from strucprune_core.planning import PlannedSite, allocate_widths, plan_sites
 from strucprune_core.spec import PruningSpec
-from tests.core.allocation.test_threshold import convex_curves
+from tests.core.allocation.test_threshold import convex_curves, is_nearest
 
 LAYERS = 5
 RULES = ("threshold", "softmax", "uniform")
@@ -132,12 +132,26 @@ def test_the_budget_is_met_to_within_one_step(
     check(problem(rule, limits, sparsity, seed))
 
 
+def rounds_to_nothing(found: Problem) -> bool:
+    """Whether it is refused since at every site less than half a step is asked for."""
+    try:
+        _ = found.widths
+    except InvalidSpec:
+        share = found.pruning.sparsity
+        assert all(
+            share * place.site.structures <= place.rule.multiple_of / 2 for place in found.planned
+        )
+        return True
+    return False
+
+
 def check(found: Problem) -> None:
     """The budget is met to within one rounding step (uniform: a site), and no limit broken."""
     uniform = found.pruning.allocation == "uniform"
-    over = found.removed - found.budget
+    if uniform and rounds_to_nothing(found):
+        return
     steps = len(found.planned) if uniform else 1
-    assert 0 <= over < steps * found.largest_step
+    assert is_nearest(found.removed, found.budget, steps * found.largest_step)
     for place, width in zip(found.planned, found.widths, strict=True):
         assert width in place.rule.widths(place.site.structures)
         most = min(
@@ -157,6 +171,8 @@ def test_more_sparsity_removes_more(
 ) -> None:
     more = problem(rule, limits, sparsity, seed)
     less = more.at(sparsity * float(np.random.default_rng(seed).uniform(0.01, 1.0)))
+    if rule == "uniform" and (rounds_to_nothing(less) or rounds_to_nothing(more)):
+        return
     if rule == "softmax":  # Its energies depend on the sparsity: only the whole is ordered.
         assert less.removed < more.removed + more.largest_step
         return
@@ -189,6 +205,8 @@ def test_sites_may_come_in_any_order(
     rule: str, limits: dict[str, Any], sparsity: float, seed: int
 ) -> None:
     found = problem(rule, limits, sparsity, seed)
+    if rule == "uniform" and rounds_to_nothing(found):
+        return
     order = np.random.default_rng(seed + 1).permutation(len(found.planned)).tolist()
     assert found.reordered(order).widths == tuple(found.widths[i] for i in order)
 

@@ -7,9 +7,11 @@ from torch import Tensor
 from strucprune_core.calibration.statistics import (
     LEAST_MEAN_SQUARE,
     GramAccumulator,
+    SiteStatistics,
+    assumed_energy,
     token_weights,
 )
-from strucprune_core.solver.matrices import Room
+from strucprune_core.solver.matrices import DeviceMatrix, Room
 
 
 def random_tokens(tokens: int, seed: int, width: int = 9, hidden: int = 5) -> tuple[Tensor, Tensor]:
@@ -78,3 +80,41 @@ def test_a_massive_token_does_not_own_the_statistics() -> None:
     raw = float(activations.square().sum() / activations[1:].square().sum())
     assert weighted == pytest.approx(1.0, abs=0.1)
     assert raw > 10
+
+
+def accumulated(rows: torch.Tensor, assumed: float = 0.0) -> tuple[torch.Tensor, float]:
+    """G of tokens of weight one, with its effective rank."""
+    grams = GramAccumulator(rows.shape[1], Room(torch.device("cpu")))
+    grams.add(rows, torch.ones(len(rows)))
+    into = DeviceMatrix(torch.empty(rows.shape[1], rows.shape[1]))
+    rank = grams.finish(float(len(rows)), into, assumed)
+    return into.tensor, rank
+
+
+def test_the_effective_rank_counts_directions_whatever_their_scale() -> None:
+    draw = torch.Generator().manual_seed(0)
+    scales = torch.logspace(-3, 3, 200)
+    free = torch.randn(20_000, 200, generator=draw) * scales
+    assert accumulated(free)[1] == pytest.approx(200, rel=0.02)
+    assert accumulated(torch.ones(50, 200) * scales)[1] == pytest.approx(1.0, rel=1e-5)
+    three = torch.randn(20_000, 3, generator=draw) @ torch.eye(3).repeat(1, 66)
+    assert accumulated(three)[1] == pytest.approx(3.0, rel=0.01)
+    assert accumulated(torch.zeros(5, 200))[1] == 0.0
+    dead = torch.cat([free[:, :10], torch.zeros(20_000, 90)], dim=1)
+    assert accumulated(dead)[1] == pytest.approx(10, rel=0.02)
+
+
+def test_what_is_assumed_is_on_the_diagonal_and_not_in_the_rank() -> None:
+    rows = torch.randn(4, 9, generator=torch.Generator().manual_seed(0))
+    measured, rank = accumulated(rows)
+    given, same_rank = accumulated(rows, assumed=0.5)
+    assert torch.allclose(given - measured, 0.5 * torch.eye(9), atol=1e-6)
+    assert same_rank == rank
+
+
+def test_the_assumed_energy_goes_as_tokens_come() -> None:
+    found = [assumed_energy(tokens, 10, 2.0) for tokens in (0, 5, 9, 10, 1000)]
+    assert found == pytest.approx([2.0, 1.0, 0.2, 0.0, 0.0])
+    assert SiteStatistics(0, 10, 0.0, 2.0, 0.0).measured_share == 0.0
+    assert SiteStatistics(5, 10, 3.0, 1.0, 1.0).measured_share == 0.75
+    assert SiteStatistics(10, 10, 0.0, 0.0, 0.0).measured_share == 1.0

@@ -56,6 +56,26 @@ def test_no_tensors_at_all() -> None:
     assert parse(file_of({})).tensors == {}
 
 
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00", "git lfs pull"),
+        (b"GGUF\x03\x00\x00\x00\x23\x01", "a GGUF file"),
+        (b"PK\x03\x04\x00\x00\x08\x08\x00", "strucprune convert"),
+        (b"<!DOCTYPE html><html>", "a web page"),
+        (b"<html><body>403", "a web page"),
+    ],
+)
+def test_other_files_under_the_name(data: bytes, words: str) -> None:
+    with pytest.raises(InvalidCheckpoint, match=words):
+        parse(data)
+
+
+def test_a_length_that_looks_like_a_mark() -> None:
+    length = int.from_bytes(b"<!", "little")
+    assert parse(file_of(b"{}".ljust(length))).tensors == {}
+
+
 HOSTILE = {
     "empty file": b"",
     "short file": b"\0" * 7,

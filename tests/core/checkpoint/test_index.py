@@ -1,18 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from strucprune_core.checkpoint.index import (
-    MAX_CONFIG_BYTES,
-    SHARD_INDEX,
-    CheckpointIndex,
-    open_checkpoint,
-)
+from strucprune_core.checkpoint.file_names import SHARD_INDEX
+from strucprune_core.checkpoint.index import MAX_CONFIG_BYTES, CheckpointIndex, open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound, StrucPruneError
 from strucprune_core.storage.local import LocalStore
 
@@ -95,7 +92,7 @@ def test_no_config(single: Path) -> None:
         ('{"a": 1, "a": 2}', "twice"),
         ('{"a": NaN}', "NaN"),
         ('{"a": ' + "[" * 100 + "]" * 100 + "}", "nested"),
-        (" " * (MAX_CONFIG_BYTES + 1), "larger"),
+        (" " * (MAX_CONFIG_BYTES + 1), "over the limit"),
     ],
 )
 def test_bad_configs(single: Path, config: str, words: str) -> None:
@@ -108,12 +105,83 @@ def test_pickled_weights_are_refused(single: Path, name: str) -> None:
     (single / "model.safetensors").unlink()
     (single / name).parent.mkdir(exist_ok=True)
     (single / name).write_bytes(b"x")
-    assert "Convert" in str(refused(single, "pickled"))
+    error = refused(single, "pickled")
+    assert ("strucprune convert" in str(error)) == (name == "pytorch_model.bin")
 
 
 def test_pickled_weights_beside_safetensors_are_ignored(single: Path) -> None:
     (single / "pytorch_model.bin").write_bytes(b"x")
     assert len(open_at(single).tensors) == 2
+
+
+GGUF = b"GGUF\x03\x00\x00\x00"
+FOLDERS = {
+    "adapter": (
+        ("adapter_config.json", "adapter_model.safetensors"),
+        "adapter",
+        "merge_and_unload",
+    ),
+    "old adapter": (("adapter_config.json", "adapter_model.bin"), "adapter", "merge_and_unload"),
+    "gguf": (("model-q4.gguf", "README.md"), r"GGUF\) \('model-q4.gguf'", "made from"),
+    "gguf, config": (("config.json", "m.gguf"), "GGUF", "made from"),
+    "Meta": (("consolidated.00.pth", "params.json", "tokenizer.model"), "Meta's", "transformers"),
+    "Mistral": (("config.json", "consolidated.safetensors"), "Mistral's", "transformers"),
+    "onnx": (("config.json", "onnx/model.onnx", "model.onnx"), "ONNX", "exported from"),
+    "TensorFlow": (("config.json", "tf_model.h5"), "another framework", "safetensors"),
+    "Flax": (("config.json", "flax_model.msgpack"), "another framework", "safetensors"),
+    "diffusers": (("model_index.json", "unet/config.json"), "diffusers", "config.json"),
+    "below": (("a/config.json", "a/model.safetensors"), "one in 'a' there", "Give .*/a\\."),
+    "two below": (("a/config.json", "b/config.json"), "one in 'a' there", "of one model"),
+    "no config": (
+        ("model.safetensors",),
+        "no config.json beside 'model.saf",
+        "next to the weights",
+    ),
+    "tokenizer": (("tokenizer.json",), "no config.json under", "directory or prefix that holds"),
+    "no index": (("config.json", "model-00001-of-00002.safetensors"), "is not", "Copy it next"),
+    "other name": (("config.json", "weights.safetensors"), "neither", "name it model.safetensors"),
+    "no weights": (("config.json", "tokenizer.json"), "no weights under", "Copy the weights"),
+}
+
+
+@pytest.mark.parametrize(("names", "what", "remedy"), FOLDERS.values(), ids=FOLDERS)
+def test_what_is_no_model_is_named(
+    tmp_path: Path, names: tuple[str, ...], what: str, remedy: str
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"{}" if name.endswith("json") else GGUF)
+    error = refused(tmp_path, what)
+    assert re.search(remedy, str(error.remedy))
+
+
+@pytest.mark.parametrize(
+    ("name", "what", "remedy"),
+    [
+        ("model.safetensors", "names a file", "Give the one that holds it: .*/models$"),
+        ("m.gguf", "GGUF", "made from"),
+        ("consolidated.00.pth", "Meta's", "layout of transformers"),
+        ("model.tar.gz", "is an archive", "Unpack it"),
+        ("model", "names a file", "holds it"),
+    ],
+)
+def test_a_file_is_no_directory(tmp_path: Path, name: str, what: str, remedy: str) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / name).write_bytes(GGUF)
+    error = refused(tmp_path / "models" / name, what)
+    assert re.search(remedy, str(error.remedy))
+
+
+def test_ids_of_a_hub_are_not_downloaded(tmp_path: Path) -> None:
+    with pytest.raises(ObjectNotFound, match=r"there is no directory .*`hf download"):
+        open_at(tmp_path / "meta-llama/Llama-3.1-8B")
+
+
+def test_several_missing_shards(sharded: Path) -> None:
+    for name in SHARDS:
+        (sharded / name).unlink()
+    error = refused(sharded, f"2 of the 2 shards .* missing, first {SHARDS[0]}, {SHARDS[1]}")
+    assert error.remedy == "Copy what is missing next to the others."
 
 
 def test_no_weights(single: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from strucprune_core.checkpoint.index import SHARD_INDEX, open_checkpoint
+from strucprune_core.checkpoint.file_names import SHARD_INDEX
+from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.checkpoint.writer import (
     PlannedTensor,

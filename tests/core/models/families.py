@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
+
+from tests.support.text import make_text
+from tests.support.tiny_llama import save_tokenizer
 
 SHAPE = {
     "vocab_size": 512,
@@ -118,9 +122,18 @@ VARIANTS: dict[str, tuple[Any, dict[str, Any]]] = {
 def random_model(variant: str) -> Any:
     """A model of a variant with random weights, norms and biases too."""
     config_class, options = VARIANTS[variant]
-    config = config_class(**options)
     # Only eager attention applies gemma's soft cap.
-    implementation = "eager" if variant.startswith("gemma") else "sdpa"
+    return _random(config_class(**options), "eager" if variant.startswith("gemma") else "sdpa")
+
+
+def saved(config: Any, directory: Path) -> Path:
+    """A model of a configuration with random weights, saved with a tokenizer; the directory."""
+    _random(config, "sdpa").save_pretrained(directory)
+    save_tokenizer(directory, text=make_text(), vocab=config.vocab_size)
+    return directory
+
+
+def _random(config: Any, implementation: str) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = hf.AutoModelForCausalLM.from_config(config, attn_implementation=implementation)

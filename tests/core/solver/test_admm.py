@@ -331,10 +331,11 @@ def test_the_support_with_the_lower_held_out_error_is_taken(
     supports: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
 ) -> None:
     gram, weight, holdout, one, other = supports
-    errors = [
+    found = [
         relative_error(holdout, weight, ridge(gram, weight, kept, DAMPING).weight, kept)
         for kept in (one, other)
     ]
+    errors = [error for error in found if error is not None]
     worse, better = (one, other) if errors[1] < errors[0] else (other, one)
     choice = choose_support(gram, weight, worse, better, DAMPING, holdout)
     assert choice.taken == "candidate"
@@ -344,6 +345,20 @@ def test_the_support_with_the_lower_held_out_error_is_taken(
     assert choice.taken == "baseline"
     assert torch.equal(choice.kept, better)
     torch.testing.assert_close(choice.solution.weight, ridge(gram, weight, better, DAMPING).weight)
+
+
+def test_without_held_out_tokens_the_baseline_stays(
+    supports: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+) -> None:
+    gram, weight, holdout, one, other = supports
+    for baseline, candidate in ((one, other), (other, one)):
+        choice = choose_support(gram, weight, baseline, candidate, DAMPING, holdout[:0])
+        assert (choice.taken, choice.baseline_error, choice.candidate_error) == (
+            "baseline",
+            None,
+            None,
+        )
+        assert torch.equal(choice.kept, baseline)
 
 
 def test_of_equal_supports_the_baseline_is_taken(

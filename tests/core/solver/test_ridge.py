@@ -151,3 +151,13 @@ def test_default_damping() -> None:
     assert default_damping(10**9) == DAMPING_RANGE[0] == 0.03
     rates = [default_damping(tokens) for tokens in range(1, 10**6, 997)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_relative_error_over_no_tokens_is_unknown() -> None:
+    kept = torch.tensor([0])
+    assert relative_error(torch.zeros(0, 2), torch.ones(3, 2), torch.ones(3, 1), kept) is None
+
+
+def test_relative_error_beside_no_output_is_unknown() -> None:
+    seen, dense = torch.tensor([[1.0, 1.0]]), torch.tensor([[1.0, -1.0]])
+    assert relative_error(seen, dense, torch.tensor([[1.0]]), torch.tensor([0])) is None

@@ -1,0 +1,219 @@
+"""The dense reload check: is our forward pass on the user's files what transformers computes?
+
+Everything that a job measures, and the pruned checkpoint's own check, stands on our reading of the
+dense model: a key of config.json that we overlook, or a tensor that we leave aside, would be wrong
+on both sides there. So before any other work transformers builds the model from the user's own
+config.json, and random tokens pass through its modules and ours:
+
+- the names of all tensors, of every layer, are compared with those that transformers expects;
+- embeddings (with positions, scale and projections) are compared at the first layer's input;
+- the first layer, the last, and one layer of each further kind (other modules, window, rotary
+  positions or settings, in our reading or in transformers') run in both, on the same input;
+- final norm, head and soft cap are compared by the logits, on what the last layer gave.
+
+Layers between are left out, which spares a pass over the weights. The text is short: a window or a
+stretch of rotary positions that begins beyond it is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strucprune_core.errors import NumericalFailure, UnsupportedArchitecture
+from strucprune_core.models.config import LayerConfig
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.vocabulary import embed, next_token_logits
+from strucprune_core.tiling import MODEL_CHECK_LAYERS
+
+FIELD = "model.uri"
+
+# Largest difference that float32 rounding explains, relative to the largest value that a layer adds
+# (seen: 7e-7), where what is compared is well conditioned.
+TOLERANCE = 1e-5
+# Rounding of the sum with the residual stream, relative to the largest value in it.
+SUM_ROUNDING = 1e-6
+# What rounding grows to inside a layer is measured by our own pass on an input that is changed by a
+# few units in the last place: attention with large logits magnifies them a thousandfold.
+NUDGE = 2.0**-21
+NUDGE_FACTOR = 16.0
+# A router near a tie may send a token to another expert after rounding: so many tokens may differ.
+REROUTED_SHARE = 1 / 32
+
+
+@torch.inference_mode()
+def check_model(
+    stream: ModelStream,
+    config_json: bytes,
+    tensor_names: set[str],
+    seed: int,
+    tick: Callable[[], None],
+    *,
+    sequences: int,
+    length: int,
+) -> dict[str, Any]:
+    """Compare our forward on a model's own files with transformers' on the same.
+
+    Args:
+        stream: The dense model.
+        config_json: Its config.json.
+        tensor_names: Names of all its tensors.
+        seed: Of the random tokens.
+        tick: Called after each layer: a safe point to stop at.
+        sequences: Sequences of tokens.
+        length: Tokens of each.
+
+    Returns:
+        `reference`, `tokens`, `layers` (those that ran), `max_relative_difference` and `tolerance`.
+
+    Raises:
+        InvalidCheckpoint: transformers expects other tensors than there are.
+        UnsupportedArchitecture: it computes something else from them than we do.
+        NumericalFailure: what it computes is not finite.
+    """
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.evaluation.transformers_reference import REFERENCE, Reference
+
+    tokens = _random_tokens(seed, stream.config.vocab_size, (sequences, length))
+    reference = Reference(stream, config_json, tensor_names)
+    layers = layers_to_run(list(zip(_kinds(stream), reference.kinds(), strict=True)))
+    run = reference.run(tokens, layers)
+    tick()
+    compare = _Comparison(REFERENCE)
+    first, last = run.inputs[layers[0]], run.outputs[layers[-1]]
+    embedded = np.empty_like(first)
+    embed(stream, tokens, embedded, tick)
+    compare("the embeddings", embedded, embedded, first, _largest(first))
+    for layer in layers:
+        given, wanted = run.inputs[layer], run.outputs[layer]
+        scale = _largest(wanted - given) + _largest(wanted) * (SUM_ROUNDING / TOLERANCE)
+        routed = stream.config.blocks[layer].names.router is not None
+        mine, nudged = _layer_outputs(stream, layer, given)
+        compare(f"layer {layer}", mine, nudged, wanted, scale, layer=layer, routed=routed)
+        tick()
+    logits = run.logits.numpy()
+    mine, nudged = (
+        next_token_logits(stream, hidden).numpy() for hidden in (last[:, -1], _nudged(last)[:, -1])
+    )
+    compare("the logits (final norm and head)", mine, nudged, logits, _largest(logits))
+    return {
+        "reference": REFERENCE,
+        "tokens": int(tokens.size),
+        "layers": layers,
+        "max_relative_difference": compare.difference,
+        "tolerance": compare.tolerance,
+    }
+
+
+def layers_to_run(kinds: Sequence[object]) -> list[int]:
+    """The first layer, the last, and the first of each further kind while there is room."""
+    chosen, seen = {0, len(kinds) - 1}, [kinds[0], kinds[-1]]
+    for layer, kind in enumerate(kinds):
+        if len(chosen) < MODEL_CHECK_LAYERS and kind not in seen:
+            chosen.add(layer)
+            seen.append(kind)
+    return sorted(chosen)
+
+
+def _kinds(stream: ModelStream) -> list[object]:
+    """Of each layer what makes it another kind in our reading: all but its widths."""
+
+    def kind(block: LayerConfig) -> object:
+        return block.names, block.window, block.rope
+
+    return [kind(block) for block in stream.config.blocks]
+
+
+def _layer_outputs(
+    stream: ModelStream, layer: int, given: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a layer makes of an input, and of the input nudged."""
+    weights = stream.layer(layer)
+
+    def output(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
+        found: NDArray[np.float32] = stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
+        return found
+
+    return output(given), output(_nudged(given))
+
+
+def _nudged(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The values changed by a few units in the last place, up and down at random."""
+    signs = np.random.Generator(np.random.PCG64(0)).choice([-1.0, 1.0], values.shape)
+    changed: NDArray[np.float32] = (values * (1.0 + NUDGE * signs)).astype(np.float32)
+    return changed
+
+
+class _Comparison:
+    """Compares values, and remembers the difference that came nearest to its tolerance."""
+
+    def __init__(self, reference: str) -> None:
+        self.difference, self.tolerance = 0.0, TOLERANCE
+        self._reference = reference
+
+    def __call__(
+        self,
+        what: str,
+        mine: NDArray[np.float32],
+        nudged: NDArray[np.float32],
+        wanted: NDArray[np.float32],
+        scale: float,
+        *,
+        layer: int | None = None,
+        routed: bool = False,
+    ) -> None:
+        """Compare values, (... x width), token by token, relative to `scale`.
+
+        Args:
+            what: Their name.
+            mine: Ours.
+            nudged: Ours of a nudged input, or the same where nothing is computed.
+            wanted: The reference's.
+            scale: What differences are relative to.
+            layer: The layer that they come from.
+            routed: Whether rounding may send a token elsewhere.
+        """
+        if not np.isfinite(wanted).all():
+            raise NumericalFailure(
+                f"{self._reference} computes values that are not finite in {what} of the model "
+                "itself",
+                field=FIELD,
+                layer=layer,
+                remedy="The checkpoint is damaged, or its values are too large for float32.",
+            )
+        difference = _difference(mine, wanted, scale, routed=routed)
+        noise = _difference(nudged, mine, scale, routed=routed)
+        tolerance = TOLERANCE + NUDGE_FACTOR * noise
+        if not difference <= tolerance:  # `not <=`, so that NaN fails too.
+            raise UnsupportedArchitecture(
+                f"{self._reference} computes {what} of the model otherwise than this build: the "
+                f"relative difference is {difference:.3g} (tolerance {tolerance:.3g})",
+                field=FIELD,
+                layer=layer,
+                remedy="config.json asks for something that this build does not implement. Please "
+                "report it with that file.",
+            )
+        if difference * self.tolerance > self.difference * tolerance:
+            self.difference, self.tolerance = difference, tolerance
+
+
+def _difference(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], scale: float, *, routed: bool
+) -> float:
+    """The largest of any token, but for some where a router may have decided otherwise."""
+    differences = np.abs(found - wanted).max(-1).flatten() / max(scale, np.finfo(np.float32).tiny)
+    allowed = int(len(differences) * REROUTED_SHARE) if routed else 0
+    return float(np.sort(differences)[-1 - allowed])
+
+
+def _largest(values: NDArray[np.float32]) -> float:
+    return float(np.abs(values).max())
+
+
+def _random_tokens(seed: int, vocabulary: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+    generator = np.random.Generator(np.random.PCG64(seed))
+    return generator.integers(0, vocabulary, shape, dtype=np.int32)

@@ -1,0 +1,133 @@
+"""Tensors that are missing from a checkpoint, or that its config.json knows nothing of. No torch.
+
+Their names mostly tell what the checkpoint is instead, and so what its owner can do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.config import ModelConfig
+
+_RESAVE = "load the model with transformers' AutoModelForCausalLM, and save it with save_pretrained"
+_CONFIG_OF_THESE = "Correct config.json, or give the one that was saved with these weights."
+
+# What a name's pattern says of the whole checkpoint; the first that fits any tensor counts.
+_KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
+    (
+        re.compile(r"lora_|\.base_layer\.|modules_to_save|^base_model\."),
+        "belongs to an adapter (PEFT, LoRA)",
+        "Merge the adapter into the model (PEFT's merge_and_unload), and save that.",
+    ),
+    (
+        re.compile(
+            r"\.(qweight|qzeros|scales|biases|g_idx|SCB|input_scale|k_scale|v_scale|"
+            r"weight_(scale|scale_inv|scale_2|packed|shape|zero_point|g_idx))$|"
+            r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$"
+        ),
+        "belongs to a quantised model",
+        "Give the unquantised model; quantise the pruned one.",
+    ),
+    (
+        re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)[a-z_]*(\.|$)"),
+        "belongs to a head that drafts further tokens (MTP), which the pruned model would lose",
+        f"To go on without it, {_RESAVE}: that leaves it out.",
+    ),
+    (
+        re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\."),
+        "belongs to a multimodal model",
+        "Give its language model alone.",
+    ),
+    (
+        re.compile(
+            r"^(score|classifier|qa_outputs|v_head|value_head|reward_head|regression_head)\b"
+        ),
+        "is the head of a classifier or reward model; only language models are pruned",
+        "Give the language model that it was trained from.",
+    ),
+)
+
+
+def missing_tensor(name: str, config: ModelConfig, unknown: Sequence[str]) -> InvalidCheckpoint:
+    """The error for a tensor that config.json promises.
+
+    Args:
+        name: The tensor.
+        config: The model.
+        unknown: Names in the files that config.json does not promise.
+    """
+    what = f"tensor '{name}' is missing"
+    kind = _kind(unknown)
+    if kind is not None:
+        other, meaning, remedy = kind
+        return InvalidCheckpoint(f"{what}; {shown(other)} {meaning}", remedy=remedy)
+    for other in unknown:
+        if other.endswith(f".{name}"):
+            prefix = other.removesuffix(name)
+            return InvalidCheckpoint(
+                f"{what}; there is {shown(other)}, as wrapped by training code ({shown(prefix)})",
+                remedy="Save the model itself (unwrapped, with save_pretrained).",
+            )
+    if name == config.names.head:
+        return InvalidCheckpoint(
+            f"{what}: config.json says that the head is not the embedding",
+            remedy="If the model was trained with a tied head, set tie_word_embeddings to true in "
+            "config.json. If it has none, give one that has (AutoModelForCausalLM).",
+        )
+    return InvalidCheckpoint(
+        what, remedy="Copy the model again, or give the config.json that was saved with it."
+    )
+
+
+def unknown_tensor(
+    name: str, config: ModelConfig, expected: Iterable[str], unknown: Sequence[str]
+) -> InvalidCheckpoint:
+    """The error for a tensor that config.json does not promise: pruning would lose it.
+
+    Args:
+        name: The tensor.
+        config: The model.
+        expected: Names of the model's tensors.
+        unknown: All such names.
+    """
+    what = f"tensor {shown(name)} is not part of architecture '{config.model_type}'"
+    kind = _kind(unknown)
+    if kind is not None:
+        other, meaning, remedy = kind
+        return InvalidCheckpoint(f"tensor {shown(other)} {meaning}", remedy=remedy)
+    layer = re.match(re.escape(config.names.layer).replace(r"\{\}", r"(\d{1,9})"), name)
+    if layer is not None and int(layer[1]) >= config.layers:
+        return InvalidCheckpoint(
+            f"tensor {shown(name)} is of layer {layer[1]}, but config.json says that there are "
+            f"{config.layers} layers",
+            remedy=f"If the config is right and the layer is an extra one (multi-token "
+            f"prediction), {_RESAVE}: that leaves it out.",
+        )
+    if name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in set(expected):
+        return InvalidCheckpoint(
+            f"{what} by its config.json: it is a bias where that says there is none",
+            remedy=f"{_CONFIG_OF_THESE} (Keys: attention_bias, mlp_bias.)",
+        )
+    return InvalidCheckpoint(what, remedy=_CONFIG_OF_THESE)
+
+
+def misshaped_tensor(
+    name: str, found: tuple[int, ...], promised: tuple[int, ...]
+) -> InvalidCheckpoint:
+    """The error for a tensor of another shape than config.json makes it."""
+    return InvalidCheckpoint(
+        f"tensor '{name}' has shape {found}, but config.json makes it {promised}",
+        remedy=_CONFIG_OF_THESE,
+    )
+
+
+def _kind(names: Sequence[str]) -> tuple[str, str, str] | None:
+    """A tensor by which the checkpoint is known, what it is, and the remedy."""
+    for pattern, meaning, remedy in _KINDS:
+        for name in names:
+            if pattern.search(name):
+                return name, meaning, remedy
+    return None
