@@ -15,7 +15,7 @@ import strucprune_core
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("strucprune_core", "api", "worker", "embedded")
 TORCH = {"torch", "transformers"}
-# What the API image imports of the library: it has no torch.
+# What the API image imports of the library, beside all of `plan`: it has no torch.
 NO_TORCH = (
     "strucprune_core",
     "strucprune_core.access.key_store",
@@ -31,10 +31,7 @@ NO_TORCH = (
     "strucprune_core.run.layer_updates",
     "strucprune_core.run.progress",
     "strucprune_core.run.progress_meter",
-    "strucprune_core.plan.estimate",
-    "strucprune_core.plan.inspection",
     "strucprune_core.run.reservations",
-    "strucprune_core.plan.graph",
     "strucprune_core.models.tiles",
     "strucprune_core.run.workspace",
     "strucprune_core.storage.metered",
@@ -54,9 +51,6 @@ NO_TORCH = (
     "strucprune_core.models.config",
     "strucprune_core.models.families",
     "strucprune_core.models.structures",
-    "strucprune_core.plan.unit_costs",
-    "strucprune_core.plan.sites",
-    "strucprune_core.plan.memory.solver",
     "strucprune_core.method.linalg.panels",
     "strucprune_core.method.allocation.softmax",
     "strucprune_core.method.allocation.threshold",
@@ -125,6 +119,13 @@ def load_closure(module: str) -> set[str]:
 def test_the_sources_are_found() -> None:
     assert {"strucprune_core.pipeline", "api.app", "worker.solve"} <= set(sources())
     assert "torch" in imports("strucprune_core.method.layer.ridge")
+
+
+def test_planning_needs_no_torch() -> None:
+    planning = modules("strucprune_core.plan")
+    assert "strucprune_core.plan.graph" in planning
+    for module in planning:
+        assert not {name for name in load_closure(module) if within(name, *TORCH, "gguf")}, module
 
 
 @pytest.mark.parametrize("module", NO_TORCH)
@@ -212,7 +213,8 @@ def test_there_are_no_circles() -> None:
 
 def test_importing_the_package_loads_no_torch() -> None:
     code = (
-        "import sys, strucprune_core, strucprune_core.commands.main, strucprune_core.plan.inspection; "
+        "import sys, strucprune_core, strucprune_core.commands.main; "
+        "import strucprune_core.plan.inspection; "
         "print(bool({'torch', 'transformers', 'pyarrow'} & set(sys.modules)))"
     )
     done = subprocess.run(
