@@ -54,7 +54,7 @@ def test_it_is_refused_before_any_work(tiny_model: Path, tmp_path: Path, name: s
     assert (error.field, error.phase) == ("calibration.uri", "inspecting")
     assert "distinct tokens in 256" in error.message
     assert "allow_degenerate" in str(error.remedy)
-    assert finished(tmp_path) == set()
+    assert finished(tmp_path) == {"model_check"}
 
 
 def test_documents_are_looked_at_too(tiny_model: Path, tmp_path: Path) -> None:

@@ -70,8 +70,9 @@ def test_the_budget_is_met_to_within_one_step(problem: Problem, temperature: flo
 
 
 @settings(max_examples=60, deadline=None)
-@given(problems(), st.integers(0, 10**6))
-def test_sites_may_come_in_any_order(problem: Problem, seed: int) -> None:
+@given(problems(), st.sampled_from([0.1, 0.5, 2.0]), st.integers(0, 10**6))
+def test_sites_may_come_in_any_order(problem: Problem, temperature: float, seed: int) -> None:
+    """But for which of several sites that stand equal takes a step more."""
     if not reachable(problem):
         return
     order = np.random.default_rng(seed).permutation(len(problem.damages))
@@ -81,8 +82,12 @@ def test_sites_may_come_in_any_order(problem: Problem, seed: int) -> None:
         problem.sparsity,
         problem.rule,
     )
-    found, other = solve(problem), solve(shuffled)
-    assert other.predicted_damage == pytest.approx(found.predicted_damage, rel=0.2, abs=1e-9)
+    found = np.array(solve(problem, temperature=temperature).widths)[order]
+    other = np.array(solve(shuffled, temperature=temperature).widths)
+    steps = [np.diff(sorted(problem.rule.widths(dense))) for dense in shuffled.dense]
+    largest = np.array([max(step, default=0) for step in steps])
+    assert (abs(found - other) <= largest).all()
+    assert abs(found.sum() - other.sum()) <= largest.max()
 
 
 @pytest.mark.parametrize("sparsity", [0.01, 0.3, 0.9])
