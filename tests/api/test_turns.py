@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -174,6 +175,52 @@ def _act(ledger: RedisLedger, model: Model, verb: str, job_id: str) -> None:
     del model.held[job_id]
     if verb == "release":
         model.queue(job_id)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    events=st.lists(
+        st.one_of(
+            st.tuples(st.just("submit"), st.sampled_from(TENANTS)),
+            st.tuples(st.sampled_from(["claim", "end"]), st.integers(0)),
+        ),
+        max_size=60,
+    )
+)
+def test_a_tenant_that_nobody_serves_is_passed_once_by_each_other_one(
+    events: list[tuple[str, object]],
+) -> None:
+    """Of the model, which is what the ledger does (see above)."""
+    model = Model()
+    # Tenant that waits unserved -> jobs of others that have started meanwhile.
+    passed: dict[str, Counter[str]] = {}
+
+    def note(tenant: str) -> None:
+        if model.line.get(tenant) and not model.jobs(tenant):
+            passed.setdefault(tenant, Counter())
+
+    for event in events:
+        match event:
+            case ("submit", str(tenant)):
+                job_id = f"job_{len(model.place)}"
+                model.tenant[job_id] = tenant
+                model.place[job_id] = (1, next(model.clock), job_id, 0)
+                model.queue(job_id)
+                note(tenant)
+            case ("claim", _):
+                job_id = model.next_job(RunningLimits(), 0)
+                if isinstance(job_id, Refusal):
+                    continue
+                served = model.tenant[job_id]
+                model.held[job_id] = (Claim(job_id, 1, 1), [])
+                passed.pop(served, None)
+                for others in passed.values():
+                    others[served] += 1
+                    assert others[served] == 1
+            case (_, int(pick)) if model.held:
+                job_id = sorted(model.held)[pick % len(model.held)]
+                del model.held[job_id]
+                note(model.tenant[job_id])
 
 
 def backlog(ledger: RedisLedger, tenant: str, jobs: int, **fields: object) -> None:
