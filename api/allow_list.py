@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
-from strucprune_core.storage.uri import parse_uri
+from strucprune_core.storage.uri import contains, parse_uri
 
 
 class UriNotAllowed(InvalidSpec):
@@ -42,12 +42,12 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | Non
             return "a local path must be absolute", "Give it from the root: /directory/name."
     place, state = _canonical(uri), _canonical(settings.state_uri)
     # A job must neither read other jobs' state nor publish over it.
-    if _contains(state, place) or _contains(place, state):
+    if contains(state, place) or contains(place, state):
         return "this prefix belongs to the service itself", "Choose another prefix."
     if not settings.allowed_prefixes:
         return None
     allowed = settings.allowed_prefixes.get(tenant, ())
-    if any(_contains(_canonical(root), place) for root in allowed):
+    if any(contains(_canonical(root), place) for root in allowed):
         return None
     reason = "this prefix is not among those that your organisation may use"
     if not allowed:
@@ -59,8 +59,3 @@ def _canonical(uri: str) -> str:
     location = parse_uri(uri)
     # Links and '..' must not lead out of an allowed directory.
     return str(location) if location.scheme == "s3" else str(location.path.resolve())
-
-
-def _contains(root: str, place: str) -> bool:
-    """Whether `place` is `root` or below it; s3://b/team does not contain s3://b/team-two."""
-    return place == root or place.startswith(root.rstrip("/") + "/")

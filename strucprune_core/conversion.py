@@ -28,13 +28,15 @@ from strucprune_core.checkpoint.pickled import PickledTensors, dtype_name, pickl
 from strucprune_core.checkpoint.writer import PlannedTensor, index_json, plan_shards, write_shard
 from strucprune_core.errors import (
     InvalidCheckpoint,
+    InvalidSpec,
     NumericalFailure,
     StrucPruneError,
     naming_field,
 )
-from strucprune_core.inspection import check_output_usable
 from strucprune_core.models.families import parse_config
+from strucprune_core.plan.inspection import check_output_usable
 from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import contains
 
 MAX_SHARD_BYTES = 1 << 30
 _MAX_CONFIG_DEPTH = 16
@@ -62,10 +64,15 @@ def convert(
         What was written.
 
     Raises:
+        InvalidSpec: the output lies in the source.
         InvalidCheckpoint: the source is incomplete, damaged, or asks for more than tensors.
         OutputNotEmpty: the output holds something.
         StorageError: a store refused or failed.
     """
+    if contains(source.uri, output.uri):
+        raise InvalidSpec(
+            f"{output.uri} lies in {source.uri}", field="DST", remedy="Choose a place beside it."
+        )
     with naming_field("SRC"):
         config_bytes, config = _config(source)
         files, weight_map = pickled_files(source)

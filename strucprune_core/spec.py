@@ -1,16 +1,17 @@
 """The job specification: one definition for the REST body, the CLI and Python. No torch.
 
 Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
-widths, a text that is too short) is checked by `inspection` before any heavy work.
+widths, a text that is too short) is checked by `plan.inspection` before any heavy work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from strucprune_core.storage.uri import check_uri
 
@@ -31,7 +32,26 @@ _FORMATS: dict[str, FileFormat] = {
 
 
 Energy = Literal["kl_probe", "gradient", "forward"]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+def _no_percentage(value: Any) -> Any:
+    """A fraction is often written as a percentage by mistake."""
+    number, suffix = value, ""
+    if isinstance(value, str) and value.strip().endswith("%"):
+        suffix = "%"
+        with contextlib.suppress(ValueError):
+            number = float(value.strip().removesuffix("%"))
+    given = isinstance(number, int | float) and not isinstance(number, bool)
+    if given and (suffix or number > 1) and number <= 100:
+        raise ValueError(
+            f"a fraction between 0 and 1 is meant, not a percentage: did you mean {number / 100:g}?"
+        )
+    return value
+
+
+# Not a constraint of its own: it says better what `Field`'s limits refuse.
+_Fraction = BeforeValidator(_no_percentage)
+Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
@@ -48,17 +68,22 @@ Export = Literal["gguf", "block_configs"]
 class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
-    uri: Uri
+    uri: Uri = Field(
+        description="Directory or `s3://bucket/prefix` with `config.json`, `tokenizer.json` and "
+        "safetensors."
+    )
 
 
 class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must hold nothing yet."""
 
-    uri_prefix: Uri
+    uri_prefix: Uri = Field(
+        description="Directory or `s3://bucket/prefix` for the pruned model; must hold nothing yet."
+    )
 
 
 class RecoverySpec(_Strict):
-    """Training of each pruned layer towards the dense one's outputs (see `solver.recovery`)."""
+    """Training of each pruned layer towards the dense one's outputs: `method.training.recovery`."""
 
     steps: int = Field(default=100, ge=1, le=10_000, description="Steps of Adam per layer.")
     mode: Literal["parallel", "sequential"] = Field(
@@ -70,7 +95,7 @@ class RecoverySpec(_Strict):
 
 
 class DistillationSpec(_Strict):
-    """Training of the pruned model as a whole towards the dense one (see `solver.distillation`)."""
+    """Training of the whole pruned model towards the dense one: `method.training.distillation`."""
 
     steps: int = Field(default=100, ge=1, le=100_000, description="Steps of Adam.")
     batch_sequences: int = Field(
@@ -95,7 +120,7 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head).",
     )
-    sparsity: float = Field(
+    sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
@@ -159,10 +184,10 @@ class PruningSpec(_Strict):
         description="Ridge of the final solve relative to the Gram's mean diagonal. "
         "Default: 0.3 * 16384 / tokens that the site saw, clipped to [0.03, 3].",
     )
-    min_keep_fraction: float = Field(
+    min_keep_fraction: Annotated[float, _Fraction] = Field(
         default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."
     )
-    max_layer_sparsity: float = Field(
+    max_layer_sparsity: Annotated[float, _Fraction] = Field(
         default=1.0, gt=0.0, le=1.0, description="Largest fraction that goes from any layer."
     )
     max_sparsity_by_layer: dict[Annotated[int, Field(ge=0)], Share] = Field(
@@ -261,6 +286,15 @@ class CalibrationSpec(_Strict):
     samples: int = Field(default=32, ge=MIN_SAMPLES, le=65536, description="Sequences to draw.")
     sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
+    allow_degenerate: bool = Field(
+        default=False,
+        description="Go on with a text of hardly any distinct tokens, which is else refused.",
+    )
+
+    @property
+    def place(self) -> str:
+        """The field of a job that names the text."""
+        return "calibration.source" if self.source == "self" else "calibration.uri"
 
     @property
     def file_format(self) -> FileFormat:
@@ -299,9 +333,9 @@ class CalibrationSpec(_Strict):
 class EvaluationSpec(_Strict):
     """Text that perplexity is reported on: consecutive windows from its start."""
 
-    uri: Uri
-    sequences: int = Field(default=24, ge=1, le=65536)
-    sequence_length: int = Field(default=1024, ge=8, le=131072)
+    uri: Uri = Field(description="Text to report perplexity on, before and after.")
+    sequences: int = Field(default=24, ge=1, le=65536, description="Windows, from the start.")
+    sequence_length: int = Field(default=1024, ge=8, le=131072, description="Tokens per window.")
     max_perplexity_ratio: float = Field(
         default=10.0,
         gt=1.0,
@@ -312,7 +346,9 @@ class EvaluationSpec(_Strict):
 class RuntimeSpec(_Strict):
     """How the job runs. Device, micro-batch and memory change rounding; nothing else the result."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
+    )
     micro_batch_tokens: int = Field(
         default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
     )
@@ -327,7 +363,9 @@ class RuntimeSpec(_Strict):
         ge=2**20,
         description="What the process may hold in host memory, file-backed pages left out.",
     )
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Literal["low", "normal", "high"] = Field(
+        default="normal", description="Which of the waiting jobs a service starts first."
+    )
     deadline_seconds: int | None = Field(
         default=None,
         ge=1,
@@ -336,7 +374,9 @@ class RuntimeSpec(_Strict):
         "counts on while it is paused or waits for another attempt, but not before the start; a "
         "retry begins anew.",
     )
-    max_attempts: int = Field(default=3, ge=1, le=20)
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="How often a service starts the job if it breaks off."
+    )
     max_workers: int = Field(
         default=1,
         ge=1,
@@ -360,15 +400,16 @@ class JobSpec(_Strict):
     runtime: RuntimeSpec = RuntimeSpec()
     labels: dict[
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
-    ] = Field(default_factory=dict, max_length=64)
+    ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
     def result_fingerprint(self) -> str:
         """SHA-256 (hex) over the fields that determine the result.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
-        device or with another output.
+        device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
+        del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,42 +1,54 @@
-"""A store on an S3-compatible service: the only file that knows boto3."""
+"""A store on an S3-compatible service: with `s3_connection` the only file that knows boto3."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import ssl
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
+import botocore.session
 from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
+    LoginError,
+    NoAuthTokenError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
+    ProxyConnectionError,
     ReadTimeoutError,
     ResponseStreamingError,
+    SSLError,
+    SSOError,
     TokenRetrievalError,
+    UnknownCredentialError,
 )
 from botocore.handlers import add_expect_header
 from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     InvalidSpec,
     ObjectNotFound,
     StorageError,
     StorageUnavailable,
 )
 from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.s3_connection import give_up_slow_answers
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.s3_transfer import RetriesExceededError, download, upload
 from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
@@ -59,12 +71,13 @@ _REFUSED = {
     "AccessDenied",
     "AccountProblem",
     "AllAccessDisabled",
-    "ExpiredToken",
     "InvalidAccessKeyId",
     "InvalidToken",
+    "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
 }
+# Of temporary credentials whose time is over.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _BUSY = {
     "InternalError",
     "OperationAborted",
@@ -75,6 +88,33 @@ _BUSY = {
     "ThrottlingException",
     "TooManyRequests",
 }
+_WRONG_REGION = {
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+    "PermanentRedirect",
+}
+_CHECK_KEYS = "Check the access key, its secret, and that its policy covers this prefix."
+_REFUSALS = {
+    "RequestTimeTooSkewed": "Set this machine's clock: it differs from the store's.",
+}
+# What botocore raises where it finds no credentials, or their source fails.
+_NO_CREDENTIALS = (
+    LoginError,
+    NoAuthTokenError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
+)
+# Of a connection that only broke, botocore says `SSLError` too.
+_NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "doesn't match")
+_DEFAULT_REGION = "us-east-1"
+_AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".amazonaws.eu")
+_CONFIGURATION = (
+    "Correct STRUCPRUNE_S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE or the "
+    "AWS config files, whichever it names."
+)
 _REMEDY = "Check that the S3 endpoint is right and answers."
 # What every S3 service tells of an object.
 _OF_AN_OBJECT = frozenset({"content-length", "etag", "last-modified", "date"})
@@ -108,7 +148,7 @@ class S3Store:
                 head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
         except ObjectNotFound:
             return None
-        return ObjectInfo(key, _size(head, self._name(key)))
+        return ObjectInfo(key, _size(head, self._name(key)), head.get("ETag", ""))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -160,6 +200,21 @@ class S3Store:
             self.client.abort_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=begun["UploadId"]
             )
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Abort what killed writers left of uploads of these objects.
+
+        Only where no writer is at work. Who may not list uploads leaves them to the bucket's rules.
+        """
+        names = {self._key(key) for key in keys}
+        pages = self.client.get_paginator("list_multipart_uploads")
+        with suppress(AccessDenied), _translated(self.uri):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for begun in page.get("Uploads", ()):
+                    if begun["Key"] in names:
+                        self.client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=begun["Key"], UploadId=begun["UploadId"]
+                        )
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""
@@ -250,7 +305,8 @@ class S3Store:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
-        with answer["Body"] as body:
+        # Its own context would hand out what is below it, whose errors are another library's.
+        with closing(answer["Body"]) as body:
             size = _size(answer, name)
             _check_range(name, answer, start, length, size)
             data = bytearray(size)
@@ -274,21 +330,62 @@ class S3Store:
 
 
 def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
-    """A store on `s3://bucket/prefix`. Makes no request."""
-    # A session of our own: boto3's default session is a global and not thread-safe to build on.
-    session = boto3.session.Session()
+    """A store on `s3://bucket/prefix`. Makes no request, but for credentials from elsewhere.
+
+    Raises:
+        InvalidSpec: the settings, or what botocore finds in environment and config files, cannot
+            be.
+        AccessDenied: the credentials are incomplete, or their source fails.
+    """
+    # Sessions of our own: the default ones are globals and not thread-safe to build on.
+    core = botocore.session.Session()
     try:
-        client = _client(session, settings)
-    except ValueError as error:  # what botocore raises for a malformed endpoint
-        raise InvalidSpec(f"the S3 settings do not work: {error}") from error
+        _check_ca_bundle(core.get_config_variable("ca_bundle"))
+        client = _client(core, settings)
+    except CredentialRetrievalError as error:
+        raise _not_renewed(f"s3://{bucket}", error) from error
+    except _NO_CREDENTIALS as error:
+        raise _no_credentials("S3", error) from error
+    except (BotoCoreError, ValueError) as error:  # the latter for a malformed endpoint
+        raise InvalidSpec(f"the S3 settings do not work: {error}", remedy=_CONFIGURATION) from error
     return S3Store(client, bucket, prefix)
 
 
-def _client(session: Any, settings: S3Settings) -> Any:
-    client = session.client(
+def _check_ca_bundle(path: str | None) -> None:
+    """Told here, since botocore would take it for a request that failed, and repeat that."""
+    if path is None or Path(path).is_dir():
+        return
+    try:
+        ssl.create_default_context(cafile=path)
+    except OSError as error:  # includes SSLError
+        reason = error.strerror or str(error)
+        raise InvalidSpec(
+            f"the file of trusted certificates, {path}, cannot be read: {reason}",
+            remedy="Correct AWS_CA_BUNDLE, or ca_bundle in the AWS config file: a PEM file.",
+        ) from error
+
+
+def _client(core: Any, settings: S3Settings) -> Any:
+    session = boto3.session.Session(botocore_session=core)
+    style = settings.addressing_style or core.get_scoped_config().get("s3", {}).get(
+        "addressing_style"
+    )
+    client = _client_of_style(session, settings, style)
+    host = urlsplit(client.meta.endpoint_url).hostname or ""
+    if style is None and not host.endswith(_AWS_HOSTS):
+        client = _client_of_style(session, settings, "path")
+    # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
+    # ever, in an endless loop, if the connection breaks in the middle of the answer.
+    client.meta.events.unregister("before-call.s3", add_expect_header)
+    give_up_slow_answers(client)
+    return client
+
+
+def _client_of_style(session: Any, settings: S3Settings, style: str | None) -> Any:
+    return session.client(
         "s3",
         endpoint_url=settings.endpoint_url,
-        region_name=settings.region,
+        region_name=settings.region or session.region_name or _DEFAULT_REGION,
         aws_access_key_id=settings.access_key_id,
         aws_secret_access_key=settings.secret_access_key,
         config=Config(
@@ -296,15 +393,11 @@ def _client(session: Any, settings: S3Settings) -> Any:
             connect_timeout=CONNECT_TIMEOUT_SECONDS,
             read_timeout=READ_TIMEOUT_SECONDS,
             retries={"mode": "standard", "total_max_attempts": REQUEST_ATTEMPTS},
-            s3={"addressing_style": settings.addressing_style},
+            s3={"addressing_style": style} if style else None,
             request_checksum_calculation=settings.checksum_mode,
             response_checksum_validation=settings.checksum_mode,
         ),
     )
-    # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
-    # ever, in an endless loop, if the connection breaks in the middle of the answer.
-    client.meta.events.unregister("before-call.s3", add_expect_header)
-    return client
 
 
 def _check_range(
@@ -370,32 +463,78 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
-    except (NoCredentialsError, PartialCredentialsError, TokenRetrievalError) as error:
-        raise AccessDenied(
-            f"{name}: there are no usable S3 credentials",
-            remedy="Set STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, "
-            "or any source that boto3 reads.",
-        ) from error
+    except CredentialRetrievalError as error:  # of a program or service that was to renew them
+        raise _not_renewed(name, error) from error
+    except _NO_CREDENTIALS as error:
+        raise _no_credentials(name, error) from error
     except RetriesExceededError as error:  # of a download whose body kept breaking off
         raise StorageUnavailable(f"{name}: {error.last_exception}") from error
     except ParamValidationError as error:
         raise StorageError(f"{name}: {error}") from error
     except BotoCoreError as error:
-        raise StorageUnavailable(f"{name}: {error}", remedy=_REMEDY) from error
+        raise _from_client(error, name) from error
+    except RecursionError as error:  # botocore asks for the region, which is redirected, too
+        raise StorageError(
+            f"{name}: the endpoint redirects every request",
+            remedy="Correct the endpoint's URL: https:// or http://, name and port.",
+        ) from error
     except (ResponseParserError, ValueError) as error:  # the latter of half a number or a date
         raise _no_answer(name) from error
     except OSError as error:  # the local file of an upload or download
         raise StorageUnavailable(f"{name}: {error}") from error
 
 
+def _not_renewed(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
+    # Not its words: what a program has written may hold secrets.
+    provider = error.kwargs.get("provider", "their source")
+    return CredentialsExpired(
+        f"{name}: {provider} gives no credentials for the store",
+        remedy="Correct that source (credential_process of the AWS_PROFILE, a role), and run the "
+        "job again: it goes on from its workspace.",
+    )
+
+
+def _no_credentials(name: str, error: BotoCoreError) -> AccessDenied:
+    return AccessDenied(
+        f"{name}: there are no usable S3 credentials ({error})",
+        remedy="Set STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, or any source "
+        "that boto3 reads (AWS_ACCESS_KEY_ID, AWS_PROFILE); after `aws sso login` has lapsed, log "
+        "in again.",
+    )
+
+
+def _from_client(error: BotoCoreError, name: str) -> StorageError:
+    """The typed error for a request that got no answer."""
+    if isinstance(error, SSLError) and any(words in str(error) for words in _NOT_TRUSTED):
+        return StorageError(
+            f"{name}: the endpoint's certificate is not trusted: {error}",
+            remedy="Name the file with the certificate of its authority in AWS_CA_BUNDLE; if the "
+            "certificate is for another name or has expired, correct that.",
+        )
+    if isinstance(error, ProxyConnectionError):
+        return StorageUnavailable(
+            f"{name}: {error}",
+            remedy="Check HTTPS_PROXY and HTTP_PROXY; NO_PROXY names hosts to reach without.",
+        )
+    return StorageUnavailable(f"{name}: {error}", remedy=_REMEDY)
+
+
 def _from_answer(error: ClientError, name: str) -> StorageError:
     """The typed error for what the service answered."""
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
+    if code in _WRONG_REGION or status == 301:
+        return StorageError(
+            f"{name}: the bucket is in another region ({code}: {details.get('Message', '')})",
+            remedy="Set the bucket's region in AWS_REGION or STRUCPRUNE_S3_REGION.",
+        )
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _REFUSED or status in (401, 403):
         return AccessDenied(
-            f"{name}: the store refused access ({code})",
-            remedy="Check the access key, its secret, and that its policy covers this prefix.",
+            f"{name}: the store refused access ({code})", remedy=_REFUSALS.get(code, _CHECK_KEYS)
         )
     if code == "NoSuchBucket":
         return ObjectNotFound(f"{name}: there is no such bucket")

@@ -17,21 +17,26 @@ ChecksumMode = Literal["when_required", "when_supported"]
 class S3Settings:
     """How to reach the S3 service. Set by whoever runs the product, never by a request.
 
+    What is None is left to botocore: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL, AWS_PROFILE, the
+    AWS config and credentials files, roles, AWS_CA_BUNDLE, HTTPS_PROXY and NO_PROXY all mean what
+    they mean to every AWS tool.
+
     Attributes:
-        endpoint_url: None for AWS itself.
-        region: Region to sign for.
-        access_key_id: None leaves both keys to boto3's default chain.
+        endpoint_url: None leaves it to botocore, whose last choice is AWS itself.
+        region: Region to sign for; None leaves it to botocore, and us-east-1 if that knows none.
+        access_key_id: None leaves both keys to botocore.
         secret_access_key: As above.
-        addressing_style: "path" is what most S3-compatible services need.
+        addressing_style: "path" is what most S3-compatible services need. None is what the AWS
+            config says, else "auto" for AWS and "path" for others.
         checksum_mode: "when_required" works everywhere; some S3-compatible services reject the
             checksums that boto3 adds in its default mode, "when_supported".
     """
 
     endpoint_url: str | None = None
-    region: str = "us-east-1"
+    region: str | None = None
     access_key_id: str | None = field(default=None, repr=False)
     secret_access_key: str | None = field(default=None, repr=False)
-    addressing_style: AddressingStyle = "auto"
+    addressing_style: AddressingStyle | None = None
     checksum_mode: ChecksumMode = "when_required"
 
     @classmethod
@@ -39,8 +44,8 @@ class S3Settings:
         """Settings from environment variables; an empty one counts as unset.
 
         Read are STRUCPRUNE_S3_ENDPOINT_URL, _REGION, _ACCESS_KEY_ID, _SECRET_ACCESS_KEY,
-        _ADDRESSING_STYLE and _CHECKSUM_MODE; endpoint and region fall back to AWS_ENDPOINT_URL and
-        AWS_REGION or AWS_DEFAULT_REGION.
+        _ADDRESSING_STYLE and _CHECKSUM_MODE; and AWS_REGION, which other AWS tools read before
+        AWS_DEFAULT_REGION but botocore does not.
 
         Raises:
             InvalidSpec: a style or mode is unknown, or only one of the two keys is set.
@@ -49,7 +54,6 @@ class S3Settings:
         def get(*names: str) -> str | None:
             return next((environment[name] for name in names if environment.get(name)), None)
 
-        endpoint_url = get("STRUCPRUNE_S3_ENDPOINT_URL", "AWS_ENDPOINT_URL")
         key_id, secret = get("STRUCPRUNE_S3_ACCESS_KEY_ID"), get("STRUCPRUNE_S3_SECRET_ACCESS_KEY")
         if (key_id is None) != (secret is None):
             raise InvalidSpec(
@@ -57,22 +61,20 @@ class S3Settings:
                 remedy="Set both STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, "
                 "or neither to use boto3's default chain.",
             )
-        style = _one_of(
-            "STRUCPRUNE_S3_ADDRESSING_STYLE",
-            get("STRUCPRUNE_S3_ADDRESSING_STYLE") or ("path" if endpoint_url else "auto"),
-            get_args(AddressingStyle),
-        )
+        style = get("STRUCPRUNE_S3_ADDRESSING_STYLE")
+        if style is not None:
+            _one_of("STRUCPRUNE_S3_ADDRESSING_STYLE", style, get_args(AddressingStyle))
         mode = _one_of(
             "STRUCPRUNE_S3_CHECKSUM_MODE",
             get("STRUCPRUNE_S3_CHECKSUM_MODE") or "when_required",
             get_args(ChecksumMode),
         )
         return cls(
-            endpoint_url=endpoint_url,
-            region=get("STRUCPRUNE_S3_REGION", "AWS_REGION", "AWS_DEFAULT_REGION") or "us-east-1",
+            endpoint_url=get("STRUCPRUNE_S3_ENDPOINT_URL"),
+            region=get("STRUCPRUNE_S3_REGION", "AWS_REGION"),
             access_key_id=key_id,
             secret_access_key=secret,
-            addressing_style=cast(AddressingStyle, style),
+            addressing_style=cast(AddressingStyle | None, style),
             checksum_mode=cast(ChecksumMode, mode),
         )
 

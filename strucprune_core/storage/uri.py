@@ -114,6 +114,14 @@ def _parse_file(uri: str) -> str:
     return path
 
 
+def contains(root: str, place: str) -> bool:
+    """Whether `place` is `root` or below it: s3://b/team does not contain s3://b/team-two.
+
+    Both are URIs as stores spell them, or absolute paths.
+    """
+    return place == root or place.startswith(root.rstrip("/") + "/")
+
+
 def check_uri(uri: str) -> str:
     """Return the URI if it parses (for pydantic fields).
 

@@ -22,14 +22,14 @@ from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
-from strucprune_core.progress import Phase, Progress
-from strucprune_core.report import PerplexitySummary, Report
+from strucprune_core.report.document import PerplexitySummary, Report
+from strucprune_core.run.progress import Phase, Progress
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.serving import served
-from tests.core.test_report_page import make_layers, make_report
 from tests.support.browser import enter, launched, watched_page
+from tests.support.reports import make_layers, make_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
