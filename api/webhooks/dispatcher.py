@@ -88,7 +88,7 @@ class Dispatcher:
         self._first_retry_seconds = first_retry_seconds
         self._look_again_seconds = look_again_seconds
         self._rescan_at = 0.0
-        self._lanes = lanes or Lanes()
+        self._lanes = lanes or Lanes(clock=outbox.now)
         self._breakers = breakers or Breakers()
         # As many threads as there are places in the lanes: nothing queues up here.
         self._senders = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
@@ -106,7 +106,7 @@ class Dispatcher:
         """
         self._rescan_if_due()
         self._sending = {job: sent for job, sent in self._sending.items() if not sent.done()}
-        due = self._outbox.due(time.time(), _BATCH)
+        due = self._outbox.due(self._outbox.now(), _BATCH)
         for job_id in due:
             if job_id not in self._sending:
                 self._hand_over(job_id)
@@ -139,13 +139,13 @@ class Dispatcher:
         except Exception:
             # Of this job; the others are told meanwhile.
             _log.exception("webhooks of %s", job_id)
-            self._outbox.schedule(job_id, time.time() + self._look_again_seconds)
+            self._outbox.schedule(job_id, self._outbox.now() + self._look_again_seconds)
 
     def _rescan_if_due(self) -> None:
         if time.monotonic() < self._rescan_at:
             return
         for job_id in self._outbox.subscribed():
-            self._outbox.schedule(job_id, time.time(), only_new=True)
+            self._outbox.schedule(job_id, self._outbox.now(), only_new=True)
         self._rescan_at = time.monotonic() + RESCAN_SECONDS
 
     def _look(self, job_id: str, tenant: str) -> None:
@@ -168,7 +168,7 @@ class Dispatcher:
 
     def _tell(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
-        again_at = time.time() + self._look_again_seconds
+        again_at = self._outbox.now() + self._look_again_seconds
         self._outbox.schedule(job_id, again_at)
         complete = self._ledger.is_intact()
         # The job first: if it is over by now, its last event is among those read after.
@@ -180,7 +180,8 @@ class Dispatcher:
         if record is None:
             # A ledger that has lost its data says nothing: it is about to be rebuilt.
             if complete:
-                self._outbox.drop(job_id, _is_orphan)
+                now = self._outbox.now()
+                self._outbox.drop(job_id, lambda subscription: _is_orphan(subscription, now))
             return
         subscription = self._outbox.subscription(record)
         if subscription is None:
@@ -203,19 +204,19 @@ class Dispatcher:
             told = event.data.get("run", 1) <= subscription.told_run
             if event.type == "state" and name in subscription.events and not told:
                 if sent == _MESSAGES:
-                    self._outbox.schedule(record.id, time.time())
+                    self._outbox.schedule(record.id, self._outbox.now())
                     return False
                 sent += 1
                 later = self._tell_event(record, subscription, event, name, standing.failures)
                 if later is not None:
                     failures = standing.failures + later.tried
                     self._outbox.note(record.id, Standing(standing.cursor, failures))
-                    self._outbox.schedule(record.id, time.time() + later.seconds)
+                    self._outbox.schedule(record.id, self._outbox.now() + later.seconds)
                     return False
             standing = Standing(event.id, 0)
             self._outbox.note(record.id, standing)
         if len(events) == _EVENTS:
-            self._outbox.schedule(record.id, time.time())
+            self._outbox.schedule(record.id, self._outbox.now())
             return False
         return record.state in TERMINAL
 
@@ -236,7 +237,7 @@ class Dispatcher:
             target = parse_target(subscription.webhook_url, self._courier.policy)
             receiver = (subscription.tenant, target.host, target.port)
             closed_seconds = self._breakers.wait_seconds(receiver)
-            if closed_seconds and time.time() - event.at < _MAX_AGE_SECONDS:
+            if closed_seconds and self._outbox.now() - event.at < _MAX_AGE_SECONDS:
                 return _Later(closed_seconds, tried=False)
             if closed_seconds:
                 raise NotDelivered("the receiver has not answered for long", for_good=True)
@@ -294,9 +295,9 @@ def _headers(message_id: str, secret: SecretStr, body: bytes) -> dict[str, str]:
     }
 
 
-def _is_orphan(subscription: Subscription) -> bool:
+def _is_orphan(subscription: Subscription, now: float) -> bool:
     """Whether its job is no more or never came about, and is not just being submitted."""
-    return subscription.told_run > 0 or time.time() - subscription.created_at > _ORPHAN_SECONDS
+    return subscription.told_run > 0 or now - subscription.created_at > _ORPHAN_SECONDS
 
 
 def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:

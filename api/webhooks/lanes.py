@@ -33,9 +33,21 @@ Receiver = tuple[str, str, int]
 
 
 class Lanes:
-    """Counts deliveries of each tenant. Safe to share between threads."""
+    """Counts deliveries of each tenant. Safe to share between threads.
 
-    def __init__(self, at_once: int = AT_ONCE, per_tenant: int = PER_TENANT) -> None:
+    Args:
+        at_once: Deliveries at a time.
+        per_tenant: Of one tenant.
+        clock: Unix seconds, as the outbox counts them.
+    """
+
+    def __init__(
+        self,
+        at_once: int = AT_ONCE,
+        per_tenant: int = PER_TENANT,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._at_once = at_once
         self._per_tenant = per_tenant
         self._lock = threading.Lock()
@@ -64,7 +76,7 @@ class Lanes:
         Those of one tenant are spread by the pace at which its messages are taken, so that they do
         not crowd out others.
         """
-        now = time.time()
+        now = self._clock()
         with self._lock:
             pace = self._seconds.get(tenant, 0.0) / self._per_tenant
             turn = max(now + _FIRST_TURN_SECONDS, self._last_turn.get(tenant, 0.0) + pace)

@@ -19,7 +19,6 @@ If Redis loses its data, the schedule is made again from the store, and messages
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -111,7 +110,12 @@ class Outbox:
     def subscribe(self, job_id: str, subscription: Subscription) -> None:
         """Remember whom to tell, should this request become the job."""
         self._put(job_id, subscription)
-        self.schedule(job_id, time.time(), only_new=True)
+        self.schedule(job_id, self.now(), only_new=True)
+
+    def now(self) -> float:
+        """Unix seconds by Redis' clock, by which the ledger wakes jobs in the schedule."""
+        seconds, micros = self._redis("time")
+        return float(seconds) + float(micros) / 1e6
 
     def subscription(self, record: JobRecord) -> Subscription | None:
         """Whom to tell about a job, or None if nobody (any more)."""

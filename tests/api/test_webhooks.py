@@ -575,6 +575,31 @@ def test_who_is_gone_is_left_alone(
     assert len(receiver.requests) == (1 if answer else 3)
 
 
+@pytest.mark.parametrize("off_by", [-86_400.0, 86_400.0])
+def test_a_wrong_clock_of_the_reconciler_delays_and_drops_nothing(
+    client: TestClient,
+    services: Services,
+    dispatcher: Dispatcher,
+    receiver: Receiver,
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    off_by: float,
+) -> None:
+    right = time.time
+    monkeypatch.setattr(time, "time", lambda: right() + off_by)
+    # Of a job that is being submitted: not yet in the ledger.
+    young = Subscription(
+        tenant="acme", webhook_url="x", events=(), fingerprint="f", created_at=right()
+    )
+    services.outbox.subscribe("job_a", young)
+    services.ledger.mark_intact()
+    receiver.answers = [503]
+    job = submit(client, wishing(body, receiver, "job.cancelled"))
+    client.post(job["links"]["cancel"])
+    until(dispatcher, lambda: len(receiver.requests) == 2)
+    assert "job_a" in services.outbox.subscribed()
+
+
 def test_a_job_that_never_came_about(services: Services, dispatcher: Dispatcher) -> None:
     old = Subscription(
         tenant="acme", webhook_url="x", events=(), fingerprint="f", created_at=time.time() - 7200
