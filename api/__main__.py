@@ -9,12 +9,11 @@ import sys
 import uvicorn
 
 from api.app import create_app
+from api.inspection.inspectors import Inspectors
 from api.jobs import environment, logs
 from api.jobs.tracing import check_configured
+from api.server import server_config
 from api.settings import Settings
-
-# Long-polls and event streams are cut after this on SIGTERM; their clients reconnect.
-GRACEFUL_SHUTDOWN_SECONDS = 10
 
 
 def main() -> None:
@@ -22,13 +21,16 @@ def main() -> None:
     settings = environment.read(Settings)
     logs.configure(settings.log_format)
     check_configured()
-    config = uvicorn.Config(
-        create_app(settings),
-        server_header=False,
-        log_config=None,  # its lines go where all others go
-        timeout_graceful_shutdown=GRACEFUL_SHUTDOWN_SECONDS,
-    )
-    with _listener(settings.api_host, settings.api_port) as listener:
+    with (
+        _listener(settings.api_host, settings.api_port) as listener,
+        Inspectors(settings.inspection_helpers) as inspectors,
+    ):
+        inspectors.warm()
+        config = server_config(
+            create_app(settings, inspectors),
+            settings.max_connections,
+            log_config=None,  # its lines go where all others go
+        )
         logging.getLogger(__name__).info(
             "listening on %s port %d; /docs shows the API", settings.api_host, settings.api_port
         )

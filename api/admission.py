@@ -7,10 +7,9 @@ taken in one step, so that requests at the same time do not all find the last pl
 from __future__ import annotations
 
 import math
-from http import HTTPStatus
 
 from api.jobs.limits import TenantLimits
-from api.problems import ApiError
+from api.problems import too_many
 from api.services import Services
 
 # A place is free when a job ends: minutes, not seconds.
@@ -31,7 +30,7 @@ def admit_request(services: Services, tenant: str) -> None:
         return
     wait = services.ledger.take_token(tenant, limits.requests_per_second, limits.request_burst)
     if wait > 0:
-        raise _refused(
+        raise too_many(
             "rate_limited",
             f"Over {limits.requests_per_second:g} requests a second. Ask less often; "
             "`Prefer: wait` and event streams tell of changes without polling.",
@@ -52,7 +51,7 @@ def admit_job(services: Services, tenant: str, job_id: str) -> None:
     limit = limits.open_jobs
     if limit is None or services.ledger.reserve(tenant, job_id, limit):
         return
-    raise _refused(
+    raise too_many(
         "quota_exceeded",
         f"There are {limit} jobs that are not over, which is as many as your organisation may "
         "have. Wait for one to end, or cancel one.",
@@ -64,15 +63,10 @@ def _check_kept(limits: TenantLimits, jobs: int, size_bytes: int) -> None:
     """What many requests at once take beyond the limit is little, so nothing is reserved."""
     for most, has in ((limits.kept_jobs, jobs), (limits.kept_bytes, size_bytes)):
         if most is not None and has >= most:
-            raise _refused(
+            raise too_many(
                 "quota_exceeded",
                 "The service keeps as much of your organisation's jobs as it may. Jobs that are "
                 "over are moved to the archive within seconds; if none is, wait for one to end, "
                 "or cancel one.",
                 ARCHIVE_RETRY_AFTER_SECONDS,
             )
-
-
-def _refused(code: str, detail: str, seconds: int) -> ApiError:
-    headers = {"Retry-After": str(seconds)}
-    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, detail, headers=headers)

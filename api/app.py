@@ -9,8 +9,9 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from api import openapi, problems
+from api.inspection.inspectors import Inspectors
 from api.jobs.tracing import tracing
-from api.middleware import BodyLimit, RequestId, Trace
+from api.middleware import BodyLimit, RequestId, SafeHeaders, Trace
 from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics, web
 from api.services import Services
 from api.settings import Settings
@@ -18,8 +19,12 @@ from api.telemetry import CountRequests, Telemetry
 from strucprune_core import __version__
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, inspectors: Inspectors | None = None) -> FastAPI:
     """The application. Connects to nothing until it is used.
+
+    Args:
+        settings: The settings.
+        inspectors: The caller's, who ends them; None for some of its own.
 
     Raises:
         InvalidSpec: on start, if `state_uri` or the S3 settings are malformed.
@@ -27,7 +32,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.services = Services.connect(settings)
+        app.state.services = Services.connect(settings, inspectors)
         app.state.tracing = tracing("strucprune-api")
         app.state.telemetry.watch(app.state.services.ledger)
         try:
@@ -35,10 +40,14 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             app.state.tracing.close()
             await app.state.services.close()
+            if inspectors is None:
+                app.state.services.inspectors.close()
 
-    # Its /docs brings Swagger UI along. FastAPI's own loads it from a CDN: nothing is shown in a
+    # It brings Swagger UI along. FastAPI's own /docs loads it from a CDN: nothing is shown in a
     # closed network, and elsewhere foreign code runs on the page that API keys are typed into.
+    # The page itself is ours, without inline code (`routes.web`).
     app = FastAPIOffline(
+        docs_url=None,
         redoc_url=None,
         title="StrucPrune",
         version=__version__,
@@ -49,6 +58,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.state.telemetry = Telemetry()
     app.add_middleware(CountRequests, telemetry=app.state.telemetry)
+    app.add_middleware(SafeHeaders)
     app.add_middleware(RequestId)
     app.add_middleware(Trace)
     problems.install(app)

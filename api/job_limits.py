@@ -10,8 +10,8 @@ from typing import get_args
 from api.jobs.limits import TenantLimits
 from api.jobs.record import Priority
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import Examination, ModelFacts
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import Examination, ModelFacts
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
 # Of the names and values of a job's labels.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import secrets
+from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated
 
@@ -28,7 +30,7 @@ async def find_job(services: Services, principal: Principal, job_id: str) -> Job
 
     Raises:
         ApiError: 404, also for another tenant's job; 401 if the caller's key was revoked or ran out
-            while an answer lasted.
+            while an answer lasted; 429 if very many unknown jobs are asked for at once.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
     """
@@ -37,11 +39,18 @@ async def find_job(services: Services, principal: Principal, job_id: str) -> Job
     if not _JOB_ID.fullmatch(job_id):
         raise _unknown()
     record = await services.job_reads.get(job_id)
-    if record is None:
-        record = await run_in_threadpool(recall, services.journal, services.ledger, job_id)
+    if record is None or record.tenant != principal.tenant:
+        # Of another tenant's job and of none the same is asked, so that the time tells nothing.
+        sought = job_id if record is None else _nobodys_id()
+        async with services.restores.turn(principal.tenant):
+            record = await run_in_threadpool(recall, services.journal, services.ledger, sought)
     if record is None or record.tenant != principal.tenant:
         raise _unknown()
     return record
+
+
+def _nobodys_id() -> str:
+    return f"job_{secrets.token_hex(16)}"
 
 
 async def _holds(services: Services, principal: Principal) -> bool:
@@ -55,13 +64,23 @@ def _unknown() -> ApiError:
     return ApiError(HTTPStatus.NOT_FOUND, "job_not_found", "There is no such job.")
 
 
-async def _readable(services: Wired, principal: Reader, job_id: JobId) -> JobRecord:
-    return await find_job(services, principal, job_id)
+async def _take_turn(services: Wired, principal: Reader) -> AsyncIterator[None]:
+    """One of the tenant's turns for a route that blocks a thread, while it is at work."""
+    async with services.threads.turn(principal.tenant):
+        yield
 
 
-async def _writable(services: Wired, principal: Writer, job_id: JobId) -> JobRecord:
-    return await find_job(services, principal, job_id)
+async def _readable(services: Wired, principal: Reader, job_id: JobId) -> AsyncIterator[JobRecord]:
+    async with services.threads.turn(principal.tenant):
+        yield await find_job(services, principal, job_id)
 
 
-ReadableJob = Annotated[JobRecord, Depends(_readable)]
-WritableJob = Annotated[JobRecord, Depends(_writable)]
+async def _writable(services: Wired, principal: Writer, job_id: JobId) -> AsyncIterator[JobRecord]:
+    async with services.threads.turn(principal.tenant):
+        yield await find_job(services, principal, job_id)
+
+
+# Turns end before the answer is sent: a client that takes it slowly holds none.
+Turn = Depends(_take_turn, scope="function")
+ReadableJob = Annotated[JobRecord, Depends(_readable, scope="function")]
+WritableJob = Annotated[JobRecord, Depends(_writable, scope="function")]

@@ -1,7 +1,8 @@
-"""What happens to every request before a route sees it: an id, a trace, and a limit on its size."""
+"""What happens to every request before a route sees it: an id, a trace, limits of its body."""
 
 from __future__ import annotations
 
+import asyncio
 import re
 import secrets
 from http import HTTPStatus
@@ -15,6 +16,8 @@ from api.jobs.tracing import Tracing, accepted
 from api.telemetry import route_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
+# A body has at most some hundred kilobytes.
+BODY_SECONDS = 30.0
 # What we accept from a caller or proxy; anything else could forge log lines.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 
@@ -70,12 +73,53 @@ class Trace:
                 span.attributes["http.route"] = route_of(scope)
 
 
-class BodyLimit:
-    """Refuses bodies over the limit, by their declared length or while they arrive."""
+class SafeHeaders:
+    """Says of every answer that browsers must not guess what it is, run or frame it.
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    Pages have a policy of their own, which says what they need.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_safely(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _SAFE_HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self._app(scope, receive, send_safely)
+
+
+_SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+class BodyLimit:
+    """Refuses bodies that are too large, as declared or while they arrive, or too slow.
+
+    Args:
+        app: What comes next.
+        max_bytes: Of a body.
+        seconds: From the end of a request's head to the end of its body, of which nobody waits
+            longer for a part.
+    """
+
+    def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it with 413."""
@@ -87,14 +131,22 @@ class BodyLimit:
             refusal = problems.response(Request(scope), self._too_large())
             await refusal(scope, receive, send)
             return
-        received = 0
+        received, complete = 0, False
+        deadline = asyncio.get_running_loop().time() + self._seconds
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, complete
+            if complete:  # from now on it is waited for the client to leave
+                return await receive()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    message = await receive()
+            except TimeoutError:
+                raise self._too_slow() from None
             received += len(message.get("body", b""))
             if received > self._max_bytes:
                 raise self._too_large()
+            complete = not message.get("more_body", False)
             return message
 
         await self._app(scope, counted, send)
@@ -104,5 +156,13 @@ class BodyLimit:
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
             "request_too_large",
             f"The body is over the limit of {self._max_bytes} bytes.",
+            headers={"Connection": "close"},
+        )
+
+    def _too_slow(self) -> problems.ApiError:
+        return problems.ApiError(
+            HTTPStatus.REQUEST_TIMEOUT,
+            "request_timeout",
+            f"The body has not arrived within {self._seconds:g} seconds.",
             headers={"Connection": "close"},
         )

@@ -23,6 +23,11 @@ _log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 # What a client is told to wait when Redis or the object store does not answer.
 RETRY_AFTER_SECONDS = 5
+# Of one answer. A client mends the first few; hostile bodies have tens of thousands.
+MAX_ERRORS = 100
+# Of what an error says of a request or a file: names in both are the sender's.
+_MAX_DETAIL_LENGTH = 1000
+_MAX_POINTER_LENGTH = 500
 
 
 class FieldError(BaseModel):
@@ -65,12 +70,18 @@ class ApiError(HTTPException):
         self.errors = list(errors)
 
 
+def too_many(code: str, detail: str, seconds: int = RETRY_AFTER_SECONDS) -> ApiError:
+    """The problem of a tenant that asks for more than it may now: 429."""
+    headers = {"Retry-After": str(seconds)}
+    return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, detail, headers=headers)
+
+
 def field_error(error: StrucPruneError) -> FieldError:
     """A library error as one of a problem's errors; its field becomes a JSON pointer."""
     pointer = _pointer(error.field.split(".")) if error.field else None
     sentence = error.message if error.message.endswith(".") else f"{error.message}."
     detail = f"{sentence} {error.remedy}" if error.remedy else sentence
-    return FieldError(pointer=pointer, code=error.code, detail=detail)
+    return FieldError(pointer=pointer, code=error.code, detail=_cut(detail, _MAX_DETAIL_LENGTH))
 
 
 def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
@@ -78,7 +89,7 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
     details = [field_error(error) for error in errors]
     if any(error.retryable for error in errors):
         first = next(error for error in errors if error.retryable)
-        return _unavailable(first.code, str(first), details)
+        return unavailable(first.code, str(first), details)
     count = f"{len(errors)} problems" if len(errors) > 1 else "a problem"
     return ApiError(
         HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -148,10 +159,12 @@ def _on_validation(request: Request, error: Exception) -> Response:
         # The framework parses a body only where it is said to be JSON.
         return response(request, _not_json())
     # What there is too much of often explains what is missing: a misspelt name is both.
-    found = sorted(found, key=lambda item: item["type"] != "extra_forbidden")
-    errors = [_from_pydantic(item) for item in found]
+    shown = sorted(found, key=lambda item: item["type"] != "extra_forbidden")[:MAX_ERRORS]
+    errors = [_from_pydantic(item) for item in shown]
     where = errors[0].pointer or errors[0].parameter or "the request"
     detail = f"The request is not valid; first at {where}: {errors[0].detail}"
+    if len(found) > len(shown):
+        detail += f" Of {len(found):,} errors the first {len(shown)} are listed."
     return response(
         request,
         ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors),
@@ -163,7 +176,7 @@ def _on_library_error(request: Request, error: Exception) -> Response:
     # Also our own credentials failing is an outage to the caller: fail closed, say nothing of it.
     if error.retryable or isinstance(error, AccessDenied):
         _log.error("%s %s: %s", request.method, request.url.path, error)
-        return response(request, _unavailable(error.code, "A backing service does not answer."))
+        return response(request, unavailable(error.code, "A backing service does not answer."))
     return _on_bug(request, error)
 
 
@@ -173,13 +186,19 @@ def _on_bug(request: Request, error: Exception) -> Response:
     return response(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail))
 
 
-def _unavailable(code: str, detail: str, errors: Sequence[FieldError] = ()) -> ApiError:
+def unavailable(
+    code: str,
+    detail: str,
+    errors: Sequence[FieldError] = (),
+    seconds: int | None = None,
+) -> ApiError:
+    """The problem of a service that cannot do now what is asked: 503."""
     return ApiError(
         HTTPStatus.SERVICE_UNAVAILABLE,
         code,
         detail,
         errors=errors,
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+        headers={"Retry-After": str(RETRY_AFTER_SECONDS if seconds is None else seconds)},
     )
 
 
@@ -188,8 +207,9 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
     if source == "body":
         # pydantic marks a wrong key of a dictionary by a last step "[key]".
         steps = [str(step) for step in path if step != "[key]"]
-        return FieldError(pointer=_pointer(steps), code=item["type"], detail=_words(item, steps))
-    parameter = ".".join(str(step) for step in path)
+        pointer = _cut(_pointer(steps), _MAX_POINTER_LENGTH)
+        return FieldError(pointer=pointer, code=item["type"], detail=_words(item, steps))
+    parameter = _cut(".".join(str(step) for step in path), _MAX_POINTER_LENGTH)
     return FieldError(parameter=parameter, code=item["type"], detail=_words(item, []))
 
 
@@ -197,7 +217,7 @@ def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
     """What pydantic says, without its own terms."""
     if item["type"] != "extra_forbidden":
         message: str = item["msg"]
-        return message.removeprefix("Value error, ")
+        return _cut(message.removeprefix("Value error, "), _MAX_DETAIL_LENGTH)
     near = difflib.get_close_matches(steps[-1], _known_fields(steps[:-1]), n=1)
     hint = f"is '{near[0]}' meant?" if near else "see /docs for those there are."
     return f"There is no such field; {hint}"
@@ -211,6 +231,10 @@ def _known_fields(steps: Sequence[str]) -> list[str]:
         kinds = (annotation, *get_args(annotation))  # a section that may be absent is a union
         section = next(k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel))
     return list(section.model_fields)
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def _not_json() -> ApiError:

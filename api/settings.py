@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
+from api.inspection.inspectors import HELPERS
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
 from api.jobs.logs import LogFormat
@@ -71,19 +72,28 @@ class Settings(LimitSettings):
         allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`; and how large, long and urgent each of its jobs
-            may be: `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
-            `deadline_seconds` (which a job that names none gets), `max_priority`. No limits by
-            default. Workers need the same value for `running_jobs` to be kept.
+            `requests_per_second`, `request_burst`, `event_streams` (with waiting requests, of each
+            API process; 1,000 by default); how large, long and urgent each of its jobs may be:
+            `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
+            `deadline_seconds` (which a job that names none gets), `max_priority`; and how much of
+            it Redis keeps: `kept_jobs` (10,000 by default) and `kept_bytes` (128 MiB), beyond which
+            the oldest jobs that are over go to the archive. No other limits by default. Workers
+            need the same value for `running_jobs` to be kept.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
         retention_days: The reconciler removes jobs that have been over for this long, with their
-            workspaces; what they published stays. None keeps all, for ever.
+            workspaces; what they published stays. `null` keeps all, for ever.
         webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: what its
             webhooks are signed with. A tenant without one has no webhooks.
         webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
             Empty, any public address of the internet, and no other.
         webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
         max_request_bytes: Larger request bodies are refused.
+        event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
+            open; a further stream is answered with 503, a further waiting request at once.
+        max_connections: Connections that an API process takes at once.
+        inspection_helpers: Processes of the API that look at the models of jobs, one job each at a
+            time; a tenant gets all but one. Each takes some 90 MB, and may take 600 MB while a
+            hostile model is looked at.
         api_host: Address that the API listens on.
         api_port: Port that it listens on.
         reconcile_every_seconds: How often the reconciler looks for jobs whose worker fell silent.
@@ -109,6 +119,9 @@ class Settings(LimitSettings):
     webhook_hosts: tuple[str, ...] = ()
     webhook_allow_http: bool = False
     max_request_bytes: int = Field(default=256 * 1024, ge=1024)
+    event_streams: int = Field(default=2000, ge=1)
+    max_connections: int = Field(default=4000, ge=16)
+    inspection_helpers: int = Field(default=HELPERS, ge=1, le=64)
     log_format: LogFormat = "text"
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8000, ge=1, le=65535)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 
 from api.admission import admit_job
 from api.allow_list import uri_issues
+from api.inspection.verdict import Verdict
 from api.job_limits import (
     deadline_issues,
     label_issues,
     priority_issues,
-    size_issues,
     with_deadline,
 )
 from api.jobs.archive import recall
@@ -35,8 +35,6 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import Examination, examine_job
 from strucprune_core.spec import JobSpec
 
 # 128 bits of a digest: no two keys collide, and ids cannot be guessed.
@@ -64,7 +62,8 @@ def submit(
         ApiError: 422 if the job cannot work, or the key was used for another body or for a job
             that is deleted; 429 if the tenant has as many jobs as it may.
         LedgerUnavailable: the ledger does not answer.
-        StorageError: the journal or the job's stores do not answer.
+        StorageError: the journal does not answer.
+        InspectionUnavailable: as `examine`.
     """
     job_id = _job_id(tenant, idempotency_key)
     entry = JournalEntry(
@@ -81,13 +80,13 @@ def submit(
     # fill its own output prefix.
     earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
     if earlier is None:
-        examination = examine(services, tenant, spec, notifications)
-        if examination.issues or examination.model is None:
-            raise invalid(examination.issues)
+        verdict = examine(services, tenant, spec, notifications)
+        if verdict.issues or verdict.estimate is None:
+            raise invalid(verdict.issues)
         if idempotency_key is not None and _is_deleted(services, job_id):
             raise _key_of_deleted()
         admit_job(services, tenant, job_id)
-        scratch_bytes = estimate_job(spec, examination.model).workspace_bytes
+        scratch_bytes = verdict.estimate.workspace_bytes
         entry = entry.model_copy(update={"scratch_bytes": scratch_bytes})
         # Before the job is: an accepted job's messages must not be lost by dying here.
         _subscribe(services, job_id, entry, notifications)
@@ -116,11 +115,13 @@ def _subscribe(
 
 def examine(
     services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
-) -> Examination:
+) -> Verdict:
     """Everything that would keep the job from working; nothing is read if a URI is not allowed.
 
+    Blocks until a helper has looked at the job's files: take a turn of `services.inspections`.
+
     Raises:
-        StorageError: a store of the job does not answer.
+        InspectionUnavailable: no helper has answered in time.
     """
     limits = services.settings.limits_of(tenant)
     late = [
@@ -133,9 +134,9 @@ def examine(
         *webhook_issues(notifications, tenant, services.settings),
     ]
     if refused:
-        return Examination([*refused, *late])
-    found = examine_job(spec, services.stores.open)
-    return Examination([*found.issues, *late, *size_issues(spec, found, limits)], found.model)
+        return Verdict([*refused, *late])
+    found = services.inspectors.judge(spec, limits, services.stores.open)
+    return replace(found, issues=[*found.issues, *late]) if late else found
 
 
 def webhook_issues(

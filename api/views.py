@@ -15,9 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from api.jobs.record import JobEvent, JobRecord, LogLine
 from api.jobs.state import JobState
 from api.problems import FieldError
-from strucprune_core.estimate import Estimate
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
-from strucprune_core.progress import Phase
+from strucprune_core.plan.estimate import Estimate
+from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
 # Some kilobytes each.
@@ -150,9 +150,12 @@ class ArtifactView(BaseModel):
 
 
 class ArtifactList(BaseModel):
-    """The files of a finished job."""
+    """Files of a finished job, in pages."""
 
     data: list[ArtifactView]
+    next_after: str | None = Field(
+        default=None, description="Pass it as `after` for the next page; null at the end."
+    )
     expires_seconds: int | None = Field(
         default=None, description="How long the URLs work, if there are any."
     )

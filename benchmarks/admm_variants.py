@@ -33,23 +33,28 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.swaps import swap_groups
-from strucprune_core.calibration.statistics import GramAccumulator, token_weights
 from strucprune_core.calibration.text import Text, calibration_windows
 from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.method.gram import GramAccumulator, token_weights
+from strucprune_core.method.layer.admm import AdmmOptions, Ranking, RhoRule, admm, choose_support
+from strucprune_core.method.layer.damage_curve import HESSIAN_DAMPING, damage_curve
+from strucprune_core.method.layer.fixed_support import LayerProblem
+from strucprune_core.method.layer.ridge import default_damping, relative_error, ridge
+from strucprune_core.method.linalg.matrices import Room
+from strucprune_core.method.training.recovery import (
+    RecoveryOptions,
+    Tokens,
+    held_out_error,
+    recover,
+)
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.vocabulary import embed
-from strucprune_core.solver.admm import AdmmOptions, Ranking, RhoRule, admm, choose_support
-from strucprune_core.solver.damage_curve import HESSIAN_DAMPING, damage_curve
-from strucprune_core.solver.fixed_support import LayerProblem
-from strucprune_core.solver.matrices import Room
-from strucprune_core.solver.recovery import RecoveryOptions, Tokens, held_out_error, recover
-from strucprune_core.solver.ridge import default_damping, relative_error, ridge
 from strucprune_core.storage.open import open_store
 
 FFN: tuple[SiteKind, ...] = ("ffn",)

@@ -27,9 +27,9 @@ from pydantic import ByteSize, TypeAdapter
 from benchmarks.memory_scaling import LLAMA, OPT, raw_config
 from benchmarks.random_model import save_empty_model, save_random_model
 from embedded.s3 import REGION, S3Server
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import inspect_model
-from strucprune_core.report import REPORT_JSON, Report
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.report.document import REPORT_JSON, Report
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
@@ -131,7 +131,7 @@ def _run(options: argparse.Namespace, raw: dict[str, Any], folder: Path) -> dict
 
 def _command(options: argparse.Namespace) -> list[str]:
     return [
-        *(sys.executable, "-m", "strucprune_core.cli", "prune", f"s3://{BUCKET}/model"),
+        *(sys.executable, "-m", "strucprune_core.commands.main", "prune", f"s3://{BUCKET}/model"),
         *("--output", f"s3://{BUCKET}/out", "--workspace", f"s3://{BUCKET}/workspace"),
         *("--sparsity", "0.3", "--energy", "forward"),
         *("--calibration", f"s3://{BUCKET}/text.txt"),

@@ -8,8 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from strucprune_core.report_page.style import esc
+from html import escape as esc
 
 _LEFT, _TOP, _WIDTH, _HEIGHT, _LABELS, _BELOW = 60, 44, 420, 360, 300, 48
 _NAME_GAP = 16.0

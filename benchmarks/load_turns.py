@@ -55,6 +55,20 @@ def _lengths(client: StrucPruneClient) -> list[float]:
     ]
 
 
+def turns_table(result: dict[str, Any]) -> str:
+    """The waits as a Markdown table."""
+    lines = [
+        "| workers | jobs of the other tenant | median wait | longest wait |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {workers} | {found['backlog']:,} | {found['median_wait_jobs']:.1f} jobs "
+        f"| {found['longest_wait_jobs']:.1f} jobs |"
+        for workers, found in result["turns"].items()
+    ]
+    return "\n".join(lines)
+
+
 def measure_turns(
     stack: LoadStack,
     workers: int,

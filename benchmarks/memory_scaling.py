@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.line_plot import Axis, Line, Plot
+from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
-from strucprune_core.planner.plan import plan_job
-from strucprune_core.planner.steps import device_terms
-from strucprune_core.solver.panels import Panels
+from strucprune_core.plan.memory.device import device_terms
+from strucprune_core.plan.pieces import plan_job
 from strucprune_core.spec import JobSpec
 
 AMPLE_BYTES = 2**50

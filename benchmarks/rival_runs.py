@@ -25,9 +25,9 @@ from transformers import AutoModelForCausalLM
 from benchmarks.baselines.sites import Scope, model_sites, site_parameters
 from benchmarks.rival_methods import METHODS, STAGES, Baseline, Case, Job, Method, Windows
 from strucprune_core import JobSpec, prune
-from strucprune_core.devices import settle_vector_math
-from strucprune_core.evaluation.memory import MemoryMeter, return_free_memory
 from strucprune_core.export.loading import load_pretrained
+from strucprune_core.models.devices import settle_vector_math
+from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.storage.open import open_store
 
 

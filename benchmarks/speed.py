@@ -9,7 +9,7 @@ The bar: statistics, curves, probes, allocation and solving together take at mos
 Writing, the reload check and publishing stand apart; nothing is evaluated.
 
 Processor time is shown beside seconds, since it says more on a machine with other work, and ratios
-are its. The floor of a phase is its planned operations (`strucprune_core.planner.work`) at the rate
+are its. The floor of a phase is its planned operations (`strucprune_core.plan.work`) at the rate
 of a large matrix product, measured here in the precision that the phase computes in.
 
 Growth is fitted on models with random weights: one of hidden size d, FFN channels f, layers L and
@@ -40,11 +40,11 @@ from benchmarks.random_model import save_random_model
 from strucprune_core import JobSpec, prune
 from strucprune_core.calibration.text import Text, calibration_windows
 from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
-from strucprune_core.devices import settle_vector_math
-from strucprune_core.inspection import inspect_model
-from strucprune_core.planner.plan import plan_job
-from strucprune_core.planner.work import flops
-from strucprune_core.progress import FinishedUnit
+from strucprune_core.models.devices import settle_vector_math
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.work import flops
+from strucprune_core.run.progress import FinishedUnit
 from strucprune_core.storage.local import LocalStore
 
 BAR = 3.0
@@ -54,7 +54,7 @@ PHASES: dict[str, tuple[str, ...]] = {
     "probes": ("probe",),
     "allocation": ("price", "allocate"),
     "solve": ("solve",),
-    "writing": ("assemble", "verify", "report", "publish"),
+    "writing": ("model_check", "assemble", "verify", "report", "publish"),
 }
 """Kinds of units."""
 WRITING = "writing"

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from strucprune_core.solver.fixed_support import LayerProblem
-from strucprune_core.solver.groups import columns_of
+from strucprune_core.method.layer.fixed_support import LayerProblem
+from strucprune_core.method.layer.groups import columns_of
 
 
 @dataclass(frozen=True, slots=True)

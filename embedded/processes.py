@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from worker import tether
+from worker import die_with_parent as tether
 
 # Long enough for a cold start on a busy two-core machine.
 READY_SECONDS = 60.0

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.report import Report
+from strucprune_core.report.document import Report
 from strucprune_core.spec import (
     CalibrationSpec,
     EvaluationSpec,

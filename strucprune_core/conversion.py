@@ -33,8 +33,8 @@ from strucprune_core.errors import (
     StrucPruneError,
     naming_field,
 )
-from strucprune_core.inspection import check_output_usable
 from strucprune_core.models.families import parse_config
+from strucprune_core.plan.inspection import check_output_usable
 from strucprune_core.storage.store import Store
 from strucprune_core.storage.uri import contains
 

@@ -12,6 +12,7 @@
     ├── StorageError
     │   ├── StorageUnavailable    the store does not answer                        (retryable)
     │   ├── AccessDenied          bad or insufficient credentials                  (final)
+    │   │   └── CredentialsExpired                                                 (retryable)
     │   └── ObjectNotFound        no such bucket, prefix or object                 (final)
     ├── ScratchUnavailable        temporary files cannot be written or read        (retryable)
     ├── ProcessKilled             a process of the job was ended from outside      (retryable)
@@ -152,6 +153,17 @@ class AccessDenied(StorageError):
 
     code = "access_denied"
     usual_remedy = "Check the credentials, and that they may reach this place."
+
+
+class CredentialsExpired(AccessDenied):
+    """Temporary credentials are over, and nothing has renewed them."""
+
+    code = "credentials_expired"
+    usual_remedy = (
+        "Renew them, or use a source that does so itself (credential_process, a web identity, a "
+        "role); then run the job again: it goes on from its workspace."
+    )
+    retryable = True
 
 
 class ObjectNotFound(StorageError):

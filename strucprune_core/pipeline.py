@@ -2,15 +2,16 @@
 
     inspect ─ open the workspace ─ run the pending units of the graph ─ publish
 
-The graph is in `units`, the work of each unit in `steps`, how they are run in `running`, what is
-finished in the workspace. So stopping anywhere and calling `prune` again with the same workspace
-continues, and ends with the same bytes. A file of the workspace that turns out to be damaged or
-gone makes the run look again at what is pending.
+The graph is in `plan.graph`, the work of each unit in `run.steps`, how units are run in
+`run.runner`, and what is finished in the workspace. So stopping anywhere and calling `prune` again
+with the same workspace continues, and ends with the same bytes. If a file of the workspace turns
+out to be damaged or gone, the run looks again at what is pending.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import time
 from collections import Counter
@@ -19,21 +20,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from strucprune_core.background import Background
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.claims import ALONE, UnitClaims
-from strucprune_core.devices import choose_device, settle_vector_math
-from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.errors import InvalidCheckpoint, OutputNotEmpty, naming_field
-from strucprune_core.evaluation.memory import MemoryMeter
-from strucprune_core.inspection import check_output_usable, inspect_job
-from strucprune_core.layer_news import LayerSink, ignore_layers
+from strucprune_core.errors import InvalidCheckpoint, naming_field
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
-from strucprune_core.planner.forward import layer_bytes
-from strucprune_core.planner.plan import plan_job
-from strucprune_core.progress import (
+from strucprune_core.plan.graph import texts_behind
+from strucprune_core.plan.inspection import (
+    check_texts_unchanged,
+    inspect_job,
+    job_fingerprint,
+    text_versions,
+)
+from strucprune_core.plan.memory.forward import layer_bytes
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.run.background import Background
+from strucprune_core.run.context import Job
+from strucprune_core.run.layer_updates import LayerSink, ignore_layers
+from strucprune_core.run.memory_meter import MemoryMeter
+from strucprune_core.run.output_reservation import Claim, documents_under, find_claim
+from strucprune_core.run.progress import (
     AnyStop,
     FinishedUnit,
     NeverStop,
@@ -43,20 +51,19 @@ from strucprune_core.progress import (
     ignore_progress,
     ignore_unit,
 )
-from strucprune_core.progress_meter import ProgressMeter
-from strucprune_core.publish import claim_of, publish
-from strucprune_core.report import REPORT_HTML, REPORT_JSON, Report
-from strucprune_core.report_page import render_html
-from strucprune_core.running import Run, help_out, run_pending
+from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.publish import publish
+from strucprune_core.run.reservations import ALONE, UnitClaims
+from strucprune_core.run.runner import Run, help_out, run_pending
+from strucprune_core.run.steps.exports import published
+from strucprune_core.run.steps.report import published_files
+from strucprune_core.run.workspace import LostFile, Stored, Workspace
 from strucprune_core.spec import JobSpec
-from strucprune_core.steps.exports import published
-from strucprune_core.steps.job import Job
-from strucprune_core.steps.report import published_files
+from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import LostFile, Stored, Workspace
 
 T = TypeVar("T")
 
@@ -112,7 +119,7 @@ def prune(
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
-            claim = _claim(output, run.job.workspace)
+            claim = find_claim(output, run.job)
             run_pending(run)
             began_at, began = time.time(), time.monotonic()
             result = _publish(run.job, output, claim, run.meter)
@@ -189,14 +196,16 @@ def _opened(
     """The job, inspected and planned, with its workspace open."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
+    texts = text_versions(spec, open_store)  # before anything is read of them
     facts = inspect_job(spec, open_store, check_output=False, workspace=workspace.uri)
     index = facts.model.index
-    fingerprint = f"{spec.result_fingerprint()} {index.version()}"
+    model_and_spec = f"{spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):
         kept = Workspace(
             workspace,
             scratch / "files",
-            sha256_of_bytes(fingerprint.encode()),
+            sha256_of_bytes(model_and_spec.encode()),
+            versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
             on_upload=storing.tick,
             on_download=meter.fetching,
         )
@@ -219,6 +228,8 @@ def _opened(
             scratch=scratch,
             device=device,
             open_store=open_store,
+            texts=texts,
+            fingerprint=job_fingerprint(spec, index, texts),
             tick=meter.tick,
             safe_point=meter.safe_point,
             plan=plan_job(spec, config),
@@ -242,46 +253,17 @@ def _read_ahead(
         store.close()
 
 
-def _claim(output: Store, workspace: Workspace) -> bytes | None:
-    """The report with which this very job claimed the output earlier; None if it is empty.
-
-    Raises:
-        OutputNotEmpty: it holds something else.
-    """
-    with naming_field("output.uri_prefix"):
-        try:
-            check_output_usable(output)
-            return None
-        except OutputNotEmpty:
-            claim = claim_of(output)
-            ours = claim == workspace.claim() or claim == _finished_report(workspace)
-            if claim is None or not ours:
-                raise
-            return claim
-
-
-def _finished_report(workspace: Workspace) -> bytes | None:
-    if workspace.manifest("report") is None:
-        return None
-    try:
-        return workspace.file("report", REPORT_JSON).read_bytes()
-    except LostFile:  # It will be made again.
-        return None
-
-
-def _publish(job: Job, output: Store, claim: bytes | None, meter: ProgressMeter) -> Report:
+def _publish(job: Job, output: Store, claim: Claim | None, meter: ProgressMeter) -> Report:
     """Copy the finished checkpoint and its report to the output."""
     names = (REPORT_JSON, REPORT_HTML)
     documents = {name: job.workspace.file("report", name).read_bytes() for name in names}
-    if claim is not None and claim != documents[REPORT_JSON]:
-        # The report got lost after it was published, and a second one tells other times.
-        page = render_html(Report.model_validate_json(claim))
-        documents = {REPORT_JSON: claim, REPORT_HTML: page.encode()}
-    result = Report.model_validate_json(documents[REPORT_JSON])
     checkpoint = published(job)
-    _check_unchanged(job, checkpoint, result)
-    job.workspace.keep_claim(documents[REPORT_JSON])
+    _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
+        if claim is not None:
+            documents = documents_under(claim, documents, output, job)
+        job.workspace.keep_claim(documents[REPORT_JSON])
+        result = Report.model_validate_json(documents[REPORT_JSON])
         publish(output, checkpoint, result.files, documents, meter.publishing)
     return result
 
@@ -291,7 +273,9 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
 
     Raises:
         InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
+        InvalidText: a text was.
     """
+    check_texts_unchanged(job.spec, job.open_store, job.texts, *job.texts)
     same_model = open_checkpoint(job.index.store).version() == job.index.version()
     if not same_model or published_files(job, checkpoint) != result.files:
         raise InvalidCheckpoint(

@@ -1,7 +1,7 @@
 """The job specification: one definition for the REST body, the CLI and Python. No torch.
 
 Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
-widths, a text that is too short) is checked by `inspection` before any heavy work.
+widths, a text that is too short) is checked by `plan.inspection` before any heavy work.
 """
 
 from __future__ import annotations
@@ -68,17 +68,22 @@ Export = Literal["gguf", "block_configs"]
 class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
-    uri: Uri
+    uri: Uri = Field(
+        description="Directory or `s3://bucket/prefix` with `config.json`, `tokenizer.json` and "
+        "safetensors."
+    )
 
 
 class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must hold nothing yet."""
 
-    uri_prefix: Uri
+    uri_prefix: Uri = Field(
+        description="Directory or `s3://bucket/prefix` for the pruned model; must hold nothing yet."
+    )
 
 
 class RecoverySpec(_Strict):
-    """Training of each pruned layer towards the dense one's outputs (see `solver.recovery`)."""
+    """Training of each pruned layer towards the dense one's outputs: `method.training.recovery`."""
 
     steps: int = Field(default=100, ge=1, le=10_000, description="Steps of Adam per layer.")
     mode: Literal["parallel", "sequential"] = Field(
@@ -90,7 +95,7 @@ class RecoverySpec(_Strict):
 
 
 class DistillationSpec(_Strict):
-    """Training of the pruned model as a whole towards the dense one (see `solver.distillation`)."""
+    """Training of the whole pruned model towards the dense one: `method.training.distillation`."""
 
     steps: int = Field(default=100, ge=1, le=100_000, description="Steps of Adam.")
     batch_sequences: int = Field(
@@ -281,6 +286,15 @@ class CalibrationSpec(_Strict):
     samples: int = Field(default=32, ge=MIN_SAMPLES, le=65536, description="Sequences to draw.")
     sequence_length: int = Field(default=512, ge=8, le=131072, description="Tokens per sequence.")
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
+    allow_degenerate: bool = Field(
+        default=False,
+        description="Go on with a text of hardly any distinct tokens, which is else refused.",
+    )
+
+    @property
+    def place(self) -> str:
+        """The field of a job that names the text."""
+        return "calibration.source" if self.source == "self" else "calibration.uri"
 
     @property
     def file_format(self) -> FileFormat:
@@ -319,9 +333,9 @@ class CalibrationSpec(_Strict):
 class EvaluationSpec(_Strict):
     """Text that perplexity is reported on: consecutive windows from its start."""
 
-    uri: Uri
-    sequences: int = Field(default=24, ge=1, le=65536)
-    sequence_length: int = Field(default=1024, ge=8, le=131072)
+    uri: Uri = Field(description="Text to report perplexity on, before and after.")
+    sequences: int = Field(default=24, ge=1, le=65536, description="Windows, from the start.")
+    sequence_length: int = Field(default=1024, ge=8, le=131072, description="Tokens per window.")
     max_perplexity_ratio: float = Field(
         default=10.0,
         gt=1.0,
@@ -332,7 +346,9 @@ class EvaluationSpec(_Strict):
 class RuntimeSpec(_Strict):
     """How the job runs. Device, micro-batch and memory change rounding; nothing else the result."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
+    )
     micro_batch_tokens: int = Field(
         default=4096, ge=8, le=2**20, description="Tokens pushed through a layer at a time."
     )
@@ -347,7 +363,9 @@ class RuntimeSpec(_Strict):
         ge=2**20,
         description="What the process may hold in host memory, file-backed pages left out.",
     )
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Literal["low", "normal", "high"] = Field(
+        default="normal", description="Which of the waiting jobs a service starts first."
+    )
     deadline_seconds: int | None = Field(
         default=None,
         ge=1,
@@ -356,7 +374,9 @@ class RuntimeSpec(_Strict):
         "counts on while it is paused or waits for another attempt, but not before the start; a "
         "retry begins anew.",
     )
-    max_attempts: int = Field(default=3, ge=1, le=20)
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="How often a service starts the job if it breaks off."
+    )
     max_workers: int = Field(
         default=1,
         ge=1,
@@ -380,15 +400,16 @@ class JobSpec(_Strict):
     runtime: RuntimeSpec = RuntimeSpec()
     labels: dict[
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
-    ] = Field(default_factory=dict, max_length=64)
+    ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
     def result_fingerprint(self) -> str:
         """SHA-256 (hex) over the fields that determine the result.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
-        device or with another output.
+        device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
+        del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

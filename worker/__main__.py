@@ -10,7 +10,7 @@ from api.jobs import environment
 from api.jobs.doorbell import ALL_QUEUES
 from api.jobs.tracing import check_configured
 from strucprune_core.errors import ScratchUnavailable
-from strucprune_core.scratch import scratch_directory, sweep
+from strucprune_core.scratch.directories import scratch_directory, sweep
 from worker.app import make_app
 from worker.attempt_mark import AttemptMark, read_mark
 from worker.child import SOLVE

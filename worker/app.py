@@ -18,7 +18,7 @@ from celery.signals import (
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings, ring_if_missing
 from strucprune_core.errors import StrucPruneError
-from worker import tether
+from worker import die_with_parent as tether
 from worker.child import SOLVE
 from worker.execution import Services
 from worker.settings import Settings

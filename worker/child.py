@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from worker import tether
+from worker import die_with_parent as tether
 from worker.protocol import Answer, Message, Request, parse_message
 
 _log = logging.getLogger(__name__)

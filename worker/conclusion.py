@@ -31,10 +31,10 @@ from strucprune_core.errors import OutOfMemory, ScratchUnavailable, Stopped
 from strucprune_core.spec import JobSpec
 from worker import failures
 from worker.lease import Lease
+from worker.memory_retry import smaller_plan
 from worker.protocol import EXIT_STOPPED
 from worker.scratch import Scratch
 from worker.settings import Settings
-from worker.smaller_plan import smaller_plan
 from worker.stalls import after_stall
 from worker.supervision import Ended, StopReason
 

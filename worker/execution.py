@@ -29,7 +29,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
-from strucprune_core.scratch import scratch_directory
+from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from worker.attempt_mark import leave_mark
@@ -38,10 +38,10 @@ from worker.claiming import Claiming
 from worker.conclusion import Desk, conclude, give_back, retry
 from worker.failures import no_room, unforeseen
 from worker.lease import Lease
+from worker.memory_retry import following
 from worker.protocol import EXIT_FAILED, Request
 from worker.scratch import Scratch, Unfit
 from worker.settings import Settings
-from worker.smaller_plan import following
 from worker.stop import Drain
 from worker.supervision import Ended, Supervision
 

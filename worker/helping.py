@@ -21,17 +21,17 @@ from api.jobs.record import JobRecord
 from api.jobs.seats import Place
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.scratch import scratch_directory
+from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from worker.child import SOLVE, SolveProcess
 from worker.claiming import Claiming
 from worker.conclusion import STOPPED
 from worker.execution import Services
 from worker.lease import Seat
+from worker.memory_retry import following
 from worker.protocol import EXIT_DONE, Request
 from worker.scratch import Scratch
 from worker.settings import Settings
-from worker.smaller_plan import following
 from worker.stop import Drain
 from worker.supervision import Ended, StopReason, Supervision
 

@@ -17,7 +17,7 @@ from typing import Literal
 
 from api.jobs.meters import SCRATCH_UNFIT, Tally
 from strucprune_core.errors import ScratchUnavailable
-from strucprune_core.scratch import scratch_directory, scratch_errors
+from strucprune_core.scratch.directories import scratch_directory, scratch_errors
 from worker.stop import Drain
 
 _log = logging.getLogger(__name__)
@@ -51,6 +51,7 @@ class Scratch:
         directory: Where; the system's directory for temporary files if None.
         drain: Ends a rest.
         first_rest_seconds: Length of the first rest.
+        most_bytes: What may be taken of the place; all that is free if None.
     """
 
     def __init__(
@@ -58,18 +59,20 @@ class Scratch:
         directory: Path | None,
         drain: Drain,
         first_rest_seconds: float = _FIRST_REST_SECONDS,
+        most_bytes: int | None = None,
     ) -> None:
         self._directory = directory
         self._drain = drain
         self._first_rest_seconds = first_rest_seconds
         self._rest_seconds = first_rest_seconds
+        self._most_bytes = most_bytes
 
     def unfit(self, needed_bytes: int = 0) -> Unfit | None:
         """What keeps a job that needs so much room from running here; None if nothing does."""
         try:
             with scratch_directory(self._directory) as directory, scratch_errors("a file"):
                 (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
-                free_bytes = shutil.disk_usage(directory).free
+                free_bytes = self._free(directory)
         except ScratchUnavailable as error:
             return Unfit("unwritable", str(error))
         if free_bytes < needed_bytes:
@@ -79,9 +82,13 @@ class Scratch:
     def free_bytes(self) -> int:
         """Room that is left; 0 if that cannot be told."""
         try:
-            return shutil.disk_usage(self._directory or tempfile.gettempdir()).free
+            return self._free(self._directory or Path(tempfile.gettempdir()))
         except OSError:
             return 0
+
+    def _free(self, directory: Path) -> int:
+        free = shutil.disk_usage(directory).free
+        return free if self._most_bytes is None else min(free, self._most_bytes)
 
     def rest(self, unfit: Unfit, tally: Tally) -> None:
         """Let others have the doorbells for a while; for as long as nothing can be written."""

@@ -34,6 +34,8 @@ class Settings(LimitSettings):
         stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
         scratch_directory: Where jobs get their temporary directories; the system's if None.
             A worker that starts removes what crashed ones left there.
+        scratch_bytes: The most that they may take of it; all that is free if None. For a place that
+            shows more room than it has, such as a Kubernetes `emptyDir` with a `sizeLimit`.
         heartbeat_file: Touched every few seconds: its age tells whether the worker is alive.
         drain_file: A worker that finds it gives its job back at the next safe point and ends, as
             after SIGTERM. A worker that starts removes it.
@@ -56,6 +58,7 @@ class Settings(LimitSettings):
     grace_seconds: float = Field(default=60.0, gt=0)
     stall_seconds: float = Field(default=1800.0, gt=0)
     scratch_directory: Path | None = None
+    scratch_bytes: int | None = Field(default=None, gt=0)
     heartbeat_file: Path | None = None
     drain_file: Path | None = None
     log_format: LogFormat = "text"

@@ -18,17 +18,16 @@ from typing import Any
 
 from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
-from strucprune_core.claims import ALONE
 from strucprune_core.errors import Stopped
-from strucprune_core.layer_news import LayerNews, as_columns
 from strucprune_core.pipeline import assist, prune
-from strucprune_core.progress import FinishedUnit, Progress
-from strucprune_core.report import Report
+from strucprune_core.report.document import Report
+from strucprune_core.run.layer_updates import LayerNews, as_columns
+from strucprune_core.run.progress import FinishedUnit, Progress
+from strucprune_core.run.reservations import ALONE
 from strucprune_core.storage.metered import MeteredStore, Traffic
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.store import Store
 from worker.failures import as_ours
-from worker.line import AskedClaims, Channel, Inbox
 from worker.log_lines import LogLines
 from worker.protocol import (
     EXIT_DONE,
@@ -41,6 +40,7 @@ from worker.protocol import (
     ResultMessage,
     UnitMessage,
 )
+from worker.solve_channel import AskedClaims, Channel, Inbox
 from worker.stop import StopOnTerminate
 
 # By its own name also when it is the program.

@@ -10,7 +10,7 @@ from strucprune_core.errors import Stopped
 
 
 class StopOnTerminate:
-    """A stop signal (see `strucprune_core.progress`) that fires after SIGTERM."""
+    """A stop signal (see `strucprune_core.run.progress`) that fires after SIGTERM."""
 
     def __init__(self) -> None:
         self._asked = False

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from api.jobs.record import JobRecord, NewJob
+from api.jobs.record import JobEvent, JobRecord, NewJob
 
 # Prefix of every key.
 NAMESPACE = "strucprune"
@@ -35,6 +35,11 @@ def encode_job(new: NewJob) -> list[str]:
 def decode_jobs(text: str) -> list[JobRecord | None]:
     """What `READ_JOBS` has read, in the order of the ids; None where there is no job."""
     return [decode_job(flat) if flat else None for flat in json.loads(text)]
+
+
+def decode_event(entry_id: str, entry: Mapping[str, str]) -> JobEvent:
+    """An entry of a job's stream of events."""
+    return JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
 
 
 def decode_job(flat: list[str]) -> JobRecord:

@@ -111,15 +111,18 @@ class Doorbell:
         return self._waiting(HELP_QUEUE)
 
     def _waiting(self, queue: str) -> int | None:
-        connection = self._app.connection_for_read()
-        try:
-            with connection, connection.channel() as channel:
+        # Of the pool: submissions ask, and a connection of their own would take them some ms each.
+        with self._app.connection_or_acquire() as connection:
+            try:
+                connection.ensure_connection(reraise_as_library_errors=False, **_RETRY_POLICY)
+                channel = connection.default_channel
                 return int(channel.queue_declare(queue, passive=True).message_count)
-        except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
-            if isinstance(error, ChannelError) and str(error.reply_code) == _NO_QUEUE:
-                return 0  # Redis has no empty lists
-            _log.warning("the broker does not say what waits in %s: %s", queue, error)
-            return None
+            except (*connection.connection_errors, *connection.channel_errors, KombuError) as error:
+                if isinstance(error, ChannelError) and str(error.reply_code) == _NO_QUEUE:
+                    return 0  # Redis has no empty lists
+                connection.collect()
+                _log.warning("the broker does not say what waits in %s: %s", queue, error)
+                return None
 
     def close(self) -> None:
         """Close the connections to the broker."""

@@ -21,6 +21,8 @@ CONFIG = SettingsConfigDict(
     env_prefix=_PREFIX,
     extra="ignore",
     frozen=True,
+    # How to say "none" where a setting has another default.
+    env_parse_none_str="null",
     # A validation error would quote all other settings, secrets included.
     hide_input_in_errors=True,
 )

@@ -5,20 +5,21 @@ Hundreds of clients look at their jobs, and the way to a thread and back costs m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 
-from api.jobs.codec import NAMESPACE, READ_JOBS, decode_jobs
+from api.jobs.codec import NAMESPACE, READ_JOBS, decode_event, decode_jobs
 from api.jobs.ledger import (
     RETRIES,
     RETRY_CAP_SECONDS,
     SOCKET_TIMEOUT_SECONDS,
     answering,
 )
-from api.jobs.record import JobRecord
+from api.jobs.record import JobEvent, JobRecord
 
 # Connections of a process; who finds all in use waits for one.
 _CONNECTIONS = 32
@@ -50,6 +51,24 @@ class JobReads:
         with answering():
             text: Any = await self._read(args=[self._namespace, job_id])
         return decode_jobs(text)[0]
+
+    async def events_after(
+        self, places: Sequence[tuple[str, str]], limit: int
+    ) -> dict[str, list[JobEvent]]:
+        """What happened to several jobs, each after an event, oldest first; jobs without news lack.
+
+        Args:
+            places: Ids of jobs, each once, and of the last event seen of each.
+            limit: Events of a job.
+
+        Raises:
+            LedgerUnavailable: Redis does not answer.
+        """
+        keys = {f"{self._namespace}:job:{job_id}:events": job_id for job_id, _ in places}
+        streams: Any = {key: after for key, (_, after) in zip(keys, places, strict=True)}
+        with answering():
+            found: Any = await self._client.xread(streams, count=limit)
+        return {keys[key]: [decode_event(*entry) for entry in entries] for key, entries in found}
 
     async def close(self) -> None:
         """Close the connections."""

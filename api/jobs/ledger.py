@@ -20,7 +20,15 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import OutOfMemoryError, RedisError
 from redis.retry import Retry
 
-from api.jobs.codec import LUA, NAMESPACE, decode_job, decode_jobs, encode, encode_job
+from api.jobs.codec import (
+    LUA,
+    NAMESPACE,
+    decode_event,
+    decode_job,
+    decode_jobs,
+    encode,
+    encode_job,
+)
 from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
@@ -615,10 +623,7 @@ class RedisLedger:
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "events"), min=f"({after}", count=limit
             )
-        return [
-            JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
-            for entry_id, entry in entries
-        ]
+        return [decode_event(entry_id, entry) for entry_id, entry in entries]
 
     def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
         """See `Ledger.logs`."""

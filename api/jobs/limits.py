@@ -70,6 +70,7 @@ class TenantLimits(BaseModel):
             one tenant.
         requests_per_second: Requests to the API, over all of its processes.
         request_burst: Requests that may come at once after a quiet while.
+        event_streams: Event streams and waiting requests open at once, in each API process.
         model_bytes: Size of a job's model: its safetensors files together.
         scratch_bytes: Room for temporary files of a job, as estimated.
         deadline_seconds: Deadline of a job; one that names none gets this.
@@ -84,6 +85,7 @@ class TenantLimits(BaseModel):
     max_priority: Priority = "high"
     requests_per_second: float | None = Field(default=None, gt=0)
     request_burst: int = Field(default=50, ge=1)
+    event_streams: int = Field(default=1000, ge=0)
     model_bytes: int | None = Field(default=None, ge=1)
     scratch_bytes: int | None = Field(default=None, ge=1)
     deadline_seconds: int | None = Field(default=None, ge=1, le=MAX_DEADLINE_SECONDS)

@@ -8,12 +8,14 @@ can go on, and never takes a complete output for an incomplete one.
 
 from __future__ import annotations
 
-from pydantic import ValidationError
+from itertools import islice
 
+from api.jobs.bucket_reads import NotAsWritten, read_manifest, read_small
+from strucprune_core.checkpoint.index import MAX_OBJECTS
 from strucprune_core.errors import ObjectNotFound
-from strucprune_core.report import MANIFEST, REPORT_HTML, REPORT_JSON, PublishedManifest
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
+from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.store import Store
-from strucprune_core.workspace import CLAIM
 
 
 def remove_published(output: Store, workspace: Store) -> bool:
@@ -27,35 +29,47 @@ def remove_published(output: Store, workspace: Store) -> bool:
         workspace: The job's workspace.
 
     Returns:
-        False, with nothing removed, if the prefix is not the job's.
+        False, with nothing removed, if the prefix is not the job's, or somebody has put far more
+        into it than a job writes.
 
     Raises:
         StorageError: a store does not answer or forbids it.
     """
-    claim = _read(workspace, CLAIM)
-    if claim is None or _read(output, REPORT_JSON) != claim:
+    claim = _claim(workspace)
+    if claim is None or not _is(output, REPORT_JSON, claim):
+        return False
+    names = _names(output)
+    if names is None:
         return False
     last = (REPORT_JSON, MANIFEST)
-    for name in (*sorted(_names(output) - {*last}), *last):
+    for name in (*sorted(names - {*last}), *last):
         output.delete(name)
     return True
 
 
-def _names(output: Store) -> set[str]:
-    present = {info.key for info in output.list()}
-    manifest = _read(output, MANIFEST)
-    if manifest is None:
-        return present
+def _names(output: Store) -> set[str] | None:
+    """What is to be removed; None if there is more than any job has written."""
     try:
-        files = PublishedManifest.model_validate_json(manifest).files
-    except ValidationError:
-        return present
-    # Only what is there: names in the user's bucket may have been edited to point elsewhere.
-    return present & {MANIFEST, REPORT_HTML, *(entry.name for entry in files)}
+        manifest, _ = read_manifest(output)
+        return {MANIFEST, REPORT_HTML, *(entry.name for entry in manifest.files)}
+    except NotAsWritten:
+        present = {info.key for info in islice(output.list(), MAX_OBJECTS + 1)}
+        return present if len(present) <= MAX_OBJECTS else None
 
 
-def _read(store: Store, key: str) -> bytes | None:
+def _claim(workspace: Store) -> bytes | None:
     try:
-        return bytes(store.read(key))
+        return bytes(workspace.read(CLAIM))
     except ObjectNotFound:
         return None
+
+
+def _is(store: Store, key: str, content: bytes) -> bool:
+    """Whether an object of a bucket that is not ours has this content."""
+    info = store.stat(key)
+    if info is None or info.size_bytes != len(content):
+        return False
+    try:
+        return read_small(store, key, len(content)) == content
+    except NotAsWritten:
+        return False

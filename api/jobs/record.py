@@ -180,7 +180,7 @@ class JobEvent:
         type: "state", "progress", "workers" or "layers"; there may be others one day.
         data: For "state": state, run, attempt, reason, error. For "progress": the progress report.
             For "workers": workers, how many serve the job now. For "layers": what was found out
-            about some layers, in columns (see `strucprune_core.layer_news`).
+            about some layers, in columns (see `strucprune_core.run.layer_updates`).
     """
 
     id: str

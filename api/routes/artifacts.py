@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import ValidationError
+from fastapi.responses import StreamingResponse
 
+from api.jobs.bucket_reads import NotAsWritten, open_document, read_manifest
 from api.jobs.record import JobRecord
 from api.jobs.state import JobState
 from api.lookup import ReadableJob
@@ -16,21 +19,22 @@ from api.problems import ApiError
 from api.services import Wired
 from api.stores import Presigner
 from api.views import ArtifactList, ArtifactView
-from strucprune_core.digests import sha256_of_bytes
-from strucprune_core.errors import AccessDenied, ObjectNotFound
-from strucprune_core.report import (
+from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.report.document import (
     MANIFEST,
     REPORT_HTML,
     REPORT_JSON,
     FileEntry,
-    PublishedManifest,
     Report,
 )
-from strucprune_core.storage.keys import check_key
+from strucprune_core.storage.digests import sha256_of_bytes
+from strucprune_core.storage.keys import MAX_KEY_BYTES
 from strucprune_core.storage.store import Store
 
 # A report grows by some 300 bytes per layer; what is larger was not written by us.
 MAX_DOCUMENT_BYTES = 16 * 2**20
+# To make a URL takes a millisecond of processor time.
+MAX_PAGE_SIZE = 100
 URL_SECONDS = 900
 
 # The page lies in the user's bucket, so anything may have been put in its place: no scripts, no
@@ -66,9 +70,16 @@ def get_report(
     store = services.stores.open(_output_of(job))
     by_accept = "html" if "text/html" in request.headers.get("Accept", "") else "json"
     if (format or by_accept) == "html":
-        page = _read(store, REPORT_HTML)
-        return Response(page, media_type="text/html", headers={**_HEADERS, **_HTML_HEADERS})
-    return Response(_read(store, REPORT_JSON), media_type="application/json", headers=_HEADERS)
+        return _document(store, REPORT_HTML, "text/html", {**_HEADERS, **_HTML_HEADERS})
+    return _document(store, REPORT_JSON, "application/json", _HEADERS)
+
+
+def _document(store: Store, key: str, media_type: str, headers: Mapping[str, str]) -> Response:
+    """A document as it lies there, in pieces: a client that takes it slowly holds one of them."""
+    with _told():
+        size, found = open_document(store, key, MAX_DOCUMENT_BYTES)
+    length = {"Content-Length": str(size)}
+    return StreamingResponse(found, media_type=media_type, headers={**headers, **length})
 
 
 @router.get("/artifacts", responses=problems(401, 403, 404, 409, 422, 503))
@@ -76,16 +87,42 @@ def get_artifacts(
     job: ReadableJob,
     services: Wired,
     presign: Annotated[bool, Query(description="Add short-lived download URLs.")] = False,
+    name: Annotated[
+        str | None, Query(max_length=MAX_KEY_BYTES, description="Only the file of this name.")
+    ] = None,
+    after: Annotated[
+        str | None,
+        Query(max_length=MAX_KEY_BYTES, description="`next_after` of the page before."),
+    ] = None,
+    limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
 ) -> ArtifactList:
     """The files of a succeeded job, with their checksums; last their list, strucprune.json."""
     store = services.stores.open(_output_of(job))
     lender = store if presign and isinstance(store, Presigner) else None
-    manifest = _read(store, MANIFEST)
-    itself = FileEntry(name=MANIFEST, bytes=len(manifest), sha256=sha256_of_bytes(manifest))
-    # Last, as it was written: who has it has everything, and can verify it.
-    entries = [*_parsed(manifest).files, itself]
-    files = [_artifact(store, lender, entry) for entry in entries]
-    return ArtifactList(data=files, expires_seconds=URL_SECONDS if lender else None)
+    with _told():
+        manifest, data = read_manifest(store)
+        itself = FileEntry(name=MANIFEST, bytes=len(data), sha256=sha256_of_bytes(data))
+        # Last, as it was written: who has it has everything, and can verify it.
+        page, next_after = _page([*manifest.files, itself], name, after, limit)
+    files = [_artifact(store, lender, entry) for entry in page]
+    return ArtifactList(
+        data=files, expires_seconds=URL_SECONDS if lender else None, next_after=next_after
+    )
+
+
+def _page(
+    entries: Sequence[FileEntry], name: str | None, after: str | None, limit: int
+) -> tuple[Sequence[FileEntry], str | None]:
+    """The files that are asked for, and the last one's name if there are more."""
+    places = {entry.name: place for place, entry in enumerate(entries)}
+    wanted = after if name is None else name
+    if wanted is not None and wanted not in places:
+        raise NotAsWritten(f"{shown(wanted)} is not a file of the job.")
+    if name is not None:
+        return [entries[places[name]]], None
+    start = 0 if after is None else places[after] + 1
+    page = entries[start : start + limit]
+    return page, page[-1].name if start + limit < len(entries) else None
 
 
 def _artifact(store: Store, lender: Presigner | None, entry: FileEntry) -> ArtifactView:
@@ -109,27 +146,10 @@ def _output_of(job: JobRecord) -> str:
     return uri
 
 
-def _parsed(data: bytes) -> PublishedManifest:
+@contextmanager
+def _told() -> Iterator[None]:
+    """Say it if something is not as the job has written it."""
     try:
-        manifest = PublishedManifest.model_validate_json(data)
-        for entry in manifest.files:
-            check_key(entry.name)  # the user could have edited it to point elsewhere
-        return manifest
-    except (ValidationError, AccessDenied) as error:
-        raise _gone(f"{MANIFEST} under the output prefix is not readable any more.") from error
-
-
-def _read(store: Store, key: str) -> bytes:
-    info = store.stat(key)
-    if info is None:
-        raise _gone(f"{key} is no longer under the output prefix.")
-    if info.size_bytes > MAX_DOCUMENT_BYTES:
-        raise _gone(f"{key} under the output prefix is not what the job wrote.")
-    try:
-        return bytes(store.read(key))
-    except ObjectNotFound as error:
-        raise _gone(f"{key} is no longer under the output prefix.") from error
-
-
-def _gone(detail: str) -> ApiError:
-    return ApiError(HTTPStatus.NOT_FOUND, "artifact_gone", detail)
+        yield
+    except NotAsWritten as error:
+        raise ApiError(HTTPStatus.NOT_FOUND, "artifact_gone", str(error)) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
@@ -10,7 +9,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
+from api import event_feed
 from api.auth import Reader
 from api.callers import Principal, Unremembered
 from api.jobs.record import JobEvent, JobRecord
@@ -23,7 +24,10 @@ from api.views import EventPage, event_view
 from strucprune_core.errors import StrucPruneError
 
 MAX_PAGE_SIZE = 1000
-POLL_SECONDS = 0.5
+# How often a stream looks whether its key still holds.
+CONFIRM_SECONDS = 0.5
+# How often it looks at the job itself, which may have been removed, or lost with the ledger.
+LOOK_SECONDS = 10.0
 # Proxies close connections that are silent for longer, often after 30 s or 60 s.
 COMMENT_SECONDS = 15.0
 
@@ -54,13 +58,12 @@ async def get_events(
 ) -> Response:
     """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
     # Asked for in either case: unknown jobs are a 404, not an empty stream.
-    await find_job(services, principal, job_id)
+    job = await find_job(services, principal, job_id)
     start = last_event_id or after
     if _SSE in request.headers.get("Accept", ""):
-        stream = _stream(services, principal, job_id, start)
-        headers = {"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream, media_type=_SSE, headers=headers)
-    events = await run_in_threadpool(services.ledger.events, job_id, start, limit)
+        return EventStream(services, principal, job, start)
+    async with services.threads.turn(principal.tenant):
+        events = await run_in_threadpool(services.ledger.events, job_id, start, limit)
     page = EventPage(
         data=[event_view(event) for event in events],
         next_after=events[-1].id if events else start,
@@ -68,53 +71,84 @@ async def get_events(
     return JSONResponse(page.model_dump(mode="json"), headers={"Vary": "Accept"})
 
 
+class EventStream(StreamingResponse):
+    """Events of a job as they happen. Counted while it lasts; refused if there are too many."""
+
+    def __init__(
+        self, services: Services, principal: Principal, job: JobRecord, after: str
+    ) -> None:
+        super().__init__(
+            _stream(services, principal, job, after),
+            media_type=_SSE,
+            headers={"Cache-Control": "no-store", "Vary": "Accept", "X-Accel-Buffering": "no"},
+        )
+        self._services = services
+        self._tenant = principal.tenant
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it.
+
+        Raises:
+            ApiError: before anything is sent, if too many streams are open.
+        """
+        limit = self._services.settings.limits_of(self._tenant).event_streams
+        with self._services.held.place(self._tenant, limit):
+            await super().__call__(scope, receive, send)
+
+
 async def _stream(
-    services: Services, principal: Principal, job_id: str, after: str
+    services: Services, principal: Principal, job: JobRecord, after: str
 ) -> AsyncIterator[str]:
     """Events as they happen; ends when the job is over and all is told, or the ledger goes away.
 
     Clients reconnect with `Last-Event-ID`, so ending early loses nothing.
     """
     spoke_at = time.monotonic()
+    look_at, known = spoke_at, True
     while True:
         try:
-            job, events = await _look(services, principal, job_id, after)
+            # The job first: if it is over by now, its last event is among those read after.
+            looks, over = time.monotonic() >= look_at, False
+            if looks:
+                job = job if known else await find_job(services, principal, job.id)
+                known, over = False, job.state in TERMINAL
+                events = await services.feed.look(job.id, after)
+                look_at = time.monotonic() + LOOK_SECONDS
+            else:
+                await _confirm(services, principal, job.id)
+                events = await services.feed.wait(job.id, after, CONFIRM_SECONDS)
         except (StrucPruneError, ApiError):
+            return
+        if over and not events:
             return
         for event in events:
             yield _format(event)
         if events:
             after, spoke_at = events[-1].id, time.monotonic()
-        if job.state in TERMINAL:
-            if not events:
-                return
-            # It may have been retried between the two reads, or there be another page.
-            continue
+        if len(events) == event_feed.MAX_EVENTS or any(map(_is_end, events)):
+            look_at = 0.0  # there may be more, or this was all
         if time.monotonic() - spoke_at >= COMMENT_SECONDS:
             yield ": still here\n\n"
             spoke_at = time.monotonic()
-        await asyncio.sleep(POLL_SECONDS)
 
 
-async def _look(
-    services: Services, principal: Principal, job_id: str, after: str
-) -> tuple[JobRecord, list[JobEvent]]:
-    """The job, and what has happened to it; read once for all who are as far as that."""
+async def _confirm(services: Services, principal: Principal, job_id: str) -> None:
+    """See that the caller's key still holds.
 
-    def read() -> tuple[JobRecord | None, list[JobEvent]]:
-        # The job first: if it is over by now, its last event is among those read after.
-        return services.ledger.get(job_id), services.ledger.events(job_id, after, MAX_PAGE_SIZE)
-
-    job, events = await services.shared.get((job_id, after), POLL_SECONDS / 2, read)
+    Raises:
+        ApiError: it does not.
+    """
     try:
         holds = services.callers.confirm(principal, from_memory=True)
     except Unremembered:
         holds = False
-    if job is None or job.tenant != principal.tenant or not holds:
-        # Asked thoroughly: perhaps the ledger has lost the job, or the key was not remembered.
-        job = await find_job(services, principal, job_id)
-        events = await run_in_threadpool(services.ledger.events, job_id, after, MAX_PAGE_SIZE)
-    return job, events
+    if not holds:
+        await find_job(services, principal, job_id)  # asks thoroughly
+
+
+def _is_end(event: JobEvent) -> bool:
+    """Whether a run of the job ended with it; a retry may follow."""
+    return event.type == "state" and event.data.get("state") in TERMINAL
 
 
 def _format(event: JobEvent) -> str:

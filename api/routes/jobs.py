@@ -5,26 +5,26 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from contextlib import nullcontext
 from http import HTTPStatus
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
+from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
-from api.lookup import JobId, find_job
+from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
 from api.request import JobRequest
 from api.services import Services, Wired
 from api.submission import examine, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
-from strucprune_core.estimate import estimate_job
-from strucprune_core.export.runtimes import runtime_support
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60
@@ -75,16 +75,18 @@ IdempotencyKey = Annotated[
         **problems(400, 401, 403, 413, 415, 422, 503),
     },
 )
-def submit_job(
+async def submit_job(
     request: JobRequest,
     principal: Writer,
     services: Wired,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Submit a job. It is checked against the model before it is accepted."""
-    submission = submit(
-        services, principal.tenant, request.job_spec(), idempotency_key, request.notifications
-    )
+    tenant, spec = principal.tenant, request.job_spec()
+    async with services.inspections.turn(tenant):
+        submission = await run_in_threadpool(
+            submit, services, tenant, spec, idempotency_key, request.notifications
+        )
     view = job_view(submission.record)
     told = {
         "Location": view.links.self,
@@ -97,29 +99,29 @@ def submit_job(
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
-def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
+async def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
     """Say what is wrong with a job, or what it would cost, without submitting it.
 
     Reads the model's configuration and weight headers only.
     """
-    spec = request.job_spec()
-    examination = examine(services, principal.tenant, spec, request.notifications)
-    issues, facts = examination.issues, examination.model
-    if any(issue.retryable for issue in issues):
-        raise invalid(issues)  # whether the job is valid cannot be told now
-    if issues or facts is None:
-        return ValidationView(
-            valid=False, issues=[field_error(issue) for issue in issues], estimate=None
-        )
-    return ValidationView(
-        valid=True,
-        issues=[],
-        estimate=estimate_job(spec, facts),
-        runtimes=runtime_support(facts.config, spec.pruning),
-    )
+    tenant, spec = principal.tenant, request.job_spec()
+    async with services.inspections.turn(tenant):
+        verdict = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
+    if any(issue.retryable for issue in verdict.issues):
+        raise invalid(verdict.issues)  # whether the job is valid cannot be told now
+    if verdict.issues:
+        issues = [field_error(issue) for issue in verdict.issues]
+        return ValidationView(valid=False, issues=issues, estimate=None)
+    runtimes = list(verdict.runtimes or ())
+    return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
 
 
-@router.get("", response_model=JobPage, responses=problems(401, 403, 422, 503))
+@router.get(
+    "",
+    response_model=JobPage,
+    responses=problems(401, 403, 422, 503),
+    dependencies=[Turn],
+)
 def list_jobs(
     principal: Reader,
     services: Wired,
@@ -165,7 +167,11 @@ async def get_job(
 ) -> Response:
     """Look at a job, or wait for it."""
     wait_seconds = _wait_seconds(prefer)
-    record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
+    limit = services.settings.limits_of(principal.tenant).event_streams
+    if services.held.refusal(principal.tenant, limit) is not None:
+        wait_seconds = 0  # one that may not wait is answered at once
+    with services.held.place(principal.tenant, limit) if wait_seconds else nullcontext():
+        record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
     told = {"ETag": etag(record)}
     if wait_seconds:
         told["Preference-Applied"] = f"wait={wait_seconds}"

@@ -1,8 +1,13 @@
-"""The web page at `/` and its files. They ask for no key: nothing in them is any tenant's."""
+"""The web page at `/`, the description at `/docs`, and their files.
+
+They ask for no key: nothing in them is any tenant's.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
@@ -12,19 +17,27 @@ from api.web.files import WebFile, load_files
 
 # Scripts and styles are files of ours, requests go to this origin, and strings never become code
 # or markup: what a job's labels, log or report say cannot do anything on a page that holds a key.
+_COMMON_POLICY = (
+    "default-src 'none'",
+    "script-src 'self'",
+    "connect-src 'self'",
+    "base-uri 'none'",
+    "form-action 'none'",
+    "frame-ancestors 'none'",
+)
 CONTENT_SECURITY_POLICY = "; ".join(
     (
-        "default-src 'none'",
-        "script-src 'self'",
+        *_COMMON_POLICY,
         "style-src 'self'",
         "img-src 'self'",
-        "connect-src 'self'",
-        "base-uri 'none'",
-        "form-action 'none'",
-        "frame-ancestors 'none'",
         "require-trusted-types-for 'script'",
         "trusted-types 'none'",
     )
+)
+# Swagger UI sets styles in elements, draws its arrows from data: URLs, and makes markup of strings,
+# which it cleans before. Its scripts are files of ours as well.
+DOCS_POLICY = "; ".join(
+    (*_COMMON_POLICY, "style-src 'self' 'unsafe-inline'", "img-src 'self' data:")
 )
 _HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
@@ -46,6 +59,12 @@ async def get_page(if_none_match: Annotated[str | None, Header()] = None) -> Res
     return _answer(_FILES["index.html"], if_none_match)
 
 
+@router.api_route("/docs", methods=["GET", "HEAD"])
+async def get_docs(if_none_match: Annotated[str | None, Header()] = None) -> Response:
+    """The description of the API as a page."""
+    return _answer(_FILES["docs.html"], if_none_match, {"Content-Security-Policy": DOCS_POLICY})
+
+
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
 async def get_file(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     """A script, style sheet or picture of the page."""
@@ -55,8 +74,10 @@ async def get_file(name: str, if_none_match: Annotated[str | None, Header()] = N
     return _answer(file, if_none_match)
 
 
-def _answer(file: WebFile, if_none_match: str | None) -> Response:
-    headers = {**_HEADERS, "ETag": file.etag}
+def _answer(
+    file: WebFile, if_none_match: str | None, more: Mapping[str, str] = MappingProxyType({})
+) -> Response:
+    headers = {**_HEADERS, **more, "ETag": file.etag}
     known = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
     if file.etag in known:
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from types import MappingProxyType
 
-from strucprune_core.digests import sha256_of_bytes
+from strucprune_core.storage.digests import sha256_of_bytes
 
 _MEDIA_TYPES = {
     "css": "text/css",

@@ -9,11 +9,12 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from api.webhooks.patience import Patience
 from api.webhooks.targets import Policy, Resolve, Target, addresses, parse_target
 
-# For everything together: connecting, sending, and all of the answer.
+# For everything together: looking the name up, connecting, sending, and all of the answer.
 TIMEOUT_SECONDS = 10.0
 # An answer's headers are bounded by http.client (100 lines of 64 KiB); of its body nothing is used.
 _BODY_BYTES = 1024
@@ -21,11 +22,17 @@ _ADDRESSES_TRIED = 2
 
 
 class NotDelivered(Exception):
-    """The receiver did not take the message; `for_good` if it never will."""
+    """The receiver did not take the message.
 
-    def __init__(self, reason: str, *, for_good: bool = False) -> None:
+    Attributes:
+        for_good: Whether it never will.
+        answered: Whether it said so, rather than nothing.
+    """
+
+    def __init__(self, reason: str, *, for_good: bool = False, answered: bool = False) -> None:
         super().__init__(reason)
         self.for_good = for_good
+        self.answered = answered
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +44,43 @@ class Courier:
         tls: Whom to trust; None trusts what the system trusts.
         resolve: Addresses of a host; None asks the system.
         timeout_seconds: For a message, all in all.
+        patience: Looks names up.
     """
 
     policy: Policy
     tls: ssl.SSLContext | None = None
     resolve: Resolve | None = None
     timeout_seconds: float = TIMEOUT_SECONDS
+    patience: Patience = field(default_factory=Patience)
 
-    def post(self, url: str, headers: Mapping[str, str], body: bytes) -> None:
+    def post(self, url: str, headers: Mapping[str, str], body: bytes, owner: str = "") -> None:
         """Send a message and see that it is taken (2xx). Redirects are not followed.
+
+        Args:
+            url: Where to.
+            headers: Of the request.
+            body: Its body.
+            owner: Who gave the URL: whose slow name servers count together.
 
         Raises:
             NotDelivered: it was not.
             WebhookNotAllowed: the URL leads where no webhook may go.
         """
         target = parse_target(url, self.policy)
-        try:
-            found = addresses(target, self.policy, self.resolve)
-        except (OSError, UnicodeError) as error:
-            raise NotDelivered("the host's name does not resolve") from error
         deadline = time.monotonic() + self.timeout_seconds
+        try:
+            found = self.patience.call(
+                owner,
+                self.timeout_seconds,
+                lambda: addresses(target, self.policy, self.resolve),
+            )
+        except (OSError, UnicodeError) as error:  # among them TimeoutError
+            raise NotDelivered("the host's name does not resolve") from error
         status = self._try_all(target, found[:_ADDRESSES_TRIED], headers, body, deadline)
         if status == http.client.GONE:
-            raise NotDelivered("the receiver is gone (410)", for_good=True)
+            raise NotDelivered("the receiver is gone (410)", for_good=True, answered=True)
         if not 200 <= status < 300:
-            raise NotDelivered(f"the receiver answered {status}")
+            raise NotDelivered(f"the receiver answered {status}", answered=True)
 
     def _try_all(
         self,

@@ -1,7 +1,9 @@
 """Tells receivers what happened to the jobs that they want to hear of.
 
 A job's messages are sent in order; one that is not taken holds up those after it and is tried
-again, each time after twice as long, until it is given up. Runs in a thread of the reconciler.
+again, each time after twice as long, until it is given up. Runs in a thread of the reconciler,
+which hands each job that is due to a sender and waits for none of them (`lanes`): what is not due
+lies in Redis, so memory and threads are bounded.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from pydantic import SecretStr
@@ -21,8 +24,9 @@ from api.jobs.ledger import Ledger
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.webhooks.delivery import Courier, NotDelivered
+from api.webhooks.lanes import AT_ONCE, Breakers, Lanes, Receiver
 from api.webhooks.outbox import Outbox, Standing, Subscription
-from api.webhooks.targets import WebhookNotAllowed
+from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.client import webhooks
 from strucprune_core.errors import StrucPruneError
 
@@ -35,9 +39,12 @@ FIRST_RETRY_SECONDS = 5.0
 MAX_RETRY_SECONDS = 3600.0
 # 5 s, 10 s, ... then hourly: some 24 hours in all.
 MAX_FAILURES = 34
-# Receivers are slow, and some never answer: so many at a time.
-_AT_ONCE = 8
+# Of what happened, until it is told to a receiver that is left alone. Later nobody wants to know.
+_MAX_AGE_SECONDS = 30 * 3600.0
+# A receiver that takes longer to say no is as bad as one that says nothing.
+_SLOW_SECONDS = 5.0
 _BATCH = 200
+_NEXT_BATCH_SECONDS = 0.05
 _EVENTS = 200
 # The ledger wakes us when a job's state changes; this is for the case that its call was lost.
 _LOOK_AGAIN_SECONDS = 60.0
@@ -57,6 +64,9 @@ class Dispatcher:
         courier: How to tell it.
         secrets: Of each tenant, `whsec_...`.
         first_retry_seconds: Until a message that was not taken is sent again, the first time.
+        look_again_seconds: Until a job is looked at in any case.
+        lanes: How much is sent at once.
+        breakers: Which receivers are left alone.
     """
 
     def __init__(
@@ -68,6 +78,8 @@ class Dispatcher:
         *,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
         look_again_seconds: float = _LOOK_AGAIN_SECONDS,
+        lanes: Lanes | None = None,
+        breakers: Breakers | None = None,
     ) -> None:
         self._outbox = outbox
         self._ledger = ledger
@@ -76,19 +88,58 @@ class Dispatcher:
         self._first_retry_seconds = first_retry_seconds
         self._look_again_seconds = look_again_seconds
         self._rescan_at = 0.0
+        self._lanes = lanes or Lanes()
+        self._breakers = breakers or Breakers()
+        # As many threads as there are places in the lanes: nothing queues up here.
+        self._senders = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="webhook")
+        self._sending: dict[str, Future[None]] = {}
 
-    def step(self) -> None:
-        """Send what is due.
+    def begin(self) -> bool:
+        """Hand what is due to the senders; does not wait for them.
+
+        Returns:
+            Whether there may be more that is due.
 
         Raises:
             LedgerUnavailable: Redis does not answer.
             StorageError: the state store does not answer.
         """
         self._rescan_if_due()
+        self._sending = {job: sent for job, sent in self._sending.items() if not sent.done()}
         due = self._outbox.due(time.time(), _BATCH)
-        if due:
-            with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="webhook") as pool:
-                list(pool.map(self._look, due))
+        for job_id in due:
+            if job_id not in self._sending:
+                self._hand_over(job_id)
+        return len(due) == _BATCH
+
+    def step(self) -> None:
+        """Send what is due, and wait until it is sent.
+
+        Raises:
+            LedgerUnavailable: Redis does not answer.
+            StorageError: the state store does not answer.
+        """
+        self.begin()
+        wait(self._sending.values())
+
+    def close(self) -> None:
+        """Wait for messages that are being sent, and send no more."""
+        self._senders.shutdown()
+
+    def _hand_over(self, job_id: str) -> None:
+        try:
+            record = self._ledger.get(job_id)
+            tenant = "" if record is None else record.tenant
+            if self._lanes.enter(tenant):
+                self._sending[job_id] = self._senders.submit(self._look, job_id, tenant)
+            else:
+                self._outbox.schedule(job_id, self._lanes.next_turn(tenant))
+        except StrucPruneError:
+            raise
+        except Exception:
+            # Of this job; the others are told meanwhile.
+            _log.exception("webhooks of %s", job_id)
+            self._outbox.schedule(job_id, time.time() + self._look_again_seconds)
 
     def _rescan_if_due(self) -> None:
         if time.monotonic() < self._rescan_at:
@@ -97,8 +148,9 @@ class Dispatcher:
             self._outbox.schedule(job_id, time.time(), only_new=True)
         self._rescan_at = time.monotonic() + RESCAN_SECONDS
 
-    def _look(self, job_id: str) -> None:
+    def _look(self, job_id: str, tenant: str) -> None:
         """Send the messages of one job that are due."""
+        began = time.monotonic()
         try:
             if not self._outbox.take(job_id, _BUSY_SECONDS):
                 return
@@ -111,6 +163,8 @@ class Dispatcher:
         except Exception:
             # It has been put off already; the other jobs are told meanwhile.
             _log.exception("webhooks of %s", job_id)
+        finally:
+            self._lanes.leave(tenant, time.monotonic() - began)
 
     def _tell(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
@@ -154,8 +208,9 @@ class Dispatcher:
                 sent += 1
                 later = self._tell_event(record, subscription, event, name, standing.failures)
                 if later is not None:
-                    self._outbox.note(record.id, Standing(standing.cursor, standing.failures + 1))
-                    self._outbox.schedule(record.id, time.time() + later)
+                    failures = standing.failures + later.tried
+                    self._outbox.note(record.id, Standing(standing.cursor, failures))
+                    self._outbox.schedule(record.id, time.time() + later.seconds)
                     return False
             standing = Standing(event.id, 0)
             self._outbox.note(record.id, standing)
@@ -171,37 +226,72 @@ class Dispatcher:
         event: JobEvent,
         name: str,
         failures: int,
-    ) -> float | None:
-        """Send one event; seconds until it is to be sent again, or None if it is dealt with."""
+    ) -> _Later | None:
+        """Send one event; when it is to be sent again, or None if it is dealt with."""
         secret = self._secrets.get(subscription.tenant)
         if secret is None:
             _log.error("%s: there is no webhook secret of its tenant any more", record.id)
             return None
-        body = message_body(name, record, event)
-        message_id = _message_id(record.id, event.id)
-        timestamp = int(time.time())
-        headers = {
-            "Content-Type": "application/json",
-            "User-Agent": "strucprune-webhooks",
-            webhooks.ID: message_id,
-            webhooks.TIMESTAMP: str(timestamp),
-            webhooks.SIGNATURE: webhooks.sign(
-                secret.get_secret_value(), message_id, timestamp, body
-            ),
-        }
         try:
-            self._courier.post(subscription.webhook_url, headers, body)
+            target = parse_target(subscription.webhook_url, self._courier.policy)
+            receiver = (subscription.tenant, target.host, target.port)
+            closed_seconds = self._breakers.wait_seconds(receiver)
+            if closed_seconds and time.time() - event.at < _MAX_AGE_SECONDS:
+                return _Later(closed_seconds, tried=False)
+            if closed_seconds:
+                raise NotDelivered("the receiver has not answered for long", for_good=True)
+            self._post(record, subscription, event, name, secret, receiver)
         except WebhookNotAllowed as error:
             # Not tried again: it would only probe on.
             _log.warning("%s: %s is not told: %s", record.id, name, error.message)
-            return None
         except NotDelivered as error:
-            if error.for_good or failures >= MAX_FAILURES:
-                _log.warning("%s: %s is given up: %s", record.id, name, error)
-                return None
-            _log.info("%s: %s not taken yet: %s", record.id, name, error)
-            return min(self._first_retry_seconds * 2.0**failures, MAX_RETRY_SECONDS)
+            if not error.for_good and failures < MAX_FAILURES:
+                _log.info("%s: %s not taken yet: %s", record.id, name, error)
+                seconds = self._first_retry_seconds * 2.0**failures
+                return _Later(min(seconds, MAX_RETRY_SECONDS), tried=True)
+            _log.warning("%s: %s is given up: %s", record.id, name, error)
         return None
+
+    def _post(
+        self,
+        record: JobRecord,
+        subscription: Subscription,
+        event: JobEvent,
+        name: str,
+        secret: SecretStr,
+        receiver: Receiver,
+    ) -> None:
+        body = message_body(name, record, event)
+        headers = _headers(_message_id(record.id, event.id), secret, body)
+        began = time.monotonic()
+        try:
+            self._courier.post(subscription.webhook_url, headers, body, subscription.tenant)
+        except NotDelivered as error:
+            if error.answered and time.monotonic() - began < _SLOW_SECONDS:
+                self._breakers.answered(receiver)
+            else:
+                self._breakers.failed(receiver)
+            raise
+        self._breakers.answered(receiver)
+
+
+@dataclass(frozen=True, slots=True)
+class _Later:
+    """In how many seconds a message is to be sent (again), and whether it was tried now."""
+
+    seconds: float
+    tried: bool
+
+
+def _headers(message_id: str, secret: SecretStr, body: bytes) -> dict[str, str]:
+    timestamp = int(time.time())
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "strucprune-webhooks",
+        webhooks.ID: message_id,
+        webhooks.TIMESTAMP: str(timestamp),
+        webhooks.SIGNATURE: webhooks.sign(secret.get_secret_value(), message_id, timestamp, body),
+    }
 
 
 def _is_orphan(subscription: Subscription) -> bool:
@@ -237,10 +327,12 @@ def run(dispatcher: Dispatcher, stop: threading.Event, every_seconds: float) -> 
     So is whatever else goes wrong: the reconciler would go on without this thread, unnoticed.
     """
     while not stop.is_set():
+        more = False
         try:
-            dispatcher.step()
+            more = dispatcher.begin()
         except StrucPruneError as error:
             _log.error("webhooks wait: %s", error)
         except Exception:
             _log.exception("webhooks wait")
-        stop.wait(every_seconds)
+        stop.wait(min(every_seconds, _NEXT_BATCH_SECONDS) if more else every_seconds)
+    dispatcher.close()

@@ -23,6 +23,34 @@ _HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.
 # What resolvers take for an address: 127.1, 0x7f.1, 2130706433, 017700000001.
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not of the internet, or of the host itself, though Python calls some of them global: what answers
+# there answers nobody else. Clouds' own services (metadata, name servers, agents of the host) have
+# addresses that are public in form.
+_NEVER = tuple(
+    map(
+        ipaddress.ip_network,
+        (
+            "168.63.129.16/32",  # Azure: its platform, reached from every machine there
+            "100.100.100.200/32",  # Alibaba: metadata
+            "192.0.0.192/32",  # Oracle: metadata
+            "161.26.0.0/16",  # IBM: its services, reached from every machine there
+            "166.8.0.0/14",
+            "192.88.99.0/24",  # relays to 6to4, withdrawn
+            "::/96",  # IPv4-compatible, withdrawn
+            "::ffff:0:0:0/96",  # IPv4-translated (SIIT)
+            "64:ff9b:1::/48",  # NAT64 of a local network
+            "100::/64",  # discarded
+            "2001::/23",  # Teredo, benchmarking, ORCHID and other protocols
+            "2001:db8::/32",  # documentation
+            "3fff::/20",  # documentation
+            "5f00::/16",  # segment routing
+            "fc00::/7",  # private
+            "fe80::/10",  # of a link
+            "fec0::/10",  # of a site, withdrawn but routed in places
+            "ff00::/8",  # multicast
+        ),
+    )
+)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], list[str]]
@@ -121,15 +149,22 @@ def _resolve(host: str, port: int) -> list[str]:
 
 def is_public(address: Address) -> bool:
     """Whether an address is one of the internet's, also where it wraps another one."""
+    if any(address.version == never.version and address in never for never in _NEVER):
+        return False
     if isinstance(address, ipaddress.IPv6Address):
-        if address in _NAT64:
-            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        wrapped = address.ipv4_mapped or address.sixtofour
+        wrapped = _wrapped(address)
         if wrapped is not None:
             return is_public(wrapped)
-        if address.teredo is not None or address.scope_id is not None:
+        if address.scope_id is not None:
             return False
     return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _wrapped(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that packets to this one may end up at."""
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def _literal(host: str) -> Address | None:

@@ -20,8 +20,8 @@ from torch import Tensor
 from benchmarks.baselines import wanda_sp
 from benchmarks.baselines.selection import keep_uniformly, uniform_quota
 from benchmarks.baselines.sites import Site
-from strucprune_core.solver.damage_curve import damage_curve
-from strucprune_core.solver.ridge import default_damping, ridge
+from strucprune_core.method.layer.damage_curve import damage_curve
+from strucprune_core.method.layer.ridge import default_damping, ridge
 
 Order = Literal["wanda", "obs"]
 Statistics = Callable[[int], dict[str, Tensor]]  # `gram` and `sum_squares` of the i-th site.

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strucprune_core.calibration.statistics import token_weights
+from strucprune_core.method.gram import token_weights
 
 _BATCH_TOKENS = 4096  # What prune() pushes through a layer at a time by default.
 

@@ -15,7 +15,7 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.export.gguf_file import write_gguf
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.families import parse_config
-from strucprune_core.report import MANIFEST
+from strucprune_core.report.document import MANIFEST
 from strucprune_core.storage.open import open_store
 
 PRUNINGS: Mapping[str, Mapping[str, Any]] = {

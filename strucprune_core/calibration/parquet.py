@@ -22,7 +22,7 @@ _READ_BYTES = 1 << 20
 # any number of the longest documents.
 _BATCH_ROWS = 8
 # The footer is hostile data and read whole: its size, and what it may claim (strings and lists).
-MAX_FOOTER_BYTES = 64 << 20
+MAX_FOOTER_BYTES = 16 << 20
 _MAX_FOOTER_STRING_BYTES = 16 << 20
 _MAX_FOOTER_ENTRIES = 1 << 20
 _TAIL_BYTES = 8

@@ -106,6 +106,11 @@ def first_windows(
     return stream[:wanted].reshape(sequences, length)
 
 
+def is_cut(text: Text) -> bool:
+    """Whether a plain text is longer than what calibration windows are drawn from."""
+    return _size(text) > CALIBRATION_TEXT_BYTES
+
+
 def digest(text: Text) -> str:
     """SHA-256 (hex) of the text's bytes."""
     sha = hashlib.sha256()

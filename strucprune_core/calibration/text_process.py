@@ -30,6 +30,7 @@ from strucprune_core.calibration.process_limits import TextLimits
 from strucprune_core.calibration.text import Text
 from strucprune_core.calibration.text_protocol import (
     BadMessage,
+    DocumentsRead,
     Failure,
     Kind,
     Pipes,
@@ -91,7 +92,7 @@ def text_tokens(
     chat: bool = False,
     limit_bytes: int | None = None,
     wait: Callable[[], None] = lambda: None,
-    digest: Callable[[str], None] = lambda sha256: None,
+    documents: Callable[[DocumentsRead], None] = lambda read: None,
 ) -> Iterator[NDArray[np.int32]]:
     """Token ids of a text, in pieces as they come.
 
@@ -104,7 +105,7 @@ def text_tokens(
         chat: Whether records are conversations, for the model's chat template.
         limit_bytes: How much of a plain text is read; all if None.
         wait: Called now and then while nothing comes: a safe point to stop at.
-        digest: Told the SHA-256 (hex) of the documents, at the end.
+        documents: Called at the end of a file of documents.
 
     Raises:
         InvalidText: the text is not what was announced, or takes too much memory or time.
@@ -131,8 +132,8 @@ def text_tokens(
         for kind, payload in process.messages():
             if kind is Kind.TOKENS:
                 yield np.frombuffer(payload, dtype=np.int32)
-            else:
-                digest(json.loads(payload).get("sha256", ""))
+            elif file_format != "text":
+                documents(DocumentsRead.model_validate_json(payload))
 
 
 def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None, int]:

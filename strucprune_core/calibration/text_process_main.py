@@ -31,6 +31,7 @@ from strucprune_core.calibration.process_limits import ProcessLimits
 from strucprune_core.calibration.records import Record
 from strucprune_core.calibration.text import Text, decoded, encode_pieces
 from strucprune_core.calibration.text_protocol import (
+    DocumentsRead,
     Failure,
     Kind,
     Pipes,
@@ -113,8 +114,10 @@ class Reader:
             self._send(self._plain_tokens(text, tokenizer))
             return {}
         sha = hashlib.sha256()
-        self._send(self._document_tokens(text, tokenizer, sha.update))
-        return {"sha256": sha.hexdigest()}
+        records = read_records(text, self._request.file_format, self._request.document_field)
+        self._send(self._document_tokens(text, records, tokenizer, sha.update))
+        cut = next(records, None) is not None
+        return DocumentsRead(sha256=sha.hexdigest(), cut=cut).model_dump()
 
     def _tokenizer(self) -> TextTokenizer:
         info = self._model.stat(TOKENIZER)
@@ -138,7 +141,11 @@ class Reader:
             yield ids
 
     def _document_tokens(
-        self, text: Text, tokenizer: TextTokenizer, seen: Callable[[bytes], None]
+        self,
+        text: Text,
+        records: Iterator[Record],
+        tokenizer: TextTokenizer,
+        seen: Callable[[bytes], None],
     ) -> Iterator[list[int]]:
         request = self._request
         settings = read_tokenizer_config(self._model, request.side_files)
@@ -146,7 +153,6 @@ class Reader:
         if request.chat:
             template = check_chat_template(settings)
             chat = ChatRenderer(template, settings.special_tokens)
-        records = read_records(text, request.file_format, request.document_field)
         yield from document_tokens(
             text,
             self._announced(records),

@@ -79,6 +79,18 @@ class ReadRequest(BaseModel):
     limit_bytes: int | None = None
 
 
+class DocumentsRead(BaseModel):
+    """What is known of a file of documents at its end.
+
+    Attributes:
+        sha256: Of the documents that were read, hex.
+        cut: Whether there are more.
+    """
+
+    sha256: str
+    cut: bool
+
+
 class StoreCall(BaseModel):
     """A question to the job's process: STAT or READ."""
 

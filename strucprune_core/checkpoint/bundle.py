@@ -21,8 +21,8 @@ from torch import Tensor
 from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.checkpoint.writer import PlannedTensor, header_bytes, plan_shards, write_shard
-from strucprune_core.scratch import scratch_errors
-from strucprune_core.scratch_arrays import take_space
+from strucprune_core.scratch.arrays import take_space
+from strucprune_core.scratch.directories import scratch_errors
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 _NUMPY_NAMES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # What is mapped.

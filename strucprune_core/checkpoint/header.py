@@ -109,19 +109,23 @@ class Header:
     sha256: str
 
 
-def parse_header(read: Read, file_name: str, file_size: int) -> Header:
+def parse_header(
+    read: Read, file_name: str, file_size: int, max_tensors: int | None = None
+) -> Header:
     """Read and check the header of one safetensors file.
 
     Args:
         read: Reads a range of the file.
         file_name: For the messages and `TensorInfo.file`.
         file_size: Bytes of the whole file.
+        max_tensors: How many tensors it may describe; counted before it is parsed.
 
     Raises:
         InvalidCheckpoint: anything at all is wrong with the header or with the file's size.
     """
     header_bytes = _header_length(read, file_name, file_size)
     raw = bytes(read(LENGTH_BYTES, header_bytes))
+    _check_count(raw, file_name, max_tensors)
     entries = parse_object(raw, f"the header of {file_name}", max_depth=_MAX_DEPTH)
     _check_metadata(entries.pop(METADATA_KEY, {}), file_name)
     data_start = LENGTH_BYTES + header_bytes
@@ -160,6 +164,15 @@ def _refuse_other_files(first: bytes, file_name: str) -> None:
     for mark, what, remedy in _OTHER_FILES:
         if first.startswith(mark):
             raise InvalidCheckpoint(f"{file_name} is {what}, no safetensors file", remedy=remedy)
+
+
+def _check_count(raw: bytes, file_name: str, max_tensors: int | None) -> None:
+    # Each tensor is an object; so are the metadata and the header itself.
+    if max_tensors is not None and raw.count(b"{") > max_tensors + 2:
+        raise InvalidCheckpoint(
+            f"{file_name} describes more tensors than a model of this config.json can have",
+            remedy="Check that the prefix holds one model with its own config.json.",
+        )
 
 
 def _check_metadata(metadata: Any, file_name: str) -> None:

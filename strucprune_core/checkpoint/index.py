@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,6 +20,7 @@ from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.versions import version_of
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -39,12 +40,32 @@ MAX_SIDE_FILE_BYTES = 256 * 2**20
 MAX_OBJECTS = 10_000
 # Of all files together, since all are held in memory: more than half a million tensors.
 MAX_HEADERS_BYTES = 64 * 2**20
+MAX_TENSORS = 2**20
+# Each costs two requests; models of a trillion parameters are saved in some hundred.
+MAX_SHARDS = 4096
 _MAX_CONFIG_DEPTH = 16
 _MAX_INDEX_DEPTH = 4
 _MAX_NAMES_SHOWN = 3
 # Copying a file again does not make it smaller.
 _NOT_THIS_FILE = "No model has such a file: check what it is, or save the model again."
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
+
+
+@dataclass(frozen=True, slots=True)
+class Allowance:
+    """What the headers of a model may hold together, and its shard index alone.
+
+    Attributes:
+        tensors: How many tensors they may describe.
+        header_bytes: How long they may be.
+    """
+
+    tensors: int = MAX_TENSORS
+    header_bytes: int = MAX_HEADERS_BYTES
+
+
+Allow = Callable[[dict[str, Any]], Allowance]
+"""What a model with this config.json may need; raises if there is no such model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +78,7 @@ class CheckpointIndex:
         config: config.json parsed.
         tensors: Every tensor by name.
         file_sizes: Bytes of each safetensors file by name.
-        file_versions: Version of every file that a job reads (see `ObjectInfo`), by name.
+        file_versions: Version of every file that a job reads (see `version_of`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
     """
@@ -93,8 +114,13 @@ class CheckpointIndex:
         return digest.hexdigest()
 
 
-def open_checkpoint(store: Store) -> CheckpointIndex:
+def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> CheckpointIndex:
     """Read and check the layout of the checkpoint under a store's root.
+
+    Args:
+        store: Where it lies.
+        allow: Bounds headers and index by config.json, before any of them is parsed: headers of
+            empty tensors cost nothing to store, but a hundred times their size to look at.
 
     Raises:
         ObjectNotFound: nothing is stored there.
@@ -108,14 +134,15 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         raise other
     config_bytes = _read_bounded(store, CONFIG, sizes, MAX_CONFIG_BYTES)
     config = parse_object(config_bytes, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
+    allowance = allow(config)
     if SINGLE_FILE in sizes:
         weight_map = None
         files: tuple[str, ...] = (SINGLE_FILE,)
     else:
-        weight_map = _weight_map(store, sizes)
+        weight_map = _weight_map(store, sizes, allowance)
         files = tuple(sorted(set(weight_map.values())))
     _check_only_source(config, sizes)
-    headers = _headers(store, files, sizes)
+    headers = _headers(store, files, sizes, allowance)
     return CheckpointIndex(
         store=store,
         config_bytes=config_bytes,
@@ -123,7 +150,8 @@ def open_checkpoint(store: Store) -> CheckpointIndex:
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            info.key: info.version
+            # With the time also where the content tells: it may have been another one meanwhile.
+            info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
             if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
         },
@@ -171,13 +199,21 @@ def _check_only_source(config: Mapping[str, Any], sizes: Mapping[str, int]) -> N
         )
 
 
-def _weight_map(store: Store, sizes: Mapping[str, int]) -> dict[str, str]:
+def _weight_map(store: Store, sizes: Mapping[str, int], allowance: Allowance) -> dict[str, str]:
     """Tensor name -> file name, where every file has a plain name and exists."""
-    data = _read_bounded(store, SHARD_INDEX, sizes, MAX_INDEX_BYTES)
+    limit_bytes = min(MAX_INDEX_BYTES, allowance.header_bytes)
+    data = _read_bounded(store, SHARD_INDEX, sizes, limit_bytes)
     weight_map = parse_object(data, SHARD_INDEX, max_depth=_MAX_INDEX_DEPTH).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise InvalidCheckpoint(f"{SHARD_INDEX} has no weight_map")
-    for name in set(map(str, weight_map.values())):
+    names = set(map(str, weight_map.values()))
+    if len(names) > MAX_SHARDS:
+        raise InvalidCheckpoint(
+            f"{SHARD_INDEX} names {len(names)} files, over the limit of {MAX_SHARDS}",
+            remedy="Save the model again in fewer, larger shards (save_pretrained's "
+            "max_shard_size).",
+        )
+    for name in names:
         if not _SHARD_NAME.fullmatch(name):
             raise InvalidCheckpoint(f"{SHARD_INDEX} names the file {shown(name)}, which is unsafe")
     if not all(isinstance(name, str) for name in weight_map.values()):
@@ -200,21 +236,29 @@ def _check_shards(names: set[str], sizes: Mapping[str, int]) -> None:
     raise InvalidCheckpoint(what, remedy="Copy what is missing next to the others.")
 
 
-def _headers(store: Store, files: tuple[str, ...], sizes: Mapping[str, int]) -> dict[str, Header]:
+def _headers(
+    store: Store, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
+) -> dict[str, Header]:
     """The header of each file; what would go over the limit is not even read."""
     total = 0
 
     def read(name: str, start: int, length: int) -> bytearray:
         nonlocal total
         total += length
-        if total > MAX_HEADERS_BYTES:
+        if total > allowance.header_bytes:
             raise InvalidCheckpoint(
-                f"the safetensors headers together hold more than {MAX_HEADERS_BYTES} bytes",
-                remedy="Check that the prefix holds one model, saved by the usual tools.",
+                f"the safetensors headers together hold more than {allowance.header_bytes} bytes, "
+                f"which is more than a model of this {CONFIG} can need",
+                remedy=f"Check that the prefix holds one model with its own {CONFIG}.",
             )
         return store.read(name, start, length)
 
-    return {name: parse_header(partial(read, name), name, sizes[name]) for name in files}
+    headers: dict[str, Header] = {}
+    left = allowance.tensors
+    for name in files:
+        headers[name] = parse_header(partial(read, name), name, sizes[name], max_tensors=left)
+        left -= len(headers[name].tensors)
+    return headers
 
 
 def _mapped_tensors(

@@ -264,7 +264,7 @@ class AsyncStrucPruneClient:
         Raises:
             DownloadFailed: a file cannot be had, or is not the one that the job wrote.
         """
-        found = await self.artifacts(job_id, presign=True)
+        found = await self.artifacts(job_id)
         return [await self._fetch(job_id, file, Path(directory), on_bytes) for file in found]
 
     async def _fetch(
@@ -273,13 +273,14 @@ class AsyncStrucPruneClient:
         file = Transfer(artifact, directory, self._retries.seconds, on_bytes)
         await asyncio.to_thread(file.prepare)
         while not file.done:
+            if file.url_is_old:  # asked for when it is needed: URLs last for minutes
+                name = artifact.name
+                file.renew(await self._run(calls.presigned(self._retries, job_id, name)))
             answer = None if file.complete else await self._receive(file)
             if file.complete:
                 file.finish()
                 continue
             await asyncio.sleep(file.pause_seconds(answer))
-            if file.url_is_old:
-                file.renew(await self.artifacts(job_id, presign=True))
         return file.path
 
     async def _receive(self, file: Transfer) -> Answer:

@@ -264,8 +264,22 @@ def report_html(retries: Retries, job_id: str) -> Flow[str]:
 
 
 def artifacts(retries: Retries, job_id: str, *, presign: bool) -> Flow[list[Artifact]]:
-    """The files of a finished job."""
-    call = Call("GET", path(job_id, "artifacts"), {"presign": "true" if presign else "false"})
+    """The files of a finished job, of all pages."""
+    params: dict[str, str | int] = {"presign": "true" if presign else "false"}
+    found: list[Artifact] = []
+    while True:
+        call = Call("GET", path(job_id, "artifacts"), params)
+        page = _parse((yield from retries.send(call)), ArtifactList)
+        found += page.data
+        if page.next_after is None:
+            return found
+        params = {**params, "after": page.next_after}
+
+
+def presigned(retries: Retries, job_id: str, name: str) -> Flow[list[Artifact]]:
+    """One file of a finished job with a fresh download URL; an older service lists all."""
+    params: dict[str, str | int] = {"presign": "true", "name": name}
+    call = Call("GET", path(job_id, "artifacts"), params)
     return _parse((yield from retries.send(call)), ArtifactList).data
 
 

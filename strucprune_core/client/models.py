@@ -160,9 +160,10 @@ class Artifact(_Answer):
 
 
 class ArtifactList(_Answer):
-    """The files of a finished job."""
+    """Files of a finished job, in pages; `next_after` is None on the last one."""
 
     data: list[Artifact]
+    next_after: str | None = None
 
 
 class Problem(_Answer):

@@ -259,7 +259,7 @@ class StrucPruneClient:
         Raises:
             DownloadFailed: a file cannot be had, or is not the one that the job wrote.
         """
-        found = self.artifacts(job_id, presign=True)
+        found = self.artifacts(job_id)
         return [self._fetch(job_id, file, Path(directory), on_bytes) for file in found]
 
     def _fetch(
@@ -268,13 +268,14 @@ class StrucPruneClient:
         file = Transfer(artifact, directory, self._retries.seconds, on_bytes)
         file.prepare()
         while not file.done:
+            if file.url_is_old:  # asked for when it is needed: URLs last for minutes
+                name = artifact.name
+                file.renew(self._run(calls.presigned(self._retries, job_id, name)))
             answer = None if file.complete else self._receive(file)
             if file.complete:
                 file.finish()
                 continue
             time.sleep(file.pause_seconds(answer))
-            if file.url_is_old:
-                file.renew(self.artifacts(job_id, presign=True))
         return file.path
 
     def _receive(self, file: Transfer) -> Answer:

@@ -34,14 +34,14 @@ class Transfer:
     """One file on its way.
 
     Args:
-        artifact: The file, with a URL.
+        artifact: The file.
         directory: Where its path below the output prefix begins.
         retry_seconds: To go on trying for, without a single byte.
         on_bytes: Told how far it is.
 
     Attributes:
         done: Whether the file is there, and right.
-        url_is_old: Whether the store wants a new URL.
+        url_is_old: Whether there is no URL yet, or the store wants a new one.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Transfer:
     ) -> None:
         self.artifact = artifact
         self.path = _inside(directory, artifact.name)
-        self.done = self.url_is_old = False
+        self.done, self.url_is_old = False, artifact.url is None
         self._part = self.path.with_name(self.path.name + _PART)
         self._retry_seconds = retry_seconds
         self._on_bytes = on_bytes

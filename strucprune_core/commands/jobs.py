@@ -33,7 +33,7 @@ from strucprune_core.commands.console import (
     show_warnings,
     stderr,
 )
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.commands.job_options import JobBody, takes_job
 
 # A person at a terminal is told soon that nothing answers; who watches for hours waits it out.
 _RETRY_SECONDS = 5.0
@@ -50,11 +50,9 @@ UrlOption = Annotated[str | None, typer.Option(envvar=URL_VARIABLE, help="URL of
 
 
 @app.command()
+@takes_job(service=True)
 def submit(
-    spec: Annotated[
-        str,
-        typer.Argument(metavar="SPEC", help="File with the job as JSON; - reads standard input."),
-    ],
+    body: JobBody,
     watch: Annotated[bool, typer.Option(help="Then watch it until it ends.")] = False,
     validate: Annotated[
         bool, typer.Option(help="Only say what is wrong or what it would cost.")
@@ -67,13 +65,13 @@ def submit(
 ) -> None:
     """Submit a job and print its id."""
     with failures(as_json):
-        body = _read_spec(spec)
+        job_body = body()
         with _client(url) as client:
             if validate:
-                found = client.validate(body)
+                found = client.validate(job_body)
                 _show(found.model_dump(mode="json"), as_json)
                 raise typer.Exit(0 if found.valid else EXIT_FAILED)
-            job = client.submit(body, idempotency_key=idempotency_key)
+            job = client.submit(job_body, idempotency_key=idempotency_key)
         if watch:
             if not as_json:
                 stderr.print(f"submitted {job.id}", highlight=False)
@@ -259,19 +257,6 @@ def _client(url: str | None, retry_seconds: float = _RETRY_SECONDS) -> StrucPrun
     # Its log quotes whole URLs, and those of downloads are as good as a key.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return StrucPruneClient(url, retry_seconds=retry_seconds)
-
-
-def _read_spec(name: str) -> dict[str, Any]:
-    try:
-        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
-        body = json.loads(text)
-    except OSError as error:
-        raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise InvalidSpec(f"{name} holds no JSON object")
-    return body
 
 
 def _download_bar() -> Progress:

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from strucprune_core.errors import NumericalFailure, UnsupportedArchitecture
 from strucprune_core.models.config import LayerConfig
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tiles import MODEL_CHECK_LAYERS
 from strucprune_core.models.vocabulary import embed, next_token_logits
-from strucprune_core.tiling import MODEL_CHECK_LAYERS
 
 FIELD = "model.uri"
 
@@ -40,7 +40,7 @@ SUM_ROUNDING = 1e-6
 # What rounding grows to inside a layer is measured by our own pass on an input that is changed by a
 # few units in the last place: attention with large logits magnifies them a thousandfold.
 NUDGE = 2.0**-21
-NUDGE_FACTOR = 16.0
+NUDGE_FACTOR = 4.0
 # A router near a tie may send a token to another expert after rounding: so many tokens may differ.
 REROUTED_SHARE = 1 / 32
 

@@ -16,26 +16,26 @@ from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
 from strucprune_core.checkpoint.finite import check_finite_tensor
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.devices import choose_device
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
     compare_with_transformers,
 )
-from strucprune_core.inspection import (
+from strucprune_core.models.devices import choose_device
+from strucprune_core.models.own_head import with_own_head
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.inspection import (
     ModelFacts,
     check_sequence_length,
     check_text,
     inspect_model,
 )
-from strucprune_core.models.own_head import with_own_head
-from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.tensors import expected_tensors
-from strucprune_core.report import MANIFEST, PublishedManifest
-from strucprune_core.scratch import scratch_directory
+from strucprune_core.report.document import MANIFEST, PublishedManifest
+from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.storage.open import open_object, open_store
 from strucprune_core.storage.store import Store
-from strucprune_core.tiling import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 
 _READ_BYTES = 16 << 20
 

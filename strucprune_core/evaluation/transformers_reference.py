@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -35,6 +36,8 @@ from strucprune_core.models.tensors import (
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 REFERENCE = f"transformers {transformers_version}"
+
+_REPLACING = threading.Lock()
 
 # Attributes of modules that number a layer or count what pruning removes: they make no other kind.
 _COUNTS = {
@@ -260,8 +263,14 @@ def _built(raw: dict[str, Any], implementation: str | None) -> Any:
 def _parameters_on_meta() -> Iterator[None]:
     """Parameters made inside have a shape but no memory.
 
-    The large ones never have any: a linear layer or an embedding is made on the meta device.
+    The large ones never have any: a linear layer or an embedding is made on the meta device. One
+    thread at a time: what is replaced meanwhile is everybody's.
     """
+    with _REPLACING:
+        yield from _replaced_makers()
+
+
+def _replaced_makers() -> Iterator[None]:
     module_class: Any = nn.Module
     register = module_class.register_parameter
     makers: list[Any] = [nn.Linear, nn.Embedding]

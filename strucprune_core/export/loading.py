@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from strucprune_core.export.modeling_strucprune import CONFIGS, MODELS
+from strucprune_core.export.modeling_strucprune import MODELS
 
 
 def load_pretrained(directory: str, **options: Any) -> Any:
     """Load a pruned checkpoint of any layout.
+
+    Nothing is registered with transformers' Auto classes: what the process loads otherwise, before
+    or after, is loaded as ever.
 
     Args:
         directory: A local checkpoint directory.
         options: Passed on to transformers' `from_pretrained`.
 
     Returns:
-        The transformers model. A `per_layer` checkpoint's own modelling file is not run.
+        The transformers model. A `per_layer` checkpoint's own modelling file is not run;
+        `save_pretrained` writes this library's beside the weights.
     """
-    for model_type, config in CONFIGS.items():
-        AutoConfig.register(model_type, config, exist_ok=True)
-        AutoModelForCausalLM.register(config, MODELS[model_type], exist_ok=True)
+    raw, _ = PretrainedConfig.get_config_dict(directory)
+    model_class: Any = MODELS.get(raw.get("model_type"))
+    options.pop("trust_remote_code", None)
+    if model_class is not None:
+        return model_class.from_pretrained(directory, **options)
     return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False, **options)

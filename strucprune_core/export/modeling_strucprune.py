@@ -271,3 +271,8 @@ MODELS = {
     for value in list(globals().values())
     if isinstance(value, type) and issubclass(value, Narrowed) and value is not Narrowed
 }
+
+# `save_pretrained` writes this file beside the weights, and names its classes in config.json.
+for model_type, config_class in CONFIGS.items():
+    config_class.register_for_auto_class("AutoConfig")
+    MODELS[model_type].register_for_auto_class("AutoModelForCausalLM")

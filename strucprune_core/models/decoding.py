@@ -29,7 +29,7 @@ from strucprune_core.models.forward import Tick
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import sample_tokens
-from strucprune_core.scratch_arrays import temporary_array
+from strucprune_core.scratch.arrays import temporary_array
 
 # Sequences that pass a layer together: bounded in number, and by the keys and values they bring.
 # Not a setting, because other groups round otherwise and so end in other text.

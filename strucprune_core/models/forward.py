@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed
-from strucprune_core.scratch_arrays import temporary_array
+from strucprune_core.scratch.arrays import temporary_array
 
 Tick = Callable[[], None]
 """Called at safe points: it may raise `errors.Stopped`."""

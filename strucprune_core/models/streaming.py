@@ -20,7 +20,7 @@ from strucprune_core.models.decoder import Decoder, LayerTrace
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
-from strucprune_core.tiling import Tiles
+from strucprune_core.models.tiles import Tiles
 
 
 class WeightSource(Protocol):

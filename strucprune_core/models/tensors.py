@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.foreign_tensors import (
@@ -25,6 +25,27 @@ _DERIVED = (
     ".attention.masked_bias",
     ".decoder.version",
 )
+
+# What `allowance` takes a model to need: of tensors in a layer beside those of its experts, of
+# tensors an expert has (three matrices, with biases), and of tensors outside of the layers.
+_LAYER_TENSORS = 32
+_EXPERT_TENSORS = 6
+_OTHER_TENSORS = 64
+# An entry of a header with a name of the usual length has some 130 bytes.
+_ENTRY_BYTES = 256
+_METADATA_BYTES = 2**20
+
+
+def allowance(config: ModelConfig) -> Allowance:
+    """What the headers of such a model may hold: twice what any family needs, and some metadata.
+
+    Counted without naming any tensor: numbers in config.json cost whoever looks at them nothing.
+    """
+    layers = sum(
+        _LAYER_TENSORS + _EXPERT_TENSORS * len(block.ffn_widths) for block in config.blocks
+    )
+    tensors = 2 * (layers + _OTHER_TENSORS)
+    return Allowance(tensors, min(MAX_HEADERS_BYTES, tensors * _ENTRY_BYTES + _METADATA_BYTES))
 
 
 def expected_tensors(config: ModelConfig) -> Shapes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat as stat_module
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BufferedReader
@@ -49,8 +49,8 @@ class LocalStore:
     def stat(self, key: str) -> ObjectInfo | None:
         """Size of an object, or None if it does not exist."""
         with _translated(key):
-            size = _file_size(self._path(key))
-        return None if size is None else ObjectInfo(key, size)
+            status = _file_status(self._path(key))
+        return None if status is None else ObjectInfo(key, status.st_size, _version(status))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -103,6 +103,13 @@ class LocalStore:
                 remedy="Choose a place where this user may make files.",
             ) from error
         probe.unlink(missing_ok=True)
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Remove what killed writers of these objects left. Only where no writer is at work."""
+        for folder in {self._path(key).parent for key in keys}:
+            with _translated(str(folder)):
+                for path in folder.glob(f"{_TEMPORARY}*"):
+                    path.unlink(missing_ok=True)
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

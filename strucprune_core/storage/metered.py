@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,6 +61,10 @@ class MeteredStore:
     def check_writable(self) -> None:
         """See `Store`."""
         self.store.check_writable()
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """See `Store`."""
+        self.store.remove_unfinished(keys)
 
     def put(self, key: str, data: bytes) -> None:
         """See `Store`."""

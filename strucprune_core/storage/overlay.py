@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,6 +71,10 @@ class OverlayStore:
         return self.paths.get(key)
 
     def check_writable(self) -> None:
+        """Refused."""
+        raise _read_only()
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
         """Refused."""
         raise _read_only()
 

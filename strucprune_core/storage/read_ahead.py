@@ -11,12 +11,12 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from strucprune_core.errors import ScratchUnavailable, StorageError
-from strucprune_core.scratch import scratch_errors
+from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20
@@ -149,6 +149,10 @@ class ReadAheadStore:
     def check_writable(self) -> None:
         """As the store behind."""
         self._store.check_writable()
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Refused."""
+        raise _read_only()
 
     def put(self, key: str, data: bytes) -> None:
         """Refused: what is cached would be wrong."""

@@ -1,4 +1,4 @@
-"""A store on an S3-compatible service: the only file that knows boto3."""
+"""A store on an S3-compatible service: with `s3_connection` the only file that knows boto3."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import base64
 import hashlib
 import re
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from pathlib import Path
@@ -41,12 +41,14 @@ from botocore.parsers import ResponseParserError
 
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     InvalidSpec,
     ObjectNotFound,
     StorageError,
     StorageUnavailable,
 )
 from strucprune_core.storage.keys import check_key, check_prefix
+from strucprune_core.storage.s3_connection import give_up_slow_answers
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.s3_transfer import RetriesExceededError, download, upload
 from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
@@ -69,14 +71,13 @@ _REFUSED = {
     "AccessDenied",
     "AccountProblem",
     "AllAccessDisabled",
-    "ExpiredToken",
-    "ExpiredTokenException",
     "InvalidAccessKeyId",
     "InvalidToken",
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
-    "TokenRefreshRequired",
 }
+# Of temporary credentials whose time is over.
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _BUSY = {
     "InternalError",
     "OperationAborted",
@@ -93,16 +94,11 @@ _WRONG_REGION = {
     "PermanentRedirect",
 }
 _CHECK_KEYS = "Check the access key, its secret, and that its policy covers this prefix."
-_RENEW = "The session's credentials have lapsed: get new ones (AWS_SESSION_TOKEN, or log in again)."
 _REFUSALS = {
-    "ExpiredToken": _RENEW,
-    "ExpiredTokenException": _RENEW,
-    "TokenRefreshRequired": _RENEW,
     "RequestTimeTooSkewed": "Set this machine's clock: it differs from the store's.",
 }
 # What botocore raises where it finds no credentials, or their source fails.
 _NO_CREDENTIALS = (
-    CredentialRetrievalError,
     LoginError,
     NoAuthTokenError,
     NoCredentialsError,
@@ -152,7 +148,7 @@ class S3Store:
                 head = self.client.head_object(Bucket=self.bucket, Key=self._key(key))
         except ObjectNotFound:
             return None
-        return ObjectInfo(key, _size(head, self._name(key)))
+        return ObjectInfo(key, _size(head, self._name(key)), head.get("ETag", ""))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -204,6 +200,21 @@ class S3Store:
             self.client.abort_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=begun["UploadId"]
             )
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Abort what killed writers left of uploads of these objects.
+
+        Only where no writer is at work. Who may not list uploads leaves them to the bucket's rules.
+        """
+        names = {self._key(key) for key in keys}
+        pages = self.client.get_paginator("list_multipart_uploads")
+        with suppress(AccessDenied), _translated(self.uri):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix):
+                for begun in page.get("Uploads", ()):
+                    if begun["Key"] in names:
+                        self.client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=begun["Key"], UploadId=begun["UploadId"]
+                        )
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""
@@ -294,7 +305,8 @@ class S3Store:
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
             raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
-        with answer["Body"] as body:
+        # Its own context would hand out what is below it, whose errors are another library's.
+        with closing(answer["Body"]) as body:
             size = _size(answer, name)
             _check_range(name, answer, start, length, size)
             data = bytearray(size)
@@ -330,6 +342,8 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
     try:
         _check_ca_bundle(core.get_config_variable("ca_bundle"))
         client = _client(core, settings)
+    except CredentialRetrievalError as error:
+        raise _not_renewed(f"s3://{bucket}", error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials("S3", error) from error
     except (BotoCoreError, ValueError) as error:  # the latter for a malformed endpoint
@@ -363,6 +377,7 @@ def _client(core: Any, settings: S3Settings) -> Any:
     # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
     # ever, in an endless loop, if the connection breaks in the middle of the answer.
     client.meta.events.unregister("before-call.s3", add_expect_header)
+    give_up_slow_answers(client)
     return client
 
 
@@ -448,6 +463,8 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
+    except CredentialRetrievalError as error:  # of a program or service that was to renew them
+        raise _not_renewed(name, error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials(name, error) from error
     except RetriesExceededError as error:  # of a download whose body kept breaking off
@@ -465,6 +482,16 @@ def _translated(name: str) -> Iterator[None]:
         raise _no_answer(name) from error
     except OSError as error:  # the local file of an upload or download
         raise StorageUnavailable(f"{name}: {error}") from error
+
+
+def _not_renewed(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
+    # Not its words: what a program has written may hold secrets.
+    provider = error.kwargs.get("provider", "their source")
+    return CredentialsExpired(
+        f"{name}: {provider} gives no credentials for the store",
+        remedy="Correct that source (credential_process of the AWS_PROFILE, a role), and run the "
+        "job again: it goes on from its workspace.",
+    )
 
 
 def _no_credentials(name: str, error: BotoCoreError) -> AccessDenied:
@@ -496,11 +523,15 @@ def _from_answer(error: ClientError, name: str) -> StorageError:
     """The typed error for what the service answered."""
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _WRONG_REGION or status == 301:
         return StorageError(
             f"{name}: the bucket is in another region ({code}: {details.get('Message', '')})",
             remedy="Set the bucket's region in AWS_REGION or STRUCPRUNE_S3_REGION.",
         )
+    if code in _EXPIRED:
+        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _REFUSED or status in (401, 403):
         return AccessDenied(
             f"{name}: the store refused access ({code})", remedy=_REFUSALS.get(code, _CHECK_KEYS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,7 @@ class ObjectInfo:
     Attributes:
         key: Relative to the store's root.
         size_bytes: Its size.
-        version: Changes when the object is written again (ETag, time of change); listings only.
+        version: Changes when the object is written again (ETag, time of change).
     """
 
     key: str
@@ -40,7 +40,7 @@ class Readable(Protocol):
         """The root, as a user would write it."""
 
     def stat(self, key: str) -> ObjectInfo | None:
-        """Size of an object, or None if it does not exist."""
+        """Size and version of an object, or None if it does not exist."""
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """Exactly `length` bytes from offset `start` (to the end if None).
@@ -64,6 +64,12 @@ class Store(Readable, Protocol):
 
     def check_writable(self) -> None:
         """Raise what a write below the root would raise. Readers see nothing of it."""
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
+        """Remove what killed writers of these objects left. Only where no writer is at work.
+
+        Readers never saw any of it; it only takes space.
+        """
 
     def put(self, key: str, data: bytes) -> None:
         """Write an object atomically: readers see the old bytes or the new, never a part."""

@@ -12,6 +12,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from api.app import create_app
+from api.inspection.inspectors import Inspectors
 from api.jobs.journal import Journal
 from api.jobs.ledger import RedisLedger, connect
 from api.services import Services
@@ -75,11 +76,21 @@ def settings(redis_url: str, tmp_path: Path, keys: dict[str, str]) -> Settings:
     )
 
 
+@pytest.fixture(scope="session")
+def inspectors() -> Iterator[Inspectors]:
+    """Helpers that the apps of all tests share: each takes a second to start."""
+    with Inspectors() as inspectors:
+        yield inspectors
+
+
 @pytest.fixture
-def client(settings: Settings, keys: dict[str, str], flush: redis.Redis) -> Iterator[TestClient]:
+def client(
+    settings: Settings, keys: dict[str, str], flush: redis.Redis, inspectors: Inspectors
+) -> Iterator[TestClient]:
     """The app, called by tenant acme."""
     headers = {"Authorization": f"Bearer {keys['acme']}"}
-    with TestClient(create_app(settings), headers=headers, raise_server_exceptions=False) as client:
+    app = create_app(settings, inspectors)
+    with TestClient(app, headers=headers, raise_server_exceptions=False) as client:
         yield client
 
 

@@ -215,6 +215,9 @@ def test_jobs_that_are_over_count_until_they_are_archived(
     assert crowded_app.get(urls[0]).json() == before
     assert crowded_app.get(urls[0], headers=rival).status_code == 404
     assert crowded_app.get(f"{urls[0]}/events").json()["data"] == []
+    stream = crowded_app.get(f"{urls[0]}/events", headers={"Accept": "text/event-stream"})
+    assert (stream.status_code, "data:" in stream.text) == (200, False)  # it ends at once
+    assert crowded_app.get(urls[0], headers={"Prefer": "wait=20"}).json() == before
     assert crowded_app.get(f"{urls[0]}/logs").json()["data"] == []
     assert crowded_app.post(f"{urls[0]}/cancel").status_code == 200
     assert crowded_app.post(f"{urls[0]}/pause").status_code == 409

@@ -1,6 +1,6 @@
 """Bad input is refused at submission, with a pointer and the cure, and leaves no trace.
 
-`tests/core/test_bad_input.py` has the same for the library and the command.
+`tests/core/jobs/test_bad_input.py` has the same for the library and the command.
 """
 
 from __future__ import annotations
@@ -68,6 +68,16 @@ def test_a_broken_model(
     assert is_untouched(services)
 
 
+def test_a_sparsity_that_is_not_reached_is_warned_of(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    body["pruning"] = {"sparsity": 0.2, "layout": "uniform", "multiple_of": 128}
+    found = client.post(VALIDATE, json=body).json()["estimate"]
+    assert (found["sparsity_requested"], round(found["sparsity_reached"], 4)) == (0.2, 0.3333)
+    (warning,) = found["warnings"]
+    assert "0.2 was asked for, 0.3333" in warning
+
+
 @pytest.mark.parametrize("sparsity", [0, 1, -0.3, 1.5, "NaN", "Infinity", None])
 def test_a_sparsity_outside_of_its_range(
     client: TestClient, services: Services, body: dict[str, Any], sparsity: object
@@ -78,7 +88,7 @@ def test_a_sparsity_outside_of_its_range(
         assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
         (error,) = answer.json()["errors"]
         assert error["pointer"] == "/pruning/sparsity"
-        assert error["detail"].startswith("Input should be ")
+        assert re.match("Input should be |.*did you mean", error["detail"])
     assert is_untouched(services)
 
 
@@ -93,6 +103,12 @@ def test_a_sparsity_outside_of_its_range(
             "Allow more than",
         ),
         ({"pruning": {"sparsity": 1e-4}}, "invalid_spec", "/pruning/sparsity", "at least"),
+        (
+            {"pruning": {"sparsity": 0.1, "layout": "uniform", "multiple_of": 128}},
+            "invalid_spec",
+            "/pruning/sparsity",
+            "Ask for 0.3333",
+        ),
         ({"calibration": {"samples": 60_000}}, "invalid_text", "/calibration/uri", "longer text"),
         ({"output": {"uri_prefix": "IN_USE"}}, "output_not_empty", "/output/uri_prefix", "new"),
         ({"output": {"uri_prefix": "/proc/new"}}, "access_denied", "/output/uri_prefix", "Choose"),
@@ -102,6 +118,7 @@ def test_a_sparsity_outside_of_its_range(
             "out of reach",
             "too little memory",
             "less than a channel",
+            "rounds to nothing",
             "text too short",
             "output in use",
         ),
@@ -112,15 +129,18 @@ def test_what_does_not_fit_the_model_or_the_stores(
     client: TestClient,
     services: Services,
     body: dict[str, Any],
-    tiny_model: Path,
+    tmp_path: Path,
     changes: dict[str, dict[str, Any]],
     code: str,
     pointer: str,
     words: str,
 ) -> None:
+    in_use = tmp_path / "in-use"
+    in_use.mkdir()
+    (in_use / "config.json").write_text("{}", encoding="utf-8")
     for section, change in changes.items():
         body.setdefault(section, {})
-        body[section] |= {k: str(tiny_model) if v == "IN_USE" else v for k, v in change.items()}
+        body[section] |= {k: str(in_use) if v == "IN_USE" else v for k, v in change.items()}
     issue = only_issue(client, body)
     assert (issue["code"], issue["pointer"]) == (code, pointer)
     assert words in issue["detail"]

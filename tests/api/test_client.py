@@ -19,19 +19,18 @@ import redis
 from fastapi import FastAPI
 from typer.testing import CliRunner, Result
 
-from api import problems
+from api import event_feed, problems
 from api.app import create_app
 from api.jobs import sequel
 from api.jobs.job_reads import JobReads
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.record import Claim
 from api.jobs.state import JobState
-from api.routes import events, jobs
+from api.routes import jobs
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.s3 import S3Server
 from strucprune_core.access.keys import hash_key
-from strucprune_core.cli import app as cli
 from strucprune_core.client import (
     AsyncStrucPruneClient,
     ClientError,
@@ -47,6 +46,7 @@ from strucprune_core.client import (
     calls,
 )
 from strucprune_core.client.sse import Decoder, Message
+from strucprune_core.commands.main import app as cli
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings
@@ -144,7 +144,7 @@ def server(app: FastAPI) -> Iterator[FlakyProxy]:
 @pytest.fixture
 def proxy(server: FlakyProxy, flush: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> FlakyProxy:
     """What stands between the client and the service, which has no jobs."""
-    monkeypatch.setattr(events, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(event_feed, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(jobs, "POLL_SECONDS", 0.02)
     return server
 
@@ -324,7 +324,7 @@ def test_wait_tells_of_changes(
         seen.append(changed.state)
         if changed.state == "queued":
             proxy.cut(0)  # a long-poll that breaks
-            threading.Timer(0.2, services.ledger.claim, (job.id, "w", 60)).start()
+            threading.Timer(0.2, services.ledger.claim, ("w", 60)).start()
         elif changed.state == "running":
             services.ledger.request_cancel(job.id)
         elif changed.state == "cancelling":
@@ -470,6 +470,19 @@ def publish(services: Services, prefix: str, files: dict[str, bytes]) -> None:
         for name, data in files.items()
     ]
     store.put("strucprune.json", json.dumps({"format_version": 1, "files": entries}).encode())
+
+
+def test_more_files_than_a_page_has(
+    client: StrucPruneClient, services: Services, result: str, prefix: str, tmp_path: Path
+) -> None:
+    files = {f"part-{number:03}": str(number).encode() for number in range(250)}
+    publish(services, prefix, files)
+    names = [file.name for file in client.artifacts(result)]
+    assert names == [*files, "strucprune.json"]
+    assert all(file.url for file in client.artifacts(result, presign=True))
+    paths = client.download(result, tmp_path / "d")
+    assert [path.name for path in paths] == names
+    assert (tmp_path / "d/part-249").read_bytes() == b"249"
 
 
 def test_results(client: StrucPruneClient, result: str, tmp_path: Path) -> None:
@@ -700,6 +713,20 @@ def test_commands(
         command("download", job_id, "--output", str(tmp_path / "d"), "--json").stdout
     )
     assert Path(paths[0]).read_bytes() == b"weights"
+
+
+def test_a_job_is_submitted_by_options(
+    command: Callable[..., Result], body: dict[str, Any]
+) -> None:
+    named = (
+        *("--model", body["model"]["uri"], "--output", body["output"]["uri_prefix"]),
+        *("--calibration", body["calibration"]["uri"], "--sparsity", "0.25"),
+        *("--priority", "high", "--label", "team=a"),
+    )
+    job = json.loads(command("submit", *named, "--json").stdout)
+    assert job["labels"] == {"team": "a"}
+    assert job["spec"]["pruning"]["sparsity"] == 0.25
+    assert job["spec"]["runtime"]["priority"] == "high"
 
 
 def test_a_retried_job_is_watched_to_the_end_of_its_last_run(

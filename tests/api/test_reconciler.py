@@ -135,7 +135,7 @@ def test_a_job_that_failed_for_now_rests_whatever_else_waits(
     assert (ledger.queued(), doorbell.waiting()) == (1, 1)
     assert isinstance(ledger.claim("w", 60).claim, Claim)
     assert ledger.claim("w", 60).claim is Refusal.NOTHING
-    reconciler._requeue_after_seconds = 0.01
+    reconciler._requeue_after_seconds = 0.0
     reconciler.step()
     taken = ledger.claim("w", 60)
     assert taken.record is not None

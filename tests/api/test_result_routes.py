@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -16,10 +17,12 @@ from api.app import create_app
 from api.jobs.journal import JournalEntry
 from api.jobs.record import Claim
 from api.jobs.state import JobState
+from api.routes.artifacts import MAX_DOCUMENT_BYTES, MAX_PAGE_SIZE
 from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
 from strucprune_core.spec import JobSpec
+from strucprune_core.storage.s3 import S3Store
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.support.claims import claim_job
 
@@ -129,6 +132,119 @@ def test_artifacts_in_folders(client: TestClient, services: Services, prefix: st
     file, _ = client.get(f"{HERE}/artifacts", params={"presign": "true"}).json()["data"]
     assert (file["name"], file["uri"]) == ("gguf/model.gguf", f"{prefix}/out/gguf/model.gguf")
     assert httpx.get(file["url"]).content == WEIGHTS
+
+
+def names_of(answer: Any) -> list[str]:
+    return [entry["name"] for entry in answer.json()["data"]]
+
+
+@pytest.mark.usefixtures("job")
+def test_artifacts_come_in_pages(client: TestClient, services: Services, prefix: str) -> None:
+    names = [f"model-{number:05}.safetensors" for number in range(250)]
+    publish(services, prefix, *names)
+    answer = client.get(f"{HERE}/artifacts")
+    pages = [names_of(answer)]
+    while after := answer.json()["next_after"]:
+        answer = client.get(f"{HERE}/artifacts", params={"after": after})
+        pages.append(names_of(answer))
+    assert [len(page) for page in pages] == [100, 100, 51]
+    assert [name for page in pages for name in page] == [*names, "strucprune.json"]
+    few = client.get(f"{HERE}/artifacts", params={"limit": 2, "after": names[248]})
+    assert (names_of(few), few.json()["next_after"]) == ([names[249], "strucprune.json"], None)
+    assert client.get(f"{HERE}/artifacts", params={"limit": 101}).status_code == 422
+    gone = client.get(f"{HERE}/artifacts", params={"after": "nothing"})
+    assert (gone.status_code, gone.json()["code"]) == (404, "artifact_gone")
+
+
+@pytest.mark.usefixtures("job")
+def test_one_file_by_name(
+    client: TestClient, services: Services, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One URL is made, however many files there are."""
+    publish(services, prefix, *(f"f{number}" for number in range(100)), "model.safetensors")
+    made: list[str] = []
+    presign = S3Store.presign
+
+    def noting(store: S3Store, key: str, seconds: int) -> str:
+        made.append(key)
+        return presign(store, key, seconds)
+
+    monkeypatch.setattr(S3Store, "presign", noting)
+    params = {"presign": "true", "name": "model.safetensors"}
+    answer = client.get(f"{HERE}/artifacts", params=params)
+    assert names_of(answer) == made == ["model.safetensors"]
+    assert answer.json()["next_after"] is None
+    assert httpx.get(answer.json()["data"][0]["url"]).content == WEIGHTS
+    manifest = client.get(f"{HERE}/artifacts", params={"name": "strucprune.json"})
+    assert names_of(manifest) == ["strucprune.json"]
+    gone = client.get(f"{HERE}/artifacts", params={**params, "name": "another"})
+    assert (gone.status_code, gone.json()["code"]) == (404, "artifact_gone")
+    made.clear()
+    client.get(f"{HERE}/artifacts", params={"presign": "true"})
+    assert len(made) == MAX_PAGE_SIZE
+
+
+@pytest.mark.usefixtures("job")
+def test_a_manifest_that_no_job_writes(
+    client: TestClient, services: Services, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20,000 entries cost 23 s of processor time; neither are they parsed nor read."""
+    store = services.stores.open(f"{prefix}/out")
+    read: list[int] = []
+    found = S3Store.read
+
+    def noting(store: S3Store, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        if store.uri.endswith("/out"):
+            assert length is not None
+            read.append(length)
+        return found(store, key, start, length)
+
+    monkeypatch.setattr(S3Store, "read", noting)
+    publish(services, prefix, *(f"f{number}" for number in range(20_000)))
+    for params in ({}, {"presign": "true"}, {"name": "f1"}, {"after": "f1"}):
+        answer = client.get(f"{HERE}/artifacts", params=params)
+        assert (answer.status_code, answer.json()["code"]) == (404, "artifact_gone")
+    assert read == []
+    deep = b'{"format_version": 1, "files": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    twice = {"name": "a", "bytes": 1, "sha256": "x"}
+    for content in (
+        deep,
+        json.dumps({"format_version": 1, "files": [twice, twice]}).encode(),
+        json.dumps({"format_version": 1, "files": [{**twice, "name": "strucprune.json"}]}).encode(),
+    ):
+        store.put("strucprune.json", content)
+        answer = client.get(f"{HERE}/artifacts")
+        assert (answer.status_code, answer.json()["code"]) == (404, "artifact_gone")
+
+
+@pytest.mark.usefixtures("job")
+def test_a_report_that_no_job_writes(
+    client: TestClient, services: Services, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large ones come in pieces; larger ones are not even read."""
+    store = services.stores.open(f"{prefix}/out")
+    lengths: list[int | None] = []
+    found = S3Store.read
+
+    def noting(store: S3Store, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        if store.uri.endswith("/out"):
+            lengths.append(length)
+        return found(store, key, start, length)
+
+    monkeypatch.setattr(S3Store, "read", noting)
+    content = b"0123456789" * 300_000
+    store.put("report.json", content)
+    answer = client.get(f"{HERE}/report")
+    assert (answer.content, answer.headers["Content-Length"]) == (content, str(len(content)))
+    assert len(lengths) == 3
+    assert max(length or 1 << 40 for length in lengths) <= 1 << 20
+    lengths.clear()
+    store.put("report.json", b"x" * (MAX_DOCUMENT_BYTES + 1))
+    answer = client.get(f"{HERE}/report")
+    assert (answer.status_code, answer.json()["code"]) == (404, "artifact_gone")
+    assert lengths == []
+    store.put("report.json", b"")
+    assert client.get(f"{HERE}/report").content == b""
 
 
 @pytest.mark.usefixtures("job")

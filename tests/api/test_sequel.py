@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from api.jobs import sequel
+from api.jobs.bucket_reads import MAX_MANIFEST_BYTES
 from api.jobs.ends import commit, commit_end
 from api.jobs.journal import Journal, Outcome, Sequel, Standing
 from api.jobs.ledger import RedisLedger
@@ -16,10 +17,10 @@ from api.jobs.rebuild import rebuild, restore
 from api.jobs.record import Claim, JobRecord
 from api.jobs.sequel import delete, retry
 from api.jobs.state import JobState
-from strucprune_core.report import MANIFEST, REPORT_JSON
+from strucprune_core.report.document import MANIFEST, REPORT_JSON
+from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from strucprune_core.workspace import CLAIM
 from tests.api.test_journal import entry
 from tests.support.claims import claim_job
 
@@ -347,3 +348,43 @@ def test_a_half_published_output_goes_whole(
     output.delete(MANIFEST)
     assert delete(journal, ledger, open_store, job(ledger), outputs=True)
     assert left(output) == []
+
+
+@pytest.mark.parametrize("manifest", [None, b"x" * (MAX_MANIFEST_BYTES + 1), b"{}"])
+def test_a_prefix_that_was_filled_up_stays(
+    journal: Journal,
+    ledger: RedisLedger,
+    output: LocalStore,
+    monkeypatch: pytest.MonkeyPatch,
+    manifest: bytes | None,
+) -> None:
+    """Neither are all its objects held in memory, nor removed for hours."""
+    monkeypatch.setattr("api.jobs.published.MAX_OBJECTS", 20)
+    for number in range(40):
+        output.put(f"f{number}", b"x")
+    if manifest is None:
+        output.delete(MANIFEST)
+    else:
+        output.put(MANIFEST, manifest)
+    before = left(output)
+    assert delete(journal, ledger, open_store, job(ledger), outputs=True)
+    assert left(output) == before
+
+
+def test_a_large_document_is_not_read(
+    journal: Journal, ledger: RedisLedger, output: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[tuple[str, int | None]] = []
+    found = LocalStore.read
+
+    def noting(store: LocalStore, key: str, start: int = 0, length: int | None = None) -> bytearray:
+        if store.root == output.root:
+            read.append((key, length))
+        return found(store, key, start, length)
+
+    monkeypatch.setattr(LocalStore, "read", noting)
+    for name in (MANIFEST, REPORT_JSON):
+        with (output.root / name).open("wb") as file:
+            file.truncate(1 << 34)
+    assert delete(journal, ledger, open_store, job(ledger), outputs=True)
+    assert read == []

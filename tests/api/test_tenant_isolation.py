@@ -20,7 +20,10 @@ from fastapi.testclient import TestClient
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from api.jobs.job_reads import JobReads
+from api.jobs.ledger import RedisLedger
 from api.services import Services
+from strucprune_core.storage.local import LocalStore
 from tests.api.test_job_routes import JOBS, submit
 
 Kind = Literal["open", "common", "own", "list", "create"]
@@ -32,7 +35,6 @@ TABLE: dict[tuple[str, str], Kind] = {
     ("GET", "/readyz"): "open",
     ("GET", "/openapi.json"): "open",
     ("GET", "/docs"): "open",
-    ("GET", "/docs/oauth2-redirect"): "open",
     ("GET", "/v1/capabilities"): "common",
     ("GET", JOBS): "list",
     ("POST", JOBS): "create",
@@ -189,3 +191,40 @@ def test_who_may_only_read_changes_nothing(
     job = submit(client, body)
     answer = call(client, method, path.format(job_id=job["id"]), keys["acme-reader"])
     assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+
+
+def noting(calls: list[str], name: str, found: Callable[..., Any]) -> Callable[..., Any]:
+    def noted(*arguments: Any, **more: Any) -> Any:
+        calls.append(name)
+        return found(*arguments, **more)
+
+    return noted
+
+
+@of_kind("own")
+def test_anothers_job_takes_the_same_calls_as_none(
+    client: TestClient,
+    keys: dict[str, str],
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+) -> None:
+    """So that the time of an answer does not tell that there is one."""
+    job = submit(client, body)
+    calls: list[str] = []
+    watched: dict[type, tuple[str, ...]] = {
+        JobReads: ("get", "events_after"),
+        RedisLedger: ("get", "create", "events", "logs", "list", "request_cancel", "forget"),
+        LocalStore: ("list", "read", "stat", "put_if_absent", "delete"),
+    }
+    for owner, names in watched.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, noting(calls, name, getattr(owner, name)))
+    seen = []
+    for job_id in (job["id"], NOBODYS_JOB):
+        calls.clear()
+        answer = call(client, method, path.format(job_id=job_id), keys["rival"])
+        assert answer.status_code == 404
+        seen.append(list(calls))
+    assert seen[0] == seen[1] != []

@@ -10,7 +10,7 @@ from fastapi.testclient import TestClient
 
 import api.web
 from api.web.files import load_files
-from strucprune_core.report_page.style import CSS
+from strucprune_core.report import html
 
 STATIC = Path(api.web.__file__).parent / "static"
 SCRIPTS = sorted(STATIC.glob("*.js"))
@@ -47,6 +47,42 @@ def test_headers(anonymous: TestClient, path: str) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["Referrer-Policy"] == "no-referrer"
     assert headers["Cache-Control"] == "no-cache"
+
+
+def test_the_description_of_the_api(anonymous: TestClient) -> None:
+    """Swagger UI, from files of ours only, under the page's policy as far as it works with it."""
+    page = anonymous.get("/docs")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    files = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(files) == 4
+    for name in files:
+        assert anonymous.get(f"/{name}").status_code == 200, name
+    assert not re.search(r"<script(?![^>]* src=)|<style|\son\w+=|javascript:|https?:", page.text)
+    headers = page.headers
+    policy = dict(part.split(" ", 1) for part in headers["Content-Security-Policy"].split("; "))
+    assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
+    assert policy["script-src"] == policy["connect-src"] == "'self'"
+    assert policy["frame-ancestors"] == "'none'"
+    assert headers["X-Frame-Options"] == "DENY"
+    assert (headers["X-Content-Type-Options"], headers["Referrer-Policy"]) == (
+        "nosniff",
+        "no-referrer",
+    )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/", "/docs", "/openapi.json", "/static/docs.js", "/static-offline-docs/swagger-ui.css"),
+        *("/static-offline-docs/nothing", "/healthz", "/metrics", "/nowhere", "/v1/pruning-jobs"),
+    ],
+)
+def test_nothing_may_be_framed_or_taken_for_another_type(anonymous: TestClient, path: str) -> None:
+    headers = anonymous.get(path).headers
+    assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+    assert headers["Content-Security-Policy"].startswith("default-src 'none'")
+    assert (headers["X-Frame-Options"], headers["X-Content-Type-Options"]) == ("DENY", "nosniff")
+    assert headers.get_list("X-Content-Type-Options") == ["nosniff"]
 
 
 @pytest.mark.parametrize("path", ["/", "/static/app.js"])
@@ -106,4 +142,5 @@ def test_the_colours_are_the_reports() -> None:
     palette = (STATIC / "palette.css").read_text(encoding="utf-8")
     own = palette.split("*/\n", 1)[1].strip()
     assert own.startswith(":root {")
-    assert own in CSS
+    style = Path(html.__file__).parent / "templates/style.css"
+    assert own in style.read_text(encoding="utf-8")

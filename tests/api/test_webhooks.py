@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 import threading
@@ -29,6 +30,7 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.delivery import Courier, NotDelivered
 from api.webhooks.dispatcher import Dispatcher, run
+from api.webhooks.lanes import AT_ONCE, FAILURES, PER_TENANT, Breakers, Lanes
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
@@ -113,6 +115,29 @@ HOSTILE = {
     "any address, v6": "https://[::]/",
     "metadata of clouds": "https://169.254.169.254/latest/meta-data/",
     "metadata, v6": "https://[fd00:ec2::254]/",
+    "metadata, mapped": "https://[::ffff:169.254.169.254]/",
+    "metadata, translated": "https://[::ffff:0:a9fe:a9fe]/",
+    "metadata, compatible": "https://[::a9fe:a9fe]/",
+    "metadata, NAT64": "https://[64:ff9b::a9fe:a9fe]/",
+    "metadata, NAT64 of a local network": "https://[64:ff9b:1::a9fe:a9fe]/",
+    "metadata, 6to4": "https://[2002:a9fe:a9fe::1]/",
+    "metadata, Teredo": "https://[2001:0:a9fe:a9fe::1]/",
+    "metadata of Alibaba": "https://100.100.100.200/latest/",
+    "metadata of Oracle": "https://192.0.0.192/",
+    "platform of Azure": "https://168.63.129.16/machine/",
+    "platform of Azure, mapped": "https://[::ffff:168.63.129.16]/",
+    "platform of Azure, NAT64": "https://[64:ff9b::a83f:8110]/",
+    "platform of Azure, 6to4": "https://[2002:a83f:8110::]/",
+    "services of IBM": "https://161.26.0.10/",
+    "relay of 6to4": "https://192.88.99.1/",
+    "site-local": "https://[fec0::1]/",
+    "site-local, last": "https://[feff:ffff::1]/",
+    "segment routing": "https://[5f00::1]/",
+    "documentation, v6": "https://[2001:db8::1]/",
+    "documentation, v6, new": "https://[3fff::1]/",
+    "discarded": "https://[100::1]/",
+    "benchmarks": "https://198.18.0.1/",
+    "reserved": "https://240.0.0.1/",
     "private, ten": "https://10.0.0.1/",
     "private, 172": "https://172.16.0.1/",
     "private, 192": "https://192.168.1.1/",
@@ -181,7 +206,11 @@ def test_a_public_name_with_a_private_address(bad: str) -> None:
 
 
 def test_public_addresses() -> None:
-    for text in ("8.8.8.8", "1.1.1.1", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"):
+    for text in (
+        *("8.8.8.8", "1.1.1.1", "168.63.129.17", "192.88.98.1"),
+        *("2606:4700::1111", "2001:4860:4860::8888", "2a00::1"),
+        *("::ffff:8.8.8.8", "64:ff9b::808:808", "2002:808:808::1"),
+    ):
         assert is_public(ipaddress.ip_address(text)), text
 
 
@@ -353,7 +382,7 @@ def test_signatures() -> None:
 @pytest.fixture
 def settings(settings: Settings) -> Settings:
     more = {
-        "webhook_secrets": {"acme": SecretStr(SECRET)},
+        "webhook_secrets": {"acme": SecretStr(SECRET), "rival": SecretStr(OTHER)},
         "webhook_hosts": ("127.0.0.1",),
         "webhook_allow_http": True,
     }
@@ -365,13 +394,16 @@ def dispatcher(services: Services) -> Dispatcher:
     return _dispatcher(services)
 
 
-def _dispatcher(services: Services) -> Dispatcher:
+def _dispatcher(
+    services: Services, timeout_seconds: float = 2, breakers: Breakers | None = None
+) -> Dispatcher:
     return Dispatcher(
         services.outbox,
         services.ledger,
-        Courier(services.settings.webhook_policy, timeout_seconds=2),
+        Courier(services.settings.webhook_policy, timeout_seconds=timeout_seconds),
         services.settings.webhook_secrets,
         first_retry_seconds=0.05,
+        breakers=breakers,
     )
 
 
@@ -622,6 +654,7 @@ def test_refused_at_submission(
         assert "secret" not in answer.text
     rival = {"Authorization": f"Bearer {keys['rival']}"}
     wish = {**body, "notifications": {"webhook_url": "http://127.0.0.1/"}}
+    del services.settings.webhook_secrets["rival"]
     answer = client.post(f"{JOBS}/validate", json=wish, headers=rival)
     assert answer.json()["issues"][0]["pointer"] == "/notifications"
     for wrong in ({"url": "x"}, {"webhook_url": "http://127.0.0.1/", "events": ["job.ended"]}):
@@ -711,3 +744,236 @@ def test_a_bad_secret_fails_at_the_start(settings: Settings, secret: str) -> Non
     fields = settings.model_dump() | {"webhook_secrets": {"acme": secret}}
     with pytest.raises(ValueError, match="a webhook secret is whsec_"):
         Settings.model_validate(fields)
+
+
+class Tarpit:
+    """Takes connections and says nothing.
+
+    Attributes:
+        came: How many connections.
+        open: How many of them are open now.
+        most: The most that ever were.
+    """
+
+    def __init__(self) -> None:
+        self.came = self.open = self.most = 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+    def close(self) -> None:
+        # Else the thread that accepts would keep it open.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._hold, args=(connection,), daemon=True).start()
+
+    def _hold(self, connection: socket.socket) -> None:
+        with self._lock:
+            self.came, self.open = self.came + 1, self.open + 1
+            self.most = max(self.most, self.open)
+        with connection, contextlib.suppress(OSError):
+            while connection.recv(65536):
+                pass
+        with self._lock:
+            self.open -= 1
+
+
+@pytest.fixture
+def tarpit() -> Iterator[Tarpit]:
+    found = Tarpit()
+    yield found
+    found.close()
+
+
+def submitted(
+    client: TestClient, body: dict[str, Any], url: str, key: str, count: int
+) -> list[dict[str, Any]]:
+    """Jobs of one tenant, cancelled, so that their end is to be told."""
+    jobs = []
+    for _ in range(count):
+        wish = {**body, "notifications": {"webhook_url": url}}
+        headers = {"Authorization": f"Bearer {key}"}
+        answer = client.post(JOBS, json=wish, headers=headers)
+        assert answer.status_code == 202, answer.text
+        jobs.append(answer.json())
+        client.post(jobs[-1]["links"]["cancel"], headers=headers)
+    return jobs
+
+
+def soon(reached: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def running(dispatcher: Dispatcher) -> Iterator[None]:
+    stop = threading.Event()
+    thread = threading.Thread(target=run, args=(dispatcher, stop, 0.02))
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_tarpit_of_one_tenant_delays_no_other(
+    client: TestClient,
+    services: Services,
+    receiver: Receiver,
+    tarpit: Tarpit,
+    keys: dict[str, str],
+    body: dict[str, Any],
+) -> None:
+    """More messages than there are senders, each for longer than this test takes."""
+    submitted(client, body, tarpit.url, keys["acme"], AT_ONCE + 8)
+    patient = _dispatcher(services, timeout_seconds=5, breakers=Breakers())
+    with running(patient):
+        soon(lambda: tarpit.open == PER_TENANT)
+        began = time.monotonic()
+        jobs = submitted(client, body, receiver.url, keys["rival"], 5)
+        soon(lambda: len(receiver.requests) == len(jobs))
+        # All are told while the first messages to the tarpit are still on their way.
+        assert (tarpit.came, tarpit.open) == (PER_TENANT, PER_TENANT), time.monotonic() - began
+    assert tarpit.most == PER_TENANT
+    # Those that wait do not lie in memory, and are spread over time.
+    assert len(waiting(services)) == 10  # as many as were asked for
+
+
+def test_a_receiver_that_does_not_answer_is_left_alone(
+    client: TestClient,
+    services: Services,
+    receiver: Receiver,
+    tarpit: Tarpit,
+    keys: dict[str, str],
+    body: dict[str, Any],
+) -> None:
+    """For a while; others of the same tenant are told, and it too once it answers."""
+    now = [0.0]
+    breakers = Breakers(first_pause_seconds=60, clock=lambda: now[0])
+    dispatcher = _dispatcher(services, timeout_seconds=0.1, breakers=breakers)
+    submitted(client, body, tarpit.url, keys["acme"], 8)
+    with running(dispatcher):
+        soon(lambda: tarpit.came >= FAILURES)
+        (job,) = submitted(client, body, receiver.url, keys["acme"], 1)
+        soon(lambda: len(receiver.requests) == 1)
+        soon(lambda: tarpit.open == 0)
+        time.sleep(0.3)  # many passes
+        # One more may have been on its way as the third failed.
+        assert tarpit.came < FAILURES + PER_TENANT
+        came = tarpit.came
+        now[0] = 1000.0
+        for job_id in waiting(services):
+            services.outbox.schedule(job_id, time.time())
+        soon(lambda: tarpit.came > came)
+        time.sleep(0.3)
+        assert tarpit.came == came + 1  # one tries
+    assert receiver.messages[0]["data"]["job_id"] == job["id"]
+
+
+def test_what_waits_for_a_receiver_for_very_long_is_given_up(
+    client: TestClient,
+    services: Services,
+    tarpit: Tarpit,
+    keys: dict[str, str],
+    body: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("api.webhooks.dispatcher._MAX_AGE_SECONDS", 0.0)
+    breakers = Breakers()
+    for _ in range(FAILURES):
+        breakers.failed(("acme", "127.0.0.1", tarpit.port))
+    submitted(client, body, tarpit.url, keys["acme"], 1)
+    dispatcher = _dispatcher(services, breakers=breakers)
+    dispatcher.step()
+    dispatcher.step()
+    assert waiting(services) == []
+    assert tarpit.came == 0
+
+
+def test_breakers() -> None:
+    now = [0.0]
+    breakers = Breakers(first_pause_seconds=10, clock=lambda: now[0])
+    ours, theirs = ("a", "h", 443), ("b", "h", 443)
+    for _ in range(FAILURES):
+        assert breakers.wait_seconds(ours) == 0
+        breakers.failed(ours)
+    assert breakers.wait_seconds(ours) == 10
+    assert breakers.wait_seconds(theirs) == 0  # another tenant's, at the same host
+    now[0] = 10.0
+    assert breakers.wait_seconds(ours) == 0
+    assert breakers.wait_seconds(ours) == 10  # one is tried
+    breakers.failed(ours)
+    assert breakers.wait_seconds(ours) == 20
+    for _ in range(30):
+        breakers.failed(ours)
+    assert breakers.wait_seconds(ours) == 600
+    breakers.answered(ours)
+    assert breakers.wait_seconds(ours) == 0
+    for number in range(10_000):
+        breakers.failed(("a", "h", number))
+    assert len(breakers._troubles) == 4096
+
+
+def test_lanes() -> None:
+    lanes = Lanes(at_once=3, per_tenant=2)
+    assert [lanes.enter("a") for _ in range(3)] == [True, True, False]
+    assert lanes.enter("b")
+    assert not lanes.enter("c")  # all are taken
+    lanes.leave("a", 10.0)
+    assert lanes.enter("c")
+    # Jobs without a place are spread by the tenant's pace, in bounds.
+    turns = [lanes.next_turn("a") for _ in range(100)]
+    assert turns[1] - turns[0] == pytest.approx(5.0)
+    assert turns[-1] <= time.time() + 300
+    assert lanes.next_turn("new") <= time.time() + 0.2
+
+
+def test_a_name_server_that_does_not_answer(receiver: Receiver) -> None:
+    """Within the limit of a message, and in bounded threads; other tenants' names resolve."""
+    go_on = threading.Event()
+
+    def resolve(host: str, port: int) -> list[str]:
+        if host == "hooks.test":
+            go_on.wait(30)
+        return ["127.0.0.1"]
+
+    courier = Courier(LOCAL, resolve=resolve, timeout_seconds=0.1)
+    before = threading.active_count()
+    try:
+        for _ in range(12):
+            began = time.monotonic()
+            with pytest.raises(NotDelivered, match="does not resolve"):
+                courier.post("http://hooks.test/x", {}, b"{}", "acme")
+            assert time.monotonic() - began < 5
+        assert threading.active_count() - before <= 4
+        Courier(LOCAL, resolve=resolve, patience=courier.patience).post(
+            receiver.url, {}, b"{}", "rival"
+        )
+        assert len(receiver.requests) == 1
+    finally:
+        go_on.set()
+    soon(lambda: threading.active_count() <= before + 1)  # the receiver's own
+    Courier(LOCAL, resolve=resolve, patience=courier.patience).post(receiver.url, {}, b"{}", "acme")
+
+
+def test_a_resolver_s_failure_is_told(receiver: Receiver) -> None:
+    def resolve(host: str, port: int) -> list[str]:
+        raise socket.gaierror("no such name")
+
+    with pytest.raises(NotDelivered, match="does not resolve"):
+        Courier(LOCAL, resolve=resolve).post(receiver.url, {}, b"{}")

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from benchmarks.speed import PHASES, PURPOSES, _exponent, _job
-from strucprune_core.planner.work import flops
-from strucprune_core.solver.panels import ALL_RESIDENT
-from strucprune_core.units import build_graph
-from tests.core.planner.shapes import shape
+from strucprune_core.method.linalg.panels import ALL_RESIDENT
+from strucprune_core.plan.graph import build_graph
+from strucprune_core.plan.work import flops
+from tests.core.plan.shapes import shape
 
 
 def test_every_unit_and_every_operation_belongs_to_a_phase() -> None:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.swaps import _costs_and_gains, swap_groups
-from strucprune_core.solver.fixed_support import LayerProblem
-from strucprune_core.solver.groups import columns_of
-from tests.core.solver.exact import random_gram, random_weight
+from strucprune_core.method.layer.fixed_support import LayerProblem
+from strucprune_core.method.layer.groups import columns_of
+from tests.core.method.exact import random_gram, random_weight
 
 DAMPING = 0.3
 

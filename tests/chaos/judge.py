@@ -9,7 +9,7 @@ from typing import Any
 
 from embedded.stack import STATE_BUCKET, WORK_BUCKET
 from strucprune_core.client import ClientError, Event, StrucPruneClient
-from strucprune_core.report import MANIFEST, REPORT_HTML, REPORT_JSON
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
 from tests.chaos.arena import Arena
 from tests.chaos.orders import Order, outcome, read
 from tests.support.jobs import objects_below

@@ -15,7 +15,7 @@ def expected(
 ) -> dict[str, bytes]:
     """The checkpoint of a run that was alone and that nothing disturbed."""
     # Imported here: it brings torch, which many tests do without.
-    from tests.core.tiny_job import checkpoint_of, run, tiny_spec
+    from tests.core.jobs.tiny_job import checkpoint_of, run, tiny_spec
 
     root = tmp_path_factory.mktemp("expected")
     run(tiny_spec(model, text_file, root / "out"), root)
@@ -25,6 +25,6 @@ def expected(
 @pytest.fixture
 def spec(tmp_path: Path, model: Path, text_file: Path) -> JobSpec:
     """The same job, with an output of its own."""
-    from tests.core.tiny_job import tiny_spec
+    from tests.core.jobs.tiny_job import tiny_spec
 
     return tiny_spec(model, text_file, tmp_path / "out")

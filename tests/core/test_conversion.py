@@ -24,13 +24,13 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
-from strucprune_core.inspection import inspect_model
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
+from tests.core.commands.test_main import call, prune, result_of
+from tests.core.jobs.tiny_job import FlakyStore, files_of
 from tests.core.models.families import random_model
-from tests.core.test_cli import call, prune, result_of
-from tests.core.tiny_job import FlakyStore, files_of
 from tests.support.tiny_llama import make_tiny_llama
 
 INDEX = "pytorch_model.bin.index.json"

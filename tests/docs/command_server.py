@@ -42,11 +42,14 @@ def main() -> None:
     """Serve until the process is stopped."""
     import transformers
 
-    import strucprune_core.cli
+    import strucprune_core.commands.main
     import strucprune_core.evaluation.standalone
     import strucprune_core.pipeline
 
-    _ = transformers.LlamaForCausalLM, strucprune_core.cli.app  # names that load on first use
+    _ = (
+        transformers.LlamaForCausalLM,
+        strucprune_core.commands.main.app,
+    )  # names that load on first use
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(sys.argv[1])
@@ -72,7 +75,7 @@ def _answer(call: socket.socket) -> int:
     os.environ.update(environment)
     call.sendall(f"{os.getpid()}\n".encode())
     try:
-        from strucprune_core.cli import main as command
+        from strucprune_core.commands.main import main as command
 
         command()
         code = 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import typer.main
 from pydantic import BaseModel, TypeAdapter
@@ -16,21 +18,25 @@ from typer.core import TyperGroup
 
 from api.app import create_app
 from api.settings import Settings as ApiSettings
+from benchmarks.greedy import table as greed_table
 from benchmarks.load import requests_table
+from benchmarks.load_turns import turns_table
 from benchmarks.runtimes.table import Row, markdown
 from benchmarks.speed import phases_table
 from embedded.stack import ROOT
-from strucprune_core.cli import app as command
 from strucprune_core.client import StrucPruneClient
-from strucprune_core.estimate import estimate_job
-from strucprune_core.inspection import inspect_model
+from strucprune_core.commands.main import app as command
+from strucprune_core.plan.estimate import Estimate, estimate_job
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from tests.api.test_tenant_isolation import TABLE
 from tests.docs import settings_page
-from tests.docs.pages import PAGES, blocks, read
+from tests.docs.pages import PAGES, blocks, read, resolve
 from worker.settings import Settings as WorkerSettings
 
+# A function or class, and the file that a page says it is in: [`prune`](../pipeline.py).
+_DEFINITION = re.compile(r"\[`(\w+)`\]\(([^)\s]+\.py)\)")
 # Of the embedded stack and of tests, not of a program that people run.
 OTHER_VARIABLES = {"STRUCPRUNE_URL", "STRUCPRUNE_API_KEY"}
 
@@ -153,8 +159,89 @@ def test_the_table_of_times_is_what_was_measured() -> None:
 
 def test_the_table_of_load_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/load.json").read_text(encoding="utf-8"))
-    table = requests_table(result)
+    for table in (requests_table(result), turns_table(result)):
+        assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
+
+
+def test_the_table_of_greed_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/greedy.json").read_text(encoding="utf-8"))
+    table = greed_table(result)
     assert table in read("docs/operating.md"), f"docs/operating.md has not this table:\n{table}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_functions_are_where_the_page_says(page: str) -> None:
+    linked = _DEFINITION.findall(read(page))
+    assert [(name, file) for name, file in linked if name not in _defined(page, file)] == []
+    assert page != "docs/method.md" or len(linked) > 20
+
+
+def _defined(page: str, target: str) -> set[str]:
+    """Names of the functions and classes of the file that a page links to."""
+    file, _ = resolve(page, target)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+# First cells of the README's table of results, by the method's name in rivals.json.
+RESULTS = {
+    "magnitude": "magnitude",
+    "wanda-sp": "Wanda-sp",
+    "flap": "FLAP (score and bias)",
+    "taylor": "Taylor, whole model in memory",
+    "taylor-ridge": "the same, then least squares",
+    "obs-ridge": "OBS, then least squares, uniform",
+    "ours": "StrucPrune",
+    "ours-softmax": "StrucPrune, `--allocation softmax`",
+    "ours-admm": "StrucPrune, `--solver admm`",
+}
+
+
+def test_the_table_of_results_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/rivals.json").read_text(encoding="utf-8"))
+    rows = {(row["method"], row["sparsity"]): row for row in result["rows"]}
+    page = read("README.md").replace("**", "")
+    for method, first in RESULTS.items():
+        found = [rows[method, sparsity]["perplexity"] for sparsity in (0.2, 0.3, 0.5)]
+        cost = rows[method, 0.3]
+        cells = [
+            first,
+            *(f"{value:,.0f}" if value > 1000 else f"{value:.2f}" for value in found),
+            f"{cost['cpu_seconds']:.0f} s",
+            f"{cost['host_peak_bytes'] / 1e6:.0f} MB",
+        ]
+        assert "| " + " | ".join(cells) + " |" in page
+
+
+@pytest.mark.real_model
+def test_the_share_of_parameters_is_what_is_estimated(smollm2: Path) -> None:
+    estimate = _estimate(smollm2, None)
+    share = 1 - estimate.parameters_after / estimate.parameters_before
+    said = f"Removing 30 % of the FFN channels removes {100 * share:.1f} % of all parameters"
+    assert said in read("README.md")
+
+
+def test_the_table_of_memory_is_what_was_planned() -> None:
+    result = json.loads((ROOT / "benchmarks/results/memory_scaling.json").read_text("utf-8"))
+    for field, first in [
+        ("planned", "**planned peak of StrucPrune, without a limit**"),
+        ("resident_layer", "one layer, with its Gram matrix and what the solver makes of it"),
+    ]:
+        slopes = [_exponent(result["rows"], family, field) for family in ("OPT", "LLaMA")]
+        sizes = {row["name"]: f"{row[field] / 1e9:.1f} GB" for row in result["rows"]}
+        cells = [f"N^{slope:.2f}" for slope in slopes]
+        cells += [sizes["llama-7b"], sizes["llama-3-405b"]]
+        if first.startswith("**"):
+            cells = [f"**{cell}**" for cell in cells]
+        assert "| " + " | ".join([first, *cells]) + " |" in read("docs/method.md")
+
+
+def _exponent(rows: list[dict[str, Any]], family: str, field: str) -> float:
+    """The slope of log(field) over log(parameters), by least squares."""
+    own = [row for row in rows if row["family"] == family]
+    sizes, peaks = (np.log([row[name] for row in own]) for name in ("parameters", field))
+    return float(np.polyfit(sizes, peaks, 1)[0])
 
 
 @pytest.mark.real_model
@@ -170,6 +257,10 @@ def test_the_picture_of_memory_is_of_the_plan(smollm2: Path) -> None:
 
 
 def _planned_bytes(model: Path, limit: int | None) -> dict[str, int]:
+    return _estimate(model, limit).step_bytes
+
+
+def _estimate(model: Path, limit: int | None) -> Estimate:
     spec = JobSpec.model_validate(
         {
             "model": {"uri": str(model)},
@@ -180,4 +271,4 @@ def _planned_bytes(model: Path, limit: int | None) -> dict[str, int]:
             "runtime": {"device_memory_bytes": limit},
         }
     )
-    return estimate_job(spec, inspect_model(open_store(str(model)))).step_bytes
+    return estimate_job(spec, inspect_model(open_store(str(model))))

@@ -10,15 +10,15 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES, Header, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object
 from strucprune_core.errors import ObjectNotFound, StrucPruneError
-from strucprune_core.inspection import inspect_model
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 from tests.core.models.hub_configs import HUB
@@ -72,6 +72,9 @@ class MemoryStore:
                 yield ObjectInfo(key, len(data), "1")
 
     def check_writable(self) -> None:
+        raise NotImplementedError
+
+    def remove_unfinished(self, keys: Collection[str]) -> None:
         raise NotImplementedError
 
     def put(self, key: str, data: bytes) -> None:

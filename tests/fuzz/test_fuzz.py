@@ -7,10 +7,10 @@ from collections import Counter
 import pytest
 
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.inspection import inspect_model
 from strucprune_core.models import tensors
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import tensor_name
+from strucprune_core.plan.inspection import inspect_model
 from tests.core.models.hub_configs import HUB
 from tests.fuzz.mutations import dumped
 from tests.fuzz.targets import TARGETS, MemoryStore, ReadOutside, outcome_of, read_within

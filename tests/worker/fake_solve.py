@@ -99,6 +99,10 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             say("result", summary=SUMMARY)
         case "help":
             share(request["part"])
+        case "claim-on":
+            while claim()["go"]:
+                time.sleep(0.05)
+            return STOPPED
         case "hang-claimed" | "silent-claimed":
             claim()
             signal.signal(signal.SIGTERM, signal.SIG_IGN)

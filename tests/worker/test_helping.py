@@ -128,6 +128,38 @@ def test_a_drained_worker_does_not_begin_to_help(led: Led) -> None:
     assert led.counted("failed") == 0.0
 
 
+def let_wait(led: Led, tenant: str) -> str:
+    """A job of that tenant that has waited for long."""
+    job_id = led.bench.submit(tenant=tenant)
+    ledger = led.bench.ledger
+    line = ledger._key("tenant", tenant, "line")
+    ledger._client.zadd(line, {job_id: 1e10 + ledger.now() - 60}, xx=True)
+    return job_id
+
+
+def test_help_waits_for_jobs_whose_doorbells_are_lost(led: Led) -> None:
+    waiting = let_wait(led, "rival")
+    led.help("help")
+    assert (led.log(), led.counted("done"), led.workers) == ([], 0.0, 1)
+    assert led.bench.doorbell.rung == 1
+    assert led.bench.run(waiting, "succeed").state is JobState.SUCCEEDED
+    led.help("help")
+    assert led.counted("done") == 1.0
+
+
+def test_a_helper_leaves_for_another_tenants_job(led: Led) -> None:
+    """However many workers a job may have, each stays for a unit at most once another one waits."""
+    led.bench.once(lambda: led.workers == 2, lambda: let_wait(led, "rival"))
+    began = time.monotonic()
+    led.help("claim-on")
+    assert time.monotonic() - began < 20
+    assert (led.workers, led.counted("failed")) == (1, 0.0)
+    assert led.bench.doorbell.rung == 1
+    taken = led.bench.ledger.claim("this worker", 60)
+    assert taken.record is not None
+    assert taken.record.tenant == "rival"
+
+
 def test_a_leader_asks_and_rings_for_help(bench: Bench) -> None:
     job_id = bench.submit(max_workers=3)
     assert bench.run(job_id, "lead").state is JobState.SUCCEEDED

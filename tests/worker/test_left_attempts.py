@@ -8,7 +8,7 @@ import pytest
 
 from api.jobs.record import Claim, JobRecord, Refusal
 from api.jobs.state import JobState
-from strucprune_core.scratch import PREFIX, sweep
+from strucprune_core.scratch.directories import PREFIX, sweep
 from tests.support.claims import claim_job
 from tests.worker.conftest import Bench
 from worker.attempt_mark import AttemptMark, leave_mark, read_mark

@@ -8,7 +8,7 @@ import pytest
 from strucprune_core.oom import OomWatch
 from strucprune_core.spec import JobSpec
 from worker.failures import crash
-from worker.smaller_plan import following, smaller_plan
+from worker.memory_retry import following, smaller_plan
 
 
 def kernel(tmp_path: Path, cgroup: str, **files: str) -> tuple[Path, Path]:

@@ -185,6 +185,15 @@ def test_a_worker_without_scratch_takes_no_seat(bench: Bench, led: str, tmp_path
     assert not [event for event in bench.ledger.events(led) if event.type == "workers"]
 
 
+def test_a_place_that_shows_more_room_than_may_be_taken(bench: Bench, tmp_path: Path) -> None:
+    place = Scratch(tmp_path, bench.drain, most_bytes=10**6)
+    assert place.free_bytes() == 10**6
+    assert place.unfit(10**6) is None
+    unfit = place.unfit(10**6 + 1)
+    assert unfit is not None
+    assert unfit.reason == "full"
+
+
 def test_a_helper_that_loses_its_scratch_keeps_no_other_from_helping(
     bench: Bench, led: str, tmp_path: Path
 ) -> None:

@@ -35,7 +35,7 @@
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
 --   NS:tenant:TENANT:line            zset    its queued jobs that a worker may take: high priority
---                                            first, then age (see `place_in_line`)
+--                                            first, then age (see `stand_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
 --   NS:probe                         string  written by readiness probes; expires

@@ -19,7 +19,18 @@ export class ApiProblem extends Error {
 export const capabilities = (signal) => json("v1/capabilities", { signal });
 export const getJob = (id, signal) => json(path(id), { signal });
 export const getReport = (id, signal) => json(`${path(id)}/report?format=json`, { signal });
-export const getArtifacts = (id, signal) => json(`${path(id)}/artifacts?presign=true`, { signal });
+/** All files, page by page, with download links. */
+export async function getArtifacts(id, signal) {
+  const files = [];
+  for (let after = null; ;) {
+    const query = new URLSearchParams({ presign: true, ...(after ? { after } : {}) });
+    const page = await json(`${path(id)}/artifacts?${query}`, { signal });
+    files.push(...page.data);
+    after = page.next_after;
+    if (!after) return { data: files, expires_seconds: page.expires_seconds };
+  }
+}
+
 export const getLogs = (id, after, signal) => json(`${path(id)}/logs?${new URLSearchParams({ after })}`, { signal });
 const getEvents = async (id, after, signal) =>
   (await json(`${path(id)}/events?${new URLSearchParams({ after, limit: 1000 })}`, { signal })).data;

@@ -20,6 +20,7 @@ export function sections(capabilities) {
       { pointer: "/calibration/uri", label: "Calibration text", kind: "text", placeholder: "s3://bucket/text.jsonl", when: ["/calibration/source", "file"], hint: "Plain text, JSON lines or Parquet." },
       { pointer: "/calibration/samples", label: "Sequences", kind: "number", placeholder: "32" },
       { pointer: "/calibration/sequence_length", label: "Tokens each", kind: "number", placeholder: "512" },
+      { pointer: "/calibration/allow_degenerate", label: "Allow degenerate text", kind: "flag", hint: "A text of hardly any distinct tokens is refused otherwise." },
     ] },
     { title: "Evaluation", fields: [
       { pointer: "/evaluation/uri", label: "Evaluation text", kind: "text", placeholder: "s3://bucket/eval.txt", hint: "For perplexity before and after. Leave empty to do without." },

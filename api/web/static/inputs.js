@@ -78,6 +78,11 @@ const KINDS = {
     return { node: select, focus: select, read: () => select.value || undefined, fill: (value) => { select.value = value ?? field.initial ?? ""; } };
   },
 
+  flag(field, id, described) {
+    const box = h("input", { id, type: "checkbox", ...described });
+    return { node: box, focus: box, read: () => box.checked || undefined, fill: (value) => { box.checked = value === true; } };
+  },
+
   several(field) {
     const boxes = field.options.map((name) => h("input", { type: "checkbox", value: name }));
     return {

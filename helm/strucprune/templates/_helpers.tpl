@@ -84,6 +84,28 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* Bytes of a quantity such as 50Gi. */}}
+{{- define "strucprune.bytes" -}}
+{{- $factors := dict "" 1 "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 "P" 1000000000000000 "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 -}}
+{{- $number := regexFind "^[0-9]+(\\.[0-9]+)?" (toString .) -}}
+{{- $unit := trimPrefix $number (toString .) -}}
+{{- if not (hasKey $factors $unit) -}}
+{{- fail (printf "%s is no number of bytes" (toString .)) -}}
+{{- end -}}
+{{- mulf (float64 $number) (float64 (get $factors $unit)) | int64 -}}
+{{- end -}}
+
+{{/* The port of the S3 service. */}}
+{{- define "strucprune.s3Port" -}}
+{{- if .Values.s3.endpointUrl -}}
+{{- $url := urlParse .Values.s3.endpointUrl -}}
+{{- $port := regexFind ":[0-9]+$" $url.host | trimPrefix ":" -}}
+{{- default (ternary "80" "443" (eq $url.scheme "http")) $port -}}
+{{- else -}}
+443
+{{- end -}}
+{{- end -}}
+
 {{/* One environment variable from a key of a Secret. Arguments: name, secret, key. */}}
 {{- define "strucprune.secretEnv" -}}
 - name: {{ .name }}
@@ -122,6 +144,14 @@ affinity:
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_SECRET_ACCESS_KEY" "secret" .existingSecret.name "key" .existingSecret.secretAccessKeyKey) }}
 {{- end }}
 {{- end }}
+{{- with .Values.limits }}
+- name: STRUCPRUNE_LIMITS
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with .Values.tenantLimits }}
+- name: STRUCPRUNE_TENANT_LIMITS
+  value: {{ toJson . | quote }}
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}
@@ -138,6 +168,21 @@ affinity:
 {{- with .allowedPrefixes }}
 - name: STRUCPRUNE_ALLOWED_PREFIXES
   value: {{ toJson . | quote }}
+{{- end }}
+{{- end }}
+- name: STRUCPRUNE_RETENTION_DAYS
+  value: {{ toJson .Values.retentionDays | quote }}
+{{- with .Values.webhooks }}
+{{- if .existingSecret.name }}
+{{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_WEBHOOK_SECRETS" "secret" .existingSecret.name "key" .existingSecret.key) }}
+{{- end }}
+{{- with .hosts }}
+- name: STRUCPRUNE_WEBHOOK_HOSTS
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- if .allowHttp }}
+- name: STRUCPRUNE_WEBHOOK_ALLOW_HTTP
+  value: "true"
 {{- end }}
 {{- end }}
 {{- end -}}

@@ -22,15 +22,14 @@ from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
-from strucprune_core.progress import Phase, Progress
-from strucprune_core.report import PerplexitySummary, Report
+from strucprune_core.report.document import PerplexitySummary, Report
+from strucprune_core.run.progress import Phase, Progress
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.serving import served
-from tests.core.test_report_page import make_layers, make_report
 from tests.support.browser import enter, launched, watched_page
-from tests.support.claims import claim_job
+from tests.support.reports import make_layers, make_report
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -70,7 +69,15 @@ class Jobs:
     prefix: str
     claims: dict[str, Claim] = field(default_factory=dict)
 
-    def queued(self, model: str = "smollm2-135m", sparsity: float = 0.3, **labels: str) -> str:
+    def queued(
+        self,
+        model: str = "smollm2-135m",
+        sparsity: float = 0.3,
+        *,
+        scratch_bytes: int = 1,
+        **labels: str,
+    ) -> str:
+        """A job that waits: `running` passes it over, having no scratch."""
         job_id = f"job_{uuid4().hex}"
         spec = JobSpec.model_validate(
             {
@@ -82,15 +89,22 @@ class Jobs:
                 "labels": labels,
             }
         )
-        entry = JournalEntry(tenant="acme", spec=spec, fingerprint=job_id, created_at=time.time())
+        entry = JournalEntry(
+            tenant="acme",
+            spec=spec,
+            fingerprint=job_id,
+            created_at=time.time(),
+            scratch_bytes=scratch_bytes,
+        )
         self.services.journal.write_spec(job_id, entry)
         self.services.ledger.create(entry.as_new_job(job_id))
         return job_id
 
     def running(self, phase: Phase = Phase.SOLVING, fraction: float = 0.41, **spec: Any) -> str:
-        job_id = self.queued(**spec)
-        claim = claim_job(self.services.ledger, job_id, "worker", 600)
+        job_id = self.queued(scratch_bytes=0, **spec)
+        claim = self.services.ledger.claim("worker", 600, free_bytes=0).claim
         assert isinstance(claim, Claim)
+        assert claim.job_id == job_id
         self.claims[job_id] = claim
         self.progress(job_id, phase, fraction)
         return job_id

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from strucprune_core.progress import Phase
+from strucprune_core.run.progress import Phase
 from tests.api.browser.conftest import Jobs
 from tests.support.browser import enter, watched_page
 

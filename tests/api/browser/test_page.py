@@ -11,7 +11,7 @@ from api.jobs.ledger import RedisLedger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
-from strucprune_core.progress import Phase
+from strucprune_core.run.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
@@ -92,7 +92,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.get_by_role("button", name=SUBMIT).click()
 
     # What the schema says comes first, at the fields; the focus is at the first of them.
-    page.get_by_text("Input should be less than 1").wait_for()
+    page.get_by_text("did you mean 0.015").wait_for()
     assert sparsity.get_attribute("aria-invalid") == "true"
     assert sparsity.evaluate("node => node === document.activeElement")
     page.get_by_text("Input should be a valid integer").wait_for()
@@ -118,6 +118,28 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert record.spec["pruning"]["exports"] == ["block_configs"]
     assert record.spec["calibration"]["sequence_length"] == 32
     assert record.spec["evaluation"] is None
+
+
+def test_what_a_job_will_do_otherwise_is_said(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Sparsity", exact=True).fill("0.2")
+    page.get_by_label("Layout").select_option("uniform")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    page.get_by_label("Allow degenerate text").check()
+    page.get_by_text("Quality and limits").click()
+    page.get_by_label("Widths are multiples of").fill("128")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("33.3%, 20.0% asked for").wait_for()
+    assert estimate.get_by_text("0.2 was asked for, 0.3333").is_visible()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, 20% sparsity").wait_for()
+    record = jobs.services.ledger.get(page.url.rpartition("/")[2])
+    assert record is not None
+    assert record.spec["calibration"]["allow_degenerate"] is True
 
 
 def test_a_missing_text_is_said_at_its_field(page: Page, jobs: Jobs, model_uri: str) -> None:
@@ -390,3 +412,20 @@ def test_progress_leaves_the_rest_of_the_page_alone(page: Page, jobs: Jobs) -> N
     jobs.progress(job_id, Phase.SOLVING, 0.5)
     page.get_by_text("solving 15 of 30 · 50%").wait_for()
     assert page.evaluate("getSelection().toString()") == job_id
+
+
+def test_the_description_of_the_api(browser: Browser, url: str, keys: dict[str, str]) -> None:
+    """Works under its policy, of which any violation fails this test; a request can be tried."""
+    with watched_page(browser, url) as page:
+        asked: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto("/docs")
+        page.get_by_role("button", name="Authorize").first.click()
+        page.locator(".auth-container input").fill(keys["acme"])
+        page.locator(".auth-btn-wrapper .authorize").click()
+        page.locator(".auth-btn-wrapper .btn-done").click()
+        page.locator("#operations-capabilities-get_capabilities_v1_capabilities_get").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        page.get_by_text('"architectures": [').first.wait_for()
+        assert all(address.startswith((url, "data:", "blob:")) for address in asked)

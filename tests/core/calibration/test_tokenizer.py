@@ -20,7 +20,7 @@ from strucprune_core.calibration.tokenizer_config import TokenizerConfig
 from strucprune_core.errors import InvalidCheckpoint, InvalidText, StrucPruneError
 from strucprune_core.evaluation.standalone import evaluate_model
 from tests.core.calibration.stored import stored
-from tests.core.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import run, tiny_spec
 
 ROWS = 512
 
@@ -224,7 +224,7 @@ def test_the_command_shows_one_message(
     directory = model(definition(pre_tokenizer=split_by(PROSE_CATASTROPHE)))
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "strucprune_core.cli", "evaluate", directory),
+            *(sys.executable, "-m", "strucprune_core.commands.main", "evaluate", directory),
             *("--text", text_file, "--sequences", "1", "--sequence-length", "32", "--json"),
         ],
         capture_output=True,

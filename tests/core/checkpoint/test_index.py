@@ -8,9 +8,22 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from strucprune_core.checkpoint import header
+from strucprune_core.checkpoint import index as index_module
 from strucprune_core.checkpoint.file_names import SHARD_INDEX
-from strucprune_core.checkpoint.index import MAX_CONFIG_BYTES, CheckpointIndex, open_checkpoint
-from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound, StrucPruneError
+from strucprune_core.checkpoint.hostile_json import parse_object
+from strucprune_core.checkpoint.index import (
+    MAX_CONFIG_BYTES,
+    Allowance,
+    CheckpointIndex,
+    open_checkpoint,
+)
+from strucprune_core.errors import (
+    InvalidCheckpoint,
+    ObjectNotFound,
+    StrucPruneError,
+    UnsupportedArchitecture,
+)
 from strucprune_core.storage.local import LocalStore
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(4, dtype=np.float32)
@@ -240,12 +253,54 @@ def test_too_many_files(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(single, "more than 2 files")
 
 
-def test_headers_are_bounded_in_sum(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_are_bounded_in_sum(sharded: Path) -> None:
     """Each header has a limit of its own, but all are held in memory together."""
+    for shard, name, array in zip(SHARDS, "ab", (A, B), strict=True):
+        save_file({name: array}, sharded / shard, metadata={"longer than the index": "x" * 400})
     largest = max(
         8 + int.from_bytes((sharded / shard).read_bytes()[:8], "little") for shard in SHARDS
     )
-    monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_HEADERS_BYTES", largest)
-    refused(sharded, f"headers together hold more than {largest} bytes")
-    monkeypatch.setattr("strucprune_core.checkpoint.index.MAX_HEADERS_BYTES", 2 * largest)
-    assert len(open_at(sharded).tensors) == 2
+    with pytest.raises(InvalidCheckpoint, match=f"together hold more than {largest} bytes"):
+        open_checkpoint(LocalStore(sharded), lambda _: Allowance(header_bytes=largest))
+
+
+def test_tensors_are_counted_before_they_are_parsed(
+    single: Path, sharded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over all files, and never more of them parsed than allowed."""
+    assert len(open_checkpoint(LocalStore(sharded), lambda _: Allowance(tensors=2)).tensors) == 2
+    parsed: list[str] = []
+
+    def parse(data: bytes, what: str, *, max_depth: int) -> dict[str, object]:
+        parsed.append(what)
+        return parse_object(data, what, max_depth=max_depth)
+
+    monkeypatch.setattr(header, "parse_object", parse)
+    save_file({f"t{number}": A[:0] for number in range(20)}, single / SHARDS[1])
+    for names in (SHARDS, SHARDS[1:]):
+        write_map(single, dict(zip("ab", names, strict=False)))
+        (single / "model.safetensors").unlink(missing_ok=True)
+        with pytest.raises(InvalidCheckpoint, match="more tensors than a model of this config"):
+            open_checkpoint(LocalStore(single), lambda _: Allowance(tensors=4))
+    assert parsed == [f"the header of {SHARDS[0]}"]
+
+
+def test_the_index_is_bounded_by_the_config_too(sharded: Path) -> None:
+    write_map(sharded, {f"t{number}": SHARDS[0] for number in range(1000)})
+    with pytest.raises(InvalidCheckpoint, match=f"{SHARD_INDEX} is larger than 2000 bytes"):
+        open_checkpoint(LocalStore(sharded), lambda _: Allowance(header_bytes=2000))
+
+
+def test_an_index_of_very_many_files(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "MAX_SHARDS", 1)
+    assert "max_shard_size" in str(refused(sharded, "names 2 files, over the limit of 1"))
+
+
+def test_a_model_that_cannot_be_is_refused_before_its_weights_are_read(sharded: Path) -> None:
+    def allow(config: object) -> Allowance:
+        assert config == {"model_type": "llama"}
+        raise UnsupportedArchitecture("no")
+
+    (sharded / SHARD_INDEX).write_text("not read")
+    with pytest.raises(UnsupportedArchitecture):
+        open_checkpoint(LocalStore(sharded), allow)

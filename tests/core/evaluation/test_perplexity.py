@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from strucprune_core.evaluation.perplexity import perplexity
-from strucprune_core.tiling import Tiles
+from strucprune_core.models.tiles import Tiles
 from tests.core.models.reference import random_llama, random_tokens, stream_of
 
 WINDOWS = random_tokens(5, 24)

@@ -15,13 +15,13 @@ from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPruneError
 from strucprune_core.evaluation.reload_check import compare_with_transformers
+from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.running import STEPS
-from strucprune_core.steps import assemble
+from strucprune_core.run.runner import STEPS
+from strucprune_core.run.steps import assemble
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.surgery.layouts import side_files
+from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 from tests.core.models.reference import open_stream, random_llama, random_tokens, stream_of
-from tests.core.tiny_job import files_of, run, tiny_spec
 
 TOKENS = random_tokens(2, 64)
 UP = "model.layers.1.mlp.up_proj.weight"

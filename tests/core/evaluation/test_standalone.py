@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.evaluation.standalone import verify_checkpoint
-from tests.core.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import run, tiny_spec
 
 MANIFEST = "strucprune.json"
 

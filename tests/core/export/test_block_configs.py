@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 import strucprune_core
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.export import block_configs, modeling_strucprune
-from strucprune_core.inspection import inspect_model
-from strucprune_core.report import Report
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.report.document import Report
 from strucprune_core.storage.local import LocalStore
-from tests.core.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
 PRUNED: Any = modeling_strucprune  # untyped: it travels with checkpoints
@@ -139,7 +139,7 @@ def test_multiples_of_256_need_no_filling(tmp_path: Path, text_file: Path) -> No
 
 
 def test_several_files(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strucprune_core.steps.job.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("strucprune_core.run.context.MAX_SHARD_BYTES", 300_000)
     model = make_tiny_llama(tmp_path / "model", layers=2)
     pruning = {"exports": ["block_configs"]}
     run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)

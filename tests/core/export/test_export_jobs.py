@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from strucprune_core.cli import app
+from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidCheckpoint, Stopped
-from strucprune_core.estimate import estimate_job
 from strucprune_core.evaluation.standalone import verify_checkpoint
-from strucprune_core.inspection import inspect_model
-from strucprune_core.planner.host import host_terms
-from strucprune_core.report_page import render_html
+from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.plan.memory.host import host_terms
+from strucprune_core.report.html import render_html
 from strucprune_core.storage.local import LocalStore
-from tests.core.tiny_job import StopAt, checkpoint_of, run, tiny_spec
+from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
 
 BOTH = {"exports": ["gguf", "block_configs"]}

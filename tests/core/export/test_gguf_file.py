@@ -35,11 +35,11 @@ from strucprune_core.export.gguf_layout import (
     rope_factors,
 )
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
-from strucprune_core.inspection import ModelFacts, inspect_model
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.inspection import ModelFacts, inspect_model
 from strucprune_core.storage.local import LocalStore
-from tests.core.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.sentencepiece import sentencepiece_tokenizer
 from tests.support.tiny_llama import make_tiny_llama
 

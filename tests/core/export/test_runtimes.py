@@ -10,11 +10,11 @@ import pytest
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.checks import check_shape, possible_exports
 from strucprune_core.export.runtimes import RUNTIMES, RuntimeSupport, runtime_support
-from strucprune_core.inspection import examine_job, inspect_model
 from strucprune_core.models.families import FAMILIES, parse_config
+from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.spec import Export, JobSpec, PruningSpec
 from strucprune_core.storage.local import LocalStore
-from tests.core.tiny_job import tiny_spec
+from tests.core.jobs.tiny_job import tiny_spec
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",

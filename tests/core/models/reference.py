@@ -23,9 +23,9 @@ from strucprune_core.export.modeling_strucprune import (
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits
 from strucprune_core.storage.local import LocalStore
-from strucprune_core.tiling import Tiles
 
 SMALL = Tiles(micro_batch_tokens=64)
 

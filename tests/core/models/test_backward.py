@@ -14,8 +14,8 @@ from torch import Tensor
 from strucprune_core.models.backward import LayerGradients, backward_layer
 from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import embed, token_losses
-from strucprune_core.tiling import Tiles
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import (
     random_tokens,

@@ -13,8 +13,8 @@ from strucprune_core.errors import ScratchUnavailable, Stopped
 from strucprune_core.models import decoding
 from strucprune_core.models.decoding import generate, key_value_cache, step
 from strucprune_core.models.forward import final_hidden
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
-from strucprune_core.tiling import Tiles
 from tests.core.models import families
 from tests.core.models.reference import random_llama, random_tokens, reference_logits, stream_of
 from tests.core.models.test_forward import VARIANTS

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strucprune_core.tiling import Tiles
+from strucprune_core.models.tiles import Tiles
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import (
     random_tokens,

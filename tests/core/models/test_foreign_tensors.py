@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
-from strucprune_core.inspection import inspect_model
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 
 Tensors = dict[str, np.ndarray[Any, Any]]

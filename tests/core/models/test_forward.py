@@ -9,7 +9,7 @@ from transformers import LlamaForCausalLM
 
 from strucprune_core.errors import Stopped
 from strucprune_core.models.forward import final_hidden, micro_batches
-from strucprune_core.tiling import Tiles
+from strucprune_core.models.tiles import Tiles
 from tests.core.models.reference import (
     random_llama,
     random_tokens,

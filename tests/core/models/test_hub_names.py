@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.inspection import inspect_model
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from tests.core.models.families import random_model
 from tests.core.models.reference import random_tokens, reference_logits, streamed_logits

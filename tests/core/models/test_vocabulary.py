@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from strucprune_core.errors import Stopped
 from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import (
     Head,
     embed,
@@ -19,7 +20,6 @@ from strucprune_core.models.vocabulary import (
     next_token_logits,
     token_losses,
 )
-from strucprune_core.tiling import Tiles
 from tests.core.models.reference import random_llama, random_tokens, stream_of
 
 VOCABULARY, HIDDEN = 101, 32

@@ -28,3 +28,4 @@ def test_bytes_are_counted_in_both_directions(tmp_path: Path) -> None:
     assert child.uri == LocalStore(tmp_path / "store/a").uri
     assert store.local_path("a/one") == tmp_path / "store/a/one"
     store.check_writable()
+    store.remove_unfinished(["a/one"])

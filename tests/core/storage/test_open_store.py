@@ -127,7 +127,7 @@ def test_a_malformed_endpoint_is_typed() -> None:
 
 def test_what_the_api_imports_brings_neither_torch_nor_boto3() -> None:
     code = (
-        "import sys, strucprune_core.estimate, strucprune_core.inspection\n"
+        "import sys, strucprune_core.plan.estimate, strucprune_core.plan.inspection\n"
         "sys.exit(bool({'torch', 'boto3', 'transformers'} & set(sys.modules)))"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -88,6 +88,7 @@ VERBS: dict[str, Callable[[OverlayStore, Path], object]] = {
     "download": lambda store, path: store.download("config.json", path),
     "delete": lambda store, path: store.delete("model.safetensors"),
     "check_writable": lambda store, path: store.check_writable(),
+    "remove_unfinished": lambda store, path: store.remove_unfinished(["config.json"]),
     "child": lambda store, path: store.child("folder"),
 }
 

@@ -16,6 +16,7 @@ import pytest
 from embedded.s3 import S3Server
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     InvalidSpec,
     StorageError,
     StorageUnavailable,
@@ -131,7 +132,7 @@ def test_what_is_reached_and_how(
         ({"AWS_PROFILE": "gone"}, InvalidSpec, r"profile \(gone\) could not be", "AWS_PROFILE"),
         ({"AWS_ENDPOINT_URL": "store:9000"}, InvalidSpec, "store:9000", "AWS_ENDPOINT_URL"),
         ({"AWS_REGION": "not a region"}, InvalidSpec, "not a region", "AWS"),
-        ({"AWS_PROFILE": "process"}, AccessDenied, "custom-process", "AWS_PROFILE"),
+        ({"AWS_PROFILE": "process"}, CredentialsExpired, "custom-process", "AWS_PROFILE"),
         ({"AWS_PROFILE": "half"}, AccessDenied, "aws_secret_access_key", "AWS_PROFILE"),
         ({"AWS_ACCESS_KEY_ID": "x"}, AccessDenied, "AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID"),
         ({"AWS_CA_BUNDLE": "/no/such"}, InvalidSpec, "/no/such, cannot be read", "AWS_CA_BUNDLE"),
@@ -158,7 +159,7 @@ def test_what_cannot_be(
 )
 def test_the_command_says_it_in_a_line(environment: dict[str, str], command: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "strucprune_core.cli", *command, "--json"],
+        [sys.executable, "-m", "strucprune_core.commands.main", *command, "--json"],
         env={**os.environ, **environment, "AWS_PROFILE": "gone"},
         capture_output=True,
         text=True,

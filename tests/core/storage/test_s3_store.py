@@ -22,6 +22,7 @@ import pytest
 from embedded.s3 import S3Server
 from strucprune_core.errors import (
     AccessDenied,
+    CredentialsExpired,
     ObjectNotFound,
     Stopped,
     StorageError,
@@ -424,7 +425,7 @@ def _error_body(code: str) -> bytes:
         (404, "NoSuchBucket", ObjectNotFound),
         (404, "NoSuchKey", ObjectNotFound),
         (400, "Odd", StorageError),
-        (400, "ExpiredToken", AccessDenied),
+        (400, "ExpiredToken", CredentialsExpired),
         (403, "RequestTimeTooSkewed", AccessDenied),
         (301, "PermanentRedirect", StorageError),
         (400, "AuthorizationHeaderMalformed", StorageError),

@@ -1,0 +1,85 @@
+"""The helper process: judges one job after another, with little memory and time for each.
+
+    python -m api.inspection.helper DESCRIPTOR ROOM_BYTES CPU_SECONDS     (started by `inspectors`)
+
+It parses what strangers have written. So it holds no secrets, opens no files and no connections of
+its own, and is replaced when it has taken too much.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+import sys
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from api.inspection.channel import Channel, ChannelBroken
+from api.inspection.remote_store import open_remote
+from api.inspection.serving import MAX_READ_BYTES
+from api.inspection.verdict import VerdictMessage, judge
+from api.jobs.limits import TenantLimits
+from strucprune_core.spec import JobSpec
+
+# One that has grown by so much is replaced: its next job is to have the room that it is promised.
+_KEPT_BYTES = 96 * 2**20
+# Requests of others come first.
+_NICENESS = 10
+
+
+def main() -> None:
+    """Judge until the API is gone."""
+    descriptor, room_bytes, cpu_seconds = map(int, sys.argv[1:])
+    channel = Channel(socket.socket(fileno=descriptor), MAX_READ_BYTES)
+    os.nice(_NICENESS)
+    at_start = _address_space_bytes()
+    limit = at_start + room_bytes
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        channel.send({"ready": True})
+        while True:
+            request, _ = channel.receive()
+            _allow_seconds(cpu_seconds)
+            reply = _answer(request, channel)
+            grown = _address_space_bytes() - at_start
+            channel.send({**reply, "spent": grown > _KEPT_BYTES})
+    except ChannelBroken:
+        return
+
+
+def _answer(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    try:
+        verdict = judge(
+            JobSpec.model_validate(request["spec"]),
+            TenantLimits.model_validate(request["limits"]),
+            partial(open_remote, channel),
+        )
+        return {"verdict": VerdictMessage.of(verdict).model_dump(mode="json")}
+    except MemoryError:
+        return {"over": "memory"}
+    except ChannelBroken:
+        raise
+    except Exception:
+        # A bug of ours: told to the API's log, and the helper goes on.
+        return {"failure": traceback.format_exc(limit=-20)}
+
+
+def _allow_seconds(seconds: int) -> None:
+    """The kernel ends this process once it has taken so much processor time from now on."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    used = usage.ru_utime + usage.ru_stime
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + 1 + seconds, hard))
+
+
+def _address_space_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+if __name__ == "__main__":
+    main()

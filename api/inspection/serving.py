@@ -1,0 +1,132 @@
+"""What the API does for a helper: bounded reads of the stores that one job names, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+from api.inspection.channel import ChannelBroken
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.open import split_object
+from strucprune_core.storage.store import ObjectInfo, Store
+
+# The largest documents that are read whole are headers, indices and footers of 16 MiB.
+MAX_READ_BYTES = 16 * 2**20
+MAX_BYTES = 160 * 2**20
+# A model in as many shards as it may have is read in twice as many pieces.
+MAX_CALLS = 10_000
+_PAGE = 1000
+
+Reply = tuple[dict[str, Any], bytes | bytearray]
+
+
+class StoreDesk:
+    """Answers a helper's calls while it judges one job.
+
+    Args:
+        spec: The job; its URIs are allowed.
+        open_store: Opens them.
+
+    Attributes:
+        field: Field of the job whose store was asked for last.
+    """
+
+    def __init__(self, spec: JobSpec, open_store: Callable[[str], Store]) -> None:
+        self.field = "model.uri"
+        self._open_store = open_store
+        self._places = _places(spec)
+        self._stores: list[tuple[str, Store]] = []
+        self._listings: list[Iterator[ObjectInfo]] = []
+        self._calls = self._bytes = 0
+
+    def answer(self, message: dict[str, Any]) -> Reply:
+        """Do what is asked.
+
+        Raises:
+            StrucPruneError: what the store raised, to be passed on.
+            ChannelBroken: no helper of ours asks such a thing.
+        """
+        self._calls += 1
+        if self._calls > MAX_CALLS:
+            raise self._too_much(f"{MAX_CALLS} requests")
+        try:
+            match message["call"]:
+                case "open":
+                    return self._open(message["uri"])
+                case "stat":
+                    info = self._store(message["store"]).stat(message["key"])
+                    if info is None:
+                        return {"size": None}, b""
+                    return {"size": info.size_bytes, "version": info.version}, b""
+                case "read":
+                    return {}, self._read(**{key: message[key] for key in _READ})
+                case "list":
+                    store = self._store(message["store"])
+                    self._listings.append(iter(store.list(message["prefix"])))
+                    return self._page(len(self._listings) - 1)
+                case "page":
+                    return self._page(message["listing"])
+                case "check_writable":
+                    self._store(message["store"]).check_writable()
+                    return {}, b""
+        except (KeyError, IndexError, TypeError) as error:
+            raise ChannelBroken("a call with other arguments") from error
+        raise ChannelBroken("an unknown call")
+
+    def _open(self, uri: str) -> Reply:
+        place = self._places.get(uri)
+        if place is None:
+            raise ChannelBroken("a call for a place that the job does not name")
+        self.field = place
+        store = self._open_store(uri)
+        self._stores.append((place, store))
+        return {"store": len(self._stores) - 1, "uri": store.uri}, b""
+
+    def _store(self, number: int) -> Store:
+        self.field, store = self._stores[number]
+        return store
+
+    def _read(self, store: int, key: str, start: int, length: int | None) -> bytearray:
+        opened = self._store(store)
+        if length is None:
+            info = opened.stat(key)
+            length = max(0, info.size_bytes - start) if info is not None else 0
+        if length > MAX_READ_BYTES:
+            raise self._too_much(f"{MAX_READ_BYTES} bytes at once")
+        self._bytes += length
+        if self._bytes > MAX_BYTES:
+            raise self._too_much(f"{MAX_BYTES} bytes")
+        return opened.read(key, start, length)
+
+    def _page(self, number: int) -> Reply:
+        found = islice(self._listings[number], _PAGE)
+        return {
+            "listing": number,
+            "found": [(info.key, info.size_bytes, info.version) for info in found],
+        }, b""
+
+    def _too_much(self, what: str) -> InvalidCheckpoint:
+        return InvalidCheckpoint(
+            f"to look at it takes more than {what}",
+            field=self.field,
+            remedy="Check that this is the prefix of one model, or one text.",
+        )
+
+
+_READ = ("store", "key", "start", "length")
+
+
+def _places(spec: JobSpec) -> dict[str, str]:
+    """URIs of the stores that judging a job opens, with the job's field."""
+    places = {spec.model.uri: "model.uri", spec.output.uri_prefix: "output.uri_prefix"}
+    texts = {"calibration.uri": spec.calibration.uri}
+    if spec.evaluation is not None:
+        texts["evaluation.uri"] = spec.evaluation.uri
+    for field, uri in texts.items():
+        if uri is not None:
+            with suppress(InvalidSpec):  # the helper says so itself
+                places.setdefault(split_object(uri)[0], field)
+    return places

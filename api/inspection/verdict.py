@@ -1,0 +1,94 @@
+"""What is said of a job before it is accepted: what is wrong with it, or what it will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from api.job_limits import size_issues
+from api.jobs.limits import TenantLimits
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
+from strucprune_core.plan.estimate import Estimate, estimate_job
+from strucprune_core.plan.inspection import examine_job
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Issues, or else an estimate and the runtimes that will load the result."""
+
+    issues: Sequence[StrucPruneError] = ()
+    estimate: Estimate | None = None
+    runtimes: Sequence[RuntimeSupport] | None = None
+
+
+class VerdictMessage(BaseModel):
+    """A verdict as it comes from a helper.
+
+    Attributes:
+        issues: Of each `StrucPruneError.as_dict()`.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    issues: list[dict[str, Any]]
+    estimate: Estimate | None
+    runtimes: list[RuntimeSupport] | None
+
+    @classmethod
+    def of(cls, verdict: Verdict) -> Self:
+        """The message of a verdict."""
+        return cls(
+            issues=[issue.as_dict() for issue in verdict.issues],
+            estimate=verdict.estimate,
+            runtimes=None if verdict.runtimes is None else list(verdict.runtimes),
+        )
+
+    def verdict(self) -> Verdict:
+        """The verdict of a message."""
+        return Verdict(tuple(map(revived, self.issues)), self.estimate, self.runtimes)
+
+
+def judge(spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]) -> Verdict:
+    """Examine a job whose URIs are allowed. Parses hostile files.
+
+    Args:
+        spec: The job.
+        limits: Of its tenant, for its size.
+        open_store: Opens the stores that the spec names.
+    """
+    found = examine_job(spec, open_store)
+    issues = [*found.issues, *size_issues(spec, found, limits)]
+    if issues or found.model is None:
+        return Verdict(issues)
+    runtimes = runtime_support(found.model.config, spec.pruning)
+    return Verdict((), estimate_job(spec, found.model), runtimes)
+
+
+def revived(told: dict[str, Any]) -> StrucPruneError:
+    """An error as it was before `as_dict`; of an unknown code, a plain one."""
+    kind = _kinds(StrucPruneError).get(str(told.get("code")), StrucPruneError)
+    layer = told.get("layer")
+    return kind(
+        str(told.get("message")),
+        field=_text(told.get("field")),
+        remedy=_text(told.get("remedy")),
+        phase=_text(told.get("phase")),
+        layer=layer if isinstance(layer, int) else None,
+    )
+
+
+def _kinds(root: type[StrucPruneError]) -> dict[str, type[StrucPruneError]]:
+    found: dict[str, type[StrucPruneError]] = {}
+    for kind in root.__subclasses__():
+        found |= _kinds(kind)
+    return {**found, root.code: root}  # kinds that only the code itself tells apart share a code
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

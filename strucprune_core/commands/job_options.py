@@ -1,0 +1,332 @@
+"""The options of commands that take a job, made from the fields of `JobSpec`. No torch.
+
+Names, defaults and help come from the fields, so that the command, REST and Python cannot differ.
+An option that is not given is left out of the specification, whose own default then holds.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import sys
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import typer
+from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from strucprune_core.commands.console import local_path
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import JobSpec
+
+Path_ = tuple[str, ...]
+"""Where a field stands in the specification: ("pruning", "recover", "steps")."""
+
+# Before the names of a section's fields; those of `pruning` stand alone.
+_PREFIXES: dict[Path_, str] = {
+    ("evaluation",): "evaluation-",
+    ("pruning", "recover"): "recover-",
+    ("pruning", "distill"): "distill-",
+}
+# Options whose names do not follow from their fields'.
+_NAMES: dict[Path_, str] = {
+    ("model", "uri"): "model",
+    ("output", "uri_prefix"): "output",
+    ("pruning", "structures"): "structure",
+    ("pruning", "exports"): "export",
+    ("calibration", "uri"): "calibration",
+    ("calibration", "format"): "calibration-format",
+    ("calibration", "field"): "calibration-field",
+    ("evaluation", "uri"): "evaluation",
+    ("evaluation", "max_perplexity_ratio"): "max-perplexity-ratio",
+    ("labels",): "label",
+}
+# Where the command says more than the field.
+_HELP: dict[Path_, str] = {
+    ("calibration", "uri"): "Text (UTF-8), JSON lines or parquet; or `self`, text that the model "
+    "writes (a file of that name is ./self).",
+    ("pruning", "recover", "steps"): "Train each pruned layer for so many steps; 0 does not. "
+    "[default: 0]",
+    ("pruning", "distill", "steps"): "Last, train the whole model for so many steps; 0 does not. "
+    "[default: 0]",
+}
+# `--calibration self` says it.
+_NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
+# What only a service heeds.
+_OF_A_SERVICE = ("priority", "deadline_seconds", "max_attempts", "max_workers", "labels")
+
+
+@dataclass(frozen=True)
+class JobOption:
+    """One option.
+
+    Attributes:
+        path: The field that it sets.
+        field: Its definition.
+        kind: Its type, without None.
+    """
+
+    path: Path_
+    field: FieldInfo
+    kind: Any
+
+    @property
+    def name(self) -> str:
+        """The option without its dashes: "recover-steps"."""
+        if self.path in _NAMES:
+            return _NAMES[self.path]
+        prefix = _PREFIXES.get(self.path[:-1], "")
+        return prefix + self.path[-1].removesuffix("_bytes").replace("_", "-")
+
+    @property
+    def parameter(self) -> str:
+        """Its name in a function's signature."""
+        return "job_" + self.name.replace("-", "_")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be given several times."""
+        return get_origin(self.kind) in (tuple, dict)
+
+    @property
+    def is_size(self) -> bool:
+        """Whether it is given in bytes: "2GiB"."""
+        return self.path[-1].endswith("_bytes")
+
+    @property
+    def for_services(self) -> bool:
+        """Whether the library makes no use of it."""
+        return self.path[-1] in _OF_A_SERVICE
+
+    def as_parameter(self) -> inspect.Parameter:
+        """The option as a parameter of a command: None where it is not given."""
+        negative = f"/--no-{self.name}" if self.kind is bool else ""
+        option = typer.Option(
+            f"--{self.name}{negative}",
+            help=_HELP.get(self.path) or f"{self.field.description}{self._default()}",
+            metavar=self._metavar(),
+            show_default=False,
+        )
+        return _keyword(self.parameter, Annotated[self._type() | None, option], None)
+
+    def _type(self) -> Any:
+        """What the command line's text is turned into."""
+        if self.is_list:
+            return list[str]
+        plain = self.kind in (bool, int, float) and not self.is_size
+        return self.kind if plain else str
+
+    def _default(self) -> str:
+        """The default as help shows it, if there is one to show."""
+        default = self.field.get_default(call_default_factory=True, validated_data={})
+        if self.field.is_required() or default is None or default in ({}, ()):
+            return ""
+        shown = ", ".join(default) if isinstance(default, tuple) else default
+        return f" [default: {shown}]"
+
+    def _metavar(self) -> str | None:
+        kind = self.kind
+        if get_origin(kind) is tuple:
+            kind = get_args(kind)[0]
+        if get_origin(kind) is Literal:
+            return "[" + "|".join(get_args(kind)) + "]"
+        if get_origin(kind) is dict:
+            return "NAME=VALUE" if self.path == ("labels",) else "LAYER=SHARE"
+        return "SIZE" if self.is_size else None
+
+    def value(self, given: Any) -> Any:
+        """What the field is set to.
+
+        Raises:
+            InvalidSpec: it is no size, or no NAME=VALUE.
+        """
+        if self.is_size:
+            return _size(given, f"--{self.name}")
+        if get_origin(self.kind) is dict:
+            return dict(_pair(each, f"--{self.name}") for each in given)
+        return given
+
+
+def _without_none(annotation: Any) -> Any:
+    """A type without `| None` and without its constraints."""
+    if get_origin(annotation) is Annotated:
+        return _without_none(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        (kind,) = (each for each in get_args(annotation) if each is not type(None))
+        return _without_none(kind)
+    return annotation
+
+
+def _fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[JobOption]:
+    for name, field in model.model_fields.items():
+        kind = _without_none(field.annotation)
+        here = (*path, name)
+        if inspect.isclass(kind) and issubclass(kind, BaseModel):
+            yield from _fields(kind, here)
+        elif here not in _NO_OPTION:
+            yield JobOption(here, field, kind)
+
+
+OPTIONS = tuple(_fields(JobSpec))
+"""All of them, in the order of the specification; the first is the model."""
+
+
+JobBody = Callable[[], dict[str, Any]]
+"""Reads the specification that a command was given; may raise `InvalidSpec`."""
+
+
+def takes_job(*, service: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command a model and the options of a job; it gets a `body: JobBody` of them.
+
+    Args:
+        service: Whether the job is for a service. Then there are options for what only a service
+            heeds, and the argument is a specification's file; else the argument is the model.
+    """
+    options = [option for option in OPTIONS if service or not option.for_services]
+    shared = [option.as_parameter() for option in options]
+    if not service:
+        shared[0] = shared[0].replace(annotation=Annotated[str | None, _MODEL_ARGUMENT])
+    spec_annotation = Annotated[str | None, _SPEC_ARGUMENT if service else _SPEC_OPTION]
+    shared.append(_keyword("spec", spec_annotation, None))
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(*, spec: str | None, **given: Any) -> None:
+            values = {option.path: given.pop(option.parameter) for option in options}
+            command(body=lambda: job_body(spec, values), **given)
+
+        hints = get_type_hints(command, include_extras=True)
+        own = [
+            _keyword(each.name, hints[each.name], each.default)
+            for each in inspect.signature(command).parameters.values()
+            if each.name != "body"
+        ]
+        # Typer makes options of a function's signature: this one's has to be put together.
+        run.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
+        run.__annotations__ = {each.name: each.annotation for each in (*shared, *own)}
+        return run
+
+    return decorate
+
+
+def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+_MODEL_ARGUMENT = typer.Argument(metavar="MODEL", show_default=False)
+_SPEC_HELP = "The job as JSON, as REST takes it; - reads standard input. Options go before it."
+_SPEC_OPTION = typer.Option("--spec", metavar="FILE", help=_SPEC_HELP)
+_SPEC_ARGUMENT = typer.Argument(metavar="SPEC", show_default=False, help=_SPEC_HELP)
+
+
+def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
+    """The specification of a file and of the options given beside it.
+
+    Args:
+        spec: Name of a JSON file, or "-"; None for no file.
+        given: Values of options by field; None where an option is not given.
+
+    Raises:
+        InvalidSpec: the file cannot be read, or an option's value.
+    """
+    body = read_spec(spec) if spec is not None else {}
+    for option in OPTIONS:
+        value = given.get(option.path)
+        if value is not None:
+            _section(body, option.path)[option.path[-1]] = option.value(value)
+    for name in ("model", "output", "pruning", "calibration"):
+        body.setdefault(name, {})
+    return _without_zeros(_self_calibrated(body, given))
+
+
+def _section(body: dict[str, Any], path: Path_) -> dict[str, Any]:
+    for name in path[:-1]:
+        if not isinstance(body.get(name), dict):
+            body[name] = {}
+        body = body[name]
+    return body
+
+
+def _self_calibrated(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str, Any]:
+    """`--calibration` names the source `self`, or a file, whichever the specification had."""
+    text = given.get(("calibration", "uri"))
+    if text is not None:
+        body["calibration"]["source"] = "self" if text == "self" else "file"
+    if text == "self":
+        del body["calibration"]["uri"]
+    return body
+
+
+def _without_zeros(body: dict[str, Any]) -> dict[str, Any]:
+    """`--recover-steps 0` and `--distill-steps 0` leave a training out."""
+    pruning = body["pruning"]
+    if isinstance(pruning, dict):
+        for name in ("recover", "distill"):
+            if isinstance(pruning.get(name), dict) and pruning[name].get("steps") == 0:
+                del pruning[name]
+    return body
+
+
+def read_spec(name: str) -> dict[str, Any]:
+    """A JSON object from a file, or from standard input for "-".
+
+    Raises:
+        InvalidSpec: there is none.
+    """
+    try:
+        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
+        body = json.loads(text)
+    except OSError as error:
+        raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidSpec(f"{name} holds no JSON object")
+    return body
+
+
+def parse_spec(body: dict[str, Any]) -> JobSpec:
+    """The specification, checked.
+
+    Raises:
+        InvalidSpec: with the first field that is wrong; one that is missing is named as an option.
+    """
+    try:
+        return JobSpec.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = tuple(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise InvalidSpec(f"{_option_of(path)} is missing", field=".".join(path)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise InvalidSpec(message + given, field=".".join(path)) from None
+
+
+def _option_of(path: Path_) -> str:
+    if path == ("model", "uri"):
+        return "MODEL"
+    names = [f"--{option.name}" for option in OPTIONS if option.path == path]
+    return names[0] if names else ".".join(path)
+
+
+def _size(text: str, option: str) -> int:
+    """Bytes of "2GiB", "500MB" or a plain number."""
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError:
+        raise InvalidSpec(
+            f"'{text}' is not a size", field=option, remedy='Write it as "2GiB" or "500MB".'
+        ) from None
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise InvalidSpec(f"'{text}' lacks an =", field=option, remedy="Write it as NAME=VALUE.")
+    return name, value

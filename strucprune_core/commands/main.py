@@ -1,0 +1,365 @@
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify need no service.
+
+What all commands share is in `commands.console`; those about a service are in `commands`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import Progress
+from rich.table import Table
+
+from strucprune_core import __version__
+from strucprune_core.commands import jobs, keys
+from strucprune_core.commands.console import (
+    JsonOption,
+    failures,
+    progress_bar,
+    show,
+    show_estimate,
+    show_warnings,
+    stderr,
+)
+from strucprune_core.commands.job_options import JobBody, parse_spec, takes_job
+from strucprune_core.errors import Stopped
+from strucprune_core.report.document import Report
+from strucprune_core.run import progress as core_progress
+from strucprune_core.spec import JobSpec
+
+if TYPE_CHECKING:
+    from strucprune_core.models.config import ModelConfig
+
+app = typer.Typer(
+    name="strucprune",
+    help="Make a large language model smaller and faster: whole FFN channels and attention heads "
+    "are removed and the rest is repaired, one decoder layer in memory at a time.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="Directory or s3://bucket/prefix with config.json, tokenizer.json and safetensors.",
+    ),
+]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"strucprune {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options_of_all_commands(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log every step.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=stderr, show_path=False, show_level=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+@app.command()
+def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
+    """Show what a model is and whether it can be pruned. Reads no weights."""
+    from strucprune_core.errors import naming_field
+    from strucprune_core.export.checks import possible_exports
+    from strucprune_core.plan.estimate import size_of
+    from strucprune_core.plan.inspection import inspect_model
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json):
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(model))
+        config = facts.config
+        size = size_of(config, dtype_bytes=1)
+        result: dict[str, Any] = {
+            "model": model,
+            "architecture": config.model_type,
+            "layers": config.layers,
+            "hidden_size": config.hidden_size,
+            "intermediate_sizes": list(config.intermediate_sizes),
+            "experts": [len(block.ffn_widths) for block in config.blocks],
+            "query_heads": [block.query_heads for block in config.blocks],
+            "kv_heads": [block.kv_heads for block in config.blocks],
+            "head_dim": config.head_dim,
+            "vocab_size": config.vocab_size,
+            "parameters": size.parameters,
+            "ffn_channels": size.ffn_channels,
+            "bytes": facts.index.total_bytes,
+            "exports": possible_exports(config, facts.index),
+            "files": len(facts.index.file_sizes),
+            "digest": facts.index.digest(),
+        }
+        show(result if as_json else _for_people(result, config), as_json)
+
+
+def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
+    """The result of `inspect` with a short text for what each layer has of its own."""
+    if max(facts["experts"]) == 1:
+        facts = {name: value for name, value in facts.items() if name != "experts"}
+    else:
+        facts = {**facts, "experts": _by_layer(facts["experts"])}
+    return {
+        **facts,
+        "intermediate_sizes": _by_layer([_ffn(block.ffn_widths) for block in config.blocks]),
+        "query_heads": _by_layer(facts["query_heads"]),
+        "kv_heads": _by_layer(facts["kv_heads"]),
+        "exports": ", ".join(facts["exports"]) or "none",
+    }
+
+
+def _by_layer(values: Sequence[object]) -> str:
+    """What every layer has, or what each has."""
+    if len(set(values)) == 1:
+        return f"{values[0]} in each layer"
+    return ", ".join(str(value) for value in values)
+
+
+def _ffn(widths: Sequence[int]) -> str:
+    """The width of a layer's FFN, or of each of its experts."""
+    if len(set(widths)) == 1:
+        return str(widths[0])
+    return "/".join(str(width) for width in widths)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Model with pytorch_model.bin: directory or s3://.")
+    ],
+    output: Annotated[
+        str, typer.Argument(metavar="DST", help="Where the safetensors go; must be empty.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Write a pickled model (.bin) as safetensors. Code in the pickle is refused, never run."""
+    from strucprune_core.conversion import convert as run
+    from strucprune_core.scratch.directories import scratch_directory
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json), scratch_directory() as scratch:
+        with progress_bar() as bar:
+            task = bar.add_task("converting", total=1.0)
+            result = run(
+                open_store(source),
+                open_store(output),
+                scratch,
+                tick=lambda share: bar.update(task, completed=share),
+            )
+        show(result, as_json)
+
+
+@app.command()
+@takes_job()
+def prune(
+    body: JobBody,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help="Directory or s3:// prefix for finished steps; reuse it to resume."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Prune a model and write the smaller one with its report.
+
+    With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues where it was
+    when the same command is given again, and ends with the same bytes.
+    """
+    with failures(as_json):
+        spec = parse_spec(body())
+        report = _run_prune(spec, workspace)
+        if as_json:
+            show(report.model_dump(mode="json"), as_json=True)
+        else:
+            _print_summary(report, spec.output.uri_prefix)
+
+
+@app.command()
+@takes_job()
+def estimate(body: JobBody, as_json: JsonOption = False) -> None:
+    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights.
+
+    Takes the options of prune. Without them: 30 %, and a perplexity report of the default size.
+    """
+    from strucprune_core.errors import naming_field
+    from strucprune_core.plan.estimate import estimate_job
+    from strucprune_core.plan.inspection import check_reach, inspect_model
+    from strucprune_core.storage.open import open_store
+
+    with failures(as_json):
+        spec = parse_spec(_estimated(body()))
+        with naming_field("model.uri"):
+            facts = inspect_model(open_store(spec.model.uri))
+        check_reach(spec.pruning, facts.config)
+        show_estimate(estimate_job(spec, facts).model_dump(), as_json)
+
+
+def _estimated(body: dict[str, Any]) -> dict[str, Any]:
+    """A job to be estimated, with what is not named in its place: no text is read."""
+    body["output"].setdefault("uri_prefix", "not-written")
+    body["pruning"].setdefault("sparsity", 0.3)
+    if body["calibration"].get("source") != "self":
+        body["calibration"].setdefault("uri", "not-read.txt")
+    body.setdefault("evaluation", {}).setdefault("uri", "not-read.txt")
+    return body
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    text: Annotated[str, typer.Option(help="Text (UTF-8); windows are taken from its start.")],
+    sequences: Annotated[int, typer.Option(min=1, help="Windows.")] = 24,
+    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 1024,
+    device: DeviceOption = "auto",
+    micro_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens per pass.")] = 4096,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a model's perplexity on a text: consecutive windows, each scored on its own."""
+    from strucprune_core.evaluation.standalone import evaluate_model
+
+    with failures(as_json), progress_bar() as bar:
+        task = bar.add_task("evaluating", total=1.0)
+        result = evaluate_model(
+            model,
+            text,
+            sequences=sequences,
+            sequence_length=sequence_length,
+            device=device,
+            micro_batch_tokens=micro_batch_tokens,
+            tick=lambda share: bar.update(task, completed=share),
+        )
+        bar.stop()
+        show(result, as_json)
+
+
+@app.command()
+def verify(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory or s3:// prefix.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
+    from strucprune_core.evaluation.standalone import verify_checkpoint
+
+    with failures(as_json):
+        show(verify_checkpoint(directory), as_json)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app()
+
+
+def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
+    from strucprune_core.pipeline import prune as run
+    from strucprune_core.scratch.directories import scratch_directory, sweep
+    from strucprune_core.storage.open import open_store
+
+    interrupted = _StopOnInterrupt()
+    sweep()  # What a killed run has left.
+    with scratch_directory() as scratch, progress_bar() as bar:
+        show = _ProgressDisplay(bar)
+        return run(
+            spec,
+            workspace=open_store(workspace or str(scratch / "workspace")),
+            scratch=scratch,
+            progress=show,
+            stop=interrupted,
+        )
+
+
+class _ProgressDisplay:
+    """A bar in a terminal; elsewhere (a log file, CI) a line for each new phase and tenth."""
+
+    def __init__(self, bar: Progress) -> None:
+        self._bar = bar
+        self._task = bar.add_task(core_progress.Phase.INSPECTING.value, total=1.0)
+        self._last = ("", -1)
+
+    def __call__(self, progress: core_progress.Progress) -> None:
+        label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
+        if stderr.is_terminal:
+            self._bar.update(self._task, completed=progress.fraction, description=label)
+            return
+        step = (progress.phase.value, int(progress.fraction * 10))
+        if step != self._last:
+            self._last = step
+            stderr.print(f"{progress.fraction:4.0%} {label}", highlight=False)
+
+
+class _StopOnInterrupt:
+    """Ctrl-C and SIGTERM stop at the next safe point; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self._stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._request)
+
+    def _request(self, number: int, frame: FrameType | None) -> None:
+        if self._stopped:
+            raise KeyboardInterrupt
+        self._stopped = True
+        stderr.print("stopping at the next safe point …")
+
+    def check(self) -> None:
+        """Raise `Stopped` once a signal has come."""
+        if self._stopped:
+            raise Stopped(
+                "interrupted", remedy="With --workspace, the same command continues the run."
+            )
+
+
+def _print_summary(report: Report, output: str) -> None:
+    table = Table("", "before", "after", "after / before", box=None)
+    before, after = report.before, report.after
+    rows: list[tuple[str, float, float, str]] = [
+        ("parameters", before.parameters, after.parameters, ",.0f"),
+        ("bytes", before.bytes, after.bytes, ",.0f"),
+        ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
+        (
+            "KV cache bytes per token",
+            before.kv_cache_bytes_per_token,
+            after.kv_cache_bytes_per_token,
+            ",.0f",
+        ),
+    ]
+    if report.perplexity is not None:
+        rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
+    for name, dense, pruned, style in rows:
+        table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
+    console = Console()
+    console.print(table)
+    gone = report.sparsity
+    console.print(f"sparsity {gone.reached:.4f}, {gone.requested:.4f} asked for", highlight=False)
+    peak = report.memory.host_peak_bytes.measured or 0
+    seconds = sum(phase.seconds for phase in report.phases)
+    for export in report.exports:
+        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+    console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+    show_warnings(report.warnings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Where a job will do something else than it was asked for, and nearly so: warned of. No torch.
+
+What cannot be done at all is refused by `plan.inspection`.
+"""
+
+from __future__ import annotations
+
+from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
+from strucprune_core.plan.sites import holdout_sequences
+from strucprune_core.spec import JobSpec
+
+
+def sparsity_warning(asked: float, reached: float) -> list[str]:
+    """A sparsity that is further from the one asked for than `REACH_TOLERANCE`."""
+    if not differs(asked, reached):
+        return []
+    return [
+        f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is what whole structures and "
+        f"pruning.multiple_of allow nearest to it (off by more than {REACH_TOLERANCE:.0%})."
+    ]
+
+
+def batch_warning(spec: JobSpec) -> list[str]:
+    """Steps of distillation on fewer sequences than were asked for."""
+    distill, samples = spec.pruning.distill, spec.calibration.samples
+    left = samples - holdout_sequences(samples)
+    if distill is None or distill.batch_sequences <= left:
+        return []
+    return [
+        f"pruning.distill.batch_sequences: {distill.batch_sequences} were asked for, but "
+        f"calibration.samples leaves {left} to train on; a step takes those."
+    ]

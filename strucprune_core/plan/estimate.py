@@ -1,0 +1,188 @@
+"""Sizes, memory and work of a job, from shapes alone. No torch. Memory is in `plan.memory`."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from strucprune_core.checkpoint.header import DTYPE_BYTES
+from strucprune_core.export.block_configs import padded
+from strucprune_core.export.gguf_layout import plan_tensors
+from strucprune_core.method.allocation.budget import nearest_removal
+from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.plan.deviations import batch_warning, sparsity_warning
+from strucprune_core.plan.inspection import ModelFacts
+from strucprune_core.plan.memory.forward import FP32_BYTES
+from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
+from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.plan.work import active_weights, flops, weights_read
+from strucprune_core.report.document import SizeSummary
+from strucprune_core.spec import Export, JobSpec, PruningSpec
+
+
+class Estimate(BaseModel):
+    """What a job will need and give, before it runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int = Field(description="Bytes of the dense model's safetensors files.")
+    bytes_after: int = Field(description="Bytes of the pruned model's safetensors files.")
+    export_bytes: dict[Export, int] = Field(
+        description="Bytes of each export's weights; per-layer widths may be filled up to more."
+    )
+    host_peak_bytes: int = Field(description="Peak resident memory of the pruning process.")
+    device_peak_bytes: int = Field(description="Peak memory on the accelerator, if one is used.")
+    step_bytes: dict[str, int] = Field(
+        description="Peak bytes of tensors by step; on the CPU they are part of host_peak_bytes."
+    )
+    workspace_bytes: int = Field(description="Peak disk space of the workspace.")
+    bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
+    flops: dict[str, int] = Field(description="Floating-point operations by phase.")
+    pieces: dict[str, int | None] = Field(
+        description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+    )
+    sparsity_requested: float
+    sparsity_reached: float = Field(
+        description="The nearest that whole structures and `multiple_of` allow; where steps differ "
+        "in size, the job may end one of them beside it."
+    )
+    warnings: list[str] = Field(
+        description="Where the job will do something else than it was asked for."
+    )
+
+
+def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
+    """Size of a checkpoint.
+
+    Args:
+        config: The model.
+        dtype_bytes: Bytes of one stored parameter.
+    """
+    shapes = expected_tensors(config)
+    active = sum(active_weights(config, layer) for layer in range(config.layers))
+    parameters = sum(math.prod(shape) for shape in shapes.values())
+    return SizeSummary(
+        parameters=parameters,
+        bytes=parameters * dtype_bytes,
+        ffn_channels=config.ffn_channels,
+        query_heads=sum(block.query_heads for block in config.blocks),
+        kv_heads=sum(block.kv_heads for block in config.blocks),
+        kv_cache_bytes_per_token=config.kv_cache_values_per_token * dtype_bytes,
+        flops_per_token=2 * (active + config.vocab_size * config.embedding_size),
+    )
+
+
+def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
+    """Estimate a job on an inspected model.
+
+    Raises:
+        InvalidSpec: the model's widths do not allow the sparsity.
+    """
+    config, index = facts.config, facts.index
+    parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
+    removed_parameters, reached = _removed(spec.pruning, config)
+    down = config.blocks[0].names.down.format(0)
+    stored = index.tensors[tensor_name(config, 0, f"{down}.weight")]
+    bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
+    exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
+    plan = plan_job(spec, config)
+    host = max(host_terms(spec, config).values())
+    on_device = spec.runtime.device == "cuda"
+    read = weights_read(spec, config) * index.total_bytes // parameters
+    return Estimate(
+        sparsity_requested=spec.pruning.sparsity,
+        sparsity_reached=reached,
+        parameters_before=parameters,
+        parameters_after=parameters - removed_parameters,
+        bytes_before=index.total_bytes,
+        bytes_after=bytes_after,
+        export_bytes=exports,
+        host_peak_bytes=PROCESS_BYTES + host + (0 if on_device else plan.device_peak_bytes),
+        device_peak_bytes=plan.device_peak_bytes if on_device else 0,
+        step_bytes=plan.device_terms,
+        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
+        bytes_read=read,
+        flops=flops(spec, config, plan.panels),
+        pieces=_pieces(plan, config),
+        warnings=[*sparsity_warning(spec.pruning.sparsity, reached), *batch_warning(spec)],
+    )
+
+
+def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
+    widest = max(max(block.ffn_widths) for block in config.blocks)
+    return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
+
+
+def _removed(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
+    """Parameters that go, and their share of those that may."""
+    planned = plan_sites(config, pruning)
+    widths = [place.site.structures for place in planned]
+    parameters = [place.site.parameters for place in planned]
+    rules = [place.rule for place in planned]
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    if pruning.allocation != "uniform":
+        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        return gone, gone / total
+    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    gone = sum(
+        (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
+    )
+    return gone, gone / total
+
+
+def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
+    """Bytes of an export if all layers lose the same share."""
+    config, pruning = facts.config, spec.pruning
+    planned = plan_sites(config, pruning)
+    widths = [place.site.structures for place in planned]
+    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
+    pruned = pruned_config(config, pruning, planned, list(kept))
+
+    def stored(name: str) -> str:
+        return facts.index.tensors[name].dtype
+
+    if export == "gguf":
+        return sum(tensor.size_bytes for tensor in plan_tensors(pruned, stored))
+    shapes = expected_tensors(padded(pruned))
+    return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
+
+
+def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
+    """Disk space: nothing here grows with more than the model's own size and the tokens.
+
+    `result_bytes` is the pruned checkpoint and its exports.
+    """
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    streams = 2 * tokens * config.hidden_size * FP32_BYTES  # a layer's inputs and outputs
+    sites = [place.site for place in plan_sites(config, spec.pruning)]
+    columns = [site.structures * site.columns for site in sites]
+    grams = sum(width * width for width in columns) * FP32_BYTES
+    # Solved layers, kept to resume from, until the shards are assembled from them.
+    solved = sum(columns) * config.hidden_size * FP32_BYTES
+    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+
+
+def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """What recovery and distillation keep: streams of hidden states; matrices and two moments."""
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    state = tokens * config.hidden_size * FP32_BYTES
+    needed = 0
+    if spec.pruning.recover is not None:
+        # Dense and pruned stream, before and after a layer.
+        needed += 4 * state if spec.pruning.recover.mode == "sequential" else 2 * state
+    if spec.pruning.distill is not None:
+        layers = sum(
+            math.prod(shape)
+            for number in range(config.layers)
+            for shape in layer_tensors(config, number).values()
+        )
+        # What the unit before left and what this one writes; the dense model's last states.
+        needed += 2 * 3 * layers * FP32_BYTES + state
+    return needed

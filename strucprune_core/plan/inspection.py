@@ -1,0 +1,566 @@
+"""Everything that can be known wrong with a job before any heavy work. No torch.
+
+Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. A
+chat template is looked for, not run: it is a stranger's program. The CLI and the worker stop at the
+first issue (`inspect_job`), the API shows all (`examine_job`).
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from strucprune_core.calibration.jsonl import jsonl_records
+from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
+from strucprune_core.calibration.parquet import check_parquet
+from strucprune_core.calibration.records import check_kind
+from strucprune_core.calibration.text import Text
+from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.errors import (
+    InvalidCheckpoint,
+    InvalidSpec,
+    InvalidText,
+    ObjectNotFound,
+    OutputNotEmpty,
+    StrucPruneError,
+    naming_field,
+)
+from strucprune_core.export.checks import check_export
+from strucprune_core.method.allocation.budget import (
+    out_of_reach,
+    parameters_to_remove,
+    reachable_sparsity,
+    rounded_up,
+    too_small,
+)
+from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.families import parse_config
+from strucprune_core.models.tensors import allowance, check_tensors, with_full_names
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.run.publish import unfinished
+from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
+from strucprune_core.storage.digests import sha256_of_bytes
+from strucprune_core.storage.open import split_object
+from strucprune_core.storage.store import Store
+from strucprune_core.storage.uri import contains
+from strucprune_core.storage.versions import version_of
+
+OpenStore = Callable[[str], Store]
+"""Opens the store at a URI; the caller's place to allow or refuse it."""
+
+MAX_TEXT_BYTES = 2**30
+# What is read of a text here. The rest is decoded, as strictly, when it is tokenised.
+TEXT_PROBE_BYTES = 2**20
+# Special tokens and a leading space can make a text a little longer in tokens than in bytes.
+_EXTRA_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """A model that passed inspection: the layout of its files and its configuration."""
+
+    index: CheckpointIndex
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """A job that passed inspection.
+
+    Attributes:
+        model: The model.
+        calibration_bytes: Size of the calibration file, None if the model writes its own text.
+        evaluation_bytes: Size of the evaluation text, None if there is none.
+    """
+
+    model: ModelFacts
+    calibration_bytes: int | None
+    evaluation_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What is known of a job beforehand.
+
+    Attributes:
+        issues: Everything that is wrong with it, beside what merely follows from another issue.
+        model: The model, None if it is among what is wrong.
+    """
+
+    issues: list[StrucPruneError]
+    model: ModelFacts | None = None
+
+
+def inspect_model(store: Store) -> ModelFacts:
+    """Read a model's layout and check it against its configuration.
+
+    Raises:
+        ObjectNotFound: nothing is stored there.
+        InvalidCheckpoint: the files are incomplete, unsafe or contradict each other.
+        UnsupportedArchitecture: this build cannot prune such a model.
+        StorageError: the store refused or failed.
+    """
+    index = open_checkpoint(store, lambda config: allowance(parse_config(config)))
+    config = parse_config(index.config)
+    index = with_full_names(config, index)
+    check_tensors(config, index)
+    if "tokenizer.json" not in index.other_files:
+        raise InvalidCheckpoint(
+            "there is no tokenizer.json",
+            remedy="Save the model's fast tokenizer next to it "
+            "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
+        )
+    return ModelFacts(index, config)
+
+
+def check_output_usable(store: Store, fingerprint: str | None = None) -> None:
+    """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
+
+    Args:
+        store: The output.
+        fingerprint: Of the job (`job_fingerprint`). Given, what a run of this very job left when it
+            broke off while it published is no hindrance.
+
+    Raises:
+        OutputNotEmpty: it holds something.
+        StorageError: the store refused or failed, or would refuse to be written to.
+    """
+    found = next(iter(store.list()), None)
+    if found is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
+        raise OutputNotEmpty(
+            f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
+        )
+    store.check_writable()
+
+
+def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+    """Check that no place of a job lies in another: what one writes, the other would take for its.
+
+    Args:
+        model: URI of the model's store.
+        output: URI of the output's store.
+        workspace: URI of the workspace's store, if it is the user's choice.
+
+    Raises:
+        InvalidSpec: two are the same, or one lies below the other.
+    """
+    pairs = [("output.uri_prefix", "the output", output, "the model's", model)]
+    if workspace is not None:
+        pairs += [
+            ("workspace", "the workspace", workspace, "the model's", model),
+            ("workspace", "the workspace", workspace, "the output's", output),
+        ]
+    for field, what, place, other, root in pairs:
+        if contains(root, place):
+            where = f"{what} {place} lies in {other} place {root}"
+        elif contains(place, root):
+            where = f"{other} place {root} lies in {what} {place}"
+        else:
+            continue
+        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, beside it.")
+
+
+def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
+    """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, too large, not UTF-8, or too short in any case.
+        StorageError: the store refused or failed.
+    """
+    size = _size(store, key)
+    if size > MAX_TEXT_BYTES:
+        raise InvalidText(
+            f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
+            remedy="Cut it: a few megabytes are plenty.",
+        )
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), "text")
+    _check_holds(size, sequences * sequence_length)
+    _check_utf8(store.read(key, 0, min(size, TEXT_PROBE_BYTES)), whole=size <= TEXT_PROBE_BYTES)
+    return size
+
+
+def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int:
+    """Check a JSON lines or parquet file as far as that is cheap: its first record, or its columns.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        ObjectNotFound: there is no such object.
+        InvalidText: it is empty, of another format, has no such field, or is too short in any case.
+        StorageError: the store refused or failed.
+    """
+    size = _size(store, key)
+    check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), calibration.file_format)
+    field = calibration.document_field
+    text = Text(store, key, "calibration.uri")
+    if calibration.file_format == "parquet":
+        check_parquet(text, field, conversations=calibration.chat_template)
+        return size
+    first = next(jsonl_records(text, field), None)
+    if first is None:
+        raise InvalidText("the file holds blank lines only", remedy="Give one with documents.")
+    check_kind(text, first, conversations=calibration.chat_template)
+    if not calibration.chat_template:  # a template may write much that the file does not hold
+        _check_holds(size, calibration.samples * calibration.sequence_length)
+    return size
+
+
+def _size(store: Store, key: str) -> int:
+    """Bytes of a text that is there and not empty."""
+    info = store.stat(key)
+    if info is None:
+        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
+        raise ObjectNotFound(
+            f"there is no text {store.uri}/{key}",
+            remedy="Check the text's URI: it must name one file, not a directory or prefix.",
+        )
+    if info.size_bytes == 0:
+        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+    return info.size_bytes
+
+
+def _check_holds(size_bytes: int, tokens: int) -> None:
+    """No tokenizer makes more tokens than there are bytes."""
+    if size_bytes + _EXTRA_TOKENS < tokens:
+        raise InvalidText(
+            f"the text has {size_bytes:,} bytes, which cannot hold the {tokens:,} tokens asked for",
+            remedy="Give a longer text, or ask for fewer or shorter sequences.",
+        )
+
+
+def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Check that the model's widths allow the sparsity that is asked for.
+
+    Raises:
+        InvalidSpec: the sparsity is less than one channel, rounds to nothing, or is more than the
+            floors allow; a limit is of no layer of the model; or the layout does not fit a model
+            whose layers already differ.
+    """
+    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
+        raise InvalidSpec(
+            "the model's layers already differ in width, so no uniform layout can hold them",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+    _check_layers(pruning, config)
+    planned = plan_sites(config, pruning)
+    if "query_heads" in pruning.structures:
+        _check_query_heads(config)
+    widths = [place.site.structures for place in planned]
+    parameters = [place.site.parameters for place in planned]
+    rules = [place.rule for place in planned]
+    _check_removable(pruning, widths)
+    reachable = reachable_sparsity(widths, parameters, rules)
+    if reachable <= 0:
+        raise out_of_reach(pruning.sparsity, reachable)
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    least = min(parameters)
+    if pruning.sparsity * total < least:
+        raise InvalidSpec(
+            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
+            field="pruning.sparsity",
+            remedy=f"Ask for at least {rounded_up(least / total):g}.",
+        )
+    if pruning.allocation == "uniform":
+        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        if pruning.layout == "uniform":
+            _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
+        return
+    most = parameters_to_remove(reachable, widths, parameters)
+    if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
+        raise out_of_reach(pruning.sparsity, reachable)
+    steps = [
+        (width - rule.widths(width)[1]) * each
+        for width, each, rule in zip(widths, parameters, rules, strict=True)
+        if rule.floor(width) < width
+    ]
+    if min(steps) > 2 * pruning.sparsity * total:
+        raise too_small(pruning.sparsity, min(steps) / total)
+
+
+def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Limits of single layers belong to layers that there are."""
+    beyond = [layer for layer in pruning.max_sparsity_by_layer if layer >= config.layers]
+    if beyond:
+        raise InvalidSpec(
+            f"there is no layer {min(beyond)}: the model's layers are 0 to {config.layers - 1}",
+            field="pruning.max_sparsity_by_layer",
+            remedy="Correct the layer's number, or leave it out.",
+        )
+
+
+def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
+    """The last structure of a layer always stays, so one alone can never go."""
+    if max(structures) > 1:
+        return
+    other = next(kind for kind in ("ffn_channels", "query_heads") if kind not in pruning.structures)
+    raise InvalidSpec(
+        f"every layer has a single one of {', '.join(pruning.structures)}, which must stay",
+        field="pruning.structures",
+        remedy=f"Remove another kind: {other}.",
+    )
+
+
+def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
+    """What may differ between a model's layers once it is pruned."""
+    return block.query_heads, block.kv_heads, block.ffn_widths
+
+
+# Their classes in transformers share the hidden size out among the heads.
+_FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
+
+# Their configs must have a hidden size that is a multiple of the heads.
+_EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
+
+
+def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
+    """Fewer heads load in the family's own classes only where its config can say so."""
+    heads = pruned.blocks[0].query_heads
+    if heads == dense.blocks[0].query_heads:
+        return
+    indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
+    rope = dense.blocks[0].rope
+    # phi3's config counts the numbers of longrope by hidden size and heads alone.
+    longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
+    if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
+        raise InvalidSpec(
+            f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
+            f"{dense.hidden_size}, so no uniform layout can hold the result",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer', another sparsity, or structures ['ffn_channels'].",
+        )
+
+
+def _check_query_heads(config: ModelConfig) -> None:
+    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+        raise InvalidSpec(
+            "every query head has a key-value head of its own, so none can go alone",
+            field="pruning.structures",
+            remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
+        )
+
+
+def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
+    """Check that the model has positions for a sequence.
+
+    Raises:
+        InvalidSpec: the sequence is longer than the model's context.
+    """
+    if length > config.max_position_embeddings:
+        raise InvalidSpec(
+            f"{length} tokens are more than the model's context of "
+            f"{config.max_position_embeddings}",
+            field=field,
+            remedy=f"Ask for at most {config.max_position_embeddings}.",
+        )
+
+
+def inspect_job(
+    spec: JobSpec,
+    open_store: OpenStore,
+    *,
+    check_output: bool = True,
+    workspace: str | None = None,
+) -> JobFacts:
+    """Check a whole job, stopping at the first issue.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        check_output: False for a job that may resume after it began to publish.
+        workspace: URI of the workspace's store, None if it cannot be in the way.
+
+    Raises:
+        StrucPruneError: the first issue, with its field.
+    """
+    _check_apart(spec, open_store, workspace)
+    with naming_field("model.uri"):
+        model = inspect_model(open_store(spec.model.uri))
+    for check in _model_checks(spec, model):
+        check()
+    if check_output:
+        with naming_field("output.uri_prefix"):
+            check_output_usable(open_store(spec.output.uri_prefix))
+    return JobFacts(
+        model=model,
+        calibration_bytes=_calibration_bytes(spec, open_store),
+        evaluation_bytes=_evaluation_bytes(spec, open_store),
+    )
+
+
+def text_versions(spec: JobSpec, open_store: OpenStore) -> dict[str, str]:
+    """Version of each text that a job reads, by the field that names it; "" of one that is gone."""
+    uris = {"calibration.uri": spec.calibration.uri}
+    if spec.evaluation is not None:
+        uris["evaluation.uri"] = spec.evaluation.uri
+    found = {}
+    for field, uri in uris.items():
+        if uri is not None:
+            with naming_field(field):
+                parent, name = split_object(uri)
+                store = open_store(parent)
+                info = store.stat(name)
+                found[field] = "" if info is None else version_of(store, info)
+    return found
+
+
+def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, str]) -> str:
+    """SHA-256 (hex) over what determines a job's result, where it computes left out.
+
+    Args:
+        spec: The job.
+        index: The model's files.
+        texts: What `text_versions` gave.
+    """
+    parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    return sha256_of_bytes(json.dumps(parts).encode())
+
+
+def check_texts_unchanged(
+    spec: JobSpec, open_store: OpenStore, versions: Mapping[str, str], *fields: str
+) -> None:
+    """Check that texts are still those that `text_versions` saw.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+        versions: What it saw.
+        fields: The texts to look at.
+
+    Raises:
+        InvalidText: one was written again, or is gone.
+    """
+    now = text_versions(spec, open_store)
+    for field in fields:
+        if now.get(field) != versions.get(field):
+            raise InvalidText(
+                "the text was written again while the job ran",
+                field=field,
+                remedy="Start the job again, or retry it: what depends on the text is computed "
+                "anew.",
+            )
+
+
+def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
+    """Check a whole job and collect every issue that does not merely follow from another.
+
+    Args:
+        spec: The job.
+        open_store: Opens the stores that the spec names.
+    """
+    issues: list[StrucPruneError] = []
+
+    def collect(field: str, check: Callable[[], Any]) -> Any:
+        try:
+            with naming_field(field):
+                return check()
+        except StrucPruneError as error:
+            issues.append(error)
+            return None
+
+    collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
+    model: ModelFacts | None = collect(
+        "model.uri", lambda: inspect_model(open_store(spec.model.uri))
+    )
+    if model is not None:
+        for model_check in _model_checks(spec, model):
+            collect("pruning", model_check)
+        if not issues:  # A plan takes the rest for granted.
+            collect("runtime", partial(plan_job, spec, model.config))
+    fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
+    if not any(issue.field == "output.uri_prefix" for issue in issues):
+        collect(
+            "output.uri_prefix",
+            lambda: check_output_usable(open_store(spec.output.uri_prefix), fingerprint),
+        )
+    collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
+    collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
+    return Examination(issues, model)
+
+
+def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
+    try:
+        model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+    except StrucPruneError:  # said where the store is used
+        return
+    check_apart(model, output, workspace)
+
+
+def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:
+    """The job's fingerprint; None if a text cannot be looked at, which is said elsewhere."""
+    try:
+        return job_fingerprint(spec, model.index, text_versions(spec, open_store))
+    except StrucPruneError:
+        return None
+
+
+def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """What depends on the spec and the model's small files only."""
+    config = model.config
+    lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
+    if spec.evaluation is not None:
+        lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
+    checks: list[Callable[[], object]] = [
+        partial(check_reach, spec.pruning, config),
+        *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
+        *(
+            partial(check_export, export, spec.pruning, config, model.index)
+            for export in spec.pruning.exports
+        ),
+    ]
+    if spec.calibration.chat_template:
+        checks.append(partial(_check_chat_template, model.index))
+    return checks
+
+
+def _check_chat_template(index: CheckpointIndex) -> None:
+    check_chat_template(read_tokenizer_config(index.store, index.other_files))
+
+
+def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
+    text = spec.calibration
+    if text.uri is None:
+        return None
+    with naming_field("calibration.uri"):
+        if text.file_format == "text":
+            return _text_bytes(text.uri, open_store, text.samples, text.sequence_length)
+        parent, name = split_object(text.uri)
+        return check_documents(open_store(parent), name, text)
+
+
+def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
+    text = spec.evaluation
+    if text is None:
+        return None
+    with naming_field("evaluation.uri"):
+        return _text_bytes(text.uri, open_store, text.sequences, text.sequence_length)
+
+
+def _text_bytes(uri: str, open_store: OpenStore, sequences: int, sequence_length: int) -> int:
+    parent, name = split_object(uri)
+    return check_text(
+        open_store(parent), name, sequences=sequences, sequence_length=sequence_length
+    )
+
+
+def _check_utf8(data: bytearray, *, whole: bool) -> None:
+    try:
+        # Not final: a probe may cut a character in two.
+        codecs.getincrementaldecoder("utf-8")("strict").decode(bytes(data), final=whole)
+    except UnicodeDecodeError as error:
+        raise InvalidText(
+            f"the text is not UTF-8: {error.reason} at byte {error.start}",
+            remedy="Convert it to UTF-8.",
+        ) from error

@@ -1,0 +1,1 @@
+"""Bytes that each step of a job holds, by formula. No torch."""

@@ -1,0 +1,192 @@
+"""Peak bytes on the device, step by step of a job. No torch.
+
+The steps follow one another, so a job's peak is that of its largest one. The formulas are in
+`forward`, `vocabulary` and `solver`; here is which step runs what.
+"""
+
+from __future__ import annotations
+
+import math
+
+from strucprune_core.method.allocation.energies import PROBE_SPARSITY
+from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import layer_tensors
+from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
+from strucprune_core.plan.memory.forward import (
+    FP32_BYTES,
+    Batch,
+    forward_bytes,
+    layer_bytes,
+    micro_batch,
+)
+from strucprune_core.plan.memory.solver import (
+    admm_device_bytes,
+    curve_device_bytes,
+    error_device_bytes,
+    gram_device_bytes,
+    ridge_device_bytes,
+)
+from strucprune_core.plan.memory.vocabulary import (
+    divergences_bytes,
+    embedding_bytes,
+    losses_bytes,
+)
+from strucprune_core.plan.sites import (
+    PlannedSite,
+    energy_of,
+    holdout_sequences,
+    plan_sites,
+    probe_shape,
+)
+from strucprune_core.spec import JobSpec
+
+VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
+"""Steps that tiles of the vocabulary decide on."""
+
+SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
+"""Steps that panels decide on."""
+
+# Copies of a micro-batch's activations while a layer is run back.
+GRAPH_ACTIVATIONS = 3
+# Share of a site's columns that a plan expects to be kept: more is rare, and takes little more.
+KEPT_SHARE = 0.9
+
+
+def device_terms(
+    spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels
+) -> dict[str, int]:
+    """Bytes on the device by step."""
+    places, text = plan_sites(config, spec.pruning), spec.calibration
+    calibration = micro_batch(tiles, text.samples, text.sequence_length)
+    terms = _solver(spec, config, places, panels)
+    terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
+    terms["capture"] = _capture(config, places, calibration, tiles, panels)
+    if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
+        terms |= _probes(spec, config, places, tiles, panels)
+    terms["verify"] = _verify(config, tiles)
+    if spec.evaluation is not None:
+        judged = spec.evaluation
+        batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
+        terms["evaluate"] = _forward(config, batch, tiles)
+        terms["losses"] = losses_bytes(config, judged.sequences * judged.sequence_length, tiles)
+    return terms | _training(spec, config, calibration, tiles)
+
+
+def _probes(
+    spec: JobSpec,
+    config: ModelConfig,
+    places: list[PlannedSite],
+    tiles: Tiles,
+    panels: Panels,
+) -> dict[str, int]:
+    """Layers that are pruned alone: solved, and led through the rest of the model."""
+    sequences, length = probe_shape(spec.calibration)
+    kinds = len({place.site.kind for place in places})
+    runs = min(PROBE_GROUP_LAYERS, config.layers) * kinds
+    together = micro_batch(tiles, runs * sequences, length)
+    resident = 0
+    if tiles.weight_rows is None:
+        resident = max(layer_bytes(config, place.layer) for place in places)
+    running = _forward(config, together, tiles) + _pruned_copy(config, places, tiles, panels)
+    solving = 0
+    for m in {place.site.structures * place.site.columns for place in places}:
+        kept = math.ceil((1 - PROBE_SPARSITY) * m)
+        solved = ridge_device_bytes(m, config.hidden_size, kept, panels)
+        solving = max(solving, *solved.values())
+    return {
+        "probe": max(running, resident + solving),
+        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
+    }
+
+
+def _verify(config: ModelConfig, tiles: Tiles) -> int:
+    """A few tokens through our layers, and through transformers' with one matrix at a time."""
+    batch = Batch(VERIFY_SEQUENCES, VERIFY_TOKENS)
+    whole = Tiles(batch.tokens, None)
+    largest = 0
+    for layer in range(config.layers):
+        shapes = layer_tensors(config, layer)
+        matrix = max(math.prod(shape) for shape in shapes.values())
+        if config.blocks[layer].names.router is not None:  # Stacked, and joined with each other.
+            matrix *= 4 * len(config.blocks[layer].ffn_widths)
+        running = forward_bytes(config, layer, batch, whole) - layer_bytes(config, layer)
+        largest = max(largest, FP32_BYTES * matrix + running)
+    return max(largest, _forward(config, batch, tiles))
+
+
+def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
+    return max(forward_bytes(config, layer, batch, tiles) for layer in range(config.layers))
+
+
+def _capture(
+    config: ModelConfig, places: list[PlannedSite], batch: Batch, tiles: Tiles, panels: Panels
+) -> int:
+    """A layer with its sites' inputs, or these beside what they are summed up in."""
+    worst = 0
+    for layer in range(config.layers):
+        sites = [place.site for place in places if place.layer == layer]
+        columns = [site.structures * site.columns for site in sites]
+        sums = [gram_device_bytes(width, batch.tokens, panels) for width in columns]
+        held = sum(each["sums"] + each["panel"] for each in sums)
+        kinds = {site.kind for site in sites}
+        running = forward_bytes(config, layer, batch, tiles, record=kinds)
+        resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        kept = FP32_BYTES * batch.tokens * (config.hidden_size + sum(columns))
+        adding = resident + kept + max(each["scaled_activations"] for each in sums)
+        worst = max(worst, held + max(running, adding))
+    return worst
+
+
+def _solver(
+    spec: JobSpec, config: ModelConfig, places: list[PlannedSite], panels: Panels
+) -> dict[str, int]:
+    """Damage curves, reconstructions and their judgement, at the widest site."""
+    d = config.hidden_size
+    tokens = min(
+        HOLDOUT_TOKENS,
+        holdout_sequences(spec.calibration.samples) * spec.calibration.sequence_length,
+    )
+    curve = reconstruction = admm = 0
+    for m, size in {(p.site.structures * p.site.columns, p.site.columns) for p in places}:
+        kept = math.ceil(KEPT_SHARE * m)
+        curve = max(curve, *curve_device_bytes(m, d, panels, size).values())
+        judged = sum(error_device_bytes(m, d, kept, tokens, panels).values())
+        solved = ridge_device_bytes(m, d, kept, panels).values()
+        reconstruction = max(reconstruction, judged, *solved)
+        admm = max(admm, sum(admm_device_bytes(m, d).values()))
+    terms = {"curve": curve, "reconstruction": reconstruction}
+    return terms | ({"admm": admm} if spec.pruning.solver == "admm" else {})
+
+
+def _pruned_copy(
+    config: ModelConfig, places: list[PlannedSite], tiles: Tiles, panels: Panels
+) -> int:
+    """A layer's solutions, and what pruning a resident layer makes of its tensors."""
+    worst = 0
+    for layer in {place.layer for place in places}:
+        columns = [p.site.structures * p.site.columns for p in places if p.layer == layer]
+        solved = sum(width for width in columns if panels.fits(width)) * config.hidden_size
+        copied = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        worst = max(worst, copied + FP32_BYTES * solved)
+    return round(KEPT_SHARE * worst)
+
+
+def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
+    """Recovery, distillation and gradient energies hold whole layers, whatever the tiles."""
+    layer = max(layer_bytes(config, number) for number in range(config.layers))
+    whole = Tiles(tiles.micro_batch_tokens, None, tiles.vocabulary_rows, tiles.head_tokens)
+    activations = _forward(config, batch, whole) - layer
+    terms: dict[str, int] = {}
+    if spec.pruning.recover is not None:
+        # The dense and the pruned layer, trained matrices, gradients, two moments.
+        terms["recovery"] = 6 * layer + activations
+    if spec.pruning.distill is not None:
+        # Matrices, gradients of a micro-batch and of all, two moments; activations that the graph
+        # keeps for the way back, and their gradients.
+        terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
+    if energy_of(spec.pruning) == "gradient":
+        one = Batch(1, probe_shape(spec.calibration)[1])
+        terms["gradient"] = layer + GRAPH_ACTIVATIONS * (_forward(config, one, whole) - layer)
+    return terms

@@ -1,0 +1,170 @@
+"""Bytes on the device while one decoder layer runs over a micro-batch. No torch.
+
+Every term is a named line, and a test holds the sum to what tensors really take.
+
+t tokens, d hidden size, Q and K columns of all queries and of all keys, f FFN channels, p rows of a
+panel; float32 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.structures import SiteKind
+from strucprune_core.models.tensors import layer_tensors
+from strucprune_core.models.tiles import Tiles
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch: whole sequences of equal length."""
+
+    sequences: int
+    length: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of it."""
+        return self.sequences * self.length
+
+
+def micro_batch(tiles: Tiles, sequences: int, length: int) -> Batch:
+    """The largest micro-batch of so many sequences: whole ones, at least one."""
+    return Batch(min(sequences, max(1, tiles.micro_batch_tokens // length)), length)
+
+
+def layer_bytes(config: ModelConfig, layer: int) -> int:
+    """A whole decoder layer."""
+    return FP32_BYTES * sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
+
+
+def forward_bytes(
+    config: ModelConfig,
+    layer: int,
+    batch: Batch,
+    tiles: Tiles,
+    *,
+    record: Collection[SiteKind] = (),
+) -> int:
+    """Peak while a layer runs, its weights and its input included.
+
+    Args:
+        config: The model.
+        layer: Which layer.
+        batch: What runs through it.
+        tiles: How its matrices pass.
+        record: Kinds of sites whose inputs are kept.
+    """
+    block = config.blocks[layer]
+    t, d = batch.tokens, config.hidden_size
+    resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+    queries = block.query_heads * config.head_dim
+    recorded = t * queries if "attention" in record else 0
+    channels = max(block.ffn_widths) if block.names.router is None else 0
+    terms = {
+        "attention": 2 * t * d + _attention(config, block, batch, tiles),
+        "ffn": 3 * t * d + recorded + _ffn(config, block, t, tiles, record="ffn" in record),
+        # Beside its input, the residual stream and its result a norm holds one product more.
+        "norm": 4 * t * d + recorded,
+    }
+    if block.names.ffn_output_norm is not None:
+        terms["output_norm"] = 6 * t * d + recorded + (t * channels if "ffn" in record else 0)
+    return resident + FP32_BYTES * max(terms.values())
+
+
+def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
+    """Numbers beside the residual stream and what attention sees."""
+    t, d, width = batch.tokens, config.hidden_size, config.head_dim
+    queries = block.query_heads * width
+    panel = tiles.weight_rows
+    heads = block.kv_heads
+    if panel is not None and not config.transposed:
+        heads = min(heads, max(1, panel // (block.query_heads_per_kv_head * width)))
+    q, k = queries * heads // max(1, block.kv_heads), width * heads
+    split = heads < block.kv_heads
+    mixed = t * queries if split else 0
+    projected = t * (q + 2 * k)
+    if config.transposed or (block.names.query_key_value is not None and not split):
+        projected *= 1 if config.qkv_interleaved else 2  # The fused result, and its parts' copies.
+    # x cos, the turned halves, their product with sin, and the sum, of which three live at once.
+    rotated = 3 * t * q if block.rope is not None else 0
+    both = t * (q + k) if block.rope is not None else 0
+    scores = _scores(config, block, batch)
+    weights = _panel(panel, d)
+    inner = max(
+        projected + weights,
+        projected + rotated,
+        projected + both + scores + 2 * t * q,
+    )
+    output = t * queries + t * d + _panel(panel, queries)
+    return max(mixed + inner, output)
+
+
+def _scores(config: ModelConfig, block: LayerConfig, batch: Batch) -> int:
+    """Masks, and scores where they must be computed one by one."""
+    square = batch.length**2
+    windowed = block.window is not None and block.window < batch.length
+    mask = square // FP32_BYTES if windowed or config.attention_soft_cap is not None else 0
+    if config.attention_soft_cap is not None:
+        return mask + 3 * batch.sequences * square
+    return mask + (square if windowed else 0)  # As numbers to be added.
+
+
+def _ffn(
+    config: ModelConfig, block: LayerConfig, tokens: int, tiles: Tiles, *, record: bool
+) -> int:
+    """Numbers beside the residual stream, its sum with attention's, and what the FFN sees."""
+    d, panel = config.hidden_size, tiles.weight_rows
+    if block.names.router is not None:
+        return _experts(config, block, tokens, panel, record=record)
+    f = block.ffn_widths[0]
+    return max(
+        _channels(config, block, tokens, f, panel),
+        tokens * (f + d) + _panel(panel, f),
+    )
+
+
+def _experts(
+    config: ModelConfig, block: LayerConfig, tokens: int, panel: int | None, *, record: bool
+) -> int:
+    """As if one expert saw every token, which it may."""
+    d, f = config.hidden_size, max(block.ffn_widths)
+    every = tokens * (config.experts_per_token - 1) * f if record else 0  # Those before it.
+    routing = 3 * tokens * len(block.ffn_widths)
+    router = 0 if panel is None else d * len(block.ffn_widths)
+    one = max(
+        tokens * d + _channels(config, block, tokens, f, panel),
+        2 * tokens * f,
+        tokens * (f + d) + _panel(panel, f),
+    )
+    return every + routing + router + tokens * d + one
+
+
+def _channels(
+    config: ModelConfig, block: LayerConfig, tokens: int, width: int, panel: int | None
+) -> int:
+    """The FFN up to its channels, in panels if it does not fit."""
+    d = config.hidden_size
+    gated = block.names.gate is not None or block.names.gate_up is not None
+    if config.transposed:
+        return tokens * width + max(tokens * width, _panel(panel, width))
+    p = width if panel is None else min(panel, width)
+    split = p < width
+    if gated:
+        # What is up and the gate, the gate activated, and their product: three live at once.
+        # In one matrix both are one result until the end.
+        live = 4 if block.names.gate_up is not None and not split else 3
+        inner = max(live * tokens * p, 2 * tokens * p + _panel(panel, d))
+    else:
+        inner = max(2 * tokens * p, tokens * p + _panel(panel, d))
+    return inner + (tokens * width if split else 0)
+
+
+def _panel(rows: int | None, columns: int) -> int:
+    """A panel of a matrix; none where the layer is resident."""
+    return 0 if rows is None else rows * columns

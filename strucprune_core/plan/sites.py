@@ -1,0 +1,103 @@
+"""The sites a job prunes, their widths and the rules that choose, held-out text. No torch.
+
+Shared by whoever checks a job, estimates it and runs it, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strucprune_core.method.allocation.budget import WidthRule
+from strucprune_core.method.allocation.rule import allocate
+from strucprune_core.method.allocation.threshold import Allocation
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.structures import Site, shrink, sites
+from strucprune_core.spec import CalibrationSpec, Energy, PruningSpec
+
+HOLDOUT_SHARE = 16  # One calibration sequence in 16 is held out, at least one.
+PROBE_SEQUENCES, PROBE_TOKENS = 2, 256  # As good as four of 512, at a quarter of the time.
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSite:
+    """A site of a layer, and the rule of its widths."""
+
+    layer: int
+    site: Site
+    rule: WidthRule
+
+
+def holdout_sequences(samples: int) -> int:
+    """Calibration sequences kept out of the statistics: the last ones."""
+    return max(1, samples // HOLDOUT_SHARE)
+
+
+def probe_shape(spec: CalibrationSpec) -> tuple[int, int]:
+    """(sequences, tokens) of the held-out text that energies are probed on."""
+    sequences = min(PROBE_SEQUENCES, holdout_sequences(spec.samples))
+    return sequences, min(PROBE_TOKENS, spec.sequence_length)
+
+
+def energy_of(pruning: PruningSpec) -> Energy:
+    """Where layers' energies come from; the same width everywhere needs none."""
+    return "forward" if pruning.allocation == "uniform" else pruning.energy
+
+
+def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
+    """All sites that a job prunes, layer by layer."""
+    return [
+        PlannedSite(layer, site, _rule(layer, site, pruning))
+        for layer in range(config.layers)
+        for site in sites(config, layer, pruning.structures)
+    ]
+
+
+def pruned_config(
+    config: ModelConfig, pruning: PruningSpec, planned: list[PlannedSite], widths: list[int]
+) -> ModelConfig:
+    """The model's shape once each planned site keeps so many structures."""
+    kept: list[dict[str, int]] = [{} for _ in config.blocks]
+    for place, width in zip(planned, widths, strict=True):
+        kept[place.layer][place.site.name] = width
+    blocks = zip(config.blocks, kept, strict=True)
+    return config.with_blocks(
+        [shrink(block, widths, pruning.structures) for block, widths in blocks]
+    )
+
+
+def allocate_widths(
+    pruning: PruningSpec,
+    planned: list[PlannedSite],
+    damages: list[NDArray[np.float64]],
+    energies: list[float],
+) -> Allocation:
+    """Widths by the rule that is asked for.
+
+    Args:
+        pruning: The rule, the budget, and the temperature if it is given.
+        planned: The sites.
+        damages: Per site, non-decreasing marginal damage of the r-th removal.
+        energies: Per site, loss per unit of damage.
+
+    Raises:
+        InvalidSpec: the floors do not allow the sparsity.
+    """
+    return allocate(
+        pruning.allocation,
+        damages,
+        energies,
+        pruning.sparsity,
+        [place.rule for place in planned],
+        [place.site.parameters for place in planned],
+        pruning.temperature,
+    )
+
+
+def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:
+    """Heads keep no multiple of a hardware tile: a head is one."""
+    multiple = pruning.multiple_of if site.columns == 1 else site.lockstep
+    most = min(pruning.max_layer_sparsity, pruning.max_sparsity_by_layer.get(layer, 1.0))
+    return WidthRule(max(pruning.min_keep_fraction, 1.0 - most), multiple)

@@ -1,0 +1,1 @@
+"""The report of a job: the document, and its HTML page. No torch."""

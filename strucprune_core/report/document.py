@@ -1,0 +1,330 @@
+"""The report of a pruning job: a typed, versioned document. No torch.
+
+`report.json` is this class dumped; `html` draws it. A change that breaks readers raises the
+major version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = "1.1"
+# Names of the documents in an output, next to the files of the checkpoint.
+REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSummary(_Part):
+    """Which model was pruned."""
+
+    uri: str
+    architecture: str = Field(description="`model_type` of config.json, e.g. llama.")
+    layers: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+    dtype: str
+    digest: str = Field(description="SHA-256 (hex) of config.json and every safetensors header.")
+
+
+class Environment(_Part):
+    """What ran the job."""
+
+    strucprune: str
+    python: str
+    torch: str
+    device: str
+    platform: str
+    threads: int
+
+
+class SizeSummary(_Part):
+    """Size of one checkpoint."""
+
+    parameters: int
+    bytes: int = Field(description="Bytes of the safetensors files.")
+    ffn_channels: int
+    query_heads: int
+    kv_heads: int
+    kv_cache_bytes_per_token: int = Field(
+        description="Keys and values of one token in all layers, in the checkpoint's dtype."
+    )
+    flops_per_token: int = Field(
+        description="2 x the weights a token multiplies with (LM head included, attention scores "
+        "left out)."
+    )
+
+
+class SparsitySummary(_Part):
+    """Requested against reached: the share of the prunable structures' parameters."""
+
+    requested: float
+    reached: float
+    channels_removed: int = Field(description="FFN channels.")
+    kv_heads_removed: int
+    query_heads_removed: int
+    parameters_removed: int
+
+
+class AdmmReport(_Part):
+    """What ADMM did at one site, started from the one-shot choice of structures."""
+
+    status: str = Field(
+        description="converged; settled: the choice changed no more; iteration_limit; diverged: "
+        "the best choice before that was judged."
+    )
+    iterations: int
+    factorisations: int
+    rho: float | None = Field(
+        description="Last penalty, relative to the mean diagonal; null: no iteration was done."
+    )
+    primal_residual: float | None = Field(description="Last, relative.")
+    dual_residual: float | None = Field(description="Last, relative.")
+    objective_before: float = Field(
+        description="Exact error of the one-shot choice on calibration tokens, relative."
+    )
+    objective_after: float = Field(description="The same of ADMM's choice.")
+    exchanged: int = Field(description="Structures in which the choices differ.")
+    held_out_error_before: float | None = Field(
+        description="Error of the one-shot choice once repaired; null: unknown, as below."
+    )
+    held_out_error_after: float | None = Field(description="The same of ADMM's choice.")
+    taken: bool = Field(description="Whether ADMM's choice erred less on held-out tokens.")
+
+
+class SiteReport(_Part):
+    """One matrix that lost input columns: of the FFN, of an expert, of attention."""
+
+    name: str
+    structures_before: int
+    structures_after: int
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
+    predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
+    reconstruction_error: float | None = Field(
+        description="Squared error of its output relative to its energy, held-out tokens; null: "
+        "unknown, since no held-out token reached it."
+    )
+    calibration_tokens: int = Field(description="Calibration tokens that its statistics are of.")
+    columns: int = Field(
+        description="Input columns before pruning. With fewer calibration tokens than that, a part "
+        "of its statistics is assumed."
+    )
+    measured_share: float = Field(
+        description="Share of the energy in its statistics that was measured; 1 is usual, 0: it "
+        "was ranked by its weights alone."
+    )
+    effective_rank: float | None = Field(
+        description="Independent directions of its inputs: its columns if no two go together, 1 if "
+        "all do, 0 if all tokens are alike; null: they are zero."
+    )
+    damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
+    damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
+
+
+class RoundReport(_Part):
+    """One setting of the price."""
+
+    price: float | None = Field(description="Loss per parameter of the last step; null: softmax.")
+    temperature: float | None
+    predicted_damage: float = Field(description="Energy-scaled damage of all sites together.")
+    widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
+    kl: float | None = Field(
+        description="KL divergence per token of the model so pruned, before recovery, from the "
+        "dense one on held-out windows; null if there was one round."
+    )
+    used: bool
+
+
+class RecoveryReport(_Part):
+    """Training of one layer: relative error of its output on held-out tokens."""
+
+    status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
+    error_before: float | None = Field(description="Null if it is unknown.")
+    error_after: float | None = Field(description="Null if unknown, or if training diverged.")
+
+
+class DistillationReport(_Part):
+    """Training of the model as a whole: KL divergence from the dense one, nats per token."""
+
+    status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
+    steps: int
+    kl_before: float = Field(description="On held-out calibration text, before.")
+    kl_after: float | None = Field(description="The same after; null if training diverged.")
+    losses: list[float] = Field(description="Of each step's batch.")
+    seconds: float
+
+
+class LayerReport(_Part):
+    """One decoder layer. Its energy, error and damping are the largest of its sites."""
+
+    index: int
+    width_before: int = Field(description="FFN channels, all experts together.")
+    width_after: int
+    query_heads_before: int
+    query_heads_after: int
+    kv_heads_before: int
+    kv_heads_after: int
+    sites: list[SiteReport]
+    recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
+    energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
+    predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
+    reconstruction_error: float | None = Field(
+        description="Squared error of the output relative to its energy, held-out tokens; null: "
+        "unknown at all sites."
+    )
+    damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
+    damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
+    seconds: float = Field(description="Capture, curve, and solve time of this layer.")
+
+
+class PerplexitySummary(_Part):
+    """Perplexity before and after, on the same windows."""
+
+    before: float
+    after: float
+    ratio: float
+    sequences: int
+    sequence_length: int
+    tokens: int = Field(description="Tokens predicted (the first of each window is not).")
+    text_uri: str
+    text_sha256: str
+
+
+class CalibrationSummary(_Part):
+    """What the statistics were computed on; the spec says where it comes from."""
+
+    tokens: int
+    distinct_tokens: int
+    least_effective_rank: float | None = Field(
+        description="Of the layer whose inputs have the fewest independent directions."
+    )
+    text_sha256: str
+
+
+class MemoryFigure(_Part):
+    """Peak bytes, planned and seen. `measured` is None where the device is not measured."""
+
+    predicted: int
+    measured: int | None
+
+
+class MemorySummary(_Part):
+    """Peak memory of the pruning process."""
+
+    host_peak_bytes: MemoryFigure
+    device_peak_bytes: MemoryFigure
+    whole_model_bytes: int = Field(description="What the dense weights alone would occupy.")
+    note: str = Field(description="How it was measured.")
+
+
+class PhaseTime(_Part):
+    """Seconds of work in one phase, over all attempts and all workers."""
+
+    name: str
+    seconds: float
+
+
+class ModelCheck(_Part):
+    """The dense reload check: our forward pass against transformers' on the model's own files.
+
+    Embeddings, the first and the last layer, one of each further kind, final norm and head.
+    """
+
+    reference: str = Field(description="Implementation that it was compared with.")
+    tokens: int
+    layers: list[int] = Field(description="Layers that ran in both.")
+    max_relative_difference: float = Field(
+        description="Relative to the largest value that a layer adds, or to the largest logit."
+    )
+    tolerance: float
+
+
+class Verification(_Part):
+    """The reload check: written files against the pruned weights that were in memory."""
+
+    reference: str = Field(description="Implementation that reloaded the files.")
+    tokens: int
+    max_abs_logit_difference: float
+    tolerance: float
+
+
+class ExportReport(_Part):
+    """A further form of the result, in a folder beside the checkpoint."""
+
+    name: str = Field(description="`gguf` or `block_configs`.")
+    folder: str
+    bytes: int = Field(description="Bytes of all its files.")
+    verification: Verification = Field(
+        description="Its reload check; for gguf against the weights rounded to 16 bits."
+    )
+
+
+class FileEntry(_Part):
+    """One published file, by its path under the output."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class PublishedManifest(BaseModel):
+    """`strucprune.json`, written last: every file of a complete output with its digest."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: Literal[1]
+    files: list[FileEntry]
+
+
+class Report(_Part):
+    """Everything there is to know about one finished job."""
+
+    schema_version: str = SCHEMA_VERSION
+    job_fingerprint: str = Field(
+        default="",
+        description="SHA-256 over what determines the result: specification, model files, texts.",
+    )
+    created_at: str = Field(description="UTC, ISO 8601.")
+    model: ModelSummary
+    spec: dict[str, Any] = Field(description="The JobSpec as it ran.")
+    environment: Environment
+    before: SizeSummary
+    after: SizeSummary
+    sparsity: SparsitySummary
+    layers: list[LayerReport]
+    rounds: list[RoundReport] = Field(
+        default_factory=list, description="Settings of the price, in order."
+    )
+    distillation: DistillationReport | None = Field(
+        default=None, description="Null: not asked for."
+    )
+    calibration: CalibrationSummary | None = Field(
+        default=None, description="Null: of a report before 1.1."
+    )
+    perplexity: PerplexitySummary | None
+    memory: MemorySummary
+    phases: list[PhaseTime]
+    model_check: ModelCheck | None = Field(
+        default=None, description="Null in reports of versions that had no such check."
+    )
+    verification: Verification
+    exports: list[ExportReport] = Field(default_factory=list)
+    files: list[FileEntry]
+    warnings: list[str] = Field(default_factory=list)
+
+
+def largest_known(values: Iterable[float | None]) -> float | None:
+    """The largest of values of which some may be unknown; None if all are."""
+    return max((value for value in values if value is not None), default=None)
+
+
+def has_few_tokens(site: SiteReport) -> bool:
+    """Whether fewer tokens reached a site than it has columns: a part of it is assumed."""
+    return site.calibration_tokens < site.columns

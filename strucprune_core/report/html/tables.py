@@ -1,0 +1,174 @@
+"""The tables of the page: every figure, to the last digit where one may want it. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+
+from strucprune_core.report.document import (
+    FileEntry,
+    LayerReport,
+    MemorySummary,
+    PhaseTime,
+    Report,
+    RoundReport,
+    has_few_tokens,
+)
+from strucprune_core.report.html.numbers import (
+    ABSENT,
+    change,
+    duration,
+    exact,
+    number,
+    percent,
+    share,
+    size,
+)
+
+_MOST_SITES = 500  # In a table: a large model has thousands of experts.
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of a name and numbers.
+
+    Attributes:
+        title: What it lists.
+        head: Names of the columns.
+        rows: As many cells each as there are columns.
+        mono: Names of columns that hold text, set in a fixed pitch.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    mono: Collection[str] = ()
+
+
+def size_table(report: Report) -> Table:
+    """Every size of the model before and after."""
+    names = {
+        "parameters": "Parameters",
+        "bytes": "Bytes",
+        "ffn_channels": "FFN channels",
+        "query_heads": "Query heads",
+        "kv_heads": "Key-value heads",
+        "kv_cache_bytes_per_token": "KV cache, bytes per token",
+        "flops_per_token": "FLOPs per token",
+    }
+    sizes = {
+        name: (getattr(report.before, field), getattr(report.after, field))
+        for field, name in names.items()
+    }
+    sizes["of which FFN"] = ffn_flops(report)
+    rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]
+    return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
+
+
+def ffn_flops(report: Report) -> tuple[float, float]:
+    """FLOPs per token of the FFN layers before and after.
+
+    Where only FFN channels are removed, the difference over them is what one costs; else NaN.
+    """
+    before, after = report.before, report.after
+    removed, each = before.ffn_channels - after.ffn_channels, math.nan
+    if removed > 0 and not report.sparsity.query_heads_removed:
+        each = (before.flops_per_token - after.flops_per_token) / removed
+    return each * before.ffn_channels, each * after.ffn_channels
+
+
+def layer_table(layers: Sequence[LayerReport]) -> Table:
+    """All figures of all layers; no columns for what the job did not do."""
+    columns: dict[str, Callable[[LayerReport], str]] = {
+        "Layer": lambda layer: str(layer.index),
+        "Dense": lambda layer: exact(layer.width_before),
+        "Kept": lambda layer: exact(layer.width_after),
+        "Share": lambda layer: share(layer.width_after, layer.width_before),
+        "Energy": lambda layer: number(layer.energy),
+        "Damage": lambda layer: number(layer.predicted_damage),
+        "Error": lambda layer: number(layer.reconstruction_error),
+        "Damping": lambda layer: number(layer.damping, 3),
+        "Retries": lambda layer: str(layer.damping_retries),
+    }
+    if any(layer.query_heads_after < layer.query_heads_before for layer in layers):
+        columns["Heads / KV"] = lambda layer: f"{layer.query_heads_after} / {layer.kv_heads_after}"
+    if any(layer.recovery is not None for layer in layers):
+        columns["Recovery"] = _recovery
+    columns["Time"] = lambda layer: duration(layer.seconds)
+    rows = [[text(layer) for text in columns.values()] for layer in layers]
+    return Table("Table of all layers", [*columns], rows)
+
+
+def _recovery(layer: LayerReport) -> str:
+    """Held-out error before and after training, or that it was not taken."""
+    trained = layer.recovery
+    if trained is None:
+        return ABSENT
+    if trained.status != "accepted" or trained.error_after is None:
+        return trained.status
+    return f"{number(trained.error_before)} → {number(trained.error_after)}"
+
+
+def few_tokens_table(layers: Sequence[LayerReport]) -> Table:
+    """The sites that fewer calibration tokens reached than they have columns."""
+    few = [(layer, site) for layer in layers for site in layer.sites if has_few_tokens(site)]
+    rows = [
+        [
+            str(layer.index),
+            site.name,
+            exact(site.calibration_tokens),
+            exact(site.columns),
+            percent(site.measured_share),
+            f"{site.structures_after:,} of {site.structures_before:,}",
+            number(site.reconstruction_error),
+        ]
+        for layer, site in few[:_MOST_SITES]
+    ]
+    title = f"{len(few):,} sites saw fewer calibration tokens than they have columns"
+    head = ["Layer", "Site", "Tokens", "Columns", "Measured", "Kept", "Error"]
+    return Table(title, head, rows, mono=["Site"])
+
+
+def round_table(rounds: Sequence[RoundReport]) -> Table:
+    """How often the price was set."""
+    rows = [
+        [
+            f"{place}{' (used)' if each.used else ''}",
+            number(each.price, none=ABSENT),
+            number(each.predicted_damage),
+            number(each.kl, none=ABSENT),
+        ]
+        for place, each in enumerate(rounds, start=1)
+    ]
+    head = ["Round", "Price", "Predicted damage", "KL to dense, held out"]
+    return Table("Rounds of the price", head, rows)
+
+
+def memory_table(memory: MemorySummary) -> Table:
+    """Peaks in bytes."""
+    peaks = {"Device": memory.device_peak_bytes, "Host": memory.host_peak_bytes}
+    rows = [
+        [
+            name,
+            exact(peak.predicted),
+            "not measured" if peak.measured is None else exact(peak.measured),
+        ]
+        for name, peak in peaks.items()
+    ]
+    rows.append(["Dense weights", ABSENT, exact(memory.whole_model_bytes)])
+    return Table("Table of peak bytes", ["", "Predicted", "Measured"], rows)
+
+
+def phase_table(phases: Sequence[PhaseTime]) -> Table:
+    """Seconds of each phase."""
+    total = sum(phase.seconds for phase in phases)
+    rows = [[phase.name, f"{phase.seconds:,.3f}", share(phase.seconds, total)] for phase in phases]
+    return Table("Table of phases", ["Phase", "Seconds", "Share"], rows)
+
+
+def file_table(files: Sequence[FileEntry]) -> Table:
+    """Every published file with its digest."""
+    title = f"{len(files):,} files, {size(sum(entry.bytes for entry in files))}"
+    rows = [[entry.name, size(entry.bytes), entry.sha256] for entry in files]
+    return Table(title, ["Name", "Size", "SHA-256"], rows, mono=["SHA-256"])

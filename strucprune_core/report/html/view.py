@@ -1,0 +1,98 @@
+"""What the page shows beyond the plain fields of a report. No torch.
+
+A new figure of the report is shown by a line in the template of the section whose question it
+answers; only what must be worked out first has a place here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from strucprune_core.report.document import Report
+from strucprune_core.report.html.bars import Bars, memory_bars, perplexity_bars, phase_bars
+from strucprune_core.report.html.charts import Chart, kept_share, kept_widths, layer_chart
+from strucprune_core.report.html.summary import Headline, headlines, lead
+from strucprune_core.report.html.tables import (
+    Table,
+    few_tokens_table,
+    file_table,
+    layer_table,
+    memory_table,
+    phase_table,
+    round_table,
+    size_table,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What the templates need beside the report itself; `perplexity` is None if not evaluated."""
+
+    model: str
+    lead: str
+    headlines: Sequence[Headline]
+    spec: Mapping[str, str]
+    perplexity: Bars | None
+    size_table: Table
+    kept_share: str
+    kept_widths: Chart
+    energy: Chart
+    damage: Chart
+    error: Chart
+    seconds: Chart
+    layer_table: Table
+    few_tokens: Table
+    round_table: Table
+    memory: Bars
+    memory_table: Table
+    phases: Bars
+    phase_table: Table
+    file_table: Table
+
+
+def view_of(report: Report) -> View:
+    """Works out what the templates need."""
+    layers, quality = report.layers, report.perplexity
+    energies = {layer.index: layer.energy for layer in layers}
+    damages = {layer.index: layer.predicted_damage for layer in layers}
+    errors = {layer.index: layer.reconstruction_error for layer in layers}
+    seconds = {layer.index: layer.seconds for layer in layers}
+    return View(
+        model=report.model.uri.rstrip("/").rpartition("/")[2] or report.model.uri,
+        lead=lead(report),
+        headlines=headlines(report),
+        spec=flat(report.spec),
+        perplexity=None if quality is None else perplexity_bars(quality),
+        size_table=size_table(report),
+        kept_share=kept_share(layers),
+        kept_widths=kept_widths(layers),
+        energy=layer_chart("Energy", energies, "violet", line=True),
+        damage=layer_chart("Predicted damage", damages, "amber"),
+        error=layer_chart("Reconstruction error", errors, "rose", line=True),
+        seconds=layer_chart("Time in seconds", seconds, "blue"),
+        layer_table=layer_table(layers),
+        few_tokens=few_tokens_table(layers),
+        round_table=round_table(report.rounds),
+        memory=memory_bars(report.memory),
+        memory_table=memory_table(report.memory),
+        phases=phase_bars(report.phases),
+        phase_table=phase_table(report.phases),
+        file_table=file_table(report.files),
+    )
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The leaves of nested mappings by dotted path, as text."""
+    leaves: dict[str, str] = {}
+    for key, item in value.items():
+        path = f"{prefix}{key}"
+        if isinstance(item, Mapping) and item:
+            leaves |= flat(item, f"{path}.")
+        elif isinstance(item, str):
+            leaves[path] = item
+        else:
+            leaves[path] = json.dumps(item, ensure_ascii=False, default=str)
+    return leaves

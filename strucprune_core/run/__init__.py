@@ -1,0 +1,1 @@
+"""Doing a job: its units, their files, and publishing the result."""

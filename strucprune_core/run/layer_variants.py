@@ -1,0 +1,110 @@
+"""What the probe windows say of a model in which one layer is other than in a given one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.panels import LayerWeights
+from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution, prune_layer
+from strucprune_core.models.structures import Site, shrink
+from strucprune_core.models.vocabulary import kl_divergences
+from strucprune_core.run.context import Job
+from strucprune_core.run.steps.capture import probe_rows
+
+Rows = NDArray[np.float32]
+Solved = list[tuple[Site, SiteSolution]]
+"""The pruned sites of a layer, on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """The probe windows on their way through a model whose `layer` is other in sites of a kind."""
+
+    layer: int
+    kind: str
+    hidden: Rows
+
+
+def variant_divergences(
+    job: Job,
+    group: range,
+    entering: Callable[[int], Rows],
+    given: Callable[[int], Solved],
+    other: Callable[[int, str], Solved],
+) -> list[tuple[int, str, float]]:
+    """Divergence from the dense model of variants of a given model, one per layer and kind.
+
+    The variants pass through the remaining layers side by side, so that each weight is read once.
+
+    Args:
+        job: The job.
+        group: Layers of which there are variants.
+        entering: A layer's input in the given model, (sequences x tokens x d).
+        given: A layer's pruned sites in the given model.
+        other: A layer's pruned sites in the variant of a kind of sites.
+
+    Returns:
+        (layer, kind, mean KL divergence per token in nats).
+    """
+    runs: list[_Run] = []
+    for layer in range(group.start, job.config.layers):
+        weights = job.dense.layer(layer)
+        solved = given(layer)
+        runs = _through(job, layer, weights, solved, runs)
+        if layer in group:
+            start = entering(layer)
+            for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
+                hidden = run_layer(job, layer, weights, other(layer, kind), start)
+                runs.append(_Run(layer, kind, hidden))
+        job.tick(layer - group.start, job.config.layers - group.start)
+    divergences = divergences_from_dense(job, [run.hidden for run in runs])
+    return [(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
+
+
+def _through(
+    job: Job, layer: int, weights: LayerWeights, solved: Solved, runs: list[_Run]
+) -> list[_Run]:
+    """All runs after a layer that is the same for all: they pass it together."""
+    if not runs:
+        return []
+    hidden = run_layer(job, layer, weights, solved, np.concatenate([run.hidden for run in runs]))
+    parts = np.split(hidden, len(runs))
+    return [replace(run, hidden=part) for run, part in zip(runs, parts, strict=True)]
+
+
+def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidden: Rows) -> Rows:
+    """A layer, of which some sites are pruned, on (sequences x tokens x d)."""
+    widths = {site.name: len(solution.kept) for site, solution in solved}
+    block = shrink(job.config.blocks[layer], widths, job.spec.pruning.structures)
+    blocks = list(job.config.blocks)
+    blocks[layer] = block
+    config = job.config.with_blocks(blocks)
+    given = {site.name: solution for site, solution in solved}
+    places = [(layer, site) for site, _ in solved]
+    source = PrunedSource(job.reader, job.config, places, lambda _, site: given[site.name])
+    stream = job.stream(config, source)
+    resident = job.tiles.weight_rows is None
+    pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
+    found = np.empty_like(hidden)
+    sequences, length = hidden.shape[:2]
+    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
+        found[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
+        job.safe_point()
+    return found
+
+
+def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
+    """Mean KL(dense || other) per token of other models, from their last layer's output."""
+    dense = probe_rows(job, job.array(f"capture.{job.config.layers - 1}", "hidden.npy"))
+    d = job.config.hidden_size
+    return kl_divergences(
+        job.dense,
+        dense.reshape(-1, d),
+        [hidden.reshape(-1, d) for hidden in others],
+        lambda: job.tick(1, 1),
+    )

@@ -1,0 +1,123 @@
+"""Whose an output is that is not empty: this job's, if an earlier run broke off while it published.
+
+Its claim (report.json) is known from the workspace, or, where that is gone, by the fingerprint that
+is in it. Nothing of another job's is ever touched, nor a complete output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from strucprune_core.errors import OutputNotEmpty, naming_field
+from strucprune_core.plan.inspection import check_output_usable
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report.html import render_html
+from strucprune_core.run.context import Job
+from strucprune_core.run.publish import claim_of, unfinished, withdraw
+from strucprune_core.run.steps.report import environment_of
+from strucprune_core.run.workspace import LostFile, Workspace
+from strucprune_core.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A report that claims the output already, and that this job goes on from.
+
+    Attributes:
+        report: report.json as it lies there.
+        ours: Whether this workspace wrote it; else a run of the same job did, whose workspace is
+            gone.
+    """
+
+    report: bytes
+    ours: bool
+
+
+def find_claim(output: Store, job: Job) -> Claim | None:
+    """The claim with which this very job began to publish earlier; None if the output is empty.
+
+    Raises:
+        OutputNotEmpty: it holds something else.
+    """
+    with naming_field("output.uri_prefix"):
+        try:
+            check_output_usable(output)
+            return None
+        except OutputNotEmpty:
+            claim = claim_of(output)
+            if claim is None:
+                raise
+            if claim in (job.workspace.claim(), _finished_report(job.workspace)):
+                _check_same_inputs(output, claim, job)
+                return Claim(claim, ours=True)
+            left = unfinished(output, job.fingerprint)
+            if left is None:
+                raise
+            _check_same_environment(output, left, job)
+            return Claim(claim, ours=False)
+
+
+def _check_same_inputs(output: Store, claim: bytes, job: Job) -> None:
+    """Refuse to touch a complete output of this job whose inputs were others."""
+    if output.stat(MANIFEST) is None:
+        return
+    if Report.model_validate_json(claim).job_fingerprint != job.fingerprint:
+        raise OutputNotEmpty(
+            f"{output.uri} already holds this job's result for texts that were replaced since",
+            remedy="Choose a new output prefix.",
+        )
+
+
+def _check_same_environment(output: Store, left: Report, job: Job) -> None:
+    """Refuse early what would be refused after all the work: another machine rounds otherwise."""
+    if left.environment != environment_of(job.device):
+        raise _left_by_another(output)
+
+
+def _left_by_another(output: Store) -> OutputNotEmpty:
+    return OutputNotEmpty(
+        f"{output.uri} holds what a run of this job left that broke off while it published, on "
+        "another machine or in another environment",
+        field="output.uri_prefix",
+        remedy="Remove report.json there and the files that it lists, or choose a new output "
+        "prefix.",
+    )
+
+
+def _finished_report(workspace: Workspace) -> bytes | None:
+    if workspace.manifest("report") is None:
+        return None
+    try:
+        return workspace.file("report", REPORT_JSON).read_bytes()
+    except LostFile:  # It will be made again.
+        return None
+
+
+def documents_under(
+    claim: Claim, documents: dict[str, bytes], output: Store, job: Job
+) -> dict[str, bytes]:
+    """The documents to publish where an earlier run of this job has claimed the output.
+
+    The earlier report stays if it is about the same bytes: it differs in times only. If not (a text
+    was replaced, or another machine goes on), what it left is removed, if it is certain whose it is
+    and it is no complete output. What a killed writer left in any case.
+
+    Raises:
+        OutputNotEmpty: it is not to be removed.
+    """
+    earlier = Report.model_validate_json(claim.report)
+    new = Report.model_validate_json(documents[REPORT_JSON])
+    complete = output.stat(MANIFEST) is not None
+    if not claim.ours and complete:  # The other run was at work all the time.
+        raise OutputNotEmpty(
+            f"another run of this job published to {output.uri} first",
+            remedy="Use its result, or choose a new output prefix.",
+        )
+    same = (earlier.files, earlier.job_fingerprint) == (new.files, new.job_fingerprint)
+    if not same and (complete or not claim.ours):
+        raise _left_by_another(output)
+    output.remove_unfinished([entry.name for entry in earlier.files])
+    if same:
+        return {REPORT_JSON: claim.report, REPORT_HTML: render_html(earlier).encode()}
+    withdraw(output, earlier)
+    return documents

@@ -1,0 +1,134 @@
+"""The last step: copy an accepted checkpoint and its report to the output, manifest last.
+
+The output stays empty until every check has passed. Publishing may die anywhere and be repeated by
+another process: every file is the same bytes each time. `report.json` goes first and claims the
+prefix; `strucprune.json`, the list of all files with their digests, goes last and says "complete".
+
+A run that breaks off in between (a full disk, a kill) leaves the claim and some files. The next run
+of the same job goes on from there: it knows the claim from its workspace, or, without one, by the
+fingerprint in it, and publishes under the claim that is there if its files are the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import islice
+
+from pydantic import ValidationError
+
+from strucprune_core.errors import ObjectNotFound, OutputNotEmpty
+from strucprune_core.report.document import (
+    MANIFEST,
+    REPORT_HTML,
+    REPORT_JSON,
+    FileEntry,
+    PublishedManifest,
+    Report,
+)
+from strucprune_core.storage.digests import sha256_of_bytes
+from strucprune_core.storage.overlay import OverlayStore
+from strucprune_core.storage.store import Store
+
+CLAIM = REPORT_JSON
+# More than any job publishes: what lies under a prefix is not of our making until it is known.
+MAX_FILES, MAX_REPORT_BYTES = 10_000, 64 * 2**20
+
+
+def publish(
+    output: Store,
+    checkpoint: OverlayStore,
+    entries: Sequence[FileEntry],
+    documents: Mapping[str, bytes],
+    tick: Callable[[int, int], None],
+) -> None:
+    """Write all files to the output.
+
+    Args:
+        output: Where they go.
+        checkpoint: The assembled checkpoint.
+        entries: Its files with their digests.
+        documents: report.json and what else goes with it, by name.
+        tick: Told bytes (done, total) before each file and during large ones: safe points to stop
+            at, since the same job may publish again.
+
+    Raises:
+        OutputNotEmpty: another job has published here.
+    """
+    claim = documents[CLAIM]
+    if not output.put_if_absent(CLAIM, claim) and claim_of(output) != claim:
+        raise OutputNotEmpty(
+            f"another job published to {output.uri} first",
+            field="output.uri_prefix",
+            remedy="Submit the job again with a new output prefix.",
+        )
+    before, total = 0, sum(entry.bytes for entry in entries)
+
+    def at(before: int, done: int) -> None:
+        tick(before + done, total)
+
+    for entry in entries:
+        at(before, 0)
+        if entry.name in checkpoint.paths:
+            output.upload(entry.name, checkpoint.paths[entry.name], partial(at, before))
+        else:
+            output.put(entry.name, checkpoint.contents[entry.name])
+        before += entry.bytes
+    at(total, 0)
+    for name, data in documents.items():
+        if name != CLAIM:
+            output.put(name, data)
+    output.put(MANIFEST, _manifest(entries, documents))
+
+
+def claim_of(output: Store) -> bytes | None:
+    """The report that the output is claimed with, None if there is none."""
+    try:
+        return bytes(output.read(CLAIM))
+    except ObjectNotFound:
+        return None
+
+
+def unfinished(output: Store, fingerprint: str) -> Report | None:
+    """The report of a run of this job that broke off while it published; else None.
+
+    None too if anything lies there that such a run does not write.
+
+    Args:
+        output: Where it published.
+        fingerprint: The job's, as in its reports.
+    """
+    keys = {info.key for info in islice(output.list(), MAX_FILES)}
+    if MANIFEST in keys or CLAIM not in keys or len(keys) == MAX_FILES:
+        return None
+    info = output.stat(CLAIM)
+    if info is None or info.size_bytes > MAX_REPORT_BYTES:
+        return None
+    try:
+        report = Report.model_validate_json(bytes(output.read(CLAIM)))
+    except (ValidationError, ObjectNotFound):
+        return None
+    ours = report.job_fingerprint == fingerprint and keys <= set(_written(report))
+    return report if ours else None
+
+
+def withdraw(output: Store, claim: Report) -> None:
+    """Remove what a run left that broke off while it published, its claim last.
+
+    Only for the job whose claim it is, and while no manifest says that the output is complete.
+    """
+    for name in _written(claim):
+        output.delete(name)
+
+
+def _written(report: Report) -> list[str]:
+    """What publishing writes before the manifest; the claim last."""
+    return [*(entry.name for entry in report.files), REPORT_HTML, CLAIM]
+
+
+def _manifest(entries: Sequence[FileEntry], documents: Mapping[str, bytes]) -> bytes:
+    files = list(entries)
+    for name, data in sorted(documents.items()):
+        files.append(FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data)))
+    manifest = PublishedManifest(format_version=1, files=files)
+    return (manifest.model_dump_json(indent=2) + "\n").encode()

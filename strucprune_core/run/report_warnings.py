@@ -1,0 +1,92 @@
+"""What a user must know of a finished job beside its figures: a line for each kind of thing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from strucprune_core.calibration.degeneracy import TokenCounts, rank_is_low
+from strucprune_core.calibration.text import CALIBRATION_TEXT_BYTES
+from strucprune_core.report.document import LayerReport, has_few_tokens, largest_known
+from strucprune_core.spec import JobSpec
+
+_MEANING = {
+    "calibration_tokens": "What it lacks looks unnecessary and is pruned: give a text such as the "
+    "model is used on.",
+    "evaluation_tokens": "Perplexity on it says little.",
+}
+
+
+def text_warnings(spec: JobSpec, vocabulary: int, values: Mapping[str, Any]) -> list[str]:
+    """Texts of few distinct tokens, or longer than what is read of them.
+
+    Args:
+        spec: The job.
+        vocabulary: Tokens that the model knows.
+        values: What the units that read the texts found out.
+    """
+    places = {"calibration_tokens": spec.calibration.place, "evaluation_tokens": "evaluation.uri"}
+    found = [
+        f"{place}: the text has hardly any variety, {counts.words}. {_MEANING[name]}"
+        for name, place in places.items()
+        if name in values and (counts := TokenCounts(**values[name])).are_few(vocabulary)
+    ]
+    if values["calibration_cut"]:
+        found.append(
+            f"{spec.calibration.place}: windows were drawn from the first "
+            f"{CALIBRATION_TEXT_BYTES:,} bytes of text; the rest was not read."
+        )
+    return found
+
+
+def layer_rank(layer: LayerReport) -> float | None:
+    """Effective rank of a layer's inputs: the largest of its sites, None if all are zero."""
+    return largest_known(site.effective_rank for site in layer.sites)
+
+
+def rank_warning(layers: Sequence[LayerReport]) -> list[str]:
+    """One line on all layers to which the calibration tokens look much alike."""
+    low = [
+        (rank, layer.index)
+        for layer in layers
+        if (rank := layer_rank(layer)) is not None and _is_low(rank, layer)
+    ]
+    if not low:
+        return []
+    rank, index = min(low)
+    return [
+        f"{len(low)} of {len(layers)} layers have inputs of few independent directions on the "
+        f"calibration text (lowest: layer {index}, effective rank {rank:.1f}). Give a text with "
+        f"more variety."
+    ]
+
+
+def _is_low(rank: float, layer: LayerReport) -> bool:
+    tokens = max(site.calibration_tokens for site in layer.sites)
+    return rank_is_low(rank, tokens, max(site.columns for site in layer.sites))
+
+
+def few_tokens_warning(layers: Sequence[LayerReport]) -> list[str]:
+    """One line on all sites whose statistics are in part assumed; see `calibration.statistics`."""
+    sites = [(layer.index, site) for layer in layers for site in layer.sites]
+    few = [(index, site) for index, site in sites if has_few_tokens(site)]
+    if not few:
+        return []
+    none = sum(site.calibration_tokens == 0 for _, site in few)
+    index, first = few[0]
+    at_all = f", {none:,} none at all" if none else ""
+    return [
+        f"{len(few):,} of {len(sites):,} sites saw fewer calibration tokens than they have columns"
+        f"{at_all} (the first: layer {index}, {first.name}). What their tokens do not determine is "
+        f"assumed. Raise calibration.samples or calibration.sequence_length."
+    ]
+
+
+def retry_warnings(layers: Sequence[LayerReport]) -> list[str]:
+    """A damping that had to be raised: the Gram matrix was close to singular."""
+    return [
+        f"layer {layer.index}: the ridge was raised {layer.damping_retries} time(s) to factorise "
+        f"its Gram matrix"
+        for layer in layers
+        if layer.damping_retries
+    ]

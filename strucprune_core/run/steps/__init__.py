@@ -1,0 +1,1 @@
+"""The work of each unit, one file per kind."""

@@ -1,0 +1,269 @@
+"""`distill.k`: some steps of training the pruned model as a whole, one layer in memory at a time.
+
+A step is a pass forth, which leaves every layer's input in a scratch file, the loss at the end, and
+a pass back, in which each layer is read, run again with the graph on, updated and written. Matrices
+in training and their moments lie in a file per layer; everything else of a layer (norms, biases,
+routers) is what it was. A unit goes on from the files of the unit before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.checkpoint.bundle import load_from_bundle, save_bundle
+from strucprune_core.method.training.distillation import DistillationStatus, Trained, has_diverged
+from strucprune_core.method.training.schedule import rate_factor
+from strucprune_core.models.backward import layer_gradients
+from strucprune_core.models.decoder import Decoder
+from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.output_gradients import kl_gradients
+from strucprune_core.models.pruned_weights import SiteSolution, as_stored
+from strucprune_core.models.tensors import layer_tensors, tensor_name
+from strucprune_core.models.tiles import HOLDOUT_TOKENS
+from strucprune_core.models.vocabulary import embed, kl_divergences
+from strucprune_core.plan.graph import Unit, distill_units
+from strucprune_core.run.context import DISTILLED, OTHERS, Job, solution_tensors
+from strucprune_core.run.workspace import Draft
+from strucprune_core.scratch.arrays import temporary_array
+from strucprune_core.spec import DistillationSpec
+
+STATE = "state.{}.safetensors"
+PARTS = ("weight", "first", "second")
+Rows = NDArray[np.float32]
+
+
+@torch.no_grad()
+def distill(job: Job, unit: Unit, draft: Draft) -> None:
+    """Train for the unit's steps. Write a file per layer: state.l, or at the end distilled.l.
+
+    Values: `losses`, one per step; `diverged`; of the first unit `kl_before`, of the last one
+    `kl_after` (mean KL divergence from the dense model on held-out tokens, nats per token) and
+    `status`.
+    """
+    spec = job.spec.pruning.distill
+    assert spec is not None  # noqa: S101 - the graph has this unit only if there is one
+    units = distill_units(spec.steps)
+    before = [job.workspace.values(f"distill.{number}") for number in range(unit.index)]
+    model = _Model(job, unit.index, draft)
+    if not before:
+        draft.values["kl_before"] = model.held_out_divergence()
+    earlier = [loss for values in before for loss in values["losses"]]
+    losses: list[float] = []
+    diverged = bool(before and before[-1]["diverged"])
+    for step in units[unit.index]:
+        if diverged:
+            break
+        first_loss = next(iter([*earlier, *losses]), None)
+        loss = model.train(_batch(job, spec, step), step, spec, first_loss)
+        diverged = has_diverged(loss, loss if first_loss is None else first_loss)
+        if math.isfinite(loss):
+            losses.append(loss)
+    draft.values |= {"losses": losses, "diverged": diverged}
+    if unit.index + 1 < len(units):
+        model.hand_on()
+        return
+    start = (before[0] if before else draft.values)["kl_before"]
+    after = None if diverged else model.held_out_divergence()
+    status = DistillationStatus.DIVERGED
+    if after is not None:
+        accepted = after < start
+        status = DistillationStatus.ACCEPTED if accepted else DistillationStatus.REJECTED
+    draft.values |= {"kl_after": after, "status": status.value}
+    model.finish(accepted=status is DistillationStatus.ACCEPTED)
+
+
+def _batch(job: Job, spec: DistillationSpec, step: int) -> NDArray[np.int64]:
+    """Sequences of one step: each once before any comes again, from the job's seed."""
+    count = job.train_sequences
+    size = min(spec.batch_sequences, count)
+    epoch, place = divmod(step, count // size)
+    draw = np.random.Generator(np.random.PCG64([job.spec.calibration.seed, epoch]))
+    return np.sort(draw.permutation(count)[place * size : (place + 1) * size])
+
+
+class _Model:
+    """The pruned model in training, in files."""
+
+    def __init__(self, job: Job, number: int, draft: Draft) -> None:
+        """Go on from unit `number` - 1."""
+        self._job, self._number, self._draft = job, number, draft
+        self._config = job.pruned_config
+        self._decoder = Decoder(self._config)
+        self._given = job.stream(self._config, job.repaired_source())
+        self._tokens = job.array("tokens", "calibration.npy")
+        self._dense = job.array(f"capture.{self._config.layers - 1}", "hidden.npy")
+        self._updated: set[int] = set()
+
+    def train(
+        self, rows: NDArray[np.int64], step: int, spec: DistillationSpec, first_loss: float | None
+    ) -> float:
+        """One step on some sequences; its loss. Nothing is updated if that says divergence."""
+        layers = self._config.layers
+        with self._forward(rows) as states:
+            losses, flow = kl_gradients(
+                self._job.dense, self._flat(self._dense[rows]), self._flat(states[-1]), self._alive
+            )
+            loss = float(losses.mean())
+            if has_diverged(loss, loss if first_loss is None else first_loss):
+                return loss
+            rate = spec.learning_rate * rate_factor(step, spec.steps)
+            flow = (flow / np.float32(len(losses))).reshape(states[-1].shape)
+            for layer in reversed(range(layers)):
+                flow = self._back(layer, states[layer], flow, step + 1, rate)
+                self._job.tick(2 * layers - layer, 2 * layers)
+        return loss
+
+    def held_out_divergence(self) -> float:
+        """Mean KL divergence from the dense model, nats per token."""
+        first, length = self._job.train_sequences, self._tokens.shape[1]
+        count = min(self._job.holdout_sequences, max(1, HOLDOUT_TOKENS // length))
+        rows = np.arange(first, first + count)
+        with self._forward(rows) as states:
+            dense, last = self._flat(self._dense[rows]), self._flat(states[-1])
+            (found,) = kl_divergences(self._job.dense, dense, [last], self._alive)
+        return found
+
+    def hand_on(self) -> None:
+        """Leave a state file of every layer for the next unit."""
+        for layer in set(range(self._config.layers)) - self._updated:  # Where training diverged.
+            self._save(layer, self._load(layer))
+
+    def finish(self, *, accepted: bool) -> None:
+        """Write distilled.l of every layer, trained if that is accepted, and leave no state."""
+        for layer in range(self._config.layers):
+            given = self._given.whole_layer(layer)
+            trained = {role: given[role] for role in self._job.distilled_roles(layer)}
+            if accepted:
+                trained = self._matrices(layer)
+            file = self._draft.path(DISTILLED.format(layer))
+            save_bundle(file, self._as_solution(layer, trained))
+            self._draft.path(STATE.format(layer)).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _forward(self, rows: NDArray[np.int64]) -> Iterator[Rows]:
+        """Every layer's input, and the last one's output, (layers + 1 x sequences x length x d)."""
+        layers, tokens = self._config.layers, np.asarray(self._tokens[rows])
+        shape = (layers + 1, *tokens.shape, self._config.hidden_size)
+        states = temporary_array(self._job.scratch, shape)
+        embed(self._job.dense, tokens, states[0])
+        for layer in range(layers):
+            block, weights = (
+                self._config.blocks[layer],
+                self._weights(layer, self._matrices(layer)),
+            )
+            for batch in self._batches(len(rows)):
+                x = self._on_device(states[layer, batch])
+                output = self._decoder.forward_layer(block, x, weights).hidden
+                states[layer + 1, batch] = output.cpu().numpy()
+            self._job.tick(layer, 2 * layers)
+        yield states
+
+    def _back(self, layer: int, inputs: Rows, flow: Rows, step: int, rate: float) -> Rows:
+        """Lead the gradient back through a layer, and update it."""
+        states = self._load(layer)
+        weights = self._weights(layer, {role: state.weight for role, state in states.items()})
+        total = {role: torch.zeros_like(state.weight) for role, state in states.items()}
+        before = np.empty_like(flow)
+        for batch in self._batches(len(flow)):
+            at_input, gradients = layer_gradients(
+                self._decoder,
+                self._config.blocks[layer],
+                weights,
+                list(states),
+                self._on_device(inputs[batch]),
+                self._on_device(flow[batch]),
+            )
+            before[batch] = at_input.cpu().numpy()
+            for role, gradient in gradients.items():
+                total[role] += gradient
+        for role, state in states.items():
+            state.update(total[role], step, rate)
+        self._save(layer, states)
+        return before
+
+    def _weights(self, layer: int, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All of a layer's tensors: its matrices in training, and the rest as it was."""
+        rest = set(layer_tensors(self._config, layer)) - set(matrices)
+        return matrices | {
+            role: self._given.tensor(tensor_name(self._config, layer, role)) for role in rest
+        }
+
+    def _load(self, layer: int) -> dict[str, Trained]:
+        """A layer's matrices in training with their moments, by role, on the device."""
+        matrices = self._matrices(layer)
+        file = self._file(layer)
+        if file is None:
+            return {role: Trained.start(matrix) for role, matrix in matrices.items()}
+        return {
+            role: Trained(matrix, *(self._read(file, role, part) for part in PARTS[1:]))
+            for role, matrix in matrices.items()
+        }
+
+    def _matrices(self, layer: int) -> dict[str, Tensor]:
+        """The matrices alone: a pass forth needs no moments."""
+        roles = self._job.distilled_roles(layer)
+        file = self._file(layer)
+        if file is None:
+            given = self._given.whole_layer(layer)
+            return {role: given[role].clone() for role in roles}
+        return {role: self._read(file, role, PARTS[0]) for role in roles}
+
+    def _file(self, layer: int) -> Path | None:
+        """Where a layer's state lies; None before the first step."""
+        name = STATE.format(layer)
+        if layer in self._updated:
+            return self._draft.path(name)
+        if self._number == 0:
+            return None
+        return self._job.workspace.file(f"distill.{self._number - 1}", name)
+
+    def _read(self, file: Path, role: str, part: str) -> Tensor:
+        # Cloned: the update is made in place, and what is read may be mapped from the file.
+        return load_from_bundle(file, f"{role}.{part}", self._job.device)
+
+    def _save(self, layer: int, states: dict[str, Trained]) -> None:
+        file = self._draft.path(STATE.format(layer))
+        new = file.with_suffix(".new")
+        tensors = {
+            f"{role}.{part}": getattr(state, part).cpu()
+            for role, state in states.items()
+            for part in PARTS
+        }
+        save_bundle(new, tensors)
+        new.replace(file)
+        self._updated.add(layer)
+
+    def _as_solution(self, layer: int, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A layer's solution file: what belongs to its sites, and the other matrices."""
+        tensors: dict[str, Tensor] = {}
+        others = {role: weight.cpu() for role, weight in trained.items()}
+        for site in self._job.sites(layer):
+            solution = SiteSolution(
+                self._job.repaired(layer, site).kept,
+                as_stored(others.pop(site.output.role), site),  # Turning twice gives (d x columns).
+                {part.role: others.pop(part.role) for part in site.coupled if part.role in trained},
+            )
+            tensors |= solution_tensors(site, solution)
+        return tensors | {f"{OTHERS}{role}": weight for role, weight in others.items()}
+
+    def _batches(self, sequences: int) -> Iterator[slice]:
+        length = self._tokens.shape[1]
+        return micro_batches(sequences, length, self._job.tiles.micro_batch_tokens)
+
+    def _on_device(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(np.array(rows)).to(self._job.device)
+
+    def _flat(self, rows: Rows) -> Rows:
+        return np.asarray(rows).reshape(-1, self._config.hidden_size)
+
+    def _alive(self) -> None:
+        layers = self._config.layers
+        self._job.tick(layers, 2 * layers)

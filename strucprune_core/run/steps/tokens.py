@@ -1,0 +1,169 @@
+"""From texts to the first layer's input.
+
+`tokens`, `tokens.evaluation`: texts to token windows. `embed`: embeddings of the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
+from strucprune_core.calibration.text import (
+    CALIBRATION_TEXT_BYTES,
+    Text,
+    digest,
+    draw_windows,
+    first_windows,
+    is_cut,
+)
+from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
+from strucprune_core.calibration.text_protocol import DocumentsRead
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.models.decoding import generate
+from strucprune_core.models.vocabulary import embed
+from strucprune_core.plan.graph import CALIBRATION, EVALUATION, Unit
+from strucprune_core.plan.inspection import check_texts_unchanged
+from strucprune_core.run.context import Job
+from strucprune_core.run.workspace import Draft
+from strucprune_core.scratch.arrays import new_array
+from strucprune_core.scratch.directories import scratch_directory
+from strucprune_core.storage.local import LocalStore
+from strucprune_core.storage.open import split_object
+
+
+def tokens(job: Job, unit: Unit, draft: Draft) -> None:
+    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32.
+
+    Values by text: its digest, and `calibration_tokens` or `evaluation_tokens`, as `TokenCounts`;
+    `calibration_cut`, whether only the beginning of a long text was read.
+
+    Raises:
+        InvalidText: a text is too short, unreadable or (the calibration text) degenerate.
+    """
+    if unit.name == "tokens":
+        _calibration(job, draft)
+    else:
+        _evaluation(job, draft)
+
+
+def _calibration(job: Job, draft: Draft) -> None:
+    drawn = _drawn(job)
+    counts = TokenCounts.of(drawn.windows)
+    if not job.spec.calibration.allow_degenerate:
+        refuse_tokens(counts, job.config.vocab_size, job.spec.calibration.place)
+    np.save(draft.path("calibration.npy"), drawn.windows)
+    draft.values["calibration_sha256"] = drawn.sha256
+    draft.values["calibration_cut"] = drawn.cut
+    draft.values["calibration_tokens"] = asdict(counts)
+    check_texts_unchanged(job.spec, job.open_store, job.texts, CALIBRATION)
+
+
+def _evaluation(job: Job, draft: Draft) -> None:
+    evaluation = job.spec.evaluation
+    assert evaluation is not None  # noqa: S101 - else the graph has no such unit
+    text = _text(job, evaluation.uri, "evaluation.uri")
+    stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
+    windows = first_windows(stream, evaluation.sequences, evaluation.sequence_length, text.field)
+    np.save(draft.path("evaluation.npy"), windows)
+    draft.values["evaluation_sha256"] = digest(text)
+    draft.values["evaluation_tokens"] = asdict(TokenCounts.of(windows))
+    check_texts_unchanged(job.spec, job.open_store, job.texts, EVALUATION)
+
+
+@dataclass(frozen=True, slots=True)
+class _Drawn:
+    """Calibration windows.
+
+    Attributes:
+        windows: Token ids, (samples x length).
+        sha256: Of the text or documents that they come from, hex.
+        cut: Whether there is more text than is read.
+    """
+
+    windows: NDArray[np.int32]
+    sha256: str
+    cut: bool
+
+
+def _drawn(job: Job) -> _Drawn:
+    """The calibration windows, from wherever the job takes its text."""
+    spec = job.spec.calibration
+    if spec.uri is None:
+        windows = _written_by_the_model(job)
+        return _Drawn(windows, hashlib.sha256(windows.tobytes()).hexdigest(), cut=False)
+    text = _text(job, spec.uri, "calibration.uri")
+    documents = spec.file_format != "text"
+    read: list[DocumentsRead] = []
+    stream = text_tokens(
+        job.index,
+        text,
+        vocab_size=job.config.vocab_size,
+        file_format=spec.file_format,
+        document_field=spec.document_field if documents else "",
+        chat=spec.chat_template,
+        limit_bytes=CALIBRATION_TEXT_BYTES,
+        wait=job.safe_point,
+        documents=read.append,
+    )
+    windows = draw_windows(stream, spec.samples, spec.sequence_length, spec.seed, text.field)
+    if documents:
+        return _Drawn(windows, read[0].sha256, read[0].cut)
+    return _Drawn(windows, digest(text), is_cut(text))
+
+
+def _written_by_the_model(job: Job) -> NDArray[np.int32]:
+    """Sequences sampled from the dense model, (samples x length)."""
+    spec = job.spec.calibration
+    start, vocabulary = tokenizer_facts(job.index, job.config.vocab_size)
+    generator = np.random.Generator(np.random.PCG64(spec.seed))
+    first = generator.integers(0, vocabulary, spec.samples, dtype=np.int32)
+    if start is not None:
+        first[:] = start
+    total = job.config.layers * (spec.sequence_length - 1)
+    done = iter(range(1, total + 1))
+    with local_weights(job.index, job.scratch, lambda: job.tick(0, 1)) as index:
+        return generate(
+            job.stream(job.config, TensorReader(index)),
+            first,
+            spec.sequence_length,
+            spec.seed,
+            job.scratch,
+            lambda: job.tick(next(done), total),
+        )
+
+
+@contextlib.contextmanager
+def local_weights(
+    index: CheckpointIndex, scratch: Path, tick: Callable[[], None]
+) -> Iterator[CheckpointIndex]:
+    """The checkpoint with its weights on this machine, for what reads them many times over."""
+    if all(index.store.local_path(name) is not None for name in index.file_sizes):
+        yield index
+        return
+    with scratch_directory(scratch) as folder:
+        for name in index.file_sizes:
+            index.store.download(name, folder / name, lambda done: tick())
+        yield replace(index, store=LocalStore(folder))
+
+
+@torch.inference_mode()
+def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
+    """Write hidden.npy: the embedded calibration windows, (samples x length x d) float32."""
+    windows = np.asarray(job.array("tokens", "calibration.npy"))
+    out = new_array(draft.path("hidden.npy"), (*windows.shape, job.config.hidden_size))
+    embed(job.dense, windows, out, lambda: job.tick(0, 1))
+    out.flush()
+
+
+def _text(job: Job, uri: str, field: str) -> Text:
+    parent, name = split_object(uri)
+    return Text(job.open_store(parent), name, field, lambda: job.tick(0, 1))

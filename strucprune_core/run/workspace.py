@@ -1,0 +1,421 @@
+"""Finished units of a job, kept so that a run can stop anywhere and continue.
+
+Layout under the workspace's root:
+
+    job.json                          fingerprint of the job that owns the workspace
+    claim.json                        the report that publishing began with
+    units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
+    units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
+
+A unit is finished exactly when its manifest exists. Two processes that run the same unit write
+under different nonces; one manifest wins, and both go on with the winner's files.
+
+Nothing here is irreplaceable, so nothing is believed: manifests carry a seal, files a digest. What
+does not fit counts as not there, and is computed again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from strucprune_core.errors import (
+    ObjectNotFound,
+    StorageError,
+    StorageUnavailable,
+    WorkspaceMismatch,
+)
+from strucprune_core.scratch.directories import scratch_errors
+from strucprune_core.storage.digests import sha256_of, sha256_of_bytes
+from strucprune_core.storage.store import Store, Tick, ignore_bytes
+
+log = logging.getLogger(__name__)
+
+_OWNER = "job.json"
+CLAIM = "claim.json"
+
+
+class LostFile(StorageUnavailable):
+    """A file of a finished unit is damaged or gone. Look again (`refresh`) at what is to be done.
+
+    Args:
+        message: What was found.
+        unit: The unit whose file it is.
+    """
+
+    def __init__(self, message: str, unit: str) -> None:
+        super().__init__(
+            message,
+            remedy="Start the job again with the same workspace: what was lost is recomputed.",
+        )
+        self.unit = unit
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A unit's file: its key in the workspace, size and SHA-256 (hex)."""
+
+    key: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The record of a finished unit.
+
+    Attributes:
+        unit: Name of the unit.
+        files: Its files by name.
+        values: Small results, JSON.
+        seconds: Time it took.
+        host_peak_bytes: Peak of the process's anonymous memory while it ran.
+        device_peak_bytes: Peak of device allocations, None where the device is not measured.
+    """
+
+    unit: str
+    files: dict[str, StoredFile]
+    values: dict[str, Any]
+    seconds: float
+    host_peak_bytes: int
+    device_peak_bytes: int | None
+
+    def body(self) -> dict[str, Any]:
+        """What is stored as JSON."""
+        return {
+            "unit": self.unit,
+            "files": {
+                name: {"key": f.key, "bytes": f.bytes, "sha256": f.sha256}
+                for name, f in sorted(self.files.items())
+            },
+            "values": self.values,
+            "seconds": self.seconds,
+            "host_peak_bytes": self.host_peak_bytes,
+            "device_peak_bytes": self.device_peak_bytes,
+        }
+
+    @classmethod
+    def from_body(cls, body: dict[str, Any]) -> Manifest:
+        """What `body` gave."""
+        files = {name: StoredFile(**entry) for name, entry in body["files"].items()}
+        return cls(**{**body, "files": files})
+
+
+@dataclass(slots=True)
+class Draft:
+    """A unit being computed: put files into `directory` and results into `values`."""
+
+    directory: Path
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Where to write the file `name`."""
+        return self.directory / name
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A unit that is finished in the store, and that its workspace does not know of yet.
+
+    Attributes:
+        manifest: The one that counts: another process may have been first.
+        local: Files that were kept on this machine, by key.
+    """
+
+    manifest: Manifest
+    local: dict[str, Path]
+
+
+class Workspace:
+    """The finished units of one job, in a store, with a local scratch directory for files.
+
+    It belongs to one thread, but for `store`, which leaves it alone.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        scratch: Path,
+        fingerprint: str,
+        *,
+        versions: Callable[[str], str] = lambda unit: "",
+        on_upload: Tick = ignore_bytes,
+        on_download: Tick = ignore_bytes,
+    ) -> None:
+        """Open a workspace, claiming it for the job if it is new.
+
+        Args:
+            store: Where it lies.
+            scratch: Local directory for files.
+            fingerprint: Identifies the job.
+            versions: What a unit depends on beside that, and what may change between two runs of
+                the job: a unit that was computed from another version is not finished.
+            on_upload: Told now and then while a unit's file is written, in the thread of `store`.
+            on_download: Told now and then while a file is fetched.
+
+        Raises:
+            WorkspaceMismatch: it belongs to a job with another specification or model.
+        """
+        self._store = store
+        self._scratch = scratch
+        self._fingerprint = fingerprint
+        self._versions = versions
+        self._on_upload = on_upload
+        self._on_download = on_download
+        self._manifests: dict[str, Manifest] = {}
+        self._local: dict[str, Path] = {}
+        with scratch_errors("a directory"):
+            scratch.mkdir(parents=True, exist_ok=True)
+        self._take_possession()
+        self.refresh()
+
+    def _take_possession(self) -> None:
+        mine = _owner(self._fingerprint)
+        if self._store.put_if_absent(_OWNER, mine):
+            return
+        found = bytes(self._store.read(_OWNER))
+        if found == mine:
+            return
+        if _is_owner(found):
+            raise WorkspaceMismatch(
+                f"the workspace {self._store.uri} holds another job's units "
+                "(its pruning, calibration or evaluation differs, or the model's files were "
+                "written again since)",
+                remedy="Choose another workspace, or repeat the command that began this one.",
+            )
+        log.warning("%s in the workspace %s was damaged", _OWNER, self._store.uri)
+        self._store.put(_OWNER, mine)
+
+    def refresh(self) -> None:
+        """Look at what is there now: what was lost, and what other processes have done."""
+        self._manifests.clear()
+        self._present = {info.key: info.size_bytes for info in self._store.list("units/")}
+
+    def look(self, unit: str) -> bool:
+        """Look again at one unit: whether it is finished by now."""
+        root = f"units/{unit}/"
+        self._manifests.pop(unit, None)
+        for key in [key for key in self._present if key.startswith(root)]:
+            del self._present[key]
+        self._present.update({info.key: info.size_bytes for info in self._store.list(root)})
+        return self.manifest(unit) is not None
+
+    def manifest(self, unit: str) -> Manifest | None:
+        """The unit's manifest if it is finished, else None."""
+        if unit not in self._manifests:
+            key = _manifest_key(unit)
+            if key not in self._present:
+                return None
+            found = self._stored_manifest(unit)
+            if found is None:
+                self._discard(unit)
+                return None
+            self._manifests[unit] = found
+        return self._manifests[unit]
+
+    def _stored_manifest(self, unit: str) -> Manifest | None:
+        """The manifest in the store, None if it is gone, damaged, or not of this job."""
+        try:
+            body = json.loads(bytes(self._store.read(_manifest_key(unit))))
+            seal = body.pop("seal")
+            manifest = Manifest.from_body(body)
+        except (ObjectNotFound, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        return manifest if seal == self._seal(manifest) and manifest.unit == unit else None
+
+    def _sealed(self, manifest: Manifest) -> bytes:
+        return json.dumps({**manifest.body(), "seal": self._seal(manifest)}).encode()
+
+    def _seal(self, manifest: Manifest) -> str:
+        """A digest that only this very manifest has, and only in this job on these texts."""
+        read_back = json.loads(json.dumps(manifest.body()))  # Keys of `values` become text.
+        body = json.dumps(read_back, sort_keys=True)
+        versions = self._versions(manifest.unit)
+        return sha256_of_bytes(f"{self._fingerprint} {versions} {body}".encode())
+
+    def values(self, unit: str) -> dict[str, Any]:
+        """Small results of a finished unit."""
+        manifest = self.manifest(unit)
+        if manifest is None:
+            raise LookupError(f"unit {unit} is not finished")
+        return manifest.values
+
+    def has_file(self, unit: str, name: str) -> bool:
+        """Whether a finished unit's file is there in full (it may have been released)."""
+        manifest = self.manifest(unit)
+        if manifest is None or name not in manifest.files:
+            return False
+        entry = manifest.files[name]
+        return self._present.get(entry.key) == entry.bytes
+
+    def file(self, unit: str, name: str) -> Path:
+        """A finished unit's file on this machine, verified when it was not written here.
+
+        Raises:
+            LostFile: its bytes are not those that the unit wrote, which is therefore forgotten; or
+                it is gone. That may be right: another process at work on the same job releases
+                what it needs no more.
+        """
+        manifest = self.manifest(unit)
+        if manifest is None:
+            raise LookupError(f"unit {unit} is not finished")
+        entry = manifest.files[name]
+        path = self._local.get(entry.key)
+        if path is None or not path.exists():
+            path = self._fetch(unit, entry.key)
+            if sha256_of(path) != entry.sha256:
+                self.forget(unit)
+                raise LostFile(f"{entry.key} in the workspace {self._store.uri} is damaged", unit)
+            self._local[entry.key] = path
+        return path
+
+    def _fetch(self, unit: str, key: str) -> Path:
+        """The file on this machine, downloaded if need be."""
+        path = self._store.local_path(key)
+        if path is not None:
+            return path
+        path = self._scratch / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._store.download(key, path, self._on_download)
+        except ObjectNotFound as error:
+            raise LostFile(f"{key} is gone from the workspace {self._store.uri}", unit) from error
+        return path
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its files lie on another machine."""
+        return self._store.local_path(_OWNER) is None
+
+    @contextlib.contextmanager
+    def draft(self) -> Iterator[Draft]:
+        """A scratch directory for a unit's files, removed at the end: `store` has stored them."""
+        directory = self._scratch / f"draft-{secrets.token_hex(8)}"
+        directory.mkdir(parents=True)
+        try:
+            yield Draft(directory)
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def store(
+        self,
+        unit: str,
+        draft: Draft,
+        *,
+        seconds: float,
+        host_peak_bytes: int,
+        device_peak_bytes: int | None,
+    ) -> Stored:
+        """Store a unit's files and then its manifest. For any thread; see `adopt`.
+
+        If a file cannot be stored, none of them stays.
+        """
+        nonce = secrets.token_hex(8)
+        files: dict[str, StoredFile] = {}
+        local: dict[str, Path] = {}
+        try:
+            for path in sorted(draft.directory.iterdir()):
+                key = f"units/{unit}/{nonce}/{path.name}"
+                files[path.name] = StoredFile(key, path.stat().st_size, sha256_of(path))
+                self._store.upload(key, path, self._on_upload)
+                if self._store.local_path(key) is None:  # Spare a later download.
+                    local[key] = self._keep(key, path)
+        except BaseException:
+            for entry in files.values():
+                if entry.key in local:
+                    local[entry.key].unlink(missing_ok=True)
+                with contextlib.suppress(StorageError):
+                    self._store.delete(entry.key)
+            raise
+        manifest = Manifest(unit, files, draft.values, seconds, host_peak_bytes, device_peak_bytes)
+        key = _manifest_key(unit)
+        if not self._store.put_if_absent(key, self._sealed(manifest)):
+            winner = self._stored_manifest(unit)
+            if winner is None:  # What is there is no manifest.
+                self._store.put(key, self._sealed(manifest))
+            manifest = winner or manifest
+        return Stored(manifest, local)
+
+    def _keep(self, key: str, path: Path) -> Path:
+        """Move what was just uploaded to where it would be downloaded to."""
+        kept = self._scratch / key
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        return path.replace(kept)
+
+    def adopt(self, stored: Stored) -> Manifest:
+        """Know a unit as finished from now on. Returns the manifest that counts."""
+        manifest = stored.manifest
+        self._local |= stored.local
+        self._present[_manifest_key(manifest.unit)] = 0
+        self._present.update({entry.key: entry.bytes for entry in manifest.files.values()})
+        self._manifests[manifest.unit] = manifest
+        return manifest
+
+    def release(self, unit: str, name: str) -> None:
+        """Delete a file that no pending unit needs. The unit stays finished."""
+        manifest = self.manifest(unit)
+        if manifest is None or name not in manifest.files:
+            return
+        key = manifest.files[name].key
+        local = self._local.pop(key, None)
+        if local is not None:
+            local.unlink(missing_ok=True)
+        if key in self._present:
+            self._store.delete(key)
+            del self._present[key]
+
+    def keep_claim(self, report: bytes) -> None:
+        """Remember the report that an output is about to be claimed with."""
+        self._store.put(CLAIM, report)
+
+    def claim(self) -> bytes | None:
+        """What was last kept, damaged or not; None if nothing was."""
+        try:
+            return bytes(self._store.read(CLAIM))
+        except ObjectNotFound:
+            return None
+
+    def _discard(self, unit: str) -> None:
+        """Remove what is left of a unit whose manifest is not of this job as it is now.
+
+        A process that stores the unit meanwhile may lose a file; it will be found lost, and made
+        again.
+        """
+        self.forget(unit)
+        for key in [key for key in self._present if key.startswith(f"units/{unit}/")]:
+            self._store.delete(key)
+            del self._present[key]
+
+    def forget(self, unit: str) -> None:
+        """Make a finished unit unfinished.
+
+        One that this process never saw finished is left alone: if it is by now, another process
+        did it, and `store` will go on with that one's files.
+        """
+        self._manifests.pop(unit, None)
+        if self._present.pop(_manifest_key(unit), None) is not None:
+            self._store.delete(_manifest_key(unit))
+
+
+def _owner(fingerprint: str) -> bytes:
+    seal = sha256_of_bytes(fingerprint.encode())
+    return json.dumps({"fingerprint": fingerprint, "seal": seal}).encode()
+
+
+def _is_owner(data: bytes) -> bool:
+    """Whether some job wrote this, and nothing has damaged it."""
+    try:
+        return _owner(json.loads(data)["fingerprint"]) == data
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _manifest_key(unit: str) -> str:
+    return f"units/{unit}/manifest.json"

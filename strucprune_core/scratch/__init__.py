@@ -1,0 +1,1 @@
+"""Temporary disk: directories, arrays and matrices in files."""

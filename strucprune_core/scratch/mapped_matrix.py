@@ -1,0 +1,107 @@
+"""A `Matrix` in host memory: in practice a mapped file, which no budget has to hold.
+
+Reads put a part on the device. What maps a file is paged in and out by the system, so a matrix may
+be larger than memory.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.method.linalg.matrices import Index, Matrix, carve
+from strucprune_core.scratch.arrays import temporary_array
+
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float64: np.dtype(np.float64),
+    torch.float32: np.dtype(np.float32),
+}
+
+
+class HostMatrix:
+    """An array (rows x columns) as a `Matrix`.
+
+    Args:
+        array: Writable, float32 or float64; usually memory-mapped.
+        device: Where reads put what they read.
+    """
+
+    resident = False
+
+    def __init__(self, array: NDArray[Any], device: torch.device) -> None:
+        self._array = np.asarray(array)  # A plain view: slices of a memmap are slow to make.
+        self._device = device
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, columns = self._array.shape
+        return rows, columns
+
+    @property
+    def tensor(self) -> Tensor:
+        """All of it, on the host."""
+        return torch.from_numpy(self._array)
+
+    def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
+        """A part, in `buffer`."""
+        part = self._array[rows, columns]
+        block = carve(buffer, *part.shape)
+        return block.copy_(torch.from_numpy(part))
+
+    def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
+        """Copy a part to `out`; picking happens on the host."""
+        columns = slice(0, 0) if isinstance(columns, Tensor) and not len(columns) else columns
+        if isinstance(columns, slice):
+            part = _taken(self._array[:, columns], rows)
+        else:
+            # Only the stretch of columns that is asked for, so that a copy of rows stays small.
+            first, last = int(columns[0]), int(columns[-1]) + 1
+            stretch = _taken(self._array[:, first:last], rows)
+            part = np.take(stretch, columns.cpu().numpy() - first, axis=1)
+        out.copy_(torch.from_numpy(part))
+
+    def write(self, rows: slice, columns: slice, values: Tensor) -> None:
+        """Overwrite a part."""
+        torch.from_numpy(self._array[rows, columns]).copy_(values)
+
+    def write_symmetric(self, rows: slice, panel: Tensor) -> None:
+        """Overwrite a row panel and its mirror image."""
+        host = panel.cpu()  # Once: turning it on the device would take as much memory again.
+        self.write(rows, slice(0, rows.stop), host)
+        self.write(slice(0, rows.start), rows, host[:, : rows.start].T)
+
+    def diagonal(self) -> Tensor:
+        """A copy of the diagonal, on the device."""
+        return torch.from_numpy(self._array.diagonal().copy()).to(self._device)
+
+
+def _taken(array: NDArray[Any], rows: Index) -> NDArray[Any]:
+    # Not `np.take`: of an array that is a part of another it copies all before it picks.
+    return array[rows if isinstance(rows, slice) else rows.cpu().numpy()]
+
+
+class ScratchMatrices:
+    """Makes matrices in files of a scratch directory that have no name, so that none is left over.
+
+    Args:
+        directory: Where; needs room for whole matrices.
+        device: Where reads put what they read.
+    """
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        self._directory, self._device = directory, device
+
+    def __call__(self, rows: int, columns: int, dtype: torch.dtype) -> Matrix:
+        """A matrix of zeros; its space is taken now, and given back with the last reference.
+
+        Raises:
+            ScratchUnavailable: the disk is full, or the directory cannot be written to.
+        """
+        array = temporary_array(self._directory, (rows, columns), _NUMPY_DTYPES[dtype])
+        return HostMatrix(array, self._device)

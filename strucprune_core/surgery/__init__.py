@@ -1,1 +1,0 @@
-"""From solved layers to a smaller checkpoint: slicing, and the files of each layout."""

@@ -1,0 +1,170 @@
+"""Options of a job: made from the specification, the same wherever a command takes a job."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from strucprune_core.commands.job_options import OPTIONS, JobOption, job_body, parse_spec
+from strucprune_core.commands.main import app
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import JobSpec
+
+REQUIRED: dict[tuple[str, ...], Any] = {
+    ("model", "uri"): "m",
+    ("output", "uri_prefix"): "o",
+    ("calibration", "uri"): "t.txt",
+    ("pruning", "sparsity"): 0.3,
+}
+# One value for each option that is not its default, as the command line gives it.
+GIVEN: dict[tuple[str, ...], Any] = {
+    ("pruning", "structures"): ["ffn_channels", "kv_groups"],
+    ("pruning", "allocation"): "softmax",
+    ("pruning", "temperature"): 0.5,
+    ("pruning", "energy"): "gradient",
+    ("pruning", "rounds"): 2,
+    ("pruning", "solver"): "admm",
+    ("pruning", "recover", "steps"): 3,
+    ("pruning", "recover", "mode"): "parallel",
+    ("pruning", "distill", "steps"): 4,
+    ("pruning", "distill", "batch_sequences"): 2,
+    ("pruning", "distill", "learning_rate"): 0.01,
+    ("pruning", "layout"): "per_layer",
+    ("pruning", "exports"): ["gguf"],
+    ("pruning", "damping"): 0.2,
+    ("pruning", "min_keep_fraction"): 0.2,
+    ("pruning", "max_layer_sparsity"): 0.8,
+    ("pruning", "max_sparsity_by_layer"): ["3=0.1", "0=0"],
+    ("pruning", "multiple_of"): 8,
+    ("calibration", "format"): "jsonl",
+    ("calibration", "field"): "body",
+    ("calibration", "chat_template"): True,
+    ("calibration", "samples"): 9,
+    ("calibration", "sequence_length"): 64,
+    ("calibration", "seed"): 7,
+    ("calibration", "allow_degenerate"): True,
+    ("evaluation", "uri"): "e.txt",
+    ("evaluation", "sequences"): 3,
+    ("evaluation", "sequence_length"): 128,
+    ("evaluation", "max_perplexity_ratio"): 3.0,
+    ("runtime", "device"): "cpu",
+    ("runtime", "micro_batch_tokens"): 512,
+    ("runtime", "device_memory_bytes"): "2GiB",
+    ("runtime", "host_memory_bytes"): "3GiB",
+    ("runtime", "priority"): "low",
+    ("runtime", "deadline_seconds"): 60,
+    ("runtime", "max_attempts"): 2,
+    ("runtime", "max_workers"): 4,
+    ("labels",): ["team=a", "run=b=c"],
+}
+TRANSLATED: dict[tuple[str, ...], Any] = {
+    ("pruning", "max_sparsity_by_layer"): {3: 0.1, 0: 0.0},
+    ("runtime", "device_memory_bytes"): 2 * 2**30,
+    ("runtime", "host_memory_bytes"): 3 * 2**30,
+    ("labels",): {"team": "a", "run": "b=c"},
+}
+
+
+def value_at(spec: JobSpec, path: tuple[str, ...]) -> Any:
+    value: Any = spec
+    for name in path:
+        value = getattr(value, name)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_each_option_sets_its_field(option: JobOption) -> None:
+    given = {**REQUIRED, **GIVEN}
+    spec = parse_spec(job_body(None, given))
+    assert value_at(spec, option.path) == TRANSLATED.get(option.path, given[option.path])
+
+
+def test_what_is_not_given_is_left_to_the_specification() -> None:
+    body = job_body(None, REQUIRED)
+    assert body == {
+        "model": {"uri": "m"},
+        "output": {"uri_prefix": "o"},
+        "calibration": {"uri": "t.txt", "source": "file"},
+        "pruning": {"sparsity": 0.3},
+    }
+
+
+def test_every_field_has_a_description_and_every_option_a_name_of_its_own() -> None:
+    assert all(option.field.description for option in OPTIONS)
+    names = [option.name for option in OPTIONS]
+    assert len(set(names)) == len(names)
+
+
+def test_prune_and_estimate_take_the_same_options() -> None:
+    def options(*command: str) -> set[str]:
+        help_text = CliRunner().invoke(app, [*command, "--help"]).stdout
+        return set(re.findall(r"^ +(--[a-z-]+)", help_text, re.MULTILINE))
+
+    prune, estimate, submit = options("prune"), options("estimate"), options("jobs", "submit")
+    assert prune - estimate == {"--workspace"}
+    assert estimate - submit == {"--spec"}
+    assert {"--model", "--priority", "--max-workers", "--label"} <= submit - estimate
+
+
+def test_options_go_before_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    pruning = {"sparsity": 0.5, "solver": "admm", "recover": {"steps": 5}}
+    file.write_text(json.dumps({"pruning": pruning, "calibration": {"source": "self"}}))
+    body = job_body(str(file), {("pruning", "sparsity"): 0.2})
+    assert body["pruning"] == {**pruning, "sparsity": 0.2}
+    assert body["calibration"] == {"source": "self"}
+    body = job_body(str(file), {**REQUIRED, ("pruning", "recover", "steps"): 0})
+    assert "recover" not in body["pruning"]
+    assert body["calibration"] == {"source": "file", "uri": "t.txt"}
+
+
+def test_text_of_the_models_own() -> None:
+    given = {**REQUIRED, ("calibration", "uri"): "self"}
+    assert job_body(None, given)["calibration"] == {"source": "self"}
+
+
+@pytest.mark.parametrize(
+    ("left_out", "words"),
+    [
+        (("model", "uri"), "MODEL is missing"),
+        (("output", "uri_prefix"), "--output is missing"),
+        (("pruning", "sparsity"), "--sparsity is missing"),
+        (("calibration", "uri"), "source 'self'"),
+    ],
+)
+def test_what_is_missing_is_named(left_out: tuple[str, ...], words: str) -> None:
+    given = {path: value for path, value in REQUIRED.items() if path != left_out}
+    with pytest.raises(InvalidSpec, match=words):
+        parse_spec(job_body(None, given))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field"),
+    [
+        (("runtime", "device_memory_bytes"), "much", "--device-memory"),
+        (("labels",), ["team"], "--label"),
+        (("pruning", "max_sparsity_by_layer"), ["3"], "--max-sparsity-by-layer"),
+    ],
+)
+def test_values_that_cannot_be_read(path: tuple[str, ...], value: Any, field: str) -> None:
+    with pytest.raises(InvalidSpec) as raised:
+        job_body(None, {**REQUIRED, path: value})
+    assert raised.value.field == field
+
+
+def test_an_estimate_counts_what_the_job_would_do(tiny_model: Path) -> None:
+    def estimated(*options: str) -> dict[str, Any]:
+        done = CliRunner().invoke(app, ["estimate", str(tiny_model), *options, "--json"])
+        assert done.exit_code == 0, done.output
+        result: dict[str, Any] = json.loads(done.stdout)
+        return result
+
+    plain = estimated()
+    trained = estimated("--distill-steps", "20")
+    assert sum(trained["flops"].values()) > sum(plain["flops"].values())
+    assert trained["step_bytes"] != plain["step_bytes"]

@@ -1,0 +1,156 @@
+"""Whole jobs under a limit: what was planned, against the tensors that lived."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from strucprune_core import pipeline
+from strucprune_core.errors import InvalidSpec, OutOfMemory
+from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.tiles import Tiles
+from strucprune_core.plan import pieces as plan_module
+from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.plan.pieces import MARGIN, Plan, plan_job
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.local import LocalStore
+from tests.core.jobs.tiny_job import files_of, run, tiny_spec
+from tests.core.models.families import random_model
+from tests.core.plan.shapes import shape
+from tests.support.text import make_text
+from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
+
+AMPLE = 10**9
+SMALL_PIECES = Plan(Tiles(64, 8, 100, 30), Panels(16, 16), {"all": 1})
+SHAPES: dict[str, dict[str, Any]] = {
+    "wide_ffn": {"hidden": 128, "intermediate": 512, "heads": 4, "kv_heads": 2},
+    "narrow_ffn": {"hidden": 256, "intermediate": 384, "heads": 8, "kv_heads": 8},
+    "one_kv_head": {"hidden": 192, "intermediate": 512, "heads": 6, "kv_heads": 1},
+    "square": {"hidden": 256, "intermediate": 256, "heads": 4, "kv_heads": 4},
+    "widest": {"hidden": 64, "intermediate": 1024, "heads": 4, "kv_heads": 2},
+    "large": {"hidden": 320, "intermediate": 896, "heads": 5, "kv_heads": 5},
+}
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp(request.param) / "model"
+    made = make_tiny_llama(directory, layers=2, **SHAPES[request.param])
+    in_half_precision(made)
+    return made
+
+
+def in_half_precision(model: Path) -> None:
+    """Store a model in 16 bits: on the CPU float32 files are not copied but wrapped."""
+    file = model / "model.safetensors"
+    save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+
+
+def limited(model: Path, text: Path, output: Path, limit: int | None, **pruning: Any) -> JobSpec:
+    return tiny_spec(
+        model,
+        text,
+        output,
+        pruning={"sparsity": 0.3, **pruning},
+        calibration={"samples": 16, "sequence_length": 64},
+        evaluation={"sequences": 4, "sequence_length": 64, "max_perplexity_ratio": 1e6},
+        runtime={"micro_batch_tokens": 512, "device_memory_bytes": limit},
+    )
+
+
+def planned(spec: JobSpec) -> Plan:
+    return plan_job(spec, inspect_model(LocalStore(Path(spec.model.uri))).config)
+
+
+def least(spec: JobSpec) -> int:
+    """The smallest limit that is accepted, as the refusal of a smaller one says."""
+    with pytest.raises(InvalidSpec) as refused:
+        planned(spec.model_copy(update={"runtime": limited_runtime(spec, 2**20)}))
+    assert refused.value.field == "runtime.device_memory_bytes"
+    words = str(refused.value.remedy).split()
+    return int(words[words.index("least") + 1].replace(",", ""))
+
+
+def limited_runtime(spec: JobSpec, limit: int) -> Any:
+    return spec.runtime.model_copy(update={"device_memory_bytes": limit})
+
+
+@pytest.mark.parametrize("share", [None, 0.6, 0.4])
+def test_a_job_takes_what_was_planned_and_no_more(
+    tmp_path: Path, model: Path, text_file: Path, share: float | None
+) -> None:
+    ample = limited(model, text_file, tmp_path / "out", AMPLE)
+    limit = AMPLE if share is None else int(share * planned(ample).device_peak_bytes)
+    spec = limited(model, text_file, tmp_path / "out", limit)
+    plan = planned(spec)
+    assert plan.device_peak_bytes * MARGIN <= limit
+    report = run(spec, tmp_path)
+    measured = report.memory.device_peak_bytes.measured
+    assert measured is not None
+    assert measured <= limit
+    assert plan.device_peak_bytes == pytest.approx(measured, rel=0.1)
+
+
+def test_the_smallest_limit_that_is_named_will_do(
+    tmp_path: Path, model: Path, text_file: Path
+) -> None:
+    spec = limited(model, text_file, tmp_path / "out", 2**20)
+    smallest = least(spec)
+    run(limited(model, text_file, tmp_path / "out", smallest), tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["opt", "gemma2", "mixtral", "gpt2", "phi3"])
+def test_every_kind_of_model_runs_in_pieces(tmp_path: Path, variant: str) -> None:
+    """And gives nearly the same model: only rounding differs."""
+    directory = tmp_path / "model"
+    model = random_model(variant)
+    model.save_pretrained(directory)
+    text = tmp_path / "text.txt"
+    text.write_text(make_text(), encoding="utf-8")
+    save_tokenizer(directory, text=make_text(), vocab=model.config.vocab_size)
+    found: list[dict[str, torch.Tensor]] = []
+    for name in ("whole", "pieces"):
+        spec = limited(directory, text, tmp_path / name, None)
+        with pytest.MonkeyPatch.context() as patch:
+            if name == "pieces":
+                patch.setattr(pipeline, "plan_job", lambda *_: SMALL_PIECES)
+            run(spec, tmp_path / f"run-{name}")
+        found.append(load_file(tmp_path / name / "model.safetensors"))
+    whole, pieces = found
+    assert {n: t.shape for n, t in whole.items()} == {n: t.shape for n, t in pieces.items()}
+    for name, tensor in whole.items():
+        torch.testing.assert_close(pieces[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_job_that_exceeds_its_plan_fails(
+    tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_tiny_llama(tmp_path / "model", layers=1, **SHAPES["wide_ffn"])
+    monkeypatch.setattr(plan_module, "device_terms", lambda *_: {"all": 2**20})
+    spec = limited(model, text_file, tmp_path / "out", 2 * 2**20)
+    with pytest.raises(OutOfMemory, match="the plan allows"):
+        run(spec, tmp_path)
+    assert not files_of(tmp_path / "out")
+
+
+def test_without_a_limit_small_layers_are_resident_and_large_ones_are_not() -> None:
+    small, large = (
+        shape("llama", hidden_size=hidden, intermediate_size=4 * hidden) for hidden in (512, 8192)
+    )
+    spec = limited(Path("m"), Path("t"), Path("o"), None)
+    assert plan_job(spec, small).tiles.weight_rows is None
+    assert plan_job(spec, large).tiles.weight_rows is not None
+    assert plan_job(spec, large).panels.panel < 4 * 8192
+
+
+def test_more_memory_never_means_smaller_pieces(tmp_path: Path, text_file: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", layers=1, **SHAPES["large"])
+    needs = []
+    for limit in (4 * 10**6, 5 * 10**6, 8 * 10**6, 12 * 10**6, AMPLE):
+        plan = planned(limited(model, text_file, tmp_path / "out", limit))
+        needs.append(plan.device_peak_bytes)
+    assert needs == sorted(needs)

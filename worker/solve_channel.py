@@ -1,0 +1,99 @@
+"""The solve's end of the line to its supervisor: messages out by standard output, answers in."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+from pydantic import BaseModel
+
+from strucprune_core.errors import Stopped
+from worker.protocol import Answer, ClaimMessage, Request
+
+_READ_BYTES = 65536
+# How soon a stop is heard while an answer is waited for.
+_TICK_SECONDS = 0.1
+
+
+class Channel:
+    """Messages to the supervisor: standard output, of which nothing else keeps a hold."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    @classmethod
+    def take_stdout(cls) -> Channel:
+        """Move standard output to a private descriptor; what libraries print goes to the log."""
+        sys.stdout.flush()
+        descriptor = os.dup(1)
+        os.dup2(2, 1)
+        return cls(descriptor)
+
+    def send(self, message: BaseModel) -> None:
+        """Write one line."""
+        data = message.model_dump_json().encode() + b"\n"
+        with self._lock:  # log lines may come from any thread
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+
+
+class Inbox:
+    """Lines from the supervisor.
+
+    Args:
+        descriptor: Standard input's.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._data = b""
+
+    def line(self, check: Callable[[], None] = lambda: None) -> bytes | None:
+        """The next line; None if the supervisor has hung up. `check` is called meanwhile."""
+        while b"\n" not in self._data:
+            readable, _, _ = select.select([self._descriptor], [], [], _TICK_SECONDS)
+            check()
+            if readable:
+                data = os.read(self._descriptor, _READ_BYTES)
+                if not data:
+                    break
+                self._data += data
+        line, _, self._data = self._data.partition(b"\n")
+        return line or None
+
+    def request(self) -> Request:
+        """The first line."""
+        line = self.line()
+        if line is None:
+            raise EOFError("there was no request")
+        return Request.model_validate_json(line)
+
+
+class AskedClaims:
+    """Claims on units (see `strucprune_core.run.reservations`) that the supervisor is asked for.
+
+    Args:
+        channel: Where questions go.
+        inbox: Where answers come from.
+        check: Raises `Stopped` if the solve is to stop.
+    """
+
+    shared = True
+
+    def __init__(self, channel: Channel, inbox: Inbox, check: Callable[[], None]) -> None:
+        self._channel = channel
+        self._inbox = inbox
+        self._check = check
+
+    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        """See `UnitClaims.claim`."""
+        self._channel.send(ClaimMessage(ready=[*ready], keeping=keeping))
+        line = self._inbox.line(self._check)
+        answer = Answer(go=False) if line is None else Answer.model_validate_json(line)
+        if not answer.go:
+            raise Stopped("The supervisor has no more work for the solve.")
+        return answer.unit
