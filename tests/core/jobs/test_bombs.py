@@ -76,7 +76,7 @@ def endless_text(folder: Path) -> Path:
 
 
 def blank_lines(folder: Path) -> Path:
-    (folder / "d.jsonl").write_bytes(b"\n" * (40 * MIB))
+    (folder / "d.jsonl").write_bytes(b"\n" * (18 * MIB))
     return folder / "d.jsonl"
 
 
@@ -103,7 +103,7 @@ def large_page(folder: Path) -> Path:
 
 
 def endless_nulls(folder: Path) -> Path:
-    nulls = pa.nulls(3_000_000, pa.string())
+    nulls = pa.nulls(1_200_000, pa.string())
     pq.write_table(pa.table({"text": nulls}), folder / "d.parquet", compression="zstd")
     assert (folder / "d.parquet").stat().st_size < 100_000
     return folder / "d.parquet"
