@@ -75,6 +75,7 @@ def document_tokens(
     end: int | None = None,
     chat: ChatRenderer | None = None,
     seen: Callable[[bytes], None] = lambda data: None,
+    limit_bytes: int | None = None,
 ) -> Iterator[list[int]]:
     """Token ids, document after document; null and empty ones are passed over.
 
@@ -85,11 +86,13 @@ def document_tokens(
         end: Put after each document, unless the tokenizer put it there. Not after conversations.
         chat: Records are conversations, to be rendered by it.
         seen: Told the bytes of each document: what a digest is computed of.
+        limit_bytes: After so many bytes of documents no more are read; 64 MiB if None.
 
     Raises:
         InvalidText: a record is not what was announced, or far too many hold nothing.
     """
-    left, empty = plain.CALIBRATION_TEXT_BYTES, 0
+    left = plain.CALIBRATION_TEXT_BYTES if limit_bytes is None else limit_bytes
+    empty = 0
     for record in records:
         document = _document(text, record, chat)
         if not document:

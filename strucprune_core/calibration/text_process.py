@@ -103,7 +103,7 @@ def text_tokens(
         file_format: What kind of file it is.
         document_field: Which field of each record is read.
         chat: Whether records are conversations, for the model's chat template.
-        limit_bytes: How much of a plain text is read; all if None.
+        limit_bytes: How much of a text is read; all of a plain one if None.
         wait: Called now and then while nothing comes: a safe point to stop at.
         documents: Called at the end of a file of documents.
 

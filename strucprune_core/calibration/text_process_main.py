@@ -160,6 +160,7 @@ class Reader:
             end=end_of_text(tokenizer, settings, request.config),
             chat=chat,
             seen=seen,
+            limit_bytes=request.limit_bytes,
         )
 
     def _announced(self, records: Iterable[Record]) -> Iterator[Record]:

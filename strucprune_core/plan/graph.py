@@ -92,7 +92,7 @@ class Unit:
 
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
-    if unit == "model_check":
+    if unit in ("model_check", "weights"):
         return ()
     if unit in ("tokens.evaluation", "evaluate.dense"):
         return (EVALUATION,)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
 from strucprune_core.calibration.text import (
-    CALIBRATION_TEXT_BYTES,
     Text,
     digest,
     draw_windows,
@@ -110,7 +110,7 @@ def _drawn(job: Job) -> _Drawn:
         file_format=spec.file_format,
         document_field=spec.document_field if documents else "",
         chat=spec.chat_template,
-        limit_bytes=CALIBRATION_TEXT_BYTES,
+        limit_bytes=plain.CALIBRATION_TEXT_BYTES,
         wait=job.safe_point,
         documents=read.append,
     )

@@ -202,7 +202,7 @@ def test_a_job_ends_for_good(
 ) -> None:
     directory = model(content)
     with pytest.raises(StrucPruneError) as caught:
-        run(tiny_spec(directory, text_file, tmp_path / "out"), tmp_path)
+        run(tiny_spec(directory, text_file, tmp_path / "out", evaluation=None), tmp_path)
     error = caught.value
     assert (error.code, error.field, error.retryable) == (code, field, False)
     with pytest.raises(StrucPruneError) as evaluated:

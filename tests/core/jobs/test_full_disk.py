@@ -71,7 +71,7 @@ def test_a_disk_that_fills_up_again_and_again(
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr
     for (full, code), errors in zip(codes.items(), json.loads(done.stdout), strict=True):
@@ -107,7 +107,7 @@ def test_an_output_that_fills_up_again_and_again(
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr
     for job, errors in zip(jobs, json.loads(done.stdout), strict=True):

@@ -75,7 +75,7 @@ def test_the_command_itself(killed: Killed, tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path)}
 
     def attempt() -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[2])
+        return subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[3])
 
     draw = random.Random(SEED)
     for span in ((1, 6), (7, 12)):  # Finished units, of 24; imports are still to come after them.

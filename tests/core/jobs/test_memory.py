@@ -64,7 +64,7 @@ def test_peak_memory_is_that_of_a_layer(
         ],
         capture_output=True,
         text=True,
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
     )
     assert done.returncode == 0, done.stderr
     grown = int(done.stdout)

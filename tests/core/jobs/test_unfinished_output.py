@@ -261,7 +261,7 @@ def test_a_killed_run_without_a_workspace(
 ) -> None:
     done = subprocess.run(
         [sys.executable, "-c", _KILLED, spec.model_dump_json(), str(tmp_path / "first")],
-        cwd=Path(__file__).parents[2],
+        cwd=Path(__file__).parents[3],
         env={**os.environ, "OMP_NUM_THREADS": str(os.environ.get("OMP_NUM_THREADS", "1"))},
         capture_output=True,
         text=True,

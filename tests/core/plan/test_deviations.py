@@ -57,7 +57,7 @@ def test_nothing_is_said_where_it_is_reached(
         ("sparsity", {"sparsity": 0.1, **WIDE_STEPS}, "rounds to nothing"),
         ("sparsity", {"sparsity": 0.04, "multiple_of": 128}, "rounds to nothing"),
         ("sparsity", {"sparsity": 0.2, "structures": ["kv_groups"], "layout": "uniform"}, "rounds"),
-        ("sparsity", {"sparsity": 0.3, "multiple_of": 256}, "allow nothing to go"),
+        ("sparsity", {"sparsity": 0.3, "multiple_of": 256}, "nothing to remove"),
         ("max_sparsity_by_layer", {"max_sparsity_by_layer": {4: 0.0}}, "no layer 4"),
     ],
     ids=str,

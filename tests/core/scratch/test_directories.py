@@ -13,7 +13,7 @@ import pytest
 from strucprune_core.scratch import directories as scratch
 from strucprune_core.scratch.directories import PREFIX, scratch_directory, sweep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_it_goes_with_its_solve(tmp_path: Path) -> None:
