@@ -287,13 +287,9 @@ def test_tensors_are_counted_before_they_are_parsed(
 
 def test_the_index_is_bounded_by_the_config_too(sharded: Path) -> None:
     write_map(sharded, {f"t{number}": SHARDS[0] for number in range(1000)})
-<<<<<<< HEAD
-    with pytest.raises(InvalidCheckpoint, match=f"{SHARD_INDEX} has .* over the limit of 2,000"):
-=======
     with pytest.raises(
         InvalidCheckpoint, match=f"{SHARD_INDEX} has .* bytes, over the limit of 2,000"
     ):
->>>>>>> main
         open_checkpoint(LocalStore(sharded), lambda _: Allowance(header_bytes=2000))
 
 
