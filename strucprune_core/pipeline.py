@@ -262,7 +262,8 @@ def _publish(job: Job, output: Store, claim: Claim | None, meter: ProgressMeter)
     with naming_field("output.uri_prefix"):
         if claim is not None:
             documents = documents_under(claim, documents, output, job)
-        job.workspace.keep_claim(documents[REPORT_JSON])
+        with naming_field("workspace"):
+            job.workspace.keep_claim(documents[REPORT_JSON])
         result = Report.model_validate_json(documents[REPORT_JSON])
         publish(output, checkpoint, result.files, documents, meter.publishing)
     return result
