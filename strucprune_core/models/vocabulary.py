@@ -218,12 +218,6 @@ def next_token_logits(stream: ModelStream, hidden: NDArray[np.float32]) -> Tenso
     return torch.cat([head.logits(hidden, rows).cpu() for _, rows in head.tiles()], dim=-1)
 
 
-def logits_of_output(stream: ModelStream, output: Tensor) -> Tensor:
-    """The same from (n x embedding size) to which the final norm has been applied already."""
-    head = Head(stream)
-    return torch.cat([head.capped(output @ rows.T).cpu() for _, rows in head.tiles()], dim=-1)
-
-
 def sample_tokens(
     stream: ModelStream, hidden: NDArray[np.float32], generator: np.random.Generator
 ) -> NDArray[np.int32]:
