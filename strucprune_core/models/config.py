@@ -111,6 +111,71 @@ class ModelNames:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelSource:
+    """A tensor whose slices make a channel of an FFN, before its activation.
+
+    Attributes:
+        tensor: Its name within the layer.
+        axis: The axis of its outputs.
+        segments: (offset, size) of channel j's slices: `size` of them from offset * channels
+            + j * size. A fused gate and up matrix has two, (0, 1) and (1, 1); one whose rows
+            alternate has (0, 2).
+    """
+
+    tensor: str
+    axis: int
+    segments: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """The FFN of a layer that runs in transformers' modules (see `models.generic`).
+
+    Attributes:
+        name: Unique within the layer: "ffn", or "ffn." and where it is.
+        channels: How many it has.
+        output: Name within the layer of the matrix after the activation.
+        axis: The axis of that matrix's inputs.
+        sources: What makes the channels.
+    """
+
+    name: str
+    channels: int
+    output: str
+    axis: int
+    sources: tuple[ChannelSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenericLayer:
+    """A layer that runs in transformers' modules: what its files hold of it.
+
+    Attributes:
+        tensors: Name within the layer and shape of each tensor.
+        feed_forwards: FFNs whose channels can be removed.
+    """
+
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    feed_forwards: tuple[FeedForward, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GenericModel:
+    """A model that runs in transformers' modules.
+
+    Attributes:
+        config_json: Its config.json, from which transformers builds the modules.
+        tensors: Name and shape of each tensor outside the layers.
+        layer_returns: What a layer returns: "hidden" is its output alone; else a tuple, in which
+            each place holds "hidden" or "none".
+    """
+
+    config_json: str
+    tensors: tuple[tuple[str, tuple[int, ...]], ...]
+    layer_returns: str | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerConfig:
     """One decoder layer.
 
@@ -121,6 +186,7 @@ class LayerConfig:
         ffn_widths: Channels of the FFN, or of each expert.
         window: Tokens that attention sees at most; None is all before.
         rope: Rotary positions; None has none.
+        generic: Set for a layer that runs in transformers' modules, which know the rest.
     """
 
     names: LayerNames
@@ -129,6 +195,7 @@ class LayerConfig:
     ffn_widths: tuple[int, ...]
     window: int | None = None
     rope: RopeConfig | None = None
+    generic: GenericLayer | None = None
 
     @property
     def query_heads_per_kv_head(self) -> int:
@@ -155,6 +222,7 @@ class ModelConfig:
         attention_soft_cap, logit_soft_cap: z becomes cap * tanh(z / cap).
         experts_per_token: Experts that see a token, in layers with a router.
         normalise_routing: Weights of the chosen experts sum to one.
+        generic: Set for a model that runs in transformers' modules, which know the rest.
     """
 
     model_type: str
@@ -184,6 +252,7 @@ class ModelConfig:
     position_offset: int = 0
     experts_per_token: int = 0
     normalise_routing: bool = True
+    generic: GenericModel | None = None
 
     @property
     def layers(self) -> int:

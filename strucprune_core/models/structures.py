@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.config import FeedForward, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.tensors import layer_tensors
 
 StructureKind = Literal["ffn_channels", "kv_groups", "query_heads"]
@@ -88,6 +88,10 @@ class Site:
 
 def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> list[Site]:
     """The sites of a layer, for the kinds of structures that may be removed."""
+    generic = config.blocks[layer].generic
+    if generic is not None:
+        each = generic.feed_forwards if "ffn_channels" in kinds else ()
+        return [_generic_site(config, layer, feed_forward) for feed_forward in each]
     found: list[Site] = []
     if "ffn_channels" in kinds:
         found += _ffn_sites(config, layer)
@@ -98,6 +102,8 @@ def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> li
 
 def shrink(block: LayerConfig, kept: dict[str, int], kinds: Sequence[StructureKind]) -> LayerConfig:
     """A layer's shape once each site (by name) keeps so many structures."""
+    if block.generic is not None:
+        return _shrunk(block, block.generic, kept)
     widths = tuple(
         kept.get(_ffn_site_name(block, number), width)
         for number, width in enumerate(block.ffn_widths)
@@ -110,6 +116,41 @@ def shrink(block: LayerConfig, kept: dict[str, int], kinds: Sequence[StructureKi
         heads = groups * block.query_heads_per_kv_head
         return replace(block, kv_heads=groups, query_heads=heads)
     return replace(block, query_heads=kept["attention"])
+
+
+def _generic_site(config: ModelConfig, layer: int, feed_forward: FeedForward) -> Site:
+    width = feed_forward.channels
+    coupled = [
+        CoupledTensor(
+            source.tensor,
+            source.axis,
+            tuple(Segment(offset * width, size) for offset, size in source.segments),
+        )
+        for source in feed_forward.sources
+    ]
+    output = CoupledTensor(feed_forward.output, feed_forward.axis, (Segment(0, 1),))
+    return _site(config, layer, feed_forward.name, "ffn", width, 1, 1, output, coupled)
+
+
+def _shrunk(block: LayerConfig, generic: GenericLayer, kept: dict[str, int]) -> LayerConfig:
+    shapes = dict(generic.tensors)
+    feed_forwards = []
+    for each in generic.feed_forwards:
+        width = kept.get(each.name, each.channels)
+        feed_forwards.append(replace(each, channels=width))
+        shapes[each.output] = _with_size(shapes[each.output], each.axis, width)
+        for source in each.sources:
+            size = width * sum(size for _, size in source.segments)
+            shapes[source.tensor] = _with_size(shapes[source.tensor], source.axis, size)
+    return replace(
+        block,
+        ffn_widths=tuple(each.channels for each in feed_forwards),
+        generic=GenericLayer(tuple(shapes.items()), tuple(feed_forwards)),
+    )
+
+
+def _with_size(shape: tuple[int, ...], axis: int, size: int) -> tuple[int, ...]:
+    return (*shape[:axis], size, *shape[axis + 1 :])
 
 
 def _ffn_site_name(block: LayerConfig, number: int) -> str:

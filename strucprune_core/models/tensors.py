@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig
 from strucprune_core.models.foreign_tensors import (
     misshaped_tensor,
     missing_tensor,
@@ -50,6 +50,8 @@ def allowance(config: ModelConfig) -> Allowance:
 
 def expected_tensors(config: ModelConfig) -> Shapes:
     """Names and shapes of all tensors of the model."""
+    if config.generic is not None:
+        return _generic_tensors(config, config.generic)
     names, d, e = config.names, config.hidden_size, config.embedding_size
     tensors: Shapes = {names.embedding: (config.vocab_size, e)}
     if names.positions is not None:
@@ -69,6 +71,14 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     return tensors
 
 
+def _generic_tensors(config: ModelConfig, generic: GenericModel) -> Shapes:
+    tensors = dict(generic.tensors)
+    for layer in range(config.layers):
+        for role, shape in layer_tensors(config, layer).items():
+            tensors[tensor_name(config, layer, role)] = shape
+    return tensors
+
+
 def tensor_name(config: ModelConfig, layer: int, role: str) -> str:
     """Checkpoint name of a layer's tensor."""
     return config.names.layer.format(layer) + role
@@ -77,6 +87,8 @@ def tensor_name(config: ModelConfig, layer: int, role: str) -> str:
 def layer_tensors(config: ModelConfig, layer: int) -> Shapes:
     """Roles (names within the layer) and shapes of one decoder layer's tensors."""
     block = config.blocks[layer]
+    if block.generic is not None:
+        return dict(block.generic.tensors)
     return {**_attention(config, block), **_ffn(config, block), **_norms(config, block)}
 
 

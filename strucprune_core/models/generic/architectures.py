@@ -1,0 +1,106 @@
+"""The architectures whose channels are known: a table made by `python -m tests.coverage`. No torch.
+
+The table holds, for each model type of transformers that is not written out in `families`, how its
+files name the decoder layers, and which slices of which tensors make a channel. It was found by
+trying on tiny models (`models.generic.detect`), and every entry was pruned and loaded again. What a
+job's own config makes of it is checked on its own layers before any heavy work
+(`evaluation.model_check`).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from strucprune_core.models.config import ChannelSource
+
+TABLE = "architectures.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelPattern:
+    """Channels of an FFN, wherever a layer has these tensors.
+
+    Attributes:
+        output: Name within the layer of the matrix after the activation.
+        axis: The axis of that matrix's inputs.
+        sources: What makes the channels.
+    """
+
+    output: str
+    axis: int
+    sources: tuple[ChannelSource, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """What files and modules of a model type look like.
+
+    Attributes:
+        layer: What the names of a layer's tensors begin with; `{}` is its number.
+        embedding: Tensor of the token embedding.
+        head: Tensor of the LM head.
+        tied: Whether the head is the embedding where config.json does not say.
+        layer_returns: See `config.GenericModel`.
+        context_key: Key of config.json with the longest sequence; None if there is none.
+        channels: The FFNs whose channels can be removed.
+    """
+
+    layer: str
+    embedding: str
+    head: str
+    tied: bool
+    layer_returns: str | tuple[str, ...]
+    context_key: str | None
+    channels: tuple[ChannelPattern, ...]
+
+
+@cache
+def table() -> dict[str, Any]:
+    """The table as it is stored: `transformers` (the version) and `model_types`."""
+    text = resources.files("strucprune_core.models.generic").joinpath(TABLE).read_text("utf-8")
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def architecture(model_type: str) -> Architecture | None:
+    """The entry of a model type; None if it is not in the table, or refused there."""
+    entry = table()["model_types"].get(model_type, {})
+    return architecture_of(entry["architecture"]) if "architecture" in entry else None
+
+
+def refusal(model_type: str) -> str | None:
+    """Why a model type that transformers has cannot be pruned; None if it can, or is unknown."""
+    reason: str | None = table()["model_types"].get(model_type, {}).get("refused")
+    return reason
+
+
+def architecture_of(entry: dict[str, Any]) -> Architecture:
+    """An entry as stored, made an object."""
+    returns = entry["layer_returns"]
+    return Architecture(
+        layer=entry["layer"],
+        embedding=entry["embedding"],
+        head=entry["head"],
+        tied=entry["tied"],
+        layer_returns=returns if isinstance(returns, str) else tuple(returns),
+        context_key=entry["context_key"],
+        channels=tuple(
+            ChannelPattern(
+                each["output"],
+                each["axis"],
+                tuple(
+                    ChannelSource(
+                        source["tensor"],
+                        source["axis"],
+                        tuple((offset, size) for offset, size in source["segments"]),
+                    )
+                    for source in each["sources"]
+                ),
+            )
+            for each in entry["channels"]
+        ),
+    )

@@ -1,0 +1,177 @@
+"""A checkpoint of any architecture of the table, described by its config.json and headers. No torch.
+
+Shapes come from the files themselves: what config.json calls them differs from class to class.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models import fields
+from strucprune_core.models.config import (
+    ChannelSource,
+    FeedForward,
+    GenericLayer,
+    GenericModel,
+    LayerConfig,
+    LayerNames,
+    ModelConfig,
+    ModelNames,
+    NormConfig,
+)
+from strucprune_core.models.fields import RawConfig
+from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# transformers' modules know these; nothing asks a generic layer for them.
+_NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
+_NO_LIMIT = fields.MAX_POSITIONS
+
+
+def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> ModelConfig:
+    """The model that files hold.
+
+    Args:
+        raw: config.json.
+        shapes: Shape of each tensor in the files, by name.
+        architecture: What they look like.
+
+    Raises:
+        InvalidCheckpoint: a tensor that every model has is missing, or layers are.
+    """
+    layers, rest = _split(shapes, architecture)
+    embedding = shapes.get(architecture.embedding)
+    if embedding is None or len(embedding) != 2:
+        raise InvalidCheckpoint(
+            f"tensor '{architecture.embedding}' is missing",
+            remedy="Copy the model again, or give the config.json that was saved with it.",
+        )
+    tied = fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+    blocks = [_block(tensors, architecture) for tensors in layers]
+    widths = [each for block in blocks for each in _generic(block).feed_forwards]
+    if not widths:
+        raise InvalidCheckpoint(
+            "no layer of the model has an FFN whose channels can be removed",
+            remedy="Give the config.json that was saved with the weights.",
+        )
+    hidden = _output_rows(blocks)
+    return ModelConfig(
+        model_type=str(raw["model_type"]),
+        family=str(raw["model_type"]).removeprefix("strucprune_"),
+        names=ModelNames(architecture.embedding, architecture.layer, None, architecture.head),
+        blocks=tuple(blocks),
+        vocab_size=embedding[0],
+        hidden_size=hidden,
+        embedding_size=embedding[1],
+        head_dim=0,
+        rotary_dims=0,
+        max_position_embeddings=_context(raw, architecture),
+        norm=NormConfig("rms", 0.0),
+        activation="silu",
+        residual="pre_norm",
+        tie_word_embeddings=tied,
+        qkv_bias=False,
+        attention_output_bias=False,
+        ffn_bias=False,
+        attention_scale=0.0,
+        dtype=fields.dtype(raw),
+        generic=GenericModel(
+            json.dumps(raw, sort_keys=True),
+            tuple(sorted((name, shape) for name, shape in rest.items())),
+            architecture.layer_returns,
+        ),
+    )
+
+
+def _generic(block: LayerConfig) -> GenericLayer:
+    if block.generic is None:
+        raise TypeError("not a generic layer")
+    return block.generic
+
+
+def _split(
+    shapes: Shapes, architecture: Architecture
+) -> tuple[list[dict[str, tuple[int, ...]]], dict[str, tuple[int, ...]]]:
+    """Tensors of each layer by their names within it, and those outside of the layers."""
+    pattern = re.compile(re.escape(architecture.layer).replace(r"\{\}", r"(\d{1,9})") + "(.+)")
+    found: dict[int, dict[str, tuple[int, ...]]] = {}
+    rest = {}
+    for name, shape in shapes.items():
+        matched = pattern.fullmatch(name)
+        if matched is None:
+            rest[name] = shape
+        else:
+            found.setdefault(int(matched[1]), {})[matched[2]] = shape
+    if sorted(found) != list(range(len(found))) or not found:
+        missing = next(number for number in range(len(found) + 1) if number not in found)
+        raise InvalidCheckpoint(
+            f"the files hold no tensor of layer {missing} ('{architecture.layer}')".replace(
+                "{}", str(missing)
+            ),
+            remedy="Copy the model again.",
+        )
+    return [found[number] for number in range(len(found))], rest
+
+
+def _block(tensors: Shapes, architecture: Architecture) -> LayerConfig:
+    patterns = [each for each in architecture.channels if _fits(each, tensors)]
+    feed_forwards = tuple(_feed_forward(each, tensors, patterns) for each in patterns)
+    return LayerConfig(
+        names=_NO_NAMES,
+        query_heads=0,
+        kv_heads=0,
+        ffn_widths=tuple(each.channels for each in feed_forwards),
+        generic=GenericLayer(tuple(tensors.items()), feed_forwards),
+    )
+
+
+def _fits(pattern: ChannelPattern, tensors: Shapes) -> bool:
+    return all(name in tensors for name in (pattern.output, *(s.tensor for s in pattern.sources)))
+
+
+def _feed_forward(
+    pattern: ChannelPattern, tensors: Shapes, patterns: list[ChannelPattern]
+) -> FeedForward:
+    channels = tensors[pattern.output][pattern.axis]
+    sources = list(pattern.sources)
+    for source in pattern.sources:
+        shape = tensors[source.tensor]
+        if shape[source.axis] != channels * sum(size for _, size in source.segments):
+            raise InvalidCheckpoint(
+                f"tensor '{source.tensor}' of a layer has shape {shape}, which does not fit the "
+                f"{channels} columns of '{pattern.output}'",
+                remedy="Copy the model again.",
+            )
+        bias = f"{source.tensor.removesuffix('.weight')}.bias"
+        if bias in tensors:
+            sources.append(ChannelSource(bias, 0, source.segments))
+    return FeedForward(
+        _name(pattern, patterns), channels, pattern.output, pattern.axis, tuple(sources)
+    )
+
+
+def _name(pattern: ChannelPattern, patterns: list[ChannelPattern]) -> str:
+    if len(patterns) == 1:
+        return "ffn"
+    module = pattern.output.removesuffix(".weight").rpartition(".")[0]
+    return f"ffn.{module}"
+
+
+def _output_rows(blocks: list[LayerConfig]) -> int:
+    """Width of the residual stream: what the matrix after an activation puts out."""
+    for block in blocks:
+        generic = _generic(block)
+        for each in generic.feed_forwards:
+            return dict(generic.tensors)[each.output][1 - each.axis]
+    raise ValueError("no layer has an FFN")
+
+
+def _context(raw: RawConfig, architecture: Architecture) -> int:
+    key = architecture.context_key
+    if key is None or raw.get(key) is None:
+        return _NO_LIMIT
+    return fields.integer(raw, key, fields.MAX_POSITIONS)

@@ -1,0 +1,296 @@
+"""transformers' own modules, run one decoder layer at a time.
+
+`forward` of the whole model is called for every layer, because only it knows what a layer is given
+besides hidden states: masks, rotary tables, sometimes much more. Layers before the wanted one hand
+on what is stored; the entry of the layer after it ends the pass. So each layer's weights are read
+once for all tokens, as for the families that are written out, whatever the architecture.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from strucprune_core.models.config import GenericModel
+from strucprune_core.models.generic.detect import decoder_layers
+from strucprune_core.models.generic.meta_parameters import parameters_on_meta
+from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+
+_ID = 1  # Any token: what is embedded is replaced.
+
+
+class _Stopped(Exception):  # noqa: N818
+    """Ends a forward pass with what was wanted of it."""
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.value = value
+
+
+@dataclass(frozen=True, slots=True)
+class HeadRule:
+    """What becomes of the product with the head's matrix: z = cap * tanh(scale * product / cap).
+
+    Attributes:
+        scale: Factor.
+        cap: Soft cap; None has none.
+    """
+
+    scale: float
+    cap: float | None
+
+
+class Modules:
+    """A model of transformers, whose decoder layers have weights only while they run.
+
+    Args:
+        generic: The model.
+        tensors: Reads a tensor outside the layers by its name in the files, float32.
+        vocabulary: Names in the files of the embedding and the head, which are never held whole.
+        device: Where it computes.
+    """
+
+    def __init__(
+        self,
+        generic: GenericModel,
+        tensors: Callable[[str], Tensor],
+        vocabulary: set[str],
+        device: torch.device,
+    ) -> None:
+        self._device = device
+        self._returns = generic.layer_returns
+        self._model = _skeleton(json.loads(generic.config_json), device)
+        self._names = ParameterNames(self._model)
+        self._path, layers = decoder_layers(self._model)
+        self._layers = list(layers)
+        self._shapes = {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+        self._undo: list[Callable[[], None]] = []
+        self._hidden: Tensor | None = None
+        self._at = 0
+        self._embedding = self._model.get_input_embeddings()
+        self._head = self._model.get_output_embeddings()
+        self._forward_head = self._head.forward
+        for number, layer in enumerate(self._layers):
+            layer.forward = _Layer(self, number, layer.forward)
+        rest = {name: tensors(name) for name, _ in generic.tensors if name not in vocabulary}
+        self._set(self._names.parameters(rest))
+
+    # ---- what is run -------------------------------------------------------------------------
+
+    def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
+        """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
+        self._at, self._hidden = -1, None
+        return self._run(ids, rows)
+
+    def run_layer(
+        self, layer: int, tensors: Mapping[str, Tensor], prefix: str, hidden: Tensor
+    ) -> Tensor:
+        """A layer's output, (b, n, d).
+
+        Args:
+            layer: Its number.
+            tensors: Its tensors by name within the layer, as the files name and store them; their
+                widths may be smaller than the model's.
+            prefix: What their names in the files begin with.
+            hidden: Its input, (b, n, d).
+        """
+        full = {prefix + name: tensor for name, tensor in tensors.items()}
+        self._at, self._hidden = layer, hidden
+        try:
+            self._set(self._names.parameters(full))
+            return self._run(self._ids(hidden), self._no_rows())
+        finally:
+            self._clear(layer)
+
+    def head_input(self, hidden: Tensor) -> Tensor:
+        """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
+        self._at, self._hidden = len(self._layers), hidden[None]
+
+        def stop(given: Tensor) -> Tensor:
+            raise _Stopped(given)
+
+        self._head.forward = stop
+        try:
+            return self._run(self._ids(hidden[None]), self._no_rows())[0]
+        finally:
+            self._head.forward = self._forward_head
+
+    def head_rule(self, hidden_size: int) -> HeadRule:
+        """What becomes of the product with the head's matrix, measured.
+
+        Raises:
+            ValueError: something else than a factor and a soft cap.
+        """
+        product = torch.linspace(-90.0, 90.0, 721, device=self._device)
+        hidden = torch.zeros(1, 1, hidden_size, device=self._device)
+        self._at, self._hidden = len(self._layers), hidden
+        self._head.forward = lambda given: product[None, None]
+        self._embedding.weight = nn.Parameter(self._no_rows(), requires_grad=False)
+        try:
+            output = self._model(input_ids=self._ids(hidden), use_cache=False)
+        finally:
+            self._head.forward = self._forward_head
+        return _rule(product, output.logits[0, 0].float())
+
+    def site_module(self, layer: int, name: str) -> nn.Module:
+        """The module that holds a layer's tensor, by that tensor's name in the files."""
+        parameter, _ = self._names.parameter_of(name)
+        module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
+        return module
+
+    # ---- how -----------------------------------------------------------------------------------
+
+    def pass_layer(
+        self,
+        number: int,
+        forward: Callable[..., Any],
+        given: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        """What a layer does in the pass that is on: hand on, run, or end it."""
+        if number < self._at:
+            return self._as_returned(self._hidden)
+        if number > self._at:
+            raise _Stopped(_hidden_of(given, options))
+        if given:
+            given = (self._hidden, *given[1:])
+        else:
+            options = {**options, "hidden_states": self._hidden}
+        output = forward(*given, **options)
+        if number == len(self._layers) - 1:
+            raise _Stopped(self._of_returned(output))
+        return output
+
+    def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
+        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        try:
+            self._model(input_ids=ids, use_cache=False)
+        except _Stopped as stopped:
+            return stopped.value
+        finally:
+            self._hidden = None
+        raise RuntimeError("the model's forward pass did not come to its layers")
+
+    def _ids(self, hidden: Tensor) -> Tensor:
+        return torch.full(hidden.shape[:2], _ID, device=self._device)
+
+    def _no_rows(self) -> Tensor:
+        width = self._shapes_of_embedding()
+        return torch.zeros(_ID + 1, width, device=self._device)
+
+    def _shapes_of_embedding(self) -> int:
+        return int(self._embedding.embedding_dim)
+
+    def _as_returned(self, hidden: Tensor | None) -> Any:
+        if isinstance(self._returns, str):
+            return hidden
+        return tuple(hidden if each == "hidden" else None for each in self._returns)
+
+    def _of_returned(self, output: Any) -> Tensor:
+        if isinstance(output, tuple):
+            return output[self._returns.index("hidden")]
+        return output
+
+    def _set(self, parameters: Mapping[str, Tensor]) -> None:
+        """Give parameters their values. Where one is narrower, its modules are told."""
+        for name, value in parameters.items():
+            path, _, attribute = name.rpartition(".")
+            module = self._model.get_submodule(path)
+            if attribute in module._parameters:
+                module._parameters[attribute] = value
+            else:
+                setattr(module, attribute, value.to(self._device))
+            dense = self._shapes.get(name)
+            if dense is not None and dense != tuple(value.shape):
+                sizes = dict(zip(dense, value.shape, strict=True))
+                self._tell(path, {old: new for old, new in sizes.items() if old != new})
+
+    def _tell(self, path: str, sizes: dict[int, int]) -> None:
+        """Replace sizes among the attributes of a module and of the one around it."""
+        for each in (path, path.rpartition(".")[0]):
+            module = self._model.get_submodule(each)
+            if module in self._layers:
+                return
+            for key, value in list(vars(module).items()):
+                if type(value) is int and value in sizes:
+                    self._undo.append(_Reset(module, key, value))
+                    setattr(module, key, sizes[value])
+
+    def _clear(self, layer: int) -> None:
+        for undo in reversed(self._undo):
+            undo()
+        self._undo.clear()
+        for module in self._layers[layer].modules():
+            for name in module._parameters:
+                if module._parameters[name] is not None:
+                    module._parameters[name] = nn.Parameter(
+                        torch.empty(0, device="meta"), requires_grad=False
+                    )
+
+
+class _Layer:
+    """Stands in for the `forward` of a decoder layer."""
+
+    def __init__(self, modules: Modules, number: int, forward: Callable[..., Any]) -> None:
+        self._modules, self._number, self._forward = modules, number, forward
+
+    def __call__(self, *given: Any, **options: Any) -> Any:
+        return self._modules.pass_layer(self._number, self._forward, given, options)
+
+
+class _Reset:
+    """Gives a module's attribute its value back."""
+
+    def __init__(self, module: nn.Module, key: str, value: int) -> None:
+        self._module, self._key, self._value = module, key, value
+
+    def __call__(self) -> None:
+        setattr(self._module, self._key, self._value)
+
+
+def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
+    hidden: Tensor = given[0] if given else options["hidden_states"]
+    return hidden
+
+
+def _skeleton(raw: dict[str, Any], device: torch.device) -> Any:
+    """The model without memory for its parameters; buffers are real, on the device."""
+    model_type = raw["model_type"].removeprefix(PRUNED_PREFIX)
+    raw = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
+    config = CONFIG_MAPPING[model_type].from_dict({**raw, "model_type": model_type})
+    with parameters_on_meta():
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.eval()
+
+
+def _rule(product: Tensor, found: Tensor) -> HeadRule:
+    """The factor and soft cap that make `found` of `product`."""
+    middle = len(product) // 2
+    scale = float((found[middle + 1] - found[middle - 1]) / (product[middle + 1] - product[middle - 1]))
+    straight = scale * product
+    if torch.allclose(straight, found, rtol=1e-5, atol=1e-5):
+        return HeadRule(scale, None)
+    # Of cap * tanh(s z / cap), the value at the edge gives the cap, by bisection.
+    low, high = float(found.abs().max()), 1e6
+    best = None
+    for _ in range(200):
+        cap = (low * high) ** 0.5
+        # A smaller cap means a steeper start than measured; the slope at 0 is `scale` for all.
+        edge = cap * float(torch.tanh(torch.tensor(scale * float(product[-1]) / cap, dtype=torch.float64)))
+        low, high = (cap, high) if edge < float(found[-1]) else (low, cap)
+        best = cap
+    if best is not None and torch.allclose(
+        best * torch.tanh(straight / best), found, rtol=1e-3, atol=1e-3
+    ):
+        return HeadRule(scale, best)
+    raise ValueError("what becomes of the logits is neither a factor nor a soft cap")

@@ -1,0 +1,87 @@
+"""A tiny model of any architecture that transformers has, with random weights.
+
+Only sizes change: what a layer is made of, and in which order, stays as the class has it by
+default. Sizes of single heads stay too, because rotary positions and latent attention depend on
+them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+
+# Sizes by the names that config classes give them; the first pattern that fits a key decides.
+_SIZES: tuple[tuple[str, int], ...] = (
+    (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
+    (r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size)$", 64),
+    (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers)$", 4),
+    (r"^(encoder_layers|num_nextn_predict_layers|num_mtp_modules)$", 1),
+    (r"^(num_attention_heads|n_heads?|decoder_attention_heads|encoder_attention_heads)$", 4),
+    (r"^(num_key_value_heads|n_head_kv|num_kv_heads|attention_num_key_value_heads)$", 2),
+    (r"(intermediate_size|ffn_dim|n_inner|ffn_hidden_size|d_ff|inner_dim)", 48),
+    (r"^(num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts)$", 4),
+    (r"^(num_experts_per_tok|num_experts_per_token|moe_k|moe_topk|moe_top_k|top_k_experts)$", 2),
+    (r"^(n_group|topk_group|num_expert_group)$", 1),
+    (r"^(first_k_dense_replace|num_dense_layers|moe_layer_start_index)$", 1),
+)
+_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+VARIANTS: tuple[dict[str, int], ...] = (
+    {},
+    {"num_key_value_heads": 4},
+    {"num_hidden_layers": 8},
+)
+"""Changes to try where the usual sizes do not fit together."""
+
+
+def text_config_class(model_type: str) -> Any:
+    """The config class that `AutoModelForCausalLM` takes for a model type."""
+    return CONFIG_MAPPING[model_type]
+
+
+def tiny_config(model_type: str, **changes: Any) -> Any:
+    """A config of an architecture in tiny sizes."""
+    return _tiny(CONFIG_MAPPING[model_type], changes)
+
+
+def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
+    default = cls()
+    known = default.to_dict()
+    sizes: dict[str, Any] = {}
+    for key, part in getattr(cls, "sub_configs", {}).items():
+        inner = getattr(default, key, None)
+        if inner is not None and hasattr(inner, "to_dict"):
+            sizes[key] = _tiny(type(inner), changes)
+        elif inner is not None and hasattr(part, "model_type"):
+            sizes[key] = _tiny(part, changes)
+    for key, value in known.items():
+        if key in _TOKENS and isinstance(value, int):
+            sizes[key] = _TOKENS[key]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            for pattern, size in _SIZES:
+                if re.search(pattern, key):
+                    sizes[key] = min(size, value) if value > 0 else value
+                    break
+    sizes |= {key: value for key, value in changes.items() if key in known}
+    return cls(**sizes)
+
+
+def tiny_model(config: Any, seed: int = 0) -> Any:
+    """The model of a config, float32, with random weights in every parameter."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+        elif parameter.is_floating_point() and "norm" not in name:
+            nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=0.2)
+    return model.eval()
+
+
+def causal_model_types() -> list[str]:
+    """Every model type that `AutoModelForCausalLM` knows, sorted."""
+    known = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
+    return sorted(known)
