@@ -78,28 +78,28 @@ def check_model(
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.transformers_reference import REFERENCE, Reference
 
-    tokens = _random_tokens(seed, stream.config.vocab_size, (sequences, length))
+    tokens = random_tokens(seed, stream.config.vocab_size, (sequences, length))
     reference = Reference(stream, config_json, tensor_names)
     layers = layers_to_run(list(zip(_kinds(stream), reference.kinds(), strict=True)))
     run = reference.run(tokens, layers)
     tick()
-    compare = _Comparison(REFERENCE)
+    compare = Comparison(REFERENCE)
     first, last = run.inputs[layers[0]], run.outputs[layers[-1]]
     embedded = np.empty_like(first)
     embed(stream, tokens, embedded, tick)
-    compare("the embeddings", embedded, embedded, first, _largest(first))
+    compare("the embeddings", embedded, embedded, first, largest(first))
     for layer in layers:
         given, wanted = run.inputs[layer], run.outputs[layer]
-        scale = _largest(wanted - given) + _largest(wanted) * (SUM_ROUNDING / TOLERANCE)
+        scale = largest(wanted - given) + largest(wanted) * (SUM_ROUNDING / TOLERANCE)
         routed = stream.config.blocks[layer].names.router is not None
         mine, nudged = _layer_outputs(stream, layer, given)
         compare(f"layer {layer}", mine, nudged, wanted, scale, layer=layer, routed=routed)
         tick()
     logits = run.logits.numpy()
     mine, nudged = (
-        next_token_logits(stream, hidden).numpy() for hidden in (last[:, -1], _nudged(last)[:, -1])
+        next_token_logits(stream, hidden).numpy() for hidden in (last[:, -1], nudged_values(last)[:, -1])
     )
-    compare("the logits (final norm and head)", mine, nudged, logits, _largest(logits))
+    compare("the logits (final norm and head)", mine, nudged, logits, largest(logits))
     return {
         "reference": REFERENCE,
         "tokens": int(tokens.size),
@@ -138,17 +138,17 @@ def _layer_outputs(
         found: NDArray[np.float32] = stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
         return found
 
-    return output(given), output(_nudged(given))
+    return output(given), output(nudged_values(given))
 
 
-def _nudged(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def nudged_values(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """The values changed by a few units in the last place, up and down at random."""
     signs = np.random.Generator(np.random.PCG64(0)).choice([-1.0, 1.0], values.shape)
     changed: NDArray[np.float32] = (values * (1.0 + NUDGE * signs)).astype(np.float32)
     return changed
 
 
-class _Comparison:
+class Comparison:
     """Compares values, and remembers the difference that came nearest to its tolerance."""
 
     def __init__(self, reference: str) -> None:
@@ -210,10 +210,12 @@ def _difference(
     return float(np.sort(differences)[-1 - allowed])
 
 
-def _largest(values: NDArray[np.float32]) -> float:
+def largest(values: NDArray[np.float32]) -> float:
+    """The largest magnitude."""
     return float(np.abs(values).max())
 
 
-def _random_tokens(seed: int, vocabulary: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+def random_tokens(seed: int, vocabulary: int, shape: tuple[int, int]) -> NDArray[np.int32]:
+    """Token ids, each as likely as every other."""
     generator = np.random.Generator(np.random.PCG64(seed))
     return generator.integers(0, vocabulary, shape, dtype=np.int32)

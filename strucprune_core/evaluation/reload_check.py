@@ -45,7 +45,12 @@ def compare_with_transformers(
 
     last = final_hidden(expected, tokens, scratch, tick)
     wanted = next_token_logits(expected, last[:, -1])
-    found = reference_logits(written, config_json, tensor_names, tokens)
+    if written.modules is None:
+        found = reference_logits(written, config_json, tensor_names, tokens)
+    else:
+        from strucprune_core.evaluation.generic_check import reloaded_logits
+
+        found = reloaded_logits(written, config_json, tokens, REFERENCE)
     difference = float((wanted - found).abs().max())
     tolerance = VERIFY_TOLERANCE * max(1.0, float(wanted.abs().max()))
     if not difference <= tolerance:  # `not <=`, so that NaN fails too.

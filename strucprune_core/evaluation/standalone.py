@@ -23,7 +23,7 @@ from strucprune_core.evaluation.reload_check import (
 )
 from strucprune_core.models.devices import choose_device
 from strucprune_core.models.own_head import with_own_head
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 from strucprune_core.plan.inspection import (
@@ -139,7 +139,7 @@ def _say_why_not_finite(facts: ModelFacts) -> NoReturn:
 
 
 def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStream:
-    return ModelStream(facts.config, TensorReader(facts.index), device, tiles)
+    return open_stream(facts.config, TensorReader(facts.index), device, tiles)
 
 
 def _check_digests(store: Store) -> int:

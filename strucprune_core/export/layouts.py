@@ -13,8 +13,8 @@ from importlib import resources
 from typing import Any
 
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.families import parse_config
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
+from strucprune_core.models.read_config import ties_head
 
 MODELLING_MODULE = "modeling_strucprune"
 MODELLING_FILE = f"{MODELLING_MODULE}.py"
@@ -44,11 +44,11 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
         pruned: The pruned model's shape.
     """
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
-    if parse_config(dense_config).tie_word_embeddings != pruned.tie_word_embeddings:
+    if ties_head(dense_config) != pruned.tie_word_embeddings:
         config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}
-    stem = f"StrucPrune{CLASS_STEMS[pruned.family]}"
+    stem = class_stem(pruned.family)
     config |= {
         "model_type": f"{PRUNED_PREFIX}{pruned.family}",
         "architectures": [f"{stem}ForCausalLM"],
@@ -59,6 +59,13 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
         "strucprune": pruned_section(pruned),
     }
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
+
+
+def class_stem(family: str) -> str:
+    """What the names of a family's classes in the modelling file begin with."""
+    if family in CLASS_STEMS:
+        return f"StrucPrune{CLASS_STEMS[family]}"
+    return f"StrucPruneAny_{family.replace('-', '__')}_"
 
 
 def modelling_code() -> bytes:

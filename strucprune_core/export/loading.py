@@ -4,9 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoModelForCausalLM, PretrainedConfig
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from strucprune_core.export.modeling_strucprune import MODELS
+from strucprune_core.export.modeling_strucprune import MODELS, classes_of
+
+from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+
+
+def model_class_of(raw: dict[str, Any]) -> Any:
+    """The class of a pruned `per_layer` checkpoint by its config.json; None for any other."""
+    model_type = str(raw.get("model_type"))
+    if model_type in MODELS or not model_type.startswith(PRUNED_PREFIX):
+        return MODELS.get(model_type)
+    return classes_of(model_type.removeprefix(PRUNED_PREFIX))[1]
+
+
+def built_model(raw: dict[str, Any]) -> Any:
+    """The model of a config.json, pruned or dense, before it has weights."""
+    model_class = model_class_of(raw)
+    if model_class is not None:
+        return model_class(model_class.config_class.from_dict(raw))
+    config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
 def load_pretrained(directory: str, **options: Any) -> Any:
@@ -24,7 +44,7 @@ def load_pretrained(directory: str, **options: Any) -> Any:
         `save_pretrained` writes this library's beside the weights.
     """
     raw, _ = PretrainedConfig.get_config_dict(directory)
-    model_class: Any = MODELS.get(raw.get("model_type"))
+    model_class: Any = model_class_of(raw)
     options.pop("trust_remote_code", None)
     if model_class is not None:
         return model_class.from_pretrained(directory, **options)

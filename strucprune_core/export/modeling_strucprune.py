@@ -1,8 +1,9 @@
 """Decoders whose layers have different widths. Written by StrucPrune, Apache-2.0.
 
-Everything but the widths is transformers' own: `config.strucprune["layers"]` holds the shape of
-each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}. Before it gets its weights,
-each layer's matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+Everything but the widths is transformers' own. Of the families below, `config.strucprune["layers"]`
+holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}; of any
+other, `config.strucprune["tensors"]` the shape of each tensor that is narrower. Before the model
+gets its weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
 """
 
 import copy
@@ -12,8 +13,11 @@ import transformers as hf
 from torch import nn
 from transformers.conversion_mapping import (
     WeightRenaming,
+    get_checkpoint_conversion_mapping,
+    get_model_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
+from transformers.core_model_loading import rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 QUERIES = ("q_proj",)
@@ -271,6 +275,74 @@ MODELS = {
     for value in list(globals().values())
     if isinstance(value, type) and issubclass(value, Narrowed) and value is not Narrowed
 }
+
+ANY = "StrucPruneAny_"
+_ANY_CLASSES = {}
+
+
+def resize(model):
+    """Give the parameters that the config lists their shapes, and tell the modules around them."""
+    rules = [
+        rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
+    ]
+    known = dict(model.named_parameters())
+    for name, shape in model.config.strucprune["tensors"].items():
+        if name not in known:
+            name, _ = rename_source_key(name, rules, [], model.base_model_prefix, known)
+        old = known[name]
+        path, _, attribute = name.rpartition(".")
+        new = torch.empty(shape, dtype=old.dtype, device=old.device)
+        model.get_submodule(path)._parameters[attribute] = nn.Parameter(new)
+        sizes = {was: now for was, now in zip(old.shape, shape, strict=True) if was != now}
+        around = [model.get_submodule(each) for each in (path, path.rpartition(".")[0])]
+        for module in around:
+            for key, value in list(vars(module).items()):
+                if type(value) is int and value in sizes and "hidden_size" not in key:
+                    setattr(module, key, sizes[value])
+
+
+class Resized:
+    """Mixed into transformers' classes: the same model, with tensors as narrow as listed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        resize(self)
+        self.post_init()
+
+
+def classes_of(family):
+    """(config class, model class) of a pruned model of any architecture, by its model type."""
+    if family not in _ANY_CLASSES:
+        base = hf.CONFIG_MAPPING[family]
+        stem = ANY + family.replace("-", "__") + "_"
+
+        class Config(base):
+            model_type = f"strucprune_{family}"
+            strucprune: dict | None = None
+
+        Config.__name__ = Config.__qualname__ = f"{stem}Config"
+
+        class Model(Resized, hf.MODEL_FOR_CAUSAL_LM_MAPPING[base]):
+            config_class = Config
+
+        Model.__name__ = Model.__qualname__ = f"{stem}ForCausalLM"
+        mapping = get_checkpoint_conversion_mapping(family) or []
+        register_checkpoint_conversion_mapping(Config.model_type, mapping, overwrite=True)
+        Config.register_for_auto_class("AutoConfig")
+        Model.register_for_auto_class("AutoModelForCausalLM")
+        _ANY_CLASSES[family] = (Config, Model)
+    return _ANY_CLASSES[family]
+
+
+def __getattr__(name):
+    """The classes that config.json of a pruned model of any other architecture names."""
+    if name.startswith(ANY):
+        family, _, kind = name.removeprefix(ANY).rpartition("_")
+        if kind in ("Config", "ForCausalLM"):
+            config, model = classes_of(family.replace("__", "-"))
+            return config if kind == "Config" else model
+    raise AttributeError(name)
+
 
 # `save_pretrained` writes this file beside the weights, and names its classes in config.json.
 for model_type, config_class in CONFIGS.items():

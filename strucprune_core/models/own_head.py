@@ -15,8 +15,8 @@ import torch
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import PIECE_BYTES, TensorReader
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.families import parse_config
 from strucprune_core.models.fields import RawConfig
+from strucprune_core.models.read_config import ties_head
 
 
 def with_own_head(
@@ -47,7 +47,7 @@ def with_own_head(
 
 def own_head_warning(raw: RawConfig, config: ModelConfig) -> str | None:
     """What to tell of a model whose head was kept against its config.json; else None."""
-    if config.tie_word_embeddings or not parse_config(raw).tie_word_embeddings:
+    if config.tie_word_embeddings or not ties_head(raw):
         return None
     return (
         f"config.json ties the head to the embedding, but the files hold another "

@@ -18,7 +18,13 @@ FORMAT_VERSION = 2
 
 
 def pruned_section(config: ModelConfig) -> dict[str, Any]:
-    """The section that describes a model's layers."""
+    """The section that describes a model's layers.
+
+    Of a generic model it lists the shapes of the tensors that make channels, by their names in the
+    files: {"format_version": 2, "tensors": {"model.layers.0.mlp.down_proj.weight": [64, 40]}}.
+    """
+    if config.generic is not None:
+        return {"format_version": FORMAT_VERSION, "tensors": _channel_tensors(config)}
     layers = [
         {
             "ffn": list(block.ffn_widths),
@@ -28,6 +34,17 @@ def pruned_section(config: ModelConfig) -> dict[str, Any]:
         for block in config.blocks
     ]
     return {"format_version": FORMAT_VERSION, "layers": layers}
+
+
+def _channel_tensors(config: ModelConfig) -> dict[str, list[int]]:
+    found = {}
+    for layer, block in enumerate(config.blocks):
+        if block.generic is not None:
+            shapes = dict(block.generic.tensors)
+            for each in block.generic.feed_forwards:
+                for role in (each.output, *(source.tensor for source in each.sources)):
+                    found[config.names.layer.format(layer) + role] = list(shapes[role])
+    return found
 
 
 def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:

@@ -6,9 +6,10 @@ by pruned ones that exist only in memory so far.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.decoder import Decoder, LayerTrace
+from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.tiles import Tiles
+
+if TYPE_CHECKING:
+    from strucprune_core.models.generic.modules import Modules
 
 
 class WeightSource(Protocol):
@@ -52,12 +56,14 @@ class ModelStream:
         source: Where tensors are read from.
         device: Where they are used. Computation is in float32.
         tiles: How much of it is resident at a time.
+        modules: transformers' own modules, for a generic model (see `models.generic`).
     """
 
     config: ModelConfig
     source: WeightSource
     device: torch.device
     tiles: Tiles = field(default_factory=Tiles)
+    modules: Modules | None = None
 
     def layer(self, index: int) -> LayerWeights:
         """One decoder layer's tensors by role, float32, on the device: as much as tiles allow."""
@@ -97,8 +103,25 @@ class ModelStream:
 
         `record` names the kinds of sites whose inputs are kept.
         """
+        if self.modules is not None:
+            return self._run_generic(self.modules, layer, weights, hidden, record)
         block, x = self.config.blocks[layer], self.load(hidden)
         return Decoder(self.config).forward_layer(block, x, weights, record=record)
+
+    def _run_generic(
+        self,
+        modules: Modules,
+        layer: int,
+        weights: LayerWeights,
+        hidden: NDArray[np.float32],
+        record: Collection[SiteKind],
+    ) -> LayerTrace:
+        generic = self.config.blocks[layer].generic
+        each = generic.feed_forwards if generic is not None and "ffn" in record else ()
+        wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
+        prefix = tensor_name(self.config, layer, "")
+        output, inputs = modules.run_layer(layer, weights, prefix, self.load(hidden), wanted)
+        return LayerTrace(output, {name: SiteInput(rows) for name, rows in inputs.items()})
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""
@@ -116,3 +139,38 @@ class ModelStream:
                 start,
                 self.source.rows(name, start, stop, device=self.device, dtype=torch.float32),
             )
+
+
+def open_stream(
+    config: ModelConfig,
+    source: WeightSource,
+    device: torch.device,
+    tiles: Tiles | None = None,
+    like: ModelStream | None = None,
+) -> ModelStream:
+    """A model whose weights pass a device.
+
+    Args:
+        config: Its shape.
+        source: Where its tensors are read from.
+        device: Where they are used.
+        tiles: How much of it is resident at a time.
+        like: The same model in other widths, whose modules may be used.
+    """
+    tiles = tiles or Tiles()
+    if config.generic is None:
+        return ModelStream(config, source, device, tiles)
+    if like is not None:
+        return ModelStream(config, source, device, tiles, like.modules)
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.models.generic.modules import Modules, dense_model, skeleton
+
+    raw = json.loads(config.generic.config_json)
+    modules = Modules(
+        skeleton(lambda: dense_model(raw), device),
+        config.generic,
+        lambda name: source.tensor(name, device=device, dtype=torch.float32),
+        {config.names.embedding, config.names.head},
+        device,
+    )
+    return ModelStream(config, source, device, tiles, modules)

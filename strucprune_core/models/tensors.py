@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig
+from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig, ModelNames
 from strucprune_core.models.foreign_tensors import (
     misshaped_tensor,
     missing_tensor,
@@ -149,17 +149,17 @@ def _norm(config: ModelConfig, name: str, width: int) -> Shapes:
     return {f"{name}.weight": (width,), **bias}
 
 
-def with_full_names(config: ModelConfig, index: CheckpointIndex) -> CheckpointIndex:
+def with_full_names(names: ModelNames, index: CheckpointIndex) -> CheckpointIndex:
     """The checkpoint with its tensors named as the whole model names them.
 
     GPT-2 and OPT were published without the prefix of their base model ("wte.weight" for
     "transformer.wte.weight"); transformers reads both.
     """
-    prefix, _, first = config.names.embedding.partition(".")
-    if config.names.embedding in index.tensors or first not in index.tensors:
+    prefix, _, first = names.embedding.partition(".")
+    if names.embedding in index.tensors or first not in index.tensors:
         return index
     full = {
-        name if name == config.names.head else f"{prefix}.{name}": info
+        name if name == names.head else f"{prefix}.{name}": info
         for name, info in index.tensors.items()
     }
     return replace(index, tensors={name: replace(info, name=name) for name, info in full.items()})

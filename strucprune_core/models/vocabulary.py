@@ -7,6 +7,7 @@ maximum m and a running sum of exp(z - m) (the online softmax of Milakov & Gimel
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor
 
 from strucprune_core.models.norms import normalise
 from strucprune_core.models.streaming import ModelStream
+
+if TYPE_CHECKING:
+    from strucprune_core.models.generic.modules import Modules
 
 
 @torch.inference_mode()
@@ -32,6 +36,9 @@ def embed(
         out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
         tick: Called after every tile of the table that is needed: a safe point to stop at.
     """
+    if stream.modules is not None:
+        _embed_generic(stream, stream.modules, tokens, out, tick)
+        return
     names, config = stream.config.names, stream.config
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
@@ -45,6 +52,29 @@ def embed(
             table = stream.source.rows(names.positions, first + start, first + stop)
             out[:, start:stop] += table.float().numpy()
             del table
+
+
+def _embed_generic(
+    stream: ModelStream,
+    modules: Modules,
+    tokens: NDArray[np.int32],
+    out: NDArray[np.float32],
+    tick: Callable[[], None],
+) -> None:
+    """The same by transformers' modules, whose table holds the tokens of a micro-batch."""
+    rows: NDArray[np.float32] = out  # As the table has them, before they are replaced.
+    if stream.config.embedding_size != out.shape[-1]:
+        rows = np.empty((*tokens.shape, stream.config.embedding_size), dtype=np.float32)
+    for where, found in _look_up(stream, tokens):
+        rows[where] = found.cpu().numpy()
+        tick()
+    length = tokens.shape[1]
+    step = max(1, stream.tiles.micro_batch_tokens // length)
+    for start in range(0, len(tokens), step):
+        part = slice(start, start + step)
+        table = stream.load(rows[part].reshape(-1, rows.shape[-1]))
+        ids = torch.arange(len(table), device=stream.device).view(-1, length)
+        out[part] = modules.embed(ids, table).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -75,6 +105,12 @@ class Head:
     def __init__(self, stream: ModelStream) -> None:
         self._stream = stream
         config, names = stream.config, stream.config.names
+        self._rule = None
+        if stream.modules is not None:
+            self._rule = stream.modules.head_rule(config.hidden_size)
+        bias = names.head.removesuffix(".weight") + ".bias"
+        stored = () if config.generic is None else dict(config.generic.tensors)
+        self._bias = stream.tensor(bias) if bias in stored else None
         self._norm: dict[str, Tensor] = {}
         if names.final_norm is not None:
             kinds = ("weight", "bias") if config.norm.kind == "layer" else ("weight",)
@@ -83,8 +119,12 @@ class Head:
         self._out = None if names.project_out is None else stream.tensor(names.project_out)
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows) of the head's matrix."""
-        return self._stream.tiles_of(self._stream.config.head_matrix)
+        """(first row, rows) of the head's matrix; a factor of the logits is in them, and a bias."""
+        for first, rows in self._stream.tiles_of(self._stream.config.head_matrix):
+            if self._bias is not None:
+                part = self._bias[first : first + len(rows)]
+                rows = torch.cat([rows, part[:, None]], dim=-1)
+            yield first, rows if self._rule is None else rows * self._rule.scale
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""
@@ -101,20 +141,33 @@ class Head:
             yield start, min(start + step, count)
 
     def output(self, hidden: Tensor) -> Tensor:
-        """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
+        """What meets the head's matrix, (n x embedding size), from the last layer's (n x d).
+
+        Where the head has a bias, a last column of ones meets it.
+        """
         config = self._stream.config
+        if self._stream.modules is not None:
+            return self.with_ones(self._stream.modules.head_input(hidden))
         if config.names.final_norm is not None:
             hidden = normalise(config.norm, hidden, self._norm, config.names.final_norm)
         return hidden if self._out is None else hidden @ self._out.T
 
+    def with_ones(self, met: Tensor) -> Tensor:
+        """What meets the head's matrix, (n x e), with a last column of ones if it has a bias."""
+        return met if self._bias is None else torch.cat([met, torch.ones_like(met[:, :1])], -1)
+
     def capped(self, logits: Tensor) -> Tensor:
         """Logits with the model's soft cap, if it has one: in place."""
-        cap = self._stream.config.logit_soft_cap
+        cap = self._cap
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    @property
+    def _cap(self) -> float | None:
+        return self._stream.config.logit_soft_cap if self._rule is None else self._rule.cap
 
     def slope(self, capped: Tensor) -> Tensor | float:
         """Derivative of the soft cap where it gave `capped`."""
-        cap = self._stream.config.logit_soft_cap
+        cap = self._cap
         return 1.0 if cap is None else 1.0 - (capped / cap).square_()
 
 

@@ -88,8 +88,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     config, index = facts.config, facts.index
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, reached = _removed(spec.pruning, config)
-    down = config.blocks[0].names.down.format(0)
-    stored = index.tensors[tensor_name(config, 0, f"{down}.weight")]
+    first = plan_sites(config, spec.pruning)[0]
+    stored = index.tensors[tensor_name(config, first.layer, first.site.output.role)]
     bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
     exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
@@ -116,7 +116,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
 
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
-    widest = max(max(block.ffn_widths) for block in config.blocks)
+    widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
 
 

@@ -40,8 +40,8 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
-from strucprune_core.models.families import parse_config
-from strucprune_core.models.tensors import allowance, check_tensors, with_full_names
+from strucprune_core.models.read_config import header_allowance, read_config
+from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.sites import plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
@@ -107,9 +107,7 @@ def inspect_model(store: Store) -> ModelFacts:
         UnsupportedArchitecture: this build cannot prune such a model.
         StorageError: the store refused or failed.
     """
-    index = open_checkpoint(store, lambda config: allowance(parse_config(config)))
-    config = parse_config(index.config)
-    index = with_full_names(config, index)
+    config, index = read_config(open_checkpoint(store, header_allowance))
     check_tensors(config, index)
     if "tokenizer.json" not in index.other_files:
         raise InvalidCheckpoint(

@@ -112,9 +112,10 @@ def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
 def _default(spec: JobSpec, config: ModelConfig) -> Plan:
     """What is used without a limit."""
     largest = max(layer_bytes(config, layer) for layer in range(config.layers))
-    rows = None if largest <= RESIDENT_LAYER_BYTES else DEFAULT_PANEL_ROWS
+    resident = config.generic is not None or largest <= RESIDENT_LAYER_BYTES
+    rows = None if resident else DEFAULT_PANEL_ROWS
     tiles = Tiles(micro_batch_tokens=spec.runtime.micro_batch_tokens, weight_rows=rows)
-    widest = max(max(block.ffn_widths) for block in config.blocks)
+    widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
     whole = widest <= RESIDENT_GRAM_COLUMNS or spec.pruning.solver == "admm"
     panels = Panels() if whole else Panels(panel=DEFAULT_PANEL_ROWS)
     return _planned(spec, config, tiles, panels)
@@ -161,6 +162,9 @@ def _layer_ladder(plan: Plan, spec: JobSpec, config: ModelConfig) -> Iterator[tu
     pieces: list[tuple[int, int | None]] = []
     if plan.tiles.weight_rows is None:
         pieces += [(count, None) for count in ample]
+    if config.generic is not None:  # transformers' modules hold whole layers.
+        yield from ((replace(plan.tiles, micro_batch_tokens=n), plan.panels) for n in tokens)
+        return
     pieces += [(count, rows) for rows in _halves(DEFAULT_PANEL_ROWS, 128) for count in ample]
     pieces += [(count, rows) for count in tokens for rows in _halves(128, 16)]
     for count, rows in pieces:

@@ -24,7 +24,7 @@ from strucprune_core.method.linalg.matrices import DeviceMatrix, Matrix, Room
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
-from strucprune_core.models.streaming import ModelStream, WeightSource
+from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.models.tiles import Tiles
@@ -114,11 +114,11 @@ class Job:
     @cached_property
     def dense(self) -> ModelStream:
         """The dense model."""
-        return self.stream(self.config, self.reader)
+        return open_stream(self.config, self.reader, self.device, self.tiles)
 
     def stream(self, config: ModelConfig, source: WeightSource) -> ModelStream:
         """A model on the job's device, in pieces that fit."""
-        return ModelStream(config, source, self.device, self.tiles)
+        return open_stream(config, source, self.device, self.tiles, like=self.dense)
 
     @property
     def tiles(self) -> Tiles:

@@ -15,7 +15,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from strucprune_core.models.config import ChannelSource
+from strucprune_core.models.config import ChannelSource, ModelNames
 
 TABLE = "architectures.json"
 
@@ -56,6 +56,11 @@ class Architecture:
     layer_returns: str | tuple[str, ...]
     context_key: str | None
     channels: tuple[ChannelPattern, ...]
+
+    @property
+    def names(self) -> ModelNames:
+        """The names of what lies outside the layers, and of the layers."""
+        return ModelNames(self.embedding, self.layer, None, self.head)
 
 
 @cache

@@ -19,11 +19,11 @@ from strucprune_core.models.config import (
     LayerConfig,
     LayerNames,
     ModelConfig,
-    ModelNames,
     NormConfig,
 )
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.tensors import is_derived
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -43,6 +43,7 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
     """
+    shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
@@ -62,7 +63,7 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
     return ModelConfig(
         model_type=str(raw["model_type"]),
         family=str(raw["model_type"]).removeprefix("strucprune_"),
-        names=ModelNames(architecture.embedding, architecture.layer, None, architecture.head),
+        names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
         hidden_size=hidden,

@@ -9,8 +9,8 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from strucprune_core.models.config import GenericModel
-from strucprune_core.models.generic.detect import decoder_layers
 from strucprune_core.models.generic.meta_parameters import parameters_on_meta
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
@@ -26,7 +25,20 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 _ID = 1  # Any token: what is embedded is replaced.
 
 
-class _Stopped(Exception):  # noqa: N818
+def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers, and its path in the model: the list with most parameters."""
+    best: tuple[int, str, nn.ModuleList] | None = None
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
+            size = sum(parameter.numel() for parameter in module.parameters())
+            if best is None or size > best[0]:
+                best = (size, path, module)
+    if best is None:
+        raise ValueError("the model has no list of layers")
+    return best[1], best[2]
+
+
+class _Stopped(Exception):
     """Ends a forward pass with what was wanted of it."""
 
     def __init__(self, value: Tensor) -> None:
@@ -47,11 +59,28 @@ class HeadRule:
     cap: float | None
 
 
+@dataclass(slots=True)
+class WholePass:
+    """A plain pass through a model, whose layers have weights while they run.
+
+    Attributes:
+        read: A layer's tensors by their full names in the files, float32.
+        only: Layers to run; the others hand on what they are given. None: all.
+        inputs, outputs: Of each layer that ran, (b, n, d): filled by the pass.
+    """
+
+    read: Callable[[int], Mapping[str, Tensor]]
+    only: Collection[int] | None = None
+    inputs: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
+
+
 class Modules:
     """A model of transformers, whose decoder layers have weights only while they run.
 
     Args:
-        generic: The model.
+        model: transformers' model, its parameters without memory (`skeleton`).
+        generic: What is known of it.
         tensors: Reads a tensor outside the layers by its name in the files, float32.
         vocabulary: Names in the files of the embedding and the head, which are never held whole.
         device: Where it computes.
@@ -59,6 +88,7 @@ class Modules:
 
     def __init__(
         self,
+        model: Any,
         generic: GenericModel,
         tensors: Callable[[str], Tensor],
         vocabulary: set[str],
@@ -66,12 +96,15 @@ class Modules:
     ) -> None:
         self._device = device
         self._returns = generic.layer_returns
-        self._model = _skeleton(json.loads(generic.config_json), device)
+        raw = json.loads(generic.config_json)
+        self._numbers = [value for value in raw.values() if isinstance(value, int | float)]
+        self._model = model
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
         self._layers = list(layers)
         self._shapes = {name: tuple(p.shape) for name, p in self._model.named_parameters()}
         self._undo: list[Callable[[], None]] = []
+        self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
@@ -90,9 +123,14 @@ class Modules:
         return self._run(ids, rows)
 
     def run_layer(
-        self, layer: int, tensors: Mapping[str, Tensor], prefix: str, hidden: Tensor
-    ) -> Tensor:
-        """A layer's output, (b, n, d).
+        self,
+        layer: int,
+        tensors: Mapping[str, Tensor],
+        prefix: str,
+        hidden: Tensor,
+        record: Mapping[str, str] | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A layer's output, (b, n, d), and the inputs of some of its matrices, (b * n x width).
 
         Args:
             layer: Its number.
@@ -100,23 +138,68 @@ class Modules:
                 widths may be smaller than the model's.
             prefix: What their names in the files begin with.
             hidden: Its input, (b, n, d).
+            record: Of each matrix whose input is kept, under which name: its name in the layer.
         """
+        kept: dict[str, Tensor] = {}
+        handles = [
+            self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
+            for key, name in (record or {}).items()
+        ]
         full = {prefix + name: tensor for name, tensor in tensors.items()}
         self._at, self._hidden = layer, hidden
         try:
             self._set(self._names.parameters(full))
-            return self._run(self._ids(hidden), self._no_rows())
+            return self._run(self._ids(hidden), self._no_rows()), kept
         finally:
+            for handle in handles:
+                handle.remove()
             self._clear(layer)
+
+    def run_whole(self, ids: Tensor, rows: Tensor, whole: WholePass) -> Tensor:
+        """What meets the head's matrix, (b, n, e), after one plain pass through the model.
+
+        Args:
+            ids: Token ids, (b, n), into `rows`.
+            rows: Rows of the embedding.
+            whole: Where layers get their tensors, and what is kept.
+        """
+        self._head.forward = _stop
+        self._whole = whole
+        try:
+            return self._run(ids, rows)
+        finally:
+            self._whole = None
+            self._head.forward = self._forward_head
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each parameter, by name."""
+        return dict(self._shapes)
+
+    def tied(self) -> set[str]:
+        """Parameters that are another one by another name: the head of a tied model."""
+        same: dict[int, list[str]] = {}
+        for name, parameter in self._model.named_parameters(remove_duplicate=False):
+            same.setdefault(id(parameter), []).append(name)
+        keys = getattr(self._model, "all_tied_weights_keys", None) or {}
+        return {name for names in same.values() for name in names[1:]} | set(keys)
+
+    @property
+    def names(self) -> ParameterNames:
+        """How tensors in files become parameters."""
+        return self._names
+
+    def kinds(self) -> list[object]:
+        """Of each layer something that is equal for layers that compute alike, but for widths."""
+        types = getattr(self._model.config, "layer_types", None) or [None] * len(self._layers)
+        return [
+            (kind, tuple((path, type(module).__name__) for path, module in layer.named_modules()))
+            for kind, layer in zip(types, self._layers, strict=True)
+        ]
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
         self._at, self._hidden = len(self._layers), hidden[None]
-
-        def stop(given: Tensor) -> Tensor:
-            raise _Stopped(given)
-
-        self._head.forward = stop
+        self._head.forward = _stop
         try:
             return self._run(self._ids(hidden[None]), self._no_rows())[0]
         finally:
@@ -137,13 +220,7 @@ class Modules:
             output = self._model(input_ids=self._ids(hidden), use_cache=False)
         finally:
             self._head.forward = self._forward_head
-        return _rule(product, output.logits[0, 0].float())
-
-    def site_module(self, layer: int, name: str) -> nn.Module:
-        """The module that holds a layer's tensor, by that tensor's name in the files."""
-        parameter, _ = self._names.parameter_of(name)
-        module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
-        return module
+        return _rule(product, output.logits[0, 0].float(), self._numbers)
 
     # ---- how -----------------------------------------------------------------------------------
 
@@ -155,6 +232,8 @@ class Modules:
         options: dict[str, Any],
     ) -> Any:
         """What a layer does in the pass that is on: hand on, run, or end it."""
+        if self._whole is not None:
+            return self._pass_whole(self._whole, number, forward, given, options)
         if number < self._at:
             return self._as_returned(self._hidden)
         if number > self._at:
@@ -168,6 +247,26 @@ class Modules:
             raise _Stopped(self._of_returned(output))
         return output
 
+    def _pass_whole(
+        self,
+        whole: WholePass,
+        number: int,
+        forward: Callable[..., Any],
+        given: tuple[Any, ...],
+        options: dict[str, Any],
+    ) -> Any:
+        hidden = _hidden_of(given, options)
+        if whole.only is not None and number not in whole.only:
+            return self._as_returned(hidden)
+        whole.inputs[number] = hidden
+        try:
+            self._set(self._names.parameters(whole.read(number)))
+            output = forward(*given, **options)
+        finally:
+            self._clear(number)
+        whole.outputs[number] = self._of_returned(output)
+        return output
+
     def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
         self._embedding.weight = nn.Parameter(rows, requires_grad=False)
         try:
@@ -177,6 +276,12 @@ class Modules:
         finally:
             self._hidden = None
         raise RuntimeError("the model's forward pass did not come to its layers")
+
+    def _module_of(self, name: str) -> nn.Module:
+        """The module that holds a tensor of the files."""
+        parameter, _ = self._names.parameter_of(name)
+        module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
+        return module
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
@@ -219,7 +324,7 @@ class Modules:
             if module in self._layers:
                 return
             for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes:
+                if type(value) is int and value in sizes and "hidden_size" not in key:
                     self._undo.append(_Reset(module, key, value))
                     setattr(module, key, sizes[value])
 
@@ -245,6 +350,20 @@ class _Layer:
         return self._modules.pass_layer(self._number, self._forward, given, options)
 
 
+class _Keep:
+    """Keeps what a module is given, one row per token."""
+
+    def __init__(self, kept: dict[str, Tensor], name: str) -> None:
+        self._kept, self._name = kept, name
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        self._kept[self._name] = given[0].reshape(-1, given[0].shape[-1])
+
+
+def _stop(given: Tensor) -> Tensor:
+    raise _Stopped(given)
+
+
 class _Reset:
     """Gives a module's attribute its value back."""
 
@@ -260,37 +379,43 @@ def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
     return hidden
 
 
-def _skeleton(raw: dict[str, Any], device: torch.device) -> Any:
-    """The model without memory for its parameters; buffers are real, on the device."""
-    model_type = raw["model_type"].removeprefix(PRUNED_PREFIX)
-    raw = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
-    config = CONFIG_MAPPING[model_type].from_dict({**raw, "model_type": model_type})
+def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
+    """A model without memory for its parameters; buffers are real, on the device.
+
+    Args:
+        build: Makes it.
+        device: Where it will compute.
+    """
     with parameters_on_meta():
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = build()
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
     return model.eval()
 
 
-def _rule(product: Tensor, found: Tensor) -> HeadRule:
-    """The factor and soft cap that make `found` of `product`."""
-    middle = len(product) // 2
-    scale = float((found[middle + 1] - found[middle - 1]) / (product[middle + 1] - product[middle - 1]))
-    straight = scale * product
-    if torch.allclose(straight, found, rtol=1e-5, atol=1e-5):
-        return HeadRule(scale, None)
-    # Of cap * tanh(s z / cap), the value at the edge gives the cap, by bisection.
-    low, high = float(found.abs().max()), 1e6
-    best = None
-    for _ in range(200):
-        cap = (low * high) ** 0.5
-        # A smaller cap means a steeper start than measured; the slope at 0 is `scale` for all.
-        edge = cap * float(torch.tanh(torch.tensor(scale * float(product[-1]) / cap, dtype=torch.float64)))
-        low, high = (cap, high) if edge < float(found[-1]) else (low, cap)
-        best = cap
-    if best is not None and torch.allclose(
-        best * torch.tanh(straight / best), found, rtol=1e-3, atol=1e-3
-    ):
-        return HeadRule(scale, best)
+def dense_model(raw: Mapping[str, Any]) -> Any:
+    """The model of a config.json, dense also where that is of a pruned checkpoint."""
+    model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
+    own = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
+    config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:
+    """The factor and soft cap that make `found` of `product`.
+
+    A cap is a number of config.json, `numbers`: measured alone, it would be known to six digits.
+    """
+    middle, edge = len(product) // 2, float(product[-1])
+    rise = float(found[middle + 1] - found[middle - 1])
+    scale = rise / float(product[middle + 1] - product[middle - 1])
+    if torch.allclose(scale * product, found, rtol=1e-5, atol=1e-5):
+        return HeadRule(float(found[-1]) / edge, None)
+    for cap in numbers:
+        # The slope at 0 is `scale` whatever the cap.
+        if cap > 0 and torch.allclose(
+            cap * torch.tanh(scale * product / cap), found, rtol=1e-3, atol=1e-3
+        ):
+            return HeadRule(1.0 if abs(scale - 1.0) < 1e-3 else scale, cap)
     raise ValueError("what becomes of the logits is neither a factor nor a soft cap")

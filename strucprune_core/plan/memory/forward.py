@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.config import GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import Tiles
@@ -61,6 +61,8 @@ def forward_bytes(
         record: Kinds of sites whose inputs are kept.
     """
     block = config.blocks[layer]
+    if block.generic is not None:
+        return _generic_bytes(config, layer, block.generic, batch, record="ffn" in record)
     t, d = batch.tokens, config.hidden_size
     resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
     queries = block.query_heads * config.head_dim
@@ -75,6 +77,21 @@ def forward_bytes(
     if block.names.ffn_output_norm is not None:
         terms["output_norm"] = 6 * t * d + recorded + (t * channels if "ffn" in record else 0)
     return resident + FP32_BYTES * max(terms.values())
+
+
+def _generic_bytes(
+    config: ModelConfig, layer: int, generic: GenericLayer, batch: Batch, *, record: bool
+) -> int:
+    """Peak while a layer runs in transformers' modules, from the shapes of its matrices alone.
+
+    A result of its widest matrix lives four times (its parts, an activation and a product), a
+    hidden state six; a mask has a number per pair of tokens.
+    """
+    shapes = dict(generic.tensors).values()
+    widest = max((max(shape) for shape in shapes if len(shape) == 2), default=0)
+    kept = sum(each.channels for each in generic.feed_forwards) if record else 0
+    numbers = batch.tokens * (6 * config.hidden_size + 4 * widest + kept) + batch.length**2
+    return layer_bytes(config, layer) + FP32_BYTES * numbers
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:

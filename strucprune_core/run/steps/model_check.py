@@ -19,15 +19,25 @@ def model_check(job: Job, unit: Unit, draft: Draft) -> None:
     Raises:
         StrucPruneError: see `evaluation.model_check`.
     """
+    shape = {
+        "sequences": VERIFY_SEQUENCES,
+        "length": min(VERIFY_TOKENS, job.config.max_position_embeddings),
+    }
     try:
+        if job.config.generic is not None:
+            from strucprune_core.evaluation.generic_check import check_generic_model
+
+            draft.values |= check_generic_model(
+                job.dense, job.spec.calibration.seed, lambda: job.tick(0, 1), **shape
+            )
+            return
         draft.values |= check_model(
             job.dense,
             job.index.config_bytes,
             set(job.index.tensors),
             job.spec.calibration.seed,
             lambda: job.tick(0, 1),
-            sequences=VERIFY_SEQUENCES,
-            length=min(VERIFY_TOKENS, job.config.max_position_embeddings),
+            **shape,
         )
     except NumericalFailure:
         check_weights(job)  # Where a tensor is at fault, the error is to name it.

@@ -13,7 +13,7 @@ from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import (
     compare_with_transformers,
 )
-from strucprune_core.models.families import parse_config
+from strucprune_core.models.read_config import read_config
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
@@ -69,7 +69,7 @@ def verify(job: Job, unit: Unit, draft: Draft) -> None:
 def _reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
     """The written checkpoint, read back as a stranger would read it."""
     index = open_checkpoint(pruned_checkpoint(job))
-    config = parse_config(index.config)
+    config, index = read_config(index)
     check_tensors(config, index)
     return index, job.stream(config, TensorReader(index))
 

@@ -44,23 +44,6 @@ class FoundChannels:
     sources: dict[str, list[int]]
 
 
-class Stopped(Exception):
-    """Raised inside of a model's forward pass to end it."""
-
-
-def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers, and its path in the model: the list with most parameters."""
-    best: tuple[int, str, nn.ModuleList] | None = None
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
-            size = sum(parameter.numel() for parameter in module.parameters())
-            if best is None or size > best[0]:
-                best = (size, path, module)
-    if best is None:
-        raise ValueError("the model has no list of layers")
-    return best[1], best[2]
-
-
 def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[LayerCall]:
     """What each layer is given in a forward pass over token ids, (b, n)."""
     calls: dict[int, LayerCall] = {}

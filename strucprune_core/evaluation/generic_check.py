@@ -1,0 +1,247 @@
+"""Checks of a generic model: its files against transformers' modules, and channels against zeros.
+
+The forward pass of a generic model is transformers' own, run a layer at a time. What can go wrong
+is that a tensor of the files has no place in the modules, that a layer depends on more than the
+hidden states that are stored between layers, or that taking channels out is more than setting them
+to zero. All three are tried on the user's own files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
+from strucprune_core.evaluation.model_check import (
+    FIELD,
+    Comparison,
+    largest,
+    layers_to_run,
+    nudged_values,
+    random_tokens,
+)
+from strucprune_core.models.generic.modules import Modules, WholePass, skeleton
+from strucprune_core.models.pruned_weights import SiteSolution, cut_tensor, prune_layer
+from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.structures import Site, sites
+from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.models.vocabulary import Head
+
+# Largest difference between channels cut out and set to zero that rounding explains, relative to
+# the layer's largest output (seen: 3e-7).
+CUT_TOLERANCE = 1e-5
+
+
+@torch.inference_mode()
+def check_generic_model(
+    stream: ModelStream,
+    seed: int,
+    tick: Callable[[], None],
+    *,
+    sequences: int,
+    length: int,
+) -> dict[str, Any]:
+    """Check that a generic model's files fit transformers' modules, and that layers can be cut.
+
+    Args:
+        stream: The dense model.
+        seed: Of the random tokens.
+        tick: Called after each layer: a safe point to stop at.
+        sequences: Sequences of tokens.
+        length: Tokens of each.
+
+    Returns:
+        As `model_check.check_model`.
+
+    Raises:
+        InvalidCheckpoint: transformers expects other tensors than there are.
+        UnsupportedArchitecture: a layer depends on more than its hidden states, or channels that
+            are cut out are not the same as channels that are zero.
+        NumericalFailure: what the model computes is not finite.
+    """
+    from strucprune_core.evaluation.transformers_reference import REFERENCE
+
+    modules = modules_of(stream)
+    check_parameters(modules, stream, REFERENCE)
+    tokens = random_tokens(seed, stream.config.vocab_size, (sequences, length))
+    layers = layers_to_run(
+        [
+            (kind, tuple(each.name for each in generic.feed_forwards) if generic else ())
+            for kind, generic in zip(
+                modules.kinds(), (block.generic for block in stream.config.blocks), strict=True
+            )
+        ]
+    )
+    _, whole = run_whole(modules, stream, tokens, layers)
+    tick()
+    compare = Comparison(REFERENCE)
+    for layer in layers:
+        given = whole.inputs[layer].cpu().numpy()
+        wanted = whole.outputs[layer].cpu().numpy()
+        weights = stream.layer(layer)
+        mine, nudged = (
+            stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
+            for hidden in (given, nudged_values(given))
+        )
+        compare(f"layer {layer}", mine, nudged, wanted, largest(wanted), layer=layer, routed=True)
+        _check_cut(stream, layer, given)
+        tick()
+    return {
+        "reference": REFERENCE,
+        "tokens": int(tokens.size),
+        "layers": layers,
+        "max_relative_difference": compare.difference,
+        "tolerance": compare.tolerance,
+    }
+
+
+def _check_cut(stream: ModelStream, layer: int, given: NDArray[np.float32]) -> None:
+    """Check that a layer without some channels is the layer with these set to zero."""
+    cut, zeroed = cut_and_zeroed(stream, layer, given)
+    difference = float(np.abs(cut - zeroed).max()) / max(largest(zeroed), 1e-30)
+    if not difference <= CUT_TOLERANCE:  # `not <=`, so that NaN fails too.
+        raise UnsupportedArchitecture(
+            f"removing FFN channels from layer {layer} is not the same as setting them to zero: "
+            f"the relative difference is {difference:.3g} (tolerance {CUT_TOLERANCE:g})",
+            field=FIELD,
+            layer=layer,
+            remedy="config.json asks for a variant of the architecture that cannot be pruned. "
+            "Please report it with that file.",
+        )
+
+
+@torch.inference_mode()
+def reloaded_logits(
+    written: ModelStream, config_json: bytes, tokens: NDArray[np.int32], reference: str
+) -> Tensor:
+    """Logits of the last positions of token ids, (b x n), as the written files' own class has them.
+
+    Returns:
+        (b, V) float32.
+
+    Raises:
+        InvalidCheckpoint: the class expects other tensors than were written.
+    """
+    from strucprune_core.export.loading import built_model
+
+    generic = written.config.generic
+    if generic is None:
+        raise TypeError("not a generic model")
+    raw, config = json.loads(config_json), written.config
+    modules = Modules(
+        skeleton(lambda: built_model(raw), written.device),
+        generic,
+        written.tensor,
+        {config.names.embedding, config.names.head},
+        written.device,
+    )
+    check_parameters(modules, written, reference)
+    met, _ = run_whole(modules, written, tokens)
+    head = Head(written)
+    last = head.with_ones(met[:, -1])
+    return torch.cat([head.capped(last @ rows.T).cpu() for _, rows in head.tiles()], dim=-1)
+
+
+def modules_of(stream: ModelStream) -> Modules:
+    """The modules of a generic model's stream."""
+    if stream.modules is None:
+        raise TypeError("not a generic model")
+    return stream.modules
+
+
+def check_parameters(modules: Modules, stream: ModelStream, reference: str) -> None:
+    """Compare the tensors of the files with the parameters of the modules, by name and shape.
+
+    Raises:
+        InvalidCheckpoint: there are others, or of other shapes.
+    """
+    wanted = modules.shapes()
+    on_meta = {
+        name: torch.empty(shape, device="meta")
+        for name, shape in expected_tensors(stream.config).items()
+    }
+    for name in on_meta:
+        if modules.names.parameter_of(name)[0] not in wanted:
+            raise InvalidCheckpoint(
+                f"{reference} expects no tensor '{name}' in this model",
+                remedy="Give the config.json that was saved with these weights.",
+            )
+    given = {name: tuple(t.shape) for name, t in modules.names.parameters(on_meta).items()}
+    for name, shape in given.items():
+        if wanted[name] != shape:
+            raise InvalidCheckpoint(
+                f"{reference} expects {name} of shape {wanted[name]}, but the files make it "
+                f"{shape}",
+                remedy="Give the config.json that was saved with these weights.",
+            )
+    missing = sorted(set(wanted) - set(given) - modules.tied())
+    if missing:
+        raise InvalidCheckpoint(
+            f"{reference} expects the tensor {missing[0]}, which the files do not hold",
+            remedy="Copy the model again, or give the config.json that was saved with it.",
+        )
+
+
+def layer_reader(stream: ModelStream) -> Callable[[int], Mapping[str, Tensor]]:
+    """Reads a layer's tensors by their full names, float32, on the device."""
+
+    def read(layer: int) -> dict[str, Tensor]:
+        names = [tensor_name(stream.config, layer, r) for r in layer_tensors(stream.config, layer)]
+        return {name: stream.tensor(name) for name in names}
+
+    return read
+
+
+def run_whole(
+    modules: Modules,
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    only: Sequence[int] | None = None,
+) -> tuple[Tensor, WholePass]:
+    """One plain pass of the modules over token ids, (b x n), with the stream's weights.
+
+    Returns:
+        What meets the head's matrix, (b, n, e), and what the layers in `only` were given and gave.
+    """
+    ids, used = np.unique(tokens, return_inverse=True)
+    table = torch.empty(len(ids), stream.config.embedding_size, device=stream.device)
+    for first, rows in stream.tiles_of(stream.config.names.embedding):
+        start, stop = np.searchsorted(ids, (first, first + len(rows)))
+        wanted = torch.from_numpy(ids[start:stop].astype(np.int64) - first)
+        table[start:stop] = rows[wanted.to(rows.device)]
+    whole = WholePass(layer_reader(stream), only)
+    places = torch.from_numpy(used.reshape(tokens.shape)).to(stream.device)
+    return modules.run_whole(places, table, whole), whole
+
+
+def cut_and_zeroed(
+    stream: ModelStream, layer: int, hidden: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """A layer's output with every other channel cut out, and with it set to zero, (b x n x d)."""
+    weights = stream.whole_layer(layer)
+    zeroed, solutions = dict(weights), []
+    for site in sites(stream.config, layer, ("ffn_channels",)):
+        kept = torch.arange(0, site.structures, 2)
+        gone = torch.arange(1, site.structures, 2)
+        zeroed[site.output.role] = _zeroed(zeroed[site.output.role], site, gone)
+        solutions.append((site, _cut(weights[site.output.role], site, kept)))
+    cut = prune_layer(weights, solutions)
+    both = (stream.run_layer(layer, each, hidden).hidden.cpu().numpy() for each in (cut, zeroed))
+    found: tuple[NDArray[np.float32], NDArray[np.float32]] = tuple(both)
+    return found
+
+
+def _zeroed(matrix: Tensor, site: Site, gone: Tensor) -> Tensor:
+    indices = torch.tensor(site.output.indices(gone.tolist()), device=matrix.device)
+    return matrix.index_fill(site.output.axis, indices, 0.0)
+
+
+def _cut(matrix: Tensor, site: Site, kept: Tensor) -> SiteSolution:
+    left = cut_tensor(matrix, site.output, kept)
+    return SiteSolution(kept, left.T if site.output.axis == 0 else left)

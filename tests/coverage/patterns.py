@@ -1,0 +1,231 @@
+"""The entry of an architecture in the table, found on a tiny model of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.pytorch_utils import Conv1D
+
+from strucprune_core.models.config import ChannelSource
+from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.generic.modules import decoder_layers
+from strucprune_core.models.generic.names import ParameterNames
+from tests.coverage.detect import FoundChannels, find_channels, layer_calls, linear_modules
+
+
+class NotPrunable(Exception):
+    """No entry can be made; the message is the reason, for users."""
+
+
+Place = tuple[str, int, int]
+"""A slice of a tensor in the files: its name, the axis, the index."""
+
+
+@dataclass(frozen=True, slots=True)
+class TinyCheckpoint:
+    """A tiny model as its files would hold it."""
+
+    model: Any
+    tensors: dict[str, Tensor]
+
+
+def as_stored(model: Any) -> TinyCheckpoint:
+    """A model's tensors as `save_pretrained` names and stores them, tied ones once."""
+    stored = revert_weight_conversion(model, dict(model.state_dict()))
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        raise NotPrunable("transformers' class has no head that turns hidden states into logits")
+    names = ParameterNames(model)
+    if head.weight is embedding.weight:
+        drop = [n for n in stored if names.parameter_of(n)[0] == _name_of(model, head)]
+        for name in drop:
+            if len(stored) > 1 and names.parameter_of(name)[0] != _name_of(model, embedding):
+                del stored[name]
+    return TinyCheckpoint(model, {name: tensor.detach() for name, tensor in stored.items()})
+
+
+def _name_of(model: Any, module: Any) -> str:
+    for path, each in model.named_modules():
+        if each is module:
+            return f"{path}.weight"
+    raise ValueError("the module is not in the model")
+
+
+@torch.no_grad()
+def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
+    """What the files and modules of a tiny model's architecture look like.
+
+    Args:
+        checkpoint: The model.
+        tokens: One sequence of token ids, (1, n), n above the widest linear module if that is
+            possible.
+
+    Raises:
+        NotPrunable: it has no channels that can be removed, or is otherwise out of reach.
+    """
+    model = checkpoint.model
+    path, layers = decoder_layers(model)
+    names = ParameterNames(model)
+    prefix = _layer_prefix(checkpoint, names, path)
+    calls = layer_calls(model, layers, tokens)
+    returns = {_returned(layer(*call.given, **call.options)) for layer, call in zip(layers, calls, strict=True)}
+    if len(returns) != 1:
+        raise NotPrunable("its layers return different things")
+    patterns: dict[str, ChannelPattern] = {}
+    for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
+        hidden = call.given[0] if call.given else call.options["hidden_states"]
+        found = find_channels(layer, call, hidden.shape[-1])
+        origins = _Origins(checkpoint, names, prefix.format(number))
+        for each in found:
+            pattern = _pattern(each, linear_modules(layer), f"{path}.{number}.", origins)
+            if pattern is not None:
+                patterns.setdefault(pattern.output, pattern)
+    if not patterns:
+        raise NotPrunable("no matrix of its layers has input columns that are channels")
+    embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
+    head_module = model.get_output_embeddings()
+    tied = head_module.weight is model.get_input_embeddings().weight
+    return Architecture(
+        layer=prefix,
+        embedding=embedding,
+        head="lm_head.weight" if tied else _stored_name(checkpoint, names, _name_of(model, head_module)),
+        tied=tied,
+        layer_returns=returns.pop(),
+        context_key=_context_key(model.config),
+        channels=tuple(patterns.values()),
+    )
+
+
+def _context_key(config: Any) -> str | None:
+    key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    return key if key in config.to_dict() else None
+
+
+def _returned(output: Any) -> str | tuple[str, ...]:
+    if isinstance(output, tuple):
+        return ("hidden", *("none" for _ in output[1:]))
+    return "hidden"
+
+
+def _stored_name(checkpoint: TinyCheckpoint, names: ParameterNames, parameter: str) -> str:
+    for name in checkpoint.tensors:
+        if names.parameter_of(name)[0] == parameter:
+            return name
+    raise NotPrunable(f"its files do not hold {parameter}")
+
+
+def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) -> str:
+    """What tensors of a layer begin with in the files, `{}` for the number."""
+    found: set[str] = set()
+    for name in checkpoint.tensors:
+        if names.parameter_of(name)[0].startswith(f"{path}.1."):
+            start, number, _ = name.partition(".1.")
+            if not number:
+                raise NotPrunable("its files do not number their layers")
+            found.add(f"{start}.{{}}.")
+    if len(found) != 1:
+        raise NotPrunable(f"tensors of a layer have different prefixes: {sorted(found)}")
+    return found.pop()
+
+
+class _Origins:
+    """Where the slices of parameters come from: found by loading tensors that hold indices."""
+
+    def __init__(self, checkpoint: TinyCheckpoint, names: ParameterNames, prefix: str) -> None:
+        self._places: list[dict[str, Tensor]] = []
+        layer = {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
+        self._bases: list[tuple[int, str]] = []
+        self._prefix = prefix
+        for axis in (0, 1):
+            marked, base = {}, 0
+            for name, tensor in layer.items():
+                size = tensor.shape[axis] if tensor.dim() > axis else 1
+                view = [1] * tensor.dim()
+                if tensor.dim() > axis:
+                    view[axis] = size
+                values = torch.arange(base, base + size, dtype=torch.float32).view(view)
+                marked[name] = values.expand(tensor.shape).contiguous()
+                self._bases.append((axis * (1 << 40) + base, name))
+                base += size
+            self._places.append(names.parameters(marked))
+
+    def places(self, parameter: str, axis: int) -> list[Place] | None:
+        """Of each index along an axis of a parameter, the slice it is; None if it is none."""
+        found: list[Place] = []
+        for index in range(self._places[0][parameter].shape[axis]):
+            for stored_axis in (0, 1):
+                values = self._places[stored_axis][parameter].select(axis, index)
+                if bool((values == values.flatten()[0]).all()):
+                    found.append(self._place(int(values.flatten()[0]), stored_axis))
+                    break
+            else:
+                return None
+        return found
+
+    def _place(self, marker: int, axis: int) -> Place:
+        best = max(
+            (base, name) for base, name in self._bases if base >> 40 == axis and base % (1 << 40) <= marker
+        )
+        return best[1].removeprefix(self._prefix), axis, marker - best[0] % (1 << 40)
+
+
+def _pattern(
+    found: FoundChannels, modules: dict[str, Any], path: str, origins: _Origins
+) -> ChannelPattern | None:
+    """The channels by the slices of tensors in the files; None where they are not slices."""
+    output = modules[found.output]
+    columns = origins.places(f"{path}{found.output}.weight", 0 if isinstance(output, Conv1D) else 1)
+    if columns is None or len({(name, axis) for name, axis, _ in columns}) != 1:
+        return None
+    if sorted(index for _, _, index in columns) != list(range(found.width)):
+        return None
+    channel_of = [index for _, _, index in columns]  # By column in memory.
+    slices: dict[tuple[str, int], dict[int, list[int]]] = {}
+    for source, column_of in found.sources.items():
+        rows = origins.places(
+            f"{path}{source}.weight", 1 if isinstance(modules[source], Conv1D) else 0
+        )
+        if rows is None:
+            return None
+        for (name, axis, index), column in zip(rows, column_of, strict=True):
+            slices.setdefault((name, axis), {}).setdefault(channel_of[column], []).append(index)
+    sources = []
+    for (name, axis), by_channel in slices.items():
+        segments = _segments(by_channel, found.width)
+        if segments is None:
+            return None
+        sources.append(ChannelSource(name, axis, segments))
+    name, axis, _ = columns[0]
+    return ChannelPattern(name, axis, tuple(sources))
+
+
+def _segments(by_channel: dict[int, list[int]], width: int) -> tuple[tuple[int, int], ...] | None:
+    """(offset in widths, size) of regular slices; None if they are not regular."""
+    if sorted(by_channel) != list(range(width)):
+        return None
+    first = sorted(by_channel[0])
+    runs: list[list[int]] = []
+    for index in first:
+        if runs and index == runs[-1][-1] + 1:
+            runs[-1].append(index)
+        else:
+            runs.append([index])
+    segments = tuple((run[0] // width, len(run)) for run in runs)
+    for channel, indices in by_channel.items():
+        wanted = [
+            offset * width + channel * size + step for offset, size in segments for step in range(size)
+        ]
+        if sorted(indices) != sorted(wanted):
+            return None
+    return segments
+
+
+def as_entry(architecture: Architecture) -> dict[str, Any]:
+    """An architecture as the table stores it."""
+    entry: dict[str, Any] = json.loads(json.dumps(asdict(architecture)))
+    return entry
