@@ -180,7 +180,7 @@ def check_parameters(modules: Modules, stream: ModelStream, reference: str) -> N
                 f"{shape}",
                 remedy="Give the config.json that was saved with these weights.",
             )
-    missing = sorted(set(wanted) - set(given) - modules.tied())
+    missing = sorted(set(wanted) - set(given) - modules.not_needed())
     if missing:
         raise InvalidCheckpoint(
             f"{reference} expects the tensor {missing[0]}, which the files do not hold",

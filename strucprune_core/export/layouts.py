@@ -44,7 +44,7 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
         pruned: The pruned model's shape.
     """
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
-    if ties_head(dense_config) != pruned.tie_word_embeddings:
+    if pruned.generic is not None or ties_head(dense_config) != pruned.tie_word_embeddings:
         config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}

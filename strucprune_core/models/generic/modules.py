@@ -102,7 +102,8 @@ class Modules:
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
         self._layers = list(layers)
-        self._shapes = {name: tuple(p.shape) for name, p in self._model.named_parameters()}
+        self._shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
+        self._buffers = {name for name, _ in self._model.named_buffers()}
         self._undo: list[Callable[[], None]] = []
         self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
@@ -172,16 +173,17 @@ class Modules:
             self._head.forward = self._forward_head
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each parameter, by name."""
+        """Shape of each parameter and stored buffer, by name."""
         return dict(self._shapes)
 
-    def tied(self) -> set[str]:
-        """Parameters that are another one by another name: the head of a tied model."""
+    def not_needed(self) -> set[str]:
+        """Names that files may lack: buffers, and what is another parameter by another name."""
         same: dict[int, list[str]] = {}
         for name, parameter in self._model.named_parameters(remove_duplicate=False):
             same.setdefault(id(parameter), []).append(name)
         keys = getattr(self._model, "all_tied_weights_keys", None) or {}
-        return {name for names in same.values() for name in names[1:]} | set(keys)
+        tied = {name for names in same.values() for name in names[1:]} | set(keys)
+        return tied | self._buffers
 
     @property
     def names(self) -> ParameterNames:

@@ -1,0 +1,227 @@
+"""One architecture, from a tiny model to a pruned checkpoint that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from strucprune_core.evaluation.generic_check import CUT_TOLERANCE, check_parameters, cut_and_zeroed
+from strucprune_core.export.layouts import side_files
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.generic.architectures import Architecture
+from strucprune_core.models.generic.describe import describe
+from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
+from strucprune_core.models.streaming import ModelStream, open_stream
+from strucprune_core.models.structures import shrink, sites
+from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.vocabulary import Head, embed
+from tests.coverage.patterns import NotPrunable, TinyCheckpoint, as_stored, find_architecture
+from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
+
+TOLERANCE = 1e-5
+SPARSITY = 0.25
+_TOKENS = (2, 16)
+_SEARCH_TOKENS = 112
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What became of an architecture.
+
+    Attributes:
+        architecture: Its entry in the table; None if it is refused.
+        refused: Why, for users.
+        dense_difference: Largest difference of logits, streamed and by the whole model, relative.
+        reload_difference: The same of the pruned model, streamed and loaded by transformers.
+    """
+
+    architecture: Architecture | None
+    refused: str | None = None
+    dense_difference: float | None = None
+    reload_difference: float | None = None
+
+
+class Tensors:
+    """A `WeightSource` of tensors in memory."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def tensor(
+        self, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """A whole tensor."""
+        return self._tensors[name].to(device=device, dtype=dtype or self._tensors[name].dtype)
+
+    def rows(
+        self,
+        name: str,
+        start: int,
+        stop: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """Rows [start, stop) of a tensor's first dimension."""
+        return self.tensor(name, device=device, dtype=dtype)[start:stop]
+
+
+@torch.inference_mode()
+def examine(model_type: str) -> Examined:
+    """Find an architecture's channels on a tiny model, prune it, and load the result."""
+    problem = "its default configuration could not be made tiny"
+    for changes in VARIANTS:
+        try:
+            checkpoint = _tiny(model_type, changes)
+        except Exception as error:  # Whatever the classes make of sizes that do not fit together.
+            problem = f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
+            continue
+        try:
+            return _examined(checkpoint)
+        except NotPrunable as error:
+            return Examined(None, str(error))
+    return Examined(None, problem)
+
+
+def _tiny(model_type: str, changes: dict[str, int]) -> TinyCheckpoint:
+    with torch.inference_mode(mode=False), torch.no_grad():
+        model = tiny_model(tiny_config(model_type, **changes))
+        model(input_ids=_tokens((1, 8)), use_cache=False)
+        return as_stored(model)
+
+
+def _tokens(shape: tuple[int, int]) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(3, 100, shape, generator=generator)
+
+
+def _examined(checkpoint: TinyCheckpoint) -> Examined:
+    tokens = _tokens(_TOKENS)
+    wanted = checkpoint.model(input_ids=tokens, use_cache=False).logits
+    found = find_architecture(checkpoint, _tokens((1, _SEARCH_TOKENS)))
+    raw = {**checkpoint.model.config.to_dict()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
+    source = Tensors(checkpoint.tensors)
+    stream = open_stream(describe(raw, shapes, found), source, torch.device("cpu"))
+    assert stream.modules is not None
+    check_parameters(stream.modules, stream, "transformers")
+    dense = _relative(_logits(stream, tokens), wanted)
+    if not dense <= TOLERANCE:
+        raise NotPrunable(
+            "its layers depend on more than the hidden states before them "
+            f"(run one by one, logits differ by {dense:.2g})"
+        )
+    architecture = _without_failing(found, raw, shapes, stream, tokens)
+    if not architecture.channels:
+        raise NotPrunable(
+            "removing channels before any matrix of its layers is not the same as zeroing them"
+        )
+    config = describe(raw, shapes, architecture)
+    pruned = _pruned(config, source)
+    narrow = open_stream(pruned[0], pruned[1], torch.device("cpu"), like=stream)
+    reloaded = _relative(_reloaded(raw, pruned, tokens), _logits(narrow, tokens))
+    if not reloaded <= TOLERANCE:
+        raise NotPrunable(f"the pruned model's logits differ once loaded by {reloaded:.2g}")
+    return Examined(architecture, None, dense, reloaded)
+
+
+def _relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
+
+
+def _logits(stream: ModelStream, tokens: Tensor) -> Tensor:
+    """All logits, (b, n, V), a layer at a time."""
+    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
+    embed(stream, tokens.numpy().astype(np.int32), hidden)
+    for layer in range(stream.config.layers):
+        hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
+    head = Head(stream)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logits = torch.cat([head.logits(flat, rows) for _, rows in head.tiles()], dim=-1)
+    return logits.view(*tokens.shape, -1)
+
+
+def _without_failing(
+    found: Architecture,
+    raw: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    stream: ModelStream,
+    tokens: Tensor,
+) -> Architecture:
+    """The architecture with those channels alone that can be cut out like zeros."""
+    good = []
+    for pattern in found.channels:
+        config = describe(raw, shapes, replace(found, channels=(pattern,)))
+        one = replace(stream, config=config)
+        layers = [
+            layer
+            for layer, block in enumerate(config.blocks)
+            if block.generic is not None and block.generic.feed_forwards
+        ]
+        if all(_cuts_like_zeros(one, layer) for layer in layers):
+            good.append(pattern)
+    return replace(found, channels=tuple(good))
+
+
+def _cuts_like_zeros(stream: ModelStream, layer: int) -> bool:
+    generator = np.random.Generator(np.random.PCG64(0))
+    shape = (*_TOKENS, stream.config.hidden_size)
+    hidden = generator.standard_normal(shape).astype(np.float32)
+    try:
+        cut, zeroed = cut_and_zeroed(stream, layer, hidden)
+    except (RuntimeError, ValueError, IndexError):  # Shapes that do not fit together any more.
+        return False
+    return bool(np.abs(cut - zeroed).max() <= CUT_TOLERANCE * np.abs(zeroed).max())
+
+
+def _pruned(config: ModelConfig, source: Tensors) -> tuple[ModelConfig, PrunedSource]:
+    """The model without a quarter of its channels, others in each layer, nothing repaired."""
+    places = [
+        (layer, site)
+        for layer in range(config.layers)
+        for site in sites(config, layer, ("ffn_channels",))
+    ]
+    solutions, kept = {}, [{} for _ in range(config.layers)]
+    for number, (layer, site) in enumerate(places):
+        left = site.structures - int(SPARSITY * site.structures) - number % 3
+        channels = torch.arange(site.structures).roll(number)[:left].sort().values
+        name = config.names.layer.format(layer) + site.output.role
+        matrix = source.tensor(name).index_select(site.output.axis, channels)
+        weight = matrix.T if site.output.axis == 0 else matrix
+        solutions[layer, site.name] = SiteSolution(channels, weight)
+        kept[layer][site.name] = left
+    blocks = [
+        shrink(block, widths, ("ffn_channels",))
+        for block, widths in zip(config.blocks, kept, strict=True)
+    ]
+    cut = PrunedSource(source, config, places, lambda layer, site: solutions[layer, site.name])
+    return config.with_blocks(blocks), cut
+
+
+def _reloaded(
+    raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource], tokens: Tensor
+) -> Tensor:
+    """Logits of the pruned checkpoint as transformers' Auto classes load it from its files."""
+    config, source = pruned
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        for name, data in side_files("per_layer", json.loads(json.dumps(raw)), config).items():
+            (directory / name).write_bytes(data)
+        tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        with torch.inference_mode(mode=False):
+            model = AutoModelForCausalLM.from_pretrained(
+                directory, trust_remote_code=True, dtype=torch.float32
+            ).eval()
+    found: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return found
