@@ -14,6 +14,7 @@ from api.views import Capabilities, Limits
 from strucprune_core import __version__
 from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.families import FAMILIES
+from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.spec import Export, PruningSpec
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
@@ -25,7 +26,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
     (structure_choices, _ellipsis) = get_args(PruningSpec.model_fields["structures"].annotation)
     return Capabilities(
         version=__version__,
-        architectures=list(FAMILIES),
+        architectures=[*FAMILIES, *generic_model_types()],
         structures=list(get_args(structure_choices)),
         allocations=_choices("allocation"),
         energies=_choices("energy"),

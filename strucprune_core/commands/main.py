@@ -117,7 +117,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     """The result of `inspect` with a short text for what each layer has of its own."""
-    if max(facts["experts"]) == 1:
+    if max(facts["experts"]) <= 1:
         facts = {name: value for name, value in facts.items() if name != "experts"}
     else:
         facts = {**facts, "experts": _by_layer(facts["experts"])}
@@ -338,13 +338,10 @@ def _print_summary(report: Report, output: str) -> None:
         ("parameters", before.parameters, after.parameters, ",.0f"),
         ("bytes", before.bytes, after.bytes, ",.0f"),
         ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
-        (
-            "KV cache bytes per token",
-            before.kv_cache_bytes_per_token,
-            after.kv_cache_bytes_per_token,
-            ",.0f",
-        ),
     ]
+    cached, left = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
+    if cached is not None and left is not None:
+        rows.append(("KV cache bytes per token", cached, left, ",.0f"))
     if report.perplexity is not None:
         rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
     for name, dense, pruned, style in rows:

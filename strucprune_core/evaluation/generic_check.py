@@ -232,9 +232,10 @@ def cut_and_zeroed(
         zeroed[site.output.role] = _zeroed(zeroed[site.output.role], site, gone)
         solutions.append((site, _cut(weights[site.output.role], site, kept)))
     cut = prune_layer(weights, solutions)
-    both = (stream.run_layer(layer, each, hidden).hidden.cpu().numpy() for each in (cut, zeroed))
-    found: tuple[NDArray[np.float32], NDArray[np.float32]] = tuple(both)
-    return found
+    first, second = (
+        stream.run_layer(layer, each, hidden).hidden.cpu().numpy() for each in (cut, zeroed)
+    )
+    return first, second
 
 
 def _zeroed(matrix: Tensor, site: Site, gone: Tensor) -> Tensor:

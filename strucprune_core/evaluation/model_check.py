@@ -97,7 +97,8 @@ def check_model(
         tick()
     logits = run.logits.numpy()
     mine, nudged = (
-        next_token_logits(stream, hidden).numpy() for hidden in (last[:, -1], nudged_values(last)[:, -1])
+        next_token_logits(stream, hidden).numpy()
+        for hidden in (last[:, -1], nudged_values(last)[:, -1])
     )
     compare("the logits (final norm and head)", mine, nudged, logits, largest(logits))
     return {

@@ -9,9 +9,7 @@ own, from token ids to logits.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import threading
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +24,7 @@ from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.export import modeling_strucprune
+from strucprune_core.models.generic.meta_parameters import parameters_on_meta
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import (
     expected_tensors,
@@ -36,8 +35,6 @@ from strucprune_core.models.tensors import (
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 REFERENCE = f"transformers {transformers_version}"
-
-_REPLACING = threading.Lock()
 
 # Attributes of modules that number a layer or count what pruning removes: they make no other kind.
 _COUNTS = {
@@ -232,7 +229,7 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
     # Only eager attention applies a soft cap; else transformers takes what the class is made for.
     implementation = None if stream.config.attention_soft_cap is None else "eager"
     try:
-        with _parameters_on_meta():
+        with parameters_on_meta():
             model = _built(raw, implementation)
     except Exception as error:  # Whatever the classes make of a config that they do not like.
         raise InvalidCheckpoint(
@@ -257,42 +254,6 @@ def _built(raw: dict[str, Any], implementation: str | None) -> Any:
         attn_implementation=implementation,
         dtype=torch.float32,
     )
-
-
-@contextlib.contextmanager
-def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside have a shape but no memory.
-
-    The large ones never have any: a linear layer or an embedding is made on the meta device. One
-    thread at a time: what is replaced meanwhile is everybody's.
-    """
-    with _REPLACING:
-        yield from _replaced_makers()
-
-
-def _replaced_makers() -> Iterator[None]:
-    module_class: Any = nn.Module
-    register = module_class.register_parameter
-    makers: list[Any] = [nn.Linear, nn.Embedding]
-    plain = [maker.__init__ for maker in makers]
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-        register(module, name, parameter)
-
-    def made_on_meta(make: Callable[..., None]) -> Callable[..., None]:
-        return lambda self, *given, **options: make(self, *given, **{**options, "device": "meta"})
-
-    module_class.register_parameter = on_meta
-    for maker, make in zip(makers, plain, strict=True):
-        maker.__init__ = made_on_meta(make)
-    try:
-        yield
-    finally:
-        module_class.register_parameter = register
-        for maker, make in zip(makers, plain, strict=True):
-            maker.__init__ = make
 
 
 def _load_rest(model: Any, stream: ModelStream) -> None:

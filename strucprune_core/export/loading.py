@@ -7,17 +7,18 @@ from typing import Any
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
 
-from strucprune_core.export.modeling_strucprune import MODELS, classes_of
-
+from strucprune_core.export import modeling_strucprune
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+
+_PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 
 
 def model_class_of(raw: dict[str, Any]) -> Any:
     """The class of a pruned `per_layer` checkpoint by its config.json; None for any other."""
     model_type = str(raw.get("model_type"))
-    if model_type in MODELS or not model_type.startswith(PRUNED_PREFIX):
-        return MODELS.get(model_type)
-    return classes_of(model_type.removeprefix(PRUNED_PREFIX))[1]
+    if model_type in _PRUNED.MODELS or not model_type.startswith(PRUNED_PREFIX):
+        return _PRUNED.MODELS.get(model_type)
+    return _PRUNED.classes_of(model_type.removeprefix(PRUNED_PREFIX))[1]
 
 
 def built_model(raw: dict[str, Any]) -> Any:

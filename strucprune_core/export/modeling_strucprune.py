@@ -2,8 +2,8 @@
 
 Everything but the widths is transformers' own. Of the families below, `config.strucprune["layers"]`
 holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}; of any
-other, `config.strucprune["tensors"]` the shape of each tensor that is narrower. Before the model
-gets its weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+other, `config.strucprune["tensors"]` holds the shape of each narrower tensor. Before the model gets
+its weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
 """
 
 import copy

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.checks import check_shape
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.spec import Export, PruningSpec
 
 Form = Literal["per_layer", "uniform", "gguf", "block_configs"]
@@ -61,6 +62,11 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="per_layer",
                 families=_EVERY,
+                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+            ),
+            LoadableForm(
+                form="per_layer",
+                families=generic_model_types(),
                 note="trust_remote_code=True, or strucprune_core.load_pretrained",
             ),
         ),

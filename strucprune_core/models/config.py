@@ -275,8 +275,10 @@ class ModelConfig:
         return self.names.embedding if self.tie_word_embeddings else self.names.head
 
     @property
-    def kv_cache_values_per_token(self) -> int:
-        """Numbers that the key-value cache holds for each token."""
+    def kv_cache_values_per_token(self) -> int | None:
+        """Numbers that the key-value cache holds for each token; None if that is not known."""
+        if self.generic is not None:  # Latent attention and recurrent layers keep other numbers.
+            return None
         return sum(2 * block.kv_heads * self.head_dim for block in self.blocks)
 
     def with_blocks(self, blocks: Sequence[LayerConfig]) -> ModelConfig:

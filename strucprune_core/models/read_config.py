@@ -11,7 +11,13 @@ from strucprune_core.models import fields
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.families import FAMILIES, parse_config
 from strucprune_core.models.fields import FIELD, RawConfig
-from strucprune_core.models.generic.architectures import Architecture, architecture, refusal, table
+from strucprune_core.models.generic.architectures import (
+    Architecture,
+    architecture,
+    generic_model_types,
+    refusal,
+    table,
+)
 from strucprune_core.models.generic.describe import describe
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
@@ -85,7 +91,7 @@ def _architecture(raw: RawConfig) -> Architecture:
             field=FIELD,
             remedy="Give a model of another architecture; docs/architectures.md lists them.",
         )
-    count = len(FAMILIES) + sum("architecture" in each for each in table()["model_types"].values())
+    count = len(FAMILIES) + len(generic_model_types())
     raise UnsupportedArchitecture(
         f"architecture {shown(raw.get('model_type'))} is not supported: transformers "
         f"{table()['transformers']} has no language model of this name",
@@ -95,8 +101,6 @@ def _architecture(raw: RawConfig) -> Architecture:
     )
 
 
-def _largest(
-    raw: Mapping[str, object], keys: tuple[str, ...], limit: int, least: int
-) -> int:
+def _largest(raw: Mapping[str, object], keys: tuple[str, ...], limit: int, least: int) -> int:
     found = [raw[key] for key in keys if type(raw.get(key)) is int]
     return min(limit, max([least, *(value for value in found if isinstance(value, int))]))

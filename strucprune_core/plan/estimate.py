@@ -68,13 +68,14 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
     shapes = expected_tensors(config)
     active = sum(active_weights(config, layer) for layer in range(config.layers))
     parameters = sum(math.prod(shape) for shape in shapes.values())
+    cached = config.kv_cache_values_per_token
     return SizeSummary(
         parameters=parameters,
         bytes=parameters * dtype_bytes,
         ffn_channels=config.ffn_channels,
         query_heads=sum(block.query_heads for block in config.blocks),
         kv_heads=sum(block.kv_heads for block in config.blocks),
-        kv_cache_bytes_per_token=config.kv_cache_values_per_token * dtype_bytes,
+        kv_cache_bytes_per_token=None if cached is None else cached * dtype_bytes,
         flops_per_token=2 * (active + config.vocab_size * config.embedding_size),
     )
 

@@ -43,7 +43,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.plan.sites import energy_of, plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -288,6 +288,39 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         raise too_small(pruning.sparsity, min(steps) / total)
 
 
+def check_generic(spec: JobSpec, config: ModelConfig) -> None:
+    """Check that what is asked for can be had of a model that runs in transformers' modules.
+
+    Raises:
+        InvalidSpec: it is only implemented for the families that are written out.
+    """
+    if config.generic is None:
+        return
+    pruning = spec.pruning
+    asked = {
+        "pruning.structures": set(pruning.structures) != {"ffn_channels"},
+        "pruning.layout": pruning.layout == "uniform",
+        "pruning.energy": energy_of(pruning) == "gradient",
+        "pruning.recover": pruning.recover is not None,
+        "pruning.distill": pruning.distill is not None,
+        "calibration.source": spec.calibration.source == "self",
+    }
+    remedies = {
+        "pruning.structures": "Use structures ['ffn_channels'].",
+        "pruning.layout": "Use layout 'per_layer'.",
+        "pruning.energy": "Use energy 'kl_probe' or 'forward'.",
+        "calibration.source": "Give a text.",
+    }
+    for field, is_asked in asked.items():
+        if is_asked:
+            raise InvalidSpec(
+                f"this is not implemented for the architecture '{config.family}', which runs in "
+                "transformers' own modules",
+                field=field,
+                remedy=remedies.get(field, "Leave it out."),
+            )
+
+
 def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
     """Limits of single layers belong to layers that there are."""
     beyond = [layer for layer in pruning.max_sparsity_by_layer if layer >= config.layers]
@@ -511,6 +544,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
     if spec.evaluation is not None:
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
     checks: list[Callable[[], object]] = [
+        partial(check_generic, spec, config),
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
         *(

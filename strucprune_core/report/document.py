@@ -52,8 +52,9 @@ class SizeSummary(_Part):
     ffn_channels: int
     query_heads: int
     kv_heads: int
-    kv_cache_bytes_per_token: int = Field(
-        description="Keys and values of one token in all layers, in the checkpoint's dtype."
+    kv_cache_bytes_per_token: int | None = Field(
+        description="Keys and values of one token in all layers, in the checkpoint's dtype; null "
+        "where the architecture keeps something else."
     )
     flops_per_token: int = Field(
         description="2 x the weights a token multiplies with (LM head included, attention scores "

@@ -48,7 +48,7 @@ def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[Layer
     """What each layer is given in a forward pass over token ids, (b, n)."""
     calls: dict[int, LayerCall] = {}
     handles = []
-    for number, layer in enumerate(layers):
+    for number, layer in enumerate(list(layers)):
 
         def keep(
             module: nn.Module, given: tuple[Any, ...], options: dict[str, Any], at: int = number
@@ -61,7 +61,7 @@ def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[Layer
     finally:
         for handle in handles:
             handle.remove()
-    return [calls[number] for number in range(len(layers))]
+    return [calls[number] for number in range(len(list(layers)))]
 
 
 def linear_modules(layer: nn.Module) -> dict[str, nn.Module]:
@@ -75,7 +75,8 @@ def linear_modules(layer: nn.Module) -> dict[str, nn.Module]:
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a linear module."""
-    rows, columns = module.weight.shape
+    weight: Tensor = module.weight
+    rows, columns = weight.shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 

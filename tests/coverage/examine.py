@@ -191,7 +191,8 @@ def _pruned(config: ModelConfig, source: Tensors) -> tuple[ModelConfig, PrunedSo
         for layer in range(config.layers)
         for site in sites(config, layer, ("ffn_channels",))
     ]
-    solutions, kept = {}, [{} for _ in range(config.layers)]
+    solutions: dict[tuple[int, str], SiteSolution] = {}
+    kept: list[dict[str, int]] = [{} for _ in range(config.layers)]
     for number, (layer, site) in enumerate(places):
         left = site.structures - int(SPARSITY * site.structures) - number % 3
         channels = torch.arange(site.structures).roll(number)[:left].sort().values

@@ -73,7 +73,10 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    returns = {_returned(layer(*call.given, **call.options)) for layer, call in zip(layers, calls, strict=True)}
+    returns = {
+        _returned(layer(*call.given, **call.options))
+        for layer, call in zip(layers, calls, strict=True)
+    }
     if len(returns) != 1:
         raise NotPrunable("its layers return different things")
     patterns: dict[str, ChannelPattern] = {}
@@ -93,7 +96,9 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     return Architecture(
         layer=prefix,
         embedding=embedding,
-        head="lm_head.weight" if tied else _stored_name(checkpoint, names, _name_of(model, head_module)),
+        head="lm_head.weight"
+        if tied
+        else _stored_name(checkpoint, names, _name_of(model, head_module)),
         tied=tied,
         layer_returns=returns.pop(),
         context_key=_context_key(model.config),
@@ -169,7 +174,9 @@ class _Origins:
 
     def _place(self, marker: int, axis: int) -> Place:
         best = max(
-            (base, name) for base, name in self._bases if base >> 40 == axis and base % (1 << 40) <= marker
+            (base, name)
+            for base, name in self._bases
+            if base >> 40 == axis and base % (1 << 40) <= marker
         )
         return best[1].removeprefix(self._prefix), axis, marker - best[0] % (1 << 40)
 
@@ -218,7 +225,9 @@ def _segments(by_channel: dict[int, list[int]], width: int) -> tuple[tuple[int, 
     segments = tuple((run[0] // width, len(run)) for run in runs)
     for channel, indices in by_channel.items():
         wanted = [
-            offset * width + channel * size + step for offset, size in segments for step in range(size)
+            offset * width + channel * size + step
+            for offset, size in segments
+            for step in range(size)
         ]
         if sorted(indices) != sorted(wanted):
             return None

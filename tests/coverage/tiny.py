@@ -17,7 +17,10 @@ from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelF
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
-    (r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size)$", 64),
+    (
+        r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size)$",
+        64,
+    ),
     (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers)$", 4),
     (r"^(encoder_layers|num_nextn_predict_layers|num_mtp_modules)$", 1),
     (r"^(num_attention_heads|n_heads?|decoder_attention_heads|encoder_attention_heads)$", 4),

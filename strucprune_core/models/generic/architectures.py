@@ -77,6 +77,12 @@ def architecture(model_type: str) -> Architecture | None:
     return architecture_of(entry["architecture"]) if "architecture" in entry else None
 
 
+def generic_model_types() -> tuple[str, ...]:
+    """The model types that the table has channels for."""
+    entries = table()["model_types"].items()
+    return tuple(name for name, entry in entries if "architecture" in entry)
+
+
 def refusal(model_type: str) -> str | None:
     """Why a model type that transformers has cannot be pruned; None if it can, or is unknown."""
     reason: str | None = table()["model_types"].get(model_type, {}).get("refused")

@@ -1,4 +1,4 @@
-"""A checkpoint of any architecture of the table, described by its config.json and headers. No torch.
+"""A checkpoint of any architecture of the table, by its config.json and headers. No torch.
 
 Shapes come from the files themselves: what config.json calls them differs from class to class.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models import fields
@@ -30,6 +31,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
 _NO_LIMIT = fields.MAX_POSITIONS
+# Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
+_HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
+_KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 
 
 def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> ModelConfig:
@@ -52,7 +56,12 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             remedy="Copy the model again, or give the config.json that was saved with it.",
         )
     tied = fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
-    blocks = [_block(tensors, architecture) for tensors in layers]
+    heads = _count(raw, _HEAD_KEYS, 0)
+    groups = _count(raw, _KV_HEAD_KEYS, heads)
+    blocks = [
+        replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
+        for tensors in layers
+    ]
     widths = [each for block in blocks for each in _generic(block).feed_forwards]
     if not widths:
         raise InvalidCheckpoint(
@@ -169,6 +178,12 @@ def _output_rows(blocks: list[LayerConfig]) -> int:
         for each in generic.feed_forwards:
             return dict(generic.tensors)[each.output][1 - each.axis]
     raise ValueError("no layer has an FFN")
+
+
+def _count(raw: RawConfig, keys: tuple[str, ...], default: int) -> int:
+    """The first of these keys that config.json gives a whole number."""
+    found = (raw.get(key) for key in keys)
+    return next((value for value in found if type(value) is int and value > 0), default)
 
 
 def _context(raw: RawConfig, architecture: Architecture) -> int:

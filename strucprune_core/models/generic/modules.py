@@ -113,7 +113,11 @@ class Modules:
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
             layer.forward = _Layer(self, number, layer.forward)
-        rest = {name: tensors(name) for name, _ in generic.tensors if name not in vocabulary}
+        rest = {
+            name: tensors(name)
+            for name, _ in generic.tensors
+            if name not in vocabulary and self._is_text(name)
+        }
         self._set(self._names.parameters(rest))
 
     # ---- what is run -------------------------------------------------------------------------
@@ -285,6 +289,17 @@ class Modules:
         module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
         return module
 
+    def _is_text(self, name: str) -> bool:
+        """Whether a tensor outside the layers belongs to the decoder or its head.
+
+        What sees images or hears sound lies beside the decoder, and has no part in a text.
+        """
+        parameter, _ = self._names.parameter_of(name)
+        decoder = self._path.rpartition(".")[0]
+        base = self._model.base_model_prefix
+        beside = parameter.startswith(f"{base}.") and decoder != base
+        return parameter.startswith(f"{decoder}.") or not beside
+
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
 
@@ -301,9 +316,10 @@ class Modules:
         return tuple(hidden if each == "hidden" else None for each in self._returns)
 
     def _of_returned(self, output: Any) -> Tensor:
+        hidden: Tensor = output
         if isinstance(output, tuple):
-            return output[self._returns.index("hidden")]
-        return output
+            hidden = output[self._returns.index("hidden")]
+        return hidden
 
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""

@@ -75,4 +75,3 @@ class ParameterNames:
             for name, value in made.items():
                 plain[name] = value[0] if isinstance(value, list) else value
         return plain
-

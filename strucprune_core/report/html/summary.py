@@ -96,7 +96,7 @@ def _perplexity(quality: PerplexitySummary | None) -> Headline:
 def _flops(report: Report) -> Headline:
     """The FFN's operations; the whole model's where attention went as well."""
     before, after = report.before.flops_per_token, report.after.flops_per_token
-    if report.sparsity.query_heads_removed:
+    if report.sparsity.query_heads_removed and report.after.kv_cache_bytes_per_token is not None:
         cache = f"KV cache {size(report.after.kv_cache_bytes_per_token)} per token"
         return _smaller("FLOPs per token", before, after, flops, cache)
     whole = f"whole model {flops(before)} → {flops(after)}"

@@ -60,6 +60,7 @@ def size_table(report: Report) -> Table:
     sizes = {
         name: (getattr(report.before, field), getattr(report.after, field))
         for field, name in names.items()
+        if getattr(report.before, field) is not None
     }
     sizes["of which FFN"] = ffn_flops(report)
     rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]
