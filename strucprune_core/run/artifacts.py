@@ -437,14 +437,14 @@ class DistillValues:
         losses: Of each step.
         diverged: Whether training has ended for this.
         kl_before: Divergence from the dense model on held-out tokens, in nats per token, before
-            the first step; of the first unit.
+            the first step of all.
         kl_after: The same after the last step, if training has not diverged; of the last unit.
         status: Whether the result is used; of the last unit.
     """
 
     losses: list[float]
     diverged: bool
-    kl_before: float | None = None
+    kl_before: float
     kl_after: float | None = None
     status: str | None = None
 

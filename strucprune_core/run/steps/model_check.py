@@ -6,6 +6,7 @@ from strucprune_core.errors import NumericalFailure
 from strucprune_core.evaluation.model_check import check_model
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
+from strucprune_core.run.artifacts import ModelCheckValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.steps.weights import check_weights
 from strucprune_core.run.workspace import Draft
@@ -14,13 +15,11 @@ from strucprune_core.run.workspace import Draft
 def model_check(job: Job, unit: Unit, draft: Draft) -> None:
     """Compare our forward on the user's own files with transformers'; writes no file.
 
-    Values: `reference`, `tokens`, `layers`, `max_relative_difference`, `tolerance`.
-
     Raises:
         StrucPruneError: see `evaluation.model_check`.
     """
     try:
-        draft.values |= check_model(
+        found = check_model(
             job.dense,
             job.index.config_bytes,
             set(job.index.tensors),
@@ -32,3 +31,4 @@ def model_check(job: Job, unit: Unit, draft: Draft) -> None:
     except NumericalFailure:
         check_weights(job)  # Where a tensor is at fault, the error is to name it.
         raise
+    draft.record(ModelCheckValues(**found))
