@@ -13,9 +13,9 @@ one run, with the same load generator and one process of each server:
 - how long a job waits while 1,000 jobs of another tenant wait already, in units of a job's length,
   with one worker and with two (`--turns-only` measures only this).
 
-All processes share the machine's cores with the generator. The exit status is 0 if
-`get` reaches at least half of the rate of the async Redis read, and no process holds over a tenth
-more memory at the end of the queue than half-way through.
+All processes share the machine's cores with the generator. The exit status is 0 if `get` reaches at
+least half of the rate of the async Redis read, no process holds over a tenth more memory at the end
+of the queue than half-way through, and no job waits for longer than `LONGEST_WAIT_JOBS`.
 """
 
 from __future__ import annotations
