@@ -21,7 +21,7 @@ from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
 from strucprune_core.pipeline import assist, prune
 from strucprune_core.report.document import Report
-from strucprune_core.run.layer_updates import LayerNews, as_columns
+from strucprune_core.run.layer_updates import LayerUpdate, as_columns
 from strucprune_core.run.progress import FinishedUnit, Progress
 from strucprune_core.run.reservations import ALONE
 from strucprune_core.storage.metered import MeteredStore, Traffic
@@ -57,8 +57,8 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
     def tell(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
 
-    def tell_layers(news: Sequence[LayerNews]) -> None:
-        channel.send(LayersMessage(layers=as_columns(news)))
+    def tell_layers(updates: Sequence[LayerUpdate]) -> None:
+        channel.send(LayersMessage(layers=as_columns(updates)))
 
     traffic = Traffic()
 
@@ -79,7 +79,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 progress=tell,
                 stop=stop,
                 finished=count,
-                claims=asked,
+                reservations=asked,
             )
             return EXIT_DONE
         report = prune(
@@ -90,7 +90,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             progress=tell,
             stop=stop,
             finished=count,
-            claims=asked if request.part == "lead" else ALONE,
+            reservations=asked if request.part == "lead" else ALONE,
             layers=tell_layers,
         )
     except Stopped:

@@ -89,8 +89,8 @@ class AskedClaims:
         self._inbox = inbox
         self._check = check
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
-        """See `UnitClaims.claim`."""
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        """See `UnitReservations.reserve`."""
         self._channel.send(ClaimMessage(ready=[*ready], keeping=keeping))
         line = self._inbox.line(self._check)
         answer = Answer(go=False) if line is None else Answer.model_validate_json(line)

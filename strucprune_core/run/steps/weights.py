@@ -5,17 +5,18 @@ from __future__ import annotations
 from strucprune_core.checkpoint.finite import check_finite_tensor
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.graph import Unit
+from strucprune_core.run.artifacts import WeightsValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Draft
 
 
 def weights(job: Job, unit: Unit, draft: Draft) -> None:
-    """Value `tensors`: how many were read.
+    """Count the tensors that were read; writes no file.
 
     Raises:
         InvalidCheckpoint: see `check_weights`.
     """
-    draft.values["tensors"] = check_weights(job)
+    draft.record(WeightsValues(check_weights(job)))
 
 
 def check_weights(job: Job) -> int:

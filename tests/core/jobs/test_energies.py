@@ -20,7 +20,7 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site
 from strucprune_core.plan import graph as units
 from strucprune_core.plan.sites import plan_sites, pruned_config
-from strucprune_core.run.context import load_solution
+from strucprune_core.run.solutions import load_solution
 from strucprune_core.run.workspace import Workspace
 from tests.core.jobs.test_families_jobs import EASY, save
 from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.errors import Stopped
+from strucprune_core.run.artifacts import Capture
 from strucprune_core.run.steps import capture
 from tests.core.jobs.test_families_jobs import save
 from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec
@@ -129,7 +130,7 @@ def test_held_out_tokens_are_bounded(
     shapes: list[tuple[int, ...]] = []
 
     def watched(path: Path, tensors: Mapping[str, Tensor]) -> None:
-        if path.name == capture.HOLDOUT:
+        if path.name == Capture.holdout:
             shapes.extend(tuple(tensor.shape) for tensor in tensors.values())
         save_bundle(path, tensors)
 
