@@ -14,7 +14,7 @@ from api.inspection.inspectors import Inspectors
 from api.jobs.doorbell import Doorbell
 from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.settings import Settings
 from api.stores import Stores
 from api.turns import Turns
@@ -61,7 +61,7 @@ class Services:
     """
 
     settings: Settings
-    ledger: RedisLedger
+    ledger: Ledger
     job_reads: JobReads
     journal: Journal
     doorbell: Doorbell

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.inspection.inspectors import Inspectors
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.valkey import ValkeyServer
@@ -32,7 +32,7 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Iterator[RedisLedger]:
+def ledger(redis_url: str) -> Iterator[Ledger]:
     """An empty ledger in a namespace of its own."""
     ledger = connect(redis_url, f"test-{uuid4().hex}")
     yield ledger

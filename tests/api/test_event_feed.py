@@ -11,7 +11,7 @@ import pytest
 from api import event_feed
 from api.event_feed import EventFeed
 from api.jobs.job_reads import JobReads
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.record import JobEvent, NewJob
 from tests.api.test_ledger import new_job
 
@@ -146,7 +146,7 @@ def test_an_outage_is_told_to_all_and_not_kept() -> None:
     run(scenario)
 
 
-def test_the_ledger_is_read(ledger: RedisLedger, redis_url: str) -> None:
+def test_the_ledger_is_read(ledger: Ledger, redis_url: str) -> None:
     jobs: list[NewJob] = [new_job(), new_job("job_b")]
     for job in jobs:
         ledger.create(job)

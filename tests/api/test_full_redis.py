@@ -13,7 +13,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from api.app import create_app
-from api.jobs.ledger import LedgerFull, RedisLedger, connect
+from api.jobs.ledger import Ledger, LedgerFull, connect
 from api.jobs.limits import KeptLimits, TenantLimits
 from api.jobs.record import Claim, Signal
 from api.jobs.seats import LEADER
@@ -43,7 +43,7 @@ def server(own_valkey: ValkeyServer) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def own_ledger(own_valkey: ValkeyServer, server: redis.Redis) -> Iterator[RedisLedger]:
+def own_ledger(own_valkey: ValkeyServer, server: redis.Redis) -> Iterator[Ledger]:
     ledger = connect(own_valkey.url, f"full-{uuid4().hex}")
     yield ledger
     ledger.close()
@@ -86,9 +86,7 @@ def test_the_api_reads_on_and_asks_to_come_back_with_what_is_new(
     assert app.post(JOBS, json=body, headers={"Idempotency-Key": "a"}).status_code == 202
 
 
-def test_a_running_job_keeps_its_lease_and_ends(
-    own_ledger: RedisLedger, server: redis.Redis
-) -> None:
+def test_a_running_job_keeps_its_lease_and_ends(own_ledger: Ledger, server: redis.Redis) -> None:
     own_ledger.create(new_job(max_workers=3))
     own_ledger.create(new_job("job_b"))
     claim = own_ledger.claim("w", 60).claim

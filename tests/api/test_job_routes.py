@@ -10,7 +10,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
@@ -186,7 +186,7 @@ def test_a_job_is_not_created_after_itself(
     client: TestClient, body: dict[str, Any], ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clocks tick in quarters of a microsecond: index and view rounded them differently."""
-    monkeypatch.setattr(RedisLedger, "now", lambda _: 1764037388.8105408 + ticks * 2**-22)
+    monkeypatch.setattr(Ledger, "now", lambda _: 1764037388.8105408 + ticks * 2**-22)
     at = submit(client, body)["created_at"]
     monkeypatch.undo()
     assert client.get(JOBS, params={"created_after": at}).json()["data"] == []

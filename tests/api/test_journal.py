@@ -7,7 +7,7 @@ import pytest
 
 from api.jobs.ends import commit, settle_from_journal
 from api.jobs.journal import Journal, JournalEntry, Outcome, Standing
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.rebuild import rebuild, restore
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -82,7 +82,7 @@ def test_a_damaged_entry_is_told(journal: Journal, tmp_path: Path) -> None:
         journal.read_spec("job_a")
 
 
-def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLedger) -> None:
+def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: Ledger) -> None:
     journal.write_spec("job_a", entry())
     journal.write_spec("job_b", entry(created_at=1001.0))
     journal.write_outcome("job_b", outcome())
@@ -99,7 +99,7 @@ def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLe
 
 
 def test_rebuild_goes_on_past_a_damaged_entry(
-    journal: Journal, ledger: RedisLedger, tmp_path: Path
+    journal: Journal, ledger: Ledger, tmp_path: Path
 ) -> None:
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
@@ -110,7 +110,7 @@ def test_rebuild_goes_on_past_a_damaged_entry(
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_rebuild_journals_an_end_that_only_the_ledger_knows(
-    journal: Journal, ledger: RedisLedger, cancelled: bool
+    journal: Journal, ledger: Ledger, cancelled: bool
 ) -> None:
     """As when whoever ended the job died before it wrote the outcome."""
     journal.write_spec("job_a", entry())
@@ -131,7 +131,7 @@ def test_rebuild_journals_an_end_that_only_the_ledger_knows(
 
 
 def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
     journal.write_spec("job_a", entry())
     ledger.create(entry().as_new_job("job_a"))
@@ -143,7 +143,7 @@ def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
 
 
 def test_fences_of_a_lost_ledger_are_never_handed_out_again(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
     journal.write_spec("job_a", entry())
     restore(journal, ledger, "job_a")
@@ -153,7 +153,7 @@ def test_fences_of_a_lost_ledger_are_never_handed_out_again(
     assert not ledger.finish("job_a", 1, JobState.SUCCEEDED)
 
 
-def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedger) -> None:
+def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: Ledger) -> None:
     ledger.create(entry().as_new_job("job_a"))
     journal.write_outcome("job_a", outcome())
     stands = commit(journal, ledger, "job_a", outcome(JobState.CANCELLED, fence=0))
@@ -163,7 +163,7 @@ def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedg
     assert record.state == JobState.SUCCEEDED
 
 
-def test_settle_from_journal(journal: Journal, ledger: RedisLedger) -> None:
+def test_settle_from_journal(journal: Journal, ledger: Ledger) -> None:
     ledger.create(entry().as_new_job("job_a"))
     assert not settle_from_journal(journal, ledger, "job_a", 1)
     journal.write_outcome("job_a", outcome(JobState.FAILED))

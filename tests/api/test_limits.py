@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.jobs.ends import commit_end
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.limits import RunningLimits, TenantLimits
 from api.jobs.record import Claim, Refusal
 from api.jobs.state import JobState
@@ -25,14 +25,14 @@ from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
 
 
-def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: RedisLedger) -> None:
+def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: Ledger) -> None:
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda n: ledger.reserve("acme", f"job_{n}", 5), range(32)))
     assert won.count(True) == 5
     assert ledger.reserve("rival", "job_x", 5)
 
 
-def test_a_reservation_becomes_the_jobs_place(ledger: RedisLedger) -> None:
+def test_a_reservation_becomes_the_jobs_place(ledger: Ledger) -> None:
     for job_id in ("job_a", "job_b"):
         assert ledger.reserve("acme", job_id, 2)
         ledger.create(new_job(job_id))
@@ -46,7 +46,7 @@ def test_a_reservation_becomes_the_jobs_place(ledger: RedisLedger) -> None:
 
 
 def test_a_reservation_that_nobody_uses_lapses(
-    ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("api.jobs.ledger.RESERVATION_SECONDS", 0.05)
     assert ledger.reserve("acme", "job_a", 1)
@@ -55,7 +55,7 @@ def test_a_reservation_that_nobody_uses_lapses(
     assert ledger.reserve("acme", "job_b", 1)
 
 
-def test_no_more_of_a_tenants_jobs_run_than_may(ledger: RedisLedger) -> None:
+def test_no_more_of_a_tenants_jobs_run_than_may(ledger: Ledger) -> None:
     for job_id, priority in (("job_a", "low"), ("job_b", "low"), ("job_c", "high")):
         ledger.create(new_job(job_id, priority=priority))
     ledger.create(new_job("job_x", tenant="rival"))
@@ -76,7 +76,7 @@ def test_no_more_of_a_tenants_jobs_run_than_may(ledger: RedisLedger) -> None:
     assert ledger.claim("w3", 60, own).claim is Refusal.NOTHING
 
 
-def test_a_bucket_empties_and_fills(ledger: RedisLedger) -> None:
+def test_a_bucket_empties_and_fills(ledger: Ledger) -> None:
     waits = [ledger.take_token("acme", 20.0, 3) for _ in range(4)]
     assert waits[:3] == [0.0, 0.0, 0.0]
     assert 0.0 < waits[3] <= 0.05
@@ -86,7 +86,7 @@ def test_a_bucket_empties_and_fills(ledger: RedisLedger) -> None:
     assert ledger.take_token("acme", 20.0, 3) > 0.0
 
 
-def test_a_deadline_counts_from_the_first_start(ledger: RedisLedger) -> None:
+def test_a_deadline_counts_from_the_first_start(ledger: Ledger) -> None:
     ledger.create(new_job(deadline_seconds=0.2))
     time.sleep(0.25)
     assert ledger.overdue(10) == []  # waiting for its first worker costs nothing
@@ -105,7 +105,7 @@ def test_a_deadline_counts_from_the_first_start(ledger: RedisLedger) -> None:
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PAUSED])
 def test_a_deadline_passes_also_without_a_worker(
-    ledger: RedisLedger, journal: Journal, state: JobState
+    ledger: Ledger, journal: Journal, state: JobState
 ) -> None:
     ledger.create(new_job(deadline_seconds=0.05))
     claim = claim_job(ledger, "job_a", "w", 60)

@@ -9,7 +9,7 @@ import redis
 
 from api.jobs.doorbell import QUEUE, Doorbell
 from api.jobs.journal import Journal, Outcome
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.rebuild import restore
 from api.jobs.record import Claim, Refusal
 from api.jobs.seats import LEADER
@@ -29,7 +29,7 @@ def doorbell(redis_url: str, flush: redis.Redis) -> Iterator[Doorbell]:
 
 
 @pytest.fixture
-def reconciler(journal: Journal, ledger: RedisLedger, doorbell: Doorbell) -> Reconciler:
+def reconciler(journal: Journal, ledger: Ledger, doorbell: Doorbell) -> Reconciler:
     return Reconciler(
         journal,
         ledger,
@@ -40,18 +40,18 @@ def reconciler(journal: Journal, ledger: RedisLedger, doorbell: Doorbell) -> Rec
     )
 
 
-def submit(journal: Journal, ledger: RedisLedger) -> None:
+def submit(journal: Journal, ledger: Ledger) -> None:
     journal.write_spec("job_a", entry())
     ledger.create(entry().as_new_job("job_a"))
 
 
-def state_of(ledger: RedisLedger) -> JobState | None:
+def state_of(ledger: Ledger) -> JobState | None:
     record = ledger.get("job_a")
     return record.state if record else None
 
 
 def test_a_lost_ledger_is_rebuilt_and_rung_for(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     ledger.mark_intact()
     reconciler.step()
@@ -67,7 +67,7 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
 
 
 def test_fences_are_new_however_often_the_ledger_is_lost(
-    journal: Journal, ledger: RedisLedger, flush: redis.Redis
+    journal: Journal, ledger: Ledger, flush: redis.Redis
 ) -> None:
     journal.write_spec("job_a", entry())
     fences: list[int] = []
@@ -81,7 +81,7 @@ def test_fences_are_new_however_often_the_ledger_is_lost(
 
 
 def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
     for _ in range(3):
@@ -91,7 +91,7 @@ def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
 
 
 def test_help_is_rung_for_again_but_not_piled_up(
-    reconciler: Reconciler, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     ledger.create(new_job(max_workers=4))
     claim = claim_job(ledger, "job_a", "worker", 60)
@@ -104,7 +104,7 @@ def test_help_is_rung_for_again_but_not_piled_up(
 
 
 def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     """As after a retryable failure: its bell is used up, those of all others wait."""
     for job_id in ("job_a", "job_b", "job_c"):
@@ -121,7 +121,7 @@ def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
 
 
 def test_a_job_that_failed_for_now_rests_whatever_else_waits(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
     claim = claim_job(ledger, "job_a", "w", 60)
@@ -143,7 +143,7 @@ def test_a_job_that_failed_for_now_rests_whatever_else_waits(
 
 
 def test_jobs_that_an_earlier_release_has_queued_get_in_line(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+    reconciler: Reconciler, journal: Journal, ledger: Ledger
 ) -> None:
     submit(journal, ledger)
     client, key = ledger._client, ledger._key
@@ -156,7 +156,7 @@ def test_jobs_that_an_earlier_release_has_queued_get_in_line(
 
 
 def test_a_dead_workers_job_is_queued_and_rung_for(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
     claim_job(ledger, "job_a", "w", 0.01)
@@ -167,7 +167,7 @@ def test_a_dead_workers_job_is_queued_and_rung_for(
 
 
 def test_a_damaged_document_holds_up_no_other_job(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
@@ -213,7 +213,7 @@ class _Counting(_Down):
 @pytest.mark.parametrize("kind", [_Down, _Counting])
 @pytest.mark.parametrize("happened", ["bells lost", "workers dead", "help wanted"])
 def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
-    journal: Journal, ledger: RedisLedger, kind: type[_Down], happened: str
+    journal: Journal, ledger: Ledger, kind: type[_Down], happened: str
 ) -> None:
     """Each try may take seconds, and the other steps must go on."""
     doorbell, beats = kind(), 0
@@ -253,7 +253,7 @@ def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
 
 
 def test_a_worker_that_died_after_its_commit_has_finished(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
     claim = claim_job(ledger, "job_a", "w", 0.01)
@@ -271,7 +271,7 @@ def test_a_worker_that_died_after_its_commit_has_finished(
 
 
 def test_a_zombies_commit_ends_the_requeued_job(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, flush: redis.Redis
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, flush: redis.Redis
 ) -> None:
     submit(journal, ledger)
     claim_job(ledger, "job_a", "w", 0.01)
@@ -286,7 +286,7 @@ def test_a_zombies_commit_ends_the_requeued_job(
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_an_end_that_no_worker_commits_is_journalled(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, cancelled: bool
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, cancelled: bool
 ) -> None:
     submit(journal, ledger)
     for _ in range(5):  # max_attempts of the entry
@@ -319,7 +319,7 @@ def test_an_outage_is_waited_out(reconciler: Reconciler, monkeypatch: pytest.Mon
 
 
 def test_an_overdue_job_is_ended_and_journalled(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger
+    reconciler: Reconciler, journal: Journal, ledger: Ledger
 ) -> None:
     journal.write_spec("job_a", entry())
     ledger.create(entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
@@ -335,7 +335,7 @@ def test_an_overdue_job_is_ended_and_journalled(
 
 
 def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
-    reconciler: Reconciler, journal: Journal, ledger: RedisLedger, doorbell: Doorbell
+    reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, entry())
@@ -351,7 +351,7 @@ def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
 
 @pytest.mark.parametrize("days", [None, 1.0])
 def test_retention(
-    journal: Journal, ledger: RedisLedger, doorbell: Doorbell, days: float | None
+    journal: Journal, ledger: Ledger, doorbell: Doorbell, days: float | None
 ) -> None:
     old, young = time.time() - 25 * 3600, time.time() - 23 * 3600
     for job_id, at in (("job_old", old), ("job_young", young), ("job_live", None)):

@@ -14,7 +14,7 @@ import yaml
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.meters import ATTEMPTS, BYTES_MOVED, ENDED, UNIT_SECONDS, Tally
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -54,7 +54,7 @@ def test_jobs_and_queues(client: TestClient, services: Services, body: dict[str,
     assert found["strucprune_queue_age_seconds", (("priority", "high"),)] == 0
 
 
-def test_the_age_of_a_queue_is_not_reset_by_ringing_again(ledger: RedisLedger) -> None:
+def test_the_age_of_a_queue_is_not_reset_by_ringing_again(ledger: Ledger) -> None:
     ledger.create(new_job())
     time.sleep(0.1)
     assert ledger.queued_longer_than(0.05, 10) == ["job_a"]
@@ -63,7 +63,7 @@ def test_the_age_of_a_queue_is_not_reset_by_ringing_again(ledger: RedisLedger) -
     assert ledger.queues()["normal"].age_seconds == 0.0
 
 
-def test_jobs_are_counted_through_every_change(ledger: RedisLedger) -> None:
+def test_jobs_are_counted_through_every_change(ledger: Ledger) -> None:
     ledger.create(new_job())
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
@@ -101,7 +101,7 @@ def test_totals_of_all_programs(client: TestClient, services: Services) -> None:
 
 
 def test_what_the_ledger_does_not_take_is_kept(
-    ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(amounts: object) -> None:
         raise LedgerUnavailable("down")
@@ -145,7 +145,7 @@ def test_no_ledger_is_a_metric_too(
     def fail() -> None:
         raise LedgerUnavailable("down")
 
-    monkeypatch.setattr("api.jobs.ledger.RedisLedger.counts", lambda self: fail())
+    monkeypatch.setattr("api.jobs.ledger.Ledger.counts", lambda self: fail())
     found = scrape(client)
     assert found["strucprune_ledger_up", ()] == 0
     assert not any(name == "strucprune_jobs" for name, _ in found)

@@ -21,7 +21,7 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from api.jobs.job_reads import JobReads
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.services import Services
 from strucprune_core.storage.local import LocalStore
 from tests.api.test_job_routes import JOBS, submit
@@ -215,7 +215,7 @@ def test_anothers_job_takes_the_same_calls_as_none(
     calls: list[str] = []
     watched: dict[type, tuple[str, ...]] = {
         JobReads: ("get", "events_after"),
-        RedisLedger: ("get", "create", "events", "logs", "list", "request_cancel", "forget"),
+        Ledger: ("get", "create", "events", "logs", "list", "request_cancel", "forget"),
         LocalStore: ("list", "read", "stat", "put_if_absent", "delete"),
     }
     for owner, names in watched.items():

@@ -14,7 +14,7 @@ import pytest
 
 from api.jobs.doorbell import Doorbell
 from api.jobs.journal import Journal, JournalEntry
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.jobs.record import JobRecord
 from api.jobs.state import JobState
 from embedded.valkey import ValkeyServer
@@ -49,7 +49,7 @@ class NotedDoorbell(Doorbell):
 class Bench:
     """One worker to try out."""
 
-    ledger: RedisLedger
+    ledger: Ledger
     journal: Journal
     settings: Settings
     doorbell: NotedDoorbell = field(default_factory=NotedDoorbell)
