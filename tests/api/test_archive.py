@@ -23,14 +23,13 @@ from api.reconciler import Reconciler
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.storage.open import open_store
-from tests.api.test_job_routes import JOBS
-from tests.api.test_journal import entry
-from tests.api.test_ledger import ERROR, new_job
+from tests.support.records import ERROR, journal_entry, new_job
+from tests.support.routes import JOBS
 
 
 def submit(journal: Journal, ledger: Ledger, job_id: str = "job_a") -> JobRecord:
-    journal.write_spec(job_id, entry())
-    ledger.create(entry().as_new_job(job_id))
+    journal.write_spec(job_id, journal_entry())
+    ledger.create(journal_entry().as_new_job(job_id))
     record = ledger.get(job_id)
     assert record is not None
     return record

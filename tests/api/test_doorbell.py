@@ -17,7 +17,7 @@ from api.jobs.doorbell import HELP_TASK, QUEUE, TASK, Doorbell, celery_settings,
 from api.jobs.ledger import Ledger
 from embedded.processes import ManagedProcess, wait_until
 from embedded.valkey import ValkeyServer
-from tests.api.test_ledger import new_job
+from tests.support.records import new_job
 
 ROOT = Path(__file__).parents[2]
 

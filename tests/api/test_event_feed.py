@@ -13,7 +13,7 @@ from api.event_feed import EventFeed
 from api.jobs.job_reads import JobReads
 from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.record import JobEvent, NewJob
-from tests.api.test_ledger import new_job
+from tests.support.records import new_job
 
 
 @pytest.fixture(autouse=True)

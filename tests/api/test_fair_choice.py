@@ -15,7 +15,7 @@ from api.jobs.limits import RunningLimits
 from api.jobs.record import Claim, Priority, Refusal
 from api.jobs.seats import LEADER, Place
 from api.jobs.state import JobState
-from tests.api.test_ledger import ERROR, new_job
+from tests.support.records import ERROR, new_job
 
 TENANTS = ("acme", "rival", "third")
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")

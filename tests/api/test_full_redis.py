@@ -22,9 +22,9 @@ from api.reconciler import Reconciler
 from api.settings import Settings
 from embedded.valkey import ValkeyServer
 from strucprune_core.storage.open import open_store
-from tests.api.test_job_routes import JOBS
-from tests.api.test_ledger import ERROR, new_job
 from tests.support.full_redis import fill, mend
+from tests.support.records import ERROR, new_job
+from tests.support.routes import JOBS
 
 
 @pytest.fixture(scope="module")

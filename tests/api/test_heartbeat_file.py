@@ -14,7 +14,7 @@ from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.rebuild import rebuild
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.local import LocalStore
-from tests.api.test_journal import entry
+from tests.support.records import journal_entry
 
 
 def age_by_hand(path: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_unwritable_file_is_only_logged(
 
 def test_a_long_rebuild_beats_for_each_job(journal: Journal, ledger: Ledger) -> None:
     for job_id in ("job_a", "job_b", "job_c"):
-        journal.write_spec(job_id, entry())
+        journal.write_spec(job_id, journal_entry())
     beats: list[None] = []
     rebuild(journal, ledger, lambda uri: LocalStore(Path(uri)), lambda: beats.append(None))
     assert len(beats) == 3

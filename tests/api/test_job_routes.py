@@ -16,15 +16,7 @@ from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
 from tests.support.claims import claim_job
-
-JOBS = "/v1/pruning-jobs"
-
-
-def submit(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer = client.post(JOBS, json=body, headers=headers)
-    assert answer.status_code == 202, answer.text
-    job: dict[str, Any] = answer.json()
-    return job
+from tests.support.routes import JOBS, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:

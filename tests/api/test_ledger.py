@@ -13,23 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from api.jobs.ledger import Ledger, LedgerUnavailable, connect
-from api.jobs.record import Claim, NewJob, Refusal, Signal
+from api.jobs.record import Claim, Refusal, Signal
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from embedded.valkey import ValkeyServer
 from tests.support.claims import claim_job
-
-ERROR = {"code": "storage_unavailable", "message": "no answer", "retryable": True}
-
-
-def new_job(job_id: str = "job_a", **changes: Any) -> NewJob:
-    fields = {
-        "id": job_id,
-        "tenant": "acme",
-        "fingerprint": "f",
-        "created_at": time.time(),
-        "spec": {"model": {"uri": "s3://b/m"}},
-    }
-    return NewJob.model_validate({**fields, **changes})
+from tests.support.records import ERROR, new_job
 
 
 def state_of(ledger: Ledger, job_id: str = "job_a") -> JobState:

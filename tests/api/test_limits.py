@@ -20,9 +20,9 @@ from api.jobs.record import Claim, Refusal
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
-from tests.api.test_job_routes import JOBS
-from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
+from tests.support.records import new_job
+from tests.support.routes import JOBS
 
 
 def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: Ledger) -> None:

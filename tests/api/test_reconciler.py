@@ -16,9 +16,8 @@ from api.jobs.seats import LEADER
 from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.open import open_store
-from tests.api.test_journal import entry
-from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
+from tests.support.records import journal_entry, new_job
 
 
 @pytest.fixture
@@ -41,8 +40,8 @@ def reconciler(journal: Journal, ledger: Ledger, doorbell: Doorbell) -> Reconcil
 
 
 def submit(journal: Journal, ledger: Ledger) -> None:
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
 
 
 def state_of(ledger: Ledger) -> JobState | None:
@@ -55,7 +54,7 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
 ) -> None:
     ledger.mark_intact()
     reconciler.step()
-    journal.write_spec("job_a", entry())
+    journal.write_spec("job_a", journal_entry())
     reconciler.step()
     assert state_of(ledger) is None  # not yet due, and the ledger claims to be complete
     ledger._client.delete(ledger._key("intact"))
@@ -69,7 +68,7 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
 def test_fences_are_new_however_often_the_ledger_is_lost(
     journal: Journal, ledger: Ledger, flush: redis.Redis
 ) -> None:
-    journal.write_spec("job_a", entry())
+    journal.write_spec("job_a", journal_entry())
     fences: list[int] = []
     for _ in range(5):
         restore(journal, ledger, "job_a")
@@ -108,8 +107,8 @@ def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
 ) -> None:
     """As after a retryable failure: its bell is used up, those of all others wait."""
     for job_id in ("job_a", "job_b", "job_c"):
-        journal.write_spec(job_id, entry())
-        ledger.create(entry().as_new_job(job_id))
+        journal.write_spec(job_id, journal_entry())
+        ledger.create(journal_entry().as_new_job(job_id))
     for _ in range(2):
         doorbell.ring()
     time.sleep(0.02)
@@ -127,8 +126,8 @@ def test_a_job_that_failed_for_now_rests_whatever_else_waits(
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     ledger.retry_later("job_a", claim.fence, {"code": "solve_crashed"})
-    journal.write_spec("job_b", entry())
-    ledger.create(entry().as_new_job("job_b"))
+    journal.write_spec("job_b", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_b"))
     doorbell.ring()
     reconciler._requeue_after_seconds = 60.0
     reconciler.step()
@@ -170,8 +169,8 @@ def test_a_damaged_document_holds_up_no_other_job(
     reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     for job_id in ("job_a", "job_b"):
-        journal.write_spec(job_id, entry())
-        ledger.create(entry().as_new_job(job_id))
+        journal.write_spec(job_id, journal_entry())
+        ledger.create(journal_entry().as_new_job(job_id))
         claim_job(ledger, job_id, "w", 0.01)
     journal._store.put("jobs/job_a/outcome.json", b"")
     time.sleep(0.02)
@@ -321,8 +320,8 @@ def test_an_outage_is_waited_out(reconciler: Reconciler, monkeypatch: pytest.Mon
 def test_an_overdue_job_is_ended_and_journalled(
     reconciler: Reconciler, journal: Journal, ledger: Ledger
 ) -> None:
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     ledger.release("job_a", claim.fence)
@@ -338,8 +337,8 @@ def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
     reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     for job_id in ("job_a", "job_b"):
-        journal.write_spec(job_id, entry())
-        ledger.create(entry().as_new_job(job_id))
+        journal.write_spec(job_id, journal_entry())
+        ledger.create(journal_entry().as_new_job(job_id))
     claim_job(ledger, "job_a", "w", 0.05, 1)
     assert claim_job(ledger, "", "w", 60, 1) is Refusal.BLOCKED
     reconciler._requeue_after_seconds = 60.0
@@ -355,8 +354,8 @@ def test_retention(
 ) -> None:
     old, young = time.time() - 25 * 3600, time.time() - 23 * 3600
     for job_id, at in (("job_old", old), ("job_young", young), ("job_live", None)):
-        journal.write_spec(job_id, entry())
-        ledger.create(entry().as_new_job(job_id))
+        journal.write_spec(job_id, journal_entry())
+        ledger.create(journal_entry().as_new_job(job_id))
         journal.workspace(job_id).put("units/x", b"x")
         if at is not None:
             outcome = Outcome(state=JobState.SUCCEEDED, finished_at=at)

@@ -13,8 +13,8 @@ from api.jobs.limits import RunningLimits
 from api.jobs.record import Claim, Signal
 from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
 from api.jobs.state import JobState
-from tests.api.test_ledger import ERROR, new_job
 from tests.support.claims import claim_job
+from tests.support.records import ERROR, new_job
 
 READY = ["curve.0", "curve.1", "curve.2"]
 

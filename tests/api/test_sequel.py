@@ -21,8 +21,8 @@ from strucprune_core.report.document import MANIFEST, REPORT_JSON
 from strucprune_core.run.workspace import CLAIM
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from tests.api.test_journal import entry
 from tests.support.claims import claim_job
+from tests.support.records import journal_entry
 
 ERROR = {"code": "invalid_text", "message": "too short", "retryable": False}
 
@@ -58,8 +58,8 @@ def end(
 @pytest.fixture
 def failed(journal: Journal, ledger: Ledger) -> JobRecord:
     """A job whose first run has failed."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     journal.workspace("job_a").put("units/solve-0/manifest.json", b"{}")
     end(journal, ledger, claimed(ledger))
     return job(ledger)
@@ -98,8 +98,8 @@ def test_a_retry_that_is_asked_for_twice_is_one(
 
 def test_success_cannot_be_retried(journal: Journal, ledger: Ledger) -> None:
     """Also if the ledger took it for cancelled, while a zombie committed the result."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     record = ledger.request_cancel("job_a")
     assert record is not None
     journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
@@ -112,8 +112,8 @@ def test_an_end_that_only_the_ledger_knows_is_journalled_before_the_retry(
     journal: Journal, ledger: Ledger
 ) -> None:
     """Else a zombie of the first run could still commit that one, and so end the job twice."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     record = ledger.request_cancel("job_a")
     assert record is not None
     assert retry(journal, ledger, record)
@@ -123,8 +123,8 @@ def test_an_end_that_only_the_ledger_knows_is_journalled_before_the_retry(
 
 
 def test_a_zombie_of_an_earlier_run_commits_nothing(journal: Journal, ledger: Ledger) -> None:
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     zombie = claimed(ledger)
     end(journal, ledger, zombie)
     assert retry(journal, ledger, job(ledger))
@@ -138,8 +138,8 @@ def test_a_zombie_of_an_earlier_run_commits_nothing(journal: Journal, ledger: Le
 
 def test_a_cancellation_ends_the_run_that_it_found(journal: Journal, ledger: Ledger) -> None:
     """Its second half, the journal, comes late: after somebody has retried the job."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     cancelled = ledger.request_cancel("job_a")
     assert cancelled is not None
     assert retry(journal, ledger, cancelled)
@@ -290,11 +290,11 @@ def test_of_retry_and_deletion_one_happens(
 def output(tmp_path: Path, journal: Journal, ledger: Ledger) -> LocalStore:
     """What a succeeded job has published, and a file of the user's beside it."""
     store = LocalStore(tmp_path / "out")
-    spec = entry().spec.model_copy(
-        update={"output": entry().spec.output.model_copy(update={"uri_prefix": store.uri})}
+    spec = journal_entry().spec.model_copy(
+        update={"output": journal_entry().spec.output.model_copy(update={"uri_prefix": store.uri})}
     )
-    journal.write_spec("job_a", entry().model_copy(update={"spec": spec}))
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry().model_copy(update={"spec": spec}))
+    ledger.create(journal_entry().as_new_job("job_a"))
     end(journal, ledger, claimed(ledger), JobState.SUCCEEDED)
     journal.workspace("job_a").put(CLAIM, b"report of job_a")
     file = {"bytes": 1, "sha256": "0" * 64}

@@ -19,7 +19,7 @@ from api.app import create_app
 from api.inspection.inspectors import Inspectors
 from api.server import BoundedProtocol
 from api.settings import Settings
-from tests.api.serving import served
+from tests.support.serving import served
 
 SOON = 0.3
 # A client on a busy machine may well take nothing for the other one.

@@ -19,9 +19,9 @@ from api.jobs.meters import ATTEMPTS, BYTES_MOVED, ENDED, UNIT_SECONDS, Tally
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
-from tests.api.test_job_routes import JOBS, submit
-from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
+from tests.support.records import new_job
+from tests.support.routes import JOBS, submit
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"

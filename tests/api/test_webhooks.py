@@ -34,8 +34,8 @@ from api.webhooks.lanes import AT_ONCE, FAILURES, PER_TENANT, Breakers, Lanes
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
-from tests.api.test_job_routes import JOBS, submit
 from tests.support.claims import claim_job
+from tests.support.routes import JOBS, submit
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 OTHER = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="

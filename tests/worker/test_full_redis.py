@@ -20,9 +20,9 @@ from embedded.valkey import ValkeyServer
 from strucprune_core.storage.local import LocalStore
 from tests.support.full_redis import fill, mend
 from tests.worker.conftest import Bench
-from tests.worker.test_solve import ROOT
 from worker.settings import Settings
 
+ROOT = Path(__file__).parents[2]
 # A solve that goes on until a file is there, and a worker for it.
 _WORKER = '''
 import sys
