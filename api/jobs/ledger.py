@@ -62,8 +62,12 @@ RETRY_CAP_SECONDS = 0.5
 # What a caller that knows no limits passes.
 ANY_NUMBER = RunningLimits()
 ANY_SIZE = 2**62
-# Scripts that need nothing of the others.
+# Scripts that use none of the functions that others share.
 _ALONE = frozenset({"read_jobs"})
+# What all others share: not verbs themselves.
+_SHARED = frozenset({"clock", "common"})
+# Lua that defines `now()` for the scripts.
+SERVER_CLOCK = (LUA / "clock.lua").read_text()
 
 # Named here because the ledger's method `list` hides the built-in inside the class body.
 JobIds = list[str]
@@ -86,7 +90,7 @@ class LedgerFull(LedgerUnavailable):
     code: ClassVar[str] = "ledger_full"
 
 
-def connect(redis_url: str, namespace: str = NAMESPACE) -> Ledger:
+def connect(redis_url: str, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK) -> Ledger:
     """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
     client = redis.Redis.from_url(
         redis_url,
@@ -95,7 +99,7 @@ def connect(redis_url: str, namespace: str = NAMESPACE) -> Ledger:
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
     )
-    return Ledger(client, namespace)
+    return Ledger(client, namespace, clock)
 
 
 class Ledger:
@@ -110,18 +114,21 @@ class Ledger:
     Args:
         client: A client with `decode_responses=True`.
         namespace: Prefix of every key.
+        clock: Lua that defines `now()`. Another than the server's is for tests, which set it.
     """
 
-    def __init__(self, client: redis.Redis, namespace: str = NAMESPACE) -> None:
+    def __init__(
+        self, client: redis.Redis, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK
+    ) -> None:
         self._client = client
         self._namespace = namespace
-        prelude = _prelude()
+        prelude = _prelude(clock)
         self._scripts = {
             path.stem: client.register_script(
                 _script(path.read_text(), "" if path.stem in _ALONE else prelude)
             )
             for path in sorted(LUA.glob("*.lua"))
-            if path.stem != "common"
+            if path.stem not in _SHARED
         }
         self.seats = Seats(self._run)
 
@@ -412,12 +419,12 @@ class Ledger:
     def queues(self) -> dict[Priority, Queue]:
         """What waits for workers."""
         found: dict[Priority, Queue] = {}
+        now = self.now()
         with answering():
-            seconds, micros = self._client.time()
             for priority in get_args(Priority):
                 waiting = self._key("waiting", priority)
                 oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)
-                age = max(0.0, seconds + micros / 1e6 - oldest[0][1]) if oldest else 0.0
+                age = max(0.0, now - oldest[0][1]) if oldest else 0.0
                 count: Any = self._client.zcard(waiting)
                 found[priority] = Queue(int(count), age)
         return found
@@ -463,9 +470,7 @@ class Ledger:
 
     def now(self) -> float:
         """Unix seconds by the server's clock, the only one that all processes share."""
-        with answering():
-            seconds, micros = self._client.time()
-        return float(seconds) + float(micros) / 1e6
+        return float(self._run("now"))
 
     def probe(self) -> None:
         """Return if the ledger takes new data.
@@ -503,8 +508,8 @@ def _script(text: str, prelude: str) -> str:
     return f"{flags}\n{prelude}{body}"
 
 
-def _prelude() -> str:
-    """The constants that the scripts share with Python, then their common functions."""
+def _prelude(clock: str) -> str:
+    """The constants that the scripts share with Python, their clock and their common functions."""
     table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
     held = dict.fromkeys(HELD, True)
     constants = (
@@ -516,7 +521,7 @@ def _prelude() -> str:
         f"local HELP_FAILURES = {HELP_FAILURES}\n"
         f"local YIELD_SECONDS = {YIELD_SECONDS}\n"
     )
-    return constants + (LUA / "common.lua").read_text()
+    return constants + clock + (LUA / "common.lua").read_text()
 
 
 def _instant(seconds: float) -> str:

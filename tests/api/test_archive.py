@@ -23,6 +23,7 @@ from api.reconciler import Reconciler
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.storage.open import open_store
+from tests.support.clock import advance
 from tests.support.records import ERROR, journal_entry, new_job
 from tests.support.routes import JOBS
 
@@ -108,7 +109,7 @@ def test_retention_reaches_the_archive(journal: Journal, ledger: Ledger) -> None
     archive(journal, ledger, record)
     rebuild(journal, ledger, open_store, retention_seconds=3600)
     assert recall(journal, ledger, "job_a") == record
-    time.sleep(1.1)
+    advance(ledger, 2)
     rebuild(journal, ledger, open_store, retention_seconds=0)
     assert recall(journal, ledger, "job_a") is None
     assert journal.workspace("job_a").stat("units/x") is None

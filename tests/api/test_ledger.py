@@ -17,6 +17,7 @@ from api.jobs.record import Claim, Refusal, Signal
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from embedded.valkey import ValkeyServer
 from tests.support.claims import claim_job
+from tests.support.clock import advance
 from tests.support.records import ERROR, new_job
 
 
@@ -26,9 +27,9 @@ def state_of(ledger: Ledger, job_id: str = "job_a") -> JobState:
     return record.state
 
 
-def claimed(ledger: Ledger, lease_seconds: float = 60.0, **changes: Any) -> Claim:
+def claimed(ledger: Ledger, **changes: Any) -> Claim:
     ledger.create(new_job(**changes))
-    claim = claim_job(ledger, "job_a", "worker-1", lease_seconds)
+    claim = claim_job(ledger, "job_a", "worker-1", 60)
     assert isinstance(claim, Claim)
     return claim
 
@@ -196,9 +197,10 @@ def test_a_fence_is_new_also_after_the_last_writes_were_lost(tmp_path: Path) -> 
 
 
 def test_heartbeat_renews_the_lease(ledger: Ledger) -> None:
-    claim = claimed(ledger, lease_seconds=0.05)
+    claim = claimed(ledger)
+    advance(ledger, 59)
     assert ledger.heartbeat("job_a", claim.fence, 60) == Signal.CONTINUE
-    time.sleep(0.1)
+    advance(ledger, 59)
     assert ledger.requeue_expired(10) == []
 
 
@@ -354,15 +356,16 @@ def test_a_requested_stop_comes_before_a_retry(
 
 
 def test_an_expired_lease_is_taken_back(ledger: Ledger) -> None:
-    claim = claimed(ledger, lease_seconds=0.01, max_attempts=2)
-    time.sleep(0.05)
+    claim = claimed(ledger, max_attempts=2)
+    assert ledger.expired(10) == []
+    advance(ledger, 61)
     assert ledger.expired(10) == ["job_a"]
     assert ledger.requeue_expired(10) == ["job_a"]
     assert ledger.requeue_expired(10) == []
     assert state_of(ledger) == JobState.QUEUED
     assert not ledger.finish("job_a", claim.fence, JobState.SUCCEEDED)
-    claim_job(ledger, "job_a", "w", 0.01)
-    time.sleep(0.05)
+    claim_job(ledger, "job_a", "w", 60)
+    advance(ledger, 61)
     ledger.requeue_expired(10)
     record = ledger.get("job_a")
     assert record is not None
@@ -372,9 +375,9 @@ def test_an_expired_lease_is_taken_back(ledger: Ledger) -> None:
 
 
 def test_a_cancellation_whose_worker_died_is_finished(ledger: Ledger) -> None:
-    claimed(ledger, lease_seconds=0.01)
+    claimed(ledger)
     ledger.request_cancel("job_a")
-    time.sleep(0.05)
+    advance(ledger, 61)
     ledger.requeue_expired(10)
     assert state_of(ledger) == JobState.CANCELLED
 
@@ -403,7 +406,7 @@ def test_the_wrong_clock_of_a_worker_moves_no_retention(ledger: Ledger, wrong_by
     assert record.finished_at is not None
     assert before.started_at <= record.finished_at <= ledger.now()
     assert ledger.ended_longer_than(3600, 10) == []
-    time.sleep(0.01)
+    advance(ledger, 1)
     assert ledger.ended_longer_than(0, 10) == ["job_a"]
 
 
@@ -411,9 +414,9 @@ def test_queued_longer_than_rings_once_per_wait(ledger: Ledger) -> None:
     ledger.create(new_job())
     assert ledger.queued() == 1
     assert ledger.queued_longer_than(30, 10) == []
-    time.sleep(0.02)
-    assert ledger.queued_longer_than(0.01, 10) == ["job_a"]
-    assert ledger.queued_longer_than(0.01, 10) == []
+    advance(ledger, 31)
+    assert ledger.queued_longer_than(30, 10) == ["job_a"]
+    assert ledger.queued_longer_than(30, 10) == []
 
 
 def test_events_tell_the_story_and_resume(ledger: Ledger) -> None:

@@ -17,6 +17,7 @@ from api.jobs.state import JobState
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.open import open_store
 from tests.support.claims import claim_job
+from tests.support.clock import advance
 from tests.support.records import journal_entry, new_job
 
 
@@ -34,7 +35,7 @@ def reconciler(journal: Journal, ledger: Ledger, doorbell: Doorbell) -> Reconcil
         ledger,
         doorbell,
         open_store=open_store,
-        requeue_after_seconds=0.01,
+        requeue_after_seconds=30,
         rebuild_every_seconds=3600,
     )
 
@@ -60,7 +61,7 @@ def test_a_lost_ledger_is_rebuilt_and_rung_for(
     ledger._client.delete(ledger._key("intact"))
     reconciler.step()
     assert state_of(ledger) == JobState.QUEUED
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert doorbell.waiting() == 1
 
@@ -84,7 +85,7 @@ def test_a_lost_doorbell_is_rung_again_but_not_piled_up(
 ) -> None:
     submit(journal, ledger)
     for _ in range(3):
-        time.sleep(0.02)
+        advance(ledger, 61)
         reconciler.step()
     assert doorbell.waiting() == 1
 
@@ -93,11 +94,11 @@ def test_help_is_rung_for_again_but_not_piled_up(
     reconciler: Reconciler, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     ledger.create(new_job(max_workers=4))
-    claim = claim_job(ledger, "job_a", "worker", 60)
+    claim = claim_job(ledger, "job_a", "worker", 600)
     assert isinstance(claim, Claim)
     ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["curve.0", "curve.1", "curve.2"])
     for _ in range(3):
-        time.sleep(0.02)
+        advance(ledger, 61)
         reconciler.step()
     assert doorbell.waiting_for_help() == 2
 
@@ -111,10 +112,10 @@ def test_a_job_without_a_bell_is_rung_for_behind_a_backlog(
         ledger.create(journal_entry().as_new_job(job_id))
     for _ in range(2):
         doorbell.ring()
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert doorbell.waiting() == 3
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert doorbell.waiting() == 3
 
@@ -149,7 +150,7 @@ def test_jobs_that_an_earlier_release_has_queued_get_in_line(
     client.delete(key("tenant", "acme", "line"), key("turns"))
     client.hdel(key("job", "job_a"), "lined_up_at")
     assert ledger.claim("w", 60).claim is Refusal.NOTHING
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert isinstance(ledger.claim("w", 60).claim, Claim)
 
@@ -158,8 +159,8 @@ def test_a_dead_workers_job_is_queued_and_rung_for(
     reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
-    claim_job(ledger, "job_a", "w", 0.01)
-    time.sleep(0.02)
+    claim_job(ledger, "job_a", "w", 60)
+    advance(ledger, 61)
     reconciler.step()
     assert state_of(ledger) == JobState.QUEUED
     assert doorbell.waiting() == 1
@@ -171,14 +172,14 @@ def test_a_damaged_document_holds_up_no_other_job(
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, journal_entry())
         ledger.create(journal_entry().as_new_job(job_id))
-        claim_job(ledger, job_id, "w", 0.01)
+        claim_job(ledger, job_id, "w", 60)
     journal._store.put("jobs/job_a/outcome.json", b"")
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     record = ledger.get("job_b")
     assert record is not None
     assert record.state == JobState.QUEUED
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert doorbell.waiting() == 2
 
@@ -225,18 +226,18 @@ def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
     for number in range(10):
         ledger.create(new_job(f"job_{number}", max_workers=4))
         if happened == "workers dead":
-            claim_job(ledger, f"job_{number}", "w", 0.01)
+            claim_job(ledger, f"job_{number}", "w", 60)
         elif happened == "help wanted":
-            claim = claim_job(ledger, f"job_{number}", "w", 60)
+            claim = claim_job(ledger, f"job_{number}", "w", 600)
             assert isinstance(claim, Claim)
             ledger.seats.claim_unit(f"job_{number}", claim.fence, LEADER, ["curve.0", "curve.1"])
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler = Reconciler(
         journal,
         ledger,
         doorbell,
         open_store=open_store,
-        requeue_after_seconds=0.01,
+        requeue_after_seconds=30,
         rebuild_every_seconds=3600,
         beat=beat,
     )
@@ -255,13 +256,13 @@ def test_a_worker_that_died_after_its_commit_has_finished(
     reconciler: Reconciler, journal: Journal, ledger: Ledger, doorbell: Doorbell
 ) -> None:
     submit(journal, ledger)
-    claim = claim_job(ledger, "job_a", "w", 0.01)
+    claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     outcome = Outcome(
         state=JobState.SUCCEEDED, summary={"x": 1}, fence=claim.fence, finished_at=5.0
     )
     journal.write_outcome("job_a", outcome)
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     record = ledger.get("job_a")
     assert record is not None
@@ -273,12 +274,12 @@ def test_a_zombies_commit_ends_the_requeued_job(
     reconciler: Reconciler, journal: Journal, ledger: Ledger, flush: redis.Redis
 ) -> None:
     submit(journal, ledger)
-    claim_job(ledger, "job_a", "w", 0.01)
-    time.sleep(0.02)
+    claim_job(ledger, "job_a", "w", 60)
+    advance(ledger, 61)
     reconciler.step()
     flush.delete(QUEUE)  # a worker that answers the bell sees the outcome itself
     journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     assert state_of(ledger) == JobState.SUCCEEDED
 
@@ -289,10 +290,10 @@ def test_an_end_that_no_worker_commits_is_journalled(
 ) -> None:
     submit(journal, ledger)
     for _ in range(5):  # max_attempts of the entry
-        claim_job(ledger, "job_a", "w", 0.01)
+        claim_job(ledger, "job_a", "w", 60)
         if cancelled:
             ledger.request_cancel("job_a")
-        time.sleep(0.02)
+        advance(ledger, 61)
         reconciler.step()
     outcome = journal.read_outcome("job_a")
     assert outcome is not None
@@ -321,11 +322,11 @@ def test_an_overdue_job_is_ended_and_journalled(
     reconciler: Reconciler, journal: Journal, ledger: Ledger
 ) -> None:
     journal.write_spec("job_a", journal_entry())
-    ledger.create(journal_entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 0.01}))
+    ledger.create(journal_entry().as_new_job("job_a").model_copy(update={"deadline_seconds": 30}))
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     ledger.release("job_a", claim.fence)
-    time.sleep(0.02)
+    advance(ledger, 61)
     reconciler.step()
     outcome = journal.read_outcome("job_a")
     assert outcome is not None
@@ -339,11 +340,11 @@ def test_a_blocked_job_is_rung_for_when_a_dead_worker_frees_its_place(
     for job_id in ("job_a", "job_b"):
         journal.write_spec(job_id, journal_entry())
         ledger.create(journal_entry().as_new_job(job_id))
-    claim_job(ledger, "job_a", "w", 0.05, 1)
+    claim_job(ledger, "job_a", "w", 60, 1)
     assert claim_job(ledger, "", "w", 60, 1) is Refusal.BLOCKED
-    reconciler._requeue_after_seconds = 60.0
+    reconciler._requeue_after_seconds = 600.0
     ledger.mark_intact()
-    time.sleep(0.1)
+    advance(ledger, 61)
     reconciler.step()
     assert doorbell.waiting() == 1
 

@@ -14,6 +14,7 @@ from api.jobs.record import Claim, Signal
 from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
 from api.jobs.state import JobState
 from tests.support.claims import claim_job
+from tests.support.clock import advance
 from tests.support.records import ERROR, new_job
 
 READY = ["curve.0", "curve.1", "curve.2"]
@@ -127,19 +128,19 @@ def test_help_is_rung_for_when_work_comes_up_and_then_by_reconcilers(
 
 def test_helpers_are_counted(ledger: Ledger, led: Claim) -> None:
     assert ledger.seats.counts() == {"helping": 0, "wanted": 2}
-    seated(ledger, "one", seconds=0.05)
+    seated(ledger, "one", seconds=30)
     seated(ledger, "two")
     assert ledger.seats.counts() == {"helping": 2, "wanted": 0}
-    time.sleep(0.1)
+    advance(ledger, 31)
     assert ledger.seats.counts()["helping"] == 1
     ledger.release("job_a", led.fence)
     assert ledger.seats.counts() == {"helping": 0, "wanted": 0}
 
 
 def test_a_seat_lapses_and_its_unit_with_it(ledger: Ledger, led: Claim) -> None:
-    place = seated(ledger, seconds=0.05)
+    place = seated(ledger, seconds=30)
     assert unit(ledger, place) == "curve.1"
-    time.sleep(0.1)
+    advance(ledger, 31)
     assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
     assert ledger.seats.beat(place, 60) is Signal.LOST
     assert not ledger.seats.leave(place)
@@ -148,8 +149,8 @@ def test_a_seat_lapses_and_its_unit_with_it(ledger: Ledger, led: Claim) -> None:
 
 
 def test_a_heartbeat_of_the_leader_notices_a_lapse(ledger: Ledger, led: Claim) -> None:
-    seated(ledger, seconds=0.05)
-    time.sleep(0.1)
+    seated(ledger, seconds=30)
+    advance(ledger, 31)
     assert ledger.heartbeat("job_a", led.fence, 60, {"phase": "solving"}) is Signal.CONTINUE
     record = ledger.get("job_a")
     assert record is not None
@@ -157,9 +158,9 @@ def test_a_heartbeat_of_the_leader_notices_a_lapse(ledger: Ledger, led: Claim) -
 
 
 def test_beats_keep_a_seat_and_tell_of_stops(ledger: Ledger, led: Claim) -> None:
-    place = seated(ledger, seconds=0.5)
+    place = seated(ledger, seconds=10)
     assert ledger.seats.beat(place, 60) is Signal.CONTINUE
-    time.sleep(0.6)
+    advance(ledger, 11)
     assert unit(ledger, place) == "curve.1"
     ledger.request_pause("job_a")
     assert ledger.seats.beat(place, 60) is Signal.PAUSE
@@ -185,8 +186,7 @@ def test_a_helper_of_an_attempt_that_is_over_has_no_part(
         case "failed":
             ledger.retry_later("job_a", led.fence, ERROR)
         case "expired":
-            ledger.heartbeat("job_a", led.fence, 0.01)
-            time.sleep(0.05)
+            advance(ledger, 61)
             assert ledger.requeue_expired(10) == ["job_a"]
         case "ended":
             ledger.finish("job_a", led.fence, JobState.SUCCEEDED)

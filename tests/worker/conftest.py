@@ -20,6 +20,7 @@ from api.jobs.state import JobState
 from embedded.valkey import ValkeyServer
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
+from tests.support.clock import ADVANCED_CLOCK
 from worker.execution import Services, run_next
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -153,7 +154,7 @@ def bench(
     }.items():
         monkeypatch.setenv(f"STRUCPRUNE_{name}", value)
     (tmp_path / "state").mkdir()
-    ledger = connect(valkey_server.url, namespace=f"worker-{uuid4().hex}")
+    ledger = connect(valkey_server.url, f"worker-{uuid4().hex}", ADVANCED_CLOCK)
     bench = Bench(ledger, Journal(LocalStore(tmp_path / "state")), Settings())
     yield bench
     bench.doorbell.close()

@@ -201,7 +201,7 @@ def test_without_the_ledger_a_seat_is_lost_when_it_must_have_lapsed(
     assert isinstance(place, Place)
     seat = Seat(led.bench.ledger, place, 60, clock=lambda: now[0])
     assert seat.beat().value == "continue"
-    monkeypatch.setattr(led.bench.ledger, "_seats", Deaf())
+    monkeypatch.setattr(led.bench.ledger, "seats", Deaf())
     now[0] += 59
     assert seat.beat().value == "continue"
     now[0] += 2
