@@ -105,10 +105,11 @@ def test_nobody_waits_longer_than_asked_and_nothing_is_left() -> None:
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         assert feed._watchers == {}
-        await asyncio.sleep(0.1)
+        assert feed._task is not None
+        await feed._task  # it rests
         asked = len(reads.asked)
         await asyncio.sleep(0.1)
-        assert len(reads.asked) == asked  # it rests
+        assert len(reads.asked) == asked
         assert await feed.look("a", "0") == []
         await feed.close()
 

@@ -96,9 +96,10 @@ def test_a_helper_that_needs_too_much_time(many_experts: Path, body: dict[str, A
 
 
 def test_a_helper_that_hangs_is_replaced(body: dict[str, Any]) -> None:
-    with Inspectors(1, HelperLimits(wall_seconds=0.5)) as pool:
+    with Inspectors(1) as pool:
         judged(pool, spec_of(body))
         (helper,) = pool._idle
+        helper._limits = HelperLimits(wall_seconds=0.5)
 
         def stopping(uri: str) -> Store:
             os.kill(helper._process.pid, signal.SIGSTOP)
@@ -108,7 +109,6 @@ def test_a_helper_that_hangs_is_replaced(body: dict[str, Any]) -> None:
             judged(pool, spec_of(body), stopping)
         assert helper._process.returncode == -signal.SIGKILL
         assert pool._idle == []
-        pool._limits = HelperLimits()
         assert judged(pool, spec_of(body)).estimate is not None
 
 

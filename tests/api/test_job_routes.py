@@ -129,8 +129,8 @@ def test_long_poll_returns_on_change(
     job = submit(client, body)
     tag = client.get(job["links"]["self"]).headers["ETag"]
     later = threading.Timer(0.2, services.ledger.claim, ("w", 60))
-    later.start()
     began = time.monotonic()
+    later.start()
     answer = client.get(
         job["links"]["self"], headers={"If-None-Match": tag, "Prefer": "respond-async, wait=30"}
     )

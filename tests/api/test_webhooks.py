@@ -310,7 +310,7 @@ def test_a_receiver_that_trickles_is_left(receiver: Receiver, part: str) -> None
         if part == "body":
             handler.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n")
         try:
-            for _ in range(200):
+            for _ in range(600):
                 handler.wfile.write(b"H" if part == "headers" else b".")
                 handler.wfile.flush()
                 time.sleep(0.05)
@@ -321,7 +321,7 @@ def test_a_receiver_that_trickles_is_left(receiver: Receiver, part: str) -> None
     began = time.monotonic()
     with contextlib.suppress(NotDelivered):
         Courier(LOCAL, timeout_seconds=0.5).post(receiver.url, {}, b"{}")
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 15.0  # half of what it would last
 
 
 def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
@@ -782,6 +782,7 @@ class Tarpit:
 
     def __init__(self) -> None:
         self.came = self.open = self.most = 0
+        self._held: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self.port = self._listener.getsockname()[1]
@@ -792,9 +793,15 @@ class Tarpit:
         return f"http://127.0.0.1:{self.port}/"
 
     def close(self) -> None:
-        # Else the thread that accepts would keep it open.
-        self._listener.shutdown(socket.SHUT_RDWR)
+        """Take no more connections, and end those that are open."""
+        with contextlib.suppress(OSError):
+            # Else the thread that accepts would keep it open.
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
+        with self._lock:
+            for connection in self._held:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
         while True:
@@ -808,10 +815,12 @@ class Tarpit:
         with self._lock:
             self.came, self.open = self.came + 1, self.open + 1
             self.most = max(self.most, self.open)
+            self._held.add(connection)
         with connection, contextlib.suppress(OSError):
             while connection.recv(65536):
                 pass
         with self._lock:
+            self._held.remove(connection)
             self.open -= 1
 
 
@@ -866,14 +875,14 @@ def test_a_tarpit_of_one_tenant_delays_no_other(
 ) -> None:
     """More messages than there are senders, each for longer than this test takes."""
     submitted(client, body, tarpit.url, keys["acme"], AT_ONCE + 8)
-    patient = _dispatcher(services, timeout_seconds=5, breakers=Breakers())
+    patient = _dispatcher(services, timeout_seconds=60, breakers=Breakers())
     with running(patient):
         soon(lambda: tarpit.open == PER_TENANT)
-        began = time.monotonic()
         jobs = submitted(client, body, receiver.url, keys["rival"], 5)
         soon(lambda: len(receiver.requests) == len(jobs))
         # All are told while the first messages to the tarpit are still on their way.
-        assert (tarpit.came, tarpit.open) == (PER_TENANT, PER_TENANT), time.monotonic() - began
+        assert (tarpit.came, tarpit.open) == (PER_TENANT, PER_TENANT)
+        tarpit.close()
     assert tarpit.most == PER_TENANT
     # Those that wait do not lie in memory, and are spread over time.
     assert len(waiting(services)) == 10  # as many as were asked for
@@ -890,7 +899,7 @@ def test_a_receiver_that_does_not_answer_is_left_alone(
     """For a while; others of the same tenant are told, and it too once it answers."""
     now = [0.0]
     breakers = Breakers(first_pause_seconds=60, clock=lambda: now[0])
-    dispatcher = _dispatcher(services, timeout_seconds=0.1, breakers=breakers)
+    dispatcher = _dispatcher(services, timeout_seconds=0.5, breakers=breakers)
     submitted(client, body, tarpit.url, keys["acme"], 8)
     with running(dispatcher):
         soon(lambda: tarpit.came >= FAILURES)

@@ -125,7 +125,7 @@ class Bench:
         """Do something from another thread as soon as a condition holds."""
 
         def wait_and_act() -> None:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 if condition():
                     act()

@@ -177,6 +177,12 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
         case "ignore-terminate":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             work(ears)
+        case _ if behaviour.startswith("stop-once:"):
+            # Told to stop, it does so only once that file is there.
+            progress()
+            while not (ears.terminated and Path(behaviour.removeprefix("stop-once:")).exists()):
+                time.sleep(0.01)
+            raise Terminated
         case _:
             work(ears)
     return 0
