@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitClaim:
+class UnitReservation:
     """The answer to a claim of a unit.
 
     Attributes:
@@ -103,7 +103,7 @@ class Seats:
         how = "1" if failed else ""
         return bool(self._run("leave_seat", place.job_id, place.fence, place.seat, how))
 
-    def claim_unit(
+    def reserve_unit(
         self,
         job_id: str,
         fence: int,
@@ -112,7 +112,7 @@ class Seats:
         keeping: str | None = None,
         free_bytes: int = 0,
         limits: RunningLimits = _ANY_NUMBER,
-    ) -> UnitClaim:
+    ) -> UnitReservation:
         """Claim the first unit that nobody else has, giving up what was claimed before.
 
         Args:
@@ -126,11 +126,11 @@ class Seats:
             limits: How many jobs tenants may have running: a helper yields to no others.
         """
         word, unit, bells = self._run(
-            "claim_unit",
+            "reserve_unit",
             *(job_id, fence, holder, keeping or "", free_bytes, limits.encode()),
             *ready,
         )
-        return UnitClaim(word, unit or None, int(bells))
+        return UnitReservation(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
         """Jobs for whose help nobody has rung so long, and how many doorbells each wants.

@@ -135,7 +135,7 @@ def _claim(ledger: Ledger, model: Model, limits: RunningLimits, free_bytes: int)
         assert taken.record is not None
         assert (taken.record.id, taken.record.state) == (expected, JobState.RUNNING)
         ready = ["a", "b", "c", "d"]
-        ledger.seats.claim_unit(taken.claim.job_id, taken.claim.fence, LEADER, ready)
+        ledger.seats.reserve_unit(taken.claim.job_id, taken.claim.fence, LEADER, ready)
         model.held[taken.claim.job_id] = (taken.claim, [])
     else:
         assert taken.claim is expected
@@ -283,7 +283,7 @@ def test_helpers_count_as_workers_of_their_tenant(ledger: Ledger) -> None:
     backlog(ledger, "acme", 2, max_workers=8)
     leader = ledger.claim("w", 60).claim
     assert isinstance(leader, Claim)
-    ledger.seats.claim_unit(leader.job_id, leader.fence, LEADER, ["a", "b", "c"])
+    ledger.seats.reserve_unit(leader.job_id, leader.fence, LEADER, ["a", "b", "c"])
     ledger.seats.take(leader.job_id, "one", 60)
     ledger.seats.take(leader.job_id, "two", 60)
     backlog(ledger, "rival", 4)

@@ -90,13 +90,13 @@ def test_a_running_job_keeps_its_lease_and_ends(own_ledger: Ledger, server: redi
     own_ledger.create(new_job("job_b"))
     claim = own_ledger.claim("w", 60).claim
     assert isinstance(claim, Claim)
-    own_ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["a", "b", "c"])
+    own_ledger.seats.reserve_unit("job_a", claim.fence, LEADER, ["a", "b", "c"])
     place = own_ledger.seats.take("job_a", "one", 60)
     assert place is not None
     fill(server)
     assert own_ledger.heartbeat("job_a", claim.fence, 60, {"phase": "solving"}) is Signal.CONTINUE
     assert own_ledger.seats.beat(place, 60) is Signal.CONTINUE
-    assert own_ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["b", "c"]).unit == "b"
+    assert own_ledger.seats.reserve_unit("job_a", claim.fence, LEADER, ["b", "c"]).unit == "b"
     with pytest.raises(LedgerFull):
         own_ledger.append_logs("job_a", claim.fence, [{"message": "x"}])
     with pytest.raises(LedgerFull):

@@ -96,7 +96,7 @@ def test_help_is_rung_for_again_but_not_piled_up(
     ledger.create(new_job(max_workers=4))
     claim = claim_job(ledger, "job_a", "worker", 600)
     assert isinstance(claim, Claim)
-    ledger.seats.claim_unit("job_a", claim.fence, LEADER, ["curve.0", "curve.1", "curve.2"])
+    ledger.seats.reserve_unit("job_a", claim.fence, LEADER, ["curve.0", "curve.1", "curve.2"])
     for _ in range(3):
         advance(ledger, 61)
         reconciler.step()
@@ -230,7 +230,7 @@ def test_a_broker_that_is_down_is_not_waited_for_again_and_again(
         elif happened == "help wanted":
             claim = claim_job(ledger, f"job_{number}", "w", 600)
             assert isinstance(claim, Claim)
-            ledger.seats.claim_unit(f"job_{number}", claim.fence, LEADER, ["curve.0", "curve.1"])
+            ledger.seats.reserve_unit(f"job_{number}", claim.fence, LEADER, ["curve.0", "curve.1"])
     advance(ledger, 61)
     reconciler = Reconciler(
         journal,

@@ -11,7 +11,7 @@ import redis
 from api.jobs.ledger import Ledger, LedgerUnavailable, connect
 from api.jobs.limits import RunningLimits
 from api.jobs.record import Claim, Signal
-from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitClaim
+from api.jobs.seats import HELP_FAILURES, LEADER, Place, UnitReservation
 from api.jobs.state import JobState
 from tests.support.claims import claim_job
 from tests.support.clock import advance
@@ -26,7 +26,7 @@ def led(ledger: Ledger) -> Claim:
     ledger.create(new_job(max_workers=3))
     claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
-    assert ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY) == UnitClaim(
+    assert ledger.seats.reserve_unit("job_a", claim.fence, LEADER, READY) == UnitReservation(
         "go", "curve.0", bells=2
     )
     return claim
@@ -52,7 +52,7 @@ def workers(ledger: Ledger) -> int:
 
 def unit(ledger: Ledger, claim: Claim | Place, ready: list[str] = READY) -> str | None:
     holder = claim.seat if isinstance(claim, Place) else LEADER
-    answer = ledger.seats.claim_unit("job_a", claim.fence, holder, ready)
+    answer = ledger.seats.reserve_unit("job_a", claim.fence, holder, ready)
     assert answer.word == "go"
     return answer.unit
 
@@ -61,7 +61,7 @@ def test_a_job_for_one_worker_has_no_seats(ledger: Ledger) -> None:
     ledger.create(new_job())
     claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
-    answer = ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
+    answer = ledger.seats.reserve_unit("job_a", claim.fence, LEADER, READY)
     assert (answer.unit, answer.bells) == ("curve.0", 0)
     assert ledger.seats.take("job_a", "one", 60) is None
     assert ledger.seats.wanted(0, 10) == []
@@ -80,7 +80,7 @@ def test_units_are_claimed_once(ledger: Ledger, led: Claim) -> None:
 
 def test_a_unit_that_is_being_stored_stays_claimed(ledger: Ledger, led: Claim) -> None:
     def lead(*ready: str, keeping: str | None) -> str | None:
-        claim = ledger.seats.claim_unit("job_a", led.fence, LEADER, ready, keeping)
+        claim = ledger.seats.reserve_unit("job_a", led.fence, LEADER, ready, keeping)
         return claim.unit
 
     one = seated(ledger, "one")
@@ -113,7 +113,7 @@ def test_help_is_rung_for_when_work_comes_up_and_then_by_reconcilers(
     ledger: Ledger, led: Claim
 ) -> None:
     def bells(*ready: str) -> int:
-        return ledger.seats.claim_unit("job_a", led.fence, LEADER, ready).bells
+        return ledger.seats.reserve_unit("job_a", led.fence, LEADER, ready).bells
 
     assert bells(*READY) == 0  # `led` has heard them
     assert ledger.seats.wanted(60, 10) == []
@@ -141,7 +141,7 @@ def test_a_seat_lapses_and_its_unit_with_it(ledger: Ledger, led: Claim) -> None:
     place = seated(ledger, seconds=30)
     assert unit(ledger, place) == "curve.1"
     advance(ledger, 31)
-    assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
+    assert ledger.seats.reserve_unit("job_a", place.fence, place.seat, READY).word == "lost"
     assert ledger.seats.beat(place, 60) is Signal.LOST
     assert not ledger.seats.leave(place)
     assert workers(ledger) == 1
@@ -194,8 +194,8 @@ def test_a_helper_of_an_attempt_that_is_over_has_no_part(
     assert ledger.seats.wanted(0, 10) == []
     again = claim_job(ledger, "job_a", "another", 60)
     assert ledger.seats.beat(place, 60) is Signal.LOST
-    assert ledger.seats.claim_unit("job_a", place.fence, place.seat, READY).word == "lost"
-    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "lost"
+    assert ledger.seats.reserve_unit("job_a", place.fence, place.seat, READY).word == "lost"
+    assert ledger.seats.reserve_unit("job_a", led.fence, LEADER, READY).word == "lost"
     assert not ledger.seats.leave(place, failed=True)
     if isinstance(again, Claim):
         assert workers(ledger) == 1
@@ -206,18 +206,18 @@ def test_an_attempt_in_which_helpers_fail_is_left_to_its_leader(ledger: Ledger, 
     for number in range(HELP_FAILURES):
         assert ledger.seats.leave(seated(ledger, f"seat-{number}"), failed=True)
     assert ledger.seats.take("job_a", "one", 60) is None
-    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).bells == 0
+    assert ledger.seats.reserve_unit("job_a", led.fence, LEADER, READY).bells == 0
     assert ledger.seats.wanted(0, 10) == []
     # The next attempt may do better.
     ledger.release("job_a", led.fence)
     again = claim_job(ledger, "job_a", "another", 60)
     assert isinstance(again, Claim)
-    assert ledger.seats.claim_unit("job_a", again.fence, LEADER, READY).bells == 2
+    assert ledger.seats.reserve_unit("job_a", again.fence, LEADER, READY).bells == 2
 
 
 def word(ledger: Ledger, place: Place, free_bytes: int = 0, max_running: int | None = None) -> str:
     limits = RunningLimits(max_running)
-    claim = ledger.seats.claim_unit(
+    claim = ledger.seats.reserve_unit(
         "job_a", place.fence, place.seat, READY, None, free_bytes, limits
     )
     return claim.word
@@ -231,7 +231,7 @@ def test_a_helper_yields_to_a_job_that_waits(ledger: Ledger, led: Claim) -> None
     assert word(ledger, place) == "yield"
     # One that its tenant may not have running would gain nothing.
     assert word(ledger, place, max_running=1) == "go"
-    assert ledger.seats.claim_unit("job_a", led.fence, LEADER, READY).word == "go"
+    assert ledger.seats.reserve_unit("job_a", led.fence, LEADER, READY).word == "go"
     assert isinstance(claim_job(ledger, "job_b", "worker", 60), Claim)
     assert word(ledger, place) == "go"
 
@@ -292,11 +292,11 @@ def test_a_flushed_redis_knows_no_seat(
     ledger.create(new_job(max_workers=2))
     claim = claim_job(ledger, "job_a", "leader", 60)
     assert isinstance(claim, Claim)
-    ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY)
+    ledger.seats.reserve_unit("job_a", claim.fence, LEADER, READY)
     place = seated(ledger)
     flush.flushdb()
     assert ledger.seats.beat(place, 60) is Signal.LOST
-    assert ledger.seats.claim_unit("job_a", claim.fence, LEADER, READY).word == "lost"
+    assert ledger.seats.reserve_unit("job_a", claim.fence, LEADER, READY).word == "lost"
     assert not ledger.seats.leave(place)
     ledger.close()
 

@@ -108,7 +108,7 @@ def test_a_job_without_room_anywhere_says_so_once(
 ) -> None:
     job_id = bench.submit(MORE_THAN_ANY_DISK, max_attempts=1)
     assert bench.run(job_id, "succeed").error is None  # another worker may be about to take it
-    monkeypatch.setattr("worker.execution.TOLD_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("worker.execution.EXPLAINED_AFTER_SECONDS", 0.0)
     for _ in range(3):
         job = bench.run(job_id, "succeed")
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
@@ -166,7 +166,7 @@ def led(bench: Bench) -> str:
     job_id = bench.submit(max_workers=3)
     claim = claim_job(bench.ledger, job_id, "leader", 60)
     assert isinstance(claim, Claim)
-    bench.ledger.seats.claim_unit(job_id, claim.fence, LEADER, ["curve.0", "curve.1"])
+    bench.ledger.seats.reserve_unit(job_id, claim.fence, LEADER, ["curve.0", "curve.1"])
     return job_id
 
 
