@@ -85,13 +85,15 @@ def conclude(attempt: Attempt, lease: Lease, ended: Ended) -> None:
         retry_smaller(attempt, error)
     elif error["code"] == failures.SolveStalled.code:
         _retry_stalled(attempt, error, ended)
-    elif error["code"] == ScratchUnavailable.code and attempt.scratch.unfit(
-        attempt.record.scratch_bytes
-    ):
+    elif error["code"] == ScratchUnavailable.code and _lacks_scratch(attempt):
         # The job's own files are gone, and there is still too little space: not the job's fault.
         give_back(attempt, error)
     else:
         retry(attempt, error)
+
+
+def _lacks_scratch(attempt: Attempt) -> bool:
+    return attempt.scratch.unfit(attempt.record.scratch_bytes) is not None
 
 
 def failure_of(ended: Ended, attempt: Attempt) -> dict[str, Any] | None:

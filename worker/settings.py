@@ -35,8 +35,8 @@ class Settings(LimitSettings):
         scratch_directory: Directory for the temporary files of jobs; the system's if None. A worker
             that starts removes what crashed workers left there.
         scratch_bytes: Most bytes that temporary files may take; all free space if None. Set it
-            where the file system shows more space than may be used, as in a Kubernetes `emptyDir` with
-            a `sizeLimit`.
+            where the file system shows more space than may be used, as a Kubernetes `emptyDir`
+            with a `sizeLimit` does.
         heartbeat_file: Touched every few seconds: its age shows whether the worker is alive.
         drain_file: Once it exists, the worker gives its job back at the next safe point and ends,
             as after SIGTERM. A worker that starts removes it.

@@ -1,8 +1,8 @@
 """What a worker's main process does every second beside Celery's own work.
 
 It touches the heartbeat file (see `HeartbeatFile`), and it looks for the drain file. That file
-means the same as SIGTERM: give the running job back at its next safe point, and end. It is for those
-who cannot signal the process: a pod's preStop hook, a person with a shell in the container, a
+means the same as SIGTERM: give the running job back at its next safe point, and end. It is for
+whoever cannot signal the process: a pod's preStop hook, a person with a shell in the container, a
 program that is notified before a machine is taken away.
 
 The timer stops while Celery has no connection to its broker, and while it waits for the last job on

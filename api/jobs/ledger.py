@@ -32,6 +32,7 @@ from api.jobs.codec import (
 from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
+    ClaimResult,
     JobEvent,
     JobRecord,
     LogLine,
@@ -41,7 +42,6 @@ from api.jobs.record import (
     Queue,
     Refusal,
     Signal,
-    Taken,
 )
 from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
@@ -184,7 +184,7 @@ class Ledger:
         lease_seconds: float,
         limits: RunningLimits = ANY_NUMBER,
         free_bytes: int = ANY_SIZE,
-    ) -> Taken:
+    ) -> ClaimResult:
         """Take the next job, or learn why there is none.
 
         It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
@@ -202,11 +202,11 @@ class Ledger:
             "claim", worker_id, lease_seconds, _nonce(), limits.encode(), free_bytes
         )
         if word != "claimed":
-            return Taken(Refusal(word), None, tuple(left))
+            return ClaimResult(Refusal(word), None, tuple(left))
         job_id, fence, attempt, run, rest = claim
         seconds_left = float(rest) if rest else None
         held = Claim(job_id, int(fence), int(attempt), int(run), seconds_left)
-        return Taken(held, decode_job(job), tuple(left))
+        return ClaimResult(held, decode_job(job), tuple(left))
 
     def heartbeat(
         self,

@@ -28,7 +28,7 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
-from api.webhooks.delivery import Courier, NotDelivered
+from api.webhooks.delivery import NotDelivered, WebhookClient
 from api.webhooks.dispatcher import Dispatcher, run
 from api.webhooks.lanes import AT_ONCE, FAILURES, PER_TENANT, Breakers, Lanes
 from api.webhooks.outbox import Subscription
@@ -222,8 +222,8 @@ def test_a_name_is_resolved_once_and_its_address_used(receiver: Receiver) -> Non
         asked.append(host)
         return ["127.0.0.1"] if len(asked) == 1 else ["192.0.2.1"]
 
-    courier = Courier(LOCAL, resolve=resolve)
-    courier.post(f"http://hooks.test:{receiver.port}/x", {"A": "b"}, b"{}")
+    sender = WebhookClient(LOCAL, resolve=resolve)
+    sender.post(f"http://hooks.test:{receiver.port}/x", {"A": "b"}, b"{}")
     assert asked == ["hooks.test"]
     ((headers, body),) = receiver.requests
     assert (headers["Host"], headers["A"], body) == (f"hooks.test:{receiver.port}", "b", b"{}")
@@ -275,12 +275,14 @@ def test_tls_is_checked_against_the_name(certificate: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate))
     policy = Policy(frozenset({"hooks.test", "other.test"}))
     try:
-        courier = Courier(policy, tls=trusting, resolve=lambda host, port: ["127.0.0.1"])
-        courier.post(f"https://hooks.test:{port}/", {}, b"sealed")
+        sender = WebhookClient(
+            policy, tls=trusting, resolve=lambda host, port: ["127.0.0.1"]
+        )
+        sender.post(f"https://hooks.test:{port}/", {}, b"sealed")
         with pytest.raises(NotDelivered):
-            courier.post(f"https://other.test:{port}/", {}, b"another name")
+            sender.post(f"https://other.test:{port}/", {}, b"another name")
         with pytest.raises(NotDelivered):
-            Courier(policy, resolve=courier.resolve).post(
+            WebhookClient(policy, resolve=sender.resolve).post(
                 f"https://hooks.test:{port}/", {}, b"an unknown authority"
             )
     finally:
@@ -298,7 +300,7 @@ def test_redirects_are_not_followed(receiver: Receiver) -> None:
 
     receiver.behave = redirect
     with pytest.raises(NotDelivered, match="307"):
-        Courier(LOCAL).post(receiver.url, {}, b"{}")
+        WebhookClient(LOCAL).post(receiver.url, {}, b"{}")
     assert len(receiver.requests) == 1
 
 
@@ -320,7 +322,7 @@ def test_a_receiver_that_trickles_is_left(receiver: Receiver, part: str) -> None
     receiver.behave = trickle
     began = time.monotonic()
     with contextlib.suppress(NotDelivered):
-        Courier(LOCAL, timeout_seconds=0.5).post(receiver.url, {}, b"{}")
+        WebhookClient(LOCAL, timeout_seconds=0.5).post(receiver.url, {}, b"{}")
     assert time.monotonic() - began < 15.0  # half of what it would last
 
 
@@ -336,7 +338,7 @@ def test_an_endless_answer_is_not_read(receiver: Receiver) -> None:
             return
 
     receiver.behave = endless
-    Courier(LOCAL).post(receiver.url, {}, b"{}")
+    WebhookClient(LOCAL).post(receiver.url, {}, b"{}")
     time.sleep(0.1)
     assert written[0] < 64 << 20
 
@@ -400,7 +402,7 @@ def _dispatcher(
     return Dispatcher(
         services.outbox,
         services.ledger,
-        Courier(services.settings.webhook_policy, timeout_seconds=timeout_seconds),
+        WebhookClient(services.settings.webhook_policy, timeout_seconds=timeout_seconds),
         services.settings.webhook_secrets,
         first_retry_seconds=0.05,
         breakers=breakers,
@@ -986,23 +988,25 @@ def test_a_name_server_that_does_not_answer(receiver: Receiver) -> None:
             go_on.wait(30)
         return ["127.0.0.1"]
 
-    courier = Courier(LOCAL, resolve=resolve, timeout_seconds=0.1)
+    sender = WebhookClient(LOCAL, resolve=resolve, timeout_seconds=0.1)
     before = threading.active_count()
     try:
         for _ in range(12):
             began = time.monotonic()
             with pytest.raises(NotDelivered, match="does not resolve"):
-                courier.post("http://hooks.test/x", {}, b"{}", "acme")
+                sender.post("http://hooks.test/x", {}, b"{}", "acme")
             assert time.monotonic() - began < 5
         assert threading.active_count() - before <= 4
-        Courier(LOCAL, resolve=resolve, patience=courier.patience).post(
+        WebhookClient(LOCAL, resolve=resolve, lookups=sender.lookups).post(
             receiver.url, {}, b"{}", "rival"
         )
         assert len(receiver.requests) == 1
     finally:
         go_on.set()
     soon(lambda: threading.active_count() <= before + 1)  # the receiver's own
-    Courier(LOCAL, resolve=resolve, patience=courier.patience).post(receiver.url, {}, b"{}", "acme")
+    WebhookClient(LOCAL, resolve=resolve, lookups=sender.lookups).post(
+        receiver.url, {}, b"{}", "acme"
+    )
 
 
 def test_a_resolver_s_failure_is_told(receiver: Receiver) -> None:
@@ -1010,4 +1014,4 @@ def test_a_resolver_s_failure_is_told(receiver: Receiver) -> None:
         raise socket.gaierror("no such name")
 
     with pytest.raises(NotDelivered, match="does not resolve"):
-        Courier(LOCAL, resolve=resolve).post(receiver.url, {}, b"{}")
+        WebhookClient(LOCAL, resolve=resolve).post(receiver.url, {}, b"{}")

@@ -24,7 +24,7 @@ from api.jobs.meters import (
     Meter,
     key_of,
 )
-from api.jobs.record import Claim, JobRecord, Refusal, Taken
+from api.jobs.record import Claim, ClaimResult, JobRecord, Refusal
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageUnavailable
@@ -316,7 +316,7 @@ def test_an_outage_just_after_the_claim_costs_nothing(
         monkeypatch.setattr(bench.ledger, "get", get)
         raise LedgerUnavailable("down")
 
-    def claim_and_break(*args: Any) -> Taken:
+    def claim_and_break(*args: Any) -> ClaimResult:
         monkeypatch.setattr(bench.ledger, "get", fail)
         return claim(*args)
 
