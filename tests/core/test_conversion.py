@@ -28,7 +28,7 @@ from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
-from tests.core.commands.test_main import call, prune, result_of
+from tests.core.commands.calling import call, prune_command, result_of
 from tests.core.jobs.tiny_job import FlakyStore, files_of
 from tests.core.models.families import random_model
 from tests.support.tiny_llama import make_tiny_llama
@@ -360,7 +360,7 @@ def test_from_s3_to_s3(tmp_path: Path, tiny_model: Path, s3_server: S3Server) ->
 
 def test_from_the_command_line(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
     source = pickled_model(tiny_model, tmp_path / "source")
-    for command in (["inspect", source], prune(source, text_file, tmp_path / "pruned")):
+    for command in (["inspect", source], prune_command(source, text_file, tmp_path / "pruned")):
         failed = call(*command, "--json")
         error = json.loads(failed.stdout)["error"]
         assert error["code"] == "invalid_checkpoint"

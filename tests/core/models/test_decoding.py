@@ -16,8 +16,8 @@ from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
 from tests.core.models import families
+from tests.core.models.llama_variants import VARIANTS
 from tests.core.models.reference import random_llama, random_tokens, reference_logits, stream_of
-from tests.core.models.test_forward import VARIANTS
 
 ZEROS = np.zeros(4, dtype=np.int32)
 
