@@ -35,7 +35,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.models.families import parse_config
 from strucprune_core.plan.inspection import check_output_usable
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable, ReadableStore, Store
 from strucprune_core.storage.uri import contains
 
 MAX_SHARD_BYTES = 1 << 30
@@ -44,7 +44,7 @@ _HEAD = "lm_head.weight"
 
 
 def convert(
-    source: Store,
+    source: ReadableStore,
     output: Store,
     scratch: Path,
     *,
@@ -120,7 +120,7 @@ def convert(
     }
 
 
-def _config(source: Store) -> tuple[bytes, dict[str, Any]]:
+def _config(source: ReadableStore) -> tuple[bytes, dict[str, Any]]:
     for name in (SINGLE_FILE, SHARD_INDEX):
         if source.stat(name) is not None:
             raise InvalidCheckpoint(
@@ -150,7 +150,7 @@ def _ties(config: dict[str, Any]) -> bool:
         return False
 
 
-def _local(source: Store, name: str, scratch: Path) -> Path:
+def _local(source: ReadableStore, name: str, scratch: Path) -> Path:
     """The file on this machine: only files can be mapped."""
     path = source.local_path(name)
     if path is None:
@@ -207,7 +207,7 @@ def _planned(tensors: PickledTensors, places: Mapping[str, str]) -> list[Planned
     return planned
 
 
-def _side_files(source: Store) -> list[str]:
+def _side_files(source: Readable) -> list[str]:
     names = []
     for name in SIDE_FILES:
         info = source.stat(name)

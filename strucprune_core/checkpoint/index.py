@@ -19,7 +19,7 @@ from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.store import ObjectInfo, Readable, ReadableStore
 from strucprune_core.storage.versions import version_of
 
 SIDE_FILES = (
@@ -83,7 +83,7 @@ class CheckpointIndex:
         other_files: Names of the tokenizer's and similar small files that exist.
     """
 
-    store: Store = field(repr=False)
+    store: ReadableStore = field(repr=False)
     config_bytes: bytes = field(repr=False)
     config: dict[str, Any] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
@@ -114,7 +114,9 @@ class CheckpointIndex:
         return digest.hexdigest()
 
 
-def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> CheckpointIndex:
+def open_checkpoint(
+    store: ReadableStore, allow: Allow = lambda config: Allowance()
+) -> CheckpointIndex:
     """Read and check the layout of the checkpoint under a store's root.
 
     Args:
@@ -160,7 +162,7 @@ def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> 
     )
 
 
-def _objects(store: Store) -> list[ObjectInfo]:
+def _objects(store: ReadableStore) -> list[ObjectInfo]:
     """All objects; bounded, so that a wrong prefix cannot be listed for hours."""
     objects = list(islice(store.list(), MAX_OBJECTS + 1))
     if not objects:
@@ -173,7 +175,7 @@ def _objects(store: Store) -> list[ObjectInfo]:
     return objects
 
 
-def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
+def _read_bounded(store: Readable, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
     if sizes[name] > limit_bytes:
         raise InvalidCheckpoint(
             f"{name} has {sizes[name]:,} bytes, over the limit of {limit_bytes:,}",
@@ -199,7 +201,7 @@ def _check_only_source(config: Mapping[str, Any], sizes: Mapping[str, int]) -> N
         )
 
 
-def _weight_map(store: Store, sizes: Mapping[str, int], allowance: Allowance) -> dict[str, str]:
+def _weight_map(store: Readable, sizes: Mapping[str, int], allowance: Allowance) -> dict[str, str]:
     """Tensor name -> file name, where every file has a plain name and exists."""
     limit_bytes = min(MAX_INDEX_BYTES, allowance.header_bytes)
     data = _read_bounded(store, SHARD_INDEX, sizes, limit_bytes)
@@ -237,7 +239,7 @@ def _check_shards(names: set[str], sizes: Mapping[str, int]) -> None:
 
 
 def _headers(
-    store: Store, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
+    store: Readable, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
 ) -> dict[str, Header]:
     """The header of each file; what would go over the limit is not even read."""
     total = 0

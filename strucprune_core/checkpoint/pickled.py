@@ -20,7 +20,7 @@ from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.index import MAX_INDEX_BYTES
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -39,7 +39,7 @@ def dtype_name(tensor: Tensor) -> str:
     return _DTYPE_NAMES[tensor.dtype]
 
 
-def pickled_files(store: Store) -> tuple[tuple[str, ...], dict[str, str] | None]:
+def pickled_files(store: Readable) -> tuple[tuple[str, ...], dict[str, str] | None]:
     """The files of a pickled checkpoint, and which file holds which tensor if an index says so.
 
     Raises:

@@ -35,7 +35,7 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.report.document import MANIFEST, PublishedManifest
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.storage.open import open_object, open_store
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 _READ_BYTES = 16 << 20
 
@@ -142,7 +142,7 @@ def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStrea
     return ModelStream(facts.config, TensorReader(facts.index), device, tiles)
 
 
-def _check_digests(store: Store) -> int:
+def _check_digests(store: Readable) -> int:
     """Compare every file with the manifest. Returns how many there are."""
     if store.stat(MANIFEST) is None:
         raise InvalidCheckpoint(
@@ -165,7 +165,7 @@ def _check_digests(store: Store) -> int:
     return len(files)
 
 
-def _manifest(store: Store) -> PublishedManifest:
+def _manifest(store: Readable) -> PublishedManifest:
     try:
         return PublishedManifest.model_validate_json(bytes(store.read(MANIFEST)))
     except ValidationError as error:
@@ -176,7 +176,7 @@ def _manifest(store: Store) -> PublishedManifest:
         ) from error
 
 
-def _digest(store: Store, key: str, size_bytes: int) -> str:
+def _digest(store: Readable, key: str, size_bytes: int) -> str:
     sha = hashlib.sha256()
     for start in range(0, size_bytes, _READ_BYTES):
         sha.update(store.read(key, start, min(_READ_BYTES, size_bytes - start)))

@@ -48,11 +48,11 @@ from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import InspectableStore, ReadableStore
 from strucprune_core.storage.uri import contains
 from strucprune_core.storage.versions import version_of
 
-OpenStore = Callable[[str], Store]
+OpenStore = Callable[[str], InspectableStore]
 """Opens the store at a URI; the caller's place to allow or refuse it."""
 
 MAX_TEXT_BYTES = 2**30
@@ -98,7 +98,7 @@ class Examination:
     model: ModelFacts | None = None
 
 
-def inspect_model(store: Store) -> ModelFacts:
+def inspect_model(store: ReadableStore) -> ModelFacts:
     """Read a model's layout and check it against its configuration.
 
     Raises:
@@ -120,7 +120,7 @@ def inspect_model(store: Store) -> ModelFacts:
     return ModelFacts(index, config)
 
 
-def check_output_usable(store: Store, fingerprint: str | None = None) -> None:
+def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
     """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
 
     Args:
@@ -167,7 +167,7 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
         raise InvalidSpec(where, field=field, remedy="Choose a place of its own, beside it.")
 
 
-def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
+def check_text(store: ReadableStore, key: str, *, sequences: int, sequence_length: int) -> int:
     """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
 
     Returns:
@@ -190,7 +190,7 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
     return size
 
 
-def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int:
+def check_documents(store: ReadableStore, key: str, calibration: CalibrationSpec) -> int:
     """Check a JSON lines or parquet file as far as that is cheap: its first record, or its columns.
 
     Returns:
@@ -217,7 +217,7 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
     return size
 
 
-def _size(store: Store, key: str) -> int:
+def _size(store: ReadableStore, key: str) -> int:
     """Bytes of a text that is there and not empty."""
     info = store.stat(key)
     if info is None:

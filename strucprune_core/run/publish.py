@@ -28,7 +28,7 @@ from strucprune_core.report.document import (
 )
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.overlay import OverlayStore
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable, ReadableStore, Store
 
 CLAIM = REPORT_JSON
 # More than any job publishes: what lies under a prefix is not of our making until it is known.
@@ -81,7 +81,7 @@ def publish(
     output.put(MANIFEST, _manifest(entries, documents))
 
 
-def claim_of(output: Store) -> bytes | None:
+def claim_of(output: Readable) -> bytes | None:
     """The report that the output is claimed with, None if there is none."""
     try:
         return bytes(output.read(CLAIM))
@@ -89,7 +89,7 @@ def claim_of(output: Store) -> bytes | None:
         return None
 
 
-def unfinished(output: Store, fingerprint: str) -> Report | None:
+def unfinished(output: ReadableStore, fingerprint: str) -> Report | None:
     """The report of a run of this job that broke off while it published; else None.
 
     None too if anything lies there that such a run does not write.

@@ -11,13 +11,13 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from strucprune_core.errors import ScratchUnavailable, StorageError
+from strucprune_core.errors import ScratchUnavailable
 from strucprune_core.scratch.directories import scratch_errors
-from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
+from strucprune_core.storage.store import ObjectInfo, ReadableStore, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20
 """Large enough that requests are few, small enough that the first one is soon there."""
@@ -31,7 +31,7 @@ Block = tuple[str, int]
 
 
 class ReadAheadStore:
-    """A `Store` whose reads go through a bounded cache; every other verb is passed on.
+    """A `ReadableStore` whose reads go through a bounded cache; all else is passed on.
 
     Args:
         store: The store behind it.
@@ -41,7 +41,11 @@ class ReadAheadStore:
     """
 
     def __init__(
-        self, store: Store, directory: Path, limit_bytes: int, block_bytes: int = BLOCK_BYTES
+        self,
+        store: ReadableStore,
+        directory: Path,
+        limit_bytes: int,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self._store, self._block_bytes = store, block_bytes
         # Blocks on their way must not push out those that are being read.
@@ -146,37 +150,9 @@ class ReadAheadStore:
         """As the store behind."""
         return self._store.list(prefix)
 
-    def check_writable(self) -> None:
-        """As the store behind."""
-        self._store.check_writable()
-
-    def remove_unfinished(self, keys: Collection[str]) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Refused: what is cached would be wrong."""
-        raise _read_only()
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Refused."""
-        raise _read_only()
-
-    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def delete(self, key: str) -> None:
-        """Refused."""
-        raise _read_only()
-
     def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """As the store behind."""
         self._store.download(key, path, tick)
-
-    def child(self, prefix: str) -> Store:
-        """As the store behind."""
-        return self._store.child(prefix)
 
     def local_path(self, key: str) -> Path | None:
         """As the store behind."""
@@ -186,7 +162,3 @@ class ReadAheadStore:
 def _remove(future: Future[Path]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().unlink(missing_ok=True)
-
-
-def _read_only() -> StorageError:
-    return StorageError("a store that reads ahead is read-only")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.store import ObjectInfo, ReadableStore
 
 WHOLE_BYTES = 16 * 2**20
 """A local file up to this size is told by its content, however old it says it is."""
@@ -12,7 +12,7 @@ END_BYTES = 2**20
 """Of a larger one so much is read at either end."""
 
 
-def version_of(store: Store, info: ObjectInfo) -> str:
+def version_of(store: ReadableStore, info: ObjectInfo) -> str:
     """A text that is another one once the object holds other bytes.
 
     An object store tells it (the ETag). Of a local file it is the digest of a small one; of a large
