@@ -14,17 +14,14 @@ from pydantic import ValidationError
 
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
-from strucprune_core.checkpoint.finite import check_finite_tensor
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
-from strucprune_core.evaluation.reload_check import (
-    compare_with_transformers,
-)
+from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.models.devices import choose_device
+from strucprune_core.models.finite_weights import check_finite_weights
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 from strucprune_core.plan.inspection import (
     ModelFacts,
@@ -128,9 +125,7 @@ def _say_why_not_finite(facts: ModelFacts) -> NoReturn:
         InvalidCheckpoint: a tensor holds values that are not finite.
         NumericalFailure: none does.
     """
-    reader = TensorReader(facts.index)
-    for name in expected_tensors(facts.config):
-        check_finite_tensor(reader, name, lambda: None)
+    check_finite_weights(TensorReader(facts.index), facts.config, lambda done, total: None)
     raise NumericalFailure(
         "the model's perplexity is not finite",
         field="model.uri",

@@ -33,11 +33,6 @@ def gram_flops(m: int, tokens: int) -> int:
     return tokens * m * m
 
 
-def gram_traffic_bytes(m: int, panels: Panels) -> int:
-    """Bytes read and written per micro-batch: the lower half each way."""
-    return 0 if panels.fits(m) else m * m * FP32_BYTES
-
-
 def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[str, int]:
     """A damage curve of groups of `size` columns, by phase.
 
@@ -103,21 +98,6 @@ def curve_flops(m: int, d: int, panels: Panels) -> dict[str, int]:
     }
 
 
-def curve_traffic_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
-    """Bytes read from and written to scratch by a damage curve."""
-    if panels.fits(m):
-        return {}
-    p, s, square = panels.step(m), panels.capacity(m, BLOCK_CHANNELS), m * m * FP64_BYTES
-    return {
-        # The lower half each way per panel of pivots.
-        "inverse": -(-m // p) * square,
-        "energy": -(-d // p) * square,
-        # What is left shrinks: a third on average; half is read, both halves are written.
-        "updates": 2 * (m // s) * square // 2,
-        "rows": 2 * square // 2,
-    }
-
-
 def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
     """A reconstruction, by phase. Statistics, weights and solution count where resident."""
     rows, part = min(d, panels.rows(m)), min(k, panels.rows(m))
@@ -155,18 +135,6 @@ def ridge_scratch_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int
 def ridge_flops(m: int, d: int, k: int) -> dict[str, int]:
     """Operations of a reconstruction."""
     return {"factor": k**3 // 3, "right_side": 2 * d * m * k, "substitution": 2 * d * k * k}
-
-
-def ridge_traffic_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
-    """Bytes read from and written to files by a reconstruction."""
-    passes = -(-d // min(d, panels.rows(m)))
-    left_looking = 0 if panels.fits(k) else k**3 * FP64_BYTES // (6 * panels.step(k))
-    return {
-        "gram": 0 if panels.fits(m) else (passes * k * m + k * k // 2) * FP32_BYTES,
-        "factor": left_looking + passes * _in_scratch(k, k, panels) * FP64_BYTES,
-        "weight": 2 * _in_scratch(d, m, panels) * FP32_BYTES,
-        "solution": _in_scratch(d, k, panels) * FP32_BYTES,
-    }
 
 
 def error_device_bytes(m: int, d: int, k: int, tokens: int, panels: Panels) -> dict[str, int]:
