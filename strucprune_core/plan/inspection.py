@@ -33,7 +33,7 @@ from strucprune_core.errors import (
 from strucprune_core.export.checks import check_export
 from strucprune_core.method.allocation.budget import (
     out_of_reach,
-    parameters_to_remove,
+    reachable_budget,
     reachable_sparsity,
     rounded_up,
     too_small,
@@ -278,9 +278,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    most = parameters_to_remove(reachable, widths, parameters)
-    if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
-        raise out_of_reach(pruning.sparsity, reachable)
+    reachable_budget(pruning.sparsity, widths, parameters, rules)
     steps = [
         (width - rule.widths(width)[1]) * each
         for width, each, rule in zip(widths, parameters, rules, strict=True)
