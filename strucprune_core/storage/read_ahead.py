@@ -1,9 +1,9 @@
-"""A remote object read as if it were near: blocks in a scratch directory, the next ones coming.
+"""A cache for reading a remote store: blocks in a scratch directory, the next ones fetched ahead.
 
-A layer that passes in panels is read once per micro-batch, and a store far away must not be asked
-each time, nor while the device waits. So objects are read in blocks, each asked for once as long as
-the reader stays near; the blocks behind a read are fetched by other threads meanwhile. The oldest
-blocks make room for new ones, so that the disk holds a few layers and never the model.
+A layer that is processed in panels is read once per micro-batch. A remote store must not be asked
+each time, nor while the device waits. So objects are read in blocks, which stay on disk while they
+are in use; other threads fetch the blocks behind a read meanwhile. New blocks replace the oldest,
+so that the disk holds a few layers and never the model.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.store import ObjectInfo, ReadableStore, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20
-"""Large enough that requests are few, small enough that the first one is soon there."""
+"""Large enough that requests are few, small enough that the first block arrives soon."""
 
 AHEAD_BLOCKS = 6
 """Blocks fetched before they are asked for."""
@@ -48,7 +48,7 @@ class ReadAheadStore:
         block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self._store, self._block_bytes = store, block_bytes
-        # Blocks on their way must not push out those that are being read.
+        # Blocks that are being fetched must not push out those that are being read.
         self._most = max(limit_bytes // block_bytes, 2 * (AHEAD_BLOCKS + THREADS))
         with scratch_errors("blocks of the model's files"):
             self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
@@ -76,7 +76,7 @@ class ReadAheadStore:
         """
         size = self._size(key)
         if size is None:
-            return self._store.read(key, start, length)  # Which says what is wrong.
+            return self._store.read(key, start, length)  # Raises what is wrong.
         stop = size if length is None else start + length
         if not 0 <= start <= stop <= size:
             return self._store.read(key, start, length)
@@ -101,12 +101,12 @@ class ReadAheadStore:
                         raise ScratchUnavailable(f"a block of {block[0]} is cut short")
                     filled += count
         except BaseException:
-            with self._lock:  # It is asked for again, if anybody does.
+            with self._lock:  # The next read fetches it again.
                 self._blocks.pop(block, None)
             raise
 
     def _wanted(self, block: Block) -> Future[Path]:
-        """A block that is there or on its way; those behind it are sent for."""
+        """A block, fetched or being fetched; the ones behind it are requested too."""
         key, number = block
         last = (self._sizes[key] - 1) // self._block_bytes
         with self._lock:
@@ -134,7 +134,7 @@ class ReadAheadStore:
         return Path(file.name)
 
     def _size(self, key: str) -> int | None:
-        """Size of an object, asked for once: what is read here does not change meanwhile."""
+        """Size of an object, asked for once: the model's files do not change during a job."""
         if key not in self._sizes:
             info = self._store.stat(key)
             if info is None:
