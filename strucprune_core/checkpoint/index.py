@@ -38,22 +38,22 @@ MAX_CONFIG_BYTES = 2**20
 MAX_INDEX_BYTES = 16 * 2**20
 MAX_SIDE_FILE_BYTES = 256 * 2**20
 MAX_OBJECTS = 10_000
-# Of all files together, since all are held in memory: more than half a million tensors.
+# Of all files together, since all are held in memory. Enough for half a million tensors.
 MAX_HEADERS_BYTES = 64 * 2**20
 MAX_TENSORS = 2**20
-# Each costs two requests; models of a trillion parameters are saved in some hundred.
+# Each costs two requests; models of a trillion parameters have some hundred.
 MAX_SHARDS = 4096
 _MAX_CONFIG_DEPTH = 16
 _MAX_INDEX_DEPTH = 4
 _MAX_NAMES_SHOWN = 3
-# Copying a file again does not make it smaller.
-_NOT_THIS_FILE = "No model has such a file: check what it is, or save the model again."
+# Copying such a file again would not make it smaller.
+_NOT_THIS_FILE = "No model has such a large one: check what it is, or save the model again."
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What the headers of a model may hold together, and its shard index alone.
+    """Bounds for a model's headers together, and for its shard index alone.
 
     Attributes:
         tensors: How many tensors they may describe.
@@ -65,7 +65,7 @@ class Allowance:
 
 
 Allow = Callable[[dict[str, Any]], Allowance]
-"""What a model with this config.json may need; raises if there is no such model."""
+"""The bounds for a model with this config.json; raises if no model can have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,10 @@ class CheckpointIndex:
         return sum(self.file_sizes.values())
 
     def version(self) -> str:
-        """Like `digest`, but another one whenever any file was written again, with the same layout.
+        """Like `digest`, but it also changes when a file is written again in the same layout.
 
-        What a job has computed belongs to these very files: a fine-tuned model in their place has
-        the same layout.
+        What a job has computed belongs to exactly these files: a fine-tuned model in their place
+        has the same layout.
         """
         versions = sorted(self.file_versions.items())
         return hashlib.sha256(f"{self.digest()}{versions}".encode()).hexdigest()
@@ -122,7 +122,7 @@ def open_checkpoint(
     Args:
         store: Where it lies.
         allow: Bounds headers and index by config.json, before any of them is parsed: headers of
-            empty tensors cost nothing to store, but a hundred times their size to look at.
+            empty tensors cost nothing to store, but parsing takes a hundred times their size.
 
     Raises:
         ObjectNotFound: nothing is stored there.
@@ -152,7 +152,7 @@ def open_checkpoint(
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            # With the time also where the content tells: it may have been another one meanwhile.
+            # The time counts too: the content may have been another one in between.
             info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
             if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
@@ -170,7 +170,7 @@ def _objects(store: ReadableStore) -> list[ObjectInfo]:
     if len(objects) > MAX_OBJECTS:
         raise InvalidCheckpoint(
             f"{store.uri} holds more than {MAX_OBJECTS} files",
-            remedy="Give the prefix of one model.",
+            remedy="Name the prefix of one model.",
         )
     return objects
 
@@ -235,13 +235,13 @@ def _check_shards(names: set[str], sizes: Mapping[str, int]) -> None:
         else f"{len(missing)} of the {len(names)} shards that {SHARD_INDEX} names are missing, "
         f"first {shown_names}"
     )
-    raise InvalidCheckpoint(what, remedy="Copy what is missing next to the others.")
+    raise InvalidCheckpoint(what, remedy="Copy the missing files next to the others.")
 
 
 def _headers(
     store: Readable, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
 ) -> dict[str, Header]:
-    """The header of each file; what would go over the limit is not even read."""
+    """The header of each file. Headers beyond the limit are not read."""
     total = 0
 
     def read(name: str, start: int, length: int) -> bytearray:
@@ -266,9 +266,9 @@ def _headers(
 def _mapped_tensors(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorInfo]:
-    """All tensors by name, where the weight map is right about each that it names.
+    """All tensors by name. Each that the weight map names must be in the file that it says.
 
-    transformers loads whatever the shards hold, so a tensor counts that the map does not name, and
+    transformers loads all that the shards hold, so tensors count that the map does not name, and
     none may be there twice.
     """
     tensors: dict[str, TensorInfo] = {}

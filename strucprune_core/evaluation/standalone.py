@@ -56,7 +56,7 @@ def evaluate_model(
         sequence_length: Tokens per window.
         device: "auto", "cpu" or "cuda".
         micro_batch_tokens: Tokens pushed through a layer at a time.
-        tick: Told the share that is done, in [0, 1].
+        tick: Called with the share that is done, in [0, 1].
 
     Raises:
         StrucPruneError: see `errors`.
@@ -142,13 +142,15 @@ def _check_digests(store: Readable) -> int:
     if store.stat(MANIFEST) is None:
         raise InvalidCheckpoint(
             f"there is no {MANIFEST} under {store.uri}",
-            remedy="Give the output of a finished pruning job.",
+            remedy="Name the output of a finished pruning job.",
         )
     files = _manifest(store).files
     for entry in files:
         info = store.stat(entry.name)
         if info is None:
-            raise InvalidCheckpoint(f"{entry.name} is missing")
+            raise InvalidCheckpoint(
+                f"{entry.name} is missing", remedy="Download it again, or prune again."
+            )
         if (
             info.size_bytes != entry.bytes
             or _digest(store, info.key, info.size_bytes) != entry.sha256

@@ -196,7 +196,7 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path, tiny_model: Path, style: 
     else:
         zipped = style == "zip"
         save(evil, source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    reason = "cannot be read" if style == "bare" else "asks for 'posix.system' to be run"
+    reason = "cannot be read" if style == "bare" else "wants to run 'posix.system'"
     error = refused(source, tmp_path / "out", reason)
     assert "weights_only" not in str(error)
     assert error.field == "SRC"
@@ -207,11 +207,11 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path, tiny_model: Path, style: 
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({"model": {"a": torch.ones(2)}}, "under 'model' it holds 'dict', no tensor"),
+        ({"model": {"a": torch.ones(2)}}, "under 'model' it holds 'dict', not a tensor"),
         ([torch.ones(2)], "it holds 'list'"),
         (torch.ones(2), "it holds 'Tensor'"),
         ({3: torch.ones(2)}, "under 3"),
-        ({"a": 3}, "'int', no tensor"),
+        ({"a": 3}, "'int', not a tensor"),
         ({"": torch.ones(2)}, "name"),
         ({"a\n": torch.ones(2)}, "unprintable name"),
         ({"x" * 600: torch.ones(2)}, "overlong"),
