@@ -72,7 +72,7 @@ def test_a_pruned_model_reloads(
         evaluation=EASY,
     )
     if structures == ["query_heads"] and grouped_queries(model) == 1:
-        with pytest.raises(InvalidSpec, match="none can go alone"):
+        with pytest.raises(InvalidSpec, match="none can be removed alone"):
             run(spec, tmp_path)
         return
     report = run(spec, tmp_path)
