@@ -1,6 +1,6 @@
 """The pruned model's tensors, cut from the dense ones on demand: one tensor in memory at a time.
 
-The same object feeds the files that are written and the forward pass that they are checked against.
+The files are written from the same object that gives the forward pass they are compared with.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.structures import CoupledTensor, Site
 from strucprune_core.models.tensors import tensor_name
 
-# Unwanted rows that are read along rather than asking twice.
+# A gap of up to so many unwanted rows is read along: one request is cheaper than two.
 GAP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SiteSolution:
-    """What pruning one site gave.
+    """The result of pruning one site.
 
     Attributes:
         kept: Structures that stay, ascending, (k,) int64.
         weight: Their columns of the output matrix, (d x k * columns) float32.
-        trained: Coupled tensors by role that are more than a cut of the dense ones, float32.
+        trained: Coupled tensors by role whose values were trained, not just cut, float32.
     """
 
     kept: Tensor
@@ -46,13 +46,13 @@ class _Cut:
 
 
 def cut_tensor(tensor: Tensor, coupled: CoupledTensor, kept: Tensor) -> Tensor:
-    """What stays of a coupled tensor when the structures `kept` stay."""
+    """The part of a coupled tensor that stays when the structures `kept` stay."""
     indices = torch.tensor(coupled.indices(kept.tolist()), device=tensor.device)
     return tensor.index_select(coupled.axis, indices)
 
 
 def as_stored(weight: Tensor, site: Site) -> Tensor:
-    """A site's output matrix (d x columns) the way round that its checkpoint stores it."""
+    """A site's output matrix (d x columns), transposed if its checkpoint stores it so."""
     return weight.T.contiguous() if site.output.axis == 0 else weight
 
 
@@ -84,8 +84,8 @@ class PrunedSource(StoredSource):
     ) -> None:
         """`solution` gives the solution of a layer's site; it is called for each tensor cut.
 
-        `replaced` gives, by name and as they will be stored, tensors outside the sites that are not
-        the dense ones any more.
+        `replaced` gives tensors outside the sites that replace dense ones, by name and as they will
+        be stored.
         """
         self._dense = dense
         self._solution = solution
@@ -117,7 +117,7 @@ class PrunedSource(StoredSource):
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Rows of a tensor of the pruned model; of the dense one no more is read than they need."""
+        """Rows of a tensor of the pruned model. Only the dense rows that they need are read."""
         if self._is_dense(name):
             return self._dense.rows(name, start, stop, device=device, dtype=dtype)
         return super().rows(name, start, stop, device=device, dtype=dtype)
@@ -126,7 +126,7 @@ class PrunedSource(StoredSource):
         return name not in self._replaced and name not in self._cuts
 
     def stored(self, name: str) -> Tensor:
-        """A whole tensor that is not the dense one any more."""
+        """A whole tensor that differs from the dense one."""
         if name in self._replaced:
             return self._replaced[name]()
         cut = self._cuts[name]
@@ -139,7 +139,7 @@ class PrunedSource(StoredSource):
         return cut_tensor(stored, cut.coupled, solution.kept)
 
     def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of a tensor that is not the dense one any more."""
+        """Rows of a tensor that differs from the dense one."""
         if name in self._replaced:
             return self._replaced[name]()[start:stop]
         cut = self._cuts[name]
@@ -160,7 +160,7 @@ class PrunedSource(StoredSource):
         return values.to(self._dense.rows(name, 0, 0, dtype=None).dtype)
 
     def _gather(self, name: str, rows: list[int]) -> Tensor:
-        """Some rows of a dense tensor, in stretches that hold few others."""
+        """Some rows of a dense tensor, read in stretches with few unwanted rows."""
         parts = []
         for stretch in _stretches(rows):
             first = stretch[0]
@@ -173,7 +173,7 @@ class PrunedSource(StoredSource):
 
 
 def _stretches(rows: list[int]) -> Iterator[list[int]]:
-    """Ascending runs of rows between which at most `GAP_ROWS` unwanted ones are read along."""
+    """Ascending rows, split where more than `GAP_ROWS` lie between two."""
     stretch: list[int] = []
     for row in rows:
         if stretch and not 0 < row - stretch[-1] <= GAP_ROWS:

@@ -1,4 +1,4 @@
-"""What sources of weights share whose tensors are made in memory, not read from a checkpoint."""
+"""The base of sources whose tensors are computed, not read from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class StoredSource(ABC):
-    """A `WeightSource` that makes tensors as a file stores them, and then converts them."""
+    """A `WeightSource` that computes tensors in a file's dtype, and then converts them."""
 
     @abstractmethod
     def stored(self, name: str) -> Tensor:
