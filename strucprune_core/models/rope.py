@@ -52,7 +52,7 @@ def _theta(rope: RopeConfig, dims: int, length: int) -> float:
 
 
 def _yarn(speeds: Tensor, rope: RopeConfig, dims: int) -> Tensor:
-    """Blended from the dimension of `beta_fast` turns per original context to that of `beta_slow`."""
+    """Blended between the dimensions that turn `beta_fast` and `beta_slow` times per context."""
 
     def dimension(turns: float) -> float:
         context = rope.original_max_position_embeddings

@@ -101,7 +101,7 @@ class Head:
             yield start, min(start + step, count)
 
     def output(self, hidden: Tensor) -> Tensor:
-        """Input of the head's matrix, (n x embedding size), from the last layer's output (n x d)."""
+        """Input of the head's matrix, (n x embedding size), from the last layer's (n x d)."""
         config = self._stream.config
         if config.names.final_norm is not None:
             hidden = normalise(config.norm, hidden, self._norm, config.names.final_norm)

@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(
 
     stream = stream_of(random_llama(), tmp_path / "model")
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(ScratchUnavailable, match="no room for keys and values") as caught:
+    with pytest.raises(ScratchUnavailable, match="no space for keys and values") as caught:
         generate(stream, ZEROS, 50, 0, tmp_path)
     assert caught.value.field == "calibration.samples"
     assert "fewer or shorter sequences" in str(caught.value.remedy)
