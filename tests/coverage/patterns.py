@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,13 @@ from strucprune_core.models.config import ChannelSource
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.modules import decoder_layers
 from strucprune_core.models.generic.names import ParameterNames
-from tests.coverage.detect import FoundChannels, find_channels, layer_calls, linear_modules
+from tests.coverage.detect import (
+    FoundChannels,
+    LayerCall,
+    find_channels,
+    layer_calls,
+    linear_modules,
+)
 
 
 class NotPrunable(Exception):
@@ -73,12 +80,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    returns = {
-        _returned(layer(*call.given, **call.options))
-        for layer, call in zip(layers, calls, strict=True)
-    }
-    if len(returns) != 1:
-        raise NotPrunable("its layers return different things")
+    returns = _all_return(layers, calls)
     patterns: dict[str, ChannelPattern] = {}
     for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
         hidden = call.given[0] if call.given else call.options["hidden_states"]
@@ -90,20 +92,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
         raise NotPrunable("no matrix of its layers has input columns that are channels")
-    embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
-    head_module = model.get_output_embeddings()
-    tied = head_module.weight is model.get_input_embeddings().weight
-    return Architecture(
-        layer=prefix,
-        embedding=embedding,
-        head="lm_head.weight"
-        if tied
-        else _stored_name(checkpoint, names, _name_of(model, head_module)),
-        tied=tied,
-        layer_returns=returns.pop(),
-        context_key=_context_key(model.config),
-        channels=tuple(patterns.values()),
-    )
+    return replace(_outline(checkpoint, names, prefix, returns), channels=tuple(patterns.values()))
 
 
 def _context_key(config: Any) -> str | None:
@@ -238,3 +227,43 @@ def as_entry(architecture: Architecture) -> dict[str, Any]:
     """An architecture as the table stores it."""
     entry: dict[str, Any] = json.loads(json.dumps(asdict(architecture)))
     return entry
+
+
+@torch.no_grad()
+def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
+    """The same as `find_architecture`, without looking for channels."""
+    path, layers = decoder_layers(checkpoint.model)
+    names = ParameterNames(checkpoint.model)
+    prefix = _layer_prefix(checkpoint, names, path)
+    returns = _all_return(layers, layer_calls(checkpoint.model, layers, tokens))
+    return _outline(checkpoint, names, prefix, returns)
+
+
+def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
+    """What every layer returns."""
+    returns = {
+        _returned(layer(*call.given, **call.options))
+        for layer, call in zip(layers, calls, strict=True)
+    }
+    if len(returns) != 1:
+        raise NotPrunable("its layers return different things")
+    return returns.pop()
+
+
+def _outline(
+    checkpoint: TinyCheckpoint, names: ParameterNames, prefix: str, returns: str | tuple[str, ...]
+) -> Architecture:
+    """An architecture without channels."""
+    model = checkpoint.model
+    head = model.get_output_embeddings()
+    tied = head.weight is model.get_input_embeddings().weight
+    embedding = _name_of(model, model.get_input_embeddings())
+    return Architecture(
+        layer=prefix,
+        embedding=_stored_name(checkpoint, names, embedding),
+        head="lm_head.weight" if tied else _stored_name(checkpoint, names, _name_of(model, head)),
+        tied=tied,
+        layer_returns=returns,
+        context_key=_context_key(model.config),
+        channels=(),
+    )
