@@ -20,6 +20,8 @@ class LayerUpdate:
         index: The layer.
         width_before: FFN channels, all experts together.
         width_after: Those that stay.
+        experts_before: Routed experts, of a job that removes some.
+        experts_after: Those that stay.
         query_heads_before: Query heads.
         query_heads_after: Those that stay.
         energy: Loss per unit of damage, the largest of its sites; 1 where it is not measured.
@@ -32,6 +34,8 @@ class LayerUpdate:
     index: int
     width_before: int | None = None
     width_after: int | None = None
+    experts_before: int | None = None
+    experts_after: int | None = None
     query_heads_before: int | None = None
     query_heads_after: int | None = None
     energy: float | None = None

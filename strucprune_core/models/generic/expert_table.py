@@ -22,7 +22,7 @@ from strucprune_core.models.generic.architectures import Architecture, architect
 
 TABLE = "experts.json"
 
-GROUP_KEYS, CHOSEN_GROUP_KEYS = ("n_group",), ("topk_group",)
+GROUP_KEYS, CHOSEN_GROUP_KEYS = ("n_group", "num_expert_group"), ("topk_group",)
 """What classes call the number of groups of experts, and of those that a token chooses from."""
 
 

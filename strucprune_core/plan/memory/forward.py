@@ -85,13 +85,25 @@ def _generic_bytes(
     """Peak while a layer runs in transformers' modules, from the shapes of its matrices alone.
 
     A result of its widest matrix lives four times (its parts, an activation and a product), a
-    hidden state six; a mask has a number per pair of tokens.
+    hidden state six; a mask has a number per pair of tokens. The matrices of experts are joined,
+    also where the files hold them one by one.
     """
     shapes = dict(generic.tensors).values()
-    widest = max((max(shape) for shape in shapes if len(shape) == 2), default=0)
+    widest = max((max(shape[-2:]) for shape in shapes if len(shape) >= 2), default=0)
     kept = sum(each.channels for each in generic.feed_forwards) if record else 0
     numbers = batch.tokens * (6 * config.hidden_size + 4 * widest + kept) + batch.length**2
+    numbers += _joined(generic)
     return layer_bytes(config, layer) + FP32_BYTES * numbers
+
+
+def _joined(generic: GenericLayer) -> int:
+    """Numbers beside a layer's tensors while those of each expert become one tensor."""
+    experts, shapes = generic.experts, dict(generic.tensors)
+    if experts is None:
+        return 0
+    own = [math.prod(shapes[name.format(0)]) for name in experts.own]
+    # Joined they live beside the files' own; of gate and up also the parts of what is joined last.
+    return experts.count * (2 * sum(own) - min(own, default=0))
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
