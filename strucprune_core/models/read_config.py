@@ -23,6 +23,7 @@ from strucprune_core.models.generic.expert_table import (
     ExpertArchitecture,
     expert_architecture,
     expert_refusal,
+    expert_table,
 )
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
@@ -118,7 +119,7 @@ def header_allowance(raw: RawConfig) -> Allowance:
     """
     if _is_own(raw):
         return allowance(parse_config(raw))
-    if expert_architecture(str(raw.get("model_type"))) is None:
+    if _family(raw) not in expert_table()["model_types"]:
         _architecture(raw)
     layers = _largest(raw, _LAYER_KEYS, fields.MAX_LAYERS, 1)
     experts = _largest(raw, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)

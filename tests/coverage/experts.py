@@ -107,7 +107,7 @@ def examine_experts(model_type: str) -> ExaminedExperts:
         try:
             plain = tiny_config(model_type, **changes)
             keys = _count_keys(plain)
-            config = _with(plain, dict.fromkeys(keys, _EXPERTS))
+            config = with_changes(plain, dict.fromkeys(keys, _EXPERTS))
             checkpoint = _checkpoint(config)
         except NotPrunable:
             raise
@@ -126,6 +126,7 @@ def as_experts_entry(found: ExpertArchitecture) -> dict[str, Any]:
         "experts": {
             "count_keys": list(pattern.count_keys),
             "chosen_keys": list(pattern.chosen_keys),
+            "chosen": pattern.chosen,
             "hidden_key": pattern.hidden_key,
             "defaults": dict(pattern.defaults),
             "own": list(pattern.own),
@@ -136,13 +137,14 @@ def as_experts_entry(found: ExpertArchitecture) -> dict[str, Any]:
 
 def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExperts:
     config = checkpoint.model.config
-    more = _checkpoint(_with(config, dict.fromkeys(keys, _MORE)))
+    more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
     own, sliced = _differing(checkpoint, more, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
         count_keys=keys,
         chosen_keys=_chosen_keys(config),
+        chosen=_chosen(config),
         hidden_key=config.attribute_map.get("hidden_size", "hidden_size"),
         defaults=(),
         own=own,
@@ -155,7 +157,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     key = next((key for key in GROUP_KEYS if key in saved), None)
     if key is not None:
         groups = {key: _GROUPS, CHOSEN_GROUP_KEYS[0]: _CHOSEN_GROUPS}
-        in_groups = _removed(_checkpoint(_with(config, groups)), found)
+        in_groups = _removed(_checkpoint(with_changes(config, groups)), found)
         differences = (max(differences[0], in_groups[0]), max(differences[1], in_groups[1]))
     return ExaminedExperts(found, *differences, key is not None)
 
@@ -256,7 +258,7 @@ def _count_keys(config: Any) -> tuple[str, ...]:
     """Keys whose number is that of a layer's experts: a change of one changes shapes alike."""
     plain, found, changed = _shapes(config), [], None
     for key in _count_candidates(config):
-        now = _shapes(_with(config, {key: getattr(config, key) + 1}))
+        now = _shapes(with_changes(config, {key: getattr(config, key) + 1}))
         if now != plain and (changed is None or now == changed):
             found.append(key)
             changed = now
@@ -271,8 +273,15 @@ def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def _with(config: Any, changes: dict[str, Any]) -> Any:
-    return type(config).from_dict({**config.to_dict(), **changes})
+def with_changes(config: Any, changes: dict[str, Any]) -> Any:
+    """A config with other values; a key replaces those that the class takes for the same."""
+
+    def attribute(key: str) -> str:
+        return str(config.attribute_map.get(key, key))
+
+    changed = {attribute(key) for key in changes}
+    rest = {key: value for key, value in config.to_dict().items() if attribute(key) not in changed}
+    return type(config).from_dict({**rest, **changes})
 
 
 def _checkpoint(config: Any) -> TinyCheckpoint:
@@ -352,12 +361,10 @@ def _chosen_keys(config: Any) -> tuple[str, ...]:
         if not _CHOSEN_KEY.search(key) or type(value) is not int or value != plain:
             continue
         try:
-            if _chosen(_with(config, {key: value + 1})) == plain + 1:
+            if _chosen(with_changes(config, {key: value + 1})) == plain + 1:
                 found.append(key)
         except Exception:  # A number that the class refuses is another one.
             continue
-    if not found:
-        raise NotPrunable("no key of config.json alone says how many experts see a token")
     return tuple(found)
 
 

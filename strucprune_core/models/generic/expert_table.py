@@ -32,7 +32,8 @@ class ExpertPattern:
 
     Attributes:
         count_keys: Keys of config.json for the number of experts of a layer.
-        chosen_keys: Keys for the number of experts that see a token.
+        chosen_keys: Keys for the number of experts that see a token; none if the class fixes it.
+        chosen: That number where no key says it.
         hidden_key: Key for the width of the residual stream.
         defaults: Values of keys, by the class, where config.json lacks them.
         own: See `config.Experts`.
@@ -41,6 +42,7 @@ class ExpertPattern:
 
     count_keys: tuple[str, ...]
     chosen_keys: tuple[str, ...]
+    chosen: int
     hidden_key: str
     defaults: tuple[tuple[str, int], ...]
     own: tuple[str, ...]
@@ -56,7 +58,7 @@ class ExpertPattern:
         return Routing(
             count_keys=self.count_keys,
             experts=self.number(raw, self.count_keys, 1),
-            chosen=self.number(raw, self.chosen_keys, 1),
+            chosen=self.number(raw, self.chosen_keys, self.chosen),
             groups=groups,
             chosen_groups=self.number(raw, CHOSEN_GROUP_KEYS, groups),
         )
@@ -106,6 +108,7 @@ def expert_architecture_of(entry: dict[str, Any]) -> ExpertArchitecture:
         ExpertPattern(
             count_keys=tuple(experts["count_keys"]),
             chosen_keys=tuple(experts["chosen_keys"]),
+            chosen=experts["chosen"],
             hidden_key=experts["hidden_key"],
             defaults=tuple(sorted(experts["defaults"].items())),
             own=tuple(experts["own"]),
