@@ -20,8 +20,6 @@ class LayerUpdate:
         index: The layer.
         width_before: FFN channels, all experts together.
         width_after: Those that stay.
-        experts_before: Routed experts, of a job that removes some.
-        experts_after: Those that stay.
         query_heads_before: Query heads.
         query_heads_after: Those that stay.
         energy: Loss per unit of damage, the largest of its sites; 1 where it is not measured.
@@ -29,19 +27,21 @@ class LayerUpdate:
         reconstruction_error: Squared error of its output relative to its energy, held-out tokens,
             the largest of its sites. Known once the layer is solved.
         solved: Of a layer that is solved and whose error is unknown.
+        experts_before: Routed experts, of a job that removes some.
+        experts_after: Those that stay.
     """
 
     index: int
     width_before: int | None = None
     width_after: int | None = None
-    experts_before: int | None = None
-    experts_after: int | None = None
     query_heads_before: int | None = None
     query_heads_after: int | None = None
     energy: float | None = None
     predicted_damage: float | None = None
     reconstruction_error: float | None = None
     solved: bool | None = None
+    experts_before: int | None = None
+    experts_after: int | None = None
 
 
 LayerSink = Callable[[Sequence[LayerUpdate]], None]
