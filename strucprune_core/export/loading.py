@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from strucprune_core.export import modeling_strucprune
+from strucprune_core.models.generic.modules import dense_model
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
@@ -26,8 +26,7 @@ def built_model(raw: dict[str, Any]) -> Any:
     model_class = model_class_of(raw)
     if model_class is not None:
         return model_class(model_class.config_class.from_dict(raw))
-    config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return dense_model(raw)
 
 
 def load_pretrained(directory: str, **options: Any) -> Any:

@@ -18,12 +18,12 @@ from strucprune_core.models.generic.architectures import (
     refusal,
     table,
 )
-from strucprune_core.models.generic.describe import describe
+from strucprune_core.models.generic.describe import describe, says_tied
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
 
 # Keys by which classes of transformers count layers and experts.
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Tensors that any layer has beside those of its experts, an expert has, and a model has beside
 # those of its layers.
@@ -41,7 +41,7 @@ def read_config(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
     if _is_own(index.config):
         config = parse_config(index.config)
         return config, with_full_names(config.names, index)
-    found = _architecture(index.config)
+    found = _architecture(index.config).named_as_in(index.tensors)
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
     return describe(index.config, shapes, found), index
@@ -57,9 +57,12 @@ def header_allowance(raw: RawConfig) -> Allowance:
     if _is_own(raw):
         return allowance(parse_config(raw))
     _architecture(raw)
-    layers = _largest(raw, _LAYER_KEYS, fields.MAX_LAYERS, 1)
-    experts = _largest(raw, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
-    tensors = layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts) + _OTHER_TENSORS
+    parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
+    tensors = _OTHER_TENSORS
+    for part in parts:  # What sees images has layers of its own.
+        layers = _largest(part, _LAYER_KEYS, fields.MAX_LAYERS, 0)
+        experts = _largest(part, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
+        tensors += layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts)
     return Allowance(tensors, min(MAX_HEADERS_BYTES, tensors * _ENTRY_BYTES + _METADATA_BYTES))
 
 
@@ -67,7 +70,7 @@ def ties_head(raw: RawConfig) -> bool:
     """Whether config.json says that the head is the embedding."""
     if _is_own(raw):
         return parse_config(raw).tie_word_embeddings
-    return fields.boolean(raw, "tie_word_embeddings", default=_architecture(raw).tied)
+    return says_tied(raw, _architecture(raw))
 
 
 def _family(raw: RawConfig) -> str | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from strucprune_core.evaluation.generic_check import CUT_TOLERANCE, check_parameters, cut_and_zeroed
 from strucprune_core.export.layouts import side_files
@@ -220,8 +220,9 @@ def _reloaded(
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        auto: Any = AutoModelForImageTextToText if "vision_config" in raw else AutoModelForCausalLM
         with torch.inference_mode(mode=False):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto.from_pretrained(
                 directory, trust_remote_code=True, dtype=torch.float32
             ).eval()
     found: Tensor = model(input_ids=tokens, use_cache=False).logits

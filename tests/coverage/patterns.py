@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from strucprune_core.models.generic.architectures import Architecture, ChannelPa
 from strucprune_core.models.generic.modules import decoder_layers
 from strucprune_core.models.generic.names import ParameterNames
 from tests.coverage.detect import FoundChannels, find_channels, layer_calls, linear_modules
+from tests.coverage.other_names import other_names
 
 
 class NotPrunable(Exception):
@@ -93,7 +94,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
     head_module = model.get_output_embeddings()
     tied = head_module.weight is model.get_input_embeddings().weight
-    return Architecture(
+    architecture = Architecture(
         layer=prefix,
         embedding=embedding,
         head="lm_head.weight"
@@ -104,6 +105,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
         context_key=_context_key(model.config),
         channels=tuple(patterns.values()),
     )
+    return replace(architecture, other_names=other_names(architecture, names))
 
 
 def _context_key(config: Any) -> str | None:

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+from strucprune_core.models.generic.modules import model_of
 
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
@@ -75,7 +77,7 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
 def tiny_model(config: Any, seed: int = 0) -> Any:
     """The model of a config, float32, with random weights in every parameter."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = model_of(config)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)

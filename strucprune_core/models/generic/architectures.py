@@ -10,7 +10,8 @@ job's own config makes of it is checked on its own layers before any heavy work
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -47,6 +48,8 @@ class Architecture:
         layer_returns: See `config.GenericModel`.
         context_key: Key of config.json with the longest sequence; None if there is none.
         channels: The FFNs whose channels can be removed.
+        other_names: (layer, embedding, head) as other files of the architecture have them: those
+            of older releases, or of a language model by itself.
     """
 
     layer: str
@@ -56,6 +59,14 @@ class Architecture:
     layer_returns: str | tuple[str, ...]
     context_key: str | None
     channels: tuple[ChannelPattern, ...]
+    other_names: tuple[tuple[str, str, str], ...] = ()
+
+    def named_as_in(self, tensors: Collection[str]) -> Architecture:
+        """The architecture with the names that these tensors have."""
+        for layer, embedding, head in self.other_names:
+            if self.embedding not in tensors and embedding in tensors:
+                return replace(self, layer=layer, embedding=embedding, head=head)
+        return self
 
     @property
     def names(self) -> ModelNames:
@@ -113,5 +124,8 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
                 ),
             )
             for each in entry["channels"]
+        ),
+        other_names=tuple(
+            (layer, embedding, head) for layer, embedding, head in entry.get("other_names", ())
         ),
     )

@@ -55,9 +55,9 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             f"tensor '{architecture.embedding}' is missing",
             remedy="Copy the model again, or give the config.json that was saved with it.",
         )
-    tied = fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
-    heads = _count(raw, _HEAD_KEYS, 0)
-    groups = _count(raw, _KV_HEAD_KEYS, heads)
+    tied = says_tied(raw, architecture)
+    heads = _count(_decoder(raw), _HEAD_KEYS, 0)
+    groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     blocks = [
         replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
         for tensors in layers
@@ -95,6 +95,21 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             architecture.layer_returns,
         ),
     )
+
+
+def says_tied(raw: RawConfig, architecture: Architecture) -> bool:
+    """Whether config.json says that the head is the embedding."""
+    return fields.boolean(_decoder(raw), "tie_word_embeddings", default=_tied(raw, architecture))
+
+
+def _tied(raw: RawConfig, architecture: Architecture) -> bool:
+    return fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+
+
+def _decoder(raw: RawConfig) -> RawConfig:
+    """The part of config.json that is of the decoder: all, if the model only reads text."""
+    part = raw.get("text_config")
+    return part if isinstance(part, dict) else raw
 
 
 def _generic(block: LayerConfig) -> GenericLayer:
@@ -188,6 +203,7 @@ def _count(raw: RawConfig, keys: tuple[str, ...], default: int) -> int:
 
 def _context(raw: RawConfig, architecture: Architecture) -> int:
     key = architecture.context_key
-    if key is None or raw.get(key) is None:
+    decoder = _decoder(raw)
+    if key is None or decoder.get(key) is None:
         return _NO_LIMIT
-    return fields.integer(raw, key, fields.MAX_POSITIONS)
+    return fields.integer(decoder, key, fields.MAX_POSITIONS)

@@ -15,7 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.generic.meta_parameters import parameters_on_meta
@@ -26,9 +31,17 @@ _ID = 1  # Any token: what is embedded is replaced.
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers, and its path in the model: the list with most parameters."""
+    """The list of decoder layers, and its path in the model.
+
+    It is the list with most parameters, in what the class calls its decoder if it does: what sees
+    images may have more.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in (decoder or model).modules()}
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in model.named_modules():
+        if id(module) not in inside:
+            continue
         if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
             size = sum(parameter.numel() for parameter in module.parameters())
             if best is None or size > best[0]:
@@ -97,7 +110,8 @@ class Modules:
         self._device = device
         self._returns = generic.layer_returns
         raw = json.loads(generic.config_json)
-        self._numbers = [value for value in raw.values() if isinstance(value, int | float)]
+        decoder = raw.get("text_config", raw)
+        self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
         self._model = model
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
@@ -417,7 +431,14 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
     model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
     own = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model_of(config)
+
+
+def model_of(config: Any) -> Any:
+    """The language model of a config, or the model that sees images as well."""
+    sees = hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return auto.from_config(config, dtype=torch.float32)
 
 
 def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:
