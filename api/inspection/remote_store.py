@@ -15,11 +15,11 @@ from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore:
-    """A `Store` for reading; see `serving` for the other side.
+    """A store for reading, through the API. `serving` answers its calls.
 
     Attributes:
-        channel: To the API.
-        number: What the API calls the store.
+        channel: The channel to the API.
+        number: The store's number on the channel.
         uri: The store's root.
     """
 
@@ -95,7 +95,7 @@ def open_remote(channel: Channel, uri: str) -> Store:
 
 
 def ask(channel: Channel, call: str, **arguments: Any) -> tuple[dict[str, Any], bytearray]:
-    """Have the API do something; raises what it raised."""
+    """Call the API, and raise the error that it answers, if any."""
     channel.send({"call": call, **arguments})
     reply, payload = channel.receive()
     if "error" in reply:
