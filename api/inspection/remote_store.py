@@ -15,11 +15,11 @@ from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore:
-    """A store for reading, through the API. `serving` answers its calls.
+    """A `Store` for reading; see `serving` for the other side.
 
     Attributes:
-        channel: The channel to the API.
-        number: The store's number on the channel.
+        channel: To the API.
+        number: What the API calls the store.
         uri: The store's root.
     """
 
