@@ -123,7 +123,7 @@ def _scratch_issues(spec: JobSpec, model: ModelFacts, most: int | None) -> list[
 
 
 def _samples_that_fit(spec: JobSpec, model: ModelFacts, needed: int, most: int) -> int | None:
-    """How many samples the limit allows; None if none do."""
+    """How many samples the limit allows; None if even the fewest need too much."""
     least = _scratch_bytes(spec, model, MIN_SAMPLES)
     if least > most:
         return None

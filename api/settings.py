@@ -54,11 +54,11 @@ class ApiKey(BaseModel):
 
 
 class Settings(LimitSettings):
-    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+    """All settings. Each is read from the variable `STRUCPRUNE_` and its name in upper case.
 
     Attributes:
-        redis_url: The ledger's Redis or Valkey.
-        broker_url: Celery's; the ledger's if None.
+        redis_url: URL of the ledger's Redis or Valkey.
+        broker_url: URL of Celery's broker; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
         api_keys: JSON list of keys (`tenant`, `key_hmac`, `scopes`, `expires_at`), as `strucprune
             keys create --print-only` prints them, beside those that it keeps under `state_uri`.

@@ -253,9 +253,9 @@ def log_line_view(line: LogLine) -> LogLineView:
 
 
 def etag(record: JobRecord) -> str:
-    """Changes whenever the view does.
+    """The ETag of a job, which changes whenever its view does.
 
-    The fence is part of it because a job restored from the journal counts revisions anew.
+    It contains the fence, because a job restored from the journal counts revisions anew.
     """
     return f'"{record.fence}.{record.revision}"'
 

@@ -87,7 +87,7 @@ def _kinds(root: type[StrucPruneError]) -> dict[str, type[StrucPruneError]]:
     found: dict[str, type[StrucPruneError]] = {}
     for kind in root.__subclasses__():
         found |= _kinds(kind)
-    return {**found, root.code: root}  # kinds that only the code itself tells apart share a code
+    return {**found, root.code: root}  # of classes that share a code, the base class
 
 
 def _text(value: object) -> str | None:

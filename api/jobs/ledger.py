@@ -228,7 +228,7 @@ class Ledger:
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
         """Add lines to the job's log. False if `fence` is stale.
 
-        Each has the fields of `LogLine` but the id.
+        Each line has the fields of `LogLine` except the id.
         """
         return bool(self._run("append_logs", job_id, fence, *map(encode, lines)))
 

@@ -79,7 +79,7 @@ class DeliveryProgress:
 
 
 def connect(state: Store, redis_url: str, namespace: str = "strucprune") -> Outbox:
-    """The outbox of a ledger; connects lazily."""
+    """The outbox of a ledger. Connects when first used."""
     client = redis.Redis.from_url(
         redis_url,
         decode_responses=True,
@@ -113,7 +113,7 @@ class Outbox:
         self.schedule(job_id, self.now(), only_new=True)
 
     def now(self) -> float:
-        """Unix seconds by Redis' clock, by which the ledger wakes jobs in the schedule."""
+        """Unix seconds by Redis' clock, which the ledger uses for the schedule too."""
         seconds, micros = self._redis("time")
         return float(seconds) + float(micros) / 1e6
 
