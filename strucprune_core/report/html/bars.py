@@ -41,7 +41,7 @@ class Bars:
 
     @property
     def label(self) -> str:
-        """What a screen reader says."""
+        """The text for screen readers."""
         return f"{self.title}: " + ", ".join(f"{bar.name} {bar.text}" for bar in self.bars)
 
     @property
