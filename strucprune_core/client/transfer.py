@@ -230,11 +230,14 @@ class Transfer:
         Raises:
             DownloadFailed: the file is not in it, or has another digest.
         """
-        for found in artifacts:
-            if (found.name, found.sha256) == (self.artifact.name, self.artifact.sha256):
-                self.artifact, self.url_is_old = found, False
+        for each in artifacts:
+            if (each.name, each.sha256) == (self.artifact.name, self.artifact.sha256):
+                self.artifact, self.url_is_old = each, False
                 return
-        raise DownloadFailed(f"{self.artifact.name} is not a file of the job any more")
+        raise DownloadFailed(
+            f"{self.artifact.name} is not a file of the job any more",
+            remedy="The job ran again meanwhile. Download its files again.",
+        )
 
     def _tell(self, here_bytes: int) -> None:
         if self._on_bytes is not None:
