@@ -213,7 +213,10 @@ def _side_files(source: Readable) -> list[str]:
         info = source.stat(name)
         if info is not None:
             if info.size_bytes > MAX_SIDE_FILE_BYTES:
-                raise InvalidCheckpoint(f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes")
+                raise InvalidCheckpoint(
+                    f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes",
+                    remedy="No model has such a large one: check what it is.",
+                )
             names.append(name)
     return names
 

@@ -121,9 +121,9 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
     blocks = exported.get("block_configs")
     count = exported.get("num_hidden_layers")
     if exported.get("model_type") != MODEL_TYPE or not isinstance(blocks, list):
-        raise InvalidCheckpoint(f"config.json is not one of model type {MODEL_TYPE}")
+        raise _bad_export(f"its config.json is not one of model type {MODEL_TYPE}")
     if len(blocks) != count:
-        raise InvalidCheckpoint(f"block_configs lists {len(blocks)} layers instead of {count}")
+        raise _bad_export(f"it lists {len(blocks)} layers instead of {count}")
     hidden_size, heads = exported["hidden_size"], exported["num_attention_heads"]
     layers = [
         {
@@ -142,6 +142,13 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
         "head_dim": hidden_size // heads,
         "strucprune": {"format_version": FORMAT_VERSION, "layers": layers},
     }
+
+
+def _bad_export(reason: str) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"the export block_configs is wrong: {reason}",
+        remedy="Leave 'block_configs' out of pruning.exports, and please report this.",
+    )
 
 
 def configuration_code() -> bytes:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
 from strucprune_core.export.gguf_layout import (
+    REPORT,
     ROPE_FACTORS,
     GgufDtype,
     GgufTensor,
@@ -33,7 +34,6 @@ from strucprune_core.models.config import ModelConfig, RopeConfig
 from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import WeightSource
 
-_REPORT = "Leave 'gguf' out of pruning.exports, and please report this."
 _TORCH_DTYPES: dict[GgufDtype, torch.dtype] = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -214,7 +214,7 @@ class GgufFile(StoredSource):
         both = stored is not None and factors is not None and np.array_equal(stored.data, factors)
         if not (none or both):
             raise InvalidCheckpoint(
-                f"{ROPE_FACTORS} of the GGUF file is not the model's", remedy=_REPORT
+                f"{ROPE_FACTORS} of the GGUF file is not the model's", remedy=REPORT
             )
         self._tensors: dict[str, GgufTensor] = {}
 
@@ -237,7 +237,7 @@ class GgufFile(StoredSource):
         names = set(self._stored) - {ROPE_FACTORS}
         if unknown := sorted(names - set(by_name)):
             raise InvalidCheckpoint(
-                f"the GGUF file has unknown tensors: {unknown[:3]}", remedy=_REPORT
+                f"the GGUF file has unknown tensors: {unknown[:3]}", remedy=REPORT
             )
         self._tensors = {by_name[name].source: by_name[name] for name in names}
         return set(self._tensors)

@@ -25,6 +25,9 @@ DTYPE_BYTES: Mapping[GgufDtype, int] = {"F32": 4, "F16": 2, "BF16": 2}
 ROPE_FACTORS = "rope_freqs.weight"
 """Factors by which each pair of a head rotates slower (llama3), (head_dim / 2,) float32."""
 
+REPORT = "Leave 'gguf' out of pruning.exports, and please report this."
+"""Remedy for a GGUF file of ours that is wrong."""
+
 _MODEL = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -162,7 +165,7 @@ def raw_config(
     def needed(key: str) -> Any:
         value = field(f"{arch}.{key}")
         if value is None:
-            raise InvalidCheckpoint(f"the GGUF file has no {arch}.{key}")
+            raise InvalidCheckpoint(f"the GGUF file has no {arch}.{key}", remedy=REPORT)
         return value
 
     layers = needed("block_count")

@@ -151,7 +151,10 @@ def _read(store: Readable) -> dict[str, Any]:
     if info is None:
         raise ObjectNotFound(f"there is no {TOKENIZER} under {store.uri}")
     if info.size_bytes > MAX_TOKENIZER_BYTES:
-        raise InvalidCheckpoint(f"{TOKENIZER} is larger than {MAX_TOKENIZER_BYTES} bytes")
+        raise InvalidCheckpoint(
+            f"{TOKENIZER} is larger than {MAX_TOKENIZER_BYTES} bytes",
+            remedy="Leave 'gguf' out of pruning.exports.",
+        )
     data = bytes(store.read(TOKENIZER, 0, info.size_bytes))
     return parse_object(data, TOKENIZER, max_depth=_MAX_DEPTH)
 
