@@ -130,7 +130,7 @@ def test_the_home_directory_is_meant(
         ({"--min-keep-fraction": "1.0"}, "leave nothing to remove, .* raise pruning.max_layer"),
         ({"--multiple-of": "512"}, "leave nothing to remove"),
         ({"--min-keep-fraction": "0.9"}, r"at most 0\.1042\. Ask for at most 0\.1041, or"),
-        ({"--sparsity": "0.0001"}, r"less than one structure has\. Ask for at least 0\.001303"),
+        ({"--sparsity": "0.0001"}, r"less than one structure\. Ask for at least 0\.001303"),
     ],
 )
 def test_what_can_be_asked_for(
