@@ -50,7 +50,7 @@ class Call:
     gone_is_done: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Arguments of an HTTP client's request, beside method and path."""
+        """Arguments of an HTTP client's request, apart from method and path."""
         timeout = httpx.Timeout(READ_SECONDS + self.wait_seconds, connect=CONNECT_SECONDS)
         return {
             "params": self.params,

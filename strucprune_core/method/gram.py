@@ -50,7 +50,7 @@ def token_weights(outputs: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class SiteStatistics:
-    """Figures of a site beside its Gram matrix.
+    """Figures of a site in addition to its Gram matrix.
 
     Attributes:
         tokens: Tokens that reached it, n.
