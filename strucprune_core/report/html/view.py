@@ -29,7 +29,7 @@ from strucprune_core.report.html.tables import (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the templates need in addition to the report itself; `perplexity` is None if not evaluated."""
+    """What the templates need apart from the report; `perplexity` is None if not evaluated."""
 
     model: str
     lead: str
