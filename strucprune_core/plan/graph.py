@@ -14,7 +14,7 @@
                                                                     … ── report ── (publish)
 
 All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
-more read of the model, so that a broken one is found before any heavy work.
+more read of the model, so that a broken one is refused before any heavy work.
 
 Where the price is set more than once, every round r tries its widths, and all but the last are
 reviewed:

@@ -12,7 +12,7 @@ from strucprune_core.errors import Stopped
 
 T = TypeVar("T")
 
-# How often the caller is told that it still waits.
+# How often a caller that waits is called back.
 WAIT_SECONDS = 0.5
 
 
@@ -38,8 +38,8 @@ class Background(Generic[T]):
         """What the task returns, or raises, once it has ended.
 
         Args:
-            waiting: Called now and then meanwhile with what the task last told `tick`; what it
-                raises does not end the task.
+            waiting: Called now and then meanwhile with the last bytes given to `tick`; what it raises
+                does not end the task.
         """
         if self._task is None:
             raise LookupError("no task was begun")

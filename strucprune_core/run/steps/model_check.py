@@ -19,7 +19,7 @@ def model_check(job: Job, unit: Unit, draft: Draft) -> None:
         StrucPruneError: see `evaluation.model_check`.
     """
     try:
-        found = check_model(
+        comparison = check_model(
             job.dense,
             job.index.config_bytes,
             set(job.index.tensors),
@@ -31,4 +31,4 @@ def model_check(job: Job, unit: Unit, draft: Draft) -> None:
     except NumericalFailure:
         check_weights(job)  # Where a tensor is at fault, the error is to name it.
         raise
-    draft.record(ModelCheckValues(**found))
+    draft.record(ModelCheckValues(**comparison))
