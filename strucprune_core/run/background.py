@@ -38,8 +38,8 @@ class Background(Generic[T]):
         """What the task returns, or raises, once it has ended.
 
         Args:
-            waiting: Called now and then meanwhile with the last bytes given to `tick`; what it raises
-                does not end the task.
+            waiting: Called now and then meanwhile with what the task last gave to `tick`; what it
+                raises does not end the task.
         """
         if self._task is None:
             raise LookupError("no task was begun")
