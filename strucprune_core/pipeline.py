@@ -57,11 +57,11 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# How often one unit may lose files in one run before the workspace itself is taken for broken.
+# How often one unit may lose files in one run before the workspace itself counts as broken.
 MAX_LOSSES = 3
 
-# How long a process that assists waits for something to do. It begins by loading its libraries and
-# reading the model's headers, so leaving at every narrow place of the graph would be dear.
+# How long a process that assists waits for something to do. Starting one means loading libraries and
+# reading the model's headers, so it stays while the graph offers nothing for a moment.
 PATIENCE_SECONDS = 120.0
 
 
@@ -152,7 +152,7 @@ def assist(
 
 
 def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
-    """What the attempt returns, made again whenever the workspace has lost a file."""
+    """What the attempt returns; repeated whenever the workspace has lost something."""
     losses: Counter[str] = Counter()
     while True:
         try:

@@ -308,7 +308,7 @@ def _price(number: int, layers: int, measured: list[Unit]) -> Unit:
 
 
 def _trial(number: int, layer: int, layers: int) -> Unit:
-    """Solve a layer at the round's widths, and lead the pruned model's hidden states through it."""
+    """Solve a layer at the round's widths, and pass the pruned model's hidden states through it."""
     this = Trial(number, layer)
     reads = [this.entering, Capture(layer).grams, Curve(layer).curves]
     if layer == layers - 1:

@@ -56,7 +56,7 @@ class Background(Generic[T]):
         """Called by the task now and then: `storage.store.Tick`.
 
         Raises:
-            Stopped: nobody waits for it any more.
+            Stopped: the task was abandoned.
         """
         self._ticked = done
         if self._abandoned.is_set():

@@ -116,7 +116,7 @@ class ProgressMeter:
         self.storing(done_bytes)
 
     def _moves(self, done_bytes: int) -> bool:
-        """Whether a transfer has got anywhere: one that hangs must be seen to hang."""
+        """Whether a transfer has progressed: one that hangs must not look alive."""
         moves = done_bytes != self._moved_bytes
         self._moved_bytes = done_bytes
         return moves
