@@ -60,8 +60,8 @@ log = logging.getLogger(__name__)
 # How often one unit may lose files in one run before the workspace itself counts as broken.
 MAX_LOSSES = 3
 
-# How long a process that assists waits for something to do. Starting one means loading libraries and
-# reading the model's headers, so it stays while the graph offers nothing for a moment.
+# How long a process that assists waits for something to do. To start one means to load libraries
+# and to read the model's headers, so it stays while the graph offers nothing for a moment.
 PATIENCE_SECONDS = 120.0
 
 
