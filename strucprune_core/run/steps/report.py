@@ -38,6 +38,7 @@ from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
+from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
@@ -49,7 +50,7 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
-from strucprune_core.run.workspace import Draft, Manifest
+from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
 
