@@ -109,6 +109,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
 
 
 def _context_key(config: Any) -> str | None:
+    config = config.get_text_config()
     key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     return key if key in config.to_dict() else None
 
