@@ -89,7 +89,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
-        raise NotPrunable("no matrix of its layers has input columns that are channels")
+        raise NotPrunable(no_channels(model))
     embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
     head_module = model.get_output_embeddings()
     tied = head_module.weight is model.get_input_embeddings().weight
@@ -104,6 +104,14 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
         context_key=_context_key(model.config),
         channels=tuple(patterns.values()),
     )
+
+
+def no_channels(model: Any) -> str:
+    """Why no channels of a model can be removed, though its layers can be run."""
+    _, layers = decoder_layers(model)
+    if any("Expert" in type(module).__name__ for module in layers.modules()):
+        return "its FFNs are routed experts, whose channels cannot be removed one by one yet"
+    return "no matrix of its layers has input columns that can be removed one by one"
 
 
 def _context_key(config: Any) -> str | None:

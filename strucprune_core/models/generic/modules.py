@@ -9,6 +9,7 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,13 +24,17 @@ from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _ID = 1  # Any token: what is embedded is replaced.
+# What sees or hears may be larger than the decoder beside it.
+_NOT_TEXT = re.compile("vision|visual|image|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers, and its path in the model: the list with most parameters."""
+    """The list of decoder layers, and its path in the model: the text's list of most parameters."""
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
+        if not isinstance(module, nn.ModuleList) or _NOT_TEXT.search(path):
+            continue
+        if best is None or not path.startswith(best[1]):
             size = sum(parameter.numel() for parameter in module.parameters())
             if best is None or size > best[0]:
                 best = (size, path, module)
