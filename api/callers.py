@@ -15,7 +15,7 @@ from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import KeyRecord, Scope, hash_key, key_id
 
 # Keys remembered; beyond, those used longest ago are looked up again.
-KEYS_REMEMBERED = 4096
+KEYS_CACHED = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class Principal:
     key_id: str | None = field(default=None, compare=False)
 
 
-class Unremembered(Exception):
+class NotCached(Exception):
     """The state store would have to be asked."""
 
 
@@ -44,7 +44,7 @@ class Callers:
         fixed: Keys from the environment.
         stored: Keys that are made and revoked while the service runs.
         pepper: Secret that the hashes depend on.
-        remember_seconds: For so long at most what the store said is believed: a revoked key is
+        cache_seconds: For so long at most what the store said is believed: a revoked key is
             refused everywhere after this time, and a key's absence noticed.
         clock: Seconds, for the memory.
     """
@@ -54,42 +54,42 @@ class Callers:
         fixed: tuple[ApiKey, ...],
         stored: KeyStore,
         pepper: str,
-        remember_seconds: float,
+        cache_seconds: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._fixed = fixed
         self._stored = stored
         self._pepper = pepper
-        self._remember_seconds = remember_seconds
+        self._cache_seconds = cache_seconds
         self._clock = clock
         self._lock = threading.Lock()
-        self._memory: OrderedDict[str, tuple[float, KeyRecord | None]] = OrderedDict()
+        self._cache: OrderedDict[str, tuple[float, KeyRecord | None]] = OrderedDict()
 
-    def authenticate(self, key: str, *, from_memory: bool = False) -> Principal | None:
+    def authenticate(self, key: str, *, cached_only: bool = False) -> Principal | None:
         """The principal of a key, or None.
 
         Args:
             key: What the caller has sent.
-            from_memory: Do not ask the state store, which may take long.
+            cached_only: Do not ask the state store, which may take long.
 
         Raises:
             StorageError: whether the key holds cannot be told now.
-            Unremembered: memory alone cannot tell.
+            NotCached: memory alone cannot tell.
         """
         digest, record_id = hash_key(key, self._pepper), key_id(key, self._pepper)
-        return self._find(digest, record_id, from_memory=from_memory)
+        return self._find(digest, record_id, cached_only=cached_only)
 
-    def confirm(self, principal: Principal, *, from_memory: bool = False) -> bool:
+    def confirm(self, principal: Principal, *, cached_only: bool = False) -> bool:
         """Whether the caller's key still holds: for answers that last.
 
         Raises:
             StorageError: that cannot be told now.
-            Unremembered: memory alone cannot tell.
+            NotCached: memory alone cannot tell.
         """
-        found = self._find(principal.key_hmac, principal.key_id, from_memory=from_memory)
+        found = self._find(principal.key_hmac, principal.key_id, cached_only=cached_only)
         return found is not None and found == principal
 
-    def _find(self, digest: str, record_id: str | None, *, from_memory: bool) -> Principal | None:
+    def _find(self, digest: str, record_id: str | None, *, cached_only: bool) -> Principal | None:
         now = datetime.now(UTC)
         found: ApiKey | None = None
         # All are compared, each in constant time: the time taken tells nothing about any of them.
@@ -99,27 +99,27 @@ class Callers:
         if found is not None:
             expired = found.expires_at is not None and found.expires_at <= now
             return None if expired else Principal(found.tenant, found.scopes, digest, None)
-        record = None if record_id is None else self._recall(record_id, from_memory=from_memory)
+        record = None if record_id is None else self._cached(record_id, cached_only=cached_only)
         if record is None or not hmac.compare_digest(record.key_hmac, digest):
             return None
         if not record.is_valid(now):
             return None
         return Principal(record.tenant, record.scopes, digest, record.id)
 
-    def _recall(self, record_id: str, *, from_memory: bool) -> KeyRecord | None:
+    def _cached(self, record_id: str, *, cached_only: bool) -> KeyRecord | None:
         now = self._clock()
         with self._lock:
-            known = self._memory.get(record_id)
+            known = self._cache.get(record_id)
             if known is not None and now < known[0]:
-                self._memory.move_to_end(record_id)
+                self._cache.move_to_end(record_id)
                 return known[1]
-        if from_memory:
-            raise Unremembered
+        if cached_only:
+            raise NotCached
         record = self._stored.get(record_id)
         with self._lock:
             # Counted from before the look: it is not believed longer than it was asked for.
-            self._memory[record_id] = (now + self._remember_seconds, record)
-            self._memory.move_to_end(record_id)
-            while len(self._memory) > KEYS_REMEMBERED:
-                self._memory.popitem(last=False)
+            self._cache[record_id] = (now + self._cache_seconds, record)
+            self._cache.move_to_end(record_id)
+            while len(self._cache) > KEYS_CACHED:
+                self._cache.popitem(last=False)
         return record

@@ -12,7 +12,7 @@ from fastapi import Depends, Path
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer, no_longer_valid
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.jobs.archive import recall
 from api.jobs.record import JobRecord
 from api.problems import ApiError
@@ -55,8 +55,8 @@ def _nobodys_id() -> str:
 
 async def _holds(services: Services, principal: Principal) -> bool:
     try:
-        return services.callers.confirm(principal, from_memory=True)
-    except Unremembered:
+        return services.callers.confirm(principal, cached_only=True)
+    except NotCached:
         return await run_in_threadpool(services.callers.confirm, principal)
 
 

@@ -30,7 +30,7 @@ from api.jobs.state import TERMINAL
 from api.services import Services
 from api.settings import Settings
 from api.webhooks import dispatcher as webhooks
-from api.webhooks.delivery import Courier
+from api.webhooks.delivery import WebhookClient
 from api.webhooks.dispatcher import Dispatcher
 from strucprune_core.errors import StorageError, StorageUnavailable, StrucPruneError
 
@@ -279,7 +279,7 @@ def main() -> None:
     dispatcher = Dispatcher(
         services.outbox,
         services.ledger,
-        Courier(settings.webhook_policy),
+        WebhookClient(settings.webhook_policy),
         settings.webhook_secrets,
     )
     # In a thread of its own: receivers may be slow, and healing must not wait for them.

@@ -9,12 +9,12 @@ from fastapi import Depends, Request
 
 from api.callers import Callers
 from api.event_feed import EventFeed
-from api.held import Held
 from api.inspection.inspectors import Inspectors
 from api.jobs.doorbell import Doorbell
 from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
+from api.long_answers import LongAnswers
 from api.settings import Settings
 from api.stores import Stores
 from api.turns import Turns
@@ -61,7 +61,7 @@ class Services:
     """
 
     settings: Settings
-    ledger: RedisLedger
+    ledger: Ledger
     job_reads: JobReads
     journal: Journal
     doorbell: Doorbell
@@ -71,7 +71,7 @@ class Services:
     inspectors: Inspectors
     inspections: Turns
     feed: EventFeed
-    held: Held
+    long_answers: LongAnswers
     threads: Turns = field(default_factory=_threads)
     restores: Turns = field(default_factory=_restores)
 
@@ -107,7 +107,7 @@ class Services:
             inspectors,
             _inspections(inspectors.count),
             EventFeed(job_reads),
-            Held(settings.event_streams),
+            LongAnswers(settings.event_streams),
         )
 
     async def close(self) -> None:

@@ -1,12 +1,12 @@
-"""Does ADMM choose better channels than OBS? And what does recovery buy? On calibration text only.
+"""Does ADMM choose better channels than OBS? And what does recovery gain? On calibration text only.
 
     make model
     .venv/bin/python benchmarks/admm_variants.py --calibration CALIBRATION.txt --work /tmp/admm
 
 Per layer of SmolLM2-135M: statistics on 30 sequences of 512 tokens; 2 more sequences decide what is
 accepted (as in a job), and 8 more, which decide nothing, give the errors printed here. Statistics
-are kept in `--work` and used again. The calibration text behind the figures in DESIGN.md is the
-validation split of WikiText-2 in its tokenised form; its `<unk>` marks are deleted.
+are kept in `--work` and used again. Our figures are for the validation split of WikiText-2 in its
+tokenised form, with its `<unk>` marks deleted.
 
 Parts: `variants` (every setting of ADMM at one sparsity), `supports` (OBS by block size and
 damping, better settings of ADMM, exchanges) and `recovery`. `--damping` is that of the objective

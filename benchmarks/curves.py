@@ -2,9 +2,9 @@
 
     .venv/bin/python -m benchmarks.curves
 
-Perplexity of the pruned model over that of the dense one. In the plot, methods that give the same
-results to the last digit share a line, and those that are off the scale at every level are left
-out; the table has only what is an option of ours.
+Both show the perplexity of the pruned model over that of the dense one. In the plot, methods that
+give the same results to the last digit share a line, and those that are off the scale at every
+level are left out. The table has only options of StrucPrune.
 """
 
 from __future__ import annotations

@@ -1,12 +1,15 @@
-"""What energies and price rounds are worth on SmolLM2-135M: perplexity and time by variant.
+"""How much energies and price rounds improve SmolLM2-135M: perplexity and time by variant.
+
+An energy says how much loss a unit of a layer's damage causes. A round sets the price per parameter
+again, on the model pruned so far.
 
     make model
     .venv/bin/python -m benchmarks.energies --calibration CALIBRATION.txt --evaluation REST.txt
         --evaluation-sequences 12 --sparsity 0.3 0.5
 
-Settings are chosen on calibration text alone: cut one in two (of WikiText-2's validation split
-with the `<unk>` marks deleted all but the last 60,000 characters, and the rest) and give the parts.
-Takes the options of `benchmarks/quality.py`.
+Settings are chosen on calibration text alone, so cut one in two and give the parts. We took
+WikiText-2's validation split with the `<unk>` marks deleted: all but the last 60,000 characters,
+and the rest. The options are those of `benchmarks/quality.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What one tenant's greed costs another: a thousand event streams, and hostile models.
+"""How much a greedy tenant slows another one: a thousand event streams, and hostile models.
 
     .venv/bin/python -m benchmarks.greedy [--seconds 6] [--json FILE]
 
@@ -7,11 +7,10 @@ take, first alone, then while tenant `greedy`
 
 - holds 1,000 event streams, ten of each of a hundred jobs,
 - validates a model of four shards with 15.9 MB headers of empty tensors over and over,
-- validates the dearest model that the bounds on headers let through, over and over.
+- validates the most expensive model that the bounds on headers allow, over and over.
 
-Memory is resident memory of the API with its helpers, at its most. All share the machine's cores
-with the load generator. The bar, and what the exit status tells: the median of `get` stays under
-100 ms.
+Memory is the largest resident memory of the API with its helpers. All share the machine's cores
+with the load generator. The exit status is 0 if the median of `get` stays under 100 ms.
 """
 
 from __future__ import annotations
@@ -231,7 +230,7 @@ async def measure(
         "alone": lambda: alone(stack),
         f"{STREAMS:,} event streams": lambda: streaming(stack),
         "headers of empty tensors": lambda: validating(stack, "empty"),
-        "the dearest headers allowed": lambda: validating(stack, "dear"),
+        "the most expensive headers allowed": lambda: validating(stack, "dear"),
     }
     found = {}
     for name, greed in greeds.items():

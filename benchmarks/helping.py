@@ -1,13 +1,12 @@
-"""What workers that help bring: one job, done by one worker, and by several.
+"""How much helpers speed a job up: one job, done by one worker and by several.
 
     make model
     .venv/bin/python -m benchmarks.helping [--workers 2] [--rounds 3] [--json FILE]
 
-Starts the whole product on this machine with WORKERS workers of one thread each, so that they do
-not share a core as long as there are as many cores, and prunes SmolLM2-135M with `max_workers` 1
-and WORKERS in turns, without an evaluation, which its leader does alone. Shown are medians of the
-seconds from start to end, and from each phase that the job shows to the next; the same bytes must
-come out.
+Starts the whole product on this machine with WORKERS workers of one thread each. They share no core
+as long as there are as many cores. Prunes SmolLM2-135M with `max_workers` 1 and WORKERS in turns,
+without an evaluation, which the leader would do alone. Prints medians of the seconds from start to
+end, and from each phase of the job to the next. All runs must give the same bytes.
 """
 
 from __future__ import annotations

@@ -4,9 +4,10 @@
     .venv/bin/python -m benchmarks.large --layers 2                            # two of its layers
     .venv/bin/python -m benchmarks.large --shape llama-3-70b --plan-only
 
-Random bfloat16 weights are made file by file and put into the embedded S3 server, so that the disk
-holds them once. `strucprune prune` reads, keeps its workspace and writes there; its anonymous
-resident memory is sampled from outside. Prints seconds by kind of unit, the peak and the plan.
+Random bfloat16 weights are made file by file and put into the embedded S3 server, so the disk holds
+them once. `strucprune prune` reads from there, and keeps its workspace and writes there. Its
+anonymous resident memory is sampled from outside. Prints seconds by kind of unit, the peak and the
+plan.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Lines over two axes as a standalone SVG, which reads on white and on black.
+"""Lines over two axes as a standalone SVG, readable on white and on black.
 
-Every line is named at its right end. It leaves through the top where a value is beyond the axis.
+Every line is named at its right end. Where a value is beyond the axis, the line leaves at the top.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much the service takes: requests per second and their times, a long queue, and memory.
+"""How much load the service handles: requests per second and their times, a long queue, and memory.
 
     .venv/bin/python -m benchmarks.load [--jobs 10000] [--seconds 10] [--json FILE]
 
@@ -7,15 +7,15 @@ one run, with the same load generator and one process of each server:
 
 - the framework's empty endpoint and an async endpoint that reads a job's hash from Redis, then
   submit, get, list and validate, in turns: requests per second, 50th, 95th and 99th percentile;
-- event streams of one job to 500 watchers: how long after it happens each of them hears of it;
+- event streams of one job to 500 watchers: how long after an event each of them receives it;
 - JOBS jobs, submitted while no worker runs and then drained by two;
 - resident memory of API and workers at the beginning, in the middle and at the end of that;
-- how long a job waits that is submitted while 1,000 of another tenant wait already, in units of a
-  job's length, with one worker and with two (`--turns-only` measures only this).
+- how long a job waits while 1,000 jobs of another tenant wait already, in units of a job's length,
+  with one worker and with two (`--turns-only` measures only this).
 
-All processes share the machine's cores with the generator. The bars, and what the exit status
-tells: `get` reaches at least half of the async Redis read's rate, and no process holds over a tenth
-more memory at the end of the queue than half-way through.
+All processes share the machine's cores with the generator. The exit status is 0 if `get` reaches at
+least half of the rate of the async Redis read, no process holds over a tenth more memory at the end
+of the queue than half-way through, and no job waits for longer than `LONGEST_WAIT_JOBS`.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ async def measure_requests(
 
 
 async def measure_watchers(stack: LoadStack, tell: Callable[[str], None]) -> Figures:
-    """How long after an event each of many watchers hears of it."""
+    """How long after an event each of many watchers receives it."""
     connection = await Connection.open(stack.port)
     job_id = await submit(connection, stack.api_key)
     watch = request("GET", f"{JOBS}/{job_id}/events", stack.api_key, Accept="text/event-stream")
@@ -311,7 +311,7 @@ def requests_table(result: dict[str, Any]) -> str:
 
     for name, figures in result["requests"].items():
         row(name, f"{figures['per_second']:,.0f}", figures)
-    row(f"an event, heard by {WATCHERS} watchers", "", result["watchers"])
+    row(f"an event, to each of {WATCHERS} watchers", "", result["watchers"])
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""A load generator for HTTP/1.1 over loopback, small enough not to be what is measured."""
+"""A load generator for HTTP/1.1 over loopback, small enough not to limit what is measured."""
 
 from __future__ import annotations
 

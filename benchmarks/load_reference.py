@@ -1,4 +1,4 @@
-"""What the API's own framework does at best: an endpoint that is empty, and one that reads Redis.
+"""The best that the API's own framework can do: an empty endpoint, and one that reads Redis.
 
     python -m benchmarks.load_reference PORT REDIS_URL
 

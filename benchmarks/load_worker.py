@@ -1,4 +1,4 @@
-"""A worker whose solve is trivial: what is left is the service's own work.
+"""A worker whose solve is trivial, so that only the service's own work is measured.
 
 python -m benchmarks.load_worker [SECONDS]
 

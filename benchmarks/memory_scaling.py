@@ -5,9 +5,9 @@
     .venv/bin/python -m benchmarks.memory_scaling --measure opt-125m opt-350m
 
 The planned peak on the device is that of `strucprune estimate` without a limit, at 32 x 512
-calibration tokens and 24 x 1024 for evaluation. Beside it stand what a resident layer takes (the
-layer, its Gram matrix and what is made of it when channels are removed) and a resident model, in
-float32. The exponent of a family is the slope of a straight line through log(peak) over log(N).
+calibration tokens and 24 x 1024 for evaluation. It is compared with a resident layer (the layer,
+its Gram matrix and what is made of it when channels are removed) and a resident model, in float32.
+The exponent of a family is the slope of a straight line through log(peak) over log(N).
 
 A peak does not depend on the number of layers. So a shape is measured on a model of two layers with
 random weights: the whole job runs under a limit that it cannot reach, which counts live tensors.

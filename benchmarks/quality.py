@@ -1,12 +1,12 @@
-"""Perplexity of SmolLM2-135M after pruning, against the bar this project holds itself to.
+"""Perplexity of SmolLM2-135M after pruning, compared with the limits that this project sets itself.
 
     make model
     .venv/bin/python benchmarks/quality.py --calibration CALIBRATION.txt --evaluation EVAL.txt
 
-The texts behind the figures in the README are WikiText-2: the validation split in its tokenised
-form with the `<unk>` marks deleted (which `--delete-mark` does on a copy) for calibration, and the
-beginning of the raw test split for evaluation. Everything runs on the CPU; the result is printed as
-a table, and as JSON with `--json`.
+The texts of the README's figures are WikiText-2. Calibration uses the validation split in its
+tokenised form with the `<unk>` marks deleted (`--delete-mark` does that on a copy). Evaluation uses
+the beginning of the raw test split. Everything runs on the CPU. The result is printed as a table,
+and as JSON with `--json`.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Somebody else's method.
+    """A method other than ours.
 
     Attributes:
         key: Its name on the command line.

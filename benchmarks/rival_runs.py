@@ -1,9 +1,9 @@
 """One row or one stage of `benchmarks.rivals`, to be run in a process of its own.
 
-Time and memory of a row cover loading, calibration and pruning; evaluation comes after and counts
-in neither. Of StrucPrune they cover the whole job: writing, reload check and report are in it.
-Weights of a baseline are copied to anonymous memory first, since mapped from the file they would
-not count, though the method needs them all at once.
+Time and memory of a row cover loading, calibration and pruning, without the evaluation that
+follows. For StrucPrune they cover the whole job, with writing, reload check and report. Weights of
+a baseline are copied to anonymous memory first, since mapped from the file they would not count,
+though the method needs them all at once.
 """
 
 from __future__ import annotations

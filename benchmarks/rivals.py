@@ -7,7 +7,7 @@
 Texts as in `benchmarks.quality`. The rows are in `rival_methods`, how they are measured in
 `rival_runs`. Every row runs in a process of its own, as does every stage (statistics that several
 rows share, gathered once); a row's time is its own and its stages' together, its memory the highest
-of them. With `--work` an interrupted run goes on where it stopped. Prints a Markdown table.
+of them. With `--work` an interrupted run continues where it stopped. Prints a Markdown table.
 """
 
 from __future__ import annotations

@@ -1,20 +1,21 @@
-"""Where a pruning's time goes: each phase beside a forward pass and its floor, and how it grows.
+"""Time of a pruning by phase, compared with a forward pass and a lower bound; and how it grows.
 
     make model
     .venv/bin/python -m benchmarks.speed --calibration CALIBRATION.txt --json FILE
 
 On SmolLM2-135M, each round runs transformers' plain forward pass (float32, with logits) over the
-calibration tokens, prunes, and runs the pass again, all in this process; what is shown are medians.
-The bar: statistics, curves, probes, allocation and solving together take at most three such passes.
-Writing, the reload check and publishing stand apart; nothing is evaluated.
+calibration tokens, prunes, and runs the pass again, all in this process. Figures are medians. The
+target: statistics, curves, probes, allocation and solving together take at most three such passes.
+Writing, the reload check and publishing are listed apart; nothing is evaluated.
 
-Processor time is shown beside seconds, since it says more on a machine with other work, and ratios
-are its. The floor of a phase is its planned operations (`strucprune_core.plan.work`) at the rate
-of a large matrix product, measured here in the precision that the phase computes in.
+Processor time is shown beside seconds, since it says more on a machine with other work. Ratios are
+of processor time. The floor of a phase is the time of its planned operations
+(`strucprune_core.plan.work`) at the rate of a large matrix product, measured here in the precision
+that the phase computes in.
 
 Growth is fitted on models with random weights: one of hidden size d, FFN channels f, layers L and
-calibration tokens n changes, and the exponent is the slope of log(time) over its logarithm. Beside
-it stands the exponent of the planned operations.
+calibration tokens n changes, and the exponent is the slope of log(time) over its logarithm. It
+is compared with the exponent of the planned operations.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ Schur complement H_TT - H_TK H_KK^-1 H_KT, D = (W0 - W) H the negative gradient)
     losing S costs    tr(W_S ([H_KK^-1]_SS)^-1 W_S^T)
     adding T gains    tr(D_T (H_TT|K)^-1 D_T^T)
 
-OBS removes and never looks back: what it removed early was judged beside channels that have gone
-since. Pairs (cheapest to lose, best to add) are exchanged many at a time, as many as pay by these
+OBS never takes a removal back: what it removed early was judged beside channels that were removed
+later. Pairs (cheapest to lose, best to add) are exchanged many at a time, as many as pay by these
 numbers; if the exact error does not fall, half as many, down to one. (Exchanges in this spirit:
 Meng et al. 2024, "OSSCAR".)
 """

@@ -1,1 +1,1 @@
-"""Images, the compose file, and what builds and starts them."""
+"""Images, the compose file, and the programs that build and check them."""

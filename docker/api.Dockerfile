@@ -2,7 +2,7 @@
 #
 #     docker build -f docker/api.Dockerfile -t strucprune/api:0.1.0 .
 #
-# The digest is that of the tag's multi-platform index. A mirror or a stand-in can take its place.
+# The digest is that of the tag's multi-platform index. BASE may also name a mirror or a stand-in.
 ARG BASE=python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
 FROM ${BASE} AS dependencies
@@ -10,9 +10,9 @@ ARG PIP_VERSION=26.3
 # More options for pip, such as a mirror.
 ARG PIP_ARGS=""
 WORKDIR /build
-# Nothing but these two decides which packages there are, so their layer outlives changes of code.
+# Only these two files decide which packages are installed, so changes of code keep this layer.
 COPY pyproject.toml constraints.txt ./
-# Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
+# An image needs no tests, headers, pip, nor pyarrow's network protocol.
 RUN python -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir "pip==${PIP_VERSION}" \
     && /opt/venv/bin/pip install --no-cache-dir ${PIP_ARGS} -c constraints.txt --group api \
@@ -30,7 +30,7 @@ COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
 COPY strucprune_core strucprune_core
 COPY api api
-# The root file system may be read-only, so byte code is written now or never.
+# The root file system may be read-only later, so byte code is written now.
 RUN python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
@@ -42,7 +42,7 @@ ENV PATH=/opt/venv/bin:$PATH \
     STRUCPRUNE_HEARTBEAT_FILE=/tmp/strucprune-heartbeat
 USER 10001:10001
 EXPOSE 8000
-# Of the API. Whoever runs the reconciler of this image judges the age of its heartbeat file.
+# For the API. A reconciler that runs from this image is checked by the age of its heartbeat file.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 \
     CMD ["python", "-I", "-c", "import os, urllib.request as r; r.urlopen('http://127.0.0.1:' + os.environ['STRUCPRUNE_API_PORT'] + '/healthz', timeout=4)"]
 ENTRYPOINT ["/usr/bin/tini", "--"]

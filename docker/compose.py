@@ -1,10 +1,10 @@
-"""Starts compose.yaml as a whole on a Docker engine, and sees it work: `make compose`.
+"""Starts all of compose.yaml on a Docker engine, and checks that it works: `make compose`.
 
 Needs root, `make images` before it, and dockerd with the compose plugin (Debian: docker.io,
-docker-compose 2). No registry: our images are those that `make images` last built, on whatever base
-it built them, and Valkey's and the S3 server's are stand-ins (`stand_ins.py`). Everything else is
-the file's: commands, variables, users, read-only roots, capabilities, volumes, ports, health
-checks, order of start. The images are not built by Compose here.
+docker-compose 2). No registry is needed. Our images are those that `make images` built last, on the
+base that it used. Those of Valkey and the S3 server are stand-ins (`stand_ins.py`). Everything else
+comes from the file: commands, variables, users, read-only roots, capabilities, volumes, ports,
+health checks, order of start. Compose does not build the images here.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from embedded.stack import ROOT
 from strucprune_core.client import Job, StrucPruneClient
 
 FILE = ROOT / "docker" / "compose.yaml"
-# An image's own health check comes every 30 s, the first one after as long.
+# An image's own health check runs every 30 s, and first after 30 s.
 _HEALTH_SECONDS = 300.0
 _JOB_SECONDS = 600.0
 _BY_SIGKILL = 128 + signal.SIGKILL
@@ -62,13 +62,13 @@ class Composition:
         return self.engine.docker("compose", *self._options, *arguments)
 
     def up(self) -> None:
-        """Start all services and wait until all are up, and healthy where they can tell."""
+        """Start all services and wait until all are up, and healthy if they have a health check."""
         seconds = str(int(_HEALTH_SECONDS))
         wait = ["--wait", "--wait-timeout", seconds]
         self.compose("up", "--detach", "--no-build", "--pull", "never", *wait)
 
     def containers(self, service: str | None = None) -> list[dict[str, Any]]:
-        """What the engine knows of the containers, of one service or of all, ended ones too."""
+        """The engine's description of the containers of one service or of all, ended ones too."""
         ids = self.compose("ps", "--all", "--quiet", *([] if service is None else [service]))
         found: list[dict[str, Any]] = json.loads(self.engine.docker("inspect", *ids.split()))
         return found
@@ -95,7 +95,7 @@ class Composition:
 
 
 def state(container: dict[str, Any]) -> str:
-    """Such as `running, healthy` or `exited, 0`."""
+    """State and health of a container, such as `running, healthy` or `exited, 0`."""
     known = container["State"]
     if known["Status"] == "exited":
         return f"exited, {known['ExitCode']}"
@@ -185,7 +185,7 @@ def load_images(engine: Engine, workshop: Workshop, composition: Composition) ->
 
 
 def name_s3(directory: Path) -> None:
-    """Let this mount namespace know the S3 server by the name in links, as the file's head asks."""
+    """Make the name of the S3 server in links known in this mount namespace, as the file asks."""
     hosts = directory / "hosts"
     hosts.write_text("127.0.0.1 localhost s3\n")
     subprocess.run(["mount", "--bind", str(hosts), "/etc/hosts"], check=True)

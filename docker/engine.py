@@ -1,7 +1,7 @@
-"""A Docker engine of its own, beside which none need run: dockerd in namespaces of its own.
+"""A Docker engine for one check: dockerd in namespaces of its own. No other engine is needed.
 
-Its bridges, its firewall rules and the ports that it publishes are in a network namespace that
-reaches nothing outside, so nothing on this machine changes, and no port is taken.
+Its bridges, firewall rules and published ports are in a network namespace without a way out. So
+nothing on this machine changes, and no port is taken.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Builds both images without Docker, and runs the product with them: `make images`.
 
-Needs root, and Debian's buildah and debootstrap. The Dockerfiles are built as they are, except that
-by default their base is a stand-in, made by debootstrap of Debian bookworm with its own Python
-3.11 (`--real-base` pulls the real one). Then the API, the reconciler and a worker run from the
-images, as their users, each on a read-only root with a writable /tmp, against a real Valkey and S3
-server, and prune a tiny model. "Run" means chroot in a mount namespace of its own: there is no
-container runtime, so capabilities, seccomp and limits are not what a cluster would set.
+Needs root, and Debian's buildah and debootstrap. The Dockerfiles are built as they are, but by
+default on a stand-in for their base: Debian bookworm by debootstrap, with its own Python 3.11.
+`--real-base` pulls the real one. Then the API, the reconciler and a worker run from the images, as
+their users, each on a read-only root with a writable /tmp. They use a real Valkey and S3 server,
+and prune a tiny model. "Run" means chroot in a mount namespace of its own. There is no container
+runtime, so capabilities, seccomp and limits are not those of a cluster.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageStack(Stack):
         self.tmp: dict[str, Path] = {}
 
     def image(self, name: str) -> Image:
-        """What a process of this name runs."""
+        """The image that a process of this name runs from."""
         return self._images["worker" if name.startswith("worker") else "api"]
 
     def _module(self, name: str, module: str, *arguments: str) -> ManagedProcess:
@@ -73,7 +73,7 @@ def bytes_in(path: Path) -> int:
 
 
 def print_sizes(images: dict[str, Image], base: str) -> None:
-    """Sizes on disk, uncompressed, and what makes them."""
+    """Sizes on disk, uncompressed, by part."""
     for name, image in images.items():
         whole, packages = bytes_in(image.root), bytes_in(image.root / "opt/venv")
         code = bytes_in(image.root / "app")

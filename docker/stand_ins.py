@@ -1,7 +1,7 @@
-"""Images that stand in for the two of compose.yaml that are not ours: Valkey and an S3 server.
+"""Stand-ins for the two images of compose.yaml that are not ours: Valkey and an S3 server.
 
-The servers in them are the real ones, of the packages that the tests use. User ids, directories and
-entry points are those of the official images; their other files are not.
+The servers in them are real; they come from the packages that the tests use. User ids, directories
+and entry points are those of the official images; their other files are not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A tiny model and texts for a job that uses every format that the images have libraries for."""
+"""A tiny model and texts, for a job that uses all file formats that the images can read."""
 
 from __future__ import annotations
 

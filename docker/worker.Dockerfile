@@ -3,7 +3,7 @@
 #     docker build -f docker/worker.Dockerfile -t strucprune/worker:0.1.0-cpu .
 #     docker build -f docker/worker.Dockerfile --build-arg DEVICE=cuda -t strucprune/worker:0.1.0-cuda .
 #
-# torch's own wheels bring CUDA along, so both start from the same base; the driver is the host's.
+# torch's own wheels contain CUDA, so both start from the same base. The driver is the host's.
 # The digest is that of the tag's multi-platform index.
 ARG BASE=python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 
@@ -17,11 +17,11 @@ ARG DEVICE=cpu
 # it the image holds several GB of CUDA that nothing uses.
 ARG TORCH_CPU_INDEX=""
 WORKDIR /build
-# Nothing but these two decides which packages there are, so their layer outlives changes of code.
+# Only these two files decide which packages are installed, so changes of code keep this layer.
 COPY pyproject.toml constraints.txt ./
 # pip installs a group's dependencies without the project, but not the project's own.
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
-# Tests and headers, pyarrow's network protocol, and pip itself, are dead weight in an image.
+# An image needs no tests, headers, pip, nor pyarrow's network protocol.
 RUN case "${DEVICE}" in \
         cpu) index="${TORCH_CPU_INDEX}" ;; \
         cuda) index="" ;; \
@@ -47,11 +47,11 @@ RUN apt-get update \
 COPY --from=dependencies /opt/venv /opt/venv
 WORKDIR /app
 COPY strucprune_core strucprune_core
-# All that a worker knows of the API.
+# The only part of the API that a worker imports.
 COPY api/__init__.py api/__init__.py
 COPY api/jobs api/jobs
 COPY worker worker
-# The root file system may be read-only, so byte code is written now or never.
+# The root file system may be read-only later, so byte code is written now.
 RUN python -m compileall -q .
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONPATH=/app \
@@ -64,8 +64,8 @@ ENV PATH=/opt/venv/bin:$PATH \
 USER 10001:10001
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s --retries=3 \
     CMD ["sh", "-c", "test -n \"$(find \"$STRUCPRUNE_HEARTBEAT_FILE\" -newermt '-2 minutes')\""]
-# SIGTERM gives the running job back at its next safe point. tini passes it on to the worker alone,
-# which stops its own children in order.
+# On SIGTERM, the worker gives the running job back at its next safe point. tini passes the signal to
+# the worker alone, which stops its own children in order.
 ENTRYPOINT ["/usr/bin/tini", "--"]
 CMD ["python", "-m", "worker"]
 

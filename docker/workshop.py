@@ -1,4 +1,4 @@
-"""Where images are made without Docker: buildah, and a base that stands in for the official one."""
+"""Makes images without Docker, with buildah, on a stand-in for the official base image."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ exec chroot --userspec="$user" --groups= "$root" env -C "$directory" "$@"
 
 
 def own_tag(name: str) -> str:
-    """What the workshop calls the image `api` or `worker`."""
+    """The tag of the image `api` or `worker`."""
     return f"localhost/strucprune/{name}:{__version__}"
 
 
@@ -122,7 +122,7 @@ class Workshop:
 
     def bud(self, name: str, options: Sequence[str]) -> None:
         """Build an image, logging to `<name>.log`; ends the program if it fails."""
-        # pip and apt talk a lot.
+        # pip and apt print a lot.
         log = self.directory / f"{name}.log"
         with log.open("w") as output:
             command = self.command("bud", "--isolation", "chroot", "--format", "docker", *options)

@@ -1,7 +1,7 @@
-"""The chart's README from its template and the comments of values.yaml: `make chart`.
+"""Makes the chart's README from its template and the comments of values.yaml: `make chart`.
 
-A comment that begins with `# --` describes the key below it and all that the key holds; what is
-printed as its default is what YAML makes of it.
+A comment that begins with `# --` describes the key below it, with all that the key holds. The
+default that is printed is the key's value as YAML reads it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def described(lines: list[str]) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def default(values: Any, path: tuple[str, ...]) -> str:
-    """What the key holds, as JSON, short enough for a table."""
+    """The key's value as JSON, or a reference if it is too long for a table."""
     for name in path:
         values = values[name]
     text = json.dumps(values)

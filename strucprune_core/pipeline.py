@@ -35,12 +35,17 @@ from strucprune_core.plan.inspection import (
 )
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report.document import REPORT_JSON, Report
+from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_updates import LayerSink, ignore_layers
 from strucprune_core.run.memory_meter import MemoryMeter
-from strucprune_core.run.output_reservation import Claim, documents_under, find_claim
+from strucprune_core.run.output_reservation import (
+    Reservation,
+    documents_under,
+    find_reservation,
+)
 from strucprune_core.run.progress import (
     AnyStop,
     FinishedUnit,
@@ -53,10 +58,9 @@ from strucprune_core.run.progress import (
 )
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.publish import publish
-from strucprune_core.run.reservations import ALONE, UnitClaims
+from strucprune_core.run.reservations import ALONE, UnitReservations
+from strucprune_core.run.result_files import file_entries, result
 from strucprune_core.run.runner import Run, help_out, run_pending
-from strucprune_core.run.steps.exports import published
-from strucprune_core.run.steps.report import published_files
 from strucprune_core.run.workspace import LostFile, Stored, Workspace
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -90,7 +94,7 @@ def prune(
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
     finished: UnitSink = ignore_unit,
-    claims: UnitClaims = ALONE,
+    reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
 ) -> Report:
     """Prune a model and publish the result.
@@ -100,12 +104,12 @@ def prune(
         workspace: Where finished units are kept; the same one resumes the job.
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
-        progress: Told about progress.
+        progress: Called with reports of progress.
         stop: Asked at safe points; raising `errors.Stopped` there loses no finished unit.
-        finished: Told of each unit that was done, and of the publishing.
-        claims: Keeps other processes that `assist` off the units that this one does.
-        layers: Told the energies, widths and errors of layers as they become known: at first what
-            is known from earlier attempts, then what this process finds out, or those that assist.
+        finished: Called with each unit that was done, and with the publishing.
+        reservations: Keeps other processes that `assist` off the units that this one does.
+        layers: Called with the energies, widths and errors of layers as they become known: first
+            with those of earlier attempts, then with those of units done here or by others.
 
     Returns:
         The report that was published with the checkpoint.
@@ -114,22 +118,22 @@ def prune(
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
     with _opened(
-        spec, workspace, scratch, open_store, progress, stop, finished, claims, layers
+        spec, workspace, scratch, open_store, progress, stop, finished, reservations, layers
     ) as run:
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
-            claim = find_claim(output, run.job)
+            reservation = find_reservation(output, run.job)
             run_pending(run)
             began_at, began = time.time(), time.monotonic()
-            result = _publish(run.job, output, claim, run.meter)
+            report = _publish(run.job, output, reservation, run.meter)
             seconds = time.monotonic() - began
             finished(FinishedUnit("publish", "publish", began_at, seconds))
-            return result
+            return report
 
-        result = _despite_losses(run.job.workspace, attempt)
+        report = _despite_losses(run.job.workspace, attempt)
     run.meter.finish()
-    return result
+    return report
 
 
 def assist(
@@ -137,7 +141,7 @@ def assist(
     *,
     workspace: Store,
     scratch: Path,
-    claims: UnitClaims,
+    reservations: UnitReservations,
     open_store: Callable[[str], Store] = open_store_from_environment,
     progress: ProgressSink = ignore_progress,
     stop: StopSignal | None = None,
@@ -153,17 +157,19 @@ def assist(
         spec: The job.
         workspace: The one that the leader works in.
         scratch: Local directory for temporary files.
-        claims: This process's claims on units, against those of the leader and of others.
+        reservations: Keeps the leader and others off the units that this process does.
         open_store: Opens the stores that the spec names.
-        progress: Told that this process is alive; of the job's progress it knows only a part.
+        progress: Shows that this process is alive; of the job's progress it knows only a part.
         stop: As for `prune`.
-        finished: Told of each unit that was done here.
+        finished: Called with each unit that was done here.
         patience_seconds: How long to wait for something to do.
 
     Raises:
         StrucPruneError: see `errors`.
     """
-    with _opened(spec, workspace, scratch, open_store, progress, stop, finished, claims) as run:
+    with _opened(
+        spec, workspace, scratch, open_store, progress, stop, finished, reservations
+    ) as run:
         _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
 
 
@@ -177,7 +183,7 @@ def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
             losses[lost.unit] += 1
             if losses[lost.unit] > MAX_LOSSES:
                 raise
-            log.warning("%s: going on with what is left", lost.message)
+            log.warning("recomputing what the workspace has lost: %s", lost.message)
             workspace.refresh()
 
 
@@ -190,7 +196,7 @@ def _opened(
     progress: ProgressSink,
     stop: StopSignal | None,
     finished: UnitSink,
-    claims: UnitClaims,
+    reservations: UnitReservations,
     layers: LayerSink = ignore_layers,
 ) -> Iterator[Run]:
     """The job, inspected and planned, with its workspace open."""
@@ -234,7 +240,7 @@ def _opened(
             safe_point=meter.safe_point,
             plan=plan_job(spec, config),
         )
-        yield Run(job, meter, memory, finished, claims, storing, layers)
+        yield Run(job, meter, memory, finished, reservations, storing, layers)
 
 
 @contextlib.contextmanager
@@ -253,23 +259,25 @@ def _read_ahead(
         store.close()
 
 
-def _publish(job: Job, output: Store, claim: Claim | None, meter: ProgressMeter) -> Report:
+def _publish(
+    job: Job, output: Store, reservation: Reservation | None, meter: ProgressMeter
+) -> Report:
     """Copy the finished checkpoint and its report to the output."""
-    names = (REPORT_JSON, REPORT_HTML)
-    documents = {name: job.workspace.file("report", name).read_bytes() for name in names}
-    checkpoint = published(job)
+    files = (artifacts.Report().json, artifacts.Report().html)
+    documents = {file.name: job.units.path(file).read_bytes() for file in files}
+    checkpoint = result(job)
     _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
-        if claim is not None:
-            documents = documents_under(claim, documents, output, job)
+        if reservation is not None:
+            documents = documents_under(reservation, documents, output, job)
         with naming_field("workspace"):
-            job.workspace.keep_claim(documents[REPORT_JSON])
-        result = Report.model_validate_json(documents[REPORT_JSON])
-        publish(output, checkpoint, result.files, documents, meter.publishing)
-    return result
+            job.workspace.keep_reservation(documents[REPORT_JSON])
+        report = Report.model_validate_json(documents[REPORT_JSON])
+        publish(output, checkpoint, report.files, documents, meter.publishing)
+    return report
 
 
-def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None:
+def _check_unchanged(job: Job, checkpoint: OverlayStore, report: Report) -> None:
     """Check that what goes out is what was computed and reported.
 
     Raises:
@@ -278,7 +286,7 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, result: Report) -> None
     """
     check_texts_unchanged(job.spec, job.open_store, job.texts, *job.texts)
     same_model = open_checkpoint(job.index.store).version() == job.index.version()
-    if not same_model or published_files(job, checkpoint) != result.files:
+    if not same_model or file_entries(job, checkpoint) != report.files:
         raise InvalidCheckpoint(
             f"the model under {job.index.store.uri} changed while the job ran",
             field="model.uri",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from api.inspection.channel import Channel, ChannelBroken, TooLate
-from api.inspection.serving import Reply, StoreDesk
+from api.inspection.serving import HelperCalls, Reply
 from api.inspection.verdict import Verdict, VerdictMessage
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import InvalidSpec, StrucPruneError
@@ -193,23 +193,23 @@ class _Helper:
         self, spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]
     ) -> tuple[Verdict, bool]:
         """The verdict, and whether the helper is to be replaced."""
-        desk = StoreDesk(spec, open_store)
+        calls = HelperCalls(spec, open_store)
         try:
             self._await_ready()
             self._channel.send(
                 {"spec": spec.model_dump(mode="json"), "limits": limits.model_dump(mode="json")}
             )
-            reply = self._serve(desk)
+            reply = self._serve(calls)
         except TooLate:
             raise InspectionUnavailable(
-                "Looking at the job took too long.", field=desk.field
+                "Looking at the job took too long.", field=calls.field
             ) from None
         except ChannelBroken as error:
-            return self._verdict_on_death(desk, error), True
+            return self._verdict_on_death(calls, error), True
         if "verdict" in reply:
             return VerdictMessage.model_validate(reply["verdict"]).verdict(), bool(reply["spent"])
         if "over" in reply:
-            return _too_costly(desk, "memory"), True
+            return _too_costly(calls, "memory"), True
         raise RuntimeError(f"a helper failed: {reply.get('failure')}")
 
     @property
@@ -229,7 +229,7 @@ class _Helper:
             self._channel.receive(_START_SECONDS)
             self._ready = True
 
-    def _serve(self, desk: StoreDesk) -> dict[str, Any]:
+    def _serve(self, calls: HelperCalls) -> dict[str, Any]:
         """Do what the helper asks for, until it answers."""
         ends_at = time.monotonic() + self._limits.total_seconds
         left = self._limits.wall_seconds
@@ -239,31 +239,31 @@ class _Helper:
             left -= time.monotonic() - began
             if "call" not in message:
                 return message
-            header, payload = _outcome(desk, message)
+            header, payload = _outcome(calls, message)
             self._channel.send(header, payload)
 
-    def _verdict_on_death(self, desk: StoreDesk, error: ChannelBroken) -> Verdict:
+    def _verdict_on_death(self, calls: HelperCalls, error: ChannelBroken) -> Verdict:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         if not self._ready:
             raise InspectionUnavailable("A helper did not start.") from error
-        _log.warning("a helper ended with %s at %s", self._process.returncode, desk.field)
-        return _too_costly(desk, "memory or time")
+        _log.warning("a helper ended with %s at %s", self._process.returncode, calls.field)
+        return _too_costly(calls, "memory or time")
 
 
-def _outcome(desk: StoreDesk, message: dict[str, Any]) -> Reply:
+def _outcome(calls: HelperCalls, message: dict[str, Any]) -> Reply:
     try:
-        return desk.answer(message)
+        return calls.answer(message)
     except StrucPruneError as error:
         return {"error": error.as_dict()}, b""
 
 
-def _too_costly(desk: StoreDesk, what: str) -> Verdict:
+def _too_costly(calls: HelperCalls, what: str) -> Verdict:
     return Verdict(
         [
             TooCostly(
                 f"to look at what lies there takes more {what} than any usable model or text needs",
-                field=desk.field,
+                field=calls.field,
                 remedy="Check that it is what you mean, and save it again with the usual tools.",
             )
         ]

@@ -23,7 +23,7 @@ _PAGE = 1000
 Reply = tuple[dict[str, Any], bytes | bytearray]
 
 
-class StoreDesk:
+class HelperCalls:
     """Answers a helper's calls while it judges one job.
 
     Args:

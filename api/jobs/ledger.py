@@ -1,4 +1,4 @@
-"""The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
+"""The job ledger in Redis or Valkey: the state of every job, and who may change it now.
 
 Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
 event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
@@ -13,7 +13,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -32,6 +32,7 @@ from api.jobs.codec import (
 from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
+    ClaimResult,
     JobEvent,
     JobRecord,
     LogLine,
@@ -41,9 +42,8 @@ from api.jobs.record import (
     Queue,
     Refusal,
     Signal,
-    Taken,
 )
-from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, RedisSeats, Seats
+from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
@@ -62,8 +62,12 @@ RETRY_CAP_SECONDS = 0.5
 # What a caller that knows no limits passes.
 ANY_NUMBER = RunningLimits()
 ANY_SIZE = 2**62
-# Scripts that need nothing of the others.
+# Scripts that use none of the functions that others share.
 _ALONE = frozenset({"read_jobs"})
+# What all others share: not verbs themselves.
+_SHARED = frozenset({"clock", "common"})
+# Lua that defines `now()` for the scripts.
+SERVER_CLOCK = (LUA / "clock.lua").read_text()
 
 # Named here because the ledger's method `list` hides the built-in inside the class body.
 JobIds = list[str]
@@ -86,18 +90,56 @@ class LedgerFull(LedgerUnavailable):
     code: ClassVar[str] = "ledger_full"
 
 
-class Ledger(Protocol):
-    """The live state of all jobs. Every method raises `LedgerUnavailable`."""
+def connect(redis_url: str, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK) -> Ledger:
+    """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
+    client = redis.Redis.from_url(
+        redis_url,
+        decode_responses=True,
+        socket_timeout=SOCKET_TIMEOUT_SECONDS,
+        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
+        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
+    )
+    return Ledger(client, namespace, clock)
 
-    @property
-    def seats(self) -> Seats:
-        """Who helps with which job."""
+
+class Ledger:
+    """The live state of all jobs, on one Redis or Valkey server (not a cluster).
+
+    Every method raises `LedgerUnavailable` if the server does not answer, `LedgerFull` if it takes
+    no new data. Threads may share a ledger.
+
+    Attributes:
+        seats: Who helps with which job.
+
+    Args:
+        client: A client with `decode_responses=True`.
+        namespace: Prefix of every key.
+        clock: Lua that defines `now()`. Another than the server's is for tests, which set it.
+    """
+
+    def __init__(
+        self, client: redis.Redis, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK
+    ) -> None:
+        self._client = client
+        self._namespace = namespace
+        prelude = _prelude(clock)
+        self._scripts = {
+            path.stem: client.register_script(
+                _script(path.read_text(), "" if path.stem in _ALONE else prelude)
+            )
+            for path in sorted(LUA.glob("*.lua"))
+            if path.stem not in _SHARED
+        }
+        self.seats = Seats(self._run)
 
     def create(self, new: NewJob) -> bool:
         """Enter a queued job. False, and nothing changed, if it is already there."""
+        position = f"{_instant(new.created_at)}:{new.id}"
+        return bool(self._run("create", new.id, position, *encode_job(new)))
 
     def get(self, job_id: str) -> JobRecord | None:
         """The job, or None."""
+        return decode_jobs(self._run("read_jobs", job_id))[0]
 
     def list(
         self,
@@ -115,286 +157,6 @@ class Ledger(Protocol):
         Costs the same at any depth. With a label, or when jobs change state meanwhile, a page may
         hold fewer than `limit` jobs and still have a successor: so many jobs are looked at for it.
         """
-
-    def claim(
-        self,
-        worker_id: str,
-        lease_seconds: float,
-        limits: RunningLimits = ANY_NUMBER,
-        free_bytes: int = ANY_SIZE,
-    ) -> Taken:
-        """Take the next job, or learn why there is none.
-
-        It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
-        fewest workers serve, and of these the one that was served longest ago. So a tenant that no
-        worker serves waits for at most one job of each other tenant. Of the tenant's jobs, it is
-        the oldest of the highest priority.
-
-        Args:
-            worker_id: Who takes it, for people.
-            lease_seconds: How long the claim lasts without a heartbeat.
-            limits: How many jobs tenants may have running; those of others are passed over.
-            free_bytes: The worker's room for temporary files; larger jobs are passed over.
-        """
-
-    def heartbeat(
-        self,
-        job_id: str,
-        fence: int,
-        lease_seconds: float,
-        progress: Mapping[str, Any] | None = None,
-    ) -> Signal:
-        """Renew the lease, note progress, and learn whether to stop.
-
-        After `LOST` the caller must stop at once: the job is somebody else's or over.
-        """
-
-    def signal(self, job_id: str, fence: int) -> Signal:
-        """What a heartbeat would say, at a fraction of its cost and renewing nothing."""
-
-    def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Add lines to the job's log. False if `fence` is stale.
-
-        Each has the fields of `LogLine` but the id.
-        """
-
-    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
-        """Add an event `layers` of each to the job's. False if `fence` is stale.
-
-        See `JobEvent` for what it holds. Telling the same twice does no harm.
-        """
-
-    def release(
-        self,
-        job_id: str,
-        fence: int,
-        error: Mapping[str, Any] | None = None,
-        *,
-        rests: bool = False,
-    ) -> bool:
-        """Give the job back at a safe point; the attempt does not count.
-
-        Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
-        stale.
-
-        Args:
-            job_id: The job.
-            fence: Of the claim.
-            error: What kept the worker from going on, if it is queued again for that.
-            rests: Whether no worker is to take it for a while (see `end_rests`).
-        """
-
-    def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
-        """Note on a job that has been queued for so long why a worker leaves it to others.
-
-        False, and nothing changed, if it has not, or that is noted already.
-        """
-
-    def finish(
-        self,
-        job_id: str,
-        fence: int,
-        state: Finished,
-        *,
-        error: Mapping[str, Any] | None = None,
-        summary: Mapping[str, Any] | None = None,
-    ) -> bool:
-        """End the job, after its outcome is in the journal.
-
-        False if `fence` is stale or the state forbids it (cancelled needs a requested cancel).
-        """
-
-    def retry_later(
-        self,
-        job_id: str,
-        fence: int,
-        error: Mapping[str, Any],
-        plan: Mapping[str, Any] | None = None,
-    ) -> JobState:
-        """Report a retryable failure: queued while attempts are left, else failed.
-
-        No worker takes it until its rest is ended (see `end_rests`).
-        `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
-        Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
-        present state is returned; a job that the ledger has lost counts as queued, because the
-        rebuild will queue it.
-        """
-
-    def request_cancel(self, job_id: str) -> JobRecord | None:
-        """Cancel at once if no worker holds the job, else ask the worker to. The job afterwards.
-
-        Unchanged if it is already over: the caller decides what that means.
-        """
-
-    def request_pause(self, job_id: str) -> JobRecord | None:
-        """As `request_cancel`, for a pause."""
-
-    def resume(self, job_id: str) -> JobRecord | None:
-        """Queue a paused job again, or withdraw a pause. The job afterwards."""
-
-    def reopen(self, job_id: str, run: int) -> bool:
-        """Queue a job again whose run `run` failed or was cancelled. True if its next run exists.
-
-        The new run counts attempts and its deadline from zero.
-        """
-
-    def forget(self, job_id: str, run: int | None = None) -> bool:
-        """Remove a job that is over; if `run` is given, in this run. True if it is not there."""
-
-    def kept(self, tenant: str) -> tuple[int, int]:
-        """How many jobs of the tenant there are here, over or not, and how many bytes they take."""
-
-    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
-        """Jobs that are over and must go for tenants to come down to this share of their limits.
-
-        The oldest of each; none that has webhooks still to be sent.
-        """
-
-    def settle(
-        self,
-        job_id: str,
-        state: Finished,
-        *,
-        finished_at: float,
-        run: int = 1,
-        error: Mapping[str, Any] | None = None,
-        summary: Mapping[str, Any] | None = None,
-    ) -> bool:
-        """Copy a run's outcome from the journal whatever the state. True if that changed anything.
-
-        Changes nothing if the job is in another run by now.
-        """
-
-    def expired(self, limit: int) -> JobIds:
-        """Jobs whose lease has expired; changes nothing."""
-
-    def requeue_expired(self, limit: int) -> JobIds:
-        """Take back jobs whose lease has expired; the ids of those that changed state.
-
-        Queued while attempts are left, else failed with `worker_lost`; cancelled or paused if that
-        was asked for.
-        """
-
-    def overdue(self, limit: int) -> JobIds:
-        """Fail jobs whose deadline has passed while no worker holds them; their ids."""
-
-    def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have been over for that long, the first to end first."""
-
-    def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
-        """Reserve one of `limit` places among the tenant's jobs that are not over.
-
-        False if there is none. The place is the job's once it is entered or queued, and free again
-        if neither happens within `RESERVATION_SECONDS`.
-        """
-
-    def take_token(self, tenant: str, per_second: float, most: int) -> float:
-        """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
-
-    def queued(self) -> int:
-        """How many jobs wait for a worker; without those that rest."""
-
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have waited that long, longest first; being returned restarts their wait."""
-
-    def end_rests(self, seconds: float, limit: int) -> JobIds:
-        """Let workers take jobs that have rested for so long after a failure; their ids."""
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are in each state."""
-
-    def queues(self) -> dict[Priority, Queue]:
-        """What waits for workers."""
-
-    def add_totals(self, amounts: Mapping[str, float]) -> None:
-        """Add to totals by key, all or nothing; see `meters`."""
-
-    def totals(self) -> dict[str, float]:
-        """Everything that was ever added, by key."""
-
-    def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
-        """What happened to the job after event `after`, oldest first."""
-
-    def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
-        """The job's log after line `after`, oldest first."""
-
-    def is_intact(self) -> bool:
-        """Whether every journalled job is known here; False in a new or flushed Redis."""
-
-    def mark_intact(self) -> None:
-        """Say that every journalled job is known here."""
-
-    def now(self) -> float:
-        """Unix seconds by the server's clock, the only one that all processes share."""
-
-    def probe(self) -> None:
-        """Return if the ledger takes new data.
-
-        Raises:
-            LedgerFull: it has no memory left.
-            LedgerUnavailable: it does not answer.
-        """
-
-
-def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
-    """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
-    client = redis.Redis.from_url(
-        redis_url,
-        decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
-    )
-    return RedisLedger(client, namespace)
-
-
-class RedisLedger:
-    """The ledger on one Redis or Valkey server (not a cluster).
-
-    Args:
-        client: A client with `decode_responses=True`.
-        namespace: Prefix of every key.
-    """
-
-    def __init__(self, client: redis.Redis, namespace: str = NAMESPACE) -> None:
-        self._client = client
-        self._namespace = namespace
-        prelude = _prelude()
-        self._scripts = {
-            path.stem: client.register_script(
-                _script(path.read_text(), "" if path.stem in _ALONE else prelude)
-            )
-            for path in sorted(LUA.glob("*.lua"))
-            if path.stem != "common"
-        }
-        self._seats = RedisSeats(self._run)
-
-    @property
-    def seats(self) -> Seats:
-        """See `Ledger.seats`."""
-        return self._seats
-
-    def create(self, new: NewJob) -> bool:
-        """See `Ledger.create`."""
-        position = f"{_instant(new.created_at)}:{new.id}"
-        return bool(self._run("create", new.id, position, *encode_job(new)))
-
-    def get(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.get`."""
-        return decode_jobs(self._run("read_jobs", job_id))[0]
-
-    def list(
-        self,
-        tenant: str,
-        *,
-        state: JobState | None = None,
-        label: tuple[str, str] | None = None,
-        created_after: float | None = None,
-        created_before: float | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """See `Ledger.list`."""
         index = f"state:{state}" if state is not None else "all"
         newer = [cursor] if cursor else []
         if created_before is not None:
@@ -422,17 +184,29 @@ class RedisLedger:
         lease_seconds: float,
         limits: RunningLimits = ANY_NUMBER,
         free_bytes: int = ANY_SIZE,
-    ) -> Taken:
-        """See `Ledger.claim`."""
+    ) -> ClaimResult:
+        """Take the next job, or learn why there is none.
+
+        It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
+        fewest workers serve, and of these the one that was served longest ago. So a tenant that no
+        worker serves waits for at most one job of each other tenant. Of the tenant's jobs, it is
+        the oldest of the highest priority.
+
+        Args:
+            worker_id: Who takes it, for people.
+            lease_seconds: How long the claim lasts without a heartbeat.
+            limits: How many jobs tenants may have running; those of others are passed over.
+            free_bytes: The worker's room for temporary files; larger jobs are passed over.
+        """
         word, claim, job, left = self._run(
             "claim", worker_id, lease_seconds, _nonce(), limits.encode(), free_bytes
         )
         if word != "claimed":
-            return Taken(Refusal(word), None, tuple(left))
+            return ClaimResult(Refusal(word), None, tuple(left))
         job_id, fence, attempt, run, rest = claim
         seconds_left = float(rest) if rest else None
         held = Claim(job_id, int(fence), int(attempt), int(run), seconds_left)
-        return Taken(held, decode_job(job), tuple(left))
+        return ClaimResult(held, decode_job(job), tuple(left))
 
     def heartbeat(
         self,
@@ -441,19 +215,28 @@ class RedisLedger:
         lease_seconds: float,
         progress: Mapping[str, Any] | None = None,
     ) -> Signal:
-        """See `Ledger.heartbeat`."""
+        """Renew the lease, note progress, and learn whether to stop.
+
+        After `LOST` the caller must stop at once: the job is somebody else's or over.
+        """
         return Signal(self._run("heartbeat", job_id, fence, lease_seconds, encode(progress)))
 
     def signal(self, job_id: str, fence: int) -> Signal:
-        """See `Ledger.signal`."""
+        """What a heartbeat would say, at a fraction of its cost and renewing nothing."""
         return Signal(self._run("signal", job_id, fence))
 
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """See `Ledger.append_logs`."""
+        """Add lines to the job's log. False if `fence` is stale.
+
+        Each has the fields of `LogLine` but the id.
+        """
         return bool(self._run("append_logs", job_id, fence, *map(encode, lines)))
 
     def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
-        """See `Ledger.append_layers`."""
+        """Add an event `layers` of each to the job's. False if `fence` is stale.
+
+        See `JobEvent` for what it holds. Telling the same twice does no harm.
+        """
         return bool(self._run("append_layers", job_id, fence, *map(encode, news)))
 
     def release(
@@ -464,12 +247,25 @@ class RedisLedger:
         *,
         rests: bool = False,
     ) -> bool:
-        """See `Ledger.release`."""
+        """Give the job back at a safe point; the attempt does not count.
+
+        Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
+        stale.
+
+        Args:
+            job_id: The job.
+            fence: Of the claim.
+            error: What kept the worker from going on, if it is queued again for that.
+            rests: Whether no worker is to take it for a while (see `end_rests`).
+        """
         rest = "1" if rests else ""
         return bool(self._run("release", job_id, fence, _nonce(), encode(error), rest))
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
-        """See `Ledger.decline`."""
+        """Note on a job that has been queued for so long why a worker leaves it to others.
+
+        False, and nothing changed, if it has not, or that is noted already.
+        """
         return bool(self._run("decline", job_id, encode(error), seconds))
 
     def finish(
@@ -481,7 +277,10 @@ class RedisLedger:
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
-        """See `Ledger.finish`."""
+        """End the job, after its outcome is in the journal.
+
+        False if `fence` is stale or the state forbids it (cancelled needs a requested cancel).
+        """
         return bool(self._run("finish", job_id, fence, state, encode(error), encode(summary)))
 
     def retry_later(
@@ -491,32 +290,45 @@ class RedisLedger:
         error: Mapping[str, Any],
         plan: Mapping[str, Any] | None = None,
     ) -> JobState:
-        """See `Ledger.retry_later`."""
+        """Report a retryable failure: queued while attempts are left, else failed.
+
+        No worker takes it until its rest is ended (see `end_rests`).
+        `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
+        Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
+        present state is returned; a job that the ledger has lost counts as queued, because the
+        rebuild will queue it.
+        """
         state = self._run("retry_later", job_id, fence, encode(error), encode(plan))
         return JobState(state or JobState.QUEUED)
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.request_cancel`."""
+        """Cancel at once if no worker holds the job, else ask the worker to. The job afterwards.
+
+        Unchanged if it is already over: the caller decides what that means.
+        """
         return self._request(job_id, "cancel")
 
     def request_pause(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.request_pause`."""
+        """As `request_cancel`, for a pause."""
         return self._request(job_id, "pause")
 
     def resume(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.resume`."""
+        """Queue a paused job again, or withdraw a pause. The job afterwards."""
         return self._request(job_id, "resume")
 
     def reopen(self, job_id: str, run: int) -> bool:
-        """See `Ledger.reopen`."""
+        """Queue a job again whose run `run` failed or was cancelled. True if its next run exists.
+
+        The new run counts attempts and its deadline from zero.
+        """
         return bool(self._run("reopen", job_id, run))
 
     def forget(self, job_id: str, run: int | None = None) -> bool:
-        """See `Ledger.forget`."""
+        """Remove a job that is over; if `run` is given, in this run. True if it is not there."""
         return bool(self._run("forget", job_id, "" if run is None else run))
 
     def kept(self, tenant: str) -> tuple[int, int]:
-        """See `Ledger.kept`."""
+        """How many jobs of the tenant there are here, over or not, and how many bytes they take."""
         with answering():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.zcard(self._key("tenant", tenant, "all"))
@@ -525,7 +337,10 @@ class RedisLedger:
         return int(jobs), int(size_bytes or 0)
 
     def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
-        """See `Ledger.crowded`."""
+        """Jobs that are over and must go for tenants to come down to this share of their limits.
+
+        The oldest of each; none that has webhooks still to be sent.
+        """
         return [*self._run("crowded", limits.encode(), share, limit)]
 
     def settle(
@@ -538,36 +353,47 @@ class RedisLedger:
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
-        """See `Ledger.settle`."""
+        """Copy a run's outcome from the journal whatever the state. True if that changed anything.
+
+        Changes nothing if the job is in another run by now.
+        """
         at = f"{finished_at:.6f}"
         return bool(self._run("settle", job_id, state, encode(error), encode(summary), at, run))
 
     def expired(self, limit: int) -> JobIds:
-        """See `Ledger.expired`."""
+        """Jobs whose lease has expired; changes nothing."""
         return [*self._run("expired", limit)]
 
     def requeue_expired(self, limit: int) -> JobIds:
-        """See `Ledger.requeue_expired`."""
+        """Take back jobs whose lease has expired; the ids of those that changed state.
+
+        Queued while attempts are left, else failed with `worker_lost`; cancelled or paused if that
+        was asked for.
+        """
         return [*self._run("requeue_expired", limit)]
 
     def overdue(self, limit: int) -> JobIds:
-        """See `Ledger.overdue`."""
+        """Fail jobs whose deadline has passed while no worker holds them; their ids."""
         return [*self._run("overdue", limit)]
 
     def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.ended_longer_than`."""
+        """Jobs that have been over for that long, the first to end first."""
         return [*self._run("ended_longer_than", seconds, limit)]
 
     def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
-        """See `Ledger.reserve`."""
+        """Reserve one of `limit` places among the tenant's jobs that are not over.
+
+        False if there is none. The place is the job's once it is entered or queued, and free again
+        if neither happens within `RESERVATION_SECONDS`.
+        """
         return bool(self._run("reserve", tenant, job_id, limit, RESERVATION_SECONDS))
 
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
-        """See `Ledger.take_token`."""
+        """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
         return float(self._run("take_token", tenant, per_second, most))
 
     def queued(self) -> int:
-        """See `Ledger.queued`."""
+        """How many jobs wait for a worker; without those that rest."""
         with answering():
             pipeline = self._client.pipeline(transaction=False)
             for priority in get_args(Priority):
@@ -577,34 +403,34 @@ class RedisLedger:
         return int(sum(queued) - resting)
 
     def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.queued_longer_than`."""
+        """Jobs that have waited that long, longest first; being returned restarts their wait."""
         return [*self._run("queued_longer_than", seconds, limit)]
 
     def end_rests(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.end_rests`."""
+        """Let workers take jobs that have rested for so long after a failure; their ids."""
         return [*self._run("end_rests", seconds, limit)]
 
     def counts(self) -> dict[str, int]:
-        """See `Ledger.counts`."""
+        """How many jobs there are in each state."""
         with answering():
             found: Any = self._client.hgetall(self._key("counts"))
         return {state.value: int(found.get(state.value, 0)) for state in JobState}
 
     def queues(self) -> dict[Priority, Queue]:
-        """See `Ledger.queues`."""
+        """What waits for workers."""
         found: dict[Priority, Queue] = {}
+        now = self.now()
         with answering():
-            seconds, micros = self._client.time()
             for priority in get_args(Priority):
                 waiting = self._key("waiting", priority)
                 oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)
-                age = max(0.0, seconds + micros / 1e6 - oldest[0][1]) if oldest else 0.0
+                age = max(0.0, now - oldest[0][1]) if oldest else 0.0
                 count: Any = self._client.zcard(waiting)
                 found[priority] = Queue(int(count), age)
         return found
 
     def add_totals(self, amounts: Mapping[str, float]) -> None:
-        """See `Ledger.add_totals`."""
+        """Add to totals by key, all or nothing; see `meters`."""
         with answering():
             pipeline = self._client.pipeline(transaction=True)
             for key, amount in amounts.items():
@@ -612,13 +438,13 @@ class RedisLedger:
             pipeline.execute()
 
     def totals(self) -> dict[str, float]:
-        """See `Ledger.totals`."""
+        """Everything that was ever added, by key."""
         with answering():
             found: Any = self._client.hgetall(self._key("totals"))
         return {key: float(value) for key, value in found.items()}
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
-        """See `Ledger.events`."""
+        """What happened to the job after event `after`, oldest first."""
         with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "events"), min=f"({after}", count=limit
@@ -626,7 +452,7 @@ class RedisLedger:
         return [decode_event(entry_id, entry) for entry_id, entry in entries]
 
     def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
-        """See `Ledger.logs`."""
+        """The job's log after line `after`, oldest first."""
         with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "logs"), min=f"({after}", count=limit
@@ -634,22 +460,25 @@ class RedisLedger:
         return [LogLine(entry_id, **json.loads(entry["line"])) for entry_id, entry in entries]
 
     def is_intact(self) -> bool:
-        """See `Ledger.is_intact`."""
+        """Whether every journalled job is known here; False in a new or flushed Redis."""
         with answering():
             return bool(self._client.exists(self._key("intact")))
 
     def mark_intact(self) -> None:
-        """See `Ledger.mark_intact`."""
+        """Say that every journalled job is known here."""
         self._run("mark_intact")
 
     def now(self) -> float:
-        """See `Ledger.now`."""
-        with answering():
-            seconds, micros = self._client.time()
-        return float(seconds) + float(micros) / 1e6
+        """Unix seconds by the server's clock, the only one that all processes share."""
+        return float(self._run("now"))
 
     def probe(self) -> None:
-        """See `Ledger.probe`."""
+        """Return if the ledger takes new data.
+
+        Raises:
+            LedgerFull: it has no memory left.
+            LedgerUnavailable: it does not answer.
+        """
         with answering():
             self._client.set(self._key("probe"), "1", ex=60)
 
@@ -679,8 +508,8 @@ def _script(text: str, prelude: str) -> str:
     return f"{flags}\n{prelude}{body}"
 
 
-def _prelude() -> str:
-    """The constants that the scripts share with Python, then their common functions."""
+def _prelude(clock: str) -> str:
+    """The constants that the scripts share with Python, their clock and their common functions."""
     table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
     held = dict.fromkeys(HELD, True)
     constants = (
@@ -692,7 +521,7 @@ def _prelude() -> str:
         f"local HELP_FAILURES = {HELP_FAILURES}\n"
         f"local YIELD_SECONDS = {YIELD_SECONDS}\n"
     )
-    return constants + (LUA / "common.lua").read_text()
+    return constants + clock + (LUA / "common.lua").read_text()
 
 
 def _instant(seconds: float) -> str:

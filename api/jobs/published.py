@@ -14,7 +14,7 @@ from api.jobs.bucket_reads import NotAsWritten, read_manifest, read_small
 from strucprune_core.checkpoint.index import MAX_OBJECTS
 from strucprune_core.errors import ObjectNotFound
 from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
-from strucprune_core.run.workspace import CLAIM
+from strucprune_core.run.workspace import RESERVATION
 from strucprune_core.storage.store import Store
 
 
@@ -59,7 +59,7 @@ def _names(output: Store) -> set[str] | None:
 
 def _claim(workspace: Store) -> bytes | None:
     try:
-        return bytes(workspace.read(CLAIM))
+        return bytes(workspace.read(RESERVATION))
     except ObjectNotFound:
         return None
 

@@ -135,7 +135,7 @@ class Refusal(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class ClaimResult:
     """The answer to a worker that asks for the next job.
 
     Attributes:

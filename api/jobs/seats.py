@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from api.jobs.limits import RunningLimits
 from api.jobs.record import Signal
@@ -47,7 +47,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitClaim:
+class UnitReservation:
     """The answer to a claim of a unit.
 
     Attributes:
@@ -62,8 +62,15 @@ class UnitClaim:
     bells: int = 0
 
 
-class Seats(Protocol):
-    """Who helps with a job. Every method raises `LedgerUnavailable`."""
+class Seats:
+    """Who helps with a job. Every method raises `LedgerUnavailable`.
+
+    Args:
+        run: Runs a script of the ledger by its name.
+    """
+
+    def __init__(self, run: Callable[..., Any]) -> None:
+        self._run = run
 
     def take(
         self,
@@ -84,14 +91,19 @@ class Seats(Protocol):
             limits: As for a claim of a job.
             free_bytes: As for a claim of a job.
         """
+        found = self._run("take_seat", job_id, seat, seconds, limits.encode(), free_bytes)
+        return Place(job_id, seat, *map(int, found)) if found else None
 
     def beat(self, place: Place, seconds: float) -> Signal:
         """Keep the seat, and learn whether to stop."""
+        return Signal(self._run("beat_seat", place.job_id, place.fence, place.seat, seconds))
 
     def leave(self, place: Place, *, failed: bool = False) -> bool:
         """Give the seat back, and its unit with it. False if it was lost already."""
+        how = "1" if failed else ""
+        return bool(self._run("leave_seat", place.job_id, place.fence, place.seat, how))
 
-    def claim_unit(
+    def reserve_unit(
         self,
         job_id: str,
         fence: int,
@@ -100,7 +112,7 @@ class Seats(Protocol):
         keeping: str | None = None,
         free_bytes: int = 0,
         limits: RunningLimits = _ANY_NUMBER,
-    ) -> UnitClaim:
+    ) -> UnitReservation:
         """Claim the first unit that nobody else has, giving up what was claimed before.
 
         Args:
@@ -113,72 +125,22 @@ class Seats(Protocol):
                 that it has room for.
             limits: How many jobs tenants may have running: a helper yields to no others.
         """
+        word, unit, bells = self._run(
+            "reserve_unit",
+            *(job_id, fence, holder, keeping or "", free_bytes, limits.encode()),
+            *ready,
+        )
+        return UnitReservation(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
         """Jobs for whose help nobody has rung so long, and how many doorbells each wants.
 
         Being returned counts as being rung for.
         """
-
-    def counts(self) -> dict[HelpState, int]:
-        """How many workers help, and how many more would find something to do."""
-
-
-class RedisSeats:
-    """The seats in a `RedisLedger`.
-
-    Args:
-        run: Runs one of its scripts.
-    """
-
-    def __init__(self, run: Callable[..., Any]) -> None:
-        self._run = run
-
-    def take(
-        self,
-        job_id: str,
-        seat: str,
-        seconds: float,
-        limits: RunningLimits = _ANY_NUMBER,
-        free_bytes: int = 0,
-    ) -> Place | None:
-        """See `Seats.take`."""
-        found = self._run("take_seat", job_id, seat, seconds, limits.encode(), free_bytes)
-        return Place(job_id, seat, *map(int, found)) if found else None
-
-    def beat(self, place: Place, seconds: float) -> Signal:
-        """See `Seats.beat`."""
-        return Signal(self._run("beat_seat", place.job_id, place.fence, place.seat, seconds))
-
-    def leave(self, place: Place, *, failed: bool = False) -> bool:
-        """See `Seats.leave`."""
-        how = "1" if failed else ""
-        return bool(self._run("leave_seat", place.job_id, place.fence, place.seat, how))
-
-    def claim_unit(
-        self,
-        job_id: str,
-        fence: int,
-        holder: str,
-        ready: Sequence[str],
-        keeping: str | None = None,
-        free_bytes: int = 0,
-        limits: RunningLimits = _ANY_NUMBER,
-    ) -> UnitClaim:
-        """See `Seats.claim_unit`."""
-        word, unit, bells = self._run(
-            "claim_unit",
-            *(job_id, fence, holder, keeping or "", free_bytes, limits.encode()),
-            *ready,
-        )
-        return UnitClaim(word, unit or None, int(bells))
-
-    def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
-        """See `Seats.wanted`."""
         found = self._run("helpers_wanted", seconds, limit)
         return [(job_id, int(bells)) for job_id, bells in zip(found[::2], found[1::2], strict=True)]
 
     def counts(self) -> dict[HelpState, int]:
-        """See `Seats.counts`."""
+        """How many workers help, and how many more would find something to do."""
         helping, wanted = map(int, self._run("help_counts"))
         return {"helping": helping, "wanted": wanted}

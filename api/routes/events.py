@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import event_feed
 from api.auth import Reader
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job
@@ -92,7 +92,7 @@ class EventStream(StreamingResponse):
             ApiError: before anything is sent, if too many streams are open.
         """
         limit = self._services.settings.limits_of(self._tenant).event_streams
-        with self._services.held.place(self._tenant, limit):
+        with self._services.long_answers.place(self._tenant, limit):
             await super().__call__(scope, receive, send)
 
 
@@ -139,8 +139,8 @@ async def _confirm(services: Services, principal: Principal, job_id: str) -> Non
         ApiError: it does not.
     """
     try:
-        holds = services.callers.confirm(principal, from_memory=True)
-    except Unremembered:
+        holds = services.callers.confirm(principal, cached_only=True)
+    except NotCached:
         holds = False
     if not holds:
         await find_job(services, principal, job_id)  # asks thoroughly

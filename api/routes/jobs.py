@@ -168,9 +168,9 @@ async def get_job(
     """Look at a job, or wait for it."""
     wait_seconds = _wait_seconds(prefer)
     limit = services.settings.limits_of(principal.tenant).event_streams
-    if services.held.refusal(principal.tenant, limit) is not None:
+    if services.long_answers.refusal(principal.tenant, limit) is not None:
         wait_seconds = 0  # one that may not wait is answered at once
-    with services.held.place(principal.tenant, limit) if wait_seconds else nullcontext():
+    with services.long_answers.place(principal.tenant, limit) if wait_seconds else nullcontext():
         record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
     told = {"ETag": etag(record)}
     if wait_seconds:

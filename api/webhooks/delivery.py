@@ -11,8 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from api.webhooks.patience import Patience
 from api.webhooks.targets import Policy, Resolve, Target, addresses, parse_target
+from api.webhooks.timed_calls import TimedCalls
 
 # For everything together: looking the name up, connecting, sending, and all of the answer.
 TIMEOUT_SECONDS = 10.0
@@ -36,7 +36,7 @@ class NotDelivered(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Courier:
+class WebhookClient:
     """Sends messages.
 
     Attributes:
@@ -44,14 +44,14 @@ class Courier:
         tls: Whom to trust; None trusts what the system trusts.
         resolve: Addresses of a host; None asks the system.
         timeout_seconds: For a message, all in all.
-        patience: Looks names up.
+        lookups: Looks names up.
     """
 
     policy: Policy
     tls: ssl.SSLContext | None = None
     resolve: Resolve | None = None
     timeout_seconds: float = TIMEOUT_SECONDS
-    patience: Patience = field(default_factory=Patience)
+    lookups: TimedCalls = field(default_factory=TimedCalls)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, owner: str = "") -> None:
         """Send a message and see that it is taken (2xx). Redirects are not followed.
@@ -69,7 +69,7 @@ class Courier:
         target = parse_target(url, self.policy)
         deadline = time.monotonic() + self.timeout_seconds
         try:
-            found = self.patience.call(
+            found = self.lookups.call(
                 owner,
                 self.timeout_seconds,
                 lambda: addresses(target, self.policy, self.resolve),

@@ -23,9 +23,9 @@ from pydantic import SecretStr
 from api.jobs.ledger import Ledger
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
-from api.webhooks.delivery import Courier, NotDelivered
+from api.webhooks.delivery import NotDelivered, WebhookClient
 from api.webhooks.lanes import AT_ONCE, Breakers, Lanes, Receiver
-from api.webhooks.outbox import Outbox, Standing, Subscription
+from api.webhooks.outbox import DeliveryProgress, Outbox, Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.client import webhooks
 from strucprune_core.errors import StrucPruneError
@@ -61,7 +61,7 @@ class Dispatcher:
     Args:
         outbox: What is to be told to whom.
         ledger: What happened.
-        courier: How to tell it.
+        client: How to tell it.
         secrets: Of each tenant, `whsec_...`.
         first_retry_seconds: Until a message that was not taken is sent again, the first time.
         look_again_seconds: Until a job is looked at in any case.
@@ -73,7 +73,7 @@ class Dispatcher:
         self,
         outbox: Outbox,
         ledger: Ledger,
-        courier: Courier,
+        client: WebhookClient,
         secrets: Mapping[str, SecretStr],
         *,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
@@ -83,7 +83,7 @@ class Dispatcher:
     ) -> None:
         self._outbox = outbox
         self._ledger = ledger
-        self._courier = courier
+        self._client = client
         self._secrets = secrets
         self._first_retry_seconds = first_retry_seconds
         self._look_again_seconds = look_again_seconds
@@ -155,7 +155,7 @@ class Dispatcher:
             if not self._outbox.take(job_id, _BUSY_SECONDS):
                 return
             try:
-                self._tell(job_id)
+                self._send_due(job_id)
             finally:
                 self._outbox.leave(job_id)
         except StrucPruneError as error:
@@ -166,15 +166,15 @@ class Dispatcher:
         finally:
             self._lanes.leave(tenant, time.monotonic() - began)
 
-    def _tell(self, job_id: str) -> None:
+    def _send_due(self, job_id: str) -> None:
         # Before anything is read: what happens from now on wakes us again.
         again_at = self._outbox.now() + self._look_again_seconds
         self._outbox.schedule(job_id, again_at)
         complete = self._ledger.is_intact()
         # The job first: if it is over by now, its last event is among those read after.
         record = self._ledger.get(job_id)
-        standing = self._outbox.standing(job_id)
-        events = self._ledger.events(job_id, standing.cursor, _EVENTS)
+        progress = self._outbox.progress(job_id)
+        events = self._ledger.events(job_id, progress.cursor, _EVENTS)
         if record is not None and not events and record.state not in TERMINAL:
             return
         if record is None:
@@ -187,69 +187,69 @@ class Dispatcher:
         if subscription is None:
             # Those who asked for it too, and were refused, have no say.
             self._outbox.drop(job_id)
-        elif self._tell_events(record, subscription, standing, events):
+        elif self._send_events(record, subscription, progress, events):
             self._outbox.rest(job_id, subscription, record.run, again_at)
 
-    def _tell_events(
+    def _send_events(
         self,
         record: JobRecord,
         subscription: Subscription,
-        standing: Standing,
+        progress: DeliveryProgress,
         events: list[JobEvent],
     ) -> bool:
         """Send what is to be told of these events. True if nothing of the job is left to tell."""
         sent = 0
         for event in events:
             name = f"job.{event.data.get('state')}"
-            told = event.data.get("run", 1) <= subscription.told_run
-            if event.type == "state" and name in subscription.events and not told:
+            delivered = event.data.get("run", 1) <= subscription.told_run
+            if event.type == "state" and name in subscription.events and not delivered:
                 if sent == _MESSAGES:
                     self._outbox.schedule(record.id, self._outbox.now())
                     return False
                 sent += 1
-                later = self._tell_event(record, subscription, event, name, standing.failures)
-                if later is not None:
-                    failures = standing.failures + later.tried
-                    self._outbox.note(record.id, Standing(standing.cursor, failures))
-                    self._outbox.schedule(record.id, self._outbox.now() + later.seconds)
+                retry = self._send_event(record, subscription, event, name, progress.failures)
+                if retry is not None:
+                    failures = progress.failures + retry.tried
+                    self._outbox.note(record.id, DeliveryProgress(progress.cursor, failures))
+                    self._outbox.schedule(record.id, self._outbox.now() + retry.seconds)
                     return False
-            standing = Standing(event.id, 0)
-            self._outbox.note(record.id, standing)
+            progress = DeliveryProgress(event.id, 0)
+            self._outbox.note(record.id, progress)
         if len(events) == _EVENTS:
             self._outbox.schedule(record.id, self._outbox.now())
             return False
         return record.state in TERMINAL
 
-    def _tell_event(
+    def _send_event(
         self,
         record: JobRecord,
         subscription: Subscription,
         event: JobEvent,
         name: str,
         failures: int,
-    ) -> _Later | None:
+    ) -> _Retry | None:
         """Send one event; when it is to be sent again, or None if it is dealt with."""
         secret = self._secrets.get(subscription.tenant)
         if secret is None:
             _log.error("%s: there is no webhook secret of its tenant any more", record.id)
             return None
         try:
-            target = parse_target(subscription.webhook_url, self._courier.policy)
+            target = parse_target(subscription.webhook_url, self._client.policy)
             receiver = (subscription.tenant, target.host, target.port)
             closed_seconds = self._breakers.wait_seconds(receiver)
             if closed_seconds and self._outbox.now() - event.at < _MAX_AGE_SECONDS:
-                return _Later(closed_seconds, tried=False)
+                return _Retry(closed_seconds, tried=False)
             if closed_seconds:
                 raise NotDelivered("the receiver has not answered for long", for_good=True)
             self._post(record, subscription, event, name, secret, receiver)
         except WebhookNotAllowed as error:
             # Not tried again: it would only probe on.
-            _log.warning("%s: %s is not told: %s", record.id, name, error.message)
+            _log.warning("%s: %s is not delivered: %s", record.id, name, error.message)
         except NotDelivered as error:
             if not error.for_good and failures < MAX_FAILURES:
                 _log.info("%s: %s not taken yet: %s", record.id, name, error)
                 seconds = self._first_retry_seconds * 2.0**failures
-                return _Later(min(seconds, MAX_RETRY_SECONDS), tried=True)
+                return _Retry(min(seconds, MAX_RETRY_SECONDS), tried=True)
             _log.warning("%s: %s is given up: %s", record.id, name, error)
         return None
 
@@ -266,7 +266,7 @@ class Dispatcher:
         headers = _headers(_message_id(record.id, event.id), secret, body)
         began = time.monotonic()
         try:
-            self._courier.post(subscription.webhook_url, headers, body, subscription.tenant)
+            self._client.post(subscription.webhook_url, headers, body, subscription.tenant)
         except NotDelivered as error:
             if error.answered and time.monotonic() - began < _SLOW_SECONDS:
                 self._breakers.answered(receiver)
@@ -277,7 +277,7 @@ class Dispatcher:
 
 
 @dataclass(frozen=True, slots=True)
-class _Later:
+class _Retry:
     """In how many seconds a message is to be sent (again), and whether it was tried now."""
 
     seconds: float

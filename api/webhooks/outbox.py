@@ -71,7 +71,7 @@ class Subscription(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class DeliveryProgress:
     """How far a job's messages are: the last event dealt with, and failures since."""
 
     cursor: str
@@ -173,18 +173,18 @@ class Outbox:
         """Let other dispatchers at the job."""
         self._redis("delete", self._key("webhook", job_id, "busy"))
 
-    def standing(self, job_id: str) -> Standing:
+    def progress(self, job_id: str) -> DeliveryProgress:
         """How far the job's messages are."""
         found: Any = self._redis("hgetall", self._key("webhook", job_id))
-        return Standing(found.get("cursor", "0"), int(found.get("failures", 0)))
+        return DeliveryProgress(found.get("cursor", "0"), int(found.get("failures", 0)))
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def note(self, job_id: str, standing: Standing) -> None:
+    def note(self, job_id: str, progress: DeliveryProgress) -> None:
         """Remember how far the job's messages are."""
-        fields = {"cursor": standing.cursor, "failures": standing.failures}
+        fields = {"cursor": progress.cursor, "failures": progress.failures}
         self._redis("hset", self._key("webhook", job_id), mapping=fields)
 
     def _put(self, job_id: str, subscription: Subscription) -> None:

@@ -1,4 +1,4 @@
-"""FLAP: structures whose output hardly fluctuates go, and their mean output becomes a bias.
+"""FLAP: removes structures whose output hardly fluctuates; their mean output becomes a bias.
 
     s_j = var(X_j) ||W_j||_2^2                               (WIFV; squared for attention)
     z_j = (s_j - mean s) / std s     within a site,          then one ranking over all sites

@@ -1,4 +1,4 @@
-"""Least squares on top of somebody else's choice of structures.
+"""Least squares after another method's choice of structures.
 
     W_K = (W G_:K + g W_K) (G_KK + g I)^-1
 

@@ -1,4 +1,4 @@
-"""Magnitude-sp: structures with the smallest weights go, the same share of every site.
+"""Magnitude-sp: removes structures with the smallest weights, the same share of every site.
 
     s_j = ||W_j||_2
 

@@ -1,4 +1,4 @@
-"""Random: a seeded draw, the same share of every site. The floor under every other method."""
+"""Random: a seeded draw, the same share of every site. Every other method should be better."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@
 Wanda: Sun et al. 2024, "A Simple and Effective Pruning Approach for Large Language Models",
 arXiv:2306.11695. Its structured form, with the mean over the output rows (so the norm of W_j is
 l1), is that of the FLAP paper (An et al. 2024, arXiv:2312.11983, baselines). As in both papers'
-code a layer is judged on what the layers pruned before it feed it, so this method has no statistics
-that a second sparsity could share.
+code, a layer's inputs come from the layers pruned before it. So this method has no statistics that
+a second sparsity could share.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     python -m benchmarks.runtimes --reuse        # the same checkpoints again, for new timings
 
 Each runtime gets an environment of its own under `--root`, made on the first run (several GB, most
-of it vLLM's). Every checkpoint is loaded beside the dense model; greedy tokens and logits must be
-those of transformers on the same checkpoint, and both models are timed in turns, so that what else
+of it vLLM's). Every checkpoint is loaded beside the dense model. Greedy tokens and logits must be
+those of transformers on the same checkpoint. Both models are timed in turns, so that whatever else
 the machine does slows both. Exit code 1 if a runtime does not load what the library says it loads
 (`strucprune_core.export.runtimes`), loads what it is said not to, or computes something else.
 """

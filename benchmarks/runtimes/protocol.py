@@ -1,4 +1,4 @@
-"""What the driver and a runtime's session tell each other: a request, an answer, both JSON."""
+"""The messages between the driver and a runtime's session: a request and an answer, both JSON."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a session found out.
+    """What a session measured.
 
     Attributes:
         outputs: By model; those that loaded.

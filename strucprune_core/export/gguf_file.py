@@ -30,6 +30,7 @@ from strucprune_core.export.gguf_layout import (
 )
 from strucprune_core.export.gguf_vocabulary import GgufVocabulary
 from strucprune_core.models.config import ModelConfig, RopeConfig
+from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import WeightSource
 
 _TORCH_DTYPES: dict[GgufDtype, torch.dtype] = {
@@ -171,41 +172,25 @@ def _rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
     return None if factors is None else np.array(factors, dtype=np.float32)
 
 
-class RoundedSource:
-    """A `WeightSource` of values as a GGUF file holds them, computed from another source."""
+class RoundedSource(StoredSource):
+    """Values as a GGUF file holds them, computed from another source."""
 
     def __init__(self, source: WeightSource, tensors: Iterable[GgufTensor]) -> None:
         self._source = source
         self._tensors = {tensor.source: tensor for tensor in tensors}
 
-    def tensor(
-        self,
-        name: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         """A whole tensor, rounded."""
-        values = rounded(self._source, self._tensors[name])
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return rounded(self._source, self._tensors[name])
 
-    def rows(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, rounded."""
-        target = _TORCH_DTYPES[self._tensors[name].dtype]
-        values = self._source.rows(name, start, stop, dtype=None).to(target)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        values = self._source.rows(name, start, stop, dtype=None)
+        return values.to(_TORCH_DTYPES[self._tensors[name].dtype])
 
 
-class GgufFile:
-    """A GGUF file of a llama as a `WeightSource` by checkpoint names, memory-mapped."""
+class GgufFile(StoredSource):
+    """A GGUF file of a llama under the names of its checkpoint, memory-mapped."""
 
     def __init__(self, path: Path, expected: ModelConfig) -> None:
         """Read the header.
@@ -252,33 +237,17 @@ class GgufFile:
         self._tensors = {by_name[name].source: by_name[name] for name in names}
         return set(self._tensors)
 
-    def tensor(
-        self,
-        name: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         """A whole tensor, rows in the checkpoint's order."""
         tensor = self._tensors[name]
-        values = undo_rotary(self._values(tensor, slice(None)), tensor.rotary_heads)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return undo_rotary(self._values(tensor, slice(None)), tensor.rotary_heads)
 
-    def rows(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, in the checkpoint's order."""
         tensor = self._tensors[name]
         if tensor.rotary_heads:
-            return self.tensor(name, device=device, dtype=dtype)[start:stop]
-        values = self._values(tensor, slice(start, stop))
-        return values.to(device=device, dtype=dtype or values.dtype)
+            return self.stored(name)[start:stop]
+        return self._values(tensor, slice(start, stop))
 
     def _values(self, tensor: GgufTensor, rows: slice) -> Tensor:
         """Rows as they lie in the file, copied out of the map."""

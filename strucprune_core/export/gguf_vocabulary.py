@@ -31,7 +31,7 @@ from strucprune_core.export.tokenizer_json import (
     steps,
     unsupported,
 )
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 MAX_TOKENIZER_BYTES = 64 << 20
 _MAX_DEPTH = 16
@@ -105,7 +105,7 @@ class GgufVocabulary:
 
 
 def read_vocabulary(
-    store: Store, files: Collection[str], config: Mapping[str, Any], vocab_size: int
+    store: Readable, files: Collection[str], config: Mapping[str, Any], vocab_size: int
 ) -> GgufVocabulary:
     """Read a model's tokenizer files.
 
@@ -146,7 +146,7 @@ def read_vocabulary(
     )
 
 
-def _read(store: Store) -> dict[str, Any]:
+def _read(store: Readable) -> dict[str, Any]:
     info = store.stat(TOKENIZER)
     if info is None:
         raise ObjectNotFound(f"there is no {TOKENIZER} under {store.uri}")

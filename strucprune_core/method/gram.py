@@ -29,8 +29,6 @@ this mends is the price of a site beside that of others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -46,33 +44,6 @@ _RANK_ROWS = 64  # Rows that are scaled at a time to compute a rank.
 def token_weights(outputs: Tensor) -> Tensor:
     """w_t of each token, (n,) float32, from the layer's outputs on the residual stream, (n x d)."""
     return 1.0 / outputs.float().square().mean(-1).clamp_min(LEAST_MEAN_SQUARE)
-
-
-@dataclass(frozen=True, slots=True)
-class SiteStatistics:
-    """What is known of a site beside its Gram matrix.
-
-    Attributes:
-        tokens: Tokens that reached it, n.
-        columns: Its columns, m.
-        energy: Mean diagonal of G as measured.
-        assumed: What was added to the diagonal of G because n < m; 0 where that is not so.
-        effective_rank: (columns that vary)^2 / sum of squared correlations of all pairs of them:
-            their number if no two go together, 1 if all do, 0 if none varies between tokens; None
-            if no column has any energy.
-    """
-
-    tokens: int
-    columns: int
-    energy: float
-    assumed: float
-    effective_rank: float | None
-
-    @property
-    def measured_share(self) -> float:
-        """Share of the energy, and so about that of any damage, that was measured."""
-        total = self.energy + self.assumed
-        return self.energy / total if self.assumed > 0.0 else 1.0
 
 
 def assumed_energy(tokens: int, columns: int, mean_energy: float) -> float:
@@ -132,7 +103,7 @@ class GramAccumulator:
             assumed: What to add to the diagonal.
 
         Returns:
-            The effective rank (see `SiteStatistics`) of what was measured.
+            The effective rank (see `site_statistics`) of what was measured.
 
         Raises:
             NumericalFailure: an entry is not finite.

@@ -13,7 +13,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.fields import MAX_WIDTH, RawConfig, checked_integer, integers
 
 PRUNED_PREFIX = "strucprune_"
-"""Model type of our checkpoints whose layers differ: this and the family's."""
+"""A checkpoint whose layers differ has this, and its family's type, as model type."""
 FORMAT_VERSION = 2
 
 
@@ -51,7 +51,7 @@ def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:
     """The model with the layer shapes that its section lists.
 
     Raises:
-        InvalidCheckpoint: the section is missing, of another version, or impossible.
+        InvalidCheckpoint: the section is missing, of another version, or invalid.
     """
     section = raw.get("strucprune")
     if not isinstance(section, dict) or section.get("format_version") != FORMAT_VERSION:

@@ -6,7 +6,7 @@ removed whole: a channel is one column, a KV group all columns of the query head
 key-value head.
 
     site.output     the matrix that is solved again, and which columns belong to structure j
-    site.coupled    tensors that just lose the slices of structure j
+    site.coupled    tensors that only lose the slices of structure j
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class CoupledTensor:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One matrix that loses input columns, and what goes with them.
+    """One matrix that loses input columns, and the tensors coupled to them.
 
     Attributes:
         name: Unique within the layer: "ffn", "expert.3", "attention".
         kind: Sites of one kind in a layer share an energy.
         structures: How many there are.
         columns: Columns of the output matrix per structure.
-        lockstep: So many structures are removed together, one of each of `lockstep` families
+        lockstep: Structures are removed in sets of this size, one of each of `lockstep` families
             (structure j is of family j // (structures / lockstep)); 1: each on its own.
         output: The matrix that is solved again; its axis is that of the columns.
         coupled: The other tensors that shrink.
-        parameters: Parameters that go with one structure.
+        parameters: Parameters that one structure has in all these tensors.
     """
 
     name: str
@@ -92,16 +92,16 @@ def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> li
     if generic is not None:
         each = generic.feed_forwards if "ffn_channels" in kinds else ()
         return [_generic_site(config, layer, feed_forward) for feed_forward in each]
-    found: list[Site] = []
+    all_sites: list[Site] = []
     if "ffn_channels" in kinds:
-        found += _ffn_sites(config, layer)
+        all_sites += _ffn_sites(config, layer)
     if "kv_groups" in kinds or "query_heads" in kinds:
-        found.append(_attention_site(config, layer, whole_groups="kv_groups" in kinds))
-    return found
+        all_sites.append(_attention_site(config, layer, whole_groups="kv_groups" in kinds))
+    return all_sites
 
 
 def shrink(block: LayerConfig, kept: dict[str, int], kinds: Sequence[StructureKind]) -> LayerConfig:
-    """A layer's shape once each site (by name) keeps so many structures."""
+    """A layer's shape once each site (by name) keeps this number of structures."""
     if block.generic is not None:
         return _shrunk(block, block.generic, kept)
     widths = tuple(
@@ -184,7 +184,7 @@ def _attention_site(config: ModelConfig, layer: int, *, whole_groups: bool) -> S
     query = Segment(0, per_group * width)
     coupled: list[CoupledTensor] = []
     if names.query_key_value is not None and config.qkv_interleaved:
-        # Head by head [q k v]; only families with as many key-value heads do so.
+        # Head by head [q k v]: only families with as many key-value as query heads do so.
         coupled += _rows(config, layer, names.query_key_value, (Segment(0, 3 * width),))
     elif names.query_key_value is not None:
         keys_at = block.query_heads * width

@@ -22,16 +22,47 @@ reviewed:
     price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
-manifest (see `run.workspace`). Resuming is skipping finished units; distributing is claiming them:
-curves, probes and solves of different layers do not depend on each other.
+manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
+finished units; distributing is reserving them: curves, probes and solves of different layers do not
+depend on each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
 
+from strucprune_core.run.artifacts import (
+    Allocate,
+    Artifacts,
+    Assemble,
+    BlockConfigs,
+    Capture,
+    Check,
+    Curve,
+    Distill,
+    Embed,
+    Evaluate,
+    EvaluationTokens,
+    File,
+    Gguf,
+    Gradient,
+    ModelCheck,
+    Price,
+    Probe,
+    Recover,
+    Replay,
+    Report,
+    Review,
+    Solve,
+    Tokens,
+    Trial,
+    Verify,
+    Weights,
+    Written,
+)
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import Energy, Export
 
@@ -43,16 +74,8 @@ PROBE_GROUP_LAYERS = 8
 # training and their moments.
 DISTILL_UNIT_STEPS = 10
 
-WRITTEN: Mapping[str, str] = {
-    "assemble": "shard.safetensors",
-    "gguf": "model.gguf",
-    "block_configs": "shard.safetensors",
-}
-"""The file that each kind of unit writes of what is published."""
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
 """The fields that name a job's texts."""
-CHECKS = ("verify", "check")
-JUDGED = "evaluate.pruned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +86,15 @@ class Unit:
         name: Unique; "capture.7" is the capture of layer 7.
         phase: The phase that its progress and time count towards.
         after: Units that must be finished before.
-        reads: Files it needs, as (unit, file name).
+        reads: Files it needs.
         releases: Files that nobody needs once it is finished.
     """
 
     name: str
     phase: Phase
     after: tuple[str, ...] = ()
-    reads: tuple[tuple[str, str], ...] = ()
-    releases: tuple[tuple[str, str], ...] = ()
+    reads: tuple[File, ...] = ()
+    releases: tuple[File, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -92,11 +115,11 @@ class Unit:
 
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
-    if unit in ("model_check", "weights"):
+    if unit in (ModelCheck().unit, Weights().unit):
         return ()
-    if unit in ("tokens.evaluation", "evaluate.dense"):
+    if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    if unit in (JUDGED, "report"):
+    if unit in (Evaluate("pruned").unit, Report().unit):
         return (CALIBRATION, EVALUATION)
     return (CALIBRATION,)
 
@@ -105,6 +128,24 @@ def probe_groups(layers: int) -> list[range]:
     """Layers of each probe unit."""
     step = PROBE_GROUP_LAYERS
     return [range(start, min(start + step, layers)) for start in range(0, layers, step)]
+
+
+def distill_units(steps: int) -> list[range]:
+    """Steps of each distillation unit, from 0."""
+    size = DISTILL_UNIT_STEPS
+    return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
+
+
+def repaired_solution(layer: int, *, recover: bool) -> File:
+    """A layer's solution before the model is trained as a whole."""
+    return Recover(layer).solution if recover else Solve(layer).solution
+
+
+def final_solution(layer: int, *, recover: bool, distill_steps: int) -> File:
+    """A layer's solution as it is published."""
+    if distill_steps:
+        return Distill(len(distill_units(distill_steps)) - 1).distilled(layer)
+    return repaired_solution(layer, recover=recover)
 
 
 def build_graph(
@@ -135,129 +176,90 @@ def build_graph(
         export_shards: The same of each file of the export `block_configs`.
         distill_steps: Steps that the whole model is trained for.
     """
-    windows = ("tokens", "calibration.npy")
-    units = [Unit("model_check", Phase.INSPECTING)]
+    solutions = [
+        final_solution(layer, recover=recover, distill_steps=distill_steps)
+        for layer in range(layers)
+    ]
+    checkpoint = _checkpoint_files(shards)
+    exported = {each: _export_files(each, layers, export_shards) for each in exports}
+    units = [
+        *_inspection(evaluate=evaluate),
+        *_calibration(layers),
+        *_allocation(layers, energy, rounds, distill=distill_steps > 0),
+        *(_solve(layer) for layer in range(layers)),
+        *(_recovery(layers) if recover else ()),
+        *(_distillation(layers, distill_steps, recover=recover) if distill_steps else ()),
+    ]
+    every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
+    writers = [_write(file, held, solutions) for file, held in every_file]
+    judges = [
+        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        _judge(Verify(), solutions, checkpoint),
+        *(_judge(Check(each), solutions, files) for each, files in exported.items()),
+    ]
+    report = _report(judges, [file for file, _ in every_file])
+    return [*_as_soon_as_possible(units, writers), *judges, report]
+
+
+def _unit(
+    artifacts: Artifacts,
+    phase: Phase,
+    *,
+    after: Iterable[str] = (),
+    reads: Iterable[File] = (),
+    releases: Iterable[File] = (),
+) -> Unit:
+    """A unit that comes after the units named, and after those whose files it reads."""
+    reads = tuple(reads)
+    before = dict.fromkeys((*after, *(file.unit for file in reads)))
+    return Unit(artifacts.unit, phase, tuple(before), reads, tuple(releases))
+
+
+def _inspection(*, evaluate: bool) -> list[Unit]:
+    """What is checked and read before any heavy work."""
+    check = [ModelCheck().unit]
+    units = [_unit(ModelCheck(), Phase.INSPECTING)]
     if evaluate:
-        units.append(Unit("tokens.evaluation", Phase.INSPECTING, ("model_check",)))
-    units.append(Unit("tokens", Phase.INSPECTING, ("model_check",)))
-    units.append(Unit("weights", Phase.INSPECTING, ("model_check",)))
+        units.append(_unit(EvaluationTokens(), Phase.INSPECTING, after=check))
+    units.append(_unit(Tokens(), Phase.INSPECTING, after=check))
+    units.append(_unit(Weights(), Phase.INSPECTING, after=check))
     if evaluate:
-        units.append(_evaluation("dense", ("tokens.evaluation", "weights"), ()))
-    units.append(Unit("embed", Phase.CALIBRATING, ("tokens", "weights"), (windows,)))
-    units += [_capture(layer) for layer in range(layers)]
-    units += [_curve(layer) for layer in range(layers)]
-    units += _allocation(layers, energy, rounds, distill=distill_steps > 0)
-    units += [_solve(layer) for layer in range(layers)]
-    solutions = tuple((f"solve.{layer}", "solution.safetensors") for layer in range(layers))
-    if recover:
-        units.append(Unit("replay", Phase.SOLVING, ("tokens",), (windows,)))
-        units += [_recover(layer) for layer in range(layers)]
-        solutions = tuple((f"recover.{layer}", name) for layer, (_, name) in enumerate(solutions))
-    if distill_steps:
-        units += _distillation(layers, distill_steps, solutions)
-        last = units[-1].name
-        solutions = tuple((last, f"distilled.{layer}.safetensors") for layer in range(layers))
-    checkpoint = [_write(f"assemble.{n}", held, solutions) for n, held in enumerate(shards)]
-    exported = {each: _export(each, export_shards, solutions) for each in exports}
-    units = _as_soon_as_possible(units, [*checkpoint, *chain(*exported.values())])
-    units += _judges(checkpoint, solutions, evaluate=evaluate)
-    units += [_check(export, files, solutions) for export, files in exported.items()]
-    written = _files([unit for unit in units if unit.kind in WRITTEN])
-    judges = tuple(unit.name for unit in units if unit.name == JUDGED or unit.kind in CHECKS)
-    return [*units, Unit("report", Phase.COMMITTING, judges, written)]
+        windows = EvaluationTokens().evaluation
+        after = [Weights().unit]
+        units.append(_unit(Evaluate("dense"), Phase.EVALUATING, after=after, reads=[windows]))
+    return units
 
 
-def _write(name: str, layers: Iterable[int], solutions: tuple[tuple[str, str], ...]) -> Unit:
-    """Write a file that holds what became of these layers."""
-    reads = tuple(solutions[layer] for layer in layers)
-    return Unit(name, Phase.UPLOADING, ("allocate", *_owners(reads)), reads)
-
-
-def _export(
-    export: Export, shards: Sequence[Iterable[int]], solutions: tuple[tuple[str, str], ...]
-) -> list[Unit]:
-    """The units that write an export, one for each of its files of weights."""
-    if export == "gguf":
-        return [_write("gguf", range(len(solutions)), solutions)]
-    return [_write(f"{export}.{number}", held, solutions) for number, held in enumerate(shards)]
-
-
-def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
-    """Both in one order: each of `late` right after the last one that it comes after."""
-    found: list[Unit] = []
-    done: set[str] = set()
-    for unit in units:
-        found.append(unit)
-        done.add(unit.name)
-        found += [each for each in late if done.issuperset(each.after)]
-        late = [each for each in late if not done.issuperset(each.after)]
-    return found
-
-
-def _judges(
-    checkpoint: list[Unit], solutions: tuple[tuple[str, str], ...], *, evaluate: bool
-) -> list[Unit]:
-    """Judge the pruned checkpoint."""
-    files = _files(checkpoint)
-    after = _owners(files)
-    judges = [_evaluation("pruned", (*after, "evaluate.dense"), files)] if evaluate else []
-    reads = (("tokens", "calibration.npy"), *solutions, *files)
-    return [*judges, Unit("verify", Phase.EVALUATING, _owners(reads), reads)]
-
-
-def _check(export: Export, written: list[Unit], solutions: tuple[tuple[str, str], ...]) -> Unit:
-    """Compare an export with what it was written from."""
-    reads = (("tokens", "calibration.npy"), *solutions, *_files(written))
-    return Unit(f"check.{export}", Phase.EVALUATING, _owners(reads), reads)
-
-
-def _files(units: list[Unit]) -> tuple[tuple[str, str], ...]:
-    """What units write of what is published."""
-    return tuple((unit.name, WRITTEN[unit.kind]) for unit in units)
-
-
-def _owners(files: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The units that files belong to, each once."""
-    return tuple(dict.fromkeys(unit for unit, _ in files))
-
-
-def publication(units: list[Unit]) -> Unit:
-    """Publishing as a unit that is never finished: it reads what a complete job must have."""
-    report = units[-1]
-    files = tuple((report.name, name) for name in ("report.json", "report.html"))
-    return Unit("publish", Phase.COMMITTING, (report.name,), (*report.reads, *files))
+def _calibration(layers: int) -> list[Unit]:
+    """The dense model on the calibration text, and what its statistics say of each layer."""
+    windows = Tokens().calibration
+    return [
+        _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
+        *(_capture(layer) for layer in range(layers)),
+        *(_curve(layer) for layer in range(layers)),
+    ]
 
 
 def _capture(layer: int) -> Unit:
-    before = "embed" if layer == 0 else f"capture.{layer - 1}"
-    hidden = ((before, "hidden.npy"),)
-    return Unit(f"capture.{layer}", Phase.CALIBRATING, (before,), hidden, releases=hidden)
+    this = Capture(layer)
+    return _unit(this, Phase.CALIBRATING, reads=[this.entering], releases=[this.entering])
 
 
 def _curve(layer: int) -> Unit:
-    capture = f"capture.{layer}"
-    return Unit(f"curve.{layer}", Phase.ALLOCATING, (capture,), ((capture, "grams.safetensors"),))
+    return _unit(Curve(layer), Phase.ALLOCATING, reads=[Capture(layer).grams])
 
 
-def _probe(number: int, group: range, layers: int) -> Unit:
-    reads = [(f"capture.{layers - 1}", "hidden.npy")]
-    for layer in group:
-        reads += [(f"capture.{layer}", name) for name in ("grams.safetensors", "probe_input.npy")]
-        reads.append((f"curve.{layer}", "curves.safetensors"))
-    after = _owners(reads)
-    return Unit(f"probe.{number}", Phase.ALLOCATING, after, tuple(reads))
-
-
-def _gradient(number: int, group: range, layers: int) -> Unit:
-    """Starts from the loss in the last group, elsewhere from what came out of the next one."""
-    if group.stop == layers:
-        start = [(f"capture.{layers - 1}", "hidden.npy"), ("tokens", "calibration.npy")]
-    else:
-        start = [(f"gradient.{number + 1}", "gradient.npy")]
-    reads = (*start, *((f"capture.{layer}", "probe_input.npy") for layer in group))
-    after = _owners(reads)
-    flow = tuple(file for file in start if file[1] == "gradient.npy")
-    return Unit(f"gradient.{number}", Phase.ALLOCATING, after, reads, releases=flow)
+def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
+    """Measure energies, and set the price in rounds."""
+    measured = _energies(energy, layers)
+    units = [*measured, _price(1, layers, measured)]
+    for number in range(1, rounds + 1):
+        if rounds > 1:
+            units += [_trial(number, layer, layers) for layer in range(layers)]
+        if number < rounds:
+            reviews = _reviews(number, layers)
+            units += [*reviews, _price(number + 1, layers, reviews)]
+    return [*units, _allocate(rounds, layers, distill=distill)]
 
 
 def _energies(energy: Energy, layers: int) -> list[Unit]:
@@ -269,133 +271,178 @@ def _energies(energy: Energy, layers: int) -> list[Unit]:
     return []
 
 
-def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
-    """Measure energies, and set the price in rounds."""
-    measured = _energies(energy, layers)
-    units = [*measured, _price(1, layers, tuple(unit.name for unit in measured))]
-    for number in range(1, rounds + 1):
-        if rounds > 1:
-            units += [_trial(number, layer, layers) for layer in range(layers)]
-        if number < rounds:
-            reviews = _reviews(number, layers)
-            units += [*reviews, _price(number + 1, layers, tuple(unit.name for unit in reviews))]
-    return [*units, _allocate(rounds, layers, distill=distill)]
+def _probe(number: int, group: range, layers: int) -> Unit:
+    reads = [Capture(layers - 1).hidden]
+    for layer in group:
+        reads += [Capture(layer).grams, Capture(layer).probe_input, Curve(layer).curves]
+    return _unit(Probe(number), Phase.ALLOCATING, reads=reads)
 
 
-def _price(number: int, layers: int, measured: tuple[str, ...]) -> Unit:
-    curves = tuple(f"curve.{layer}" for layer in range(layers))
-    files = tuple((curve, "curves.safetensors") for curve in curves)
-    before = (f"price.{number - 1}",) if number > 1 else ()
-    after = (*curves, *before, *measured)
-    tried = _tried(number - 1, layers, reviewed=True) if number > 1 else ()
-    return Unit(f"price.{number}", Phase.ALLOCATING, after, files, releases=tried)
+def _gradient(number: int, group: range, layers: int) -> Unit:
+    """Starts from the loss in the last group, elsewhere from what came out of the next one."""
+    inputs = [Capture(layer).probe_input for layer in group]
+    if group.stop == layers:
+        reads = [Capture(layers - 1).hidden, Tokens().calibration, *inputs]
+        return _unit(Gradient(number), Phase.ALLOCATING, reads=reads)
+    flow = Gradient(number + 1).flow
+    return _unit(Gradient(number), Phase.ALLOCATING, reads=[flow, *inputs], releases=[flow])
+
+
+def _price(number: int, layers: int, measured: list[Unit]) -> Unit:
+    """Set the price; after a round was reviewed, its trials are no longer needed."""
+    after = [unit.name for unit in measured]
+    curves = [Curve(layer).curves for layer in range(layers)]
+    if number == 1:
+        return _unit(Price(1), Phase.ALLOCATING, after=after, reads=curves)
+    before = number - 1
+    return _unit(
+        Price(number),
+        Phase.ALLOCATING,
+        after=[Price(before).unit, *after],
+        reads=curves,
+        releases=[
+            *_streams(before, layers),
+            *(Trial(before, layer).solution for layer in range(layers)),
+        ],
+    )
 
 
 def _trial(number: int, layer: int, layers: int) -> Unit:
     """Solve a layer at the round's widths, and lead the pruned model's hidden states through it."""
-    capture, curve = f"capture.{layer}", f"curve.{layer}"
-    stream = _pruned_stream(number, layer)
-    reads = [stream, (capture, "grams.safetensors"), (curve, "curves.safetensors")]
+    this = Trial(number, layer)
+    reads = [this.entering, Capture(layer).grams, Curve(layer).curves]
     if layer == layers - 1:
-        reads.append((f"capture.{layer}", "hidden.npy"))
-    after = tuple(dict.fromkeys((f"price.{number}", *(unit for unit, _ in reads))))
-    return Unit(f"trial.{number}.{layer}", Phase.ALLOCATING, after, tuple(reads))
+        reads.append(Capture(layer).hidden)
+    return _unit(this, Phase.ALLOCATING, after=[Price(number).unit], reads=reads)
 
 
 def _reviews(number: int, layers: int) -> list[Unit]:
-    """Put the dense layers of a group back into the pruned model, one by one."""
-    last = f"trial.{number}.{layers - 1}"
-    units = []
+    """Put the dense layers of each group back into the pruned model, one by one."""
+    after = [Trial(number, layers - 1).unit]
+    units: list[Unit] = []
     for group_number, group in enumerate(probe_groups(layers)):
-        reads = [(f"capture.{layers - 1}", "hidden.npy")]
-        reads += [_pruned_stream(number, layer) for layer in group]
-        reads += [
-            (f"trial.{number}.{layer}", "solution.safetensors")
-            for layer in range(group.start, layers)
+        reads = [
+            Capture(layers - 1).hidden,
+            *(Trial(number, layer).entering for layer in group),
+            *(Trial(number, layer).solution for layer in range(group.start, layers)),
         ]
-        after = tuple(dict.fromkeys((last, *(unit for unit, _ in reads))))
-        name = f"review.{number}.{group_number}"
-        units.append(Unit(name, Phase.ALLOCATING, after, tuple(reads)))
+        review = Review(number, group_number)
+        units.append(_unit(review, Phase.ALLOCATING, after=after, reads=reads))
     return units
 
 
-def _pruned_stream(number: int, layer: int) -> tuple[str, str]:
-    """Input of a layer on the probe windows in the model that a round has pruned."""
-    if layer == 0:
-        return ("capture.0", "probe_input.npy")
-    return (f"trial.{number}.{layer - 1}", "stream.npy")
-
-
-def _tried(number: int, layers: int, *, reviewed: bool) -> tuple[tuple[str, str], ...]:
-    """Files of a round's trials."""
-    streams = tuple((f"trial.{number}.{layer}", "stream.npy") for layer in range(layers - 1))
-    if not reviewed:
-        return streams
-    solved = ((f"trial.{number}.{layer}", "solution.safetensors") for layer in range(layers))
-    return (*streams, *solved)
+def _streams(number: int, layers: int) -> list[File]:
+    """Hidden states between the layers of a round's model."""
+    return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
 def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
     """Choose a round. Distillation still needs what the dense model made of the text."""
-    prices = tuple(f"price.{number}" for number in range(1, rounds + 1))
-    last = tuple(f"trial.{number}.{layers - 1}" for number in range(1, rounds + 1))
-    return Unit(
-        "allocate",
-        Phase.ALLOCATING,
-        (*prices, *(last if rounds > 1 else ())),
-        releases=(
-            *(() if distill else ((f"capture.{layers - 1}", "hidden.npy"),)),
-            *(_tried(rounds, layers, reviewed=False) if rounds > 1 else ()),
-        ),
-    )
+    after = [Price(number).unit for number in range(1, rounds + 1)]
+    releases = [] if distill else [Capture(layers - 1).hidden]
+    if rounds > 1:
+        after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
+        releases += _streams(rounds, layers)
+    return _unit(Allocate(), Phase.ALLOCATING, after=after, releases=releases)
 
 
 def _solve(layer: int) -> Unit:
-    capture, curve = f"capture.{layer}", f"curve.{layer}"
-    statistics = ((capture, "grams.safetensors"), (capture, "holdout.safetensors"))
-    return Unit(
-        f"solve.{layer}",
+    capture = Capture(layer)
+    return _unit(
+        Solve(layer),
         Phase.SOLVING,
-        ("allocate", capture, curve),
-        (*statistics, (curve, "curves.safetensors")),
-        releases=(*statistics, (capture, "probe_input.npy")),
+        after=[Allocate().unit],
+        reads=[capture.grams, capture.holdout, Curve(layer).curves],
+        releases=[capture.grams, capture.holdout, capture.probe_input],
     )
 
 
-def _recover(layer: int) -> Unit:
-    before = "replay" if layer == 0 else f"recover.{layer - 1}"
-    streams = ((before, "streams.npy"),)
-    solution = (f"solve.{layer}", "solution.safetensors")
-    after = (before, f"solve.{layer}")
-    reads = (*streams, solution)
-    return Unit(f"recover.{layer}", Phase.SOLVING, after, reads, releases=reads)
-
-
-def distill_units(steps: int) -> list[range]:
-    """Steps of each distillation unit, from 0."""
-    size = DISTILL_UNIT_STEPS
-    return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
-
-
-def _distillation(layers: int, steps: int, solutions: tuple[tuple[str, str], ...]) -> list[Unit]:
-    """Train on from the unit before; the last one writes what is to be assembled."""
-    dense = (f"capture.{layers - 1}", "hidden.npy")
-    count = len(distill_units(steps))
-    units: list[Unit] = []
-    for number in range(count):
-        before = f"distill.{number - 1}"
-        state = tuple((before, f"state.{layer}.safetensors") for layer in range(layers))
-        reads = (("tokens", "calibration.npy"), dense, *solutions, *(state if number else ()))
-        after = tuple(dict.fromkeys(("allocate", *(unit for unit, _ in reads))))
-        last = (dense, *solutions) if number == count - 1 else ()
-        releases = (*(state if number else ()), *last)
-        units.append(Unit(f"distill.{number}", Phase.SOLVING, after, reads, releases))
+def _recovery(layers: int) -> list[Unit]:
+    """Train each layer, on what the one before makes of the text."""
+    units = [_unit(Replay(), Phase.SOLVING, reads=[Tokens().calibration])]
+    for layer in range(layers):
+        reads = [Recover(layer).entering, Solve(layer).solution]
+        units.append(_unit(Recover(layer), Phase.SOLVING, reads=reads, releases=reads))
     return units
 
 
-def _evaluation(which: str, after: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Unit:
-    reads = (("tokens.evaluation", "evaluation.npy"), *files)
-    return Unit(f"evaluate.{which}", Phase.EVALUATING, after, reads)
+def _distillation(layers: int, steps: int, *, recover: bool) -> list[Unit]:
+    """Train on from the unit before; the last one writes what is to be assembled."""
+    dense = Capture(layers - 1).hidden
+    given = [repaired_solution(layer, recover=recover) for layer in range(layers)]
+    last = len(distill_units(steps)) - 1
+    units: list[Unit] = []
+    for number in range(last + 1):
+        before = Distill(number - 1)
+        state = [before.state(layer) for layer in range(layers)] if number else []
+        units.append(
+            _unit(
+                Distill(number),
+                Phase.SOLVING,
+                after=[Allocate().unit],
+                reads=[Tokens().calibration, dense, *given, *state],
+                releases=[*state, *((dense, *given) if number == last else ())],
+            )
+        )
+    return units
+
+
+def _checkpoint_files(shards: Sequence[Iterable[int]]) -> dict[Written, Iterable[int]]:
+    """The files of the pruned checkpoint, each with the layers whose solutions it holds."""
+    return {Assemble(number): held for number, held in enumerate(shards)}
+
+
+def _export_files(
+    export: Export, layers: int, shards: Sequence[Iterable[int]]
+) -> dict[Written, Iterable[int]]:
+    """The same of an export's files of weights."""
+    if export == "gguf":
+        return {Gguf(): range(layers)}
+    return {BlockConfigs(number): held for number, held in enumerate(shards)}
+
+
+def _write(file: Written, layers: Iterable[int], solutions: list[File]) -> Unit:
+    """Write a file that holds what became of these layers."""
+    reads = [solutions[layer] for layer in layers]
+    return _unit(file, Phase.UPLOADING, after=[Allocate().unit], reads=reads)
+
+
+def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
+    """Both in one order: each of `late` right after the last one that it comes after."""
+    ordered: list[Unit] = []
+    done: set[str] = set()
+    for unit in units:
+        ordered.append(unit)
+        done.add(unit.name)
+        ordered += [each for each in late if done.issuperset(each.after)]
+        late = [each for each in late if not done.issuperset(each.after)]
+    return ordered
+
+
+def _evaluate_pruned(checkpoint: Iterable[Written]) -> Unit:
+    """Measure the perplexity of the written files."""
+    reads = [EvaluationTokens().evaluation, *(file.written for file in checkpoint)]
+    after = [Evaluate("dense").unit]
+    return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
+
+
+def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:
+    """Compare written files with what they were written from."""
+    reads = [Tokens().calibration, *solutions, *(file.written for file in files)]
+    return _unit(judge, Phase.EVALUATING, reads=reads)
+
+
+def _report(judges: list[Unit], files: Iterable[Written]) -> Unit:
+    """Report on files once all judges have passed them."""
+    after = tuple(unit.name for unit in judges)
+    return Unit(Report().unit, Phase.COMMITTING, after, tuple(file.written for file in files))
+
+
+def publication(units: list[Unit]) -> Unit:
+    """Publishing as a unit that is never finished: it reads what a complete job must have."""
+    report = units[-1]
+    reads = (*report.reads, Report().json, Report().html)
+    return Unit("publish", Phase.COMMITTING, (report.name,), reads)
 
 
 def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:
@@ -404,14 +451,16 @@ def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:
     Args:
         units: The graph, in topological order.
     """
-    found: dict[str, frozenset[str]] = {}
+    all_before: dict[str, frozenset[str]] = {}
     for unit in units:
-        before = {*unit.after, *_owners(unit.reads)}
-        found[unit.name] = frozenset(before.union(*(found[name] for name in before)))
-    return found
+        before = {*unit.after, *(file.unit for file in unit.reads)}
+        all_before[unit.name] = frozenset(before.union(*(all_before[name] for name in before)))
+    return all_before
 
 
-def pending(units: list[Unit], finished: set[str], present: set[tuple[str, str]]) -> list[Unit]:
+def pending(
+    units: list[Unit], finished: set[str], present: AbstractSet[tuple[str, str]]
+) -> list[Unit]:
     """Units that still have to run, in order.
 
     A finished unit runs again only where a pending one needs a file of it that is gone.
@@ -424,5 +473,5 @@ def pending(units: list[Unit], finished: set[str], present: set[tuple[str, str]]
     todo = {unit.name for unit in units if unit.name not in finished}
     for unit in reversed(units):
         if unit.name in todo:
-            todo |= {owner for owner, name in unit.reads if (owner, name) not in present}
+            todo |= {file.unit for file in unit.reads if file not in present}
     return [unit for unit in units if unit.name in todo]

@@ -1,25 +1,24 @@
-"""What finished units say about layers, for whoever watches the run: see `layer_updates`."""
+"""Updates on layers from finished units, for whoever watches the run: see `layer_updates`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
 from strucprune_core.report.document import largest_known
+from strucprune_core.run.artifacts import Allocate, Curve, Price, PriceValues, Solve
 from strucprune_core.run.context import Job
-from strucprune_core.run.layer_updates import LayerNews, merged
-from strucprune_core.run.steps.allocate import group_energies
-from strucprune_core.run.steps.curves import CURVES
+from strucprune_core.run.energies import group_energies
+from strucprune_core.run.layer_updates import LayerUpdate, merged
 
-# Their news is that of the price which follows.
+# The price that follows repeats what they say.
 _BEFORE_PRICES = ("probe", "gradient")
 
 
-def news_of(job: Job, unit: Unit) -> list[LayerNews]:
-    """What a finished unit says; empty for most.
+def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
+    """What a finished unit says of layers; empty for most units.
 
     Raises:
         LostFile: a file that it is read from is gone.
@@ -28,19 +27,16 @@ def news_of(job: Job, unit: Unit) -> list[LayerNews]:
         case "probe" | "gradient":
             return _measured(job, unit)
         case "price":
-            return _allocated(job, job.workspace.values(unit.name))
+            return _allocated(job, job.units.values(Price(unit.index)))
         case "allocate" if job.spec.pruning.rounds > 1:  # else it is as the only price was
-            return _allocated(job, job.workspace.values(unit.name))
+            return _allocated(job, job.units.values(Allocate()))
         case "solve":
-            sites = job.workspace.values(unit.name)["sites"].values()
-            error = largest_known(site["reconstruction_error"] for site in sites)
-            solved = True if error is None else None
-            return [LayerNews(unit.index, reconstruction_error=error, solved=solved)]
+            return [_solved(job, unit.index)]
         case _:
             return []
 
 
-def news_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerNews]:
+def updates_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerUpdate]:
     """The layers' dense sizes, and what units that were finished earlier say of them together.
 
     Args:
@@ -48,40 +44,47 @@ def news_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerNews]:
         finished: In the order of the graph.
 
     Raises:
-        LostFile: as `news_of`.
+        LostFile: as `updates_of`.
     """
     priced = any(unit.kind == "price" for unit in finished)
-    telling = (unit for unit in finished if not (priced and unit.kind in _BEFORE_PRICES))
-    found = [one for unit in telling for one in news_of(job, unit)]
-    return merged([*_dense(job), *found])
+    relevant = (unit for unit in finished if not (priced and unit.kind in _BEFORE_PRICES))
+    updates = [update for unit in relevant for update in updates_of(job, unit)]
+    return merged([*_dense(job), *updates])
 
 
-def _dense(job: Job) -> list[LayerNews]:
+def _dense(job: Job) -> list[LayerUpdate]:
     return [
-        LayerNews(layer, width_before=sum(block.ffn_widths), query_heads_before=block.query_heads)
+        LayerUpdate(layer, width_before=sum(block.ffn_widths), query_heads_before=block.query_heads)
         for layer, block in enumerate(job.config.blocks)
     ]
 
 
-def _measured(job: Job, unit: Unit) -> list[LayerNews]:
+def _measured(job: Job, unit: Unit) -> list[LayerUpdate]:
     """Energies of a group of layers; nothing while their curves are to be made again."""
-    curves = [file for file in unit.reads if file[1] == CURVES]
+    curves = [file for file in unit.reads if file.name == Curve.curves]
     if not all(job.workspace.has_file(*curve) for curve in curves):
         return []
     largest: dict[int, float] = {}
     for (layer, _), energy in group_energies(job, unit.index).items():
         largest[layer] = max(energy, largest.get(layer, energy))
-    return [LayerNews(layer, energy=energy) for layer, energy in largest.items()]
+    return [LayerUpdate(layer, energy=energy) for layer, energy in largest.items()]
 
 
-def _allocated(job: Job, allocation: dict[str, Any]) -> list[LayerNews]:
-    """Widths, energies and damages of all layers, by the values of a price or of `allocate`."""
-    pruned = pruned_config(job.config, job.spec.pruning, job.planned, allocation["widths"])
+def _solved(job: Job, layer: int) -> LayerUpdate:
+    sites = job.units.values(Solve(layer)).sites.values()
+    error = largest_known(site.reconstruction_error for site in sites)
+    solved = True if error is None else None
+    return LayerUpdate(layer, reconstruction_error=error, solved=solved)
+
+
+def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:
+    """Widths, energies and damages of all layers."""
+    pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*allocation.widths])
     energies: dict[int, list[float]] = {}
     damages: dict[int, list[float]] = {}
     for number, place in enumerate(job.planned):
-        energies.setdefault(place.layer, []).append(allocation["energies"][number])
-        damages.setdefault(place.layer, []).append(allocation["predicted_damages"][number])
+        energies.setdefault(place.layer, []).append(allocation.energies[number])
+        damages.setdefault(place.layer, []).append(allocation.predicted_damages[number])
     return [
         replace(
             dense,

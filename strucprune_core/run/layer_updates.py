@@ -1,4 +1,4 @@
-"""What a run finds out about layers while it goes on, for whoever watches it. No torch."""
+"""What becomes known of layers while a job runs, for whoever watches it. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _DIGITS = 6
 
 
 @dataclass(frozen=True, slots=True)
-class LayerNews:
-    """What has been found out about a layer, in the terms of `report.LayerReport`.
+class LayerUpdate:
+    """What has become known of a layer, in the terms of `report.LayerReport`.
 
-    What is told later replaces what was told before. None says nothing about it.
+    A later update replaces what an earlier one said. None says nothing.
 
     Attributes:
         index: The layer.
@@ -40,30 +40,30 @@ class LayerNews:
     solved: bool | None = None
 
 
-LayerSink = Callable[[Sequence[LayerNews]], None]
+LayerSink = Callable[[Sequence[LayerUpdate]], None]
 
 
-def ignore_layers(news: Sequence[LayerNews]) -> None:
+def ignore_layers(updates: Sequence[LayerUpdate]) -> None:
     """A sink for callers that do not watch layers."""
 
 
-def merged(news: Iterable[LayerNews]) -> list[LayerNews]:
-    """The same in one entry for each layer, by layer; what comes later counts."""
-    found: dict[int, LayerNews] = {}
-    for one in news:
-        known = {name: value for name, value in asdict(one).items() if value is not None}
-        found[one.index] = replace(found.get(one.index, one), **known)
-    return [found[index] for index in sorted(found)]
+def merged(updates: Iterable[LayerUpdate]) -> list[LayerUpdate]:
+    """One update for each layer, by layer; what comes later counts."""
+    latest: dict[int, LayerUpdate] = {}
+    for update in updates:
+        known = {name: value for name, value in asdict(update).items() if value is not None}
+        latest[update.index] = replace(latest.get(update.index, update), **known)
+    return [latest[index] for index in sorted(latest)]
 
 
-def as_columns(news: Sequence[LayerNews]) -> dict[str, list[int | float | None]]:
+def as_columns(updates: Sequence[LayerUpdate]) -> dict[str, list[int | float | None]]:
     """The wire form: a list for each attribute of which something is known, all equally long.
 
     A number that is not finite has no place in JSON, and says nothing.
     """
     columns = {
-        field.name: [_number(getattr(one, field.name)) for one in news]
-        for field in fields(LayerNews)
+        field.name: [_number(getattr(update, field.name)) for update in updates]
+        for field in fields(LayerUpdate)
     }
     return {
         name: values

@@ -10,15 +10,14 @@ from numpy.typing import NDArray
 
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.panels import LayerWeights
-from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution, prune_layer
-from strucprune_core.models.structures import Site, shrink
+from strucprune_core.models.pruned_weights import PrunedSource, prune_layer
+from strucprune_core.models.structures import SiteKind, shrink
 from strucprune_core.models.vocabulary import kl_divergences
+from strucprune_core.run.artifacts import Capture, OfKind
 from strucprune_core.run.context import Job
-from strucprune_core.run.steps.capture import probe_rows
+from strucprune_core.run.measured_site import Solved
 
 Rows = NDArray[np.float32]
-Solved = list[tuple[Site, SiteSolution]]
-"""The pruned sites of a layer, on the device."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +25,7 @@ class _Run:
     """The probe windows on their way through a model whose `layer` is other in sites of a kind."""
 
     layer: int
-    kind: str
+    kind: SiteKind
     hidden: Rows
 
 
@@ -35,8 +34,8 @@ def variant_divergences(
     group: range,
     entering: Callable[[int], Rows],
     given: Callable[[int], Solved],
-    other: Callable[[int, str], Solved],
-) -> list[tuple[int, str, float]]:
+    other: Callable[[int, SiteKind], Solved],
+) -> list[OfKind]:
     """Divergence from the dense model of variants of a given model, one per layer and kind.
 
     The variants pass through the remaining layers side by side, so that each weight is read once.
@@ -49,7 +48,7 @@ def variant_divergences(
         other: A layer's pruned sites in the variant of a kind of sites.
 
     Returns:
-        (layer, kind, mean KL divergence per token in nats).
+        Mean KL divergence per token, in nats, of each variant.
     """
     runs: list[_Run] = []
     for layer in range(group.start, job.config.layers):
@@ -63,7 +62,7 @@ def variant_divergences(
                 runs.append(_Run(layer, kind, hidden))
         job.tick(layer - group.start, job.config.layers - group.start)
     divergences = divergences_from_dense(job, [run.hidden for run in runs])
-    return [(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
+    return [OfKind(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
 
 
 def _through(
@@ -90,17 +89,18 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     stream = job.stream(config, source)
     resident = job.tiles.weight_rows is None
     pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
-    found = np.empty_like(hidden)
+    output = np.empty_like(hidden)
     sequences, length = hidden.shape[:2]
     for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
-        found[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
+        output[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
         job.safe_point()
-    return found
+    return output
 
 
 def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
     """Mean KL(dense || other) per token of other models, from their last layer's output."""
-    dense = probe_rows(job, job.array(f"capture.{job.config.layers - 1}", "hidden.npy"))
+    last = Capture(job.config.layers - 1)
+    dense = job.split.probe_windows(job.units.array(last.hidden))
     d = job.config.hidden_size
     return kl_divergences(
         job.dense,

@@ -1,7 +1,7 @@
 """Whose an output is that is not empty: this job's, if an earlier run broke off while it published.
 
-Its claim (report.json) is known from the workspace, or, where that is gone, by the fingerprint that
-is in it. Nothing of another job's is ever touched, nor a complete output.
+Its reservation (report.json) is known from the workspace, or by the fingerprint in it where the
+workspace is gone. Nothing of another job's is ever touched, nor a complete output.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ from strucprune_core.errors import OutputNotEmpty, naming_field
 from strucprune_core.plan.inspection import check_output_usable
 from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON, Report
 from strucprune_core.report.html import render_html
+from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
-from strucprune_core.run.publish import claim_of, unfinished, withdraw
-from strucprune_core.run.steps.report import environment_of
-from strucprune_core.run.workspace import LostFile, Workspace
+from strucprune_core.run.environment import environment_of
+from strucprune_core.run.publish import reserving_report, unfinished, withdraw
+from strucprune_core.run.workspace import LostFile
 from strucprune_core.storage.store import Store
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A report that claims the output already, and that this job goes on from.
+class Reservation:
+    """A report that reserves the output already, and that this job goes on from.
 
     Attributes:
         report: report.json as it lies there.
@@ -33,8 +34,8 @@ class Claim:
     ours: bool
 
 
-def find_claim(output: Store, job: Job) -> Claim | None:
-    """The claim with which this very job began to publish earlier; None if the output is empty.
+def find_reservation(output: Store, job: Job) -> Reservation | None:
+    """With what this very job began to publish earlier; None if the output is empty.
 
     Raises:
         OutputNotEmpty: it holds something else.
@@ -44,24 +45,24 @@ def find_claim(output: Store, job: Job) -> Claim | None:
             check_output_usable(output)
             return None
         except OutputNotEmpty:
-            claim = claim_of(output)
-            if claim is None:
+            report = reserving_report(output)
+            if report is None:
                 raise
-            if claim in (job.workspace.claim(), _finished_report(job.workspace)):
-                _check_same_inputs(output, claim, job)
-                return Claim(claim, ours=True)
+            if report in (job.workspace.reservation(), _finished_report(job)):
+                _check_same_inputs(output, report, job)
+                return Reservation(report, ours=True)
             left = unfinished(output, job.fingerprint)
             if left is None:
                 raise
             _check_same_environment(output, left, job)
-            return Claim(claim, ours=False)
+            return Reservation(report, ours=False)
 
 
-def _check_same_inputs(output: Store, claim: bytes, job: Job) -> None:
+def _check_same_inputs(output: Store, report: bytes, job: Job) -> None:
     """Refuse to touch a complete output of this job whose inputs were others."""
     if output.stat(MANIFEST) is None:
         return
-    if Report.model_validate_json(claim).job_fingerprint != job.fingerprint:
+    if Report.model_validate_json(report).job_fingerprint != job.fingerprint:
         raise OutputNotEmpty(
             f"{output.uri} already holds this job's result for texts that were replaced since",
             remedy="Choose a new output prefix.",
@@ -84,40 +85,41 @@ def _left_by_another(output: Store) -> OutputNotEmpty:
     )
 
 
-def _finished_report(workspace: Workspace) -> bytes | None:
-    if workspace.manifest("report") is None:
+def _finished_report(job: Job) -> bytes | None:
+    if job.workspace.manifest(artifacts.Report().unit) is None:
         return None
     try:
-        return workspace.file("report", REPORT_JSON).read_bytes()
-    except LostFile:  # It will be made again.
+        return job.units.path(artifacts.Report().json).read_bytes()
+    except LostFile:  # The unit is done again.
         return None
 
 
 def documents_under(
-    claim: Claim, documents: dict[str, bytes], output: Store, job: Job
+    reservation: Reservation, documents: dict[str, bytes], output: Store, job: Job
 ) -> dict[str, bytes]:
-    """The documents to publish where an earlier run of this job has claimed the output.
+    """The documents to publish where an earlier run of this job has reserved the output.
 
     The earlier report stays if it is about the same bytes: it differs in times only. If not (a text
-    was replaced, or another machine goes on), what it left is removed, if it is certain whose it is
-    and it is no complete output. What a killed writer left in any case.
+    was replaced, or another machine goes on), the files of the earlier run are removed, where it is
+    certain whose they are and the output is not complete. The unfinished files of a killed writer
+    are removed in any case.
 
     Raises:
         OutputNotEmpty: it is not to be removed.
     """
-    earlier = Report.model_validate_json(claim.report)
+    earlier = Report.model_validate_json(reservation.report)
     new = Report.model_validate_json(documents[REPORT_JSON])
     complete = output.stat(MANIFEST) is not None
-    if not claim.ours and complete:  # The other run was at work all the time.
+    if not reservation.ours and complete:  # The other run was at work all the time.
         raise OutputNotEmpty(
             f"another run of this job published to {output.uri} first",
             remedy="Use its result, or choose a new output prefix.",
         )
     same = (earlier.files, earlier.job_fingerprint) == (new.files, new.job_fingerprint)
-    if not same and (complete or not claim.ours):
+    if not same and (complete or not reservation.ours):
         raise _left_by_another(output)
     output.remove_unfinished([entry.name for entry in earlier.files])
     if same:
-        return {REPORT_JSON: claim.report, REPORT_HTML: render_html(earlier).encode()}
+        return {REPORT_JSON: reservation.report, REPORT_HTML: render_html(earlier).encode()}
     withdraw(output, earlier)
     return documents

@@ -1,12 +1,12 @@
 """The last step: copy an accepted checkpoint and its report to the output, manifest last.
 
 The output stays empty until every check has passed. Publishing may die anywhere and be repeated by
-another process: every file is the same bytes each time. `report.json` goes first and claims the
+another process: every file is the same bytes each time. `report.json` goes first and reserves the
 prefix; `strucprune.json`, the list of all files with their digests, goes last and says "complete".
 
-A run that breaks off in between (a full disk, a kill) leaves the claim and some files. The next run
-of the same job goes on from there: it knows the claim from its workspace, or, without one, by the
-fingerprint in it, and publishes under the claim that is there if its files are the same bytes.
+A run that breaks off in between (a full disk, a kill) leaves the reservation and some files. The
+next run of the same job goes on from there: it knows the reservation from its workspace, or by the
+fingerprint in it where that is gone, and publishes under it if its own files are the same bytes.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from strucprune_core.report.document import (
 )
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.overlay import OverlayStore
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable, ReadableStore, Store
 
-CLAIM = REPORT_JSON
-# More than any job publishes: what lies under a prefix is not of our making until it is known.
+# More than any job publishes. A prefix may hold anything until we know that a job filled it.
 MAX_FILES, MAX_REPORT_BYTES = 10_000, 64 * 2**20
 
 
@@ -49,14 +48,14 @@ def publish(
         checkpoint: The assembled checkpoint.
         entries: Its files with their digests.
         documents: report.json and what else goes with it, by name.
-        tick: Told bytes (done, total) before each file and during large ones: safe points to stop
-            at, since the same job may publish again.
+        tick: Called with bytes (done, total) before each file and during large ones: safe points to
+            stop at, since the same job may publish again.
 
     Raises:
         OutputNotEmpty: another job has published here.
     """
-    claim = documents[CLAIM]
-    if not output.put_if_absent(CLAIM, claim) and claim_of(output) != claim:
+    report = documents[REPORT_JSON]
+    if not output.put_if_absent(REPORT_JSON, report) and reserving_report(output) != report:
         raise OutputNotEmpty(
             f"another job published to {output.uri} first",
             field="output.uri_prefix",
@@ -76,20 +75,20 @@ def publish(
         before += entry.bytes
     at(total, 0)
     for name, data in documents.items():
-        if name != CLAIM:
+        if name != REPORT_JSON:
             output.put(name, data)
     output.put(MANIFEST, _manifest(entries, documents))
 
 
-def claim_of(output: Store) -> bytes | None:
-    """The report that the output is claimed with, None if there is none."""
+def reserving_report(output: Readable) -> bytes | None:
+    """The report that reserves the output, None if there is none."""
     try:
-        return bytes(output.read(CLAIM))
+        return bytes(output.read(REPORT_JSON))
     except ObjectNotFound:
         return None
 
 
-def unfinished(output: Store, fingerprint: str) -> Report | None:
+def unfinished(output: ReadableStore, fingerprint: str) -> Report | None:
     """The report of a run of this job that broke off while it published; else None.
 
     None too if anything lies there that such a run does not write.
@@ -99,31 +98,31 @@ def unfinished(output: Store, fingerprint: str) -> Report | None:
         fingerprint: The job's, as in its reports.
     """
     keys = {info.key for info in islice(output.list(), MAX_FILES)}
-    if MANIFEST in keys or CLAIM not in keys or len(keys) == MAX_FILES:
+    if MANIFEST in keys or REPORT_JSON not in keys or len(keys) == MAX_FILES:
         return None
-    info = output.stat(CLAIM)
+    info = output.stat(REPORT_JSON)
     if info is None or info.size_bytes > MAX_REPORT_BYTES:
         return None
     try:
-        report = Report.model_validate_json(bytes(output.read(CLAIM)))
+        report = Report.model_validate_json(bytes(output.read(REPORT_JSON)))
     except (ValidationError, ObjectNotFound):
         return None
     ours = report.job_fingerprint == fingerprint and keys <= set(_written(report))
     return report if ours else None
 
 
-def withdraw(output: Store, claim: Report) -> None:
-    """Remove what a run left that broke off while it published, its claim last.
+def withdraw(output: Store, report: Report) -> None:
+    """Remove what a run left that broke off while it published, its reservation last.
 
-    Only for the job whose claim it is, and while no manifest says that the output is complete.
+    Only for the job that reserved it, and while no manifest says that the output is complete.
     """
-    for name in _written(claim):
+    for name in _written(report):
         output.delete(name)
 
 
 def _written(report: Report) -> list[str]:
-    """What publishing writes before the manifest; the claim last."""
-    return [*(entry.name for entry in report.files), REPORT_HTML, CLAIM]
+    """What publishing writes before the manifest; the reservation last."""
+    return [*(entry.name for entry in report.files), REPORT_HTML, REPORT_JSON]
 
 
 def _manifest(entries: Sequence[FileEntry], documents: Mapping[str, bytes]) -> bytes:

@@ -2,41 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from strucprune_core.calibration.degeneracy import TokenCounts, rank_is_low
 from strucprune_core.calibration.text import CALIBRATION_TEXT_BYTES
+from strucprune_core.plan.graph import EVALUATION
 from strucprune_core.report.document import LayerReport, has_few_tokens, largest_known
+from strucprune_core.run.artifacts import EvaluationTokensValues, TokensValues
 from strucprune_core.spec import JobSpec
 
-_MEANING = {
-    "calibration_tokens": "What it lacks looks unnecessary and is pruned: give a text such as the "
-    "model is used on.",
-    "evaluation_tokens": "Perplexity on it says little.",
-}
 
-
-def text_warnings(spec: JobSpec, vocabulary: int, values: Mapping[str, Any]) -> list[str]:
+def text_warnings(
+    spec: JobSpec,
+    vocabulary: int,
+    calibration: TokensValues,
+    evaluation: EvaluationTokensValues | None,
+) -> list[str]:
     """Texts of few distinct tokens, or longer than what is read of them.
 
     Args:
         spec: The job.
         vocabulary: Tokens that the model knows.
-        values: What the units that read the texts found out.
+        calibration: What is known of the calibration text.
+        evaluation: What is known of the evaluation text, if there is one.
     """
-    places = {"calibration_tokens": spec.calibration.place, "evaluation_tokens": "evaluation.uri"}
-    found = [
-        f"{place}: the text has hardly any variety, {counts.words}. {_MEANING[name]}"
-        for name, place in places.items()
-        if name in values and (counts := TokenCounts(**values[name])).are_few(vocabulary)
-    ]
-    if values["calibration_cut"]:
-        found.append(
-            f"{spec.calibration.place}: windows were drawn from the first "
-            f"{CALIBRATION_TEXT_BYTES:,} bytes of text; the rest was not read."
+    warnings: list[str] = []
+    place = spec.calibration.place
+    if calibration.calibration_tokens.are_few(vocabulary):
+        warnings.append(
+            f"{_few_tokens(place, calibration.calibration_tokens)} What it lacks looks unnecessary "
+            f"and is pruned: give a text such as the model is used on."
         )
-    return found
+    if evaluation is not None and evaluation.evaluation_tokens.are_few(vocabulary):
+        few = _few_tokens(EVALUATION, evaluation.evaluation_tokens)
+        warnings.append(f"{few} Perplexity on it says little.")
+    if calibration.calibration_cut:
+        warnings.append(
+            f"{place}: windows were drawn from the first {CALIBRATION_TEXT_BYTES:,} bytes of text; "
+            f"the rest was not read."
+        )
+    return warnings
+
+
+def _few_tokens(place: str, counts: TokenCounts) -> str:
+    return f"{place}: the text has hardly any variety, {counts.words}."
 
 
 def layer_rank(layer: LayerReport) -> float | None:
@@ -67,7 +76,7 @@ def _is_low(rank: float, layer: LayerReport) -> bool:
 
 
 def few_tokens_warning(layers: Sequence[LayerReport]) -> list[str]:
-    """One line on all sites whose statistics are in part assumed; see `calibration.statistics`."""
+    """One line on all sites whose statistics are in part assumed; see `method.gram`."""
     sites = [(layer.index, site) for layer in layers for site in layer.sites]
     few = [(index, site) for index, site in sites if has_few_tokens(site)]
     if not few:

@@ -1,8 +1,8 @@
 """Who does which unit, where several workers serve one job. No torch.
 
-Claims spare work, they do not guard results: a unit that two workers do at once is committed by one
-of them (see `workspace`), and both compute the same bytes. So a claim may lapse while its holder is
-still at work, and whoever keeps claims may forget them all.
+Reservations spare work, they do not guard results: a unit that two workers do at once is committed
+by one of them (see `workspace`), and both compute the same bytes. So a reservation may lapse while
+its holder is still at work, and whoever keeps reservations may forget them all.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from collections.abc import Sequence
 from typing import Protocol
 
 
-class UnitClaims(Protocol):
-    """The claims of one worker on the units of a job: on one at a time, and one being stored."""
+class UnitReservations(Protocol):
+    """One worker's reservations of a job's units: of one at a time, and of one being stored."""
 
     @property
     def shared(self) -> bool:
         """Whether there may be other workers, so that units may get finished elsewhere."""
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
-        """Take the first of these units that nobody else holds; None if others hold all.
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        """Reserve the first of these units that nobody else has; None if others have all.
 
-        Gives up what was taken before, whatever the answer: nothing needs to be given back.
+        Gives up what was reserved before, whatever the answer: nothing needs to be given back.
 
         Args:
             ready: Units that could be done now.
-            keeping: One that was taken before and is not given up yet.
+            keeping: One that was reserved before and is not given up yet.
 
         Raises:
             Stopped: the job has no place for this worker any more.
@@ -33,12 +33,12 @@ class UnitClaims(Protocol):
 
 
 class Alone:
-    """The claims of the only worker: whatever is ready is its own."""
+    """The reservations of the only worker: whatever is ready is its own."""
 
     shared = False
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
-        """See `UnitClaims.claim`."""
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        """See `UnitReservations.reserve`."""
         return ready[0] if ready else None
 
 

@@ -1,13 +1,13 @@
 """Runs the units of a job in this process: all of them, or those that other workers leave.
 
-    what is due ─ claim one ─ compute it ─ again; wait where others have all that is due
-                                  └─ store it, beside the next one
+    what is due ─ reserve one ─ compute it ─ again; wait where others have all that is due
+                                    └─ store it, beside the next one
 
 A unit is due once all units before it are finished, which they are when their files and manifests
 are stored. One process alone so runs them in the order of the graph, except that storing a unit on
-another machine goes on while one that does not need it is computed. One unit at a time is on its
-way; it stays claimed until it is finished. With several processes, each looks at a unit once more
-after claiming it: whoever had it before has either finished it or will not.
+another machine goes on while one that does not need it is computed. One unit at a time is being
+stored; it stays reserved until it is finished. With several processes, each looks at a unit once
+more after reserving it: whoever had it before has either finished it or will not.
 
 One of them, the leader, answers for the job: it alone makes units again whose files are lost, and
 it alone publishes. All others only ever do units that are not finished and can be done now.
@@ -17,79 +17,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 
-import torch
-
-from strucprune_core.errors import OutOfMemory, StrucPruneError, naming_field
+from strucprune_core.errors import naming_field
 from strucprune_core.plan.graph import Unit, ancestors, pending, publication
 from strucprune_core.plan.unit_costs import unit_costs
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
-from strucprune_core.run.finished_layers import news_of, news_so_far
-from strucprune_core.run.layer_updates import LayerNews, LayerSink, ignore_layers
+from strucprune_core.run.finished_layers import updates_of, updates_so_far
+from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.run.progress import FinishedUnit, UnitSink
 from strucprune_core.run.progress_meter import ProgressMeter
-from strucprune_core.run.reservations import UnitClaims
-from strucprune_core.run.steps.allocate import allocate, price
-from strucprune_core.run.steps.assemble import assemble
-from strucprune_core.run.steps.capture import capture
-from strucprune_core.run.steps.curves import curve, probe
-from strucprune_core.run.steps.distill import distill
-from strucprune_core.run.steps.exports import check_export, export_blocks, export_gguf
-from strucprune_core.run.steps.gradients import gradient
-from strucprune_core.run.steps.model_check import model_check
-from strucprune_core.run.steps.recover import recover, replay
-from strucprune_core.run.steps.report import report
-from strucprune_core.run.steps.rounds import review, trial
-from strucprune_core.run.steps.solve import solve
-from strucprune_core.run.steps.tokens import embeddings, tokens
-from strucprune_core.run.steps.verify import evaluate, verify
-from strucprune_core.run.steps.weights import weights
+from strucprune_core.run.reservations import UnitReservations
+from strucprune_core.run.step_table import STEPS
+from strucprune_core.run.unit_errors import errors_of
 from strucprune_core.run.workspace import Draft, Stored
-from strucprune_core.scratch.directories import scratch_errors
 
 log = logging.getLogger(__name__)
 
 # How long one waits before it looks again at what others do: at first, and at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
-# How soon a stop is heard meanwhile.
+# How soon a stop takes effect meanwhile.
 _NAP_SECONDS = 0.05
-
-# Kinds of units whose index is a layer.
-_OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
-
-Step = Callable[[Job, Unit, Draft], None]
-STEPS: dict[str, Step] = {
-    "model_check": model_check,
-    "tokens": tokens,
-    "weights": weights,
-    "embed": embeddings,
-    "capture": capture,
-    "curve": curve,
-    "probe": probe,
-    "gradient": gradient,
-    "price": price,
-    "trial": trial,
-    "review": review,
-    "allocate": allocate,
-    "solve": solve,
-    "replay": replay,
-    "recover": recover,
-    "distill": distill,
-    "assemble": assemble,
-    "gguf": export_gguf,
-    "block_configs": export_blocks,
-    "check": check_export,
-    "evaluate": evaluate,
-    "verify": verify,
-    "report": report,
-}
 
 
 @dataclass(frozen=True)
@@ -98,19 +51,19 @@ class Run:
 
     Attributes:
         job: What its units are given.
-        meter: Told about progress; asked for stops.
+        meter: Reports progress, and asks for stops.
         memory: Measures each unit.
-        finished: Told of each unit that was done here.
-        claims: Whether others have a unit.
+        finished: Called with each unit that was done here.
+        reservations: Which units others have.
         storing: Stores a unit while the next one is computed; its failures stop the meter.
-        layers: Told what is found out about layers, by whomever; by the one that leads the job.
+        layers: Called with updates on layers, whoever did the unit, by the process that leads.
     """
 
     job: Job
     meter: ProgressMeter
     memory: MemoryMeter
     finished: UnitSink
-    claims: UnitClaims
+    reservations: UnitReservations
     storing: Background[tuple[Stored, float]]
     layers: LayerSink = ignore_layers
 
@@ -150,7 +103,7 @@ def run_pending(run: Run) -> None:
         run.job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
     pending_names = {unit.name for unit in todo}
     done = [unit for unit in run.job.graph if unit.name not in pending_names]
-    _tell(run, news_so_far(run.job, done))
+    _send(run, updates_so_far(run.job, done))
     with _Work(run, todo, leads=True) as work:
         while work.left:
             if not work.do_one():
@@ -179,7 +132,7 @@ def help_out(run: Run, patience_seconds: float) -> None:
 
 
 class _Work:
-    """What is left to do, by what this process knows. At its end nothing is on its way any more.
+    """What is left to do, by what this process knows. At its end nothing is being stored any more.
 
     Args:
         run: Its part in the job.
@@ -193,21 +146,21 @@ class _Work:
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
-        self._on_its_way: _Computed | None = None
+        self._being_stored: _Computed | None = None
         job = run.job
         run.meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
 
     def do_one(self) -> bool:
-        """Do a unit, or find that it was done. False if there is none to be had now."""
-        stored = None if self._on_its_way is None else self._on_its_way.unit.name
+        """Do a unit, or see that others did one. False if there is nothing to do now."""
+        stored = None if self._being_stored is None else self._being_stored.unit.name
         due = [each for each in self.left.values() if each.name != stored and self._is_due(each)]
-        name = self._run.claims.claim(
+        name = self._run.reservations.reserve(
             [unit.name for unit in due if self._can_be_done(unit)], keeping=stored
         )
         if name is None:
-            return self._see_through() or self._find(due)
+            return self._finish_storing() or self._done_by_others(due)
         unit = self.left[name]
-        if not self._find([unit]):
+        if not self._done_by_others([unit]):
             self._run.meter.begin(unit)
             self._store(_compute(self._run.job, unit, self._run.memory))
         self._pause_seconds = FIRST_PAUSE_SECONDS
@@ -233,32 +186,32 @@ class _Work:
         present = self._run.job.workspace.has_file
         return self._leads or all(present(owner, name) for owner, name in unit.reads)
 
-    def _find(self, units: list[Unit]) -> bool:
+    def _done_by_others(self, units: list[Unit]) -> bool:
         """Whether others have finished any of these units meanwhile."""
-        if not self._run.claims.shared:
+        if not self._run.reservations.shared:
             return False
-        found = [unit for unit in units if self._run.job.workspace.look(unit.name)]
-        for unit in found:
+        done = [unit for unit in units if self._run.job.workspace.look(unit.name)]
+        for unit in done:
             self._end(unit)
-        return bool(found)
+        return bool(done)
 
     def _store(self, computed: _Computed) -> None:
         """Begin to store a unit, after the one before."""
         try:
-            self._see_through()
+            self._finish_storing()
         except BaseException:
             computed.scratch.close()
             raise
-        self._on_its_way = computed
+        self._being_stored = computed
         self._run.storing.start(partial(_stored, self._run.job, computed))
         if not self._run.job.workspace.is_remote:
             # The disk is this machine's, and so would be the processor time of copying: there is
             # nothing to be gained.
-            self._see_through()
+            self._finish_storing()
 
-    def _see_through(self) -> bool:
+    def _finish_storing(self) -> bool:
         """Wait for the unit that is being stored, after which it is finished. False if none is."""
-        computed, self._on_its_way = self._on_its_way, None
+        computed, self._being_stored = self._being_stored, None
         if computed is None:
             return False
         unit, workspace = computed.unit, self._run.job.workspace
@@ -293,23 +246,23 @@ class _Work:
             self._run.storing.abandon()  # At once means at once.
         try:
             # A unit that is being stored is better finished than stopped.
-            self._see_through()
+            self._finish_storing()
         except Exception as another:
             if error is None:
                 raise
             if another is not error:
-                log.warning("the unit before could not be stored: %s", another)
+                log.warning("storing the previous unit failed after another error: %s", another)
 
     def _end(self, unit: Unit) -> None:
         del self.left[unit.name]
         self._run.meter.end(unit)
         if self._leads:
-            _tell(self._run, news_of(self._run.job, unit))
+            _send(self._run, updates_of(self._run.job, unit))
 
 
-def _tell(run: Run, news: list[LayerNews]) -> None:
-    if news:
-        run.layers(news)
+def _send(run: Run, updates: list[LayerUpdate]) -> None:
+    if updates:
+        run.layers(updates)
 
 
 def _pending(job: Job) -> list[Unit]:
@@ -327,7 +280,7 @@ def _compute(job: Job, unit: Unit, memory: MemoryMeter) -> _Computed:
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
-    with _errors_of(unit), ExitStack() as scratch:
+    with errors_of(unit), ExitStack() as scratch:
         draft = scratch.enter_context(job.workspace.draft())
         with memory.counting():
             STEPS[unit.kind](job, unit, draft)
@@ -338,7 +291,7 @@ def _compute(job: Job, unit: Unit, memory: MemoryMeter) -> _Computed:
 
 def _stored(job: Job, computed: _Computed) -> tuple[Stored, float]:
     """Store what was computed; and the seconds since it was begun."""
-    with _errors_of(computed.unit), computed.scratch, naming_field("workspace"):
+    with errors_of(computed.unit), computed.scratch, naming_field("workspace"):
         stored = job.workspace.store(
             computed.unit.name,
             computed.draft,
@@ -347,45 +300,3 @@ def _stored(job: Job, computed: _Computed) -> tuple[Stored, float]:
             device_peak_bytes=computed.device_peak_bytes,
         )
     return stored, time.monotonic() - computed.began
-
-
-@contextmanager
-def _errors_of(unit: Unit) -> Iterator[None]:
-    """Have errors say where they happened, if they do not."""
-    try:
-        # Stores have errors of their own: what else the system refuses is scratch.
-        with scratch_errors(f"what {unit.name} works on"):
-            yield
-    except StrucPruneError as error:
-        if error.phase is None:
-            error.phase = unit.phase.value
-            error.layer = _layer_of(unit) if error.layer is None else error.layer
-        raise
-    except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
-        raise _out_of_memory(unit, error) from error
-
-
-def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether memory ran out: torch's CPU allocator says so with a plain RuntimeError."""
-    typed = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return typed or "DefaultCPUAllocator" in str(error)
-
-
-def _out_of_memory(unit: Unit, error: BaseException) -> OutOfMemory:
-    """The typed error; smaller micro-batches help only where tokens are pushed through layers."""
-    pushes_tokens = unit.kind in ("capture", "probe", "distill", "evaluate")
-    return OutOfMemory(
-        f"out of memory in {unit.name}: {error}",
-        field="runtime.micro_batch_tokens" if pushes_tokens else None,
-        remedy="Lower runtime.micro_batch_tokens, or use a machine with more memory."
-        if pushes_tokens
-        else "Use a machine with more memory; `strucprune_core.plan.estimate` says how much.",
-        phase=unit.phase.value,
-        layer=_layer_of(unit),
-    )
-
-
-def _layer_of(unit: Unit) -> int | None:
-    return unit.index if unit.kind in _OF_A_LAYER else None

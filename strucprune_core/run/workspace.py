@@ -3,7 +3,7 @@
 Layout under the workspace's root:
 
     job.json                          fingerprint of the job that owns the workspace
-    claim.json                        the report that publishing began with
+    reservation.json                  the report that publishing began with
     units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
     units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
 
@@ -22,9 +22,9 @@ import logging
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strucprune_core.errors import (
     ObjectNotFound,
@@ -36,18 +36,21 @@ from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.digests import sha256_of, sha256_of_bytes
 from strucprune_core.storage.store import Store, Tick, ignore_bytes
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 log = logging.getLogger(__name__)
 
 _OWNER = "job.json"
-CLAIM = "claim.json"
+RESERVATION = "reservation.json"
 
 
 class LostFile(StorageUnavailable):
-    """A file of a finished unit is damaged or gone. Look again (`refresh`) at what is to be done.
+    """Something that a finished unit left is damaged or gone. `refresh`, and do what is pending.
 
     Args:
-        message: What was found.
-        unit: The unit whose file it is.
+        message: What is lost, and where.
+        unit: The unit that left it.
     """
 
     def __init__(self, message: str, unit: str) -> None:
@@ -119,6 +122,10 @@ class Draft:
         """Where to write the file `name`."""
         return self.directory / name
 
+    def record(self, values: DataclassInstance) -> None:
+        """Add small results: a dataclass of `run.artifacts`."""
+        self.values |= asdict(values)
+
 
 @dataclass(frozen=True, slots=True)
 class Stored:
@@ -149,7 +156,7 @@ class Workspace:
         on_upload: Tick = ignore_bytes,
         on_download: Tick = ignore_bytes,
     ) -> None:
-        """Open a workspace, claiming it for the job if it is new.
+        """Open a workspace; a new one belongs to the job from now on.
 
         Args:
             store: Where it lies.
@@ -157,8 +164,8 @@ class Workspace:
             fingerprint: Identifies the job.
             versions: What a unit depends on beside that, and what may change between two runs of
                 the job: a unit that was computed from another version is not finished.
-            on_upload: Told now and then while a unit's file is written, in the thread of `store`.
-            on_download: Told now and then while a file is fetched.
+            on_upload: Called now and then while a unit's file is written, in the thread of `store`.
+            on_download: Called now and then while a file is fetched.
 
         Raises:
             WorkspaceMismatch: it belongs to a job with another specification or model.
@@ -180,17 +187,17 @@ class Workspace:
         mine = _owner(self._fingerprint)
         if self._store.put_if_absent(_OWNER, mine):
             return
-        found = bytes(self._store.read(_OWNER))
-        if found == mine:
+        present = bytes(self._store.read(_OWNER))
+        if present == mine:
             return
-        if _is_owner(found):
+        if _is_owner(present):
             raise WorkspaceMismatch(
                 f"the workspace {self._store.uri} holds another job's units "
                 "(its pruning, calibration or evaluation differs, or the model's files were "
                 "written again since)",
                 remedy="Choose another workspace, or repeat the command that began this one.",
             )
-        log.warning("%s in the workspace %s was damaged", _OWNER, self._store.uri)
+        log.warning("replacing damaged %s in workspace %s", _OWNER, self._store.uri)
         self._store.put(_OWNER, mine)
 
     def refresh(self) -> None:
@@ -213,11 +220,11 @@ class Workspace:
             key = _manifest_key(unit)
             if key not in self._present:
                 return None
-            found = self._stored_manifest(unit)
-            if found is None:
+            manifest = self._stored_manifest(unit)
+            if manifest is None:
                 self._discard(unit)
                 return None
-            self._manifests[unit] = found
+            self._manifests[unit] = manifest
         return self._manifests[unit]
 
     def _stored_manifest(self, unit: str) -> Manifest | None:
@@ -240,12 +247,19 @@ class Workspace:
         versions = self._versions(manifest.unit)
         return sha256_of_bytes(f"{self._fingerprint} {versions} {body}".encode())
 
-    def values(self, unit: str) -> dict[str, Any]:
-        """Small results of a finished unit."""
+    def _finished(self, unit: str) -> Manifest:
         manifest = self.manifest(unit)
         if manifest is None:
             raise LookupError(f"unit {unit} is not finished")
-        return manifest.values
+        return manifest
+
+    def values(self, unit: str) -> dict[str, Any]:
+        """Small results of a finished unit."""
+        return self._finished(unit).values
+
+    def stored_file(self, unit: str, name: str) -> StoredFile:
+        """The record of a finished unit's file."""
+        return self._finished(unit).files[name]
 
     def has_file(self, unit: str, name: str) -> bool:
         """Whether a finished unit's file is there in full (it may have been released)."""
@@ -263,10 +277,7 @@ class Workspace:
                 it is gone. That may be right: another process at work on the same job releases
                 what it needs no more.
         """
-        manifest = self.manifest(unit)
-        if manifest is None:
-            raise LookupError(f"unit {unit} is not finished")
-        entry = manifest.files[name]
+        entry = self.stored_file(unit, name)
         path = self._local.get(entry.key)
         if path is None or not path.exists():
             path = self._fetch(unit, entry.key)
@@ -288,6 +299,11 @@ class Workspace:
         except ObjectNotFound as error:
             raise LostFile(f"{key} is gone from the workspace {self._store.uri}", unit) from error
         return path
+
+    @property
+    def uri(self) -> str:
+        """Where it lies."""
+        return self._store.uri
 
     @property
     def is_remote(self) -> bool:
@@ -371,22 +387,21 @@ class Workspace:
             self._store.delete(key)
             del self._present[key]
 
-    def keep_claim(self, report: bytes) -> None:
-        """Remember the report that an output is about to be claimed with."""
-        self._store.put(CLAIM, report)
+    def keep_reservation(self, report: bytes) -> None:
+        """Remember the report that an output is about to be reserved with."""
+        self._store.put(RESERVATION, report)
 
-    def claim(self) -> bytes | None:
+    def reservation(self) -> bytes | None:
         """What was last kept, damaged or not; None if nothing was."""
         try:
-            return bytes(self._store.read(CLAIM))
+            return bytes(self._store.read(RESERVATION))
         except ObjectNotFound:
             return None
 
     def _discard(self, unit: str) -> None:
         """Remove what is left of a unit whose manifest is not of this job as it is now.
 
-        A process that stores the unit meanwhile may lose a file; it will be found lost, and made
-        again.
+        A process that stores the unit meanwhile may lose a file: the unit is then done again.
         """
         self.forget(unit)
         for key in [key for key in self._present if key.startswith(f"units/{unit}/")]:

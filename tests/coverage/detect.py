@@ -75,8 +75,7 @@ def linear_modules(layer: nn.Module) -> dict[str, nn.Module]:
 
 def shape_of(module: nn.Module) -> tuple[int, int]:
     """(outputs, inputs) of a linear module."""
-    weight: Tensor = module.weight
-    rows, columns = weight.shape
+    rows, columns = module.get_parameter("weight").shape
     return (columns, rows) if isinstance(module, Conv1D) else (rows, columns)
 
 

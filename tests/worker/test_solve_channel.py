@@ -11,7 +11,7 @@ import pytest
 
 from strucprune_core.errors import Stopped
 from worker.protocol import Answer
-from worker.solve_channel import AskedClaims, Channel, Inbox
+from worker.solve_channel import AskedReservations, Channel, Inbox
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Line:
     told: int
     say: int
 
-    def claims(self, *stops: Exception) -> AskedClaims:
+    def claims(self, *stops: Exception) -> AskedReservations:
         left = [*stops]
 
         def check() -> None:
             if left:
                 raise left.pop()
 
-        return AskedClaims(self.channel, self.inbox, check)
+        return AskedReservations(self.channel, self.inbox, check)
 
     def answer(self, answer: Answer) -> None:
         os.write(self.say, answer.model_dump_json().encode() + b"\n")
@@ -53,30 +53,30 @@ def test_a_claim_is_a_question_and_an_answer(line: Line) -> None:
     claims = line.claims()
     line.answer(Answer(go=True, unit="curve.1"))
     line.answer(Answer(go=True))
-    assert claims.claim(["curve.0", "curve.1"]) == "curve.1"
-    assert claims.claim([], keeping="curve.1") is None
+    assert claims.reserve(["curve.0", "curve.1"]) == "curve.1"
+    assert claims.reserve([], keeping="curve.1") is None
     questions = [json.loads(text) for text in os.read(line.told, 4096).splitlines()]
     assert questions == [
-        {"type": "claim", "ready": ["curve.0", "curve.1"], "keeping": None},
-        {"type": "claim", "ready": [], "keeping": "curve.1"},
+        {"type": "reserve", "ready": ["curve.0", "curve.1"], "keeping": None},
+        {"type": "reserve", "ready": [], "keeping": "curve.1"},
     ]
 
 
 def test_no_more_work_is_a_stop(line: Line) -> None:
     line.answer(Answer(go=False))
     with pytest.raises(Stopped, match="no more work"):
-        line.claims().claim(["curve.0"])
+        line.claims().reserve(["curve.0"])
 
 
 def test_a_supervisor_that_hangs_up_is_a_stop(line: Line) -> None:
     os.close(line.say)
     with pytest.raises(Stopped, match="no more work"):
-        line.claims().claim(["curve.0"])
+        line.claims().reserve(["curve.0"])
 
 
 def test_a_stop_is_heard_while_the_answer_is_waited_for(line: Line) -> None:
     with pytest.raises(Stopped, match="asked to"):
-        line.claims(Stopped("asked to")).claim(["curve.0"])
+        line.claims(Stopped("asked to")).reserve(["curve.0"])
 
 
 def test_lines_come_in_pieces(line: Line) -> None:

@@ -44,17 +44,12 @@
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
 -- Keys are computed here, so this needs one server (or a replica set), not a cluster.
 -- TRANSITIONS, HELD, TERMINAL, EVENTS_KEPT, LOGS_KEPT, HELP_FAILURES and YIELD_SECONDS are defined by
--- ledger.py above this line.
+-- ledger.py above this line, and now() by clock.lua.
 
 local ns = ARGV[1]
 
 local function key(...)
   return table.concat({ns, ...}, ':')
-end
-
-local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
 end
 
 -- tostring() would keep 14 digits, which is not enough for a unix time in microseconds.

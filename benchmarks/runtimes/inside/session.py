@@ -1,6 +1,6 @@
-"""One session of a Python runtime: reads a request, answers greedy tokens, logits and times.
+"""One session of a Python runtime: reads a request, answers with greedy tokens, logits and times.
 
-    python -m benchmarks.runtimes.inside.mlx REQUEST.json ANSWER.json
+    python -m benchmarks.runtimes.inside.mlx_lm_models REQUEST.json ANSWER.json
 
 The request (`benchmarks.runtimes.protocol.Request`) names models, prompts as token ids and what to
 time. Logits go to a file of float32 beside the answer, (prompts, vocabulary). A model that does not

@@ -10,7 +10,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* What selects the pods of a component. Never changes: selectors are immutable. */}}
+{{/* Labels that select the pods of a component. They never change: selectors are immutable. */}}
 {{- define "strucprune.selectorLabels" -}}
 app.kubernetes.io/name: {{ default .root.Chart.Name .root.Values.nameOverride | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 {{- include "strucprune.image" (dict "root" . "repository" $image.repository "tag" (default .Chart.AppVersion $image.tag) "digest" $image.digest) -}}
 {{- end -}}
 
-{{/* What every pod of ours has. */}}
+{{/* What every pod of the chart has. */}}
 {{- define "strucprune.podSpec" -}}
 serviceAccountName: {{ include "strucprune.serviceAccountName" . }}
 automountServiceAccountToken: false
@@ -65,7 +65,7 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Where pods go. Argument: the values of a component or pool. */}}
+{{/* Scheduling of pods. Argument: the values of a component or pool. */}}
 {{- define "strucprune.placement" -}}
 {{- with .priorityClassName }}
 priorityClassName: {{ . }}
@@ -157,7 +157,7 @@ affinity:
 {{- end }}
 {{- end -}}
 
-{{/* What API and reconciler have beyond that: they read the same settings. */}}
+{{/* Further variables of API and reconciler, which read the same settings. */}}
 {{- define "strucprune.apiEnv" -}}
 {{ include "strucprune.serviceEnv" . | trim }}
 {{- with .Values.auth }}
@@ -188,8 +188,8 @@ affinity:
 {{- end -}}
 
 {{/*
-Liveness by the age of a local file: it needs no port, and it judges the process, not what it depends
-on. Argument: the greatest age in seconds.
+Liveness by the age of a local file: it needs no port, and checks the process, not what it depends on.
+Argument: the greatest age in seconds.
 */}}
 {{- define "strucprune.heartbeatProbe" -}}
 exec:

@@ -85,6 +85,27 @@ def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[Wid
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total
 
 
+def reachable_budget(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> int:
+    """The budget, which the floors must allow.
+
+    Args:
+        sparsity: Fraction of all structures' parameters, in (0, 1).
+        widths: Structures of each site.
+        parameters: Parameters of one structure of each site.
+        rules: Floors and rounding of each site.
+
+    Raises:
+        InvalidSpec: the floors allow less.
+    """
+    budget = parameters_to_remove(sparsity, widths, parameters)
+    reachable = reachable_sparsity(widths, parameters, rules)
+    if reachable <= 0 or budget > parameters_to_remove(reachable, widths, parameters):
+        raise out_of_reach(sparsity, reachable)
+    return budget
+
+
 def is_enough(removed: int, step: int, budget: int) -> bool:
     """Whether to stop before a step that removes so many parameters more.
 

@@ -24,13 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strucprune_core.method.allocation.budget import (
-    WidthRule,
-    is_enough,
-    out_of_reach,
-    parameters_to_remove,
-    reachable_sparsity,
-)
+from strucprune_core.method.allocation.budget import WidthRule, is_enough, reachable_budget
 
 # From almost a threshold to almost uniform, evenly spaced in log T.
 TEMPERATURES: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.05, 20.0, 25))
@@ -76,10 +70,7 @@ def allocate_by_softmax(
         InvalidSpec: the floors do not allow the sparsity.
     """
     dense = [len(damage) for damage in damages]
-    budget = parameters_to_remove(sparsity, dense, parameters)
-    reachable = reachable_sparsity(dense, parameters, rules)
-    if budget > parameters_to_remove(reachable, dense, parameters):
-        raise out_of_reach(sparsity, reachable)
+    budget = reachable_budget(sparsity, dense, parameters, rules)
     levels = np.array(
         [
             _level(damage, energy, sparsity, each)

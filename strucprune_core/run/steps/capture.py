@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any, TypeVar
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,73 +13,111 @@ from torch import Tensor
 from strucprune_core.calibration.degeneracy import refuse_rank
 from strucprune_core.checkpoint.bundle import new_bundle, save_bundle
 from strucprune_core.checkpoint.writer import PlannedTensor
-from strucprune_core.method.gram import (
-    GramAccumulator,
-    SiteStatistics,
-    assumed_energy,
-    token_weights,
-)
+from strucprune_core.method.gram import GramAccumulator, assumed_energy, token_weights
+from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.structures import Site, SiteKind
 from strucprune_core.models.tiles import HOLDOUT_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import largest_known
+from strucprune_core.run.artifacts import Capture, CaptureValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array
 from strucprune_core.scratch.mapped_matrix import HostMatrix
 
-GRAMS, HOLDOUT = "grams.safetensors", "holdout.safetensors"
+Rows = NDArray[np.float32]
 
 
 @torch.inference_mode()
 def capture(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write what later units need of a layer.
-
-    hidden.npy           the layer's output, input of the next, (samples x length x d) float32
-    grams.safetensors    per site, the token-weighted Gram of its inputs, (m x m) float32
-    holdout.safetensors  per site, held-out inputs times sqrt(weight), (at most HOLDOUT_TOKENS x m)
-    probe_input.npy      the layer's input on the probe windows, (sequences x tokens x d) float32
-
-    Value `sites`: per site its `SiteStatistics`.
+    """Write the layer's output, and what is known of its sites: Gram matrices, held-out inputs.
 
     Raises:
         InvalidText: the text is degenerate (see `calibration.degeneracy`).
     """
-    ((before, name),) = unit.reads
-    hidden = job.array(before, name)
-    samples, train = len(hidden), job.train_sequences
-    sites = job.sites(unit.index)
-    output = new_array(draft.path("hidden.npy"), hidden.shape)
-    widths = {site.name: site.structures * site.columns for site in sites}
-    total_weight = 0.0
-    planned = [PlannedTensor(site, "F32", (width, width)) for site, width in widths.items()]
-    with new_bundle(draft.path(GRAMS), planned) as arrays:
-        files = {site: HostMatrix(array, job.device) for site, array in arrays.items()}
-        grams = {
-            site: GramAccumulator(width, job.room, None if job.panels.fits(width) else files[site])
-            for site, width in widths.items()
-        }
-        for rows, trace in _run(job, unit.index, hidden, range(train)):
-            output[rows] = trace.hidden.cpu().numpy()
-            total_weight += _sum_up(trace, grams)
-            del trace  # Not beside the next micro-batch's.
-            job.tick(rows.stop, samples)
-        draft.values["sites"] = _finish(sites, grams, total_weight, files)
-    if not job.spec.calibration.allow_degenerate:
-        ranks = [site["effective_rank"] for site in draft.values["sites"].values()]
-        refuse_rank(largest_known(ranks), max(widths.values()), job.spec.calibration.place)
-    mean_weight = total_weight / (train * hidden.shape[1])
-    held_out = min(HOLDOUT_TOKENS, (samples - train) * hidden.shape[1])
-    holdout = {site: _Rows(job, held_out, width) for site, width in widths.items()}
-    for rows, trace in _run(job, unit.index, hidden, range(train, samples)):
-        output[rows] = trace.hidden.cpu().numpy()
-        _hold_out(trace, mean_weight, holdout)
-        del trace
+    this = Capture(unit.index)
+    hidden = job.units.array(this.entering)
+    output = new_array(draft.path(Capture.hidden), hidden.shape)
+    layer = _Layer(job, this.layer, hidden, output)
+    statistics, total_weight = layer.sum_up(draft.path(Capture.grams))
+    _refuse_degenerate(job, statistics)
+    mean_weight = total_weight / (job.split.train * hidden.shape[1])
+    save_bundle(draft.path(Capture.holdout), layer.hold_out(mean_weight))
     output.flush()
-    save_bundle(draft.path(HOLDOUT), {site: kept.tensor() for site, kept in holdout.items()})
-    np.save(draft.path("probe_input.npy"), probe_rows(job, hidden))
+    np.save(draft.path(Capture.probe_input), job.split.probe_windows(hidden))
+    draft.record(CaptureValues(statistics))
+
+
+def _refuse_degenerate(job: Job, statistics: dict[str, SiteStatistics]) -> None:
+    if not job.spec.calibration.allow_degenerate:
+        rank = largest_known(each.effective_rank for each in statistics.values())
+        widest = max(each.columns for each in statistics.values())
+        refuse_rank(rank, widest, job.spec.calibration.place)
+
+
+class _Layer:
+    """A dense layer on its way through the text: first the training sequences, then held-out ones.
+
+    Args:
+        job: The job.
+        layer: Which layer.
+        hidden: Its input, (samples x length x d).
+        output: Its output, to be filled in.
+    """
+
+    def __init__(self, job: Job, layer: int, hidden: Rows, output: Rows) -> None:
+        self._job, self._index, self._hidden, self._output = job, layer, hidden, output
+        self._sites = job.sites(layer)
+        self._columns = {site.name: site.structures * site.columns for site in self._sites}
+
+    def sum_up(self, grams_file: Path) -> tuple[dict[str, SiteStatistics], float]:
+        """Write the Gram matrices. Returns what else is known of sites, and all tokens' weight."""
+        job, total_weight = self._job, 0.0
+        planned = [
+            PlannedTensor(site, "F32", (columns, columns))
+            for site, columns in self._columns.items()
+        ]
+        with new_bundle(grams_file, planned) as arrays:
+            files = {site: HostMatrix(array, job.device) for site, array in arrays.items()}
+            grams = {
+                site: GramAccumulator(
+                    columns, job.room, None if job.panels.fits(columns) else files[site]
+                )
+                for site, columns in self._columns.items()
+            }
+            for rows, trace in self._run(range(job.split.train)):
+                total_weight += _sum_up(trace, grams)
+                del trace  # Not beside the next micro-batch's.
+                job.tick(rows.stop, len(self._hidden))
+            return _finish(self._sites, grams, total_weight, files), total_weight
+
+    def hold_out(self, mean_weight: float) -> dict[str, Tensor]:
+        """Per site its inputs on held-out tokens times sqrt(weight), (tokens x m) float32."""
+        samples, length = self._hidden.shape[:2]
+        first = self._job.split.train
+        most = min(HOLDOUT_TOKENS, (samples - first) * length)
+        holdout = {
+            site: _HeldOut(self._job, most, columns) for site, columns in self._columns.items()
+        }
+        for _, trace in self._run(range(first, samples)):
+            _hold_out(trace, mean_weight, holdout)
+            del trace
+        return {site: kept.tensor() for site, kept in holdout.items()}
+
+    def _run(self, sequences: range) -> Iterator[tuple[slice, LayerTrace]]:
+        """Run some sequences and fill in their output: (which, trace), a micro-batch at a time."""
+        job = self._job
+        weights = job.dense.layer(self._index)
+        kinds = {site.kind for site in self._sites}
+        length = self._hidden.shape[1]
+        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
+            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
+            trace = job.dense.run_layer(self._index, weights, self._hidden[rows], record=kinds)
+            self._output[rows] = trace.hidden.cpu().numpy()
+            yield rows, trace
+            del trace
 
 
 def _sum_up(trace: LayerTrace, grams: dict[str, GramAccumulator]) -> float:
@@ -97,19 +134,18 @@ def _finish(
     grams: dict[str, GramAccumulator],
     total_weight: float,
     files: dict[str, HostMatrix],
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, SiteStatistics]:
     """Write the Gram matrices: one after the other, so that sums on the device go."""
     energies = {site: sums.energy(total_weight) for site, sums in grams.items()}
     means = {kind: _mean_energy(sites, kind, energies) for kind in {site.kind for site in sites}}
     kinds = {site.name: site.kind for site in sites}
-    found: dict[str, dict[str, Any]] = {}
+    statistics: dict[str, SiteStatistics] = {}
     while grams:
         site, sums = grams.popitem()
         assumed = assumed_energy(sums.tokens, sums.columns, means[kinds[site]])
         rank = sums.finish(total_weight, files[site], assumed)
-        statistics = SiteStatistics(sums.tokens, sums.columns, energies[site], assumed, rank)
-        found[site] = asdict(statistics)
-    return found
+        statistics[site] = SiteStatistics(sums.tokens, sums.columns, energies[site], assumed, rank)
+    return statistics
 
 
 def _mean_energy(sites: list[Site], kind: SiteKind, energies: dict[str, float]) -> float:
@@ -119,7 +155,7 @@ def _mean_energy(sites: list[Site], kind: SiteKind, energies: dict[str, float]) 
     return total / sum(columns.values())
 
 
-def _hold_out(trace: LayerTrace, mean_weight: float, holdout: dict[str, _Rows]) -> None:
+def _hold_out(trace: LayerTrace, mean_weight: float, holdout: dict[str, _HeldOut]) -> None:
     """Keep a micro-batch's inputs, scaled, as long as there is room."""
     scale = token_weights(trace.hidden.flatten(0, 1)).div_(mean_weight).sqrt_()
     for site, kept in holdout.items():
@@ -128,7 +164,7 @@ def _hold_out(trace: LayerTrace, mean_weight: float, holdout: dict[str, _Rows]) 
         kept.add(seen.rows[: kept.room] * factor[: kept.room, None])
 
 
-class _Rows:
+class _HeldOut:
     """At most so many rows, collected on the host: in a scratch file where a panel is smaller."""
 
     def __init__(self, job: Job, most: int, width: int) -> None:
@@ -148,25 +184,3 @@ class _Rows:
     def tensor(self) -> Tensor:
         """All rows, (count x width) float32."""
         return self._rows[: self._count]
-
-
-Number = TypeVar("Number", bound=np.generic)
-
-
-def probe_rows(job: Job, states: NDArray[Number]) -> NDArray[Number]:
-    """The probe windows' part of all hidden states, or tokens: the beginnings of held-out ones."""
-    sequences, tokens = job.probe_shape
-    first = job.train_sequences
-    return np.ascontiguousarray(states[first : first + sequences, :tokens])
-
-
-def _run(
-    job: Job, layer: int, hidden: NDArray[np.float32], sequences: range
-) -> Iterator[tuple[slice, LayerTrace]]:
-    """The dense layer on some sequences: (which, what it gave), a micro-batch at a time."""
-    weights = job.dense.layer(layer)
-    kinds = {site.kind for site in job.sites(layer)}
-    length = hidden.shape[1]
-    for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
-        rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-        yield rows, job.dense.run_layer(layer, weights, hidden[rows], record=kinds)

@@ -30,59 +30,67 @@ from strucprune_core.models.tensors import layer_tensors, tensor_name
 from strucprune_core.models.tiles import HOLDOUT_TOKENS
 from strucprune_core.models.vocabulary import embed, kl_divergences
 from strucprune_core.plan.graph import Unit, distill_units
-from strucprune_core.run.context import DISTILLED, OTHERS, Job, solution_tensors
+from strucprune_core.run.artifacts import Capture, Distill, DistillValues, Tokens
+from strucprune_core.run.context import Job
+from strucprune_core.run.measured_site import Solved
+from strucprune_core.run.pruned_model import PrunedModel
+from strucprune_core.run.solutions import distilled_roles, other_tensors, solution_tensors
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import temporary_array
 from strucprune_core.spec import DistillationSpec
 
-STATE = "state.{}.safetensors"
 PARTS = ("weight", "first", "second")
 Rows = NDArray[np.float32]
 
 
 @torch.no_grad()
 def distill(job: Job, unit: Unit, draft: Draft) -> None:
-    """Train for the unit's steps. Write a file per layer: state.l, or at the end distilled.l.
-
-    Values: `losses`, one per step; `diverged`; of the first unit `kl_before`, of the last one
-    `kl_after` (mean KL divergence from the dense model on held-out tokens, nats per token) and
-    `status`.
-    """
+    """Train for the unit's steps. Write a file per layer: its state, or at the end the result."""
     spec = job.spec.pruning.distill
     assert spec is not None  # noqa: S101 - the graph has this unit only if there is one
     units = distill_units(spec.steps)
-    before = [job.workspace.values(f"distill.{number}") for number in range(unit.index)]
+    before = [job.units.values(Distill(number)) for number in range(unit.index)]
     model = _Model(job, unit.index, draft)
-    if not before:
-        draft.values["kl_before"] = model.held_out_divergence()
-    earlier = [loss for values in before for loss in values["losses"]]
+    start = before[-1].kl_before if before else model.held_out_divergence()
+    losses, diverged = _train(job, model, spec, units[unit.index], before)
+    if unit.index + 1 < len(units):
+        model.hand_on()
+        draft.record(DistillValues(losses, diverged, start))
+        return
+    after = None if diverged else model.held_out_divergence()
+    status = _status(start, after)
+    model.finish(accepted=status is DistillationStatus.ACCEPTED)
+    draft.record(DistillValues(losses, diverged, start, after, status.value))
+
+
+def _train(
+    job: Job, model: _Model, spec: DistillationSpec, steps: range, before: list[DistillValues]
+) -> tuple[list[float], bool]:
+    """Losses of the steps, and whether training has diverged in them or before."""
+    first_loss = next((loss for values in before for loss in values.losses), None)
     losses: list[float] = []
-    diverged = bool(before and before[-1]["diverged"])
-    for step in units[unit.index]:
+    diverged = bool(before and before[-1].diverged)
+    for step in steps:
         if diverged:
             break
-        first_loss = next(iter([*earlier, *losses]), None)
         loss = model.train(_batch(job, spec, step), step, spec, first_loss)
         diverged = has_diverged(loss, loss if first_loss is None else first_loss)
         if math.isfinite(loss):
             losses.append(loss)
-    draft.values |= {"losses": losses, "diverged": diverged}
-    if unit.index + 1 < len(units):
-        model.hand_on()
-        return
-    start = (before[0] if before else draft.values)["kl_before"]
-    after = None if diverged else model.held_out_divergence()
-    status = DistillationStatus.DIVERGED
-    if after is not None:
-        accepted = after < start
-        status = DistillationStatus.ACCEPTED if accepted else DistillationStatus.REJECTED
-    draft.values |= {"kl_after": after, "status": status.value}
-    model.finish(accepted=status is DistillationStatus.ACCEPTED)
+            first_loss = loss if first_loss is None else first_loss
+    return losses, diverged
+
+
+def _status(before: float, after: float | None) -> DistillationStatus:
+    """What becomes of the trained weights, by held-out divergence; None if training diverged."""
+    if after is None:
+        return DistillationStatus.DIVERGED
+    return DistillationStatus.ACCEPTED if after < before else DistillationStatus.REJECTED
 
 
 def _batch(job: Job, spec: DistillationSpec, step: int) -> NDArray[np.int64]:
     """Sequences of one step: each once before any comes again, from the job's seed."""
-    count = job.train_sequences
+    count = job.split.train
     size = min(spec.batch_sequences, count)
     epoch, place = divmod(step, count // size)
     draw = np.random.Generator(np.random.PCG64([job.spec.calibration.seed, epoch]))
@@ -94,12 +102,13 @@ class _Model:
 
     def __init__(self, job: Job, number: int, draft: Draft) -> None:
         """Go on from unit `number` - 1."""
-        self._job, self._number, self._draft = job, number, draft
-        self._config = job.pruned_config
+        self._job, self._this, self._draft = job, Distill(number), draft
+        self._pruned = PrunedModel(job)
+        self._config = self._pruned.config
         self._decoder = Decoder(self._config)
-        self._given = job.stream(self._config, job.repaired_source())
-        self._tokens = job.array("tokens", "calibration.npy")
-        self._dense = job.array(f"capture.{self._config.layers - 1}", "hidden.npy")
+        self._given = job.stream(self._config, self._pruned.repaired_source())
+        self._tokens = job.units.array(Tokens().calibration)
+        self._dense = job.units.array(Capture(self._config.layers - 1).hidden)
         self._updated: set[int] = set()
 
     def train(
@@ -123,29 +132,29 @@ class _Model:
 
     def held_out_divergence(self) -> float:
         """Mean KL divergence from the dense model, nats per token."""
-        first, length = self._job.train_sequences, self._tokens.shape[1]
-        count = min(self._job.holdout_sequences, max(1, HOLDOUT_TOKENS // length))
+        first, length = self._job.split.train, self._tokens.shape[1]
+        count = min(self._job.split.holdout, max(1, HOLDOUT_TOKENS // length))
         rows = np.arange(first, first + count)
         with self._forward(rows) as states:
             dense, last = self._flat(self._dense[rows]), self._flat(states[-1])
-            (found,) = kl_divergences(self._job.dense, dense, [last], self._alive)
-        return found
+            (divergence,) = kl_divergences(self._job.dense, dense, [last], self._alive)
+        return divergence
 
     def hand_on(self) -> None:
-        """Leave a state file of every layer for the next unit."""
+        """Leave a state of every layer for the next unit."""
         for layer in set(range(self._config.layers)) - self._updated:  # Where training diverged.
             self._save(layer, self._load(layer))
 
     def finish(self, *, accepted: bool) -> None:
-        """Write distilled.l of every layer, trained if that is accepted, and leave no state."""
+        """Write the result of every layer, trained if that is accepted, and leave no state."""
         for layer in range(self._config.layers):
             given = self._given.whole_layer(layer)
-            trained = {role: given[role] for role in self._job.distilled_roles(layer)}
+            trained = {role: given[role] for role in self._roles(layer)}
             if accepted:
                 trained = self._matrices(layer)
-            file = self._draft.path(DISTILLED.format(layer))
+            file = self._draft.path(self._this.distilled(layer).name)
             save_bundle(file, self._as_solution(layer, trained))
-            self._draft.path(STATE.format(layer)).unlink(missing_ok=True)
+            self._state_path(layer).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _forward(self, rows: NDArray[np.int64]) -> Iterator[Rows]:
@@ -155,10 +164,8 @@ class _Model:
         states = temporary_array(self._job.scratch, shape)
         embed(self._job.dense, tokens, states[0])
         for layer in range(layers):
-            block, weights = (
-                self._config.blocks[layer],
-                self._weights(layer, self._matrices(layer)),
-            )
+            block = self._config.blocks[layer]
+            weights = self._weights(layer, self._matrices(layer))
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
                 output = self._decoder.forward_layer(block, x, weights).hidden
@@ -209,28 +216,32 @@ class _Model:
 
     def _matrices(self, layer: int) -> dict[str, Tensor]:
         """The matrices alone: a pass forth needs no moments."""
-        roles = self._job.distilled_roles(layer)
         file = self._file(layer)
         if file is None:
             given = self._given.whole_layer(layer)
-            return {role: given[role].clone() for role in roles}
-        return {role: self._read(file, role, PARTS[0]) for role in roles}
+            return {role: given[role].clone() for role in self._roles(layer)}
+        return {role: self._read(file, role, PARTS[0]) for role in self._roles(layer)}
+
+    def _roles(self, layer: int) -> list[str]:
+        return distilled_roles(self._job.config, layer)
 
     def _file(self, layer: int) -> Path | None:
         """Where a layer's state lies; None before the first step."""
-        name = STATE.format(layer)
         if layer in self._updated:
-            return self._draft.path(name)
-        if self._number == 0:
+            return self._state_path(layer)
+        if self._this.number == 0:
             return None
-        return self._job.workspace.file(f"distill.{self._number - 1}", name)
+        return self._job.units.path(Distill(self._this.number - 1).state(layer))
+
+    def _state_path(self, layer: int) -> Path:
+        return self._draft.path(self._this.state(layer).name)
 
     def _read(self, file: Path, role: str, part: str) -> Tensor:
         # Cloned: the update is made in place, and what is read may be mapped from the file.
         return load_from_bundle(file, f"{role}.{part}", self._job.device)
 
     def _save(self, layer: int, states: dict[str, Trained]) -> None:
-        file = self._draft.path(STATE.format(layer))
+        file = self._state_path(layer)
         new = file.with_suffix(".new")
         tensors = {
             f"{role}.{part}": getattr(state, part).cpu()
@@ -243,16 +254,16 @@ class _Model:
 
     def _as_solution(self, layer: int, trained: dict[str, Tensor]) -> dict[str, Tensor]:
         """A layer's solution file: what belongs to its sites, and the other matrices."""
-        tensors: dict[str, Tensor] = {}
+        solutions: Solved = []
         others = {role: weight.cpu() for role, weight in trained.items()}
         for site in self._job.sites(layer):
             solution = SiteSolution(
-                self._job.repaired(layer, site).kept,
+                self._pruned.repaired(layer, site).kept,
                 as_stored(others.pop(site.output.role), site),  # Turning twice gives (d x columns).
                 {part.role: others.pop(part.role) for part in site.coupled if part.role in trained},
             )
-            tensors |= solution_tensors(site, solution)
-        return tensors | {f"{OTHERS}{role}": weight for role, weight in others.items()}
+            solutions.append((site, solution))
+        return solution_tensors(solutions) | other_tensors(others)
 
     def _batches(self, sequences: int) -> Iterator[slice]:
         length = self._tokens.shape[1]

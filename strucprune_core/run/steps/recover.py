@@ -1,4 +1,4 @@
-"""`replay` and `recover.l`: pass the calibration text through once more and train solved layers.
+"""`recover.l`: pass the calibration text through layer l once more and train what was solved.
 
 Two streams of hidden states go through the layers: the dense model's, and what the pruned layers
 make of the text. In mode `sequential` a pruned layer sees the second and is trained to lead it back
@@ -22,48 +22,35 @@ from strucprune_core.method.training.recovery import recover as recover_block
 from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.pruned_weights import SiteSolution, as_stored, prune_layer
-from strucprune_core.models.vocabulary import embed
 from strucprune_core.plan.graph import Unit
-from strucprune_core.run.context import SOLUTION, Job, load_solution, solution_tensors
+from strucprune_core.run.artifacts import Recover, RecoverValues, Solve
+from strucprune_core.run.context import Job
+from strucprune_core.run.measured_site import Solved
+from strucprune_core.run.pruned_model import PrunedModel
+from strucprune_core.run.solutions import load_solution, solution_tensors
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array, temporary_array
 
-STREAMS = "streams.npy"
 Rows = NDArray[np.float32]
 
 
-def replay(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write streams.npy: the embedded calibration windows, (streams x samples x length x d)."""
-    windows = np.asarray(job.array("tokens", "calibration.npy"))
-    shape = (_stream_count(job), *windows.shape, job.config.hidden_size)
-    streams = new_array(draft.path(STREAMS), shape)
-    embed(job.dense, windows, streams[0])
-    streams[1:] = streams[0]
-    streams.flush()
-
-
 def recover(job: Job, unit: Unit, draft: Draft) -> None:
-    """Train one layer. Write its solution.safetensors, and streams.npy for the next.
-
-    Values `status`, `error_before` and `error_after` (relative, on held-out tokens).
-    """
-    before = np.asarray(job.array(unit.reads[0][0], STREAMS))
+    """Train one layer. Write its solution, and the streams that enter the next layer."""
+    before = np.asarray(job.units.array(Recover(unit.index).entering))
     arrays = temporary_array(job.scratch, (3, *before.shape[1:]))
     with torch.no_grad():
         layer = _Layer(job, unit.index, before)
         residuals, sources, targets = arrays[0], arrays[1], arrays[2]
         weights = layer.prepare(residuals, sources, targets)
         result = layer.train(sources, targets, weights)
-        draft.values |= {
-            "status": result.status.value,
-            "error_before": _known(result.error_before),
-            "error_after": _known(result.error_after),
-        }
-        save_bundle(draft.path(SOLUTION), layer.solution(result.weights))
+        save_bundle(draft.path(Recover.solution), layer.solution(result.weights))
         if unit.index + 1 < job.config.layers:
-            streams = new_array(draft.path(STREAMS), before.shape)
+            streams = new_array(draft.path(Recover.streams), before.shape)
             layer.finish(residuals, sources, result.weights, streams)
             streams.flush()
+    draft.record(
+        RecoverValues(result.status.value, _known(result.error_before), _known(result.error_after))
+    )
 
 
 class _Layer:
@@ -74,8 +61,8 @@ class _Layer:
         self._job, self._index, self._before = job, index, before
         self._decoder = Decoder(job.config)
         self._dense_block = job.config.blocks[index]
-        self._block = job.pruned_config.blocks[index]
-        file = job.workspace.file(f"solve.{index}", SOLUTION)
+        self._block = PrunedModel(job).config.blocks[index]
+        file = job.units.path(Solve(index).solution)
         self._solved = [(site, load_solution(file, site)) for site in job.sites(index)]
         self._dense = job.dense.whole_layer(index)
         self._pruned = prune_layer(self._dense, self._solved)
@@ -126,7 +113,7 @@ class _Layer:
                 weights[sequences].reshape(-1),
             )
 
-        train = self._job.train_sequences
+        train = self._job.split.train
         return recover_block(
             block,
             {role: self._pruned[role] for role in self._trained},
@@ -138,7 +125,7 @@ class _Layer:
 
     def solution(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layer's solution file with the FFN's weights as they are now."""
-        tensors: dict[str, Tensor] = {}
+        solutions: Solved = []
         for site, solution in self._solved:
             if site.kind == "ffn":
                 stored = trained[site.output.role]
@@ -148,8 +135,8 @@ class _Layer:
                     as_stored(stored, site).cpu(),  # Turning twice gives (d x columns) again.
                     {role: trained[role].cpu() for role in roles},
                 )
-            tensors |= solution_tensors(site, solution)
-        return tensors
+            solutions.append((site, solution))
+        return solution_tensors(solutions)
 
     def finish(
         self, residuals: Rows, sources: Rows, trained: Mapping[str, Tensor], streams: Rows
@@ -186,8 +173,3 @@ class _Layer:
 
 def _known(error: float | None) -> float | None:
     return error if error is not None and math.isfinite(error) else None
-
-
-def _stream_count(job: Job) -> int:
-    spec = job.spec.pruning.recover
-    return 2 if spec is not None and spec.mode == "sequential" else 1

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import platform
+import math
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
-from strucprune_core import __version__
-from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.models.own_head import own_head_warning
+from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.deviations import batch_warning, sparsity_warning
 from strucprune_core.plan.estimate import estimate_job, size_of
-from strucprune_core.plan.graph import Unit
+from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.report.document import (
-    REPORT_HTML,
-    REPORT_JSON,
     CalibrationSummary,
     DistillationReport,
-    Environment,
     ExportReport,
-    FileEntry,
     LayerReport,
     MemoryFigure,
     MemorySummary,
@@ -42,8 +35,12 @@ from strucprune_core.report.document import (
     largest_known,
 )
 from strucprune_core.report.html import render_html
+from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
+from strucprune_core.run.environment import environment_of
+from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
+from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
     few_tokens_warning,
     layer_rank,
@@ -51,26 +48,25 @@ from strucprune_core.run.report_warnings import (
     retry_warnings,
     text_warnings,
 )
-from strucprune_core.run.steps.assemble import pruned_checkpoint
-from strucprune_core.run.steps.exports import exported, published, unit_files
+from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.workspace import Draft, Manifest
 from strucprune_core.spec import Export
-from strucprune_core.storage.digests import sha256_of_bytes
-from strucprune_core.storage.overlay import OverlayStore
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write report.json and report.html."""
-    document = build_report(job, unit)
-    draft.path(REPORT_JSON).write_text(document.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    draft.path(REPORT_HTML).write_text(render_html(document), encoding="utf-8")
+    """Write the report as a document and as a page."""
+    document = _report(job)
+    text = document.model_dump_json(indent=2) + "\n"
+    draft.path(artifacts.Report.json).write_text(text, encoding="utf-8")
+    draft.path(artifacts.Report.html).write_text(render_html(document), encoding="utf-8")
 
 
-def build_report(job: Job, unit: Unit) -> Report:
+def _report(job: Job) -> Report:
     """The report of a job whose units before `report` are all finished."""
-    before, after = _sizes(job)
-    asked, reached = job.spec.pruning.sparsity, _reached(job)
-    layers = [_layer(job, layer) for layer in range(job.config.layers)]
+    pruned = PrunedModel(job)
+    before, after = _sizes(job, pruned)
+    asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
+    layers = _layers(job, pruned)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -94,15 +90,15 @@ def build_report(job: Job, unit: Unit) -> Report:
         perplexity=_perplexity(job),
         memory=_memory(job),
         phases=_phases(job),
-        model_check=ModelCheck(**job.workspace.values("model_check")),
-        verification=Verification(**job.workspace.values("verify")),
+        model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
+        verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
-        files=published_files(job, published(job)),
+        files=file_entries(job, result(job)),
         warnings=[
             *_model_warnings(job),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
-            *text_warnings(job.spec, job.config.vocab_size, _texts(job)),
+            *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
             *retry_warnings(layers),
@@ -117,15 +113,19 @@ def _model_warnings(job: Job) -> list[str]:
 
 
 def _manifests(job: Job) -> list[Manifest]:
-    found = (job.workspace.manifest(unit.name) for unit in job.graph)
-    return [manifest for manifest in found if manifest is not None]
+    manifests = (job.workspace.manifest(unit.name) for unit in job.graph)
+    return [manifest for manifest in manifests if manifest is not None]
 
 
-def _sizes(job: Job) -> tuple[SizeSummary, SizeSummary]:
+def _dense_parameters(job: Job) -> int:
+    return sum(math.prod(shape) for shape in expected_tensors(job.config).values())
+
+
+def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
-    stored_bytes = max(1, job.index.total_bytes // max(1, job.dense_parameters))
+    stored_bytes = max(1, job.index.total_bytes // max(1, _dense_parameters(job)))
     before = size_of(job.config, dtype_bytes=stored_bytes)
-    after = size_of(job.pruned_config, dtype_bytes=stored_bytes)
+    after = size_of(pruned.config, dtype_bytes=stored_bytes)
     written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
     return (
         before.model_copy(update={"bytes": job.index.total_bytes}),
@@ -147,31 +147,25 @@ def _model(job: Job) -> ModelSummary:
     )
 
 
-def environment_of(device: torch.device) -> Environment:
-    """Where this process computes."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return Environment(
-        strucprune=__version__,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        device=name,
-        platform=platform.platform(),
-        threads=torch.get_num_threads() or os.cpu_count() or 1,
-    )
-
-
-def _reached(job: Job) -> float:
+def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went."""
-    places = list(zip(job.planned, job.widths, strict=True))
+    places = list(zip(job.planned, pruned.widths, strict=True))
     total = sum(place.site.structures * place.site.parameters for place, _ in places)
     left = sum(width * place.site.parameters for place, width in places)
     return 1.0 - left / total
 
 
-def _layer(job: Job, layer: int) -> LayerReport:
-    units = (job.workspace.manifest(f"{kind}.{layer}") for kind in ("capture", "curve", "solve"))
-    before, after = job.config.blocks[layer], job.pruned_config.blocks[layer]
-    sites = _sites(job, layer)
+def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
+    sites: list[list[SiteReport]] = [[] for _ in job.config.blocks]
+    for place, site in zip(job.planned, _sites(job), strict=True):
+        sites[place.layer].append(site)
+    return [_layer(job, pruned, layer, of_layer) for layer, of_layer in enumerate(sites)]
+
+
+def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -> LayerReport:
+    before, after = job.config.blocks[layer], pruned.config.blocks[layer]
+    units = (artifacts.Capture(layer), artifacts.Curve(layer), artifacts.Solve(layer))
+    manifests = (job.workspace.manifest(each.unit) for each in units)
     return LayerReport(
         index=layer,
         width_before=sum(before.ffn_widths),
@@ -187,99 +181,108 @@ def _layer(job: Job, layer: int) -> LayerReport:
         reconstruction_error=largest_known(site.reconstruction_error for site in sites),
         damping=max(site.damping for site in sites),
         damping_retries=max(site.damping_retries for site in sites),
-        seconds=sum(manifest.seconds for manifest in units if manifest is not None),
+        seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
     )
 
 
 def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if job.spec.pruning.recover is None:
+    if not job.recovers:
         return None
-    return RecoveryReport(**job.workspace.values(f"recover.{layer}"))
+    return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 
 
 def _distillation(job: Job) -> DistillationReport | None:
-    if job.spec.pruning.distill is None:
+    if not job.distill_steps:
         return None
-    manifests = [m for m in _manifests(job) if m.unit.startswith("distill.")]
-    first, last = manifests[0].values, manifests[-1].values
+    units = [artifacts.Distill(number) for number in range(len(distill_units(job.distill_steps)))]
+    values = [job.units.values(unit) for unit in units]
+    manifests = (job.workspace.manifest(unit.unit) for unit in units)
+    first, last = values[0], values[-1]
+    assert last.status is not None  # noqa: S101 - the last unit judges what was trained
     return DistillationReport(
-        status=last["status"],
-        steps=job.spec.pruning.distill.steps,
-        kl_before=first["kl_before"],
-        kl_after=last["kl_after"],
-        losses=[loss for manifest in manifests for loss in manifest.values["losses"]],
-        seconds=sum(manifest.seconds for manifest in manifests),
+        status=last.status,
+        steps=job.distill_steps,
+        kl_before=first.kl_before,
+        kl_after=last.kl_after,
+        losses=[loss for each in values for loss in each.losses],
+        seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
     )
 
 
-def _sites(job: Job, layer: int) -> list[SiteReport]:
-    allocation = job.workspace.values("allocate")
-    solved = job.workspace.values(f"solve.{layer}")["sites"]
+def _sites(job: Job) -> list[SiteReport]:
+    """Every planned site, in order."""
+    allocation = job.units.values(artifacts.Allocate())
     return [
         SiteReport(
             name=place.site.name,
             structures_before=place.site.structures,
-            structures_after=allocation["widths"][number],
-            energy=allocation["energies"][number],
-            predicted_damage=allocation["predicted_damages"][number],
+            structures_after=allocation.widths[number],
+            energy=allocation.energies[number],
+            predicted_damage=allocation.predicted_damages[number],
             **_statistics(job, place),
-            **solved[place.site.name],
+            **_solved(job, place),
         )
         for number, place in enumerate(job.planned)
-        if place.layer == layer
     ]
+
+
+def _solved(job: Job, place: PlannedSite) -> dict[str, Any]:
+    """What a site's report says of its solution."""
+    solved = job.units.values(artifacts.Solve(place.layer)).sites[place.site.name]
+    return asdict(solved)
 
 
 def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
     """What a site's report says of its statistics."""
-    found = job.statistics(place.layer, place.site)
+    statistics = MeasuredSite(job, place.layer, place.site).statistics
     return {
-        "calibration_tokens": found.tokens,
-        "columns": found.columns,
-        "measured_share": found.measured_share,
-        "effective_rank": found.effective_rank,
+        "calibration_tokens": statistics.tokens,
+        "columns": statistics.columns,
+        "measured_share": statistics.measured_share,
+        "effective_rank": statistics.effective_rank,
     }
 
 
 def _rounds(job: Job) -> list[RoundReport]:
-    allocation = job.workspace.values("allocate")
+    allocation = job.units.values(artifacts.Allocate())
     rounds = range(1, job.spec.pruning.rounds + 1)
-    kls = allocation["kls"] or [None]
+    kls: list[float | None] = [*allocation.kls] or [None]
     return [
-        _round(job.workspace.values(f"price.{number}"), kl, used=number == allocation["round"])
+        _round(job.units.values(artifacts.Price(number)), kl, used=number == allocation.round)
         for number, kl in zip(rounds, kls, strict=True)
     ]
 
 
-def _round(values: dict[str, Any], kl: float | None, *, used: bool) -> RoundReport:
+def _round(values: artifacts.PriceValues, kl: float | None, *, used: bool) -> RoundReport:
     return RoundReport(
-        price=values["price"],
-        temperature=values["temperature"],
-        predicted_damage=sum(values["predicted_damages"]),
-        widths=values["widths"],
+        price=values.price,
+        temperature=values.temperature,
+        predicted_damage=sum(values.predicted_damages),
+        widths=[*values.widths],
         kl=kl,
         used=used,
     )
 
 
-def _texts(job: Job) -> dict[str, Any]:
-    """What the units `tokens` and `tokens.evaluation` found out about the texts."""
-    values = dict(job.workspace.values("tokens"))
-    if job.spec.evaluation is not None:
-        values |= job.workspace.values("tokens.evaluation")
-    return values
+def _texts(
+    job: Job,
+) -> tuple[artifacts.TokensValues, artifacts.EvaluationTokensValues | None]:
+    """What is known of the calibration text, and of the evaluation text if there is one."""
+    calibration = job.units.values(artifacts.Tokens())
+    if job.spec.evaluation is None:
+        return calibration, None
+    return calibration, job.units.values(artifacts.EvaluationTokens())
 
 
 def _calibration(job: Job, layers: list[LayerReport]) -> CalibrationSummary:
-    found = job.workspace.values("tokens")
-    counts = TokenCounts(**found["calibration_tokens"])
+    text = job.units.values(artifacts.Tokens())
     return CalibrationSummary(
-        tokens=counts.tokens,
-        distinct_tokens=counts.distinct,
+        tokens=text.calibration_tokens.tokens,
+        distinct_tokens=text.calibration_tokens.distinct,
         least_effective_rank=min(
             (rank for layer in layers if (rank := layer_rank(layer)) is not None), default=None
         ),
-        text_sha256=found["calibration_sha256"],
+        text_sha256=text.calibration_sha256,
     )
 
 
@@ -287,8 +290,8 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
     evaluation = job.spec.evaluation
     if evaluation is None:
         return None
-    before = job.workspace.values("evaluate.dense")["perplexity"]
-    after = job.workspace.values("evaluate.pruned")["perplexity"]
+    before = job.units.values(artifacts.Evaluate("dense")).perplexity
+    after = job.units.values(artifacts.Evaluate("pruned")).perplexity
     return PerplexitySummary(
         before=before,
         after=after,
@@ -297,7 +300,7 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         sequence_length=evaluation.sequence_length,
         tokens=evaluation.sequences * (evaluation.sequence_length - 1),
         text_uri=evaluation.uri,
-        text_sha256=job.workspace.values("tokens.evaluation")["evaluation_sha256"],
+        text_sha256=job.units.values(artifacts.EvaluationTokens()).evaluation_sha256,
     )
 
 
@@ -311,7 +314,7 @@ def _memory(job: Job) -> MemorySummary:
         device_peak_bytes=MemoryFigure(
             predicted=estimate.device_peak_bytes, measured=max(on_device, default=None)
         ),
-        whole_model_bytes=job.dense_parameters * 4,
+        whole_model_bytes=_dense_parameters(job) * 4,
         note="Host: anonymous resident memory, sampled. Device: the CUDA allocator's peak; on a "
         "CPU the device is the host. Whole model: its weights in float32, as computed with.",
     )
@@ -333,19 +336,9 @@ def _export(job: Job, export: Export) -> ExportReport:
     store = exported(job, export)
     sizes = [len(data) for data in store.contents.values()]
     sizes += [path.stat().st_size for path in store.paths.values()]
-    check = Verification(**job.workspace.values(f"check.{export}"))
+    check = _verification(job, artifacts.Check(export))
     return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
 
 
-def published_files(job: Job, result: OverlayStore) -> list[FileEntry]:
-    """The files that are published with their digests."""
-    entries = [
-        FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
-        for name, data in result.contents.items()
-    ]
-    for name, unit in unit_files(job).items():
-        manifest = job.workspace.manifest(unit)
-        assert manifest is not None  # noqa: S101 - the graph runs these before report
-        (stored,) = manifest.files.values()
-        entries.append(FileEntry(name=name, bytes=stored.bytes, sha256=stored.sha256))
-    return sorted(entries, key=lambda entry: entry.name)
+def _verification(job: Job, unit: artifacts.Verify | artifacts.Check) -> Verification:
+    return Verification(**asdict(job.units.values(unit)))

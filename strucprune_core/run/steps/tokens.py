@@ -1,55 +1,46 @@
-"""From texts to the first layer's input.
-
-`tokens`, `tokens.evaluation`: texts to token windows. `embed`: embeddings of the first.
-"""
+"""`tokens`, `tokens.evaluation`: from texts to windows of tokens."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from strucprune_core.calibration import text as plain
 from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
-from strucprune_core.calibration.text import (
-    Text,
-    digest,
-    draw_windows,
-    first_windows,
-    is_cut,
-)
+from strucprune_core.calibration.text import Text, digest, draw_windows, first_windows, is_cut
 from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.calibration.text_protocol import DocumentsRead
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.decoding import generate
-from strucprune_core.models.vocabulary import embed
 from strucprune_core.plan.graph import CALIBRATION, EVALUATION, Unit
 from strucprune_core.plan.inspection import check_texts_unchanged
+from strucprune_core.run.artifacts import (
+    EvaluationTokens,
+    EvaluationTokensValues,
+    Tokens,
+    TokensValues,
+)
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Draft
-from strucprune_core.scratch.arrays import new_array
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object
 
 
 def tokens(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write calibration.npy (samples x length) or evaluation.npy (sequences x length), int32.
-
-    Values by text: its digest, and `calibration_tokens` or `evaluation_tokens`, as `TokenCounts`;
-    `calibration_cut`, whether only the beginning of a long text was read.
+    """Write the windows of the calibration or the evaluation text.
 
     Raises:
         InvalidText: a text is too short, unreadable or (the calibration text) degenerate.
     """
-    if unit.name == "tokens":
+    if unit.name == Tokens().unit:
         _calibration(job, draft)
     else:
         _evaluation(job, draft)
@@ -60,22 +51,19 @@ def _calibration(job: Job, draft: Draft) -> None:
     counts = TokenCounts.of(drawn.windows)
     if not job.spec.calibration.allow_degenerate:
         refuse_tokens(counts, job.config.vocab_size, job.spec.calibration.place)
-    np.save(draft.path("calibration.npy"), drawn.windows)
-    draft.values["calibration_sha256"] = drawn.sha256
-    draft.values["calibration_cut"] = drawn.cut
-    draft.values["calibration_tokens"] = asdict(counts)
+    np.save(draft.path(Tokens.calibration), drawn.windows)
+    draft.record(TokensValues(drawn.sha256, drawn.cut, counts))
     check_texts_unchanged(job.spec, job.open_store, job.texts, CALIBRATION)
 
 
 def _evaluation(job: Job, draft: Draft) -> None:
     evaluation = job.spec.evaluation
     assert evaluation is not None  # noqa: S101 - else the graph has no such unit
-    text = _text(job, evaluation.uri, "evaluation.uri")
+    text = _text(job, evaluation.uri, EVALUATION)
     stream = text_tokens(job.index, text, vocab_size=job.config.vocab_size, wait=job.safe_point)
     windows = first_windows(stream, evaluation.sequences, evaluation.sequence_length, text.field)
-    np.save(draft.path("evaluation.npy"), windows)
-    draft.values["evaluation_sha256"] = digest(text)
-    draft.values["evaluation_tokens"] = asdict(TokenCounts.of(windows))
+    np.save(draft.path(EvaluationTokens.evaluation), windows)
+    draft.record(EvaluationTokensValues(digest(text), TokenCounts.of(windows)))
     check_texts_unchanged(job.spec, job.open_store, job.texts, EVALUATION)
 
 
@@ -100,7 +88,7 @@ def _drawn(job: Job) -> _Drawn:
     if spec.uri is None:
         windows = _written_by_the_model(job)
         return _Drawn(windows, hashlib.sha256(windows.tobytes()).hexdigest(), cut=False)
-    text = _text(job, spec.uri, "calibration.uri")
+    text = _text(job, spec.uri, CALIBRATION)
     documents = spec.file_format != "text"
     read: list[DocumentsRead] = []
     stream = text_tokens(
@@ -153,15 +141,6 @@ def local_weights(
         for name in index.file_sizes:
             index.store.download(name, folder / name, lambda done: tick())
         yield replace(index, store=LocalStore(folder))
-
-
-@torch.inference_mode()
-def embeddings(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write hidden.npy: the embedded calibration windows, (samples x length x d) float32."""
-    windows = np.asarray(job.array("tokens", "calibration.npy"))
-    out = new_array(draft.path("hidden.npy"), (*windows.shape, job.config.hidden_size))
-    embed(job.dense, windows, out, lambda: job.tick(0, 1))
-    out.flush()
 
 
 def _text(job: Job, uri: str, field: str) -> Text:

@@ -17,7 +17,8 @@ from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPru
 from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.run.runner import STEPS
+from strucprune_core.run.artifacts import Assemble
+from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.steps import assemble
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
@@ -118,7 +119,7 @@ def test_a_config_of_other_widths_is_refused(checkpoints: Path) -> None:
 def damage_shard(patch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> None:
     def step(job: Any, unit: Any, draft: Any) -> None:
         assemble.assemble(job, unit, draft)
-        damage(draft.path(assemble.SHARD_FILE))
+        damage(draft.path(Assemble.written))
 
     patch.setitem(STEPS, "assemble", step)
 

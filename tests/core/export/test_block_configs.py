@@ -139,7 +139,7 @@ def test_multiples_of_256_need_no_filling(tmp_path: Path, text_file: Path) -> No
 
 
 def test_several_files(tmp_path: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("strucprune_core.run.context.MAX_SHARD_BYTES", 300_000)
+    monkeypatch.setattr("strucprune_core.run.shards.MAX_SHARD_BYTES", 300_000)
     model = make_tiny_llama(tmp_path / "model", layers=2)
     pruning = {"exports": ["block_configs"]}
     run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)

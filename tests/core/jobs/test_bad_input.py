@@ -18,8 +18,7 @@ from embedded.s3 import S3Server
 from strucprune_core.errors import InvalidText, StrucPruneError
 from strucprune_core.storage import s3
 from strucprune_core.storage.local import LocalStore
-from tests.core.commands.test_main import call
-from tests.core.commands.test_main import prune as prune_command
+from tests.core.commands.calling import call, prune_command
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 from tests.support.broken_model import BREAKAGES, Breakage, broken_copy
 from tests.support.text import make_text

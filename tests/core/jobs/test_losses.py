@@ -14,10 +14,10 @@ from strucprune_core.errors import OutputNotEmpty, Stopped, StorageUnavailable
 from strucprune_core.plan import graph as units
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import Report
-from strucprune_core.run import context as job
+from strucprune_core.run import shards
 from strucprune_core.run.context import Job
 from strucprune_core.run.progress import Phase, Progress
-from strucprune_core.run.runner import STEPS, Step
+from strucprune_core.run.step_table import STEPS, Step
 from strucprune_core.run.workspace import Draft, Workspace
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store
@@ -138,7 +138,7 @@ def test_units_read_what_they_say(
 ) -> None:
     # What a unit reads and does not name would not be recomputed for it.
     monkeypatch.setattr(units, "PROBE_GROUP_LAYERS", 1)  # what one group leaves for another counts
-    monkeypatch.setattr(job, "MAX_SHARD_BYTES", 2**15)  # files that hold nothing of some layers
+    monkeypatch.setattr(shards, "MAX_SHARD_BYTES", 2**15)  # files that hold nothing of some layers
     open_file, read = Workspace.file, set[tuple[str, str]]()
 
     def opened(workspace: Workspace, unit: str, name: str) -> Path:

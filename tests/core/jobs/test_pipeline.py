@@ -22,7 +22,7 @@ from strucprune_core.errors import (
 from strucprune_core.models.devices import choose_device
 from strucprune_core.report.document import Report
 from strucprune_core.run.progress import Phase, Progress
-from strucprune_core.run.runner import STEPS
+from strucprune_core.run.step_table import STEPS
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import Store
 from tests.core.jobs.tiny_job import FlakyStore, checkpoint_of, files_of, run, tiny_spec
@@ -236,7 +236,7 @@ def test_models_of_other_forms(
 def test_several_shards(
     tmp_path: Path, tiny_model: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("strucprune_core.run.context.MAX_SHARD_BYTES", 200_000)
+    monkeypatch.setattr("strucprune_core.run.shards.MAX_SHARD_BYTES", 200_000)
     report = run(tiny_spec(tiny_model, text_file, tmp_path / "out"), tmp_path)
     shards = sorted(path.name for path in (tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2

@@ -7,11 +7,11 @@ from torch import Tensor
 from strucprune_core.method.gram import (
     LEAST_MEAN_SQUARE,
     GramAccumulator,
-    SiteStatistics,
     assumed_energy,
     token_weights,
 )
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Room
+from strucprune_core.method.site_statistics import SiteStatistics
 
 
 def random_tokens(tokens: int, seed: int, width: int = 9, hidden: int = 5) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ from strucprune_core.run import progress_meter
 from strucprune_core.run.background import WAIT_SECONDS
 from strucprune_core.run.context import Job
 from strucprune_core.run.progress import FinishedUnit, Progress, StopSignal
-from strucprune_core.run.runner import STEPS
+from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore

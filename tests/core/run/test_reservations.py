@@ -20,10 +20,10 @@ from strucprune_core.plan import graph as units
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import Report
 from strucprune_core.run.context import Job
-from strucprune_core.run.layer_updates import LayerNews, merged
+from strucprune_core.run.layer_updates import LayerUpdate, merged
 from strucprune_core.run.progress import FinishedUnit
-from strucprune_core.run.reservations import ALONE, UnitClaims
-from strucprune_core.run.runner import STEPS, Step
+from strucprune_core.run.reservations import ALONE, UnitReservations
+from strucprune_core.run.step_table import STEPS, Step
 from strucprune_core.run.workspace import Draft, LostFile
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
@@ -47,7 +47,7 @@ class Board:
     asked: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def claim(self, who: str, ready: Sequence[str], keeping: str | None) -> str | None:
+    def reserve(self, who: str, ready: Sequence[str], keeping: str | None) -> str | None:
         with self.lock:
             self.asked[who] += 1
             if who in self.gone:
@@ -66,15 +66,15 @@ class Board:
 
 
 @dataclass
-class Claims:
-    """One runner's claims on the board."""
+class Reservations:
+    """One runner's reservations on the board."""
 
     board: Board
     who: str
     shared: bool = True
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
-        return self.board.claim(self.who, ready, keeping)
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+        return self.board.reserve(self.who, ready, keeping)
 
 
 @dataclass
@@ -86,9 +86,9 @@ class Crew:
     pool: ThreadPoolExecutor
     board: Board = field(default_factory=Board)
     done: list[tuple[str, str]] = field(default_factory=list)
-    news: list[LayerNews] = field(default_factory=list)
+    updates: list[LayerUpdate] = field(default_factory=list)
 
-    def lead(self, claims: UnitClaims | None = None) -> Future[Report]:
+    def lead(self, reservations: UnitReservations | None = None) -> Future[Report]:
         return self.pool.submit(
             lambda: prune(
                 self.spec,
@@ -96,8 +96,8 @@ class Crew:
                 scratch=self.root / "leader",
                 open_store=lambda uri: LocalStore(Path(uri)),
                 finished=self._note("leader"),
-                claims=claims or Claims(self.board, "leader"),
-                layers=self.news.extend,
+                reservations=reservations or Reservations(self.board, "leader"),
+                layers=self.updates.extend,
             )
         )
 
@@ -106,7 +106,7 @@ class Crew:
         who: str,
         *,
         patience_seconds: float = 60.0,
-        claims: UnitClaims | None = None,
+        reservations: UnitReservations | None = None,
     ) -> Future[None]:
         return self.pool.submit(
             lambda: assist(
@@ -115,7 +115,7 @@ class Crew:
                 scratch=self.root / who,
                 open_store=lambda uri: LocalStore(Path(uri)),
                 finished=self._note(who),
-                claims=claims or Claims(self.board, who),
+                reservations=reservations or Reservations(self.board, who),
                 patience_seconds=patience_seconds,
             )
         )
@@ -171,8 +171,8 @@ def all_units(crew: Crew) -> set[str]:
 
 
 def test_alone_takes_what_comes_first() -> None:
-    assert ALONE.claim(["a", "b"]) == "a"
-    assert ALONE.claim([]) is None
+    assert ALONE.reserve(["a", "b"]) == "a"
+    assert ALONE.reserve([]) is None
 
 
 def test_four_share_the_units_of_one_job(
@@ -188,9 +188,11 @@ def test_four_share_the_units_of_one_job(
     gate.opened.set()
     report = leader.result(60)
     assert checkpoint_of(crew.root / "out") == expected
-    # Whoever did the units, the leader has told what they found.
-    told = [(one.energy, one.width_after, one.reconstruction_error) for one in merged(crew.news)]
-    assert told == [
+    # Whoever did the units, the leader has sent the updates.
+    known = [
+        (one.energy, one.width_after, one.reconstruction_error) for one in merged(crew.updates)
+    ]
+    assert known == [
         (one.energy, one.width_after, one.reconstruction_error) for one in report.layers
     ]
     for helper in helpers:
@@ -271,18 +273,20 @@ def test_a_unit_that_always_fails_fails_the_leader(
 
 
 class Forgotten:
-    """Claims in a ledger that has lost its data: whatever is due is granted, to everybody."""
+    """Reservations in a ledger that has lost its data: whatever is due is granted, to everybody."""
 
     shared = True
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         return ready[0] if ready else None
 
 
-def test_without_any_claims_work_is_done_twice_and_the_bytes_are_the_same(
+def test_without_any_reservations_work_is_done_twice_and_the_bytes_are_the_same(
     crew: Crew, expected: dict[str, bytes]
 ) -> None:
-    runners = [crew.help(who, claims=Forgotten(), patience_seconds=1.0) for who in ("one", "two")]
+    runners = [
+        crew.help(who, reservations=Forgotten(), patience_seconds=1.0) for who in ("one", "two")
+    ]
     crew.lead(Forgotten()).result(60)
     assert checkpoint_of(crew.root / "out") == expected
     for runner in runners:
@@ -330,20 +334,20 @@ def test_a_stop_is_heard_while_waiting_for_others(spec: JobSpec, tmp_path: Path)
             scratch=tmp_path / "scratch",
             open_store=lambda uri: LocalStore(Path(uri)),
             stop=StopOnceWaiting(),
-            claims=Claims(board, "leader"),
+            reservations=Reservations(board, "leader"),
         )
 
 
 def test_units_of_others_are_noticed_though_what_they_read_is_released(crew: Crew) -> None:
     asked, over = threading.Event(), threading.Event()
 
-    class Late(Claims):
-        def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+    class Late(Reservations):
+        def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
             asked.set()
             assert over.wait(60)
             return None
 
-    late = crew.help("late", claims=Late(crew.board, "late"))
+    late = crew.help("late", reservations=Late(crew.board, "late"))
     assert asked.wait(60)
     crew.lead(ALONE).result(60)
     over.set()
@@ -359,7 +363,7 @@ class LastFirst:
     def __init__(self) -> None:
         self.taken: list[str] = []
 
-    def claim(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
+    def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         self.taken += ready[-1:]
         return ready[-1] if ready else None
 
@@ -387,12 +391,12 @@ def test_any_order_that_the_graph_allows_gives_the_same_bytes(
     monkeypatch.setattr(units, "DISTILL_UNIT_STEPS", 1)
     results = []
     last_first = LastFirst()
-    orders: list[tuple[str, UnitClaims, type[LocalStore]]] = [
+    orders: list[tuple[str, UnitReservations, type[LocalStore]]] = [
         ("first", ALONE, LocalStore),
         ("last", last_first, LocalStore),
         ("stored-beside", LastFirst(), RemoteStore),
     ]
-    for name, claims, store in orders:
+    for name, reservations, store in orders:
         root = tmp_path / name
         spec = tiny_spec(model, text_file, root / "out", pruning=pruning)
         prune(
@@ -400,7 +404,7 @@ def test_any_order_that_the_graph_allows_gives_the_same_bytes(
             workspace=store(root / "workspace"),
             scratch=root / "scratch",
             open_store=lambda uri: LocalStore(Path(uri)),
-            claims=claims,
+            reservations=reservations,
         )
         results.append(checkpoint_of(root / "out"))
     assert results[0] == results[1] == results[2]

@@ -276,8 +276,8 @@ def test_transfers_are_watched(tmp_path: Path) -> None:
     assert (up, down) == ([5], [5])
 
 
-def test_a_claim_is_kept(tmp_path: Path) -> None:
+def test_a_reservation_is_kept(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path)
-    assert workspace.claim() is None
-    workspace.keep_claim(b"{}")
-    assert open_workspace(tmp_path).claim() == b"{}"
+    assert workspace.reservation() is None
+    workspace.keep_reservation(b"{}")
+    assert open_workspace(tmp_path).reservation() == b"{}"

@@ -9,37 +9,42 @@ from strucprune_core.method.allocation.energies import gradient_energy
 from strucprune_core.models.backward import backward_layer
 from strucprune_core.models.output_gradients import loss_gradients
 from strucprune_core.plan.graph import Unit, probe_groups
+from strucprune_core.run.artifacts import Capture, Gradient, GradientValues, OfKind, Tokens
 from strucprune_core.run.context import Job
-from strucprune_core.run.steps.capture import probe_rows
 from strucprune_core.run.workspace import Draft
 
-GRADIENT = "gradient.npy"
 Rows = NDArray[np.float32]
 
 
 def gradient(job: Job, unit: Unit, draft: Draft) -> None:
     """Lead the gradient of the probe windows' loss back through a group of dense layers.
 
-    Write gradient.npy for the group before: the gradient at this group's input, (sequences x tokens
-    x d) float32. Value `energies`: [layer, kind, energy] of each.
+    Write the gradient at this group's input, for the group before it.
     """
     group = probe_groups(job.config.layers)[unit.index]
-    last = group.stop == job.config.layers
-    flow = _at_the_end(job) if last else np.asarray(job.array(*unit.reads[0]))
-    found: list[tuple[int, str, float]] = []
+    flow = _entering(job, unit.index, group)
+    energies: list[OfKind] = []
     for done, layer in enumerate(reversed(group)):
-        energies, flow = _layer(job, layer, flow)
-        found += energies
+        of_layer, flow = _layer(job, layer, flow)
+        energies += of_layer
         job.tick(done, len(group))
     if group.start > 0:
-        np.save(draft.path(GRADIENT), flow)
-    draft.values["energies"] = found
+        np.save(draft.path(Gradient.flow), flow)
+    draft.record(GradientValues(energies))
+
+
+def _entering(job: Job, number: int, group: range) -> Rows:
+    """The gradient at the output of a group's last layer."""
+    if group.stop == job.config.layers:
+        return _at_the_end(job)
+    return np.asarray(job.units.array(Gradient(number + 1).flow))
 
 
 def _at_the_end(job: Job) -> Rows:
     """Gradient of the windows' summed next-token loss at the last layer's output."""
-    hidden = probe_rows(job, job.array(f"capture.{job.config.layers - 1}", "hidden.npy"))
-    tokens = probe_rows(job, job.array("tokens", "calibration.npy"))
+    last = Capture(job.config.layers - 1)
+    hidden = job.split.probe_windows(job.units.array(last.hidden))
+    tokens = job.split.probe_windows(job.units.array(Tokens().calibration))
     flow = np.zeros_like(hidden)  # Nothing is predicted from the last position of a window.
     predicting = hidden[:, :-1]
     flow[:, :-1] = loss_gradients(
@@ -51,10 +56,10 @@ def _at_the_end(job: Job) -> Rows:
     return flow
 
 
-def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[tuple[int, str, float]], Rows]:
+def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[OfKind], Rows]:
     """(energies, gradient at the layer's input), a window at a time."""
     weights = job.dense.whole_layer(layer)
-    inputs = job.array(f"capture.{layer}", "probe_input.npy")
+    inputs = job.units.array(Capture(layer).probe_input)
     before = np.empty_like(flow)
     squares: dict[str, list[NDArray[np.float32]]] = {}
     for window in range(len(flow)):
@@ -63,8 +68,9 @@ def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[tuple[int, str, float
         before[rows] = result.at_input.cpu().numpy()
         for kind, gradients in result.at_outputs.items():
             squares.setdefault(kind, []).append(gradients[0, :-1].square().sum(-1).cpu().numpy())
-    kinds = dict.fromkeys(site.kind for site in job.sites(layer))
     d = job.config.hidden_size
-    return [
-        (layer, kind, gradient_energy(np.concatenate(squares[kind]), d)) for kind in kinds
-    ], before
+    energies = [
+        OfKind(layer, kind, gradient_energy(np.concatenate(squares[kind]), d))
+        for kind in dict.fromkeys(site.kind for site in job.sites(layer))
+    ]
+    return energies, before

@@ -15,7 +15,7 @@ from api.problems import ApiError, too_many, unavailable
 _RETRY_AFTER_SECONDS = 10
 
 
-class Held:
+class LongAnswers:
     """How many answers last. For one event loop.
 
     Args:

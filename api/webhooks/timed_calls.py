@@ -19,7 +19,7 @@ _AT_ONCE = 64
 _PER_OWNER = 4
 
 
-class Patience:
+class TimedCalls:
     """Makes calls in threads of their own. Safe to share between threads."""
 
     def __init__(self, at_once: int = _AT_ONCE, per_owner: int = _PER_OWNER) -> None:

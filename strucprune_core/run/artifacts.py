@@ -1,0 +1,545 @@
+"""What each kind of unit leaves for other units: files and values, each named once. No torch.
+
+A class stands for a kind, an instance for one unit:
+
+    Capture(3).unit        "capture.3"
+    Capture(3).grams       the File of that unit, as the graph names it and other units read it
+    Capture.grams          "grams.safetensors", the name under which the unit itself writes it
+    Capture(3).read(...)   its values, small results that are stored as JSON, as `CaptureValues`
+
+A comment after a file says what it holds, in shapes of: samples, the tokens of one (length), the
+hidden size d, and the columns of a site m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
+
+from pydantic import TypeAdapter
+
+from strucprune_core.calibration.degeneracy import TokenCounts
+from strucprune_core.method.site_statistics import SiteStatistics
+from strucprune_core.models.structures import SiteKind
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON
+from strucprune_core.spec import Export
+
+V = TypeVar("V")
+
+
+class File(NamedTuple):
+    """A file that a unit writes: the unit's name and the file's."""
+
+    unit: str
+    name: str
+
+
+class _FileName:
+    """Declares a file of a kind of units: its name by the class, its `File` by an instance."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, unit: None, kind: type) -> str: ...
+
+    @overload
+    def __get__(self, unit: Artifacts, kind: type) -> File: ...
+
+    def __get__(self, unit: Artifacts | None, kind: type) -> str | File:
+        return self._name if unit is None else File(unit.unit, self._name)
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """What one unit leaves. The fields of a subclass are the numbers in the unit's name."""
+
+    kind: ClassVar[str]
+
+    @property
+    def unit(self) -> str:
+        """The unit's name: its kind and its numbers."""
+        numbers = (str(getattr(self, field.name)) for field in fields(self))
+        return ".".join((self.kind, *numbers))
+
+
+class ValuedArtifacts(Artifacts, Generic[V]):
+    """What a unit leaves that has values too, of the dataclass `values_type`."""
+
+    values_type: type[V]
+
+    def read(self, stored: Mapping[str, Any]) -> V:
+        """The unit's values from what its manifest holds.
+
+        Raises:
+            pydantic.ValidationError: they are not what the unit writes.
+        """
+        return TypeAdapter(self.values_type).validate_python(dict(stored))
+
+
+class OfKind(NamedTuple):
+    """A figure of all sites of a kind in a layer."""
+
+    layer: int
+    kind: SiteKind
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadValues:
+    """How the logits of reloaded files compare with those expected."""
+
+    reference: str
+    tokens: int
+    max_abs_logit_difference: float
+    tolerance: float
+
+
+# The model and the texts.
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCheckValues:
+    """How our forward pass on the dense model compares with the reference's."""
+
+    reference: str
+    tokens: int
+    layers: list[int]
+    max_relative_difference: float
+    tolerance: float
+
+
+@dataclass(frozen=True)
+class ModelCheck(ValuedArtifacts[ModelCheckValues]):
+    """`model_check`: whether we compute what transformers computes."""
+
+    kind = "model_check"
+    values_type = ModelCheckValues
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsValues:
+    """How many tensors were read."""
+
+    tensors: int
+
+
+@dataclass(frozen=True)
+class Weights(ValuedArtifacts[WeightsValues]):
+    """`weights`: whether every weight is finite."""
+
+    kind = "weights"
+    values_type = WeightsValues
+
+
+@dataclass(frozen=True, slots=True)
+class TokensValues:
+    """What is known of the calibration text.
+
+    Attributes:
+        calibration_sha256: Of the text or documents, hex.
+        calibration_cut: Whether only the beginning of a long text was read.
+        calibration_tokens: Counted in all windows.
+    """
+
+    calibration_sha256: str
+    calibration_cut: bool
+    calibration_tokens: TokenCounts
+
+
+@dataclass(frozen=True)
+class Tokens(ValuedArtifacts[TokensValues]):
+    """`tokens`: the calibration text as token windows."""
+
+    kind = "tokens"
+    values_type = TokensValues
+
+    calibration = _FileName("calibration.npy")  # (samples x length) int32
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationTokensValues:
+    """The same of the evaluation text."""
+
+    evaluation_sha256: str
+    evaluation_tokens: TokenCounts
+
+
+@dataclass(frozen=True)
+class EvaluationTokens(ValuedArtifacts[EvaluationTokensValues]):
+    """`tokens.evaluation`: the evaluation text as token windows."""
+
+    kind = "tokens.evaluation"
+    values_type = EvaluationTokensValues
+
+    evaluation = _FileName("evaluation.npy")  # (sequences x length) int32
+
+
+@dataclass(frozen=True)
+class Embed(Artifacts):
+    """`embed`: the first layer's input."""
+
+    kind = "embed"
+
+    hidden = _FileName("hidden.npy")  # (samples x length x d) float32
+
+
+# Statistics and damage.
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureValues:
+    """Statistics of a layer's sites, by the site's name."""
+
+    sites: dict[str, SiteStatistics]
+
+
+@dataclass(frozen=True)
+class Capture(ValuedArtifacts[CaptureValues]):
+    """`capture.l`: the dense layer l on the calibration text."""
+
+    kind = "capture"
+    values_type = CaptureValues
+    layer: int
+
+    hidden = _FileName("hidden.npy")  # the layer's output, (samples x length x d) float32
+    grams = _FileName("grams.safetensors")  # per site its Gram matrix, (m x m) float32
+    holdout = _FileName("holdout.safetensors")  # per site held-out inputs, weighted, (tokens x m)
+    probe_input = _FileName("probe_input.npy")  # the layer's input, (sequences x tokens x d)
+
+    @property
+    def entering(self) -> File:
+        """The layer's input."""
+        return Capture(self.layer - 1).hidden if self.layer else Embed().hidden
+
+
+@dataclass(frozen=True)
+class Curve(Artifacts):
+    """`curve.l`: damage curves of a layer's sites."""
+
+    kind = "curve"
+    layer: int
+
+    curves = _FileName("curves.safetensors")  # per site `order` int64 and `damage` float64, (m,)
+
+
+# Energies and widths.
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeValues:
+    """Mean KL divergence per token from the dense model, of each variant."""
+
+    kl: list[OfKind]
+
+
+@dataclass(frozen=True)
+class Probe(ValuedArtifacts[ProbeValues]):
+    """`probe.g`: the dense model with one kind of sites of one layer pruned, for a group."""
+
+    kind = "probe"
+    values_type = ProbeValues
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class GradientValues:
+    """Energies from gradients."""
+
+    energies: list[OfKind]
+
+
+@dataclass(frozen=True)
+class Gradient(ValuedArtifacts[GradientValues]):
+    """`gradient.g`: the loss's gradient, back through a group of layers."""
+
+    kind = "gradient"
+    values_type = GradientValues
+    group: int
+
+    flow = _FileName("gradient.npy")  # at the group's input, (sequences x tokens x d) float32
+
+
+@dataclass(frozen=True, slots=True)
+class PriceValues:
+    """An allocation. Lists go by planned site.
+
+    Attributes:
+        widths: Structures kept.
+        price: Loss per parameter of the last step; None for rules without a price.
+        temperature: Of the softmax rule; None for the others.
+        energies: Loss per unit of damage.
+        predicted_damages: Energy-scaled damage of what goes.
+    """
+
+    widths: tuple[int, ...]
+    price: float | None
+    temperature: float | None
+    energies: list[float]
+    predicted_damages: list[float]
+
+
+@dataclass(frozen=True)
+class Price(ValuedArtifacts[PriceValues]):
+    """`price.r`: the widths of round r, from 1."""
+
+    kind = "price"
+    values_type = PriceValues
+    round: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialValues:
+    """Mean KL divergence per token of the round's model; known after its last layer only."""
+
+    kl: float | None = None
+
+
+@dataclass(frozen=True)
+class Trial(ValuedArtifacts[TrialValues]):
+    """`trial.r.l`: layer l, solved at the widths of round r."""
+
+    kind = "trial"
+    values_type = TrialValues
+    round: int
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`; not of the last round
+    stream = _FileName("stream.npy")  # output in the round's model, (sequences x tokens x d)
+
+    @property
+    def entering(self) -> File:
+        """The layer's input on the probe windows in the round's model."""
+        return Trial(self.round, self.layer - 1).stream if self.layer else Capture(0).probe_input
+
+
+@dataclass(frozen=True)
+class Review(ValuedArtifacts[ProbeValues]):
+    """`review.r.g`: the round's model with one kind of sites of one layer dense, for a group."""
+
+    kind = "review"
+    values_type = ProbeValues
+    round: int
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateValues(PriceValues):
+    """The values of one round's price.
+
+    Attributes:
+        round: Which round's, from 1.
+        kls: Of each round's model; empty if there was only one.
+    """
+
+    round: int
+    kls: list[float]
+
+
+@dataclass(frozen=True)
+class Allocate(ValuedArtifacts[AllocateValues]):
+    """`allocate`: the widths that are used."""
+
+    kind = "allocate"
+    values_type = AllocateValues
+
+
+# Solutions.
+
+
+@dataclass(frozen=True, slots=True)
+class AdmmValues:
+    """How ADMM went at a site, in the terms of `report.AdmmReport`."""
+
+    status: str
+    iterations: int
+    factorisations: int
+    rho: float | None
+    primal_residual: float | None
+    dual_residual: float | None
+    objective_before: float
+    objective_after: float
+    exchanged: int
+    held_out_error_before: float | None
+    held_out_error_after: float | None
+    taken: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SolvedSite:
+    """How solving a site went, in the terms of `report.SiteReport`."""
+
+    reconstruction_error: float | None
+    damping: float
+    damping_retries: int
+    admm: AdmmValues | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SolveValues:
+    """How solving a layer went, by the site's name."""
+
+    sites: dict[str, SolvedSite]
+
+
+@dataclass(frozen=True)
+class Solve(ValuedArtifacts[SolveValues]):
+    """`solve.l`: what stays of layer l, repaired."""
+
+    kind = "solve"
+    values_type = SolveValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`
+
+
+@dataclass(frozen=True)
+class Replay(Artifacts):
+    """`replay`: the first layer's input, for recovery."""
+
+    kind = "replay"
+
+    streams = _FileName("streams.npy")  # (streams x samples x length x d) float32
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverValues:
+    """How training a layer went, in the terms of `report.RecoveryReport`."""
+
+    status: str
+    error_before: float | None
+    error_after: float | None
+
+
+@dataclass(frozen=True)
+class Recover(ValuedArtifacts[RecoverValues]):
+    """`recover.l`: layer l, trained."""
+
+    kind = "recover"
+    values_type = RecoverValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`
+    streams = _FileName("streams.npy")  # the next layer's input; not of the last layer
+
+    @property
+    def entering(self) -> File:
+        """The layer's input."""
+        return Recover(self.layer - 1).streams if self.layer else Replay().streams
+
+
+@dataclass(frozen=True, slots=True)
+class DistillValues:
+    """How some steps of distillation went.
+
+    Attributes:
+        losses: Of each step.
+        diverged: Whether training has ended for this.
+        kl_before: Divergence from the dense model on held-out tokens, in nats per token, before
+            the first step of all.
+        kl_after: The same after the last step, if training has not diverged; of the last unit.
+        status: Whether the result is used; of the last unit.
+    """
+
+    losses: list[float]
+    diverged: bool
+    kl_before: float
+    kl_after: float | None = None
+    status: str | None = None
+
+
+@dataclass(frozen=True)
+class Distill(ValuedArtifacts[DistillValues]):
+    """`distill.k`: some steps of training all layers."""
+
+    kind = "distill"
+    values_type = DistillValues
+    number: int
+
+    def state(self, layer: int) -> File:
+        """A layer in training, with moments; not of the last unit."""
+        return File(self.unit, f"state.{layer}.safetensors")
+
+    def distilled(self, layer: int) -> File:
+        """A layer's solution (see `run.solutions`) and its other matrices; of the last unit."""
+        return File(self.unit, f"distilled.{layer}.safetensors")
+
+
+# The result.
+
+
+@dataclass(frozen=True)
+class Assemble(Artifacts):
+    """`assemble.s`: a file of the pruned checkpoint."""
+
+    kind = "assemble"
+    shard: int
+
+    written = _FileName("shard.safetensors")
+
+
+@dataclass(frozen=True)
+class Gguf(Artifacts):
+    """`gguf`: the export of this name, one file."""
+
+    kind = "gguf"
+
+    written = _FileName("model.gguf")
+
+
+@dataclass(frozen=True)
+class BlockConfigs(Artifacts):
+    """`block_configs.s`: a file of the export of this name."""
+
+    kind = "block_configs"
+    shard: int
+
+    written = _FileName("shard.safetensors")
+
+
+Written = Assemble | Gguf | BlockConfigs
+"""Units whose file `written` is published."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateValues:
+    """Perplexity on the evaluation text."""
+
+    perplexity: float
+
+
+@dataclass(frozen=True)
+class Evaluate(ValuedArtifacts[EvaluateValues]):
+    """`evaluate.dense`, `evaluate.pruned`: the perplexity of one model."""
+
+    kind = "evaluate"
+    values_type = EvaluateValues
+    model: Literal["dense", "pruned"]
+
+
+@dataclass(frozen=True)
+class Verify(ValuedArtifacts[ReloadValues]):
+    """`verify`: the pruned checkpoint in transformers."""
+
+    kind = "verify"
+    values_type = ReloadValues
+
+
+@dataclass(frozen=True)
+class Check(ValuedArtifacts[ReloadValues]):
+    """`check.e`: an export in transformers."""
+
+    kind = "check"
+    values_type = ReloadValues
+    export: Export
+
+
+@dataclass(frozen=True)
+class Report(Artifacts):
+    """`report`: the report's documents."""
+
+    kind = "report"
+
+    json = _FileName(REPORT_JSON)
+    html = _FileName(REPORT_HTML)

@@ -1,0 +1,119 @@
+"""What a job publishes, as stores: files of weights in the workspace, small files in memory.
+
+<output>/                 the checkpoint
+<output>/gguf/            model.gguf
+<output>/block_configs/   a checkpoint of model type nemotron-nas
+"""
+
+from __future__ import annotations
+
+import json
+
+from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
+from strucprune_core.checkpoint.index import SIDE_FILES
+from strucprune_core.checkpoint.writer import Shard, index_json
+from strucprune_core.export import block_configs
+from strucprune_core.export.layouts import side_files
+from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.report.document import FileEntry
+from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
+from strucprune_core.run.context import Job
+from strucprune_core.run.pruned_model import PrunedModel
+from strucprune_core.run.shards import with_shapes
+from strucprune_core.spec import Export
+from strucprune_core.storage.digests import sha256_of_bytes
+from strucprune_core.storage.overlay import OverlayStore
+
+_GGUF = Gguf.written
+
+
+def checkpoint_shards(job: Job) -> list[Shard]:
+    """The files of the pruned checkpoint."""
+    return with_shapes(job.shards.checkpoint, expected_tensors(PrunedModel(job).config))
+
+
+def block_shards(job: Job) -> list[Shard]:
+    """The files of the export `block_configs`."""
+    shapes = expected_tensors(block_configs.padded(PrunedModel(job).config))
+    return with_shapes(job.shards.block_configs, shapes)
+
+
+def pruned_checkpoint(job: Job) -> OverlayStore:
+    """The assembled checkpoint."""
+    shards = checkpoint_shards(job)
+    contents = side_files(job.spec.pruning.layout, job.index.config, PrunedModel(job).config)
+    contents |= _copied_files(job)
+    if len(shards) > 1:
+        contents[SHARD_INDEX] = index_json(shards)
+    return _store(job, contents, _checkpoint_units(job))
+
+
+def exported(job: Job, export: Export) -> OverlayStore:
+    """The files of one export, by their names in its folder."""
+    if export == "gguf":
+        return _store(job, {}, {_GGUF: Gguf().written})
+    shards = block_shards(job)
+    config = block_configs.config_json(
+        job.index.config, block_configs.padded(PrunedModel(job).config)
+    )
+    contents = _copied_files(job) | {
+        CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
+        block_configs.CONFIG_FILE: block_configs.configuration_code(),
+    }
+    if len(shards) > 1:
+        contents[SHARD_INDEX] = index_json(shards)
+    return _store(job, contents, _block_units(job))
+
+
+def result(job: Job) -> OverlayStore:
+    """Everything that goes to the output but the report: the checkpoint and its exports."""
+    checkpoint = pruned_checkpoint(job)
+    contents, paths = dict(checkpoint.contents), dict(checkpoint.paths)
+    for export in job.spec.pruning.exports:
+        files = exported(job, export)
+        contents |= {f"{export}/{name}": data for name, data in files.contents.items()}
+        paths |= {f"{export}/{name}": path for name, path in files.paths.items()}
+    return OverlayStore(contents, paths)
+
+
+def file_entries(job: Job, files: OverlayStore) -> list[FileEntry]:
+    """The files of a result with their digests."""
+    entries = [
+        FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data))
+        for name, data in files.contents.items()
+    ]
+    for name, file in _weight_files(job).items():
+        stored = job.workspace.stored_file(*file)
+        entries.append(FileEntry(name=name, bytes=stored.bytes, sha256=stored.sha256))
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _weight_files(job: Job) -> dict[str, File]:
+    """Every file of weights, by its path under the output."""
+    files = _checkpoint_units(job)
+    exports = job.spec.pruning.exports
+    if "gguf" in exports:
+        files[f"gguf/{_GGUF}"] = Gguf().written
+    if "block_configs" in exports:
+        files |= {f"block_configs/{name}": file for name, file in _block_units(job).items()}
+    return files
+
+
+def _checkpoint_units(job: Job) -> dict[str, File]:
+    shards = enumerate(job.shards.checkpoint)
+    return {shard.file_name: Assemble(number).written for number, shard in shards}
+
+
+def _block_units(job: Job) -> dict[str, File]:
+    shards = enumerate(job.shards.block_configs)
+    return {shard.file_name: BlockConfigs(number).written for number, shard in shards}
+
+
+def _copied_files(job: Job) -> dict[str, bytes]:
+    """The dense model's tokenizer and similar files, which pruning leaves alone."""
+    present = [name for name in SIDE_FILES if name in job.index.other_files]
+    return {name: bytes(job.index.store.read(name)) for name in present}
+
+
+def _store(job: Job, contents: dict[str, bytes], files: dict[str, File]) -> OverlayStore:
+    return OverlayStore(contents, {name: job.units.path(file) for name, file in files.items()})

@@ -1,0 +1,82 @@
+"""Which tensors share a file of the result. Planned before any width is known."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
+from strucprune_core.export.block_configs import padded
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.tensors import Shapes, expected_tensors, tensor_name
+from strucprune_core.plan.sites import PlannedSite
+from strucprune_core.run.solutions import distilled_roles
+
+# Shards are planned on the dense sizes, so that their number is known before any width is.
+MAX_SHARD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The files of a job's result, with the tensors' dense shapes.
+
+    Attributes:
+        index: The dense checkpoint's layout.
+        config: Its parsed config.
+        planned: The sites that are pruned.
+        distill: Whether the model is trained as a whole.
+    """
+
+    index: CheckpointIndex
+    config: ModelConfig
+    planned: Sequence[PlannedSite]
+    distill: bool
+
+    @cached_property
+    def checkpoint(self) -> list[Shard]:
+        """The files of the pruned checkpoint."""
+        return self._planned(expected_tensors(self.config))
+
+    @cached_property
+    def block_configs(self) -> list[Shard]:
+        """The files of the export `block_configs`, filled up to the widths that it can say."""
+        return self._planned(expected_tensors(padded(self.config)))
+
+    def layers_in(self, shards: Sequence[Shard]) -> list[list[int]]:
+        """Of each file, the layers whose solutions are needed to write it."""
+        solved = self._layers_by_tensor
+        names = [[tensor.name for tensor in shard.tensors] for shard in shards]
+        return [sorted({solved[name] for name in each if name in solved}) for each in names]
+
+    @cached_property
+    def _layers_by_tensor(self) -> dict[str, int]:
+        """The layer of each tensor that differs from the dense one."""
+        solved = {
+            tensor_name(self.config, place.layer, part.role): place.layer
+            for place in self.planned
+            for part in (place.site.output, *place.site.coupled)
+        }
+        if self.distill:
+            for layer in range(self.config.layers):
+                for role in distilled_roles(self.config, layer):
+                    solved[tensor_name(self.config, layer, role)] = layer
+        return solved
+
+    def _planned(self, shapes: Shapes) -> list[Shard]:
+        tensors = [
+            PlannedTensor(name, self.index.tensors[name].dtype, shape)
+            for name, shape in shapes.items()
+        ]
+        return plan_shards(tensors, MAX_SHARD_BYTES)
+
+
+def with_shapes(shards: Sequence[Shard], shapes: Shapes) -> list[Shard]:
+    """The same files with tensors of other shapes."""
+    return [
+        replace(
+            shard, tensors=tuple(replace(each, shape=shapes[each.name]) for each in shard.tensors)
+        )
+        for shard in shards
+    ]

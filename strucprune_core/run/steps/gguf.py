@@ -1,0 +1,30 @@
+"""`gguf`: write the result as one GGUF file.
+
+Exporting cuts, rounds and copies: whichever machine does it, the bytes are the same.
+"""
+
+from __future__ import annotations
+
+from strucprune_core.export.gguf_vocabulary import read_vocabulary
+from strucprune_core.plan.graph import Unit
+from strucprune_core.run.artifacts import Gguf
+from strucprune_core.run.context import Job
+from strucprune_core.run.pruned_model import PrunedModel
+from strucprune_core.run.workspace import Draft
+
+
+def gguf(job: Job, unit: Unit, draft: Draft) -> None:
+    """Write the file, with weights rounded to 16 bits."""
+    from strucprune_core.export.gguf_file import write_gguf
+
+    model, index = PrunedModel(job), job.index
+    vocab_size = model.config.vocab_size
+    write_gguf(
+        draft.path(Gguf.written),
+        model.config,
+        model.source(),
+        job.stored_dtype,
+        read_vocabulary(index.store, index.other_files, index.config, vocab_size),
+        job.spec.model.uri.rstrip("/").rpartition("/")[2],
+        job.tick,
+    )
