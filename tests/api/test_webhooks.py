@@ -275,9 +275,7 @@ def test_tls_is_checked_against_the_name(certificate: Path) -> None:
     trusting = ssl.create_default_context(cafile=str(certificate))
     policy = Policy(frozenset({"hooks.test", "other.test"}))
     try:
-        sender = WebhookClient(
-            policy, tls=trusting, resolve=lambda host, port: ["127.0.0.1"]
-        )
+        sender = WebhookClient(policy, tls=trusting, resolve=lambda host, port: ["127.0.0.1"])
         sender.post(f"https://hooks.test:{port}/", {}, b"sealed")
         with pytest.raises(NotDelivered):
             sender.post(f"https://other.test:{port}/", {}, b"another name")

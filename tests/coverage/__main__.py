@@ -22,7 +22,7 @@ _UNKNOWN = "its tiny model does not run one layer at a time; the reason has not 
 def main(arguments: list[str]) -> int:
     """Examine architectures, and write what was found; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m tests.coverage", description=__doc__)
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="these, and keep the others")
+    parser.add_argument("--only", nargs="*", metavar="NAME", help="these, and keep the others")
     only = parser.parse_args(arguments).only
     with tempfile.TemporaryDirectory(prefix="strucprune-") as modules:
         os.environ["HF_MODULES_CACHE"] = modules  # Read when transformers is imported.
@@ -45,7 +45,7 @@ def _examine_all(only: list[str] | None) -> int:
         {} if only is None else {n: e for n, e in table()["model_types"].items() if n in names}
     )
     unknown = 0
-    for name in only or names:
+    for name in names if only is None else only:
         entries[name], note = _entry(name)
         unknown += entries[name].get("refused") == _UNKNOWN
         print(f"{name:28} {note}", flush=True)
@@ -61,19 +61,18 @@ def _entry(name: str) -> tuple[dict[str, Any], str]:
     from tests.coverage.examine import examine
     from tests.coverage.patterns import NotPrunable, as_entry
 
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         found = examine(name)
     except NotPrunable as reason:
         return {"refused": str(reason)}, f"refused: {reason}"
     except Exception as error:  # Whatever the class of an architecture raises.
-        return {
-            "refused": _UNKNOWN
-        }, f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
-    seconds = time.perf_counter() - start
-    return {"architecture": as_entry(found.architecture)}, (
-        f"{seconds:5.1f} s, {found.dense_difference:.0e} dense, {found.reload_difference:.0e} pruned"
-    )
+        problem = " ".join(str(error).split())
+        return {"refused": _UNKNOWN}, f"failed: {type(error).__name__}: {problem}"
+    seconds = time.process_time() - start
+    dense, pruned = found.dense_difference, found.reload_difference
+    note = f"{seconds:5.1f} s, {dense:.0e} dense, {pruned:.0e} pruned"
+    return {"architecture": as_entry(found.architecture)}, note
 
 
 if __name__ == "__main__":

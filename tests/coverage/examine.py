@@ -31,7 +31,6 @@ from tests.coverage.patterns import (
     as_stored,
     find_architecture,
     no_channels,
-    no_channels,
 )
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 

@@ -28,12 +28,12 @@ _HEAD = """\
 
 StrucPrune takes the `model_type` of config.json. Of the {all} language models that transformers
 {version} has, it prunes {accepted}: {own} are written out in StrucPrune, {generic} run in
-transformers' own modules, one layer at a time. {refused} are refused. Code that comes with a checkpoint is
-never run.
+transformers' own modules, one layer at a time. {refused} are refused. Code that comes with a
+checkpoint is never run.
 
-For every generic row a tiny random model was made, a quarter of its channels removed, and the written checkpoint loaded
-by `AutoModelForCausalLM`: its logits are those of the pruned layers run one by one, to 1e-5. A job checks the same on
-the layers of its own model before any heavy work.
+For every generic row a tiny random model was made, a quarter of its channels removed, and the
+written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned layers
+run one by one, to 1e-5. A job checks its own model's layers before any heavy work.
 
 | model type | | what is removed, or why nothing is |
 |---|---|---|

@@ -65,7 +65,8 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2},
 }
-_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+# Special tokens of a large vocabulary move to the end of the tiny one.
+_TOKENS = {"pad_token_id": 125, "bos_token_id": 126, "eos_token_id": 127}
 VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"num_key_value_heads": 4},
@@ -91,7 +92,7 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
             sizes[key] = _tiny(part, changes)
     for key, value in known.items():
         if key in _TOKENS and isinstance(value, int):
-            sizes[key] = _TOKENS[key]
+            sizes[key] = min(value, _TOKENS[key])
         elif isinstance(value, int) and not isinstance(value, bool):
             for pattern, size in _SIZES:
                 if re.search(pattern, key):

@@ -114,6 +114,7 @@ class Modules:
         self._hidden: Tensor | None = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
+        self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
         self._head = self._model.get_output_embeddings()
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
@@ -130,7 +131,7 @@ class Modules:
     def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
         self._at, self._hidden = -1, None
-        return self._run(ids, rows)
+        return self._run(*self._without_padding(ids, rows))
 
     def run_layer(
         self,
@@ -176,7 +177,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run(ids, rows)
+            return self._run(*self._without_padding(ids, rows))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -299,11 +300,15 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        parameter, _ = self._names.parameter_of(name)
-        decoder = self._path.rpartition(".")[0]
-        base = self._model.base_model_prefix
-        beside = parameter.startswith(f"{base}.") and decoder != base
-        return parameter.startswith(f"{decoder}.") or not beside
+        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+
+    def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids other than the padding's, and their rows: some classes count no positions there."""
+        if self._padding is None or self._padding >= len(rows):
+            return ids, rows
+        free = rows.new_zeros(1, rows.shape[-1])
+        rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
+        return ids + (ids >= self._padding), rows
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
