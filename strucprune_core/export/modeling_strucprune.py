@@ -309,6 +309,11 @@ class Resized:
         resize(self)
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls):
+        """Whether weights might be set up anew that are loaded: all modules are transformers'."""
+        return False
+
 
 def classes_of(family):
     """(config class, model class) of a pruned model of any architecture, by its model type."""

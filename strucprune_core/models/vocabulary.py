@@ -108,7 +108,7 @@ class Head:
         self._rule = None
         if stream.modules is not None:
             self._rule = stream.modules.head_rule(config.hidden_size)
-        bias = names.head.removesuffix(".weight") + ".bias"
+        bias = names.head_bias or names.head.removesuffix(".weight") + ".bias"
         stored = () if config.generic is None else dict(config.generic.tensors)
         self._bias = stream.tensor(bias) if bias in stored else None
         self._norm: dict[str, Tensor] = {}

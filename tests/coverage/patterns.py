@@ -29,25 +29,33 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class TinyCheckpoint:
-    """A tiny model as its files would hold it."""
+    """A tiny model as its files would hold it.
+
+    Attributes:
+        model: The model.
+        tensors: Its tensors by name; tied ones once.
+        head: Name of the head's matrix, which `tensors` lacks if it is tied.
+    """
 
     model: Any
     tensors: dict[str, Tensor]
+    head: str
 
 
 def as_stored(model: Any) -> TinyCheckpoint:
     """A model's tensors as `save_pretrained` names and stores them, tied ones once."""
     stored = revert_weight_conversion(model, dict(model.state_dict()))
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None:
+    if model.get_output_embeddings() is None:
         raise NotPrunable("transformers' class has no head that turns hidden states into logits")
     names = ParameterNames(model)
-    if head.weight is embedding.weight:
-        drop = [n for n in stored if names.parameter_of(n)[0] == _name_of(model, head)]
-        for name in drop:
-            if len(stored) > 1 and names.parameter_of(name)[0] != _name_of(model, embedding):
-                del stored[name]
-    return TinyCheckpoint(model, {name: tensor.detach() for name, tensor in stored.items()})
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = {name: names.parameter_of(name)[0] for name in stored}
+    head = _name_of(model, model.get_output_embeddings())
+    return TinyCheckpoint(
+        model,
+        {name: t.detach() for name, t in stored.items() if parameters[name] not in tied},
+        next(name for name, parameter in parameters.items() if parameter == head),
+    )
 
 
 def _name_of(model: Any, module: Any) -> str:
@@ -90,22 +98,29 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
-        raise NotPrunable("no matrix of its layers has input columns that are channels")
+        raise NotPrunable(no_channels(model))
     embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
     head_module = model.get_output_embeddings()
     tied = head_module.weight is model.get_input_embeddings().weight
     architecture = Architecture(
         layer=prefix,
         embedding=embedding,
-        head="lm_head.weight"
-        if tied
-        else _stored_name(checkpoint, names, _name_of(model, head_module)),
+        head=checkpoint.head,
+        head_bias=_head_bias(checkpoint, names),
         tied=tied,
         layer_returns=returns.pop(),
         context_key=_context_key(model.config),
         channels=tuple(patterns.values()),
     )
     return replace(architecture, other_names=other_names(architecture, names))
+
+
+def no_channels(model: Any) -> str:
+    """Why no channels of a model can be removed, though its layers can be run."""
+    _, layers = decoder_layers(model)
+    if any("Expert" in type(module).__name__ for module in layers.modules()):
+        return "its FFNs are routed experts, whose channels cannot be removed one by one yet"
+    return "no matrix of its layers has input columns that can be removed one by one"
 
 
 def _context_key(config: Any) -> str | None:
@@ -125,6 +140,18 @@ def _stored_name(checkpoint: TinyCheckpoint, names: ParameterNames, parameter: s
         if names.parameter_of(name)[0] == parameter:
             return name
     raise NotPrunable(f"its files do not hold {parameter}")
+
+
+def _head_bias(checkpoint: TinyCheckpoint, names: ParameterNames) -> str | None:
+    """Where the files hold the head's bias, perhaps under the name of one that it is tied to."""
+    bias = getattr(checkpoint.model.get_output_embeddings(), "bias", None)
+    if bias is None:
+        return None
+    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
+    for name in checkpoint.tensors:
+        if known.get(names.parameter_of(name)[0]) is bias:
+            return name
+    raise NotPrunable("its files do not hold the bias of its head")
 
 
 def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) -> str:

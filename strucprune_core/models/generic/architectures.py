@@ -44,6 +44,7 @@ class Architecture:
         layer: What the names of a layer's tensors begin with; `{}` is its number.
         embedding: Tensor of the token embedding.
         head: Tensor of the LM head.
+        head_bias: Tensor of its bias; None if there is none.
         tied: Whether the head is the embedding where config.json does not say.
         layer_returns: See `config.GenericModel`.
         context_key: Key of config.json with the longest sequence; None if there is none.
@@ -55,6 +56,7 @@ class Architecture:
     layer: str
     embedding: str
     head: str
+    head_bias: str | None
     tied: bool
     layer_returns: str | tuple[str, ...]
     context_key: str | None
@@ -71,7 +73,7 @@ class Architecture:
     @property
     def names(self) -> ModelNames:
         """The names of what lies outside the layers, and of the layers."""
-        return ModelNames(self.embedding, self.layer, None, self.head)
+        return ModelNames(self.embedding, self.layer, None, self.head, head_bias=self.head_bias)
 
 
 @cache
@@ -107,6 +109,7 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
         layer=entry["layer"],
         embedding=entry["embedding"],
         head=entry["head"],
+        head_bias=entry["head_bias"],
         tied=entry["tied"],
         layer_returns=returns if isinstance(returns, str) else tuple(returns),
         context_key=entry["context_key"],

@@ -9,6 +9,7 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,8 @@ from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _ID = 1  # Any token: what is embedded is replaced.
+# What sees or hears may be larger than the decoder beside it.
+_NOT_TEXT = re.compile("vision|visual|image|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -40,7 +43,7 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     inside = {id(module) for module in (decoder or model).modules()}
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in model.named_modules():
-        if id(module) not in inside:
+        if id(module) not in inside or _NOT_TEXT.search(path):
             continue
         if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
             size = sum(parameter.numel() for parameter in module.parameters())
@@ -123,6 +126,7 @@ class Modules:
         self._hidden: Tensor | None = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
+        self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
         self._head = self._model.get_output_embeddings()
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
@@ -139,7 +143,7 @@ class Modules:
     def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
         self._at, self._hidden = -1, None
-        return self._run(ids, rows)
+        return self._run(*self._without_padding(ids, rows))
 
     def run_layer(
         self,
@@ -185,7 +189,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run(ids, rows)
+            return self._run(*self._without_padding(ids, rows))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -308,11 +312,15 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        parameter, _ = self._names.parameter_of(name)
-        decoder = self._path.rpartition(".")[0]
-        base = self._model.base_model_prefix
-        beside = parameter.startswith(f"{base}.") and decoder != base
-        return parameter.startswith(f"{decoder}.") or not beside
+        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+
+    def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids other than the padding's, and their rows: some classes count no positions there."""
+        if self._padding is None or self._padding >= len(rows):
+            return ids, rows
+        free = rows.new_zeros(1, rows.shape[-1])
+        rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
+        return ids + (ids >= self._padding), rows
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
