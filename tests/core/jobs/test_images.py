@@ -19,7 +19,8 @@ from tests.core.models.generic.tiny import save_tiny
 
 def in_one_file(directory: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint."""
-    return load_file(directory / "model.safetensors")
+    tensors: dict[str, Tensor] = load_file(directory / "model.safetensors")
+    return tensors
 
 
 def picture(config: Any, tokens: Tensor) -> dict[str, Tensor]:
