@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := strucprune_core api worker embedded docker helm tests benchmarks docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes images compose chart contract fuzz chaos clean
+.PHONY: help setup model demo test lint types format runtimes images compose chart contract fuzz chaos coverage clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -77,6 +77,9 @@ fuzz: setup ## Read 120,000 hostile headers, indexes and configs; FUZZ_SEED choo
 
 chaos: setup ## Inject 200 faults into real processes and check that no job is lost; CHAOS_SEED, CHAOS_FAULTS.
 	$(BIN)/python -m tests.chaos --faults $(or $(CHAOS_FAULTS),200) --seed $(or $(CHAOS_SEED),0)
+
+coverage: setup ## Prune a tiny model of every architecture that transformers has; writes the table of them.
+	$(BIN)/python -m tests.coverage $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

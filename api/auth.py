@@ -1,4 +1,4 @@
-"""Who is calling: a bearer key, turned into a principal that routes name in their signature."""
+"""Authentication: turns a bearer key into a principal, which routes name in their signature."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _require(scope: Scope) -> Callable[..., Coroutine[Any, Any, Principal]]:
 
 
 async def _caller(services: Services, key: str) -> Principal | None:
-    # Most keys are remembered, and a thread costs more than the look into memory.
+    # Most keys are cached, and a thread costs more than looking them up.
     try:
         return services.callers.authenticate(key, cached_only=True)
     except NotCached:
@@ -49,9 +49,9 @@ async def _caller(services: Services, key: str) -> Principal | None:
 
 
 def no_longer_valid() -> ApiError:
-    """The problem of a key that is unknown, has expired or was revoked."""
+    """The answer to a key that is unknown, has expired or was revoked."""
     return _unauthorized(
-        "The API key is not known, has expired or was revoked.", 'Bearer error="invalid_token"'
+        "The API key is unknown, has expired or was revoked.", 'Bearer error="invalid_token"'
     )
 
 

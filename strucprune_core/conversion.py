@@ -128,7 +128,7 @@ def _config(source: ReadableStore) -> tuple[bytes, dict[str, Any]]:
             )
     info = source.stat(CONFIG)
     if info is None or not any(source.stat(name) is not None for name in PICKLED_MODEL):
-        names = tuple(found.key for found in islice(source.list(), MAX_OBJECTS))
+        names = tuple(info.key for info in islice(source.list(), MAX_OBJECTS))
         raise nothing_there(source.uri) if not names else not_convertible(source.uri, names)
     if info.size_bytes > MAX_CONFIG_BYTES:
         raise InvalidCheckpoint(
@@ -174,12 +174,12 @@ def _places(
     places: dict[str, str] = {}
     left_out: list[str] = []
     for file in files:
-        found = tensors.of(file)
+        stored = tensors.of(file)
         first: dict[tuple[object, ...], str] = {}
-        for name in sorted(found, key=lambda name: name == _HEAD):
+        for name in sorted(stored, key=lambda name: name == _HEAD):
             if weight_map is not None and weight_map.get(name) != file:
                 continue
-            owner = first.setdefault(_memory(found[name]), name)
+            owner = first.setdefault(_memory(stored[name]), name)
             if owner != name and tied:
                 left_out.append(name)
             else:
@@ -213,7 +213,10 @@ def _side_files(source: Readable) -> list[str]:
         info = source.stat(name)
         if info is not None:
             if info.size_bytes > MAX_SIDE_FILE_BYTES:
-                raise InvalidCheckpoint(f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes")
+                raise InvalidCheckpoint(
+                    f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes",
+                    remedy="No model has such a large one: check what it is.",
+                )
             names.append(name)
     return names
 

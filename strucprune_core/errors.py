@@ -99,7 +99,7 @@ class UnsupportedArchitecture(InvalidCheckpoint):
 
     code = "unsupported_architecture"
     usual_remedy = (
-        "`strucprune inspect` shows what a model is, GET /v1/capabilities what can be pruned."
+        "This version cannot prune such a model; its README lists the models that it can prune."
     )
 
 

@@ -11,36 +11,22 @@ out to be damaged or gone, the run looks again at what is pending.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
-from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, naming_field
-from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.devices import choose_device, settle_vector_math
-from strucprune_core.models.own_head import with_own_head
-from strucprune_core.plan.graph import texts_behind
-from strucprune_core.plan.inspection import (
-    check_texts_unchanged,
-    inspect_job,
-    job_fingerprint,
-    text_versions,
-)
-from strucprune_core.plan.memory.forward import layer_bytes
-from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.inspection import check_texts_unchanged
 from strucprune_core.report.document import REPORT_JSON, Report
 from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_updates import LayerSink, ignore_layers
-from strucprune_core.run.memory_meter import MemoryMeter
+from strucprune_core.run.opening import Order, opened
 from strucprune_core.run.output_reservation import (
     Reservation,
     documents_under,
@@ -63,26 +49,20 @@ from strucprune_core.run.result_files import file_entries, result
 from strucprune_core.run.runner import Run, help_out, run_pending
 from strucprune_core.run.workspace import LostFile, Stored, Workspace
 from strucprune_core.spec import JobSpec
-from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import open_store as open_store_from_environment
 from strucprune_core.storage.overlay import OverlayStore
-from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store
 
 T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
-# How often one unit may lose files in one run before the workspace itself is taken for broken.
+# How often one unit may lose files in one run before the workspace itself counts as broken.
 MAX_LOSSES = 3
 
-# How long a process that assists waits for something to do. It begins by loading its libraries and
-# reading the model's headers, so leaving at every narrow place of the graph would be dear.
+# How long a process that assists waits for something to do. To start one means to load libraries
+# and to read the model's headers, so it stays while the graph offers nothing for a moment.
 PATIENCE_SECONDS = 120.0
-
-# Disk for weights that were read from afar: some layers, so that one that passes in panels is read
-# from there once.
-CACHE_BYTES, CACHE_LAYERS = 512 * 2**20, 2
 
 
 def prune(
@@ -117,9 +97,8 @@ def prune(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    with _opened(
-        spec, workspace, scratch, open_store, progress, stop, finished, reservations, layers
-    ) as run:
+    order = Order(spec, workspace, scratch, open_store)
+    with _running(order, progress, stop, finished, reservations, layers) as run:
         output = open_store(spec.output.uri_prefix)
 
         def attempt() -> Report:
@@ -167,14 +146,13 @@ def assist(
     Raises:
         StrucPruneError: see `errors`.
     """
-    with _opened(
-        spec, workspace, scratch, open_store, progress, stop, finished, reservations
-    ) as run:
+    order = Order(spec, workspace, scratch, open_store)
+    with _running(order, progress, stop, finished, reservations) as run:
         _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
 
 
 def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
-    """What the attempt returns, made again whenever the workspace has lost a file."""
+    """What the attempt returns; repeated whenever the workspace has lost something."""
     losses: Counter[str] = Counter()
     while True:
         try:
@@ -188,75 +166,19 @@ def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def _opened(
-    spec: JobSpec,
-    workspace: Store,
-    scratch: Path,
-    open_store: Callable[[str], Store],
+def _running(
+    order: Order,
     progress: ProgressSink,
     stop: StopSignal | None,
     finished: UnitSink,
     reservations: UnitReservations,
     layers: LayerSink = ignore_layers,
 ) -> Iterator[Run]:
-    """The job, inspected and planned, with its workspace open."""
+    """This process's part in the job, ready to run."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
-    texts = text_versions(spec, open_store)  # before anything is read of them
-    facts = inspect_job(spec, open_store, check_output=False, workspace=workspace.uri)
-    index = facts.model.index
-    model_and_spec = f"{spec.result_fingerprint()} {index.version()}"
-    with naming_field("workspace"):
-        kept = Workspace(
-            workspace,
-            scratch / "files",
-            sha256_of_bytes(model_and_spec.encode()),
-            versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
-            on_upload=storing.tick,
-            on_download=meter.fetching,
-        )
-    device = choose_device(spec.runtime.device)
-    settle_vector_math()
-    limit = spec.runtime.device_memory_bytes
-    with (
-        storing,
-        _read_ahead(index, facts.model.config, scratch) as weights,
-        MemoryMeter(device, limit).running() as memory,
-    ):
-        with naming_field("model.uri"):
-            config = with_own_head(facts.model.config, weights, meter.safe_point)
-        job = Job(
-            spec=spec,
-            index=index,
-            config=config,
-            reader=TensorReader(weights),
-            workspace=kept,
-            scratch=scratch,
-            device=device,
-            open_store=open_store,
-            texts=texts,
-            fingerprint=job_fingerprint(spec, index, texts),
-            tick=meter.tick,
-            safe_point=meter.safe_point,
-            plan=plan_job(spec, config),
-        )
+    with storing, opened(order, meter, storing.tick) as (job, memory):
         yield Run(job, meter, memory, finished, reservations, storing, layers)
-
-
-@contextlib.contextmanager
-def _read_ahead(
-    index: CheckpointIndex, config: ModelConfig, scratch: Path
-) -> Iterator[CheckpointIndex]:
-    """The checkpoint with its weights read through a cache if they lie on another machine."""
-    if all(index.store.local_path(name) is not None for name in index.file_sizes):
-        yield index
-        return
-    layer = max(layer_bytes(config, number) for number in range(config.layers))
-    store = ReadAheadStore(index.store, scratch, max(CACHE_BYTES, CACHE_LAYERS * layer))
-    try:
-        yield replace(index, store=store)
-    finally:
-        store.close()
 
 
 def _publish(

@@ -1,7 +1,7 @@
 """The job specification: one definition for the REST body, the CLI and Python. No torch.
 
-Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
-widths, a text that is too short) is checked by `plan.inspection` before any heavy work.
+All constraints of single fields are here. `plan.inspection` checks, before any heavy work, what
+needs the model: whether its widths allow the sparsity, or whether a text is long enough.
 """
 
 from __future__ import annotations

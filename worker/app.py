@@ -18,8 +18,8 @@ from celery.signals import (
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings, ring_if_missing
 from strucprune_core.errors import StrucPruneError
-from worker import die_with_parent as tether
 from worker.child import SOLVE
+from worker.die_with_parent import die_with_parent
 from worker.execution import Services
 from worker.settings import Settings
 from worker.stop import Drain
@@ -46,7 +46,7 @@ def _connect_signals(drain: Drain, settings: Settings) -> None:
 
     def follow_main_process(**_: Any) -> None:
         # If the main process is killed, nothing else would stop its child.
-        tether.die_with_parent(main_pid)
+        die_with_parent(main_pid)
 
     def configure_logs(**_: Any) -> None:
         logs.configure(settings.log_format)

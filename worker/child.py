@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from worker import die_with_parent as tether
+from worker import die_with_parent
 from worker.protocol import Answer, Message, Request, parse_message
 
 _log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class SolveProcess:
 
     def __init__(self, request: Request, argv: Sequence[str] = SOLVE) -> None:
         self._process = subprocess.Popen(
-            tether.command(argv),
+            die_with_parent.command(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,

@@ -211,7 +211,7 @@ def _run_claimed(attempt: Attempt, drain: Drain, solve: Sequence[str]) -> None:
     except StorageUnavailable as error:
         # The job is not at fault, so the attempt does not count: else an outage of minutes would
         # fail every queued job. It rests until the reconciler lets workers claim it again.
-        _log.warning("%s cannot begin, the journal does not answer: %s", job_id, error)
+        _log.warning("job %s cannot begin, the journal does not answer: %s", job_id, error)
         attempt.ledger.release(job_id, attempt.claim.fence, rests=True)
         return
     lease = Lease(attempt.ledger, attempt.claim, attempt.settings.lease_seconds)

@@ -112,7 +112,7 @@ def stalled(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
 
 
 def deadline(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
-    """The failure of a job whose time is up."""
+    """The failure of a job that exceeded its deadline."""
     return DeadlineExceeded(
         f"The job did not finish within its deadline of {seconds:.0f} s.",
         field="runtime.deadline_seconds",

@@ -51,7 +51,7 @@ class LogLines(logging.Handler):
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Values that must not be shown, the longest first: by name, and passwords in URLs."""
+    """Secret values, the longest first: those of variables with such names, and URL passwords."""
     found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
     for value in environment.values():
         try:

@@ -15,11 +15,11 @@ from strucprune_core.storage.s3_settings import S3Settings
 
 
 class Settings(LimitSettings):
-    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+    """All settings. Each is read from the variable `STRUCPRUNE_` and its name in upper case.
 
     Attributes:
-        redis_url: The ledger's Redis or Valkey.
-        broker_url: Celery's; the ledger's if None.
+        redis_url: URL of the ledger's Redis or Valkey.
+        broker_url: URL of Celery's broker; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
         lease_seconds: A worker that does not renew its lease or seat for this long loses it, and
             another worker may take its place.

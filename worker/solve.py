@@ -97,7 +97,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
         return EXIT_STOPPED
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of a library in Rust is no `Exception`
+    except BaseException as error:  # a panic in a Rust library is no `Exception`
         if request.part == "help":
             # The job goes on without this helper, so its owner need not know.
             _log.warning("job %s: a helper failed", request.job_id, exc_info=True)

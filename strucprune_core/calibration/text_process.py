@@ -5,9 +5,10 @@
     reads its stores for it      <->   reads the text, renders conversations, tokenises
     collects tokens              <-    sends tokens as it reads, and its place in the text
 
-Whatever a model or a text makes a program do happens there. The kernel enforces limits of memory
-and processor time, which grow with the text (`process_limits`). Passing a limit is a final error:
-the same text would need as much again. It names the place in the text.
+Chat templates, a tokenizer's rules and the decompression of parquet run there only. The kernel
+enforces limits of memory and processor time, which grow with the text (`process_limits`). Passing a
+limit is a final error, since the same text would need as much again. The error names the place in
+the text.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     python -P -m strucprune_core.calibration.text_process_main
 
-Whatever a model or a text makes a program do happens here and nowhere else in a job: chat
-templates, a tokenizer's rules, the decompression of parquet pages. This process has no
-credentials: it asks the job's process for the bytes it reads. It never imports torch.
+Only this process runs what a model or a text may make a program do: chat templates, a tokenizer's
+rules, the decompression of parquet pages. It has no credentials: it asks the job's process for the
+bytes it reads. It never imports torch.
 """
 
 from __future__ import annotations
@@ -63,8 +63,8 @@ class ServedStore:
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See `Store.stat`."""
-        found = self._ask(Kind.STAT, StoreCall(store=self._name, key=key))
-        return None if found is None else ObjectInfo(key, int(found))
+        size = self._ask(Kind.STAT, StoreCall(store=self._name, key=key))
+        return None if size is None else ObjectInfo(key, int(size))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
         """See `Store.read`. If it fails, this process ends: the other one knows the reason."""

@@ -75,7 +75,10 @@ def check_chat_template(config: TokenizerConfig) -> str:
 def _read(store: Readable, name: str, limit_bytes: int) -> bytes:
     info = store.stat(name)
     if info is None or info.size_bytes > limit_bytes:
-        raise InvalidCheckpoint(f"{name} is missing or larger than {limit_bytes} bytes")
+        raise InvalidCheckpoint(
+            f"{name} is missing or larger than {limit_bytes} bytes",
+            remedy="Copy it again. No model has such a large one: check what it is.",
+        )
     return bytes(store.read(name, 0, info.size_bytes))
 
 
@@ -83,7 +86,9 @@ def _decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidCheckpoint(f"{CHAT_TEMPLATE} is not UTF-8: {error}") from error
+        raise InvalidCheckpoint(
+            f"{CHAT_TEMPLATE} is not UTF-8: {error}", remedy="Convert it to UTF-8."
+        ) from error
 
 
 def _content(token: Any) -> str | None:
@@ -100,5 +105,8 @@ def _default_template(stored: Any) -> str | None:
     if not isinstance(stored, str):
         return None
     if len(stored) > MAX_TEMPLATE_BYTES:
-        raise InvalidCheckpoint(f"the chat template is longer than {MAX_TEMPLATE_BYTES} characters")
+        raise InvalidCheckpoint(
+            f"the chat template is longer than {MAX_TEMPLATE_BYTES} characters",
+            remedy="Shorten it, or remove it from the model.",
+        )
     return stored

@@ -163,7 +163,10 @@ def _check_entry(path: Path, name: object, tensor: object) -> None:
             remedy="Save the model with plain tensors.",
         )
     if tensor.dtype not in _DTYPE_NAMES:
-        raise InvalidCheckpoint(f"{what} has the dtype {tensor.dtype}, which safetensors lacks")
+        raise InvalidCheckpoint(
+            f"{what} has the dtype {tensor.dtype}, which safetensors lacks",
+            remedy="Save the model with floating-point tensors.",
+        )
     # A view may repeat a few bytes any number of times: written out, it would fill any disk.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidCheckpoint(f"{what} claims more elements than the file holds")

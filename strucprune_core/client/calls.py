@@ -124,7 +124,7 @@ def wait(
         on_change: Called with the job at once, and each time that it changes.
 
     Raises:
-        WaitTimeout: it has not ended by then. It goes on.
+        WaitTimeout: it has not ended by then. It continues.
     """
     deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
     job = yield from get(retries, job_id)
@@ -170,7 +170,7 @@ def pause(retries: Retries, job_id: str) -> Flow[Job]:
 
 
 def resume(retries: Retries, job_id: str) -> Flow[Job]:
-    """Queue a paused job again; it goes on from its last finished layer.
+    """Queue a paused job again; it continues from its last finished layer.
 
     Raises:
         JobConflict: it has ended, or is being cancelled.

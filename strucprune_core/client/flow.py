@@ -50,7 +50,7 @@ class Call:
     gone_is_done: bool = False
 
     def options(self) -> dict[str, Any]:
-        """Arguments of an HTTP client's request, beside method and path."""
+        """Arguments of an HTTP client's request, apart from method and path."""
         timeout = httpx.Timeout(READ_SECONDS + self.wait_seconds, connect=CONNECT_SECONDS)
         return {
             "params": self.params,
@@ -143,11 +143,11 @@ class Retries:
 
 
 def backoff_seconds(attempt: int, answer: Answer) -> float:
-    """How long to wait before trying again: as told, else doubled each time, with jitter."""
+    """The wait before trying again: what the server asks for, else doubling, with jitter."""
     if isinstance(answer, httpx.Response):
-        told = answer.headers.get("Retry-After", "")
-        if told.isdigit():
-            return min(float(told), _MAX_RETRY_AFTER_SECONDS)
+        asked = answer.headers.get("Retry-After", "")
+        if asked.isdigit():
+            return min(float(asked), _MAX_RETRY_AFTER_SECONDS)
     longest = min(FIRST_DELAY_SECONDS * 2.0**attempt, _MAX_DELAY_SECONDS)
     return longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
 

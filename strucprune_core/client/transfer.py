@@ -160,7 +160,10 @@ class Transfer:
         if status == httpx.codes.PARTIAL_CONTENT:
             if headers.get("content-range", "").startswith(f"bytes {self._here_bytes}-"):
                 return True
-            raise DownloadFailed(f"The store sent other bytes of {self.artifact.name} than asked")
+            raise DownloadFailed(
+                f"The store sent other bytes of {self.artifact.name} than asked",
+                remedy=f"Download again, or copy it from {self.artifact.uri} yourself.",
+            )
         if status == httpx.codes.OK:
             self._restart()  # The store ignores ranges and sends the whole file.
             return True
@@ -173,7 +176,8 @@ class Transfer:
         if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
             return False
         raise DownloadFailed(
-            f"{self.artifact.name} cannot be downloaded: the store answered {status}"
+            f"{self.artifact.name} cannot be downloaded: the store answered {status}",
+            remedy=f"Check that {self.artifact.uri} still exists.",
         )
 
     def write(self, data: bytes) -> None:
@@ -184,7 +188,11 @@ class Transfer:
         """
         if self._here_bytes + len(data) > self.artifact.bytes:
             self._part.unlink(missing_ok=True)
-            raise DownloadFailed(f"The store sent more than {self.artifact.name} has bytes")
+            raise DownloadFailed(
+                f"The store sent more than the {self.artifact.bytes:,} bytes of "
+                f"{self.artifact.name}",
+                remedy="It was changed in the output prefix. Submit the job again with a new one.",
+            )
         with self._part.open("ab") as file:
             file.write(data)
         self._hash.update(data)
@@ -230,11 +238,14 @@ class Transfer:
         Raises:
             DownloadFailed: the file is not in it, or has another digest.
         """
-        for found in artifacts:
-            if (found.name, found.sha256) == (self.artifact.name, self.artifact.sha256):
-                self.artifact, self.url_is_old = found, False
+        for each in artifacts:
+            if (each.name, each.sha256) == (self.artifact.name, self.artifact.sha256):
+                self.artifact, self.url_is_old = each, False
                 return
-        raise DownloadFailed(f"{self.artifact.name} is not a file of the job any more")
+        raise DownloadFailed(
+            f"{self.artifact.name} is not a file of the job any more",
+            remedy="The job ran again meanwhile. Download its files again.",
+        )
 
     def _tell(self, here_bytes: int) -> None:
         if self._on_bytes is not None:
@@ -246,11 +257,17 @@ def _inside(directory: Path, name: str) -> Path:
     try:
         check_key(name)
     except AccessDenied as error:
-        raise DownloadFailed(f"The service names the file {name!r}, which is unsafe") from error
+        raise DownloadFailed(
+            f"The service names the file {name!r}, which is unsafe",
+            remedy="Check the URL: this is not a service to trust.",
+        ) from error
     root = directory.resolve()
     path = root / name
     if not path.resolve().is_relative_to(root):
-        raise DownloadFailed(f"{name!r} is a link that leads out of {directory}")
+        raise DownloadFailed(
+            f"{name!r} is a link that leads out of {directory}",
+            remedy="Remove the link, or choose another directory.",
+        )
     return path
 
 

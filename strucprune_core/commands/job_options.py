@@ -285,7 +285,9 @@ def read_spec(name: str) -> dict[str, Any]:
         text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
         body = json.loads(text)
     except OSError as error:
-        raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
+        raise InvalidSpec(
+            f"cannot read {name}: {error.strerror}", remedy="Check its name and its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
     if not isinstance(body, dict):

@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -68,9 +69,9 @@ def submit(
         job_body = body()
         with _client(url) as client:
             if validate:
-                found = client.validate(job_body)
-                _show(found.model_dump(mode="json"), as_json)
-                raise typer.Exit(0 if found.valid else EXIT_FAILED)
+                verdict = client.validate(job_body)
+                _show(verdict.model_dump(mode="json"), as_json)
+                raise typer.Exit(0 if verdict.valid else EXIT_FAILED)
             job = client.submit(job_body, idempotency_key=idempotency_key)
         if watch:
             if not as_json:
@@ -94,16 +95,14 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     with failures(as_json), _client(url) as client:
-        found: list[Job] = []
-        for job in client.list(state=state, label=label, page_size=min(limit, 100)):
-            found.append(job)
-            if len(found) == limit:
-                break
+        newest = list(
+            islice(client.list(state=state, label=label, page_size=min(limit, 100)), limit)
+        )
         if as_json:
-            sys.stdout.write(json.dumps([_as_dict(job) for job in found], indent=2) + "\n")
+            sys.stdout.write(json.dumps([_as_dict(job) for job in newest], indent=2) + "\n")
             return
         table = Table("id", "state", "done", "created (UTC)", "labels", box=None)
-        for job in found:
+        for job in newest:
             done = f"{job.progress.fraction:.0%}" if job.progress else ""
             labels = Text(" ".join(f"{name}={value}" for name, value in job.labels.items()))
             table.add_row(job.id, job.state, done, f"{job.created_at:%Y-%m-%d %H:%M}", labels)

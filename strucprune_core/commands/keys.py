@@ -1,6 +1,6 @@
-"""`strucprune keys create | list | revoke`: API keys, for whoever runs the service. No torch.
+"""`strucprune keys create | list | revoke`: API keys, for operators of the service. No torch.
 
-Reads STRUCPRUNE_STATE_URI, STRUCPRUNE_KEY_PEPPER and the S3 settings, as the service does; talks to
+Reads STRUCPRUNE_STATE_URI, STRUCPRUNE_KEY_PEPPER and the S3 settings, as the service does. It uses
 the object storage only, so it works while the service is down.
 """
 
@@ -105,17 +105,17 @@ def list_keys(
 ) -> None:
     """List the records of all keys, expired and revoked ones too. Keys themselves are not kept."""
     with failures(as_json):
-        found = [
+        records = [
             record
             for record in _store(state_uri).list()
             if tenant is None or record.tenant == tenant
         ]
-        found.sort(key=lambda record: record.created_at)
+        records.sort(key=lambda record: record.created_at)
         if as_json:
-            sys.stdout.write(json.dumps([_shown(record) for record in found], indent=2) + "\n")
+            sys.stdout.write(json.dumps([_shown(record) for record in records], indent=2) + "\n")
             return
         table = Table("id", "tenant", "scopes", "name", "created", "state", box=None)
-        for record in found:
+        for record in records:
             created = f"{record.created_at:%Y-%m-%d}"
             scopes = " ".join(sorted(record.scopes))
             table.add_row(

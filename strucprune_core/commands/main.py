@@ -103,7 +103,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "experts": [len(block.ffn_widths) for block in config.blocks],
             "query_heads": [block.query_heads for block in config.blocks],
             "kv_heads": [block.kv_heads for block in config.blocks],
-            "head_dim": config.head_dim,
+            "head_dim": config.head_dim or None,
             "vocab_size": config.vocab_size,
             "parameters": size.parameters,
             "ffn_channels": size.ffn_channels,

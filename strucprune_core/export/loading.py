@@ -1,13 +1,13 @@
-"""Loading a pruned checkpoint with transformers, running no code but the library's own."""
+"""Loads a pruned checkpoint with transformers, without running the checkpoint's own code."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from strucprune_core.export import modeling_strucprune
+from strucprune_core.models.generic.modules import dense_model
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
@@ -26,15 +26,14 @@ def built_model(raw: dict[str, Any]) -> Any:
     model_class = model_class_of(raw)
     if model_class is not None:
         return model_class(model_class.config_class.from_dict(raw))
-    config = CONFIG_MAPPING[raw["model_type"]].from_dict(raw)
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return dense_model(raw)
 
 
 def load_pretrained(directory: str, **options: Any) -> Any:
     """Load a pruned checkpoint of any layout.
 
-    Nothing is registered with transformers' Auto classes: what the process loads otherwise, before
-    or after, is loaded as ever.
+    Nothing is registered with transformers' Auto classes, so other models that the process loads
+    are not affected.
 
     Args:
         directory: A local checkpoint directory.

@@ -309,6 +309,11 @@ class Resized:
         resize(self)
         self.post_init()
 
+    @classmethod
+    def is_custom_code(cls):
+        """Whether weights might be set up anew that are loaded: all modules are transformers'."""
+        return False
+
 
 def classes_of(family):
     """(config class, model class) of a pruned model of any architecture, by its model type."""
@@ -322,14 +327,20 @@ def classes_of(family):
 
         Config.__name__ = Config.__qualname__ = f"{stem}Config"
 
-        class Model(Resized, hf.MODEL_FOR_CAUSAL_LM_MAPPING[base]):
+        sees = hasattr(base, "vision_config") or "vision_config" in base.sub_configs
+        sees = sees and base in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        mapping = "IMAGE_TEXT_TO_TEXT" if sees else "CAUSAL_LM"
+
+        class Model(Resized, getattr(hf, f"MODEL_FOR_{mapping}_MAPPING")[base]):
             config_class = Config
 
         Model.__name__ = Model.__qualname__ = f"{stem}ForCausalLM"
-        mapping = get_checkpoint_conversion_mapping(family) or []
-        register_checkpoint_conversion_mapping(Config.model_type, mapping, overwrite=True)
+        rules = get_checkpoint_conversion_mapping(family) or []
+        register_checkpoint_conversion_mapping(Config.model_type, rules, overwrite=True)
         Config.register_for_auto_class("AutoConfig")
-        Model.register_for_auto_class("AutoModelForCausalLM")
+        Model.register_for_auto_class(
+            "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"
+        )
         _ANY_CLASSES[family] = (Config, Model)
     return _ANY_CLASSES[family]
 

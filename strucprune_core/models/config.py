@@ -108,6 +108,7 @@ class ModelNames:
     positions: str | None = None
     project_in: str | None = None
     project_out: str | None = None
+    head_bias: str | None = None  # Where it is not named as the head.
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,6 +130,9 @@ def without_experts(config: ModelConfig, kept: Kept) -> ModelConfig:
 
 def with_count(raw: dict[str, Any], routing: Routing, count: int) -> dict[str, Any]:
     """A config.json with another number of experts, under each key that it has for that."""
+    part = raw.get("text_config")
+    if isinstance(part, dict):  # Of a model that sees images as well.
+        return raw | {"text_config": with_count(part, routing, count)}
     keys = [key for key in routing.count_keys if key in raw] or routing.count_keys[:1]
     return raw | dict.fromkeys(keys, count)
 

@@ -35,6 +35,13 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def bad_config(message: str) -> InvalidCheckpoint:
+    """The error for a config.json with a value that no model can have."""
+    return InvalidCheckpoint(
+        message, remedy="Correct config.json, or use the one that was saved with the weights."
+    )
+
+
 def integer(config: RawConfig, key: str, maximum: int, *, default: int | None = None) -> int:
     """A whole number from 1 to `maximum`."""
     value = config.get(key)
@@ -49,9 +56,9 @@ def whole_number(config: RawConfig, key: str, maximum: int, *, default: int) -> 
 def checked_integer(key: str, value: Any, maximum: int) -> int:
     """`value` if it is a whole number from 1 to `maximum`."""
     if value is None:
-        raise InvalidCheckpoint(f"config.json has no {key}")
+        raise bad_config(f"config.json has no {key}")
     if type(value) is not int or not 1 <= value <= maximum:  # Not isinstance: a bool is an int.
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"{key} of config.json is {shown(value)}, not a whole number from 1 to {maximum}"
         )
     return value
@@ -60,7 +67,7 @@ def checked_integer(key: str, value: Any, maximum: int) -> int:
 def integers(key: str, value: Any, count: int, maximum: int) -> tuple[int, ...]:
     """`value` if it is a list of `count` whole numbers from 1 to `maximum`."""
     if not isinstance(value, list) or len(value) != count:
-        raise InvalidCheckpoint(f"{key} of config.json must list {count} whole numbers")
+        raise bad_config(f"{key} of config.json must list {count} whole numbers")
     return tuple(checked_integer(key, item, maximum) for item in value)
 
 
@@ -69,9 +76,9 @@ def number(config: RawConfig, key: str, *, default: float | None = None) -> floa
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise InvalidCheckpoint(f"config.json has no {key}")
+        raise bad_config(f"config.json has no {key}")
     if type(value) not in (int, float) or not 0 < value < 1e30 or not math.isfinite(value):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not a positive number")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not a positive number")
     return float(value)
 
 
@@ -84,14 +91,18 @@ def boolean(config: RawConfig, key: str, *, default: bool = False) -> bool:
     """True or false."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not true or false")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not true or false")
     return default if value is None else value
 
 
 def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
     """Refuse a model whose `key` is present and none of the supported values."""
     if config.get(key) is not None and config[key] not in supported:
-        raise UnsupportedArchitecture(f"{words} ({key}) is not supported", field=FIELD)
+        raise UnsupportedArchitecture(
+            f"{words} ({key} of config.json) is not supported",
+            field=FIELD,
+            remedy="Prune a model without it.",
+        )
 
 
 def refuse_variants(config: RawConfig) -> None:
@@ -139,7 +150,7 @@ def kv_heads(config: RawConfig, heads: int, *, default: int | None = None) -> in
     absent = default if default is not None and "num_key_value_heads" not in config else heads
     count = integer(config, "num_key_value_heads", heads, default=absent)
     if heads % count:
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"num_attention_heads {heads} is not a multiple of num_key_value_heads {count}"
         )
     return count
@@ -148,7 +159,7 @@ def kv_heads(config: RawConfig, heads: int, *, default: int | None = None) -> in
 def head_dim(config: RawConfig, hidden_size: int, heads: int, *, default: int | None = None) -> int:
     """Width of a head: `head_dim`, else `default`, else the hidden size divided evenly."""
     if config.get("head_dim") is None and default is None and hidden_size % heads:
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
     return integer(config, "head_dim", MAX_WIDTH, default=default or hidden_size // heads)
@@ -158,7 +169,7 @@ def rotated_dims(head_dim: int, share: float = 1.0) -> int:
     """Dimensions of a head that are rotated."""
     dims = int(head_dim * share)
     if dims % 2 or not 0 < dims <= head_dim:
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"{dims} of head_dim {head_dim} dimensions would be rotated, but rotary positions "
             f"need an even number from 2 to head_dim"
         )
@@ -169,7 +180,7 @@ def section(config: RawConfig, key: str) -> dict[str, Any]:
     """A copy of an object; {} if it is absent."""
     value = config.get(key)
     if value is not None and not isinstance(value, dict):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not an object")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not an object")
     return dict(value or {})
 
 
@@ -231,14 +242,14 @@ def rope(given: RawConfig, *, dims: int, context: int, theta: float = 10_000.0) 
     if kind == "yarn":
         return _yarn(given, plain, context)
     if dims <= 2:
-        raise InvalidCheckpoint(f"rope type 'dynamic' cannot rotate {dims} dimensions of a head")
+        raise bad_config(f"rope type 'dynamic' cannot rotate {dims} dimensions of a head")
     return replace(plain, factor=number(given, "factor"))
 
 
 def _llama3(given: RawConfig, plain: RopeConfig) -> RopeConfig:
     low, high = number(given, "low_freq_factor"), number(given, "high_freq_factor")
     if low >= high:
-        raise InvalidCheckpoint(f"low_freq_factor {low} is not below high_freq_factor {high}")
+        raise bad_config(f"low_freq_factor {low} is not below high_freq_factor {high}")
     factor = number(given, "factor")
     return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
 
@@ -283,7 +294,7 @@ def _numbers(given: RawConfig, key: str, count: int) -> tuple[float, ...]:
     """A list of `count` positive numbers."""
     values = given.get(key)
     if not isinstance(values, list) or len(values) != count:
-        raise InvalidCheckpoint(f"{key} of config.json must list {count} numbers")
+        raise bad_config(f"{key} of config.json must list {count} numbers")
     return tuple(number({key: value}, key) for value in values)
 
 
@@ -306,7 +317,7 @@ def windows_by_layer(config: RawConfig, size: int | None, default: list[bool]) -
     """
     sliding = _sliding_layers(config, default)
     if size is None and any(sliding):
-        raise InvalidCheckpoint(
+        raise bad_config(
             "sliding_window of config.json is null, but some layers have sliding attention"
         )
     return [size if slides else None for slides in sliding]
@@ -329,7 +340,7 @@ def _sliding_layers(config: RawConfig, default: list[bool]) -> list[bool]:
     if kinds is None:
         return default
     if not isinstance(kinds, list) or len(kinds) != len(default):
-        raise InvalidCheckpoint(f"layer_types of config.json must list {len(default)} kinds")
+        raise bad_config(f"layer_types of config.json must list {len(default)} kinds")
     if any(not isinstance(kind, str) or kind not in _LAYER_KINDS for kind in kinds):
         raise UnsupportedArchitecture(
             f"layer types other than {', '.join(_LAYER_KINDS)} are not supported", field=FIELD

@@ -34,7 +34,7 @@ _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)[a-z_]*(\.|$)"),
         "belongs to a head that drafts further tokens (MTP), which the pruned model would lose",
-        f"To go on without it, {_RESAVE}: that leaves it out.",
+        f"To prune the model without it, {_RESAVE}: that leaves it out.",
     ),
     (
         re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\."),

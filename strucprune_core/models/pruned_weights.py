@@ -17,7 +17,7 @@ from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.structures import CoupledTensor, Site
 from strucprune_core.models.tensors import tensor_name
 
-# A gap of up to so many unwanted rows is read along: one request is cheaper than two.
+# A gap of up to this many unwanted rows is read too: one request is cheaper than two.
 GAP_ROWS = 64
 
 

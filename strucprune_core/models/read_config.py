@@ -18,7 +18,7 @@ from strucprune_core.models.generic.architectures import (
     refusal,
     table,
 )
-from strucprune_core.models.generic.describe import describe
+from strucprune_core.models.generic.describe import describe, says_tied
 from strucprune_core.models.generic.expert_table import (
     ExpertArchitecture,
     expert_architecture,
@@ -29,7 +29,7 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
 
 # Keys by which classes of transformers count layers and experts.
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers")
+_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Tensors that any layer has beside those of its experts, an expert has, and a model has beside
 # those of its layers.
@@ -57,7 +57,7 @@ def read_config(
     if _is_own(index.config):
         config = parse_config(index.config)
         return config, with_full_names(config.names, index)
-    found = _architecture(index.config)
+    found = _architecture(index.config).named_as_in(index.tensors)
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
     return describe(index.config, shapes, found), index
@@ -66,9 +66,10 @@ def read_config(
 def _read_with_experts(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
     raw = index.config
     found = _expert_architecture(raw)
-    index = with_full_names(found.architecture.names, index)
+    architecture = found.architecture.named_as_in(index.tensors)
+    index = with_full_names(architecture.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
-    config = describe(raw, shapes, found.architecture, found.pattern)
+    config = describe(raw, shapes, architecture, found.pattern)
     counts = [
         block.generic.experts.count
         for block in config.blocks
@@ -121,9 +122,12 @@ def header_allowance(raw: RawConfig) -> Allowance:
         return allowance(parse_config(raw))
     if _family(raw) not in expert_table()["model_types"]:
         _architecture(raw)
-    layers = _largest(raw, _LAYER_KEYS, fields.MAX_LAYERS, 1)
-    experts = _largest(raw, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
-    tensors = layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts) + _OTHER_TENSORS
+    parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
+    tensors = _OTHER_TENSORS
+    for part in parts:  # What sees images has layers of its own.
+        layers = _largest(part, _LAYER_KEYS, fields.MAX_LAYERS, 0)
+        experts = _largest(part, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
+        tensors += layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts)
     return Allowance(tensors, min(MAX_HEADERS_BYTES, tensors * _ENTRY_BYTES + _METADATA_BYTES))
 
 
@@ -132,8 +136,7 @@ def ties_head(raw: RawConfig) -> bool:
     if _is_own(raw):
         return parse_config(raw).tie_word_embeddings
     experts = expert_architecture(str(raw.get("model_type")))
-    architecture = _architecture(raw) if experts is None else experts.architecture
-    return fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+    return says_tied(raw, _architecture(raw) if experts is None else experts.architecture)
 
 
 def _family(raw: RawConfig) -> str | None:

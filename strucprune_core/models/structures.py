@@ -163,7 +163,7 @@ def _ffn_site_name(block: LayerConfig, number: int) -> str:
 def _ffn_sites(config: ModelConfig, layer: int) -> list[Site]:
     block = config.blocks[layer]
     names = block.names
-    found = []
+    ffn_sites = []
     for number, width in enumerate(block.ffn_widths):
         whole = (Segment(0, 1),)
         coupled: list[CoupledTensor] = []
@@ -175,8 +175,8 @@ def _ffn_sites(config: ModelConfig, layer: int) -> list[Site]:
             coupled += _rows(config, layer, names.gate_up.format(number), both)
         down = _columns(config, names.down.format(number), whole)
         name = _ffn_site_name(block, number)
-        found.append(_site(config, layer, name, "ffn", width, 1, 1, down, coupled))
-    return found
+        ffn_sites.append(_site(config, layer, name, "ffn", width, 1, 1, down, coupled))
+    return ffn_sites
 
 
 def _attention_site(config: ModelConfig, layer: int, *, whole_groups: bool) -> Site:
@@ -217,10 +217,10 @@ def _rows(
     rest: range = range(0),
 ) -> list[CoupledTensor]:
     """A projection's output slices: rows of its weight (columns if transposed), and its bias."""
-    found = [CoupledTensor(f"{name}.weight", 1 if config.transposed else 0, segments, rest)]
+    coupled = [CoupledTensor(f"{name}.weight", 1 if config.transposed else 0, segments, rest)]
     if f"{name}.bias" in layer_tensors(config, layer):
-        found.append(CoupledTensor(f"{name}.bias", 0, segments, rest))
-    return found
+        coupled.append(CoupledTensor(f"{name}.bias", 0, segments, rest))
+    return coupled
 
 
 def _columns(config: ModelConfig, name: str, segments: tuple[Segment, ...]) -> CoupledTensor:

@@ -108,7 +108,7 @@ class Head:
         self._rule = None
         if stream.modules is not None:
             self._rule = stream.modules.head_rule(config.hidden_size)
-        bias = names.head.removesuffix(".weight") + ".bias"
+        bias = names.head_bias or names.head.removesuffix(".weight") + ".bias"
         stored = () if config.generic is None else dict(config.generic.tensors)
         self._bias = stream.tensor(bias) if bias in stored else None
         self._norm: dict[str, Tensor] = {}
@@ -120,11 +120,20 @@ class Head:
 
     def tiles(self) -> Iterator[tuple[int, Tensor]]:
         """(first row, rows) of the head's matrix; a factor of the logits is in them, and a bias."""
-        for first, rows in self._stream.tiles_of(self._stream.config.head_matrix):
+        plain = self._stream.tiles_of(self._stream.config.head_matrix)
+        return plain if self._rule is None else self._scaled(plain, self._rule.scale)
+
+    def _scaled(
+        self, tiles: Iterator[tuple[int, Tensor]], scale: float
+    ) -> Iterator[tuple[int, Tensor]]:
+        for first, rows in tiles:
+            scaled = rows
             if self._bias is not None:
-                part = self._bias[first : first + len(rows)]
-                rows = torch.cat([rows, part[:, None]], dim=-1)
-            yield first, rows if self._rule is None else rows * self._rule.scale
+                scaled = torch.cat([rows, self._bias[first : first + len(rows), None]], dim=-1)
+            scaled = scaled if scale == 1.0 else scaled * scale
+            del rows
+            yield first, scaled
+            del scaled  # Not beside the next tile.
 
     def logits(self, hidden: NDArray[np.float32], rows: Tensor) -> Tensor:
         """Logits of a tile, (n x tile), from the last layer's output (n x d)."""

@@ -15,8 +15,8 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     if not differs(asked, reached):
         return []
     return [
-        f"pruning.sparsity: {asked:.4g} was asked for; the nearest that whole structures and "
-        f"pruning.multiple_of allow is {reached:.4g} (off by more than {REACH_TOLERANCE:.0%})."
+        f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
+        f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
     ]
 
 

@@ -14,7 +14,7 @@
                                                                     … ── report ── (publish)
 
 All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
-more read of the model, so that a broken one is found before any heavy work.
+more read of the model, so that a broken one is refused before any heavy work.
 
 Where the price is set more than once, every round r tries its widths, and all but the last are
 reviewed:
@@ -347,7 +347,7 @@ def _price(number: int, layers: int, measured: list[Unit]) -> Unit:
 
 
 def _trial(number: int, layer: int, layers: int) -> Unit:
-    """Solve a layer at the round's widths, and lead the pruned model's hidden states through it."""
+    """Solve a layer at the round's widths, and pass the pruned model's hidden states through it."""
     this = Trial(number, layer)
     reads = [this.entering, Capture(layer).grams, Curve(layer).curves]
     if layer == layers - 1:

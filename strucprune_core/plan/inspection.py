@@ -167,7 +167,7 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
             where = f"{other} place {root} lies in {what} {place}"
         else:
             continue
-        raise InvalidSpec(where, field=field, remedy="Choose a place outside of it.")
+        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, apart from it.")
 
 
 def check_text(store: ReadableStore, key: str, *, sequences: int, sequence_length: int) -> int:

@@ -63,7 +63,7 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         InvalidSpec: it does not fit its limit, whatever the pieces.
     """
     plan = _default(spec, config)
-    limit, field, beside = _limit(spec, config)
+    limit, field, fixed = _limit(spec, config)
     if limit is None or plan.device_peak_bytes * MARGIN <= limit:
         return plan
     for steps, ladder in (
@@ -75,9 +75,9 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         plan = _largest_that_fits(rungs, steps, limit)
     if plan.device_peak_bytes * MARGIN > limit:
         step = max(plan.device_terms, key=plan.device_terms.__getitem__)
-        least = math.ceil(plan.device_peak_bytes * MARGIN) + beside
+        least = math.ceil(plan.device_peak_bytes * MARGIN) + fixed
         raise InvalidSpec(
-            f"the job does not fit {limit + beside:,} bytes: {step} needs {least:,}",
+            f"the job does not fit {limit + fixed:,} bytes: {step} needs {least:,}",
             field=field,
             remedy=f"Allow at least {least:,} bytes{_advice(step)}.",
         )
@@ -85,7 +85,7 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
 
 
 def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
-    """Bytes that tensors may take, the field that limits them, and bytes that it covers beside.
+    """Bytes that tensors may take, the field that limits them, and other bytes that it covers.
 
     Raises:
         InvalidSpec: the process alone takes more host memory than is allowed.
@@ -94,19 +94,19 @@ def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
     device, host = runtime.device_memory_bytes, runtime.host_memory_bytes
     if host is None:
         return device, "runtime.device_memory_bytes", 0
-    beside = PROCESS_BYTES + max(host_terms(spec, config).values())
-    left = host - beside
+    fixed = PROCESS_BYTES + max(host_terms(spec, config).values())
+    left = host - fixed
     if runtime.device == "cuda" and left >= 0:
         return device, "runtime.device_memory_bytes", 0
     if runtime.device == "cuda" or left <= 0:
         raise InvalidSpec(
-            f"the process itself takes {beside:,} bytes of host memory",
+            f"the process itself takes {fixed:,} bytes of host memory",
             field="runtime.host_memory_bytes",
-            remedy=f"Allow more than {beside:,} bytes.",
+            remedy=f"Allow more than {fixed:,} bytes.",
         )
     if device is not None and device <= left:
         return device, "runtime.device_memory_bytes", 0
-    return left, "runtime.host_memory_bytes", beside
+    return left, "runtime.host_memory_bytes", fixed
 
 
 def _default(spec: JobSpec, config: ModelConfig) -> Plan:

@@ -20,7 +20,7 @@ OVERHEAD_FLOPS = 1e9
 # How much slower these run than a pass through the model (seen on one core, at 1,536 channels: 2.4
 # and 1.8). Both compute in float64, and the updates of a damage curve are small.
 SLOWDOWN = {"curves": 2.5, "solves": 2.0}
-# Reading a layer's weights takes as long as computing on so many tokens.
+# Reading a layer's weights takes as long as computing on this number of tokens.
 READING_TOKENS = 64
 
 

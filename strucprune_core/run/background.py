@@ -12,7 +12,7 @@ from strucprune_core.errors import Stopped
 
 T = TypeVar("T")
 
-# How often the caller is told that it still waits.
+# How often a caller that waits is called back.
 WAIT_SECONDS = 0.5
 
 
@@ -38,7 +38,7 @@ class Background(Generic[T]):
         """What the task returns, or raises, once it has ended.
 
         Args:
-            waiting: Called now and then meanwhile with what the task last told `tick`; what it
+            waiting: Called now and then meanwhile with what the task last gave to `tick`; what it
                 raises does not end the task.
         """
         if self._task is None:
@@ -56,7 +56,7 @@ class Background(Generic[T]):
         """Called by the task now and then: `storage.store.Tick`.
 
         Raises:
-            Stopped: nobody waits for it any more.
+            Stopped: the task was abandoned.
         """
         self._ticked = done
         if self._abandoned.is_set():

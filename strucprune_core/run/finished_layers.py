@@ -1,4 +1,4 @@
-"""Updates on layers from finished units, for whoever watches the run: see `layer_updates`."""
+"""Updates on layers (`layer_updates`), made from the values of finished units."""
 
 from __future__ import annotations
 

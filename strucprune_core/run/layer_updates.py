@@ -1,4 +1,4 @@
-"""What becomes known of layers while a job runs, for whoever watches it. No torch."""
+"""What becomes known of layers while a job runs, sent to its caller. No torch."""
 
 from __future__ import annotations
 

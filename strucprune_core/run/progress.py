@@ -1,4 +1,4 @@
-"""Progress out, stop requests in: the two seams between a run and whoever watches it."""
+"""Progress out, stop requests in: what a run and its caller exchange."""
 
 from __future__ import annotations
 

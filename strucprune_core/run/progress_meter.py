@@ -34,7 +34,7 @@ class ProgressMeter:
         self._began = time.monotonic()
         self._publishing_since: float | None = None
         self._last: Progress | None = None
-        self._told_at = self._began
+        self._sent_at = self._began
         self._moved_bytes = -1
 
     def plan(self, units: Sequence[Unit], todo: Sequence[Unit], costs: Mapping[str, float]) -> None:
@@ -90,7 +90,7 @@ class ProgressMeter:
             eta = (now - self._publishing_since) * (1.0 - share) / share
         steps = self._phase_total[Phase.COMMITTING]
         fraction = UNITS_SHARE + (0.999 - UNITS_SHARE) * share
-        self._tell(Progress(Phase.COMMITTING, steps, steps, fraction, eta))
+        self._send(Progress(Phase.COMMITTING, steps, steps, fraction, eta))
 
     def safe_point(self) -> None:
         """A safe point without progress, as while others are waited for.
@@ -116,15 +116,15 @@ class ProgressMeter:
         self.storing(done_bytes)
 
     def _moves(self, done_bytes: int) -> bool:
-        """Whether a transfer has got anywhere: one that hangs must be seen to hang."""
+        """Whether a transfer has progressed: one that hangs must not look alive."""
         moves = done_bytes != self._moved_bytes
         self._moved_bytes = done_bytes
         return moves
 
     def alive(self) -> None:
-        """Tell the last progress again, so that a long silence is not taken for a standstill."""
-        if self._last is not None and time.monotonic() - self._told_at > ALIVE_SECONDS:
-            self._tell(self._last)
+        """Report the last progress again, so that a long silence is not taken for a standstill."""
+        if self._last is not None and time.monotonic() - self._sent_at > ALIVE_SECONDS:
+            self._send(self._last)
 
     def end(self, unit: Unit) -> None:
         """A unit is finished. No other one is being computed."""
@@ -136,10 +136,10 @@ class ProgressMeter:
 
     def finish(self) -> None:
         """Everything is done."""
-        self._tell(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
+        self._send(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
 
     def _report(self, phase: Phase, left_cost: float) -> None:
-        """Tell of all that was begun, but for what is left to compute of it."""
+        """Report all that was begun, without what is left to compute of it."""
         done = self._finished_cost + sum(self._costs[name] for name in self._begun) - left_cost
         fraction = UNITS_SHARE * min(1.0, done / self._total_cost)
         worked = done - self._skipped_cost
@@ -147,13 +147,13 @@ class ProgressMeter:
         if worked > 0.02 * self._total_cost:  # Before that the pace is noise.
             pace = (time.monotonic() - self._began) / worked
             eta = pace * (self._total_cost - done)
-        self._tell(
+        self._send(
             Progress(phase, self._phase_done[phase], self._phase_total[phase], fraction, eta)
         )
 
-    def _tell(self, progress: Progress) -> None:
+    def _send(self, progress: Progress) -> None:
         if self._last is not None and progress.fraction < self._last.fraction:
             # What was lost is done again; the fraction waits until that is made up for.
             progress = replace(progress, fraction=self._last.fraction)
-        self._last, self._told_at = progress, time.monotonic()
+        self._last, self._sent_at = progress, time.monotonic()
         self._sink(progress)

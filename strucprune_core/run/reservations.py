@@ -2,7 +2,7 @@
 
 Reservations spare work, they do not guard results: a unit that two workers do at once is committed
 by one of them (see `workspace`), and both compute the same bytes. So a reservation may lapse while
-its holder is still at work, and whoever keeps reservations may forget them all.
+its holder is still at work, and all of them may be lost.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ A unit is due once all units before it are finished, which they are when their f
 are stored. One process alone so runs them in the order of the graph, except that storing a unit on
 another machine goes on while one that does not need it is computed. One unit at a time is being
 stored; it stays reserved until it is finished. With several processes, each looks at a unit once
-more after reserving it: whoever had it before has either finished it or will not.
+more after reserving it: its earlier holder has either finished it or will not.
 
-One of them, the leader, answers for the job: it alone makes units again whose files are lost, and
-it alone publishes. All others only ever do units that are not finished and can be done now.
+One of them, the leader, answers for the job. It alone does units again whose files are lost, and it
+alone publishes. Helpers only do units that are not finished and can be done now.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from strucprune_core.run.workspace import Draft, Stored
 
 log = logging.getLogger(__name__)
 
-# How long one waits before it looks again at what others do: at first, and at most.
+# How long a process waits before it looks again at what others do: at first, and at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 # How soon a stop takes effect meanwhile.
 _NAP_SECONDS = 0.05
@@ -56,7 +56,7 @@ class Run:
         finished: Called with each unit that was done here.
         reservations: Which units others have.
         storing: Stores a unit while the next one is computed; its failures stop the meter.
-        layers: Called with updates on layers, whoever did the unit, by the process that leads.
+        layers: Called by the leader with updates on layers, from its own units and those of others.
     """
 
     job: Job
@@ -95,8 +95,8 @@ def run_pending(run: Run) -> None:
     """
     todo = _pending(run.job)
     if any(run.job.workspace.manifest(unit.name) is not None for unit in todo):
-        # A listing of many files shows its pages at different times, and others may be at work:
-        # what looks lost must do so twice.
+        # Pages of a listing are read at different times while others may be at work, so a file
+        # counts as lost only if two listings lack it.
         run.job.workspace.refresh()
         todo = _pending(run.job)
     for unit in todo:
@@ -137,7 +137,7 @@ class _Work:
     Args:
         run: Its part in the job.
         todo: The units to be done, in the order of the graph.
-        leads: Whether lost files are its business.
+        leads: Whether it does units again whose files are lost.
     """
 
     def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
@@ -180,8 +180,8 @@ class _Work:
     def _can_be_done(self, unit: Unit) -> bool:
         """Whether what a unit that is due reads is there.
 
-        If not, it was lost, and the leader sees to that; or somebody has finished the unit, and
-        what nobody needs any more was released.
+        If not, a file was lost, which only the leader repairs; or another process has finished the
+        unit and released what it read.
         """
         present = self._run.job.workspace.has_file
         return self._leads or all(present(owner, name) for owner, name in unit.reads)

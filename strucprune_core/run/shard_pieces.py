@@ -1,4 +1,4 @@
-"""The tensors of a file of weights in pieces, for whoever writes it."""
+"""The tensors of a file of weights in pieces, as they are written."""
 
 from __future__ import annotations
 

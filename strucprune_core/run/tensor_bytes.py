@@ -1,8 +1,8 @@
 """Live tensor bytes, counted operation by operation: what an accelerator's allocator would hold.
 
-A GPU counts its own allocations. On the CPU there is no such counter, and resident memory tells of
-the interpreter and of freed pages too; so here every operation's results are looked at as torch
-dispatches it. Buffers that a kernel takes and returns within one operation are not seen.
+A GPU counts its own allocations. A CPU has no such counter, and resident memory includes the
+interpreter and freed pages. So here the results of every operation are counted as torch dispatches
+it. Buffers that a kernel takes and returns within one operation are not seen.
 """
 
 from __future__ import annotations

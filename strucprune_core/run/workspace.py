@@ -32,6 +32,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     WorkspaceMismatch,
 )
+from strucprune_core.run.manifest import Manifest, StoredFile
 from strucprune_core.scratch.directories import scratch_errors
 from strucprune_core.storage.digests import sha256_of, sha256_of_bytes
 from strucprune_core.storage.store import Store, Tick, ignore_bytes
@@ -59,56 +60,6 @@ class LostFile(StorageUnavailable):
             remedy="Start the job again with the same workspace: what was lost is recomputed.",
         )
         self.unit = unit
-
-
-@dataclass(frozen=True, slots=True)
-class StoredFile:
-    """A unit's file: its key in the workspace, size and SHA-256 (hex)."""
-
-    key: str
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Manifest:
-    """The record of a finished unit.
-
-    Attributes:
-        unit: Name of the unit.
-        files: Its files by name.
-        values: Small results, JSON.
-        seconds: Time it took.
-        host_peak_bytes: Peak of the process's anonymous memory while it ran.
-        device_peak_bytes: Peak of device allocations, None where the device is not measured.
-    """
-
-    unit: str
-    files: dict[str, StoredFile]
-    values: dict[str, Any]
-    seconds: float
-    host_peak_bytes: int
-    device_peak_bytes: int | None
-
-    def body(self) -> dict[str, Any]:
-        """What is stored as JSON."""
-        return {
-            "unit": self.unit,
-            "files": {
-                name: {"key": f.key, "bytes": f.bytes, "sha256": f.sha256}
-                for name, f in sorted(self.files.items())
-            },
-            "values": self.values,
-            "seconds": self.seconds,
-            "host_peak_bytes": self.host_peak_bytes,
-            "device_peak_bytes": self.device_peak_bytes,
-        }
-
-    @classmethod
-    def from_body(cls, body: dict[str, Any]) -> Manifest:
-        """What `body` gave."""
-        files = {name: StoredFile(**entry) for name, entry in body["files"].items()}
-        return cls(**{**body, "files": files})
 
 
 @dataclass(slots=True)

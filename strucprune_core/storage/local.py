@@ -156,7 +156,10 @@ class LocalStore:
         with _translated(key):
             path = self._path(key)
             if path.is_dir():
-                raise StorageError(f"'{key}' is a directory, so no object can have that name")
+                raise StorageError(
+                    f"'{key}' is a directory, so no object can have that name",
+                    remedy="Choose another place, or move that directory.",
+                )
             _make_directories(path.parent)
             return _write_file(path, fill, publish)
 
@@ -326,7 +329,10 @@ def _sync_directory(folder: Path) -> None:
 
 
 def _too_short(key: str, wanted: int, size: int) -> StorageError:
-    return StorageError(f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for")
+    return StorageError(
+        f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for",
+        remedy="It is incomplete, or was written again meanwhile: copy it again.",
+    )
 
 
 def _in_the_way(path: Path) -> StorageError:
@@ -362,5 +368,5 @@ def _translated(name: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise _full(name, error) from error
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
-            raise StorageError(f"'{name}': {reason}") from error
+            raise StorageError(f"'{name}': {reason}", remedy=_CHECK_NAME) from error
         raise StorageUnavailable(f"'{name}': {reason}") from error

@@ -116,6 +116,8 @@ _CONFIGURATION = (
     "Correct STRUCPRUNE_S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE or the "
     "AWS config files, whichever it names."
 )
+_TOO_SHORT = "It is incomplete, or was written again meanwhile: copy it again."
+_NOT_COMPATIBLE = "The endpoint, or a proxy before it, does not do what S3 does: use another one."
 _REMEDY = "Check that the S3 endpoint is right and answers."
 # Headers that every S3 service sends with an object.
 _OF_AN_OBJECT = frozenset({"content-length", "etag", "last-modified", "date"})
@@ -308,7 +310,9 @@ class S3Store:
             with _translated(name):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
-            raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
+            raise StorageError(
+                f"{name} is shorter than {start + (length or 0)} bytes", remedy=_TOO_SHORT
+            ) from error
         # Its own context manager returns the stream beneath, whose errors are another library's.
         with closing(answer["Body"]) as body:
             size = _size(answer, name)
@@ -322,7 +326,9 @@ class S3Store:
         if info is None:
             raise ObjectNotFound(f"{self._name(key)} does not exist")
         if info.size_bytes < start:
-            raise StorageError(f"{self._name(key)} is shorter than {start} bytes")
+            raise StorageError(
+                f"{self._name(key)} is shorter than {start} bytes", remedy=_TOO_SHORT
+            )
         return bytearray()
 
     def _key(self, key: str) -> str:
@@ -411,16 +417,22 @@ def _check_range(
     if start == 0 and length is None:
         return
     if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.PARTIAL_CONTENT:
-        raise StorageError(f"{name}: the store ignored the byte range asked for")
+        raise StorageError(
+            f"{name}: the store ignored the byte range asked for", remedy=_NOT_COMPATIBLE
+        )
     match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
     first, last = map(int, match.groups()) if match else (-1, -1)
     if match is None or last - first + 1 != size:
         raise _no_answer(name)  # It broke off; see `_size`.
     if first != start:
-        raise StorageError(f"{name}: the store answered another byte range than was asked for")
+        raise StorageError(
+            f"{name}: the store answered another byte range than was asked for",
+            remedy=_NOT_COMPATIBLE,
+        )
     if length is not None and size != length:
         raise StorageError(
-            f"{name} holds {size} bytes from offset {start}, but {length} were asked for"
+            f"{name} holds {size} bytes from offset {start}, but {length} were asked for",
+            remedy=_TOO_SHORT,
         )
 
 

@@ -1,6 +1,6 @@
 """Connections that abort an answer that arrives too slowly.
 
-A read timeout begins anew with each byte, so a server, or a network, that sends one byte a second
+A read timeout starts again with each byte, so a server, or a network, that sends one byte a second
 would hold a job for years. Here an answer has the read timeout in all, and more time with each byte
 that arrives. Only the time spent waiting for it counts. The answer then ends like one that timed
 out, which the client library repeats.
@@ -31,7 +31,7 @@ class _Answer(io.RawIOBase):
 
     Args:
         raw: The socket's file.
-        seconds: Time that the answer has beside that for its bytes.
+        seconds: Time that the answer has in addition to that for its bytes.
     """
 
     def __init__(self, raw: io.RawIOBase, seconds: float) -> None:

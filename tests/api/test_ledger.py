@@ -432,14 +432,14 @@ def test_events_tell_the_story_and_resume(ledger: Ledger) -> None:
 def test_what_is_found_out_about_layers_is_an_event_of_the_holder(ledger: Ledger) -> None:
     claim = claimed(ledger)
     before = ledger.get("job_a")
-    news = [{"index": [0, 1], "energy": [0.5, None]}, {"index": [1], "energy": [0.25]}]
-    assert ledger.append_layers("job_a", claim.fence, news)
+    updates = [{"index": [0, 1], "energy": [0.5, None]}, {"index": [1], "energy": [0.25]}]
+    assert ledger.append_layers("job_a", claim.fence, updates)
     told = [event for event in ledger.events("job_a") if event.type == "layers"]
-    assert [event.data for event in told] == news
+    assert [event.data for event in told] == updates
     assert ledger.get("job_a") == before  # the job itself is as it was, and so is its ETag
     ledger.release("job_a", claim.fence)
-    assert not ledger.append_layers("job_a", claim.fence, news)
-    assert not ledger.append_layers("unknown", claim.fence, news)
+    assert not ledger.append_layers("job_a", claim.fence, updates)
+    assert not ledger.append_layers("unknown", claim.fence, updates)
 
 
 def test_pages(ledger: Ledger) -> None:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("tests", "benchmarks", "embedded")
-# Still to be mended.
-EXEMPT = "tests/core/"
 
 
 def imported(path: Path) -> Iterator[str]:
@@ -52,6 +50,4 @@ def test_no_module_imports_a_test_module() -> None:
     files = [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))]
     assert len(files) > 200
     found = {str(path.relative_to(ROOT)): from_tests(path) for path in files}
-    assert {
-        name: names for name, names in found.items() if names and not name.startswith(EXEMPT)
-    } == {}
+    assert {name: names for name, names in found.items() if names} == {}

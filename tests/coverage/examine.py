@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from strucprune_core.evaluation.generic_check import CUT_TOLERANCE, check_parameters, cut_and_zeroed
 from strucprune_core.export.layouts import side_files
@@ -25,7 +25,13 @@ from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.structures import shrink, sites
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
-from tests.coverage.patterns import NotPrunable, TinyCheckpoint, as_stored, find_architecture
+from tests.coverage.patterns import (
+    NotPrunable,
+    TinyCheckpoint,
+    as_stored,
+    find_architecture,
+    no_channels,
+)
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 TOLERANCE = 1e-5
@@ -34,21 +40,23 @@ _TOKENS = (2, 16)
 _SEARCH_TOKENS = 112
 
 
+class NotBuilt(Exception):
+    """No tiny model could be made; the message is what its class said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What became of an architecture.
+    """An architecture that can be pruned.
 
     Attributes:
-        architecture: Its entry in the table; None if it is refused.
-        refused: Why, for users.
+        architecture: Its entry in the table.
         dense_difference: Largest difference of logits, streamed and by the whole model, relative.
         reload_difference: The same of the pruned model, streamed and loaded by transformers.
     """
 
-    architecture: Architecture | None
-    refused: str | None = None
-    dense_difference: float | None = None
-    reload_difference: float | None = None
+    architecture: Architecture
+    dense_difference: float
+    reload_difference: float
 
 
 class Tensors:
@@ -78,22 +86,26 @@ class Tensors:
 
 @torch.inference_mode()
 def examine(model_type: str) -> Examined:
-    """Find an architecture's channels on a tiny model, prune it, and load the result."""
-    problem = "its default configuration could not be made tiny"
+    """Find an architecture's channels on a tiny model, prune it, and load the result.
+
+    Raises:
+        NotPrunable: it cannot be pruned.
+        NotBuilt: its tiny model could not be made.
+    """
+    return _examined(_tiny_checkpoint(model_type))
+
+
+def _tiny_checkpoint(model_type: str) -> TinyCheckpoint:
+    problems = []
     for changes in VARIANTS:
         try:
-            checkpoint = _tiny(model_type, changes)
+            return _tiny(model_type, changes)
         except Exception as error:  # Whatever the classes make of sizes that do not fit together.
-            problem = f"{problem} ({type(error).__name__}: {' '.join(str(error).split())[:160]})"
-            continue
-        try:
-            return _examined(checkpoint)
-        except NotPrunable as error:
-            return Examined(None, str(error))
-    return Examined(None, problem)
+            problems.append(f"{type(error).__name__}: {error}")
+    raise NotBuilt("; ".join(problems))
 
 
-def _tiny(model_type: str, changes: dict[str, int]) -> TinyCheckpoint:
+def _tiny(model_type: str, changes: dict[str, Any]) -> TinyCheckpoint:
     with torch.inference_mode(mode=False), torch.no_grad():
         model = tiny_model(tiny_config(model_type, **changes))
         model(input_ids=_tokens((1, 8)), use_cache=False)
@@ -123,16 +135,14 @@ def _examined(checkpoint: TinyCheckpoint) -> Examined:
         )
     architecture = _without_failing(found, raw, shapes, stream, tokens)
     if not architecture.channels:
-        raise NotPrunable(
-            "removing channels before any matrix of its layers is not the same as zeroing them"
-        )
+        raise NotPrunable(no_channels(checkpoint.model))
     config = describe(raw, shapes, architecture)
     pruned = _pruned(config, source)
     narrow = open_stream(pruned[0], pruned[1], torch.device("cpu"), like=stream)
     reloaded = _relative(_reloaded(raw, pruned, tokens), _logits(narrow, tokens))
     if not reloaded <= TOLERANCE:
         raise NotPrunable(f"the pruned model's logits differ once loaded by {reloaded:.2g}")
-    return Examined(architecture, None, dense, reloaded)
+    return Examined(architecture, dense, reloaded)
 
 
 def _relative(found: Tensor, wanted: Tensor) -> float:
@@ -220,8 +230,9 @@ def _reloaded(
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        auto: Any = AutoModelForImageTextToText if "vision_config" in raw else AutoModelForCausalLM
         with torch.inference_mode(mode=False):
-            model = AutoModelForCausalLM.from_pretrained(
+            model = auto.from_pretrained(
                 directory, trust_remote_code=True, dtype=torch.float32
             ).eval()
     found: Tensor = model(input_ids=tokens, use_cache=False).logits

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from strucprune_core.evaluation.experts_check import TOLERANCE, masked_output
 from strucprune_core.evaluation.generic_check import check_parameters
@@ -45,7 +45,7 @@ from strucprune_core.models.generic.expert_table import (
     ExpertArchitecture,
     ExpertPattern,
 )
-from strucprune_core.models.generic.modules import decoder_layers
+from strucprune_core.models.generic.modules import decoder_layers, model_of
 from strucprune_core.models.generic.routed import ExpertSums, NoRecord, recording
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
@@ -59,6 +59,7 @@ from tests.coverage.patterns import (
     as_stored,
     find_outline,
 )
+from tests.coverage.table import model_types
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 _EXPERTS, _MORE = 8, 10  # Of a layer: of the model that is tried, and of the one compared with it.
@@ -137,6 +138,7 @@ def as_experts_entry(found: ExpertArchitecture) -> dict[str, Any]:
 
 def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExperts:
     config = checkpoint.model.config
+    decoder = config.get_text_config()
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
     own, sliced = _differing(checkpoint, more, outline.layer)
@@ -145,7 +147,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
         count_keys=keys,
         chosen_keys=_chosen_keys(config),
         chosen=_chosen(config),
-        hidden_key=config.attribute_map.get("hidden_size", "hidden_size"),
+        hidden_key=decoder.attribute_map.get("hidden_size", "hidden_size"),
         defaults=(),
         own=own,
         sliced=sliced,
@@ -153,7 +155,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     pattern = replace(pattern, defaults=_defaults(config, pattern))
     found = ExpertArchitecture(outline, pattern)
     differences = _removed(checkpoint, found)
-    saved = config.to_dict()
+    saved = decoder.to_dict()
     key = next((key for key in GROUP_KEYS if key in saved), None)
     if key is not None:
         groups = {key: _GROUPS, CHOSEN_GROUP_KEYS[0]: _CHOSEN_GROUPS}
@@ -236,7 +238,10 @@ def _reloaded(
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         with torch.inference_mode(mode=False):
-            model, info = AutoModelForCausalLM.from_pretrained(
+            auto: Any = (
+                AutoModelForImageTextToText if "vision_config" in raw else AutoModelForCausalLM
+            )
+            model, info = auto.from_pretrained(
                 directory, dtype=torch.float32, output_loading_info=True
             )
     if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
@@ -247,6 +252,7 @@ def _reloaded(
 
 def _count_candidates(config: Any) -> tuple[str, ...]:
     """Keys that may count experts, those that are saved first."""
+    config = config.get_text_config()
     saved = config.to_dict()
     keys = [*saved, *(key for key in config.attribute_map if key not in saved)]
     return tuple(
@@ -258,7 +264,8 @@ def _count_keys(config: Any) -> tuple[str, ...]:
     """Keys whose number is that of a layer's experts: a change of one changes shapes alike."""
     plain, found, changed = _shapes(config), [], None
     for key in _count_candidates(config):
-        now = _shapes(with_changes(config, {key: getattr(config, key) + 1}))
+        number = getattr(config.get_text_config(), key)
+        now = _shapes(with_changes(config, {key: number + 1}))
         if now != plain and (changed is None or now == changed):
             found.append(key)
             changed = now
@@ -269,12 +276,16 @@ def _count_keys(config: Any) -> tuple[str, ...]:
 
 def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = model_of(config)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def with_changes(config: Any, changes: dict[str, Any]) -> Any:
     """A config with other values; a key replaces those that the class takes for the same."""
+    decoder = config.get_text_config()
+    if decoder is not config:  # Of a model that sees images as well.
+        changed_part = with_changes(decoder, changes).to_dict()
+        return type(config).from_dict({**config.to_dict(), "text_config": changed_part})
 
     def attribute(key: str) -> str:
         return str(config.attribute_map.get(key, key))
@@ -354,10 +365,10 @@ def _has_experts(layer: Any) -> bool:
 
 def _chosen_keys(config: Any) -> tuple[str, ...]:
     """Keys whose number is that of a token's experts: found by changing it."""
-    saved, plain = config.to_dict(), _chosen(config)
-    found = []
-    for key in [*saved, *(key for key in config.attribute_map if key not in saved)]:
-        value = getattr(config, key, None)
+    decoder, plain = config.get_text_config(), _chosen(config)
+    saved, found = decoder.to_dict(), []
+    for key in [*saved, *(key for key in decoder.attribute_map if key not in saved)]:
+        value = getattr(decoder, key, None)
         if not _CHOSEN_KEY.search(key) or type(value) is not int or value != plain:
             continue
         try:
@@ -400,7 +411,7 @@ def _counting(model: Any) -> Iterator[list[int]]:
 
 def _defaults(config: Any, pattern: ExpertPattern) -> tuple[tuple[str, int], ...]:
     """What the class takes where config.json lacks a key."""
-    plain = type(config)()
+    plain = type(config)().get_text_config()
     keys = (*pattern.count_keys, *pattern.chosen_keys, pattern.hidden_key)
     values = {key: getattr(plain, key, None) for key in (*keys, *GROUP_KEYS, *CHOSEN_GROUP_KEYS)}
     return tuple(sorted((key, value) for key, value in values.items() if type(value) is int))
@@ -412,8 +423,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 def names_of_experts() -> list[str]:
     """Every model type with experts that `AutoModelForCausalLM` knows, sorted."""
-    known = sorted({config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING})
-    return [name for name in known if has_experts(name)]
+    return [name for name in model_types() if has_experts(name)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -429,11 +439,21 @@ def main(arguments: Sequence[str]) -> int:
     for name in only or names_of_experts():
         entries[name], note = _entry(name)
         print(f"{name:24} {note}", flush=True)
-    table = {"transformers": transformers.__version__, "model_types": dict(sorted(entries.items()))}
-    path = Path(str(expert_table.__file__)).with_name(expert_table.TABLE)
-    path.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_table(entries)
     print(f"{sum('architecture' in entry for entry in entries.values())} of {len(entries)}")
     return int(any(entry.get("refused") == _UNKNOWN for entry in entries.values()))
+
+
+def write_table(entries: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the table that the product reads: a model type per line."""
+    lines = [
+        f"  {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
+        for name in sorted(entries)
+    ]
+    version, body = json.dumps(transformers.__version__), ",\n".join(lines)
+    path = Path(str(expert_table.__file__)).with_name(expert_table.TABLE)
+    text = f'{{\n "model_types": {{\n{body}\n }},\n "transformers": {version}\n}}\n'
+    path.write_text(text, encoding="utf-8")
 
 
 def _entry(name: str) -> tuple[dict[str, Any], str]:

@@ -23,6 +23,7 @@ from tests.coverage.detect import (
     layer_calls,
     linear_modules,
 )
+from tests.coverage.other_names import other_names
 
 
 class NotPrunable(Exception):
@@ -35,25 +36,33 @@ Place = tuple[str, int, int]
 
 @dataclass(frozen=True, slots=True)
 class TinyCheckpoint:
-    """A tiny model as its files would hold it."""
+    """A tiny model as its files would hold it.
+
+    Attributes:
+        model: The model.
+        tensors: Its tensors by name; tied ones once.
+        head: Name of the head's matrix, which `tensors` lacks if it is tied.
+    """
 
     model: Any
     tensors: dict[str, Tensor]
+    head: str
 
 
 def as_stored(model: Any) -> TinyCheckpoint:
     """A model's tensors as `save_pretrained` names and stores them, tied ones once."""
     stored = revert_weight_conversion(model, dict(model.state_dict()))
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    if head is None:
+    if model.get_output_embeddings() is None:
         raise NotPrunable("transformers' class has no head that turns hidden states into logits")
     names = ParameterNames(model)
-    if head.weight is embedding.weight:
-        drop = [n for n in stored if names.parameter_of(n)[0] == _name_of(model, head)]
-        for name in drop:
-            if len(stored) > 1 and names.parameter_of(name)[0] != _name_of(model, embedding):
-                del stored[name]
-    return TinyCheckpoint(model, {name: tensor.detach() for name, tensor in stored.items()})
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    parameters = {name: names.parameter_of(name)[0] for name in stored}
+    head = _name_of(model, model.get_output_embeddings())
+    return TinyCheckpoint(
+        model,
+        {name: t.detach() for name, t in stored.items() if parameters[name] not in tied},
+        next(name for name, parameter in parameters.items() if parameter == head),
+    )
 
 
 def _name_of(model: Any, module: Any) -> str:
@@ -91,11 +100,73 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
-        raise NotPrunable("no matrix of its layers has input columns that are channels")
-    return replace(_outline(checkpoint, names, prefix, returns), channels=tuple(patterns.values()))
+        raise NotPrunable(no_channels(model))
+    outline = _outline(checkpoint, names, prefix, returns)
+    channels = tuple(patterns.values())
+    others = other_names(outline, names, channels[0].output)
+    return replace(outline, channels=channels, other_names=others)
+
+
+@torch.no_grad()
+def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
+    """The same as `find_architecture`, without looking for channels.
+
+    Args:
+        checkpoint: The model.
+        tokens: One sequence of token ids, (1, n).
+
+    Raises:
+        NotPrunable: it is out of reach.
+    """
+    path, layers = decoder_layers(checkpoint.model)
+    names = ParameterNames(checkpoint.model)
+    prefix = _layer_prefix(checkpoint, names, path)
+    returns = _all_return(layers, layer_calls(checkpoint.model, layers, tokens))
+    found = _outline(checkpoint, names, prefix, returns)
+    first = prefix.format(0)
+    role = next(name for name in checkpoint.tensors if name.startswith(first)).removeprefix(first)
+    return replace(found, other_names=other_names(found, names, role))
+
+
+def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
+    """What every layer returns."""
+    returns = {
+        _returned(layer(*call.given, **call.options))
+        for layer, call in zip(layers, calls, strict=True)
+    }
+    if len(returns) != 1:
+        raise NotPrunable("its layers return different things")
+    return returns.pop()
+
+
+def _outline(
+    checkpoint: TinyCheckpoint, names: ParameterNames, prefix: str, returns: str | tuple[str, ...]
+) -> Architecture:
+    """An architecture without channels."""
+    model = checkpoint.model
+    embedding = model.get_input_embeddings()
+    return Architecture(
+        layer=prefix,
+        embedding=_stored_name(checkpoint, names, _name_of(model, embedding)),
+        head=checkpoint.head,
+        head_bias=_head_bias(checkpoint, names),
+        tied=model.get_output_embeddings().weight is embedding.weight,
+        layer_returns=returns,
+        context_key=_context_key(model.config),
+        channels=(),
+    )
+
+
+def no_channels(model: Any) -> str:
+    """Why no channels of a model can be removed, though its layers can be run."""
+    _, layers = decoder_layers(model)
+    if any("Expert" in type(module).__name__ for module in layers.modules()):
+        return "its FFNs are routed experts, whose channels cannot be removed one by one yet"
+    return "no matrix of its layers has input columns that can be removed one by one"
 
 
 def _context_key(config: Any) -> str | None:
+    config = config.get_text_config()
     key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     return key if key in config.to_dict() else None
 
@@ -111,6 +182,18 @@ def _stored_name(checkpoint: TinyCheckpoint, names: ParameterNames, parameter: s
         if names.parameter_of(name)[0] == parameter:
             return name
     raise NotPrunable(f"its files do not hold {parameter}")
+
+
+def _head_bias(checkpoint: TinyCheckpoint, names: ParameterNames) -> str | None:
+    """Where the files hold the head's bias, perhaps under the name of one that it is tied to."""
+    bias = getattr(checkpoint.model.get_output_embeddings(), "bias", None)
+    if bias is None:
+        return None
+    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
+    for name in checkpoint.tensors:
+        if known.get(names.parameter_of(name)[0]) is bias:
+            return name
+    raise NotPrunable("its files do not hold the bias of its head")
 
 
 def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) -> str:
@@ -227,43 +310,3 @@ def as_entry(architecture: Architecture) -> dict[str, Any]:
     """An architecture as the table stores it."""
     entry: dict[str, Any] = json.loads(json.dumps(asdict(architecture)))
     return entry
-
-
-@torch.no_grad()
-def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
-    """The same as `find_architecture`, without looking for channels."""
-    path, layers = decoder_layers(checkpoint.model)
-    names = ParameterNames(checkpoint.model)
-    prefix = _layer_prefix(checkpoint, names, path)
-    returns = _all_return(layers, layer_calls(checkpoint.model, layers, tokens))
-    return _outline(checkpoint, names, prefix, returns)
-
-
-def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
-    """What every layer returns."""
-    returns = {
-        _returned(layer(*call.given, **call.options))
-        for layer, call in zip(layers, calls, strict=True)
-    }
-    if len(returns) != 1:
-        raise NotPrunable("its layers return different things")
-    return returns.pop()
-
-
-def _outline(
-    checkpoint: TinyCheckpoint, names: ParameterNames, prefix: str, returns: str | tuple[str, ...]
-) -> Architecture:
-    """An architecture without channels."""
-    model = checkpoint.model
-    head = model.get_output_embeddings()
-    tied = head.weight is model.get_input_embeddings().weight
-    embedding = _name_of(model, model.get_input_embeddings())
-    return Architecture(
-        layer=prefix,
-        embedding=_stored_name(checkpoint, names, embedding),
-        head="lm_head.weight" if tied else _stored_name(checkpoint, names, _name_of(model, head)),
-        tied=tied,
-        layer_returns=returns,
-        context_key=_context_key(model.config),
-        channels=(),
-    )

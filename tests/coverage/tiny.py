@@ -12,27 +12,64 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
+from strucprune_core.models.generic.modules import model_of
+
+_ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
     (
-        r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size)$",
+        r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size|emb_dim)$",
         64,
     ),
     (r"^(num_hidden_layers|n_layers?|num_layers|decoder_layers)$", 4),
     (r"^(encoder_layers|num_nextn_predict_layers|num_mtp_modules)$", 1),
     (r"^(num_attention_heads|n_heads?|decoder_attention_heads|encoder_attention_heads)$", 4),
     (r"^(num_key_value_heads|n_head_kv|num_kv_heads|attention_num_key_value_heads)$", 2),
-    (r"(intermediate_size|ffn_dim|n_inner|ffn_hidden_size|d_ff|inner_dim)", 48),
+    (r"intermediate_size|ffn_dim|n_inner|ffn_hidden_size|d_?ff$|dim_ff|inner_dim|d_inner", 48),
     (r"^(num_experts|num_local_experts|n_routed_experts|moe_num_experts|num_routed_experts)$", 4),
     (r"^(num_experts_per_tok|num_experts_per_token|moe_k|moe_topk|moe_top_k|top_k_experts)$", 2),
     (r"^(n_group|topk_group|num_expert_group)$", 1),
     (r"^(first_k_dense_replace|num_dense_layers|moe_layer_start_index)$", 1),
+    (r"^(q|kv|o)_lora_rank$", 32),
+    # Heads of recurrent mixers have no rotary positions; wide ones only cost time.
+    (r"^(linear_num_(key_|value_)?heads|index_n_heads)$", 4),
+    (r"^(mamba_n_heads)$", 8),
+    (r"^(linear_(key_|value_)?head_dim|mamba_d_head|mamba_d_state)$", 16),
 )
-_TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-VARIANTS: tuple[dict[str, int], ...] = (
+# What a class needs beside the sizes above, where these or its defaults do not fit together.
+_OTHERS: dict[str, dict[str, Any]] = {
+    "codegen": {"rotary_dim": 8},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "dots1": {
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+    },
+    "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 64},
+    "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48},
+    "gemma4": {"num_kv_shared_layers": 0},
+    "gemma4_text": {"num_kv_shared_layers": 0},
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
+    "gptj": {"rotary_dim": 8},
+    "helium": {"head_dim": 16, "num_key_value_heads": 4},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
+    "ministral": {"head_dim": 16},
+    "nemotron_h": {"mamba_num_heads": 4, "n_groups": 2},
+    "reformer": {"axial_pos_embds_dim": [16, 48]},
+    "xmod": {"default_language": "en_XX"},
+    "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2},
+}
+# Special tokens of a large vocabulary move to the end of the tiny one.
+_TOKENS = {"pad_token_id": 125, "bos_token_id": 126, "eos_token_id": 127}
+VARIANTS: tuple[dict[str, Any], ...] = (
     {},
     {"num_key_value_heads": 4},
     {"num_hidden_layers": 8},
@@ -40,14 +77,9 @@ VARIANTS: tuple[dict[str, int], ...] = (
 """Changes to try where the usual sizes do not fit together."""
 
 
-def text_config_class(model_type: str) -> Any:
-    """The config class that `AutoModelForCausalLM` takes for a model type."""
-    return CONFIG_MAPPING[model_type]
-
-
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """A config of an architecture in tiny sizes."""
-    return _tiny(CONFIG_MAPPING[model_type], changes)
+    return _tiny(CONFIG_MAPPING[model_type], _OTHERS.get(model_type, {}) | changes)
 
 
 def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
@@ -62,12 +94,14 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
             sizes[key] = _tiny(part, changes)
     for key, value in known.items():
         if key in _TOKENS and isinstance(value, int):
-            sizes[key] = _TOKENS[key]
+            sizes[key] = min(value, _TOKENS[key])
         elif isinstance(value, int) and not isinstance(value, bool):
             for pattern, size in _SIZES:
                 if re.search(pattern, key):
                     sizes[key] = min(size, value) if value > 0 else value
                     break
+    if "is_decoder" in known:  # Classes of encoders are decoders only then.
+        sizes["is_decoder"] = True
     sizes |= {key: value for key, value in changes.items() if key in known}
     return cls(**sizes)
 
@@ -75,16 +109,10 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
 def tiny_model(config: Any, seed: int = 0) -> Any:
     """The model of a config, float32, with random weights in every parameter."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = model_of(config)
     for name, parameter in model.named_parameters():
         if parameter.dim() >= 2:
             nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
         elif parameter.is_floating_point() and "norm" not in name:
             nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=0.2)
     return model.eval()
-
-
-def causal_model_types() -> list[str]:
-    """Every model type that `AutoModelForCausalLM` knows, sorted."""
-    known = {config.model_type for config in MODEL_FOR_CAUSAL_LM_MAPPING}
-    return sorted(known)

@@ -29,7 +29,7 @@ from strucprune_core.method.allocation.budget import WidthRule, is_enough, reach
 # From almost a threshold to almost uniform, evenly spaced in log T.
 TEMPERATURES: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.05, 20.0, 25))
 _BISECTIONS = 200
-_LOWEST_EXPONENT = 700.0  # exp(-700) is the last that float64 tells from zero.
+_LOWEST_EXPONENT = 700.0  # Below exp(-700) float64 loses precision, then becomes zero.
 _LEAST_DAMAGE = 1e-300  # A site that loses nothing gets a finite energy.
 
 
@@ -63,7 +63,7 @@ def allocate_by_softmax(
         energies: Per site, alpha_l > 0: loss per unit of damage.
         sparsity: Fraction of all structures' parameters to remove, in (0, 1).
         rules: Per site, floors and rounding.
-        parameters: Per site, parameters that go with one structure.
+        parameters: Per site, parameters of one structure.
         temperature: T > 0; None chooses it on predicted damage.
 
     Raises:

@@ -56,7 +56,7 @@ def allocate_by_threshold(
         energies: Per site, alpha_l > 0: loss per unit of damage.
         sparsity: Fraction of all structures' parameters to remove, in (0, 1).
         rules: Per site, floors and rounding.
-        parameters: Per site, parameters that go with one structure.
+        parameters: Per site, parameters of one structure.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
 from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like, with_windows
@@ -86,5 +85,5 @@ def _plain_layers(config: RawConfig) -> list[int]:
     """Numbers of the layers that have no experts, whatever `decoder_sparse_step` says."""
     layers = config.get("mlp_only_layers") or []
     if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
-        raise InvalidCheckpoint("mlp_only_layers of config.json must list whole numbers")
+        raise fields.bad_config("mlp_only_layers of config.json must list whole numbers")
     return layers

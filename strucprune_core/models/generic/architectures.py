@@ -10,7 +10,8 @@ job's own config makes of it is checked on its own layers before any heavy work
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -43,24 +44,36 @@ class Architecture:
         layer: What the names of a layer's tensors begin with; `{}` is its number.
         embedding: Tensor of the token embedding.
         head: Tensor of the LM head.
+        head_bias: Tensor of its bias; None if there is none.
         tied: Whether the head is the embedding where config.json does not say.
         layer_returns: See `config.GenericModel`.
         context_key: Key of config.json with the longest sequence; None if there is none.
         channels: The FFNs whose channels can be removed.
+        other_names: (layer, embedding, head) as other files of the architecture have them: those
+            of older releases, or of a language model by itself.
     """
 
     layer: str
     embedding: str
     head: str
+    head_bias: str | None
     tied: bool
     layer_returns: str | tuple[str, ...]
     context_key: str | None
     channels: tuple[ChannelPattern, ...]
+    other_names: tuple[tuple[str, str, str], ...] = ()
+
+    def named_as_in(self, tensors: Collection[str]) -> Architecture:
+        """The architecture with the names that these tensors have."""
+        for layer, embedding, head in self.other_names:
+            if self.embedding not in tensors and embedding in tensors:
+                return replace(self, layer=layer, embedding=embedding, head=head)
+        return self
 
     @property
     def names(self) -> ModelNames:
         """The names of what lies outside the layers, and of the layers."""
-        return ModelNames(self.embedding, self.layer, None, self.head)
+        return ModelNames(self.embedding, self.layer, None, self.head, head_bias=self.head_bias)
 
 
 @cache
@@ -96,6 +109,7 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
         layer=entry["layer"],
         embedding=entry["embedding"],
         head=entry["head"],
+        head_bias=entry["head_bias"],
         tied=entry["tied"],
         layer_returns=returns if isinstance(returns, str) else tuple(returns),
         context_key=entry["context_key"],
@@ -113,5 +127,8 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
                 ),
             )
             for each in entry["channels"]
+        ),
+        other_names=tuple(
+            (layer, embedding, head) for layer, embedding, head in entry.get("other_names", ())
         ),
     )

@@ -64,9 +64,9 @@ def describe(
             f"tensor '{architecture.embedding}' is missing",
             remedy="Copy the model again, or give the config.json that was saved with it.",
         )
-    tied = fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
-    heads = _count(raw, _HEAD_KEYS, 0)
-    groups = _count(raw, _KV_HEAD_KEYS, heads)
+    tied = says_tied(raw, architecture)
+    heads = _count(_decoder(raw), _HEAD_KEYS, 0)
+    groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     blocks = [
         replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
         for tensors in layers
@@ -81,7 +81,7 @@ def describe(
     if experts is None:
         hidden = _output_rows(blocks)
     else:
-        hidden = experts.number(raw, (experts.hidden_key,), embedding[1])
+        hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
         family=str(raw["model_type"]).removeprefix("strucprune_"),
@@ -106,14 +106,14 @@ def describe(
             json.dumps(raw, sort_keys=True),
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
-            None if experts is None else experts.routing(raw),
+            None if experts is None else experts.routing(_decoder(raw)),
         ),
     )
 
 
 def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) -> LayerConfig:
     """A layer with its experts, if it has some."""
-    generic, count = _generic(block), pattern.routing(raw).experts
+    generic, count = _generic(block), pattern.routing(_decoder(raw)).experts
     shapes = dict(generic.tensors)
     own = tuple(name for name in pattern.own if name.format(0) in shapes)
     sliced = tuple((name, axis) for name, axis in pattern.sliced if name in shapes)
@@ -131,6 +131,21 @@ def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) ->
             remedy="Give the config.json that was saved with the weights.",
         )
     return replace(block, generic=replace(generic, experts=Experts(count, own, sliced)))
+
+
+def says_tied(raw: RawConfig, architecture: Architecture) -> bool:
+    """Whether config.json says that the head is the embedding."""
+    return fields.boolean(_decoder(raw), "tie_word_embeddings", default=_tied(raw, architecture))
+
+
+def _tied(raw: RawConfig, architecture: Architecture) -> bool:
+    return fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+
+
+def _decoder(raw: RawConfig) -> RawConfig:
+    """The part of config.json that is of the decoder: all, if the model only reads text."""
+    part = raw.get("text_config")
+    return part if isinstance(part, dict) else raw
 
 
 def _generic(block: LayerConfig) -> GenericLayer:
@@ -224,6 +239,7 @@ def _count(raw: RawConfig, keys: tuple[str, ...], default: int) -> int:
 
 def _context(raw: RawConfig, architecture: Architecture) -> int:
     key = architecture.context_key
-    if key is None or raw.get(key) is None:
+    decoder = _decoder(raw)
+    if key is None or decoder.get(key) is None:
         return _NO_LIMIT
-    return fields.integer(raw, key, fields.MAX_POSITIONS)
+    return fields.integer(decoder, key, fields.MAX_POSITIONS)

@@ -9,6 +9,7 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+)
 
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.generic.meta_parameters import parameters_on_meta
@@ -25,12 +31,22 @@ from strucprune_core.models.generic.routed import ExpertSums, can_record, maskin
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _ID = 1  # Any token: what is embedded is replaced.
+# What sees or hears may be larger than the decoder beside it.
+_NOT_TEXT = re.compile("vision|visual|image|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers, and its path in the model: the list with most parameters."""
+    """The list of decoder layers, and its path in the model.
+
+    It is the list with most parameters, in what the class calls its decoder if it does: what sees
+    images may have more.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    inside = {id(module) for module in (decoder or model).modules()}
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in model.named_modules():
+        if id(module) not in inside or _NOT_TEXT.search(path):
+            continue
         if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
             size = sum(parameter.numel() for parameter in module.parameters())
             if best is None or size > best[0]:
@@ -99,7 +115,8 @@ class Modules:
         self._device = device
         self._returns = generic.layer_returns
         raw = json.loads(generic.config_json)
-        self._numbers = [value for value in raw.values() if isinstance(value, int | float)]
+        decoder = raw.get("text_config", raw)
+        self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
         self._model = model
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
@@ -111,6 +128,7 @@ class Modules:
         self._hidden: Tensor | None = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
+        self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
         self._head = self._model.get_output_embeddings()
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
@@ -127,7 +145,7 @@ class Modules:
     def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
         self._at, self._hidden = -1, None
-        return self._run(ids, rows)
+        return self._run(*self._without_padding(ids, rows))
 
     def run_layer(
         self,
@@ -192,7 +210,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run(ids, rows)
+            return self._run(*self._without_padding(ids, rows))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -322,11 +340,15 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        parameter, _ = self._names.parameter_of(name)
-        decoder = self._path.rpartition(".")[0]
-        base = self._model.base_model_prefix
-        beside = parameter.startswith(f"{base}.") and decoder != base
-        return parameter.startswith(f"{decoder}.") or not beside
+        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+
+    def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids other than the padding's, and their rows: some classes count no positions there."""
+        if self._padding is None or self._padding >= len(rows):
+            return ids, rows
+        free = rows.new_zeros(1, rows.shape[-1])
+        rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
+        return ids + (ids >= self._padding), rows
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
@@ -445,7 +467,14 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
     model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
     own = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
-    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return model_of(config)
+
+
+def model_of(config: Any) -> Any:
+    """The language model of a config, or the model that sees images as well."""
+    sees = hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    return auto.from_config(config, dtype=torch.float32)
 
 
 def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:

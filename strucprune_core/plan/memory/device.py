@@ -143,7 +143,7 @@ def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
 def _capture(
     config: ModelConfig, places: list[PlannedSite], batch: Batch, tiles: Tiles, panels: Panels
 ) -> int:
-    """A layer with its sites' inputs, or the inputs beside the sums that they are added to."""
+    """A layer with its sites' inputs, or the inputs with the sums that they are added to."""
     worst = 0
     for layer in range(config.layers):
         sites = [place.site for place in places if place.layer == layer]

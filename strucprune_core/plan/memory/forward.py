@@ -34,7 +34,7 @@ class Batch:
 
 
 def micro_batch(tiles: Tiles, sequences: int, length: int) -> Batch:
-    """The largest micro-batch of so many sequences: whole ones, at least one."""
+    """The largest micro-batch from a number of sequences: whole sequences, at least one."""
     return Batch(min(sequences, max(1, tiles.micro_batch_tokens // length)), length)
 
 

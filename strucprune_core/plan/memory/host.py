@@ -15,7 +15,7 @@ FP16_BYTES = 2
 PROCESS_BYTES = 350 * 10**6
 # Pieces of a tensor that is being read: as stored, as converted, and the copy that is checked.
 READING_BYTES = 3 * 32 * 2**20
-# What an upload holds beside the computation (seen: 12 MB, for a file in ten parts).
+# What an upload holds in addition to the computation (seen: 12 MB, for a file in ten parts).
 STORING_BYTES = 16 * 2**20
 # The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
 # token; Llama 3 has two).

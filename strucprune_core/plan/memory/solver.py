@@ -78,7 +78,7 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
 
 
 def curve_scratch_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
-    """Scratch of a damage curve, beside the statistics' file."""
+    """Scratch of a damage curve, without the statistics' file."""
     return {
         "inverse": _in_scratch(m, m, panels) * FP64_BYTES,
         "energy": _in_scratch(m, m, panels) * FP64_BYTES,
@@ -125,7 +125,7 @@ def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]
 
 
 def ridge_scratch_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
-    """Scratch of a reconstruction, beside the statistics' file."""
+    """Scratch of a reconstruction, without the statistics' file."""
     return {
         "factor": _in_scratch(k, k, panels) * FP64_BYTES,
         "weight": _in_scratch(d, m, panels) * FP32_BYTES,

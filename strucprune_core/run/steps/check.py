@@ -62,13 +62,13 @@ def _check_block_configs(job: Job) -> ReloadValues:
 
 
 def _compare(
-    job: Job, expected: ModelStream, found: ModelStream, raw: dict[str, Any], names: set[str]
+    job: Job, expected: ModelStream, written: ModelStream, raw: dict[str, Any], names: set[str]
 ) -> ReloadValues:
     """Compare the logits of what was read back (`raw`: its config.json) with those expected."""
     tokens = np.asarray(job.units.array(Tokens().calibration))
     result = compare_with_transformers(
         expected,
-        found,
+        written,
         json.dumps(raw).encode(),
         names,
         tokens[:VERIFY_SEQUENCES, :VERIFY_TOKENS],

@@ -1,9 +1,9 @@
 """`distill.k`: some steps of training the pruned model as a whole, one layer in memory at a time.
 
-A step is a pass forth, which leaves every layer's input in a scratch file, the loss at the end, and
-a pass back, in which each layer is read, run again with the graph on, updated and written. Matrices
-in training and their moments lie in a file per layer; everything else of a layer (norms, biases,
-routers) is what it was. A unit goes on from the files of the unit before.
+A step is a forward pass, which leaves every layer's input in a scratch file, the loss at the end,
+and a backward pass. There each layer is read, run again with gradients on, updated and written.
+Matrices in training and their moments lie in a file per layer (`run.layer_states`); everything else
+of a layer (norms, biases, routers) stays what it was.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.checkpoint.bundle import load_from_bundle, save_bundle
-from strucprune_core.method.training.distillation import DistillationStatus, Trained, has_diverged
+from strucprune_core.checkpoint.bundle import save_bundle
+from strucprune_core.method.training.distillation import DistillationStatus, has_diverged
 from strucprune_core.method.training.schedule import rate_factor
 from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.decoder import Decoder
@@ -32,14 +31,14 @@ from strucprune_core.models.vocabulary import embed, kl_divergences
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.run.artifacts import Capture, Distill, DistillValues, Tokens
 from strucprune_core.run.context import Job
+from strucprune_core.run.layer_states import LayerStates
 from strucprune_core.run.measured_site import Solved
 from strucprune_core.run.pruned_model import PrunedModel
-from strucprune_core.run.solutions import distilled_roles, other_tensors, solution_tensors
+from strucprune_core.run.solutions import other_tensors, solution_tensors
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import temporary_array
 from strucprune_core.spec import DistillationSpec
 
-PARTS = ("weight", "first", "second")
 Rows = NDArray[np.float32]
 
 
@@ -109,7 +108,7 @@ class _Model:
         self._given = job.stream(self._config, self._pruned.repaired_source())
         self._tokens = job.units.array(Tokens().calibration)
         self._dense = job.units.array(Capture(self._config.layers - 1).hidden)
-        self._updated: set[int] = set()
+        self._states = LayerStates(job, self._this, draft, self._given)
 
     def train(
         self, rows: NDArray[np.int64], step: int, spec: DistillationSpec, first_loss: float | None
@@ -142,19 +141,15 @@ class _Model:
 
     def hand_on(self) -> None:
         """Leave a state of every layer for the next unit."""
-        for layer in set(range(self._config.layers)) - self._updated:  # Where training diverged.
-            self._save(layer, self._load(layer))
+        self._states.keep_all()
 
     def finish(self, *, accepted: bool) -> None:
         """Write the result of every layer, trained if that is accepted, and leave no state."""
+        matrices = self._states.matrices if accepted else self._states.given_matrices
         for layer in range(self._config.layers):
-            given = self._given.whole_layer(layer)
-            trained = {role: given[role] for role in self._roles(layer)}
-            if accepted:
-                trained = self._matrices(layer)
             file = self._draft.path(self._this.distilled(layer).name)
-            save_bundle(file, self._as_solution(layer, trained))
-            self._state_path(layer).unlink(missing_ok=True)
+            save_bundle(file, self._as_solution(layer, matrices(layer)))
+            self._states.discard(layer)
 
     @contextlib.contextmanager
     def _forward(self, rows: NDArray[np.int64]) -> Iterator[Rows]:
@@ -165,7 +160,7 @@ class _Model:
         embed(self._job.dense, tokens, states[0])
         for layer in range(layers):
             block = self._config.blocks[layer]
-            weights = self._weights(layer, self._matrices(layer))
+            weights = self._weights(layer, self._states.matrices(layer))
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
                 output = self._decoder.forward_layer(block, x, weights).hidden
@@ -175,7 +170,7 @@ class _Model:
 
     def _back(self, layer: int, inputs: Rows, flow: Rows, step: int, rate: float) -> Rows:
         """Lead the gradient back through a layer, and update it."""
-        states = self._load(layer)
+        states = self._states.load(layer)
         weights = self._weights(layer, {role: state.weight for role, state in states.items()})
         total = {role: torch.zeros_like(state.weight) for role, state in states.items()}
         before = np.empty_like(flow)
@@ -193,7 +188,7 @@ class _Model:
                 total[role] += gradient
         for role, state in states.items():
             state.update(total[role], step, rate)
-        self._save(layer, states)
+        self._states.save(layer, states)
         return before
 
     def _weights(self, layer: int, matrices: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -202,55 +197,6 @@ class _Model:
         return matrices | {
             role: self._given.tensor(tensor_name(self._config, layer, role)) for role in rest
         }
-
-    def _load(self, layer: int) -> dict[str, Trained]:
-        """A layer's matrices in training with their moments, by role, on the device."""
-        matrices = self._matrices(layer)
-        file = self._file(layer)
-        if file is None:
-            return {role: Trained.start(matrix) for role, matrix in matrices.items()}
-        return {
-            role: Trained(matrix, *(self._read(file, role, part) for part in PARTS[1:]))
-            for role, matrix in matrices.items()
-        }
-
-    def _matrices(self, layer: int) -> dict[str, Tensor]:
-        """The matrices alone: a pass forth needs no moments."""
-        file = self._file(layer)
-        if file is None:
-            given = self._given.whole_layer(layer)
-            return {role: given[role].clone() for role in self._roles(layer)}
-        return {role: self._read(file, role, PARTS[0]) for role in self._roles(layer)}
-
-    def _roles(self, layer: int) -> list[str]:
-        return distilled_roles(self._job.config, layer)
-
-    def _file(self, layer: int) -> Path | None:
-        """Where a layer's state lies; None before the first step."""
-        if layer in self._updated:
-            return self._state_path(layer)
-        if self._this.number == 0:
-            return None
-        return self._job.units.path(Distill(self._this.number - 1).state(layer))
-
-    def _state_path(self, layer: int) -> Path:
-        return self._draft.path(self._this.state(layer).name)
-
-    def _read(self, file: Path, role: str, part: str) -> Tensor:
-        # Cloned: the update is made in place, and what is read may be mapped from the file.
-        return load_from_bundle(file, f"{role}.{part}", self._job.device)
-
-    def _save(self, layer: int, states: dict[str, Trained]) -> None:
-        file = self._state_path(layer)
-        new = file.with_suffix(".new")
-        tensors = {
-            f"{role}.{part}": getattr(state, part).cpu()
-            for role, state in states.items()
-            for part in PARTS
-        }
-        save_bundle(new, tensors)
-        new.replace(file)
-        self._updated.add(layer)
 
     def _as_solution(self, layer: int, trained: dict[str, Tensor]) -> dict[str, Tensor]:
         """A layer's solution file: what belongs to its sites, and the other matrices."""

@@ -17,7 +17,7 @@ Rows = NDArray[np.float32]
 
 
 def gradient(job: Job, unit: Unit, draft: Draft) -> None:
-    """Lead the gradient of the probe windows' loss back through a group of dense layers.
+    """Pass the gradient of the probe windows' loss back through a group of dense layers.
 
     Write the gradient at this group's input, for the group before it.
     """

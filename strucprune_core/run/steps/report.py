@@ -40,6 +40,7 @@ from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
+from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
@@ -53,7 +54,7 @@ from strucprune_core.run.report_warnings import (
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.steps.select import scores_of
-from strucprune_core.run.workspace import Draft, Manifest
+from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
 

@@ -17,7 +17,7 @@ from strucprune_core.run.workspace import Draft
 
 @torch.inference_mode()
 def trial(job: Job, unit: Unit, draft: Draft) -> None:
-    """Solve a layer at the widths of a round, and lead the probe windows through it.
+    """Solve a layer at the widths of a round, and pass the probe windows through it.
 
     Write the layer's output for the next layer's trial; after the last layer, measure divergence.
     """

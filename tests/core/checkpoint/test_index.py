@@ -194,7 +194,7 @@ def test_several_missing_shards(sharded: Path) -> None:
     for name in SHARDS:
         (sharded / name).unlink()
     error = refused(sharded, f"2 of the 2 shards .* missing, first {SHARDS[0]}, {SHARDS[1]}")
-    assert error.remedy == "Copy what is missing next to the others."
+    assert error.remedy == "Copy the missing files next to the others."
 
 
 def test_no_weights(single: Path) -> None:

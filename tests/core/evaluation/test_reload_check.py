@@ -17,9 +17,10 @@ from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPru
 from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.run import result_files
 from strucprune_core.run.artifacts import Assemble
 from strucprune_core.run.step_table import STEPS
-from strucprune_core.run.steps import assemble
+from strucprune_core.run.steps.assemble import assemble
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 from tests.core.models.reference import open_stream, random_llama, random_tokens, stream_of
@@ -118,7 +119,7 @@ def test_a_config_of_other_widths_is_refused(checkpoints: Path) -> None:
 
 def damage_shard(patch: pytest.MonkeyPatch, damage: Callable[[Path], None]) -> None:
     def step(job: Any, unit: Any, draft: Any) -> None:
-        assemble.assemble(job, unit, draft)
+        assemble(job, unit, draft)
         damage(draft.path(Assemble.written))
 
     patch.setitem(STEPS, "assemble", step)
@@ -130,7 +131,7 @@ def lie_about_widths(patch: pytest.MonkeyPatch) -> None:
         wider = replace(first, ffn_widths=(first.ffn_widths[0] + 1,))
         return side_files(layout, dense_config, pruned.with_blocks([wider, *others]))
 
-    patch.setattr(assemble, "side_files", lying)
+    patch.setattr(result_files, "side_files", lying)
 
 
 DAMAGES: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], type[StrucPruneError], str]] = {

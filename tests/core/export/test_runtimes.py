@@ -11,6 +11,7 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.checks import check_shape, possible_exports
 from strucprune_core.export.runtimes import RUNTIMES, RuntimeSupport, runtime_support
 from strucprune_core.models.families import FAMILIES, parse_config
+from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.spec import Export, JobSpec, PruningSpec
 from strucprune_core.storage.local import LocalStore
@@ -44,7 +45,7 @@ def folders(config: dict[str, Any], **changes: Any) -> list[str | None]:
 def test_the_table_names_families_that_exist() -> None:
     for runtime in RUNTIMES:
         for form in runtime.loads:
-            assert set(form.families) <= set(FAMILIES)
+            assert set(form.families) <= {*FAMILIES, *generic_model_types()}
 
 
 @pytest.mark.parametrize(

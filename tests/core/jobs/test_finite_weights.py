@@ -78,17 +78,17 @@ def test_large_but_finite_values_are_no_matter_of_the_file(
 def test_the_command_names_the_layer(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     name = "model.layers.2.mlp.gate_proj.weight"
     model = spoiled(tiny_model, tmp_path / "model", name, [math.nan])
-    told = call(*prune_command(model, text_file, tmp_path / "out"), "--json")
-    error = json.loads(told.stdout)["error"]
+    result = call(*prune_command(model, text_file, tmp_path / "out"), "--json")
+    error = json.loads(result.stdout)["error"]
     assert (error["code"], error["layer"]) == ("invalid_checkpoint", 2)
-    assert "(layer 2, inspecting)" in " ".join(told.stderr.split())
+    assert "(layer 2, inspecting)" in " ".join(result.stderr.split())
 
 
 def test_evaluate_names_the_tensor(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     name = "model.layers.2.mlp.gate_proj.weight"
     model = spoiled(tiny_model, tmp_path / "model", name, [math.nan])
     windows = ("--sequences", "2", "--sequence-length", "32")
-    told = call("evaluate", model, "--text", text_file, *windows, "--json")
-    error = json.loads(told.stdout)["error"]
+    result = call("evaluate", model, "--text", text_file, *windows, "--json")
+    error = json.loads(result.stdout)["error"]
     assert error["code"] == "invalid_checkpoint"
     assert name in error["message"]

@@ -9,11 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from strucprune_core import pipeline
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.pieces import Plan
 from strucprune_core.report.document import Report
+from strucprune_core.run import opening
 from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec
 from tests.core.models.families import random_model
 from tests.support.text import make_text
@@ -31,7 +31,7 @@ def run_in(
     structures = ["ffn_channels", "kv_groups"]
     spec = tiny_spec(model, text, root / "out", pruning={"structures": structures}, evaluation=EASY)
     plan = Plan(Tiles(), panels, {})
-    monkeypatch.setattr(pipeline, "plan_job", lambda *_: plan)
+    monkeypatch.setattr(opening, "plan_job", lambda *_: plan)
     return run(spec, root)
 
 

@@ -136,7 +136,7 @@ def test_ticks_are_counted(tmp_path: Path) -> None:
     assert len(ticks) == 3 * 4
 
 
-def test_a_full_disk_is_told_before_anything_is_computed(
+def test_a_full_disk_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int, offset: int, size: int) -> None:

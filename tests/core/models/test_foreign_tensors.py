@@ -1,4 +1,4 @@
-"""A checkpoint of another kind is told by its tensors, with a remedy that helps."""
+"""A checkpoint of another kind is recognised by its tensors, with a remedy that helps."""
 
 from __future__ import annotations
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from strucprune_core import pipeline
 from strucprune_core.errors import InvalidSpec, OutOfMemory
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan import pieces as plan_module
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.pieces import MARGIN, Plan, plan_job
+from strucprune_core.run import opening
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
@@ -117,7 +117,7 @@ def test_every_kind_of_model_runs_in_pieces(tmp_path: Path, variant: str) -> Non
         spec = limited(directory, text, tmp_path / name, None)
         with pytest.MonkeyPatch.context() as patch:
             if name == "pieces":
-                patch.setattr(pipeline, "plan_job", lambda *_: SMALL_PIECES)
+                patch.setattr(opening, "plan_job", lambda *_: SMALL_PIECES)
             run(spec, tmp_path / f"run-{name}")
         found.append(load_file(tmp_path / name / "model.safetensors"))
     whole, pieces = found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -27,6 +29,7 @@ from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import StopOnceFinished, checkpoint_of, run
 from tests.support.tiny_llama import make_tiny_llama
 
+FILE_NAME = re.compile(r"\S*\.(npy|safetensors|gguf)")
 PRICE = PriceValues((5, 7), 0.25, None, [1.0, 2.0], [0.0, 1e-310])
 COUNTS = TokenCounts(64, 20)
 # Values of every kind of unit that has some.
@@ -109,6 +112,16 @@ def test_every_kind_of_unit_has_artifacts_and_a_step_in_the_file_of_its_name() -
     assert kinds == {path.stem for path in Path(folder).glob("*.py")} - {"__init__"}
     for kind, step in STEPS.items():
         assert (step.__name__, step.__module__) == (kind, f"{steps.__name__}.{kind}")
+
+
+def test_only_artifacts_name_files_of_units() -> None:
+    core = Path(artifacts.__file__).parents[1]
+    others = {*(core / "run").rglob("*.py"), core / "plan/graph.py"} - {Path(artifacts.__file__)}
+    assert len(others) > 40
+    for path in others:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                assert not FILE_NAME.fullmatch(node.value), f"{path.name}: {node.value}"
 
 
 def test_values_of_every_kind_come_back_from_json() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from strucprune_core.errors import StorageError, StorageUnavailable, WorkspaceMismatch
-from strucprune_core.run.workspace import LostFile, Manifest, StoredFile, Workspace
+from strucprune_core.run.manifest import Manifest, StoredFile
+from strucprune_core.run.workspace import LostFile, Workspace
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import RemoteStore

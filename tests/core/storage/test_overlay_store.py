@@ -9,7 +9,7 @@ from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import ObjectInfo, ReadableStore
 
 DATA = b"0123456789"
-# A small object in memory and a large one on disk: no verb may tell them apart.
+# A small object in memory and a large one on disk: all methods treat them alike.
 KEYS = ["config.json", "model.safetensors"]
 
 

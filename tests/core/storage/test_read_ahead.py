@@ -21,7 +21,7 @@ DATA = bytes(i % 251 for i in range(2345))
 
 @dataclass(frozen=True)
 class Far(LocalStore):
-    """A directory that counts what is read from it, and fails as often as it is told to."""
+    """A directory that counts reads, and fails once for each item in `failures`."""
 
     asked: Counter[int] = field(default_factory=Counter)
     failures: list[None] = field(default_factory=list)
@@ -89,7 +89,7 @@ def test_old_blocks_make_room(far: Far, tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_failure_is_told_and_asked_again(far: Far, near: ReadAheadStore) -> None:
+def test_a_failure_is_raised_and_the_block_asked_for_again(far: Far, near: ReadAheadStore) -> None:
     far.failures.append(None)
     with pytest.raises(StorageUnavailable, match="down"):
         near.read("file")

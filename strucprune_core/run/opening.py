@@ -1,0 +1,131 @@
+"""Opens a job for one process: inspected, planned, its workspace and its weights at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.reader import TensorReader
+from strucprune_core.errors import naming_field
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.devices import choose_device, settle_vector_math
+from strucprune_core.models.own_head import with_own_head
+from strucprune_core.plan.graph import texts_behind
+from strucprune_core.plan.inspection import inspect_job, job_fingerprint, text_versions
+from strucprune_core.plan.memory.forward import layer_bytes
+from strucprune_core.plan.pieces import plan_job
+from strucprune_core.run.context import Job
+from strucprune_core.run.memory_meter import MemoryMeter
+from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.workspace import Workspace
+from strucprune_core.spec import JobSpec
+from strucprune_core.storage.digests import sha256_of_bytes
+from strucprune_core.storage.read_ahead import ReadAheadStore
+from strucprune_core.storage.store import Store, Tick
+
+# Disk for weights that were read from another machine: some layers, so that one that passes in
+# panels is read from there once.
+CACHE_BYTES, CACHE_LAYERS = 512 * 2**20, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a process is to work on, and where.
+
+    Attributes:
+        spec: The job.
+        workspace: Where finished units are kept.
+        scratch: Local directory for temporary files.
+        open_store: Opens the stores that the spec names.
+    """
+
+    spec: JobSpec
+    workspace: Store
+    scratch: Path
+    open_store: Callable[[str], Store]
+
+
+@contextmanager
+def opened(
+    order: Order, meter: ProgressMeter, on_upload: Tick
+) -> Iterator[tuple[Job, MemoryMeter]]:
+    """The job, and the meter of this process's memory while it works on it.
+
+    Args:
+        order: What to open.
+        meter: Reports progress, and asks for stops.
+        on_upload: Called now and then while a unit is stored.
+
+    Raises:
+        StrucPruneError: the job cannot run; see `plan.inspection`.
+    """
+    spec = order.spec
+    texts = text_versions(spec, order.open_store)  # before anything is read of them
+    facts = inspect_job(
+        spec, order.open_store, check_output=False, workspace=order.workspace.uri
+    ).model
+    workspace = _workspace(order, facts.index, texts, meter, on_upload)
+    device = choose_device(spec.runtime.device)
+    settle_vector_math()
+    with (
+        _read_ahead(facts.index, facts.config, order.scratch) as weights,
+        MemoryMeter(device, spec.runtime.device_memory_bytes).running() as memory,
+    ):
+        with naming_field("model.uri"):
+            config = with_own_head(facts.config, weights, meter.safe_point)
+        job = Job(
+            spec=spec,
+            index=facts.index,
+            config=config,
+            reader=TensorReader(weights),
+            workspace=workspace,
+            scratch=order.scratch,
+            device=device,
+            open_store=order.open_store,
+            texts=texts,
+            fingerprint=job_fingerprint(spec, facts.index, texts),
+            tick=meter.tick,
+            safe_point=meter.safe_point,
+            plan=plan_job(spec, config),
+        )
+        yield job, memory
+
+
+def _workspace(
+    order: Order,
+    index: CheckpointIndex,
+    texts: Mapping[str, str],
+    meter: ProgressMeter,
+    on_upload: Tick,
+) -> Workspace:
+    """The finished units of this very job: of its specification, its model and its texts."""
+    model_and_spec = f"{order.spec.result_fingerprint()} {index.version()}"
+    with naming_field("workspace"):
+        return Workspace(
+            order.workspace,
+            order.scratch / "files",
+            sha256_of_bytes(model_and_spec.encode()),
+            versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
+            on_upload=on_upload,
+            on_download=meter.fetching,
+        )
+
+
+@contextmanager
+def _read_ahead(
+    index: CheckpointIndex, config: ModelConfig, scratch: Path
+) -> Iterator[CheckpointIndex]:
+    """The checkpoint with its weights read through a cache if they lie on another machine."""
+    if all(index.store.local_path(name) is not None for name in index.file_sizes):
+        yield index
+        return
+    layer = max(layer_bytes(config, number) for number in range(config.layers))
+    store = ReadAheadStore(index.store, scratch, max(CACHE_BYTES, CACHE_LAYERS * layer))
+    try:
+        yield replace(index, store=store)
+    finally:
+        store.close()

@@ -1,0 +1,164 @@
+"""Whole jobs on architectures that run in transformers' own modules."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, StrucPruneError
+from strucprune_core.export import layouts, modeling_strucprune
+from strucprune_core.export.loading import load_pretrained
+from strucprune_core.models import read_config
+from strucprune_core.models.generic.architectures import table
+from tests.core.jobs.tiny_job import EASY, run, tiny_spec
+from tests.core.models.families import saved_variant
+from tests.core.models.generic.tiny import save_tiny
+from tests.coverage.patterns import as_entry, as_stored, find_architecture
+
+# A plain one; biases, and a tied head; a factor of the logits; ALiBi, and a fused query-key-value
+# matrix; shared experts beside routed ones, and a plain first layer; a fused gate and up matrix.
+ARCHITECTURES = ["olmo2", "starcoder2", "cohere", "bloom", "exaone_moe", "glm4"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory: Path = tmp_path_factory.mktemp(request.param) / "model"
+    return save_tiny(request.param, directory)
+
+
+@pytest.fixture(scope="module")
+def olmo2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny("olmo2", tmp_path_factory.mktemp("olmo2") / "model")
+
+
+def test_a_pruned_model_reloads(model: Path, text_file: Path, tmp_path: Path) -> None:
+    """The job's own reload check has passed; here a user loads the result, by both ways."""
+    spec = tiny_spec(model, text_file, tmp_path / "out", evaluation=EASY)
+    report = run(spec, tmp_path)
+    assert report.after.parameters < report.before.parameters
+    assert report.sparsity.reached == pytest.approx(0.3, abs=0.03)
+    assert report.before.kv_cache_bytes_per_token is None
+    mine = load_pretrained(str(tmp_path / "out")).eval()
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=True).eval()
+    parameters = sum(each.numel() for each in theirs.parameters())
+    buffers = sum(each.numel() for each in theirs.buffers())  # Some are stored, and counted.
+    assert parameters <= report.after.parameters <= parameters + buffers
+    tokens = torch.arange(5, 29).view(2, 12)
+    with torch.inference_mode():
+        assert torch.equal(mine(tokens).logits, theirs(tokens).logits)
+        assert mine.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
+
+
+def test_a_resumed_job_ends_with_the_same_bytes(
+    olmo2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    files: list[dict[str, bytes]] = []
+    for name in ("once", "in parts"):
+        root = tmp_path / name
+        spec = tiny_spec(olmo2, text_file, root / "out", evaluation=EASY)
+        if name == "in parts":
+            with pytest.raises(Interrupted):
+                run(spec, root, progress=interrupt_at(0.5))
+        run(spec, root)
+        files.append({p.name: p.read_bytes() for p in (root / "out").glob("*.safetensors")})
+    assert files[0] == files[1]
+
+
+class Interrupted(Exception):
+    """Stands for a process that ends."""
+
+
+def interrupt_at(fraction: float) -> Any:
+    """A progress sink that ends the job after so large a share."""
+
+    def sink(progress: Any) -> None:
+        if progress.fraction >= fraction:
+            raise Interrupted
+
+    return sink
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3"])
+def test_own_and_generic_agree(
+    family: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The families that are written out are the oracle: the same widths, the same perplexity."""
+    model = saved_variant(family, tmp_path / "model")
+    own = run(tiny_spec(model, text_file, tmp_path / "own", evaluation=EASY), tmp_path / "1")
+    dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    found = find_architecture(as_stored(dense), torch.arange(3, 123).view(1, 120))
+    monkeypatch.setattr(read_config, "_is_own", lambda raw: False)
+    monkeypatch.setitem(table()["model_types"], family, {"architecture": as_entry(found)})
+    monkeypatch.delitem(layouts.CLASS_STEMS, family)
+    monkeypatch.delitem(modeling_strucprune.MODELS, f"strucprune_{family}")
+    generic = run(tiny_spec(model, text_file, tmp_path / "any", evaluation=EASY), tmp_path / "2")
+    widths = [[layer.width_after for layer in each.layers] for each in (own, generic)]
+    assert widths[0] == widths[1]
+    assert own.perplexity is not None
+    assert generic.perplexity is not None
+    assert generic.perplexity.before == pytest.approx(own.perplexity.before, rel=1e-5)
+    assert generic.perplexity.after == pytest.approx(own.perplexity.after, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"pruning": {"structures": ["kv_groups"]}}, "pruning.structures"),
+        ({"pruning": {"layout": "uniform"}}, "pruning.layout"),
+        ({"pruning": {"energy": "gradient"}}, "pruning.energy"),
+        ({"pruning": {"recover": {}}}, "pruning.recover"),
+        ({"pruning": {"distill": {}}}, "pruning.distill"),
+        ({"calibration": {"source": "self", "uri": None}}, "calibration.source"),
+    ],
+)
+def test_what_is_not_implemented_is_refused_first(
+    olmo2: Path, text_file: Path, tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidSpec, match="'olmo2'") as caught:
+        run(tiny_spec(olmo2, text_file, tmp_path / "out", **changes), tmp_path)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"hidden_size": 32}, "expects"),
+        ({"num_hidden_layers": 5}, "expects"),
+        ({"intermediate_size": 40}, "expects"),
+        ({"model_type": "bitnet"}, "cannot be pruned: .*"),
+        ({"model_type": "no_such_model"}, "has no language model of this name"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(
+    olmo2: Path, text_file: Path, tmp_path: Path, change: dict[str, Any], match: str
+) -> None:
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in olmo2.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(StrucPruneError, match=match):
+        run(tiny_spec(other, text_file, tmp_path / "out"), tmp_path)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_tensor_that_the_modules_do_not_know_is_named(
+    olmo2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in olmo2.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.layers.1.mlp.extra.weight"] = torch.zeros(3, 3)
+    save_file(tensors, other / "model.safetensors")
+    with pytest.raises(InvalidCheckpoint, match=r"no tensor 'model\.layers\.1\.mlp\.extra"):
+        run(tiny_spec(other, text_file, tmp_path / "out"), tmp_path)
