@@ -1,7 +1,7 @@
 """`strucprune convert`: a pickled checkpoint to safetensors, tensor by tensor.
 
-The output must hold nothing. `config.json` is written last: without it there is no model for any
-reader, so a conversion that died leaves nothing that could be taken for one.
+The output must be empty. `config.json` is written last: no reader takes files without it for a
+model, so a conversion that died leaves nothing that could be mistaken for one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.models.families import parse_config
 from strucprune_core.plan.inspection import check_output_usable
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable, ReadableStore, Store
 from strucprune_core.storage.uri import contains
 
 MAX_SHARD_BYTES = 1 << 30
@@ -44,7 +44,7 @@ _HEAD = "lm_head.weight"
 
 
 def convert(
-    source: Store,
+    source: ReadableStore,
     output: Store,
     scratch: Path,
     *,
@@ -58,7 +58,7 @@ def convert(
         output: Where the safetensors model goes; must be empty.
         scratch: Directory for one shard and, if the source is not local, for its files.
         max_shard_bytes: Size of the output's files.
-        tick: Told the share that is done, in [0, 1].
+        tick: Called with the share that is done, in [0, 1].
 
     Returns:
         What was written.
@@ -66,12 +66,12 @@ def convert(
     Raises:
         InvalidSpec: the output lies in the source.
         InvalidCheckpoint: the source is incomplete, damaged, or asks for more than tensors.
-        OutputNotEmpty: the output holds something.
+        OutputNotEmpty: the output is not empty.
         StorageError: a store refused or failed.
     """
     if contains(source.uri, output.uri):
         raise InvalidSpec(
-            f"{output.uri} lies in {source.uri}", field="DST", remedy="Choose a place beside it."
+            f"{output.uri} lies in {source.uri}", field="DST", remedy="Choose a place outside it."
         )
     with naming_field("SRC"):
         config_bytes, config = _config(source)
@@ -120,7 +120,7 @@ def convert(
     }
 
 
-def _config(source: Store) -> tuple[bytes, dict[str, Any]]:
+def _config(source: ReadableStore) -> tuple[bytes, dict[str, Any]]:
     for name in (SINGLE_FILE, SHARD_INDEX):
         if source.stat(name) is not None:
             raise InvalidCheckpoint(
@@ -128,12 +128,12 @@ def _config(source: Store) -> tuple[bytes, dict[str, Any]]:
             )
     info = source.stat(CONFIG)
     if info is None or not any(source.stat(name) is not None for name in PICKLED_MODEL):
-        names = tuple(found.key for found in islice(source.list(), MAX_OBJECTS))
+        names = tuple(info.key for info in islice(source.list(), MAX_OBJECTS))
         raise nothing_there(source.uri) if not names else not_convertible(source.uri, names)
     if info.size_bytes > MAX_CONFIG_BYTES:
         raise InvalidCheckpoint(
             f"{CONFIG} has {info.size_bytes:,} bytes, over the limit of {MAX_CONFIG_BYTES:,}",
-            remedy="No model has such a file: check what it is.",
+            remedy="A model's configuration is far smaller: check what this file is.",
         )
     data = bytes(source.read(CONFIG, 0, info.size_bytes))
     return data, parse_object(data, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
@@ -146,11 +146,11 @@ def _ties(config: dict[str, Any]) -> bool:
         return stated is True
     try:
         return parse_config(config).tie_word_embeddings
-    except StrucPruneError:  # not a model that can be pruned, but one that can be converted
+    except StrucPruneError:  # A model that cannot be pruned can be converted all the same.
         return False
 
 
-def _local(source: Store, name: str, scratch: Path) -> Path:
+def _local(source: ReadableStore, name: str, scratch: Path) -> Path:
     """The file on this machine: only files can be mapped."""
     path = source.local_path(name)
     if path is None:
@@ -174,12 +174,12 @@ def _places(
     places: dict[str, str] = {}
     left_out: list[str] = []
     for file in files:
-        found = tensors.of(file)
+        stored = tensors.of(file)
         first: dict[tuple[object, ...], str] = {}
-        for name in sorted(found, key=lambda name: name == _HEAD):
+        for name in sorted(stored, key=lambda name: name == _HEAD):
             if weight_map is not None and weight_map.get(name) != file:
                 continue
-            owner = first.setdefault(_memory(found[name]), name)
+            owner = first.setdefault(_memory(stored[name]), name)
             if owner != name and tied:
                 left_out.append(name)
             else:
@@ -207,13 +207,16 @@ def _planned(tensors: PickledTensors, places: Mapping[str, str]) -> list[Planned
     return planned
 
 
-def _side_files(source: Store) -> list[str]:
+def _side_files(source: Readable) -> list[str]:
     names = []
     for name in SIDE_FILES:
         info = source.stat(name)
         if info is not None:
             if info.size_bytes > MAX_SIDE_FILE_BYTES:
-                raise InvalidCheckpoint(f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes")
+                raise InvalidCheckpoint(
+                    f"{name} is larger than {MAX_SIDE_FILE_BYTES} bytes",
+                    remedy="No model has such a large one: check what it is.",
+                )
             names.append(name)
     return names
 
@@ -231,7 +234,7 @@ def _named_as_source() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _undone_on_failure(output: Store, written: list[str]) -> Iterator[None]:
-    """Leave the output as empty as it was, if the store still lets us."""
+    """Empty the output again if writing to it fails, as far as the store permits."""
     try:
         yield
     except BaseException:

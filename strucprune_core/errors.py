@@ -2,9 +2,9 @@
 
     StrucPruneError
     ├── InvalidSpec               a field of the job is wrong                      (final)
-    ├── InvalidCheckpoint         the model's files are missing, unsafe or lying   (final)
+    ├── InvalidCheckpoint         the model's files are missing, unsafe or wrong   (final)
     │   └── UnsupportedArchitecture
-    ├── InvalidText               calibration or evaluation text does not do       (final)
+    ├── InvalidText               calibration or evaluation text cannot be used    (final)
     ├── OutputNotEmpty            the output prefix already holds something        (final)
     ├── WorkspaceMismatch         the workspace belongs to another job             (final)
     ├── NumericalFailure          a solve produced no usable weights               (final)
@@ -15,7 +15,7 @@
     │   │   └── CredentialsExpired                                                 (retryable)
     │   └── ObjectNotFound        no such bucket, prefix or object                 (final)
     ├── ScratchUnavailable        temporary files cannot be written or read        (retryable)
-    ├── ProcessKilled             a process of the job was ended from outside      (retryable)
+    ├── ProcessKilled             a process of the job was killed from outside     (retryable)
     ├── OutOfMemory               device or host memory was not enough             (retryable)
     └── Stopped                   the caller asked to stop; not a failure          (resumable)
 
@@ -99,7 +99,7 @@ class UnsupportedArchitecture(InvalidCheckpoint):
 
     code = "unsupported_architecture"
     usual_remedy = (
-        "`strucprune inspect` tells what a model is; GET /v1/capabilities what can be pruned."
+        "This version cannot prune such a model; its README lists the models that it can prune."
     )
 
 
@@ -107,7 +107,7 @@ class InvalidText(StrucPruneError):
     """Calibration or evaluation text is unreadable or too short."""
 
     code = "invalid_text"
-    usual_remedy = "Give another text."
+    usual_remedy = "Use another text."
 
 
 class OutputNotEmpty(StrucPruneError):
@@ -144,24 +144,24 @@ class StorageUnavailable(StorageError):
     """The store did not answer; the same request may succeed later."""
 
     code = "storage_unavailable"
-    usual_remedy = "Try again; check that the storage runs and is within reach."
+    usual_remedy = "Check that the storage runs and can be reached, then try again."
     retryable = True
 
 
 class AccessDenied(StorageError):
-    """The store refused the credentials, or they do not reach this object."""
+    """The store refused the credentials, or they do not permit the request."""
 
     code = "access_denied"
-    usual_remedy = "Check the credentials, and that they may reach this place."
+    usual_remedy = "Check the credentials, and what they permit."
 
 
 class CredentialsExpired(AccessDenied):
-    """Temporary credentials are over, and nothing has renewed them."""
+    """Temporary credentials have expired, and nothing has renewed them."""
 
     code = "credentials_expired"
     usual_remedy = (
-        "Renew them, or use a source that does so itself (credential_process, a web identity, a "
-        "role); then run the job again: it goes on from its workspace."
+        "Renew them, or use a source that renews them itself (credential_process, a web identity, "
+        "a role). Then run the job again: it continues from its workspace."
     )
     retryable = True
 
@@ -174,7 +174,7 @@ class ObjectNotFound(StorageError):
 
 
 class ScratchUnavailable(StrucPruneError):
-    """Temporary files cannot be written or read: the disk is full, or the place is no good."""
+    """Temporary files cannot be written or read: the disk is full, or its directory unusable."""
 
     code = "scratch_unavailable"
     usual_remedy = (
@@ -185,7 +185,7 @@ class ScratchUnavailable(StrucPruneError):
 
 
 class ProcessKilled(StrucPruneError):
-    """A process that does a part of the job was ended by somebody, or does not answer."""
+    """A process of the job was killed from outside, or does not answer."""
 
     code = "process_killed"
     usual_remedy = "Try again."

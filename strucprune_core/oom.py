@@ -1,4 +1,4 @@
-"""Whether the kernel killed for memory: the only way to tell that from anybody else's `kill -9`.
+"""Whether the kernel killed a process for memory. Nothing else tells this from another `kill -9`.
 
 The kernel counts its kills: for a control group in `memory.events` (version 2) or
 `memory.oom_control` (version 1), for the whole machine in `/proc/vmstat`. The machine's counter is
@@ -15,7 +15,7 @@ _COUNTER = "oom_kill"
 
 
 class OomWatch:
-    """Notes the counters when made, and tells whether one has grown since.
+    """Reads the counters when it is made, and says whether one has grown since.
 
     Args:
         proc: Where the kernel shows processes.
@@ -48,7 +48,7 @@ def _group_files(proc: Path, cgroups: Path) -> Iterable[Path]:
         return
     for line in lines:
         _, controllers, group = line.split(":", 2)
-        # In a container the group's own path is not to be seen; its root is the group.
+        # A container does not see the group's own path: there the root is the group.
         for place in dict.fromkeys((group.strip("/"), "")):
             if not controllers:
                 yield cgroups / place / "memory.events"

@@ -1,7 +1,7 @@
 """The job specification: one definition for the REST body, the CLI and Python. No torch.
 
-Field constraints live here and nowhere else. What needs the model (a sparsity out of reach of its
-widths, a text that is too short) is checked by `plan.inspection` before any heavy work.
+All constraints of single fields are here. `plan.inspection` checks, before any heavy work, what
+needs the model: whether its widths allow the sparsity, or whether a text is long enough.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _no_percentage(value: Any) -> Any:
     return value
 
 
-# Not a constraint of its own: it says better what `Field`'s limits refuse.
+# Adds no limit: what it refuses, `Field`'s limits would refuse with a worse message.
 _Fraction = BeforeValidator(_no_percentage)
 Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
@@ -75,10 +75,10 @@ class ModelSpec(_Strict):
 
 
 class OutputSpec(_Strict):
-    """Where the pruned checkpoint and its report go. Must hold nothing yet."""
+    """Where the pruned checkpoint and its report go. Must be empty."""
 
     uri_prefix: Uri = Field(
-        description="Directory or `s3://bucket/prefix` for the pruned model; must hold nothing yet."
+        description="Directory or `s3://bucket/prefix` for the pruned model; must be empty."
     )
 
 
@@ -88,9 +88,9 @@ class RecoverySpec(_Strict):
     steps: int = Field(default=100, ge=1, le=10_000, description="Steps of Adam per layer.")
     mode: Literal["parallel", "sequential"] = Field(
         default="sequential",
-        description="What a layer sees: `parallel` the dense model's hidden states, so that layers "
-        "do not depend on each other; `sequential` those of the layers pruned before it, whose "
-        "errors it makes good.",
+        description="A layer's input: with `parallel` that of the dense model, so that layers do "
+        "not depend on each other; with `sequential` the output of the pruned layers before it, "
+        "whose errors it learns to correct.",
     )
 
 
@@ -128,33 +128,34 @@ class PruningSpec(_Strict):
     )
     allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
-        description="How layers share the budget: `threshold` removes whatever costs the model "
+        description="How layers share the budget: `threshold` removes what costs the model "
         "least; `softmax` shares it by energy (both need layout `per_layer`); `uniform` removes "
-        "the same fraction everywhere. Defaults to the one that fits the layout.",
+        "the same fraction everywhere. The default is the one that fits the layout.",
     )
     temperature: float | None = Field(
         default=None,
         gt=0.0,
         le=1000.0,
-        description="Of allocation `softmax`; by default the one of least predicted damage.",
+        description="Of allocation `softmax`; by default the one that predicts least damage.",
     )
     energy: Energy = Field(
         default="kl_probe",
         description="What turns a layer's damage into the model's loss: `kl_probe` prunes each "
         "layer alone and looks at the output; `gradient` squares the loss's gradients, one pass "
-        "back through the layers; `forward` takes the damage as it is.",
+        "back through the layers; `forward` uses the damage as it is.",
     )
     rounds: int = Field(
         default=1,
         ge=1,
         le=8,
-        description="Times the price is set. A further round measures what each layer costs in the "
-        "model pruned so far and allocates anew; the round of least held-out loss is used.",
+        description="How often widths are allocated. Each further round measures what a layer "
+        "costs in the model pruned so far and allocates again; the round with the least held-out "
+        "loss is used.",
     )
     solver: Literal["obs", "admm"] = Field(
         default="obs",
-        description="Which structures a layer keeps: `obs`, one shot; `admm` starts from it and "
-        "is taken where held-out tokens agree.",
+        description="Which structures a layer keeps: `obs` decides in one pass; `admm` starts from "
+        "its choice, and replaces it where held-out tokens confirm that.",
     )
     recover: RecoverySpec | None = Field(
         default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
@@ -162,8 +163,8 @@ class PruningSpec(_Strict):
     distill: DistillationSpec | None = Field(
         default=None,
         description="Last, train all layers together towards the dense model's output, one layer "
-        "in memory at a time. Costs a pass forth and back through the model for each step. Omit to "
-        "leave it out.",
+        "in memory at a time. Each step costs a forward and a backward pass through the model. "
+        "Omit to leave it out.",
     )
     layout: Literal["per_layer", "uniform"] = Field(
         default="per_layer",
@@ -173,9 +174,9 @@ class PruningSpec(_Strict):
     exports: tuple[Export, ...] = Field(
         default=(),
         max_length=2,
-        description="Further forms of the result, each in a folder of its own beside it: `gguf`, "
+        description="Further forms of the result, each in its own folder beside it: `gguf`, "
         "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
-        "and MLX know, filled up to multiples of 256 channels.",
+        "and MLX understand, padded to multiples of 256 channels.",
     )
     damping: float | None = Field(
         default=None,
@@ -188,12 +189,13 @@ class PruningSpec(_Strict):
         default=0.1, gt=0.0, le=1.0, description="Fraction of each layer's channels always kept."
     )
     max_layer_sparsity: Annotated[float, _Fraction] = Field(
-        default=1.0, gt=0.0, le=1.0, description="Largest fraction that goes from any layer."
+        default=1.0, gt=0.0, le=1.0, description="Largest fraction removed from any layer."
     )
     max_sparsity_by_layer: dict[Annotated[int, Field(ge=0)], Share] = Field(
         default_factory=dict,
         max_length=1024,
-        description="The same for single layers, by number from 0; 0 leaves a layer alone.",
+        description="The same for single layers, by number from 0; a fraction of 0 leaves a layer "
+        "unpruned.",
     )
     multiple_of: int = Field(
         default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
@@ -268,8 +270,8 @@ class CalibrationSpec(_Strict):
     uri: Uri | None = Field(default=None, description="One object; absent for source `self`.")
     format: Literal["auto", "text", "jsonl", "parquet"] = Field(
         default="auto",
-        description="`text` is UTF-8 as it stands; `jsonl` and `parquet` hold a document in each "
-        "line or row. `auto` goes by the name: .jsonl, .ndjson, .json, .parquet, else text.",
+        description="`text` is plain UTF-8; `jsonl` and `parquet` hold a document in each line or "
+        "row. `auto` goes by the name: .jsonl, .ndjson, .json, .parquet, else text.",
     )
     field: str | None = Field(
         default=None,
@@ -288,7 +290,7 @@ class CalibrationSpec(_Strict):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the draw.")
     allow_degenerate: bool = Field(
         default=False,
-        description="Go on with a text of hardly any distinct tokens, which is else refused.",
+        description="Accept a text with hardly any distinct tokens, which is otherwise refused.",
     )
 
     @property
@@ -324,8 +326,8 @@ class CalibrationSpec(_Strict):
             for name in ("chat_template", "field"):
                 if getattr(self, name):
                     raise ValueError(
-                        f"{name} needs documents with fields, which plain text has not. Use a "
-                        f"jsonl or parquet file, and set format if its name does not end so."
+                        f"{name} needs documents with fields, and the text is plain. Use a jsonl "
+                        f"or parquet file, and set format if its name does not show which it is."
                     )
         return self
 
@@ -339,12 +341,12 @@ class EvaluationSpec(_Strict):
     max_perplexity_ratio: float = Field(
         default=10.0,
         gt=1.0,
-        description="The job fails, and publishes nothing, if pruned / dense perplexity is above.",
+        description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
 
 
 class RuntimeSpec(_Strict):
-    """How the job runs. Device, micro-batch and memory change rounding; nothing else the result."""
+    """How the job runs. Device, micro-batch and memory change rounding, nothing else the result."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="Where tensors are computed; `auto`: a GPU if there is one."
@@ -355,13 +357,13 @@ class RuntimeSpec(_Strict):
     device_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="What may be held on the device, or by tensors where that is the CPU. The job "
-        "is cut into pieces that fit, or refused with the smallest amount that would do.",
+        description="Most bytes held on the device; on the CPU, by tensors. The job is split into "
+        "pieces that fit, or refused with the smallest amount that suffices.",
     )
     host_memory_bytes: int | None = Field(
         default=None,
         ge=2**20,
-        description="What the process may hold in host memory, file-backed pages left out.",
+        description="Most bytes of host memory that the process holds, without file-backed pages.",
     )
     priority: Literal["low", "normal", "high"] = Field(
         default="normal", description="Which of the waiting jobs a service starts first."
@@ -370,20 +372,19 @@ class RuntimeSpec(_Strict):
         default=None,
         ge=1,
         le=MAX_DEADLINE_SECONDS,
-        description="The job fails unless it has ended so long after its first start. The time "
-        "counts on while it is paused or waits for another attempt, but not before the start; a "
-        "retry begins anew.",
+        description="The job fails if it has not ended this long after its first start. Pauses and "
+        "waits between attempts count; the wait before the first start does not. A retry starts "
+        "the time again.",
     )
     max_attempts: int = Field(
-        default=3, ge=1, le=20, description="How often a service starts the job if it breaks off."
+        default=3, ge=1, le=20, description="How often a service starts the job before it gives up."
     )
     max_workers: int = Field(
         default=1,
         ge=1,
         le=64,
-        description="How many of a service's workers may serve the job at once. Those that have no "
-        "job of their own help with layers that do not depend on each other; the result is the "
-        "same.",
+        description="How many of a service's workers may serve the job at once. Workers without a "
+        "job help with layers that do not depend on each other; the result is the same.",
     )
 
 

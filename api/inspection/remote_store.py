@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,12 @@ from typing import Any
 from api.inspection.channel import Channel
 from api.inspection.verdict import revived
 from strucprune_core.errors import StorageError
-from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
+from strucprune_core.storage.store import InspectableStore, ObjectInfo, Tick, ignore_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore:
-    """A `Store` for reading; see `serving` for the other side.
+    """An `InspectableStore`; see `serving` for the other side.
 
     Attributes:
         channel: To the API.
@@ -59,36 +59,12 @@ class RemoteStore:
         """None: the objects lie elsewhere."""
         return None
 
-    def child(self, prefix: str) -> Store:
-        """Refused, as all that follows: nothing of it is needed to judge a job."""
-        raise _refused()
-
-    def remove_unfinished(self, keys: Collection[str]) -> None:
-        """Refused."""
-        raise _refused()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Refused."""
-        raise _refused()
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Refused."""
-        raise _refused()
-
-    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _refused()
-
     def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _refused()
-
-    def delete(self, key: str) -> None:
-        """Refused."""
-        raise _refused()
+        """Refused: nothing that judges a job copies objects."""
+        raise StorageError("an inspecting process downloads nothing")
 
 
-def open_remote(channel: Channel, uri: str) -> Store:
+def open_remote(channel: Channel, uri: str) -> InspectableStore:
     """The store at a URI of the job that is judged."""
     reply, _ = ask(channel, "open", uri=uri)
     return RemoteStore(channel, reply["store"], reply["uri"])
@@ -101,7 +77,3 @@ def ask(channel: Channel, call: str, **arguments: Any) -> tuple[dict[str, Any], 
     if "error" in reply:
         raise revived(reply["error"])
     return reply, payload
-
-
-def _refused() -> StorageError:
-    return StorageError("a helper reads only")

@@ -15,7 +15,7 @@ from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import examine_job
 from strucprune_core.spec import JobSpec
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import InspectableStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,9 @@ class VerdictMessage(BaseModel):
         return Verdict(tuple(map(revived, self.issues)), self.estimate, self.runtimes)
 
 
-def judge(spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]) -> Verdict:
+def judge(
+    spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], InspectableStore]
+) -> Verdict:
     """Examine a job whose URIs are allowed. Parses hostile files.
 
     Args:

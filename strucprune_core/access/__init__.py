@@ -1,1 +1,1 @@
-"""API keys of the service: how they are made, and where they are kept. No torch."""
+"""API keys of the service: how they are made, and where their records are kept. No torch."""

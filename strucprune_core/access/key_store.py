@@ -36,7 +36,7 @@ class KeyStore:
         """Keep a new key."""
         data = record.model_dump_json().encode()
         key = _key(record.id)
-        # A write whose answer got lost is repeated below us and then finds its own bytes.
+        # The store repeats a write whose answer got lost, and then meets its own bytes.
         if not self._state.put_if_absent(key, data) and bytes(self._state.read(key)) != data:
             raise StorageError(f"{key} is taken", remedy="Make another key.")
 
@@ -49,7 +49,10 @@ class KeyStore:
             return KeyRecord.model_validate_json(bytes(self._state.read(key)))
         except ValidationError:
             # Not chained: the error would quote the record.
-            raise StorageError(f"{key} in the state store is not readable") from None
+            raise StorageError(
+                f"{key} in the state store is not the record of a key",
+                remedy="Remove that object, and make a new key for its holder.",
+            ) from None
 
     def list(self) -> Iterator[KeyRecord]:
         """Every key, in the store's order; a request for each."""

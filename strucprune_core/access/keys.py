@@ -1,8 +1,8 @@
-"""API keys: made here, known to their holder only, kept as an HMAC. No torch.
+"""API keys: only their holder knows them; the service keeps an HMAC. No torch.
 
-A key is `spk_ID_SECRET` and eight hex digits. ID finds its record and may be shown; SECRET has 256
-random bits; the digits are a tag, an HMAC of the rest: a made-up key is refused without a look at
-the store, so nobody without a key can make the service read it.
+A key is `spk_ID_SECRET` and eight hex digits. ID names its record and may be shown; SECRET has 256
+random bits; the digits are a tag, an HMAC of the rest. The tag alone exposes an invented key, so
+nobody without a key can make the service read its store.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class KeyRecord(BaseModel):
     """What is kept of a key.
 
     Attributes:
-        id: The part of the key that finds this record.
+        id: The part of the key that names this record.
         key_hmac: Hex HMAC-SHA256 of the whole key under the pepper.
-        name: For people: whose key it is, what for.
-        expires_at: From then on it is refused; None never.
+        name: For people: whose key it is, and what for.
+        expires_at: From then on it is refused; None: never.
         revoked_at: Since then it is refused.
     """
 
@@ -55,7 +55,7 @@ class KeyRecord(BaseModel):
     revoked_at: AwareDatetime | None = None
 
     def is_valid(self, now: datetime) -> bool:
-        """Whether the key opens anything at this time."""
+        """Whether the key is accepted at this time."""
         return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)
 
 
@@ -84,5 +84,5 @@ def key_id(key: str, pepper: str) -> str | None:
 
 
 def _tag(body: str, pepper: str) -> str:
-    # Of another message than `hash_key` ever sees: the tag says nothing about what is kept.
+    # `hash_key` never sees this message otherwise: the tag reveals nothing about the stored HMAC.
     return hash_key(f"tag of {body}", pepper)[:_TAG_HEX_DIGITS]

@@ -1,7 +1,7 @@
-"""Conversations to text, by the chat template that belongs to the model.
+"""From conversations to text, by the model's chat template.
 
-A template is a program from a stranger. transformers renders it in Jinja's immutable sandbox, where
-it reaches no Python object but the conversation; what it can still do is take time and memory, and
+A template is a program that nobody vouches for. transformers renders it in Jinja's immutable
+sandbox, where it reaches no Python object but the conversation. It can still take time and memory;
 the process that it runs in has limits for both (`text_process`).
 """
 
@@ -14,8 +14,8 @@ from strucprune_core.calibration.text import Text
 from strucprune_core.calibration.tokenizer import chat_tokenizer
 from strucprune_core.checkpoint.hostile_json import shown
 
-# Some templates (Llama 3's) write today's date unless they are given one: a job must not end with
-# other bytes tomorrow. This is the date that those templates themselves fall back to.
+# Some templates (Llama 3's) write today's date unless they are given one, but a job must end with
+# the same bytes tomorrow. This is the date that those templates themselves fall back to.
 FIXED_DATE = "26 Jul 2024"
 
 
@@ -30,7 +30,7 @@ class ChatRenderer:
         """One conversation as text, its special tokens included.
 
         Raises:
-            InvalidText: the record is no conversation, or the template refuses it.
+            InvalidText: the record is not a conversation, or the template refuses it.
         """
         messages = _messages(text, record)
         try:
@@ -39,19 +39,19 @@ class ChatRenderer:
             )
         except MemoryError:
             raise
-        except Exception as error:  # a stranger's program may raise anything
+        except Exception as error:  # A template may raise anything.
             raise bad_record(
                 text,
                 record.where,
                 f"is refused by the model's chat template: {shown(str(error), 300)}",
-                "Check that roles and their order are those that the model knows.",
+                "Check the roles and their order: the template says which ones it accepts.",
             ) from error
         if not isinstance(written, str) or len(written) > MAX_RECORD_BYTES:
             raise bad_record(
                 text,
                 record.where,
                 f"becomes more than {MAX_RECORD_BYTES:,} characters in the model's chat template",
-                "Check the template.",
+                "Check the template: conversations should grow little in it.",
             )
         return written
 

@@ -1,18 +1,19 @@
-"""Is a text varied enough to prune a model on? Limits, measured on texts that are and are not.
+"""Refuses or warns of texts that are too uniform to prune a model on; the limits were measured.
 
-A text of one letter, or of special tokens only, gives the same activations at every token: channels
-that such a text does not need look free, and layers are cut to their floors. Two things show it:
+A text of one letter, or of special tokens only, gives the same activations at every token. Channels
+that such a text does not need look free, and layers are cut to their floors. Two figures show it:
 
 - **distinct tokens**, known before any work. Of 256 tokens of English 154 were distinct
   (SmolLM2-135M's tokenizer), of 2,048 tokens 821; of one sentence, repeated, 7; of one letter 1.
 - the **effective rank** of a layer's inputs (`method.site_statistics`), known once the layer is
   captured. The lowest of SmolLM2's 30 layers had 142 for 2,048 tokens of English and 10 for 16, in
   attention 26 and 4; for the sentence 4.6, for the letter 0. Of the tiny random models of all
-  families the lowest was 1.9, in attention with 8 tokens. It also finds tokens that differ in name
-  only; a letter that learned positions tell apart (GPT-2, OPT) only the first can find.
+  families the lowest was 1.9, in attention with 8 tokens. The rank also detects tokens that differ
+  in name only. One letter at learned positions (GPT-2, OPT) has many directions: there only the
+  count of distinct tokens helps.
 
-Limits shrink where text or vocabulary are small. Below the lower one a job is refused unless it
-says `calibration.allow_degenerate`, below the upper one it is warned of.
+Limits shrink where text or vocabulary are small. Below the lower limit a job is refused unless it
+sets `calibration.allow_degenerate`; below the upper one it gets a warning.
 """
 
 from __future__ import annotations
@@ -25,26 +26,26 @@ from numpy.typing import NDArray
 from strucprune_core.errors import InvalidText
 
 LEAST_DISTINCT, FEW_DISTINCT = 16, 64
-"""Distinct tokens: refused below the first, warned of below the second."""
+"""Distinct tokens: below the first the text is refused, below the second there is a warning."""
 LEAST_RANK, FEW_RANK = 1.25, 8.0
 """Effective rank, likewise."""
 
 _REMEDY = (
-    "Give a text with more variety, such as the model is used on; calibration.allow_degenerate "
-    "goes on with this one."
+    "Use a more varied text, like those that the model is used on; to accept this one, set "
+    "calibration.allow_degenerate."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class TokenCounts:
-    """How many tokens there are, and how many different ones."""
+    """How many tokens a text has, and how many distinct ones."""
 
     tokens: int
     distinct: int
 
     @classmethod
     def of(cls, windows: NDArray[np.int32]) -> TokenCounts:
-        """Of all windows, (sequences x length)."""
+        """Counts over all windows, (sequences x length)."""
         return cls(windows.size, len(np.unique(windows)))
 
     @property
@@ -53,16 +54,16 @@ class TokenCounts:
         return f"{self.distinct:,} distinct tokens in {self.tokens:,}"
 
     def are_few(self, vocabulary: int) -> bool:
-        """Whether to warn of them."""
+        """Whether there should be a warning."""
         return self.distinct < min(FEW_DISTINCT, self.tokens / 16, vocabulary / 8)
 
     def are_too_few(self, vocabulary: int) -> bool:
-        """Whether to refuse them."""
+        """Whether the text should be refused."""
         return self.distinct < min(LEAST_DISTINCT, self.tokens / 8, vocabulary / 32)
 
 
 def refuse_tokens(counts: TokenCounts, vocabulary: int, field: str) -> None:
-    """Refuse a text of too few distinct tokens.
+    """Refuse a text with too few distinct tokens.
 
     Args:
         counts: Of the calibration windows.
@@ -79,12 +80,12 @@ def refuse_tokens(counts: TokenCounts, vocabulary: int, field: str) -> None:
 
 
 def refuse_rank(rank: float | None, columns: int, field: str) -> None:
-    """Refuse a text all of whose tokens look alike to a layer.
+    """Refuse a text whose tokens all look alike to a layer.
 
     Args:
-        rank: The largest effective rank of the layer's sites; None if none has any energy, which
-            is not the text's doing.
-        columns: Of its widest site: one of few columns has few directions on any text.
+        rank: The largest effective rank of the layer's sites; None if all inputs are zero, for
+            which the text is not to blame.
+        columns: Columns of its widest site. Few columns have few directions on any text.
         field: Names the text in the error.
 
     Raises:

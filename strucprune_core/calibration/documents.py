@@ -1,8 +1,8 @@
-"""Documents to one stream of tokens: each tokenised on its own, the end-of-text token after it.
+"""From documents to one stream of tokens: each tokenised on its own, then the end-of-text token.
 
-This is how models are trained (documents packed back to back), so windows of the stream look like
-what the model has seen: most begin inside a document, and long ones may hold the end of one and the
-beginning of the next. Conversations carry their own ends, written by the chat template.
+Models are trained on such streams (documents packed back to back), so its windows look like
+training data: most begin inside a document, and some hold the end of one and the beginning of the
+next. The chat template writes the end of a conversation itself.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def end_of_text(
 def start_of_text(
     tokenizer: TextTokenizer, settings: TokenizerConfig, config: dict[str, Any]
 ) -> int | None:
-    """Id of the token that a text begins after, None if the model names none.
+    """Id of the token that precedes a text, None if the model names none.
 
-    The beginning-of-sequence token, or for models trained without one the end of the text before.
+    The beginning-of-sequence token or, for models trained without one, the end-of-text token.
     """
     token = _named_token("bos_token", tokenizer, settings, config)
     return end_of_text(tokenizer, settings, config) if token is None else token
@@ -57,9 +57,9 @@ def _named_token(
 ) -> int | None:
     text = settings.special_tokens.get(name)
     if text is not None:
-        found = tokenizer.token_id(text)
-        if found is not None:
-            return found
+        number = tokenizer.token_id(text)
+        if number is not None:
+            return number
     token = config.get(f"{name}_id")
     if isinstance(token, list):
         token = token[0] if token else None
@@ -77,19 +77,19 @@ def document_tokens(
     seen: Callable[[bytes], None] = lambda data: None,
     limit_bytes: int | None = None,
 ) -> Iterator[list[int]]:
-    """Token ids, document after document; null and empty ones are passed over.
+    """Token ids, document after document; null and empty ones are skipped.
 
     Args:
         text: The file, for messages.
         records: Its records.
         tokenizer: The model's.
-        end: Put after each document, unless the tokenizer put it there. Not after conversations.
-        chat: Records are conversations, to be rendered by it.
-        seen: Told the bytes of each document: what a digest is computed of.
-        limit_bytes: After so many bytes of documents no more are read; 64 MiB if None.
+        end: Put after each document that does not end with it. Not after conversations.
+        chat: Renders records, which are then conversations.
+        seen: Called with the bytes of each document, to compute a digest.
+        limit_bytes: Reading stops after this many bytes of documents; 64 MiB if None.
 
     Raises:
-        InvalidText: a record is not what was announced, or far too many hold nothing.
+        InvalidText: a record holds something else, or far too many are empty.
     """
     left = plain.CALIBRATION_TEXT_BYTES if limit_bytes is None else limit_bytes
     empty = 0
@@ -132,7 +132,7 @@ def _document(text: Text, record: Record, chat: ChatRenderer | None) -> str:
 def _encoded(text: Text, record: Record, document: str) -> bytes:
     try:
         return document.encode("utf-8")
-    except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair
+    except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair.
         raise bad_record(
             text,
             record.where,
@@ -144,7 +144,7 @@ def _encoded(text: Text, record: Record, document: str) -> bytes:
 def _encode(
     document: str, tokenizer: TextTokenizer, *, special_tokens: bool
 ) -> Iterator[list[int]]:
-    """Token ids of one document; a long one goes in pieces, so that memory stays bounded."""
+    """Token ids of one document; a long one is split, so that memory stays bounded."""
     step = plain.BLOCK_BYTES
     if len(document) <= step:
         yield tokenizer.encode(document, special_tokens=special_tokens)

@@ -9,13 +9,13 @@ from strucprune_core.calibration.text import Text, blocks
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.errors import InvalidCheckpoint
 
-_MAX_DEPTH = 32  # conversations with tool calls nest to about ten
+_MAX_DEPTH = 32  # Conversations with tool calls nest about ten deep.
 _MAX_NAMES_SHOWN = 12
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def jsonl_records(text: Text, field: str) -> Iterator[Record]:
-    """One field of every line; blank lines are passed over.
+    """One field of every line; blank lines are skipped.
 
     Raises:
         InvalidText: a line is too long, not UTF-8, not a JSON object, or has no such field; or
@@ -76,6 +76,6 @@ def _checked(text: Text, number: int, line: bytes) -> bytes:
             text,
             f"line {number}",
             f"is longer than {MAX_RECORD_BYTES:,} bytes",
-            "Write one JSON object per line, or set calibration.format if it is no JSON.",
+            "Write one JSON object per line, or set calibration.format if it is not JSON.",
         )
     return line.removeprefix(_BYTE_ORDER_MARK) if number == 1 else line

@@ -1,4 +1,4 @@
-"""Files that are no text of the format they are read as, known by their first bytes. No torch."""
+"""Recognises files of other formats than they are read as, by their first bytes. No torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from strucprune_core.spec import FileFormat
 
 # Longer than the longest of the marks below.
 HEAD_BYTES = 32
-_UNPACK = "Unpack it and give the file inside."
+_UNPACK = "Unpack it and use the file inside."
 _UTF8 = "Convert it to UTF-8."
 _WRITE = "Write its texts as UTF-8, JSON lines or parquet."
 
@@ -38,7 +38,7 @@ def check_head(head: bytes, file_format: FileFormat) -> None:
     """Check the first `HEAD_BYTES` of a file of texts.
 
     Raises:
-        InvalidText: it is known to be something else.
+        InvalidText: they are those of another format.
     """
     for mark, what, remedy in _MARKS:
         if head.startswith(mark):

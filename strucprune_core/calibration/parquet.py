@@ -18,10 +18,10 @@ from strucprune_core.storage.store import Readable
 
 # A column chunk is read in pieces of this size, so that a row group never lies in memory whole.
 _READ_BYTES = 1 << 20
-# All rows of a batch lie in memory at once, however small the file: by a dictionary, kilobytes hold
-# any number of the longest documents.
+# All rows of a batch lie in memory at once. With a dictionary, a file of kilobytes holds any number
+# of the longest documents.
 _BATCH_ROWS = 8
-# The footer is hostile data and read whole: its size, and what it may claim (strings and lists).
+# The footer is not trusted, but read whole: limits of its size, and of its strings and lists.
 MAX_FOOTER_BYTES = 16 << 20
 _MAX_FOOTER_STRING_BYTES = 16 << 20
 _MAX_FOOTER_ENTRIES = 1 << 20
@@ -49,16 +49,16 @@ def parquet_records(text: Text, field: str) -> Iterator[Record]:
 
 
 def check_parquet(text: Text, field: str, *, conversations: bool) -> None:
-    """Read the footer alone: a parquet file with rows, and such a column of texts or conversations.
+    """Check by the footer alone that the file has rows, and a column of texts or conversations.
 
     Raises:
-        InvalidText: it is not.
+        InvalidText: it has not.
         StorageError: the store refused or failed.
     """
     with _opened(text) as file:
         _check_column(text, file, field)
         if file.metadata.num_rows == 0:
-            raise InvalidText(f"{text.key} has no rows", remedy="Give a file with documents.")
+            raise InvalidText(f"{text.key} has no rows", remedy="Use a file with documents.")
         _check_type(text, file.schema_arrow.field(field).type, field, conversations)
 
 
@@ -96,7 +96,7 @@ def _check_type(text: Text, kind: Any, field: str, conversations: bool) -> None:
 
 def _value(text: Text, where: str, column: Any, index: int) -> object:
     value = column[index]
-    # Looked at before Python data is made of it, which takes several times the room.
+    # Checked before it becomes Python data, which takes several times the memory.
     if column.slice(index, 1).nbytes > MAX_RECORD_BYTES:
         raise bad_record(
             text,
@@ -112,7 +112,7 @@ def _value(text: Text, where: str, column: Any, index: int) -> object:
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # a date that Python has not, a map with a key twice
+    except Exception as error:  # Such as a date that Python cannot hold.
         raise bad_record(
             text,
             where,
@@ -141,7 +141,7 @@ def _opened(text: Text) -> Iterator[Any]:
             yield file
     except (StrucPruneError, MemoryError):
         raise
-    except Exception as error:  # pyarrow's own, and what its bindings make of hostile names
+    except Exception as error:  # Hostile files raise more than pyarrow's own errors.
         raise _unreadable(text, shown(str(error), 300)) from error
 
 

@@ -1,13 +1,13 @@
 """How much memory and processor time the process that reads texts may take. No torch.
 
-What it runs may be hostile: a chat template is a program, the rules of a tokenizer may need time
-that grows exponentially with the text, and a file of some kilobytes may unpack to gigabytes. So
-both limits grow with the text, and the kernel keeps them: nothing else can interrupt a library that
+Its inputs may be hostile: a chat template is a program, a tokenizer's rules may need time that
+grows exponentially with the text, and a file of some kilobytes may unpack to gigabytes. So both
+limits grow with the text, and the kernel enforces them: nothing else can interrupt a library that
 does not return.
 
-Time is processor time, so that a busy machine does not make an honest text fail. Memory is what
-RLIMIT_DATA counts: private memory that can be written. RLIMIT_AS would count mapped libraries and
-address space that is only reserved, too.
+Time is processor time, so that an honest text does not fail on a busy machine. Memory is what
+RLIMIT_DATA counts: private memory that can be written. RLIMIT_AS would also count mapped libraries
+and address space that is only reserved.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from strucprune_core.calibration.text import BLOCK_BYTES, MAX_UNCUT_BLOCKS
 _STATUS = Path("/proc/self/status")
 # What a chat template may add to a conversation: a system prompt, descriptions of tools.
 _TEMPLATE_BYTES = 1 << 20
-# What `text.encode_pieces` tokenises at once at most: so many characters, of four bytes.
+# The most that `text.encode_pieces` tokenises at once, at four bytes a character.
 _MOST_UNCUT_BYTES = 4 * (MAX_UNCUT_BLOCKS + 1) * BLOCK_BYTES
 
 
 class TextLimits(BaseModel):
-    """Both limits, as lines over the bytes of text that were read so far.
+    """Both limits, as linear functions of the bytes of text read so far.
 
-    Tokenisers take 0.5 to 1.3 s and at most 230 bytes of memory for a byte of text (both seen with
-    texts that cannot be cut between words), and 15 bytes for a byte of tokenizer.json.
+    Tokenisers were seen to take 0.5 to 1.3 s for a MiB of text, and at most 230 bytes of memory for
+    a byte of it (with texts that cannot be cut between words); for a byte of tokenizer.json 15.
 
     Attributes:
         seconds: Processor time for what does not grow: loading libraries, the tokenizer, a footer.
@@ -61,7 +61,7 @@ class ProcessLimits:
 
     def __init__(self, limits: TextLimits) -> None:
         self._limits = limits
-        # What the interpreter and its libraries took before any foreign data came in.
+        # What the interpreter and its libraries took before any input was read.
         self._seconds = _processor_seconds() + limits.seconds
         self._base_bytes = _data_bytes() + limits.bytes
         self._longest_bytes = 0
@@ -74,7 +74,7 @@ class ProcessLimits:
         self._apply()
 
     def record(self, size_bytes: int) -> None:
-        """A record of this size comes next, perhaps to be written out by a chat template."""
+        """A record of this size comes next, which a chat template may render."""
         self._seconds += self._limits.seconds_per_record
         self.text(size_bytes, 2 * size_bytes + _TEMPLATE_BYTES)
 
@@ -82,11 +82,11 @@ class ProcessLimits:
         """More text comes next.
 
         Args:
-            size_bytes: How much.
+            size_bytes: Its size.
             uncut_bytes: How much is then tokenised at once.
         """
         self._seconds += self._limits.seconds_per_mib * size_bytes / (1 << 20)
-        # Never less than before: what a long piece needed is not given back to the kernel at once.
+        # Never lowered: the memory of a long piece is not given back to the kernel at once.
         self._longest_bytes = max(self._longest_bytes, min(uncut_bytes, _MOST_UNCUT_BYTES))
         self._apply()
 
@@ -97,7 +97,7 @@ class ProcessLimits:
 
 
 def _lower(which: int, value: int) -> None:
-    """Set a soft limit; a harder one that the process came with stays."""
+    """Set a soft limit, within the hard limit that the process started with."""
     soft, hard = resource.getrlimit(which)
     allowed = value if hard == resource.RLIM_INFINITY else min(value, hard)
     if allowed != soft:
@@ -110,7 +110,7 @@ def _processor_seconds() -> float:
 
 
 def _data_bytes() -> int:
-    """Private writable memory of this process; 0 where the kernel does not tell."""
+    """Private writable memory of this process; 0 where the kernel does not report it."""
     try:
         lines = _STATUS.read_text().splitlines()
     except OSError:

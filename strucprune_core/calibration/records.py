@@ -1,4 +1,4 @@
-"""What files of documents share: a record is one line or row, and one field of it. No torch.
+"""Records: one field of one line or row of a file of documents. No torch.
 
 Readers stream: memory grows with the longest record, never with the file.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from strucprune_core.calibration.text import Text
 from strucprune_core.errors import InvalidText
 
-# A record longer than this is refused: no document is, and memory is bounded by it.
+# Longer records are refused: no document is that long, and memory stays bounded.
 MAX_RECORD_BYTES = 16 << 20
 # A file of a few kilobytes can hold any number of rows that are null.
 MAX_EMPTY_RECORDS = 1_000_000
@@ -32,7 +32,7 @@ class Record:
 
 
 def check_kind(text: Text, record: Record, *, conversations: bool) -> None:
-    """Check that a record holds a text, or a conversation; or null, which is passed over.
+    """Check that a record holds a text, or a conversation; or null, which is skipped.
 
     Raises:
         InvalidText: it holds something else.
@@ -41,7 +41,7 @@ def check_kind(text: Text, record: Record, *, conversations: bool) -> None:
     if value is None or isinstance(value, list if conversations else str):
         return
     if conversations:
-        raise bad_record(text, record.where, f"holds {_kind(value)}, no conversation", SHAPE)
+        raise bad_record(text, record.where, f"holds {_kind(value)}, not a conversation", SHAPE)
     raise bad_record(
         text,
         record.where,
@@ -52,7 +52,7 @@ def check_kind(text: Text, record: Record, *, conversations: bool) -> None:
 
 
 def _kind(value: object) -> str:
-    names = {str: "text", list: "a list", dict: "an object", bool: "a truth value"}
+    names = {str: "text", list: "a list", dict: "an object", bool: "a boolean"}
     return names.get(type(value), "a number")
 
 

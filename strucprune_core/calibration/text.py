@@ -1,4 +1,4 @@
-"""Text to token windows: random ones for calibration, consecutive ones for evaluation.
+"""From text to token windows: random ones for calibration, consecutive ones for evaluation.
 
 Documents with fields (JSON lines, parquet) are read by `documents`; both end in `draw_windows`.
 """
@@ -19,10 +19,10 @@ from strucprune_core.storage.store import Readable
 
 # Text is tokenised a block at a time (cut between words), so that memory does not grow with it.
 BLOCK_BYTES = 1 << 20
-# Blocks without a place to cut that are gathered before the text is cut where it is.
+# After this many blocks without a place to cut, the text is cut anyway.
 MAX_UNCUT_BLOCKS = 4
-# Calibration windows are drawn from at most this much of the text's beginning: far more than any
-# calibration needs, and bounded in time.
+# Calibration windows are drawn from at most this much of the text's beginning: more than any
+# calibration needs, and reading it takes bounded time.
 CALIBRATION_TEXT_BYTES = 64 << 20
 
 Tokens = list[int] | NDArray[np.int32]
@@ -124,7 +124,7 @@ def _too_short(field: str, tokens: int, sequences: int, length: int) -> InvalidT
         f"the text has {tokens:,} tokens; {sequences} sequences of {length} need "
         f"{sequences * length:,}",
         field=field,
-        remedy="Give a longer text, or ask for fewer or shorter sequences.",
+        remedy="Use a longer text, or ask for fewer or shorter sequences.",
     )
 
 
@@ -142,7 +142,7 @@ def _take(tokens: Iterable[Tokens], limit: int | None) -> NDArray[np.int32]:
 def encode_pieces(
     pieces: Iterable[str], tokenizer: TextTokenizer, *, special_tokens: bool
 ) -> Iterator[list[int]]:
-    """Token ids of a text that comes in pieces, cut between words whatever the pieces are.
+    """Token ids of a text given in pieces; it is cut between words, wherever the pieces end.
 
     Special tokens are added at the start only, as if the text were whole.
     """
@@ -181,7 +181,7 @@ def decoded(text: Text, limit: int | None) -> Iterator[str]:
         for block in blocks(text, limit):
             yield decode(block)
         if limit is None or size <= limit:
-            decode(b"", final=True)  # yields nothing, but fails on half a character
+            decode(b"", final=True)  # Yields nothing, but fails on half a character.
     except UnicodeDecodeError as error:
         raise InvalidText(
             f"the text is not UTF-8: {error.reason} at byte {error.start} of a block",
@@ -193,8 +193,8 @@ def decoded(text: Text, limit: int | None) -> Iterator[str]:
 def _last_word_start(text: str) -> int:
     """The last single space between a letter or digit and a letter; 0 if there is none.
 
-    A pre-tokeniser begins a new piece at such a space, so cutting before it changes no token. (Line
-    ends will not do: some join them to the punctuation before, others to the blank line after.)
+    A pre-tokeniser begins a new piece at such a space, so cutting before it changes no token. Line
+    ends are no such places: some join them to the punctuation before, others to a blank line after.
     """
     at = text.rfind(" ")
     while at > 0 and not (text[at - 1].isalnum() and text[at + 1 : at + 2].isalpha()):
@@ -205,7 +205,11 @@ def _last_word_start(text: str) -> int:
 def _size(text: Text) -> int:
     info = text.store.stat(text.key)
     if info is None:
-        raise InvalidText(f"no such text: {text.store.uri}/{text.key}", field=text.field)
+        raise InvalidText(
+            f"there is no {text.store.uri}/{text.key}",
+            field=text.field,
+            remedy="Check the name of the text.",
+        )
     return info.size_bytes
 
 

@@ -1,13 +1,14 @@
-"""Texts to tokens in a process of their own, which may fail, hang or grow without harm to the job.
+"""Reads texts in a process of its own, which may fail, hang or grow without harm to the job.
 
     job's process                      process that reads texts (`text_process_main`)
     starts it, sends a request   ->    sets its limits, parses the tokenizer
     reads its stores for it      <->   reads the text, renders conversations, tokenises
-    collects tokens              <-    sends them as they come, and where it is
+    collects tokens              <-    sends tokens as it reads, and its place in the text
 
-All programs that come with a model or a text run there. The limits of its memory and processor time
-grow with the text (`process_limits`) and are kept by the kernel. What ends there ends for good: the
-same text would need the same again, so the error is final and says where it happened.
+Chat templates, a tokenizer's rules and the decompression of parquet run there only. The kernel
+enforces limits of memory and processor time, which grow with the text (`process_limits`). Passing a
+limit is a final error, since the same text would need as much again. The error names the place in
+the text.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ from strucprune_core.spec import FileFormat
 from strucprune_core.storage.store import Readable
 
 LIMITS = TextLimits()
-# A process that says nothing for so long has been stopped, or gets no processor: that is not the
-# text's fault.
+# A process that sends nothing for this long was suspended, or gets no processor time: the text is
+# not at fault.
 SILENT_SECONDS = 1800.0
 _EXIT_SECONDS = 10.0
 _PROGRAM = "strucprune_core.calibration.text_process_main"
-# What the process needs of the environment; credentials are not in it.
+# The variables that the process inherits: no credentials.
 _PASSED_ON = (
     "PATH",
     "HOME",
@@ -78,7 +79,7 @@ _SETTINGS = {
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_OFFLINE": "1",
 }
-# How a library ends a process that can get no more memory, or that it has brought to a fault.
+# Signals of a library that gets no more memory, or that has a fault.
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS, signal.SIGILL)
 
 
@@ -94,7 +95,7 @@ def text_tokens(
     wait: Callable[[], None] = lambda: None,
     documents: Callable[[DocumentsRead], None] = lambda read: None,
 ) -> Iterator[NDArray[np.int32]]:
-    """Token ids of a text, in pieces as they come.
+    """Token ids of a text, in pieces, as they are read.
 
     Args:
         index: The model, with its tokenizer.
@@ -104,12 +105,12 @@ def text_tokens(
         document_field: Which field of each record is read.
         chat: Whether records are conversations, for the model's chat template.
         limit_bytes: How much of a text is read; all of a plain one if None.
-        wait: Called now and then while nothing comes: a safe point to stop at.
+        wait: Called while waiting for the process: a safe point to stop at.
         documents: Called at the end of a file of documents.
 
     Raises:
-        InvalidText: the text is not what was announced, or takes too much memory or time.
-        InvalidCheckpoint: the tokenizer is.
+        InvalidText: the text is not of its format, or takes too much memory or time.
+        InvalidCheckpoint: the tokenizer cannot be read, or takes too much memory or time.
         InvalidSpec: conversations, and the model has no chat template.
         ProcessKilled: the process was ended from outside.
         StorageError: a store refused or failed.
@@ -137,7 +138,7 @@ def text_tokens(
 
 
 def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None, int]:
-    """Id of the token that a text begins after (None if the model names none); number of tokens.
+    """Id of the token that precedes a text (None if the model names none); number of tokens.
 
     Args:
         index: The model, with its tokenizer.
@@ -155,10 +156,10 @@ def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None
         side_files=tuple(index.other_files),
     )
     with _TextProcess(request, {"model": index.store}) as process:
-        told: dict[str, Any] = {}
+        facts: dict[str, Any] = {}
         for _, payload in process.messages():
-            told = json.loads(payload)
-    return told["start"], told["vocab_size"]
+            facts = json.loads(payload)
+    return facts["start"], facts["vocab_size"]
 
 
 def _special_tokens(index: CheckpointIndex) -> dict[str, Any]:
@@ -167,13 +168,13 @@ def _special_tokens(index: CheckpointIndex) -> dict[str, Any]:
 
 
 class _TextProcess:
-    """The process while it answers one request. A context manager; leaving it ends the process.
+    """A process that answers one request. A context manager; leaving it ends the process.
 
     Args:
-        request: What it is to do.
-        stores: What it may read.
+        request: The request.
+        stores: The stores that it may read.
         text: The text, if one is read: its `tick` is called before each read.
-        wait: Called while nothing comes.
+        wait: Called while waiting for a message.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class _TextProcess:
             raise RuntimeError("a process without pipes")
         self._pipes = Pipes(self._process.stdout.fileno(), self._process.stdin.fileno())
         self._heard_at = time.monotonic()
-        with contextlib.suppress(BrokenPipeError):  # its end is noticed where it is read from
+        with contextlib.suppress(BrokenPipeError):  # If it has ended, reading from it says so.
             self._pipes.send(Kind.REQUEST, request.model_dump_json().encode())
 
     def __enter__(self) -> _TextProcess:
@@ -210,10 +211,10 @@ class _TextProcess:
                 pipe.close()
 
     def messages(self) -> Iterator[tuple[Kind, bytes]]:
-        """Its TOKENS as they come, and DONE at last. What it asks for is answered meanwhile.
+        """Its TOKENS, and DONE at the end. Its questions to stores are answered meanwhile.
 
         Raises:
-            StrucPruneError: it failed, or was ended.
+            StrucPruneError: it failed, or was killed.
         """
         while True:
             kind, payload = self._next()
@@ -239,9 +240,7 @@ class _TextProcess:
         try:
             message = self._pipes.receive(self._still_waiting)
         except BadMessage as error:
-            raise RuntimeError(
-                "the process that reads texts does not keep to the protocol"
-            ) from error
+            raise RuntimeError("the process that reads texts violated the protocol") from error
         if message is None:
             raise self._ended()
         return message
@@ -266,7 +265,7 @@ class _TextProcess:
             self._pipes.send(Kind.ABSENT if answer is None else Kind.ANSWER, answer or b"")
 
     def _ended(self) -> Exception:
-        """What its end without a last word means."""
+        """The error for a process that ended without a closing message."""
         try:
             status = self._process.wait(_EXIT_SECONDS)
         except subprocess.TimeoutExpired:
@@ -281,11 +280,11 @@ class _TextProcess:
         if status == -signal.SIGKILL and self._oom.fired():
             return OutOfMemory(
                 f"The machine ran out of memory while {self._doing()}.",
-                remedy="Use one with more memory, or a text with shorter records.",
+                remedy="Use a machine with more memory, or a text with shorter records.",
             )
         if status < 0:
             name = signal.Signals(-status).name
-            return ProcessKilled(f"The process that reads texts was ended by {name}.")
+            return ProcessKilled(f"The process that reads texts was killed by {name}.")
         return RuntimeError(f"the process that reads texts ended with status {status}; see its log")
 
     def _doing(self) -> str:
@@ -294,7 +293,7 @@ class _TextProcess:
         return f"{self._where} of {self._text.key} was tokenised"
 
     def _too_much(self, what: str) -> StrucPruneError:
-        """The error for a limit that was passed."""
+        """The error for passing a limit."""
         return self._refusal(f"more {what} was needed than is allowed while {self._doing()}")
 
     def _refusal(self, message: str) -> StrucPruneError:
@@ -307,28 +306,28 @@ class _TextProcess:
         return InvalidText(
             message,
             field=self._text.field,
-            remedy="The limits grow with the text. Check the model's chat template and the "
-            "patterns in its tokenizer.json, or leave out what the error names.",
+            remedy="Check the model's chat template and the patterns in its tokenizer.json, or "
+            "remove that place from the text. The limits grow with the text.",
         )
 
 
 def _environment() -> dict[str, str]:
     passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    # What this process imports, that one is to import.
+    # It must import the same modules as this process.
     path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
     return {**passed, **_SETTINGS, "PYTHONPATH": path}
 
 
 def _error(failure: Failure) -> StrucPruneError:
-    """The error that the process met."""
+    """The error that the process reported."""
     return _class_of(failure.code)(failure.message, field=failure.field, remedy=failure.remedy)
 
 
 def _class_of(code: str) -> type[StrucPruneError]:
     todo: list[type[StrucPruneError]] = [StrucPruneError]
     while todo:
-        found = todo.pop()
-        if found.code == code:
-            return found
-        todo += found.__subclasses__()
+        kind = todo.pop()
+        if kind.code == code:
+            return kind
+        todo += kind.__subclasses__()
     return StrucPruneError

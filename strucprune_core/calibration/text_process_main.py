@@ -2,9 +2,9 @@
 
     python -P -m strucprune_core.calibration.text_process_main
 
-All programs that come with a model or a text run here and nowhere else in a job: chat templates,
-the rules of a tokenizer, the decompression of parquet pages. It has no credentials: what it reads
-it asks the job's process for. It never imports torch.
+Only this process runs what a model or a text may make a program do: chat templates, a tokenizer's
+rules, the decompression of parquet pages. It has no credentials: it asks the job's process for the
+bytes it reads. It never imports torch.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ class ServedStore:
 
     def stat(self, key: str) -> ObjectInfo | None:
         """See `Store.stat`."""
-        found = self._ask(Kind.STAT, StoreCall(store=self._name, key=key))
-        return None if found is None else ObjectInfo(key, int(found))
+        size = self._ask(Kind.STAT, StoreCall(store=self._name, key=key))
+        return None if size is None else ObjectInfo(key, int(size))
 
     def read(self, key: str, start: int = 0, length: int | None = None) -> bytearray:
-        """See `Store.read`. What it raises ends this process: the other one knows the reason."""
+        """See `Store.read`. If it fails, this process ends: the other one knows the reason."""
         call = StoreCall(store=self._name, key=key, start=start, length=length)
         return bytearray(self._ask(Kind.READ, call) or b"")
 
@@ -75,14 +75,14 @@ class ServedStore:
         self._pipes.send(kind, call.model_dump_json().encode())
         answer = self._pipes.receive()
         if answer is None:
-            # Whoever asked for the text has enough of it, or is gone.
+            # The process that asked needs no more of the text, or has ended.
             raise SystemExit(0)
         kind, payload = answer
         return None if kind is Kind.ABSENT else payload
 
 
 class Reader:
-    """Reads what a request asks for, and says where it is.
+    """Reads what a request asks for, and reports where in the text it is.
 
     Args:
         request: What to read.
@@ -95,7 +95,7 @@ class Reader:
         self._model = ServedStore("model", request.uris["model"], pipes)
 
     def run(self) -> dict[str, Any]:
-        """Send tokens as they come; what is said at the end.
+        """Send tokens as they are read. Returns the closing message.
 
         Raises:
             StrucPruneError: of the text or the tokenizer.
@@ -182,18 +182,18 @@ class Reader:
 
 def main() -> int:
     """Answer one request; the exit status."""
-    # A Ctrl-C goes to the job's process too, which decides what becomes of this one.
+    # A Ctrl-C reaches the job's process too, which ends this one if it stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     pipes = Pipes(os.dup(0), os.dup(1))
-    # What libraries print must not get between the messages.
+    # Libraries may print: that must not get between the messages.
     os.dup2(2, 1)
     first = pipes.receive()
     if first is None:
         return 0
     try:
         request = ReadRequest.model_validate_json(first[1])
-        told = Reader(request, pipes).run()
-        pipes.send(Kind.DONE, json.dumps(told).encode())
+        closing = Reader(request, pipes).run()
+        pipes.send(Kind.DONE, json.dumps(closing).encode())
     except BrokenPipeError:
         pass
     except MemoryError:

@@ -1,7 +1,7 @@
 """Messages between the process that runs a job and the one that reads its texts (`text_process`).
 
-A message is one byte that names its kind, eight bytes of length, and so many bytes. The process
-that reads texts runs hostile programs, so what comes from it is checked like any other input.
+A message is one byte that names its kind, eight bytes that say its length, and its bytes. The
+process that reads texts may run hostile programs, so its messages are checked like other inputs.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ MAX_MESSAGE_BYTES = 256 << 20
 
 
 class Kind(Enum):
-    """What a message is.
+    """The kind of a message.
 
     To the process that reads texts: REQUEST first, then ANSWER or ABSENT to each STAT and READ.
-    From it: AT and TOKENS as it goes, at last one of DONE, FAILED and NO_MEMORY.
+    From it: AT and TOKENS while it reads, at the end one of DONE, FAILED and NO_MEMORY.
     """
 
     REQUEST = b"q"
@@ -80,7 +80,7 @@ class ReadRequest(BaseModel):
 
 
 class DocumentsRead(BaseModel):
-    """What is known of a file of documents at its end.
+    """What reading a file of documents gave.
 
     Attributes:
         sha256: Of the documents that were read, hex.
@@ -115,7 +115,7 @@ class Failure(BaseModel):
 
 
 class BadMessage(Exception):
-    """The other process wrote what is no message."""
+    """The other process wrote something that is not a message."""
 
 
 class Pipes:
@@ -144,10 +144,10 @@ class Pipes:
         """The next message; None if the other process has ended.
 
         Args:
-            wait: Called ten times a second while nothing comes; may raise.
+            wait: Called ten times a second while there is none; may raise.
 
         Raises:
-            BadMessage: what came is no message.
+            BadMessage: it is malformed.
         """
         if not self._fill(_HEAD.size, wait):
             return None
@@ -168,7 +168,7 @@ class Pipes:
             raise BadMessage(f"a message of the kind {letter!r}") from error
 
     def _fill(self, size_bytes: int, wait: Callable[[], None] | None) -> bool:
-        """Read on until so many bytes are there; False at the end of the stream."""
+        """Read until `size_bytes` are buffered; False at the end of the stream."""
         while len(self._data) < size_bytes:
             if wait is not None and not select.select([self._source], [], [], _TICK_SECONDS)[0]:
                 wait()

@@ -1,9 +1,8 @@
 """The model's tokenizer: the only file that calls the `tokenizers` library.
 
-A tokenizer.json is data, never code, but hostile data: the library raises bare exceptions for a
-malformed one, and a panic of its Rust code (a `BaseException`, which no `except Exception` sees)
-for a pattern that backtracks too long or an index out of range. All of that becomes the typed
-errors below.
+A tokenizer.json is data, not code, but it is not trusted. The library raises bare exceptions for a
+malformed one. For a pattern that backtracks too long, or an index out of range, its Rust code
+panics: a `BaseException`, which no `except Exception` catches. All become the typed errors below.
 """
 
 from __future__ import annotations
@@ -23,16 +22,16 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 _FIELD = "model.uri"
-# The class of Rust panics cannot be imported: each Rust module makes one of its own.
+# The class of Rust panics cannot be imported: each Rust module has its own.
 _PANIC = "PanicException"
 _MAX_REASON = 300
 
 
 class TextTokenizer:
-    """Text to token ids that the model has embeddings for.
+    """Turns text into token ids that the model has embeddings for.
 
     Args:
-        tokenizer: The library's; it must neither cut nor fill what it encodes.
+        tokenizer: The library's, with truncation and padding off.
         vocab_size: Rows of the model's embedding.
     """
 
@@ -69,10 +68,10 @@ class TextTokenizer:
             InvalidCheckpoint: the model has no row for it.
         """
         with _translated(_bad_special_token):
-            found: int | None = self._tokenizer.token_to_id(token)
-        if found is not None:
-            self._check_id(found)
-        return found
+            number: int | None = self._tokenizer.token_to_id(token)
+        if number is not None:
+            self._check_id(number)
+        return number
 
     def _check_id(self, token: int) -> None:
         if token >= self._rows:
@@ -97,8 +96,8 @@ def load_tokenizer(data: bytes, vocab_size: int) -> TextTokenizer:
     refuse_lfs_pointer(data, TOKENIZER)
     with _translated(_not_loaded):
         tokenizer = Tokenizer.from_str(data.decode("utf-8"))
-        # Saved with some tokenizers; here they would cut or fill every block of the text, or (a
-        # regularisation for training) encode the same text otherwise in each run.
+        # Some tokenizers are saved with these on. They would cut or pad every block of the text;
+        # dropout, a regularisation for training, would encode a text differently in each run.
         tokenizer.no_truncation()
         tokenizer.no_padding()
         if getattr(tokenizer.model, "dropout", None) is not None:
@@ -109,7 +108,7 @@ def load_tokenizer(data: bytes, vocab_size: int) -> TextTokenizer:
 
 
 def chat_tokenizer(special_tokens: Mapping[str, str]) -> PreTrainedTokenizerFast:
-    """What transformers renders chat templates with: it knows special tokens, and no vocabulary.
+    """A tokenizer without vocabulary, with which transformers renders chat templates.
 
     Args:
         special_tokens: Text of each special token by its name ("eos_token").
@@ -140,7 +139,7 @@ def _translated(failure: Callable[[str, bool], StrucPruneError]) -> Iterator[Non
         raise failure(shown(str(error), _MAX_REASON), False) from error
     except BaseException as error:
         if type(error).__name__ != _PANIC:
-            raise  # an interrupt, say
+            raise  # Such as an interrupt.
         raise failure(shown(str(error), _MAX_REASON), True) from error
 
 
@@ -149,11 +148,11 @@ def _not_encoded(reason: str, panicked: bool) -> StrucPruneError:
         return InvalidCheckpoint(
             f"the tokenizer fails on the text: {reason}",
             field=_FIELD,
-            remedy=f"Correct the patterns and ids in {TOKENIZER}, or give another text.",
+            remedy=f"Correct the patterns and ids in {TOKENIZER}, or use another text.",
         )
     return InvalidText(
         f"the model's tokenizer cannot encode the text: {reason}",
-        remedy=f"Give a text of which it knows every word, or a {TOKENIZER} with an unknown token.",
+        remedy=f"Use a text whose words it all knows, or a {TOKENIZER} with an unknown token.",
     )
 
 

@@ -1,6 +1,7 @@
-"""tokenizer_config.json and chat_template.jinja, read as hostile data. No torch.
+"""tokenizer_config.json and chat_template.jinja, read without trusting them. No torch.
 
-Nothing is rendered here: a chat template is a program, and only the solve process runs it (`chat`).
+Nothing is rendered here: a chat template is a program, which only the process that reads texts runs
+(`chat`).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ _TOKEN_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token")
 
 @dataclass(frozen=True, slots=True)
 class TokenizerConfig:
-    """What surrounds a model's texts.
+    """A model's special tokens and chat template.
 
     Attributes:
         special_tokens: Text of each special token by its name ("eos_token").
@@ -51,7 +52,7 @@ def read_tokenizer_config(store: Readable, files: Collection[str]) -> TokenizerC
         config = parse_object(data, TOKENIZER_CONFIG, max_depth=_MAX_DEPTH)
     tokens = {name: _content(config.get(name)) for name in _TOKEN_NAMES}
     template = _default_template(config.get("chat_template"))
-    if CHAT_TEMPLATE in files:  # as in transformers, the file counts where both exist
+    if CHAT_TEMPLATE in files:  # As in transformers, the file wins where both exist.
         template = _decoded(_read(store, CHAT_TEMPLATE, MAX_TEMPLATE_BYTES))
     return TokenizerConfig({name: text for name, text in tokens.items() if text}, template)
 
@@ -66,7 +67,7 @@ def check_chat_template(config: TokenizerConfig) -> str:
         raise InvalidSpec(
             "the model has no chat template",
             field="calibration.chat_template",
-            remedy=f"Leave it out, or add {CHAT_TEMPLATE} to the model.",
+            remedy=f"Leave that field out, or add {CHAT_TEMPLATE} to the model.",
         )
     return config.chat_template
 
@@ -74,7 +75,10 @@ def check_chat_template(config: TokenizerConfig) -> str:
 def _read(store: Readable, name: str, limit_bytes: int) -> bytes:
     info = store.stat(name)
     if info is None or info.size_bytes > limit_bytes:
-        raise InvalidCheckpoint(f"{name} is missing or larger than {limit_bytes} bytes")
+        raise InvalidCheckpoint(
+            f"{name} is missing or larger than {limit_bytes} bytes",
+            remedy="Copy it again. No model has such a large one: check what it is.",
+        )
     return bytes(store.read(name, 0, info.size_bytes))
 
 
@@ -82,7 +86,9 @@ def _decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidCheckpoint(f"{CHAT_TEMPLATE} is not UTF-8: {error}") from error
+        raise InvalidCheckpoint(
+            f"{CHAT_TEMPLATE} is not UTF-8: {error}", remedy="Convert it to UTF-8."
+        ) from error
 
 
 def _content(token: Any) -> str | None:
@@ -99,5 +105,8 @@ def _default_template(stored: Any) -> str | None:
     if not isinstance(stored, str):
         return None
     if len(stored) > MAX_TEMPLATE_BYTES:
-        raise InvalidCheckpoint(f"the chat template is longer than {MAX_TEMPLATE_BYTES} characters")
+        raise InvalidCheckpoint(
+            f"the chat template is longer than {MAX_TEMPLATE_BYTES} characters",
+            remedy="Shorten it, or remove it from the model.",
+        )
     return stored

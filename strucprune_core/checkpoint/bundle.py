@@ -25,7 +25,7 @@ from strucprune_core.scratch.arrays import take_space
 from strucprune_core.scratch.directories import scratch_errors
 
 _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
-_NUMPY_NAMES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # What is mapped.
+_NUMPY_NAMES = {"F64": "<f8", "F32": "<f4", "I64": "<i8"}  # Of tensors that can be mapped.
 
 
 def save_bundle(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -63,8 +63,8 @@ def load_from_bundle(path: Path, name: str, device: torch.device) -> Tensor:
 def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[str, NDArray[Any]]]:
     """A file laid out as by `save_bundle`, whose tensors are filled while the context lasts.
 
-    Yields writable arrays of zeros by name, mapped to the file. Whoever fills them sees to it that
-    they are finite. If the context is left by an exception there is no file.
+    Yields writable arrays of zeros by name, mapped to the file. The caller must fill them with
+    finite values. An exception in the context removes the file.
 
     Args:
         path: The file to write; replaced if it exists.
@@ -110,6 +110,6 @@ def map_from_bundle(path: Path, name: str) -> NDArray[Any]:
 
         info = parse_header(read, path.name, path.stat().st_size).tensors[name]
         dtype = _NUMPY_NAMES[info.dtype]
-        if not info.size_bytes:  # Nothing cannot be mapped.
+        if not info.size_bytes:  # An empty file range cannot be mapped.
             return np.zeros(info.shape, dtype)
         return np.memmap(file, dtype, "c", offset=info.start, shape=info.shape)

@@ -1,4 +1,4 @@
-"""Are all values of a tensor finite? Found by reading, before anything is computed with it."""
+"""Checks by reading that all values of a tensor are finite, before anything is computed with it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint
 
 _COUNTED_VALUES = 2**14
-_LARGEST = torch.finfo(torch.float32).max  # All is computed in float32.
+_LARGEST = torch.finfo(torch.float32).max  # All computation is in float32.
 
 
 def check_finite_tensor(
     reader: TensorReader, name: str, tick: Callable[[], None], layer: int | None = None
 ) -> None:
-    """Read a tensor once, in pieces, and look at its values as float32.
+    """Read a tensor once, in pieces, and check its values as float32.
 
     Args:
         reader: The checkpoint.
@@ -33,8 +33,8 @@ def check_finite_tensor(
     nans = infinities = 0
     for piece in reader.pieces(name):
         if not _is_finite(piece):
-            found, missing = _counted(piece)
-            infinities, nans = infinities + found, nans + missing
+            more = _counted(piece)
+            infinities, nans = infinities + more[0], nans + more[1]
         tick()
     if not nans + infinities:
         return
@@ -50,7 +50,7 @@ def check_finite_tensor(
 
 
 def _counted(piece: Tensor) -> tuple[int, int]:
-    """How many values are infinite as float32, and how many NaN: a few at a time, for memory."""
+    """How many values are infinite as float32, and how many NaN; counted in small parts."""
     infinities = nans = 0
     for part in torch.split(piece.view(-1), _COUNTED_VALUES):
         values = part.float()
@@ -60,7 +60,7 @@ def _counted(piece: Tensor) -> tuple[int, int]:
 
 
 def _is_finite(piece: Tensor) -> bool:
-    """In one pass, without a mask: the extremes of what holds a NaN are NaN."""
+    """In one pass and without a mask: with a NaN among the values, the extremes are NaN."""
     if not piece.numel():
         return True
     low, high = (float(value) for value in torch.aminmax(piece))

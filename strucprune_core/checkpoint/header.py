@@ -1,4 +1,4 @@
-"""The safetensors header, read as hostile data. No torch.
+"""The safetensors header, checked before it is trusted. No torch.
 
 A file is: 8 bytes little-endian header length, a JSON header, then the tensors' bytes. The header
 maps names to {dtype, shape, data_offsets}, offsets counting from the end of the header. The format
@@ -24,7 +24,7 @@ from strucprune_core.errors import InvalidCheckpoint
 MAX_HEADER_BYTES = 16 * 2**20
 LENGTH_BYTES = 8
 METADATA_KEY = "__metadata__"
-_MAX_DEPTH = 3  # header, tensor, shape
+_MAX_DEPTH = 3  # The header, a tensor, its shape.
 _MAX_DIMENSIONS = 8
 _MAX_NAME_LENGTH = 512
 _MAX_BYTES = 2**63 - 1
@@ -44,14 +44,14 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F8_E5M2": 1,
 }
 
-# Of the format too, but of no model that can be pruned.
+# Dtypes of the format that no prunable model has.
 _PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
-_DOWNLOAD = "Download the file itself; the answer to a browser or without permission is a page."
-# By their first bytes, which as a length of the header are far beyond its limit.
+_DOWNLOAD = "Download the file itself; a web page comes from its viewer, or without permission."
+# Recognised by their first bytes, which read as a header's length exceed its limit by far.
 _OTHER_FILES = (
     (LFS_POINTER[:LENGTH_BYTES], "a Git LFS pointer", FETCH_LFS),
-    (b"GGUF", "a GGUF file", "Give the model that it was made from, in safetensors."),
+    (b"GGUF", "a GGUF file", "Use the model that it was made from, in safetensors."),
     (
         b"PK\x03\x04",
         "a pickled file of torch",
@@ -121,7 +121,7 @@ def parse_header(
         max_tensors: How many tensors it may describe; counted before it is parsed.
 
     Raises:
-        InvalidCheckpoint: anything at all is wrong with the header or with the file's size.
+        InvalidCheckpoint: something is wrong with the header or with the file's size.
     """
     header_bytes = _header_length(read, file_name, file_size)
     raw = bytes(read(LENGTH_BYTES, header_bytes))
@@ -147,7 +147,7 @@ def _header_length(read: Read, file_name: str, file_size: int) -> int:
         _refuse_other_files(first, file_name)
         raise InvalidCheckpoint(
             f"{file_name} claims a header of {length} bytes, over the limit of {MAX_HEADER_BYTES}; "
-            f"it is no safetensors file, or damaged",
+            f"it is damaged, or not a safetensors file",
             remedy="Copy the file again.",
         )
     if length > file_size - LENGTH_BYTES:
@@ -160,10 +160,10 @@ def _header_length(read: Read, file_name: str, file_size: int) -> int:
 
 
 def _refuse_other_files(first: bytes, file_name: str) -> None:
-    """Name files that are often found under the name of a safetensors file."""
+    """Say what the file is: some other kinds often bear the name of a safetensors file."""
     for mark, what, remedy in _OTHER_FILES:
         if first.startswith(mark):
-            raise InvalidCheckpoint(f"{file_name} is {what}, no safetensors file", remedy=remedy)
+            raise InvalidCheckpoint(f"{file_name} is {what}, not a safetensors file", remedy=remedy)
 
 
 def _check_count(raw: bytes, file_name: str, max_tensors: int | None) -> None:
@@ -181,7 +181,7 @@ def _check_metadata(metadata: Any, file_name: str) -> None:
 
 
 def _tensor(name: str, entry: Any, file_name: str, data_start: int) -> TensorInfo:
-    """Check one header entry; its place among the others is checked later."""
+    """Check one header entry; `_check_tiling` compares it with the others."""
     what = f"tensor {shown(name)} in {file_name}"
     if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
         raise InvalidCheckpoint(f"{what} has an empty, overlong or unprintable name")
@@ -191,7 +191,7 @@ def _tensor(name: str, entry: Any, file_name: str, data_start: int) -> TensorInf
     if dtype in _PACKED_DTYPES:
         raise InvalidCheckpoint(
             f"{what} has the dtype {dtype}, which only quantised models have",
-            remedy="Give the unquantised model; quantise the pruned one.",
+            remedy="Prune the unquantised model, and quantise the result.",
         )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise InvalidCheckpoint(f"{what} has the unknown dtype {shown(dtype)}")
@@ -212,7 +212,7 @@ def _tensor(name: str, entry: Any, file_name: str, data_start: int) -> TensorInf
 
 
 def _are_sizes(values: Any) -> bool:
-    """A list of integers in [0, 2^63). A bool is an int to Python, but not to us."""
+    """A list of integers in [0, 2^63). A bool, which Python counts as one, is none."""
     return isinstance(values, list) and all(
         type(value) is int and 0 <= value <= _MAX_BYTES for value in values
     )

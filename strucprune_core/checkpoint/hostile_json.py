@@ -1,4 +1,4 @@
-"""JSON from strangers: parsed only when it is small, shallow and unambiguous. No torch."""
+"""JSON that is not trusted: parsed only if it is small, shallow and unambiguous. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from strucprune_core.errors import InvalidCheckpoint
 # unterminated string swallows the rest, which the parser then refuses.
 _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)
 
-# What a clone without Git LFS holds in place of a large file.
+# A clone without Git LFS holds a pointer in place of a large file, which begins like this.
 LFS_POINTER = b"version https://git-lfs"
 FETCH_LFS = "Fetch the file: `git lfs pull` in the clone."
 
@@ -35,7 +35,7 @@ def parse_object(data: bytes, what: str, *, max_depth: int) -> dict[str, Any]:
         parsed = json.loads(
             data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
-    except (ValueError, RecursionError) as error:  # includes UnicodeDecodeError, JSONDecodeError
+    except (ValueError, RecursionError) as error:  # ValueError: also bad UTF-8 and bad JSON.
         raise InvalidCheckpoint(f"{what} is not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
         raise InvalidCheckpoint(f"{what} is not a JSON object")
@@ -43,7 +43,11 @@ def parse_object(data: bytes, what: str, *, max_depth: int) -> dict[str, Any]:
 
 
 def refuse_lfs_pointer(data: bytes, what: str) -> None:
-    """Refuse what a clone without Git LFS holds in place of a large file (InvalidCheckpoint)."""
+    """Refuse the pointer that a clone without Git LFS holds in place of a large file.
+
+    Raises:
+        InvalidCheckpoint: it is one.
+    """
     if data.startswith(LFS_POINTER):
         raise InvalidCheckpoint(
             f"{what} is a Git LFS pointer, not the file itself", remedy=FETCH_LFS
@@ -51,7 +55,7 @@ def refuse_lfs_pointer(data: bytes, what: str) -> None:
 
 
 def shown(value: object, limit: int = 120) -> str:
-    """A value from a stranger as it may stand in a message: quoted, escaped, cut."""
+    """An untrusted value made safe for a message: quoted, escaped, cut."""
     text = ascii(value) if not isinstance(value, str) else ascii(value[: limit + 1])
     return text if len(text) <= limit else f"{text[:limit]}..."
 
@@ -74,7 +78,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {shown(key)} stands twice in one object")
+                raise ValueError(f"the key {shown(key)} is there twice in one object")
             seen.add(key)
     return result
 

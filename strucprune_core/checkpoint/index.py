@@ -19,7 +19,7 @@ from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.store import ObjectInfo, Readable, ReadableStore
 from strucprune_core.storage.versions import version_of
 
 SIDE_FILES = (
@@ -38,22 +38,22 @@ MAX_CONFIG_BYTES = 2**20
 MAX_INDEX_BYTES = 16 * 2**20
 MAX_SIDE_FILE_BYTES = 256 * 2**20
 MAX_OBJECTS = 10_000
-# Of all files together, since all are held in memory: more than half a million tensors.
+# Of all files together, since all are held in memory. Enough for half a million tensors.
 MAX_HEADERS_BYTES = 64 * 2**20
 MAX_TENSORS = 2**20
-# Each costs two requests; models of a trillion parameters are saved in some hundred.
+# Each costs two requests; models of a trillion parameters have some hundred.
 MAX_SHARDS = 4096
 _MAX_CONFIG_DEPTH = 16
 _MAX_INDEX_DEPTH = 4
 _MAX_NAMES_SHOWN = 3
-# Copying a file again does not make it smaller.
-_NOT_THIS_FILE = "No model has such a file: check what it is, or save the model again."
+# Copying such a file again would not make it smaller.
+_NOT_THIS_FILE = "No model has such a large one: check what it is, or save the model again."
 _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,200}\.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
 class Allowance:
-    """What the headers of a model may hold together, and its shard index alone.
+    """Bounds for a model's headers together, and for its shard index alone.
 
     Attributes:
         tensors: How many tensors they may describe.
@@ -65,7 +65,7 @@ class Allowance:
 
 
 Allow = Callable[[dict[str, Any]], Allowance]
-"""What a model with this config.json may need; raises if there is no such model."""
+"""The bounds for a model with this config.json; raises if no model can have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class CheckpointIndex:
         other_files: Names of the tokenizer's and similar small files that exist.
     """
 
-    store: Store = field(repr=False)
+    store: ReadableStore = field(repr=False)
     config_bytes: bytes = field(repr=False)
     config: dict[str, Any] = field(repr=False)
     tensors: dict[str, TensorInfo] = field(repr=False)
@@ -98,10 +98,10 @@ class CheckpointIndex:
         return sum(self.file_sizes.values())
 
     def version(self) -> str:
-        """Like `digest`, but another one whenever any file was written again, with the same layout.
+        """Like `digest`, but it also changes when a file is written again in the same layout.
 
-        What a job has computed belongs to these very files: a fine-tuned model in their place has
-        the same layout.
+        What a job has computed belongs to exactly these files: a fine-tuned model in their place
+        has the same layout.
         """
         versions = sorted(self.file_versions.items())
         return hashlib.sha256(f"{self.digest()}{versions}".encode()).hexdigest()
@@ -114,13 +114,15 @@ class CheckpointIndex:
         return digest.hexdigest()
 
 
-def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> CheckpointIndex:
+def open_checkpoint(
+    store: ReadableStore, allow: Allow = lambda config: Allowance()
+) -> CheckpointIndex:
     """Read and check the layout of the checkpoint under a store's root.
 
     Args:
         store: Where it lies.
         allow: Bounds headers and index by config.json, before any of them is parsed: headers of
-            empty tensors cost nothing to store, but a hundred times their size to look at.
+            empty tensors cost nothing to store, but parsing takes a hundred times their size.
 
     Raises:
         ObjectNotFound: nothing is stored there.
@@ -150,7 +152,7 @@ def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> 
         tensors=_mapped_tensors(headers, weight_map),
         file_sizes={name: sizes[name] for name in files},
         file_versions={
-            # With the time also where the content tells: it may have been another one meanwhile.
+            # The time counts too: the content may have been another one in between.
             info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
             if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
@@ -160,7 +162,7 @@ def open_checkpoint(store: Store, allow: Allow = lambda config: Allowance()) -> 
     )
 
 
-def _objects(store: Store) -> list[ObjectInfo]:
+def _objects(store: ReadableStore) -> list[ObjectInfo]:
     """All objects; bounded, so that a wrong prefix cannot be listed for hours."""
     objects = list(islice(store.list(), MAX_OBJECTS + 1))
     if not objects:
@@ -168,12 +170,12 @@ def _objects(store: Store) -> list[ObjectInfo]:
     if len(objects) > MAX_OBJECTS:
         raise InvalidCheckpoint(
             f"{store.uri} holds more than {MAX_OBJECTS} files",
-            remedy="Give the prefix of one model.",
+            remedy="Name the prefix of one model.",
         )
     return objects
 
 
-def _read_bounded(store: Store, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
+def _read_bounded(store: Readable, name: str, sizes: Mapping[str, int], limit_bytes: int) -> bytes:
     if sizes[name] > limit_bytes:
         raise InvalidCheckpoint(
             f"{name} has {sizes[name]:,} bytes, over the limit of {limit_bytes:,}",
@@ -199,7 +201,7 @@ def _check_only_source(config: Mapping[str, Any], sizes: Mapping[str, int]) -> N
         )
 
 
-def _weight_map(store: Store, sizes: Mapping[str, int], allowance: Allowance) -> dict[str, str]:
+def _weight_map(store: Readable, sizes: Mapping[str, int], allowance: Allowance) -> dict[str, str]:
     """Tensor name -> file name, where every file has a plain name and exists."""
     limit_bytes = min(MAX_INDEX_BYTES, allowance.header_bytes)
     data = _read_bounded(store, SHARD_INDEX, sizes, limit_bytes)
@@ -233,13 +235,13 @@ def _check_shards(names: set[str], sizes: Mapping[str, int]) -> None:
         else f"{len(missing)} of the {len(names)} shards that {SHARD_INDEX} names are missing, "
         f"first {shown_names}"
     )
-    raise InvalidCheckpoint(what, remedy="Copy what is missing next to the others.")
+    raise InvalidCheckpoint(what, remedy="Copy the missing files next to the others.")
 
 
 def _headers(
-    store: Store, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
+    store: Readable, files: tuple[str, ...], sizes: Mapping[str, int], allowance: Allowance
 ) -> dict[str, Header]:
-    """The header of each file; what would go over the limit is not even read."""
+    """The header of each file. Headers beyond the limit are not read."""
     total = 0
 
     def read(name: str, start: int, length: int) -> bytearray:
@@ -264,9 +266,9 @@ def _headers(
 def _mapped_tensors(
     headers: Mapping[str, Header], weight_map: Mapping[str, str] | None
 ) -> dict[str, TensorInfo]:
-    """All tensors by name, where the weight map is right about each that it names.
+    """All tensors by name. Each that the weight map names must be in the file that it says.
 
-    transformers loads whatever the shards hold, so a tensor counts that the map does not name, and
+    transformers loads all that the shards hold, so tensors count that the map does not name, and
     none may be there twice.
     """
     tensors: dict[str, TensorInfo] = {}

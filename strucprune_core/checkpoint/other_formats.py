@@ -1,7 +1,7 @@
-"""What lies under a prefix where no model can be opened, and what to do about it. No torch.
+"""Recognises prefixes without a model that can be opened, and says what to do. No torch.
 
-Models are spread in many forms. One that this build cannot read is named by its files, so that the
-remedy is one that helps.
+Models come in many forms. The files of a form that this build cannot read say which one it is, so
+that the error can name a remedy that helps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FI
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
 
-WHAT_TO_GIVE = "Give the directory or prefix that holds config.json and the weights."
+WHAT_TO_GIVE = "Name the directory or prefix that holds config.json and the weights."
 
 PICKLED_MODEL = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
@@ -28,7 +28,7 @@ _FORMATS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)"),
         "an adapter (PEFT, LoRA), not a whole model",
         "Merge it into its base model (PEFT's merge_and_unload), save that with save_pretrained, "
-        "and give the result.",
+        "and prune the result.",
     ),
     (
         re.compile(r"model_index\.json"),
@@ -38,24 +38,24 @@ _FORMATS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"consolidated(\.\d+)?\.(pth|safetensors)"),
         "a model in the layout of Meta's or Mistral's own code",
-        "Give the model in the layout of transformers: most are published in both, and "
-        "transformers has a conversion script for either.",
+        "Use the model in the layout of transformers: most are published in both, and "
+        "transformers has conversion scripts for both.",
     ),
     (
         re.compile(r".*\.gguf"),
         "a model for llama.cpp (GGUF)",
-        "Give the model that it was made from, in safetensors. The pruned one can be exported to "
+        "Use the model that it was made from, in safetensors. The pruned one can be exported to "
         "GGUF (pruning.exports).",
     ),
     (
         re.compile(r".*\.onnx(_data)?"),
         "a model for ONNX runtimes",
-        "Give the transformers model that it was exported from.",
+        "Use the transformers model that it was exported from.",
     ),
     (
         re.compile(r".*\.(h5|msgpack|ot|npz|tflite|mlmodel|mlpackage)"),
         "a model for another framework than PyTorch",
-        "Give the same model in safetensors.",
+        "Use the same model in safetensors.",
     ),
 )
 
@@ -69,8 +69,8 @@ def nothing_there(uri: str) -> ObjectNotFound | InvalidCheckpoint:
     if local and not Path(uri).exists():
         return ObjectNotFound(
             f"there is no directory {uri}",
-            remedy=f"{WHAT_TO_GIVE} Models are not downloaded from a hub: for one that you know by "
-            f"an id, `hf download ID --local-dir DIRECTORY` does that.",
+            remedy=f"{WHAT_TO_GIVE} To fetch a model from the Hugging Face hub by its id, use "
+            f"`hf download ID --local-dir DIRECTORY`.",
         )
     return ObjectNotFound(f"there is nothing under {uri}", remedy=WHAT_TO_GIVE)
 
@@ -81,12 +81,12 @@ def _one_file(uri: str, name: str) -> InvalidCheckpoint:
         return InvalidCheckpoint(f"{uri} is {form[0]}", remedy=form[1])
     if name.endswith(_ARCHIVES):
         return InvalidCheckpoint(
-            f"{uri} is an archive", remedy="Unpack it and give the directory with the files."
+            f"{uri} is an archive", remedy="Unpack it, and name the directory with the files."
         )
     folder = uri.rstrip("/").rpartition("/")[0]
     return InvalidCheckpoint(
         f"{uri} names a file; a model is a directory or prefix of several",
-        remedy=f"Give the one that holds it: {folder}",
+        remedy=f"Name the one that holds it: {folder}",
     )
 
 
@@ -103,7 +103,7 @@ def not_convertible(uri: str, names: Sequence[str]) -> InvalidCheckpoint:
         return _other_form(uri, names) or _no_config(uri, names)
     return _other_form(uri, names) or InvalidCheckpoint(
         f"there is neither {' nor '.join(PICKLED_MODEL)} under {uri}",
-        remedy="Give a model in the layout of transformers, saved by save_pretrained.",
+        remedy="Use a model in the layout of transformers, saved by save_pretrained.",
     )
 
 
@@ -132,7 +132,7 @@ def _no_config(uri: str, names: Sequence[str]) -> InvalidCheckpoint:
         folder = below[0].removesuffix(f"/{CONFIG}")
         return InvalidCheckpoint(
             f"there is no {CONFIG} under {uri}, but one in {shown(folder)} there",
-            remedy=f"Give {uri}/{folder}." if len(below) == 1 else "Give the folder of one model.",
+            remedy=f"Name {uri}/{folder}." if len(below) == 1 else "Name the folder of one model.",
         )
     weights = sorted(name for name in names if name.endswith((".safetensors", ".bin")))
     if weights:

@@ -1,8 +1,8 @@
-"""Pickled checkpoints (`pytorch_model.bin`), read for `strucprune convert` and for nothing else.
+"""Pickled checkpoints (`pytorch_model.bin`), which only `strucprune convert` reads.
 
-A pickle is a program. torch's restricted unpickler (`weights_only`) runs none of it but the making
-of tensors and plain containers; a file that asks for more is refused. Files are mapped, not read: a
-tensor costs memory while it is used.
+A pickle is a program. torch's restricted unpickler (`weights_only`) lets it make tensors and plain
+containers only; a file that asks for more is refused. Files are mapped, not read: a tensor takes
+memory only while it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.index import MAX_INDEX_BYTES
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 PICKLED_FILE = "pytorch_model.bin"
 PICKLED_INDEX = "pytorch_model.bin.index.json"
@@ -29,17 +29,17 @@ _REFUSED_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 _UNPICKLER_PREFIX = "WeightsUnpickler error: "
 _MAX_INDEX_DEPTH = 4
 _MAX_NAME_LENGTH = 512
-# Files open at a time. Those of the format before torch 1.6 cannot be mapped and lie in memory.
+# Files open at a time. The format before torch 1.6 cannot be mapped: such a file lies in memory.
 _OPEN_FILES = 2
 _DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def dtype_name(tensor: Tensor) -> str:
-    """The safetensors name of a tensor's dtype (`load_pickled` lets no other pass)."""
+    """The safetensors name of a tensor's dtype (`load_pickled` refuses others)."""
     return _DTYPE_NAMES[tensor.dtype]
 
 
-def pickled_files(store: Store) -> tuple[tuple[str, ...], dict[str, str] | None]:
+def pickled_files(store: Readable) -> tuple[tuple[str, ...], dict[str, str] | None]:
     """The files of a pickled checkpoint, and which file holds which tensor if an index says so.
 
     Raises:
@@ -52,10 +52,13 @@ def pickled_files(store: Store) -> tuple[tuple[str, ...], dict[str, str] | None]
     if info is None:
         raise InvalidCheckpoint(
             f"there is neither {PICKLED_FILE} nor {PICKLED_INDEX} under {store.uri}",
-            remedy="Give a model in the layout of transformers, saved by save_pretrained.",
+            remedy="Use a model in the layout of transformers, saved by save_pretrained.",
         )
     if info.size_bytes > MAX_INDEX_BYTES:
-        raise InvalidCheckpoint(f"{PICKLED_INDEX} is larger than {MAX_INDEX_BYTES} bytes")
+        raise InvalidCheckpoint(
+            f"{PICKLED_INDEX} is larger than {MAX_INDEX_BYTES} bytes",
+            remedy="No model has such a large one: check what it is.",
+        )
     data = bytes(store.read(PICKLED_INDEX, 0, info.size_bytes))
     weight_map = parse_object(data, PICKLED_INDEX, max_depth=_MAX_INDEX_DEPTH).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -78,7 +81,7 @@ def load_pickled(path: Path) -> dict[str, Tensor]:
     """The tensors of one file by name, mapped where the format allows it.
 
     Raises:
-        InvalidCheckpoint: it is damaged, asks for more than tensors, or is no state dict.
+        InvalidCheckpoint: it is damaged, asks for more than tensors, or is not a state dict.
     """
     state = _unpickled(path)
     if not isinstance(state, Mapping):
@@ -112,19 +115,19 @@ class PickledTensors:
 def _unpickled(path: Path) -> object:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old formats are deprecated; that is why one converts
+            warnings.simplefilter("ignore")  # About old formats, which are here to be converted.
             mapped = _is_zip(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except MemoryError:
         raise
-    except Exception as error:  # the unpickler meets damaged and hostile files alike
+    except Exception as error:  # Damaged and hostile files raise anything.
         refused = _REFUSED_GLOBAL.search(str(error))
         if refused:
             raise InvalidCheckpoint(
-                f"{path.name} asks for {shown(refused[1])} to be run while it is read, which is "
-                f"refused: a checkpoint needs tensors only",
-                remedy="Save the model again with save_pretrained, which writes safetensors, on a "
-                "machine that trusts it.",
+                f"{path.name} wants to run {shown(refused[1])} while it is read, which is refused: "
+                f"a checkpoint needs tensors only",
+                remedy="Where you trust that file, load the model and save it again with "
+                "save_pretrained, which writes safetensors.",
             ) from error
         raise InvalidCheckpoint(
             f"{path.name} cannot be read: {shown(_reason(error), 200)}",
@@ -133,7 +136,7 @@ def _unpickled(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """What is wrong, without torch's advice to lift the restriction."""
+    """The reason of the error, without torch's advice to lift the restriction."""
     text = str(error).strip()
     if "Weights only load failed" in text:
         text = text.partition(_UNPICKLER_PREFIX)[2].strip() or "it is not a torch file"
@@ -149,7 +152,7 @@ def _is_zip(path: Path) -> bool:
 def _check_entry(path: Path, name: object, tensor: object) -> None:
     if not isinstance(name, str) or not isinstance(tensor, Tensor):
         raise _no_state_dict(
-            path, f"under {shown(name)} it holds {shown(type(tensor).__name__)}, no tensor"
+            path, f"under {shown(name)} it holds {shown(type(tensor).__name__)}, not a tensor"
         )
     what = f"tensor {shown(name)} in {path.name}"
     if not name or len(name) > _MAX_NAME_LENGTH or not name.isprintable():
@@ -160,14 +163,17 @@ def _check_entry(path: Path, name: object, tensor: object) -> None:
             remedy="Save the model with plain tensors.",
         )
     if tensor.dtype not in _DTYPE_NAMES:
-        raise InvalidCheckpoint(f"{what} has the dtype {tensor.dtype}, which safetensors lacks")
-    # A view may repeat a few bytes without end; written out it would fill every disk.
+        raise InvalidCheckpoint(
+            f"{what} has the dtype {tensor.dtype}, which safetensors lacks",
+            remedy="Save the model with floating-point tensors.",
+        )
+    # A view may repeat a few bytes any number of times: written out, it would fill any disk.
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise InvalidCheckpoint(f"{what} claims more elements than the file holds")
 
 
-def _no_state_dict(path: Path, found: str) -> InvalidCheckpoint:
+def _no_state_dict(path: Path, reason: str) -> InvalidCheckpoint:
     return InvalidCheckpoint(
-        f"{path.name} is no state dict: {found}",
+        f"{path.name} is not a state dict: {reason}",
         remedy="Save the model with save_pretrained, or torch.save(model.state_dict(), ...).",
     )

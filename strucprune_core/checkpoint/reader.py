@@ -27,8 +27,8 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 
-# A tensor that is converted or moved is read in pieces of this size, so that its stored form never
-# lies in memory beside it. Large enough that requests to a store stay few.
+# A tensor that is converted or moved is read in pieces of this size, so that its stored form is
+# never in memory beside it. Large enough that requests to a store stay few.
 PIECE_BYTES = 32 * 2**20
 
 

@@ -24,7 +24,7 @@ from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.errors import NumericalFailure, StrucPruneError
 
 _ALIGNMENT_BYTES = 8
-# Elements looked at a time when checking for NaN: bounds the memory of the check.
+# Elements that are checked for NaN at a time: bounds the memory of the check.
 _CHECK_ELEMENTS = 2**22
 
 
@@ -97,7 +97,7 @@ def write_shard(
 
     Raises:
         NumericalFailure: a tensor is not finite.
-        StrucPruneError: a tensor has not the planned dtype or shape.
+        StrucPruneError: a tensor has another dtype or shape than planned.
     """
     digest = hashlib.sha256()
     try:
@@ -109,7 +109,7 @@ def write_shard(
             file.flush()
             os.fsync(file.fileno())
     except BaseException:
-        path.unlink(missing_ok=True)  # half a file must not look like a whole one
+        path.unlink(missing_ok=True)  # Half a file must not look like a whole one.
         raise
     return digest.hexdigest()
 
@@ -171,7 +171,7 @@ def _checked_bytes(
 def _check_planned(planned: PlannedTensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     if dtype != TORCH_DTYPES[planned.dtype] or shape != planned.shape:
         raise StrucPruneError(
-            f"tensor '{planned.name}' came as {dtype} {shape}, but "
+            f"tensor '{planned.name}' is {dtype} {shape}, but "
             f"{planned.dtype} {planned.shape} was planned"
         )
 
@@ -191,7 +191,7 @@ def _finite_bytes(planned: PlannedTensor, tensor: Tensor) -> memoryview:
 def _is_finite(flat: Tensor) -> bool:
     for start in range(0, flat.numel(), _CHECK_ELEMENTS):
         part = flat[start : start + _CHECK_ELEMENTS]
-        if part.element_size() == 1:  # torch has no isfinite for float8
+        if part.element_size() == 1:  # torch has no isfinite for float8.
             part = part.float()
         if not torch.isfinite(part).all():
             return False

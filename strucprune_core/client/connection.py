@@ -1,4 +1,4 @@
-"""How a client is connected: URL and key, from arguments or the environment."""
+"""Connecting to the service: URL and key, from arguments or the environment."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def connection(url: str | None, api_key: str | None, verify: Any) -> dict[str, A
     """Arguments of the HTTP client that talks to the service.
 
     Raises:
-        InvalidSpec: URL or key are not known, or are none.
+        InvalidSpec: URL or key are missing or malformed.
     """
     base = url or os.environ.get(URL_VARIABLE, "")
     key = api_key or os.environ.get(KEY_VARIABLE, "")
     if not base.startswith(("https://", "http://")):
         raise InvalidSpec(
             "the URL of the service is not known",
-            remedy=f"Set {URL_VARIABLE}, such as https://prune.example.com, or give it.",
+            remedy=f"Set {URL_VARIABLE} to a URL such as https://prune.example.com, or pass it.",
         )
     if not key:
-        raise InvalidSpec("there is no API key", remedy=f"Set {KEY_VARIABLE}, or give one.")
+        raise InvalidSpec("there is no API key", remedy=f"Set {KEY_VARIABLE}, or pass a key.")
     if not key.isascii() or not key.isprintable():
         # Not shown: it may be a key with a stray character.
-        raise InvalidSpec("the API key holds characters that no key has", remedy="Copy it again.")
+        raise InvalidSpec("the API key has characters that no key has", remedy="Copy it again.")
     return {
         "base_url": base.rstrip("/"),
         "headers": {

@@ -1,15 +1,15 @@
 """Failures of the client, as one tree.
 
 ClientError                a StrucPruneError: has message, remedy, code
-├── Unreachable            no answer, or none that makes sense, for `retry_seconds`
+├── Unreachable            no answer, or none of a StrucPrune service, for `retry_seconds`
 ├── WaitTimeout            the job did not end in the time given
-├── DownloadFailed         a file cannot be had, or is not the one that the job wrote
+├── DownloadFailed         a file cannot be fetched, or is not the one that the job wrote
 └── ApiProblem             the service refused; `.problem` is its answer (RFC 9457)
 ├── NotAllowed         401, 403: the key
 ├── JobNotFound        404: no such job, or not yours
 ├── JobConflict        409: the job's state forbids it
 ├── RequestInvalid     400, 413, 415, 422: `.problem.errors` names the fields
-├── RateLimited        429, after waiting as told for `retry_seconds`
+├── RateLimited        429, after waiting as asked and trying for `retry_seconds`
 └── ServiceUnavailable 5xx, after trying for `retry_seconds`
 """
 
@@ -36,14 +36,14 @@ class Unreachable(ClientError):
 
 
 class WaitTimeout(ClientError):
-    """The job did not end in time. It goes on; wait again."""
+    """The job did not end in time. It continues; wait again."""
 
     code: ClassVar[str] = "wait_timeout"
     retryable: ClassVar[bool] = True
 
 
 class DownloadFailed(ClientError):
-    """A file cannot be had, or is not the file that the job wrote."""
+    """A file cannot be fetched, or is not the file that the job wrote."""
 
     code: ClassVar[str] = "download_failed"
 
@@ -59,7 +59,7 @@ class ApiProblem(ClientError):
 
     def __init__(self, problem: Problem) -> None:
         lines = [problem.detail or problem.title or f"The service answered {problem.status}"]
-        if len(problem.errors) > 1:  # of a single one, the detail says it all
+        if len(problem.errors) > 1:  # The detail covers a single one.
             lines += [f"  {_place(error)}{error.detail}" for error in problem.errors]
         super().__init__("\n".join(lines))
         self.problem = problem
@@ -82,7 +82,7 @@ class NotAllowed(ApiProblem):
 
 
 class JobNotFound(ApiProblem):
-    """There is no such job, or it is another tenant's; or a file of it is gone."""
+    """There is no such job, or it is another tenant's; or one of its files is missing."""
 
 
 class JobConflict(ApiProblem):
@@ -100,7 +100,7 @@ class RateLimited(ApiProblem):
 
 
 class ServiceUnavailable(ApiProblem):
-    """The service, or something behind it, does not work now."""
+    """The service, or something that it depends on, does not work now."""
 
     retryable: ClassVar[bool] = True
 

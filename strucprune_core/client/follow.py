@@ -1,8 +1,8 @@
-"""Following a job's events over streams that break: what was seen, and where to go on.
+"""Follows a job's events over streams that break, without sockets: where the next one begins.
 
-Without its sockets; the clients feed it. An event alone cannot tell that the job is over: a failed
-or cancelled job may be retried, and its events hold all runs. So they go on until the service ends
-the stream, and then ask (`calls.catch_up`).
+No event alone says that a job is over: a failed or cancelled job may be retried, and its events are
+those of all runs. So a client reads until the service ends the stream, and then asks for the job
+(`calls.catch_up`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import httpx
 from pydantic import ValidationError
 
-from strucprune_core.client.calls import CONNECT_SECONDS, STREAM_SILENCE_SECONDS, path
+from strucprune_core.client.calls import path
+from strucprune_core.client.flow import CONNECT_SECONDS
 from strucprune_core.client.models import Event
 from strucprune_core.client.sse import Decoder
 
+# The service sends something on a stream every 15 s.
+STREAM_SILENCE_SECONDS = 45.0
 TIMEOUT = httpx.Timeout(STREAM_SILENCE_SECONDS, connect=CONNECT_SECONDS)
 
 
 class Follower:
-    """The place in a job's events.
+    """How far a job's events have been read.
 
     Args:
         job_id: Whose events.
@@ -36,7 +39,7 @@ class Follower:
         self._decoder = Decoder()
 
     def begin(self) -> dict[str, str]:
-        """Headers of a new stream, which goes on where the last one ended."""
+        """Headers of a new stream, which continues where the last one ended."""
         self._decoder = Decoder()
         return {"Accept": "text/event-stream", "Last-Event-ID": self.after}
 
@@ -47,7 +50,7 @@ class Follower:
             try:
                 events.append(Event.model_validate_json(message.data))
             except ValidationError:
-                continue  # of a kind that this release does not know
+                continue  # An event that this release does not know.
         return self.note(events)
 
     def note(self, events: list[Event]) -> list[Event]:

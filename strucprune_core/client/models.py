@@ -1,4 +1,4 @@
-"""What the service answers, as the client hands it out. Fields of newer releases are ignored."""
+"""Answers of the service, as the client returns them. Fields of newer releases are ignored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job(_Answer):
         workers: How many workers serve it now.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
-        etag: Version of the job; another one whenever anything here changes.
+        etag: Version of the job, which changes whenever anything here changes.
     """
 
     id: str
@@ -82,7 +82,7 @@ class Event(_Answer):
     """Something that happened to a job.
 
     Attributes:
-        type: "state", "progress", "workers", "layers", or what a newer service may tell.
+        type: "state", "progress", "workers", "layers", or a type of a newer service.
     """
 
     id: str

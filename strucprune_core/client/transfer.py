@@ -1,9 +1,7 @@
-"""Downloads that end right or not at all: parts are kept and gone on from, digests compared.
+"""Downloads of a job's files, without sockets: broken ones are continued, digests compared.
 
-NAME.part      a file on its way; a later download goes on where it ends
+NAME.part      an unfinished file; a later download continues it
 NAME           a file whose digest was compared
-
-Without its sockets; the clients feed it.
 """
 
 from __future__ import annotations
@@ -16,8 +14,19 @@ from typing import Any
 
 import httpx
 
-from strucprune_core.client.calls import CONNECT_SECONDS, READ_SECONDS, Answer, backoff_seconds
+from strucprune_core.client import calls
 from strucprune_core.client.errors import DownloadFailed
+from strucprune_core.client.flow import (
+    CONNECT_SECONDS,
+    READ_SECONDS,
+    Answer,
+    Flow,
+    Receive,
+    Retries,
+    Sleep,
+    Work,
+    backoff_seconds,
+)
 from strucprune_core.client.models import Artifact
 from strucprune_core.errors import AccessDenied
 from strucprune_core.storage.keys import check_key
@@ -27,21 +36,57 @@ TIMEOUT = httpx.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
 _PART = ".part"
 
 OnBytes = Callable[[str, int, int], None]
-"""Told the name of a file, its bytes that are here, and its bytes in all."""
+"""Called with the name of a file, its bytes that have arrived, and its bytes in all."""
+
+
+def download(
+    retries: Retries, job_id: str, directory: Path | str, *, on_bytes: OnBytes | None = None
+) -> Flow[list[Path]]:
+    """Fetch all files of a succeeded job, and compare their digests.
+
+    Files that an earlier call fetched are not fetched again.
+
+    Args:
+        retries: The client's.
+        job_id: Its id.
+        directory: Where they go; made if missing.
+        on_bytes: Called with a file's name, its bytes here, and its bytes in all.
+
+    Raises:
+        DownloadFailed: a file cannot be fetched, or is not the one that the job wrote.
+    """
+    paths = []
+    for artifact in (yield from calls.artifacts(retries, job_id)):
+        file = Transfer(artifact, Path(directory), retries.seconds, on_bytes)
+        yield from _fetch(retries, job_id, file)
+        paths.append(file.path)
+    return paths
+
+
+def _fetch(retries: Retries, job_id: str, file: Transfer) -> Flow[None]:
+    yield Work(file.prepare)
+    while not file.done:
+        if file.url_is_old:  # Asked for when it is needed: URLs last for minutes.
+            file.renew((yield from calls.presigned(retries, job_id, file.artifact.name)))
+        answer = None if file.complete else (yield file.request())
+        if file.complete:
+            file.finish()
+        else:
+            yield Sleep(file.pause_seconds(answer))
 
 
 class Transfer:
-    """One file on its way.
+    """The download of one file.
 
     Args:
         artifact: The file.
-        directory: Where its path below the output prefix begins.
-        retry_seconds: To go on trying for, without a single byte.
-        on_bytes: Told how far it is.
+        directory: Stands for the output prefix, below which the file's name is a path.
+        retry_seconds: How long to go on trying without receiving a byte.
+        on_bytes: Called as bytes arrive.
 
     Attributes:
-        done: Whether the file is there, and right.
-        url_is_old: Whether there is no URL yet, or the store wants a new one.
+        done: Whether the file is there and its digest was right.
+        url_is_old: Whether a new URL is needed.
     """
 
     def __init__(
@@ -55,26 +100,12 @@ class Transfer:
         self._on_bytes = on_bytes
         self._hash = hashlib.sha256()
         self._here_bytes = 0
-        self._whole = True  # whether every byte came by this transfer
+        self._whole = True  # Whether every byte came with this transfer.
         self._moved_at = time.monotonic()
         self._failures = 0
 
-    @property
-    def url(self) -> str:
-        """Where to get it.
-
-        Raises:
-            DownloadFailed: the store lends out no URLs.
-        """
-        if self.artifact.url is None:
-            raise DownloadFailed(
-                f"{self.artifact.name} cannot be downloaded",
-                remedy=f"It lies at {self.artifact.uri}.",
-            )
-        return self.artifact.url
-
     def prepare(self) -> None:
-        """Look at what is there already. Reads whole files."""
+        """Look for the file, or a part of it, on disk. Reads whole files."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file() and self.path.stat().st_size == self.artifact.bytes:
             with self.path.open("rb") as file:
@@ -104,23 +135,37 @@ class Transfer:
         """Whether all bytes are here, though not yet compared."""
         return self._here_bytes >= self.artifact.bytes
 
-    def headers(self) -> Mapping[str, str]:
-        """Headers of the next request."""
-        plain = {"Accept-Encoding": "identity"}
-        return {**plain, "Range": f"bytes={self._here_bytes}-"} if self._here_bytes else plain
-
-    def begin(self, status: int, headers: Mapping[str, str]) -> bool:
-        """Whether a body of our bytes follows; else `failed` has been told what to do.
+    def request(self) -> Receive:
+        """The request for the bytes that are missing.
 
         Raises:
-            DownloadFailed: it cannot be had.
+            DownloadFailed: the store gives out no URLs.
+        """
+        if self.artifact.url is None:
+            raise DownloadFailed(
+                f"{self.artifact.name} cannot be downloaded: its store gives out no URLs",
+                remedy=f"Copy it from {self.artifact.uri} yourself.",
+            )
+        headers = {"Accept-Encoding": "identity"}
+        if self._here_bytes:
+            headers["Range"] = f"bytes={self._here_bytes}-"
+        return Receive(self.artifact.url, headers, self.begin, self.write)
+
+    def begin(self, status: int, headers: Mapping[str, str]) -> bool:
+        """Whether the body holds the bytes that were asked for; if not, it is asked for again.
+
+        Raises:
+            DownloadFailed: asking again would not help.
         """
         if status == httpx.codes.PARTIAL_CONTENT:
             if headers.get("content-range", "").startswith(f"bytes {self._here_bytes}-"):
                 return True
-            raise DownloadFailed(f"The store sent other bytes of {self.artifact.name} than asked")
+            raise DownloadFailed(
+                f"The store sent other bytes of {self.artifact.name} than asked",
+                remedy=f"Download again, or copy it from {self.artifact.uri} yourself.",
+            )
         if status == httpx.codes.OK:
-            self._restart()  # it does not know ranges
+            self._restart()  # The store ignores ranges and sends the whole file.
             return True
         if status == httpx.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
             self._restart()
@@ -131,7 +176,8 @@ class Transfer:
         if status >= 500 or status == httpx.codes.TOO_MANY_REQUESTS:
             return False
         raise DownloadFailed(
-            f"{self.artifact.name} cannot be downloaded: the store answered {status}"
+            f"{self.artifact.name} cannot be downloaded: the store answered {status}",
+            remedy=f"Check that {self.artifact.uri} still exists.",
         )
 
     def write(self, data: bytes) -> None:
@@ -142,7 +188,10 @@ class Transfer:
         """
         if self._here_bytes + len(data) > self.artifact.bytes:
             self._part.unlink(missing_ok=True)
-            raise DownloadFailed(f"The store sent more than {self.artifact.name} has bytes")
+            raise DownloadFailed(
+                f"The store sent more than the {self.artifact.bytes} bytes of {self.artifact.name}",
+                remedy="It was changed in the output prefix. Submit the job again with a new one.",
+            )
         with self._part.open("ab") as file:
             file.write(data)
         self._hash.update(data)
@@ -160,38 +209,42 @@ class Transfer:
             self._part.replace(self.path)
             self.done = True
         elif not self._whole:
-            self._restart()  # the part that was there may be another file's
+            self._restart()  # The part on disk may be another file's.
         else:
             self._part.unlink(missing_ok=True)
             raise DownloadFailed(
                 f"{self.artifact.name} is not the file that the job wrote",
-                remedy="Somebody changed it under the output prefix. Run the job again.",
+                remedy="It was changed in the output prefix. Submit the job again with a new one.",
             )
 
     def pause_seconds(self, answer: Answer) -> float:
         """How long to wait after a request that brought nothing.
 
         Raises:
-            DownloadFailed: nothing has come for too long.
+            DownloadFailed: no byte has arrived for too long.
         """
         if time.monotonic() - self._moved_at > self._retry_seconds:
             raise DownloadFailed(
-                f"{self.artifact.name} cannot be downloaded: the store does not answer"
+                f"{self.artifact.name} cannot be downloaded: the store does not answer",
+                remedy="Download again later; it continues where it broke off.",
             )
         self._failures += 1
         return backoff_seconds(self._failures - 1, answer)
 
     def renew(self, artifacts: list[Artifact]) -> None:
-        """Take the new URL out of a new list.
+        """Take the new URL from a new list.
 
         Raises:
-            DownloadFailed: the file is not in it, or is another one.
+            DownloadFailed: the file is not in it, or has another digest.
         """
-        for found in artifacts:
-            if (found.name, found.sha256) == (self.artifact.name, self.artifact.sha256):
-                self.artifact, self.url_is_old = found, False
+        for each in artifacts:
+            if (each.name, each.sha256) == (self.artifact.name, self.artifact.sha256):
+                self.artifact, self.url_is_old = each, False
                 return
-        raise DownloadFailed(f"{self.artifact.name} is not a file of the job any more")
+        raise DownloadFailed(
+            f"{self.artifact.name} is not a file of the job any more",
+            remedy="The job ran again meanwhile. Download its files again.",
+        )
 
     def _tell(self, here_bytes: int) -> None:
         if self._on_bytes is not None:
@@ -199,15 +252,21 @@ class Transfer:
 
 
 def _inside(directory: Path, name: str) -> Path:
-    """Where a file of this name goes; names come from the service and are not believed."""
+    """Where a file of this name goes. The service's names are checked, not trusted."""
     try:
         check_key(name)
     except AccessDenied as error:
-        raise DownloadFailed(f"The service names the file {name!r}, which is unsafe") from error
+        raise DownloadFailed(
+            f"The service names the file {name!r}, which is unsafe",
+            remedy="Check the URL: this is not a service to trust.",
+        ) from error
     root = directory.resolve()
     path = root / name
     if not path.resolve().is_relative_to(root):
-        raise DownloadFailed(f"{name!r} is a link that leads out of {directory}")
+        raise DownloadFailed(
+            f"{name!r} is a link that leads out of {directory}",
+            remedy="Remove the link, or choose another directory.",
+        )
     return path
 
 

@@ -4,8 +4,8 @@
 
     verify(secret, request.headers, request.body)   # raises InvalidSignature
 
-The signature covers id, time and body: nobody can make one up, and an old message sent again is
-refused by its time. Within that time a receiver tells repetitions by `webhook-id`, which stays the
+The signature covers id, time and body, so nobody else can make one, and an old message is refused
+by its time. Within that time a receiver recognises repetitions by `webhook-id`, which stays the
 same when the service tries again.
 """
 
@@ -32,7 +32,7 @@ def secret_bytes(secret: str) -> bytes:
     """The key of a secret `whsec_BASE64`.
 
     Raises:
-        ValueError: it is none; the text does not quote it.
+        ValueError: it is malformed; the message does not quote it.
     """
     try:
         key = base64.b64decode(secret.removeprefix(_PREFIX), validate=True)
@@ -59,26 +59,26 @@ def verify(
     *,
     tolerance_seconds: float = TOLERANCE_SECONDS,
 ) -> str:
-    """Check a message; its id, which is the same each time that it is sent.
+    """Check a message. Returns its id, which is the same each time that it is sent.
 
     Args:
         secret: The tenant's, `whsec_...`.
         headers: Of the request, in any case.
-        body: As it came, unparsed.
-        tolerance_seconds: How far its time may be off.
+        body: As received, unparsed.
+        tolerance_seconds: How far its time may differ from ours.
 
     Raises:
         InvalidSignature: it is not from the service, or was sent too long ago.
     """
-    found = {name.lower(): value for name, value in headers.items()}
-    message_id, timestamp = found.get(ID, ""), found.get(TIMESTAMP, "")
+    lowered = {name.lower(): value for name, value in headers.items()}
+    message_id, timestamp = lowered.get(ID, ""), lowered.get(TIMESTAMP, "")
     if not message_id or not timestamp.isascii() or not timestamp.isdigit():
         raise InvalidSignature("there is no webhook-id or webhook-timestamp")
     if abs(time.time() - int(timestamp)) > tolerance_seconds:
         raise InvalidSignature("it was sent too long ago, or one of the clocks is wrong")
     expected = sign(secret, message_id, int(timestamp), body).encode()
     # Several while a secret is being replaced.
-    offered = found.get(SIGNATURE, "").encode("utf-8", "replace").split()
+    offered = lowered.get(SIGNATURE, "").encode("utf-8", "replace").split()
     matches = [hmac.compare_digest(expected, signature) for signature in offered]
     if not any(matches):
         raise InvalidSignature("the signature is not that of this body under this secret")

@@ -64,14 +64,14 @@ def local_path(text: str, option: str | None = None) -> Path:
 
 
 def _place(error: StrucPruneError) -> str:
-    """The layer at fault and what was done with it, if one is."""
+    """The layer at fault and the phase of the job, if there is one."""
     if error.layer is None:
         return ""
     return f" (layer {error.layer}, {error.phase})" if error.phase else f" (layer {error.layer})"
 
 
 def progress_bar() -> Progress:
-    """A bar in a terminal, nothing elsewhere; it goes when it is done."""
+    """A bar in a terminal, nothing elsewhere; it disappears once it is done."""
     return Progress(
         TextColumn("{task.description:<22}"),
         BarColumn(),
@@ -89,14 +89,14 @@ def show(result: dict[str, Any], as_json: bool) -> None:
         return
     table = Table(show_header=False, box=None)
     table.add_column()
-    table.add_column(overflow="fold")  # a digest cut short is no use
+    table.add_column(overflow="fold")  # Digests are shown whole.
     for key, value in result.items():
         table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
 
 
 def show_estimate(result: dict[str, Any], as_json: bool) -> None:
-    """Print an estimate, and what it warns of."""
+    """Print an estimate, and its warnings."""
     if as_json:
         show(result, as_json)
         return
@@ -105,14 +105,14 @@ def show_estimate(result: dict[str, Any], as_json: bool) -> None:
 
 
 def show_warnings(warnings: Sequence[str]) -> None:
-    """What a result does not show by itself, one a line, beside the results."""
+    """Print warnings, one a line, apart from the results."""
     for warning in warnings:
         stderr.print("[bold yellow]warning[/] ", end="")
         stderr.print(warning, markup=False, highlight=False)
 
 
 def _shown(value: object) -> str:
-    """A value for people: thousands apart, no more digits than mean something."""
+    """A value for people: thousands separated, fractions with four digits."""
     if isinstance(value, bool):
         return str(value)
     if isinstance(value, int):

@@ -24,7 +24,7 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
 
 Path_ = tuple[str, ...]
-"""Where a field stands in the specification: ("pruning", "recover", "steps")."""
+"""The place of a field in the specification: ("pruning", "recover", "steps")."""
 
 # Before the names of a section's fields; those of `pruning` stand alone.
 _PREFIXES: dict[Path_, str] = {
@@ -49,14 +49,17 @@ _NAMES: dict[Path_, str] = {
 _HELP: dict[Path_, str] = {
     ("calibration", "uri"): "Text (UTF-8), JSON lines or parquet; or `self`, text that the model "
     "writes (a file of that name is ./self).",
-    ("pruning", "recover", "steps"): "Train each pruned layer for so many steps; 0 does not. "
+    ("pruning", "recover", "steps"): "Steps of training for each pruned layer; 0 leaves it out. "
     "[default: 0]",
-    ("pruning", "distill", "steps"): "Last, train the whole model for so many steps; 0 does not. "
-    "[default: 0]",
+    (
+        "pruning",
+        "distill",
+        "steps",
+    ): "Steps of a last training of the whole model; 0 leaves it out. [default: 0]",
 }
-# `--calibration self` says it.
+# Set by `--calibration self`.
 _NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
-# What only a service heeds.
+# Only a service uses them.
 _OF_A_SERVICE = ("priority", "deadline_seconds", "max_attempts", "max_workers", "labels")
 
 
@@ -99,7 +102,7 @@ class JobOption:
 
     @property
     def for_services(self) -> bool:
-        """Whether the library makes no use of it."""
+        """Whether only a service uses it."""
         return self.path[-1] in _OF_A_SERVICE
 
     def as_parameter(self) -> inspect.Parameter:
@@ -114,7 +117,7 @@ class JobOption:
         return _keyword(self.parameter, Annotated[self._type() | None, option], None)
 
     def _type(self) -> Any:
-        """What the command line's text is turned into."""
+        """The type that the command line's text is turned into."""
         if self.is_list:
             return list[str]
         plain = self.kind in (bool, int, float) and not self.is_size
@@ -142,7 +145,7 @@ class JobOption:
         """What the field is set to.
 
         Raises:
-            InvalidSpec: it is no size, or no NAME=VALUE.
+            InvalidSpec: it is not a size, or not NAME=VALUE.
         """
         if self.is_size:
             return _size(given, f"--{self.name}")
@@ -184,7 +187,7 @@ def takes_job(*, service: bool = False) -> Callable[[Callable[..., None]], Calla
 
     Args:
         service: Whether the job is for a service. Then there are options for what only a service
-            heeds, and the argument is a specification's file; else the argument is the model.
+            uses, and the argument is a specification's file; else the argument is the model.
     """
     options = [option for option in OPTIONS if service or not option.for_services]
     shared = [option.as_parameter() for option in options]
@@ -205,7 +208,7 @@ def takes_job(*, service: bool = False) -> Callable[[Callable[..., None]], Calla
             for each in inspect.signature(command).parameters.values()
             if each.name != "body"
         ]
-        # Typer makes options of a function's signature: this one's has to be put together.
+        # Typer reads options off a function's signature, so this one is put together here.
         run.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
         run.__annotations__ = {each.name: each.annotation for each in (*shared, *own)}
         return run
@@ -276,17 +279,22 @@ def read_spec(name: str) -> dict[str, Any]:
     """A JSON object from a file, or from standard input for "-".
 
     Raises:
-        InvalidSpec: there is none.
+        InvalidSpec: the file cannot be read, or holds something else.
     """
     try:
         text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
         body = json.loads(text)
     except OSError as error:
-        raise InvalidSpec(f"cannot read {name}: {error.strerror}") from error
+        raise InvalidSpec(
+            f"cannot read {name}: {error.strerror}", remedy="Check its name and its permissions."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
     if not isinstance(body, dict):
-        raise InvalidSpec(f"{name} holds no JSON object")
+        raise InvalidSpec(
+            f"{name} does not hold a JSON object",
+            remedy="Write the job as REST takes it, as one object.",
+        )
     return body
 
 

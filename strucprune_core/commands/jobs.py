@@ -1,6 +1,6 @@
-"""`strucprune jobs` and its verbs. No torch.
+"""`strucprune jobs submit | list | watch ...`: jobs of a service. No torch.
 
-Talk to the service at STRUCPRUNE_URL with the key STRUCPRUNE_API_KEY.
+Calls the service at STRUCPRUNE_URL with the key STRUCPRUNE_API_KEY.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -35,7 +36,7 @@ from strucprune_core.commands.console import (
 )
 from strucprune_core.commands.job_options import JobBody, takes_job
 
-# A person at a terminal is told soon that nothing answers; who watches for hours waits it out.
+# A person at a terminal learns soon that nothing answers; a watch of hours survives an outage.
 _RETRY_SECONDS = 5.0
 _WATCH_RETRY_SECONDS = 300.0
 
@@ -58,7 +59,7 @@ def submit(
         bool, typer.Option(help="Only say what is wrong or what it would cost.")
     ] = False,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="Given again with the same job, it is the same job.")
+        str | None, typer.Option(help="Repeating it with the same job makes no second job.")
     ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -68,9 +69,9 @@ def submit(
         job_body = body()
         with _client(url) as client:
             if validate:
-                found = client.validate(job_body)
-                _show(found.model_dump(mode="json"), as_json)
-                raise typer.Exit(0 if found.valid else EXIT_FAILED)
+                verdict = client.validate(job_body)
+                _show(verdict.model_dump(mode="json"), as_json)
+                raise typer.Exit(0 if verdict.valid else EXIT_FAILED)
             job = client.submit(job_body, idempotency_key=idempotency_key)
         if watch:
             if not as_json:
@@ -88,22 +89,20 @@ def list_jobs(
     label: Annotated[
         str | None, typer.Option(help="Only jobs with this label: name=value.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, newest first.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list, newest first.")] = 50,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, newest first."""
     with failures(as_json), _client(url) as client:
-        found: list[Job] = []
-        for job in client.list(state=state, label=label, page_size=min(limit, 100)):
-            found.append(job)
-            if len(found) == limit:
-                break
+        newest = list(
+            islice(client.list(state=state, label=label, page_size=min(limit, 100)), limit)
+        )
         if as_json:
-            sys.stdout.write(json.dumps([_as_dict(job) for job in found], indent=2) + "\n")
+            sys.stdout.write(json.dumps([_as_dict(job) for job in newest], indent=2) + "\n")
             return
         table = Table("id", "state", "done", "created (UTC)", "labels", box=None)
-        for job in found:
+        for job in newest:
             done = f"{job.progress.fraction:.0%}" if job.progress else ""
             labels = Text(" ".join(f"{name}={value}" for name, value in job.labels.items()))
             table.add_row(job.id, job.state, done, f"{job.created_at:%Y-%m-%d %H:%M}", labels)
@@ -143,7 +142,7 @@ def pause(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) 
 
 @app.command()
 def resume(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Let a paused job go on."""
+    """Continue a paused job."""
     with failures(as_json), _client(url) as client:
         _print_job(client.resume(job), as_json)
 
@@ -158,11 +157,11 @@ def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) 
 @app.command()
 def delete(
     job: JobArgument,
-    outputs: Annotated[bool, typer.Option(help="Also remove what it has published.")] = False,
+    outputs: Annotated[bool, typer.Option(help="Also remove the files it has published.")] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove a job that is over."""
+    """Remove a job that has ended."""
     with failures(as_json), _client(url) as client:
         client.delete(job, outputs=outputs)
         show({"id": job, "deleted": True, "outputs": outputs}, as_json)
@@ -186,21 +185,21 @@ def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -
 def download(
     job: JobArgument,
     output: Annotated[
-        str, typer.Option(help="Directory; made if missing. What is there already is kept.")
+        str, typer.Option(help="Directory; made if missing. Files that are there are kept.")
     ],
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch all files of a succeeded job and compare their digests; given again, it goes on."""
+    """Fetch all files of a succeeded job and compare their digests. Run again, it continues."""
     with failures(as_json), _client(url, _WATCH_RETRY_SECONDS) as client, _download_bar() as bar:
         tasks: dict[str, Any] = {}
 
-        def told(name: str, here_bytes: int, total_bytes: int) -> None:
+        def show_bytes(name: str, here_bytes: int, total_bytes: int) -> None:
             if name not in tasks:
                 tasks[name] = bar.add_task(name, total=total_bytes)
             bar.update(tasks[name], completed=here_bytes)
 
-        paths = client.download(job, local_path(output, "--output"), on_bytes=told)
+        paths = client.download(job, local_path(output, "--output"), on_bytes=show_bytes)
     if as_json:
         sys.stdout.write(json.dumps([str(path) for path in paths], indent=2) + "\n")
     else:
@@ -254,7 +253,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _client(url: str | None, retry_seconds: float = _RETRY_SECONDS) -> StrucPruneClient:
-    # Its log quotes whole URLs, and those of downloads are as good as a key.
+    # httpx logs whole URLs, and whoever has the URL of a download needs no key.
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return StrucPruneClient(url, retry_seconds=retry_seconds)
 
@@ -305,7 +304,7 @@ def _print_job(job: Job, as_json: bool) -> None:
 
 
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    """What validation says, with the issues one a line."""
+    """The result of a validation, one issue a line."""
     if as_json:
         show(result, as_json)
         return

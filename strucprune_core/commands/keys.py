@@ -1,6 +1,6 @@
-"""`strucprune keys create | list | revoke`: API keys, for whoever runs the service. No torch.
+"""`strucprune keys create | list | revoke`: API keys, for operators of the service. No torch.
 
-Reads STRUCPRUNE_STATE_URI, STRUCPRUNE_KEY_PEPPER and the S3 settings, as the service does; talks to
+Reads STRUCPRUNE_STATE_URI, STRUCPRUNE_KEY_PEPPER and the S3 settings, as the service does. It uses
 the object storage only, so it works while the service is down.
 """
 
@@ -52,13 +52,13 @@ def create(
         list[str] | None,
         typer.Option(help=f"{' or '.join(get_args(Scope))}; repeat for both. Default: both."),
     ] = None,
-    name: Annotated[str, typer.Option(help="For people: who has it, what for.")] = "",
+    name: Annotated[str, typer.Option(help="A note: who has the key, and what for.")] = "",
     expires_days: Annotated[
-        float | None, typer.Option(min=0.0, help="Days until it is refused. Default: never.")
+        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
     ] = None,
     print_only: Annotated[
         bool,
-        typer.Option(help="Keep nothing: print the entry for STRUCPRUNE_API_KEYS instead."),
+        typer.Option(help="Store nothing: print the entry for STRUCPRUNE_API_KEYS instead."),
     ] = False,
     state_uri: StateOption = None,
     as_json: JsonOption = False,
@@ -103,19 +103,19 @@ def list_keys(
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List all keys, also expired and revoked ones. The keys themselves are nowhere to be had."""
+    """List the records of all keys, expired and revoked ones too. Keys themselves are not kept."""
     with failures(as_json):
-        found = [
+        records = [
             record
             for record in _store(state_uri).list()
             if tenant is None or record.tenant == tenant
         ]
-        found.sort(key=lambda record: record.created_at)
+        records.sort(key=lambda record: record.created_at)
         if as_json:
-            sys.stdout.write(json.dumps([_shown(record) for record in found], indent=2) + "\n")
+            sys.stdout.write(json.dumps([_shown(record) for record in records], indent=2) + "\n")
             return
         table = Table("id", "tenant", "scopes", "name", "created", "state", box=None)
-        for record in found:
+        for record in records:
             created = f"{record.created_at:%Y-%m-%d}"
             scopes = " ".join(sorted(record.scopes))
             table.add_row(
@@ -142,8 +142,8 @@ def revoke(
 def _store(state_uri: str | None) -> KeyStore:
     if not state_uri:
         raise InvalidSpec(
-            "it is not known where the service keeps its state",
-            remedy="Set STRUCPRUNE_STATE_URI as for the service, or give --state-uri.",
+            "STRUCPRUNE_STATE_URI is not set, so the service's state cannot be read",
+            remedy="Set it as for the service, or give --state-uri.",
         )
     return KeyStore(open_store(state_uri))
 

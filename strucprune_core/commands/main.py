@@ -1,6 +1,6 @@
 """The `strucprune` command: inspect, convert, prune, evaluate, verify need no service.
 
-What all commands share is in `commands.console`; those about a service are in `commands`.
+`commands.console` holds what all commands share, `jobs` and `keys` the commands for a service.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 
 def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-    """The result of `inspect` with a short text for what each layer has of its own."""
+    """The result of `inspect` with values of layers as short texts."""
     if max(facts["experts"]) == 1:
         facts = {name: value for name, value in facts.items() if name != "experts"}
     else:
@@ -131,7 +131,7 @@ def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
 
 
 def _by_layer(values: Sequence[object]) -> str:
-    """What every layer has, or what each has."""
+    """The value of all layers, or that of each."""
     if len(set(values)) == 1:
         return f"{values[0]} in each layer"
     return ", ".join(str(value) for value in values)
@@ -183,8 +183,8 @@ def prune(
 ) -> None:
     """Prune a model and write the smaller one with its report.
 
-    With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues where it was
-    when the same command is given again, and ends with the same bytes.
+    With --workspace, a run that was stopped (Ctrl-C, a crash, a power cut) continues when the same
+    command is given again, and ends with the same bytes.
     """
     with failures(as_json):
         spec = parse_spec(body())
@@ -198,9 +198,9 @@ def prune(
 @app.command()
 @takes_job()
 def estimate(body: JobBody, as_json: JsonOption = False) -> None:
-    """Say what a job would need and give: sizes, memory by step, disk, work. Reads no weights.
+    """Estimate a job: sizes before and after, memory by step, disk, work. Reads no weights.
 
-    Takes the options of prune. Without them: 30 %, and a perplexity report of the default size.
+    Takes the options of prune. The default is 30 % and a perplexity report of the default size.
     """
     from strucprune_core.errors import naming_field
     from strucprune_core.plan.estimate import estimate_job
@@ -216,7 +216,7 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
 
 
 def _estimated(body: dict[str, Any]) -> dict[str, Any]:
-    """A job to be estimated, with what is not named in its place: no text is read."""
+    """The job with placeholders where an estimate needs no value: it reads no text."""
     body["output"].setdefault("uri_prefix", "not-written")
     body["pruning"].setdefault("sparsity", 0.3)
     if body["calibration"].get("source") != "self":
@@ -278,7 +278,7 @@ def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
     from strucprune_core.storage.open import open_store
 
     interrupted = _StopOnInterrupt()
-    sweep()  # What a killed run has left.
+    sweep()  # Files that a killed run left.
     with scratch_directory() as scratch, progress_bar() as bar:
         show = _ProgressDisplay(bar)
         return run(
@@ -324,7 +324,7 @@ class _StopOnInterrupt:
         stderr.print("stopping at the next safe point …")
 
     def check(self) -> None:
-        """Raise `Stopped` once a signal has come."""
+        """Raise `Stopped` once a signal has arrived."""
         if self._stopped:
             raise Stopped(
                 "interrupted", remedy="With --workspace, the same command continues the run."

@@ -1,1 +1,1 @@
-"""What a model is worth and what it costs: perplexity, memory, and the reload check."""
+"""Judging models: perplexity, and the checks against transformers."""

@@ -1,18 +1,18 @@
-"""The dense reload check: is our forward pass on the user's files what transformers computes?
+"""The check of the dense model: compares our forward pass on the user's files with transformers'.
 
-Everything that a job measures, and the pruned checkpoint's own check, stands on our reading of the
-dense model: a key of config.json that we overlook, or a tensor that we leave aside, would be wrong
-on both sides there. So before any other work transformers builds the model from the user's own
-config.json, and random tokens pass through its modules and ours:
+All that a job measures, and the pruned checkpoint's own check, depend on how we read the dense
+model. A key of config.json that we overlook, or a tensor that we ignore, would be wrong on both
+sides there. So before any other work transformers builds the model from the user's own config.json,
+and random tokens pass through its modules and ours:
 
 - the names of all tensors, of every layer, are compared with those that transformers expects;
 - embeddings (with positions, scale and projections) are compared at the first layer's input;
 - the first layer, the last, and one layer of each further kind (other modules, window, rotary
   positions or settings, in our reading or in transformers') run in both, on the same input;
-- final norm, head and soft cap are compared by the logits, on what the last layer gave.
+- final norm, head and soft cap are compared by the logits, from the last layer's output.
 
-Layers between are left out, which spares a pass over the weights. The text is short: a window or a
-stretch of rotary positions that begins beyond it is not seen.
+The other layers are left out, which saves a pass over the weights. The text is short: a window or a
+stretch of rotary positions that begins beyond its end is not checked.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from strucprune_core.models.vocabulary import embed, next_token_logits
 
 FIELD = "model.uri"
 
-# Largest difference that float32 rounding explains, relative to the largest value that a layer adds
-# (seen: 7e-7), where what is compared is well conditioned.
+# Largest difference that float32 rounding explains in a well-conditioned comparison, relative to
+# the largest value that a layer adds (seen: 7e-7).
 TOLERANCE = 1e-5
 # Rounding of the sum with the residual stream, relative to the largest value in it.
 SUM_ROUNDING = 1e-6
-# What rounding grows to inside a layer is measured by our own pass on an input that is changed by a
-# few units in the last place: attention with large logits magnifies them a thousandfold.
+# How much a layer magnifies rounding is measured by our own pass on an input changed by a few units
+# in the last place: attention with large logits magnifies them a thousandfold.
 NUDGE = 2.0**-21
 NUDGE_FACTOR = 4.0
-# A router near a tie may send a token to another expert after rounding: so many tokens may differ.
+# After rounding, a router near a tie may choose another expert: this share of tokens may differ.
 REROUTED_SHARE = 1 / 32
 
 
@@ -72,8 +72,8 @@ def check_model(
 
     Raises:
         InvalidCheckpoint: transformers expects other tensors than there are.
-        UnsupportedArchitecture: it computes something else from them than we do.
-        NumericalFailure: what it computes is not finite.
+        UnsupportedArchitecture: transformers and this build compute different values from them.
+        NumericalFailure: transformers' values are not finite.
     """
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.transformers_reference import REFERENCE, Reference
@@ -120,7 +120,7 @@ def layers_to_run(kinds: Sequence[object]) -> list[int]:
 
 
 def _kinds(stream: ModelStream) -> list[object]:
-    """Of each layer what makes it another kind in our reading: all but its widths."""
+    """What makes the kind of each layer in our reading: all but its widths."""
 
     def kind(block: LayerConfig) -> object:
         return block.names, block.window, block.rope
@@ -131,12 +131,12 @@ def _kinds(stream: ModelStream) -> list[object]:
 def _layer_outputs(
     stream: ModelStream, layer: int, given: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a layer makes of an input, and of the input nudged."""
+    """A layer's outputs for an input, and for the input nudged."""
     weights = stream.layer(layer)
 
     def output(hidden: NDArray[np.float32]) -> NDArray[np.float32]:
-        found: NDArray[np.float32] = stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
-        return found
+        result: NDArray[np.float32] = stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
+        return result
 
     return output(given), output(_nudged(given))
 
@@ -149,7 +149,7 @@ def _nudged(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 class _Comparison:
-    """Compares values, and remembers the difference that came nearest to its tolerance."""
+    """Compares values, and keeps the difference that is nearest to its tolerance."""
 
     def __init__(self, reference: str) -> None:
         self.difference, self.tolerance = 0.0, TOLERANCE
@@ -171,11 +171,11 @@ class _Comparison:
         Args:
             what: Their name.
             mine: Ours.
-            nudged: Ours of a nudged input, or the same where nothing is computed.
+            nudged: Ours for a nudged input, or the same where nothing is computed.
             wanted: The reference's.
-            scale: What differences are relative to.
+            scale: Differences are relative to it.
             layer: The layer that they come from.
-            routed: Whether rounding may send a token elsewhere.
+            routed: Whether rounding may change a token's expert.
         """
         if not np.isfinite(wanted).all():
             raise NumericalFailure(
@@ -190,22 +190,22 @@ class _Comparison:
         tolerance = TOLERANCE + NUDGE_FACTOR * noise
         if not difference <= tolerance:  # `not <=`, so that NaN fails too.
             raise UnsupportedArchitecture(
-                f"{self._reference} computes {what} of the model otherwise than this build: the "
-                f"relative difference is {difference:.3g} (tolerance {tolerance:.3g})",
+                f"{self._reference} and this build compute different values for {what} of the "
+                f"model: the relative difference is {difference:.3g} (tolerance {tolerance:.3g})",
                 field=FIELD,
                 layer=layer,
-                remedy="config.json asks for something that this build does not implement. Please "
-                "report it with that file.",
+                remedy="Please report this with its config.json: it asks for something that this "
+                "build does not implement.",
             )
         if difference * self.tolerance > self.difference * tolerance:
             self.difference, self.tolerance = difference, tolerance
 
 
 def _difference(
-    found: NDArray[np.float32], wanted: NDArray[np.float32], scale: float, *, routed: bool
+    mine: NDArray[np.float32], wanted: NDArray[np.float32], scale: float, *, routed: bool
 ) -> float:
-    """The largest of any token, but for some where a router may have decided otherwise."""
-    differences = np.abs(found - wanted).max(-1).flatten() / max(scale, np.finfo(np.float32).tiny)
+    """The largest difference of a token; with a router, a share of the tokens is left out."""
+    differences = np.abs(mine - wanted).max(-1).flatten() / max(scale, np.finfo(np.float32).tiny)
     allowed = int(len(differences) * REROUTED_SHARE) if routed else 0
     return float(np.sort(differences)[-1 - allowed])
 

@@ -33,7 +33,7 @@ def perplexity(
         tick: Called after each layer and vocabulary tile; may raise to stop.
     """
     hidden = final_hidden(stream, windows, scratch, tick)
-    # Every position is scored in place; what the last of a window "predicts" is dropped.
+    # All positions are scored; the last of a window, which predicts nothing, is dropped.
     targets = np.roll(windows, -1, axis=1).reshape(-1)
     losses = token_losses(stream, hidden.reshape(-1, hidden.shape[-1]), targets, tick)
     mean_loss = float(losses.reshape(windows.shape)[:, :-1].mean())

@@ -1,4 +1,4 @@
-"""The reload check: what transformers computes from written files against what it should be."""
+"""The reload check: compares what transformers computes from written files with what it should."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def compare_with_transformers(
 ) -> dict[str, Any]:
     """Compare our forward on `expected` with transformers' on `written`.
 
-    Hidden states of `expected` lie in the directory `scratch` meanwhile.
+    Hidden states of `expected` are kept in the directory `scratch` meanwhile.
 
     Returns:
         `reference`, `tokens`, `max_abs_logit_difference` and `tolerance`.
@@ -45,14 +45,14 @@ def compare_with_transformers(
 
     last = final_hidden(expected, tokens, scratch, tick)
     wanted = next_token_logits(expected, last[:, -1])
-    found = reference_logits(written, config_json, tensor_names, tokens)
-    difference = float((wanted - found).abs().max())
+    computed = reference_logits(written, config_json, tensor_names, tokens)
+    difference = float((wanted - computed).abs().max())
     tolerance = VERIFY_TOLERANCE * max(1.0, float(wanted.abs().max()))
     if not difference <= tolerance:  # `not <=`, so that NaN fails too.
         raise NumericalFailure(
             f"{REFERENCE} computes logits from the files that differ by {difference:.3g} from the "
             f"expected ones (tolerance {tolerance:.3g})",
-            remedy="The checkpoint must not be used. Please report this.",
+            remedy="Do not use the checkpoint, and please report this.",
         )
     return {
         "reference": REFERENCE,
@@ -71,19 +71,19 @@ def check_same_tensors(
     """Compare two sources to the bit, with one tensor of each in memory.
 
     Args:
-        expected: What was to be written.
-        written: What was read back.
+        expected: The tensors to be written.
+        written: The tensors read back.
         names: Tensors of both.
-        tick: Told tensors (done, total) before each one: safe points to stop at.
+        tick: Called with tensors (done, total) before each one: safe points to stop at.
 
     Raises:
         InvalidCheckpoint: a tensor differs.
     """
     for number, name in enumerate(names):
         tick(number, len(names))
-        wanted, found = expected.tensor(name, dtype=None), written.tensor(name, dtype=None)
-        if wanted.dtype != found.dtype or not torch.equal(wanted, found):
+        wanted, stored = expected.tensor(name, dtype=None), written.tensor(name, dtype=None)
+        if wanted.dtype != stored.dtype or not torch.equal(wanted, stored):
             raise InvalidCheckpoint(
-                f"tensor '{name}' of the export is not what was to be written",
-                remedy="The export must not be used. Please report this.",
+                f"tensor '{name}' of the export is not the one to be written",
+                remedy="Do not use the export, and please report this.",
             )

@@ -14,17 +14,14 @@ from pydantic import ValidationError
 
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
-from strucprune_core.checkpoint.finite import check_finite_tensor
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
-from strucprune_core.evaluation.reload_check import (
-    compare_with_transformers,
-)
+from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.models.devices import choose_device
+from strucprune_core.models.finite_weights import check_finite_weights
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
 from strucprune_core.plan.inspection import (
     ModelFacts,
@@ -35,7 +32,7 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.report.document import MANIFEST, PublishedManifest
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.storage.open import open_object, open_store
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 _READ_BYTES = 16 << 20
 
@@ -59,7 +56,7 @@ def evaluate_model(
         sequence_length: Tokens per window.
         device: "auto", "cpu" or "cuda".
         micro_batch_tokens: Tokens pushed through a layer at a time.
-        tick: Told the share that is done, in [0, 1].
+        tick: Called with the share that is done, in [0, 1].
 
     Raises:
         StrucPruneError: see `errors`.
@@ -128,9 +125,7 @@ def _say_why_not_finite(facts: ModelFacts) -> NoReturn:
         InvalidCheckpoint: a tensor holds values that are not finite.
         NumericalFailure: none does.
     """
-    reader = TensorReader(facts.index)
-    for name in expected_tensors(facts.config):
-        check_finite_tensor(reader, name, lambda: None)
+    check_finite_weights(TensorReader(facts.index), facts.config, lambda done, total: None)
     raise NumericalFailure(
         "the model's perplexity is not finite",
         field="model.uri",
@@ -142,18 +137,20 @@ def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStrea
     return ModelStream(facts.config, TensorReader(facts.index), device, tiles)
 
 
-def _check_digests(store: Store) -> int:
+def _check_digests(store: Readable) -> int:
     """Compare every file with the manifest. Returns how many there are."""
     if store.stat(MANIFEST) is None:
         raise InvalidCheckpoint(
             f"there is no {MANIFEST} under {store.uri}",
-            remedy="Give the output of a finished pruning job.",
+            remedy="Name the output of a finished pruning job.",
         )
     files = _manifest(store).files
     for entry in files:
         info = store.stat(entry.name)
         if info is None:
-            raise InvalidCheckpoint(f"{entry.name} is missing")
+            raise InvalidCheckpoint(
+                f"{entry.name} is missing", remedy="Download it again, or prune again."
+            )
         if (
             info.size_bytes != entry.bytes
             or _digest(store, info.key, info.size_bytes) != entry.sha256
@@ -165,7 +162,7 @@ def _check_digests(store: Store) -> int:
     return len(files)
 
 
-def _manifest(store: Store) -> PublishedManifest:
+def _manifest(store: Readable) -> PublishedManifest:
     try:
         return PublishedManifest.model_validate_json(bytes(store.read(MANIFEST)))
     except ValidationError as error:
@@ -176,7 +173,7 @@ def _manifest(store: Store) -> PublishedManifest:
         ) from error
 
 
-def _digest(store: Store, key: str, size_bytes: int) -> str:
+def _digest(store: Readable, key: str, size_bytes: int) -> str:
     sha = hashlib.sha256()
     for start in range(0, size_bytes, _READ_BYTES):
         sha.update(store.read(key, start, min(_READ_BYTES, size_bytes - start)))

@@ -1,10 +1,10 @@
 """A checkpoint run by transformers, one matrix at a time: the reference of both reload checks.
 
-The model is built by transformers from config.json with its parameters on the meta device, so a
-wrong name, shape or width fails here. Hooks fill each module of a decoder layer from the files just
-before it runs and empty it after, and embeddings and head pass in tiles, so a checkpoint of any
-size is checked in the memory of its largest matrix. Everything that is computed is transformers'
-own, from token ids to logits.
+transformers builds the model from config.json with its parameters on the meta device, so a wrong
+name, shape or width fails here. Hooks fill each module of a decoder layer from the files just
+before it runs, and empty it afterwards; embeddings and head are read in tiles. So a checkpoint of
+any size is checked in the memory of its largest matrix. All computation is transformers' own, from
+token ids to logits.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ REFERENCE = f"transformers {transformers_version}"
 
 _REPLACING = threading.Lock()
 
-# Attributes of modules that number a layer or count what pruning removes: they make no other kind.
+# Attributes of modules that number a layer, or count what pruning removes: these do not make layers
+# of different kinds.
 _COUNTS = {
     "layer_idx",
     "layer_id",
@@ -62,9 +63,8 @@ class ReferenceRun:
     """What transformers computed.
 
     Attributes:
-        inputs: Hidden states that each layer was given, (sequences x length x d), by its number;
-            only where they were asked for.
-        outputs: The same of what it gave.
+        inputs: Input of each layer that was to be kept, (sequences x length x d), by its number.
+        outputs: Its output, likewise.
         logits: Of the last position of each sequence, (sequences x V) float32.
     """
 
@@ -76,7 +76,7 @@ class ReferenceRun:
 def reference_logits(
     stream: ModelStream, config_json: bytes, tensor_names: set[str], tokens: NDArray[np.int32]
 ) -> Tensor:
-    """Logits of a checkpoint as transformers computes them; for one call of `Reference`."""
+    """Logits of a checkpoint as transformers computes them, with all layers."""
     return Reference(stream, config_json, tensor_names).run(tokens).logits
 
 
@@ -100,7 +100,7 @@ class Reference:
         if stream.config.tie_word_embeddings:  # The head may be stored all the same: see below.
             differing.discard(stream.config.names.head)
         model = _skeleton(stream, json.loads(config_json))
-        # Our reader leaves aside what transformers derives; if it loads it, so must we.
+        # Our reader ignores tensors that transformers derives. If it loads one, so must we.
         loaded = set(model.state_dict())
         differing = {name for name in differing if name in loaded or not is_derived(name)}
         if differing:
@@ -115,7 +115,7 @@ class Reference:
         self._head = names.head if names.head in tensor_names else names.embedding
 
     def kinds(self) -> list[object]:
-        """Of each layer something that is equal for layers that compute alike, but for widths."""
+        """A value for each layer that is equal for layers which differ in nothing but widths."""
         types = getattr(self._model.config, "layer_types", None) or [None] * len(self._layers)
         return [
             (kind, tuple(_attributes(layer)))
@@ -128,18 +128,18 @@ class Reference:
 
         Args:
             tokens: Token ids.
-            only: Layers to run, the first one among them: the others hand on what they are given,
-                and nothing of them is read. Inputs and outputs of these are kept. None: all.
+            only: Layers to run, with the first one among them; their inputs and outputs are kept.
+                The others return their input, and their weights are not read. None: all layers.
 
         Raises:
             InvalidCheckpoint: a tensor has another shape than transformers expects.
         """
-        found = ReferenceRun()
+        run = ReferenceRun()
         for index, layer in enumerate(self._layers):
             if only is None or index in only:
                 _stream_layer(layer, index, self._stream)
             if only is not None and index in only:
-                _keep(layer, index, found)
+                _keep(layer, index, run)
         if only is not None:
             others = [layer for index, layer in enumerate(self._layers) if index not in only]
             _skip(others, self._layers[0])
@@ -151,12 +151,12 @@ class Reference:
             use_cache=False,
             logits_to_keep=1,
         )
-        found.logits = output.logits[:, -1].float().cpu()
-        return found
+        run.logits = output.logits[:, -1].float().cpu()
+        return run
 
 
 class _TiledHead(nn.Module):
-    """A head's matrix multiplied tile by tile, as it comes from the files."""
+    """A head whose matrix is read from the files and multiplied tile by tile."""
 
     def __init__(self, stream: ModelStream, name: str) -> None:
         super().__init__()
@@ -178,25 +178,25 @@ def _fill_embedding(module: Any, stream: ModelStream, ids: NDArray[np.int32]) ->
         table[start:stop] = rows[wanted.to(rows.device)]
         del rows
     module.weight = nn.Parameter(table, requires_grad=False)
-    module.padding_idx = None  # It names a row, and means something in training only.
+    module.padding_idx = None  # It names a row, and matters in training only.
 
 
-def _keep(layer: nn.Module, index: int, found: ReferenceRun) -> None:
+def _keep(layer: nn.Module, index: int, run: ReferenceRun) -> None:
     """Keep a layer's input and output."""
 
     def before(layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any]) -> None:
-        found.inputs[index] = _hidden(given, options).cpu().numpy().copy()
+        run.inputs[index] = _hidden(given, options).cpu().numpy().copy()
 
     def after(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
-        found.outputs[index] = hidden.cpu().numpy().copy()
+        run.outputs[index] = hidden.cpu().numpy().copy()
 
     layer.register_forward_pre_hook(before, with_kwargs=True)
     layer.register_forward_hook(after)
 
 
 def _skip(layers: list[Any], first: nn.Module) -> None:
-    """Let layers hand on what they are given, in the form in which the `first` one answers."""
+    """Make layers return their input, in the form of the `first` one's result."""
     in_tuple = False
 
     def learn(layer: nn.Module, given: tuple[Any, ...], output: Any) -> None:
@@ -218,7 +218,7 @@ def _hidden(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
 
 
 def _attributes(layer: nn.Module) -> Iterator[tuple[str, str, str, object]]:
-    """What tells kinds of layers apart: their modules, and the settings in these."""
+    """What distinguishes kinds of layers: their modules, and the settings of these."""
     for path, module in layer.named_modules():
         yield path, type(module).__name__, "", None
         for name, value in sorted(vars(module).items()):
@@ -229,12 +229,12 @@ def _attributes(layer: nn.Module) -> Iterator[tuple[str, str, str, object]]:
 
 def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
     """The model without memory for its parameters; buffers are real, on the stream's device."""
-    # Only eager attention applies a soft cap; else transformers takes what the class is made for.
+    # Only eager attention applies a soft cap. Otherwise transformers uses the class's own choice.
     implementation = None if stream.config.attention_soft_cap is None else "eager"
     try:
         with _parameters_on_meta():
             model = _built(raw, implementation)
-    except Exception as error:  # Whatever the classes make of a config that they do not like.
+    except Exception as error:  # The classes raise anything for a bad config.
         raise InvalidCheckpoint(
             f"{REFERENCE} cannot build the model from config.json: {error}",
             remedy="Correct config.json, or save the model again with transformers.",
@@ -264,7 +264,7 @@ def _parameters_on_meta() -> Iterator[None]:
     """Parameters made inside have a shape but no memory.
 
     The large ones never have any: a linear layer or an embedding is made on the meta device. One
-    thread at a time: what is replaced meanwhile is everybody's.
+    thread at a time, since this replaces functions of torch for all threads.
     """
     with _REPLACING:
         yield from _replaced_makers()
@@ -296,7 +296,7 @@ def _replaced_makers() -> Iterator[None]:
 
 
 def _load_rest(model: Any, stream: ModelStream) -> None:
-    """Load what is neither a decoder layer nor a vocabulary matrix."""
+    """Load the tensors outside the decoder layers, except vocabulary matrices."""
     config = stream.config
     in_layers = {
         tensor_name(config, layer, role)
@@ -305,18 +305,18 @@ def _load_rest(model: Any, stream: ModelStream) -> None:
     }
     rest = set(expected_tensors(config)) - in_layers - {config.names.embedding, config.names.head}
     layers = config.names.layer.partition("{}")[0]
-    found = model.load_state_dict(
+    result = model.load_state_dict(
         {name: stream.tensor(name) for name in rest}, strict=False, assign=True
     )
     # Some families call the head by another name in memory than in their files.
     vocabulary = {config.names.embedding, config.names.head, "lm_head.weight"}
     wanted = [
         name
-        for name in found.missing_keys
+        for name in result.missing_keys
         if not name.startswith(layers) and name not in vocabulary
     ]
-    if wanted or found.unexpected_keys:
-        raise _other_tensors([*wanted, *found.unexpected_keys])
+    if wanted or result.unexpected_keys:
+        raise _other_tensors([*wanted, *result.unexpected_keys])
 
 
 def _check_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
@@ -327,7 +327,7 @@ def _check_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
 
 
 def _stream_layer(layer: nn.Module, index: int, stream: ModelStream) -> None:
-    """Let each module of a layer have its weights only while it runs."""
+    """Give each module of a layer its weights only while it runs."""
     readers = _readers(stream, index)
     for path, module in layer.named_modules():
         prefix = f"{path}." if path else ""
@@ -359,7 +359,7 @@ def _fill_while_running(
 
 
 def _readers(stream: ModelStream, index: int) -> dict[str, Callable[[], Tensor]]:
-    """How to read a layer's tensors, by transformers' names: experts are one tensor there."""
+    """Functions that read a layer's tensors, by transformers' names: experts are one tensor."""
     config = stream.config
     block, names = config.blocks[index], {}
     for role in layer_tensors(config, index):

@@ -1,1 +1,1 @@
-"""Code that travels with checkpoints, and loading them without trusting that code."""
+"""Layouts of the result, its exports for other runtimes, and loading without remote code."""

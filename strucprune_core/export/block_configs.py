@@ -1,8 +1,8 @@
 """A llama with layers of different widths as `nemotron-nas`, which vLLM and MLX load. No torch.
 
 Its config.json lists a block for each layer. Runtimes compute a layer's width from `ffn_mult` as
-round_up(int(2 * ffn_mult * hidden_size / 3), 256), so widths are multiples of 256: channels of
-zeros fill a layer up, which changes nothing of what it computes. All layers have the same number of
+round_up(int(2 * ffn_mult * hidden_size / 3), 256), so widths are multiples of 256. Layers are
+padded with channels of zeros, which do not change their outputs. All layers have the same number of
 query heads, of width hidden_size / heads. Weights have llama's names.
 """
 
@@ -21,9 +21,9 @@ WIDTH_MULTIPLE = 256
 MODEL_TYPE = "nemotron-nas"
 CONFIG_MODULE = "configuration_strucprune"
 CONFIG_FILE = f"{CONFIG_MODULE}.py"
-# Runtimes round `ffn_mult` to so many digits.
+# Runtimes round `ffn_mult` to this number of digits.
 _DIGITS = 6
-# Of the dense model's config.json: what nemotron-nas says in other words.
+# Keys of the dense model's config.json for which nemotron-nas has other keys.
 _REPLACED = (
     "auto_map",
     "head_dim",
@@ -37,7 +37,7 @@ _REPLACED = (
 
 
 def padded(config: ModelConfig) -> ModelConfig:
-    """The model with every FFN filled up to a multiple of 256 channels."""
+    """The model with every FFN padded to a multiple of 256 channels."""
     return config.with_blocks(
         [
             replace(block, ffn_widths=tuple(_round_up(width) for width in block.ffn_widths))
@@ -53,7 +53,8 @@ def _round_up(width: int) -> int:
 def ffn_mult(width: int, hidden_size: int) -> float:
     """The multiplier that runtimes turn into `width`, a multiple of 256.
 
-    Every value in (width - 256, width] is rounded up to `width`; the middle is safe from rounding.
+    Every value in (width - 256, width] is rounded up to `width`: the middle is farthest from a
+    rounding error.
     """
     return round(1.5 * (width - WIDTH_MULTIPLE // 2) / hidden_size, _DIGITS)
 
@@ -73,7 +74,7 @@ def config_json(dense: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
     kept = {key: value for key, value in dense.items() if key not in _REPLACED}
     rope = pruned.blocks[0].rope or RopeConfig()
     section = rope_parameters(rope)
-    # MLX reads rope_scaling, and takes no llama for one without a kind of scaling.
+    # MLX reads rope_scaling, and refuses one without a type of scaling.
     scaling = {} if rope.type == "default" else {"rope_scaling": section}
     return {
         **kept,
@@ -115,14 +116,14 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
     """The export as runtimes understand its config.json: one of layout `per_layer`.
 
     Raises:
-        InvalidCheckpoint: it is no `nemotron-nas` config, or lists another number of layers.
+        InvalidCheckpoint: it is not a `nemotron-nas` config, or lists another number of layers.
     """
     blocks = exported.get("block_configs")
     count = exported.get("num_hidden_layers")
     if exported.get("model_type") != MODEL_TYPE or not isinstance(blocks, list):
-        raise InvalidCheckpoint(f"config.json is not one of model type {MODEL_TYPE}")
+        raise _bad_export(f"its config.json is not one of model type {MODEL_TYPE}")
     if len(blocks) != count:
-        raise InvalidCheckpoint(f"block_configs lists {len(blocks)} layers instead of {count}")
+        raise _bad_export(f"it lists {len(blocks)} layers instead of {count}")
     hidden_size, heads = exported["hidden_size"], exported["num_attention_heads"]
     layers = [
         {
@@ -143,6 +144,13 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _bad_export(reason: str) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"the export block_configs is wrong: {reason}",
+        remedy="Leave 'block_configs' out of pruning.exports, and please report this.",
+    )
+
+
 def configuration_code() -> bytes:
-    """The config class that travels with the export: transformers itself has none."""
+    """The config class that is part of the export: transformers itself has none."""
     return resources.files("strucprune_core.export").joinpath(CONFIG_FILE).read_bytes()

@@ -1,6 +1,6 @@
-"""Which exports a model can have, known from its config and tokenizer. No torch.
+"""Which exports a model can have, by its config and tokenizer. No torch.
 
-An export that cannot say what the model is, is refused before any heavy work.
+A format that cannot express the model is refused before any heavy work.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def check_export(
     """Check that an export can hold what a job will make of a model.
 
     Raises:
-        InvalidSpec: it cannot; the field is `pruning.exports`.
+        InvalidSpec: it cannot; names the field `pruning.exports`.
         InvalidCheckpoint: the tokenizer's files are malformed.
         StorageError: the store refused or failed.
     """
@@ -57,20 +57,20 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
 
 
 def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:
-    """The exports that a job on a model could have if it removes FFN channels alone.
+    """The exports that a job on a model can have if it removes FFN channels only.
 
     Raises:
         StorageError: the store refused or failed.
     """
     pruning = PruningSpec(sparsity=0.5)
-    found: list[Export] = []
+    possible: list[Export] = []
     for export in get_args(Export):
         try:
             check_export(export, pruning, config, index)
         except (InvalidSpec, InvalidCheckpoint):
             continue
-        found.append(export)
-    return found
+        possible.append(export)
+    return possible
 
 
 def _slides(block: LayerConfig, config: ModelConfig) -> bool:
@@ -78,22 +78,22 @@ def _slides(block: LayerConfig, config: ModelConfig) -> bool:
 
 
 def _check_heads(pruning: PruningSpec, config: ModelConfig) -> None:
-    """Runtimes make every head hidden_size / heads wide, and as many queries in all layers."""
+    """Runtimes assume heads of width hidden_size / heads, and equally many in all layers."""
     if {"kv_groups", "query_heads"} & set(pruning.structures):
         raise InvalidSpec(
-            "the block_configs export has one number of query heads for all layers, so that heads "
+            "the block_configs export has one number of query heads for all layers, so heads "
             "cannot be removed",
             field=FIELD,
             remedy="Use structures ['ffn_channels'], or leave 'block_configs' out.",
         )
     heads = {block.query_heads for block in config.blocks}
     if any(count * config.head_dim != config.hidden_size for count in heads):
-        raise _refusal("block_configs", "heads that do not share out the hidden size")
+        raise _refusal("block_configs", "heads whose widths do not add up to the hidden size")
 
 
 def _refusal(export: str, what: str) -> InvalidSpec:
     return InvalidSpec(
-        f"the {export} export knows no {what}",
+        f"the {export} export does not support {what}",
         field=FIELD,
         remedy=f"Leave '{export}' out of pruning.exports.",
     )

@@ -1,7 +1,7 @@
 """GGUF files, written one tensor at a time and read back memory-mapped.
 
-The writer is told all names and shapes first, so that no more than one tensor is ever in memory.
-The same model gives the same bytes.
+The writer gets all names and shapes first, so that no more than one tensor is ever in memory. The
+same model gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
 from strucprune_core.export.gguf_layout import (
+    REPORT,
     ROPE_FACTORS,
     GgufDtype,
     GgufTensor,
@@ -30,6 +31,7 @@ from strucprune_core.export.gguf_layout import (
 )
 from strucprune_core.export.gguf_vocabulary import GgufVocabulary
 from strucprune_core.models.config import ModelConfig, RopeConfig
+from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import WeightSource
 
 _TORCH_DTYPES: dict[GgufDtype, torch.dtype] = {
@@ -56,8 +58,8 @@ def write_gguf(
         source: Its tensors.
         stored: Their safetensors dtypes by name.
         vocabulary: Its tokenizer.
-        name: What the model is called in the file.
-        tick: Told tensors (done, total) before each one: safe points to stop at.
+        name: The model's name in the file.
+        tick: Called with tensors (done, total) before each one: safe points to stop at.
 
     Raises:
         NumericalFailure: a value is too large for float16.
@@ -90,7 +92,7 @@ def write_gguf(
             writer.write_tensor_data(factors)
     except BaseException:
         writer.close()
-        path.unlink(missing_ok=True)  # half a file must not look like a whole one
+        path.unlink(missing_ok=True)  # Half a file must not look like a whole one.
         raise
     writer.close()
 
@@ -133,7 +135,7 @@ def rounded(source: WeightSource, tensor: GgufTensor) -> Tensor:
     """
     values = source.tensor(tensor.source, dtype=None)
     narrow = values.to(_TORCH_DTYPES[tensor.dtype])
-    # Extremes instead of a look at each value: no copy of the tensor is made.
+    # By the extremes: a mask of all values would be a copy of the tensor's size.
     if not all(torch.isfinite(extreme) for extreme in torch.aminmax(narrow)):
         raise NumericalFailure(
             f"tensor '{tensor.source}' has values that are not finite in {tensor.dtype}",
@@ -171,41 +173,25 @@ def _rope_factors(config: ModelConfig) -> NDArray[np.float32] | None:
     return None if factors is None else np.array(factors, dtype=np.float32)
 
 
-class RoundedSource:
-    """A `WeightSource` of values as a GGUF file holds them, computed from another source."""
+class RoundedSource(StoredSource):
+    """Values as a GGUF file holds them, computed from another source."""
 
     def __init__(self, source: WeightSource, tensors: Iterable[GgufTensor]) -> None:
         self._source = source
         self._tensors = {tensor.source: tensor for tensor in tensors}
 
-    def tensor(
-        self,
-        name: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         """A whole tensor, rounded."""
-        values = rounded(self._source, self._tensors[name])
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return rounded(self._source, self._tensors[name])
 
-    def rows(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, rounded."""
-        target = _TORCH_DTYPES[self._tensors[name].dtype]
-        values = self._source.rows(name, start, stop, dtype=None).to(target)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        values = self._source.rows(name, start, stop, dtype=None)
+        return values.to(_TORCH_DTYPES[self._tensors[name].dtype])
 
 
-class GgufFile:
-    """A GGUF file of a llama as a `WeightSource` by checkpoint names, memory-mapped."""
+class GgufFile(StoredSource):
+    """A GGUF file of a llama under the names of its checkpoint, memory-mapped."""
 
     def __init__(self, path: Path, expected: ModelConfig) -> None:
         """Read the header.
@@ -223,17 +209,19 @@ class GgufFile:
         self.config = raw_config(self.field, set(self._stored), rope)
         """The file's metadata as a config.json of layout `per_layer`."""
         factors = _rope_factors(expected)
-        found = self._stored.get(ROPE_FACTORS)
-        none = found is None and factors is None
-        both = found is not None and factors is not None and np.array_equal(found.data, factors)
+        stored = self._stored.get(ROPE_FACTORS)
+        none = stored is None and factors is None
+        both = stored is not None and factors is not None and np.array_equal(stored.data, factors)
         if not (none or both):
-            raise InvalidCheckpoint(f"{ROPE_FACTORS} of the GGUF file is not the model's")
+            raise InvalidCheckpoint(
+                f"{ROPE_FACTORS} of the GGUF file is not the model's", remedy=REPORT
+            )
         self._tensors: dict[str, GgufTensor] = {}
 
     def field(self, key: str) -> Any:
         """A metadata value, None if there is none."""
-        found = self._reader.get_field(key)
-        return None if found is None else found.contents()
+        entry = self._reader.get_field(key)
+        return None if entry is None else entry.contents()
 
     def describe(self, config: ModelConfig) -> set[str]:
         """Names in the checkpoint of the file's tensors.
@@ -248,42 +236,28 @@ class GgufFile:
         by_name = {tensor.name: tensor for tensor in planned}
         names = set(self._stored) - {ROPE_FACTORS}
         if unknown := sorted(names - set(by_name)):
-            raise InvalidCheckpoint(f"the GGUF file has unknown tensors: {unknown[:3]}")
+            raise InvalidCheckpoint(
+                f"the GGUF file has unknown tensors: {unknown[:3]}", remedy=REPORT
+            )
         self._tensors = {by_name[name].source: by_name[name] for name in names}
         return set(self._tensors)
 
-    def tensor(
-        self,
-        name: str,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         """A whole tensor, rows in the checkpoint's order."""
         tensor = self._tensors[name]
-        values = undo_rotary(self._values(tensor, slice(None)), tensor.rotary_heads)
-        return values.to(device=device, dtype=dtype or values.dtype)
+        return undo_rotary(self._values(tensor, slice(None)), tensor.rotary_heads)
 
-    def rows(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor, in the checkpoint's order."""
         tensor = self._tensors[name]
         if tensor.rotary_heads:
-            return self.tensor(name, device=device, dtype=dtype)[start:stop]
-        values = self._values(tensor, slice(start, stop))
-        return values.to(device=device, dtype=dtype or values.dtype)
+            return self.stored(name)[start:stop]
+        return self._values(tensor, slice(start, stop))
 
     def _values(self, tensor: GgufTensor, rows: slice) -> Tensor:
-        """Rows as they lie in the file, copied out of the map."""
+        """Rows in the file's order, copied out of the map."""
         stored = self._stored[tensor.name]
         values = torch.from_numpy(np.array(stored.data[rows]))
-        if stored.tensor_type == GGMLQuantizationType.BF16:  # NumPy has none: rows of bytes
+        if stored.tensor_type == GGMLQuantizationType.BF16:  # NumPy has no bfloat16: rows of bytes.
             values = values.view(torch.bfloat16)
         return values

@@ -1,9 +1,9 @@
-"""What a llama is called in GGUF: tensors, dtypes and metadata, both ways. No torch, no gguf.
+"""Names, dtypes and metadata of a llama in GGUF, in both directions. No torch, no gguf.
 
-Architecture `llama` where all layers have one shape, else `deci`, which is llama with the width and
-head counts of every layer (`feed_forward_length`, `attention.head_count`, `.head_count_kv` as
-lists). Rows of query and key projections are permuted: a head's rotary pairs lie side by side in
-GGUF (x0, y0, x1, y1, ..), and in two halves in transformers (x0, x1, .., y0, y1, ..).
+The architecture is `llama` if all layers have one shape, else `deci`: llama with lists of widths
+and head counts by layer (`feed_forward_length`, `attention.head_count`, `.head_count_kv`). Rows of
+query and key projections are permuted: a head's rotary pairs are adjacent in GGUF (x0, y0, x1, y1,
+..), and in two halves in transformers (x0, x1, .., y0, y1, ..).
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ Value = int | float | str | list[int]
 
 DTYPE_BYTES: Mapping[GgufDtype, int] = {"F32": 4, "F16": 2, "BF16": 2}
 ROPE_FACTORS = "rope_freqs.weight"
-"""By how much each pair of a head turns slower (llama3 scaling), (head_dim / 2,) float32."""
+"""Factors by which each pair of a head rotates slower (llama3), (head_dim / 2,) float32."""
+
+REPORT = "Leave 'gguf' out of pruning.exports, and please report this."
+"""Remedy for a GGUF file of ours that is wrong."""
 
 _MODEL = {
     "model.embed_tokens.weight": "token_embd.weight",
@@ -41,7 +44,7 @@ _LAYER = {
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
-# GGUF's numbers for what most matrices of a file are.
+# GGUF's numbers for the dtype of most matrices in a file.
 _FILE_TYPES: Mapping[GgufDtype, int] = {"F16": 1, "BF16": 32}
 
 
@@ -77,8 +80,8 @@ def plan_tensors(config: ModelConfig, stored: Callable[[str], str]) -> list[Gguf
 
     Args:
         config: A llama.
-        stored: Safetensors dtype of a checkpoint tensor by name. bfloat16 stays what it is;
-            everything else becomes float16, vectors float32.
+        stored: Safetensors dtype of a checkpoint tensor by name. bfloat16 matrices stay bfloat16,
+            others become float16; vectors become float32.
     """
     names = {source: (name, 0) for source, name in _MODEL.items()}
     for layer, block in enumerate(config.blocks):
@@ -112,7 +115,7 @@ def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[
 
     Args:
         config: A llama.
-        name: What the model is called.
+        name: The model's name.
         tensors: Its tensors.
     """
     arch = architecture(config)
@@ -147,7 +150,7 @@ def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[
 def raw_config(
     field: Callable[[str], Any], tensor_names: set[str], rope: RopeConfig
 ) -> dict[str, Any]:
-    """The config.json (of layout `per_layer`) of what a GGUF file holds.
+    """The config.json (of layout `per_layer`) of the model in a GGUF file.
 
     Args:
         field: Value of a metadata key, None if there is none.
@@ -162,7 +165,7 @@ def raw_config(
     def needed(key: str) -> Any:
         value = field(f"{arch}.{key}")
         if value is None:
-            raise InvalidCheckpoint(f"the GGUF file has no {arch}.{key}")
+            raise InvalidCheckpoint(f"the GGUF file has no {arch}.{key}", remedy=REPORT)
         return value
 
     layers = needed("block_count")
@@ -206,10 +209,10 @@ def raw_config(
 
 
 def rope_factors(rope: RopeConfig, dims: int) -> list[float] | None:
-    """By how much llama3 scaling slows each pair of a head, (dims / 2,); None without it.
+    """Factors by which llama3 scaling slows each pair of a head, (dims / 2,); None without it.
 
     Wavelengths above context / low_freq_factor are stretched by `factor`, those below context /
-    high_freq_factor are kept, and the speeds of the band between are blended (Llama 3.1).
+    high_freq_factor are kept, and the speeds of those between are blended (Llama 3.1).
     """
     if rope.type != "llama3":
         return None
@@ -220,7 +223,7 @@ def rope_factors(rope: RopeConfig, dims: int) -> list[float] | None:
     )
     factors = []
     for pair in range(dims // 2):
-        turns = context / (2 * math.pi * rope.theta ** (2 * pair / dims))  # in the context
+        turns = context / (2 * math.pi * rope.theta ** (2 * pair / dims))  # In the context.
         kept = min(1.0, max(0.0, (turns - low) / (high - low)))
         factors.append(1.0 / ((1.0 - kept) / rope.factor + kept))
     return factors

@@ -1,9 +1,9 @@
 """A SentencePiece tokenizer (Llama 2, Mistral) in GGUF's terms. No torch, no gguf.
 
-Such a tokenizer.json is BPE with byte fallback: `▁` stands for a space, and what has no piece of
-its own becomes bytes. GGUF has scores instead of merges: of all neighbours that are a piece
-together, a runtime joins those with the highest score first. That is BPE by merges exactly if every
-two pieces that form a third are a merge, and the merges into one piece stand together; both are
+Such a tokenizer.json is BPE with byte fallback: `▁` stands for a space, and characters without a
+piece become bytes. GGUF has scores instead of merges: of all neighbours that form a piece together,
+a runtime joins those with the highest score first. That equals BPE by merges exactly if every two
+pieces that form a third are a merge, and the merges into one piece are consecutive. Both are
 checked.
 """
 
@@ -38,14 +38,14 @@ def byte_tokens(tokens: Sequence[str]) -> frozenset[str]:
 def puts_space_first(raw: Mapping[str, Any]) -> bool:
     """Whether a text begins with a space that is not in it.
 
-    `first` (only the beginning of a text) and `always` (after every special token, too) are one to
-    GGUF, as they are in the files that models are published in.
+    GGUF does not distinguish `first` (only the beginning of a text) and `always` (after every
+    special token, too), and neither do the files that models are published in.
 
     Args:
         raw: The tokenizer.json.
 
     Raises:
-        InvalidSpec: text is changed in a way that GGUF has no word for.
+        InvalidSpec: text is changed in a way that GGUF cannot express.
     """
     normalisers = steps(raw.get("normalizer"), "normalizers")
     splits = steps(raw.get("pre_tokenizer"), "pretokenizers")
@@ -66,14 +66,14 @@ def piece_scores(
 
     Args:
         tokens: Texts by id.
-        pieces: Those that are found in text, not control tokens, bytes and the like.
+        pieces: Those that stand for text: not control tokens, bytes and the like.
         merges: Pairs, the first is merged first.
 
     Returns:
-        By id: minus the rank of what is merged into the token, below all ranks if nothing is.
+        By id: minus the rank of the token's merge, below all ranks if it has none.
 
     Raises:
-        InvalidSpec: No scores do what the merges do.
+        InvalidSpec: no scores are equivalent to the merges.
     """
     known = set(pieces)
     groups = [joined for joined, _ in groupby(left + right for left, right in merges)]

@@ -1,10 +1,10 @@
-"""A tokenizer.json as GGUF describes vocabularies, read as hostile data. No torch, no gguf.
+"""Turns a tokenizer.json, which is not trusted, into a GGUF vocabulary. No torch, no gguf.
 
-GGUF has a field for each part of a byte-level BPE tokenizer, except that runtimes know how text is
-split before BPE by name only (`tokenizer.ggml.pre`). A name is given where tokenizer.json has
-exactly the structure that runtimes implement under it; any other tokenizer is refused, because a
-runtime would cut texts in other places than the model was trained on, and say nothing. What is
-particular to SentencePiece is in gguf_sentencepiece.py.
+GGUF has a field for each part of a byte-level BPE tokenizer, but names the rule that splits text
+before BPE only (`tokenizer.ggml.pre`). A tokenizer gets a name if its tokenizer.json has exactly
+the structure that runtimes implement under that name. Any other tokenizer is refused, because a
+runtime would silently cut texts in other places than the model was trained on. SentencePiece's
+parts are in gguf_sentencepiece.py.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from strucprune_core.export.tokenizer_json import (
     steps,
     unsupported,
 )
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable
 
 MAX_TOKENIZER_BYTES = 64 << 20
 _MAX_DEPTH = 16
@@ -45,7 +45,7 @@ _CAPITALISED = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
 )
-# (pattern, whether a piece that is a token stays whole): what a runtime does under the name.
+# (pattern, whether a piece that is a token stays whole): the name under which runtimes do this.
 _SPLITS: Mapping[tuple[str, bool], str] = {
     (
         _APOSTROPHES + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|" + _PUNCTUATION_AND_SPACE,
@@ -83,7 +83,7 @@ class Splitting:
 
 @dataclass(frozen=True, slots=True)
 class GgufVocabulary:
-    """A vocabulary by GGUF's terms (`tokenizer.ggml.*`).
+    """A vocabulary in GGUF's terms (`tokenizer.ggml.*`).
 
     Attributes:
         splitting: How a text becomes tokens.
@@ -105,7 +105,7 @@ class GgufVocabulary:
 
 
 def read_vocabulary(
-    store: Store, files: Collection[str], config: Mapping[str, Any], vocab_size: int
+    store: Readable, files: Collection[str], config: Mapping[str, Any], vocab_size: int
 ) -> GgufVocabulary:
     """Read a model's tokenizer files.
 
@@ -113,10 +113,10 @@ def read_vocabulary(
         store: The model.
         files: Names of its side files that exist.
         config: Its config.json.
-        vocab_size: Rows of its embedding; ids that the tokenizer does not use are filled up.
+        vocab_size: Rows of its embedding; ids that the tokenizer does not use get fillers.
 
     Raises:
-        InvalidSpec: GGUF runtimes have no such tokenizer; the field is `pruning.exports`.
+        InvalidSpec: GGUF runtimes have no such tokenizer; names the field `pruning.exports`.
         InvalidCheckpoint: a file is too large, malformed, or contradicts another.
         StorageError: the store refused or failed.
     """
@@ -146,12 +146,15 @@ def read_vocabulary(
     )
 
 
-def _read(store: Store) -> dict[str, Any]:
+def _read(store: Readable) -> dict[str, Any]:
     info = store.stat(TOKENIZER)
     if info is None:
         raise ObjectNotFound(f"there is no {TOKENIZER} under {store.uri}")
     if info.size_bytes > MAX_TOKENIZER_BYTES:
-        raise InvalidCheckpoint(f"{TOKENIZER} is larger than {MAX_TOKENIZER_BYTES} bytes")
+        raise InvalidCheckpoint(
+            f"{TOKENIZER} is larger than {MAX_TOKENIZER_BYTES} bytes",
+            remedy="Leave 'gguf' out of pruning.exports.",
+        )
     data = bytes(store.read(TOKENIZER, 0, info.size_bytes))
     return parse_object(data, TOKENIZER, max_depth=_MAX_DEPTH)
 
@@ -165,29 +168,29 @@ def _check_model(model: Mapping[str, Any]) -> None:
 
 
 def _vocabulary(model: Mapping[str, Any], vocab_size: int) -> dict[int, str]:
-    found: dict[int, str] = {}
+    texts: dict[int, str] = {}
     for text, number in as_object(model.get("vocab"), "model.vocab").items():
-        if as_token_id(number, vocab_size) in found:
+        if as_token_id(number, vocab_size) in texts:
             raise malformed(f"two tokens have the id {number}")
-        found[number] = as_text(text, "a token")
-    return found
+        texts[number] = as_text(text, "a token")
+    return texts
 
 
 @dataclass(frozen=True, slots=True)
 class _Added:
-    """A token that is found in the text before it is split."""
+    """A token that is looked for in the text before it is split."""
 
     text: str
     special: bool
 
 
 def _added_tokens(raw: Mapping[str, Any], vocab_size: int) -> dict[int, _Added]:
-    found = {}
+    added = {}
     for entry in as_list(raw.get("added_tokens") or [], "added_tokens"):
         token = as_object(entry, "an added token")
         text = as_text(token.get("content"), "an added token")
-        found[as_token_id(token.get("id"), vocab_size)] = _Added(text, token.get("special") is True)
-    return found
+        added[as_token_id(token.get("id"), vocab_size)] = _Added(text, token.get("special") is True)
+    return added
 
 
 def _tokens(
@@ -214,7 +217,7 @@ def _tokens(
 def _sentencepiece(
     raw: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]
 ) -> tuple[Splitting, list[int]]:
-    """What splits a text, and kinds of tokens in which bytes and the unknown one have their own."""
+    """The splitting of a text; and kinds of tokens, those of bytes and the unknown one included."""
     space_first = puts_space_first(raw)
     model = as_object(raw.get("model"), "model")
     special = dict.fromkeys(byte_tokens(tokens), BYTE)
@@ -227,15 +230,15 @@ def _sentencepiece(
 
 
 def _merges(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Pairs; in old files they are one text, joined by a space."""
+    """Pairs to merge; in old files each is one text, joined by a space."""
     merges = []
     for entry in as_list(model.get("merges"), "model.merges"):
         pair = entry.split(" ") if isinstance(entry, str) else entry
         if not isinstance(pair, list) or len(pair) != 2:
-            raise malformed(f"{shown(entry)} is no pair to merge")
+            raise malformed(f"{shown(entry)} is not a pair to merge")
         left, right = (as_text(part, "a merge") for part in pair)
         if not left or not right or " " in left + right:
-            raise malformed(f"{shown(entry)} is no pair of tokens")
+            raise malformed(f"{shown(entry)} is not a pair of tokens")
         merges.append((left, right))
     return merges
 
@@ -253,20 +256,20 @@ _SPECIAL = {
 def _special_ids(
     texts: Mapping[str, str], ids: Mapping[str, int], config: Mapping[str, Any], vocab_size: int
 ) -> dict[str, int]:
-    """Where both files name a token, tokenizer_config.json counts: runtimes generate with it."""
-    found = {}
+    """Special tokens. tokenizer_config.json wins over config.json: runtimes generate with it."""
+    special = {}
     for name, key in _SPECIAL.items():
         number: Any = ids.get(texts.get(key, ""))
         if number is None:
             listed = config.get(f"{key}_id")
             number = listed[0] if isinstance(listed, list) and listed else listed
         if isinstance(number, int) and not isinstance(number, bool) and 0 <= number < vocab_size:
-            found[name] = number
-    return found
+            special[name] = number
+    return special
 
 
 def _pre_tokenizer(raw: Mapping[str, Any]) -> str:
-    """The name of the way a text is split, by the structure that tokenizer.json describes."""
+    """The name of the splitting rule, recognised by its structure in tokenizer.json."""
     ignores_merges = as_object(raw.get("model"), "model").get("ignore_merges") is True
     parts = steps(raw.get("pre_tokenizer"), "pretokenizers")
     name = None
@@ -297,7 +300,7 @@ def _isolating_pattern(split: Mapping[str, Any]) -> str:
 
 
 def _check_normaliser(normaliser: Any, pre: str) -> None:
-    """Runtimes normalise nothing; Qwen's NFC changes only texts that are not composed already."""
+    """Runtimes do not normalise; Qwen's NFC only changes texts that are not composed already."""
     if normaliser is None or (normaliser == {"type": "NFC"} and pre == "qwen2"):
         return
     raise unsupported("a normalizer")
@@ -326,7 +329,7 @@ def _surroundings(post: Any, raw: Mapping[str, Any]) -> tuple[list[int], list[in
 
 
 def _adds(ids: Sequence[int], special: Mapping[str, int], name: str) -> bool:
-    """Whether exactly the special token is put there; GGUF can say nothing else."""
+    """Whether exactly the special token is put there; GGUF cannot express other tokens."""
     if list(ids) not in ([], [special.get(name)]):
         raise unsupported(f"other tokens around a text than {name}")
     return bool(ids)

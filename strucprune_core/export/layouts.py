@@ -1,9 +1,9 @@
 """The config and modelling code that make a pruned checkpoint loadable, one function per layout.
 
 `uniform`: every layer has the same shape; transformers' own classes load it everywhere.
-`per_layer`: the config carries the shape of each layer, and a modelling file travels with the
-weights: `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`, or without remote code
-`strucprune_core.load_pretrained(...)`.
+`per_layer`: the config holds the shape of each layer, and a modelling file lies beside the weights.
+It loads with `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`, or without remote
+code with `strucprune_core.load_pretrained(...)`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loading a pruned checkpoint with transformers, running no code but the library's own."""
+"""Loads a pruned checkpoint with transformers, without running the checkpoint's own code."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from strucprune_core.export.modeling_strucprune import MODELS
 def load_pretrained(directory: str, **options: Any) -> Any:
     """Load a pruned checkpoint of any layout.
 
-    Nothing is registered with transformers' Auto classes: what the process loads otherwise, before
-    or after, is loaded as ever.
+    Nothing is registered with transformers' Auto classes, so other models that the process loads
+    are not affected.
 
     Args:
         directory: A local checkpoint directory.

@@ -1,6 +1,6 @@
-"""Which runtimes load the result of a job, from which folder, and if not, what to change. No torch.
+"""Which runtimes load a job's result, and from which folder; else what to change. No torch.
 
-`RUNTIMES` is the one table of these claims; `make runtimes` puts them to the test.
+`RUNTIMES` is the one table of these claims; `make runtimes` tests them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class LoadableForm(_Part):
 
 
 class Runtime(_Part):
-    """A runtime, and what it loads; what serves it best comes first."""
+    """A runtime, and the forms that it loads, the best one first."""
 
     name: str
     loads: tuple[LoadableForm, ...]
@@ -132,7 +132,7 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
 
 
 def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec) -> str | None:
-    """What would make a runtime load the result; None if nothing here does."""
+    """What would make a runtime load the result; None if nothing would."""
     ways = []
     for form in known:
         if form.form == "per_layer" or form.form == "uniform":

@@ -1,7 +1,4 @@
-"""Parts of a tokenizer.json, read as hostile data, and what is said of one that will not do.
-
-No torch, no gguf.
-"""
+"""Reads parts of a tokenizer.json without trusting it; its errors. No torch, no gguf."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ TOKENIZER = "tokenizer.json"
 
 
 def unsupported(what: str) -> InvalidSpec:
-    """The error for a tokenizer that GGUF has no words for; `what` it has."""
+    """The error for a tokenizer that GGUF cannot express, because it has `what`."""
     return InvalidSpec(
-        f"the gguf export knows no tokenizer with {what}",
+        f"the gguf export does not support a tokenizer with {what}",
         field="pruning.exports",
         remedy="Leave 'gguf' out; it needs SentencePiece as in Llama 2 and Mistral, or "
         "byte-level BPE that splits texts as GPT-2, SmolLM, Llama 3, Qwen2 or Mistral's Tekken do.",
@@ -24,7 +21,7 @@ def unsupported(what: str) -> InvalidSpec:
 
 
 def malformed(what: str) -> InvalidCheckpoint:
-    """The error for a file that is no tokenizer.json; `what` is wrong."""
+    """The error for a file that is not a tokenizer.json; `what` is wrong."""
     return InvalidCheckpoint(
         f"{TOKENIZER} is malformed: {what}",
         remedy="Save the tokenizer again (AutoTokenizer, from_pretrained, save_pretrained).",
@@ -32,14 +29,14 @@ def malformed(what: str) -> InvalidCheckpoint:
 
 
 def as_object(value: Any, name: str) -> dict[str, Any]:
-    """`value` if it is an object (InvalidCheckpoint else)."""
+    """`value`, which must be an object (else InvalidCheckpoint)."""
     if not isinstance(value, dict):
         raise malformed(f"{name} is not an object")
     return value
 
 
 def as_list(value: Any, name: str) -> list[Any]:
-    """`value` if it is a list (InvalidCheckpoint else)."""
+    """`value`, which must be a list (else InvalidCheckpoint)."""
     if not isinstance(value, list):
         raise malformed(f"{name} is not a list")
     return value
@@ -57,14 +54,14 @@ def as_text(value: Any, name: str) -> str:
 
 
 def as_token_id(value: Any, vocab_size: int) -> int:
-    """`value` if it is the number of a token (InvalidCheckpoint else)."""
+    """`value`, which must be the number of a token (else InvalidCheckpoint)."""
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < vocab_size:
-        raise malformed(f"{shown(value)} is no token id below the vocabulary's {vocab_size:,}")
+        raise malformed(f"{shown(value)} is not a token id from 0 to {vocab_size - 1:,}")
     return value
 
 
 def steps(step: Any, key: str) -> list[dict[str, Any]]:
-    """The steps of a sequence, or the one step there is."""
+    """The steps of a sequence, or a single step."""
     if step is None:
         return []
     step = as_object(step, key)

@@ -19,12 +19,12 @@ the tokens cannot determine is assumed:
 
     G <- G + (1 - n / m) g I     n < m tokens,  g the mean energy of a column at sites of the kind
 
-With many tokens that is nothing, with few a heavier damping, and with none G = g I: columns are
-then ranked and priced by their weights alone, as those of a site of average use. At three layers of
-SmolLM2-135M, seen by a hundredth to a half as many tokens as they have columns, the damage
-predicted for the cheapest 30 % was 0.01 to 0.14 of the held-out error without it; with it 0.9 to
-4.7 times. The error itself hardly changed (-1 to +4 %; at a layer of few directions +30 %), so what
-this mends is the price of a site beside that of others.
+With many tokens that adds nothing, with few it is a heavier damping, and with none G = g I: columns
+are then ranked and priced by their weights alone, as at a site of average use. We measured three
+layers of SmolLM2-135M, with a hundredth to a half as many tokens as columns. Without the addition,
+the damage predicted for the cheapest 30 % was 0.01 to 0.14 of the held-out error; with it, 0.9 to
+4.7 times. The error itself hardly changed (-1 to +4 %; at a layer of few directions +30 %). So the
+addition corrects the price of a site relative to others.
 """
 
 from __future__ import annotations
@@ -118,8 +118,8 @@ class GramAccumulator:
             if not torch.isfinite(panel.sum(dtype=torch.float64)):
                 raise NumericalFailure(
                     "the Gram matrix has non-finite entries",
-                    remedy="The model's activations overflow on this calibration text; check the "
-                    "weights.",
+                    remedy="The model's activations overflow on the calibration text. Use another "
+                    "text; if that does not help, the model's weights are damaged.",
                 )
             squares += _squared_correlations(panel, span, mean, scale)
             if assumed > 0.0:
@@ -132,7 +132,7 @@ class GramAccumulator:
         return varying**2 / squares if varying else 0.0
 
     def _deviations(self, total_weight: float) -> tuple[Tensor, Tensor]:
-        """U with G - u u^T the covariance, and of each column one over its deviation or 0."""
+        """Vector u with G - u u^T the covariance; 1 / standard deviation of each column, or 0."""
         weight = max(float(self._weight), LEAST_MEAN_SQUARE)
         mean = self._mean / (weight * total_weight) ** 0.5
         energies = self._sums.diagonal() / total_weight

@@ -1,1 +1,1 @@
-"""Architectures: config parsing, one adapter per family, and the streamed forward pass."""
+"""Architectures: a parser of config.json for each family, and one streamed forward pass for all."""

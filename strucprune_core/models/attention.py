@@ -28,7 +28,7 @@ def attend(
         rotations: Cosines and sines of the first dimensions of a head, each (n x dims).
         scale: Attention logits are multiplied by it.
         soft_cap: Logits z become cap * tanh(z / cap).
-        window: Tokens seen at most, the own one included.
+        window: Most tokens that a position sees, its own included.
 
     Returns:
         (b, n, heads * head_dim).
@@ -57,7 +57,7 @@ def attend(
 def attend_last(
     query: Tensor, key: Tensor, value: Tensor, *, scale: float, soft_cap: float | None
 ) -> Tensor:
-    """Attention of the last position to all that are given.
+    """Attention of the last position to all positions.
 
     Args:
         query: (b, 1, heads, head_dim), rotated.
@@ -82,7 +82,7 @@ def attend_last(
 
 
 def rotate_first(x: Tensor, rotations: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate as many dimensions of each head as there are angles for; the rest pass."""
+    """Rotate as many dimensions of each head as there are angles; the others stay."""
     dims = rotations[0].shape[-1]
     if dims == x.shape[-1]:
         return rotate(x, *rotations)
@@ -97,7 +97,7 @@ def _window(length: int, window: int, device: torch.device) -> Tensor:
 def _capped(
     query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float, seen: Tensor
 ) -> Tensor:
-    """A head at a time: here the logits of all positions, (b, n, n), are held."""
+    """One head at a time, since the logits of all positions, (b, n, n), are held."""
     shared = query.shape[1] // key.shape[1]
     mixed = []
     for head in range(query.shape[1]):

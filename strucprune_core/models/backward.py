@@ -1,8 +1,8 @@
 """The backward pass of a streamed model, a layer at a time.
 
-Nothing is kept of a forward pass but every layer's input (the activation checkpoints of Chen et al.
-2016, "Training Deep Nets with Sublinear Memory Cost"): a layer is run again from its input with the
-graph on, and the gradient at its output becomes that at its input.
+Only every layer's input is kept of a forward pass (the activation checkpoints of Chen et al. 2016,
+"Training Deep Nets with Sublinear Memory Cost"). A layer is run again from its input with the graph
+on, which turns the gradient at its output into that at its input.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from strucprune_core.models.structures import SiteKind
 
 @dataclass(frozen=True, slots=True)
 class LayerGradients:
-    """What one layer's backward pass gave.
+    """Gradients of one layer's backward pass.
 
     Attributes:
-        at_input: Gradient at its input, (b, n, d).
-        at_outputs: Gradient at what its sites of each kind compute together, (b, n, d).
+        at_input: At its input, (b, n, d).
+        at_outputs: At the joint output of its sites of each kind, (b, n, d).
     """
 
     at_input: Tensor
@@ -42,7 +42,7 @@ def backward_layer(
     hidden: NDArray[np.float32],
     at_output: NDArray[np.float32],
 ) -> LayerGradients:
-    """Run one dense layer forth and back; no weight gets a gradient.
+    """Run one dense layer forward and back; no weight gets a gradient.
 
     Args:
         stream: The model.
@@ -70,10 +70,10 @@ def layer_gradients(
     hidden: Tensor,
     at_output: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Run one layer forth and back for the sake of its weights.
+    """Run one layer forward and back, with gradients at its weights.
 
     Args:
-        decoder: The model's mathematics.
+        decoder: The model's forward pass.
         block: The layer's shape.
         weights: Its tensors, by role.
         trained: Roles that get a gradient.
@@ -88,7 +88,7 @@ def layer_gradients(
         leaves = {role: weights[role].detach().requires_grad_() for role in trained}
         result = decoder.forward_layer(block, x, {**weights, **leaves}).hidden
         # An expert that no token chose is not part of the graph: its gradient is zero.
-        at_input, *found = torch.autograd.grad(
+        at_input, *gradients = torch.autograd.grad(
             result, (x, *leaves.values()), at_output, materialize_grads=True
         )
-    return at_input, dict(zip(trained, found, strict=True))
+    return at_input, dict(zip(trained, gradients, strict=True))

@@ -1,8 +1,8 @@
 """The shape and constants of a decoder, whatever its family. No torch.
 
-A family file (`families/`) turns a checkpoint's `config.json` into one `ModelConfig`; from here on
-no code asks for a model type. `tensors` derives names and shapes from it, `structures` what can be
-removed, `decoder` the forward pass.
+A family file (`families/`) turns a checkpoint's `config.json` into one `ModelConfig`, on which all
+other code depends instead of model types. `tensors` derives names and shapes from it, `structures`
+what can be removed, `decoder` the forward pass.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class NormConfig:
 
 @dataclass(frozen=True, slots=True)
 class LayerNames:
-    """Modules of one decoder layer by what they do; their names within the layer. None: absent.
+    """Names of one decoder layer's modules, within the layer, by their function. None: absent.
 
     Attributes:
         query_key_value: All three in one matrix; then `query`, `key` and `value` are None.
@@ -99,7 +99,7 @@ class LayerNames:
 
 @dataclass(frozen=True, slots=True)
 class ModelNames:
-    """Tensors outside the layers, and what a layer's names begin with (`{}`: its number)."""
+    """Tensors outside the layers, and the prefix of a layer's names (`{}`: its number)."""
 
     embedding: str
     layer: str
@@ -119,8 +119,8 @@ class LayerConfig:
         query_heads: Query heads.
         kv_heads: Key-value heads; each serves as many query heads as every other.
         ffn_widths: Channels of the FFN, or of each expert.
-        window: Tokens that attention sees at most; None is all before.
-        rope: Rotary positions; None has none.
+        window: Most tokens that attention sees; None: all before.
+        rope: Rotary positions; None: the layer has none.
     """
 
     names: LayerNames
@@ -145,7 +145,7 @@ class ModelConfig:
         family: Model type of the dense model: "llama" also for our pruned llamas.
         embedding_size: Width of the token embedding; differs from `hidden_size` where matrices
             project between them.
-        rotary_dims: Dimensions of a head that are rotated; the rest pass.
+        rotary_dims: Dimensions of a head that are rotated; the others stay.
         qkv_interleaved: A fused query-key-value matrix holds q, k, v head by head (else all queries
             first).
         transposed: Matrices are stored (in x out).

@@ -1,8 +1,8 @@
 """The forward pass of a decoder, driven by its `ModelConfig`; it holds no weights.
 
 Every method takes the tensors of one layer as a mapping from *role* ("mlp.down_proj.weight") to
-tensor, so that whoever calls decides where weights come from and how long they live. They may all
-be there, or pass by in panels of rows (`panels.StreamedLayer`).
+tensor, so that the caller decides where weights come from and how long they stay in memory. All of
+them may be resident, or be read in panels of rows (`panels.StreamedLayer`).
 
 Shapes: b sequences of n tokens, d hidden size.
 """
@@ -27,12 +27,12 @@ from strucprune_core.models.structures import SiteKind
 
 @dataclass(frozen=True, slots=True)
 class SiteInput:
-    """What a site's output matrix was applied to.
+    """Inputs that a site's output matrix was applied to.
 
     Attributes:
         rows: Its inputs, (m x columns of the site). For an expert each row is multiplied by the
             router's weight, so that rows @ W^T is what the expert adds to its tokens.
-        tokens: Which of the b * n tokens each row belongs to, (m,) int64; None: one row per token.
+        tokens: The token, of b * n, that each row belongs to, (m,) int64; None: one row per token.
     """
 
     rows: Tensor
@@ -53,7 +53,7 @@ class LayerTrace:
 
 
 class Decoder:
-    """The mathematics of one model."""
+    """The forward pass of one model's layers."""
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -69,7 +69,7 @@ class Decoder:
     ) -> LayerTrace:
         """Run one decoder layer, of the shape `block`, on (b, n, d): causal, positions from 0.
 
-        `outputs` is given what the sites of each kind compute together, before any norm, (b, n, d).
+        `outputs` receives the joint output of the sites of each kind, before any norm, (b, n, d).
         `record` names the kinds of sites whose inputs are kept: they are most of a layer's memory.
         """
         inputs: dict[str, SiteInput] = {}
@@ -86,9 +86,9 @@ class Decoder:
         inputs: dict[str, SiteInput] | None = None,
         outputs: dict[SiteKind, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The layer up to its FFN: the residual stream, and what the FFN takes, (b, n, d) each.
+        """The layer up to its FFN: the residual stream, and the FFN's input, (b, n, d) each.
 
-        `inputs` is given the input of attention's site, `outputs` its output.
+        `inputs` receives the input of attention's site, `outputs` its output.
         """
         names = block.names
         post_norm = self.config.residual == "post_norm"
@@ -111,7 +111,7 @@ class Decoder:
     ) -> Tensor:
         """What the FFN adds to the residual stream, (b, n, d).
 
-        `inputs` is given the inputs of its sites, `outputs` what they compute together.
+        `inputs` receives the inputs of its sites, `outputs` their joint output.
         """
         names = block.names
         if self.config.residual != "post_norm":
@@ -155,7 +155,7 @@ class Decoder:
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
         """Key-value heads to compute with at a time, so that their queries fill a panel."""
-        separable = not self.config.transposed  # There, every row belongs to all heads.
+        separable = not self.config.transposed  # If transposed, every row belongs to all heads.
         if not (separable and isinstance(weights, StreamedLayer)):
             yield range(block.kv_heads)
             return
@@ -164,7 +164,7 @@ class Decoder:
             yield range(start, min(start + step, block.kv_heads))
 
     def _mixed(self, block: LayerConfig, x: Tensor, weights: LayerWeights, heads: range) -> Tensor:
-        """What attention gives for some key-value heads, (b, n, their query heads * head_dim)."""
+        """Attention's result for some key-value heads, (b, n, their query heads * head_dim)."""
         query, key, value = self._query_key_value(block, x, weights, heads)
         if block.names.query_norm is not None and block.names.key_norm is not None:
             query = normalise(self.config.norm, query, weights, block.names.query_norm)
@@ -190,7 +190,7 @@ class Decoder:
     def _query_key_value(
         self, block: LayerConfig, x: Tensor, weights: LayerWeights, heads: range
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some key-value heads three tensors (b, n, heads, head_dim)."""
+        """Query, key and value of some key-value heads, each (b, n, heads, head_dim)."""
         names, head_dim = block.names, self.config.head_dim
         per_kv_head = block.query_heads_per_kv_head
         shape = (*x.shape[:2], -1, head_dim)
@@ -289,7 +289,7 @@ class Decoder:
                 inputs[f"expert.{expert}"] = SiteInput(rows, tokens)
             added = self._linear(rows, weights, block.names.down.format(expert))
             output.index_add_(0, tokens, added)
-            del rows, added  # Not beside the next expert's.
+            del rows, added  # Freed before the next expert's are made.
         return output.view_as(x)
 
     def _linear(
@@ -312,7 +312,7 @@ def rotations_of(
     rope: RopeConfig, dims: int, length: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of the positions of a sequence, each (length x dims)."""
-    with torch.inference_mode(mode=False):  # Whoever asks next may want to differentiate.
+    with torch.inference_mode(mode=False):  # The cached tensors may be used with autograd later.
         speeds = inverse_frequencies(rope, dims, length)
         return cosines_and_sines(speeds.to(device), length, rope.amplitude)
 

@@ -1,14 +1,15 @@
-"""Text that the model writes itself, streamed: one decoder layer resident, all sequences at once.
+"""Text that the model writes itself, with one decoder layer resident and all sequences at once.
 
-Every step adds one token to every sequence. Keys and values of the tokens so far lie in a mapped
-scratch file, so that a step costs one token's work per sequence, and memory holds one layer and the
-keys and values of a few sequences. The price is reading: the weights are read once per step, so
-`length` times in all. A model that fits the page cache is read at memory speed, a larger one at the
-disk's. Disk: 2 * layers * sequences * length * kv_heads * head_dim * 4 bytes.
+Every step adds one token to every sequence. A mapped scratch file holds keys and values of the
+tokens so far. So a step costs one token's work per sequence, and memory holds one layer and the
+keys and values of a few sequences. In return, the weights are read once per step, `length` times in
+all: at memory speed if the model fits the page cache, else at the disk's. Disk space: 2 * layers *
+sequences * length * kv_heads * head_dim * 4 bytes.
 
-Calibrating on it is the idea of Williams, Chrysostomou & Aletras 2024 (arXiv 2410.17170). Tokens
-are drawn from the model's own distribution, at temperature 1 and with nothing cut off. A sequence
-that ends goes on with the next text, as in the packed documents that models are trained on.
+The idea to calibrate on such text is that of Williams, Chrysostomou & Aletras 2024 (arXiv
+2410.17170). Tokens are drawn from the model's own distribution, at temperature 1, without top-k or
+top-p. A sequence whose text ends continues with the next text, like the packed documents that
+models are trained on.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import sample_tokens
 from strucprune_core.scratch.arrays import temporary_array
 
-# Sequences that pass a layer together: bounded in number, and by the keys and values they bring.
-# Not a setting, because other groups round otherwise and so end in other text.
+# Sequences that pass a layer together are bounded in number, and in bytes of keys and values. Not a
+# setting: groups of another size round differently, and give another text.
 _MAX_GROUP = 256
 _GROUP_CACHE_BYTES = 64 << 20
 _FP32_BYTES = 4
@@ -58,7 +59,7 @@ def generate(
         tick: Called after each layer of each step: `layers * (length - 1)` times.
 
     Raises:
-        ScratchUnavailable: the scratch directory has no room.
+        ScratchUnavailable: the scratch directory has no space.
     """
     tokens = np.empty((len(first), length), dtype=np.int32)
     tokens[:, 0] = first
@@ -77,7 +78,7 @@ def step(
     cache: NDArray[np.float32],
     tick: Tick = lambda: None,
 ) -> NDArray[np.float32]:
-    """Push the token at `position` of every sequence through all layers, extending the cache.
+    """Run the token at `position` of every sequence through all layers, extending the cache.
 
     Returns:
         Output of the last layer, before the final norm, (sequences x d).
@@ -98,7 +99,7 @@ def step(
 
 
 def _kv_heads(config: ModelConfig) -> int:
-    """Key-value heads of the layer that has most."""
+    """Key-value heads of the layer with most of them."""
     return max(block.kv_heads for block in config.blocks)
 
 
@@ -108,14 +109,14 @@ def key_value_cache(
     """A mapped scratch file, (layers x 2 x sequences x kv_heads x length x head_dim).
 
     Raises:
-        ScratchUnavailable: there is no room.
+        ScratchUnavailable: the directory has no space for it.
     """
     shape = (config.layers, 2, sequences, _kv_heads(config), length, config.head_dim)
     try:
         return temporary_array(directory, shape)
     except ScratchUnavailable as error:
         raise ScratchUnavailable(
-            f"no room for keys and values: {error.message}",
+            f"there is no space for keys and values: {error.message}",
             field="calibration.samples",
             remedy=f"{ScratchUnavailable.usual_remedy} Or ask for fewer or shorter sequences.",
         ) from error
@@ -127,7 +128,7 @@ def _group(config: ModelConfig, length: int) -> int:
 
 
 def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDArray[np.float32]:
-    """The first layer's input for a few tokens, each read by itself: the table is large."""
+    """The first layer's input for a few tokens. The table is large: only their rows are read."""
     config, names = stream.config, stream.config.names
     rows = torch.empty(len(tokens), config.embedding_size)
     for token in np.unique(tokens).tolist():
@@ -150,7 +151,7 @@ class _Continuing(Decoder):
         self._cache, self._position = cache, position  # (2, b, kv_heads, length, head_dim)
 
     def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
-        """All at once: a few tokens take little room, and the cache holds all heads."""
+        """All at once: a few tokens take little memory, and the cache holds all heads."""
         yield range(block.kv_heads)
 
     def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which device a run uses."""
+"""The device that a run uses."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def choose_device(wanted: str) -> torch.device:
 
 
 def settle_vector_math() -> None:
-    """Call torch's vector mathematics once from one thread, before any parallel call.
+    """Call torch's vectorised functions once from one thread, before any parallel call.
 
-    A precaution: one process in about forty computed other last bits of a cosine on the same
-    machine, and a race in the library's first, parallel call is the likely reason.
+    A precaution: about one process in forty computed a cosine with different last bits on the same
+    machine. The likely reason is a race in the library's first call, if that is parallel.
     """
     one = torch.ones(1)
     for function in (torch.exp, torch.log, torch.cos, torch.sin, torch.tanh, torch.erf):

@@ -1,7 +1,7 @@
-"""Reading `config.json` as hostile data: every value is checked before it is believed. No torch.
+"""Reads `config.json` without trusting it: every value is checked before it is used. No torch.
 
-Nothing in the file can name code to run: `auto_map` and the like are ignored. Where a key changes
-the mathematics in a way that this build does not implement, the model is refused.
+Nothing in the file can name code to run: `auto_map` and similar keys are ignored. Where a key
+changes the mathematics in a way that this build does not implement, the model is refused.
 """
 
 from __future__ import annotations
@@ -35,6 +35,13 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+def bad_config(message: str) -> InvalidCheckpoint:
+    """The error for a config.json with a value that no model can have."""
+    return InvalidCheckpoint(
+        message, remedy="Correct config.json, or use the one that was saved with the weights."
+    )
+
+
 def integer(config: RawConfig, key: str, maximum: int, *, default: int | None = None) -> int:
     """A whole number from 1 to `maximum`."""
     value = config.get(key)
@@ -49,9 +56,9 @@ def whole_number(config: RawConfig, key: str, maximum: int, *, default: int) -> 
 def checked_integer(key: str, value: Any, maximum: int) -> int:
     """`value` if it is a whole number from 1 to `maximum`."""
     if value is None:
-        raise InvalidCheckpoint(f"config.json has no {key}")
-    if type(value) is not int or not 1 <= value <= maximum:  # bool is an int to Python
-        raise InvalidCheckpoint(
+        raise bad_config(f"config.json has no {key}")
+    if type(value) is not int or not 1 <= value <= maximum:  # Not isinstance: a bool is an int.
+        raise bad_config(
             f"{key} of config.json is {shown(value)}, not a whole number from 1 to {maximum}"
         )
     return value
@@ -60,7 +67,7 @@ def checked_integer(key: str, value: Any, maximum: int) -> int:
 def integers(key: str, value: Any, count: int, maximum: int) -> tuple[int, ...]:
     """`value` if it is a list of `count` whole numbers from 1 to `maximum`."""
     if not isinstance(value, list) or len(value) != count:
-        raise InvalidCheckpoint(f"{key} of config.json must list {count} whole numbers")
+        raise bad_config(f"{key} of config.json must list {count} whole numbers")
     return tuple(checked_integer(key, item, maximum) for item in value)
 
 
@@ -69,9 +76,9 @@ def number(config: RawConfig, key: str, *, default: float | None = None) -> floa
     value = config.get(key)
     value = default if value is None else value
     if value is None:
-        raise InvalidCheckpoint(f"config.json has no {key}")
+        raise bad_config(f"config.json has no {key}")
     if type(value) not in (int, float) or not 0 < value < 1e30 or not math.isfinite(value):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not a positive number")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not a positive number")
     return float(value)
 
 
@@ -84,24 +91,28 @@ def boolean(config: RawConfig, key: str, *, default: bool = False) -> bool:
     """True or false."""
     value = config.get(key)
     if value is not None and not isinstance(value, bool):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not true or false")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not true or false")
     return default if value is None else value
 
 
 def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
     """Refuse a model whose `key` is present and none of the supported values."""
     if config.get(key) is not None and config[key] not in supported:
-        raise UnsupportedArchitecture(f"{words} ({key}) is not supported", field=FIELD)
+        raise UnsupportedArchitecture(
+            f"{words} ({key} of config.json) is not supported",
+            field=FIELD,
+            remedy="Prune a model without it.",
+        )
 
 
 def refuse_variants(config: RawConfig) -> None:
-    """Refuse what transformers obeys in a model of any family and no family here implements."""
-    for key in ("quantization_config", "quantization"):  # the latter is MLX's
+    """Refuse variants that transformers knows in every family, and this build in none."""
+    for key in ("quantization_config", "quantization"):  # The second is MLX's.
         if config.get(key) is not None:
             raise UnsupportedArchitecture(
                 f"the model is quantised ({key} of config.json)",
                 field=FIELD,
-                remedy="Give the unquantised model; quantise the pruned one.",
+                remedy="Prune the unquantised model, and quantise the result.",
             )
     refuse(config, "is_causal", True, words="attention to later tokens")
     refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
@@ -123,7 +134,7 @@ def activation(config: RawConfig, key: str, *, default: str) -> Activation:
 
 
 def dtype(config: RawConfig) -> str:
-    """The dtype that the model says it is stored in."""
+    """The dtype that config.json says the model is stored in."""
     name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if name not in _DTYPES:
         raise UnsupportedArchitecture(
@@ -137,18 +148,18 @@ def dtype(config: RawConfig) -> str:
 def kv_heads(config: RawConfig, heads: int, *, default: int | None = None) -> int:
     """Key-value heads, a divisor of the query heads: if null one for each, if absent `default`."""
     absent = default if default is not None and "num_key_value_heads" not in config else heads
-    found = integer(config, "num_key_value_heads", heads, default=absent)
-    if heads % found:
-        raise InvalidCheckpoint(
-            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {found}"
+    count = integer(config, "num_key_value_heads", heads, default=absent)
+    if heads % count:
+        raise bad_config(
+            f"num_attention_heads {heads} is not a multiple of num_key_value_heads {count}"
         )
-    return found
+    return count
 
 
 def head_dim(config: RawConfig, hidden_size: int, heads: int, *, default: int | None = None) -> int:
-    """Width of a head: `head_dim`, else `default`, else the hidden size shared out evenly."""
+    """Width of a head: `head_dim`, else `default`, else the hidden size divided evenly."""
     if config.get("head_dim") is None and default is None and hidden_size % heads:
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"hidden_size {hidden_size} is not a multiple of num_attention_heads {heads}"
         )
     return integer(config, "head_dim", MAX_WIDTH, default=default or hidden_size // heads)
@@ -158,9 +169,9 @@ def rotated_dims(head_dim: int, share: float = 1.0) -> int:
     """Dimensions of a head that are rotated."""
     dims = int(head_dim * share)
     if dims % 2 or not 0 < dims <= head_dim:
-        raise InvalidCheckpoint(
-            f"{dims} rotated dimensions of head_dim {head_dim} is odd or out of range, which "
-            f"rotary positions do not allow"
+        raise bad_config(
+            f"{dims} of head_dim {head_dim} dimensions would be rotated, but rotary positions "
+            f"need an even number from 2 to head_dim"
         )
     return dims
 
@@ -169,7 +180,7 @@ def section(config: RawConfig, key: str) -> dict[str, Any]:
     """A copy of an object; {} if it is absent."""
     value = config.get(key)
     if value is not None and not isinstance(value, dict):
-        raise InvalidCheckpoint(f"{key} of config.json is {shown(value)}, not an object")
+        raise bad_config(f"{key} of config.json is {shown(value)}, not an object")
     return dict(value or {})
 
 
@@ -181,82 +192,82 @@ def rope_section(
 ) -> dict[str, Any]:
     """All keys of the rotary positions in one section.
 
-    New files have them in `rope_parameters`, old ones in `rope_scaling` and, beside it, under the
-    family's names for the base and the rotated share. Where they contradict each other, the same
-    wins as in transformers.
+    New files have them in `rope_parameters`. Old ones have them in `rope_scaling`, and the base and
+    the rotated share beside it, under the family's names. Where keys contradict each other, the
+    one that wins in transformers wins here.
     """
-    found = section(config, "rope_scaling") or section(config, "rope_parameters")
-    if any(isinstance(value, dict) for value in found.values()):
+    given = section(config, "rope_scaling") or section(config, "rope_parameters")
+    if any(isinstance(value, dict) for value in given.values()):
         raise UnsupportedArchitecture(
             "rotary positions by kind of layer (rope_parameters) are not supported for "
             f"'{config.get('model_type')}'",
             field=FIELD,
         )
-    found.setdefault("rope_theta", config.get(theta_key))
-    found.setdefault("partial_rotary_factor", config.get(partial_key))
+    given.setdefault("rope_theta", config.get(theta_key))
+    given.setdefault("partial_rotary_factor", config.get(partial_key))
     original = config.get("original_max_position_embeddings")
-    return found if original is None else {**found, "original_max_position_embeddings": original}
+    return given if original is None else {**given, "original_max_position_embeddings": original}
 
 
-def rope(found: RawConfig, *, dims: int, context: int, theta: float = 10_000.0) -> RopeConfig:
+def rope(given: RawConfig, *, dims: int, context: int, theta: float = 10_000.0) -> RopeConfig:
     """Rotary positions.
 
     Args:
-        found: A section that holds all of their keys.
+        given: A section that holds all of their keys.
         dims: Dimensions of a head that are rotated.
         context: The model's context, tokens.
         theta: Default of the family.
     """
-    kind = found.get("rope_type") or found.get("type") or "default"
+    kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in get_args(RopeType):
         raise UnsupportedArchitecture(
             f"rope type {shown(kind)} is not supported",
             field=FIELD,
             remedy=f"Supported rope types: {', '.join(get_args(RopeType))}.",
         )
-    plain = RopeConfig(theta=number(found, "rope_theta", default=theta), type=cast(RopeType, kind))
+    plain = RopeConfig(theta=number(given, "rope_theta", default=theta), type=cast(RopeType, kind))
     if kind == "default":
         return plain
     if kind == "linear":
-        return replace(plain, factor=number(found, "factor"))
+        return replace(plain, factor=number(given, "factor"))
     original = context
-    if kind != "dynamic":  # whose stretch begins where the model's context ends
+    if kind != "dynamic":  # Its stretch begins where the model's context ends.
         key = "original_max_position_embeddings"
-        original = integer(found, key, MAX_POSITIONS, default=context)
+        original = integer(given, key, MAX_POSITIONS, default=context)
     plain = replace(plain, original_max_position_embeddings=original)
     if kind == "llama3":
-        return _llama3(found, plain)
+        return _llama3(given, plain)
     if kind == "longrope":
-        return _longrope(found, plain, dims, context)
+        return _longrope(given, plain, dims, context)
     if kind == "yarn":
-        return _yarn(found, plain, context)
+        return _yarn(given, plain, context)
     if dims <= 2:
-        raise InvalidCheckpoint(f"rope type 'dynamic' cannot rotate {dims} dimensions of a head")
-    return replace(plain, factor=number(found, "factor"))
+        raise bad_config(f"rope type 'dynamic' cannot rotate {dims} dimensions of a head")
+    return replace(plain, factor=number(given, "factor"))
 
 
-def _llama3(found: RawConfig, plain: RopeConfig) -> RopeConfig:
-    low, high = number(found, "low_freq_factor"), number(found, "high_freq_factor")
+def _llama3(given: RawConfig, plain: RopeConfig) -> RopeConfig:
+    low, high = number(given, "low_freq_factor"), number(given, "high_freq_factor")
     if low >= high:
-        raise InvalidCheckpoint(f"low_freq_factor {low} is not below high_freq_factor {high}")
-    factor = number(found, "factor")
+        raise bad_config(f"low_freq_factor {low} is not below high_freq_factor {high}")
+    factor = number(given, "factor")
     return replace(plain, factor=factor, low_freq_factor=low, high_freq_factor=high)
 
 
-def _yarn(found: RawConfig, plain: RopeConfig, context: int) -> RopeConfig:
+def _yarn(given: RawConfig, plain: RopeConfig, context: int) -> RopeConfig:
     stretch = context / plain.original_max_position_embeddings
-    factor = number(found, "factor", default=stretch)
-    scale, scale_all = optional_number(found, "mscale"), optional_number(found, "mscale_all_dim")
+    factor = number(given, "factor", default=stretch)
+    scale, scale_all = optional_number(given, "mscale"), optional_number(given, "mscale_all_dim")
     amplitude = _yarn_amplitude(factor, 1.0)
     if scale and scale_all:
         amplitude = _yarn_amplitude(factor, scale) / _yarn_amplitude(factor, scale_all)
     return replace(
         plain,
         factor=factor,
-        beta_slow=number(found, "beta_slow", default=1.0),
-        beta_fast=number(found, "beta_fast", default=32.0),
-        truncate=boolean(found, "truncate", default=True),
-        amplitude=number(found, "attention_factor", default=amplitude),
+        beta_slow=number(given, "beta_slow", default=1.0),
+        beta_fast=number(given, "beta_fast", default=32.0),
+        truncate=boolean(given, "truncate", default=True),
+        amplitude=number(given, "attention_factor", default=amplitude),
     )
 
 
@@ -265,25 +276,25 @@ def _yarn_amplitude(factor: float, scale: float) -> float:
     return 1.0 if factor <= 1.0 else 0.1 * scale * math.log(factor) + 1.0
 
 
-def _longrope(found: RawConfig, plain: RopeConfig, dims: int, context: int) -> RopeConfig:
+def _longrope(given: RawConfig, plain: RopeConfig, dims: int, context: int) -> RopeConfig:
     original = plain.original_max_position_embeddings
-    factor = number(found, "factor", default=context / original)
+    factor = number(given, "factor", default=context / original)
     amplitude = 1.0
     if factor > 1.0 and original > 1:
         amplitude = math.sqrt(1.0 + math.log(factor) / math.log(original))
     return replace(
         plain,
-        short_factors=_numbers(found, "short_factor", dims // 2),
-        long_factors=_numbers(found, "long_factor", dims // 2),
-        amplitude=number(found, "attention_factor", default=amplitude),
+        short_factors=_numbers(given, "short_factor", dims // 2),
+        long_factors=_numbers(given, "long_factor", dims // 2),
+        amplitude=number(given, "attention_factor", default=amplitude),
     )
 
 
-def _numbers(found: RawConfig, key: str, count: int) -> tuple[float, ...]:
+def _numbers(given: RawConfig, key: str, count: int) -> tuple[float, ...]:
     """A list of `count` positive numbers."""
-    values = found.get(key)
+    values = given.get(key)
     if not isinstance(values, list) or len(values) != count:
-        raise InvalidCheckpoint(f"{key} of config.json must list {count} numbers")
+        raise bad_config(f"{key} of config.json must list {count} numbers")
     return tuple(number({key: value}, key) for value in values)
 
 
@@ -291,13 +302,13 @@ _LAYER_KINDS = {"sliding_attention": True, "full_attention": False}
 
 
 def window(config: RawConfig, *, default: int | None = None) -> int | None:
-    """The attention window: null is none, absent the family's default."""
-    found = config.get("sliding_window", default)
-    return None if found is None else checked_integer("sliding_window", found, MAX_POSITIONS)
+    """The attention window: none if null, the family's default if absent."""
+    size = config.get("sliding_window", default)
+    return None if size is None else checked_integer("sliding_window", size, MAX_POSITIONS)
 
 
 def windows_by_layer(config: RawConfig, size: int | None, default: list[bool]) -> list[int | None]:
-    """The window of each layer, where `layer_types` says which layers have it.
+    """The window of each layer, where `layer_types` lists the layers that have it.
 
     Args:
         config: config.json.
@@ -306,18 +317,18 @@ def windows_by_layer(config: RawConfig, size: int | None, default: list[bool]) -
     """
     sliding = _sliding_layers(config, default)
     if size is None and any(sliding):
-        raise InvalidCheckpoint(
+        raise bad_config(
             "sliding_window of config.json is null, but some layers have sliding attention"
         )
     return [size if slides else None for slides in sliding]
 
 
 def windows_alike(config: RawConfig, size: int | None, layers: int) -> list[int | None]:
-    """The window of each layer, where the family's class knows no `layer_types`."""
+    """The window of each layer, where the family's class does not know `layer_types`."""
     alike = [size is not None] * layers
     if _sliding_layers(config, alike) != alike:
         raise UnsupportedArchitecture(
-            f"layer_types do not fit sliding_window; layers of "
+            f"layer_types contradict sliding_window: layers of "
             f"'{config.get('model_type')}' all have the same window",
             field=FIELD,
         )
@@ -329,7 +340,7 @@ def _sliding_layers(config: RawConfig, default: list[bool]) -> list[bool]:
     if kinds is None:
         return default
     if not isinstance(kinds, list) or len(kinds) != len(default):
-        raise InvalidCheckpoint(f"layer_types of config.json must list {len(default)} kinds")
+        raise bad_config(f"layer_types of config.json must list {len(default)} kinds")
     if any(not isinstance(kind, str) or kind not in _LAYER_KINDS for kind in kinds):
         raise UnsupportedArchitecture(
             f"layer types other than {', '.join(_LAYER_KINDS)} are not supported", field=FIELD

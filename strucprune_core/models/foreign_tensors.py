@@ -1,6 +1,6 @@
-"""Tensors that are missing from a checkpoint, or that its config.json knows nothing of. No torch.
+"""Errors for tensors that are missing, or that config.json does not promise. No torch.
 
-Their names mostly tell what the checkpoint is instead, and so what its owner can do.
+The names of such tensors often show what the checkpoint is instead, and so what its owner can do.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import ModelConfig
 
 _RESAVE = "load the model with transformers' AutoModelForCausalLM, and save it with save_pretrained"
-_CONFIG_OF_THESE = "Correct config.json, or give the one that was saved with these weights."
+_CONFIG_OF_THESE = "Correct config.json, or use the one that was saved with these weights."
 
-# What a name's pattern says of the whole checkpoint; the first that fits any tensor counts.
+# What a pattern in a name says about the whole checkpoint; the first that matches any tensor wins.
 _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"lora_|\.base_layer\.|modules_to_save|^base_model\."),
@@ -29,24 +29,24 @@ _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
             r"\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)$"
         ),
         "belongs to a quantised model",
-        "Give the unquantised model; quantise the pruned one.",
+        "Prune the unquantised model, and quantise the result.",
     ),
     (
         re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)[a-z_]*(\.|$)"),
         "belongs to a head that drafts further tokens (MTP), which the pruned model would lose",
-        f"To go on without it, {_RESAVE}: that leaves it out.",
+        f"To prune the model without it, {_RESAVE}: that leaves it out.",
     ),
     (
         re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\."),
         "belongs to a multimodal model",
-        "Give its language model alone.",
+        "Prune its language model alone.",
     ),
     (
         re.compile(
             r"^(score|classifier|qa_outputs|v_head|value_head|reward_head|regression_head)\b"
         ),
         "is the head of a classifier or reward model; only language models are pruned",
-        "Give the language model that it was trained from.",
+        "Prune the language model that it was trained from.",
     ),
 )
 
@@ -75,10 +75,10 @@ def missing_tensor(name: str, config: ModelConfig, unknown: Sequence[str]) -> In
         return InvalidCheckpoint(
             f"{what}: config.json says that the head is not the embedding",
             remedy="If the model was trained with a tied head, set tie_word_embeddings to true in "
-            "config.json. If it has none, give one that has (AutoModelForCausalLM).",
+            "config.json. If it has no head, use a model with one (AutoModelForCausalLM).",
         )
     return InvalidCheckpoint(
-        what, remedy="Copy the model again, or give the config.json that was saved with it."
+        what, remedy="Copy the model again, or use the config.json that was saved with it."
     )
 
 
@@ -108,24 +108,24 @@ def unknown_tensor(
         )
     if name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in set(expected):
         return InvalidCheckpoint(
-            f"{what} by its config.json: it is a bias where that says there is none",
+            f"{what}: it is a bias, and config.json says that there is none",
             remedy=f"{_CONFIG_OF_THESE} (Keys: attention_bias, mlp_bias.)",
         )
     return InvalidCheckpoint(what, remedy=_CONFIG_OF_THESE)
 
 
 def misshaped_tensor(
-    name: str, found: tuple[int, ...], promised: tuple[int, ...]
+    name: str, stored: tuple[int, ...], promised: tuple[int, ...]
 ) -> InvalidCheckpoint:
-    """The error for a tensor of another shape than config.json makes it."""
+    """The error for a tensor of another shape than config.json promises."""
     return InvalidCheckpoint(
-        f"tensor '{name}' has shape {found}, but config.json makes it {promised}",
+        f"tensor '{name}' has shape {stored}, but config.json promises {promised}",
         remedy=_CONFIG_OF_THESE,
     )
 
 
 def _kind(names: Sequence[str]) -> tuple[str, str, str] | None:
-    """A tensor by which the checkpoint is known, what it is, and the remedy."""
+    """A tensor that shows what the checkpoint is, the explanation, and the remedy."""
     for pattern, meaning, remedy in _KINDS:
         for name in names:
             if pattern.search(name):

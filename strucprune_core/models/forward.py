@@ -1,4 +1,4 @@
-"""A streamed forward pass over many tokens: activations in a scratch file, one layer resident."""
+"""A streamed forward pass over many tokens: activations in a scratch file, one layer in memory."""
 
 from __future__ import annotations
 

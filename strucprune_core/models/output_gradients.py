@@ -1,6 +1,6 @@
 """Gradients of losses at the model's output, in tiles of the vocabulary like the losses themselves.
 
-Where a backward pass through a streamed model begins (`models.backward` leads it on).
+A backward pass through a streamed model begins here; `models.backward` continues it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def loss_gradients(
     Args:
         stream: The model.
         hidden: Output of the last layer, before the final norm, (n x d).
-        targets: The token that follows each position, (n,).
+        targets: Token that follows each position, (n,).
         tick: Called after every tile.
 
     Returns:
@@ -58,7 +58,7 @@ def loss_gradients(
             expected[number] *= shrink[:, None]
             expected[number] += weights.mul_(slope) @ rows
         tick()
-    found = np.empty_like(hidden)
+    gradients = np.empty_like(hidden)
     for number, (start, stop) in enumerate(chunks):
         mean = expected[number] / partitions[number].total[:, None]
         with torch.enable_grad():
@@ -66,8 +66,8 @@ def loss_gradients(
             (gradient,) = torch.autograd.grad(
                 head.output(state), state, (mean - chosen[number]).float()
             )
-        found[start:stop] = gradient.cpu().numpy()
-    return found
+        gradients[start:stop] = gradient.cpu().numpy()
+    return gradients
 
 
 def kl_gradients(
@@ -80,7 +80,7 @@ def kl_gradients(
 
     With p of the reference and q of `hidden`, the gradient at the normed state is E_q[h_v] -
     E_p[h_v], h_v the head's rows: both expectations are accumulated along with their log-partitions
-    as in `loss_gradients`, which is the case of a p that knows the answer.
+    as in `loss_gradients`, where p is 1 at the target.
 
     Args:
         stream: The model.
@@ -103,7 +103,7 @@ def kl_gradients(
 
 
 class _Pair:
-    """KL(p || q) of some tokens and its gradient, while the head's tiles pass."""
+    """KL(p || q) of some tokens and its gradient, accumulated over the head's tiles."""
 
     def __init__(
         self, head: Head, reference: NDArray[np.float32], hidden: NDArray[np.float32]
@@ -141,5 +141,5 @@ class _Pair:
         at_output = next(means) - next(means)
         with torch.inference_mode(mode=False), torch.enable_grad():
             state = self._head.load(self._hidden).requires_grad_()
-            (found,) = torch.autograd.grad(self._head.output(state), state, at_output.float())
-        return found
+            (at_state,) = torch.autograd.grad(self._head.output(state), state, at_output.float())
+        return at_state

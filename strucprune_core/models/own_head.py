@@ -1,8 +1,8 @@
-"""A head that is stored although config.json ties it to the embedding: which one counts.
+"""Decides which head counts if one is stored although config.json ties it to the embedding.
 
-transformers (from version 5 on) ties them only if their values are equal; a head of other values
-stays what it is, whatever `tie_word_embeddings` says. Fine-tuning a tied model with a head of its
-own leaves such files.
+transformers (from version 5 on) ties them only if their values are equal. It keeps a head of other
+values, whatever `tie_word_embeddings` says. Such files come from fine-tuning the head of a tied
+model separately.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from strucprune_core.models.fields import RawConfig
 def with_own_head(
     config: ModelConfig, index: CheckpointIndex, tick: Callable[[], None]
 ) -> ModelConfig:
-    """The configuration of the model as transformers loads it: untied if the heads differ.
+    """The configuration of the model as transformers loads it: untied if the values differ.
 
-    Reads both matrices, in pieces, up to the first difference; nothing where no head is stored.
+    Reads both matrices, in pieces, up to the first difference; nothing if no head is stored.
 
     Args:
-        config: What config.json says.
+        config: The configuration by config.json.
         index: The checkpoint.
         tick: Called before each piece: a safe point to stop at.
     """
@@ -46,12 +46,12 @@ def with_own_head(
 
 
 def own_head_warning(raw: RawConfig, config: ModelConfig) -> str | None:
-    """What to tell of a model whose head was kept against its config.json; else None."""
+    """A warning if a head was kept although config.json ties it; else None."""
     if config.tie_word_embeddings or not parse_config(raw).tie_word_embeddings:
         return None
     return (
         f"config.json ties the head to the embedding, but the files hold another "
         f"'{config.names.head}'. transformers keeps it, and so does the pruned checkpoint, whose "
         "config.json says tie_word_embeddings: false. transformers before version 5 ties the dense "
-        "model all the same, and computes something else from it."
+        "model all the same, and computes other logits."
     )

@@ -1,7 +1,7 @@
-"""A layer that never lies in memory whole: its matrices pass by, some rows at a time.
+"""A layer that is never in memory whole: its matrices are read some rows at a time.
 
 With W (out x in) read in panels of rows, y = x W^T is computed panel by panel into its columns. A
-matrix stored the other way round (in x out, as GPT-2's) gives sums instead: y += x_P W_P.
+matrix stored transposed (in x out, as GPT-2's) gives sums instead: y += x_P W_P.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Read = Callable[[str, tuple[int, int] | None], Tensor]
 """Reads a tensor by role, whole or rows [start, stop) of it, float32, on the device."""
 
 LayerWeights = Mapping[str, Tensor]
-"""Tensors of one layer by role: all there, or a `StreamedLayer`."""
+"""Tensors of one layer by role: all in memory, or a `StreamedLayer`."""
 
 
 class StreamedLayer(Mapping[str, Tensor]):
@@ -71,7 +71,7 @@ def linear(
         weights: The layer's tensors.
         name: Which projection.
         transposed: Whether the matrix is stored (in x out).
-        outputs: Which of them to compute; all if None. Only where it is stored (out x in).
+        outputs: Which outputs to compute; all if None. Only for a matrix stored (out x in).
     """
     role, part = f"{name}.weight", slice(None)
     if outputs is not None:

@@ -10,10 +10,16 @@ from typing import Any
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import LayerConfig, ModelConfig
-from strucprune_core.models.fields import MAX_WIDTH, RawConfig, checked_integer, integers
+from strucprune_core.models.fields import (
+    MAX_WIDTH,
+    RawConfig,
+    bad_config,
+    checked_integer,
+    integers,
+)
 
 PRUNED_PREFIX = "strucprune_"
-"""Model type of our checkpoints whose layers differ: this and the family's."""
+"""A checkpoint whose layers differ has this, and its family's type, as model type."""
 FORMAT_VERSION = 2
 
 
@@ -34,7 +40,7 @@ def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:
     """The model with the layer shapes that its section lists.
 
     Raises:
-        InvalidCheckpoint: the section is missing, of another version, or impossible.
+        InvalidCheckpoint: the section is missing, of another version, or invalid.
     """
     section = raw.get("strucprune")
     if not isinstance(section, dict) or section.get("format_version") != FORMAT_VERSION:
@@ -44,18 +50,18 @@ def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:
         )
     layers = section.get("layers")
     if not isinstance(layers, list) or len(layers) != dense.layers:
-        raise InvalidCheckpoint(f"strucprune.layers of config.json must list {dense.layers} layers")
+        raise bad_config(f"strucprune.layers of config.json must list {dense.layers} layers")
     blocks = [_block(layer, block) for layer, block in zip(layers, dense.blocks, strict=True)]
     return replace(dense, model_type=str(raw["model_type"]), blocks=tuple(blocks))
 
 
 def _block(layer: Any, dense: LayerConfig) -> LayerConfig:
     if not isinstance(layer, dict):
-        raise InvalidCheckpoint("strucprune.layers of config.json must hold objects")
+        raise bad_config("strucprune.layers of config.json must hold objects")
     query_heads = checked_integer("strucprune query_heads", layer.get("query_heads"), MAX_WIDTH)
     kv_heads = checked_integer("strucprune kv_heads", layer.get("kv_heads"), query_heads)
     if query_heads % kv_heads:
-        raise InvalidCheckpoint(
+        raise bad_config(
             f"strucprune.layers of config.json has {query_heads} query heads for {kv_heads} "
             f"key-value heads"
         )

@@ -1,6 +1,6 @@
 """The pruned model's tensors, cut from the dense ones on demand: one tensor in memory at a time.
 
-The same object feeds the files that are written and the forward pass that they are checked against.
+The files are written from the same object that gives the forward pass they are compared with.
 """
 
 from __future__ import annotations
@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.structures import CoupledTensor, Site
 from strucprune_core.models.tensors import tensor_name
 
-# Rows that are read in vain rather than with a request of their own.
+# A gap of up to this many unwanted rows is read too: one request is cheaper than two.
 GAP_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class SiteSolution:
-    """What pruning one site gave.
+    """The result of pruning one site.
 
     Attributes:
         kept: Structures that stay, ascending, (k,) int64.
         weight: Their columns of the output matrix, (d x k * columns) float32.
-        trained: Coupled tensors by role that are more than a cut of the dense ones, float32.
+        trained: Coupled tensors by role whose values were trained, not just cut, float32.
     """
 
     kept: Tensor
@@ -45,13 +46,13 @@ class _Cut:
 
 
 def cut_tensor(tensor: Tensor, coupled: CoupledTensor, kept: Tensor) -> Tensor:
-    """What stays of a coupled tensor when the structures `kept` stay."""
+    """The part of a coupled tensor that stays when the structures `kept` stay."""
     indices = torch.tensor(coupled.indices(kept.tolist()), device=tensor.device)
     return tensor.index_select(coupled.axis, indices)
 
 
 def as_stored(weight: Tensor, site: Site) -> Tensor:
-    """A site's output matrix (d x columns) the way round that its checkpoint stores it."""
+    """A site's output matrix (d x columns), transposed if its checkpoint stores it so."""
     return weight.T.contiguous() if site.output.axis == 0 else weight
 
 
@@ -70,8 +71,8 @@ def prune_layer(
     return pruned
 
 
-class PrunedSource:
-    """A `WeightSource` that cuts structures out of another's tensors."""
+class PrunedSource(StoredSource):
+    """Another source's tensors with structures cut out."""
 
     def __init__(
         self,
@@ -83,8 +84,8 @@ class PrunedSource:
     ) -> None:
         """`solution` gives the solution of a layer's site; it is called for each tensor cut.
 
-        `replaced` gives, by name and as they will be stored, tensors outside the sites that are not
-        the dense ones any more.
+        `replaced` gives tensors outside the sites that replace dense ones, by name and as they will
+        be stored.
         """
         self._dense = dense
         self._solution = solution
@@ -103,21 +104,9 @@ class PrunedSource:
         dtype: torch.dtype | None = None,
     ) -> Tensor:
         """A tensor of the pruned model; with `dtype` None exactly as it will be stored."""
-        if name in self._replaced:
-            left = self._replaced[name]()
-            return left.to(device=device, dtype=dtype or left.dtype)
-        if name not in self._cuts:
+        if self._is_dense(name):  # The reader converts a piece at a time.
             return self._dense.tensor(name, device=device, dtype=dtype)
-        cut = self._cuts[name]
-        solution = self._solution(cut.layer, cut.site)
-        stored = self._dense.tensor(name, dtype=None)
-        if cut.coupled is cut.site.output:
-            left = as_stored(solution.weight, cut.site).to(stored.dtype)
-        elif cut.coupled.role in solution.trained:
-            left = solution.trained[cut.coupled.role].to(stored.dtype)
-        else:
-            left = cut_tensor(stored, cut.coupled, solution.kept)
-        return left.to(device=device, dtype=dtype or left.dtype)
+        return super().tensor(name, device=device, dtype=dtype)
 
     def rows(
         self,
@@ -128,46 +117,63 @@ class PrunedSource:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Rows of a tensor of the pruned model; of the dense one no more is read than they need."""
-        if name in self._replaced:
-            left = self._replaced[name]()[start:stop]
-            return left.to(device=device, dtype=dtype or left.dtype)
-        if name not in self._cuts:
+        """Rows of a tensor of the pruned model. Only the dense rows that they need are read."""
+        if self._is_dense(name):
             return self._dense.rows(name, start, stop, device=device, dtype=dtype)
+        return super().rows(name, start, stop, device=device, dtype=dtype)
+
+    def _is_dense(self, name: str) -> bool:
+        return name not in self._replaced and name not in self._cuts
+
+    def stored(self, name: str) -> Tensor:
+        """A whole tensor that differs from the dense one."""
+        if name in self._replaced:
+            return self._replaced[name]()
+        cut = self._cuts[name]
+        solution = self._solution(cut.layer, cut.site)
+        stored = self._dense.tensor(name, dtype=None)
+        if cut.coupled is cut.site.output:
+            return as_stored(solution.weight, cut.site).to(stored.dtype)
+        if cut.coupled.role in solution.trained:
+            return solution.trained[cut.coupled.role].to(stored.dtype)
+        return cut_tensor(stored, cut.coupled, solution.kept)
+
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor that differs from the dense one."""
+        if name in self._replaced:
+            return self._replaced[name]()[start:stop]
         cut = self._cuts[name]
         solution = self._solution(cut.layer, cut.site)
         if cut.coupled is cut.site.output:
-            stored = self._dense.rows(name, 0, 0, dtype=None).dtype
+            weight = solution.weight
             across = cut.coupled.axis == 0
-            part = solution.weight[:, start:stop].T if across else solution.weight[start:stop]
-            return part.to(stored).to(device=device, dtype=dtype or stored)
+            return self._as_dense(name, weight[:, start:stop].T if across else weight[start:stop])
         if cut.coupled.role in solution.trained:
-            stored = self._dense.rows(name, 0, 0, dtype=None).dtype
-            part = solution.trained[cut.coupled.role][start:stop].to(stored)
-            return part.to(device=device, dtype=dtype or stored)
+            return self._as_dense(name, solution.trained[cut.coupled.role][start:stop])
         kept = cut.coupled.indices(solution.kept.tolist())
         if cut.coupled.axis == 1:
-            part = self._dense.rows(name, start, stop, dtype=None)
-            return part[:, torch.tensor(kept)].to(device=device, dtype=dtype or part.dtype)
-        return self._gather(name, kept[start:stop], device, dtype)
+            return self._dense.rows(name, start, stop, dtype=None)[:, torch.tensor(kept)]
+        return self._gather(name, kept[start:stop])
 
-    def _gather(
-        self, name: str, rows: list[int], device: str | torch.device, dtype: torch.dtype | None
-    ) -> Tensor:
-        """Some rows of a dense tensor, in stretches that hold few others."""
+    def _as_dense(self, name: str, values: Tensor) -> Tensor:
+        """Values in the dtype of the dense tensor."""
+        return values.to(self._dense.rows(name, 0, 0, dtype=None).dtype)
+
+    def _gather(self, name: str, rows: list[int]) -> Tensor:
+        """Some rows of a dense tensor, read in stretches with few unwanted rows."""
         parts = []
         for stretch in _stretches(rows):
             first = stretch[0]
-            read = self._dense.rows(name, first, stretch[-1] + 1, device=device, dtype=dtype)
-            parts.append(read[torch.tensor(stretch, device=read.device) - first])
+            read = self._dense.rows(name, first, stretch[-1] + 1, dtype=None)
+            parts.append(read[torch.tensor(stretch) - first])
             del read
         if not parts:
-            return self._dense.rows(name, 0, 0, device=device, dtype=dtype)
+            return self._dense.rows(name, 0, 0, dtype=None)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _stretches(rows: list[int]) -> Iterator[list[int]]:
-    """Ascending runs of rows between which at most `GAP_ROWS` are read in vain."""
+    """Ascending rows, split where more than `GAP_ROWS` lie between two."""
     stretch: list[int] = []
     for row in rows:
         if stretch and not 0 < row - stretch[-1] <= GAP_ROWS:

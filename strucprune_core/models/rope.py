@@ -1,13 +1,13 @@
-"""Rotary position embedding: the angles of every way to stretch the context that is in use.
+"""Rotary position embedding (Su et al. 2021), with every way in use to stretch the context.
 
     linear    speeds / factor
     dynamic   a larger theta once a sequence exceeds the original context ("NTK-aware")
     llama3    slow rotations stretched, fast ones kept, the band between blended (Llama 3.1)
     yarn      likewise by dimension, and larger queries and keys (Peng et al. 2023)
-    longrope  a stretch for each pair of dimensions, other ones within and beyond the original
-              context (Ding et al. 2024)
+    longrope  a stretch for each pair of dimensions, with other values within and beyond the
+              original context (Ding et al. 2024)
 
-Same formulas as the models were trained with (Su et al. 2021): tests compare with transformers.
+The formulas are those that the models were trained with; tests compare them with transformers.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _theta(rope: RopeConfig, dims: int, length: int) -> float:
 
 
 def _yarn(speeds: Tensor, rope: RopeConfig, dims: int) -> Tensor:
-    """From the dimension that turns `beta_fast` times in the original context to `beta_slow`."""
+    """Blended between the dimensions that turn `beta_fast` and `beta_slow` times per context."""
 
     def dimension(turns: float) -> float:
         context = rope.original_max_position_embeddings
@@ -84,8 +84,8 @@ def _llama3(speeds: Tensor, rope: RopeConfig) -> Tensor:
 def cosines_and_sines(speeds: Tensor, length: int, amplitude: float = 1.0) -> tuple[Tensor, Tensor]:
     """Rotation of each position, two (length x dims) float32 tensors (halves repeated).
 
-    Computed by NumPy in float64: torch's float32 cosine was seen to give other bits in one process
-    of forty on the same machine, and a job must end with the same bytes wherever it was resumed.
+    NumPy computes them in float64. torch's float32 cosine gave different bits in one process of
+    forty on the same machine, and a job must end with the same bytes wherever it was resumed.
     """
     angles = torch.outer(torch.arange(length).float(), speeds.cpu())
     exact = torch.cat((angles, angles), dim=-1).double().numpy()

@@ -1,7 +1,7 @@
-"""A model as a stream: one decoder layer, or less of it, or a tile of the vocabulary at a time.
+"""A model read in pieces: one decoder layer, a part of one, or a tile of the vocabulary at a time.
 
-`WeightSource` is where weights come from: a checkpoint's reader, or that with some tensors replaced
-by pruned ones that exist only in memory so far.
+Weights come from a `WeightSource`: a checkpoint's reader, or one in which pruned tensors that exist
+only in memory replace those of the checkpoint.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class WeightSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelStream:
-    """A model's shape, its weights, and the device they visit.
+    """A model's shape, its weights, and the device that computes with them.
 
     Attributes:
         config: The shape.
-        source: Where tensors are read from.
-        device: Where they are used. Computation is in float32.
-        tiles: How much of it is resident at a time.
+        source: Tensors are read from here.
+        device: They are used here, in float32.
+        tiles: How much of the model is resident at a time.
     """
 
     config: ModelConfig
@@ -60,7 +60,7 @@ class ModelStream:
     tiles: Tiles = field(default_factory=Tiles)
 
     def layer(self, index: int) -> LayerWeights:
-        """One decoder layer's tensors by role, float32, on the device: as much as tiles allow."""
+        """One decoder layer's tensors by role, float32, on the device: resident if tiles allow."""
         if self.tiles.weight_rows is None:
             return self.whole_layer(index)
 
@@ -74,7 +74,7 @@ class ModelStream:
         return StreamedLayer(shapes, read, self.tiles.weight_rows)
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:
-        """The same with every tensor resident, for what needs its gradients."""
+        """The same with every tensor resident, to compute gradients."""
         return {
             role: self.tensor(tensor_name(self.config, index, role))
             for role in layer_tensors(self.config, index)
@@ -102,7 +102,7 @@ class ModelStream:
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""
-        # torch warns of an array that may not be written to, though this one is only read.
+        # torch warns about arrays that are not writeable, though this one is only read.
         source = array if array.flags.writeable else np.array(array)
         target = torch.empty(array.shape, device=self.device)
         return target.copy_(torch.from_numpy(np.asarray(source)))

@@ -6,7 +6,7 @@ removed whole: a channel is one column, a KV group all columns of the query head
 key-value head.
 
     site.output     the matrix that is solved again, and which columns belong to structure j
-    site.coupled    tensors that just lose the slices of structure j
+    site.coupled    tensors that only lose the slices of structure j
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ class CoupledTensor:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One matrix that loses input columns, and what goes with them.
+    """One matrix that loses input columns, and the tensors coupled to them.
 
     Attributes:
         name: Unique within the layer: "ffn", "expert.3", "attention".
         kind: Sites of one kind in a layer share an energy.
         structures: How many there are.
         columns: Columns of the output matrix per structure.
-        lockstep: So many structures are removed together, one of each of `lockstep` families
+        lockstep: Structures are removed in sets of this size, one of each of `lockstep` families
             (structure j is of family j // (structures / lockstep)); 1: each on its own.
         output: The matrix that is solved again; its axis is that of the columns.
         coupled: The other tensors that shrink.
-        parameters: Parameters that go with one structure.
+        parameters: Parameters that one structure has in all these tensors.
     """
 
     name: str
@@ -88,16 +88,16 @@ class Site:
 
 def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> list[Site]:
     """The sites of a layer, for the kinds of structures that may be removed."""
-    found: list[Site] = []
+    all_sites: list[Site] = []
     if "ffn_channels" in kinds:
-        found += _ffn_sites(config, layer)
+        all_sites += _ffn_sites(config, layer)
     if "kv_groups" in kinds or "query_heads" in kinds:
-        found.append(_attention_site(config, layer, whole_groups="kv_groups" in kinds))
-    return found
+        all_sites.append(_attention_site(config, layer, whole_groups="kv_groups" in kinds))
+    return all_sites
 
 
 def shrink(block: LayerConfig, kept: dict[str, int], kinds: Sequence[StructureKind]) -> LayerConfig:
-    """A layer's shape once each site (by name) keeps so many structures."""
+    """A layer's shape once each site (by name) keeps this number of structures."""
     widths = tuple(
         kept.get(_ffn_site_name(block, number), width)
         for number, width in enumerate(block.ffn_widths)
@@ -119,7 +119,7 @@ def _ffn_site_name(block: LayerConfig, number: int) -> str:
 def _ffn_sites(config: ModelConfig, layer: int) -> list[Site]:
     block = config.blocks[layer]
     names = block.names
-    found = []
+    ffn_sites = []
     for number, width in enumerate(block.ffn_widths):
         whole = (Segment(0, 1),)
         coupled: list[CoupledTensor] = []
@@ -131,8 +131,8 @@ def _ffn_sites(config: ModelConfig, layer: int) -> list[Site]:
             coupled += _rows(config, layer, names.gate_up.format(number), both)
         down = _columns(config, names.down.format(number), whole)
         name = _ffn_site_name(block, number)
-        found.append(_site(config, layer, name, "ffn", width, 1, 1, down, coupled))
-    return found
+        ffn_sites.append(_site(config, layer, name, "ffn", width, 1, 1, down, coupled))
+    return ffn_sites
 
 
 def _attention_site(config: ModelConfig, layer: int, *, whole_groups: bool) -> Site:
@@ -143,7 +143,7 @@ def _attention_site(config: ModelConfig, layer: int, *, whole_groups: bool) -> S
     query = Segment(0, per_group * width)
     coupled: list[CoupledTensor] = []
     if names.query_key_value is not None and config.qkv_interleaved:
-        # Head by head [q k v]; only families with as many key-value heads do so.
+        # Head by head [q k v]: only families with as many key-value as query heads do so.
         coupled += _rows(config, layer, names.query_key_value, (Segment(0, 3 * width),))
     elif names.query_key_value is not None:
         keys_at = block.query_heads * width
@@ -173,10 +173,10 @@ def _rows(
     rest: range = range(0),
 ) -> list[CoupledTensor]:
     """A projection's output slices: rows of its weight (columns if transposed), and its bias."""
-    found = [CoupledTensor(f"{name}.weight", 1 if config.transposed else 0, segments, rest)]
+    coupled = [CoupledTensor(f"{name}.weight", 1 if config.transposed else 0, segments, rest)]
     if f"{name}.bias" in layer_tensors(config, layer):
-        found.append(CoupledTensor(f"{name}.bias", 0, segments, rest))
-    return found
+        coupled.append(CoupledTensor(f"{name}.bias", 0, segments, rest))
+    return coupled
 
 
 def _columns(config: ModelConfig, name: str, segments: tuple[Segment, ...]) -> CoupledTensor:

@@ -26,8 +26,8 @@ _DERIVED = (
     ".decoder.version",
 )
 
-# What `allowance` takes a model to need: of tensors in a layer beside those of its experts, of
-# tensors an expert has (three matrices, with biases), and of tensors outside of the layers.
+# What `allowance` assumes: tensors of a layer without those of experts, tensors of an expert (three
+# matrices, with biases), and tensors outside of the layers.
 _LAYER_TENSORS = 32
 _EXPERT_TENSORS = 6
 _OTHER_TENSORS = 64
@@ -39,7 +39,7 @@ _METADATA_BYTES = 2**20
 def allowance(config: ModelConfig) -> Allowance:
     """What the headers of such a model may hold: twice what any family needs, and some metadata.
 
-    Counted without naming any tensor: numbers in config.json cost whoever looks at them nothing.
+    It is computed without naming any tensor, so that large numbers in config.json cost nothing.
     """
     layers = sum(
         _LAYER_TENSORS + _EXPERT_TENSORS * len(block.ffn_widths) for block in config.blocks
@@ -114,14 +114,14 @@ def _ffn(config: ModelConfig, block: LayerConfig) -> Shapes:
 
 def _norms(config: ModelConfig, block: LayerConfig) -> Shapes:
     names = block.names
-    found = (
+    norms = (
         names.attention_norm,
         names.attention_output_norm,
         names.ffn_norm,
         names.ffn_output_norm,
     )
     tensors: Shapes = {}
-    for name in found:
+    for name in norms:
         if name is not None:
             tensors |= _norm(config, name, config.hidden_size)
     return tensors
@@ -140,7 +140,7 @@ def _norm(config: ModelConfig, name: str, width: int) -> Shapes:
 def with_full_names(config: ModelConfig, index: CheckpointIndex) -> CheckpointIndex:
     """The checkpoint with its tensors named as the whole model names them.
 
-    GPT-2 and OPT were published without the prefix of their base model ("wte.weight" for
+    GPT-2 and OPT were published without the prefix of their base model ("wte.weight" instead of
     "transformer.wte.weight"); transformers reads both.
     """
     prefix, _, first = config.names.embedding.partition(".")
@@ -154,37 +154,37 @@ def with_full_names(config: ModelConfig, index: CheckpointIndex) -> CheckpointIn
 
 
 def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
-    """Compare what the files hold with what the config promises.
+    """Compare the tensors in the files with those that the config promises.
 
     Raises:
         InvalidCheckpoint: a tensor is missing, misshaped, not floating-point, or unknown (it would
-            be lost without a word).
+            be lost silently).
     """
-    # Each expert has a tensor at least. Before all names are made: numbers in config.json must
-    # not fill the memory of whoever looks at them.
+    # Each expert has at least one tensor. Checked before names are made, which would fill the
+    # memory if the numbers in config.json are absurd.
     least = sum(len(block.ffn_widths) for block in config.blocks)
     if least > len(index.tensors):
         raise InvalidCheckpoint(
             f"config.json describes at least {least} tensors, the files hold {len(index.tensors)}",
-            remedy="Copy the model again, or give the config.json that was saved with it.",
+            remedy="Copy the model again, or use the config.json that was saved with it.",
         )
     expected = expected_tensors(config)
     unknown = [
         name for name in index.tensors if name not in expected and not _is_redundant(config, name)
     ]
     stored = dict(expected)
-    if config.names.head in index.tensors:  # Also where it is tied: it may be another one.
+    if config.names.head in index.tensors:  # Also where it is tied: its values may differ.
         stored[config.names.head] = (config.vocab_size, config.embedding_size)
     for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
             raise missing_tensor(name, config, unknown)
-        # Before the shape: packed numbers have another one.
+        # Checked before the shape, which is another one for packed numbers.
         if info.dtype not in _FLOAT_DTYPES:
             raise InvalidCheckpoint(
                 f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
                 f"can be pruned",
-                remedy="Give the unquantised model.",
+                remedy="Use the unquantised model.",
             )
         if info.shape != shape:
             raise misshaped_tensor(name, info.shape, shape)

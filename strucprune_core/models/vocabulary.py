@@ -1,6 +1,6 @@
-"""The two ends of the model, in tiles of the vocabulary: logits are never held whole.
+"""Embedding and head of the model, in tiles of the vocabulary: logits are never held whole.
 
-With logits z over V tokens computed tile by tile, the log-partition is accumulated as a running
+Logits z over V tokens are computed tile by tile. The log-partition is accumulated as a running
 maximum m and a running sum of exp(z - m) (the online softmax of Milakov & Gimelshein 2018).
 """
 
@@ -30,7 +30,7 @@ def embed(
         stream: The model.
         tokens: Token ids, (sequences x length).
         out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
-        tick: Called after every tile of the table that is needed: a safe point to stop at.
+        tick: Called after every tile of the table that is used: a safe point to stop at.
     """
     names, config = stream.config.names, stream.config
     into = None if names.project_in is None else stream.tensor(names.project_in)
@@ -49,7 +49,7 @@ def embed(
 
 @torch.inference_mode()
 def token_embeddings(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
-    """Embeddings as the table has them (scaled), (sequences x length x embedding size)."""
+    """Embeddings from the table, scaled, (sequences x length x embedding size)."""
     out = torch.empty(*tokens.shape, stream.config.embedding_size, device=stream.device)
     for where, rows in _look_up(stream, tokens):
         out[tuple(torch.from_numpy(axis) for axis in where)] = rows
@@ -64,13 +64,13 @@ def _look_up(
         inside = np.nonzero((tokens >= first_row) & (tokens < first_row + len(rows)))
         for start in range(0, len(inside[0]), stream.tiles.head_tokens):
             where = tuple(axis[start : start + stream.tiles.head_tokens] for axis in inside)
-            found = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
-            yield where, rows[found.to(rows.device)].mul_(stream.config.embedding_scale)
+            at = torch.from_numpy(tokens[where].astype(np.int64)) - first_row
+            yield where, rows[at.to(rows.device)].mul_(stream.config.embedding_scale)
         del rows
 
 
 class Head:
-    """What turns the last layer's output into logits, a tile of the vocabulary at a time."""
+    """Turns the last layer's output into logits, a tile of the vocabulary at a time."""
 
     def __init__(self, stream: ModelStream) -> None:
         self._stream = stream
@@ -95,13 +95,13 @@ class Head:
         return self._stream.load(hidden)
 
     def chunks(self, count: int) -> Iterator[tuple[int, int]]:
-        """(start, stop) of the tokens that meet a tile together."""
+        """(start, stop) of the tokens that are multiplied with a tile at a time."""
         step = self._stream.tiles.head_tokens
         for start in range(0, count, step):
             yield start, min(start + step, count)
 
     def output(self, hidden: Tensor) -> Tensor:
-        """What meets the head's matrix, (n x embedding size), from the last layer's (n x d)."""
+        """Input of the head's matrix, (n x embedding size), from the last layer's (n x d)."""
         config = self._stream.config
         if config.names.final_norm is not None:
             hidden = normalise(config.norm, hidden, self._norm, config.names.final_norm)
@@ -113,7 +113,7 @@ class Head:
         return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
 
     def slope(self, capped: Tensor) -> Tensor | float:
-        """Derivative of the soft cap where it gave `capped`."""
+        """Derivative of the soft cap at the logits that it turned into `capped`."""
         cap = self._stream.config.logit_soft_cap
         return 1.0 if cap is None else 1.0 - (capped / cap).square_()
 
@@ -126,7 +126,7 @@ class LogPartition:
         self.total = torch.zeros(rows, dtype=torch.float64, device=device)
 
     def add(self, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Add a tile (n x tile). Returns exp(z - peak) of it, and by what older sums shrink."""
+        """Add a tile (n x tile). Returns its exp(z - peak), and the factor for older sums."""
         peak = torch.maximum(self.peak, logits.amax(-1))
         shrink = (self.peak - peak).double().exp()
         weights = (logits - peak[:, None]).exp_()
@@ -167,7 +167,7 @@ def token_losses(
             picked = logits[inside.to(logits.device), column[inside].to(logits.device)]
             chosen[start + inside] = picked.double().cpu()
             del logits, picked
-        del rows  # Not beside the next tile.
+        del rows  # Freed before the next tile is read.
         tick()
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
     losses: NDArray[np.float64] = (log_partition - chosen).numpy()
@@ -223,13 +223,13 @@ def sample_tokens(
 ) -> NDArray[np.int32]:
     """Draw the token that follows each position, (n,), from the model's distribution.
 
-    The largest of z + g, g standard Gumbel noise, is a draw from softmax(z) (Gumbel 1954), and the
-    largest can be kept while the tiles pass. g = -log(e) with e standard exponential.
+    The largest of z + g, g standard Gumbel noise, is a draw from softmax(z) (Gumbel 1954), and a
+    maximum can be kept over the tiles. g = -log(e) with e standard exponential.
 
     Args:
         stream: The model.
         hidden: Output of the last layer, before the final norm, (n x d).
-        generator: Where the noise comes from.
+        generator: Source of the noise.
     """
     head = Head(stream)
     best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)

@@ -1,6 +1,6 @@
-"""Where a job will do something else than it was asked for, and nearly so: warned of. No torch.
+"""Warnings where a job will do slightly else than asked for. No torch.
 
-What cannot be done at all is refused by `plan.inspection`.
+`plan.inspection` refuses what cannot be done at all.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     if not differs(asked, reached):
         return []
     return [
-        f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is what whole structures and "
-        f"pruning.multiple_of allow nearest to it (off by more than {REACH_TOLERANCE:.0%})."
+        f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
+        f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
     ]
 
 
@@ -28,5 +28,5 @@ def batch_warning(spec: JobSpec) -> list[str]:
         return []
     return [
         f"pruning.distill.batch_sequences: {distill.batch_sequences} were asked for, but "
-        f"calibration.samples leaves {left} to train on; a step takes those."
+        f"calibration.samples leaves {left} to train on; a step uses those."
     ]

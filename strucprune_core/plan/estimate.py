@@ -26,7 +26,7 @@ from strucprune_core.spec import Export, JobSpec, PruningSpec
 
 
 class Estimate(BaseModel):
-    """What a job will need and give, before it runs."""
+    """What a job will need and produce, computed before it runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Estimate(BaseModel):
     bytes_before: int = Field(description="Bytes of the dense model's safetensors files.")
     bytes_after: int = Field(description="Bytes of the pruned model's safetensors files.")
     export_bytes: dict[Export, int] = Field(
-        description="Bytes of each export's weights; per-layer widths may be filled up to more."
+        description="Bytes of each export's weights; padding of per-layer widths may add to them."
     )
     host_peak_bytes: int = Field(description="Peak resident memory of the pruning process.")
     device_peak_bytes: int = Field(description="Peak memory on the accelerator, if one is used.")
@@ -51,11 +51,9 @@ class Estimate(BaseModel):
     sparsity_requested: float
     sparsity_reached: float = Field(
         description="The nearest that whole structures and `multiple_of` allow; where steps differ "
-        "in size, the job may end one of them beside it."
+        "in size, the job may end one step off."
     )
-    warnings: list[str] = Field(
-        description="Where the job will do something else than it was asked for."
-    )
+    warnings: list[str] = Field(description="Where the job will do something else than asked for.")
 
 
 def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
@@ -121,7 +119,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
 
 
 def _removed(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
-    """Parameters that go, and their share of those that may."""
+    """Parameters that are removed, and their share of those that may be."""
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
@@ -155,22 +153,19 @@ def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
 
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
-    """Disk space: nothing here grows with more than the model's own size and the tokens.
-
-    `result_bytes` is the pruned checkpoint and its exports.
-    """
+    """Disk space of the workspace; `result_bytes` is the pruned checkpoint and its exports."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
-    streams = 2 * tokens * config.hidden_size * FP32_BYTES  # a layer's inputs and outputs
+    streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
     sites = [place.site for place in plan_sites(config, spec.pruning)]
     columns = [site.structures * site.columns for site in sites]
     grams = sum(width * width for width in columns) * FP32_BYTES
-    # Solved layers, kept to resume from, until the shards are assembled from them.
+    # Solved layers, which are kept to resume from until the shards are assembled.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
     return streams + grams + solved + _training_bytes(spec, config) + result_bytes
 
 
 def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
-    """What recovery and distillation keep: streams of hidden states; matrices and two moments."""
+    """Recovery keeps streams of hidden states, distillation also matrices and two moments."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     state = tokens * config.hidden_size * FP32_BYTES
     needed = 0
@@ -183,6 +178,6 @@ def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:
             for number in range(config.layers)
             for shape in layer_tensors(config, number).values()
         )
-        # What the unit before left and what this one writes; the dense model's last states.
+        # The results of the unit before and of this one, and the dense model's last states.
         needed += 2 * 3 * layers * FP32_BYTES + state
     return needed

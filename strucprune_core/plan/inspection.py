@@ -1,8 +1,8 @@
-"""Everything that can be known wrong with a job before any heavy work. No torch.
+"""Checks a job before any heavy work. No torch.
 
 Reads config.json, safetensors headers, sizes, and the beginning of the texts; never a weight. A
-chat template is looked for, not run: it is a stranger's program. The CLI and the worker stop at the
-first issue (`inspect_job`), the API shows all (`examine_job`).
+chat template must exist, but is not run: it is a program. The CLI and the worker stop at the first
+issue (`inspect_job`), the API shows all (`examine_job`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from strucprune_core.errors import (
 from strucprune_core.export.checks import check_export
 from strucprune_core.method.allocation.budget import (
     out_of_reach,
-    parameters_to_remove,
+    reachable_budget,
     reachable_sparsity,
     rounded_up,
     too_small,
@@ -48,15 +48,15 @@ from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import InspectableStore, ReadableStore
 from strucprune_core.storage.uri import contains
 from strucprune_core.storage.versions import version_of
 
-OpenStore = Callable[[str], Store]
-"""Opens the store at a URI; the caller's place to allow or refuse it."""
+OpenStore = Callable[[str], InspectableStore]
+"""Opens the store at a URI, or refuses it."""
 
 MAX_TEXT_BYTES = 2**30
-# What is read of a text here. The rest is decoded, as strictly, when it is tokenised.
+# So much of a text is decoded here; the rest is when it is tokenised, as strictly.
 TEXT_PROBE_BYTES = 2**20
 # Special tokens and a leading space can make a text a little longer in tokens than in bytes.
 _EXTRA_TOKENS = 16
@@ -87,18 +87,18 @@ class JobFacts:
 
 @dataclass(frozen=True, slots=True)
 class Examination:
-    """What is known of a job beforehand.
+    """The result of checking a job.
 
     Attributes:
-        issues: Everything that is wrong with it, beside what merely follows from another issue.
-        model: The model, None if it is among what is wrong.
+        issues: Everything that is wrong with it, without issues that follow from another one.
+        model: The model, None if something is wrong with it.
     """
 
     issues: list[StrucPruneError]
     model: ModelFacts | None = None
 
 
-def inspect_model(store: Store) -> ModelFacts:
+def inspect_model(store: ReadableStore) -> ModelFacts:
     """Read a model's layout and check it against its configuration.
 
     Raises:
@@ -120,28 +120,28 @@ def inspect_model(store: Store) -> ModelFacts:
     return ModelFacts(index, config)
 
 
-def check_output_usable(store: Store, fingerprint: str | None = None) -> None:
-    """Check that the output prefix holds nothing (nothing is ever overwritten) and can be written.
+def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
+    """Check that the output prefix is empty (nothing is ever overwritten) and can be written to.
 
     Args:
         store: The output.
-        fingerprint: Of the job (`job_fingerprint`). Given, what a run of this very job left when it
-            broke off while it published is no hindrance.
+        fingerprint: The job's (`job_fingerprint`). If it is given, the prefix may hold what a run
+            of this job left that broke off while it published.
 
     Raises:
-        OutputNotEmpty: it holds something.
-        StorageError: the store refused or failed, or would refuse to be written to.
+        OutputNotEmpty: it holds something else.
+        StorageError: the store refused or failed, or would refuse a write.
     """
-    found = next(iter(store.list()), None)
-    if found is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
+    first = next(iter(store.list()), None)
+    if first is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
         raise OutputNotEmpty(
-            f"{store.uri} already holds '{found.key}'", remedy="Choose a new output prefix."
+            f"{store.uri} already holds '{first.key}'", remedy="Choose a new output prefix."
         )
     store.check_writable()
 
 
 def check_apart(model: str, output: str, workspace: str | None = None) -> None:
-    """Check that no place of a job lies in another: what one writes, the other would take for its.
+    """Check that no place of a job lies in another, where its files would be mistaken for others.
 
     Args:
         model: URI of the model's store.
@@ -164,25 +164,25 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
             where = f"{other} place {root} lies in {what} {place}"
         else:
             continue
-        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, beside it.")
+        raise InvalidSpec(where, field=field, remedy="Choose a place of its own, apart from it.")
 
 
-def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) -> int:
-    """Check a text as far as that is cheap. Its tokens are counted when it is tokenised.
+def check_text(store: ReadableStore, key: str, *, sequences: int, sequence_length: int) -> int:
+    """Check a text as far as that is cheap. Tokens are only counted when it is tokenised.
 
     Returns:
         Its size in bytes.
 
     Raises:
         ObjectNotFound: there is no such object.
-        InvalidText: it is empty, too large, not UTF-8, or too short in any case.
+        InvalidText: it is empty, too large, not UTF-8, or too short for any tokenizer.
         StorageError: the store refused or failed.
     """
     size = _size(store, key)
     if size > MAX_TEXT_BYTES:
         raise InvalidText(
             f"the text has {size:,} bytes, over the limit of {MAX_TEXT_BYTES:,}",
-            remedy="Cut it: a few megabytes are plenty.",
+            remedy="Shorten it: a few megabytes are plenty.",
         )
     check_head(bytes(store.read(key, 0, min(size, HEAD_BYTES))), "text")
     _check_holds(size, sequences * sequence_length)
@@ -190,7 +190,7 @@ def check_text(store: Store, key: str, *, sequences: int, sequence_length: int) 
     return size
 
 
-def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int:
+def check_documents(store: ReadableStore, key: str, calibration: CalibrationSpec) -> int:
     """Check a JSON lines or parquet file as far as that is cheap: its first record, or its columns.
 
     Returns:
@@ -198,7 +198,8 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
 
     Raises:
         ObjectNotFound: there is no such object.
-        InvalidText: it is empty, of another format, has no such field, or is too short in any case.
+        InvalidText: it is empty, of another format, without such a field, or too short for any
+            tokenizer.
         StorageError: the store refused or failed.
     """
     size = _size(store, key)
@@ -210,24 +211,24 @@ def check_documents(store: Store, key: str, calibration: CalibrationSpec) -> int
         return size
     first = next(jsonl_records(text, field), None)
     if first is None:
-        raise InvalidText("the file holds blank lines only", remedy="Give one with documents.")
+        raise InvalidText("the file holds blank lines only", remedy="Use one with documents.")
     check_kind(text, first, conversations=calibration.chat_template)
-    if not calibration.chat_template:  # a template may write much that the file does not hold
+    if not calibration.chat_template:  # A template may add any amount of text.
         _check_holds(size, calibration.samples * calibration.sequence_length)
     return size
 
 
-def _size(store: Store, key: str) -> int:
-    """Bytes of a text that is there and not empty."""
+def _size(store: ReadableStore, key: str) -> int:
+    """Bytes of a text that exists and is not empty."""
     info = store.stat(key)
     if info is None:
-        next(iter(store.list(key)), None)  # says so if the bucket is what does not exist
+        next(iter(store.list(key)), None)  # Raises if the bucket does not exist either.
         raise ObjectNotFound(
             f"there is no text {store.uri}/{key}",
             remedy="Check the text's URI: it must name one file, not a directory or prefix.",
         )
     if info.size_bytes == 0:
-        raise InvalidText("the text is empty", remedy="Give a text with words in it.")
+        raise InvalidText("the text is empty", remedy="Use a text with words in it.")
     return info.size_bytes
 
 
@@ -236,7 +237,7 @@ def _check_holds(size_bytes: int, tokens: int) -> None:
     if size_bytes + _EXTRA_TOKENS < tokens:
         raise InvalidText(
             f"the text has {size_bytes:,} bytes, which cannot hold the {tokens:,} tokens asked for",
-            remedy="Give a longer text, or ask for fewer or shorter sequences.",
+            remedy="Use a longer text, or ask for fewer or shorter sequences.",
         )
 
 
@@ -245,8 +246,8 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
 
     Raises:
         InvalidSpec: the sparsity is less than one channel, rounds to nothing, or is more than the
-            floors allow; a limit is of no layer of the model; or the layout does not fit a model
-            whose layers already differ.
+            floors allow; a limit names a layer that the model does not have; or the layout does not
+            fit a model whose layers already differ.
     """
     if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
         raise InvalidSpec(
@@ -269,7 +270,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     least = min(parameters)
     if pruning.sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure has",
+            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
@@ -278,9 +279,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    most = parameters_to_remove(reachable, widths, parameters)
-    if parameters_to_remove(pruning.sparsity, widths, parameters) > most:
-        raise out_of_reach(pruning.sparsity, reachable)
+    reachable_budget(pruning.sparsity, widths, parameters, rules)
     steps = [
         (width - rule.widths(width)[1]) * each
         for width, each, rule in zip(widths, parameters, rules, strict=True)
@@ -291,7 +290,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
 
 
 def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
-    """Limits of single layers belong to layers that there are."""
+    """Limits of single layers must name layers of the model."""
     beyond = [layer for layer in pruning.max_sparsity_by_layer if layer >= config.layers]
     if beyond:
         raise InvalidSpec(
@@ -302,37 +301,37 @@ def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
 
 
 def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
-    """The last structure of a layer always stays, so one alone can never go."""
+    """The last structure of a layer always stays, so a single one cannot be removed."""
     if max(structures) > 1:
         return
     other = next(kind for kind in ("ffn_channels", "query_heads") if kind not in pruning.structures)
     raise InvalidSpec(
-        f"every layer has a single one of {', '.join(pruning.structures)}, which must stay",
+        f"every layer has only one of {', '.join(pruning.structures)}, and it must stay",
         field="pruning.structures",
         remedy=f"Remove another kind: {other}.",
     )
 
 
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
-    """What may differ between a model's layers once it is pruned."""
+    """The part of a layer's shape that pruning may change."""
     return block.query_heads, block.kv_heads, block.ffn_widths
 
 
-# Their classes in transformers share the hidden size out among the heads.
+# Their classes in transformers divide the hidden size evenly among the heads.
 _FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
 
-# Their configs must have a hidden size that is a multiple of the heads.
+# Their configs must have a hidden size that is a multiple of the number of heads.
 _EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
 
 
 def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
-    """Fewer heads load in the family's own classes only where its config can say so."""
+    """The family's own classes load fewer heads only where its config can express them."""
     heads = pruned.blocks[0].query_heads
     if heads == dense.blocks[0].query_heads:
         return
     indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
     rope = dense.blocks[0].rope
-    # phi3's config counts the numbers of longrope by hidden size and heads alone.
+    # phi3's config expects as many longrope factors as hidden size and heads alone give.
     longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
     if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
         raise InvalidSpec(
@@ -346,7 +345,7 @@ def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
 def _check_query_heads(config: ModelConfig) -> None:
     if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
         raise InvalidSpec(
-            "every query head has a key-value head of its own, so none can go alone",
+            "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",
             remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
         )
@@ -380,7 +379,7 @@ def inspect_job(
         spec: The job.
         open_store: Opens the stores that the spec names.
         check_output: False for a job that may resume after it began to publish.
-        workspace: URI of the workspace's store, None if it cannot be in the way.
+        workspace: URI of the workspace's store; None if it is a temporary one.
 
     Raises:
         StrucPruneError: the first issue, with its field.
@@ -401,28 +400,28 @@ def inspect_job(
 
 
 def text_versions(spec: JobSpec, open_store: OpenStore) -> dict[str, str]:
-    """Version of each text that a job reads, by the field that names it; "" of one that is gone."""
+    """Version of each text that a job reads, by the field that names it; "" if it is missing."""
     uris = {"calibration.uri": spec.calibration.uri}
     if spec.evaluation is not None:
         uris["evaluation.uri"] = spec.evaluation.uri
-    found = {}
+    versions = {}
     for field, uri in uris.items():
         if uri is not None:
             with naming_field(field):
                 parent, name = split_object(uri)
                 store = open_store(parent)
                 info = store.stat(name)
-                found[field] = "" if info is None else version_of(store, info)
-    return found
+                versions[field] = "" if info is None else version_of(store, info)
+    return versions
 
 
 def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, str]) -> str:
-    """SHA-256 (hex) over what determines a job's result, where it computes left out.
+    """SHA-256 (hex) over what determines a job's result, apart from where it is computed.
 
     Args:
         spec: The job.
         index: The model's files.
-        texts: What `text_versions` gave.
+        texts: Versions of the texts, from `text_versions`.
     """
     parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
     return sha256_of_bytes(json.dumps(parts).encode())
@@ -431,16 +430,16 @@ def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, s
 def check_texts_unchanged(
     spec: JobSpec, open_store: OpenStore, versions: Mapping[str, str], *fields: str
 ) -> None:
-    """Check that texts are still those that `text_versions` saw.
+    """Check that texts still have the versions that they had.
 
     Args:
         spec: The job.
         open_store: Opens the stores that the spec names.
-        versions: What it saw.
-        fields: The texts to look at.
+        versions: The versions, from `text_versions`.
+        fields: The texts to check.
 
     Raises:
-        InvalidText: one was written again, or is gone.
+        InvalidText: one was written again, or is missing.
     """
     now = text_versions(spec, open_store)
     for field in fields:
@@ -448,13 +447,13 @@ def check_texts_unchanged(
             raise InvalidText(
                 "the text was written again while the job ran",
                 field=field,
-                remedy="Start the job again, or retry it: what depends on the text is computed "
-                "anew.",
+                remedy="Start the job again, or retry it: the steps that depend on the text are "
+                "then computed again.",
             )
 
 
 def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
-    """Check a whole job and collect every issue that does not merely follow from another.
+    """Check a whole job and collect all issues, except those that follow from another one.
 
     Args:
         spec: The job.
@@ -477,7 +476,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     if model is not None:
         for model_check in _model_checks(spec, model):
             collect("pruning", model_check)
-        if not issues:  # A plan takes the rest for granted.
+        if not issues:  # A plan can only be made of a valid job.
             collect("runtime", partial(plan_job, spec, model.config))
     fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
     if not any(issue.field == "output.uri_prefix" for issue in issues):
@@ -493,13 +492,13 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
     try:
         model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
-    except StrucPruneError:  # said where the store is used
+    except StrucPruneError:  # Raised again where the store is used.
         return
     check_apart(model, output, workspace)
 
 
 def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:
-    """The job's fingerprint; None if a text cannot be looked at, which is said elsewhere."""
+    """The job's fingerprint; None if a text cannot be read, which is an issue of its own."""
     try:
         return job_fingerprint(spec, model.index, text_versions(spec, open_store))
     except StrucPruneError:
@@ -507,7 +506,7 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
 
 
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
-    """What depends on the spec and the model's small files only."""
+    """The checks that need only the spec and the model's small files."""
     config = model.config
     lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
     if spec.evaluation is not None:

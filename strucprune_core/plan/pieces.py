@@ -1,9 +1,9 @@
-"""The pieces in which a job runs, chosen so that it fits a memory. No torch.
+"""Chooses the pieces in which a job runs, so that it fits into memory. No torch.
 
-Without a limit a layer is resident if it is small, and everything else comes in pieces of a fixed
-size: what a job holds then grows with the model's width, and no more with its depth or the square
-of its width. With a limit the largest pieces are chosen that fit it, step by step, since steps
-follow one another; if even the smallest do not, the job is refused and told what would do.
+Without a limit a small layer is resident, and everything else comes in pieces of a fixed size. What
+a job holds then grows with the model's width, but not with its depth or the square of its width.
+With a limit, each step gets the largest pieces that fit, since steps follow one another. If even
+the smallest do not fit, the job is refused, and the error names the amount that suffices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.spec import JobSpec
 
 RESIDENT_LAYER_BYTES = 256 * 2**20
-"""Without a limit, a larger layer passes in panels."""
+"""Without a limit, a larger layer is processed in panels."""
 
 DEFAULT_PANEL_ROWS = 1024
 """Rows of a panel, of weights and of Gram matrices, without a limit."""
@@ -31,7 +31,7 @@ RESIDENT_GRAM_COLUMNS = 4096
 """Without a limit, the matrices of a wider site are solved in panels."""
 
 MARGIN = 1.05
-"""A plan stays below its limit by this factor: it is right to a few percent."""
+"""A plan stays below its limit by this factor, since it is accurate to a few percent."""
 
 _LEAST_TOKENS = 512  # Below it matrix products are slow, so panels of weights come first.
 
@@ -63,7 +63,7 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         InvalidSpec: it does not fit its limit, whatever the pieces.
     """
     plan = _default(spec, config)
-    limit, field, beside = _limit(spec, config)
+    limit, field, fixed = _limit(spec, config)
     if limit is None or plan.device_peak_bytes * MARGIN <= limit:
         return plan
     for steps, ladder in (
@@ -75,9 +75,9 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
         plan = _largest_that_fits(rungs, steps, limit)
     if plan.device_peak_bytes * MARGIN > limit:
         step = max(plan.device_terms, key=plan.device_terms.__getitem__)
-        least = math.ceil(plan.device_peak_bytes * MARGIN) + beside
+        least = math.ceil(plan.device_peak_bytes * MARGIN) + fixed
         raise InvalidSpec(
-            f"the job does not fit {limit + beside:,} bytes: {step} needs {least:,}",
+            f"the job does not fit {limit + fixed:,} bytes: {step} needs {least:,}",
             field=field,
             remedy=f"Allow at least {least:,} bytes{_advice(step)}.",
         )
@@ -85,32 +85,32 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
 
 
 def _limit(spec: JobSpec, config: ModelConfig) -> tuple[int | None, str, int]:
-    """What tensors may take, the field that says so, and what else that field has to pay for.
+    """Bytes that tensors may take, the field that limits them, and other bytes that it covers.
 
     Raises:
-        InvalidSpec: the process alone takes more than the host may give.
+        InvalidSpec: the process alone takes more host memory than is allowed.
     """
     runtime = spec.runtime
     device, host = runtime.device_memory_bytes, runtime.host_memory_bytes
     if host is None:
         return device, "runtime.device_memory_bytes", 0
-    beside = PROCESS_BYTES + max(host_terms(spec, config).values())
-    left = host - beside
+    fixed = PROCESS_BYTES + max(host_terms(spec, config).values())
+    left = host - fixed
     if runtime.device == "cuda" and left >= 0:
         return device, "runtime.device_memory_bytes", 0
     if runtime.device == "cuda" or left <= 0:
         raise InvalidSpec(
-            f"the process itself takes {beside:,} bytes of host memory",
+            f"the process itself takes {fixed:,} bytes of host memory",
             field="runtime.host_memory_bytes",
-            remedy=f"Allow more than {beside:,} bytes.",
+            remedy=f"Allow more than {fixed:,} bytes.",
         )
     if device is not None and device <= left:
         return device, "runtime.device_memory_bytes", 0
-    return left, "runtime.host_memory_bytes", beside
+    return left, "runtime.host_memory_bytes", fixed
 
 
 def _default(spec: JobSpec, config: ModelConfig) -> Plan:
-    """What is used without a limit."""
+    """The pieces without a limit."""
     largest = max(layer_bytes(config, layer) for layer in range(config.layers))
     rows = None if largest <= RESIDENT_LAYER_BYTES else DEFAULT_PANEL_ROWS
     tiles = Tiles(micro_batch_tokens=spec.runtime.micro_batch_tokens, weight_rows=rows)
@@ -125,22 +125,22 @@ def _planned(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -
 
 
 def _largest_that_fits(rungs: Iterator[Plan], steps: frozenset[str] | None, limit: int) -> Plan:
-    """The first rung with which the steps fit (all of them if None), or which needs least."""
-    found: list[tuple[int, Plan]] = []
+    """The first plan with which the steps fit (all of them if None), or that needs least."""
+    needs: list[tuple[int, Plan]] = []
     for rung in rungs:
         need = max(
             value for name, value in rung.device_terms.items() if steps is None or name in steps
         )
         if need * MARGIN <= limit:
             return rung
-        found.append((need, rung))
-    return min(found, key=lambda pair: pair[0])[1]
+        needs.append((need, rung))
+    return min(needs, key=lambda pair: pair[0])[1]
 
 
 def _panel_ladder(plan: Plan, spec: JobSpec, config: ModelConfig) -> Iterator[tuple[Tiles, Panels]]:
     yield plan.tiles, plan.panels
     if spec.pruning.solver == "admm":
-        return  # It works on whole matrices.
+        return  # ADMM works on whole matrices.
     for panel in _halves(RESIDENT_GRAM_COLUMNS // 2, 32):
         yield plan.tiles, Panels(panel, min(plan.panels.superblock, panel))
 
@@ -154,7 +154,7 @@ def _vocabulary_ladder(
 
 
 def _layer_ladder(plan: Plan, spec: JobSpec, config: ModelConfig) -> Iterator[tuple[Tiles, Panels]]:
-    """A resident layer with fewer tokens, then panels with many, then with ever fewer."""
+    """A resident layer with fewer tokens, then panels with many tokens, then with fewer."""
     most = spec.runtime.micro_batch_tokens
     tokens = [most, *_halves(most // 2, 1)]
     ample = [count for count in tokens if count >= _LEAST_TOKENS] or tokens[:1]
@@ -175,7 +175,7 @@ def _halves(most: int, least: int) -> Iterator[int]:
 
 
 def _advice(step: str) -> str:
-    """What else would help a step that cannot be cut any further."""
+    """What else would help a step that cannot be divided any further."""
     if step in ("recovery", "distillation", "gradient"):
         return f", or do without {step}, which holds whole layers"
     if step == "admm":

@@ -1,6 +1,6 @@
-"""The sites a job prunes, their widths and the rules that choose, held-out text. No torch.
+"""The sites that a job prunes, the rules of their widths, and the held-out text. No torch.
 
-Shared by whoever checks a job, estimates it and runs it, so that they cannot disagree.
+The check of a job, its estimate and its run all use this module, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def probe_shape(spec: CalibrationSpec) -> tuple[int, int]:
 
 
 def energy_of(pruning: PruningSpec) -> Energy:
-    """Where layers' energies come from; the same width everywhere needs none."""
+    """How layers' energies are measured; a uniform allocation needs none."""
     return "forward" if pruning.allocation == "uniform" else pruning.energy
 
 
@@ -58,7 +58,7 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
 def pruned_config(
     config: ModelConfig, pruning: PruningSpec, planned: list[PlannedSite], widths: list[int]
 ) -> ModelConfig:
-    """The model's shape once each planned site keeps so many structures."""
+    """The model's shape once the planned sites keep these numbers of structures."""
     kept: list[dict[str, int]] = [{} for _ in config.blocks]
     for place, width in zip(planned, widths, strict=True):
         kept[place.layer][place.site.name] = width
@@ -97,7 +97,7 @@ def allocate_widths(
 
 
 def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:
-    """Heads keep no multiple of a hardware tile: a head is one."""
+    """Multiples of a hardware tile count for channels only: a head is wide enough by itself."""
     multiple = pruning.multiple_of if site.columns == 1 else site.lockstep
     most = min(pruning.max_layer_sparsity, pruning.max_sparsity_by_layer.get(layer, 1.0))
     return WidthRule(max(pruning.min_keep_fraction, 1.0 - most), multiple)

@@ -1,6 +1,6 @@
 """Cost of each unit, so that progress moves at an even pace. No torch.
 
-A cost is the unit's operations (`work`), more for those that run slower than a matrix product.
+A cost is the unit's operations (`work`), raised for those that run slower than a matrix product.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from strucprune_core.spec import JobSpec
 
 # A fixed charge per unit for reading, writing and bookkeeping.
 OVERHEAD_FLOPS = 1e9
-# How much slower than a pass through the model (seen on one core, at 1,536 channels: 2.4 and 1.8):
-# both are in float64, and the updates of a damage curve are small.
+# How much slower these run than a pass through the model (seen on one core, at 1,536 channels: 2.4
+# and 1.8). Both compute in float64, and the updates of a damage curve are small.
 SLOWDOWN = {"curves": 2.5, "solves": 2.0}
-# Tokens that a layer computes on while its weights are read.
+# Reading a layer's weights takes as long as computing on this number of tokens.
 READING_TOKENS = 64
 
 

@@ -1,7 +1,7 @@
-"""What a job reads and computes. No torch.
+"""How many weights a job reads, and how many operations it computes. No torch.
 
-Operations are those of matrix products and factorisations; a multiplication and an addition are
-two. Norms, activations and the scores of attention are left out: they are few, and bound by memory.
+Operations are those of matrix products and factorisations; a multiplication and an addition count
+as two. Norms, activations and attention scores are left out: they are few, and bound by memory.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from strucprune_core.spec import JobSpec
 
 
 def weights_read(spec: JobSpec, config: ModelConfig) -> int:
-    """Parameters read from the model's files in the course of a job, a pass counted each time."""
+    """Parameters that a job reads from the model's files, counted once for each pass."""
     layers = [
         sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
         for layer in range(config.layers)
     ]
     body = sum(layers)
     ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 3.0  # A look at every value, statistics, and assembly of the result.
+    passes = 3.0  # The check for finite values, the statistics, and the assembly of the result.
     partial = 0
     pruning = spec.pruning
     if energy_of(pruning) == "kl_probe":
-        # A group of layers sends its runs through all layers behind it.
+        # The runs of a group of layers pass through all layers behind it.
         partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
     elif energy_of(pruning) == "gradient":
         passes += 1
@@ -63,10 +63,10 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
         rounds=spec.pruning.rounds,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for purposes in unit_flops(units, spec, config, panels).values():
-        found.update(purposes)
-    return dict(found)
+        counts.update(purposes)
+    return dict(counts)
 
 
 def unit_flops(
@@ -78,13 +78,13 @@ def unit_flops(
 
 
 def active_weights(config: ModelConfig, layer: int) -> int:
-    """Weights of a layer's matrices that one token meets (norms and biases multiply nothing)."""
+    """Weights of a layer's matrices that multiply one token (norms and biases do not count)."""
     block = config.blocks[layer]
     shapes = layer_tensors(config, layer)
     matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
     if block.names.router is None:
         return matrices
-    # Of the experts a token meets only a few.
+    # A token passes only a few of the experts.
     gated = 2 if block.names.gate is not None else 1
     experts = sum(block.ffn_widths) * (gated + 1) * config.hidden_size
     share = config.experts_per_token / len(block.ffn_widths)
@@ -109,15 +109,15 @@ class _Work:
 
     @cached_property
     def _sites(self) -> list[list[Site]]:
-        found: list[list[Site]] = [[] for _ in self._layers]
+        by_layer: list[list[Site]] = [[] for _ in self._layers]
         for place in plan_sites(self._config, self._spec.pruning):
-            found[place.layer].append(place.site)
-        return found
+            by_layer[place.layer].append(place.site)
+        return by_layer
 
     def of(self, unit: Unit) -> dict[str, int]:
         """By purpose."""
         layer = unit.index
-        if unit.kind == "model_check":  # Twice: by ourselves and by transformers.
+        if unit.kind == "model_check":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (max(self._layers) * self._checked + self._head)}
         if unit.name == "tokens":
@@ -148,13 +148,13 @@ class _Work:
             judged = self._spec.evaluation
             tokens = judged.sequences * judged.sequence_length
             return {"evaluation": tokens * (self._body + self._head)}
-        if unit.kind == "verify":  # Twice: by ourselves and by transformers.
+        if unit.kind == "verify":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (self._body + self._head)}
         return {}
 
     def _writing(self) -> dict[str, int]:
-        """Text of the model's own: every token once."""
+        """Text that the model writes itself: every token passes the model once."""
         if self._spec.calibration.source != "self":
             return {}
         return {"writing": self._tokens * (self._body + self._head)}
@@ -181,14 +181,14 @@ class _Work:
         )
 
     def _ridges(self, layer: int, sparsity: float) -> int:
-        d, found = self._config.hidden_size, 0
+        d, count = self._config.hidden_size, 0
         for site in self._sites[layer]:
             m = _columns(site)
-            found += sum(ridge_flops(m, d, math.ceil((1 - sparsity) * m)).values())
-        return found
+            count += sum(ridge_flops(m, d, math.ceil((1 - sparsity) * m)).values())
+        return count
 
     def _solve(self, layer: int) -> int:
-        """Reconstruction and its judgement, as if every layer lost the same share."""
+        """Reconstruction and its held-out error, as if every layer lost the same share."""
         sparsity, d = self._spec.pruning.sparsity, self._config.hidden_size
         judged = min(HOLDOUT_TOKENS, self._held_out)
         errors = 0
@@ -205,7 +205,7 @@ class _Work:
             if layer in group:
                 runs += len({site.kind for site in self._sites[layer]})
             through += runs * self._layers[layer]
-        # At the end the dense model's logits beside everybody's.
+        # At the end the logits of the dense model and of each variant.
         return self._probed * (through + (runs + 1) * self._head)
 
     def _trial(self, layer: int) -> int:
@@ -214,19 +214,19 @@ class _Work:
         return self._ridges(layer, self._spec.pruning.sparsity) + self._probed * passing
 
     def _gradient(self, number: int) -> int:
-        """A layer forth again and back, which is as much as forth: weights have no gradient."""
+        """A layer forward again and back, as much as forward: weights have no gradient."""
         group = probe_groups(len(self._layers))[number]
         head = 2 * self._head if group.stop == len(self._layers) else 0
         return self._probed * (2 * sum(self._layers[layer] for layer in group) + head)
 
     def _recovery(self, layer: int) -> int:
-        """Dense and pruned layer over all tokens, and forth and back in each step."""
+        """Dense and pruned layer over all tokens, and forward and back in each step."""
         recover = self._spec.pruning.recover
         steps = 0 if recover is None else recover.steps
         return (2 * self._tokens + 3 * steps * RECOVERY_BATCH_TOKENS) * self._layers[layer]
 
     def _distillation(self, number: int) -> int:
-        """Forth, forth again and back with gradients of weights: four times forth; the head six."""
+        """Forward, forward again, and back for weights too: four times forward; the head six."""
         distill = self._spec.pruning.distill
         if distill is None:
             return 0

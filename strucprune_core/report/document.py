@@ -116,12 +116,12 @@ class SiteReport(_Part):
         "of its statistics is assumed."
     )
     measured_share: float = Field(
-        description="Share of the energy in its statistics that was measured; 1 is usual, 0: it "
-        "was ranked by its weights alone."
+        description="Share of the energy in its statistics that was measured; 1 is usual, with 0 "
+        "it was ranked by its weights alone."
     )
     effective_rank: float | None = Field(
-        description="Independent directions of its inputs: its columns if no two go together, 1 if "
-        "all do, 0 if all tokens are alike; null: they are zero."
+        description="Independent directions of its inputs: its columns if no two are correlated, 1 "
+        "if all are, 0 if all tokens are alike; null: they are zero."
     )
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
@@ -129,7 +129,7 @@ class SiteReport(_Part):
 
 
 class RoundReport(_Part):
-    """One setting of the price."""
+    """One allocation of widths, by one price."""
 
     price: float | None = Field(description="Loss per parameter of the last step; null: softmax.")
     temperature: float | None
@@ -198,7 +198,7 @@ class PerplexitySummary(_Part):
 
 
 class CalibrationSummary(_Part):
-    """What the statistics were computed on; the spec says where it comes from."""
+    """The text that the statistics were computed on; the spec says where it comes from."""
 
     tokens: int
     distinct_tokens: int
@@ -209,7 +209,7 @@ class CalibrationSummary(_Part):
 
 
 class MemoryFigure(_Part):
-    """Peak bytes, planned and seen. `measured` is None where the device is not measured."""
+    """Peak bytes, planned and measured. `measured` is None where the device is not measured."""
 
     predicted: int
     measured: int | None
@@ -284,7 +284,7 @@ class PublishedManifest(BaseModel):
 
 
 class Report(_Part):
-    """Everything there is to know about one finished job."""
+    """The results, figures and circumstances of one finished job."""
 
     schema_version: str = SCHEMA_VERSION
     job_fingerprint: str = Field(
@@ -299,9 +299,7 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
-    rounds: list[RoundReport] = Field(
-        default_factory=list, description="Settings of the price, in order."
-    )
+    rounds: list[RoundReport] = Field(default_factory=list, description="Allocations, in order.")
     distillation: DistillationReport | None = Field(
         default=None, description="Null: not asked for."
     )
@@ -326,5 +324,5 @@ def largest_known(values: Iterable[float | None]) -> float | None:
 
 
 def has_few_tokens(site: SiteReport) -> bool:
-    """Whether fewer tokens reached a site than it has columns: a part of it is assumed."""
+    """Whether fewer tokens reached a site than it has columns, so that a part is assumed."""
     return site.calibration_tokens < site.columns

@@ -28,7 +28,7 @@ from strucprune_core.report.document import (
 )
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.overlay import OverlayStore
-from strucprune_core.storage.store import Store
+from strucprune_core.storage.store import Readable, ReadableStore, Store
 
 # More than any job publishes. A prefix may hold anything until we know that a job filled it.
 MAX_FILES, MAX_REPORT_BYTES = 10_000, 64 * 2**20
@@ -80,7 +80,7 @@ def publish(
     output.put(MANIFEST, _manifest(entries, documents))
 
 
-def reserving_report(output: Store) -> bytes | None:
+def reserving_report(output: Readable) -> bytes | None:
     """The report that reserves the output, None if there is none."""
     try:
         return bytes(output.read(REPORT_JSON))
@@ -88,7 +88,7 @@ def reserving_report(output: Store) -> bytes | None:
         return None
 
 
-def unfinished(output: Store, fingerprint: str) -> Report | None:
+def unfinished(output: ReadableStore, fingerprint: str) -> Report | None:
     """The report of a run of this job that broke off while it published; else None.
 
     None too if anything lies there that such a run does not write.

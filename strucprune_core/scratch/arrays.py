@@ -1,7 +1,7 @@
 """Arrays mapped to temporary files. No torch.
 
-Whatever is mapped to memory gets its space when it is made. A mapped hole that finds the disk full
-later kills the process (SIGBUS), and no error can be told then.
+Their space on disk is allocated when they are made. Otherwise a disk that is full later kills the
+process that writes to the mapping (SIGBUS), and nobody can report an error.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from strucprune_core.scratch.directories import scratch_errors
 def temporary_array(
     directory: Path, shape: tuple[int, ...], dtype: DTypeLike = np.float32
 ) -> NDArray[Any]:
-    """Zeros, mapped to a file without a name: its space is free with the last reference.
+    """Zeros, mapped to a file without a name: its space is freed with the last reference.
 
     Raises:
         ScratchUnavailable: the disk is full, or the directory cannot be written to.
@@ -57,10 +57,10 @@ def new_array(
 
 
 def take_space(descriptor: int, size_bytes: int) -> None:
-    """Make a file so long, its blocks allocated.
+    """Allocate the blocks of a file of this length.
 
     Raises:
-        OSError: there is no room.
+        OSError: the disk is full.
     """
     if size_bytes:
         os.posix_fallocate(descriptor, 0, size_bytes)

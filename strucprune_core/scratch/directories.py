@@ -1,8 +1,8 @@
-"""Temporary files: what is told if there can be none, and directories for them.
+"""Directories for temporary files, and the error when they cannot be written. No torch.
 
-A directory is removed at the end or, after a crash, by the next run or worker. Each is locked
-(flock) by the process that made it. The kernel drops the lock when that process ends, however it
-ends, so a directory that nobody locks is left over and may go. No torch.
+A directory is removed at the end or, after a crash, by the next run or worker. The process that
+made it holds a lock on it (flock). The kernel drops the lock when the process ends, however it
+ends, so a directory without a lock is left over and may be removed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from strucprune_core.errors import ScratchUnavailable
 
-# Whatever bears this name and is not locked gets deleted: nothing else may be called so.
+# Every directory with this prefix that is not locked is removed: nothing else may bear it.
 PREFIX = "strucprune-scratch-"
 
 
@@ -31,15 +31,15 @@ def scratch_errors(what: str) -> Iterator[None]:
         what: The file, as in "a matrix of 80 bytes".
 
     Raises:
-        ScratchUnavailable: there was an `OSError` of the system's.
+        ScratchUnavailable: the system raised an `OSError`.
     """
     try:
         yield
     except OSError as error:
-        if error.errno is None:  # Some library's own.
+        if error.errno is None:  # A library's own, not the system's.
             raise
         raise ScratchUnavailable(
-            f"{what} cannot be kept among the temporary files: {os.strerror(error.errno).lower()}",
+            f"{what} cannot be stored as a temporary file: {os.strerror(error.errno).lower()}",
             field="scratch",
         ) from error
 
@@ -63,19 +63,19 @@ def scratch_directory(parent: Path | None = None) -> Iterator[Path]:
         os.close(lock)
 
 
-def sweep(parent: Path | None = None, found: Callable[[Path], None] = lambda path: None) -> int:
+def sweep(parent: Path | None = None, on_left: Callable[[Path], None] = lambda path: None) -> int:
     """Remove directories that crashed processes left; their number.
 
     Args:
         parent: Where; the system's directory for temporary files if None.
-        found: Told of each, before it is removed.
+        on_left: Called with each, before it is removed.
 
     Raises:
         ScratchUnavailable: `parent` cannot be listed.
     """
     with scratch_errors("a directory"):
         names = [*Path(parent or tempfile.gettempdir()).iterdir()]
-    return sum(_remove(path, found) for path in names if path.name.startswith(PREFIX))
+    return sum(_remove(path, on_left) for path in names if path.name.startswith(PREFIX))
 
 
 def _make(parent: Path | None) -> tuple[Path, int]:
@@ -84,20 +84,20 @@ def _make(parent: Path | None) -> tuple[Path, int]:
         lock = _lock(path, wait=True)
         if lock is not None and path.is_dir():
             return path, lock
-        # A sweep came between making and locking it, and took it for left over.
+        # A sweep ran between making and locking it, and removed it as left over.
         if lock is not None:
             os.close(lock)
 
 
-def _remove(path: Path, found: Callable[[Path], None]) -> bool:
+def _remove(path: Path, on_left: Callable[[Path], None]) -> bool:
     try:
         lock = _lock(path, wait=False)
     except OSError:
-        # No directory, or another user's.
+        # Not a directory, or another user's.
         return False
     if lock is None:
         return False
-    found(path)
+    on_left(path)
     shutil.rmtree(path, ignore_errors=True)
     os.close(lock)
     return True

@@ -1,7 +1,7 @@
-"""A `Matrix` in host memory: in practice a mapped file, which no budget has to hold.
+"""A `Matrix` in host memory, usually a mapped file.
 
-Reads put a part on the device. What maps a file is paged in and out by the system, so a matrix may
-be larger than memory.
+Reads put a part on the device. The system pages a mapped file in and out, so a matrix may be larger
+than memory, and no memory budget counts it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class HostMatrix:
 
     Args:
         array: Writable, float32 or float64; usually memory-mapped.
-        device: Where reads put what they read.
+        device: Where reads put parts of it.
     """
 
     resident = False
@@ -55,12 +55,12 @@ class HostMatrix:
         return block.copy_(torch.from_numpy(part))
 
     def gather(self, rows: Index, columns: Index, out: Tensor) -> None:
-        """Copy a part to `out`; picking happens on the host."""
+        """Copy a part to `out`; it is selected on the host."""
         columns = slice(0, 0) if isinstance(columns, Tensor) and not len(columns) else columns
         if isinstance(columns, slice):
             part = _taken(self._array[:, columns], rows)
         else:
-            # Only the stretch of columns that is asked for, so that a copy of rows stays small.
+            # Only the range of columns that is asked for, so that the copy of rows stays small.
             first, last = int(columns[0]), int(columns[-1]) + 1
             stretch = _taken(self._array[:, first:last], rows)
             part = np.take(stretch, columns.cpu().numpy() - first, axis=1)
@@ -72,7 +72,7 @@ class HostMatrix:
 
     def write_symmetric(self, rows: slice, panel: Tensor) -> None:
         """Overwrite a row panel and its mirror image."""
-        host = panel.cpu()  # Once: turning it on the device would take as much memory again.
+        host = panel.cpu()  # Once: a transpose on the device would take as much memory again.
         self.write(rows, slice(0, rows.stop), host)
         self.write(slice(0, rows.start), rows, host[:, : rows.start].T)
 
@@ -82,23 +82,23 @@ class HostMatrix:
 
 
 def _taken(array: NDArray[Any], rows: Index) -> NDArray[Any]:
-    # Not `np.take`: of an array that is a part of another it copies all before it picks.
+    # Not `np.take`: it first copies the whole of an array that is a view.
     return array[rows if isinstance(rows, slice) else rows.cpu().numpy()]
 
 
 class ScratchMatrices:
-    """Makes matrices in files of a scratch directory that have no name, so that none is left over.
+    """Makes matrices in files of a scratch directory. The files have no names: none is left over.
 
     Args:
-        directory: Where; needs room for whole matrices.
-        device: Where reads put what they read.
+        directory: Where; needs space for whole matrices.
+        device: Where reads put parts of them.
     """
 
     def __init__(self, directory: Path, device: torch.device) -> None:
         self._directory, self._device = directory, device
 
     def __call__(self, rows: int, columns: int, dtype: torch.dtype) -> Matrix:
-        """A matrix of zeros; its space is taken now, and given back with the last reference.
+        """A matrix of zeros. Its space is allocated now, and freed with the last reference.
 
         Raises:
             ScratchUnavailable: the disk is full, or the directory cannot be written to.

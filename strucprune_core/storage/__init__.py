@@ -1,1 +1,1 @@
-"""Where artefacts live: URIs, the store protocol, and its local and S3 implementations."""
+"""Where artefacts are stored: URIs, the store protocols, local directories and S3."""

@@ -1,4 +1,4 @@
-"""Keys of stored objects: checked here, so that no store can be led out of its root. No torch."""
+"""Checks keys of stored objects, so that none leads out of a store's root. No torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import re
 
 from strucprune_core.errors import AccessDenied
 
-MAX_KEY_BYTES = 1024  # the limit of S3 itself
+MAX_KEY_BYTES = 1024  # The limit of S3 itself.
+_RENAME = "Rename the object, or correct the file that names it."
 _FORBIDDEN = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
@@ -18,7 +19,7 @@ def check_key(key: str) -> str:
             backslash or a control character.
     """
     if any(part in ("", ".", "..") for part in key.split("/")):
-        raise AccessDenied(f"the key {key!r} has an empty, '.' or '..' segment")
+        raise _bad_key(f"the key {key!r} has an empty, '.' or '..' segment")
     return _check_characters(key)
 
 
@@ -30,17 +31,21 @@ def check_prefix(prefix: str) -> str:
     """
     *complete, _ = prefix.split("/")
     if any(part in ("", ".", "..") for part in complete) or prefix.endswith("/.."):
-        raise AccessDenied(f"the prefix {prefix!r} has an empty, '.' or '..' segment")
+        raise _bad_key(f"the prefix {prefix!r} has an empty, '.' or '..' segment")
     return _check_characters(prefix)
 
 
 def _check_characters(key: str) -> str:
     if _FORBIDDEN.search(key):
-        raise AccessDenied(f"the key {key!r} has a backslash or a control character")
+        raise _bad_key(f"the key {key!r} has a backslash or a control character")
     try:
         size_bytes = len(key.encode())
     except UnicodeEncodeError:
-        raise AccessDenied(f"the key {key!r} is not valid Unicode") from None
+        raise _bad_key(f"the key {key!r} is not valid Unicode") from None
     if size_bytes > MAX_KEY_BYTES:
-        raise AccessDenied(f"a key of {size_bytes} bytes is over the limit of {MAX_KEY_BYTES}")
+        raise _bad_key(f"a key of {size_bytes} bytes is over the limit of {MAX_KEY_BYTES}")
     return key
+
+
+def _bad_key(message: str) -> AccessDenied:
+    return AccessDenied(message, remedy=_RENAME)

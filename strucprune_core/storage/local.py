@@ -20,12 +20,13 @@ from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 # Unfinished writes carry this prefix: never listed, never addressable by a key.
 _TEMPORARY = ".strucprune-tmp-"
 _COPY_BYTES = 8 * 2**20
-# Where an open file without a name can be linked from.
+# An open file without a name is linked from here.
 _DESCRIPTORS = Path("/proc/self/fd")
 _HAS_PROC = _DESCRIPTORS.is_dir()
 _ABSENT = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_CHECK_NAME = "Check the path and the name."
 
 
 @dataclass(frozen=True, slots=True, init=False)
@@ -38,7 +39,7 @@ class LocalStore:
     root: Path
 
     def __init__(self, root: Path) -> None:
-        # The user named the root, so links on the way to it are the user's own; those below not.
+        # The user chose the root, so links on the way to it are trusted; links below it are not.
         object.__setattr__(self, "root", Path(root).resolve())
 
     @property
@@ -84,8 +85,8 @@ class LocalStore:
         """Raise what a write below the root would raise, leaving no trace.
 
         Raises:
-            AccessDenied: this user cannot make files there.
-            StorageError: a file is where a directory would have to be.
+            AccessDenied: this user cannot write files there.
+            StorageError: a file stands where a directory is needed.
         """
         folder = self.root
         while not folder.exists():
@@ -100,7 +101,7 @@ class LocalStore:
                 raise _full(self.uri, error) from error
             raise AccessDenied(
                 f"nothing can be written under {self.root}: {_reason(error)}",
-                remedy="Choose a place where this user may make files.",
+                remedy="Choose a directory that this user may write to.",
             ) from error
         probe.unlink(missing_ok=True)
 
@@ -155,7 +156,10 @@ class LocalStore:
         with _translated(key):
             path = self._path(key)
             if path.is_dir():
-                raise StorageError(f"'{key}' is a directory, so no object can have that name")
+                raise StorageError(
+                    f"'{key}' is a directory, so no object can have that name",
+                    remedy="Choose another place, or move that directory.",
+                )
             _make_directories(path.parent)
             return _write_file(path, fill, publish)
 
@@ -163,15 +167,17 @@ class LocalStore:
         path = self._path(key)
         # A FIFO or device would block or never end; only regular files are objects.
         if _file_size(path) is None:
-            raise ObjectNotFound(f"'{key}' does not exist under {self.root}")
+            raise ObjectNotFound(f"'{key}' does not exist under {self.root}", remedy=_CHECK_NAME)
         return path.open("rb")
 
     def _path(self, key: str) -> Path:
         check_key(key)
         if any(part.startswith(_TEMPORARY) for part in key.split("/")):
-            raise AccessDenied(f"'{key}' is the name of an unfinished write")
+            raise AccessDenied(
+                f"'{key}' is the name of an unfinished write", remedy="Rename the file."
+            )
         path = self.root / key
-        # `resolve` also follows links in the parents, and works for what does not exist yet.
+        # `resolve` follows links in the parents too, also of a path that does not exist yet.
         if not path.resolve().is_relative_to(self.root):
             raise AccessDenied(
                 f"'{key}' is a link that leads out of {self.root}",
@@ -186,8 +192,8 @@ def _walk(folder: Path, prefix: str, stem: str) -> Iterator[ObjectInfo]:
     Linked directories are not entered, so that a cycle cannot trap the walk.
     """
     try:
-        with os.scandir(folder) as found:
-            entries = [entry for entry in found if entry.name.startswith(stem)]
+        with os.scandir(folder) as scan:
+            entries = [entry for entry in scan if entry.name.startswith(stem)]
     except (FileNotFoundError, NotADirectoryError):
         return
     for name, entry in sorted((_sort_name(entry), entry) for entry in entries):
@@ -236,13 +242,13 @@ def _write_file(
 
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file in a folder, and where it can be linked from.
+    """A new file in a folder, and the path to link it from.
 
-    It has no name where the file system can do that, so that a killed process leaves nothing.
+    It has no name where the file system supports that, so that a killed process leaves nothing.
     """
     try:
         descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o666) if _HAS_PROC else None
-    except OSError:  # If more is wrong than that, it shows below.
+    except OSError:  # Not supported; another error will occur again below.
         descriptor = None
     if descriptor is not None:
         with os.fdopen(descriptor, "wb") as file:
@@ -276,7 +282,7 @@ def _replace(source: Path, path: Path) -> bool:
     if source.parent != _DESCRIPTORS:
         source.replace(path)
     elif not _link(source, path):
-        # Only a rename can take another file's place, and only what has a name can be renamed.
+        # Only a rename replaces another file, and only a file with a name can be renamed.
         temporary = _temporary(path.parent)
         _link(source, temporary)
         try:
@@ -287,10 +293,10 @@ def _replace(source: Path, path: Path) -> bool:
 
 
 def _link(source: Path, path: Path) -> bool:
-    """Give a complete file its name unless it is taken: the kernel lets exactly one racer win."""
+    """Give a complete file its name unless that is taken: the kernel lets exactly one racer win."""
     try:
         if source.parent == _DESCRIPTORS:
-            # With a directory named, which an absolute path ignores, it follows /proc's link.
+            # Only with `src_dir_fd`, which an absolute path ignores, does it follow /proc's link.
             os.link(source, path, src_dir_fd=0)
         else:
             os.link(source, path)
@@ -323,7 +329,10 @@ def _sync_directory(folder: Path) -> None:
 
 
 def _too_short(key: str, wanted: int, size: int) -> StorageError:
-    return StorageError(f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for")
+    return StorageError(
+        f"'{key}' ends at byte {size}, but bytes up to {wanted} were asked for",
+        remedy="It is incomplete, or was written again meanwhile: copy it again.",
+    )
 
 
 def _in_the_way(path: Path) -> StorageError:
@@ -350,11 +359,14 @@ def _translated(name: str) -> Iterator[None]:
     except OSError as error:
         reason = _reason(error)
         if error.errno in _ABSENT:
-            raise ObjectNotFound(f"'{name}': {reason}") from error
+            raise ObjectNotFound(f"'{name}': {reason}", remedy=_CHECK_NAME) from error
         if error.errno in _REFUSED:
-            raise AccessDenied(f"'{name}': {reason}") from error
+            raise AccessDenied(
+                f"'{name}': {reason}",
+                remedy="Give this user the permission, or choose another place.",
+            ) from error
         if error.errno in _FULL:
             raise _full(name, error) from error
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL):
-            raise StorageError(f"'{name}': {reason}") from error
+            raise StorageError(f"'{name}': {reason}", remedy=_CHECK_NAME) from error
         raise StorageUnavailable(f"'{name}': {reason}") from error

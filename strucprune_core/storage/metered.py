@@ -27,21 +27,21 @@ class Traffic:
     def take(self) -> tuple[int, int]:
         """(read, written) bytes since the last call."""
         with self._lock:
-            found = self.read_bytes, self.written_bytes
+            moved = self.read_bytes, self.written_bytes
             self.read_bytes = self.written_bytes = 0
-        return found
+        return moved
 
 
 @dataclass(frozen=True, slots=True)
 class MeteredStore:
-    """Another store, with its traffic counted. A local one's files are read past it, uncounted."""
+    """Another store, with its traffic counted. Reads through a file's own path do not count."""
 
     store: Store
     traffic: Traffic
 
     @property
     def uri(self) -> str:
-        """The other's."""
+        """The other store's."""
         return self.store.uri
 
     def stat(self, key: str) -> ObjectInfo | None:

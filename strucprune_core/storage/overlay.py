@@ -1,18 +1,20 @@
-"""A read-only store over files that lie in different places: some on disk, some in memory."""
+"""A store for reading files that lie in different places: some on disk, some in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from strucprune_core.errors import ObjectNotFound, StorageError
-from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
+from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
+
+_PIECE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class OverlayStore:
-    """A `Store` of named contents and files; every verb that writes is refused.
+    """A `ReadableStore` of named contents and files.
 
     Attributes:
         contents: Small objects by key.
@@ -66,42 +68,20 @@ class OverlayStore:
             if info is not None and key.startswith(prefix):
                 yield info
 
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
+        """Write an object to a local file, a piece at a time.
+
+        Raises:
+            ObjectNotFound: no such object.
+        """
+        info = self.stat(key)
+        if info is None:
+            raise ObjectNotFound(f"{self.uri} has no {key}")
+        with path.open("wb") as file:
+            for start in range(0, info.size_bytes, _PIECE_BYTES):
+                file.write(self.read(key, start, min(_PIECE_BYTES, info.size_bytes - start)))
+                tick(file.tell())
+
     def local_path(self, key: str) -> Path | None:
         """The object's own file, if it has one."""
         return self.paths.get(key)
-
-    def check_writable(self) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def remove_unfinished(self, keys: Collection[str]) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Refused."""
-        raise _read_only()
-
-    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def delete(self, key: str) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def child(self, prefix: str) -> Store:
-        """Refused."""
-        raise _read_only()
-
-
-def _read_only() -> StorageError:
-    return StorageError("an assembled checkpoint is read-only")

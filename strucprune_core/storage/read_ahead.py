@@ -1,9 +1,9 @@
-"""A remote object read as if it were near: blocks in a scratch directory, the next ones coming.
+"""A cache for reading a remote store: blocks in a scratch directory, the next ones fetched ahead.
 
-A layer that passes in panels is read once per micro-batch, and a store far away must not be asked
-each time, nor while the device waits. So objects are read in blocks, each asked for once as long as
-the reader stays near; the blocks behind a read are fetched by other threads meanwhile. The oldest
-blocks make room for new ones, so that the disk holds a few layers and never the model.
+A layer that is processed in panels is read once per micro-batch. A remote store must not be asked
+each time, nor while the device waits. So objects are read in blocks, which stay on disk while they
+are in use; other threads fetch the blocks behind a read meanwhile. New blocks replace the oldest,
+so that the disk holds a few layers and never the model.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from strucprune_core.errors import ScratchUnavailable, StorageError
+from strucprune_core.errors import ScratchUnavailable
 from strucprune_core.scratch.directories import scratch_errors
-from strucprune_core.storage.store import ObjectInfo, Store, Tick, ignore_bytes
+from strucprune_core.storage.store import ObjectInfo, ReadableStore, Tick, ignore_bytes
 
 BLOCK_BYTES = 8 * 2**20
-"""Large enough that requests are few, small enough that the first one is soon there."""
+"""Large enough that requests are few, small enough that the first block arrives soon."""
 
 AHEAD_BLOCKS = 6
 """Blocks fetched before they are asked for."""
@@ -31,7 +31,7 @@ Block = tuple[str, int]
 
 
 class ReadAheadStore:
-    """A `Store` whose reads go through a bounded cache; every other verb is passed on.
+    """A `ReadableStore` whose reads go through a bounded cache; all else is passed on.
 
     Args:
         store: The store behind it.
@@ -41,10 +41,14 @@ class ReadAheadStore:
     """
 
     def __init__(
-        self, store: Store, directory: Path, limit_bytes: int, block_bytes: int = BLOCK_BYTES
+        self,
+        store: ReadableStore,
+        directory: Path,
+        limit_bytes: int,
+        block_bytes: int = BLOCK_BYTES,
     ) -> None:
         self._store, self._block_bytes = store, block_bytes
-        # Blocks on their way must not push out those that are being read.
+        # Blocks that are being fetched must not push out those that are being read.
         self._most = max(limit_bytes // block_bytes, 2 * (AHEAD_BLOCKS + THREADS))
         with scratch_errors("blocks of the model's files"):
             self._folder = tempfile.TemporaryDirectory(dir=directory, prefix="blocks-")
@@ -72,7 +76,7 @@ class ReadAheadStore:
         """
         size = self._size(key)
         if size is None:
-            return self._store.read(key, start, length)  # Which says what is wrong.
+            return self._store.read(key, start, length)  # Raises what is wrong.
         stop = size if length is None else start + length
         if not 0 <= start <= stop <= size:
             return self._store.read(key, start, length)
@@ -97,12 +101,12 @@ class ReadAheadStore:
                         raise ScratchUnavailable(f"a block of {block[0]} is cut short")
                     filled += count
         except BaseException:
-            with self._lock:  # It is asked for again, if anybody does.
+            with self._lock:  # The next read fetches it again.
                 self._blocks.pop(block, None)
             raise
 
     def _wanted(self, block: Block) -> Future[Path]:
-        """A block that is there or on its way; those behind it are sent for."""
+        """A block, fetched or being fetched; the ones behind it are requested too."""
         key, number = block
         last = (self._sizes[key] - 1) // self._block_bytes
         with self._lock:
@@ -130,7 +134,7 @@ class ReadAheadStore:
         return Path(file.name)
 
     def _size(self, key: str) -> int | None:
-        """Size of an object, asked for once: what is read here does not change meanwhile."""
+        """Size of an object, asked for once: the model's files do not change during a job."""
         if key not in self._sizes:
             info = self._store.stat(key)
             if info is None:
@@ -146,37 +150,9 @@ class ReadAheadStore:
         """As the store behind."""
         return self._store.list(prefix)
 
-    def check_writable(self) -> None:
-        """As the store behind."""
-        self._store.check_writable()
-
-    def remove_unfinished(self, keys: Collection[str]) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def put(self, key: str, data: bytes) -> None:
-        """Refused: what is cached would be wrong."""
-        raise _read_only()
-
-    def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Refused."""
-        raise _read_only()
-
-    def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Refused."""
-        raise _read_only()
-
-    def delete(self, key: str) -> None:
-        """Refused."""
-        raise _read_only()
-
     def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """As the store behind."""
         self._store.download(key, path, tick)
-
-    def child(self, prefix: str) -> Store:
-        """As the store behind."""
-        return self._store.child(prefix)
 
     def local_path(self, key: str) -> Path | None:
         """As the store behind."""
@@ -186,7 +162,3 @@ class ReadAheadStore:
 def _remove(future: Future[Path]) -> None:
     if not future.cancelled() and future.exception() is None:
         future.result().unlink(missing_ok=True)
-
-
-def _read_only() -> StorageError:
-    return StorageError("a store that reads ahead is read-only")

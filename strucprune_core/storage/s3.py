@@ -55,7 +55,8 @@ from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 
 CONNECT_TIMEOUT_SECONDS = 5
 READ_TIMEOUT_SECONDS = 60
-# With exponential waits of at most 1, 2 and 4 s: a blip is bridged, an outage is told in seconds.
+# With exponential waits of at most 1, 2 and 4 s: a short failure is bridged, an outage reported
+# within seconds.
 REQUEST_ATTEMPTS = 4
 # botocore retries requests, but not a body that breaks off while it is being read.
 BODY_ATTEMPTS = 3
@@ -76,7 +77,7 @@ _REFUSED = {
     "RequestTimeTooSkewed",
     "SignatureDoesNotMatch",
 }
-# Of temporary credentials whose time is over.
+# Codes for temporary credentials that have expired.
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
 _BUSY = {
     "InternalError",
@@ -97,7 +98,7 @@ _CHECK_KEYS = "Check the access key, its secret, and that its policy covers this
 _REFUSALS = {
     "RequestTimeTooSkewed": "Set this machine's clock: it differs from the store's.",
 }
-# What botocore raises where it finds no credentials, or their source fails.
+# Raised by botocore if there are no credentials, or their source fails.
 _NO_CREDENTIALS = (
     LoginError,
     NoAuthTokenError,
@@ -107,7 +108,7 @@ _NO_CREDENTIALS = (
     TokenRetrievalError,
     UnknownCredentialError,
 )
-# Of a connection that only broke, botocore says `SSLError` too.
+# botocore raises `SSLError` for a broken connection too: these words tell an untrusted one.
 _NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "doesn't match")
 _DEFAULT_REGION = "us-east-1"
 _AWS_HOSTS = (".amazonaws.com", ".amazonaws.com.cn", ".api.aws", ".amazonaws.eu")
@@ -115,8 +116,10 @@ _CONFIGURATION = (
     "Correct STRUCPRUNE_S3_ENDPOINT_URL, AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, AWS_PROFILE or the "
     "AWS config files, whichever it names."
 )
+_TOO_SHORT = "It is incomplete, or was written again meanwhile: copy it again."
+_NOT_COMPATIBLE = "The endpoint, or a proxy before it, does not do what S3 does: use another one."
 _REMEDY = "Check that the S3 endpoint is right and answers."
-# What every S3 service tells of an object.
+# Headers that every S3 service sends with an object.
 _OF_AN_OBJECT = frozenset({"content-length", "etag", "last-modified", "date"})
 _CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(?:\d+|\*)")
 _BROKEN_BODY = (IncompleteReadError, ReadTimeoutError, ResponseStreamingError, HTTPClientError)
@@ -177,12 +180,12 @@ class S3Store:
         )
         with _translated(self._name(prefix)):
             for page in pages:
-                # boto3 takes any answer without keys for an empty bucket: a web page, and one that
-                # broke off.
+                # boto3 takes any answer without keys for an empty bucket, be it a web page or a
+                # listing that broke off.
                 if page.get("Name") != self.bucket:
                     raise _no_answer(self._name(prefix))
                 for item in page.get("Contents", ()):
-                    # Consoles mark "folders" by empty objects ending in a slash: not objects to us.
+                    # Consoles mark "folders" by empty objects that end in a slash: skipped.
                     if not item["Key"].endswith("/"):
                         key = item["Key"].removeprefix(root)
                         yield ObjectInfo(key, int(item["Size"]), item["ETag"])
@@ -190,21 +193,21 @@ class S3Store:
     def check_writable(self) -> None:
         """Raise what a write below the root would raise.
 
-        A multipart upload asks for the same permission as any write, and is no object until it is
-        completed, which this one never is.
+        A multipart upload needs the same permission as any write. It is not an object until it is
+        completed, and this one never is.
         """
         key = self._key(_PROBE)
         with _translated(self.uri):
             begun = self.client.create_multipart_upload(Bucket=self.bucket, Key=key)
-        with suppress(ClientError):  # who may not abort it may write all the same
+        with suppress(ClientError):  # The permission to abort it is not needed to write.
             self.client.abort_multipart_upload(
                 Bucket=self.bucket, Key=key, UploadId=begun["UploadId"]
             )
 
     def remove_unfinished(self, keys: Collection[str]) -> None:
-        """Abort what killed writers left of uploads of these objects.
+        """Abort uploads of these objects that killed writers left. Only where no writer is at work.
 
-        Only where no writer is at work. Who may not list uploads leaves them to the bucket's rules.
+        Without the permission to list uploads, the bucket's rules have to remove them.
         """
         names = {self._key(key) for key in keys}
         pages = self.client.get_paginator("list_multipart_uploads")
@@ -224,14 +227,17 @@ class S3Store:
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write an object unless it exists. True if this call wrote it; one racer wins.
 
-        A write whose answer got lost is retried and then found present: False although the bytes
-        are ours. Callers that must know compare what is stored.
+        A write whose answer got lost is repeated, and the object then exists: the result is False
+        although the bytes are ours. Callers that must know compare what is stored.
         """
         for _ in range(CONFLICT_ATTEMPTS):
             outcome = self._put_new(key, data)
             if outcome is not None:
                 return outcome
-        raise StorageUnavailable(f"{self._name(key)}: other writers kept racing for this object")
+        raise StorageUnavailable(
+            f"{self._name(key)}: other writers write this object at the same time",
+            remedy="Try again.",
+        )
 
     def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write a local file as an object, atomically, in bounded memory."""
@@ -256,7 +262,7 @@ class S3Store:
         return S3Store(self.client, self.bucket, self._key(prefix.rstrip("/")))
 
     def local_path(self, key: str) -> Path | None:
-        """None: the objects lie elsewhere."""
+        """None: the objects lie on another machine."""
         check_key(key)
         return None
 
@@ -287,8 +293,8 @@ class S3Store:
     def _whole(self, key: str, data: bytes) -> dict[str, Any]:
         """Arguments of a write that is refused unless all of its bytes arrive.
 
-        SeaweedFS takes a request that breaks off before its body for an empty object: a retry would
-        find it present, and a commit would be no document for ever.
+        SeaweedFS stores an empty object for a request that breaks off before its body. The retry
+        would not overwrite it, and a commit would stay unreadable for ever.
         """
         digest = hashlib.md5(data, usedforsecurity=False).digest()
         md5 = base64.b64encode(digest).decode()
@@ -296,7 +302,7 @@ class S3Store:
 
     def _read_once(self, key: str, start: int, length: int | None) -> bytearray:
         name = self._name(key)
-        if length == 0:  # HTTP has no empty range; the object must exist all the same
+        if length == 0:  # HTTP has no empty range; the object must exist all the same.
             return self._read_nothing(key, start)
         end = "" if length is None else start + length - 1
         ranged = {} if (start == 0 and length is None) else {"Range": f"bytes={start}-{end}"}
@@ -304,8 +310,10 @@ class S3Store:
             with _translated(name):
                 answer = self.client.get_object(Bucket=self.bucket, Key=self._key(key), **ranged)
         except _RangeError as error:
-            raise StorageError(f"{name} is shorter than {start + (length or 0)} bytes") from error
-        # Its own context would hand out what is below it, whose errors are another library's.
+            raise StorageError(
+                f"{name} is shorter than {start + (length or 0)} bytes", remedy=_TOO_SHORT
+            ) from error
+        # Its own context manager returns the stream beneath, whose errors are another library's.
         with closing(answer["Body"]) as body:
             size = _size(answer, name)
             _check_range(name, answer, start, length, size)
@@ -318,7 +326,9 @@ class S3Store:
         if info is None:
             raise ObjectNotFound(f"{self._name(key)} does not exist")
         if info.size_bytes < start:
-            raise StorageError(f"{self._name(key)} is shorter than {start} bytes")
+            raise StorageError(
+                f"{self._name(key)} is shorter than {start} bytes", remedy=_TOO_SHORT
+            )
         return bytearray()
 
     def _key(self, key: str) -> str:
@@ -330,14 +340,14 @@ class S3Store:
 
 
 def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
-    """A store on `s3://bucket/prefix`. Makes no request, but for credentials from elsewhere.
+    """A store on `s3://bucket/prefix`. Makes no request, except to a source of credentials.
 
     Raises:
-        InvalidSpec: the settings, or what botocore finds in environment and config files, cannot
-            be.
+        InvalidSpec: the settings, or those that botocore reads from environment and config files,
+            are invalid.
         AccessDenied: the credentials are incomplete, or their source fails.
     """
-    # Sessions of our own: the default ones are globals and not thread-safe to build on.
+    # Own sessions: the default ones are globals, and not thread-safe.
     core = botocore.session.Session()
     try:
         _check_ca_bundle(core.get_config_variable("ca_bundle"))
@@ -346,18 +356,18 @@ def open_s3(bucket: str, prefix: str, settings: S3Settings) -> S3Store:
         raise _not_renewed(f"s3://{bucket}", error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials("S3", error) from error
-    except (BotoCoreError, ValueError) as error:  # the latter for a malformed endpoint
+    except (BotoCoreError, ValueError) as error:  # ValueError: a malformed endpoint.
         raise InvalidSpec(f"the S3 settings do not work: {error}", remedy=_CONFIGURATION) from error
     return S3Store(client, bucket, prefix)
 
 
 def _check_ca_bundle(path: str | None) -> None:
-    """Told here, since botocore would take it for a request that failed, and repeat that."""
+    """Checked here: botocore would take the error for a failed request, and repeat that."""
     if path is None or Path(path).is_dir():
         return
     try:
         ssl.create_default_context(cafile=path)
-    except OSError as error:  # includes SSLError
+    except OSError as error:  # SSLError is one.
         reason = error.strerror or str(error)
         raise InvalidSpec(
             f"the file of trusted certificates, {path}, cannot be read: {reason}",
@@ -374,8 +384,8 @@ def _client(core: Any, settings: S3Settings) -> Any:
     host = urlsplit(client.meta.endpoint_url).hostname or ""
     if style is None and not host.endswith(_AWS_HOSTS):
         client = _client_of_style(session, settings, "path")
-    # Of a file botocore first asks whether it may send it ("Expect: 100-continue"), and waits for
-    # ever, in an endless loop, if the connection breaks in the middle of the answer.
+    # Before it sends a file, botocore asks the server to agree ("Expect: 100-continue"). If the
+    # connection breaks within the answer, it loops for ever.
     client.meta.events.unregister("before-call.s3", add_expect_header)
     give_up_slow_answers(client)
     return client
@@ -403,29 +413,34 @@ def _client_of_style(session: Any, settings: S3Settings, style: str | None) -> A
 def _check_range(
     name: str, answer: dict[str, Any], start: int, length: int | None, size: int
 ) -> None:
-    """Believe no server: one that ignores Range would hand out the wrong bytes."""
+    """Check the range of an answer: a server that ignores Range would give the wrong bytes."""
     if start == 0 and length is None:
         return
     if answer["ResponseMetadata"]["HTTPStatusCode"] != HTTPStatus.PARTIAL_CONTENT:
-        raise StorageError(f"{name}: the store ignored the byte range asked for")
-    found = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
-    first, last = map(int, found.groups()) if found else (-1, -1)
-    if found is None or last - first + 1 != size:
-        raise _no_answer(name)  # broken off; see `_size`
+        raise StorageError(
+            f"{name}: the store ignored the byte range asked for", remedy=_NOT_COMPATIBLE
+        )
+    match = _CONTENT_RANGE.fullmatch(answer.get("ContentRange", ""))
+    first, last = map(int, match.groups()) if match else (-1, -1)
+    if match is None or last - first + 1 != size:
+        raise _no_answer(name)  # It broke off; see `_size`.
     if first != start:
-        raise StorageError(f"{name}: the store answered another byte range than was asked for")
+        raise StorageError(
+            f"{name}: the store answered another byte range than was asked for",
+            remedy=_NOT_COMPATIBLE,
+        )
     if length is not None and size != length:
         raise StorageError(
-            f"{name} holds {size} bytes from offset {start}, but {length} were asked for"
+            f"{name} holds {size} bytes from offset {start}, but {length} were asked for",
+            remedy=_TOO_SHORT,
         )
 
 
 def _size(answer: Any, name: str) -> int:
-    """How many bytes an answer is about, if it is a whole one.
+    """The length of an answer's body, if its head is complete.
 
-    Of an answer that broke off in its head the client library takes what has come for all of it,
-    half a number too. The last of several headers cannot be told from half a one, but those before
-    it are whole.
+    If an answer breaks off in its head, the client library takes what has arrived for the whole,
+    even half a number. The last of several headers may be cut; those before it are whole.
     """
     if not answer["ResponseMetadata"]["HTTPHeaders"].keys() >= _OF_AN_OBJECT:
         raise _no_answer(name)
@@ -434,7 +449,7 @@ def _size(answer: Any, name: str) -> int:
 
 def _no_answer(name: str) -> StorageUnavailable:
     return StorageUnavailable(
-        f"{name}: what the endpoint answers is not S3, or broke off", remedy=_REMEDY
+        f"{name}: the endpoint's answer is not S3, or broke off", remedy=_REMEDY
     )
 
 
@@ -463,34 +478,37 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except ClientError as error:
         raise _from_answer(error, name) from error
-    except CredentialRetrievalError as error:  # of a program or service that was to renew them
+    except CredentialRetrievalError as error:  # The program or service that renews them failed.
         raise _not_renewed(name, error) from error
     except _NO_CREDENTIALS as error:
         raise _no_credentials(name, error) from error
-    except RetriesExceededError as error:  # of a download whose body kept breaking off
+    except RetriesExceededError as error:  # The body of a download kept breaking off.
         raise StorageUnavailable(f"{name}: {error.last_exception}") from error
     except ParamValidationError as error:
         raise StorageError(f"{name}: {error}") from error
     except BotoCoreError as error:
         raise _from_client(error, name) from error
-    except RecursionError as error:  # botocore asks for the region, which is redirected, too
+    except RecursionError as error:  # botocore asks for the region, and that is redirected too.
         raise StorageError(
             f"{name}: the endpoint redirects every request",
             remedy="Correct the endpoint's URL: https:// or http://, name and port.",
         ) from error
-    except (ResponseParserError, ValueError) as error:  # the latter of half a number or a date
+    except (ResponseParserError, ValueError) as error:  # ValueError: half a number, half a date.
         raise _no_answer(name) from error
-    except OSError as error:  # the local file of an upload or download
-        raise StorageUnavailable(f"{name}: {error}") from error
+    except OSError as error:  # The local file of an upload or download.
+        raise StorageUnavailable(
+            f"{name}: the local file of the transfer failed: {error}",
+            remedy="Check that disk and its free space, then try again.",
+        ) from error
 
 
 def _not_renewed(name: str, error: CredentialRetrievalError) -> CredentialsExpired:
-    # Not its words: what a program has written may hold secrets.
+    # Its message is not shown: the output of a program may hold secrets.
     provider = error.kwargs.get("provider", "their source")
     return CredentialsExpired(
         f"{name}: {provider} gives no credentials for the store",
-        remedy="Correct that source (credential_process of the AWS_PROFILE, a role), and run the "
-        "job again: it goes on from its workspace.",
+        remedy="Correct that source (credential_process of the AWS_PROFILE, a role). Then run the "
+        "job again: it continues from its workspace.",
     )
 
 
@@ -498,8 +516,8 @@ def _no_credentials(name: str, error: BotoCoreError) -> AccessDenied:
     return AccessDenied(
         f"{name}: there are no usable S3 credentials ({error})",
         remedy="Set STRUCPRUNE_S3_ACCESS_KEY_ID and STRUCPRUNE_S3_SECRET_ACCESS_KEY, or any source "
-        "that boto3 reads (AWS_ACCESS_KEY_ID, AWS_PROFILE); after `aws sso login` has lapsed, log "
-        "in again.",
+        "that boto3 reads (AWS_ACCESS_KEY_ID, AWS_PROFILE); if a login (`aws sso login`) has "
+        "expired, log in again.",
     )
 
 
@@ -520,11 +538,9 @@ def _from_client(error: BotoCoreError, name: str) -> StorageError:
 
 
 def _from_answer(error: ClientError, name: str) -> StorageError:
-    """The typed error for what the service answered."""
+    """The typed error for an error that the service answered."""
     details = error.response.get("Error", {})
     code, status = str(details.get("Code", "")), _status(error)
-    if code in _EXPIRED:
-        return CredentialsExpired(f"{name}: the credentials for the store have expired ({code})")
     if code in _WRONG_REGION or status == 301:
         return StorageError(
             f"{name}: the bucket is in another region ({code}: {details.get('Message', '')})",

@@ -1,9 +1,9 @@
-"""Connections that give an answer up that comes too slowly.
+"""Connections that abort an answer that arrives too slowly.
 
-A read timeout is over each time that a byte comes, so a server, or a network, that sends one byte a
-second would keep a job for years. Here an answer has the read timeout in all, and more with each
-byte that comes; counted is only the time in which it was waited for. It then ends as by a timeout,
-which the client library repeats like any other.
+A read timeout starts again with each byte, so a server, or a network, that sends one byte a second
+would hold a job for years. Here an answer has the read timeout in all, and more time with each byte
+that arrives. Only the time spent waiting for it counts. The answer then ends like one that timed
+out, which the client library repeats.
 
 Uploads need nothing: Python's own timeout is for a block that is sent as a whole.
 """
@@ -22,16 +22,16 @@ from botocore.awsrequest import (
     AWSHTTPSConnectionPool,
 )
 
-# A line of 128 kbit/s; what is slower is of no use with models of gigabytes.
+# 128 kbit/s; slower connections are useless for models of gigabytes.
 LEAST_BYTES_PER_SECOND = 16 * 1024
 
 
 class _Answer(io.RawIOBase):
-    """What comes from a socket, as long as it comes fast enough.
+    """The bytes of a socket, as long as they arrive fast enough.
 
     Args:
         raw: The socket's file.
-        seconds: What the answer has beside the time for its bytes.
+        seconds: Time that the answer has in addition to that for its bytes.
     """
 
     def __init__(self, raw: io.RawIOBase, seconds: float) -> None:
@@ -84,7 +84,7 @@ class _SecurePool(AWSHTTPSConnectionPool):  # type: ignore[misc]
 
 
 def give_up_slow_answers(client: Any) -> None:
-    """Let a boto3 client use such connections."""
-    # There is no public way to say which connections a client makes; a test sees that this works.
+    """Make a boto3 client use such connections."""
+    # No public interface sets the connections of a client; a test checks that this works.
     session = client._endpoint.http_session
     session._pool_classes_by_scheme.update(http=_Pool, https=_SecurePool)

@@ -15,19 +15,19 @@ ChecksumMode = Literal["when_required", "when_supported"]
 
 @dataclass(frozen=True, slots=True)
 class S3Settings:
-    """How to reach the S3 service. Set by whoever runs the product, never by a request.
+    """How to reach the S3 service. Set by operators, never by a request.
 
-    What is None is left to botocore: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL, AWS_PROFILE, the
-    AWS config and credentials files, roles, AWS_CA_BUNDLE, HTTPS_PROXY and NO_PROXY all mean what
-    they mean to every AWS tool.
+    botocore decides what is None here: AWS_ENDPOINT_URL_S3 before AWS_ENDPOINT_URL, AWS_PROFILE,
+    the AWS config and credentials files, roles, AWS_CA_BUNDLE, HTTPS_PROXY and NO_PROXY all mean
+    what they mean to every AWS tool.
 
     Attributes:
         endpoint_url: None leaves it to botocore, whose last choice is AWS itself.
-        region: Region to sign for; None leaves it to botocore, and us-east-1 if that knows none.
+        region: Region to sign for; None leaves it to botocore, then us-east-1.
         access_key_id: None leaves both keys to botocore.
         secret_access_key: As above.
-        addressing_style: "path" is what most S3-compatible services need. None is what the AWS
-            config says, else "auto" for AWS and "path" for others.
+        addressing_style: Most S3-compatible services need "path". None uses the AWS config's, else
+            "auto" for AWS and "path" for others.
         checksum_mode: "when_required" works everywhere; some S3-compatible services reject the
             checksums that boto3 adds in its default mode, "when_supported".
     """
@@ -43,9 +43,9 @@ class S3Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> S3Settings:
         """Settings from environment variables; an empty one counts as unset.
 
-        Read are STRUCPRUNE_S3_ENDPOINT_URL, _REGION, _ACCESS_KEY_ID, _SECRET_ACCESS_KEY,
+        It reads STRUCPRUNE_S3_ENDPOINT_URL, _REGION, _ACCESS_KEY_ID, _SECRET_ACCESS_KEY,
         _ADDRESSING_STYLE and _CHECKSUM_MODE; and AWS_REGION, which other AWS tools read before
-        AWS_DEFAULT_REGION but botocore does not.
+        AWS_DEFAULT_REGION, and botocore ignores.
 
         Raises:
             InvalidSpec: a style or mode is unknown, or only one of the two keys is set.

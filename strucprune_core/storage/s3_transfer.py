@@ -1,8 +1,8 @@
-"""Files to and from S3 in parallel parts, watched: s3transfer is what boto3 itself transfers with.
+"""Transfers files to and from S3 in parallel parts, with s3transfer, as boto3 itself does.
 
-boto3's `upload_file` blocks until the end and takes its callbacks in other threads, where an
-exception is a failed request that is tried again. Here the caller's thread waits, ticks, and may
-abandon the transfer; its parts are then taken back.
+boto3's `upload_file` blocks until the end. It calls back from other threads, where an exception
+counts as a failed request and is repeated. Here the caller's thread waits, ticks, and may abandon
+the transfer, whose parts are then removed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CONFIG = TransferConfig(
 
 
 class _Watch(BaseSubscriber):  # type: ignore[misc]
-    """Counts the bytes of one transfer and tells its end. Called by the transfer's threads."""
+    """Counts the bytes of one transfer and signals its end. The transfer's threads call it."""
 
     def __init__(self) -> None:
         self.ended = threading.Event()
@@ -40,17 +40,17 @@ class _Watch(BaseSubscriber):  # type: ignore[misc]
 
     @property
     def bytes(self) -> int:
-        """Bytes transferred so far; fewer again when a part is repeated."""
+        """Bytes transferred so far; the number falls when a part is repeated."""
         with self._lock:
             return self._bytes
 
     def on_progress(self, future: Any, bytes_transferred: int, **_: Any) -> None:
-        """Some bytes more, or fewer."""
+        """Add bytes, a negative number when a part is repeated."""
         with self._lock:
             self._bytes += bytes_transferred
 
     def on_done(self, future: Any, **_: Any) -> None:
-        """The transfer has ended, well or not."""
+        """The transfer has succeeded or failed."""
         self.ended.set()
 
 
@@ -66,7 +66,7 @@ def download(client: Any, bucket: str, key: str, path: Path, tick: Tick) -> None
 
 def _run(client: Any, begin: Callable[[Any, _Watch], Any], tick: Tick) -> None:
     watch = _Watch()
-    with TransferManager(client, _CONFIG) as manager:  # left by an exception, it cancels
+    with TransferManager(client, _CONFIG) as manager:  # An exception cancels it.
         future = begin(manager, watch)
         while not watch.ended.wait(TICK_SECONDS):
             tick(watch.bytes)

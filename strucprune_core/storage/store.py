@@ -1,4 +1,8 @@
-"""The store protocol: the few verbs that pruning needs of an object store or a directory."""
+"""The store protocols: the few methods that pruning needs of an object store or a directory.
+
+Each adds to the one before: `Readable` reads one object, `ReadableStore` finds and copies objects,
+`InspectableStore` says whether it could be written, `Store` writes.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +28,16 @@ class ObjectInfo:
 
 
 Tick = Callable[[int], None]
-"""Told now and then, in the caller's thread, how many bytes of a transfer are over. What it raises
+"""Called during a transfer, in the caller's thread, with the bytes done so far. What it raises
 abandons the transfer, which leaves nothing behind."""
 
 
 def ignore_bytes(done: int) -> None:
-    """A tick for callers that do not watch."""
+    """A tick for callers that do not follow the transfer."""
 
 
 class Readable(Protocol):
-    """What reading needs of a `Store`."""
+    """Objects that can be read by key."""
 
     @property
     def uri(self) -> str:
@@ -51,19 +55,33 @@ class Readable(Protocol):
         """
 
 
-class Store(Readable, Protocol):
-    """Objects under one root (a directory, or a bucket and key prefix).
+class ReadableStore(Readable, Protocol):
+    """Objects under one root, for callers that only read."""
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """Every object whose key starts with `prefix`, in the service's order."""
+
+    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
+        """Write an object to a local file, in bounded memory."""
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's own file if it lies on this machine's file system, else None."""
+
+
+class InspectableStore(ReadableStore, Protocol):
+    """What judging a job needs of the stores that the job names."""
+
+    def check_writable(self) -> None:
+        """Raise what a write below the root would raise. Readers see nothing of it."""
+
+
+class Store(InspectableStore, Protocol):
+    """Objects under one root (a directory, or a bucket and key prefix), to read and write.
 
     Keys are relative, '/'-separated, and can never leave the root. Every method raises
     `StorageUnavailable`, `AccessDenied` or `ObjectNotFound` (see `errors`), never a
     library's own exception.
     """
-
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """Every object whose key starts with `prefix`, in the service's order."""
-
-    def check_writable(self) -> None:
-        """Raise what a write below the root would raise. Readers see nothing of it."""
 
     def remove_unfinished(self, keys: Collection[str]) -> None:
         """Remove what killed writers of these objects left. Only where no writer is at work.
@@ -80,14 +98,8 @@ class Store(Readable, Protocol):
     def upload(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
         """Write a local file as an object, atomically, in bounded memory."""
 
-    def download(self, key: str, path: Path, tick: Tick = ignore_bytes) -> None:
-        """Write an object to a local file, in bounded memory."""
-
     def delete(self, key: str) -> None:
         """Remove an object; no error if it does not exist."""
 
     def child(self, prefix: str) -> Store:
         """The store rooted at `prefix` under this one."""
-
-    def local_path(self, key: str) -> Path | None:
-        """The object's own file if it lies on this machine's file system, else None."""

@@ -12,7 +12,7 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _S3 = "s3://"
 _FILE = "file:"
-# What a shell would have replaced: taken as it stands it would be a directory of that name.
+# A shell would have replaced it. Taken literally, it would name a directory.
 _VARIABLE = re.compile(r"\$(\w|\{)")
 
 
@@ -52,14 +52,13 @@ class Location:
 def parse_uri(uri: str) -> Location:
     """Parse and check a URI.
 
-    An S3 key stands as it is, without percent-encoding: '#', '%', '?', '+' and spaces are
-    characters like others. Only '%2e%2e' as a segment is refused like '..': a proxy on the way may
-    decode it.
+    An S3 key is taken literally, without percent-encoding: '#', '%', '?', '+' and spaces are
+    characters like others. Only '%2e%2e' as a segment is refused like '..': a proxy may decode it.
 
     Raises:
         ValueError: unknown scheme, bad bucket name, `..` or an empty segment in the key, a
-            backslash or a control character in it, or a variable that no shell has replaced. The
-            text says which.
+            backslash or a control character in it, or a shell variable that was not replaced. The
+            message says which.
     """
     if _CONTROL.search(uri):
         raise ValueError("a URI must not contain control characters")
@@ -91,7 +90,7 @@ def _decoded(segment: str) -> str:
 
 
 def _parse_file(uri: str) -> str:
-    """The path in a `file:` URI, or what is a path already."""
+    """The path in a `file:` URI, or the path itself."""
     path = uri
     if uri.startswith(_FILE):
         path = uri.removeprefix(_FILE)
@@ -108,7 +107,7 @@ def _parse_file(uri: str) -> str:
         raise ValueError("an s3 URI begins with two slashes: s3://bucket/key")
     if _VARIABLE.match(path):
         raise ValueError(
-            f"'{path}' begins with a variable that no shell has replaced; write the path out, or "
+            f"'{path}' begins with a shell variable that was not replaced; write the path out, or "
             f"'./{path}' for a name that begins with '$'"
         )
     return path
@@ -117,7 +116,7 @@ def _parse_file(uri: str) -> str:
 def contains(root: str, place: str) -> bool:
     """Whether `place` is `root` or below it: s3://b/team does not contain s3://b/team-two.
 
-    Both are URIs as stores spell them, or absolute paths.
+    Both are URIs as stores give them, or absolute paths.
     """
     return place == root or place.startswith(root.rstrip("/") + "/")
 

@@ -1,26 +1,26 @@
-"""Which bytes an object held when it was looked at, told without reading all of a large one."""
+"""Versions of objects, which differ once the bytes do, without reading the whole of a large one."""
 
 from __future__ import annotations
 
 import hashlib
 
-from strucprune_core.storage.store import ObjectInfo, Store
+from strucprune_core.storage.store import ObjectInfo, ReadableStore
 
 WHOLE_BYTES = 16 * 2**20
-"""A local file up to this size is told by its content, however old it says it is."""
+"""The version of a local file up to this size is its content, whatever its time of change."""
 END_BYTES = 2**20
-"""Of a larger one so much is read at either end."""
+"""This much of a larger one is read at either end."""
 
 
-def version_of(store: Store, info: ObjectInfo) -> str:
-    """A text that is another one once the object holds other bytes.
+def version_of(store: ReadableStore, info: ObjectInfo) -> str:
+    """A text that changes when the object's bytes do.
 
-    An object store tells it (the ETag). Of a local file it is the digest of a small one; of a large
-    one the size, the time of change, and the digest of its first and last bytes.
+    An object store provides it (the ETag). For a small local file it is the digest; for a large one
+    the size, the time of change, and the digest of its first and last bytes.
 
     Args:
         store: Where the object lies.
-        info: What `list` or `stat` told of it.
+        info: The object, from `list` or `stat`.
     """
     path = store.local_path(info.key)
     if path is None:

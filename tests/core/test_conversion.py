@@ -28,7 +28,7 @@ from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
-from tests.core.commands.test_main import call, prune, result_of
+from tests.core.commands.calling import call, prune_command, result_of
 from tests.core.jobs.tiny_job import FlakyStore, files_of
 from tests.core.models.families import random_model
 from tests.support.tiny_llama import make_tiny_llama
@@ -196,7 +196,7 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path, tiny_model: Path, style: 
     else:
         zipped = style == "zip"
         save(evil, source / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    reason = "cannot be read" if style == "bare" else "asks for 'posix.system' to be run"
+    reason = "cannot be read" if style == "bare" else "wants to run 'posix.system'"
     error = refused(source, tmp_path / "out", reason)
     assert "weights_only" not in str(error)
     assert error.field == "SRC"
@@ -207,11 +207,11 @@ def test_code_in_the_pickle_is_not_run(tmp_path: Path, tiny_model: Path, style: 
 @pytest.mark.parametrize(
     ("state", "reason"),
     [
-        ({"model": {"a": torch.ones(2)}}, "under 'model' it holds 'dict', no tensor"),
+        ({"model": {"a": torch.ones(2)}}, "under 'model' it holds 'dict', not a tensor"),
         ([torch.ones(2)], "it holds 'list'"),
         (torch.ones(2), "it holds 'Tensor'"),
         ({3: torch.ones(2)}, "under 3"),
-        ({"a": 3}, "'int', no tensor"),
+        ({"a": 3}, "'int', not a tensor"),
         ({"": torch.ones(2)}, "name"),
         ({"a\n": torch.ones(2)}, "unprintable name"),
         ({"x" * 600: torch.ones(2)}, "overlong"),
@@ -360,7 +360,7 @@ def test_from_s3_to_s3(tmp_path: Path, tiny_model: Path, s3_server: S3Server) ->
 
 def test_from_the_command_line(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
     source = pickled_model(tiny_model, tmp_path / "source")
-    for command in (["inspect", source], prune(source, text_file, tmp_path / "pruned")):
+    for command in (["inspect", source], prune_command(source, text_file, tmp_path / "pruned")):
         failed = call(*command, "--json")
         error = json.loads(failed.stdout)["error"]
         assert error["code"] == "invalid_checkpoint"

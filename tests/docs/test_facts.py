@@ -141,7 +141,7 @@ def test_the_clients_methods_are_listed() -> None:
     _, _, page = read("docs/python.md").partition("| method |")
     table, _, _ = page.partition("\n\n")
     listed = {name for row in table.splitlines() for name in re.findall(r"`(\w+)`", row)}
-    public = {name for name in vars(StrucPruneClient) if not name.startswith("_")} - {"close"}
+    public = {name for name in dir(StrucPruneClient) if not name.startswith("_")} - {"close"}
     assert public <= listed
 
 

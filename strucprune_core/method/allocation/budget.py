@@ -24,7 +24,7 @@ _LIMITS = (
     "or the numbers in pruning.max_sparsity_by_layer"
 )
 REACH_TOLERANCE = 0.05
-"""Share of the sparsity asked for by which the one reached may be off without a word."""
+"""Share of the sparsity asked for by which the one reached may be off without a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +42,9 @@ class WidthRule:
     def floor(self, width: int) -> int:
         """Smallest width allowed: the floor fraction in whole structures, rounded up to a multiple.
 
-        A part of a structure does not count, so that keeping 0.1 allows a sparsity of 0.9; but of
-        few structures it is more than `REACH_TOLERANCE` of what must stay, and then it does: of
-        three heads half are two.
+        A part of a structure is dropped, so that keeping 0.1 allows a sparsity of 0.9. But with few
+        structures the part may be more than `REACH_TOLERANCE` of what must stay. Then it counts as
+        one: half of three heads are two.
         """
         wanted = self.min_keep_fraction * width
         least = max(1, math.floor(wanted + 1e-9))
@@ -85,10 +85,31 @@ def reachable_sparsity(widths: list[int], parameters: list[int], rules: list[Wid
     return sum((width - rule.floor(width)) * each for width, each, rule in sites) / total
 
 
-def is_enough(removed: int, step: int, budget: int) -> bool:
-    """Whether to stop before a step that removes so many parameters more.
+def reachable_budget(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> int:
+    """The budget, which the floors must allow.
 
-    Something always goes: that it may be more than was asked for is for `differs` to tell.
+    Args:
+        sparsity: Fraction of all structures' parameters, in (0, 1).
+        widths: Structures of each site.
+        parameters: Parameters of one structure of each site.
+        rules: Floors and rounding of each site.
+
+    Raises:
+        InvalidSpec: the floors allow less.
+    """
+    budget = parameters_to_remove(sparsity, widths, parameters)
+    reachable = reachable_sparsity(widths, parameters, rules)
+    if reachable <= 0 or budget > parameters_to_remove(reachable, widths, parameters):
+        raise out_of_reach(sparsity, reachable)
+    return budget
+
+
+def is_enough(removed: int, step: int, budget: int) -> bool:
+    """Whether to stop before a step that removes `step` more parameters.
+
+    At least one step is taken. If it removes much more than asked for, `differs` says so.
     """
     if removed >= budget:
         return True
@@ -97,22 +118,22 @@ def is_enough(removed: int, step: int, budget: int) -> bool:
 
 
 def differs(asked: float, reached: float) -> bool:
-    """Whether the sparsity reached is so far from the one asked for that it must be said."""
+    """Whether the sparsity reached is so far from the one asked for that a warning is due."""
     return abs(reached - asked) > REACH_TOLERANCE * asked + 1e-9
 
 
 def nearest_removal(
     sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
 ) -> int:
-    """Parameters that a rule with a price removes, if all structures cost the same.
+    """Parameters that a rule with a price removes if all structures cost the same.
 
-    What the curves say may order steps of different sizes otherwise, and so end elsewhere by one.
+    Damage curves may order steps of different sizes differently, and so end one step off.
     """
     budget = parameters_to_remove(sparsity, widths, parameters)
     removed = 0
     for width, each, rule in zip(widths, parameters, rules, strict=True):
         all_of_it = (width - rule.floor(width)) * each
-        if removed + all_of_it <= budget:  # Without a walk through every one of its widths.
+        if removed + all_of_it <= budget:  # No need to walk through its widths.
             removed += all_of_it
             continue
         for before, after in pairwise(rule.widths(width)):
@@ -126,19 +147,20 @@ def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
     """The error of a budget that the floors do not allow; `reachable` is the most that they do."""
     if reachable <= 0:
         return InvalidSpec(
-            "the limits on what may go leave nothing to remove, whatever the sparsity",
+            "the limits on what may be removed leave nothing to remove, whatever the sparsity",
             field="pruning.sparsity",
             remedy=f"{_LIMITS[0].upper()}{_LIMITS[1:]}.",
         )
     return InvalidSpec(
-        f"{sparsity:.4g} is out of reach: the limits on what may go allow at most {reachable:.4g}",
+        f"{sparsity:.4g} is out of reach: the limits on what may be removed allow at most "
+        f"{reachable:.4g}",
         field="pruning.sparsity",
         remedy=f"Ask for at most {rounded_down(reachable):g}, or {_LIMITS}.",
     )
 
 
 def rounded_up(value: float) -> float:
-    """The least number of a few digits that is not below a positive value: one to ask for."""
+    """The least number of a few digits that is not below a positive value, for remedies."""
     return _rounded(value, math.ceil)
 
 
@@ -150,15 +172,15 @@ def rounded_down(value: float) -> float:
 def _rounded(value: float, whole: Callable[[float], int]) -> float:
     scale = 10.0 ** (_DIGITS - 1 - math.floor(math.log10(value)))
     nearest = round(value * scale)
-    # A value of few digits stays, although binary fractions are a little off.
+    # A value of few digits stays as it is, although binary fractions are inexact.
     exact = math.isclose(nearest, value * scale, rel_tol=1e-9)
     return (nearest if exact else whole(value * scale)) / scale
 
 
 def too_small(sparsity: float, least: float) -> InvalidSpec:
-    """The error of a sparsity to which removing nothing is nearer than the smallest step."""
+    """The error of a sparsity that is nearer to nothing than to the smallest step."""
     return InvalidSpec(
-        f"{sparsity:.4g} rounds to nothing: the least that can go is {least:.4g}",
+        f"{sparsity:.4g} rounds to nothing: the least that can be removed is {least:.4g}",
         field="pruning.sparsity",
         remedy=f"Ask for {least:.4g}, or lower pruning.multiple_of.",
     )

@@ -43,7 +43,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-PROBE_SPARSITY = 0.3  # Share of the probed layer's channels that goes.
+PROBE_SPARSITY = 0.3  # Share of the probed layer's channels that is removed.
 LEAST_KL = 1e-9  # Below float32 noise of a logit difference: "no measurable effect".
 # A review changes an energy by at most this factor relative to the others: what one layer saves is
 # a small difference of large numbers, which may even be negative.

@@ -37,7 +37,7 @@ def allocate(
         energies: Per site, alpha_l > 0: loss per unit of damage; `uniform` ignores them.
         sparsity: Fraction of all structures' parameters to remove, in (0, 1).
         limits: Per site, the floor of its width and the multiple that it keeps.
-        parameters: Per site, parameters that go with one structure.
+        parameters: Per site, parameters of one structure.
         temperature: T of `softmax`; None chooses it on predicted damage.
 
     Raises:
@@ -46,6 +46,6 @@ def allocate(
     if rule == "uniform":
         return allocate_uniformly([len(damage) for damage in damages], sparsity, limits)
     if rule == "softmax":
-        found = allocate_by_softmax(damages, energies, sparsity, limits, parameters, temperature)
-        return Allocation(found.widths, None, found.temperature)
+        chosen = allocate_by_softmax(damages, energies, sparsity, limits, parameters, temperature)
+        return Allocation(chosen.widths, None, chosen.temperature)
     return allocate_by_threshold(damages, energies, sparsity, limits, parameters)

@@ -24,18 +24,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strucprune_core.method.allocation.budget import (
-    WidthRule,
-    is_enough,
-    out_of_reach,
-    parameters_to_remove,
-    reachable_sparsity,
-)
+from strucprune_core.method.allocation.budget import WidthRule, is_enough, reachable_budget
 
 # From almost a threshold to almost uniform, evenly spaced in log T.
 TEMPERATURES: tuple[float, ...] = tuple(float(t) for t in np.geomspace(0.05, 20.0, 25))
 _BISECTIONS = 200
-_LOWEST_EXPONENT = 700.0  # exp(-700) is the last that float64 tells from zero.
+_LOWEST_EXPONENT = 700.0  # Below exp(-700) float64 loses precision, then becomes zero.
 _LEAST_DAMAGE = 1e-300  # A site that loses nothing gets a finite energy.
 
 
@@ -69,17 +63,14 @@ def allocate_by_softmax(
         energies: Per site, alpha_l > 0: loss per unit of damage.
         sparsity: Fraction of all structures' parameters to remove, in (0, 1).
         rules: Per site, floors and rounding.
-        parameters: Per site, parameters that go with one structure.
+        parameters: Per site, parameters of one structure.
         temperature: T > 0; None chooses it on predicted damage.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
     dense = [len(damage) for damage in damages]
-    budget = parameters_to_remove(sparsity, dense, parameters)
-    reachable = reachable_sparsity(dense, parameters, rules)
-    if budget > parameters_to_remove(reachable, dense, parameters):
-        raise out_of_reach(sparsity, reachable)
+    budget = reachable_budget(sparsity, dense, parameters, rules)
     levels = np.array(
         [
             _level(damage, energy, sparsity, each)

@@ -24,13 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from strucprune_core.method.allocation.budget import (
-    WidthRule,
-    is_enough,
-    out_of_reach,
-    parameters_to_remove,
-    reachable_sparsity,
-)
+from strucprune_core.method.allocation.budget import WidthRule, is_enough, reachable_budget
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +56,13 @@ def allocate_by_threshold(
         energies: Per site, alpha_l > 0: loss per unit of damage.
         sparsity: Fraction of all structures' parameters to remove, in (0, 1).
         rules: Per site, floors and rounding.
-        parameters: Per site, parameters that go with one structure.
+        parameters: Per site, parameters of one structure.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
     dense = [len(damage) for damage in damages]
-    budget = parameters_to_remove(sparsity, dense, parameters)
-    reachable = reachable_sparsity(dense, parameters, rules)
-    if budget > parameters_to_remove(reachable, dense, parameters):
-        raise out_of_reach(sparsity, reachable)
+    budget = reachable_budget(sparsity, dense, parameters, rules)
     queues = [
         _steps(damage, energy / each, rule)
         for damage, energy, each, rule in zip(damages, energies, parameters, rules, strict=True)

@@ -45,7 +45,8 @@ def check_finite(diagonal: Tensor) -> None:
     if not torch.isfinite(diagonal).all():
         raise NumericalFailure(
             "the Gram matrix has non-finite entries",
-            remedy="The model's activations overflow on this calibration text; check the weights.",
+            remedy="The model's activations overflow on the calibration text. Use another text; if "
+            "that does not help, the model's weights are damaged.",
         )
 
 
@@ -73,7 +74,7 @@ def factorise(gram: Tensor, ridge: float, remedy: str = REMEDY) -> Factor:
     Args:
         gram: Symmetric (m x m), float64. Not modified.
         ridge: First value added to the diagonal, > 0.
-        remedy: What the error tells the user to do; longer where the user can set the ridge.
+        remedy: The remedy in the error; longer where the user can set the ridge.
 
     Raises:
         NumericalFailure: `gram` is not finite, or no ridge up to `RIDGE_GROWTH**MAX_RETRIES`
@@ -96,7 +97,7 @@ def factorise(gram: Tensor, ridge: float, remedy: str = REMEDY) -> Factor:
 def factorise_into(lower: Matrix, fill: Callable[[slice, Tensor], None], room: Room) -> bool:
     """Cholesky factor of a matrix that is made panel by panel.
 
-    Left-looking: a panel is reduced by all before it, which are read again, and written once.
+    Left-looking: all earlier panels are read again to reduce a panel, which is written once.
 
     Args:
         lower: Where the factor goes, (m x m) float64; its upper half is not written.

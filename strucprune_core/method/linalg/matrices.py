@@ -1,10 +1,10 @@
-"""Matrices that may be larger than the device: held there whole, or visiting it in panels.
+"""Matrices that may be larger than the device: resident there, or copied to it in panels.
 
-A symmetric matrix is worked on in row panels of its lower half, rows a:b and columns :b. The upper
-half is written where whole rows are needed. `Room` says where new matrices lie and how large a
-panel is. A routine is the same for both kinds of matrices: it computes in place on the device, and
-passes what lies elsewhere through a buffer. This is our own part of the memory bound
-(docs/memory.md): with panels, memory does not grow with f^2.
+Routines process a symmetric matrix in row panels of its lower half, rows a:b and columns :b. The
+upper half is written where whole rows are needed. `Room` says where new matrices are stored and how
+large a panel is. A routine is the same for both kinds of matrices: it computes in place on the
+device, and copies parts of other matrices through a buffer. This is our own part of the memory
+bound (docs/memory.md): with panels, memory does not grow with f^2.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Matrix(Protocol):
 
     @property
     def resident(self) -> bool:
-        """Whether it lies on the device, so that a panel of it needs no buffer."""
+        """Whether it is on the device, so that a panel of it needs no buffer."""
 
     @property
     def tensor(self) -> Tensor:
-        """All of it where it lies, without a copy."""
+        """All of it where it is stored, without a copy."""
 
     def read(self, rows: slice, columns: slice, buffer: Tensor) -> Tensor:
         """A part, in `buffer` (flat, large enough) or in the matrix's own memory.
@@ -119,7 +119,7 @@ def no_tick() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Where the matrices of a solve lie, and how much of them visits the device.
+    """Where the matrices of a solve are stored, and how much of them is on the device at a time.
 
     Attributes:
         device: Where to compute.
@@ -145,7 +145,7 @@ class Room:
         return torch.empty(elements, dtype=dtype, device=self.device)
 
     def buffer_for(self, matrix: Matrix, rows: int, dtype: torch.dtype = torch.float64) -> Tensor:
-        """What `matrix.read` needs for so many whole rows."""
+        """A buffer in which `matrix.read` can return this number of whole rows."""
         return self.flat(0 if matrix.resident else rows * matrix.shape[1], dtype)
 
 

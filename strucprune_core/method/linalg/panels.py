@@ -1,4 +1,4 @@
-"""How large the pieces of a solve are. No torch: planner and execution share it."""
+"""Sizes of the pieces of a solve. No torch: planner and execution share them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BLOCK_CHANNELS = 16
 """Channels that a damage curve removes at a time."""
 
 RESIDENT_STEP = 128
-"""Rows worked on at a time in a matrix on the device: a panel stays in the processor's caches."""
+"""Rows processed at a time in a matrix on the device, so that a panel stays in the caches."""
 
 RESIDENT_ROWS = 1024
-"""Rows of a weight matrix that pass through such a matrix at a time."""
+"""Rows of a weight matrix that are multiplied with such a matrix at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Panels:
     """Sizes of pieces.
 
     Attributes:
-        panel: Rows and columns of a matrix that visit the device at a time. A matrix of no more
-            columns lies on the device whole.
+        panel: Rows of a matrix on the device at a time. A matrix of no more columns than this is on
+            the device whole.
         superblock: Columns that a damage curve removes before it updates the rest of its matrices.
     """
 
@@ -31,11 +31,11 @@ class Panels:
     superblock: int = 256
 
     def fits(self, columns: int) -> bool:
-        """Whether a matrix of so many columns lies on the device whole."""
+        """Whether a matrix of this number of columns is on the device whole."""
         return columns <= self.panel
 
     def step(self, columns: int) -> int:
-        """Rows that are worked on at a time in a matrix of so many columns."""
+        """Rows processed at a time in a matrix of this number of columns."""
         return min(columns, RESIDENT_STEP if self.fits(columns) else self.panel)
 
     def capacity(self, columns: int, most: int) -> int:
@@ -43,7 +43,7 @@ class Panels:
         return min(columns, max(self.superblock, most) // most * most)
 
     def rows(self, columns: int) -> int:
-        """Rows of a weight matrix that pass through a matrix of so many columns at a time."""
+        """Rows of a weight matrix that are multiplied with a matrix of this number of columns."""
         return RESIDENT_ROWS if self.fits(columns) else self.panel
 
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 BETAS = (0.9, 0.99)
-# As in `recovery`: gradients of a mean over many tokens are small, and must not be damped by it.
+# As in `recovery`: far below the gradients of a mean over many tokens, which are small.
 EPSILON = 1e-15
 DIVERGED_NATS = 1.0  # Above the first batch's loss: training has undone what repair had reached.
 

@@ -30,8 +30,8 @@ from torch import Tensor
 from strucprune_core.method.layer.ridge import ratio_to_energy
 from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS, rate_factor
 
-# Far below any gradient of a loss that is relative: the step of a very wide matrix, whose single
-# entries matter little, must not be damped by it.
+# Far below any gradient of a relative loss. Otherwise it would damp the steps of a very wide
+# matrix, whose single entries matter little.
 ADAM_EPS = 1e-15
 DIVERGED_LOSS = 10.0  # Times the held-out error at the start (at least 1, the error of no output).
 
@@ -41,7 +41,7 @@ Block = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What a block sees, and what it should give.
+    """Inputs of a block, and the outputs that it should give.
 
     Attributes:
         inputs: (n x d) float32; may be memory-mapped.
@@ -83,7 +83,7 @@ class RecoveryStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RecoveryResult:
-    """Weights and how they came about.
+    """Weights, and how the training ended.
 
     Attributes:
         weights: Trained ones if accepted; otherwise the given tensors themselves.
@@ -213,7 +213,7 @@ def _batches(count: int, options: RecoveryOptions) -> Iterator[NDArray[np.int64]
     while True:
         order = torch.randperm(count, generator=draw).numpy()
         for start in range(0, count - size + 1, size):
-            yield np.sort(order[start : start + size])  # In file order: kinder to a disk.
+            yield np.sort(order[start : start + size])  # In file order, for fewer seeks.
 
 
 def _mean_energy(tokens: Tokens, batch_tokens: int) -> float:

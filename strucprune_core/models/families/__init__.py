@@ -44,7 +44,7 @@ def parse_config(config: RawConfig) -> ModelConfig:
 
     Raises:
         UnsupportedArchitecture: the model type, or a variant it asks for, is not implemented.
-        InvalidCheckpoint: a key is missing or has a value that cannot be.
+        InvalidCheckpoint: a key is missing or has an invalid value.
     """
     model_type = config.get("model_type")
     family = model_type.removeprefix(PRUNED_PREFIX) if isinstance(model_type, str) else None

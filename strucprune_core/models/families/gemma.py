@@ -34,7 +34,7 @@ def parse_gemma2(config: RawConfig) -> ModelConfig:
 
 def parse_gemma3(config: RawConfig) -> ModelConfig:
     """Gemma 3 (text): local layers rotate at another speed than global ones."""
-    # The class has the key, but its attention takes no cap.
+    # The class has the key, but its attention ignores it.
     fields.refuse(config, "attn_logit_softcapping", words="a soft cap on attention")
     pattern = GEMMA3_PATTERN
     for key in ("sliding_window_pattern", "_sliding_window_pattern"):
@@ -91,8 +91,8 @@ def _gemma3_ropes(config: RawConfig, parsed: ModelConfig) -> tuple[RopeConfig, R
     local.setdefault("rope_theta", config.get("rope_local_base_freq"))
     everywhere.setdefault("rope_theta", config.get("rope_theta"))
     dims, context = parsed.rotary_dims, parsed.max_position_embeddings
-    for found in (local, everywhere):
-        fields.refuse(found, "partial_rotary_factor", 1.0, words="partial rotary positions")
+    for rotary in (local, everywhere):
+        fields.refuse(rotary, "partial_rotary_factor", 1.0, words="partial rotary positions")
     return (
         fields.rope(local, dims=dims, context=context),
         fields.rope(everywhere, dims=dims, context=context, theta=1_000_000.0),

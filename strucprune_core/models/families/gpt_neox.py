@@ -30,10 +30,10 @@ def parse(config: RawConfig) -> ModelConfig:
     width = fields.integer(config, "intermediate_size", fields.MAX_WIDTH)
     head_dim = fields.head_dim({}, d, heads)
     context = fields.integer(config, "max_position_embeddings", fields.MAX_POSITIONS, default=2048)
-    found = fields.rope_section(config, theta_key="rotary_emb_base", partial_key="rotary_pct")
-    share = fields.number(found, "partial_rotary_factor", default=0.25)
+    rotary = fields.rope_section(config, theta_key="rotary_emb_base", partial_key="rotary_pct")
+    share = fields.number(rotary, "partial_rotary_factor", default=0.25)
     dims = fields.rotated_dims(head_dim, share)
-    rope = fields.rope(found, dims=dims, context=context)
+    rope = fields.rope(rotary, dims=dims, context=context)
     bias = fields.boolean(config, "attention_bias", default=True)
     parallel = fields.boolean(config, "use_parallel_residual", default=True)
     return ModelConfig(

@@ -34,7 +34,7 @@ MODEL_NAMES = ModelNames(
 
 
 def parse_llama(config: RawConfig) -> ModelConfig:
-    """Llama, and whatever is Llama by another name."""
+    """Llama, and models with its architecture under other names."""
     attention_bias = fields.boolean(config, "attention_bias")
     parsed = parse_llama_like(
         config,
@@ -81,7 +81,7 @@ def parse_llama_like(
         qkv_bias: Whether queries, keys and values have a bias.
         attention_output_bias: Whether the attention output has one.
         ffn_bias: Whether the FFN's matrices have one.
-        head_dim: Default of the family; None shares the hidden size out.
+        head_dim: Default of the family; None divides the hidden size evenly.
         kv_heads: Default of the family; None is one for each query head.
         eps: Default of the family.
         theta: Default of the family.
@@ -98,12 +98,12 @@ def parse_llama_like(
     context = fields.integer(
         config, "max_position_embeddings", fields.MAX_POSITIONS, default=max_positions
     )
-    found = fields.rope_section(config)
+    rotary = fields.rope_section(config)
     if not partial:
-        fields.refuse(found, "partial_rotary_factor", 1.0, words="partial rotary positions")
-    share = fields.number(found, "partial_rotary_factor", default=1.0)
+        fields.refuse(rotary, "partial_rotary_factor", 1.0, words="partial rotary positions")
+    share = fields.number(rotary, "partial_rotary_factor", default=1.0)
     dims = fields.rotated_dims(head_dim, share)
-    rope = fields.rope(found, dims=dims, context=context, theta=theta)
+    rope = fields.rope(rotary, dims=dims, context=context, theta=theta)
     return ModelConfig(
         model_type=str(config["model_type"]),
         family=str(config["model_type"]).removeprefix("strucprune_"),

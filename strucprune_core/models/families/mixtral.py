@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models import fields
 from strucprune_core.models.config import LayerNames, ModelConfig
 from strucprune_core.models.families.llama import LAYER_NAMES, parse_llama_like, with_windows
@@ -62,7 +61,7 @@ def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
         kv_heads=4,
         max_positions=32768,
     )
-    # Newer files of transformers say it as mixtral does.
+    # Newer files of transformers use Mixtral's key.
     key = "num_local_experts" if "num_local_experts" in config else "num_experts"
     experts = fields.integer(config, key, fields.MAX_EXPERTS, default=128)
     width = fields.integer(config, "moe_intermediate_size", fields.MAX_WIDTH, default=768)
@@ -83,8 +82,8 @@ def parse_qwen3_moe(config: RawConfig) -> ModelConfig:
 
 
 def _plain_layers(config: RawConfig) -> list[int]:
-    """Numbers of the layers that have no experts whatever `decoder_sparse_step` says."""
-    found = config.get("mlp_only_layers") or []
-    if not isinstance(found, list) or any(type(layer) is not int for layer in found):
-        raise InvalidCheckpoint("mlp_only_layers of config.json must list whole numbers")
-    return found
+    """Numbers of the layers that have no experts, whatever `decoder_sparse_step` says."""
+    layers = config.get("mlp_only_layers") or []
+    if not isinstance(layers, list) or any(type(layer) is not int for layer in layers):
+        raise fields.bad_config("mlp_only_layers of config.json must list whole numbers")
+    return layers

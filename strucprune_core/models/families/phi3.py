@@ -22,13 +22,13 @@ _ORIGINAL_CONTEXT = 4096
 
 def parse(config: RawConfig) -> ModelConfig:
     """Phi-3, Phi-3.5 and Phi-4, with short or long context."""
-    found = fields.rope_section(config)
-    kind = found.get("rope_type") or found.get("type") or "default"
+    rotary = fields.rope_section(config)
+    kind = rotary.get("rope_type") or rotary.get("type") or "default"
     if kind not in ("default", "longrope"):
         raise UnsupportedArchitecture(
             f"rope type {shown(kind)} is not supported for phi3",
             field=fields.FIELD,
-            remedy="Take the model's present config.json, which calls it 'longrope'.",
+            remedy="Use the model's current config.json, which calls it 'longrope'.",
         )
     original = config.get("original_max_position_embeddings", _ORIGINAL_CONTEXT)
     parsed = parse_llama_like(

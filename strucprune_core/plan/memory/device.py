@@ -1,7 +1,7 @@
 """Peak bytes on the device, step by step of a job. No torch.
 
-The steps follow one another, so a job's peak is that of its largest one. The formulas are in
-`forward`, `vocabulary` and `solver`; here is which step runs what.
+Steps follow one another, so a job's peak is that of its largest step. The formulas are in
+`forward`, `vocabulary` and `solver`; this module combines them into steps.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ from strucprune_core.plan.sites import (
 from strucprune_core.spec import JobSpec
 
 VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
-"""Steps that tiles of the vocabulary decide on."""
+"""Steps whose memory depends on tiles of the vocabulary."""
 
 SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
-"""Steps that panels decide on."""
+"""Steps whose memory depends on panels."""
 
 # Copies of a micro-batch's activations while a layer is run back.
 GRAPH_ACTIVATIONS = 3
-# Share of a site's columns that a plan expects to be kept: more is rare, and takes little more.
+# Share of a site's columns that a plan assumes to be kept: more is rare, and takes little more.
 KEPT_SHARE = 0.9
 
 
@@ -81,7 +81,7 @@ def _probes(
     tiles: Tiles,
     panels: Panels,
 ) -> dict[str, int]:
-    """Layers that are pruned alone: solved, and led through the rest of the model."""
+    """Layers that are pruned alone: solved, and run through the rest of the model."""
     sequences, length = probe_shape(spec.calibration)
     kinds = len({place.site.kind for place in places})
     runs = min(PROBE_GROUP_LAYERS, config.layers) * kinds
@@ -102,7 +102,7 @@ def _probes(
 
 
 def _verify(config: ModelConfig, tiles: Tiles) -> int:
-    """A few tokens through our layers, and through transformers' with one matrix at a time."""
+    """A few tokens through our layers, and through transformers' one matrix at a time."""
     batch = Batch(VERIFY_SEQUENCES, VERIFY_TOKENS)
     whole = Tiles(batch.tokens, None)
     largest = 0
@@ -123,7 +123,7 @@ def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
 def _capture(
     config: ModelConfig, places: list[PlannedSite], batch: Batch, tiles: Tiles, panels: Panels
 ) -> int:
-    """A layer with its sites' inputs, or these beside what they are summed up in."""
+    """A layer with its sites' inputs, or the inputs with the sums that they are added to."""
     worst = 0
     for layer in range(config.layers):
         sites = [place.site for place in places if place.layer == layer]
@@ -142,7 +142,7 @@ def _capture(
 def _solver(
     spec: JobSpec, config: ModelConfig, places: list[PlannedSite], panels: Panels
 ) -> dict[str, int]:
-    """Damage curves, reconstructions and their judgement, at the widest site."""
+    """Damage curves, reconstructions and their held-out errors, at the widest site."""
     d = config.hidden_size
     tokens = min(
         HOLDOUT_TOKENS,
@@ -163,7 +163,7 @@ def _solver(
 def _pruned_copy(
     config: ModelConfig, places: list[PlannedSite], tiles: Tiles, panels: Panels
 ) -> int:
-    """A layer's solutions, and what pruning a resident layer makes of its tensors."""
+    """A layer's solutions, and the pruned copy of its tensors where it is resident."""
     worst = 0
     for layer in {place.layer for place in places}:
         columns = [p.site.structures * p.site.columns for p in places if p.layer == layer]
@@ -183,8 +183,8 @@ def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) ->
         # The dense and the pruned layer, trained matrices, gradients, two moments.
         terms["recovery"] = 6 * layer + activations
     if spec.pruning.distill is not None:
-        # Matrices, gradients of a micro-batch and of all, two moments; activations that the graph
-        # keeps for the way back, and their gradients.
+        # Matrices, gradients of a micro-batch and of all, two moments; activations kept for the
+        # backward pass, and their gradients.
         terms["distillation"] = 5 * layer + GRAPH_ACTIVATIONS * activations
     if energy_of(spec.pruning) == "gradient":
         one = Batch(1, probe_shape(spec.calibration)[1])

@@ -1,6 +1,6 @@
 """Bytes on the device while one decoder layer runs over a micro-batch. No torch.
 
-Every term is a named line, and a test holds the sum to what tensors really take.
+Every term is a named line, and a test compares the sum with what tensors really take.
 
 t tokens, d hidden size, Q and K columns of all queries and of all keys, f FFN channels, p rows of a
 panel; float32 throughout.
@@ -29,12 +29,12 @@ class Batch:
 
     @property
     def tokens(self) -> int:
-        """Tokens of it."""
+        """All its tokens."""
         return self.sequences * self.length
 
 
 def micro_batch(tiles: Tiles, sequences: int, length: int) -> Batch:
-    """The largest micro-batch of so many sequences: whole ones, at least one."""
+    """The largest micro-batch from a number of sequences: whole sequences, at least one."""
     return Batch(min(sequences, max(1, tiles.micro_batch_tokens // length)), length)
 
 
@@ -69,7 +69,7 @@ def forward_bytes(
     terms = {
         "attention": 2 * t * d + _attention(config, block, batch, tiles),
         "ffn": 3 * t * d + recorded + _ffn(config, block, t, tiles, record="ffn" in record),
-        # Beside its input, the residual stream and its result a norm holds one product more.
+        # A norm holds its input, the residual stream, its result and one product.
         "norm": 4 * t * d + recorded,
     }
     if block.names.ffn_output_norm is not None:
@@ -78,7 +78,7 @@ def forward_bytes(
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
-    """Numbers beside the residual stream and what attention sees."""
+    """Numbers of attention, without the residual stream and its own input."""
     t, d, width = batch.tokens, config.hidden_size, config.head_dim
     queries = block.query_heads * width
     panel = tiles.weight_rows
@@ -91,7 +91,7 @@ def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Til
     projected = t * (q + 2 * k)
     if config.transposed or (block.names.query_key_value is not None and not split):
         projected *= 1 if config.qkv_interleaved else 2  # The fused result, and its parts' copies.
-    # x cos, the turned halves, their product with sin, and the sum, of which three live at once.
+    # x cos, the rotated halves, their product with sin, and the sum; three live at once.
     rotated = 3 * t * q if block.rope is not None else 0
     both = t * (q + k) if block.rope is not None else 0
     scores = _scores(config, block, batch)
@@ -106,19 +106,19 @@ def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Til
 
 
 def _scores(config: ModelConfig, block: LayerConfig, batch: Batch) -> int:
-    """Masks, and scores where they must be computed one by one."""
+    """Masks, and scores where a soft cap needs them."""
     square = batch.length**2
     windowed = block.window is not None and block.window < batch.length
     mask = square // FP32_BYTES if windowed or config.attention_soft_cap is not None else 0
     if config.attention_soft_cap is not None:
         return mask + 3 * batch.sequences * square
-    return mask + (square if windowed else 0)  # As numbers to be added.
+    return mask + (square if windowed else 0)  # The mask as numbers to add.
 
 
 def _ffn(
     config: ModelConfig, block: LayerConfig, tokens: int, tiles: Tiles, *, record: bool
 ) -> int:
-    """Numbers beside the residual stream, its sum with attention's, and what the FFN sees."""
+    """Numbers of the FFN, without the residual stream, its sum with attention, and its input."""
     d, panel = config.hidden_size, tiles.weight_rows
     if block.names.router is not None:
         return _experts(config, block, tokens, panel, record=record)
@@ -132,7 +132,7 @@ def _ffn(
 def _experts(
     config: ModelConfig, block: LayerConfig, tokens: int, panel: int | None, *, record: bool
 ) -> int:
-    """As if one expert saw every token, which it may."""
+    """As if one expert got every token, which may happen."""
     d, f = config.hidden_size, max(block.ffn_widths)
     every = tokens * (config.experts_per_token - 1) * f if record else 0  # Those before it.
     routing = 3 * tokens * len(block.ffn_widths)
@@ -148,7 +148,7 @@ def _experts(
 def _channels(
     config: ModelConfig, block: LayerConfig, tokens: int, width: int, panel: int | None
 ) -> int:
-    """The FFN up to its channels, in panels if it does not fit."""
+    """The FFN up to its channels, in panels if it is not resident."""
     d = config.hidden_size
     gated = block.names.gate is not None or block.names.gate_up is not None
     if config.transposed:
@@ -156,8 +156,8 @@ def _channels(
     p = width if panel is None else min(panel, width)
     split = p < width
     if gated:
-        # What is up and the gate, the gate activated, and their product: three live at once.
-        # In one matrix both are one result until the end.
+        # Up, the gate, the activated gate, and the product: three live at once. If one matrix holds
+        # gate and up, they are one result until the end.
         live = 4 if block.names.gate_up is not None and not split else 3
         inner = max(live * tokens * p, 2 * tokens * p + _panel(panel, d))
     else:

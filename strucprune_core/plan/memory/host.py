@@ -1,7 +1,7 @@
 """Host memory of a job. No torch.
 
-Host memory is anonymous memory: pages that map a file (activations, matrices and solutions in
-scratch) are not counted, since the kernel may drop them at any time.
+Only anonymous memory counts. Pages that map a file (activations, matrices and solutions in scratch)
+do not, since the kernel may drop them at any time.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from strucprune_core.spec import JobSpec
 FP16_BYTES = 2
 # Anonymous memory of a process that imported torch and parsed a tokenizer, before any weight.
 PROCESS_BYTES = 350 * 10**6
-# Pieces of a tensor on their way: as stored, as converted, and the copy that is checked.
+# Pieces of a tensor that is being read: as stored, as converted, and the copy that is checked.
 READING_BYTES = 3 * 32 * 2**20
-# What an upload holds, beside whatever is computed meanwhile (seen: 12 MB, of a file in ten parts).
+# What an upload holds in addition to the computation (seen: 12 MB, for a file in ten parts).
 STORING_BYTES = 16 * 2**20
 # The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
 # token; Llama 3 has two).
@@ -23,7 +23,7 @@ GGUF_TOKEN_BYTES = 2000
 
 
 def host_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
-    """Anonymous bytes of the process beside what is on the device, by step."""
+    """Anonymous bytes of the process, without those on the device, by step."""
     vocabulary = config.vocab_size * config.hidden_size
     terms = {"reading": READING_BYTES}
     if spec.pruning.exports:

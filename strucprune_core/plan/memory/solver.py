@@ -1,9 +1,10 @@
-"""What the solver's routines take: bytes on the device, bytes of scratch, operations. No torch.
+"""Bytes on the device, bytes of scratch and operations of the solver's routines. No torch.
 
 m columns of the matrix (f, or heads times their width), d rows of the weight matrix, k kept
-columns, p rows of a panel, s columns of a superblock. A matrix whose columns fit a panel lies on
-the device whole, its line is then not zero; otherwise it is scratch. Device bytes come by phase:
-phases follow one another, so the peak is the largest. Lines with * 8 are float64, with * 4 float32.
+columns, p rows of a panel, s columns of a superblock. A matrix whose columns fit a panel is on the
+device whole, and its line is then not zero; another is in scratch. Device bytes are listed by
+phase; phases follow one another, so the peak is the largest. Lines with * 8 are float64, with * 4
+float32.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ FP64_BYTES = 8
 FP32_BYTES = 4
 # Vectors of m values while channels are removed: both diagonals, names, the order so far.
 REMOVAL_VECTORS = 4
-# float64 matrices (m x m) that live at once in ADMM ("metric"): H and its factor, C^-1 H C^-T and
-# its factor, and what is being factorised; (d x m): W0, B, Z, U, W, V and the scaled dense weights.
+# float64 matrices that live at once in ADMM. (m x m): H and its factor, C^-1 H C^-T and its factor,
+# and the matrix being factorised; (d x m): W0, B, Z, U, W, V and the scaled dense weights.
 ADMM_SQUARES, ADMM_WEIGHTS = 5, 9
 
 
@@ -29,13 +30,8 @@ def gram_device_bytes(m: int, tokens: int, panels: Panels) -> dict[str, int]:
 
 
 def gram_flops(m: int, tokens: int) -> int:
-    """Half of the full product: the lower half."""
+    """Half of a full product: only the lower half is computed."""
     return tokens * m * m
-
-
-def gram_traffic_bytes(m: int, panels: Panels) -> int:
-    """Bytes read and written per micro-batch: the lower half each way."""
-    return 0 if panels.fits(m) else m * m * FP32_BYTES
 
 
 def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[str, int]:
@@ -56,7 +52,7 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
     vectors = (REMOVAL_VECTORS * m if size == 1 else m) * FP64_BYTES
     left = m - capacity  # Columns after a superblock.
     panel = min(p, left) * left
-    copies = panel if panels.fits(m) else 0  # What a resident matrix gives to be put into a panel.
+    copies = panel if panels.fits(m) else 0  # Parts of a resident matrix, copied into a panel.
     return {
         "inverse": given
         + matrix
@@ -82,7 +78,7 @@ def curve_device_bytes(m: int, d: int, panels: Panels, size: int = 1) -> dict[st
 
 
 def curve_scratch_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
-    """Scratch of a damage curve, beside the statistics' file."""
+    """Scratch of a damage curve, without the statistics' file."""
     return {
         "inverse": _in_scratch(m, m, panels) * FP64_BYTES,
         "energy": _in_scratch(m, m, panels) * FP64_BYTES,
@@ -103,21 +99,6 @@ def curve_flops(m: int, d: int, panels: Panels) -> dict[str, int]:
     }
 
 
-def curve_traffic_bytes(m: int, d: int, panels: Panels) -> dict[str, int]:
-    """Bytes read from and written to scratch by a damage curve."""
-    if panels.fits(m):
-        return {}
-    p, s, square = panels.step(m), panels.capacity(m, BLOCK_CHANNELS), m * m * FP64_BYTES
-    return {
-        # The lower half each way per panel of pivots.
-        "inverse": -(-m // p) * square,
-        "energy": -(-d // p) * square,
-        # What is left shrinks: a third on average; half is read, both halves are written.
-        "updates": 2 * (m // s) * square // 2,
-        "rows": 2 * square // 2,
-    }
-
-
 def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
     """A reconstruction, by phase. Statistics, weights and solution count where resident."""
     rows, part = min(d, panels.rows(m)), min(k, panels.rows(m))
@@ -127,7 +108,7 @@ def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]
     ) * FP32_BYTES
     factor = _resident(k, k, panels) * FP64_BYTES
     kept = k * FP64_BYTES
-    # What resident statistics give to be put into a panel.
+    # Parts of resident statistics, copied into a panel.
     picked = _resident(part, m, panels) * FP32_BYTES
     return {
         "factor": given
@@ -144,7 +125,7 @@ def ridge_device_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]
 
 
 def ridge_scratch_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
-    """Scratch of a reconstruction, beside the statistics' file."""
+    """Scratch of a reconstruction, without the statistics' file."""
     return {
         "factor": _in_scratch(k, k, panels) * FP64_BYTES,
         "weight": _in_scratch(d, m, panels) * FP32_BYTES,
@@ -157,18 +138,6 @@ def ridge_flops(m: int, d: int, k: int) -> dict[str, int]:
     return {"factor": k**3 // 3, "right_side": 2 * d * m * k, "substitution": 2 * d * k * k}
 
 
-def ridge_traffic_bytes(m: int, d: int, k: int, panels: Panels) -> dict[str, int]:
-    """Bytes read from and written to files by a reconstruction."""
-    passes = -(-d // min(d, panels.rows(m)))
-    left_looking = 0 if panels.fits(k) else k**3 * FP64_BYTES // (6 * panels.step(k))
-    return {
-        "gram": 0 if panels.fits(m) else (passes * k * m + k * k // 2) * FP32_BYTES,
-        "factor": left_looking + passes * _in_scratch(k, k, panels) * FP64_BYTES,
-        "weight": 2 * _in_scratch(d, m, panels) * FP32_BYTES,
-        "solution": _in_scratch(d, k, panels) * FP32_BYTES,
-    }
-
-
 def error_device_bytes(m: int, d: int, k: int, tokens: int, panels: Panels) -> dict[str, int]:
     """The error on held-out tokens. Activations and weights count where resident."""
     outputs, rows = min(d, panels.rows(m)), min(tokens, panels.rows(m))
@@ -177,7 +146,7 @@ def error_device_bytes(m: int, d: int, k: int, tokens: int, panels: Panels) -> d
         * FP32_BYTES,
         "weights": outputs * (m + k) * FP32_BYTES,
         "activations": rows * (m + k) * FP32_BYTES,
-        # The outputs, and either their squares or the kept columns on their way to a panel.
+        # The outputs, and either their squares or the kept columns copied into a panel.
         "outputs": max(2 * rows * outputs, rows * k if panels.fits(m) else 0) * FP32_BYTES,
         "kept": k * FP64_BYTES,
     }
@@ -189,7 +158,7 @@ def error_flops(m: int, d: int, k: int, tokens: int) -> int:
 
 
 def admm_device_bytes(m: int, d: int) -> dict[str, int]:
-    """ADMM holds whole matrices: where it is asked for, panels must fit all columns."""
+    """ADMM holds whole matrices: with it, panels must fit all columns."""
     return {
         "given": (m * m + d * m) * FP32_BYTES,
         "squares": ADMM_SQUARES * m * m * FP64_BYTES,

@@ -1,7 +1,7 @@
-"""Bytes on the device at the model's two ends, which pass in tiles of the vocabulary. No torch.
+"""Bytes on the device for embedding and head, which are processed in tiles. No torch.
 
-r rows of a tile, e embedding size, d hidden size, c tokens that meet a tile together, n all tokens
-of a call.
+r rows of a tile, e embedding size, d hidden size, c tokens multiplied with a tile at a time, n all
+tokens of a call.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ FP64_BYTES = 8
 
 
 def embedding_bytes(config: ModelConfig, tokens: int, tiles: Tiles) -> int:
-    """Peak while tokens are looked up: as if one tile had all of them."""
+    """Peak while tokens are looked up, as if one tile had all of them."""
     d, e = config.hidden_size, config.embedding_size
     chunk = min(tokens, tiles.head_tokens)
-    found = chunk * e
+    rows = chunk * e
     into = 0
     if config.names.project_in is not None:
-        into, found = d * e, chunk * (e + d)
+        into, rows = d * e, chunk * (e + d)
     positions = 0 if config.names.positions is None else chunk * d
-    looked_up = _tile(config, tiles) + found
+    looked_up = _tile(config, tiles) + rows
     return FP32_BYTES * (into + max(looked_up, positions)) + FP64_BYTES * chunk
 
 
 def losses_bytes(config: ModelConfig, tokens: int, tiles: Tiles) -> int:
-    """Peak while next-token losses of so many tokens are summed up."""
+    """Peak while next-token losses of these tokens are summed up."""
     chunk = min(tokens, tiles.head_tokens)
-    # The logits, and their exponentials; before them, what meets the head's matrix.
+    # The logits and their exponentials; before them, the input of the head's matrix.
     inner = max(2 * chunk * _rows(config, tiles), _output(config, chunk))
     sums = tokens * (FP32_BYTES + 2 * FP64_BYTES)
     return FP32_BYTES * (_tile(config, tiles) + _ends(config) + inner) + sums
@@ -59,7 +59,7 @@ def _ends(config: ModelConfig) -> int:
 
 
 def _output(config: ModelConfig, tokens: int) -> int:
-    """Hidden states on their way through the final norm: the states, a product and the result."""
+    """The final norm: hidden states, a product, and the result."""
     if config.names.final_norm is None:
         return tokens * (config.hidden_size + config.embedding_size)
     return (2 if config.norm.kind == "layer" else 3) * tokens * config.hidden_size

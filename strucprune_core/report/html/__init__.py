@@ -1,7 +1,7 @@
 """The HTML report. No torch.
 
-`page` says what is shown: it turns the report into the data of `view`, section by section. The
-templates say how: `render` fills them in.
+`view` turns the report into the data of the page, section by section. `render` fills them into the
+templates.
 """
 
 from strucprune_core.report.html.render import render_html

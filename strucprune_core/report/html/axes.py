@@ -1,4 +1,4 @@
-"""The vertical axes of plots: where values lie, and round numbers to label them with. No torch."""
+"""The vertical axes of plots: places of values, and round numbers as labels. No torch."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeGuard
 
-# Below the first a linear axis shows everything; beyond the second the smallest values are nothing
-# but rounding, such as the error of a layer that lost nothing.
+# Below the first ratio a linear axis shows everything. Beyond the second the smallest values are
+# mere rounding, such as the error of a layer that lost nothing.
 _LOG_RANGES = (30.0, 1e8)
 _TINY, _HUGE = 1e-290, 1e290
 
@@ -44,7 +44,7 @@ def wants_log(values: Iterable[float | None]) -> bool:
 
 
 def fitting_axis(values: Iterable[float | None], height: int) -> Axis:
-    """A logarithmic axis where the values call for one, else a linear one."""
+    """A logarithmic axis if the values span enough for one, else a linear one."""
     listed = list(values)
     return (_log_axis if wants_log(listed) else linear_axis)(listed, height)
 

@@ -41,7 +41,7 @@ class Bars:
 
     @property
     def label(self) -> str:
-        """What a screen reader says."""
+        """The text for screen readers."""
         return f"{self.title}: " + ", ".join(f"{bar.name} {bar.text}" for bar in self.bars)
 
     @property
@@ -62,10 +62,10 @@ def perplexity_bars(quality: PerplexitySummary) -> Bars:
 
 
 def memory_bars(memory: MemorySummary) -> Bars:
-    """Peaks as planned and as measured, and the dense weights beside them."""
+    """Peaks as planned and as measured, and the dense weights for comparison."""
     device, host, dense = memory.device_peak_bytes, memory.host_peak_bytes, memory.whole_model_bytes
     bars = [*_peaks("Host peak", host), Bar("Dense weights alone", dense, size(dense), "grey")]
-    # Nothing planned and nothing measured: there is no device beside the host.
+    # Nothing planned and nothing measured: there is only the host.
     if device.predicted or device.measured:
         bars = [*_peaks("Device peak", device), *bars]
     return Bars("Memory", bars)

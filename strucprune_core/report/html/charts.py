@@ -34,7 +34,7 @@ class Chart:
 
     Attributes:
         title: What is shown, in a few words.
-        extent: The range of the values, for who does not see the chart.
+        extent: The range of the values, for screen readers.
         axis: Of the heights.
         marks: One per layer; heights that cannot be drawn are left out.
         line: Whether to draw dots and lines.
@@ -87,7 +87,7 @@ def kept_share(layers: Sequence[LayerReport]) -> str:
 def layer_chart(
     title: str, values: Mapping[int, float | None], colour: str, *, line: bool = False
 ) -> Chart:
-    """Columns from zero, or dots joined by a line, on a logarithmic axis where values call for one.
+    """Columns from zero, or dots joined by a line, on a logarithmic axis if the values need one.
 
     Args:
         title: What is shown.
@@ -104,7 +104,7 @@ def layer_chart(
 
 
 def _extent(values: Iterable[float | None]) -> str:
-    """Range of the values, for who does not see the plot."""
+    """Range of the values, for screen readers."""
     finite = [value for value in values if drawable(value)]
     if not finite:
         return "no values"

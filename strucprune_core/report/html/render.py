@@ -1,7 +1,7 @@
 """Draws a report as one HTML page: no script, nothing loaded, plots as inline SVG. No torch.
 
-Jinja escapes every value on its way into the page, and a content security policy in the page
-forbids scripts and loads should one ever slip through.
+Jinja escapes every value that it puts into the page. If one ever slipped through, the page's
+content security policy would still forbid scripts and loads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NUMBERS = ("change", "duration", "exact", "number", "percent", "share", "size",
 
 
 def render_html(report: Report) -> str:
-    """Draws the report as a self-contained page.
+    """The report as a self-contained page.
 
     Args:
         report: The report of a finished job.

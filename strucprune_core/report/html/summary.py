@@ -1,4 +1,4 @@
-"""The top of the page: what the job did in words, and the headline figures. No torch."""
+"""The top of the page: a sentence about what the job did, and the headline figures. No torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from strucprune_core.report.html.tables import ffn_flops
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """A large figure: what it is now, what it was, what to know of it, and how it changed."""
+    """A large figure: its value now and before, a note, and how it changed."""
 
     title: str
     now: str
@@ -94,7 +94,7 @@ def _perplexity(quality: PerplexitySummary | None) -> Headline:
 
 
 def _flops(report: Report) -> Headline:
-    """The FFN's operations; the whole model's where attention went as well."""
+    """The FFN's operations; those of the whole model if attention was pruned too."""
     before, after = report.before.flops_per_token, report.after.flops_per_token
     if report.sparsity.query_heads_removed:
         cache = f"KV cache {size(report.after.kv_cache_bytes_per_token)} per token"
@@ -113,7 +113,7 @@ def _time(phases: list[PhaseTime], device: str) -> Headline:
 
 
 def _memory(memory: MemorySummary) -> Headline:
-    """Peak of the device where there is one, else of the host."""
+    """Peak of the device if there is one, else of the host."""
     device, host, dense = memory.device_peak_bytes, memory.host_peak_bytes, memory.whole_model_bytes
     on_device = device.measured is not None or (host.measured is None and device.predicted > 0)
     peaks = device if on_device else host

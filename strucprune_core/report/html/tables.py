@@ -1,4 +1,4 @@
-"""The tables of the page: every figure, to the last digit where one may want it. No torch."""
+"""The tables of the page, with exact figures. No torch."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def size_table(report: Report) -> Table:
 def ffn_flops(report: Report) -> tuple[float, float]:
     """FLOPs per token of the FFN layers before and after.
 
-    Where only FFN channels are removed, the difference over them is what one costs; else NaN.
+    If only FFN channels are removed, the difference divided by their number is the cost of one;
+    else the result is NaN.
     """
     before, after = report.before, report.after
     removed, each = before.ffn_channels - after.ffn_channels, math.nan
@@ -79,7 +80,7 @@ def ffn_flops(report: Report) -> tuple[float, float]:
 
 
 def layer_table(layers: Sequence[LayerReport]) -> Table:
-    """All figures of all layers; no columns for what the job did not do."""
+    """All figures of all layers, without columns for steps that the job left out."""
     columns: dict[str, Callable[[LayerReport], str]] = {
         "Layer": lambda layer: str(layer.index),
         "Dense": lambda layer: exact(layer.width_before),
@@ -101,7 +102,7 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
 
 
 def _recovery(layer: LayerReport) -> str:
-    """Held-out error before and after training, or that it was not taken."""
+    """Held-out error before and after training, or the status if it was not accepted."""
     trained = layer.recovery
     if trained is None:
         return ABSENT
@@ -131,7 +132,7 @@ def few_tokens_table(layers: Sequence[LayerReport]) -> Table:
 
 
 def round_table(rounds: Sequence[RoundReport]) -> Table:
-    """How often the price was set."""
+    """The rounds of allocation."""
     rows = [
         [
             f"{place}{' (used)' if each.used else ''}",

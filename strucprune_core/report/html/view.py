@@ -1,7 +1,7 @@
 """What the page shows beyond the plain fields of a report. No torch.
 
-A new figure of the report is shown by a line in the template of the section whose question it
-answers; only what must be worked out first has a place here.
+To show a new figure, add a line to the template of the section whose question it answers. Only
+figures that must be computed first belong here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from strucprune_core.report.html.tables import (
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What the templates need beside the report itself; `perplexity` is None if not evaluated."""
+    """What the templates need apart from the report; `perplexity` is None if not evaluated."""
 
     model: str
     lead: str
@@ -54,7 +54,7 @@ class View:
 
 
 def view_of(report: Report) -> View:
-    """Works out what the templates need."""
+    """Compute what the templates need."""
     layers, quality = report.layers, report.perplexity
     energies = {layer.index: layer.energy for layer in layers}
     damages = {layer.index: layer.predicted_damage for layer in layers}

@@ -26,7 +26,7 @@ def json_lines(records: list[Any]) -> str:
 
 
 def of(tokenizer: Tokenizer, vocab_size: int = 2**20) -> TextTokenizer:
-    """As a model with so many embeddings uses it."""
+    """As a model with this number of embeddings uses it."""
     return TextTokenizer(tokenizer, vocab_size)
 
 

@@ -110,8 +110,8 @@ def test_a_template_that_writes_without_end(model: Path) -> None:
         (["hello"], "the message 'hello' without a role"),
         ([{"from": "human", "value": "x"}], "without a role"),
         ([{"role": 3, "content": "x"}], "without a role"),
-        ("hello", "holds text, no conversation"),
-        ({"role": "user"}, "holds an object, no conversation"),
+        ("hello", "holds text, not a conversation"),
+        ({"role": "user"}, "holds an object, not a conversation"),
     ],
 )
 def test_what_is_no_conversation(model: Path, value: object, reason: str) -> None:

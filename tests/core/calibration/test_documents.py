@@ -115,7 +115,7 @@ def test_no_more_is_read_than_calibration_needs(
         (3, "line 2 of d.jsonl holds a number, not text"),
         ([{"role": "user"}], "holds a list, not text"),
         ({"a": 1}, "holds an object"),
-        (True, "holds a truth value"),
+        (True, "holds a boolean"),
         ("\ud800", "line 2 of d.jsonl holds text that is not Unicode"),
     ],
 )

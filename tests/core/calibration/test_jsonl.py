@@ -50,7 +50,7 @@ def test_any_texts_come_back_whatever_the_blocks(
         (b'"text"', "not a JSON object"),
         (b'{"text": "a"', "not valid JSON"),
         (b'{"text": "a"} {"text": "b"}', "not valid JSON"),
-        (b'{"text": "a", "text": "b"}', "stands twice"),
+        (b'{"text": "a", "text": "b"}', "is there twice"),
         (b'{"text": NaN}', "NaN"),
         (b'{"text": "\xff"}', "line 3 of d.jsonl is not a record"),
         (b'{"text": ' + b"[" * 100_000, "nested deeper"),

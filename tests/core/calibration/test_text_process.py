@@ -266,7 +266,7 @@ def test_a_stop_is_heard_while_it_works(model: Path, tmp_path: Path) -> None:
     assert readers_of_this_process() == []
 
 
-def test_whoever_has_enough_leaves_no_process(model: Path, text_file: Path) -> None:
+def test_a_reader_that_stops_early_leaves_no_process(model: Path, text_file: Path) -> None:
     text = Text(LocalStore(text_file.parent), text_file.name, "evaluation.uri")
     tokens: Iterator[Any] = text_tokens(index_of(model), text, vocab_size=rows(model))
     next(tokens)

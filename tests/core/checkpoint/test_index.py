@@ -143,7 +143,7 @@ FOLDERS = {
     "TensorFlow": (("config.json", "tf_model.h5"), "another framework", "safetensors"),
     "Flax": (("config.json", "flax_model.msgpack"), "another framework", "safetensors"),
     "diffusers": (("model_index.json", "unet/config.json"), "diffusers", "config.json"),
-    "below": (("a/config.json", "a/model.safetensors"), "one in 'a' there", "Give .*/a\\."),
+    "below": (("a/config.json", "a/model.safetensors"), "one in 'a' there", "Name .*/a\\."),
     "two below": (("a/config.json", "b/config.json"), "one in 'a' there", "of one model"),
     "no config": (
         ("model.safetensors",),
@@ -171,7 +171,7 @@ def test_what_is_no_model_is_named(
 @pytest.mark.parametrize(
     ("name", "what", "remedy"),
     [
-        ("model.safetensors", "names a file", "Give the one that holds it: .*/models$"),
+        ("model.safetensors", "names a file", "Name the one that holds it: .*/models$"),
         ("m.gguf", "GGUF", "made from"),
         ("consolidated.00.pth", "Meta's", "layout of transformers"),
         ("model.tar.gz", "is an archive", "Unpack it"),
@@ -194,7 +194,7 @@ def test_several_missing_shards(sharded: Path) -> None:
     for name in SHARDS:
         (sharded / name).unlink()
     error = refused(sharded, f"2 of the 2 shards .* missing, first {SHARDS[0]}, {SHARDS[1]}")
-    assert error.remedy == "Copy what is missing next to the others."
+    assert error.remedy == "Copy the missing files next to the others."
 
 
 def test_no_weights(single: Path) -> None:

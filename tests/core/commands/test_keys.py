@@ -1,4 +1,4 @@
-"""`strucprune keys`, as whoever runs the service types it, and the keys themselves."""
+"""`strucprune keys`, as an operator types it, and the keys themselves."""
 
 from __future__ import annotations
 

@@ -9,31 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
 
 from strucprune_core import __version__
-from strucprune_core.commands.main import app
-
-RUNNER = CliRunner()
-
-
-def call(*arguments: str | Path) -> Result:
-    return RUNNER.invoke(app, [str(argument) for argument in arguments])
-
-
-def result_of(*arguments: str | Path) -> dict[str, Any]:
-    result = call(*arguments, "--json")
-    assert result.exit_code == 0, result.output
-    body: dict[str, Any] = json.loads(result.stdout)
-    return body
-
-
-def prune(model: Path, text: Path, output: Path, *more: str | Path) -> list[str | Path]:
-    return [
-        *("prune", model, "--output", output, "--sparsity", "0.3", "--calibration", text),
-        *("--samples", "8", "--sequence-length", "32"),
-        *more,
-    ]
+from tests.core.commands.calling import call, failed, prune_command, result_of
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +21,7 @@ def pruned(
     output = tmp_path_factory.mktemp("cli") / "out"
     evaluation = ("--evaluation", text_file, "--evaluation-sequences", "2")
     more = (*evaluation, "--evaluation-sequence-length", "32")
-    return output, result_of(*prune(tiny_model, text_file, output, *more))
+    return output, result_of(*prune_command(tiny_model, text_file, output, *more))
 
 
 @pytest.mark.parametrize(
@@ -82,16 +60,9 @@ def test_inspect_shows_layers_that_differ(pruned: tuple[Path, dict[str, Any]]) -
     assert f"intermediate sizes {', '.join(map(str, widths))} " in shown
 
 
-def failed(*arguments: str | Path) -> dict[str, Any]:
-    result = call(*arguments, "--json")
-    assert result.exit_code in (1, 2), result.output
-    body: dict[str, Any] = json.loads(result.stdout)["error"]
-    return body
-
-
 @pytest.mark.parametrize("option", ["--sparsity", "--min-keep-fraction", "--max-layer-sparsity"])
 def test_percentages(tmp_path: Path, tiny_model: Path, text_file: Path, option: str) -> None:
-    error = failed(*prune(tiny_model, text_file, tmp_path / "out", option, "30"))
+    error = failed(*prune_command(tiny_model, text_file, tmp_path / "out", option, "30"))
     assert "did you mean 0.3?" in error["message"]
     assert error["field"] == f"pruning.{option.strip('-').replace('-', '_')}"
 
@@ -117,7 +88,7 @@ def test_places_in_one_another(
     (tmp_path / "link").symlink_to(tmp_path / "model")
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     error = failed(
-        *prune(tmp_path / "model", text_file, tmp_path / output, "--workspace"),
+        *prune_command(tmp_path / "model", text_file, tmp_path / output, "--workspace"),
         tmp_path / workspace,
     )
     assert (error["code"], error["field"]) == ("invalid_spec", field)
@@ -130,7 +101,7 @@ def test_names_that_only_begin_alike_are_apart(
 ) -> None:
     model = shutil.copytree(tiny_model, tmp_path / "model")
     workspace = ("--workspace", tmp_path / "model-work")
-    result_of(*prune(model, text_file, tmp_path / "model-out", *workspace))
+    result_of(*prune_command(model, text_file, tmp_path / "model-out", *workspace))
 
 
 def test_the_home_directory_is_meant(
@@ -144,7 +115,7 @@ def test_the_home_directory_is_meant(
     monkeypatch.chdir(tmp_path / "here")
     options = ("--workspace", "~/ws", "--evaluation", "~/text.txt", "--evaluation-sequences", "2")
     more = (*options, "--evaluation-sequence-length", "32")
-    command = prune(Path("~/model"), Path("~/text.txt"), Path("~/out"), *more)
+    command = prune_command(Path("~/model"), Path("~/text.txt"), Path("~/out"), *more)
     result_of(*command)
     assert (home / "out/model.safetensors").exists()
     assert (home / "ws/units").exists()
@@ -159,19 +130,23 @@ def test_the_home_directory_is_meant(
         ({"--min-keep-fraction": "1.0"}, "leave nothing to remove, .* raise pruning.max_layer"),
         ({"--multiple-of": "512"}, "leave nothing to remove"),
         ({"--min-keep-fraction": "0.9"}, r"at most 0\.1042\. Ask for at most 0\.1041, or"),
-        ({"--sparsity": "0.0001"}, r"less than one structure has\. Ask for at least 0\.001303"),
+        ({"--sparsity": "0.0001"}, r"less than one structure\. Ask for at least 0\.001303"),
     ],
 )
 def test_what_can_be_asked_for(
     tmp_path: Path, tiny_model: Path, text_file: Path, limits: dict[str, str], words: str
 ) -> None:
     options = [part for pair in limits.items() for part in pair]
-    result = call(*prune(tiny_model, text_file, tmp_path / "out", *options))
+    result = call(*prune_command(tiny_model, text_file, tmp_path / "out", *options))
     message = " ".join(result.stderr.split())
     assert re.search(words, message), message
     asked = re.search(r"Ask for at (?:most|least) ([0-9.]+[0-9])", message)
     if asked is not None:  # the remedy helps
-        result_of(*prune(tiny_model, text_file, tmp_path / "out", *options, "--sparsity", asked[1]))
+        result_of(
+            *prune_command(
+                tiny_model, text_file, tmp_path / "out", *options, "--sparsity", asked[1]
+            )
+        )
 
 
 def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
@@ -182,7 +157,7 @@ def test_prune_reports(pruned: tuple[Path, dict[str, Any]]) -> None:
 
 def test_energies_and_rounds(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
     more = ("--energy", "gradient", "--rounds", "2")
-    report = result_of(*prune(tiny_model, text_file, tmp_path / "out", *more))
+    report = result_of(*prune_command(tiny_model, text_file, tmp_path / "out", *more))
     assert report["spec"]["pruning"]["energy"] == "gradient"
     assert len(report["rounds"]) == 2
 
@@ -199,10 +174,10 @@ def test_evaluate_agrees_with_the_report(
 
 def test_results_for_people(tiny_model: Path, text_file: Path) -> None:
     windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
-    told = result_of("evaluate", tiny_model, *windows)
+    judged = result_of("evaluate", tiny_model, *windows)
     shown = "".join(call("evaluate", tiny_model, *windows).stdout.split())
-    assert f"perplexity{told['perplexity']:.4f}sequences2" in shown
-    assert told["text_sha256"] in shown  # on a narrow terminal too
+    assert f"perplexity{judged['perplexity']:.4f}sequences2" in shown
+    assert judged["text_sha256"] in shown  # on a narrow terminal too
 
 
 def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -219,17 +194,17 @@ def test_verify(pruned: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
 
 def test_a_workspace_is_taken_up(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
     workspace = ("--workspace", tmp_path / "work")
-    first = result_of(*prune(tiny_model, text_file, tmp_path / "a", *workspace))
-    again = result_of(*prune(tiny_model, text_file, tmp_path / "b", *workspace))
+    first = result_of(*prune_command(tiny_model, text_file, tmp_path / "a", *workspace))
+    again = result_of(*prune_command(tiny_model, text_file, tmp_path / "b", *workspace))
     assert again == first  # the finished units, report included, were not computed again
-    other = call(*prune(tiny_model, text_file, tmp_path / "c", *workspace, "--seed", "1"))
+    other = call(*prune_command(tiny_model, text_file, tmp_path / "c", *workspace, "--seed", "1"))
     assert other.exit_code == 1
     assert "another job" in " ".join(other.output.split())
 
 
 def test_a_summary_for_people(tmp_path: Path, tiny_model: Path, text_file: Path) -> None:
     groups = ("--structure", "kv_groups", "--sparsity", "0.5")
-    done = call(*prune(tiny_model, text_file, tmp_path / "out", *groups))
+    done = call(*prune_command(tiny_model, text_file, tmp_path / "out", *groups))
     assert done.exit_code == 0, done.output
     (line,) = (line for line in done.stdout.splitlines() if "KV cache" in line)
     report = json.loads((tmp_path / "out/report.json").read_text())
@@ -269,7 +244,7 @@ def test_bad_input(
 ) -> None:
     places = {"DIRECTORY": str(tiny_model), "FILE": str(text_file)}
     change = [re.sub("DIRECTORY|FILE", lambda found: places[found[0]], part) for part in change]
-    result = call(*prune(tiny_model, text_file, tmp_path / "out", *change), "--json")
+    result = call(*prune_command(tiny_model, text_file, tmp_path / "out", *change), "--json")
     assert result.exit_code == exit_code, result.output
     error = json.loads(result.stdout)["error"]
     assert (error["code"], error["field"]) == (code, field)

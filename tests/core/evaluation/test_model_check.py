@@ -27,14 +27,12 @@ from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.tiles import MODEL_CHECK_LAYERS
 from strucprune_core.storage.local import LocalStore
-from tests.core.jobs.tiny_job import files_of, run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, files_of, run, tiny_spec
+from tests.core.models.config_keys import FAMILIES, changes_of, model_of
 from tests.core.models.families import VARIANTS, random_model
 from tests.core.models.reference import open_stream, random_tokens, reference_logits
-from tests.core.models.test_config_keys import FAMILIES, changes_of, model_of
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama, save_tokenizer
-
-EASY = {"max_perplexity_ratio": 1e6}
 
 
 def check(directory: Path, config: ModelConfig | None = None, length: int = 64) -> dict[str, Any]:
@@ -140,7 +138,9 @@ def test_a_wrong_reading_fails_the_job_before_any_work(
 ) -> None:
     monkeypatch.setitem(families.FAMILIES, "llama", misread(mistake))
     spec = tiny_spec(tiny_model, text_file, tmp_path / "out")
-    with pytest.raises(UnsupportedArchitecture, match=f"computes .*{where}.* otherwise") as caught:
+    with pytest.raises(
+        UnsupportedArchitecture, match=f"compute different values for .*{where}"
+    ) as caught:
         run(spec, tmp_path)
     error = caught.value
     assert (error.field, error.layer, error.phase) == ("model.uri", layer, "inspecting")

@@ -232,7 +232,7 @@ def test_a_changed_value_is_noticed(tmp_path: Path) -> None:
     data = bytearray(written.path.read_bytes())
     data[-40] ^= 1  # within the last tensor
     written.path.write_bytes(data)
-    with pytest.raises(InvalidCheckpoint, match="not what was to be written"):
+    with pytest.raises(InvalidCheckpoint, match="not the one to be written"):
         read_back(written)
 
 

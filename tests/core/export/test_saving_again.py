@@ -15,7 +15,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from strucprune_core.export.loading import load_pretrained
 from strucprune_core.export.modeling_strucprune import CONFIGS
-from tests.core.jobs.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import random_model
 from tests.core.models.reference import random_tokens, reference_logits
 from tests.support.text import make_text
@@ -32,7 +32,6 @@ VARIANTS = (
     "mixtral",
     "qwen3_moe-mixed",
 )
-EASY = {"max_perplexity_ratio": 1e6}
 
 # Loads each directory in both ways and prints the logits of a few tokens.
 _NEW_PROCESS = """

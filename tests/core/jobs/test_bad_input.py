@@ -18,8 +18,7 @@ from embedded.s3 import S3Server
 from strucprune_core.errors import InvalidText, StrucPruneError
 from strucprune_core.storage import s3
 from strucprune_core.storage.local import LocalStore
-from tests.core.commands.test_main import call
-from tests.core.commands.test_main import prune as prune_command
+from tests.core.commands.calling import call, prune_command
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 from tests.support.broken_model import BREAKAGES, Breakage, broken_copy
 from tests.support.text import make_text
@@ -29,12 +28,12 @@ each_breakage = pytest.mark.parametrize("breakage", BREAKAGES.values(), ids=BREA
 
 def refusal(*command: str | Path, exit_code: int = 1) -> dict[str, Any]:
     """The error of a command that fails, the same for people as in JSON."""
-    shown, told = call(*command), call(*command, "--json")
-    assert (shown.exit_code, told.exit_code) == (exit_code, exit_code)
+    shown, printed = call(*command), call(*command, "--json")
+    assert (shown.exit_code, printed.exit_code) == (exit_code, exit_code)
     assert shown.stdout == ""
-    error: dict[str, Any] = json.loads(told.stdout)["error"]
+    error: dict[str, Any] = json.loads(printed.stdout)["error"]
     words = f"error ({error['code']}) {error['field']}: {error['message']} {error['remedy'] or ''}"
-    for line in (shown.stderr, told.stderr):
+    for line in (shown.stderr, printed.stderr):
         assert squeezed(words) in squeezed(line)
     return error
 

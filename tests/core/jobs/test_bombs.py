@@ -38,7 +38,7 @@ def refused(*command: str | Path) -> dict[str, Any]:
         check=True,
         timeout=MOST_SECONDS,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        # A file of zeros must not be made real by whoever copies it.
+        # A sparse file must stay sparse when it is copied.
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (256 * MIB, 256 * MIB)),
     )
     returncode, stdout, peak = json.loads(measured.stdout)

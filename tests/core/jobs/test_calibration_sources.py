@@ -13,7 +13,7 @@ from pyarrow import parquet as pq
 from strucprune_core.errors import InvalidText
 from strucprune_core.spec import JobSpec, OutputSpec
 from strucprune_core.storage.local import LocalStore
-from tests.core.commands.test_main import call, prune, result_of
+from tests.core.commands.calling import call, prune_command, result_of
 from tests.core.jobs.tiny_job import checkpoint_of, run, tiny_spec
 from tests.support.text import make_text
 
@@ -50,7 +50,7 @@ def test_conversations_from_the_command_line(tmp_path: Path, tiny_model: Path, f
     model = Path(shutil.copytree(tiny_model, tmp_path / "model"))
     (model / "chat_template.jinja").write_text(TEMPLATE)
     more = ("--chat-template", "--calibration-field", "messages")
-    report = result_of(*prune(model, files / "talks.parquet", tmp_path / "out", *more))
+    report = result_of(*prune_command(model, files / "talks.parquet", tmp_path / "out", *more))
     assert report["spec"]["calibration"]["chat_template"] is True
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == TEMPLATE
 
@@ -67,7 +67,7 @@ def test_conversations_from_the_command_line(tmp_path: Path, tiny_model: Path, f
 def test_what_does_not_fit_is_named(
     tmp_path: Path, tiny_model: Path, files: Path, options: list[str], code: str, field: str
 ) -> None:
-    given = prune(tiny_model, files / "d.parquet", tmp_path / "out", *options, "--json")
+    given = prune_command(tiny_model, files / "d.parquet", tmp_path / "out", *options, "--json")
     result = call(*given)
     error = json.loads(result.stdout)["error"]
     assert (error["code"], error["field"]) == (code, field), error
@@ -78,7 +78,7 @@ def test_a_model_calibrated_on_itself(tmp_path: Path, tiny_model: Path, text_fil
     more = ("--evaluation", text_file, "--evaluation-sequences", "2")
     length = ("--evaluation-sequence-length", "32")
     reports = [
-        result_of(*prune(tiny_model, Path("self"), tmp_path / name, *more, *length, *seed))
+        result_of(*prune_command(tiny_model, Path("self"), tmp_path / name, *more, *length, *seed))
         for name, seed in (("a", ()), ("b", ()), ("c", ("--seed", "1")))
     ]
     assert reports[0]["spec"]["calibration"]["source"] == "self"

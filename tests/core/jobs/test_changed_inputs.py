@@ -237,7 +237,7 @@ def test_what_units_depend_on_is_what_comes_before_them() -> None:
             assert found - wanted <= (set() if evaluate else {"evaluation.uri"}), unit.name
 
 
-def test_a_large_local_file_is_told_by_size_time_and_ends(tmp_path: Path) -> None:
+def test_a_large_local_file_is_identified_by_size_time_and_ends(tmp_path: Path) -> None:
     path, store = tmp_path / "large", LocalStore(tmp_path)
     path.write_bytes(b"\0" * (WHOLE_BYTES + 2 * END_BYTES))
 

@@ -12,9 +12,8 @@ import pytest
 from strucprune_core.calibration.degeneracy import TokenCounts, rank_is_low, refuse_rank
 from strucprune_core.errors import InvalidText
 from strucprune_core.spec import JobSpec
-from tests.core.commands.test_main import call
-from tests.core.commands.test_main import prune as prune_command
-from tests.core.jobs.test_finite_weights import spoiled_all
+from tests.core.commands.calling import call, prune_command
+from tests.core.jobs.spoiled import spoiled_all
 from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.text import make_text
 

@@ -23,12 +23,10 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import kl_divergences, next_token_logits
 from strucprune_core.run.steps import distill as distill_step
 from strucprune_core.storage.local import LocalStore
-from tests.core.jobs.test_families_jobs import save
-from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec
-from tests.core.models.families import VARIANTS, random_model
+from tests.core.jobs.tiny_job import EASY, StopAt, checkpoint_of, run, tiny_spec
+from tests.core.models.families import VARIANTS, random_model, saved_variant
 from tests.core.models.reference import stream_of
 
-EASY = {"max_perplexity_ratio": 1e6}
 # Enough text that a model trained on it is better on the rest of it, too.
 TEXT = {"samples": 64, "sequence_length": 32}
 
@@ -114,7 +112,7 @@ def test_a_step_is_that_of_the_model_in_memory(
 
 @pytest.mark.parametrize("variant", ["llama", "gemma2", "opt-350m", "gpt2", "gpt_neox", "mixtral"])
 def test_it_learns(text_file: Path, tmp_path: Path, variant: str) -> None:
-    model = save(variant, tmp_path / "model")
+    model = saved_variant(variant, tmp_path / "model")
     # One batch is all the text, so that losses of steps can be compared.
     pruning: dict[str, Any] = {
         "sparsity": 0.4,

@@ -22,9 +22,8 @@ from strucprune_core.plan import graph as units
 from strucprune_core.plan.sites import plan_sites, pruned_config
 from strucprune_core.run.solutions import load_solution
 from strucprune_core.run.workspace import Workspace
-from tests.core.jobs.test_families_jobs import EASY, save
-from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec
-from tests.core.models.families import VARIANTS
+from tests.core.jobs.tiny_job import EASY, StopAt, checkpoint_of, run, tiny_spec
+from tests.core.models.families import VARIANTS, saved_variant
 from tests.core.models.reference import (
     open_stream,
     reference_gradients,
@@ -60,7 +59,7 @@ def divergence(dense: Tensor, other: Tensor) -> float:
 def test_gradient_energies_are_those_of_the_whole_model(
     text_file: Path, tmp_path: Path, variant: str
 ) -> None:
-    model = save(variant, tmp_path / "model")
+    model = saved_variant(variant, tmp_path / "model")
     structures = ["ffn_channels", "kv_groups"]
     spec = tiny_spec(
         model,
@@ -124,7 +123,7 @@ def test_a_review_puts_one_kind_of_site_back(
     text_file: Path, tmp_path: Path, variant: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Workspace, "release", lambda *args: None)  # the solutions are wanted here
-    model = save(variant, tmp_path / "model")
+    model = saved_variant(variant, tmp_path / "model")
     structures = ["ffn_channels", "kv_groups"]
     pruning = {"structures": structures, "rounds": 2, "sparsity": 0.4}
     spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)

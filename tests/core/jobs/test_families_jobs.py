@@ -15,31 +15,21 @@ from strucprune_core.method.allocation.budget import differs
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
 from strucprune_core.models.structures import StructureKind, sites
 from strucprune_core.models.tensors import expected_tensors, tensor_name
-from tests.core.jobs.tiny_job import run, tiny_spec
-from tests.core.models.families import VARIANTS, random_model
+from tests.core.jobs.tiny_job import EASY, run, tiny_spec
+from tests.core.models.families import VARIANTS, saved_variant
 from tests.core.models.reference import (
     open_stream,
     random_tokens,
     reference_logits,
     streamed_logits,
 )
-from tests.support.text import make_text
-from tests.support.tiny_llama import save_tokenizer
 
-EASY = {"max_perplexity_ratio": 1e6}
 KINDS: list[list[StructureKind]] = [["ffn_channels", "kv_groups"], ["query_heads"]]
-
-
-def save(variant: str, directory: Path) -> Path:
-    model = random_model(variant)
-    model.save_pretrained(directory)
-    save_tokenizer(directory, text=make_text(), vocab=model.config.vocab_size)
-    return directory
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    return saved_variant(request.param, tmp_path_factory.mktemp(request.param) / "model")
 
 
 def grouped_queries(model: Path) -> int:
@@ -82,7 +72,7 @@ def test_a_pruned_model_reloads(
         evaluation=EASY,
     )
     if structures == ["query_heads"] and grouped_queries(model) == 1:
-        with pytest.raises(InvalidSpec, match="none can go alone"):
+        with pytest.raises(InvalidSpec, match="none can be removed alone"):
             run(spec, tmp_path)
         return
     report = run(spec, tmp_path)

@@ -10,11 +10,9 @@ import pytest
 import transformers as hf
 
 from strucprune_core.report.document import Report, has_few_tokens
-from tests.core.jobs.tiny_job import files_of, run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, files_of, run, tiny_spec
 from tests.core.models.families import SHAPE, saved
 from tests.support.known import known
-
-EASY = {"max_perplexity_ratio": 1e6}
 
 
 def experts_model(directory: Path, experts: int, chosen: int, width: int = 16) -> Path:

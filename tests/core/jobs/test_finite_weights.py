@@ -4,41 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, StrucPruneError
-from tests.core.commands.test_main import call
-from tests.core.commands.test_main import prune as prune_command
+from tests.core.commands.calling import call, prune_command
+from tests.core.jobs.spoiled import FILE, spoiled
 from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.tiny_llama import make_tiny_llama
-
-FILE = "model.safetensors"
-
-
-def spoiled(
-    model: Path, copy: Path, name: str, values: list[float], dtype: torch.dtype = torch.float32
-) -> Path:
-    """A copy of a model, one tensor of which is stored otherwise, and ends in these values."""
-    shutil.copytree(model, copy)
-    tensors = load_file(copy / FILE)
-    tensor = tensors[name].to(dtype)
-    tensor.view(-1)[-len(values) :] = torch.tensor(values, dtype=dtype)
-    save_file({**tensors, name: tensor}, copy / FILE, metadata={"format": "pt"})
-    return copy
-
-
-def spoiled_all(model: Path, copy: Path, name: str, value: float) -> Path:
-    """A copy of a model in which a tensor has one value everywhere."""
-    shutil.copytree(model, copy)
-    tensors = load_file(copy / FILE)
-    same = torch.full_like(tensors[name], value)
-    save_file({**tensors, name: same}, copy / FILE, metadata={"format": "pt"})
-    return copy
 
 
 def refused(model: Path, text: Path, root: Path) -> StrucPruneError:
@@ -103,17 +78,17 @@ def test_large_but_finite_values_are_no_matter_of_the_file(
 def test_the_command_names_the_layer(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     name = "model.layers.2.mlp.gate_proj.weight"
     model = spoiled(tiny_model, tmp_path / "model", name, [math.nan])
-    told = call(*prune_command(model, text_file, tmp_path / "out"), "--json")
-    error = json.loads(told.stdout)["error"]
+    result = call(*prune_command(model, text_file, tmp_path / "out"), "--json")
+    error = json.loads(result.stdout)["error"]
     assert (error["code"], error["layer"]) == ("invalid_checkpoint", 2)
-    assert "(layer 2, inspecting)" in " ".join(told.stderr.split())
+    assert "(layer 2, inspecting)" in " ".join(result.stderr.split())
 
 
 def test_evaluate_names_the_tensor(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
     name = "model.layers.2.mlp.gate_proj.weight"
     model = spoiled(tiny_model, tmp_path / "model", name, [math.nan])
     windows = ("--sequences", "2", "--sequence-length", "32")
-    told = call("evaluate", model, "--text", text_file, *windows, "--json")
-    error = json.loads(told.stdout)["error"]
+    result = call("evaluate", model, "--text", text_file, *windows, "--json")
+    error = json.loads(result.stdout)["error"]
     assert error["code"] == "invalid_checkpoint"
     assert name in error["message"]

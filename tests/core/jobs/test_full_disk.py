@@ -90,7 +90,7 @@ def test_an_output_that_fills_up_again_and_again(
     expected: dict[str, bytes],
     private_mounts_prefix: list[str],
 ) -> None:
-    """The same command goes on in what it left itself, with a workspace and without."""
+    """The same command continues with what it left itself, with a workspace and without."""
     jobs = [
         {
             **growing(tmp_path / name, model, text_file, "out"),

@@ -14,11 +14,9 @@ from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.errors import Stopped
 from strucprune_core.run.artifacts import Capture
 from strucprune_core.run.steps import capture
-from tests.core.jobs.test_families_jobs import save
-from tests.core.jobs.tiny_job import StopAt, checkpoint_of, run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, StopAt, checkpoint_of, run, tiny_spec
+from tests.core.models.families import saved_variant
 from tests.support.known import known
-
-EASY = {"max_perplexity_ratio": 1e6}
 
 
 def test_admm_says_how_it_went(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
@@ -44,7 +42,7 @@ def test_admm_says_how_it_went(tiny_model: Path, text_file: Path, tmp_path: Path
 
 
 def test_admm_keeps_query_heads_in_lockstep(text_file: Path, tmp_path: Path) -> None:
-    model = save("llama", tmp_path / "model")
+    model = saved_variant("llama", tmp_path / "model")
     pruning = {"sparsity": 0.5, "solver": "admm", "structures": ["query_heads"]}
     spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
     report = run(spec, tmp_path)
@@ -89,7 +87,7 @@ def test_forward_energies_need_no_probe(tiny_model: Path, text_file: Path, tmp_p
 def test_recovery_lowers_held_out_errors(
     text_file: Path, tmp_path: Path, mode: str, variant: str
 ) -> None:
-    model = save(variant, tmp_path / "model")
+    model = saved_variant(variant, tmp_path / "model")
     pruning: dict[str, Any] = {"sparsity": 0.4, "recover": {"steps": 20, "mode": mode}}
     if variant == "llama":
         pruning["structures"] = ["ffn_channels", "kv_groups"]

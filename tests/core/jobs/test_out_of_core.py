@@ -14,12 +14,10 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.pieces import Plan
 from strucprune_core.report.document import Report
 from strucprune_core.run import opening
-from tests.core.jobs.tiny_job import checkpoint_of, run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec
 from tests.core.models.families import random_model
 from tests.support.text import make_text
 from tests.support.tiny_llama import save_tokenizer
-
-EASY = {"max_perplexity_ratio": 1e6}
 
 
 def tensors(directory: Path) -> dict[str, Tensor]:

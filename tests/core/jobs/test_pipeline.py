@@ -438,7 +438,7 @@ def test_the_output_place_does_not_change_the_result(
 ) -> None:
     spec = tiny_spec(tiny_model, text_file, tmp_path / "a")
     run(spec, tmp_path)
-    # The same workspace goes on to another output: everything is finished but the publishing.
+    # The same workspace with another output: everything is finished except publishing.
     run(tiny_spec(tiny_model, text_file, tmp_path / "b"), tmp_path)
     assert checkpoint_of(tmp_path / "a") == checkpoint_of(tmp_path / "b")
 

@@ -196,7 +196,7 @@ def test_session_tokens_are_renewed_in_the_middle_of_a_job(
 def test_a_token_that_expires_keeps_the_workspace(
     remote: Remote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Static credentials: nothing can renew them but whoever runs the job."""
+    """Static credentials: only the person who runs the job can renew them."""
     for name, value in {
         "AWS_ACCESS_KEY_ID": "temporary",
         "AWS_SECRET_ACCESS_KEY": "x" * 20,

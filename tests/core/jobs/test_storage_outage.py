@@ -1,4 +1,4 @@
-"""The S3 server dies in the middle of a job: nothing is published, and the job goes on later."""
+"""The S3 server dies in the middle of a job: nothing is published, and the job continues later."""
 
 from __future__ import annotations
 

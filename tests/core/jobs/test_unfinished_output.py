@@ -1,4 +1,4 @@
-"""A run that broke off while it published: the same job goes on, nobody else may."""
+"""A run broke off while it published: the same job may continue there, and no other."""
 
 from __future__ import annotations
 

@@ -126,10 +126,19 @@ def random_model(variant: str) -> Any:
     return _random(config_class(**options), "eager" if variant.startswith("gemma") else "sdpa")
 
 
+def saved_variant(variant: str, directory: Path) -> Path:
+    """The random model of a variant, saved with a tokenizer; the directory."""
+    return _save(random_model(variant), directory)
+
+
 def saved(config: Any, directory: Path) -> Path:
     """A model of a configuration with random weights, saved with a tokenizer; the directory."""
-    _random(config, "sdpa").save_pretrained(directory)
-    save_tokenizer(directory, text=make_text(), vocab=config.vocab_size)
+    return _save(_random(config, "sdpa"), directory)
+
+
+def _save(model: Any, directory: Path) -> Path:
+    model.save_pretrained(directory)
+    save_tokenizer(directory, text=make_text(), vocab=model.config.vocab_size)
     return directory
 
 

@@ -16,8 +16,8 @@ from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
 from tests.core.models import families
+from tests.core.models.llama_variants import VARIANTS
 from tests.core.models.reference import random_llama, random_tokens, reference_logits, stream_of
-from tests.core.models.test_forward import VARIANTS
 
 ZEROS = np.zeros(4, dtype=np.int32)
 
@@ -136,7 +136,7 @@ def test_ticks_are_counted(tmp_path: Path) -> None:
     assert len(ticks) == 3 * 4
 
 
-def test_a_full_disk_is_told_before_anything_is_computed(
+def test_a_full_disk_is_reported_before_anything_is_computed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int, offset: int, size: int) -> None:
@@ -144,7 +144,7 @@ def test_a_full_disk_is_told_before_anything_is_computed(
 
     stream = stream_of(random_llama(), tmp_path / "model")
     monkeypatch.setattr("os.posix_fallocate", full)
-    with pytest.raises(ScratchUnavailable, match="no room for keys and values") as caught:
+    with pytest.raises(ScratchUnavailable, match="no space for keys and values") as caught:
         generate(stream, ZEROS, 50, 0, tmp_path)
     assert caught.value.field == "calibration.samples"
     assert "fewer or shorter sequences" in str(caught.value.remedy)

@@ -1,4 +1,4 @@
-"""A checkpoint of another kind is told by its tensors, with a remedy that helps."""
+"""A checkpoint of another kind is recognised by its tensors, with a remedy that helps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ CASES: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str, str]] 
     "bias": (_with(f"{Q_PROJ}.bias"), {}, "there is none", "attention_bias"),
     "fewer layers": (_with(), {"num_hidden_layers": 5}, "layers.4.* is missing", "saved with it"),
     "more layers": (_with(), {"num_hidden_layers": 3}, "there are 3 layers", "leaves it out"),
-    "other width": (_with(), {"intermediate_size": 190}, "config.json makes it", "saved with"),
+    "other width": (_with(), {"intermediate_size": 190}, "config.json promises", "saved with"),
     "unheard of": (_with("model.something.weight"), {}, "not part of", "saved with these"),
 }
 

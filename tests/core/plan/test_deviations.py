@@ -11,8 +11,7 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import examine_job, inspect_job
 from strucprune_core.storage.local import LocalStore
-from tests.core.commands.test_main import call, result_of
-from tests.core.commands.test_main import prune as prune_command
+from tests.core.commands.calling import call, prune_command, result_of
 from tests.core.jobs.tiny_job import run, tiny_spec
 
 WIDE_STEPS: dict[str, Any] = {"layout": "uniform", "multiple_of": 128}  # Of a width of 192.

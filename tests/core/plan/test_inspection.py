@@ -374,8 +374,8 @@ def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
     ]
     assert all("no such bucket" in str(issue) for issue in issues)
 
-    stranger = S3Settings(s3_server.endpoint_url, "us-east-1", "nobody", "wrong", "path")
-    issues = examine_job(spec, lambda uri: open_store(uri, stranger)).issues
+    wrong = S3Settings(s3_server.endpoint_url, "us-east-1", "nobody", "wrong", "path")
+    issues = examine_job(spec, lambda uri: open_store(uri, wrong)).issues
     assert {type(issue) for issue in issues} == {AccessDenied}
     assert len(issues) == 4
 

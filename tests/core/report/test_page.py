@@ -199,7 +199,7 @@ def test_hostile_strings_are_escaped_everywhere() -> None:
     dumped["spec"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "labels": {HOSTILE: HOSTILE}}
     dumped["spec"]["calibration"] = {"seed": HOSTILE}
     dumped["spec"]["pruning"] = {"allocation": HOSTILE, "layout": {HOSTILE: 1}}
-    # Pydantic refuses lone surrogates; model_construct stands for whoever builds one in Python.
+    # Pydantic refuses lone surrogates; model_construct makes them as Python code could.
     clean = Report.model_validate(make_report().model_dump())
     poisoned = clean.model_copy(
         update={

@@ -108,7 +108,7 @@ def test_a_place_where_nothing_can_be_written() -> None:
     # Not even root can make files there.
     with pytest.raises(AccessDenied, match="nothing can be written under /proc/new") as caught:
         LocalStore(Path("/proc/new")).check_writable()
-    assert "Choose a place" in str(caught.value)
+    assert "Choose a directory" in str(caught.value)
 
 
 def test_a_full_disk_can_be_mended(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:

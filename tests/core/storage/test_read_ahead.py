@@ -13,6 +13,7 @@ from strucprune_core.errors import ObjectNotFound, StorageError, StorageUnavaila
 from strucprune_core.storage import read_ahead
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.read_ahead import ReadAheadStore
+from strucprune_core.storage.store import ReadableStore
 
 BLOCK = 100
 DATA = bytes(i % 251 for i in range(2345))
@@ -20,7 +21,7 @@ DATA = bytes(i % 251 for i in range(2345))
 
 @dataclass(frozen=True)
 class Far(LocalStore):
-    """A directory that counts what is read from it, and fails as often as it is told to."""
+    """A directory that counts reads, and fails once for each item in `failures`."""
 
     asked: Counter[int] = field(default_factory=Counter)
     failures: list[None] = field(default_factory=list)
@@ -88,7 +89,7 @@ def test_old_blocks_make_room(far: Far, tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_failure_is_told_and_asked_again(far: Far, near: ReadAheadStore) -> None:
+def test_a_failure_is_raised_and_the_block_asked_for_again(far: Far, near: ReadAheadStore) -> None:
     far.failures.append(None)
     with pytest.raises(StorageUnavailable, match="down"):
         near.read("file")
@@ -104,6 +105,11 @@ def test_what_is_not_there(near: ReadAheadStore) -> None:
     assert near.read("file", 2345, 0) == b""
 
 
-def test_it_is_read_only(near: ReadAheadStore) -> None:
-    with pytest.raises(StorageError, match="read-only"):
-        near.put("file", b"other")
+def test_all_else_is_the_store_behind(far: Far, near: ReadAheadStore, tmp_path: Path) -> None:
+    typed: ReadableStore = near
+    assert typed.uri == far.uri
+    assert typed.stat("file") == far.stat("file")
+    assert list(typed.list("f")) == list(far.list("f"))
+    assert typed.local_path("file") == far.local_path("file")
+    typed.download("file", tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == DATA

@@ -215,7 +215,7 @@ def test_a_transfer_tells_its_progress_and_can_be_abandoned(
     seen: list[int] = []
 
     def tick(done: int) -> None:
-        assert threading.get_ident() == mine  # whoever is told need not be thread-safe
+        assert threading.get_ident() == mine  # A tick need not be thread-safe.
         seen.append(done)
 
     watched: list[Callable[[], None]] = [

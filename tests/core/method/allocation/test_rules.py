@@ -17,7 +17,7 @@ from strucprune_core.method.allocation.softmax import sparsities
 from strucprune_core.models.families import parse_config
 from strucprune_core.plan.sites import PlannedSite, allocate_widths, plan_sites
 from strucprune_core.spec import PruningSpec
-from tests.core.method.allocation.test_threshold import convex_curves, is_nearest
+from tests.core.method.allocation.problems import convex_curves, is_nearest
 
 LAYERS = 5
 RULES = ("threshold", "softmax", "uniform")

@@ -13,7 +13,7 @@ from strucprune_core.method.allocation.softmax import (
     allocate_by_softmax,
     sparsities,
 )
-from tests.core.method.allocation.test_threshold import (
+from tests.core.method.allocation.problems import (
     Problem,
     convex_curves,
     is_nearest,

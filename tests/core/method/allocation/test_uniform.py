@@ -31,7 +31,7 @@ def test_every_layer_loses_its_share_or_what_is_nearest(
         share = (1 - sparsity) * dense
         allowed = rule.widths(dense)
         assert width in allowed
-        if width > share + 1e-6:  # Less than its share goes only where that is nearest.
+        if width > share + 1e-6:  # Less than its share is removed only where that is nearest.
             assert width - share == pytest.approx(min(abs(each - share) for each in allowed))
         assert width > share - multiple - 1e-6
 

@@ -184,7 +184,7 @@ def indefinite(channels: int, lowest: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("lowest", "retries"), [(0.5, 0), (-0.05, 1), (-0.5, 2)])
-def test_retries_of_the_factorisation_are_told(lowest: float, retries: int) -> None:
+def test_retries_of_the_factorisation_are_reported(lowest: float, retries: int) -> None:
     gram, weight = indefinite(8, lowest), random_weight(3, 8, 0)
     assert damage_curve(gram, weight).retries == retries
     assert group_damage_curve(gram, weight, columns=2).retries == retries
