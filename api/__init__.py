@@ -1,1 +1,1 @@
-"""The REST service: accepts pruning jobs, keeps their state, and shows their results."""
+"""The REST service: accepts pruning jobs, keeps their state, and serves their results."""

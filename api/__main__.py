@@ -29,7 +29,7 @@ def main() -> None:
         config = server_config(
             create_app(settings, inspectors),
             settings.max_connections,
-            log_config=None,  # its lines go where all others go
+            log_config=None,  # uvicorn then logs as the rest of the process does
         )
         logging.getLogger(__name__).info(
             "listening on %s port %d; /docs shows the API", settings.api_host, settings.api_port
@@ -38,17 +38,18 @@ def main() -> None:
 
 
 def _listener(host: str, port: int) -> socket.socket:
-    """A socket that listens there; ends the program with one line if there is none to be had."""
+    """A listening socket. Ends the program with one line if the address cannot be used."""
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         listener = socket.create_server((host, port), family=family)
-        # Connections inherit it. Else the second packet of an answer waits for the acknowledgement
-        # of the first, which the other side delays by 40 ms; asyncio does so for its own sockets.
+        # Connections inherit this. Without it the second packet of an answer waits for the
+        # acknowledgement of the first, which the client delays by 40 ms. asyncio sets it on the
+        # sockets that it makes itself.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listener
     except OSError as error:
         sys.exit(
-            f"Cannot start: nothing can listen on {host}:{port} ({error.strerror}); set "
+            f"Cannot start: cannot listen on {host}:{port} ({error.strerror}); set "
             "STRUCPRUNE_API_HOST and STRUCPRUNE_API_PORT to an address of this machine that is free"
         )
 

@@ -1,7 +1,7 @@
-"""Whether a tenant may do one more thing now: quotas and rate limits, answered with 429.
+"""Quotas and rate limits of tenants. A request over a limit is answered with 429.
 
-Both are kept in the ledger, so they hold over all processes of the API, and both are checked and
-taken in one step, so that requests at the same time do not all find the last place free.
+Both are counted in the ledger, so they hold over all API processes. Each is checked and taken in
+one step, so that two requests at the same time cannot both take the last place.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from api.jobs.limits import TenantLimits
 from api.problems import too_many
 from api.services import Services
 
-# A place is free when a job ends: minutes, not seconds.
+# A place becomes free when a job ends, which takes minutes.
 QUOTA_RETRY_AFTER_SECONDS = 60
-# Some passes of the reconciler.
+# A few passes of the reconciler.
 ARCHIVE_RETRY_AFTER_SECONDS = 15
 
 
@@ -22,8 +22,8 @@ def admit_request(services: Services, tenant: str) -> None:
     """Count a request against the tenant's rate limit.
 
     Raises:
-        ApiError: 429, with the seconds until the next one may come.
-        LedgerUnavailable: the ledger does not answer, and there is a limit to keep.
+        ApiError: 429, with the seconds until the next request is allowed.
+        LedgerUnavailable: the tenant has a limit, and the ledger does not answer.
     """
     limits = services.settings.limits_of(tenant)
     if limits.requests_per_second is None:
@@ -32,18 +32,18 @@ def admit_request(services: Services, tenant: str) -> None:
     if wait > 0:
         raise too_many(
             "rate_limited",
-            f"Over {limits.requests_per_second:g} requests a second. Ask less often; "
-            "`Prefer: wait` and event streams tell of changes without polling.",
+            f"Over {limits.requests_per_second:g} requests a second. Send fewer; "
+            "`Prefer: wait` and event streams report changes without polling.",
             math.ceil(wait),
         )
 
 
 def admit_job(services: Services, tenant: str, job_id: str) -> None:
-    """Reserve a place for a job that is to be queued; see `Ledger.reserve`.
+    """Reserve a place for a job that is about to be queued; see `Ledger.reserve`.
 
     Raises:
-        ApiError: 429, if the tenant has as many jobs that are not over as it may, or as much of all
-            its jobs in the ledger.
+        ApiError: 429, if the tenant has reached its limit of jobs that have not ended, or of what
+            the ledger keeps of its jobs.
         LedgerUnavailable: the ledger does not answer.
     """
     limits = services.settings.limits_of(tenant)
@@ -53,20 +53,20 @@ def admit_job(services: Services, tenant: str, job_id: str) -> None:
         return
     raise too_many(
         "quota_exceeded",
-        f"There are {limit} jobs that are not over, which is as many as your organisation may "
-        "have. Wait for one to end, or cancel one.",
+        f"Your organisation has {limit} jobs that have not ended, which is its limit. "
+        "Wait for one to end, or cancel one.",
         QUOTA_RETRY_AFTER_SECONDS,
     )
 
 
 def _check_kept(limits: TenantLimits, jobs: int, size_bytes: int) -> None:
-    """What many requests at once take beyond the limit is little, so nothing is reserved."""
+    """Check without a reservation: requests at the same time exceed this limit only by little."""
     for most, has in ((limits.kept_jobs, jobs), (limits.kept_bytes, size_bytes)):
         if most is not None and has >= most:
             raise too_many(
                 "quota_exceeded",
-                "The service keeps as much of your organisation's jobs as it may. Jobs that are "
-                "over are moved to the archive within seconds; if none is, wait for one to end, "
-                "or cancel one.",
+                "Your organisation has reached its limit of jobs that the service keeps. Jobs that "
+                "have ended are moved to the archive within seconds. If none has ended, wait for "
+                "one, or cancel one.",
                 ARCHIVE_RETRY_AFTER_SECONDS,
             )

@@ -9,7 +9,7 @@ from strucprune_core.storage.uri import contains, parse_uri
 
 
 class UriNotAllowed(InvalidSpec):
-    """The job names a place outside of what its tenant may use."""
+    """The job names a URI that its tenant may not use."""
 
     code = "uri_not_allowed"
 
@@ -33,7 +33,7 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
 
 
 def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
-    """Why the tenant may not use the URI, and the cure; None if it may."""
+    """Why the tenant may not use the URI, and what to do; None if it may."""
     location = parse_uri(uri)
     if location.scheme == "file":
         if not settings.allow_local_files:
@@ -51,7 +51,7 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | Non
         return None
     reason = "this prefix is not among those that your organisation may use"
     if not allowed:
-        return reason, "Ask whoever runs the service for one."
+        return reason, "Ask the service's operator for one."
     return reason, f"Use a prefix below {', '.join(root.rstrip('/') for root in allowed)}."
 
 

@@ -1,4 +1,4 @@
-"""The FastAPI application: everything put together."""
+"""Builds the FastAPI application: services, middleware and routes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from strucprune_core import __version__
 
 
 def create_app(settings: Settings, inspectors: Inspectors | None = None) -> FastAPI:
-    """The application. Connects to nothing until it is used.
+    """The application. It connects to nothing until it is used.
 
     Args:
         settings: The settings.
-        inspectors: The caller's, who ends them; None for some of its own.
+        inspectors: Shared inspectors, which the caller ends; None for its own.
 
     Raises:
         InvalidSpec: on start, if `state_uri` or the S3 settings are malformed.
@@ -43,9 +43,9 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
             if inspectors is None:
                 app.state.services.inspectors.close()
 
-    # It brings Swagger UI along. FastAPI's own /docs loads it from a CDN: nothing is shown in a
-    # closed network, and elsewhere foreign code runs on the page that API keys are typed into.
-    # The page itself is ours, without inline code (`routes.web`).
+    # This class includes the files of Swagger UI. FastAPI's own /docs loads them from a CDN. That
+    # fails in a closed network, and elsewhere runs foreign code on a page into which people type
+    # API keys. The page itself is ours, without inline code (`routes.web`).
     app = FastAPIOffline(
         docs_url=None,
         redoc_url=None,
@@ -54,7 +54,7 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
         summary="Structured pruning of large language models.",
         lifespan=lifespan,
     )
-    # The last one added sees a request first: also refusals by size carry an id.
+    # The last one added sees a request first, so refusals by size carry a request id too.
     app.add_middleware(BodyLimit, max_bytes=settings.max_request_bytes)
     app.state.telemetry = Telemetry()
     app.add_middleware(CountRequests, telemetry=app.state.telemetry)

@@ -1,4 +1,4 @@
-"""Who is calling: a bearer key, turned into a principal that routes name in their signature."""
+"""Authentication: turns a bearer key into a principal, which routes name in their signature."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.concurrency import run_in_threadpool
 
 from api.admission import admit_request
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.problems import ApiError
 from api.services import Services, Wired
 from strucprune_core.access.keys import Scope
@@ -41,17 +41,17 @@ def _require(scope: Scope) -> Callable[..., Coroutine[Any, Any, Principal]]:
 
 
 async def _caller(services: Services, key: str) -> Principal | None:
-    # Most keys are remembered, and a thread costs more than the look into memory.
+    # Most keys are cached, and a thread costs more than looking them up.
     try:
-        return services.callers.authenticate(key, from_memory=True)
-    except Unremembered:
+        return services.callers.authenticate(key, cached_only=True)
+    except NotCached:
         return await run_in_threadpool(services.callers.authenticate, key)
 
 
 def no_longer_valid() -> ApiError:
-    """The problem of a key that is unknown, has expired or was revoked."""
+    """The answer to a key that is unknown, has expired or was revoked."""
     return _unauthorized(
-        "The API key is not known, has expired or was revoked.", 'Bearer error="invalid_token"'
+        "The API key is unknown, has expired or was revoked.", 'Bearer error="invalid_token"'
     )
 
 

@@ -1,4 +1,4 @@
-"""The page cursor: opaque to clients, so that the index behind it may change."""
+"""The page cursor. It is opaque to clients, so that the index behind it may change."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _POSITION = re.compile(r"\d{16}:[A-Za-z0-9_]{1,64}")
 
 
 def encode_cursor(position: str) -> str:
-    """The wire form of a ledger position."""
+    """The cursor for a position in the ledger."""
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
 def decode_cursor(text: str) -> str:
-    """The ledger position of a wire form.
+    """The position in the ledger that a cursor stands for.
 
     Raises:
-        ValueError: this is no cursor of ours.
+        ValueError: the text is no cursor.
     """
     try:
         padded = text + "=" * (-len(text) % 4)
@@ -33,5 +33,5 @@ def decode_cursor(text: str) -> str:
     return position
 
 
-# A query parameter that arrives in a route as a ledger position.
+# A query parameter that a route receives as a position in the ledger.
 Cursor = Annotated[str, AfterValidator(decode_cursor)]

@@ -1,6 +1,6 @@
-"""News of many jobs, asked for together: a thousand event streams cost a few requests a second.
+"""New events of many jobs, read together: a thousand event streams cost a few reads a second.
 
-All streams of a job share one read, whatever places they are at, and all jobs share commands.
+All streams of a job share one read, wherever in its events they are, and jobs share commands.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Protocol
 from api.jobs.record import JobEvent
 
 POLL_SECONDS = 0.5
-# Whoever has just come is looked for at once, together with those who come meanwhile.
+# A new stream is served at once, together with others that come within this time.
 GATHER_SECONDS = 0.02
-# Of a job at a time, and jobs of a command: an answer stays below some megabytes.
+# Events of a job and jobs in one command: an answer stays below some megabytes.
 MAX_EVENTS = 200
 _JOBS = 64
 
@@ -27,16 +27,17 @@ class EventReads(Protocol):
     async def events_after(
         self, places: Sequence[tuple[str, str]], limit: int
     ) -> dict[str, list[JobEvent]]:
-        """Events of jobs, each after the event that stands beside its id, oldest first."""
+        """Events of each job after the event given with its id, oldest first."""
 
 
 @dataclass(eq=False)
 class _Watcher:
-    """Somebody who waits for events.
+    """A request that waits for events.
 
     Attributes:
-        found: Resolved with them.
-        once: Whether to resolve also without any, after one look.
+        after: The last event that it has.
+        once: Whether one read is enough, also if it finds no events.
+        found: Resolved with the events.
     """
 
     after: str
@@ -47,7 +48,7 @@ class _Watcher:
 
 
 class EventFeed:
-    """New events of jobs. For one event loop; looks only while somebody waits."""
+    """New events of jobs. For one event loop. Reads only while a request waits."""
 
     def __init__(self, reads: EventReads) -> None:
         self._reads = reads
@@ -57,7 +58,7 @@ class EventFeed:
         self._woken = asyncio.Event()
 
     async def look(self, job_id: str, after: str) -> list[JobEvent]:
-        """Events of a job that are there already, perhaps none.
+        """Events of a job that exist already, perhaps none.
 
         Raises:
             LedgerUnavailable: the ledger does not answer.
@@ -65,7 +66,7 @@ class EventFeed:
         return await self._wait(job_id, _Watcher(after, once=True), None)
 
     async def wait(self, job_id: str, after: str, seconds: float) -> list[JobEvent]:
-        """Events of a job once there are any; none if so many seconds have passed.
+        """Events of a job as soon as there are any; none after this many seconds.
 
         Raises:
             LedgerUnavailable: the ledger does not answer.
@@ -73,7 +74,7 @@ class EventFeed:
         return await self._wait(job_id, _Watcher(after, once=False), seconds)
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop reading."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -90,7 +91,7 @@ class EventFeed:
             done, _ = await asyncio.wait([watcher.found], timeout=seconds)
             return watcher.found.result() if done else []
         finally:
-            watcher.found.cancel()  # nobody waits for what may still come
+            watcher.found.cancel()  # a result that comes later is not wanted
             watching = self._watchers.get(job_id, set())
             watching.discard(watcher)
             if not watching:
@@ -114,7 +115,7 @@ class EventFeed:
                 await self._look_at(jobs[start : start + _JOBS])
 
     async def _look_at(self, jobs: Sequence[str]) -> None:
-        # Taken now: who comes during the look may want events that it does not cover.
+        # A copy: a watcher that comes during the read may want events that it does not cover.
         watching = {job: list(self._watchers.get(job, ())) for job in jobs}
         places = [
             (job, min((watcher.after for watcher in watchers), key=_position))
@@ -128,14 +129,14 @@ class EventFeed:
                 _fail(watchers, error)
             return
         for job, watchers in watching.items():
-            _tell(watchers, found.get(job, []))
+            _deliver(watchers, found.get(job, []))
 
 
-def _tell(watchers: Sequence[_Watcher], events: list[JobEvent]) -> None:
+def _deliver(watchers: Sequence[_Watcher], events: list[JobEvent]) -> None:
     for watcher in watchers:
         place = _position(watcher.after)
         later = [event for event in events if _position(event.id) > place]
-        # A full answer may end before the place of whoever is ahead: no reason to say "none".
+        # A full answer may end before the place of a watcher that is ahead, so it proves nothing.
         complete = len(events) < MAX_EVENTS
         if not watcher.found.done() and (later or (watcher.once and complete)):
             watcher.found.set_result(later)

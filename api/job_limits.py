@@ -1,6 +1,6 @@
-"""How large and how long a tenant's jobs may be: answered with 422, at the field.
+"""Limits on single jobs of a tenant: size, duration, priority. A job over one is answered with 422.
 
-What a tenant may have and do at once is `admission`'s part.
+`admission` limits how much a tenant may have and do at once.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import Examination, ModelFacts
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
-# Of the names and values of a job's labels.
+# Names and values of a job's labels together.
 MAX_LABEL_BYTES = 4096
 
 
 class OverLimit(InvalidSpec):
-    """The job is larger or longer than its tenant's may be."""
+    """The job exceeds a limit of its tenant."""
 
     code = "over_limit"
 
 
 def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
-    """The job with the longest deadline that it may have, if it names none."""
+    """The job, with the longest allowed deadline if it names none."""
     if spec.runtime.deadline_seconds is not None or limits.deadline_seconds is None:
         return spec
     longest = {"deadline_seconds": limits.deadline_seconds}
@@ -47,14 +47,14 @@ def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
 
 
 def label_issues(spec: JobSpec) -> list[InvalidSpec]:
-    """What is wrong with the job's labels: they are kept in memory as long as the job is."""
+    """What is wrong with the job's labels, which Redis keeps in memory as long as the job."""
     size = sum(len(name.encode()) + len(value.encode()) for name, value in spec.labels.items())
     if size <= MAX_LABEL_BYTES:
         return []
     return [
         InvalidSpec(
-            f"the names and values of all labels take {size:,} bytes, and {MAX_LABEL_BYTES:,} is "
-            "the most",
+            f"the names and values of all labels take {size:,} bytes, over the limit of "
+            f"{MAX_LABEL_BYTES:,}",
             field="labels",
             remedy="Use fewer or shorter labels.",
         )
@@ -70,17 +70,17 @@ def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
         OverLimit(
             f"a deadline of {asked:,} s is more than your organisation's jobs may have",
             field="runtime.deadline_seconds",
-            remedy=f"Ask for at most {most} seconds, or for none: then it is that.",
+            remedy=f"Set at most {most} seconds, or leave it out to get that.",
         )
     ]
 
 
 def size_issues(spec: JobSpec, found: Examination, limits: TenantLimits) -> list[OverLimit]:
-    """What is too large, of a job that was examined."""
+    """What is too large about an examined job."""
     if found.model is None:
         return []
     issues = _model_issues(found.model, limits.model_bytes)
-    if not found.issues:  # An estimate takes the rest for granted.
+    if not found.issues:  # The estimate needs a job without other issues.
         issues += _scratch_issues(spec, found.model, limits.scratch_bytes)
     return issues
 
@@ -91,9 +91,9 @@ def _model_issues(model: ModelFacts, most: int | None) -> list[OverLimit]:
         return []
     return [
         OverLimit(
-            f"the model has {size:,} bytes of weights, and your organisation's may have {most:,}",
+            f"the model has {size:,} bytes of weights, over your organisation's limit of {most:,}",
             field="model.uri",
-            remedy="Name a smaller model, or ask whoever runs the service for a higher limit.",
+            remedy="Use a smaller model, or ask the service's operator for a higher limit.",
         )
     ]
 
@@ -104,28 +104,30 @@ def _scratch_issues(spec: JobSpec, model: ModelFacts, most: int | None) -> list[
     needed = _scratch_bytes(spec, model, spec.calibration.samples)
     if needed <= most:
         return []
-    told = f"the job needs {needed:,} bytes of scratch, and your organisation's may take {most:,}"
+    message = (
+        f"the job needs {needed:,} bytes of scratch, over your organisation's limit of {most:,}"
+    )
     samples = _samples_that_fit(spec, model, needed, most)
     if samples is None:
         return [
             OverLimit(
-                told,
+                message,
                 field="model.uri",
-                remedy="Name a smaller model, do without exports and distillation, or ask whoever "
-                "runs the service for a higher limit.",
+                remedy="Use a smaller model, leave out exports and distillation, or ask the "
+                "service's operator for a higher limit.",
             )
         ]
     return [
-        OverLimit(told, field="calibration.samples", remedy=f"Draw at most {samples:,} samples.")
+        OverLimit(message, field="calibration.samples", remedy=f"Draw at most {samples:,} samples.")
     ]
 
 
 def _samples_that_fit(spec: JobSpec, model: ModelFacts, needed: int, most: int) -> int | None:
-    """How many samples the limit allows; None if none do."""
+    """How many samples the limit allows; None if even the fewest need too much."""
     least = _scratch_bytes(spec, model, MIN_SAMPLES)
     if least > most:
         return None
-    # So many bytes for each sample, and some that have nothing to do with them.
+    # The estimate is linear in the number of samples.
     each = (needed - least) // (spec.calibration.samples - MIN_SAMPLES)
     return MIN_SAMPLES + (most - least) // each
 

@@ -1,4 +1,4 @@
-"""Finding a caller's own job; everybody else's does not exist."""
+"""Finds a caller's own job. A job of another tenant is answered like one that does not exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastapi import Depends, Path
 from starlette.concurrency import run_in_threadpool
 
 from api.auth import Reader, Writer, no_longer_valid
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.jobs.archive import recall
 from api.jobs.record import JobRecord
 from api.problems import ApiError
@@ -26,21 +26,22 @@ _JOB_ID = re.compile(r"job_[0-9a-f]{32}")
 async def find_job(services: Services, principal: Principal, job_id: str) -> JobRecord:
     """The caller's job.
 
-    One that the ledger has lost is restored from the journal; one in the archive is read there.
+    A job that the ledger has lost is restored from the journal. An archived job is read there.
 
     Raises:
-        ApiError: 404, also for another tenant's job; 401 if the caller's key was revoked or ran out
-            while an answer lasted; 429 if very many unknown jobs are asked for at once.
+        ApiError: 404, also for another tenant's job; 401 if the caller's key was revoked or expired
+            during a long answer; 429 if the tenant asks for very many unknown jobs at once.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
     """
-    if not await _holds(services, principal):
+    if not await _is_valid(services, principal):
         raise no_longer_valid()
     if not _JOB_ID.fullmatch(job_id):
         raise _unknown()
     record = await services.job_reads.get(job_id)
     if record is None or record.tenant != principal.tenant:
-        # Of another tenant's job and of none the same is asked, so that the time tells nothing.
+        # The journal is asked in both cases, for an id that nobody has if the job is another
+        # tenant's: the response time must not reveal which jobs exist.
         sought = job_id if record is None else _nobodys_id()
         async with services.restores.turn(principal.tenant):
             record = await run_in_threadpool(recall, services.journal, services.ledger, sought)
@@ -53,10 +54,10 @@ def _nobodys_id() -> str:
     return f"job_{secrets.token_hex(16)}"
 
 
-async def _holds(services: Services, principal: Principal) -> bool:
+async def _is_valid(services: Services, principal: Principal) -> bool:
     try:
-        return services.callers.confirm(principal, from_memory=True)
-    except Unremembered:
+        return services.callers.confirm(principal, cached_only=True)
+    except NotCached:
         return await run_in_threadpool(services.callers.confirm, principal)
 
 
@@ -65,7 +66,7 @@ def _unknown() -> ApiError:
 
 
 async def _take_turn(services: Wired, principal: Reader) -> AsyncIterator[None]:
-    """One of the tenant's turns for a route that blocks a thread, while it is at work."""
+    """One of the tenant's turns, for a route that blocks a thread."""
     async with services.threads.turn(principal.tenant):
         yield
 
@@ -80,7 +81,7 @@ async def _writable(services: Wired, principal: Writer, job_id: JobId) -> AsyncI
         yield await find_job(services, principal, job_id)
 
 
-# Turns end before the answer is sent: a client that takes it slowly holds none.
+# Turns end before the answer is sent, so a client that reads slowly holds none.
 Turn = Depends(_take_turn, scope="function")
 ReadableJob = Annotated[JobRecord, Depends(_readable, scope="function")]
 WritableJob = Annotated[JobRecord, Depends(_writable, scope="function")]

@@ -1,4 +1,4 @@
-"""What happens to every request before a route sees it: an id, a trace, limits of its body."""
+"""Middleware for every request: its id, its trace, safe headers, and limits on its body."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from api.jobs.tracing import Tracing, accepted
 from api.telemetry import route_of
 
 REQUEST_ID_HEADER = "X-Request-ID"
-# A body has at most some hundred kilobytes.
+# Enough for a body, which has at most some hundred kilobytes.
 BODY_SECONDS = 30.0
-# What we accept from a caller or proxy; anything else could forge log lines.
+# Ids accepted from a caller or proxy. Others could forge log lines.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._-]{8,128}")
 
 
 class RequestId:
-    """Gives each request an id, the caller's if it is a safe one, and returns it as a header."""
+    """Gives each request an id, the caller's if it is safe, and returns it in a header."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class Trace:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on within a span, which is named by the route that answers."""
+        """Pass the request on within a span named by the route that answers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -74,9 +74,9 @@ class Trace:
 
 
 class SafeHeaders:
-    """Says of every answer that browsers must not guess what it is, run or frame it.
+    """Adds headers that keep browsers from guessing an answer's type, running or framing it.
 
-    Pages have a policy of their own, which says what they need.
+    Pages set policies of their own.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -111,9 +111,8 @@ class BodyLimit:
 
     Args:
         app: What comes next.
-        max_bytes: Of a body.
-        seconds: From the end of a request's head to the end of its body, of which nobody waits
-            longer for a part.
+        max_bytes: Limit for a body.
+        seconds: Time limit from the end of a request's head to the end of its body.
     """
 
     def __init__(self, app: ASGIApp, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
@@ -136,7 +135,7 @@ class BodyLimit:
 
         async def counted() -> Message:
             nonlocal received, complete
-            if complete:  # from now on it is waited for the client to leave
+            if complete:  # the app now only waits for the client to disconnect
                 return await receive()
             try:
                 async with asyncio.timeout_at(deadline):

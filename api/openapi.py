@@ -1,4 +1,4 @@
-"""The OpenAPI document: says what routes answer besides their result."""
+"""The OpenAPI document: adds headers and problems to the responses of routes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _HEADERS = {
     "Idempotency-Replayed": "`true` if an earlier request had already submitted the job.",
     "Location": "Path of the job.",
     "Preference-Applied": "The wait that was applied.",
-    "Retry-After": "Seconds after which to look or to try again.",
+    "Retry-After": "Seconds after which to ask or try again.",
 }
-# The others come with every answer of the kind.
+# Headers that only some answers have.
 _AT_TIMES = {"Idempotency-Replayed", "Preference-Applied"}
 
 
@@ -44,7 +44,7 @@ def problems(*statuses: int) -> Responses:
 
 
 def install(app: FastAPI) -> None:
-    """Make the document say that every error is a problem, where FastAPI assumes its own kind."""
+    """Make the document describe every error as a problem, instead of FastAPI's own errors."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -56,7 +56,7 @@ def install(app: FastAPI) -> None:
 
 
 def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
-    """A parameter's schema. Left out it may be, but URLs and headers know no null."""
+    """A parameter's schema without null: a parameter may be left out, but cannot be null."""
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     if len(kinds) != 1:
         return schema
@@ -67,7 +67,7 @@ def _with_problems(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
             if "security" in operation:
-                # Every request with a key may be one too many for its tenant.
+                # Every request with a key counts against its tenant's rate limit.
                 operation["responses"]["429"] = {
                     "description": HTTPStatus.TOO_MANY_REQUESTS.phrase,
                     **headers("Retry-After"),

@@ -1,4 +1,4 @@
-"""Errors on the wire: RFC 9457 problem details, for every error that the API can answer."""
+"""Error answers: RFC 9457 problem details, for every error that the API can return."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from strucprune_core.errors import AccessDenied, StrucPruneError
 _log = logging.getLogger(__name__)
 
 MEDIA_TYPE = "application/problem+json"
-# What a client is told to wait when Redis or the object store does not answer.
+# `Retry-After` when Redis or the object store does not answer.
 RETRY_AFTER_SECONDS = 5
-# Of one answer. A client mends the first few; hostile bodies have tens of thousands.
+# Errors in one answer. People fix the first few; a hostile body has tens of thousands.
 MAX_ERRORS = 100
-# Of what an error says of a request or a file: names in both are the sender's.
+# Longest text about a request or a file: both contain names that a sender chose.
 _MAX_DETAIL_LENGTH = 1000
 _MAX_POINTER_LENGTH = 500
 
@@ -54,7 +54,7 @@ class Problem(BaseModel):
 
 
 class ApiError(HTTPException):
-    """Ends a request with a problem."""
+    """Ends a request with a problem answer."""
 
     def __init__(
         self,
@@ -71,13 +71,13 @@ class ApiError(HTTPException):
 
 
 def too_many(code: str, detail: str, seconds: int = RETRY_AFTER_SECONDS) -> ApiError:
-    """The problem of a tenant that asks for more than it may now: 429."""
+    """The answer to a tenant that asks for more than its limit: 429."""
     headers = {"Retry-After": str(seconds)}
     return ApiError(HTTPStatus.TOO_MANY_REQUESTS, code, detail, headers=headers)
 
 
 def field_error(error: StrucPruneError) -> FieldError:
-    """A library error as one of a problem's errors; its field becomes a JSON pointer."""
+    """A library error as an entry of a problem's `errors`. Its field becomes a JSON pointer."""
     pointer = _pointer(error.field.split(".")) if error.field else None
     sentence = error.message if error.message.endswith(".") else f"{error.message}."
     detail = f"{sentence} {error.remedy}" if error.remedy else sentence
@@ -85,7 +85,7 @@ def field_error(error: StrucPruneError) -> FieldError:
 
 
 def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
-    """The problem of a job that cannot work: 422, or 503 if trying again later may help."""
+    """The answer to a job that cannot work: 422, or 503 if the client may try again later."""
     details = [field_error(error) for error in errors]
     if any(error.retryable for error in errors):
         first = next(error for error in errors if error.retryable)
@@ -100,7 +100,7 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Answer every failure of the app with a problem."""
+    """Make the app answer every failure with a problem."""
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(StrucPruneError, _on_library_error)
@@ -108,7 +108,7 @@ def install(app: FastAPI) -> None:
 
 
 def response(request: Request, error: HTTPException) -> Response:
-    """The wire form of an error."""
+    """The response for an error."""
     status = HTTPStatus(error.status_code)
     problem = Problem(
         title=status.phrase,
@@ -131,7 +131,7 @@ def _on_http(request: Request, error: Exception) -> Response:
 
 
 def _methods(request: Request) -> list[str]:
-    """The methods of a path; the framework names those of its first route only."""
+    """All methods of the requested path. The framework knows those of its first route only."""
     routes = list(_routes(request.app.routes))
     hit = (route.path for route in routes if route.matches(request.scope)[0] is not Match.NONE)
     path = next(hit, None)
@@ -156,9 +156,9 @@ def _on_validation(request: Request, error: Exception) -> Response:
             ApiError(HTTPStatus.BAD_REQUEST, "malformed_json", "The body is not valid JSON."),
         )
     if any(item["loc"] == ("body",) and isinstance(item["input"], bytes | str) for item in found):
-        # The framework parses a body only where it is said to be JSON.
+        # The framework parses a body only if its content type is JSON.
         return response(request, _not_json())
-    # What there is too much of often explains what is missing: a misspelt name is both.
+    # Unknown fields first: a misspelt name is an unknown field and a missing one.
     shown = sorted(found, key=lambda item: item["type"] != "extra_forbidden")[:MAX_ERRORS]
     errors = [_from_pydantic(item) for item in shown]
     where = errors[0].pointer or errors[0].parameter or "the request"
@@ -173,7 +173,7 @@ def _on_validation(request: Request, error: Exception) -> Response:
 
 def _on_library_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, StrucPruneError)  # noqa: S101 - for the type checker
-    # Also our own credentials failing is an outage to the caller: fail closed, say nothing of it.
+    # If the service's own credentials are refused, that is an outage to the caller too.
     if error.retryable or isinstance(error, AccessDenied):
         _log.error("%s %s: %s", request.method, request.url.path, error)
         return response(request, unavailable(error.code, "A backing service does not answer."))
@@ -182,7 +182,7 @@ def _on_library_error(request: Request, error: Exception) -> Response:
 
 def _on_bug(request: Request, error: Exception) -> Response:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    detail = "Something went wrong on our side; the request id helps us find it."
+    detail = "The service failed. Give its operator the request id to find the cause."
     return response(request, ApiError(HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", detail))
 
 
@@ -192,7 +192,7 @@ def unavailable(
     errors: Sequence[FieldError] = (),
     seconds: int | None = None,
 ) -> ApiError:
-    """The problem of a service that cannot do now what is asked: 503."""
+    """The answer of a service that cannot serve the request now: 503."""
     return ApiError(
         HTTPStatus.SERVICE_UNAVAILABLE,
         code,
@@ -214,12 +214,12 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
 
 
 def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
-    """What pydantic says, without its own terms."""
+    """Pydantic's message, without its technical terms."""
     if item["type"] != "extra_forbidden":
         message: str = item["msg"]
         return _cut(message.removeprefix("Value error, "), _MAX_DETAIL_LENGTH)
     near = difflib.get_close_matches(steps[-1], _known_fields(steps[:-1]), n=1)
-    hint = f"is '{near[0]}' meant?" if near else "see /docs for those there are."
+    hint = f"is '{near[0]}' meant?" if near else "see /docs for the fields."
     return f"There is no such field; {hint}"
 
 

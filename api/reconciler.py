@@ -1,8 +1,8 @@
-"""The reconciler: heals what crashes leave behind. `python -m api.reconciler`; run one or several.
+"""The reconciler: repairs what crashes leave behind. `python -m api.reconciler`; run one or more.
 
-Each pass compares three places that should agree (journal, ledger, broker) and moves the later one
-to where the earlier one says. Every step may be repeated and may race with its own copy in another
-reconciler.
+Journal, ledger and broker should agree. Each pass compares them and corrects the ledger from the
+journal, and the broker from the ledger. Every step may be repeated, and several reconcilers may do
+the same step at once.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ from api.jobs.state import TERMINAL
 from api.services import Services
 from api.settings import Settings
 from api.webhooks import dispatcher as webhooks
-from api.webhooks.delivery import Courier
+from api.webhooks.delivery import WebhookClient
 from api.webhooks.dispatcher import Dispatcher
 from strucprune_core.errors import StorageError, StorageUnavailable, StrucPruneError
 
 _log = logging.getLogger(__name__)
 
-# Jobs handled per step and pass; the rest waits for the next pass, a few seconds later.
+# Jobs handled in each step of a pass. The rest follows in the next pass, a few seconds later.
 BATCH = 100
-# Of the limits of what is kept, to which tenants are brought down, so that they do not meet them.
+# Share of a tenant's limits at which its ended jobs are archived, so that it rarely reaches them.
 KEPT_SHARE = 0.9
 
 
 class Reconciler:
-    """One pass is `step()`.
+    """Makes journal, ledger and broker agree, one pass for each call of `step`.
 
     Args:
-        journal: What was asked, how it ended.
-        ledger: Live state.
-        doorbell: To the workers.
-        open_store: Opens what jobs have published, for deletions that include it.
-        retention_seconds: Jobs that have been over for this long are removed; None keeps all.
+        journal: The requests, and how jobs ended.
+        ledger: The live state.
+        doorbell: Rings for workers.
+        open_store: Opens output prefixes, for deletions that include what jobs published.
+        retention_seconds: Jobs that ended this long ago are removed; None keeps all.
         kept_limits: How much of each tenant stays in the ledger; None keeps all.
-        requeue_after_seconds: Jobs queued this long are rung for again, and jobs that failed for
-            now get their next attempt.
+        requeue_after_seconds: For jobs queued this long the doorbell rings again. Jobs that rest
+            after a failure get their next attempt after this time.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
-        beat: Called often during what may take long.
+        beat: Called often during steps that may take long.
     """
 
     def __init__(
@@ -82,20 +82,21 @@ class Reconciler:
         self._tally = Tally(ledger)
         self._rebuild_at = 0.0
         self._beat = beat
-        # Whether the broker has answered all through this pass. Waiting for one that is silent
-        # takes seconds: once is enough, a later pass rings for what is left out.
+        # Whether the broker has answered so far in this pass. Waiting for a silent broker takes
+        # seconds, so it is done once; a later pass rings for the rest.
         self._broker_answers = True
 
     def step(self) -> None:
-        """Heal what can be healed now.
+        """Do one pass.
 
         Raises:
-            LedgerUnavailable: the ledger does not answer, or it is full: then the rest is done.
+            LedgerUnavailable: the ledger does not answer, or it is full. If it is full, all steps
+                were tried.
             StorageUnavailable: the journal does not answer.
         """
         self._broker_answers = True
         full: LedgerFull | None = None
-        for heal in (
+        for repair in (
             self._rebuild_if_due,
             self._settle_committed,
             self._take_back_expired,
@@ -107,16 +108,16 @@ class Reconciler:
             self._archive_crowded,
         ):
             try:
-                heal()
+                repair()
             except LedgerFull as error:
-                # What cannot be entered now must not keep others from being removed.
+                # A job that cannot be entered must not keep later steps from removing others.
                 full = error
         self._tally.flush()
         if full is not None:
             raise full
 
     def _rebuild_if_due(self) -> None:
-        """Make journal and ledger agree: Redis was lost, or somebody died between the two."""
+        """Make journal and ledger agree after a loss of Redis or a crash between the two."""
         if time.monotonic() < self._rebuild_at and self._ledger.is_intact():
             return
         restored = rebuild(
@@ -129,15 +130,15 @@ class Reconciler:
     def _settle_committed(self) -> None:
         """Complete jobs whose worker died between the journal and the ledger."""
         for job_id in self._ledger.expired(BATCH):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None:
                     settle_from_journal(self._journal, self._ledger, job_id, record.run)
 
     def _take_back_expired(self) -> None:
-        """Requeue or end jobs whose worker is gone."""
+        """Requeue or end jobs whose lease has expired."""
         for job_id in self._ledger.requeue_expired(BATCH):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 self._take_back(job_id)
 
     def _take_back(self, job_id: str) -> None:
@@ -145,47 +146,47 @@ class Reconciler:
         if record is None:
             return
         self._tally.count(LEASES_LOST, "reconciler")
-        _log.warning("%s lost its worker and is now %s", job_id, record.state.value)
+        _log.warning("job %s: lease expired, now %s", job_id, record.state.value)
         if record.state in TERMINAL:
-            # A worker that was faster has the last word.
+            # If the worker has committed an outcome meanwhile, that one stands.
             commit_end(self._journal, self._ledger, record)
-        # It waits itself, or another job may start in its place.
+        # For this job if it is queued again, or for another that may run in its place.
         self._ring_if_missing()
 
     def _end_overdue(self) -> None:
         """Journal the failure of jobs whose deadline passed while no worker held them."""
         for job_id in self._ledger.overdue(BATCH):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None:
-                    _log.warning("%s is over its deadline", job_id)
+                    _log.warning("job %s: deadline exceeded", job_id)
                     commit_end(self._journal, self._ledger, record)
 
     def _remove_old(self) -> None:
-        """Remove jobs that have been over for long. What they published stays."""
+        """Remove jobs that ended long ago. What they published stays."""
         if self._retention_seconds is None:
             return
         for job_id in self._ledger.ended_longer_than(self._retention_seconds, BATCH):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and delete(
                     self._journal, self._ledger, self._open_store, record
                 ):
-                    _log.info("removed %s, over since %.0f", job_id, record.finished_at or 0)
+                    _log.info("job %s: removed, ended at %.0f", job_id, record.finished_at or 0)
 
     def _archive_crowded(self) -> None:
-        """Let the oldest jobs go of tenants that come near their limits of what is kept."""
+        """Archive the oldest ended jobs of tenants that come near their limits of kept jobs."""
         for job_id in self._ledger.crowded(self._kept_limits, KEPT_SHARE, BATCH):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and archive(self._journal, self._ledger, record):
-                    _log.info("archived %s", job_id)
+                    _log.info("job %s: archived", job_id)
 
     def _ring_again(self) -> None:
-        """Ring for jobs that have no doorbell: it got lost, or a worker could not use it.
+        """Ring for queued jobs whose doorbell was lost or reached a worker that had to refuse.
 
-        As many times as there are fewer doorbells than jobs that have waited for long. More would
-        pile up messages while all workers are busy.
+        Rings once for each queued job beyond the number of waiting doorbells. More would pile up
+        while all workers are busy.
         """
         waiting = self._doorbell.waiting() if self._broker_answers else None
         if waiting is None:
@@ -195,7 +196,7 @@ class Reconciler:
         if missing <= 0:
             return
         for job_id in self._ledger.queued_longer_than(self._requeue_after_seconds, missing):
-            with self._alone(job_id):
+            with self._logging_damage(job_id):
                 record = self._ledger.get(job_id)
                 if record is not None and not settle_from_journal(
                     self._journal, self._ledger, job_id, record.run
@@ -203,12 +204,12 @@ class Reconciler:
                     self._ring()
 
     def _end_rests(self) -> None:
-        """Let jobs that failed for now have their next attempt."""
+        """Let workers claim jobs again that have rested long enough after a failure."""
         for _ in self._ledger.end_rests(self._requeue_after_seconds, BATCH):
             self._ring_if_missing()
 
     def _ring_for_help(self) -> None:
-        """Ring again for jobs that want help, unless workers are too busy to hear it."""
+        """Ring again for jobs that want help, unless earlier calls for help still wait."""
         if self._broker_answers and self._doorbell.waiting_for_help() == 0:
             for job_id, times in self._ledger.seats.wanted(self._requeue_after_seconds, BATCH):
                 self._beat()
@@ -225,15 +226,15 @@ class Reconciler:
             self._broker_answers = ring_if_missing(self._ledger, self._doorbell)
 
     @contextmanager
-    def _alone(self, job_id: str) -> Iterator[None]:
-        """What is wrong with one job in the journal must not keep all others from being healed."""
+    def _logging_damage(self, job_id: str) -> Iterator[None]:
+        """Log a damaged document of one job, so that all others are still repaired."""
         self._beat()
         try:
             yield
         except StorageUnavailable:
             raise
         except StorageError as error:
-            _log.error("cannot heal %s: %s", job_id, error)
+            _log.error("job %s: cannot be repaired: %s", job_id, error)
 
 
 def run(
@@ -242,16 +243,16 @@ def run(
     every_seconds: float,
     beat: Callable[[], None] = lambda: None,
 ) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out.
+    """Do passes until `stop` is set. An outage is logged, and the next pass tries again.
 
-    `beat` is called before each pass, also during an outage: a restart would mend nothing.
+    `beat` is called before each pass, also during an outage, which a restart would not end.
     """
     while not stop.is_set():
         beat()
         try:
             reconciler.step()
         except StrucPruneError as error:
-            _log.error("pass not finished: %s", error)
+            _log.error("reconciler pass failed: %s", error)
         stop.wait(every_seconds)
 
 
@@ -279,19 +280,19 @@ def main() -> None:
     dispatcher = Dispatcher(
         services.outbox,
         services.ledger,
-        Courier(settings.webhook_policy),
+        WebhookClient(settings.webhook_policy),
         settings.webhook_secrets,
     )
-    # In a thread of its own: receivers may be slow, and healing must not wait for them.
-    telling = threading.Thread(
+    # In a thread of its own: receivers may be slow, and repairs must not wait for them.
+    sending = threading.Thread(
         target=webhooks.run, args=(dispatcher, stop, webhooks.EVERY_SECONDS), name="webhooks"
     )
-    telling.start()
+    sending.start()
     try:
         run(reconciler, stop, settings.reconcile_every_seconds, heartbeat.beat)
     finally:
         stop.set()
-        telling.join()
+        sending.join()
         asyncio.run(services.close())
 
 

@@ -1,4 +1,4 @@
-"""What a client POSTs: a job specification, and what concerns the service alone."""
+"""The body of a submission: a job specification, and options that only the service uses."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ENDS: tuple[EventName, ...] = ("job.succeeded", "job.failed", "job.cancelled")
 
 
 class Notifications(BaseModel):
-    """Whom to tell what happens to the job."""
+    """Where to send webhooks about the job."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,22 +23,25 @@ class Notifications(BaseModel):
         min_length=1,
         max_length=2048,
         repr=False,
-        description="`https://` URL that messages are POSTed to, signed with your organisation's "
-        "secret (Standard Webhooks). Sent until taken (2xx), so perhaps more than once: tell "
-        "repetitions by `webhook-id`.",
+        description="`https://` URL that gets messages by POST, signed with your organisation's "
+        "secret (Standard Webhooks). A message is sent until it is accepted (2xx), so it may come "
+        "more than once: repetitions have the same `webhook-id`.",
     )
     events: tuple[EventName, ...] = Field(
-        default=ENDS, min_length=1, max_length=6, description="Which; by default how it ended."
+        default=ENDS,
+        min_length=1,
+        max_length=6,
+        description="Which events to send; by default those that end the job.",
     )
 
 
 class JobRequest(JobSpec):
-    """A job to run, and whom to tell about it."""
+    """A job to run, and where to send webhooks about it."""
 
     notifications: Notifications | None = Field(
-        default=None, description="Omit to be told nothing; see also `…/events`."
+        default=None, description="Webhooks; none if omitted. See also `…/events`."
     )
 
     def job_spec(self) -> JobSpec:
-        """The job itself: what is journalled, and what workers run."""
+        """The job alone, as it is journalled and as workers run it."""
         return JobSpec.model_validate(self.model_dump(mode="json", exclude={"notifications"}))

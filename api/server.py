@@ -1,8 +1,8 @@
-"""How the API is served: uvicorn, with the time limits and the bound on connections that it lacks.
+"""The API's server: uvicorn, with time limits and a limit on connections that it lacks.
 
-It closes connections that are idle between requests, but not one that sends half a request's head
-and waits, nor one that does not take its answer. Bodies have their own limit (`middleware`), as
-have requests of one tenant (`turns`, `held`).
+Uvicorn closes connections that are idle between requests. It does not close one that sends half of
+a request's head and waits, nor one that does not read its answer. `middleware` limits bodies, and
+`turns` and `long_answers` limit the requests of one tenant.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from api.problems import MEDIA_TYPE, RETRY_AFTER_SECONDS
 
 _log = logging.getLogger(__name__)
 
-# Long-polls and event streams are cut after this on SIGTERM; their clients reconnect.
+# On SIGTERM, long-polls and event streams are ended after this time. Their clients reconnect.
 GRACEFUL_SHUTDOWN_SECONDS = 10
 # From the first byte of a request, or from the connection, to the end of the request's head.
 HEAD_SECONDS = 10.0
-# What a client that is sent an answer has to take of it in this time.
+# A client that is sent an answer must read `_STALL_BYTES` of it in this time.
 STALL_SECONDS = 30.0
 _STALL_BYTES = 16 * 1024
-# Files and connections of our own: to Redis, object storage and helpers.
+# File descriptors that the process needs itself: for Redis, object storage and helpers.
 _OWN_DESCRIPTORS = 256
 
 
 class BoundedProtocol(H11Protocol):
-    """A connection that must get on.
+    """A connection with time limits for the client.
 
     Attributes:
-        max_connections: More are answered with 503 and closed.
+        max_connections: Further ones are answered with 503 and closed.
         head_seconds: See `HEAD_SECONDS`.
         stall_seconds: See `STALL_SECONDS`.
     """
@@ -52,7 +52,7 @@ class BoundedProtocol(H11Protocol):
         self._stall_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for a request, if there is room for it."""
+        """Wait for a request, or refuse the connection if there are too many."""
         super().connection_made(transport)
         if len(self.connections) > self.max_connections:
             transport.write(_FULL)
@@ -73,18 +73,18 @@ class BoundedProtocol(H11Protocol):
         self._watch_head()
 
     def pause_writing(self) -> None:
-        """Begin to watch whether the client takes what it is sent."""
+        """Begin to check that the client reads its answer."""
         super().pause_writing()
         self._watch_answer()
 
     def resume_writing(self) -> None:
-        """It has taken it."""
+        """Stop checking: the client has read enough."""
         super().resume_writing()
         _cancel(self._stall_timer)
         self._stall_timer = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timers."""
         _cancel(self._head_timer)
         self._head_timer = None
         _cancel(self._stall_timer)
@@ -99,7 +99,7 @@ class BoundedProtocol(H11Protocol):
         self._stall_timer = self.loop.call_later(self.stall_seconds, self._watch_answer, left_bytes)
 
     def _watch_head(self) -> None:
-        """A timer runs while no request is being answered. Bytes that arrive do not restart it."""
+        """Run a timer while no request is being answered. Arriving bytes do not restart it."""
         if self.cycle is not None and not self.cycle.response_complete:
             _cancel(self._head_timer)
             self._head_timer = None
@@ -142,12 +142,12 @@ def server_config(app: FastAPI, max_connections: int, **more: Any) -> uvicorn.Co
 
     Args:
         app: The application.
-        max_connections: At once; fewer if the system does not allow so many open files.
+        max_connections: Most at once; fewer if the system does not allow so many open files.
         more: Further options of uvicorn.
     """
     allowed = _raise_open_files(max_connections + _OWN_DESCRIPTORS) - _OWN_DESCRIPTORS
     if allowed < max_connections:
-        _log.warning("only %d connections are taken: the limit of open files is low", allowed)
+        _log.warning("only %d connections accepted: the limit of open files is low", allowed)
     protocol = type(
         "Protocol", (BoundedProtocol,), {"max_connections": min(allowed, max_connections)}
     )
@@ -160,7 +160,7 @@ _OPTIONS: dict[str, Any] = {"timeout_graceful_shutdown": GRACEFUL_SHUTDOWN_SECON
 
 
 def _raise_open_files(wanted: int) -> int:
-    """Raise the limit of open files to what is wanted, if the system allows; what it is then."""
+    """Raise the limit of open files, as far as the system allows; the limit then."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft >= wanted or soft == resource.RLIM_INFINITY:
         return wanted

@@ -1,4 +1,4 @@
-"""What the routes work with, built once per process."""
+"""The services that routes use, built once per process."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from fastapi import Depends, Request
 
 from api.callers import Callers
 from api.event_feed import EventFeed
-from api.held import Held
 from api.inspection.inspectors import Inspectors
 from api.jobs.doorbell import Doorbell
 from api.jobs.job_reads import JobReads
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
+from api.long_answers import LongAnswers
 from api.settings import Settings
 from api.stores import Stores
 from api.turns import Turns
@@ -22,12 +22,12 @@ from api.webhooks import outbox
 from api.webhooks.outbox import Outbox
 from strucprune_core.access.key_store import KeyStore
 
-# Requests that hold a thread, of forty that there are for all blocking work: those of one tenant
-# must not take all, nor those of all tenants the ones that keys are looked up in.
+# Requests that may block a thread at once. There are forty threads for all blocking work. No tenant
+# must take all of them, and some must stay free for looking up keys.
 _THREADS = 32
 _THREADS_OF_TENANT = 8
 _WAITING_FOR_THREAD = 256
-# Jobs that are looked at, which takes a helper process for a while.
+# Jobs that wait to be judged. Each takes a helper process for a while.
 _WAITING_FOR_HELPER = 64
 # Restoring a job that the ledger does not know takes several requests to the journal.
 _RESTORES, _RESTORES_OF_TENANT, _WAITING_FOR_RESTORE = 6, 2, 256
@@ -42,26 +42,26 @@ def _restores() -> Turns:
 
 
 def _inspections(helpers: int) -> Turns:
-    """One helper is always left for others."""
+    """Turns for the helpers; one tenant gets all but one."""
     return Turns(helpers, max(1, helpers - 1), _WAITING_FOR_HELPER)
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The ledger, the journal, the doorbell, the stores of the users, and who may call.
+    """The ledger, the journal, the doorbell, the stores of tenants, and the callers.
 
     Attributes:
-        job_reads: The ledger's jobs once more, to be read on the event loop.
-        inspectors: What parses the files of jobs.
-        inspections: Turns for looking at a job, one for each of the inspectors.
+        job_reads: Reads jobs from the ledger on the event loop.
+        inspectors: Judge jobs in helper processes.
+        inspections: Turns for judging a job, one for each inspector.
         threads: Turns for requests that block a thread.
-        restores: Turns for looking into the journal for a job that the ledger does not know.
-        feed: News of jobs, for event streams.
-        held: Counts event streams and long-polls.
+        restores: Turns for looking up a job in the journal that the ledger does not have.
+        feed: New events of jobs, for event streams.
+        long_answers: Counts event streams and long-polls.
     """
 
     settings: Settings
-    ledger: RedisLedger
+    ledger: Ledger
     job_reads: JobReads
     journal: Journal
     doorbell: Doorbell
@@ -71,17 +71,17 @@ class Services:
     inspectors: Inspectors
     inspections: Turns
     feed: EventFeed
-    held: Held
+    long_answers: LongAnswers
     threads: Turns = field(default_factory=_threads)
     restores: Turns = field(default_factory=_restores)
 
     @classmethod
     def connect(cls, settings: Settings, inspectors: Inspectors | None = None) -> Self:
-        """Build everything; connections are made, and helpers started, when first used.
+        """Build all services. Connections are made, and helpers started, when first used.
 
         Args:
             settings: The settings.
-            inspectors: The caller's, who ends them; None for some of our own.
+            inspectors: Shared inspectors, which the caller ends; None for new ones.
 
         Raises:
             InvalidSpec: `state_uri` or the S3 settings are malformed.
@@ -107,7 +107,7 @@ class Services:
             inspectors,
             _inspections(inspectors.count),
             EventFeed(job_reads),
-            Held(settings.event_streams),
+            LongAnswers(settings.event_streams),
         )
 
     async def close(self) -> None:
@@ -119,7 +119,7 @@ class Services:
         self.ledger.close()
 
 
-# Not run in a thread, as functions that are not async would be.
+# Async, since FastAPI would run another function in a thread.
 async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services

@@ -37,7 +37,7 @@ Prefix = Annotated[str, AfterValidator(_check_prefix)]
 
 
 class ApiKey(BaseModel):
-    """Who may call, and for what. The key itself is known to its holder only.
+    """An API key: its tenant and scopes. The key itself is known to its holder only.
 
     Attributes:
         key_hmac: Hex HMAC-SHA256 of the key under the pepper; `strucprune keys create --print-only`
@@ -54,53 +54,53 @@ class ApiKey(BaseModel):
 
 
 class Settings(LimitSettings):
-    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+    """All settings. Each is read from the variable `STRUCPRUNE_` and its name in upper case.
 
     Attributes:
-        redis_url: The ledger's Redis or Valkey.
-        broker_url: Celery's; the ledger's if None.
+        redis_url: URL of the ledger's Redis or Valkey.
+        broker_url: URL of Celery's broker; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
         api_keys: JSON list of keys (`tenant`, `key_hmac`, `scopes`, `expires_at`), as `strucprune
             keys create --print-only` prints them, beside those that it keeps under `state_uri`.
         key_pepper: Secret that key hashes depend on.
-        key_cache_seconds: For so long at most what `state_uri` says about a key is believed: how
-            soon a revoked key is refused everywhere. 0 asks at every request.
-        allowed_prefixes: JSON object, tenant -> URI prefixes its jobs may name. Once it names any
-            tenant, a tenant without an entry may name nothing, as may one with an empty list.
-            Empty (the default), every tenant may name every s3 URI that the service's own
+        key_cache_seconds: How long what `state_uri` says about a key is used. A revoked key is
+            refused everywhere after this time. 0 asks at every request.
+        allowed_prefixes: JSON object, tenant -> URI prefixes that its jobs may name. If it names
+            any tenant, a tenant without an entry, or with an empty list, may name no URI. If it is
+            empty (the default), every tenant may name every s3 URI that the service's own
             credentials reach.
-        allow_local_files: Whether jobs may name local paths: only where all tenants are trusted.
+        allow_local_files: Whether jobs may name local paths. Only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
-        limits: JSON object, what each tenant may have and do at once: `open_jobs`, `running_jobs`,
-            `requests_per_second`, `request_burst`, `event_streams` (with waiting requests, of each
-            API process; 1,000 by default); how large, long and urgent each of its jobs may be:
+        limits: JSON object of limits for each tenant. What it may have and do at once: `open_jobs`,
+            `running_jobs`, `requests_per_second`, `request_burst`, `event_streams` (with waiting
+            requests, of each API process; 1,000 by default). What each of its jobs may take:
             `model_bytes` (of safetensors files), `scratch_bytes` (as estimated),
-            `deadline_seconds` (which a job that names none gets), `max_priority`; and how much of
-            it Redis keeps: `kept_jobs` (10,000 by default) and `kept_bytes` (128 MiB), beyond which
-            the oldest jobs that are over go to the archive. No other limits by default. Workers
-            need the same value for `running_jobs` to be kept.
+            `deadline_seconds` (which a job that names none gets), `max_priority`. What Redis keeps
+            of it: `kept_jobs` (10,000 by default) and `kept_bytes` (128 MiB), beyond which its
+            oldest ended jobs are archived. No other limits by default. Workers need the same value,
+            since they enforce `running_jobs`.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
-        retention_days: The reconciler removes jobs that have been over for this long, with their
-            workspaces; what they published stays. `null` keeps all, for ever.
-        webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: what its
-            webhooks are signed with. A tenant without one has no webhooks.
+        retention_days: The reconciler removes jobs that ended this long ago, with their workspaces.
+            What they published stays. `null` keeps all jobs for ever.
+        webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: the key
+            that signs its webhooks. A tenant without one has no webhooks.
         webhook_hosts: JSON list of the hosts that webhooks may go to, also with private addresses.
-            Empty, any public address of the internet, and no other.
-        webhook_allow_http: Whether they may go unencrypted: only inside a closed network.
+            If it is empty, webhooks may go to any public address of the internet and no other.
+        webhook_allow_http: Whether webhooks may go unencrypted. Only inside a closed network.
         max_request_bytes: Larger request bodies are refused.
         event_streams: Event streams and waiting requests (`Prefer: wait`) that an API process holds
-            open; a further stream is answered with 503, a further waiting request at once.
-        max_connections: Connections that an API process takes at once.
-        inspection_helpers: Processes of the API that look at the models of jobs, one job each at a
-            time; a tenant gets all but one. Each takes some 90 MB, and may take 600 MB while a
-            hostile model is looked at.
+            open. A further stream is answered with 503, a further waiting request without waiting.
+        max_connections: Connections that an API process accepts at once.
+        inspection_helpers: Processes of the API that check the models of jobs, each one job at a
+            time. A tenant gets all but one. Each takes some 90 MB, and up to 600 MB for a hostile
+            model.
         api_host: Address that the API listens on.
         api_port: Port that it listens on.
-        reconcile_every_seconds: How often the reconciler looks for jobs whose worker fell silent.
-        requeue_after_seconds: Jobs queued this long are rung for again, and jobs that failed for
-            now get their next attempt.
+        reconcile_every_seconds: How often the reconciler looks for jobs whose lease has expired.
+        requeue_after_seconds: For jobs queued this long the reconciler rings the doorbell again.
+            Jobs that rest after a failure get their next attempt after this time.
         rebuild_every_seconds: Time between comparisons of the whole journal with the ledger.
-        heartbeat_file: Touched by the reconciler every few seconds: its age tells whether it is
+        heartbeat_file: Touched by the reconciler every few seconds: its age shows whether it is
             alive. (The API answers /healthz.)
     """
 

@@ -17,7 +17,7 @@ _BUCKETS_KEPT = 32
 
 @runtime_checkable
 class Presigner(Protocol):
-    """A store that can lend out an object by URL."""
+    """A store that can make download URLs for its objects."""
 
     def presign(self, key: str, expires_seconds: int) -> str:
         """A URL that lets anyone GET the object until it expires."""

@@ -1,7 +1,7 @@
-"""Submitting a job: from a checked body to a journalled, queued, announced job.
+"""Submits a job: checks it, reserves its place, journals it, queues it, and rings the doorbell.
 
-The order matters: a crash between any two steps leaves something that the client's retry or the
-reconciler completes, and 202 is answered only for what is in the journal.
+The order matters. After a crash between two steps, the client's retry or the reconciler completes
+the rest. The answer is 202 only if the job is in the journal.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.spec import JobSpec
 
-# 128 bits of a digest: no two keys collide, and ids cannot be guessed.
+# 128 bits of a digest, so that keys do not collide and ids cannot be guessed.
 _ID_HEX_DIGITS = 32
 
 
@@ -59,8 +59,8 @@ def submit(
     """Accept a job once per idempotency key.
 
     Raises:
-        ApiError: 422 if the job cannot work, or the key was used for another body or for a job
-            that is deleted; 429 if the tenant has as many jobs as it may.
+        ApiError: 422 if the job cannot work, or if the key was used for another body or for a
+            deleted job; 429 if the tenant has reached its limit of jobs.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
         InspectionUnavailable: as `examine`.
@@ -68,16 +68,16 @@ def submit(
     job_id = _job_id(tenant, idempotency_key)
     entry = JournalEntry(
         tenant=tenant,
-        # From now on the job's own, whatever becomes of the limit. The fingerprint is of what was
-        # asked: a replay must not fail because the limit is another.
+        # The job keeps this deadline if the limit changes later. The fingerprint covers the request
+        # as it was sent, so that a replay succeeds also under another limit.
         spec=with_deadline(spec, services.settings.limits_of(tenant)),
         fingerprint=fingerprint(spec, notifications),
-        # By the clock that all processes share. A view shows microseconds; a filter by what it
-        # shows must mean this very job.
+        # By the clock that all processes share. Rounded to the microseconds that a view shows, so
+        # that a filter by the shown time matches this job.
         created_at=round(services.ledger.now(), 6),
     )
-    # Looked up before the inspection: a replay must not fail because the job has since begun to
-    # fill its own output prefix.
+    # Before the inspection: a replay must not fail because the job already writes to its output
+    # prefix.
     earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
     if earlier is None:
         verdict = examine(services, tenant, spec, notifications)
@@ -88,7 +88,7 @@ def submit(
         admit_job(services, tenant, job_id)
         scratch_bytes = verdict.estimate.workspace_bytes
         entry = entry.model_copy(update={"scratch_bytes": scratch_bytes})
-        # Before the job is: an accepted job's messages must not be lost by dying here.
+        # Before the job is journalled: a crash in between must not lose an accepted job's messages.
         _subscribe(services, job_id, entry, notifications)
         if services.journal.write_spec(job_id, entry):
             new = entry.as_new_job(job_id)
@@ -116,9 +116,10 @@ def _subscribe(
 def examine(
     services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
 ) -> Verdict:
-    """Everything that would keep the job from working; nothing is read if a URI is not allowed.
+    """Judge a job: what would keep it from working. Reads nothing if a URI is not allowed.
 
-    Blocks until a helper has looked at the job's files: take a turn of `services.inspections`.
+    Blocks until a helper has judged the job, so the caller must hold a turn of
+    `services.inspections`.
 
     Raises:
         InspectionUnavailable: no helper has answered in time.
@@ -150,7 +151,7 @@ def webhook_issues(
             WebhookNotAllowed(
                 "there is no secret to sign your organisation's webhooks with",
                 field="notifications",
-                remedy="Ask whoever runs the service for one, or leave notifications out.",
+                remedy="Ask the service's operator for one, or leave notifications out.",
             )
         ]
     try:
@@ -172,7 +173,7 @@ def fingerprint(spec: JobSpec, notifications: Notifications | None = None) -> st
 def _job_id(tenant: str, idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return f"job_{secrets.token_hex(_ID_HEX_DIGITS // 2)}"
-    # A tenant's name holds no NUL, so no two pairs share an id.
+    # A tenant's name holds no NUL, so two pairs cannot make the same text.
     digest = hashlib.sha256(f"{tenant}\0{idempotency_key}".encode()).hexdigest()
     return f"job_{digest[:_ID_HEX_DIGITS]}"
 
@@ -186,7 +187,7 @@ def _replay(
             "idempotency_key_reused",
             "This Idempotency-Key was used for a job with another body. Use a new key.",
         )
-    # The earlier request may have died before this step, or the ledger may have been lost since.
+    # The earlier request may have crashed before this step, or Redis may have been lost since.
     record = recall(services.journal, services.ledger, job_id)
     if record is None and _is_deleted(services, job_id):
         raise _key_of_deleted()
@@ -206,7 +207,7 @@ def _key_of_deleted() -> ApiError:
 
 
 def _announced(services: Services, record: JobRecord | None) -> JobRecord:
-    """The job, rung for if it waits."""
+    """The job. Rings the doorbell if it is queued."""
     if record is None:
         raise LedgerUnavailable("The job ledger lost the job while it was being submitted.")
     if record.state == JobState.QUEUED:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: the service's, from the ledger, and this process's own requests.
+"""Metrics for Prometheus: those of the service, from the ledger, and this process's own requests.
 
     GET /metrics
 
@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.meters import METERS, Meter, parse_key
 
-# Answers that wait on purpose (long-polls, event streams) fill the upper buckets.
+# The upper buckets are for long-polls and event streams.
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -49,7 +49,7 @@ class Telemetry:
         )
 
     def watch(self, ledger: Ledger) -> None:
-        """Also show what is in this ledger."""
+        """Report what is in this ledger, too."""
         self.registry.register(LedgerCollector(ledger))
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
@@ -65,7 +65,7 @@ class LedgerCollector(Collector):
         self._ledger = ledger
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing: else registering it would already ask the ledger."""
+        """Nothing, so that registering the collector does not read the ledger."""
         return []
 
     def collect(self) -> Iterable[Metric]:
@@ -88,7 +88,7 @@ class LedgerCollector(Collector):
         )
         age = GaugeMetricFamily(
             "strucprune_queue_age_seconds",
-            "How long the job has waited that has waited longest; 0 if none waits.",
+            "How long the oldest waiting job has waited; 0 if none waits.",
             labels=["priority"],
         )
         for priority, queue in self._ledger.queues().items():
@@ -96,7 +96,7 @@ class LedgerCollector(Collector):
             age.add_metric([priority], queue.age_seconds)
         helpers = GaugeMetricFamily(
             "strucprune_helpers",
-            "Workers that help with jobs that others lead, and more that would find work there.",
+            "Workers that help with jobs that others lead, and more that could help.",
             labels=["state"],
         )
         for help_state, count in self._ledger.seats.counts().items():
@@ -112,12 +112,12 @@ class CountRequests:
         self._telemetry = telemetry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on and note how it went."""
+        """Pass the request on, and count its answer."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         began = time.monotonic()
-        # What an answer that never begins is to the caller.
+        # If no answer begins.
         status = 500
 
         async def noted(message: Message) -> None:
@@ -134,7 +134,7 @@ class CountRequests:
 
 
 def route_of(scope: Scope) -> str:
-    """The template of the route that a request went to; "none" if there is none."""
+    """The path template of the route that answered a request; "none" if no route did."""
     return getattr(scope.get("route"), "path", None) or "none"
 
 
@@ -144,7 +144,7 @@ def _method(scope: Scope) -> str:
 
 
 def _families(totals: dict[str, float]) -> Iterable[Metric]:
-    """The totals of the ledger in Prometheus' terms."""
+    """The totals of the ledger as Prometheus metrics."""
     parts: dict[tuple[str, tuple[str, ...]], dict[str, float]] = defaultdict(dict)
     for key, value in totals.items():
         name, part, labels = parse_key(key)

@@ -1,6 +1,6 @@
-"""Places for work, given to tenants in turn: one that asks for much waits for itself alone.
+"""Places for work, given to tenants in turn: a tenant with many requests delays only its own.
 
-Who waits holds no thread, only its connection.
+A request that waits holds its connection, but no thread.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class Turns:
     """A number of places. For one event loop.
 
     Args:
-        places: How many may be at work at once.
-        per_tenant: How many of one tenant.
+        places: How many requests may work at once.
+        per_tenant: How many of one tenant may.
         waiting: How many of one tenant may wait; more are refused.
     """
 
@@ -56,7 +56,7 @@ class Turns:
             await place
         except asyncio.CancelledError:
             if place.done() and not place.cancelled():
-                self._leave(tenant)  # it had got the place in the same moment
+                self._leave(tenant)  # the place was given in the same moment
             else:
                 self._forget(tenant, place)
             raise
@@ -91,6 +91,6 @@ class Turns:
     def _refused(self) -> ApiError:
         return too_many(
             "too_many_at_once",
-            f"{self._per_tenant} requests of this kind of your organisation are being answered and "
-            f"{self._most_waiting} wait. Send fewer at once.",
+            f"Your organisation has {self._per_tenant} requests of this kind in progress and "
+            f"{self._most_waiting} waiting. Send fewer at once.",
         )

@@ -1,4 +1,4 @@
-"""What the API shows: the JSON bodies of its answers."""
+"""The JSON bodies of the API's answers."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from strucprune_core.plan.estimate import Estimate
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
-# Some kilobytes each.
+# Specifications cached, of some kilobytes each.
 _SPECS_KEPT = 1024
 
 
 class ProgressView(BaseModel):
-    """How far a job is."""
+    """Progress of a job."""
 
     phase: Phase
     layers_done: int
@@ -47,7 +47,7 @@ class JobErrorView(BaseModel):
 
 
 class JobLinks(BaseModel):
-    """Paths of what belongs to a job."""
+    """Paths of a job's resources."""
 
     self: str
     events: str
@@ -71,7 +71,7 @@ class JobView(BaseModel):
         description="Attempts begun in this run; interruptions by maintenance do not count."
     )
     workers: int = Field(
-        description="Workers that serve the job now; more than one only where "
+        description="Workers that serve the job now. More than one only if "
         "`runtime.max_workers` allows it."
     )
     progress: ProgressView | None
@@ -79,8 +79,8 @@ class JobView(BaseModel):
     labels: dict[str, str]
     spec: JobSpec
     summary: dict[str, Any] | None = Field(
-        description="Once succeeded: parameters, bytes and perplexity before and after, seconds, "
-        "peak memory, and the first of the report's warnings."
+        description="Set once the job succeeded: parameters, bytes and perplexity before and "
+        "after, seconds, peak memory, and the first of the report's warnings."
     )
     links: JobLinks
 
@@ -97,9 +97,7 @@ class EventView(BaseModel):
 
     id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
     at: datetime
-    type: str = Field(
-        description="`state`, `progress`, `workers` or `layers`; ignore others, which may come."
-    )
+    type: str = Field(description="`state`, `progress`, `workers` or `layers`. Ignore other types.")
     data: dict[str, Any]
 
 
@@ -111,7 +109,7 @@ class EventPage(BaseModel):
 
 
 class LogLineView(BaseModel):
-    """A line that the job's solve has logged."""
+    """A line of the job's log."""
 
     id: str = Field(description="Pass it as `after` to go on from here.")
     at: datetime
@@ -185,21 +183,21 @@ class Capabilities(BaseModel):
 
 
 class Health(BaseModel):
-    """The process or the service is well."""
+    """The process or the service works."""
 
     status: str = "ok"
 
 
 @lru_cache(_SPECS_KEPT)
 def _spec(text: str) -> JobSpec:
-    """A job's specification, which never changes: checking it takes most of a view's time."""
+    """A job's specification. Cached, since it never changes and is slow to validate."""
     return JobSpec.model_validate_json(text)
 
 
 def answer(
     view: BaseModel, status: int = HTTPStatus.OK, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """A view as an answer. The framework would check and convert it once more."""
+    """A view as a response. The framework would validate and convert it once more."""
     return Response(
         view.model_dump_json(), status, dict(headers or {}), media_type="application/json"
     )
@@ -255,9 +253,9 @@ def log_line_view(line: LogLine) -> LogLineView:
 
 
 def etag(record: JobRecord) -> str:
-    """Changes whenever the view does.
+    """The ETag of a job, which changes whenever its view does.
 
-    The fence is part of it because a job restored from the journal counts revisions anew.
+    It contains the fence, because a job restored from the journal counts revisions anew.
     """
     return f'"{record.fence}.{record.revision}"'
 

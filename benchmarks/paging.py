@@ -17,7 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.jobs.record import NewJob, Page
 from api.jobs.state import JobState
 from embedded.valkey import ValkeyServer
@@ -35,7 +35,7 @@ SPEC = {
 }
 
 
-def enter(ledger: RedisLedger, number: int) -> None:
+def enter(ledger: Ledger, number: int) -> None:
     """Enter one job."""
     labels = {}
     if number % 10 == 0:
@@ -54,7 +54,7 @@ def enter(ledger: RedisLedger, number: int) -> None:
     )
 
 
-def walk(ledger: RedisLedger, pages: int) -> list[str | None]:
+def walk(ledger: Ledger, pages: int) -> list[str | None]:
     """The cursors of the first pages."""
     cursors: list[str | None] = [None]
     while len(cursors) < pages:

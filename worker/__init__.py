@@ -1,1 +1,1 @@
-"""The worker: takes jobs from the queue and runs each in a process of its own."""
+"""The worker: claims jobs and runs each in a process of its own."""

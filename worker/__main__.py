@@ -20,10 +20,10 @@ from worker.watch import forget_drain
 
 
 def main(solve: Sequence[str] = SOLVE) -> None:
-    """Work until SIGTERM: then give the running job back at its next safe point.
+    """Serve jobs until SIGTERM, which gives the running job back at its next safe point.
 
     Args:
-        solve: The program that does a job's work; benchmarks of the service put another one there.
+        solve: The program that does a job's work; benchmarks of the service replace it.
     """
     settings = environment.read(Settings)
     check_configured()
@@ -46,7 +46,7 @@ def main(solve: Sequence[str] = SOLVE) -> None:
 
 
 def _prepare_scratch(settings: Settings) -> list[AttemptMark]:
-    """Remove what crashed workers left, and see that there is a place; ends the program if not.
+    """Remove what crashed workers left, and check that files can be made; else end the program.
 
     Returns:
         The marks of attempts that ended with their worker.
@@ -72,7 +72,7 @@ def _forget_drain(settings: Settings) -> None:
     try:
         forget_drain(settings.drain_file)
     except OSError as error:
-        # It would drain this worker too, at once and for ever.
+        # The file would drain this worker at once, and every one that follows.
         sys.exit(
             f"Cannot start: the drain file {settings.drain_file} cannot be removed "
             f"({error.strerror}); set STRUCPRUNE_DRAIN_FILE to a file in a writable directory"

@@ -18,8 +18,8 @@ from celery.signals import (
 from api.jobs import logs
 from api.jobs.doorbell import celery_settings, ring_if_missing
 from strucprune_core.errors import StrucPruneError
-from worker import die_with_parent as tether
 from worker.child import SOLVE
+from worker.die_with_parent import die_with_parent
 from worker.execution import Services
 from worker.settings import Settings
 from worker.stop import Drain
@@ -28,7 +28,7 @@ from worker.watch import watch_step
 
 
 def make_app(settings: Settings, solve: Sequence[str] = SOLVE) -> Celery:
-    """The app, to be run by this very process (see `__main__`)."""
+    """The app. The process that calls this must also run it (see `__main__`)."""
     app = Celery("strucprune-worker")
     app.conf.update(celery_settings(settings.celery_broker_url))
     drain = Drain()
@@ -45,19 +45,19 @@ def _connect_signals(drain: Drain, settings: Settings) -> None:
         drain.start()
 
     def follow_main_process(**_: Any) -> None:
-        # Else the child of a killed main process would go on, with nobody to stop it.
-        tether.die_with_parent(main_pid)
+        # If the main process is killed, nothing else would stop its child.
+        die_with_parent(main_pid)
 
-    def log_our_way(**_: Any) -> None:
+    def configure_logs(**_: Any) -> None:
         logs.configure(settings.log_format)
 
-    def hand_doorbell_on(**_: Any) -> None:
-        # One that was read while this worker shut down is lost with it.
+    def ring_again(**_: Any) -> None:
+        # A doorbell that was read during the shutdown is lost with this worker.
         with contextlib.suppress(StrucPruneError), Services.connected(settings) as services:
             ring_if_missing(services.ledger, services.doorbell)
 
-    # Not weak: nothing else refers to the functions.
-    setup_logging.connect(log_our_way, weak=False)
+    # `weak=False`: nothing else refers to these functions.
+    setup_logging.connect(configure_logs, weak=False)
     worker_shutting_down.connect(begin_drain, weak=False)
-    worker_shutdown.connect(hand_doorbell_on, weak=False)
+    worker_shutdown.connect(ring_again, weak=False)
     worker_process_init.connect(follow_main_process, weak=False)

@@ -1,10 +1,10 @@
-"""What an attempt leaves beside its temporary files, in case all of the worker dies with it.
+"""A file that an attempt leaves with its temporary files, in case its worker is killed with it.
 
-Where the control group of a container is killed as a whole (`memory.oom.group`, which Kubernetes
-sets since 1.28), a solve that takes too much memory takes its supervisor along: nobody is left to
-tell why. The container is then started again with the same scratch volume, and in it lies the mark.
-The counters of the control group are new, but the machine's goes on: if the kernel has killed for
-memory since the attempt began, and the attempt ended without a word, it ran out of memory.
+Since 1.28 Kubernetes kills the control group of a container as a whole (`memory.oom.group`). Then a
+solve that takes too much memory ends its supervisor too, and no process is left to report why. The
+container starts again with the same scratch volume, where the next worker finds this file. The
+control group's counters start anew, but the machine's counter of kills goes on. If it has grown
+since the attempt began, and the attempt ended without a report, the attempt ran out of memory.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ _PROC = Path("/proc")
 
 
 class AttemptMark(BaseModel):
-    """An attempt, and the machine when it began.
+    """An attempt, and the state of its machine when it began.
 
     Attributes:
         job_id: Its job.
         fence: Of its claim.
-        boot: The machine's boot; counters of another one mean nothing.
-        kills: How often the kernel had killed for memory on this machine; None if it does not tell.
+        boot: Id of the machine's boot: its counters start anew with each.
+        kills: Kills for memory on this machine until then; None if the kernel does not count them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -39,7 +39,7 @@ class AttemptMark(BaseModel):
     kills: int | None
 
     def out_of_memory(self, proc: Path = _PROC) -> bool:
-        """Whether the kernel has killed for memory since it began, on the same boot."""
+        """Whether the kernel has killed a process for memory since, on the same boot."""
         now = machine_kills(proc)
         return (
             self.kills is not None
@@ -54,7 +54,7 @@ def leave_mark(directory: Path, claim: Claim, proc: Path = _PROC) -> None:
     mark = AttemptMark(
         job_id=claim.job_id, fence=claim.fence, boot=_boot(proc), kills=machine_kills(proc)
     )
-    # Without it the attempt is taken for one whose worker was lost.
+    # Without the mark, the attempt counts as one whose worker was lost.
     with contextlib.suppress(OSError):
         (directory / _NAME).write_text(mark.model_dump_json())
 

@@ -13,35 +13,35 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel, ValidationError
 
-from worker import die_with_parent as tether
+from worker import die_with_parent
 from worker.protocol import Answer, Message, Request, parse_message
 
 _log = logging.getLogger(__name__)
 
 SOLVE = (sys.executable, "-m", "worker.solve")
-# From the end of its output to the end of the process: the release of a device's memory.
+# From the end of its output to the end of the process: it releases the device's memory meanwhile.
 _EXIT_SECONDS = 30.0
 _READ_BYTES = 65536
 
 
 class SolveProcess:
-    """A running solve. It dies with this process, and so does all that it starts.
+    """A running solve. It dies with this process, and so do the processes that it starts.
 
     Args:
         request: What it is to do.
-        argv: Its program; tests put another one in its place.
+        argv: Its program; tests replace it.
     """
 
     def __init__(self, request: Request, argv: Sequence[str] = SOLVE) -> None:
         self._process = subprocess.Popen(
-            tether.command(argv),
+            die_with_parent.command(argv),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             start_new_session=True,
         )
         self._rest = b""
         if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("a solve without pipes")
+            raise RuntimeError("the solve was started without pipes")
         self._output = self._process.stdout.fileno()
         self._say(request)
 
@@ -62,11 +62,11 @@ class SolveProcess:
         return [message for line in lines if (message := _parse(line)) is not None]
 
     def answer(self, answer: Answer) -> None:
-        """Answer its question for a unit."""
+        """Answer its request for a unit."""
         self._say(answer)
 
     def _say(self, what: BaseModel) -> None:
-        # A solve that is dead already has no ears; its end is noticed where its output is read.
+        # The solve may have ended. `receive` and `wait` notice that.
         with contextlib.suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.write(what.model_dump_json().encode() + b"\n")
@@ -95,7 +95,7 @@ class SolveProcess:
             self.kill()
             self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
-            # What it did not read is lost with it.
+            # Closing flushes, which fails if the solve ended before it had read everything.
             with contextlib.suppress(BrokenPipeError):
                 if pipe is not None:
                     pipe.close()
@@ -105,5 +105,5 @@ def _parse(line: bytes) -> Message | None:
     try:
         return parse_message(line)
     except ValidationError:
-        _log.warning("the solve wrote what is no message: %r", line[:200])
+        _log.warning("the solve wrote a line that is no message: %r", line[:200])
         return None

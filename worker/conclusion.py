@@ -1,14 +1,14 @@
-"""What the end of a solve means for its job. The journal's outcome is the commit; ledger follows.
+"""What the end of a solve means for its job. The outcome is committed in the journal first.
 
-result                              -> succeeded (even if a stop was asked for: it came too late)
-lost                                -> nothing: the job is somebody else's
+result                              -> succeeded (a stop that was requested came too late)
+lost                                -> nothing: another worker may hold the job
 final failure, deadline             -> failed
 cancelled                           -> cancelled
 paused, drained, stopped by another -> given back; the attempt does not count
 retryable failure, crash            -> queued again while attempts are left, else failed
-stall                               -> the same; failed if it is the third in a row at one place
+stall                               -> the same; failed on the third in a row at one place
 out of memory                       -> queued again once, with a smaller plan, else failed
-no scratch, and there still is none -> given back; the attempt does not count
+no room for temporary files, still  -> given back; the attempt does not count
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from worker.supervision import Ended, StopReason
 
 _log = logging.getLogger(__name__)
 
-# Somebody else's SIGTERM stopped the solve: a whole control group is told to end, and the solve may
-# hear it before we do, or before it listens at all. No fault of the job's.
+# A SIGTERM that did not come from us stopped the solve. When a container ends, the signal may reach
+# the solve before its supervisor, or before the solve handles it. The job is not at fault.
 STOPPED = (EXIT_STOPPED, -signal.SIGTERM)
 
 
 @dataclass(frozen=True, slots=True)
-class Desk:
-    """Everything needed to conclude one claimed job."""
+class Attempt:
+    """One attempt at a job that this worker has claimed, and the services that it needs."""
 
     ledger: Ledger
     journal: Journal
@@ -60,46 +60,50 @@ class Desk:
     scratch: Scratch
 
 
-def conclude(desk: Desk, lease: Lease, ended: Ended) -> None:
-    """Write down how the job goes on.
+def conclude(attempt: Attempt, lease: Lease, ended: Ended) -> None:
+    """End the job, queue it again or give it back, as the table above says.
 
     Raises:
-        StrucPruneError: journal or ledger did not answer. The lease will expire, and the reconciler
-            finish what was begun here.
+        StrucPruneError: journal or ledger did not answer. Then the lease expires, and the
+            reconciler completes what was begun here.
     """
     if ended.stop is StopReason.LOST or lease.beat() is Signal.LOST:
-        # Also keeps a worker that slept through its lease from failing another one's attempt.
-        _log.warning("%s is no longer ours", desk.claim.job_id)
+        # The beat also keeps a worker that slept through its lease from failing a later attempt.
+        _log.warning("job %s: lease lost, the attempt is discarded", attempt.claim.job_id)
         return
     if ended.summary is not None:
-        _finish(desk, JobState.SUCCEEDED, summary=ended.summary)
+        _finish(attempt, JobState.SUCCEEDED, summary=ended.summary)
         return
-    error = failure_of(ended, desk)
+    error = failure_of(ended, attempt)
     if error is not None and not error["retryable"]:
-        _finish(desk, JobState.FAILED, error=error)
+        _finish(attempt, JobState.FAILED, error=error)
     elif ended.stop is StopReason.CANCEL:
-        _finish(desk, JobState.CANCELLED)
+        _finish(attempt, JobState.CANCELLED)
     elif error is None:
-        give_back(desk)
+        give_back(attempt)
     elif error["code"] == OutOfMemory.code:
-        retry_smaller(desk, error)
+        retry_smaller(attempt, error)
     elif error["code"] == failures.SolveStalled.code:
-        _retry_stalled(desk, error, ended)
-    elif error["code"] == ScratchUnavailable.code and desk.scratch.unfit(desk.record.scratch_bytes):
-        # What the job itself had taken is free again: the worker is at fault, not the job.
-        give_back(desk, error)
+        _retry_stalled(attempt, error, ended)
+    elif error["code"] == ScratchUnavailable.code and _lacks_scratch(attempt):
+        # The job's own files are gone, and there is still too little space: not the job's fault.
+        give_back(attempt, error)
     else:
-        retry(desk, error)
+        retry(attempt, error)
 
 
-def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
-    """The failure that a solve ended with; None if it was stopped without one."""
+def _lacks_scratch(attempt: Attempt) -> bool:
+    return attempt.scratch.unfit(attempt.record.scratch_bytes) is not None
+
+
+def failure_of(ended: Ended, attempt: Attempt) -> dict[str, Any] | None:
+    """The failure that a solve ended with; None if it was only stopped."""
     match ended.stop:
         case StopReason.DEADLINE:
-            allowed = desk.record.spec["runtime"]["deadline_seconds"]
+            allowed = attempt.record.spec["runtime"]["deadline_seconds"]
             return failures.deadline(allowed, ended.progress).as_dict()
         case StopReason.STALLED:
-            return failures.stalled(desk.settings.stall_seconds, ended.progress).as_dict()
+            return failures.stalled(attempt.settings.stall_seconds, ended.progress).as_dict()
     if ended.error is not None and ended.error["code"] != Stopped.code:
         return ended.error
     if ended.stop is not None or ended.returncode in STOPPED:
@@ -108,78 +112,78 @@ def failure_of(ended: Ended, desk: Desk) -> dict[str, Any] | None:
     return crash.as_dict()
 
 
-def give_back(desk: Desk, error: dict[str, Any] | None = None) -> None:
-    """Return the job without using up the attempt.
+def give_back(attempt: Attempt, error: dict[str, Any] | None = None) -> None:
+    """Release the job without counting the attempt.
 
-    `error` is what the job says of that, if anything went wrong.
+    `error`, if any, becomes the job's error until it is claimed again.
     """
-    if not desk.ledger.release(desk.claim.job_id, desk.claim.fence, error):
+    if not attempt.ledger.release(attempt.claim.job_id, attempt.claim.fence, error):
         return
-    after = desk.ledger.get(desk.claim.job_id)
+    after = attempt.ledger.get(attempt.claim.job_id)
     if after is not None and after.state is JobState.CANCELLED:
         # A cancellation that came after the pause or the drain.
-        _commit(desk, _outcome(desk, JobState.CANCELLED))
+        _commit(attempt, _outcome(attempt, JobState.CANCELLED))
 
 
-def retry_smaller(desk: Desk, error: dict[str, Any]) -> None:
-    """Leave it to another attempt that needs less memory; the second time, fail.
+def retry_smaller(attempt: Attempt, error: dict[str, Any]) -> None:
+    """Queue the job again with a plan that needs less memory. The second time, fail it.
 
     Raises:
         StrucPruneError: journal or ledger did not answer.
     """
-    plan = smaller_plan(JobSpec.model_validate(desk.record.spec), desk.record.plan)
+    plan = smaller_plan(JobSpec.model_validate(attempt.record.spec), attempt.record.plan)
     if plan is None:
-        _finish(desk, JobState.FAILED, error={**error, "retryable": False})
+        _finish(attempt, JobState.FAILED, error={**error, "retryable": False})
     else:
-        retry(desk, error, plan)
+        retry(attempt, error, plan)
 
 
-def _retry_stalled(desk: Desk, error: dict[str, Any], ended: Ended) -> None:
-    """Leave it to another attempt, unless attempts have stalled there too often."""
-    plan = after_stall(desk.record.plan, ended.progress)
+def _retry_stalled(attempt: Attempt, error: dict[str, Any], ended: Ended) -> None:
+    """Queue the job again, unless its attempts have stalled at this place too often."""
+    plan = after_stall(attempt.record.plan, ended.progress)
     if plan is None:
-        _finish(desk, JobState.FAILED, error={**error, "retryable": False})
+        _finish(attempt, JobState.FAILED, error={**error, "retryable": False})
     else:
-        retry(desk, error, plan)
+        retry(attempt, error, plan)
 
 
-def retry(desk: Desk, error: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
-    """Leave a retryable failure to another attempt, or fail if there are none left.
+def retry(attempt: Attempt, error: dict[str, Any], plan: dict[str, Any] | None = None) -> None:
+    """Queue the job again after a retryable failure, or fail it if no attempts are left.
 
-    The job rests until the reconciler lets workers take it again, which is the back-off.
+    The job rests until the reconciler lets workers claim it again: that is the back-off.
     """
-    _log.warning("%s failed for now: %s", desk.claim.job_id, error)
-    state = desk.ledger.retry_later(desk.claim.job_id, desk.claim.fence, error, plan)
+    _log.warning("job %s: attempt failed, may be retried: %s", attempt.claim.job_id, error)
+    state = attempt.ledger.retry_later(attempt.claim.job_id, attempt.claim.fence, error, plan)
     if state is JobState.FAILED:
-        _commit(desk, _outcome(desk, state, error=error))
+        _commit(attempt, _outcome(attempt, state, error=error))
     elif state is JobState.CANCELLED:
-        _commit(desk, _outcome(desk, state))
+        _commit(attempt, _outcome(attempt, state))
 
 
 def _finish(
-    desk: Desk,
+    attempt: Attempt,
     state: Finished,
     *,
     error: dict[str, Any] | None = None,
     summary: dict[str, Any] | None = None,
 ) -> None:
-    """Commit an outcome, then tell the ledger; an earlier outcome stands."""
-    outcome = _outcome(desk, state, error=error, summary=summary)
-    job_id, fence = desk.claim.job_id, desk.claim.fence
-    written = desk.journal.write_outcome(job_id, outcome)
-    if written and desk.ledger.finish(job_id, fence, state, error=error, summary=summary):
-        _log.info("%s: %s", job_id, state.value)
+    """Commit an outcome to the journal, then to the ledger. An earlier outcome stands."""
+    outcome = _outcome(attempt, state, error=error, summary=summary)
+    job_id, fence = attempt.claim.job_id, attempt.claim.fence
+    written = attempt.journal.write_outcome(job_id, outcome)
+    if written and attempt.ledger.finish(job_id, fence, state, error=error, summary=summary):
+        _log.info("job %s: %s", job_id, state.value)
         return
-    _commit(desk, outcome)
+    _commit(attempt, outcome)
 
 
-def _commit(desk: Desk, outcome: Outcome) -> None:
-    stands = commit(desk.journal, desk.ledger, desk.claim.job_id, outcome)
-    _log.info("%s: %s", desk.claim.job_id, stands.state.value)
+def _commit(attempt: Attempt, outcome: Outcome) -> None:
+    stands = commit(attempt.journal, attempt.ledger, attempt.claim.job_id, outcome)
+    _log.info("job %s: %s", attempt.claim.job_id, stands.state.value)
 
 
 def _outcome(
-    desk: Desk,
+    attempt: Attempt,
     state: Finished,
     *,
     error: dict[str, Any] | None = None,
@@ -189,7 +193,7 @@ def _outcome(
         state=state,
         error=error,
         summary=summary,
-        run=desk.claim.run,
-        fence=desk.claim.fence,
+        run=attempt.claim.run,
+        fence=attempt.claim.fence,
         finished_at=time.time(),
     )

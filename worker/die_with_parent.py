@@ -3,11 +3,11 @@
     python -I -S worker/die_with_parent.py PARENT_PID PROGRAM [ARGUMENT...]
 
 The kernel's parent-death signal (Linux) is set between fork and exec by this tiny program rather
-than by a `preexec_fn`, which may deadlock in a process with threads. Elsewhere the program starts
-without a tether.
+than by a `preexec_fn`, which may deadlock in a process with threads. On other systems the program
+starts without it.
 
-The kernel sends the signal when the *thread* that forked ends, so tethered programs must be started
-from a thread that lives as long as its process: `command` refuses any but the main thread.
+The kernel sends the signal when the *thread* that forked ends, so such programs must be started
+from a thread that lives as long as its process: `command` refuses all but the main thread.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ def die_with_parent(parent_pid: int) -> None:
 
 
 def command(argv: Sequence[str]) -> list[str]:
-    """The command line that runs `argv` tethered to this process.
+    """The command line that runs `argv` so that it dies with this process.
 
     Raises:
         RuntimeError: called from another thread than the main one.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise RuntimeError("A tethered program must be started from the main thread.")
+        raise RuntimeError("A program that dies with its parent needs the main thread to start it.")
     return [sys.executable, "-I", "-S", __file__, str(os.getpid()), *argv]
 
 

@@ -1,7 +1,7 @@
-"""One doorbell answered: claim the next job, run a solve under watch, write down how it ended.
+"""Answers one doorbell: claim the next job, supervise its solve, record how the attempt ended.
 
-Never imports torch: a process that used it cannot fork safely, and a solve that must die at once
-has to be another process.
+This process never imports torch. A process that used torch cannot fork safely, and a solve must be
+a process of its own so that it can be killed at any time.
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from worker.attempt_mark import leave_mark
 from worker.child import SOLVE, SolveProcess
-from worker.claiming import Claiming
-from worker.conclusion import Desk, conclude, give_back, retry
+from worker.conclusion import Attempt, conclude, give_back, retry
 from worker.failures import no_room, unforeseen
 from worker.lease import Lease
 from worker.memory_retry import following
@@ -44,19 +43,20 @@ from worker.scratch import Scratch, Unfit
 from worker.settings import Settings
 from worker.stop import Drain
 from worker.supervision import Ended, Supervision
+from worker.unit_reservations import UnitReservations
 
 _log = logging.getLogger(__name__)
 
-# A job that free workers have no room for says so once it has waited so long: until then another
-# worker has probably taken it.
-TOLD_AFTER_SECONDS = 30.0
-# Less than any job needs.
+# A job that is too large for the free workers says so once it has waited this long. Before that,
+# another worker has probably claimed it.
+EXPLAINED_AFTER_SECONDS = 30.0
+# Too little for any job, also for one that needs no temporary files.
 _NO_SCRATCH = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What a worker is connected to."""
+    """The services that a worker uses."""
 
     ledger: Ledger
     journal: Journal
@@ -66,10 +66,10 @@ class Services:
     @classmethod
     @contextlib.contextmanager
     def connected(cls, settings: Settings) -> Iterator[Services]:
-        """Connections for one job: none is carried over a fork, and none grows stale."""
+        """Connections for one job, so that none is shared across a fork and none grows stale."""
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
-        # Made here and not before the fork: what exports spans is a thread.
+        # Not before the fork: spans are exported by a thread.
         spans = tracing("strucprune-worker")
         journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
@@ -87,9 +87,9 @@ def run_next(
     scratch: Scratch,
     solve: Sequence[str] = SOLVE,
 ) -> None:
-    """Answer one doorbell; returns when a job has ended, was given back, or there was none.
+    """Answer one doorbell. Returns when the job has ended or was given back, or if there was none.
 
-    Nothing is raised: the reconciler heals what an outage of ledger or journal leaves.
+    Raises nothing. The reconciler repairs what an outage of ledger or journal leaves behind.
     """
     if drain.started:
         # The job stays queued: the reconciler rings again.
@@ -105,13 +105,13 @@ def run_next(
         _log.error("cannot claim a job: %s", error)
         return
     with contextlib.suppress(LedgerUnavailable):
-        _tell_too_large(taken.too_large, services)
+        _explain_too_large(taken.too_large, services)
     claim, record = taken.claim, taken.record
     if isinstance(claim, Refusal) or record is None:
-        full = Unfit("full", f"all jobs that wait need more than {free_bytes:,} bytes")
-        _go_without(claim, services, tally, scratch, unfit or full)
+        full = Unfit("full", f"all queued jobs need more than {free_bytes:,} bytes")
+        _without_a_job(claim, services, tally, scratch, unfit or full)
         return
-    desk = Desk(
+    attempt = Attempt(
         services.ledger,
         services.journal,
         services.doorbell,
@@ -124,25 +124,25 @@ def run_next(
     )
     scratch.fits()
     tally.count(ATTEMPTS)
-    with logs.about_job(record.id), _attempt(services.tracing, desk):
-        _log.info("%s: attempt %d, fence %d", record.id, claim.attempt, claim.fence)
-        _run_and_conclude(desk, drain, solve)
+    with logs.about_job(record.id), _attempt_span(services.tracing, attempt):
+        _log.info("job %s: attempt %d began, fence %d", record.id, claim.attempt, claim.fence)
+        _run_and_conclude(attempt, drain, solve)
 
 
-def _tell_too_large(job_ids: Sequence[str], services: Services) -> None:
-    """Let jobs that have waited for long say that this worker has no room for them."""
+def _explain_too_large(job_ids: Sequence[str], services: Services) -> None:
+    """Note on jobs that have waited long that this worker has too little disk space for them."""
     for job_id in job_ids:
         record = services.ledger.get(job_id)
         if record is not None:
-            told = no_room(record.scratch_bytes).as_dict()
-            services.ledger.decline(job_id, told, TOLD_AFTER_SECONDS)
+            error = no_room(record.scratch_bytes).as_dict()
+            services.ledger.decline(job_id, error, EXPLAINED_AFTER_SECONDS)
 
 
-def _go_without(
+def _without_a_job(
     why: Claim | Refusal, services: Services, tally: Tally, scratch: Scratch, unfit: Unfit
 ) -> None:
-    """There is no job for this worker. One without room lets others have the doorbell."""
-    _log.info("no job is taken: %s", why)
+    """Count why no job was claimed. A worker that lacks disk space rings for another and rests."""
+    _log.info("claimed no job: %s", why)
     if why is Refusal.NO_ROOM:
         with contextlib.suppress(LedgerUnavailable):
             ring_if_missing(services.ledger, services.doorbell)
@@ -153,106 +153,116 @@ def _go_without(
 
 
 @contextlib.contextmanager
-def _attempt(spans: Tracing, desk: Desk) -> Iterator[None]:
-    """A span around the attempt, which goes on with the trace of the job's submission."""
+def _attempt_span(spans: Tracing, attempt: Attempt) -> Iterator[None]:
+    """A span around the attempt, in the trace of the job's submission."""
     attributes: dict[str, str | int | float | bool] = {
-        "job.id": desk.claim.job_id,
-        "job.run": desk.claim.run,
-        "job.attempt": desk.claim.attempt,
+        "job.id": attempt.claim.job_id,
+        "job.run": attempt.claim.run,
+        "job.attempt": attempt.claim.attempt,
     }
-    with spans.span("attempt", desk.record.traceparent, attributes) as span:
+    with spans.span("attempt", attempt.record.traceparent, attributes) as span:
         yield
         with contextlib.suppress(LedgerUnavailable):
-            after = desk.ledger.get(desk.claim.job_id)
+            after = attempt.ledger.get(attempt.claim.job_id)
             span.attributes["job.state"] = after.state.value if after else "unknown"
 
 
-def _run_and_conclude(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
-    job_id = desk.claim.job_id
+def _run_and_conclude(attempt: Attempt, drain: Drain, solve: Sequence[str]) -> None:
+    job_id = attempt.claim.job_id
     try:
-        _run_claimed(desk, drain, solve)
+        _run_claimed(attempt, drain, solve)
     except Exception as error:
-        # Whatever it is, the job must not be left to its lease, and the user is to read the reason.
-        _log.exception("%s could not be concluded", job_id)
+        # Do not leave the job to its lease: its owner should read the reason now.
+        _log.exception("job %s: the worker failed", job_id)
         failure = error if isinstance(error, StrucPruneError) else unforeseen(error)
-        # If the ledger or the journal does not answer (either), the lease expires, or the next
-        # rebuild journals the end, with the same effect.
+        # If ledger or journal do not answer here, the lease expires or the next rebuild journals
+        # the end, with the same effect.
         with contextlib.suppress(StrucPruneError):
-            retry(desk, failure.as_dict())
-    _count_end(desk)
-    # This job may wait again, or one of the same tenant that had to wait for this one's end.
+            retry(attempt, failure.as_dict())
+    _count_end(attempt)
+    # This job may be queued again, or its end lets another job of its tenant run.
     with contextlib.suppress(LedgerUnavailable):
-        ring_if_missing(desk.ledger, desk.doorbell)
+        ring_if_missing(attempt.ledger, attempt.doorbell)
 
 
-def _count_end(desk: Desk) -> None:
-    """Count how the attempt ended, by what the ledger says of the job now."""
+def _count_end(attempt: Attempt) -> None:
+    """Count how the attempt ended, by the present state of the job in the ledger."""
     with contextlib.suppress(LedgerUnavailable):
-        after = desk.ledger.get(desk.claim.job_id)
-        if after is None or after.fence != desk.claim.fence:
-            desk.tally.count(LEASES_LOST, "worker")
+        after = attempt.ledger.get(attempt.claim.job_id)
+        if after is None or after.fence != attempt.claim.fence:
+            attempt.tally.count(LEASES_LOST, "worker")
         else:
             code = after.error["code"] if after.error else ""
-            desk.tally.count(ENDED, after.state.value, code)
-    desk.tally.flush()
+            attempt.tally.count(ENDED, after.state.value, code)
+    attempt.tally.flush()
 
 
 def worker_id() -> str:
-    """Who holds a lease: for people who read the ledger."""
+    """The name of this process in the ledger, for people who read it."""
     return f"{socket.gethostname()}:{os.getpid()}"
 
 
-def _run_claimed(desk: Desk, drain: Drain, solve: Sequence[str]) -> None:
-    job_id = desk.claim.job_id
+def _run_claimed(attempt: Attempt, drain: Drain, solve: Sequence[str]) -> None:
+    job_id = attempt.claim.job_id
     try:
-        if settle_from_journal(desk.journal, desk.ledger, job_id, desk.claim.run):
-            # An earlier attempt committed, and died before it told the ledger.
+        if settle_from_journal(attempt.journal, attempt.ledger, job_id, attempt.claim.run):
+            # An earlier attempt journalled its outcome and died before it updated the ledger.
             return
     except StorageUnavailable as error:
-        # No fault of the job's, so the attempt does not count, else an outage of minutes would end
-        # every job that waits. It rests until the reconciler lets workers take it again.
-        _log.warning("%s cannot begin: %s", job_id, error)
-        desk.ledger.release(job_id, desk.claim.fence, rests=True)
+        # The job is not at fault, so the attempt does not count: else an outage of minutes would
+        # fail every queued job. It rests until the reconciler lets workers claim it again.
+        _log.warning("job %s cannot begin, the journal does not answer: %s", job_id, error)
+        attempt.ledger.release(job_id, attempt.claim.fence, rests=True)
         return
-    lease = Lease(desk.ledger, desk.claim, desk.settings.lease_seconds)
+    lease = Lease(attempt.ledger, attempt.claim, attempt.settings.lease_seconds)
     try:
-        spec = JobSpec.model_validate(desk.record.spec)
+        spec = JobSpec.model_validate(attempt.record.spec)
     except ValidationError as error:
-        # Accepted by another release than this one.
-        failure = InvalidSpec(f"This worker's release does not know the job: {error}.")
-        conclude(desk, lease, Ended(EXIT_FAILED, error=failure.as_dict()))
+        # Another release of the API accepted it.
+        failure = InvalidSpec(f"This worker's release cannot read the job: {error}.")
+        conclude(attempt, lease, Ended(EXIT_FAILED, error=failure.as_dict()))
         return
     if drain.started:
-        give_back(desk)
+        give_back(attempt)
         return
     try:
-        ended = _solve(desk, lease, spec, drain, solve)
+        ended = _solve(attempt, lease, spec, drain, solve)
     except ScratchUnavailable as error:
         ended = Ended(EXIT_FAILED, error=error.as_dict())
-    conclude(desk, lease, ended)
+    conclude(attempt, lease, ended)
 
 
-def _solve(desk: Desk, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]) -> Ended:
-    """Run the solve to its end, in a scratch directory that goes with it."""
-    claiming = None
+def _solve(
+    attempt: Attempt, lease: Lease, spec: JobSpec, drain: Drain, argv: Sequence[str]
+) -> Ended:
+    """Run the solve to its end, in a scratch directory that is removed afterwards."""
+    reservations = None
     if spec.runtime.max_workers > 1:
-        claim = desk.claim
-        claiming = Claiming(desk.ledger.seats, desk.doorbell, claim.job_id, claim.fence)
-    with scratch_directory(desk.settings.scratch_directory) as directory:
-        leave_mark(directory, desk.claim)
+        claim = attempt.claim
+        reservations = UnitReservations(
+            attempt.ledger.seats, attempt.doorbell, claim.job_id, claim.fence
+        )
+    with scratch_directory(attempt.settings.scratch_directory) as directory:
+        leave_mark(directory, attempt.claim)
         files = directory / "files"
         files.mkdir()
         request = Request(
-            job_id=desk.claim.job_id,
-            spec=following(spec, desk.record.plan),
-            workspace_uri=desk.journal.workspace(desk.claim.job_id).uri,
+            job_id=attempt.claim.job_id,
+            spec=following(spec, attempt.record.plan),
+            workspace_uri=attempt.journal.workspace(attempt.claim.job_id).uri,
             scratch=str(files),
-            part="lead" if claiming is not None else "alone",
+            part="lead" if reservations is not None else "alone",
             traceparent=TRACEPARENT.get(),
-            log_format=desk.settings.log_format,
+            log_format=attempt.settings.log_format,
         )
-        left = desk.claim.seconds_left
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(
-                process, lease, desk.settings, drain, desk.tally, desk.tracing, left, claiming
+                process,
+                lease,
+                attempt.settings,
+                drain,
+                attempt.tally,
+                attempt.tracing,
+                attempt.claim.seconds_left,
+                reservations,
             ).watch()

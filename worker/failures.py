@@ -1,4 +1,4 @@
-"""Failures of a solve as the job's record shows them, whether it told us or just ended."""
+"""Failures of a solve as the job's record shows them, whether the solve reported them or died."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class SolveCrashed(StrucPruneError):
-    """The solve ended without a word."""
+    """The solve ended without a report."""
 
     code: ClassVar[str] = "solve_crashed"
     retryable: ClassVar[bool] = True
@@ -32,47 +32,47 @@ class DeadlineExceeded(StrucPruneError):
 
 
 class WorkerFailed(StrucPruneError):
-    """The worker met an error that it does not know."""
+    """The worker met an unexpected error."""
 
     code: ClassVar[str] = "worker_failed"
     retryable: ClassVar[bool] = True
 
 
 def as_ours(error: BaseException) -> StrucPruneError:
-    """What a solve has failed with, as its job's record shows it."""
+    """The failure of a solve, as its job's record shows it."""
     if isinstance(error, StrucPruneError):
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory("The machine ran out of memory.", remedy="Use one with more memory.")
     if isinstance(error, OSError) and error.errno in _FULL:
-        # Scratch, that is: what is wrong with the stores of a job has been told by them.
+        # This is the scratch disk: stores report failures of their own as `StrucPruneError`.
         return ScratchUnavailable("There is no room for temporary files.", field="scratch")
-    # The message of a foreign exception may quote data or paths: its type is enough for the user.
+    # The message of another library's exception may quote data or paths, so only its type is shown.
     return StrucPruneError(
-        f"The solve met an error that it does not know ({type(error).__name__}).",
+        f"The solve met an unexpected error ({type(error).__name__}).",
         remedy="The worker's log has the details.",
     )
 
 
 def unforeseen(error: Exception) -> StrucPruneError:
-    """The failure of a worker that itself failed. Its words may quote data or paths: left out."""
+    """The failure of the worker itself. The message may quote data or paths, so it is left out."""
     return WorkerFailed(
-        f"The worker met an error that it does not know ({type(error).__name__}).",
+        f"The worker met an unexpected error ({type(error).__name__}).",
         remedy="The worker's log has the details.",
     )
 
 
 def no_room(needed_bytes: int) -> StrucPruneError:
-    """Why a job waits that free workers leave in the queue.
+    """Why free workers leave a job in the queue.
 
-    The same words whichever worker says them: the job tells of it once.
+    The text is the same from every worker, so that the job reports it once.
     """
     needed = f" ({needed_bytes:,} bytes)" if needed_bytes else ""
     return ScratchUnavailable(
-        f"No free worker has had room for the job's temporary files{needed}.",
+        f"No free worker has space for the job's temporary files{needed}.",
         field="scratch",
-        remedy="It waits for one that has. Whoever runs the service can give the workers more room "
-        "in STRUCPRUNE_SCRATCH_DIRECTORY; with fewer calibration.samples a job needs less.",
+        remedy="The job waits for a worker that has. The service's operator can give workers more "
+        "space in STRUCPRUNE_SCRATCH_DIRECTORY; a job with fewer calibration.samples needs less.",
     )
 
 
@@ -102,7 +102,7 @@ def crash(
 
 
 def stalled(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
-    """The failure of a solve that was killed for its silence."""
+    """The failure of a solve that was killed because it reported nothing."""
     return SolveStalled(
         f"The solve reported nothing for {seconds:.0f} s and was killed.",
         remedy="If the device is healthy, raise the worker's STRUCPRUNE_STALL_SECONDS. A job that "
@@ -112,7 +112,7 @@ def stalled(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
 
 
 def deadline(seconds: float, progress: dict[str, Any] | None) -> StrucPruneError:
-    """The failure of a job whose time is up."""
+    """The failure of a job that exceeded its deadline."""
     return DeadlineExceeded(
         f"The job did not finish within its deadline of {seconds:.0f} s.",
         field="runtime.deadline_seconds",

@@ -1,7 +1,7 @@
-"""One call for help answered: take a seat at a job that another worker leads, and do units of it.
+"""Answers one call for help: take a seat at a job that another worker leads, and do units of it.
 
-However this ends, it is no end of the job's: what was claimed here becomes free with the seat, and
-the leader, or another helper, does it. A unit that fails here and would fail anywhere fails there.
+The job does not end here, however this solve ends. Units reserved here become free with the seat,
+and the leader or another helper does them. A unit that fails on every worker fails in the leader.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from strucprune_core.errors import StrucPruneError
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from worker.child import SOLVE, SolveProcess
-from worker.claiming import Claiming
 from worker.conclusion import STOPPED
 from worker.execution import Services
 from worker.lease import Seat
@@ -34,6 +33,7 @@ from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.stop import Drain
 from worker.supervision import Ended, StopReason, Supervision
+from worker.unit_reservations import UnitReservations
 
 _log = logging.getLogger(__name__)
 
@@ -46,16 +46,16 @@ def help_job(
     scratch: Scratch,
     solve: Sequence[str] = SOLVE,
 ) -> None:
-    """Answer one call for help; returns when there is nothing more to do here.
+    """Answer one call for help. Returns when this worker has nothing more to do for the job.
 
-    Nothing is raised: seats lapse, and the reconciler calls again.
+    Raises nothing: seats lapse, and the reconciler rings again.
     """
     if drain.started:
         return
     ledger = services.ledger
     unfit = scratch.unfit()
     if unfit is not None:
-        _log.warning("the help for %s is left to other workers: %s", job_id, unfit.message)
+        _log.warning("cannot help with %s: %s", job_id, unfit.message)
         services.doorbell.ring_for_help(job_id, 1)
         scratch.rest(unfit, Tally(ledger))
         return
@@ -69,7 +69,7 @@ def help_job(
         _log.error("cannot help with %s: %s", job_id, error)
         return
     if place is None or record is None:
-        _log.info("%s wants no help (any more), or another job waits", job_id)
+        _log.info("job %s needs no help, or another job is queued", job_id)
         _ring_for_others(services)
         return
     seat = Seat(ledger, place, settings.lease_seconds)
@@ -81,29 +81,29 @@ def help_job(
     }
     failed = True
     with logs.about_job(job_id), services.tracing.span("help", record.traceparent, about):
-        _log.info("helping with %s, attempt %d", job_id, place.attempt)
+        _log.info("job %s: helping with attempt %d", job_id, place.attempt)
         try:
             ended = _assist(place, seat, record, services, settings, drain, tally, scratch, solve)
-            # A worker without scratch must not keep others from helping.
+            # The failure of a worker without disk space says nothing about the job.
             failed = has_failed(ended) and scratch.unfit() is None
         except (StrucPruneError, ValidationError):
-            _log.exception("could not help with %s", job_id)
+            _log.exception("job %s: helping failed", job_id)
         finally:
             seat.leave(failed=failed)
             tally.count(HELP, "failed" if failed else "done")
             tally.flush()
-            _log.info("no longer helping with %s%s", job_id, ": failed" if failed else "")
+            _log.info("job %s: helping ended%s", job_id, ", failed" if failed else "")
             _ring_for_others(services)
 
 
 def _ring_for_others(services: Services) -> None:
-    """Let a job that this worker made room for have it, also if its doorbell got lost."""
+    """Ring for queued jobs, whose doorbells may be lost: this worker is free for them now."""
     with contextlib.suppress(LedgerUnavailable):
         ring_if_missing(services.ledger, services.doorbell)
 
 
 def has_failed(ended: Ended) -> bool:
-    """Whether a helper's end should keep others from trying the same all too often."""
+    """Whether a helper failed. After a few failures an attempt gets no more helpers."""
     if ended.stop is not None:
         return ended.stop is StopReason.STALLED
     return ended.returncode not in (EXIT_DONE, *STOPPED)
@@ -120,9 +120,9 @@ def _assist(
     scratch: Scratch,
     argv: Sequence[str],
 ) -> Ended:
-    """Run a solve that helps, to its end."""
+    """Run the helping solve to its end."""
     spec = JobSpec.model_validate(record.spec)
-    claiming = Claiming(
+    reservations = UnitReservations(
         services.ledger.seats,
         services.doorbell,
         place.job_id,
@@ -143,5 +143,5 @@ def _assist(
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(
-                process, seat, settings, drain, tally, services.tracing, None, claiming
+                process, seat, settings, drain, tally, services.tracing, None, reservations
             ).watch()

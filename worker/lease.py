@@ -1,4 +1,4 @@
-"""What a worker holds of a job, and its renewal: the lease of its leader, or a helper's seat."""
+"""Renewal of what a worker holds of a job: its lease if it leads the job, its seat if it helps."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ Held = TypeVar("Held", Claim, Place)
 
 
 class Holding(ABC, Generic[Held]):
-    """Renews what is held, and knows when it must be taken for lost.
+    """Renews a lease or a seat, and decides when it counts as lost.
 
     Args:
-        ledger: Where it was taken.
-        held: What was taken, just now.
-        lease_seconds: How long it lasts without a beat.
+        ledger: The ledger that granted it.
+        held: What was granted, just now.
+        lease_seconds: How long it lasts unless it is renewed.
         clock: Monotonic seconds.
     """
 
@@ -45,10 +45,10 @@ class Holding(ABC, Generic[Held]):
         """Renew it in the ledger."""
 
     def beat(self, progress: Mapping[str, Any] | None = None) -> Signal:
-        """Renew it and hear what to do.
+        """Renew it, and return what to do.
 
-        While the ledger does not answer the work goes on, until by our own clock the lease must be
-        over: then somebody else may have the job.
+        While the ledger does not answer, the work goes on until the lease must be over by our own
+        clock: then another worker may hold the job.
         """
         sent_at = self._clock()
         try:
@@ -61,15 +61,15 @@ class Holding(ABC, Generic[Held]):
         self._renewed_at = sent_at
         return signal
 
-    def look(self) -> Signal:
-        """Hear what to do, renewing nothing; to go on, while the ledger does not answer."""
+    def check(self) -> Signal:
+        """What to do, without a renewal; to continue while the ledger does not answer."""
         try:
             return self._ledger.signal(self._held.job_id, self._held.fence)
         except LedgerUnavailable:
             return Signal.CONTINUE
 
     def log(self, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Add lines to the job's log. False if they should be tried again."""
+        """Add lines to the job's log. False if the caller should try again."""
         held = self._held
         whose = {"run": held.run, "attempt": held.attempt}
         try:
@@ -78,17 +78,17 @@ class Holding(ABC, Generic[Held]):
             return False
         return True
 
-    def tell_layers(self, news: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell those who follow the job about layers. False if that should be tried again."""
+    def report_layers(self, updates: Sequence[Mapping[str, Any]]) -> bool:
+        """Add results for layers to the job's events. False if the caller should try again."""
         try:
-            self._ledger.append_layers(self._held.job_id, self._held.fence, news)
+            self._ledger.append_layers(self._held.job_id, self._held.fence, updates)
         except LedgerUnavailable:
             return False
         return True
 
 
 class Lease(Holding[Claim]):
-    """A claim on a job: whoever holds it leads the job."""
+    """A claim on a job. Its holder leads the job."""
 
     def _renew(self, progress: Mapping[str, Any] | None) -> Signal:
         held = self._held
@@ -96,14 +96,14 @@ class Lease(Holding[Claim]):
 
 
 class Seat(Holding[Place]):
-    """A seat among those that help with a job. The job's progress is its leader's to tell."""
+    """A seat of a worker that helps with a job. Progress is reported by the job's leader only."""
 
     def _renew(self, progress: Mapping[str, Any] | None) -> Signal:
         return self._ledger.seats.beat(self._held, self._lease_seconds)
 
     def leave(self, *, failed: bool) -> None:
-        """Give it back; without the ledger it lapses."""
+        """Give the seat back. If the ledger does not answer, it lapses."""
         try:
             self._ledger.seats.leave(self._held, failed=failed)
         except LedgerUnavailable as error:
-            _log.warning("a seat of %s is left to lapse: %s", self._held.job_id, error)
+            _log.warning("cannot leave a seat of %s, it will lapse: %s", self._held.job_id, error)

@@ -1,7 +1,7 @@
-"""What a worker that starts does about attempts whose worker died with them, for lack of memory.
+"""Concludes attempts that ran out of memory together with their worker, when a worker starts.
 
-See `attempt_mark`. Without this their leases would expire, and the next attempts would do the same
-again until none are left.
+See `attempt_mark`. Otherwise their leases would expire, and the next attempts would run out of
+memory in the same way until none are left.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from api.jobs.meters import Tally
 from api.jobs.record import Claim
 from strucprune_core.errors import StrucPruneError
 from worker.attempt_mark import AttemptMark
-from worker.conclusion import Desk, retry_smaller
+from worker.conclusion import Attempt, retry_smaller
 from worker.execution import Services
 from worker.failures import crash
 from worker.scratch import Scratch
@@ -25,9 +25,9 @@ _log = logging.getLogger(__name__)
 
 
 def conclude_left(marks: Sequence[AttemptMark], settings: Settings) -> None:
-    """Let the jobs of these attempts, which ran out of memory, go on with a smaller plan.
+    """Queue the jobs of these attempts, which ran out of memory, again with a smaller plan.
 
-    If ledger or journal do not answer, their leases expire as if nothing were known.
+    If ledger or journal do not answer, the leases expire instead.
     """
     if not marks:
         return
@@ -36,11 +36,11 @@ def conclude_left(marks: Sequence[AttemptMark], settings: Settings) -> None:
             for mark in marks:
                 conclude_attempt(mark, services, settings)
     except StrucPruneError as error:
-        _log.warning("attempts that ran out of memory are left to their leases: %s", error)
+        _log.warning("attempts that ran out of memory not concluded, leases expire: %s", error)
 
 
 def conclude_attempt(mark: AttemptMark, services: Services, settings: Settings) -> None:
-    """Conclude one attempt, unless the job has had another one since.
+    """Conclude one attempt, unless the job has had a later one.
 
     Raises:
         StrucPruneError: ledger or journal did not answer.
@@ -48,9 +48,11 @@ def conclude_attempt(mark: AttemptMark, services: Services, settings: Settings) 
     record = services.ledger.get(mark.job_id)
     if record is None or record.fence != mark.fence:
         return
-    _log.warning("%s: attempt %d and its worker ran out of memory", record.id, record.attempt)
+    _log.warning(
+        "job %s: attempt %d and its worker were killed for memory", record.id, record.attempt
+    )
     claim = Claim(record.id, record.fence, record.attempt, record.run)
-    desk = Desk(
+    attempt = Attempt(
         services.ledger,
         services.journal,
         services.doorbell,
@@ -62,4 +64,4 @@ def conclude_attempt(mark: AttemptMark, services: Services, settings: Settings) 
         Scratch(settings.scratch_directory, Drain()),
     )
     failure = crash(-signal.SIGKILL, record.progress, oom_killed=True)
-    retry_smaller(desk, failure.as_dict())
+    retry_smaller(attempt, failure.as_dict())

@@ -1,8 +1,7 @@
-"""A solve's own log lines on their way to its user: bounded, and without secrets.
+"""Sends a solve's log lines to the job's owner: short, and without secrets.
 
-Only what this project's code logs is sent on, without tracebacks: other libraries, and the words of
-foreign exceptions, may quote data, paths or credentials. What is known to be secret is cut out all
-the same.
+Only lines of this project's code are sent, without tracebacks: other libraries and their exceptions
+may quote data, paths or credentials. Known secrets are cut out all the same.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from worker.protocol import LogMessage
 OURS = ("strucprune_core", "worker")
 MESSAGE_CHARACTERS = 1000
 _SECRET_NAME = re.compile(r"SECRET|PASSWORD|TOKEN|PEPPER|KEY|CREDENTIAL", re.IGNORECASE)
-# Shorter values would be cut out of ordinary words.
+# Shorter values also occur within ordinary words.
 _SECRET_CHARACTERS = 6
 _HIDDEN = "***"
 
 
 class LogLines(logging.Handler):
-    """Hands on log records of this project as messages.
+    """Sends log records of this project as messages.
 
     Args:
         send: Gets each message.
@@ -36,7 +35,7 @@ class LogLines(logging.Handler):
         self._secrets = secrets_of(environment)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send a record on, if it is ours to show."""
+        """Send a record if it comes from this project."""
         if record.name.partition(".")[0] not in OURS:
             return
         try:
@@ -52,7 +51,7 @@ class LogLines(logging.Handler):
 
 
 def secrets_of(environment: Mapping[str, str]) -> list[str]:
-    """Values that must not be shown, the longest first: by name, and passwords in URLs."""
+    """Secret values, the longest first: those of variables with such names, and URL passwords."""
     found = {value for name, value in environment.items() if _SECRET_NAME.search(name)}
     for value in environment.values():
         try:

@@ -1,4 +1,4 @@
-"""What another attempt does otherwise after memory ran out: once, half the tokens at a time."""
+"""The plan of the attempt after one that ran out of memory: half the tokens at a time, once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _TOKENS = "micro_batch_tokens"
 
 
 def smaller_plan(spec: JobSpec, earlier: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The next attempt's plan, or None if there has been a smaller one already.
+    """The next attempt's plan, or None if the failed attempt had a smaller plan already.
 
-    A sequence goes through a layer whole, so fewer tokens than the longest one has change nothing:
-    then the plan is to try again as before, since others may have taken the memory.
+    A micro-batch holds whole sequences, so it cannot have fewer tokens than the longest one. Then
+    the plan repeats the present size: other processes may have taken the memory.
 
     Args:
         spec: The job.
@@ -31,7 +31,7 @@ def smaller_plan(spec: JobSpec, earlier: Mapping[str, Any] | None) -> dict[str, 
 
 
 def following(spec: JobSpec, plan: Mapping[str, Any] | None) -> JobSpec:
-    """The job as an attempt with this plan runs it. The result's fingerprint stays the same."""
+    """The specification for an attempt with this plan. Its fingerprint stays the same."""
     if plan is None or _TOKENS not in plan:
         return spec
     runtime = spec.runtime.model_copy(update={_TOKENS: plan[_TOKENS]})

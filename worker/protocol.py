@@ -1,6 +1,6 @@
-"""What a supervisor and its solve say to each other: a request in, then a message in each line.
+"""The messages between a supervisor and its solve: a request in, then one message in each line out.
 
-Where several workers serve the job, the solve asks before each unit, and gets a line in answer.
+Where several workers serve the job, the solve asks before each unit and reads a line in answer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from api.jobs.logs import LogFormat
 from strucprune_core.spec import JobSpec
 
-# Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: nothing is wrong, try again later.
+# Exit statuses of a solve. 75 is EX_TEMPFAIL of <sysexits.h>: try again later.
 EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_STOPPED = 75
@@ -23,11 +23,11 @@ class _Part(BaseModel):
 
 
 class Request(_Part):
-    """What a solve is to do. Credentials are not in it: they come with the environment.
+    """What a solve is to do. It holds no credentials: they are in the environment.
 
     Attributes:
-        part: Whether the solve does the job `alone`, may have helpers (`lead`), or is one (`help`).
-        traceparent: The attempt's span, for log lines.
+        part: Whether the solve does the job `alone`, may get helpers (`lead`), or is one (`help`).
+        traceparent: The span of the attempt, for log lines.
     """
 
     job_id: str
@@ -40,7 +40,7 @@ class Request(_Part):
 
 
 class ProgressMessage(_Part):
-    """How far the solve is: `Progress.as_dict()`."""
+    """Progress of the solve: `Progress.as_dict()`."""
 
     type: Literal["progress"] = "progress"
     progress: dict[str, Any]
@@ -61,7 +61,7 @@ class ErrorMessage(_Part):
 
 
 class LogMessage(_Part):
-    """A line for the user's log; see `log_lines`."""
+    """A line for the job's log; see `log_lines`."""
 
     type: Literal["log"] = "log"
     at: float
@@ -70,7 +70,7 @@ class LogMessage(_Part):
 
 
 class UnitMessage(_Part):
-    """A unit of work is done (`FinishedUnit`); bytes moved since the last one."""
+    """A unit is finished (`FinishedUnit`), with the bytes moved since the unit before."""
 
     type: Literal["unit"] = "unit"
     name: str
@@ -84,30 +84,31 @@ class UnitMessage(_Part):
 
 
 class LayersMessage(_Part):
-    """What was found out about layers: `layer_news.as_columns()`."""
+    """Results for single layers: `layer_updates.as_columns()`."""
 
     type: Literal["layers"] = "layers"
     layers: dict[str, Any]
 
 
-class ClaimMessage(_Part):
-    """The solve would do one of these units now, or has none; it waits for an `Answer`.
+class ReserveMessage(_Part):
+    """The solve could do one of these units now, perhaps none. It waits for an `Answer`.
 
     Attributes:
-        keeping: One that it was given before and is still storing.
+        ready: The units, in the order of its preference.
+        keeping: A unit reserved before that is still being stored.
     """
 
-    type: Literal["claim"] = "claim"
+    type: Literal["reserve"] = "reserve"
     ready: list[str]
     keeping: str | None = None
 
 
 class Answer(_Part):
-    """Which unit to do.
+    """Which unit the solve is to do.
 
     Attributes:
-        go: False: there is no more work for this solve.
-        unit: None: others have all; ask again later.
+        go: Whether the solve goes on; else it ends.
+        unit: The unit; None if others hold all of them, then the solve asks again later.
     """
 
     go: bool
@@ -121,7 +122,7 @@ Message = Annotated[
     | LogMessage
     | UnitMessage
     | LayersMessage
-    | ClaimMessage,
+    | ReserveMessage,
     Field(discriminator="type"),
 ]
 
@@ -130,7 +131,7 @@ def parse_message(line: bytes) -> Message:
     """One line of a solve's output.
 
     Raises:
-        pydantic.ValidationError: it is no message.
+        pydantic.ValidationError: the line is no message.
     """
     adapter: TypeAdapter[Message] = TypeAdapter(Message)
     return adapter.validate_json(line)

@@ -1,8 +1,9 @@
-"""A worker's place for temporary files: whether it will do, and what to do while it does not.
+"""A worker's disk space for temporary files, checked before each claim.
 
-A worker whose disk is full or broken fails a job at once and is free for the next: it would fail a
-whole queue faster than all others together get anything done. So it looks before it claims, hands
-the doorbell on, and rests, each time longer, until it has taken a job again.
+A worker whose disk is full or broken would fail a job at once and be free for the next: it would
+fail a whole queue faster than the other workers finish it. So it checks its disk before it claims.
+If the space does not suffice, it rings the doorbell for another worker and rests, each time longer,
+until it has claimed a job again.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ from worker.stop import Drain
 _log = logging.getLogger(__name__)
 
 _FIRST_REST_SECONDS = 1.0
-# Also how long a job that this worker has room for may wait for it at worst.
+# Also the longest that a job which fits this worker may wait for it.
 _LONGEST_REST_SECONDS = 30.0
-# How soon a drain is noticed meanwhile.
+# How soon a resting worker notices a drain.
 _TICK_SECONDS = 0.1
-# Some file systems promise room for names and have none for data.
+# Some file systems still make files when they have no space for data.
 _PROBE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Unfit:
-    """What is wrong with a place.
+    """Why temporary files of a job cannot be kept here.
 
     Attributes:
-        reason: `full` if there is not room for the job; `unwritable` if there is none at all.
+        reason: `full` if the job needs more space; `unwritable` if no file can be made.
         message: For people.
     """
 
@@ -45,13 +46,13 @@ class Unfit:
 
 
 class Scratch:
-    """The place for temporary files, in one process.
+    """The directory for temporary files, as one process sees it.
 
     Args:
-        directory: Where; the system's directory for temporary files if None.
+        directory: The directory; the system's directory for temporary files if None.
         drain: Ends a rest.
         first_rest_seconds: Length of the first rest.
-        most_bytes: What may be taken of the place; all that is free if None.
+        most_bytes: Most bytes that temporary files may take; all free space if None.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Scratch:
         self._most_bytes = most_bytes
 
     def unfit(self, needed_bytes: int = 0) -> Unfit | None:
-        """What keeps a job that needs so much room from running here; None if nothing does."""
+        """Why a job that needs this much space cannot run here; None if it can."""
         try:
             with scratch_directory(self._directory) as directory, scratch_errors("a file"):
                 (directory / "probe").write_bytes(bytes(_PROBE_BYTES))
@@ -80,7 +81,7 @@ class Scratch:
         return None
 
     def free_bytes(self) -> int:
-        """Room that is left; 0 if that cannot be told."""
+        """Free space; 0 if it cannot be read."""
         try:
             return self._free(self._directory or Path(tempfile.gettempdir()))
         except OSError:
@@ -91,13 +92,13 @@ class Scratch:
         return free if self._most_bytes is None else min(free, self._most_bytes)
 
     def rest(self, unfit: Unfit, tally: Tally) -> None:
-        """Let others have the doorbells for a while; for as long as nothing can be written."""
+        """Claim nothing for a while, and for as long as no file can be written."""
         found: Unfit | None = unfit
         while found is not None and not self._drain.started:
             tally.count(SCRATCH_UNFIT, found.reason)
             tally.flush()
             _log.warning(
-                "scratch is %s, no job is taken for %.0f s: %s",
+                "scratch is %s, no job is claimed for %.0f s: %s",
                 found.reason,
                 self._rest_seconds,
                 found.message,
@@ -106,7 +107,7 @@ class Scratch:
             found = self.unfit()
 
     def fits(self) -> None:
-        """A job is taken: the next rest is a short one again."""
+        """Note that a job was claimed: the next rest is a short one again."""
         self._rest_seconds = self._first_rest_seconds
 
     def _wait(self) -> None:

@@ -15,33 +15,34 @@ from strucprune_core.storage.s3_settings import S3Settings
 
 
 class Settings(LimitSettings):
-    """All settings. Each is the variable of its name, upper case, with prefix `STRUCPRUNE_`.
+    """All settings. Each is read from the variable `STRUCPRUNE_` and its name in upper case.
 
     Attributes:
-        redis_url: The ledger's Redis or Valkey.
-        broker_url: Celery's; the ledger's if None.
+        redis_url: URL of the ledger's Redis or Valkey.
+        broker_url: URL of Celery's broker; the ledger's if None.
         state_uri: Prefix of the journal, `s3://bucket/prefix`.
-        lease_seconds: A worker that is silent this long has lost its job, or its seat at
-            another's, to others.
+        lease_seconds: A worker that does not renew its lease or seat for this long loses it, and
+            another worker may take its place.
         heartbeat_seconds: How often a lease is renewed.
-        progress_seconds: At most this often a heartbeat is sent early, to tell of progress.
-        signal_seconds: How often a worker looks whether its job is to be stopped, and passes log
-            lines on.
-        cancel_grace_seconds: From asking a cancelled solve to stop until it is killed. A cancelled
-            job has nothing to save, so this need not cover a safe point.
-        grace_seconds: From asking a solve to stop until it is killed. Whatever stops workers (a
-            pod's termination grace period) must wait longer.
-        stall_seconds: A solve that reports nothing for this long is taken for hung and killed.
-        scratch_directory: Where jobs get their temporary directories; the system's if None.
-            A worker that starts removes what crashed ones left there.
-        scratch_bytes: The most that they may take of it; all that is free if None. For a place that
-            shows more room than it has, such as a Kubernetes `emptyDir` with a `sizeLimit`.
-        heartbeat_file: Touched every few seconds: its age tells whether the worker is alive.
-        drain_file: A worker that finds it gives its job back at the next safe point and ends, as
-            after SIGTERM. A worker that starts removes it.
+        progress_seconds: Progress is reported early, between heartbeats, but at most this often.
+        signal_seconds: How often a worker checks whether its job is to stop, and sends its log
+            lines.
+        cancel_grace_seconds: Time from the request to a cancelled solve to stop until it is
+            killed. A cancelled job has nothing to save, so this need not cover a safe point.
+        grace_seconds: Time from the request to a solve to stop until it is killed. Whatever stops
+            workers (a pod's termination grace period) must wait longer.
+        stall_seconds: A solve that reports nothing for this long is considered hung and killed.
+        scratch_directory: Directory for the temporary files of jobs; the system's if None. A worker
+            that starts removes what crashed workers left there.
+        scratch_bytes: Most bytes that temporary files may take; all free space if None. Set it
+            where the file system shows more space than may be used, as a Kubernetes `emptyDir`
+            with a `sizeLimit` does.
+        heartbeat_file: Touched every few seconds: its age shows whether the worker is alive.
+        drain_file: Once it exists, the worker gives its job back at the next safe point and ends,
+            as after SIGTERM. A worker that starts removes it.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
-        limits: JSON object as the API's; `running_jobs` of it is kept by the workers.
-        tenant_limits: JSON object as the API's.
+        limits: JSON object as for the API, of which workers enforce `running_jobs`.
+        tenant_limits: JSON object as for the API.
     """
 
     model_config = CONFIG

@@ -1,9 +1,9 @@
-"""The solve: one attempt at one job, in a process of its own. The only importer of torch here.
+"""The solve: one attempt at one job, in a process of its own, the only one that imports torch.
 
     python -m worker.solve < request.json
 
-Device memory is free again when it ends, and it can be killed at any instant: finished units are in
-the workspace, and the next attempt goes on from there. See `protocol` for what goes in and out.
+Device memory is free again when the process ends, and it can be killed at any time: finished units
+are in the workspace, and the next attempt continues from there. `protocol` defines its messages.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ from worker.protocol import (
     ResultMessage,
     UnitMessage,
 )
-from worker.solve_channel import AskedClaims, Channel, Inbox
+from worker.solve_channel import AskedReservations, Channel, Inbox
 from worker.stop import StopOnTerminate
 
-# By its own name also when it is the program.
+# Not `__name__`, which is `__main__` when this file is the program.
 _log = logging.getLogger("worker.solve")
 
-# Kept in the job's record; the report has all.
+# Warnings kept in the job's record; the report has all of them.
 MOST_WARNINGS = 20
 
 
 def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate) -> int:
-    """Run the request; the exit status."""
-    asked = AskedClaims(channel, inbox, stop.check)
+    """Run the request, and return the exit status."""
+    reservations = AskedReservations(channel, inbox, stop.check)
 
-    def tell(progress: Progress) -> None:
+    def report_progress(progress: Progress) -> None:
         channel.send(ProgressMessage(progress=progress.as_dict()))
 
-    def tell_layers(updates: Sequence[LayerUpdate]) -> None:
+    def report_layers(updates: Sequence[LayerUpdate]) -> None:
         channel.send(LayersMessage(layers=as_columns(updates)))
 
     traffic = Traffic()
@@ -76,10 +76,10 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 workspace=open_metered(request.workspace_uri),
                 scratch=Path(request.scratch),
                 open_store=open_metered,
-                progress=tell,
+                progress=report_progress,
                 stop=stop,
                 finished=count,
-                reservations=asked,
+                reservations=reservations,
             )
             return EXIT_DONE
         report = prune(
@@ -87,22 +87,22 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             workspace=open_metered(request.workspace_uri),
             scratch=Path(request.scratch),
             open_store=open_metered,
-            progress=tell,
+            progress=report_progress,
             stop=stop,
             finished=count,
-            reservations=asked if request.part == "lead" else ALONE,
-            layers=tell_layers,
+            reservations=reservations if request.part == "lead" else ALONE,
+            layers=report_layers,
         )
     except Stopped:
         return EXIT_STOPPED
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a panic of a library in Rust is no `Exception`
+    except BaseException as error:  # a panic in a Rust library is no `Exception`
         if request.part == "help":
-            # No failure of the job's: no matter for its user.
-            _log.warning("could not help on", exc_info=True)
+            # The job goes on without this helper, so its owner need not know.
+            _log.warning("job %s: a helper failed", request.job_id, exc_info=True)
             return EXIT_FAILED
-        # Whatever it is, the user is to read it in the job and we in the log.
+        # The owner reads the failure in the job, the operator reads the traceback in the log.
         _log.exception("job %s failed", request.job_id)
         channel.send(ErrorMessage(error=as_ours(error).as_dict()))
         return EXIT_FAILED
@@ -111,7 +111,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
 
 
 def summary_of(report: Report) -> dict[str, Any]:
-    """The report's main figures, kept in the job's record."""
+    """The report's main figures, for the job's record."""
     perplexity = report.perplexity
     return {
         "parameters": {"before": report.before.parameters, "after": report.after.parameters},
@@ -136,7 +136,7 @@ def summary_of(report: Report) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Read the request from standard input and run it; the exit status."""
+    """Read the request from standard input, run it, and return the exit status."""
     channel = Channel.take_stdout()
     stop = StopOnTerminate.install()
     inbox = Inbox(sys.stdin.fileno())

@@ -1,4 +1,4 @@
-"""The solve's end of the line to its supervisor: messages out by standard output, answers in."""
+"""The solve's connection to its supervisor: messages on stdout, answers on stdin."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from pydantic import BaseModel
 
 from strucprune_core.errors import Stopped
-from worker.protocol import Answer, ClaimMessage, Request
+from worker.protocol import Answer, Request, ReserveMessage
 
 _READ_BYTES = 65536
-# How soon a stop is heard while an answer is waited for.
+# How soon a stop is noticed while the solve waits for an answer.
 _TICK_SECONDS = 0.1
 
 
 class Channel:
-    """Messages to the supervisor: standard output, of which nothing else keeps a hold."""
+    """Messages to the supervisor, on a descriptor that nothing else writes to."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -27,7 +27,7 @@ class Channel:
 
     @classmethod
     def take_stdout(cls) -> Channel:
-        """Move standard output to a private descriptor; what libraries print goes to the log."""
+        """Move standard output to a private descriptor. What libraries print goes to the log."""
         sys.stdout.flush()
         descriptor = os.dup(1)
         os.dup2(2, 1)
@@ -45,7 +45,7 @@ class Inbox:
     """Lines from the supervisor.
 
     Args:
-        descriptor: Standard input's.
+        descriptor: The descriptor of standard input.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -53,7 +53,7 @@ class Inbox:
         self._data = b""
 
     def line(self, check: Callable[[], None] = lambda: None) -> bytes | None:
-        """The next line; None if the supervisor has hung up. `check` is called meanwhile."""
+        """The next line; None if the supervisor closed the pipe. Calls `check` while it waits."""
         while b"\n" not in self._data:
             readable, _, _ = select.select([self._descriptor], [], [], _TICK_SECONDS)
             check()
@@ -69,16 +69,16 @@ class Inbox:
         """The first line."""
         line = self.line()
         if line is None:
-            raise EOFError("there was no request")
+            raise EOFError("the supervisor sent no request")
         return Request.model_validate_json(line)
 
 
-class AskedClaims:
-    """Claims on units (see `strucprune_core.run.reservations`) that the supervisor is asked for.
+class AskedReservations:
+    """Reservations of units (see `strucprune_core.run.reservations`), made by the supervisor.
 
     Args:
-        channel: Where questions go.
-        inbox: Where answers come from.
+        channel: Takes requests.
+        inbox: Gives answers.
         check: Raises `Stopped` if the solve is to stop.
     """
 
@@ -91,7 +91,7 @@ class AskedClaims:
 
     def reserve(self, ready: Sequence[str], keeping: str | None = None) -> str | None:
         """See `UnitReservations.reserve`."""
-        self._channel.send(ClaimMessage(ready=[*ready], keeping=keeping))
+        self._channel.send(ReserveMessage(ready=[*ready], keeping=keeping))
         line = self._inbox.line(self._check)
         answer = Answer(go=False) if line is None else Answer.model_validate_json(line)
         if not answer.go:

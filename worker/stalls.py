@@ -1,18 +1,18 @@
-"""How often a job may stall at the same place: a unit that hangs each time hangs for good."""
+"""Limits how often a job may stall at the same place: a unit that always hangs never ends."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# A device that hangs is another one the next time; a unit that hangs on three of them is at fault.
+# The next attempt probably runs on another device. After three of them the unit is at fault.
 MAX_STALLS = 3
 
 
 def after_stall(
     earlier: Mapping[str, Any] | None, progress: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
-    """The next attempt's plan after one that stalled, or None if it has stalled there too often.
+    """The plan of the attempt after a stall, or None if attempts stalled there too often.
 
     Args:
         earlier: The plan of the attempt that stalled (`JobRecord.plan`).
@@ -27,7 +27,7 @@ def after_stall(
 
 
 def place(progress: Mapping[str, Any] | None) -> str:
-    """Where an attempt is, as far as another one at the same unit says the same."""
+    """A name for where an attempt is, the same for every attempt that gets there."""
     if progress is None:
         return "start"
     return f"{progress.get('phase')} {progress.get('layers_done')}"

@@ -1,4 +1,4 @@
-"""How a stop is asked for: a worker is drained, and a solve is terminated."""
+"""How stops are requested: a worker is drained, a solve is terminated."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from strucprune_core.errors import Stopped
 
 
 class StopOnTerminate:
-    """A stop signal (see `strucprune_core.run.progress`) that fires after SIGTERM."""
+    """A stop signal (see `strucprune_core.run.progress`) that is set by SIGTERM."""
 
     def __init__(self) -> None:
         self._asked = False
 
     @classmethod
     def install(cls) -> StopOnTerminate:
-        """One that listens for SIGTERM to this process."""
+        """A stop signal that SIGTERM to this process sets."""
         stop = cls()
         signal.signal(signal.SIGTERM, stop._ask)
         return stop
@@ -32,17 +32,17 @@ class StopOnTerminate:
 
 
 class Drain:
-    """A flag shared by Celery's main process, which gets SIGTERM, and its child, which must know.
+    """A flag that Celery's main process sets on SIGTERM and its child, which runs the job, reads.
 
-    Celery lets a running task finish and does not tell it of the shutdown. So the flag lies in
-    memory that both share because it was mapped before the fork.
+    Celery lets a running task finish and does not notify it of the shutdown. So the flag lies in
+    memory that was mapped before the fork, which both processes share.
     """
 
     def __init__(self) -> None:
         self._shared = mmap.mmap(-1, 1)
 
     def start(self) -> None:
-        """Ask for the end of the running job at its next safe point."""
+        """Request that the running job stops at its next safe point."""
         self._shared[0] = 1
 
     @property

@@ -1,6 +1,6 @@
-"""The watch over a running solve: relay progress, renew the lease, stop it when that is asked for.
+"""Supervises a running solve: relays its messages, renews the lease, and stops it on request.
 
-The watch decides *when* a solve ends; what its end means for the job is decided in `conclusion`.
+This module decides *when* a solve ends. `conclusion` decides what its end means for the job.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from api.jobs.record import Signal
 from api.jobs.tracing import TRACEPARENT, Tracing
 from strucprune_core.oom import OomWatch
 from worker.child import SolveProcess
-from worker.claiming import Claiming
 from worker.lease import Lease, Seat
 from worker.protocol import (
-    ClaimMessage,
     ErrorMessage,
     LayersMessage,
     LogMessage,
     Message,
     ProgressMessage,
+    ReserveMessage,
     ResultMessage,
     UnitMessage,
 )
 from worker.settings import Settings
 from worker.stop import Drain
+from worker.unit_reservations import UnitReservations
 
 _log = logging.getLogger(__name__)
 
-# Log lines kept while the ledger does not take them.
+# Log lines kept while the ledger does not answer.
 _LINES_KEPT = 500
 # How soon a drain or an overdue stop is noticed while the solve is silent.
 _TICK_SECONDS = 0.25
@@ -53,10 +53,9 @@ class StopReason(StrEnum):
     DEADLINE = "deadline"
 
 
-# There is nothing to save, or nothing to hope for: no grace period.
+# Without a grace period: there is nothing to save, or the solve does not react.
 _KILL_AT_ONCE = frozenset({StopReason.LOST, StopReason.STALLED})
-# Reasons that take the place of an earlier one. A job that is cancelled while it pauses has nothing
-# left to save.
+# Reasons that replace an earlier one. A job that is cancelled while it pauses has nothing to save.
 _OVERRULES = {
     StopReason.LOST: frozenset(StopReason) - {StopReason.LOST},
     StopReason.CANCEL: frozenset({StopReason.PAUSE, StopReason.DRAIN}),
@@ -69,11 +68,11 @@ class Ended:
 
     Attributes:
         returncode: Exit status, negative if a signal ended it.
-        summary: The result, if it reported one.
-        error: The failure, if it reported one.
+        summary: The result, if the solve reported one.
+        error: The failure, if the solve reported one.
         stop: Why we stopped it, if we did.
-        progress: The last progress that it reported.
-        oom_killed: Whether the kernel killed a process for memory meanwhile.
+        progress: The last progress that the solve reported.
+        oom_killed: Whether the kernel killed a process for lack of memory meanwhile.
     """
 
     returncode: int
@@ -85,17 +84,17 @@ class Ended:
 
 
 class Supervision:
-    """One solve under watch.
+    """The supervision of one solve.
 
     Args:
         solve: The process.
-        hold: The right to work on its job.
+        hold: The lease or seat under which it works.
         settings: Intervals and limits.
         drain: Set when the worker is to shut down.
         tally: Counts finished units.
-        tracing: Gets a span of each, below the present one.
+        tracing: Records a span for each unit, below the present span.
         deadline_seconds: Seconds that the job may still run, or None.
-        claiming: Answers which unit to do, where several workers serve the job.
+        reservations: Reserves units where several workers serve the job, else None.
     """
 
     def __init__(
@@ -107,11 +106,11 @@ class Supervision:
         tally: Tally,
         tracing: Tracing,
         deadline_seconds: float | None,
-        claiming: Claiming | None = None,
+        reservations: UnitReservations | None = None,
     ) -> None:
         self._solve = solve
         self._hold = hold
-        self._claiming = claiming
+        self._reservations = reservations
         self._settings = settings
         self._heartbeat_file = HeartbeatFile(settings.heartbeat_file)
         self._drain = drain
@@ -119,15 +118,15 @@ class Supervision:
         self._tracing = tracing
         now = time.monotonic()
         self._deadline = None if deadline_seconds is None else now + deadline_seconds
-        self._heard_at = self._beaten_at = self._looked_at = now
+        self._last_message_at = self._last_beat_at = self._checked_at = now
         self._oom = OomWatch()
         self._lines: deque[dict[str, Any]] = deque(maxlen=_LINES_KEPT)
-        # Some for each layer at most, so there is no need for a limit.
+        # A few for each layer, so it needs no limit.
         self._layers: list[dict[str, Any]] = []
         self._kill_at = math.inf
         self._stop: StopReason | None = None
         self._progress: dict[str, Any] | None = None
-        self._progress_is_news = False
+        self._progress_is_new = False
         self._summary: dict[str, Any] | None = None
         self._error: dict[str, Any] | None = None
 
@@ -135,14 +134,14 @@ class Supervision:
         """Watch until the solve has ended."""
         while (messages := self._solve.receive(_TICK_SECONDS)) is not None:
             for message in messages:
-                self._note(message)
+                self._take(message)
             self._beat_if_due()
             self._heartbeat_file.beat()
-            self._look_if_due()
+            self._check_if_due()
             self._stop_if_due()
             self._kill_if_due()
         returncode = self._solve.wait()
-        self._pass_on()
+        self._flush()
         return Ended(
             returncode,
             self._summary,
@@ -152,43 +151,43 @@ class Supervision:
             oom_killed=returncode < 0 and self._oom.fired(),
         )
 
-    def _note(self, message: Message) -> None:
-        self._heard_at = time.monotonic()
+    def _take(self, message: Message) -> None:
+        self._last_message_at = time.monotonic()
         match message:
             case ProgressMessage(progress=progress):
-                self._progress, self._progress_is_news = progress, True
+                self._progress, self._progress_is_new = progress, True
             case ResultMessage(summary=summary):
                 self._summary = summary
             case ErrorMessage(error=error):
                 self._error = error
             case UnitMessage():
                 self._count(message)
-            case ClaimMessage(ready=ready, keeping=keeping):
-                if self._claiming is not None:
-                    self._solve.answer(self._claiming.answer(ready, keeping))
+            case ReserveMessage(ready=ready, keeping=keeping):
+                if self._reservations is not None:
+                    self._solve.answer(self._reservations.answer(ready, keeping))
             case LayersMessage(layers=layers):
                 self._layers.append(layers)
             case LogMessage():
                 self._lines.append(message.model_dump(exclude={"type"}))
 
     def _beat_if_due(self) -> None:
-        since = time.monotonic() - self._beaten_at
-        news = self._progress_is_news and since >= self._settings.progress_seconds
-        if not news and since < self._settings.heartbeat_seconds:
+        since = time.monotonic() - self._last_beat_at
+        early = self._progress_is_new and since >= self._settings.progress_seconds
+        if not early and since < self._settings.heartbeat_seconds:
             return
         signal = self._hold.beat(self._progress)
-        self._beaten_at, self._progress_is_news = time.monotonic(), False
+        self._last_beat_at, self._progress_is_new = time.monotonic(), False
         self._obey(signal)
-        # While there is progress all the time, the pauses for a look do not come.
-        self._pass_on()
+        # A solve that reports all the time leaves `_check_if_due` no turn.
+        self._flush()
 
-    def _look_if_due(self) -> None:
-        """Between heartbeats, which are far apart while the solve is silent."""
-        latest = max(self._beaten_at, self._looked_at)
+    def _check_if_due(self) -> None:
+        """Check for a stop between heartbeats, which are far apart while the solve is silent."""
+        latest = max(self._last_beat_at, self._checked_at)
         if time.monotonic() - latest >= self._settings.signal_seconds:
-            self._looked_at = time.monotonic()
-            self._obey(self._hold.look())
-            self._pass_on()
+            self._checked_at = time.monotonic()
+            self._obey(self._hold.check())
+            self._flush()
 
     def _obey(self, signal: Signal) -> None:
         if signal is not Signal.CONTINUE:
@@ -200,11 +199,11 @@ class Supervision:
             self._ask_to_stop(StopReason.DRAIN)
         if self._deadline is not None and now > self._deadline:
             self._ask_to_stop(StopReason.DEADLINE)
-        if now - self._heard_at > self._settings.stall_seconds:
+        if now - self._last_message_at > self._settings.stall_seconds:
             self._ask_to_stop(StopReason.STALLED)
 
     def _ask_to_stop(self, reason: StopReason) -> None:
-        """Stop the solve. The first reason stays, unless a later one overrules it."""
+        """Ask the solve to stop. The first reason stays unless a later one overrules it."""
         kill_at = time.monotonic() + self._grace_seconds(reason)
         if self._stop is None:
             self._solve.terminate()
@@ -233,13 +232,13 @@ class Supervision:
             return min(self._settings.cancel_grace_seconds, self._settings.grace_seconds)
         return self._settings.grace_seconds
 
-    def _pass_on(self) -> None:
-        """What users and operators are told besides progress."""
+    def _flush(self) -> None:
+        """Send metrics, log lines and results for layers to the ledger."""
         self._tally.flush()
         lines = [*self._lines]
         if lines and self._hold.log(lines):
             self._lines.clear()
-        if self._layers and self._hold.tell_layers(self._layers):
+        if self._layers and self._hold.report_layers(self._layers):
             self._layers.clear()
 
     def _kill_if_due(self) -> None:

@@ -15,7 +15,7 @@ from worker.stop import Drain
 
 
 def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]) -> None:
-    """Make the app answer doorbells."""
+    """Register the tasks that answer doorbells."""
     scratch = Scratch(settings.scratch_directory, drain, most_bytes=settings.scratch_bytes)
 
     def answer() -> None:

@@ -1,12 +1,12 @@
-"""What a worker's main process does every second besides Celery's own business.
+"""What a worker's main process does every second beside Celery's own work.
 
-It shows that it is alive (see `HeartbeatFile`), and it looks for the drain file, which asks for the
-same as SIGTERM: give the running job back at its next safe point, and end. The file is for whoever
-cannot signal the process: a pod's preStop hook, a person with a shell in the container, a program
-that hears of a machine's end.
+It touches the heartbeat file (see `HeartbeatFile`), and it looks for the drain file. That file
+means the same as SIGTERM: give the running job back at its next safe point, and end. It is for
+whoever cannot signal the process: a pod's preStop hook, a person with a shell in the container, a
+program that is notified before a machine is taken away.
 
-The timer stands still while Celery has no connection to its broker, and while it waits for the last
-job on shutdown; a running job is then shown to be alive by its supervisor.
+The timer stops while Celery has no connection to its broker, and while it waits for the last job on
+shutdown. Then the supervisor of the running solve touches the heartbeat file.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _EVERY_SECONDS = 1.0
 
 
 class Watch:
-    """One look is `look()`.
+    """Touches the heartbeat file and looks for the drain file, once for each call of `look`.
 
     Args:
-        heartbeat: Beaten at every look.
-        drain_file: Asks for a drain once it exists; None is never looked for.
-        drain: Whether a drain has begun.
+        heartbeat: Touched at every look.
+        drain_file: Starts the drain once it exists; None if there is no such file.
+        drain: Tells whether the drain has begun.
     """
 
     def __init__(self, heartbeat: HeartbeatFile, drain_file: Path | None, drain: Drain) -> None:
@@ -40,16 +40,16 @@ class Watch:
         self._drain = drain
 
     def look(self) -> None:
-        """Beat, and begin to drain if that was asked for."""
+        """Touch the heartbeat file, and begin to drain if the drain file exists."""
         self._heartbeat.beat()
         if self._drain_file is None or self._drain.started or not self._drain_file.exists():
             return
-        # Celery's handler starts the drain at once, so this is done once.
+        # Celery's handler sets `drain` at once, so this signal is sent only once.
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def forget_drain(drain_file: Path | None) -> None:
-    """Remove a drain file that was meant for an earlier worker at this place.
+    """Remove a drain file that was meant for an earlier worker.
 
     Raises:
         OSError: it cannot be removed.
@@ -59,10 +59,10 @@ def forget_drain(drain_file: Path | None) -> None:
 
 
 def watch_step(settings: Settings, drain: Drain) -> type[bootsteps.StartStopStep]:
-    """The step of the worker's start that begins the watch."""
+    """The step of Celery's start-up that begins the watch."""
 
     class WatchStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        """Looks from the loop that handles messages, so that a loop that hangs is seen to hang."""
+        """Runs the watch in the loop that handles messages, so that a hung loop is noticed."""
 
         requires = frozenset({"celery.worker.components:Timer"})
 

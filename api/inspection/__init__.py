@@ -1,5 +1,5 @@
-"""Judging jobs on hostile models: in helper processes with limits, few at a time.
+"""Judges jobs before they are accepted, in helper processes with limits: models may be hostile.
 
-`inspectors` keeps the helpers, `helper` is what runs in one, `channel` what lies between, `verdict`
-what comes out.
+`inspectors` keeps the helpers. `helper` runs in each of them and makes a `verdict`. It reads stores
+only through `channel`, whose other end is `serving`.
 """

@@ -1,6 +1,7 @@
 """Messages between the API and a helper: a JSON header and raw bytes, both of a bounded size.
 
-JSON, not pickle: a helper reads hostile files, and whoever takes it over must not get further.
+JSON, not pickle: a helper reads hostile files, and an attacker who takes it over must not get into
+the API.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ MAX_HEADER_BYTES = 4 * 2**20
 
 
 class ChannelBroken(Exception):
-    """The other side is gone, or does not keep to the protocol."""
+    """The other side is gone, or breaks the protocol."""
 
 
 class TooLate(Exception):
@@ -29,7 +30,7 @@ class Channel:
 
     Args:
         connection: The socket, which the channel closes.
-        max_payload_bytes: Of a message that is received.
+        max_payload_bytes: Limit for the payload of a received message.
     """
 
     def __init__(self, connection: socket.socket, max_payload_bytes: int) -> None:
@@ -41,7 +42,7 @@ class Channel:
 
         Raises:
             ChannelBroken: the other side is gone.
-            TooLate: it does not read.
+            TooLate: the other side does not read.
         """
         data = json.dumps(header, separators=(",", ":")).encode()
         try:
@@ -56,11 +57,11 @@ class Channel:
         """The next message: header and payload.
 
         Args:
-            seconds: To wait for all of it; None waits for ever.
+            seconds: Time limit for all of it; None waits for ever.
 
         Raises:
-            ChannelBroken: the other side is gone, or has sent something else.
-            TooLate: it did not come in time.
+            ChannelBroken: the other side is gone, or sent something else.
+            TooLate: the message did not come in time.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         header_bytes, payload_bytes = _LENGTHS.unpack(self._take(_LENGTHS.size, deadline))
@@ -91,7 +92,7 @@ class Channel:
             except OSError as error:
                 raise ChannelBroken(str(error)) from error
             if count == 0:
-                raise ChannelBroken("it has ended")
+                raise ChannelBroken("the other side has closed the channel")
             filled += count
         return data
 

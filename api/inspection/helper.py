@@ -2,8 +2,8 @@
 
     python -m api.inspection.helper DESCRIPTOR ROOM_BYTES CPU_SECONDS     (started by `inspectors`)
 
-It parses what strangers have written. So it holds no secrets, opens no files and no connections of
-its own, and is replaced when it has taken too much.
+It parses files that may be hostile. So it holds no secrets, opens no files or connections of its
+own, and is replaced when it has taken too much memory or time.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from api.inspection.verdict import VerdictMessage, judge
 from api.jobs.limits import TenantLimits
 from strucprune_core.spec import JobSpec
 
-# One that has grown by so much is replaced: its next job is to have the room that it is promised.
+# A helper that has grown by this much is replaced, so that its next job has its full allowance.
 _KEPT_BYTES = 96 * 2**20
-# Requests of others come first.
+# Helpers give way to the API's own threads.
 _NICENESS = 10
 
 
 def main() -> None:
-    """Judge until the API is gone."""
+    """Judge jobs until the API closes the channel."""
     descriptor, room_bytes, cpu_seconds = map(int, sys.argv[1:])
     channel = Channel(socket.socket(fileno=descriptor), MAX_READ_BYTES)
     os.nice(_NICENESS)
@@ -64,12 +64,12 @@ def _answer(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     except ChannelBroken:
         raise
     except Exception:
-        # A bug of ours: told to the API's log, and the helper goes on.
+        # A bug of ours. The API logs it, and the helper goes on.
         return {"failure": traceback.format_exc(limit=-20)}
 
 
 def _allow_seconds(seconds: int) -> None:
-    """The kernel ends this process once it has taken so much processor time from now on."""
+    """Make the kernel end this process after this much more processor time."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
     used = usage.ru_utime + usage.ru_stime
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)

@@ -1,4 +1,4 @@
-"""Keeps the helper processes that judge jobs, and replaces those that took too much."""
+"""The pool of helper processes that judge jobs. A helper that took too much is replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from api.inspection.channel import Channel, ChannelBroken, TooLate
-from api.inspection.serving import Reply, StoreDesk
+from api.inspection.serving import HelperCalls, Reply
 from api.inspection.verdict import Verdict, VerdictMessage
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import InvalidSpec, StrucPruneError
@@ -25,23 +25,23 @@ from strucprune_core.storage.store import Store
 _log = logging.getLogger(__name__)
 
 HELPERS = 3
-# A cold start imports the library, also while the machine is busy.
+# A start imports the library, perhaps on a busy machine.
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
-# All that a helper sees of our environment, which holds secrets.
+# The variables that a helper gets. The others may hold secrets.
 _PASSED_ON = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "HOME", "TMPDIR", "SYSTEMROOT")
 _SETTINGS = {
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "MALLOC_ARENA_MAX": "2",
-    # Its own pools reserve far more address space than they use.
+    # Arrow's own pools reserve far more address space than they use.
     "ARROW_DEFAULT_MEMORY_POOL": "system",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 
 
 class TooCostly(InvalidSpec):
-    """To look at the job's files takes more memory or time than those of any usable job do."""
+    """Reading the job's files takes more memory or time than those of any usable job."""
 
     code = "too_costly"
 
@@ -59,12 +59,12 @@ class HelperLimits:
     """What judging one job may take.
 
     Attributes:
-        room_bytes: Address space beside what the imports take; a model of 70,000 tensors needs a
-            third of the default.
-        cpu_seconds: Processor time; the largest usable models take two seconds.
-        wall_seconds: For what the helper itself does, reads not counted: more than its processor
-            time, on a busy machine.
-        total_seconds: For everything: a store that trickles must not keep a helper.
+        room_bytes: Address space beyond the imports. A model of 70,000 tensors needs a third of the
+            default.
+        cpu_seconds: Processor time. The largest usable models take two seconds.
+        wall_seconds: Time for the helper's own work, without reads. More than its processor time,
+            since the machine may be busy.
+        total_seconds: Time for everything. A slow store must not keep a helper.
     """
 
     room_bytes: int = 512 * 2**20
@@ -77,8 +77,8 @@ class Inspectors:
     """A pool of helpers. Safe to share between threads.
 
     Args:
-        count: How many there are at most; each is started when first needed.
-        limits: What each may take for one job.
+        count: Most helpers. Each is started when first needed.
+        limits: What a helper may take for one job.
     """
 
     def __init__(self, count: int = HELPERS, limits: HelperLimits | None = None) -> None:
@@ -101,7 +101,7 @@ class Inspectors:
         """Judge a job whose URIs are allowed.
 
         Raises:
-            InspectionUnavailable: no helper can be had, or none has answered in time.
+            InspectionUnavailable: no helper was free or could be started, or it was too slow.
         """
         helper = self._take()
         spent = True
@@ -112,7 +112,7 @@ class Inspectors:
             self._give_back(helper, spent=spent)
 
     def close(self) -> None:
-        """End all helpers; those that are busy, once they are done."""
+        """End all helpers. Busy ones end when they are done."""
         with self._changed:
             self._closed = True
             idle, self._idle = self._idle, []
@@ -128,7 +128,7 @@ class Inspectors:
     def _take(self) -> _Helper:
         with self._changed:
             if not self._changed.wait_for(self._has_one, timeout=self._limits.total_seconds):
-                raise InspectionUnavailable("Too many jobs are being looked at.")
+                raise InspectionUnavailable("Too many jobs are being checked.")
             self._busy += 1
             while self._idle:
                 helper = self._idle.pop()
@@ -169,7 +169,7 @@ class _Helper:
         with theirs:
             descriptor = theirs.fileno()
             try:
-                # A process of its own, not a fork: our memory holds keys and other tenants' data.
+                # A new program, not a fork: our memory holds keys and other tenants' data.
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, "-m", "api.inspection.helper", str(descriptor)),
@@ -185,7 +185,7 @@ class _Helper:
             except OSError as error:
                 ours.close()
                 raise InspectionUnavailable(f"No helper can be started ({error}).") from error
-        # What it sends are calls, which have no payload.
+        # A helper sends calls, which have no payload.
         self._channel = Channel(ours, max_payload_bytes=0)
         self._ready = False
 
@@ -193,28 +193,28 @@ class _Helper:
         self, spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]
     ) -> tuple[Verdict, bool]:
         """The verdict, and whether the helper is to be replaced."""
-        desk = StoreDesk(spec, open_store)
+        calls = HelperCalls(spec, open_store)
         try:
             self._await_ready()
             self._channel.send(
                 {"spec": spec.model_dump(mode="json"), "limits": limits.model_dump(mode="json")}
             )
-            reply = self._serve(desk)
+            reply = self._serve(calls)
         except TooLate:
             raise InspectionUnavailable(
-                "Looking at the job took too long.", field=desk.field
+                "Checking the job took too long.", field=calls.field
             ) from None
         except ChannelBroken as error:
-            return self._verdict_on_death(desk, error), True
+            return self._verdict_on_death(calls, error), True
         if "verdict" in reply:
             return VerdictMessage.model_validate(reply["verdict"]).verdict(), bool(reply["spent"])
         if "over" in reply:
-            return _too_costly(desk, "memory"), True
-        raise RuntimeError(f"a helper failed: {reply.get('failure')}")
+            return _too_costly(calls, "memory"), True
+        raise RuntimeError(f"an inspection helper failed: {reply.get('failure')}")
 
     @property
     def alive(self) -> bool:
-        """Whether it has not been killed while nobody used it."""
+        """Whether the process still runs."""
         return self._process.poll() is None
 
     def end(self) -> None:
@@ -229,8 +229,8 @@ class _Helper:
             self._channel.receive(_START_SECONDS)
             self._ready = True
 
-    def _serve(self, desk: StoreDesk) -> dict[str, Any]:
-        """Do what the helper asks for, until it answers."""
+    def _serve(self, calls: HelperCalls) -> dict[str, Any]:
+        """Answer the helper's calls until it sends its verdict."""
         ends_at = time.monotonic() + self._limits.total_seconds
         left = self._limits.wall_seconds
         while True:
@@ -239,32 +239,36 @@ class _Helper:
             left -= time.monotonic() - began
             if "call" not in message:
                 return message
-            header, payload = _outcome(desk, message)
+            header, payload = _outcome(calls, message)
             self._channel.send(header, payload)
 
-    def _verdict_on_death(self, desk: StoreDesk, error: ChannelBroken) -> Verdict:
+    def _verdict_on_death(self, calls: HelperCalls, error: ChannelBroken) -> Verdict:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         if not self._ready:
             raise InspectionUnavailable("A helper did not start.") from error
-        _log.warning("a helper ended with %s at %s", self._process.returncode, desk.field)
-        return _too_costly(desk, "memory or time")
+        _log.warning(
+            "inspection helper died, exit status %s, while reading %s",
+            self._process.returncode,
+            calls.field,
+        )
+        return _too_costly(calls, "memory or time")
 
 
-def _outcome(desk: StoreDesk, message: dict[str, Any]) -> Reply:
+def _outcome(calls: HelperCalls, message: dict[str, Any]) -> Reply:
     try:
-        return desk.answer(message)
+        return calls.answer(message)
     except StrucPruneError as error:
         return {"error": error.as_dict()}, b""
 
 
-def _too_costly(desk: StoreDesk, what: str) -> Verdict:
+def _too_costly(calls: HelperCalls, what: str) -> Verdict:
     return Verdict(
         [
             TooCostly(
-                f"to look at what lies there takes more {what} than any usable model or text needs",
-                field=desk.field,
-                remedy="Check that it is what you mean, and save it again with the usual tools.",
+                f"reading the files there takes more {what} than any usable model or text needs",
+                field=calls.field,
+                remedy="Check the URI, or save the files again with the usual tools.",
             )
         ]
     )

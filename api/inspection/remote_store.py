@@ -71,7 +71,7 @@ def open_remote(channel: Channel, uri: str) -> InspectableStore:
 
 
 def ask(channel: Channel, call: str, **arguments: Any) -> tuple[dict[str, Any], bytearray]:
-    """Have the API do something; raises what it raised."""
+    """Call the API, and raise the error that it answers, if any."""
     channel.send({"call": call, **arguments})
     reply, payload = channel.receive()
     if "error" in reply:

@@ -1,4 +1,4 @@
-"""What the API does for a helper: bounded reads of the stores that one job names, and no others."""
+"""Reads stores for a helper: a limited number of bytes, and only from stores that its job names."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import ObjectInfo, Store
 
-# The largest documents that are read whole are headers, indices and footers of 16 MiB.
+# The largest documents that are read whole (headers, indices, footers) have 16 MiB.
 MAX_READ_BYTES = 16 * 2**20
 MAX_BYTES = 160 * 2**20
-# A model in as many shards as it may have is read in twice as many pieces.
+# A model with the largest allowed number of shards takes two reads for each.
 MAX_CALLS = 10_000
 _PAGE = 1000
 
 Reply = tuple[dict[str, Any], bytes | bytearray]
 
 
-class StoreDesk:
-    """Answers a helper's calls while it judges one job.
+class HelperCalls:
+    """Answers the calls of a helper while it judges one job.
 
     Args:
-        spec: The job; its URIs are allowed.
-        open_store: Opens them.
+        spec: The job. Its URIs must be allowed.
+        open_store: Opens a URI.
 
     Attributes:
-        field: Field of the job whose store was asked for last.
+        field: The field of the job whose store was used last.
     """
 
     def __init__(self, spec: JobSpec, open_store: Callable[[str], Store]) -> None:
@@ -43,11 +43,11 @@ class StoreDesk:
         self._calls = self._bytes = 0
 
     def answer(self, message: dict[str, Any]) -> Reply:
-        """Do what is asked.
+        """Answer one call.
 
         Raises:
-            StrucPruneError: what the store raised, to be passed on.
-            ChannelBroken: no helper of ours asks such a thing.
+            StrucPruneError: raised by the store, to be passed on to the helper.
+            ChannelBroken: the call is not of the protocol.
         """
         self._calls += 1
         if self._calls > MAX_CALLS:
@@ -73,7 +73,7 @@ class StoreDesk:
                     self._store(message["store"]).check_writable()
                     return {}, b""
         except (KeyError, IndexError, TypeError) as error:
-            raise ChannelBroken("a call with other arguments") from error
+            raise ChannelBroken("a call with wrong arguments") from error
         raise ChannelBroken("an unknown call")
 
     def _open(self, uri: str) -> Reply:
@@ -110,7 +110,7 @@ class StoreDesk:
 
     def _too_much(self, what: str) -> InvalidCheckpoint:
         return InvalidCheckpoint(
-            f"to look at it takes more than {what}",
+            f"reading it takes more than {what}",
             field=self.field,
             remedy="Check that this is the prefix of one model, or one text.",
         )
@@ -120,13 +120,13 @@ _READ = ("store", "key", "start", "length")
 
 
 def _places(spec: JobSpec) -> dict[str, str]:
-    """URIs of the stores that judging a job opens, with the job's field."""
+    """URIs of the stores that judging a job opens, each with its field of the job."""
     places = {spec.model.uri: "model.uri", spec.output.uri_prefix: "output.uri_prefix"}
     texts = {"calibration.uri": spec.calibration.uri}
     if spec.evaluation is not None:
         texts["evaluation.uri"] = spec.evaluation.uri
     for field, uri in texts.items():
         if uri is not None:
-            with suppress(InvalidSpec):  # the helper says so itself
+            with suppress(InvalidSpec):  # the helper reports it
                 places.setdefault(split_object(uri)[0], field)
     return places

@@ -1,4 +1,4 @@
-"""What is said of a job before it is accepted: what is wrong with it, or what it will cost."""
+"""The verdict on a job before it is accepted: what is wrong with it, or what it will cost."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VerdictMessage(BaseModel):
     """A verdict as it comes from a helper.
 
     Attributes:
-        issues: Of each `StrucPruneError.as_dict()`.
+        issues: `StrucPruneError.as_dict()` of each.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -61,7 +61,7 @@ def judge(
 
     Args:
         spec: The job.
-        limits: Of its tenant, for its size.
+        limits: The limits of its tenant, for its size.
         open_store: Opens the stores that the spec names.
     """
     found = examine_job(spec, open_store)
@@ -72,15 +72,15 @@ def judge(
     return Verdict((), estimate_job(spec, found.model), runtimes)
 
 
-def revived(told: dict[str, Any]) -> StrucPruneError:
-    """An error as it was before `as_dict`; of an unknown code, a plain one."""
-    kind = _kinds(StrucPruneError).get(str(told.get("code")), StrucPruneError)
-    layer = told.get("layer")
+def revived(fields: dict[str, Any]) -> StrucPruneError:
+    """The error that `as_dict` was called on; a plain `StrucPruneError` if its code is unknown."""
+    kind = _kinds(StrucPruneError).get(str(fields.get("code")), StrucPruneError)
+    layer = fields.get("layer")
     return kind(
-        str(told.get("message")),
-        field=_text(told.get("field")),
-        remedy=_text(told.get("remedy")),
-        phase=_text(told.get("phase")),
+        str(fields.get("message")),
+        field=_text(fields.get("field")),
+        remedy=_text(fields.get("remedy")),
+        phase=_text(fields.get("phase")),
         layer=layer if isinstance(layer, int) else None,
     )
 
@@ -89,7 +89,7 @@ def _kinds(root: type[StrucPruneError]) -> dict[str, type[StrucPruneError]]:
     found: dict[str, type[StrucPruneError]] = {}
     for kind in root.__subclasses__():
         found |= _kinds(kind)
-    return {**found, root.code: root}  # kinds that only the code itself tells apart share a code
+    return {**found, root.code: root}  # of classes that share a code, the base class
 
 
 def _text(value: object) -> str | None:

@@ -1,12 +1,13 @@
-"""The archive: jobs that are over and have left the ledger, so that Redis does not fill up.
+"""The archive: moves ended jobs from the ledger to the journal, so that Redis does not fill up.
 
-The ledger keeps so many jobs and bytes of each tenant (`TenantLimits.kept_jobs`, `kept_bytes`). Of
-what is over, the oldest is written to the journal as it is and removed from the ledger. It can
-still be read, retried and deleted by its id; it is in no list, and its events and log are gone.
+The ledger keeps a limited number of jobs and bytes for each tenant (`TenantLimits.kept_jobs`,
+`kept_bytes`). The records of the oldest ended jobs are written to the journal and removed from the
+ledger. An archived job can still be read, retried and deleted by its id. It is in no list, and its
+events and log are gone.
 
-Order of archiving: outcome, archived record, ledger. A death in between leaves a job that is in
-both places, which is archived again. Nobody restores an archived run to the ledger; a retry makes
-another run, which is restored as ever (see `sequel`).
+Order of archiving: outcome, archived record, ledger. A crash in between leaves a job in both
+places, which is archived again. An archived run is never restored to the ledger. A retry makes
+another run, which is restored as usual (see `sequel`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from api.jobs.state import TERMINAL
 
 
 def archive(journal: Journal, ledger: Ledger, record: JobRecord) -> bool:
-    """Move a job that is over out of the ledger. False if it is not over (any more).
+    """Move an ended job out of the ledger. False if it has not ended, or runs again.
 
     Raises:
         StorageError: the journal does not answer.
@@ -30,15 +31,15 @@ def archive(journal: Journal, ledger: Ledger, record: JobRecord) -> bool:
         return False
     stands = commit_end(journal, ledger, record)
     if stands.state != record.state:
-        return False  # The ledger has just been told; the next look sees it.
+        return False  # The ledger has just been corrected; the next pass archives the job.
     journal.write_archived(record)
     return ledger.forget(record.id, record.run)
 
 
 def recall(journal: Journal, ledger: Ledger, job_id: str) -> JobRecord | None:
-    """A job, wherever it is: in the ledger, in the archive, or in the journal alone.
+    """A job from the ledger, from the archive, or from the journal alone.
 
-    The last is restored to the ledger.
+    In the last case, it is restored to the ledger.
 
     Raises:
         StorageError: the journal does not answer.

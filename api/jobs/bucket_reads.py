@@ -1,4 +1,4 @@
-"""Bounded reads of what lies in a tenant's own bucket, where anything may have been put."""
+"""Reads of limited size from a tenant's own bucket, where objects may have been replaced."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from strucprune_core.report.document import MANIFEST, PublishedManifest
 from strucprune_core.storage.keys import check_key
 from strucprune_core.storage.store import Store
 
-# A file takes some 150 bytes: room for 7,000, of which the largest models have some hundred.
+# An entry takes some 150 bytes, so this is enough for 7,000 files. Large models have some hundred.
 MAX_MANIFEST_BYTES = 2**20
 _PIECE_BYTES = 2**20
 
 
 class NotAsWritten(Exception):
-    """An object is gone, or is not what a job has written; the message says which and how."""
+    """An object is gone, or is not what a job wrote. The message names it."""
 
 
 def read_small(store: Store, key: str, limit_bytes: int) -> bytes:
-    """An object that is no larger than a limit.
+    """The bytes of an object that must not be larger than a limit.
 
     Raises:
-        NotAsWritten: there is none, or it is larger.
+        NotAsWritten: it does not exist, or is larger.
         StorageError: the store refused or failed.
     """
     return b"".join(pieces(store, key, _size(store, key, limit_bytes)))
@@ -34,7 +34,7 @@ def read_manifest(store: Store) -> tuple[PublishedManifest, bytes]:
     """The list of a job's published files, and its bytes.
 
     Raises:
-        NotAsWritten: it is gone, or was changed into something else.
+        NotAsWritten: it is gone, or is no such list any more.
         StorageError: the store refused or failed.
     """
     data = read_small(store, MANIFEST, MAX_MANIFEST_BYTES)
@@ -51,10 +51,10 @@ def read_manifest(store: Store) -> tuple[PublishedManifest, bytes]:
 
 
 def open_document(store: Store, key: str, limit_bytes: int) -> tuple[int, Iterator[bytes]]:
-    """The size of an object and its bytes in pieces, of which the first is read already.
+    """The size of an object and its bytes in pieces. The first piece is read already.
 
     Raises:
-        NotAsWritten: there is none, or it is larger.
+        NotAsWritten: it does not exist, or is larger.
         StorageError: the store refused or failed.
     """
     size = _size(store, key, limit_bytes)
@@ -69,7 +69,7 @@ def open_document(store: Store, key: str, limit_bytes: int) -> tuple[int, Iterat
 
 
 def pieces(store: Store, key: str, size_bytes: int) -> Iterator[bytes]:
-    """The first bytes of an object, some at a time.
+    """The first `size_bytes` of an object, in pieces.
 
     Raises:
         NotAsWritten: it is gone.

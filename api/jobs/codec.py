@@ -1,4 +1,4 @@
-"""Jobs as Redis keeps them: hashes of text, JSON for dictionaries, '' for None."""
+"""The form of jobs in Redis: hashes of text, JSON for dictionaries, '' for None."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from api.jobs.record import JobEvent, JobRecord, NewJob
 # Prefix of every key.
 NAMESPACE = "strucprune"
 LUA = Path(__file__).parent / "lua"
-# Answers with the text that `decode_jobs` takes.
+# The script whose answer `decode_jobs` reads.
 READ_JOBS = (LUA / "read_jobs.lua").read_text()
 
 _JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
 
 
 def encode(value: Mapping[str, Any] | None) -> str:
-    """JSON, or '' for None: a Redis hash knows no null."""
+    """JSON, or '' for None, since a Redis hash has no null."""
     return "" if value is None else json.dumps(value, separators=(",", ":"))
 
 
 def encode_job(new: NewJob) -> list[str]:
-    """Names and values of a new job's hash, in turns."""
+    """The hash of a new job: names and values, alternating."""
     fields: list[str] = []
     for name, value in new.model_dump(mode="json").items():
         text = encode(value) if name in _JSON_FIELDS else str("" if value is None else value)
@@ -33,7 +33,7 @@ def encode_job(new: NewJob) -> list[str]:
 
 
 def decode_jobs(text: str) -> list[JobRecord | None]:
-    """What `READ_JOBS` has read, in the order of the ids; None where there is no job."""
+    """The jobs in an answer of `READ_JOBS`, in the order of the ids; None where there is none."""
     return [decode_job(flat) if flat else None for flat in json.loads(text)]
 
 
@@ -43,7 +43,7 @@ def decode_event(entry_id: str, entry: Mapping[str, str]) -> JobEvent:
 
 
 def decode_job(flat: list[str]) -> JobRecord:
-    """A job's hash, its names and values in turns."""
+    """A job from its hash: names and values, alternating."""
     hashed = zip(flat[::2], flat[1::2], strict=True)
     present: dict[str, Any] = {name: text for name, text in hashed if text != ""}
     for name in _JSON_FIELDS:

@@ -1,18 +1,17 @@
-"""Ends of runs: committed to the journal by whoever ends them, and copied from it to the ledger.
+"""Commits the ends of runs to the journal, and copies them to the ledger.
 
-Who writes first depends on what ends a run:
+What ends a run decides which of the two is written first:
 
-- A result, or a failure of the job itself: journal first. The first outcome in the journal is the
-  commit, which also a worker that lost its lease unawares must win; the ledger is told.
-- A cancellation of a waiting job, a deadline that passes while nobody works, or the last attempt
-  used up: ledger first. Only there one step both asks (is the job held? are attempts left?) and
-  answers; an outcome in the journal before that answer could cancel a job that a worker takes at
-  this very moment. The journal is told. Whoever dies in between leaves an end that only the ledger
-  knows, which the next `rebuild` journals.
+- A result, or a failure of the job itself: the journal. The first outcome there is the commit, also
+  against a worker that has lost its lease without noticing. Then the ledger is updated.
+- A cancellation of a job that no worker holds, a deadline that passes meanwhile, or the last
+  attempt used up: the ledger. Only there, one step can both check the condition (no worker holds
+  the job, no attempts are left) and end the job. An outcome journalled before that could cancel a
+  job that a worker claims at this moment. Then the journal is updated. A crash in between leaves an
+  end that only the ledger has; the next `rebuild` journals it.
 
-Everything here may be repeated, and may be done by several processes at once. Nothing here can end
-another run than the one it is about: outcomes lie under their run's number, and `Ledger.settle`
-asks for it.
+Every step may be repeated, and several processes may do it at once. No step can end another run
+than its own: outcomes are stored by run number, and `Ledger.settle` checks it.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def settle_from_journal(journal: Journal, ledger: Ledger, job_id: str, run: int)
 
 
 def commit(journal: Journal, ledger: Ledger, job_id: str, outcome: Outcome) -> Outcome:
-    """Commit an outcome that no worker will, and make the ledger agree.
+    """Commit an outcome to the journal, and make the ledger agree.
 
     Returns:
         The outcome that stands: this one, or an earlier one.
@@ -44,7 +43,7 @@ def commit(journal: Journal, ledger: Ledger, job_id: str, outcome: Outcome) -> O
 
 
 def commit_end(journal: Journal, ledger: Ledger, record: JobRecord) -> Outcome:
-    """Commit an end that so far only the ledger knows.
+    """Commit to the journal an end that only the ledger has so far.
 
     Returns:
         The outcome that stands: this one, or an earlier one.

@@ -1,7 +1,7 @@
-"""Settings from the environment, for every program of the service: their checks and their errors.
+"""Reads the settings of every program of the service from the environment, and reports errors.
 
-Whoever starts a program with a wrong setting reads one line that names the variable. Values are
-never shown: a URL may hold a password.
+A program with a wrong setting ends with one line that names the variable. It never shows the value:
+a URL may hold a password.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ CONFIG = SettingsConfigDict(
     env_prefix=_PREFIX,
     extra="ignore",
     frozen=True,
-    # How to say "none" where a setting has another default.
+    # The text for None, where a setting has another default.
     env_parse_none_str="null",
-    # A validation error would quote all other settings, secrets included.
+    # Else a validation error quotes all other settings, secrets included.
     hide_input_in_errors=True,
 )
 
@@ -36,7 +36,7 @@ def _check_url(url: str) -> str:
     except ValueError:
         complete = False
     if not complete:
-        # No part of it is quoted: a password with a '/' in it shows up as host or port.
+        # Quotes no part of it: parsing a password with a '/' makes part of it host or port.
         raise ValueError("is no URL scheme://[:password@]host[:port][/database]")
     return url
 
@@ -63,7 +63,7 @@ _S = TypeVar("_S", bound=BaseSettings)
 
 
 def read(kind: type[_S]) -> _S:
-    """The settings of this process; ends it with one line if they are wrong."""
+    """The settings of this process. Ends it with one line if they are wrong."""
     try:
         return kind()
     except ValidationError as error:

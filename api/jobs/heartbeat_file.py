@@ -1,6 +1,6 @@
-"""A file whose age tells that its process is alive, for probes that cannot ask over the network.
+"""A file whose age shows whether its process is alive, for processes without a network port.
 
-Not to be confused with the heartbeat of a lease, which tells the ledger that a *job* is alive.
+It is not the heartbeat of a lease, which keeps a *job* claimed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from pathlib import Path
 
 _log = logging.getLogger(__name__)
 
-# Whoever judges the file's age must allow for many times this, since a process that is busy with
-# one thing beats only before and after it.
+# A probe must allow an age of many times this, since a process touches the file only between steps.
 _EVERY_SECONDS = 5.0
 
 
 class HeartbeatFile:
-    """Touched while the process gets on with its work.
+    """The file, touched while the process makes progress.
 
     Args:
-        path: The file; made if missing. None keeps no file.
-        every_seconds: Beats that come sooner after the last one are skipped.
+        path: The file; made if missing. None for no file.
+        every_seconds: Calls sooner than this after the last touch are skipped.
         clock: Monotonic seconds.
     """
 
@@ -40,7 +39,7 @@ class HeartbeatFile:
     def beat(self) -> None:
         """Set the file's time to now.
 
-        A failure is only logged: the work itself goes on, and the file's age tells of it anyway.
+        A failure is only logged: the work goes on, and the file's age shows the failure anyway.
         """
         now = self._clock()
         if self._path is None or now - self._beaten_at < self._every_seconds:

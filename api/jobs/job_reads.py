@@ -1,6 +1,6 @@
-"""Reading a job from the ledger on the event loop, without a thread: what clients poll for.
+"""Reads jobs from the ledger on the event loop, without a thread.
 
-Hundreds of clients look at their jobs, and the way to a thread and back costs more than the read.
+Clients poll for jobs by the hundred, and handing a read to a thread costs more than the read.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from api.jobs.ledger import (
 )
 from api.jobs.record import JobEvent, JobRecord
 
-# Connections of a process; who finds all in use waits for one.
+# Most connections of a process. A read that finds all in use waits for one.
 _CONNECTIONS = 32
 
 
@@ -55,11 +55,11 @@ class JobReads:
     async def events_after(
         self, places: Sequence[tuple[str, str]], limit: int
     ) -> dict[str, list[JobEvent]]:
-        """What happened to several jobs, each after an event, oldest first; jobs without news lack.
+        """New events of several jobs, oldest first. Jobs without new events are left out.
 
         Args:
-            places: Ids of jobs, each once, and of the last event seen of each.
-            limit: Events of a job.
+            places: Ids of jobs, each once, and the id of the last event that was seen of each.
+            limit: Most events of a job.
 
         Raises:
             LedgerUnavailable: Redis does not answer.

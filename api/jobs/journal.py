@@ -1,11 +1,11 @@
-"""The journal: what must survive the loss of Redis, in object storage.
+"""The journal: the durable documents of jobs, in object storage. They survive a loss of Redis.
 
-jobs/{job_id}/spec.json      what was asked; written once, before the client gets its 202
-jobs/{job_id}/outcome.json   how it ended; writing it *is* the commit, and the first writer wins
-jobs/{job_id}/sequel-1.json  what came after that end, if anything: a retry or the deletion
-jobs/{job_id}/outcome-2.json how the retry (run 2) ended; after it may come sequel-2.json, and so on
-jobs/{job_id}/archived-1-9.json  record of run 1, over since second 9, when it left the ledger
-workspaces/{job_id}/         finished units of work, so that another attempt goes on from there
+jobs/{job_id}/spec.json      the request; written once, before the client gets its 202
+jobs/{job_id}/outcome.json   how run 1 ended; writing it *is* the commit, and the first writer wins
+jobs/{job_id}/sequel-1.json  what followed that end, if anything: a retry or the deletion
+jobs/{job_id}/outcome-2.json how the retry (run 2) ended; sequel-2.json may follow, and so on
+jobs/{job_id}/archived-1-9.json  record of run 1, which ended at second 9, once it left the ledger
+workspaces/{job_id}/         finished units of work, from which another attempt continues
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 
 _ROOT = "jobs/"
-# Apart from the journal, so that listing all jobs does not list their workspaces.
+# Not below `_ROOT`, so that listing all jobs does not list their workspaces.
 _WORKSPACES = "workspaces/"
 _SPEC = "spec.json"
 _OUTCOME = re.compile(r"outcome(?:-(\d{1,9}))?\.json")
@@ -33,7 +33,7 @@ _SEQUEL = re.compile(r"sequel-(\d{1,9})\.json")
 
 
 class _Document(BaseModel):
-    # Fields that a newer release added are ignored, so a rollback can still read the journal.
+    # Fields of a newer release are ignored, so that a rollback can read the journal.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     format_version: Literal[1] = 1
@@ -43,10 +43,10 @@ _D = TypeVar("_D", bound=_Document)
 
 
 class JournalEntry(_Document):
-    """What was asked.
+    """The request for a job.
 
     Attributes:
-        fingerprint: SHA-256 (hex) of the whole request; tells a replay from a reused key.
+        fingerprint: SHA-256 (hex) of the whole request: distinguishes a replay from a reused key.
         created_at: Unix seconds.
         scratch_bytes: See `NewJob`.
     """
@@ -58,7 +58,7 @@ class JournalEntry(_Document):
     scratch_bytes: int = 0
 
     def as_new_job(self, job_id: str, *, fence: int = 0, run: int = 1) -> NewJob:
-        """The ledger's view of this entry."""
+        """This entry as a job for the ledger."""
         return NewJob(
             id=job_id,
             tenant=self.tenant,
@@ -80,8 +80,8 @@ class Outcome(_Document):
     """How a run of a job ended.
 
     Attributes:
-        run: Which; 1 unless the job was retried.
-        fence: Fence of the claim that committed; 0 if no worker did (a cancelled queued job).
+        run: Number of the run; 1 unless the job was retried.
+        fence: Fence of the claim that committed it; 0 if no worker did (a cancelled queued job).
         finished_at: Unix seconds.
     """
 
@@ -94,19 +94,19 @@ class Outcome(_Document):
 
 
 class Archived(_Document):
-    """The record of a job whose newest run is over, as the ledger had it."""
+    """The record of a job whose newest run has ended, as the ledger had it."""
 
     record: JobRecord
 
 
 class Sequel(_Document):
-    """What came after the end of a run: the job runs again, or is removed.
+    """What follows the end of a run: the job runs again, or is removed.
 
-    Both are one document, so that put-if-absent lets one of them happen (see `sequel`).
+    Both use one document, so that put-if-absent allows only one of them (see `sequel`).
 
     Attributes:
         at: Unix seconds, by the ledger's clock.
-        outputs: For a deletion, whether what the job has published goes too.
+        outputs: Whether a deletion includes the files that the job published.
     """
 
     kind: Literal["retry", "deletion"]
@@ -116,12 +116,12 @@ class Sequel(_Document):
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a listing tells of a job.
+    """How a job stands, by the names of its documents alone.
 
     Attributes:
-        asked: Whether its spec is there.
-        run: The newest run that a sequel leads to; it has begun only if that is a retry.
-        ended: Whether that run's outcome is there.
+        asked: Whether its spec exists.
+        run: The run after the newest sequel; it has begun only if that sequel is a retry.
+        ended: Whether that run's outcome exists.
         archived_at: When that run ended (unix seconds, by the ledger's clock), if the ledger no
             longer has it.
     """
@@ -133,7 +133,7 @@ class Standing:
 
 
 class Journal:
-    """The durable record of all jobs, under one store (a bucket prefix, or a directory).
+    """The durable documents of all jobs, in one store (a bucket prefix, or a directory).
 
     Methods raise `StorageError` and its kinds.
     """
@@ -142,15 +142,15 @@ class Journal:
         self._store = store
 
     def write_spec(self, job_id: str, entry: JournalEntry) -> bool:
-        """Record what was asked. False, and nothing written, if the job is already there."""
+        """Write the request. False, and nothing written, if the job exists already."""
         return self._put(_spec_key(job_id), entry)
 
     def read_spec(self, job_id: str) -> JournalEntry | None:
-        """What was asked, or None if there is no such job."""
+        """The request, or None if there is no such job."""
         return self._get(_spec_key(job_id), JournalEntry)
 
     def write_outcome(self, job_id: str, outcome: Outcome) -> bool:
-        """Commit how a run ended. False if somebody else already did; theirs stands."""
+        """Commit how a run ended. False if another outcome exists, which then stands."""
         return self._put(_outcome_key(job_id, outcome.run), outcome)
 
     def read_outcome(self, job_id: str, run: int = 1) -> Outcome | None:
@@ -158,19 +158,19 @@ class Journal:
         return self._get(_outcome_key(job_id, run), Outcome)
 
     def write_sequel(self, job_id: str, run: int, sequel: Sequel) -> bool:
-        """Commit what comes after the end of a run. False if something else already has."""
+        """Commit what follows the end of a run. False if another sequel exists."""
         return self._put(_sequel_key(job_id, run), sequel)
 
     def read_sequel(self, job_id: str, run: int) -> Sequel | None:
-        """What came after the end of a run, or None if nothing has."""
+        """What followed the end of a run, or None."""
         return self._get(_sequel_key(job_id, run), Sequel)
 
     def write_archived(self, record: JobRecord) -> None:
-        """Keep the record of a job that is over and about to leave the ledger."""
+        """Write the record of an ended job that is about to leave the ledger."""
         self._put(_archived_key(record.id, record.run, _ended_at(record)), Archived(record=record))
 
     def read_archived(self, job_id: str, standing: Standing) -> JobRecord | None:
-        """The record of a job that stands so, if it has left the ledger."""
+        """The record of a job that has left the ledger, or None. `standing` is how it stands."""
         if standing.archived_at is None:
             return None
         key = _archived_key(job_id, standing.run, standing.archived_at)
@@ -178,14 +178,14 @@ class Journal:
         return None if document is None else document.record
 
     def standing(self, job_id: str) -> Standing:
-        """How the job stands; one listing."""
+        """How the job stands. Makes one listing."""
         root = f"{_ROOT}{job_id}/"
         return _standing(info.key.removeprefix(root) for info in self._store.list(root))
 
     def jobs(self) -> dict[str, Standing]:
-        """Every job that something is left of, and how it stands: for rebuilds only.
+        """How every job stands of which a document exists. For rebuilds only.
 
-        Lists the whole prefix, a thousand objects a request; reads nothing.
+        Lists the whole prefix, a thousand objects a request, and reads no object.
         """
         found: dict[str, list[str]] = {}
         for info in self._store.list(_ROOT):
@@ -204,7 +204,7 @@ class Journal:
         self._store.delete(_spec_key(job_id))
 
     def remove_sequel(self, job_id: str, run: int) -> None:
-        """Remove the last trace of a job."""
+        """Remove the sequel, which is the last document of a deleted job."""
         self._store.delete(_sequel_key(job_id, run))
 
     def workspace(self, job_id: str) -> Store:
@@ -212,18 +212,18 @@ class Journal:
         return self._store.child(f"{_WORKSPACES}{job_id}")
 
     def ping(self) -> None:
-        """Return if the store answers and its bucket exists; for readiness probes."""
+        """Return if the store answers and its bucket exists. For readiness probes."""
         next(iter(self._store.list(f"{_ROOT}.readiness")), None)
 
     def _put(self, key: str, document: _Document) -> bool:
         data = document.model_dump_json().encode()
-        # A write whose answer got lost is repeated below us and then finds its own bytes.
+        # The store repeats a write whose answer was lost, and may then find our own bytes.
         if self._store.put_if_absent(key, data):
             return True
         try:
             return bytes(self._store.read(key)) == data
         except ObjectNotFound:
-            return False  # Theirs is gone already: the job is being deleted.
+            return False  # The other document is gone already: the job is being deleted.
 
     def _get(self, key: str, kind: type[_D]) -> _D | None:
         try:

@@ -1,10 +1,10 @@
-"""The job ledger: who may do what to a job, now. A protocol, and the Redis / Valkey adapter.
+"""The job ledger in Redis or Valkey: the state of every job, and who may change it now.
 
-Each verb is one Lua script (`lua/`), so each is atomic: the check, the change, every index and the
-event. Each may be repeated, as the client library does with a call whose answer was lost. The verbs
-that a running job needs, and those by which jobs end and go, may write also when Redis has reached
-its `maxmemory` (flag `allow-oom`); what they add is little. All times are the server's own. The
-ledger is live state, not the archive: what must survive the loss of Redis is in the `Journal`.
+Each verb is one Lua script (`lua/`), so check, change, indexes and event are one atomic step. Each
+verb may be repeated, as the client library does with a call whose answer was lost. Verbs that a
+running job needs, and verbs that end or remove jobs, also write when Redis has reached its
+`maxmemory` (flag `allow-oom`), since they add little. All times are the server's. The ledger holds
+live state only: what must survive a loss of Redis is in the `Journal`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
@@ -32,6 +32,7 @@ from api.jobs.codec import (
 from api.jobs.limits import KeptLimits, RunningLimits
 from api.jobs.record import (
     Claim,
+    ClaimResult,
     JobEvent,
     JobRecord,
     LogLine,
@@ -41,29 +42,32 @@ from api.jobs.record import (
     Queue,
     Refusal,
     Signal,
-    Taken,
 )
-from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, RedisSeats, Seats
+from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
 from strucprune_core.errors import StrucPruneError
 
-# Newest events kept per job (about 10 bytes of Redis memory per byte of JSON: some 200 kB a job).
+# Newest events kept of a job: some 200 kB (about 10 bytes of Redis memory for each byte of JSON).
 EVENTS_KEPT = 1000
-# Newest log lines kept per job: a few lines per unit of work, of at most some 1000 characters.
+# Newest log lines kept of a job. A unit of work logs a few lines of at most 1000 characters.
 LOGS_KEPT = 1000
-# Jobs looked at for a page of those with a label: about a millisecond of the server's time.
+# Jobs searched for a page of those with a label, which takes about a millisecond of the server.
 LABELS_LOOKED_AT = 1000
-# From the check of a quota until the job is in the ledger: some requests to the object store.
+# From the check of a quota until the job is in the ledger, with requests to the object store.
 RESERVATION_SECONDS = 60.0
-# A request must not hang on a dead Redis: three quick tries, then `LedgerUnavailable`.
+# If Redis does not answer, a request fails with `LedgerUnavailable` after three quick tries.
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
 RETRY_CAP_SECONDS = 0.5
-# What a caller that knows no limits passes.
+# For callers without limits.
 ANY_NUMBER = RunningLimits()
 ANY_SIZE = 2**62
-# Scripts that need nothing of the others.
+# Scripts that use no shared functions.
 _ALONE = frozenset({"read_jobs"})
+# Files that all other scripts begin with. They are no verbs.
+_SHARED = frozenset({"clock", "common"})
+# Lua that defines `now()` for the scripts.
+SERVER_CLOCK = (LUA / "clock.lua").read_text()
 
 # Named here because the ledger's method `list` hides the built-in inside the class body.
 JobIds = list[str]
@@ -74,270 +78,20 @@ Stop = Literal["cancel", "pause", "resume"]
 
 
 class LedgerUnavailable(StrucPruneError):
-    """Redis does not answer; the same request may succeed later."""
+    """Redis does not answer. The same request may succeed later."""
 
     code: ClassVar[str] = "ledger_unavailable"
     retryable: ClassVar[bool] = True
 
 
 class LedgerFull(LedgerUnavailable):
-    """Redis has no memory left for new data; what runs goes on."""
+    """Redis has no memory for new data. Running jobs go on."""
 
     code: ClassVar[str] = "ledger_full"
 
 
-class Ledger(Protocol):
-    """The live state of all jobs. Every method raises `LedgerUnavailable`."""
-
-    @property
-    def seats(self) -> Seats:
-        """Who helps with which job."""
-
-    def create(self, new: NewJob) -> bool:
-        """Enter a queued job. False, and nothing changed, if it is already there."""
-
-    def get(self, job_id: str) -> JobRecord | None:
-        """The job, or None."""
-
-    def list(
-        self,
-        tenant: str,
-        *,
-        state: JobState | None = None,
-        label: tuple[str, str] | None = None,
-        created_after: float | None = None,
-        created_before: float | None = None,
-        limit: int = 50,
-        cursor: str | None = None,
-    ) -> Page:
-        """A page of a tenant's jobs, newest first; the times are unix seconds, both exclusive.
-
-        Costs the same at any depth. With a label, or when jobs change state meanwhile, a page may
-        hold fewer than `limit` jobs and still have a successor: so many jobs are looked at for it.
-        """
-
-    def claim(
-        self,
-        worker_id: str,
-        lease_seconds: float,
-        limits: RunningLimits = ANY_NUMBER,
-        free_bytes: int = ANY_SIZE,
-    ) -> Taken:
-        """Take the next job, or learn why there is none.
-
-        It is a job of the tenant whose turn it is: of those with jobs that wait, the one that the
-        fewest workers serve, and of these the one that was served longest ago. So a tenant that no
-        worker serves waits for at most one job of each other tenant. Of the tenant's jobs, it is
-        the oldest of the highest priority.
-
-        Args:
-            worker_id: Who takes it, for people.
-            lease_seconds: How long the claim lasts without a heartbeat.
-            limits: How many jobs tenants may have running; those of others are passed over.
-            free_bytes: The worker's room for temporary files; larger jobs are passed over.
-        """
-
-    def heartbeat(
-        self,
-        job_id: str,
-        fence: int,
-        lease_seconds: float,
-        progress: Mapping[str, Any] | None = None,
-    ) -> Signal:
-        """Renew the lease, note progress, and learn whether to stop.
-
-        After `LOST` the caller must stop at once: the job is somebody else's or over.
-        """
-
-    def signal(self, job_id: str, fence: int) -> Signal:
-        """What a heartbeat would say, at a fraction of its cost and renewing nothing."""
-
-    def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """Add lines to the job's log. False if `fence` is stale.
-
-        Each has the fields of `LogLine` but the id.
-        """
-
-    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
-        """Add an event `layers` of each to the job's. False if `fence` is stale.
-
-        See `JobEvent` for what it holds. Telling the same twice does no harm.
-        """
-
-    def release(
-        self,
-        job_id: str,
-        fence: int,
-        error: Mapping[str, Any] | None = None,
-        *,
-        rests: bool = False,
-    ) -> bool:
-        """Give the job back at a safe point; the attempt does not count.
-
-        Running goes to queued, pausing to paused, cancelling to cancelled. False if `fence` is
-        stale.
-
-        Args:
-            job_id: The job.
-            fence: Of the claim.
-            error: What kept the worker from going on, if it is queued again for that.
-            rests: Whether no worker is to take it for a while (see `end_rests`).
-        """
-
-    def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
-        """Note on a job that has been queued for so long why a worker leaves it to others.
-
-        False, and nothing changed, if it has not, or that is noted already.
-        """
-
-    def finish(
-        self,
-        job_id: str,
-        fence: int,
-        state: Finished,
-        *,
-        error: Mapping[str, Any] | None = None,
-        summary: Mapping[str, Any] | None = None,
-    ) -> bool:
-        """End the job, after its outcome is in the journal.
-
-        False if `fence` is stale or the state forbids it (cancelled needs a requested cancel).
-        """
-
-    def retry_later(
-        self,
-        job_id: str,
-        fence: int,
-        error: Mapping[str, Any],
-        plan: Mapping[str, Any] | None = None,
-    ) -> JobState:
-        """Report a retryable failure: queued while attempts are left, else failed.
-
-        No worker takes it until its rest is ended (see `end_rests`).
-        `plan`, if given, is what the next attempts of this run do otherwise (see `JobRecord`).
-        Cancelled or paused if that was asked for. Under a stale fence nothing changes and the
-        present state is returned; a job that the ledger has lost counts as queued, because the
-        rebuild will queue it.
-        """
-
-    def request_cancel(self, job_id: str) -> JobRecord | None:
-        """Cancel at once if no worker holds the job, else ask the worker to. The job afterwards.
-
-        Unchanged if it is already over: the caller decides what that means.
-        """
-
-    def request_pause(self, job_id: str) -> JobRecord | None:
-        """As `request_cancel`, for a pause."""
-
-    def resume(self, job_id: str) -> JobRecord | None:
-        """Queue a paused job again, or withdraw a pause. The job afterwards."""
-
-    def reopen(self, job_id: str, run: int) -> bool:
-        """Queue a job again whose run `run` failed or was cancelled. True if its next run exists.
-
-        The new run counts attempts and its deadline from zero.
-        """
-
-    def forget(self, job_id: str, run: int | None = None) -> bool:
-        """Remove a job that is over; if `run` is given, in this run. True if it is not there."""
-
-    def kept(self, tenant: str) -> tuple[int, int]:
-        """How many jobs of the tenant there are here, over or not, and how many bytes they take."""
-
-    def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
-        """Jobs that are over and must go for tenants to come down to this share of their limits.
-
-        The oldest of each; none that has webhooks still to be sent.
-        """
-
-    def settle(
-        self,
-        job_id: str,
-        state: Finished,
-        *,
-        finished_at: float,
-        run: int = 1,
-        error: Mapping[str, Any] | None = None,
-        summary: Mapping[str, Any] | None = None,
-    ) -> bool:
-        """Copy a run's outcome from the journal whatever the state. True if that changed anything.
-
-        Changes nothing if the job is in another run by now.
-        """
-
-    def expired(self, limit: int) -> JobIds:
-        """Jobs whose lease has expired; changes nothing."""
-
-    def requeue_expired(self, limit: int) -> JobIds:
-        """Take back jobs whose lease has expired; the ids of those that changed state.
-
-        Queued while attempts are left, else failed with `worker_lost`; cancelled or paused if that
-        was asked for.
-        """
-
-    def overdue(self, limit: int) -> JobIds:
-        """Fail jobs whose deadline has passed while no worker holds them; their ids."""
-
-    def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have been over for that long, the first to end first."""
-
-    def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
-        """Reserve one of `limit` places among the tenant's jobs that are not over.
-
-        False if there is none. The place is the job's once it is entered or queued, and free again
-        if neither happens within `RESERVATION_SECONDS`.
-        """
-
-    def take_token(self, tenant: str, per_second: float, most: int) -> float:
-        """Take a token from the tenant's bucket: 0.0, or the seconds until there will be one."""
-
-    def queued(self) -> int:
-        """How many jobs wait for a worker; without those that rest."""
-
-    def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """Jobs that have waited that long, longest first; being returned restarts their wait."""
-
-    def end_rests(self, seconds: float, limit: int) -> JobIds:
-        """Let workers take jobs that have rested for so long after a failure; their ids."""
-
-    def counts(self) -> dict[str, int]:
-        """How many jobs there are in each state."""
-
-    def queues(self) -> dict[Priority, Queue]:
-        """What waits for workers."""
-
-    def add_totals(self, amounts: Mapping[str, float]) -> None:
-        """Add to totals by key, all or nothing; see `meters`."""
-
-    def totals(self) -> dict[str, float]:
-        """Everything that was ever added, by key."""
-
-    def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
-        """What happened to the job after event `after`, oldest first."""
-
-    def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
-        """The job's log after line `after`, oldest first."""
-
-    def is_intact(self) -> bool:
-        """Whether every journalled job is known here; False in a new or flushed Redis."""
-
-    def mark_intact(self) -> None:
-        """Say that every journalled job is known here."""
-
-    def now(self) -> float:
-        """Unix seconds by the server's clock, the only one that all processes share."""
-
-    def probe(self) -> None:
-        """Return if the ledger takes new data.
-
-        Raises:
-            LedgerFull: it has no memory left.
-            LedgerUnavailable: it does not answer.
-        """
-
-
-def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
-    """The ledger at a Redis URL; connects lazily, and may be shared between threads."""
+def connect(redis_url: str, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK) -> Ledger:
+    """The ledger at a Redis URL. Connects when first used."""
     client = redis.Redis.from_url(
         redis_url,
         decode_responses=True,
@@ -345,42 +99,46 @@ def connect(redis_url: str, namespace: str = NAMESPACE) -> RedisLedger:
         socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
         retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
     )
-    return RedisLedger(client, namespace)
+    return Ledger(client, namespace, clock)
 
 
-class RedisLedger:
-    """The ledger on one Redis or Valkey server (not a cluster).
+class Ledger:
+    """The live state of all jobs, on one Redis or Valkey server (not a cluster).
+
+    Every method raises `LedgerUnavailable` if the server does not answer, `LedgerFull` if it takes
+    no new data. Threads may share a ledger.
+
+    Attributes:
+        seats: Who helps with which job.
 
     Args:
         client: A client with `decode_responses=True`.
         namespace: Prefix of every key.
+        clock: Lua code that defines `now()`. Tests replace it by a clock that they can set.
     """
 
-    def __init__(self, client: redis.Redis, namespace: str = NAMESPACE) -> None:
+    def __init__(
+        self, client: redis.Redis, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK
+    ) -> None:
         self._client = client
         self._namespace = namespace
-        prelude = _prelude()
+        prelude = _prelude(clock)
         self._scripts = {
             path.stem: client.register_script(
                 _script(path.read_text(), "" if path.stem in _ALONE else prelude)
             )
             for path in sorted(LUA.glob("*.lua"))
-            if path.stem != "common"
+            if path.stem not in _SHARED
         }
-        self._seats = RedisSeats(self._run)
-
-    @property
-    def seats(self) -> Seats:
-        """See `Ledger.seats`."""
-        return self._seats
+        self.seats = Seats(self._run)
 
     def create(self, new: NewJob) -> bool:
-        """See `Ledger.create`."""
+        """Enter a new job as queued. False, and nothing changed, if it exists already."""
         position = f"{_instant(new.created_at)}:{new.id}"
         return bool(self._run("create", new.id, position, *encode_job(new)))
 
     def get(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.get`."""
+        """The job, or None."""
         return decode_jobs(self._run("read_jobs", job_id))[0]
 
     def list(
@@ -394,13 +152,17 @@ class RedisLedger:
         limit: int = 50,
         cursor: str | None = None,
     ) -> Page:
-        """See `Ledger.list`."""
+        """A page of a tenant's jobs, newest first. The times are unix seconds, both exclusive.
+
+        Every page costs the same. With a label, or when jobs change state meanwhile, a page may
+        hold fewer than `limit` jobs and still have a successor.
+        """
         index = f"state:{state}" if state is not None else "all"
         newer = [cursor] if cursor else []
         if created_before is not None:
             newer.append(_instant(created_before))
         newest = f"({min(newer)}" if newer else "+"
-        # ';' follows ':', so this is past every job of that very instant.
+        # ';' follows ':', so this is after every job of that microsecond.
         oldest = f"({_instant(created_after)};" if created_after is not None else "-"
         if label is not None:
             bounds = (newest, oldest, limit, LABELS_LOOKED_AT, json.dumps(label))
@@ -422,17 +184,29 @@ class RedisLedger:
         lease_seconds: float,
         limits: RunningLimits = ANY_NUMBER,
         free_bytes: int = ANY_SIZE,
-    ) -> Taken:
-        """See `Ledger.claim`."""
+    ) -> ClaimResult:
+        """Claim the next job, or return why there is none.
+
+        First a tenant is chosen, of those with queued jobs: the one that the fewest workers serve,
+        and of several such tenants the one that was served longest ago. So a tenant that no worker
+        serves waits for at most one job of each other tenant. Of the tenant's jobs, the next is
+        the oldest of the highest priority.
+
+        Args:
+            worker_id: Name of the worker, for people.
+            lease_seconds: How long the claim lasts without a heartbeat.
+            limits: How many jobs tenants may have running. Tenants at their limit are skipped.
+            free_bytes: The worker's space for temporary files. Jobs that need more are skipped.
+        """
         word, claim, job, left = self._run(
             "claim", worker_id, lease_seconds, _nonce(), limits.encode(), free_bytes
         )
         if word != "claimed":
-            return Taken(Refusal(word), None, tuple(left))
+            return ClaimResult(Refusal(word), None, tuple(left))
         job_id, fence, attempt, run, rest = claim
         seconds_left = float(rest) if rest else None
         held = Claim(job_id, int(fence), int(attempt), int(run), seconds_left)
-        return Taken(held, decode_job(job), tuple(left))
+        return ClaimResult(held, decode_job(job), tuple(left))
 
     def heartbeat(
         self,
@@ -441,20 +215,29 @@ class RedisLedger:
         lease_seconds: float,
         progress: Mapping[str, Any] | None = None,
     ) -> Signal:
-        """See `Ledger.heartbeat`."""
+        """Renew the lease, store the progress, and return whether to stop.
+
+        After `LOST` the caller must stop at once: another worker may hold the job, or it has ended.
+        """
         return Signal(self._run("heartbeat", job_id, fence, lease_seconds, encode(progress)))
 
     def signal(self, job_id: str, fence: int) -> Signal:
-        """See `Ledger.signal`."""
+        """What a heartbeat would return, without renewing the lease. Costs much less."""
         return Signal(self._run("signal", job_id, fence))
 
     def append_logs(self, job_id: str, fence: int, lines: Sequence[Mapping[str, Any]]) -> bool:
-        """See `Ledger.append_logs`."""
+        """Add lines to the job's log. False if `fence` is stale.
+
+        Each line has the fields of `LogLine` except the id.
+        """
         return bool(self._run("append_logs", job_id, fence, *map(encode, lines)))
 
-    def append_layers(self, job_id: str, fence: int, news: Sequence[Mapping[str, Any]]) -> bool:
-        """See `Ledger.append_layers`."""
-        return bool(self._run("append_layers", job_id, fence, *map(encode, news)))
+    def append_layers(self, job_id: str, fence: int, updates: Sequence[Mapping[str, Any]]) -> bool:
+        """Add an event `layers` for each update (see `JobEvent`). False if `fence` is stale.
+
+        Adding the same update twice does no harm.
+        """
+        return bool(self._run("append_layers", job_id, fence, *map(encode, updates)))
 
     def release(
         self,
@@ -464,12 +247,25 @@ class RedisLedger:
         *,
         rests: bool = False,
     ) -> bool:
-        """See `Ledger.release`."""
+        """Give the job back at a safe point; the attempt does not count.
+
+        A running job becomes queued, a pausing one paused, a cancelling one cancelled. False if
+        `fence` is stale.
+
+        Args:
+            job_id: The job.
+            fence: Fence of the claim.
+            error: Why the worker gives it back, if that should be the error of the queued job.
+            rests: Whether no worker may claim it for a while (see `end_rests`).
+        """
         rest = "1" if rests else ""
         return bool(self._run("release", job_id, fence, _nonce(), encode(error), rest))
 
     def decline(self, job_id: str, error: Mapping[str, Any], seconds: float) -> bool:
-        """See `Ledger.decline`."""
+        """Note on a job that has been queued for `seconds` why a worker does not claim it.
+
+        False, and nothing changed, if it was queued later, or has the note already.
+        """
         return bool(self._run("decline", job_id, encode(error), seconds))
 
     def finish(
@@ -481,7 +277,10 @@ class RedisLedger:
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
-        """See `Ledger.finish`."""
+        """End the job, after its outcome is in the journal.
+
+        False if `fence` is stale or the state forbids it (only a requested cancel may end so).
+        """
         return bool(self._run("finish", job_id, fence, state, encode(error), encode(summary)))
 
     def retry_later(
@@ -491,32 +290,47 @@ class RedisLedger:
         error: Mapping[str, Any],
         plan: Mapping[str, Any] | None = None,
     ) -> JobState:
-        """See `Ledger.retry_later`."""
+        """Report a retryable failure: queued while attempts are left, else failed.
+
+        No worker may claim a queued job until its rest ends (see `end_rests`). If a cancellation
+        or a pause was requested, the job is cancelled or paused instead. `plan`, if given, is for
+        the next attempts of this run (see `JobRecord`).
+
+        Returns:
+            The state afterwards. Under a stale fence nothing changes. A job that the ledger has
+            lost counts as queued, because the rebuild will queue it.
+        """
         state = self._run("retry_later", job_id, fence, encode(error), encode(plan))
         return JobState(state or JobState.QUEUED)
 
     def request_cancel(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.request_cancel`."""
+        """Cancel at once if no worker holds the job, else ask its worker to. The job afterwards.
+
+        A job that has ended stays as it is.
+        """
         return self._request(job_id, "cancel")
 
     def request_pause(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.request_pause`."""
+        """Pause at once if no worker holds the job, else ask its worker to. The job afterwards."""
         return self._request(job_id, "pause")
 
     def resume(self, job_id: str) -> JobRecord | None:
-        """See `Ledger.resume`."""
+        """Queue a paused job again, or withdraw a pause. The job afterwards."""
         return self._request(job_id, "resume")
 
     def reopen(self, job_id: str, run: int) -> bool:
-        """See `Ledger.reopen`."""
+        """Queue a job again whose run `run` failed or was cancelled. True if its next run exists.
+
+        Attempts and the deadline of the new run start anew.
+        """
         return bool(self._run("reopen", job_id, run))
 
     def forget(self, job_id: str, run: int | None = None) -> bool:
-        """See `Ledger.forget`."""
+        """Remove an ended job, in this run if `run` is given. True if the job is gone."""
         return bool(self._run("forget", job_id, "" if run is None else run))
 
     def kept(self, tenant: str) -> tuple[int, int]:
-        """See `Ledger.kept`."""
+        """How many jobs of the tenant are in the ledger, and how many bytes they take."""
         with answering():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.zcard(self._key("tenant", tenant, "all"))
@@ -525,7 +339,10 @@ class RedisLedger:
         return int(jobs), int(size_bytes or 0)
 
     def crowded(self, limits: KeptLimits, share: float, limit: int) -> JobIds:
-        """See `Ledger.crowded`."""
+        """Ended jobs to archive, so that tenants come down to this share of their limits.
+
+        These are the oldest of each tenant, without those that have webhooks to send.
+        """
         return [*self._run("crowded", limits.encode(), share, limit)]
 
     def settle(
@@ -538,36 +355,47 @@ class RedisLedger:
         error: Mapping[str, Any] | None = None,
         summary: Mapping[str, Any] | None = None,
     ) -> bool:
-        """See `Ledger.settle`."""
+        """Copy a run's outcome from the journal, whatever the state. True if that changed the job.
+
+        Changes nothing if the job is in another run.
+        """
         at = f"{finished_at:.6f}"
         return bool(self._run("settle", job_id, state, encode(error), encode(summary), at, run))
 
     def expired(self, limit: int) -> JobIds:
-        """See `Ledger.expired`."""
+        """Jobs whose lease has expired. Changes nothing."""
         return [*self._run("expired", limit)]
 
     def requeue_expired(self, limit: int) -> JobIds:
-        """See `Ledger.requeue_expired`."""
+        """Take back jobs whose lease has expired. Returns the ids of those that changed state.
+
+        A job is queued while attempts are left, else failed with `worker_lost`. It is cancelled or
+        paused if that was requested.
+        """
         return [*self._run("requeue_expired", limit)]
 
     def overdue(self, limit: int) -> JobIds:
-        """See `Ledger.overdue`."""
+        """Fail jobs whose deadline has passed while no worker holds them. Returns their ids."""
         return [*self._run("overdue", limit)]
 
     def ended_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.ended_longer_than`."""
+        """Jobs that ended this long ago, the earliest end first."""
         return [*self._run("ended_longer_than", seconds, limit)]
 
     def reserve(self, tenant: str, job_id: str, limit: int) -> bool:
-        """See `Ledger.reserve`."""
+        """Reserve one of `limit` places among the tenant's jobs that have not ended.
+
+        False if none is free. Entering or queueing the job uses the place. If neither happens
+        within `RESERVATION_SECONDS`, the place is free again.
+        """
         return bool(self._run("reserve", tenant, job_id, limit, RESERVATION_SECONDS))
 
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
-        """See `Ledger.take_token`."""
+        """Take a token from the tenant's bucket. Returns 0.0, or the seconds until there is one."""
         return float(self._run("take_token", tenant, per_second, most))
 
     def queued(self) -> int:
-        """See `Ledger.queued`."""
+        """How many jobs are queued, without those that rest."""
         with answering():
             pipeline = self._client.pipeline(transaction=False)
             for priority in get_args(Priority):
@@ -577,34 +405,34 @@ class RedisLedger:
         return int(sum(queued) - resting)
 
     def queued_longer_than(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.queued_longer_than`."""
+        """Jobs queued this long, the longest wait first. Being returned restarts their wait."""
         return [*self._run("queued_longer_than", seconds, limit)]
 
     def end_rests(self, seconds: float, limit: int) -> JobIds:
-        """See `Ledger.end_rests`."""
+        """Let workers claim jobs that have rested this long after a failure. Returns their ids."""
         return [*self._run("end_rests", seconds, limit)]
 
     def counts(self) -> dict[str, int]:
-        """See `Ledger.counts`."""
+        """How many jobs there are in each state."""
         with answering():
             found: Any = self._client.hgetall(self._key("counts"))
         return {state.value: int(found.get(state.value, 0)) for state in JobState}
 
     def queues(self) -> dict[Priority, Queue]:
-        """See `Ledger.queues`."""
+        """The queued jobs of each priority."""
         found: dict[Priority, Queue] = {}
+        now = self.now()
         with answering():
-            seconds, micros = self._client.time()
             for priority in get_args(Priority):
                 waiting = self._key("waiting", priority)
                 oldest: Any = self._client.zrange(waiting, 0, 0, withscores=True)
-                age = max(0.0, seconds + micros / 1e6 - oldest[0][1]) if oldest else 0.0
+                age = max(0.0, now - oldest[0][1]) if oldest else 0.0
                 count: Any = self._client.zcard(waiting)
                 found[priority] = Queue(int(count), age)
         return found
 
     def add_totals(self, amounts: Mapping[str, float]) -> None:
-        """See `Ledger.add_totals`."""
+        """Add to totals by key, all or none (see `meters`)."""
         with answering():
             pipeline = self._client.pipeline(transaction=True)
             for key, amount in amounts.items():
@@ -612,13 +440,13 @@ class RedisLedger:
             pipeline.execute()
 
     def totals(self) -> dict[str, float]:
-        """See `Ledger.totals`."""
+        """The totals, by key."""
         with answering():
             found: Any = self._client.hgetall(self._key("totals"))
         return {key: float(value) for key, value in found.items()}
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
-        """See `Ledger.events`."""
+        """Events of the job after event `after`, oldest first."""
         with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "events"), min=f"({after}", count=limit
@@ -626,7 +454,7 @@ class RedisLedger:
         return [decode_event(entry_id, entry) for entry_id, entry in entries]
 
     def logs(self, job_id: str, after: str = "0", limit: int = 100) -> LogLines:
-        """See `Ledger.logs`."""
+        """Log lines of the job after line `after`, oldest first."""
         with answering():
             entries: Any = self._client.xrange(
                 self._key("job", job_id, "logs"), min=f"({after}", count=limit
@@ -634,22 +462,25 @@ class RedisLedger:
         return [LogLine(entry_id, **json.loads(entry["line"])) for entry_id, entry in entries]
 
     def is_intact(self) -> bool:
-        """See `Ledger.is_intact`."""
+        """Whether every journalled job is in the ledger; False in a new or flushed Redis."""
         with answering():
             return bool(self._client.exists(self._key("intact")))
 
     def mark_intact(self) -> None:
-        """See `Ledger.mark_intact`."""
+        """Note that every journalled job is in the ledger."""
         self._run("mark_intact")
 
     def now(self) -> float:
-        """See `Ledger.now`."""
-        with answering():
-            seconds, micros = self._client.time()
-        return float(seconds) + float(micros) / 1e6
+        """Unix seconds by the server's clock, the only one that all processes share."""
+        return float(self._run("now"))
 
     def probe(self) -> None:
-        """See `Ledger.probe`."""
+        """Return if the ledger takes new data.
+
+        Raises:
+            LedgerFull: Redis has no memory left.
+            LedgerUnavailable: Redis does not answer.
+        """
         with answering():
             self._client.set(self._key("probe"), "1", ex=60)
 
@@ -669,18 +500,18 @@ class RedisLedger:
 
 
 def _nonce() -> str:
-    """Tells a call that the client library repeats from a new one."""
+    """A random id of one call, by which a script recognises that the client library repeats it."""
     return secrets.token_hex(8)
 
 
 def _script(text: str, prelude: str) -> str:
-    """A verb with what it shares with others, below its first line, which must be the flags."""
+    """The script of a verb, with the prelude below its first line, which must be the flags."""
     flags, _, body = text.partition("\n")
     return f"{flags}\n{prelude}{body}"
 
 
-def _prelude() -> str:
-    """The constants that the scripts share with Python, then their common functions."""
+def _prelude(clock: str) -> str:
+    """The constants that the scripts share with Python, their clock and their common functions."""
     table = {state: dict.fromkeys(successors, True) for state, successors in TRANSITIONS.items()}
     held = dict.fromkeys(HELD, True)
     constants = (
@@ -692,17 +523,17 @@ def _prelude() -> str:
         f"local HELP_FAILURES = {HELP_FAILURES}\n"
         f"local YIELD_SECONDS = {YIELD_SECONDS}\n"
     )
-    return constants + (LUA / "common.lua").read_text()
+    return constants + clock + (LUA / "common.lua").read_text()
 
 
 def _instant(seconds: float) -> str:
-    """The part of a job's position that its time of creation decides."""
+    """The part of a job's position that comes from its time of creation."""
     return f"{max(0, round(seconds * 1_000_000)):016d}"
 
 
 @contextmanager
 def answering() -> Iterator[None]:
-    """Turn the client library's failures into ours."""
+    """Turn errors of the client library into `LedgerUnavailable` and `LedgerFull`."""
     try:
         yield
     except OutOfMemoryError as error:

@@ -1,4 +1,4 @@
-"""What each tenant may have and do: settings that the API and the worker share."""
+"""Limits of tenants: settings that the API and the worker share."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _NO_LIMIT = -1
 
 @dataclass(frozen=True, slots=True)
 class RunningLimits:
-    """How many jobs tenants may have running; None is any number.
+    """How many jobs tenants may have running; None for any number.
 
     Attributes:
-        default: Of every tenant that has no limit of its own.
+        default: For every tenant without a limit of its own.
         tenants: Tenant -> its own limit.
     """
 
@@ -40,10 +40,10 @@ def _number(most: int | None) -> int:
 
 @dataclass(frozen=True, slots=True)
 class KeptLimits:
-    """How many jobs tenants may have in the ledger, and how many bytes; None is any number.
+    """How many jobs and bytes tenants may have in the ledger; None for any number.
 
     Attributes:
-        default: Of every tenant that has no limits of its own.
+        default: For every tenant without limits of its own.
         tenants: Tenant -> its own limits.
     """
 
@@ -57,22 +57,22 @@ class KeptLimits:
 
 
 class TenantLimits(BaseModel):
-    """Limits of one tenant; None is no limit.
+    """Limits of one tenant; None for no limit.
 
     Attributes:
-        kept_jobs: Jobs in the ledger, over or not. Of those that are over, the oldest go to the
-            archive in time: they can be read, retried and deleted, but are in no list.
+        kept_jobs: Jobs in the ledger, ended or not. The oldest ended jobs are archived in time:
+            archived jobs can be read, retried and deleted, but are in no list.
         kept_bytes: Memory that all these jobs take.
-        open_jobs: Jobs that are not over (queued, running, paused, …).
-        running_jobs: Jobs that workers hold; others wait in the queue meanwhile. Workers that only
-            help with one of them do not count: they leave once another job waits.
+        open_jobs: Jobs that have not ended (queued, running, paused, …).
+        running_jobs: Jobs that workers hold; others stay queued meanwhile. Workers that only help
+            with a job do not count: they leave once another job is queued.
         max_priority: The highest priority that its jobs may have. Priorities only order the jobs of
             one tenant.
         requests_per_second: Requests to the API, over all of its processes.
-        request_burst: Requests that may come at once after a quiet while.
+        request_burst: Requests that may come at once after a pause.
         event_streams: Event streams and waiting requests open at once, in each API process.
         model_bytes: Size of a job's model: its safetensors files together.
-        scratch_bytes: Room for temporary files of a job, as estimated.
+        scratch_bytes: Estimated space for temporary files of a job.
         deadline_seconds: Deadline of a job; one that names none gets this.
     """
 
@@ -92,10 +92,10 @@ class TenantLimits(BaseModel):
 
 
 class LimitSettings(BaseSettings):
-    """The part of a program's settings that is about limits.
+    """The settings of a program that are limits.
 
     Attributes:
-        limits: JSON object, `TenantLimits` of every tenant that has none of its own.
+        limits: JSON object, `TenantLimits` of every tenant without limits of its own.
         tenant_limits: JSON object, tenant -> `TenantLimits`, which replace `limits` as a whole.
     """
 
@@ -108,7 +108,7 @@ class LimitSettings(BaseSettings):
 
     @property
     def kept_limits(self) -> KeptLimits:
-        """How many jobs each tenant may have in the ledger, and how many bytes."""
+        """How many jobs and bytes each tenant may have in the ledger."""
         own = {name: (one.kept_jobs, one.kept_bytes) for name, one in self.tenant_limits.items()}
         return KeptLimits((self.limits.kept_jobs, self.limits.kept_bytes), own)
 

@@ -1,8 +1,7 @@
-"""How the programs of the service log: lines for people, or JSON for machines.
+"""Logging of the service's programs: lines for people, or JSON for machines.
 
-The standard library's logging with a formatter: libraries log to it anyway, and one formatter is
-lighter than a second logging system in front of it. Both forms carry the job and the trace that the
-line belongs to.
+This uses the standard library's logging, to which libraries log anyway. JSON lines also have the
+ids of the job and the trace that they belong to.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(log_format: LogFormat) -> None:
-    """Send all log lines of this process to standard error, in this form."""
+    """Send all log lines of this process to standard error, in this format."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
@@ -50,7 +49,7 @@ def configure(log_format: LogFormat) -> None:
 
 @contextmanager
 def about_job(job_id: str) -> Iterator[None]:
-    """Log lines within are about this job."""
+    """Give JSON log lines within this context the id of a job."""
     token = _JOB_ID.set(job_id)
     try:
         yield

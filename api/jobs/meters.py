@@ -1,11 +1,11 @@
-"""What is counted over all programs of the service, and where: in the ledger.
+"""Metrics of workers and reconcilers, which are counted in the ledger.
 
-Workers have no metrics port. A worker is one process after another (the Celery child is replaced,
-the solve ends with its job), so a scraper that comes every 15 s would miss what short ones counted,
-and each would need a port and a discovery rule. Instead workers and reconcilers add to counters in
-the ledger, and every API process shows the same totals at `/metrics`; nothing is lost with a
-worker. With the loss of Redis the totals start from zero, which Prometheus takes for a restart.
-What an API process counts of its own requests stays in that process (`api/telemetry.py`).
+Workers have no metrics port. A worker runs one short process after another (Celery replaces its
+child, a solve ends with its job). A scraper that comes every 15 s would miss what short ones
+counted, and each would need a port and a discovery rule. Instead, workers and reconcilers add to
+counters in the ledger, and every API process shows the same totals at `/metrics`. If Redis loses
+its data, the totals start from zero, which Prometheus treats as a restart. Each API process counts
+its own requests (`api/telemetry.py`).
 
 docs/metrics.md lists all names.
 """
@@ -34,7 +34,7 @@ class Meter:
     """One metric.
 
     Attributes:
-        name: Its Prometheus name; of a counter without `_total`.
+        name: Its Prometheus name; for a counter without `_total`.
         help: One sentence.
         labels: Names of its labels.
         buckets: Upper bounds of a histogram; empty for a counter.
@@ -47,7 +47,7 @@ class Meter:
 
     @property
     def kind(self) -> Literal["counter", "histogram"]:
-        """What it is to Prometheus."""
+        """Its Prometheus type."""
         return "histogram" if self.buckets else "counter"
 
 
@@ -63,21 +63,21 @@ LEASES_LOST = Meter(
     ("noticed_by",),
 )
 DUPLICATES = Meter(
-    "strucprune_duplicate_doorbells", "Doorbells that a worker answered when no job waited."
+    "strucprune_duplicate_doorbells", "Doorbells that a worker answered when no job was queued."
 )
 BLOCKED = Meter(
     "strucprune_blocked_doorbells",
-    "Doorbells answered when only jobs of tenants waited that have all their jobs running.",
+    "Doorbells answered when all queued jobs were of tenants at their limit of running jobs.",
 )
 SCRATCH_UNFIT = Meter(
     "strucprune_scratch_unfit",
-    "Looks of workers at their scratch directories that found no room for a job, or no place to "
-    "write to.",
+    "Checks of workers' scratch directories that found too little space for a job, or found that "
+    "no file can be written.",
     ("reason",),
 )
 HELP = Meter(
     "strucprune_help",
-    "Times that a worker has helped with a job that another leads, by how that ended.",
+    "Times that a worker helped with a job that another leads, by how that ended.",
     ("end",),
 )
 UNIT_SECONDS = Meter(
@@ -107,7 +107,7 @@ METERS = (
 
 
 class Totals(Protocol):
-    """Where totals are kept: the ledger."""
+    """Keeps totals: the ledger."""
 
     def add_totals(self, amounts: Mapping[str, float]) -> None:
         """Add to totals by key; all or nothing."""
@@ -117,7 +117,7 @@ class Tally:
     """Collects amounts and adds them to the totals in one call. Not for several threads.
 
     Args:
-        totals: Where they go.
+        totals: The totals to add to.
     """
 
     def __init__(self, totals: Totals) -> None:
@@ -125,11 +125,11 @@ class Tally:
         self._amounts: Counter[str] = Counter()
 
     def count(self, meter: Meter, *labels: str, by: float = 1.0) -> None:
-        """Count something."""
+        """Add to a counter."""
         self._add("", meter, labels, by)
 
     def observe(self, meter: Meter, value: float, *labels: str) -> None:
-        """Note a value in a histogram."""
+        """Add a value to a histogram."""
         for bound in (*meter.buckets, math.inf):
             if value <= bound:
                 self._add(f"le={bound}", meter, labels, 1.0)
@@ -137,13 +137,13 @@ class Tally:
         self._add("sum", meter, labels, value)
 
     def flush(self) -> None:
-        """Hand everything on. What the ledger does not take is kept for the next time."""
+        """Add all amounts to the totals. If the ledger does not answer, keep them for later."""
         if not self._amounts:
             return
         try:
             self._totals.add_totals(self._amounts)
         except StrucPruneError as error:
-            _log.warning("metrics wait: %s", error)
+            _log.warning("cannot add to the metrics, will try again: %s", error)
             return
         self._amounts.clear()
 
@@ -156,7 +156,7 @@ class Tally:
 def key_of(meter: Meter, labels: tuple[str, ...], part: str = "") -> str:
     """The key of a total.
 
-    `part`: "" for a counter; "sum", or "le=BOUND" for what is in that bucket alone.
+    `part`: "" for a counter. "sum", or "le=BOUND" for the count of that bucket alone.
     """
     return json.dumps([meter.name, part, *labels])
 

@@ -1,9 +1,9 @@
-"""Removing what a job has published, and nothing else.
+"""Removes what a job has published, and nothing else.
 
-An output prefix is the job's own if the report there is the one that the job claimed it with, which
-its workspace remembers. Another job that found the prefix empty since, or that this one found
-there, has another report. Report and manifest go last, in this order: a removal that is cut short
-can go on, and never takes a complete output for an incomplete one.
+An output prefix belongs to the job if the report there is the one with which the job reserved it. A
+copy of that report is in the job's workspace. The output of another job has another report. Report
+and manifest are removed last, in this order, so that an interrupted removal can continue and never
+mistakes a complete output for an incomplete one.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from strucprune_core.storage.store import Store
 def remove_published(output: Store, workspace: Store) -> bool:
     """Remove the files of one job from its output prefix.
 
-    Of a complete output those that its manifest names; of an incomplete one all there is, since the
-    prefix was empty when the job claimed it.
+    Of a complete output, these are the files that its manifest names. Of an incomplete one, they
+    are all files, since the prefix was empty when the job reserved it.
 
     Args:
         output: The output prefix.
         workspace: The job's workspace.
 
     Returns:
-        False, with nothing removed, if the prefix is not the job's, or somebody has put far more
-        into it than a job writes.
+        False, with nothing removed, if the prefix is not the job's, or it holds far more files
+            than a job writes.
 
     Raises:
         StorageError: a store does not answer or forbids it.
@@ -48,7 +48,7 @@ def remove_published(output: Store, workspace: Store) -> bool:
 
 
 def _names(output: Store) -> set[str] | None:
-    """What is to be removed; None if there is more than any job has written."""
+    """The files to remove; None if there are more than a job writes."""
     try:
         manifest, _ = read_manifest(output)
         return {MANIFEST, REPORT_HTML, *(entry.name for entry in manifest.files)}
@@ -65,7 +65,7 @@ def _claim(workspace: Store) -> bytes | None:
 
 
 def _is(store: Store, key: str, content: bytes) -> bool:
-    """Whether an object of a bucket that is not ours has this content."""
+    """Whether an object has this content. Reads no more than its length."""
     info = store.stat(key)
     if info is None or info.size_bytes != len(content):
         return False

@@ -1,10 +1,10 @@
 """Agreement between journal and ledger; where they differ, the journal is right.
 
-What is not an end (see `ends`) or a sequel of one (see `sequel`) is the ledger's alone. With the
-loss of Redis a pause is forgotten, and so are a cancellation that a worker was asked for but has
-not come to, the time that has passed of a deadline, and the log: such jobs are queued again.
+The journal has the ends of runs (see `ends`) and what followed them (see `sequel`). All else is in
+the ledger only. A loss of Redis therefore loses pauses, cancellations that a worker has not carried
+out yet, the time that has passed of a deadline, and logs. Such jobs are queued again.
 
-Everything here may be repeated, and may be done by several processes at once.
+Every step may be repeated, and several processes may do it at once.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ def rebuild(
     beat: Callable[[], None] = lambda: None,
     retention_seconds: float | None = None,
 ) -> int:
-    """Make journal and ledger agree on every job; return how many the ledger did not know.
+    """Make journal and ledger agree on every job. Returns how many jobs the ledger did not have.
 
-    A job that was running starts again from its workspace, with its attempts uncounted. Retries and
-    deletions that somebody has died over are completed. What is in the archive stays there.
+    A restored job that was running starts again from its workspace, and its attempts count anew.
+    Interrupted retries and deletions are completed. Archived jobs stay in the archive.
 
     Args:
-        journal: What was asked, how it ended, what came after.
-        ledger: Live state.
-        open_store: Opens the places that jobs have published to, for deletions that include them.
-        beat: Called after each job, since this may take minutes.
-        retention_seconds: Archived jobs that have been over for this long are removed.
+        journal: The durable documents of jobs.
+        ledger: The live state.
+        open_store: Opens output prefixes, for deletions that include published files.
+        beat: Called after each job, since a rebuild may take minutes.
+        retention_seconds: Archived jobs that ended this long ago are removed.
 
     Raises:
         StorageUnavailable: the journal does not answer.
@@ -57,8 +57,8 @@ def rebuild(
         except StorageUnavailable:
             raise
         except StorageError as error:
-            # One damaged entry must not keep all others from being restored.
-            _log.error("cannot restore %s: %s", job_id, error)
+            # A damaged document of one job must not keep the others from being restored.
+            _log.error("job %s: cannot be restored: %s", job_id, error)
         beat()
     ledger.mark_intact()
     return restored
@@ -69,16 +69,16 @@ def _remove_archived(
 ) -> None:
     record = journal.read_archived(job_id, standing)
     if record is not None and delete(journal, ledger, open_store, record):
-        _log.info("removed %s, over since %d", job_id, standing.archived_at)
+        _log.info("job %s: removed, ended at %d", job_id, standing.archived_at)
 
 
 def _agree(
     journal: Journal, ledger: Ledger, open_store: OpenStore, job_id: str, standing: Standing
 ) -> bool:
-    """Make both agree on one job. True if the ledger did not know it.
+    """Make journal and ledger agree on one job. True if the ledger did not have it.
 
-    `standing` is how the job stood when it was listed, perhaps a while ago: later news of it only
-    make the steps here idle.
+    `standing` is how the job stood when it was listed, perhaps a while ago. If it has changed
+    since, the steps here do nothing.
     """
     record = ledger.get(job_id)
     if standing.run > (record.run if record is not None else 1):
@@ -95,14 +95,17 @@ def _agree(
 
 
 def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
-    """Enter one job from the journal. False if it is not there, is archived, or was in the ledger.
+    """Enter one job from the journal into the ledger.
 
-    Its fence is the present microsecond, as that of a claim is (see `claim.lua`): beside any that a
-    lost ledger handed out, so neither a worker that still holds an old claim nor a client that has
-    an old ETag can take the job for what it was.
+    Its fence is the present microsecond, like that of a claim (see `claim.lua`), and so differs
+    from every fence of a lost ledger. Neither an old claim nor a client's old ETag matches the job.
 
-    A deletion may happen meanwhile. It writes its sequel first and clears the ledger last; here the
-    ledger is written first and the sequel read last. So whichever comes second sees the other.
+    A deletion may happen meanwhile. It writes its sequel first and clears the ledger last. This
+    writes the ledger first and reads the sequel last. So whichever comes second sees the other.
+
+    Returns:
+        False if the journal does not have the job, it is archived or deleted, or it was in the
+        ledger already.
     """
     standing = journal.standing(job_id)
     if not standing.asked or standing.archived_at is not None:
@@ -118,9 +121,9 @@ def restore(journal: Journal, ledger: Ledger, job_id: str) -> bool:
     settled = settle_from_journal(journal, ledger, job_id, standing.run)
     if deleted(journal, job_id, journal.standing(job_id)):
         if not settled:
-            # The outcome was among what is gone already.
+            # The deletion has removed the outcome already.
             ledger.request_cancel(job_id)
         ledger.forget(job_id)
         return False
-    _log.warning("restored %s from the journal", job_id)
+    _log.warning("job %s: restored from the journal", job_id)
     return True

@@ -1,4 +1,4 @@
-"""What the ledger keeps and hands out about a job: plain frozen data."""
+"""The data that the ledger keeps and returns about jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Priority = Literal["high", "normal", "low"]
 
 
 class Signal(StrEnum):
-    """What a heartbeat tells the worker to do."""
+    """What the worker is to do, as the answer to a heartbeat."""
 
     CONTINUE = "continue"
     CANCEL = "cancel"
@@ -31,10 +31,9 @@ class NewJob(BaseModel):
         run: 1, or more after retries (see `sequel`).
         deadline_seconds: Time that the run may take from its first start; None for no limit.
         traceparent: The span that submitted it (see `tracing`).
-        scratch_bytes: Room for temporary files that a worker must have for it, as estimated; 0 if
-            that is not known.
-        fence: Fence that the first claim goes beyond: 0 for a new job, the present microsecond for
-            one that is restored from the journal (see `rebuild`).
+        scratch_bytes: Estimated space for temporary files that a worker needs; 0 if unknown.
+        fence: The fence of the first claim is higher than this: 0 for a new job, the present
+            microsecond for one that is restored from the journal (see `rebuild`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,25 +55,25 @@ class NewJob(BaseModel):
 
 
 class JobRecord(BaseModel):
-    """A job as the ledger knows it. Times are unix seconds.
+    """A job as the ledger has it. Times are unix seconds.
 
     Attributes:
-        revision: Raised by every visible change; the ETag of the job.
-        fence: Number of the newest claim, that of no other; writes with another are refused.
-        run: 1, and one more with each retry. What a worker commits counts for its run only.
+        revision: Raised by every visible change; part of the job's ETag.
+        fence: Unique number of the newest claim. Writes with another number are refused.
+        run: 1, and one more with each retry. An outcome counts for its run only.
         attempt: Claims in this run that count against `max_attempts` (a drained one does not).
-        workers: How many serve it now, with the one that holds its lease.
-        deadline_at: When the run fails unless it has ended; None before its first start, or if the
+        workers: How many workers serve it now, including the one that holds its lease.
+        deadline_at: When the run fails unless it has ended. None before its first start, or if the
             job has no deadline.
-        plan: What the next attempt does otherwise than the spec says, after memory ran out
-            (`micro_batch_tokens`), and how often attempts in a row have stalled at which place
+        plan: How the next attempt differs from the spec after memory ran out
+            (`micro_batch_tokens`), and how many attempts in a row have stalled at which place
             (`stalls`, `stalled_at`).
-        stop_requested: What the worker is asked to do at its next safe point.
-        error: The failure; while the job waits for its next attempt, the last retryable error, or
-            why free workers do not take it.
+        stop_requested: What the worker is to do at its next safe point.
+        error: The failure. While the job is queued: the last retryable error, or why free workers
+            do not claim it.
     """
 
-    # What a newer release or the scripts keep beside these fields is not ours to judge.
+    # A newer release and the scripts may keep other fields.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     id: str
@@ -112,8 +111,8 @@ class Claim:
     """The right to run a job, until the lease expires or a newer fence exists.
 
     Attributes:
-        run: The run that this claim may commit an outcome for.
-        seconds_left: Until the run's deadline, by the ledger's clock; None if it has none.
+        run: The run for which this claim may commit an outcome.
+        seconds_left: Time until the run's deadline, by the ledger's clock; None if it has none.
     """
 
     job_id: str
@@ -124,25 +123,25 @@ class Claim:
 
 
 class Refusal(StrEnum):
-    """Why a worker gets no job."""
+    """Why a claim got no job."""
 
-    # None waits: other workers were faster, or those that wait rest after a failure.
+    # No job is queued, other workers were faster, or all queued jobs rest after a failure.
     NOTHING = "nothing"
-    # The tenants whose jobs wait have as many running as they may.
+    # All queued jobs are of tenants at their limit of running jobs.
     BLOCKED = "blocked"
-    # The worker has no scratch for those that wait.
+    # The worker has too little space for every queued job.
     NO_ROOM = "no_room"
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """The answer to a worker that asks for the next job.
+class ClaimResult:
+    """The answer to a claim.
 
     Attributes:
         claim: The claim, or why there is none.
         record: The job that was claimed.
-        too_large: Some of the jobs that came before and that this worker has no room for, if they
-            do not say so yet.
+        too_large: Some of the jobs that were skipped because this worker has too little space, if
+            they do not have that noted yet.
     """
 
     claim: Claim | Refusal
@@ -152,7 +151,7 @@ class Taken:
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
-    """A line that a solve has logged.
+    """A line of a job's log.
 
     Attributes:
         id: Position in the job's log; pass it as `after` to go on from here.
@@ -177,10 +176,10 @@ class JobEvent:
     Attributes:
         id: Position in the job's stream; pass it as `after` to go on from here.
         at: Unix seconds.
-        type: "state", "progress", "workers" or "layers"; there may be others one day.
+        type: "state", "progress", "workers" or "layers". There may be others later.
         data: For "state": state, run, attempt, reason, error. For "progress": the progress report.
-            For "workers": workers, how many serve the job now. For "layers": what was found out
-            about some layers, in columns (see `strucprune_core.run.layer_updates`).
+            For "workers": workers, how many serve the job now. For "layers": results for some
+            layers, in columns (see `strucprune_core.run.layer_updates`).
     """
 
     id: str
@@ -191,7 +190,7 @@ class JobEvent:
 
 @dataclass(frozen=True, slots=True)
 class Queue:
-    """Jobs of one priority that wait for a worker, and since when the first one does."""
+    """How many jobs of one priority are queued, and how long the oldest has been."""
 
     jobs: int
     age_seconds: float

@@ -1,29 +1,30 @@
-"""Several workers on one job: seats of those that help, and claims on units. See `lua/`.
+"""Seats: how several workers serve one job. See `lua/`.
 
 The worker that holds a job's lease leads it. Others may take one of `runtime.max_workers - 1`
-seats, which lapse like leases, and do units of the job that nobody else has claimed. Seats and
-claims belong to one attempt: with its end they are gone, and verbs that name its fence are refused.
+seats, which lapse like leases. Leader and helpers reserve units of the job, so that two workers do
+not do the same one. Seats and reservations belong to one attempt: when it ends they are removed,
+and verbs that name its fence are refused.
 
-Nothing here decides what a result is. Units are committed in the workspace with put-if-absent, so
-whoever works without a seat or a claim (it lapsed, Redis was lost, a verb did not get through) does
-work twice at worst; and only the leader publishes, under its lease and the journal.
+Reservations save work; results do not depend on them. Units are committed in the workspace with
+put-if-absent, so a worker without a seat or a reservation (it lapsed, Redis was lost, a verb
+failed) at worst does work twice. Only the leader publishes, under its lease and the journal.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from api.jobs.limits import RunningLimits
 from api.jobs.record import Signal
 
 HelpState = Literal["helping", "wanted"]
-# The claimant that is no helper.
+# The holder of a reservation that is no helper.
 LEADER = "leader"
-# An attempt that so many helpers have failed in is left to its leader.
+# After this many failures of helpers in an attempt, it gets no more helpers.
 HELP_FAILURES = 3
-# A job that waits so long for a worker makes helpers leave their seats.
+# Helpers leave their seats for a job that has been queued for this long.
 YIELD_SECONDS = 5.0
 _ANY_NUMBER = RunningLimits()
 
@@ -34,9 +35,9 @@ class Place:
 
     Attributes:
         seat: Its name.
-        fence: Of the attempt that it belongs to.
-        attempt: The attempt's number in its run.
-        run: The run.
+        fence: Fence of the attempt that it belongs to.
+        attempt: Number of the attempt in its run.
+        run: Number of the run.
     """
 
     job_id: str
@@ -47,14 +48,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class UnitClaim:
-    """The answer to a claim of a unit.
+class UnitReservation:
+    """The answer to a request for a unit.
 
     Attributes:
-        word: `go`; `lost` if attempt or seat are; `yield` if the seat should be left to let another
-            job have this worker.
-        unit: The unit; None if others have all.
-        bells: Doorbells to ring: so many more workers would find something to do.
+        word: `go`; `lost` if the attempt or the seat is lost; `yield` if the helper should leave
+            its seat, so that another job gets its worker.
+        unit: The reserved unit; None if others hold all.
+        bells: How many doorbells to ring, because more workers would find units to do.
     """
 
     word: Literal["go", "lost", "yield"]
@@ -62,73 +63,11 @@ class UnitClaim:
     bells: int = 0
 
 
-class Seats(Protocol):
-    """Who helps with a job. Every method raises `LedgerUnavailable`."""
-
-    def take(
-        self,
-        job_id: str,
-        seat: str,
-        seconds: float,
-        limits: RunningLimits = _ANY_NUMBER,
-        free_bytes: int = 0,
-    ) -> Place | None:
-        """Take a seat of this (new, random) name.
-
-        None if no help is wanted, or if a job has waited for a while that this worker could start.
-
-        Args:
-            job_id: A running job.
-            seat: Its name.
-            seconds: How long it lasts without a beat.
-            limits: As for a claim of a job.
-            free_bytes: As for a claim of a job.
-        """
-
-    def beat(self, place: Place, seconds: float) -> Signal:
-        """Keep the seat, and learn whether to stop."""
-
-    def leave(self, place: Place, *, failed: bool = False) -> bool:
-        """Give the seat back, and its unit with it. False if it was lost already."""
-
-    def claim_unit(
-        self,
-        job_id: str,
-        fence: int,
-        holder: str,
-        ready: Sequence[str],
-        keeping: str | None = None,
-        free_bytes: int = 0,
-        limits: RunningLimits = _ANY_NUMBER,
-    ) -> UnitClaim:
-        """Claim the first unit that nobody else has, giving up what was claimed before.
-
-        Args:
-            job_id: The job.
-            fence: Of the attempt.
-            holder: A seat, or `LEADER`.
-            ready: Units that could be done now; may be empty.
-            keeping: One claimed before that is not given up yet, since it is being stored.
-            free_bytes: Room of the holder's worker for temporary files: a helper yields to jobs
-                that it has room for.
-            limits: How many jobs tenants may have running: a helper yields to no others.
-        """
-
-    def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
-        """Jobs for whose help nobody has rung so long, and how many doorbells each wants.
-
-        Being returned counts as being rung for.
-        """
-
-    def counts(self) -> dict[HelpState, int]:
-        """How many workers help, and how many more would find something to do."""
-
-
-class RedisSeats:
-    """The seats in a `RedisLedger`.
+class Seats:
+    """Who helps with a job. Every method raises `LedgerUnavailable`.
 
     Args:
-        run: Runs one of its scripts.
+        run: Runs a script of the ledger by its name.
     """
 
     def __init__(self, run: Callable[..., Any]) -> None:
@@ -142,20 +81,31 @@ class RedisSeats:
         limits: RunningLimits = _ANY_NUMBER,
         free_bytes: int = 0,
     ) -> Place | None:
-        """See `Seats.take`."""
+        """Take a seat.
+
+        None if no help is wanted, or if a job that this worker could start has been queued for a
+        while.
+
+        Args:
+            job_id: A running job.
+            seat: A new, random name for the seat.
+            seconds: How long the seat lasts unless it is renewed.
+            limits: As in `Ledger.claim`.
+            free_bytes: As in `Ledger.claim`.
+        """
         found = self._run("take_seat", job_id, seat, seconds, limits.encode(), free_bytes)
         return Place(job_id, seat, *map(int, found)) if found else None
 
     def beat(self, place: Place, seconds: float) -> Signal:
-        """See `Seats.beat`."""
+        """Renew the seat, and return whether to stop."""
         return Signal(self._run("beat_seat", place.job_id, place.fence, place.seat, seconds))
 
     def leave(self, place: Place, *, failed: bool = False) -> bool:
-        """See `Seats.leave`."""
+        """Give the seat and its unit back. False if the seat was lost already."""
         how = "1" if failed else ""
         return bool(self._run("leave_seat", place.job_id, place.fence, place.seat, how))
 
-    def claim_unit(
+    def reserve_unit(
         self,
         job_id: str,
         fence: int,
@@ -164,21 +114,36 @@ class RedisSeats:
         keeping: str | None = None,
         free_bytes: int = 0,
         limits: RunningLimits = _ANY_NUMBER,
-    ) -> UnitClaim:
-        """See `Seats.claim_unit`."""
+    ) -> UnitReservation:
+        """Reserve the first free unit, and give up what was reserved before.
+
+        Args:
+            job_id: The job.
+            fence: Fence of the attempt.
+            holder: A seat, or `LEADER`.
+            ready: Units that could be done now; may be empty.
+            keeping: A unit reserved before that is kept, since it is being stored.
+            free_bytes: The worker's space for temporary files. A helper yields only to jobs that
+                fit.
+            limits: How many jobs tenants may have running. A helper yields only to jobs that may
+                run.
+        """
         word, unit, bells = self._run(
-            "claim_unit",
+            "reserve_unit",
             *(job_id, fence, holder, keeping or "", free_bytes, limits.encode()),
             *ready,
         )
-        return UnitClaim(word, unit or None, int(bells))
+        return UnitReservation(word, unit or None, int(bells))
 
     def wanted(self, seconds: float, limit: int) -> list[tuple[str, int]]:
-        """See `Seats.wanted`."""
+        """Jobs that want help and were not rung for this long, each with the doorbells to ring.
+
+        Being returned counts as being rung for.
+        """
         found = self._run("helpers_wanted", seconds, limit)
         return [(job_id, int(bells)) for job_id, bells in zip(found[::2], found[1::2], strict=True)]
 
     def counts(self) -> dict[HelpState, int]:
-        """See `Seats.counts`."""
+        """How many workers help, and how many more would find units to do."""
         helping, wanted = map(int, self._run("help_counts"))
         return {"helping": helping, "wanted": wanted}

@@ -1,32 +1,32 @@
-"""What may come after the end of a job: it runs again, or it is removed. Never both.
+"""What may follow the end of a job: a retry or a deletion, never both.
 
-A job is a series of *runs*. Run 1 begins with the submission; each ends with one outcome in the
-journal, put there if absent, so an outcome can be neither changed nor taken back. A retry is
-therefore not a change to an ended run but a new run, with an outcome of its own still to come. What
-follows run N is one document, `sequel-N.json`, put there if absent: `retry` begins run N+1,
-`deletion` ends the series. Of any number of retries and deletions that race, the first to be
-written happens, and all the others see it.
+A job is a series of *runs*. Run 1 begins with the submission. Each run ends with one outcome in the
+journal, written with put-if-absent, so an outcome cannot be changed. A retry is therefore not a
+change to an ended run but a new run, with an outcome of its own. What follows run N is one
+document, `sequel-N.json`, also written with put-if-absent: `retry` begins run N+1, `deletion` ends
+the series. Of several retries and deletions at once, the first to be written happens, and the
+others read it.
 
-Order of a retry: outcome of run N (it may so far be known to the ledger only), sequel N, ledger
-(`reopen`), doorbell. A death between any two is completed by the client's next try, or by
-`rebuild`.
+Order of a retry: outcome of run N (which may be in the ledger only so far), sequel N, ledger
+(`reopen`), doorbell. After a crash in between, the client's next try or `rebuild` completes the
+rest.
 
 - *Kept layers.* All runs share the workspace, whose units belong to the job's fingerprint, not to a
-  run. So a retry goes on from the last finished unit and ends with the bytes of an undisturbed run.
-- *Zombies.* A worker of run N that lost its lease unawares commits under the number that it
-  claimed, N, where an outcome lies already. Fences go on counting, so the ledger does not hear it
-  either. What it may still copy to the output are the very bytes that run N+1 copies.
-- *Loss of Redis.* A restored job is in the newest run that a sequel leads to, queued unless that
-  run's outcome is there.
-- *Cancel.* A cancellation ends the run it found: its outcome is committed under that run's number,
-  and the ledger refuses to copy it (`settle`) into a later one.
+  run. So a retry continues from the last finished unit, and its result has the same bytes as that
+  of an undisturbed run.
+- *Zombies.* A zombie is a worker that has lost its lease without noticing. One of run N commits
+  under the number N, where an outcome exists already. Fences keep rising, so the ledger refuses it
+  too. The files that it may still publish have the same bytes as those of run N+1.
+- *Loss of Redis.* A restored job is in the run after its newest sequel, queued unless that run has
+  an outcome.
+- *Cancel.* A cancellation ends the run that it was requested in: its outcome has that run's number,
+  and the ledger refuses to copy it (`settle`) into a later run.
 
-Order of a deletion: outcome, sequel N, then what was published (if asked), workspace, outcomes,
-spec, ledger. From the sequel on nobody restores the job; a death is completed by the next request
-or by `rebuild`. The sequel stays for `TOMBSTONE_SECONDS`: the job's id is derived from its
-idempotency key, and a request that was underway for long must not run the job again. A zombie that
-reaches the storage but not the ledger may publish until its lease is over; its files then belong to
-nobody's record.
+Order of a deletion: outcome, sequel N, published files (if requested), workspace, outcomes, spec,
+ledger. Once the sequel exists, the job is not restored any more. After a crash, the next request or
+`rebuild` completes the rest. The sequel stays for `TOMBSTONE_SECONDS`: the job's id is derived from
+its idempotency key, and a delayed request must not run the job again. A zombie that reaches the
+storage but not the ledger may publish until its lease is over. Its files then belong to no record.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ def retry(journal: Journal, ledger: Ledger, record: JobRecord) -> bool:
     """Begin the run after one that failed or was cancelled.
 
     Args:
-        journal: Where the decision is committed.
-        ledger: Where the job is queued.
-        record: The job, over.
+        journal: Commits the decision.
+        ledger: Queues the job.
+        record: The job, which has ended.
 
     Returns:
-        True if the next run exists, this call's or an earlier one's. False if there will be none:
-        the run had succeeded after all, or the job has been deleted.
+        True if the next run exists, begun by this call or an earlier one. False if there will be
+        none: the run has succeeded after all, or the job was deleted.
 
     Raises:
         StorageError: the journal does not answer.
@@ -80,21 +80,20 @@ def delete(
     *,
     outputs: bool = False,
 ) -> bool:
-    """Remove a job that is over.
+    """Remove a job that has ended.
 
     Args:
-        journal: Where the decision is committed.
-        ledger: Live state.
-        open_store: Opens the place that the job has published to.
-        record: The job, over.
-        outputs: Whether what it has published goes too.
+        journal: Commits the decision.
+        ledger: The live state.
+        open_store: Opens the output prefix of the job.
+        record: The job, which has ended.
+        outputs: Whether to remove the files that it published, too.
 
     Returns:
         False if the job was retried instead.
 
     Raises:
-        StorageError: the journal or the output does not answer; what is left goes with the next
-            try.
+        StorageError: the journal or the output does not answer. The next try removes the rest.
         LedgerUnavailable: the ledger does not answer.
     """
     commit_end(journal, ledger, record)
@@ -109,7 +108,7 @@ def delete(
 def complete(
     journal: Journal, ledger: Ledger, open_store: OpenStore, job_id: str, standing: Standing
 ) -> None:
-    """Do what the newest sequel says, as far as it is not done yet.
+    """Complete what the newest sequel has begun.
 
     Raises:
         StorageError: the journal or an output does not answer.
@@ -131,7 +130,7 @@ def complete(
 
 
 def deleted(journal: Journal, job_id: str, standing: Standing) -> bool:
-    """Whether the job has been deleted, if perhaps not yet completely."""
+    """Whether the job was deleted, perhaps not completely yet."""
     if standing.run == 1:
         return False
     sequel = journal.read_sequel(job_id, standing.run - 1)

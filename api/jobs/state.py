@@ -2,15 +2,15 @@
 
     queued ──> running ──> succeeded | failed
       │  ^       │  ^ │
-      │  │       v  │ └──> cancelling ──> cancelled (or succeeded/failed: the commit won the race)
+      │  │       v  │ └──> cancelling ──> cancelled (or succeeded/failed: the outcome came first)
       │  └── pausing ──> paused ──> queued
       └──> paused | cancelled
 
-    queued | paused ──> failed      the deadline has passed, and no worker is there to notice
+    queued | paused ──> failed      the deadline has passed while no worker held the job
     failed | cancelled ──> queued   a retry: a new *run* of the job (see `sequel`)
 
-The Lua scripts of the ledger are given this very table, so nothing else knows the rules. The one
-exception is `Ledger.settle`, which copies an outcome already committed to the journal.
+The Lua scripts of the ledger use this table too, so these rules exist only once. The one exception
+is `Ledger.settle`, which copies an outcome that the journal has.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from types import MappingProxyType
 
 
 class JobState(StrEnum):
-    """Where a job is in its life."""
+    """The state of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -64,7 +64,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = MappingProxyType(
     }
 )
 
-# Ends, which are journalled. Only a retry leads on from here, and not from success.
+# States that end a run, which are journalled. Only a retry leaves them, and none leaves success.
 TERMINAL: frozenset[JobState] = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 
 # States in which a worker holds the job's lease.

@@ -1,15 +1,15 @@
-"""Traces from a request to each unit of work, in OpenTelemetry's terms; off unless configured.
+"""OpenTelemetry traces from a request to each unit of work. Off unless configured.
 
-    request ─> job (ledger) ─> attempt (worker) ─> units (told by the solve)
+    request ─> job (ledger) ─> attempt (worker) ─> units (reported by the solve)
 
-The link between request and attempt is the `traceparent` (W3C Trace Context) that the ledger keeps
-with the job. It is not in the Celery message: that may be lost, doubled, or rung by a reconciler
-who knows of no request. The solve knows nothing of traces: its supervisor hears when each unit
-began and how long it took, and makes spans of that.
+The ledger keeps a `traceparent` (W3C Trace Context) with the job, which links request and attempt.
+It is not in the Celery message: that may be lost, doubled, or sent by a reconciler that has no
+request. The solve does not trace: it reports when each unit began and how long it took, and its
+supervisor makes spans of that.
 
 Spans are exported if the standard variables say where to (`OTEL_EXPORTER_OTLP_ENDPOINT`, or
-`OTEL_TRACES_EXPORTER=otlp` or `console`); that needs `pip install --group tracing`. Without, a
-request still has a trace id, its own or the caller's, so that log lines can be told together.
+`OTEL_TRACES_EXPORTER=otlp` or `console`). That needs `pip install --group tracing`. Without it, a
+request still has a trace id, its own or the caller's, which connects its log lines.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _REMEDY = "Install what is needed (pip install --group tracing), or unset it."
 
 @dataclass(slots=True)
 class Span:
-    """Something that goes on.
+    """A span that has not ended.
 
     Attributes:
-        traceparent: Names it to whoever continues the trace.
-        name: What it is called in the end; may be set until then.
-        attributes: What is known of it; may be added to until its end.
+        traceparent: Its id, for whoever continues the trace.
+        name: Its name, which may be changed until it ends.
+        attributes: Its attributes, which may be added to until it ends.
     """
 
     traceparent: str
@@ -53,24 +53,24 @@ class Span:
 
 
 class Tracing(Protocol):
-    """Where spans go. Safe to share between threads."""
+    """Makes and exports spans. Safe to share between threads."""
 
     def span(
         self, name: str, parent: str | None, attributes: Attributes | None = None
     ) -> AbstractContextManager[Span]:
-        """A span around a block of code; `TRACEPARENT` is its own meanwhile."""
+        """A span around a block of code, which sets `TRACEPARENT` meanwhile."""
 
     def record(
         self, name: str, parent: str, began_at: float, seconds: float, attributes: Attributes
     ) -> None:
-        """A span that is over. `began_at` is unix seconds."""
+        """Record a span that has ended. `began_at` is unix seconds."""
 
     def close(self) -> None:
         """Export what is left."""
 
 
 class NoTracing:
-    """Exports nothing; gives out trace ids."""
+    """Exports nothing, but makes trace ids."""
 
     @contextmanager
     def span(
@@ -145,7 +145,7 @@ def tracing(service: str, environment: Mapping[str, str] = os.environ) -> Tracin
         environment: The variables.
 
     Raises:
-        InvalidSpec: they ask for what is not installed or not known.
+        InvalidSpec: they ask for an exporter that is not installed or not known.
     """
     exporter = environment.get(_EXPORTER) or ""
     if not exporter and any(environment.get(name) for name in _ENDPOINTS):
@@ -165,7 +165,7 @@ def tracing(service: str, environment: Mapping[str, str] = os.environ) -> Tracin
 
 
 def check_configured() -> None:
-    """End the program with one line if the `OTEL_*` variables ask for what cannot be had."""
+    """End the program with one line if the `OTEL_*` variables cannot be followed."""
     try:
         tracing("strucprune").close()
     except InvalidSpec as error:
@@ -173,7 +173,7 @@ def check_configured() -> None:
 
 
 def accepted(traceparent: str | None) -> str | None:
-    """A traceparent that somebody sent, if it is a valid one."""
+    """A traceparent from a request, if it is valid."""
     return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
 
 
@@ -197,7 +197,7 @@ def _exporter(name: str) -> Any:
 
 
 def _context(parent: str | None) -> Any:
-    """OpenTelemetry's context of a parent that lies in another process, or of none."""
+    """OpenTelemetry's context of a parent in another process, or of none."""
     from opentelemetry.context import Context
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 

@@ -1,1 +1,1 @@
-"""The REST surface: thin routes over submission, ledger and journal."""
+"""The REST API: thin routes over submission, ledger and journal."""

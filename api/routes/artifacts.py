@@ -1,4 +1,4 @@
-"""What a finished job has produced: its report and the files of the pruned checkpoint."""
+"""The results of a succeeded job: its report and the files of the pruned checkpoint."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.keys import MAX_KEY_BYTES
 from strucprune_core.storage.store import Store
 
-# A report grows by some 300 bytes per layer; what is larger was not written by us.
+# A report has some 300 bytes per layer. A larger document was not written by a job.
 MAX_DOCUMENT_BYTES = 16 * 2**20
-# To make a URL takes a millisecond of processor time.
+# Making a URL takes a millisecond of processor time.
 MAX_PAGE_SIZE = 100
 URL_SECONDS = 900
 
-# The page lies in the user's bucket, so anything may have been put in its place: no scripts, no
-# requests, no access to this origin.
+# The page is in the tenant's bucket, where it may have been replaced. So it gets no scripts, no
+# requests, and no access to this origin.
 _HTML_HEADERS = {
     "Content-Security-Policy": (
         "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
     ),
 }
-# One address, two forms: a cache must not hand out the wrong one.
+# One URL has two forms: a cache must not return the wrong one.
 _HEADERS = {"X-Content-Type-Options": "nosniff", "Vary": "Accept"}
 
 router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["results"])
@@ -75,8 +75,8 @@ def get_report(
 
 
 def _document(store: Store, key: str, media_type: str, headers: Mapping[str, str]) -> Response:
-    """A document as it lies there, in pieces: a client that takes it slowly holds one of them."""
-    with _told():
+    """A document in pieces, so that a slow client keeps only one of them in memory."""
+    with _missing_as_404():
         size, found = open_document(store, key, MAX_DOCUMENT_BYTES)
     length = {"Content-Length": str(size)}
     return StreamingResponse(found, media_type=media_type, headers={**headers, **length})
@@ -96,13 +96,13 @@ def get_artifacts(
     ] = None,
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
 ) -> ArtifactList:
-    """The files of a succeeded job, with their checksums; last their list, strucprune.json."""
+    """Files of a succeeded job with their checksums. The last is their list, strucprune.json."""
     store = services.stores.open(_output_of(job))
     lender = store if presign and isinstance(store, Presigner) else None
-    with _told():
+    with _missing_as_404():
         manifest, data = read_manifest(store)
         itself = FileEntry(name=MANIFEST, bytes=len(data), sha256=sha256_of_bytes(data))
-        # Last, as it was written: who has it has everything, and can verify it.
+        # Last, as it was written: whoever has downloaded it has all files, and can verify them.
         page, next_after = _page([*manifest.files, itself], name, after, limit)
     files = [_artifact(store, lender, entry) for entry in page]
     return ArtifactList(
@@ -113,7 +113,7 @@ def get_artifacts(
 def _page(
     entries: Sequence[FileEntry], name: str | None, after: str | None, limit: int
 ) -> tuple[Sequence[FileEntry], str | None]:
-    """The files that are asked for, and the last one's name if there are more."""
+    """The requested files, and the name of the last one if there are more."""
     places = {entry.name: place for place, entry in enumerate(entries)}
     wanted = after if name is None else name
     if wanted is not None and wanted not in places:
@@ -147,8 +147,8 @@ def _output_of(job: JobRecord) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Say it if something is not as the job has written it."""
+def _missing_as_404() -> Iterator[None]:
+    """Answer 404 if a file is gone or is not what the job wrote."""
     try:
         yield
     except NotAsWritten as error:

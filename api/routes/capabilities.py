@@ -1,4 +1,4 @@
-"""What this deployment can do, read from the very definitions it works by."""
+"""What this deployment can do, read from the definitions that the code uses."""
 
 from __future__ import annotations
 

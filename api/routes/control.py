@@ -1,4 +1,4 @@
-"""Control: cancel, pause, resume, retry, delete."""
+"""Control of a job: cancel, pause, resume, retry, delete."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["control"])
 
 _RESPONSES = {
     200: {"description": "Done.", **headers("ETag")},
-    202: {"model": JobView, "description": "The worker has been asked to.", **headers("ETag")},
+    202: {"model": JobView, "description": "Requested of the worker.", **headers("ETag")},
     **problems(401, 403, 404, 409, 503),
 }
 
 
 @router.post("/cancel", responses=_RESPONSES)
 def cancel_job(job: WritableJob, services: Wired, response: Response) -> JobView:
-    """Cancel a job: at once if it waits, at the worker's next safe point if it runs."""
+    """Cancel a job: at once if no worker has it, else at the worker's next safe point."""
     record = services.ledger.request_cancel(job.id) or job
     if record.state == JobState.CANCELLED:
         record = _commit_cancelled(services, record)
@@ -41,9 +41,9 @@ def cancel_job(job: WritableJob, services: Wired, response: Response) -> JobView
 
 @router.post("/pause", responses=_RESPONSES)
 def pause_job(job: WritableJob, services: Wired, response: Response) -> JobView:
-    """Pause a job: at once if it waits, at the worker's next safe point if it runs.
+    """Pause a job: at once if no worker has it, else at the worker's next safe point.
 
-    A pause lives in Redis only: should its data be lost, the job is queued again.
+    A pause is kept in Redis only. If Redis loses its data, the job is queued again.
     """
     record = services.ledger.request_pause(job.id) or job
     return _answer(record, response, done=JobState.PAUSED, asked=JobState.PAUSING)
@@ -69,8 +69,8 @@ def resume_job(job: WritableJob, services: Wired, response: Response) -> JobView
 def retry_job(job: WritableJob, principal: Writer, services: Wired, response: Response) -> JobView:
     """Run a failed or cancelled job again. It goes on from its last finished layer.
 
-    Attempts and the deadline count anew. Asked for again while the retry waits or runs, nothing
-    happens.
+    Attempts and the deadline start anew. While the retry is queued or runs, further requests do
+    nothing.
     """
     if job.state in (JobState.FAILED, JobState.CANCELLED):
         admit_job(services, job.tenant, job.id)
@@ -97,10 +97,10 @@ def delete_job(
     job: WritableJob,
     services: Wired,
     outputs: Annotated[
-        bool, Query(description="Also remove the files that the job has published.")
+        bool, Query(description="Also remove the files that the job published.")
     ] = False,
 ) -> None:
-    """Remove a job that is over, with its workspace. What it has published stays unless asked."""
+    """Remove a job that has ended, with its workspace, and with its outputs if requested."""
     if job.state not in TERMINAL:
         raise _conflict(f"The job is {job.state.value}; cancel it first.")
     if not delete(services.journal, services.ledger, services.stores.open, job, outputs=outputs):
@@ -112,14 +112,14 @@ def _conflict(detail: str) -> ApiError:
 
 
 def _commit_cancelled(services: Services, record: JobRecord) -> JobRecord:
-    """Make a cancellation that no worker will commit survive the loss of the ledger."""
+    """Journal a cancellation that no worker will commit, so that it survives a loss of Redis."""
     commit_end(services.journal, services.ledger, record)
     return services.ledger.get(record.id) or record
 
 
 def _answer(record: JobRecord, response: Response, *, done: JobState, asked: JobState) -> JobView:
     if record.state not in (done, asked):
-        raise _conflict(f"The job is {record.state.value}; too late.")
+        raise _conflict(f"The job is already {record.state.value}.")
     response.status_code = HTTPStatus.OK if record.state == done else HTTPStatus.ACCEPTED
     response.headers["ETag"] = etag(record)
     return job_view(record)

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from api import event_feed
 from api.auth import Reader
-from api.callers import Principal, Unremembered
+from api.callers import NotCached, Principal
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job
@@ -24,9 +24,9 @@ from api.views import EventPage, event_view
 from strucprune_core.errors import StrucPruneError
 
 MAX_PAGE_SIZE = 1000
-# How often a stream looks whether its key still holds.
+# How often a stream checks that its key is still valid.
 CONFIRM_SECONDS = 0.5
-# How often it looks at the job itself, which may have been removed, or lost with the ledger.
+# How often it reads the job itself, which may have been removed or lost with the ledger.
 LOOK_SECONDS = 10.0
 # Proxies close connections that are silent for longer, often after 30 s or 60 s.
 COMMENT_SECONDS = 15.0
@@ -56,8 +56,8 @@ async def get_events(
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = 100,
     last_event_id: Annotated[str | None, Header(pattern=EVENT_ID)] = None,
 ) -> Response:
-    """What happened to a job. With `Accept: text/event-stream`, a stream until the job ends."""
-    # Asked for in either case: unknown jobs are a 404, not an empty stream.
+    """The events of a job. With `Accept: text/event-stream`, a stream until the job ends."""
+    # In both cases, so that an unknown job is a 404 and not an empty stream.
     job = await find_job(services, principal, job_id)
     start = last_event_id or after
     if _SSE in request.headers.get("Accept", ""):
@@ -72,7 +72,7 @@ async def get_events(
 
 
 class EventStream(StreamingResponse):
-    """Events of a job as they happen. Counted while it lasts; refused if there are too many."""
+    """Events of a job as they happen. Refused if too many streams are open."""
 
     def __init__(
         self, services: Services, principal: Principal, job: JobRecord, after: str
@@ -92,14 +92,14 @@ class EventStream(StreamingResponse):
             ApiError: before anything is sent, if too many streams are open.
         """
         limit = self._services.settings.limits_of(self._tenant).event_streams
-        with self._services.held.place(self._tenant, limit):
+        with self._services.long_answers.place(self._tenant, limit):
             await super().__call__(scope, receive, send)
 
 
 async def _stream(
     services: Services, principal: Principal, job: JobRecord, after: str
 ) -> AsyncIterator[str]:
-    """Events as they happen; ends when the job is over and all is told, or the ledger goes away.
+    """Events as they happen. Ends after the job's last event, or if the ledger does not answer.
 
     Clients reconnect with `Last-Event-ID`, so ending early loses nothing.
     """
@@ -107,7 +107,7 @@ async def _stream(
     look_at, known = spoke_at, True
     while True:
         try:
-            # The job first: if it is over by now, its last event is among those read after.
+            # The job first: if it has ended, its last event is among those read next.
             looks, over = time.monotonic() >= look_at, False
             if looks:
                 job = job if known else await find_job(services, principal, job.id)
@@ -133,21 +133,21 @@ async def _stream(
 
 
 async def _confirm(services: Services, principal: Principal, job_id: str) -> None:
-    """See that the caller's key still holds.
+    """Check that the caller's key is still valid.
 
     Raises:
-        ApiError: it does not.
+        ApiError: it is not.
     """
     try:
-        holds = services.callers.confirm(principal, from_memory=True)
-    except Unremembered:
+        holds = services.callers.confirm(principal, cached_only=True)
+    except NotCached:
         holds = False
     if not holds:
-        await find_job(services, principal, job_id)  # asks thoroughly
+        await find_job(services, principal, job_id)  # asks the state store, and raises
 
 
 def _is_end(event: JobEvent) -> bool:
-    """Whether a run of the job ended with it; a retry may follow."""
+    """Whether a run of the job ended with this event. A retry may follow."""
     return event.type == "state" and event.data.get("state") in TERMINAL
 
 

@@ -1,4 +1,4 @@
-"""Probes: is the process alive, and can it serve."""
+"""Probes: whether the process is alive, and whether it can accept jobs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def healthz() -> Health:
-    """The process answers. Touches nothing external, so an outage elsewhere restarts nothing."""
+    """The process answers. Uses no other service, so that their outages restart nothing."""
     return Health()
 
 

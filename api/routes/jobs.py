@@ -1,4 +1,4 @@
-"""Jobs: submit, validate, list, look at."""
+"""Jobs: submit, validate, list, get."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60
-# A waiting client's job is looked at this often; it holds no thread in between.
+# How often a waiting client's job is read. It holds no thread in between.
 POLL_SECONDS = 0.5
-# When a client should first look at a job it has submitted.
+# When a client should first ask for a job that it has submitted.
 RETRY_AFTER_SECONDS = 2
 
 _WAIT = re.compile(r"(?:^|[,;\s])wait=(\d{1,6})(?:$|[,;\s])")
@@ -42,14 +42,14 @@ router = APIRouter(prefix="/v1/pruning-jobs", tags=["jobs"])
 Prefer = Annotated[
     str | None,
     Header(
-        description=f"`wait=N` holds the answer for up to N (at most {MAX_WAIT_SECONDS}) seconds, "
+        description=f"`wait=N` delays the answer for up to N (at most {MAX_WAIT_SECONDS}) seconds, "
         "until the job changes (with If-None-Match) or ends (without)."
     ),
 ]
 
 
 def _rfc3339(value: object) -> object:
-    # Pydantic takes any number for a time, of which it guesses the unit.
+    # Pydantic also accepts numbers, and guesses their unit.
     if isinstance(value, str) and not _DATE.match(value):
         raise ValueError("a time is written like 2026-01-31T12:00:00Z")
     return value
@@ -88,19 +88,19 @@ async def submit_job(
             submit, services, tenant, spec, idempotency_key, request.notifications
         )
     view = job_view(submission.record)
-    told = {
+    answer_headers = {
         "Location": view.links.self,
         "Retry-After": str(RETRY_AFTER_SECONDS),
         "ETag": etag(submission.record),
     }
     if submission.replayed:
-        told["Idempotency-Replayed"] = "true"
-    return answer(view, HTTPStatus.ACCEPTED, told)
+        answer_headers["Idempotency-Replayed"] = "true"
+    return answer(view, HTTPStatus.ACCEPTED, answer_headers)
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
 async def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
-    """Say what is wrong with a job, or what it would cost, without submitting it.
+    """Report what is wrong with a job, or what it would cost, without submitting it.
 
     Reads the model's configuration and weight headers only.
     """
@@ -108,7 +108,7 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     async with services.inspections.turn(tenant):
         verdict = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
     if any(issue.retryable for issue in verdict.issues):
-        raise invalid(verdict.issues)  # whether the job is valid cannot be told now
+        raise invalid(verdict.issues)  # cannot be decided now
     if verdict.issues:
         issues = [field_error(issue) for issue in verdict.issues]
         return ValidationView(valid=False, issues=issues, estimate=None)
@@ -165,19 +165,19 @@ async def get_job(
     prefer: Prefer = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    """Look at a job, or wait for it."""
+    """Get a job, or wait for it to change or end."""
     wait_seconds = _wait_seconds(prefer)
     limit = services.settings.limits_of(principal.tenant).event_streams
-    if services.held.refusal(principal.tenant, limit) is not None:
-        wait_seconds = 0  # one that may not wait is answered at once
-    with services.held.place(principal.tenant, limit) if wait_seconds else nullcontext():
+    if services.long_answers.refusal(principal.tenant, limit) is not None:
+        wait_seconds = 0  # over the limit: answer at once
+    with services.long_answers.place(principal.tenant, limit) if wait_seconds else nullcontext():
         record = await _wait(services, principal, job_id, if_none_match, wait_seconds)
-    told = {"ETag": etag(record)}
+    answer_headers = {"ETag": etag(record)}
     if wait_seconds:
-        told["Preference-Applied"] = f"wait={wait_seconds}"
+        answer_headers["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=told)
-    return answer(job_view(record), headers=told)
+        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=answer_headers)
+    return answer(job_view(record), headers=answer_headers)
 
 
 async def _wait(

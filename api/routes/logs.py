@@ -1,4 +1,4 @@
-"""The log of a job's solve: its newest lines, kept in the ledger as long as the job."""
+"""The log of a job: the newest lines of its solves, kept in the ledger as long as the job."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def get_logs(
     ] = "0",
     limit: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = MAX_PAGE_SIZE,
 ) -> Response:
-    """What a job's solve has logged, in all attempts; plain text with `Accept: text/plain`.
+    """Log lines of a job's solves, over all attempts. Plain text with `Accept: text/plain`.
 
-    The newest thousand lines or so are kept, until the job is removed or Redis loses its data.
+    About the newest thousand lines are kept, until the job is removed or Redis loses its data.
     """
     lines = services.ledger.logs(job.id, after, limit)
     shown = [log_line_view(line) for line in lines]

@@ -1,4 +1,4 @@
-"""Metrics in Prometheus' text format. They ask for no key: nothing in them is any tenant's."""
+"""Metrics in Prometheus' text format. They need no key, since they name no tenant."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The web page at `/`, the description at `/docs`, and their files.
+"""The web page at `/`, the API's documentation at `/docs`, and their files.
 
-They ask for no key: nothing in them is any tenant's.
+They need no key, since they hold no data of tenants.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from fastapi import APIRouter, Header, Response
 from api.problems import ApiError
 from api.web.files import WebFile, load_files
 
-# Scripts and styles are files of ours, requests go to this origin, and strings never become code
-# or markup: what a job's labels, log or report say cannot do anything on a page that holds a key.
+# Scripts and styles are our own files, requests go to this origin only, and strings never become
+# code or markup. So a job's labels, log or report can do no harm on a page that holds a key.
 _COMMON_POLICY = (
     "default-src 'none'",
     "script-src 'self'",
@@ -34,8 +34,8 @@ CONTENT_SECURITY_POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-# Swagger UI sets styles in elements, draws its arrows from data: URLs, and makes markup of strings,
-# which it cleans before. Its scripts are files of ours as well.
+# Swagger UI sets styles in elements, draws arrows from data: URLs, and makes markup of strings that
+# it has cleaned. Its scripts are our own files too.
 DOCS_POLICY = "; ".join(
     (*_COMMON_POLICY, "style-src 'self' 'unsafe-inline'", "img-src 'self' data:")
 )
@@ -45,7 +45,7 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
-    # Kept, but asked for each time: after an upgrade no page is put together of two releases.
+    # Cached, but revalidated each time, so that after an upgrade no page mixes two releases.
     "Cache-Control": "no-cache",
 }
 _FILES = load_files()
@@ -61,7 +61,7 @@ async def get_page(if_none_match: Annotated[str | None, Header()] = None) -> Res
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def get_docs(if_none_match: Annotated[str | None, Header()] = None) -> Response:
-    """The description of the API as a page."""
+    """The documentation of the API as a page."""
     return _answer(_FILES["docs.html"], if_none_match, {"Content-Security-Policy": DOCS_POLICY})
 
 

@@ -1,4 +1,4 @@
-"""The page's files, read once: each with its media type and ETag."""
+"""The files of the web page, read once, each with its media type and ETag."""
 
 from __future__ import annotations
 

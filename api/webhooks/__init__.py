@@ -1,1 +1,1 @@
-"""Webhooks: telling a tenant's own server what happened to a job."""
+"""Webhooks: messages to a tenant's own server about what happened to a job."""

@@ -1,4 +1,4 @@
-"""One message to one receiver: to a checked address, in bounded time, whatever it answers."""
+"""Sends one message to one receiver: to a checked address, within a time limit."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from api.webhooks.patience import Patience
 from api.webhooks.targets import Policy, Resolve, Target, addresses, parse_target
+from api.webhooks.timed_calls import TimedCalls
 
-# For everything together: looking the name up, connecting, sending, and all of the answer.
+# For everything together: name lookup, connection, request and answer.
 TIMEOUT_SECONDS = 10.0
-# An answer's headers are bounded by http.client (100 lines of 64 KiB); of its body nothing is used.
+# Bytes read of an answer's body, which is not used. http.client limits its headers (100 lines of
+# 64 KiB).
 _BODY_BYTES = 1024
 _ADDRESSES_TRIED = 2
 
 
 class NotDelivered(Exception):
-    """The receiver did not take the message.
+    """The receiver did not accept the message.
 
     Attributes:
-        for_good: Whether it never will.
-        answered: Whether it said so, rather than nothing.
+        for_good: Whether another try is useless.
+        answered: Whether the receiver answered at all.
     """
 
     def __init__(self, reason: str, *, for_good: bool = False, answered: bool = False) -> None:
@@ -36,40 +37,40 @@ class NotDelivered(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Courier:
+class WebhookClient:
     """Sends messages.
 
     Attributes:
-        policy: Where they may go.
-        tls: Whom to trust; None trusts what the system trusts.
-        resolve: Addresses of a host; None asks the system.
-        timeout_seconds: For a message, all in all.
-        patience: Looks names up.
+        policy: Where messages may go.
+        tls: The trusted authorities; None for those of the system.
+        resolve: Finds the addresses of a host; None asks the system.
+        timeout_seconds: Time limit for a message.
+        lookups: Looks up names.
     """
 
     policy: Policy
     tls: ssl.SSLContext | None = None
     resolve: Resolve | None = None
     timeout_seconds: float = TIMEOUT_SECONDS
-    patience: Patience = field(default_factory=Patience)
+    lookups: TimedCalls = field(default_factory=TimedCalls)
 
     def post(self, url: str, headers: Mapping[str, str], body: bytes, owner: str = "") -> None:
-        """Send a message and see that it is taken (2xx). Redirects are not followed.
+        """Send a message and check that it is accepted (2xx). Redirects are not followed.
 
         Args:
-            url: Where to.
-            headers: Of the request.
-            body: Its body.
-            owner: Who gave the URL: whose slow name servers count together.
+            url: The receiver.
+            headers: Headers of the request.
+            body: Body of the request.
+            owner: The tenant of the URL. Lookups by slow name servers count for it.
 
         Raises:
-            NotDelivered: it was not.
-            WebhookNotAllowed: the URL leads where no webhook may go.
+            NotDelivered: the message was not accepted.
+            WebhookNotAllowed: webhooks may not go to the URL.
         """
         target = parse_target(url, self.policy)
         deadline = time.monotonic() + self.timeout_seconds
         try:
-            found = self.patience.call(
+            found = self.lookups.call(
                 owner,
                 self.timeout_seconds,
                 lambda: addresses(target, self.policy, self.resolve),
@@ -95,7 +96,7 @@ class Courier:
             try:
                 return self._send(target, address, headers, body, deadline)
             except (OSError, http.client.HTTPException, ValueError) as error:
-                # The class only: what a stranger's server says is not repeated in our log.
+                # The class only: text from another server does not belong in our log.
                 failure = type(error).__name__
         raise NotDelivered(f"no answer ({failure})")
 
@@ -112,11 +113,11 @@ class Courier:
             raise TimeoutError
         plain = socket.create_connection((address, target.port), timeout=left)
         stream = self._secured(plain, target.host) if target.secure else plain
-        # A timeout of a socket starts anew with every byte; this one does not.
+        # The timeout of a socket starts anew with every byte, so this timer ends the connection.
         ending = threading.Timer(deadline - time.monotonic(), _shut, (stream,))
         ending.start()
         connection = http.client.HTTPConnection(target.host, target.port)
-        # It is not to look the host up again, neither now nor after the connection broke.
+        # The connection must not look up the host again, now or after an error.
         connection.sock, connection.auto_open = stream, 0
         try:
             if isinstance(stream, ssl.SSLSocket):
@@ -146,6 +147,6 @@ def _authority(target: Target) -> str:
 
 
 def _shut(connection: socket.socket) -> None:
-    """Wake whoever reads or writes; not by the TLS layer's own method, which would wait."""
+    """End reads and writes. The TLS layer's own shutdown would wait for the other side."""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(connection, socket.SHUT_RDWR)

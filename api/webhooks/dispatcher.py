@@ -1,9 +1,9 @@
-"""Tells receivers what happened to the jobs that they want to hear of.
+"""Sends webhooks: reads the events of jobs and sends each receiver what it subscribed to.
 
-A job's messages are sent in order; one that is not taken holds up those after it and is tried
-again, each time after twice as long, until it is given up. Runs in a thread of the reconciler,
-which hands each job that is due to a sender and waits for none of them (`lanes`): what is not due
-lies in Redis, so memory and threads are bounded.
+The messages of a job are sent in order. One that is not accepted delays those after it. It is tried
+again, each time after twice as long, until it is given up. The dispatcher runs in a thread of the
+reconciler. It gives each job that is due to a sender thread and waits for none of them (`lanes`).
+Jobs that are not due stay in Redis, so memory and threads are bounded.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from pydantic import SecretStr
 from api.jobs.ledger import Ledger
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
-from api.webhooks.delivery import Courier, NotDelivered
+from api.webhooks.delivery import NotDelivered, WebhookClient
 from api.webhooks.lanes import AT_ONCE, Breakers, Lanes, Receiver
-from api.webhooks.outbox import Outbox, Standing, Subscription
+from api.webhooks.outbox import DeliveryProgress, Outbox, Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.client import webhooks
 from strucprune_core.errors import StrucPruneError
@@ -33,47 +33,47 @@ from strucprune_core.errors import StrucPruneError
 _log = logging.getLogger(__name__)
 
 EVERY_SECONDS = 1.0
-# How often the store is asked for subscriptions that Redis has lost.
+# How often the store is scanned for subscriptions that Redis has lost.
 RESCAN_SECONDS = 300.0
 FIRST_RETRY_SECONDS = 5.0
 MAX_RETRY_SECONDS = 3600.0
 # 5 s, 10 s, ... then hourly: some 24 hours in all.
 MAX_FAILURES = 34
-# Of what happened, until it is told to a receiver that is left alone. Later nobody wants to know.
+# Age of an event after which it is no longer sent to a receiver that does not answer.
 _MAX_AGE_SECONDS = 30 * 3600.0
-# A receiver that takes longer to say no is as bad as one that says nothing.
+# A receiver that takes longer to refuse a message counts as one that does not answer.
 _SLOW_SECONDS = 5.0
 _BATCH = 200
 _NEXT_BATCH_SECONDS = 0.05
 _EVENTS = 200
-# The ledger wakes us when a job's state changes; this is for the case that its call was lost.
+# The ledger schedules a job when its state changes. This covers the case that this was lost.
 _LOOK_AGAIN_SECONDS = 60.0
-# A subscription is written before its job; after this long without one, there was none.
+# A subscription is written before its job. If there is no job after this time, none will come.
 _ORPHAN_SECONDS = 3600.0
-# Messages of a job sent in one go, and longer than they take: each has its own time limit.
+# Messages of a job sent in one go, and a time limit that they keep: each has its own.
 _MESSAGES = 4
 _BUSY_SECONDS = 60.0
 
 
 class Dispatcher:
-    """One pass is `step()`.
+    """Sends the webhooks that are due, one pass for each call of `begin`.
 
     Args:
-        outbox: What is to be told to whom.
-        ledger: What happened.
-        courier: How to tell it.
-        secrets: Of each tenant, `whsec_...`.
-        first_retry_seconds: Until a message that was not taken is sent again, the first time.
-        look_again_seconds: Until a job is looked at in any case.
-        lanes: How much is sent at once.
-        breakers: Which receivers are left alone.
+        outbox: The subscriptions and their schedule.
+        ledger: The events of jobs.
+        client: Sends messages.
+        secrets: The signing secret of each tenant, `whsec_...`.
+        first_retry_seconds: Time until the first retry of a message.
+        look_again_seconds: Time until the events of a job are read again in any case.
+        lanes: Limits how much is sent at once.
+        breakers: Pause receivers that do not answer.
     """
 
     def __init__(
         self,
         outbox: Outbox,
         ledger: Ledger,
-        courier: Courier,
+        client: WebhookClient,
         secrets: Mapping[str, SecretStr],
         *,
         first_retry_seconds: float = FIRST_RETRY_SECONDS,
@@ -83,7 +83,7 @@ class Dispatcher:
     ) -> None:
         self._outbox = outbox
         self._ledger = ledger
-        self._courier = courier
+        self._client = client
         self._secrets = secrets
         self._first_retry_seconds = first_retry_seconds
         self._look_again_seconds = look_again_seconds
@@ -95,10 +95,10 @@ class Dispatcher:
         self._sending: dict[str, Future[None]] = {}
 
     def begin(self) -> bool:
-        """Hand what is due to the senders; does not wait for them.
+        """Give jobs that are due to the senders, without waiting for them.
 
         Returns:
-            Whether there may be more that is due.
+            Whether more jobs may be due.
 
         Raises:
             LedgerUnavailable: Redis does not answer.
@@ -113,7 +113,7 @@ class Dispatcher:
         return len(due) == _BATCH
 
     def step(self) -> None:
-        """Send what is due, and wait until it is sent.
+        """Send what is due, and wait for the senders.
 
         Raises:
             LedgerUnavailable: Redis does not answer.
@@ -123,7 +123,7 @@ class Dispatcher:
         wait(self._sending.values())
 
     def close(self) -> None:
-        """Wait for messages that are being sent, and send no more."""
+        """Wait for the messages that are being sent, and send no more."""
         self._senders.shutdown()
 
     def _hand_over(self, job_id: str) -> None:
@@ -137,8 +137,8 @@ class Dispatcher:
         except StrucPruneError:
             raise
         except Exception:
-            # Of this job; the others are told meanwhile.
-            _log.exception("webhooks of %s", job_id)
+            # Only of this job: the others go on.
+            _log.exception("job %s: webhooks failed", job_id)
             self._outbox.schedule(job_id, self._outbox.now() + self._look_again_seconds)
 
     def _rescan_if_due(self) -> None:
@@ -155,102 +155,102 @@ class Dispatcher:
             if not self._outbox.take(job_id, _BUSY_SECONDS):
                 return
             try:
-                self._tell(job_id)
+                self._send_due(job_id)
             finally:
                 self._outbox.leave(job_id)
         except StrucPruneError as error:
-            _log.error("webhooks of %s: %s", job_id, error)
+            _log.error("job %s: webhooks failed: %s", job_id, error)
         except Exception:
-            # It has been put off already; the other jobs are told meanwhile.
-            _log.exception("webhooks of %s", job_id)
+            # Only of this job, which is scheduled again already.
+            _log.exception("job %s: webhooks failed", job_id)
         finally:
             self._lanes.leave(tenant, time.monotonic() - began)
 
-    def _tell(self, job_id: str) -> None:
-        # Before anything is read: what happens from now on wakes us again.
+    def _send_due(self, job_id: str) -> None:
+        # Before anything is read, so that what happens from now on schedules the job again.
         again_at = self._outbox.now() + self._look_again_seconds
         self._outbox.schedule(job_id, again_at)
         complete = self._ledger.is_intact()
-        # The job first: if it is over by now, its last event is among those read after.
+        # The job first: if it has ended, its last event is among those read next.
         record = self._ledger.get(job_id)
-        standing = self._outbox.standing(job_id)
-        events = self._ledger.events(job_id, standing.cursor, _EVENTS)
+        progress = self._outbox.progress(job_id)
+        events = self._ledger.events(job_id, progress.cursor, _EVENTS)
         if record is not None and not events and record.state not in TERMINAL:
             return
         if record is None:
-            # A ledger that has lost its data says nothing: it is about to be rebuilt.
+            # A ledger that has lost its data proves nothing: it is about to be rebuilt.
             if complete:
                 now = self._outbox.now()
                 self._outbox.drop(job_id, lambda subscription: _is_orphan(subscription, now))
             return
         subscription = self._outbox.subscription(record)
         if subscription is None:
-            # Those who asked for it too, and were refused, have no say.
+            # Subscriptions of other requests under the same key, which did not become the job.
             self._outbox.drop(job_id)
-        elif self._tell_events(record, subscription, standing, events):
+        elif self._send_events(record, subscription, progress, events):
             self._outbox.rest(job_id, subscription, record.run, again_at)
 
-    def _tell_events(
+    def _send_events(
         self,
         record: JobRecord,
         subscription: Subscription,
-        standing: Standing,
+        progress: DeliveryProgress,
         events: list[JobEvent],
     ) -> bool:
-        """Send what is to be told of these events. True if nothing of the job is left to tell."""
+        """Send the messages for these events. True if the job has no more messages to send."""
         sent = 0
         for event in events:
             name = f"job.{event.data.get('state')}"
-            told = event.data.get("run", 1) <= subscription.told_run
-            if event.type == "state" and name in subscription.events and not told:
+            delivered = event.data.get("run", 1) <= subscription.told_run
+            if event.type == "state" and name in subscription.events and not delivered:
                 if sent == _MESSAGES:
                     self._outbox.schedule(record.id, self._outbox.now())
                     return False
                 sent += 1
-                later = self._tell_event(record, subscription, event, name, standing.failures)
-                if later is not None:
-                    failures = standing.failures + later.tried
-                    self._outbox.note(record.id, Standing(standing.cursor, failures))
-                    self._outbox.schedule(record.id, self._outbox.now() + later.seconds)
+                retry = self._send_event(record, subscription, event, name, progress.failures)
+                if retry is not None:
+                    failures = progress.failures + retry.tried
+                    self._outbox.note(record.id, DeliveryProgress(progress.cursor, failures))
+                    self._outbox.schedule(record.id, self._outbox.now() + retry.seconds)
                     return False
-            standing = Standing(event.id, 0)
-            self._outbox.note(record.id, standing)
+            progress = DeliveryProgress(event.id, 0)
+            self._outbox.note(record.id, progress)
         if len(events) == _EVENTS:
             self._outbox.schedule(record.id, self._outbox.now())
             return False
         return record.state in TERMINAL
 
-    def _tell_event(
+    def _send_event(
         self,
         record: JobRecord,
         subscription: Subscription,
         event: JobEvent,
         name: str,
         failures: int,
-    ) -> _Later | None:
-        """Send one event; when it is to be sent again, or None if it is dealt with."""
+    ) -> _Retry | None:
+        """Send one event. Returns when to try again, or None if the event is handled."""
         secret = self._secrets.get(subscription.tenant)
         if secret is None:
-            _log.error("%s: there is no webhook secret of its tenant any more", record.id)
+            _log.error("job %s: its tenant has no webhook secret any more", record.id)
             return None
         try:
-            target = parse_target(subscription.webhook_url, self._courier.policy)
+            target = parse_target(subscription.webhook_url, self._client.policy)
             receiver = (subscription.tenant, target.host, target.port)
             closed_seconds = self._breakers.wait_seconds(receiver)
             if closed_seconds and self._outbox.now() - event.at < _MAX_AGE_SECONDS:
-                return _Later(closed_seconds, tried=False)
+                return _Retry(closed_seconds, tried=False)
             if closed_seconds:
-                raise NotDelivered("the receiver has not answered for long", for_good=True)
+                raise NotDelivered("the receiver has not answered for too long", for_good=True)
             self._post(record, subscription, event, name, secret, receiver)
         except WebhookNotAllowed as error:
-            # Not tried again: it would only probe on.
-            _log.warning("%s: %s is not told: %s", record.id, name, error.message)
+            # Not tried again: retries would only probe an address that is not allowed.
+            _log.warning("job %s: webhook %s refused: %s", record.id, name, error.message)
         except NotDelivered as error:
             if not error.for_good and failures < MAX_FAILURES:
-                _log.info("%s: %s not taken yet: %s", record.id, name, error)
+                _log.info("job %s: webhook %s not delivered yet: %s", record.id, name, error)
                 seconds = self._first_retry_seconds * 2.0**failures
-                return _Later(min(seconds, MAX_RETRY_SECONDS), tried=True)
-            _log.warning("%s: %s is given up: %s", record.id, name, error)
+                return _Retry(min(seconds, MAX_RETRY_SECONDS), tried=True)
+            _log.warning("job %s: webhook %s given up: %s", record.id, name, error)
         return None
 
     def _post(
@@ -266,7 +266,7 @@ class Dispatcher:
         headers = _headers(_message_id(record.id, event.id), secret, body)
         began = time.monotonic()
         try:
-            self._courier.post(subscription.webhook_url, headers, body, subscription.tenant)
+            self._client.post(subscription.webhook_url, headers, body, subscription.tenant)
         except NotDelivered as error:
             if error.answered and time.monotonic() - began < _SLOW_SECONDS:
                 self._breakers.answered(receiver)
@@ -277,8 +277,8 @@ class Dispatcher:
 
 
 @dataclass(frozen=True, slots=True)
-class _Later:
-    """In how many seconds a message is to be sent (again), and whether it was tried now."""
+class _Retry:
+    """When to send a message (again), in seconds from now, and whether it was tried now."""
 
     seconds: float
     tried: bool
@@ -296,12 +296,12 @@ def _headers(message_id: str, secret: SecretStr, body: bytes) -> dict[str, str]:
 
 
 def _is_orphan(subscription: Subscription, now: float) -> bool:
-    """Whether its job is no more or never came about, and is not just being submitted."""
+    """Whether the job of a subscription was removed or never made, and is not being submitted."""
     return subscription.told_run > 0 or now - subscription.created_at > _ORPHAN_SECONDS
 
 
 def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
-    """The message: what happened to which job. All else is to be had from the API."""
+    """The message: what happened to which job. The API has everything else."""
     content = {
         "type": name,
         "timestamp": datetime.fromtimestamp(event.at, UTC).isoformat(),
@@ -318,22 +318,22 @@ def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
 
 
 def _message_id(job_id: str, event_id: str) -> str:
-    """The same each time that a message is sent; ids hold no dot, the signature's separator."""
+    """An id that stays the same over retries. It holds no dot, which the signature uses."""
     return f"msg_{hashlib.sha256(f'{job_id} {event_id}'.encode()).hexdigest()[:32]}"
 
 
 def run(dispatcher: Dispatcher, stop: threading.Event, every_seconds: float) -> None:
-    """Pass after pass until `stop` is set. An outage is logged and waited out.
+    """Do passes until `stop` is set. An outage is logged, and the next pass tries again.
 
-    So is whatever else goes wrong: the reconciler would go on without this thread, unnoticed.
+    So is any other error: otherwise the reconciler would go on without this thread, unnoticed.
     """
     while not stop.is_set():
         more = False
         try:
             more = dispatcher.begin()
         except StrucPruneError as error:
-            _log.error("webhooks wait: %s", error)
+            _log.error("webhook pass failed: %s", error)
         except Exception:
-            _log.exception("webhooks wait")
+            _log.exception("webhook pass failed")
         stop.wait(min(every_seconds, _NEXT_BATCH_SECONDS) if more else every_seconds)
     dispatcher.close()

@@ -1,7 +1,7 @@
-"""Who may send now: a few deliveries of each tenant at once, and none to a receiver that is down.
+"""Limits deliveries: a few of each tenant at once, and none to a receiver that does not answer.
 
-A receiver that never answers holds its sender for ten seconds a message. Other messages of its
-tenant wait for that; those of other tenants do not.
+A receiver that never answers takes ten seconds of a sender for each message. Other messages of its
+tenant wait meanwhile; those of other tenants do not.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-# Deliveries at once, in all and of one tenant.
+# Deliveries at once: in all, and of one tenant.
 AT_ONCE = 32
 PER_TENANT = 2
-# A job whose turn has not come is looked at again after this at the earliest, and at the latest.
+# A job without a place tries again after this time at the earliest, and at the latest.
 _FIRST_TURN_SECONDS = 0.1
 _LAST_TURN_SECONDS = 300.0
-# Of a mean of how long a tenant's deliveries take, what the last one counts for.
+# Weight of the newest delivery in the moving average of a tenant's delivery times.
 _WEIGHT = 0.3
 
-# After so many failures in a row a receiver is left alone, each time for twice as long.
+# After this many failures in a row, nothing is sent to a receiver for a while, each time twice as
+# long.
 FAILURES = 3
 _FIRST_PAUSE_SECONDS = 30.0
 _LAST_PAUSE_SECONDS = 600.0
-# Receivers remembered: those that failed last.
+# Receivers kept: those that failed last.
 _RECEIVERS = 4096
 
 Receiver = tuple[str, str, int]
@@ -36,9 +37,9 @@ class Lanes:
     """Counts deliveries of each tenant. Safe to share between threads.
 
     Args:
-        at_once: Deliveries at a time.
-        per_tenant: Of one tenant.
-        clock: Unix seconds, as the outbox counts them.
+        at_once: Deliveries at once.
+        per_tenant: Deliveries of one tenant at once.
+        clock: Unix seconds, by the clock of the outbox.
     """
 
     def __init__(
@@ -64,17 +65,17 @@ class Lanes:
             return True
 
     def leave(self, tenant: str, seconds: float) -> None:
-        """Give the place back after so long."""
+        """Give the place back, after a delivery that took this long."""
         with self._lock:
             self._busy[tenant] -= 1
             before = self._seconds.get(tenant, seconds)
             self._seconds[tenant] = (1 - _WEIGHT) * before + _WEIGHT * seconds
 
     def next_turn(self, tenant: str) -> float:
-        """When a job that found no place is to try again (unix seconds).
+        """When a job that found no place should try again (unix seconds).
 
-        Those of one tenant are spread by the pace at which its messages are taken, so that they do
-        not crowd out others.
+        The jobs of a tenant are spread by the time that its deliveries take, so that they do not
+        crowd out those of others.
         """
         now = self._clock()
         with self._lock:
@@ -91,10 +92,10 @@ class _Trouble:
 
 
 class Breakers:
-    """Leaves receivers alone that do not answer. Safe to share between threads.
+    """Pauses deliveries to receivers that do not answer. Safe to share between threads.
 
     Args:
-        first_pause_seconds: After the last of `FAILURES`.
+        first_pause_seconds: Length of the first pause, after `FAILURES` failures.
         clock: Seconds.
     """
 
@@ -109,9 +110,9 @@ class Breakers:
         self._troubles: OrderedDict[Receiver, _Trouble] = OrderedDict()
 
     def wait_seconds(self, receiver: Receiver) -> float:
-        """How long to leave it alone; 0 if it may be tried now.
+        """How long to wait before sending; 0 to send now.
 
-        Once the pause is over, one message is tried, and others wait for how that goes.
+        After a pause, one message is tried. Others wait until it succeeds.
         """
         with self._lock:
             trouble = self._troubles.get(receiver)
@@ -124,12 +125,12 @@ class Breakers:
             return 0.0
 
     def answered(self, receiver: Receiver) -> None:
-        """It is well."""
+        """Note that the receiver answered."""
         with self._lock:
             self._troubles.pop(receiver, None)
 
     def failed(self, receiver: Receiver) -> None:
-        """It did not answer, or took very long."""
+        """Note that the receiver did not answer, or took very long."""
         with self._lock:
             trouble = self._troubles.setdefault(receiver, _Trouble(0))
             trouble.failures += 1

@@ -1,20 +1,20 @@
-"""What is still to be told to whom: kept in object storage, scheduled in Redis.
+"""The webhooks that are still to be sent: subscriptions in object storage, their schedule in Redis.
 
 In the state store:
   webhooks/{job_id}/{fingerprint}-{created_at}.json
-                           a `Subscription`; written before the job's spec, removed after the job
-                           was: until then it may be retried, and end once more. Of several requests
-                           under one idempotency key, the one that became the job has the say: the
-                           spec, and so the ledger, has its fingerprint and time too
+                           a `Subscription`; written before the job's spec, removed after the job:
+                           until then the job may be retried and end once more. Several requests may
+                           use one idempotency key. The subscription of the one that became the job
+                           counts: the spec, and so the ledger, has its fingerprint and time too
 In Redis (NS as of the ledger):
-  NS:webhooks              zset   job id -> time at which to look at its events, infinity if all was
-                                  told; the ledger sets it to now whenever the job's state changes
-                                  and when it is removed
-  NS:webhook:ID            hash   cursor: last event that was dealt with; failures: attempts since;
-                                  gone once all was told
-  NS:webhook:ID:busy       string while a dispatcher is at it
+  NS:webhooks              zset   job id -> time at which to read its events, infinity if all were
+                                  sent; the ledger sets it to now whenever the job's state changes
+                                  and when the job is removed
+  NS:webhook:ID            hash   cursor: last event that was handled; failures: failed tries since;
+                                  gone once all were sent
+  NS:webhook:ID:busy       string while a dispatcher sends its messages
 
-If Redis loses its data, the schedule is made again from the store, and messages may come twice.
+If Redis loses its data, the schedule is made again from the store, and messages may be sent twice.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from strucprune_core.storage.store import Store
 
 _ROOT = "webhooks/"
 _SUFFIX = ".json"
-# Lets a job rest unless its time has been changed meanwhile: something has happened to it.
+# Sets a job's time to infinity, unless it was changed meanwhile because something happened.
 _REST = """
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1])) == tonumber(ARGV[2]) then
   redis.call('ZADD', KEYS[1], '+inf', ARGV[1])
@@ -51,12 +51,12 @@ end
 
 
 class Subscription(BaseModel):
-    """Whom to tell about a job.
+    """Where to send webhooks about a job.
 
     Attributes:
-        fingerprint: Of the request.
-        created_at: Unix seconds; of the request.
-        told_run: The last run of the job whose end was told, or given up.
+        fingerprint: The fingerprint of the request.
+        created_at: Time of the request, in unix seconds.
+        told_run: The last run of the job whose messages were all sent or given up.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -71,15 +71,15 @@ class Subscription(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """How far a job's messages are: the last event dealt with, and failures since."""
+class DeliveryProgress:
+    """How far the messages of a job are sent: the last event handled, and failures since."""
 
     cursor: str
     failures: int
 
 
 def connect(state: Store, redis_url: str, namespace: str = "strucprune") -> Outbox:
-    """The outbox of a ledger; connects lazily."""
+    """The outbox of a ledger. Connects when first used."""
     client = redis.Redis.from_url(
         redis_url,
         decode_responses=True,
@@ -108,28 +108,28 @@ class Outbox:
         self._namespace = namespace
 
     def subscribe(self, job_id: str, subscription: Subscription) -> None:
-        """Remember whom to tell, should this request become the job."""
+        """Store a subscription, before its request becomes the job."""
         self._put(job_id, subscription)
         self.schedule(job_id, self.now(), only_new=True)
 
     def now(self) -> float:
-        """Unix seconds by Redis' clock, by which the ledger wakes jobs in the schedule."""
+        """Unix seconds by Redis' clock, which the ledger uses for the schedule too."""
         seconds, micros = self._redis("time")
         return float(seconds) + float(micros) / 1e6
 
     def subscription(self, record: JobRecord) -> Subscription | None:
-        """Whom to tell about a job, or None if nobody (any more)."""
+        """The subscription of a job, or None."""
         return self._read(_object(record.id, record.fingerprint, record.created_at))
 
     def subscribed(self) -> Iterator[str]:
-        """Ids of all jobs of which somebody wants to hear; now and then one twice."""
+        """Ids of all jobs with subscriptions. An id may come twice."""
         for info in self._state.list(_ROOT):
             yield info.key.removeprefix(_ROOT).partition("/")[0]
 
     def rest(self, job_id: str, subscription: Subscription, run: int, at: float) -> None:
-        """Note that all runs up to this one are told; look again when the ledger says so.
+        """Note that the messages of all runs up to this one are sent, and wait for the ledger.
 
-        `at` is the time that was last scheduled: if it is another by now, it stays.
+        `at` is the time that was scheduled last. If it has changed meanwhile, it stays.
         """
         if subscription.told_run < run:
             self._put(job_id, subscription.model_copy(update={"told_run": run}))
@@ -139,7 +139,7 @@ class Outbox:
     def drop(
         self, job_id: str, spent: Callable[[Subscription], bool] = lambda subscription: True
     ) -> None:
-        """Forget the subscriptions of a job that are spent, and the job if none is left."""
+        """Remove the subscriptions of a job that are spent, and its schedule if none is left."""
         left = False
         for info in [*self._state.list(f"{_ROOT}{job_id}/")]:
             subscription = self._read(info.key)
@@ -148,43 +148,43 @@ class Outbox:
             else:
                 left = True
         if not left:
-            # Who subscribes at this very moment is found by the next scan of the store.
+            # A subscription that is made at this moment is found by the next scan of the store.
             self._redis("zrem", self._key("webhooks"), job_id)
             self._redis("delete", self._key("webhook", job_id))
 
     def schedule(self, job_id: str, at: float, *, only_new: bool = False) -> None:
-        """Look at the job's events at this time (unix seconds)."""
+        """Read the job's events at this time (unix seconds)."""
         self._redis("zadd", self._key("webhooks"), {job_id: at}, nx=only_new)
 
     def due(self, now: float, limit: int) -> list[str]:
-        """Jobs to look at."""
+        """Jobs whose events are due to be read."""
         found: Any = self._redis(
             "zrangebyscore", self._key("webhooks"), "-inf", now, start=0, num=limit
         )
         return list(found)
 
     def take(self, job_id: str, seconds: float) -> bool:
-        """Keep other dispatchers from the job for a while; False if one is at it."""
+        """Keep other dispatchers from the job for a while. False if one has it."""
         return bool(
             self._redis("set", self._key("webhook", job_id, "busy"), "1", nx=True, ex=int(seconds))
         )
 
     def leave(self, job_id: str) -> None:
-        """Let other dispatchers at the job."""
+        """Let other dispatchers have the job."""
         self._redis("delete", self._key("webhook", job_id, "busy"))
 
-    def standing(self, job_id: str) -> Standing:
-        """How far the job's messages are."""
+    def progress(self, job_id: str) -> DeliveryProgress:
+        """How far the job's messages are sent."""
         found: Any = self._redis("hgetall", self._key("webhook", job_id))
-        return Standing(found.get("cursor", "0"), int(found.get("failures", 0)))
+        return DeliveryProgress(found.get("cursor", "0"), int(found.get("failures", 0)))
 
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
 
-    def note(self, job_id: str, standing: Standing) -> None:
-        """Remember how far the job's messages are."""
-        fields = {"cursor": standing.cursor, "failures": standing.failures}
+    def note(self, job_id: str, progress: DeliveryProgress) -> None:
+        """Store how far the job's messages are sent."""
+        fields = {"cursor": progress.cursor, "failures": progress.failures}
         self._redis("hset", self._key("webhook", job_id), mapping=fields)
 
     def _put(self, job_id: str, subscription: Subscription) -> None:
@@ -195,7 +195,7 @@ class Outbox:
         try:
             return Subscription.model_validate_json(bytes(self._state.read(key)))
         except (ObjectNotFound, ValidationError):
-            return None  # gone, or damaged: there is nobody to be told
+            return None  # removed, or damaged
 
     def _redis(self, verb: str, *arguments: Any, **more: Any) -> Any:
         try:

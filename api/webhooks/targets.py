@@ -1,8 +1,8 @@
-"""Where a webhook may go. A tenant names the URL, so it is a stranger's wish to make us connect.
+"""Checks where webhooks go. Tenants choose the URLs, so a URL may aim at our internal network.
 
-A URL is checked twice: its form when the job is submitted, its addresses when the message is sent.
-The name is resolved once, every address is checked, and the connection is made to one of those very
-addresses, so that a name which answers differently the second time (DNS rebinding) gains nothing.
+A URL is checked twice: its form when the job is submitted, its addresses when a message is sent.
+The name is resolved once and every address is checked. The connection is made to one of the checked
+addresses, so a name that resolves differently the second time (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -20,12 +20,11 @@ FIELD = "notifications.webhook_url"
 MAX_URL_LENGTH = 2048
 _PRINTABLE = re.compile(r"[!-~]+")
 _HOST = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)(\.(?!-)[a-z0-9-]{1,63}(?<!-))*\.?")
-# What resolvers take for an address: 127.1, 0x7f.1, 2130706433, 017700000001.
+# Names that resolvers read as an address: 127.1, 0x7f.1, 2130706433, 017700000001.
 _NUMERIC = re.compile(r"(0x[0-9a-f]*|\d+)(\.(0x[0-9a-f]*|\d+))*\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Not of the internet, or of the host itself, though Python calls some of them global: what answers
-# there answers nobody else. Clouds' own services (metadata, name servers, agents of the host) have
-# addresses that are public in form.
+# Addresses that are not of the internet, although Python calls some of them global. Some services
+# of clouds (metadata, name servers, agents of the host) have addresses that look public.
 _NEVER = tuple(
     map(
         ipaddress.ip_network,
@@ -57,7 +56,7 @@ Resolve = Callable[[str, int], list[str]]
 
 
 class WebhookNotAllowed(InvalidSpec):
-    """The webhook's URL leads where none may go."""
+    """Webhooks may not go to this URL."""
 
     code = "webhook_not_allowed"
 
@@ -86,7 +85,7 @@ class Target:
 
 
 def parse_target(url: str, policy: Policy) -> Target:
-    """Check the form of a URL. Asks no resolver.
+    """Check the form of a URL, without resolving its host.
 
     Raises:
         WebhookNotAllowed: it is malformed, not https, or its host is not allowed.
@@ -119,7 +118,7 @@ def _check_host(host: str, policy: Policy) -> None:
         if host not in policy.hosts:
             raise _refused(
                 "names a host that is not on the service's list",
-                "Ask whoever runs the service to add it.",
+                "Ask the service's operator to add it.",
             )
     elif literal is not None:
         if not is_public(literal):
@@ -132,12 +131,12 @@ def addresses(target: Target, policy: Policy, resolve: Resolve | None = None) ->
     """The addresses that a connection may be made to.
 
     Raises:
-        WebhookNotAllowed: any of the host's addresses is not public, and the host not on the list.
+        WebhookNotAllowed: an address of the host is not public, and the host is not on the list.
         OSError: the name does not resolve.
     """
     found = (resolve or _resolve)(target.host, target.port)
     if not policy.hosts and not all(is_public(ipaddress.ip_address(text)) for text in found):
-        # One bad address among good ones is an attempt, too.
+        # One bad address is enough: an attacker may mix it with good ones.
         raise _refused("leads to an address that is not public", "Use a public host.")
     return found
 
@@ -148,7 +147,7 @@ def _resolve(host: str, port: int) -> list[str]:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the internet's, also where it wraps another one."""
+    """Whether an address is on the public internet, and so is the IPv4 address that it wraps."""
     if any(address.version == never.version and address in never for never in _NEVER):
         return False
     if isinstance(address, ipaddress.IPv6Address):
@@ -175,5 +174,5 @@ def _literal(host: str) -> Address | None:
 
 
 def _refused(reason: str, remedy: str) -> WebhookNotAllowed:
-    # The URL is not quoted: receivers like to put secrets into it.
+    # The URL is not quoted, since it often holds a secret.
     return WebhookNotAllowed(f"the URL {reason}", field=FIELD, remedy=remedy)

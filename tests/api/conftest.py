@@ -14,12 +14,13 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.inspection.inspectors import Inspectors
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.services import Services
 from api.settings import ApiKey, Settings
 from embedded.valkey import ValkeyServer
 from strucprune_core.access.keys import hash_key, new_key
 from strucprune_core.storage.local import LocalStore
+from tests.support.clock import ADVANCED_CLOCK
 
 PEPPER = "pepper-of-the-tests"
 # A database of our own, so that flushing it hurts no other test package.
@@ -32,9 +33,9 @@ def redis_url(valkey_server: ValkeyServer) -> str:
 
 
 @pytest.fixture
-def ledger(redis_url: str) -> Iterator[RedisLedger]:
-    """An empty ledger in a namespace of its own."""
-    ledger = connect(redis_url, f"test-{uuid4().hex}")
+def ledger(redis_url: str) -> Iterator[Ledger]:
+    """An empty ledger in a namespace of its own; tests may set its clock forward."""
+    ledger = connect(redis_url, f"test-{uuid4().hex}", ADVANCED_CLOCK)
     yield ledger
     ledger.close()
 

@@ -69,7 +69,7 @@ def test_each_refusal_has_a_cure() -> None:
         (
             job(model="s3://elsewhere/y"),
             rules(allowed_prefixes={"rival": ["s3://data/rival"]}),
-            "Ask whoever runs the service for one.",
+            "Ask the service's operator for one.",
         ),
     ):
         assert cure in [issue.remedy for issue in uri_issues(spec, "acme", settings)]

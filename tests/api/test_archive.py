@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.jobs.archive import archive, recall
 from api.jobs.journal import Journal, Outcome
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.limits import KeptLimits, TenantLimits
 from api.jobs.rebuild import rebuild
 from api.jobs.record import Claim, JobRecord
@@ -23,29 +23,27 @@ from api.reconciler import Reconciler
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.storage.open import open_store
-from tests.api.test_job_routes import JOBS
-from tests.api.test_journal import entry
-from tests.api.test_ledger import ERROR, new_job
+from tests.support.clock import advance
+from tests.support.records import ERROR, journal_entry, new_job
+from tests.support.routes import JOBS
 
 
-def submit(journal: Journal, ledger: RedisLedger, job_id: str = "job_a") -> JobRecord:
-    journal.write_spec(job_id, entry())
-    ledger.create(entry().as_new_job(job_id))
+def submit(journal: Journal, ledger: Ledger, job_id: str = "job_a") -> JobRecord:
+    journal.write_spec(job_id, journal_entry())
+    ledger.create(journal_entry().as_new_job(job_id))
     record = ledger.get(job_id)
     assert record is not None
     return record
 
 
-def cancelled(journal: Journal, ledger: RedisLedger, job_id: str = "job_a") -> JobRecord:
+def cancelled(journal: Journal, ledger: Ledger, job_id: str = "job_a") -> JobRecord:
     submit(journal, ledger, job_id)
     record = ledger.request_cancel(job_id)
     assert record is not None
     return record
 
 
-def test_an_archived_job_is_as_it_was_and_takes_no_memory(
-    journal: Journal, ledger: RedisLedger
-) -> None:
+def test_an_archived_job_is_as_it_was_and_takes_no_memory(journal: Journal, ledger: Ledger) -> None:
     record = cancelled(journal, ledger)
     assert archive(journal, ledger, record)
     assert ledger.get("job_a") is None
@@ -58,7 +56,7 @@ def test_an_archived_job_is_as_it_was_and_takes_no_memory(
     assert outcome.state is JobState.CANCELLED
 
 
-def test_a_rebuild_leaves_the_archive_alone(journal: Journal, ledger: RedisLedger) -> None:
+def test_a_rebuild_leaves_the_archive_alone(journal: Journal, ledger: Ledger) -> None:
     archive(journal, ledger, cancelled(journal, ledger))
     submit(journal, ledger, "job_b")
     assert rebuild(journal, ledger, open_store) == 0
@@ -66,7 +64,7 @@ def test_a_rebuild_leaves_the_archive_alone(journal: Journal, ledger: RedisLedge
 
 
 def test_an_archived_job_can_be_retried_and_archived_again(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
     archive(journal, ledger, cancelled(journal, ledger))
     record = recall(journal, ledger, "job_a")
@@ -88,7 +86,7 @@ def test_an_archived_job_can_be_retried_and_archived_again(
     assert (found.state, found.run) == (JobState.SUCCEEDED, 2)
 
 
-def test_an_archived_job_can_be_deleted(journal: Journal, ledger: RedisLedger) -> None:
+def test_an_archived_job_can_be_deleted(journal: Journal, ledger: Ledger) -> None:
     archive(journal, ledger, cancelled(journal, ledger))
     record = recall(journal, ledger, "job_a")
     assert record is not None
@@ -97,9 +95,7 @@ def test_an_archived_job_can_be_deleted(journal: Journal, ledger: RedisLedger) -
     assert {name.key for name in journal._store.list("jobs/")} == {"jobs/job_a/sequel-1.json"}
 
 
-def test_a_death_between_archive_and_ledger_is_healed(
-    journal: Journal, ledger: RedisLedger
-) -> None:
+def test_a_death_between_archive_and_ledger_is_healed(journal: Journal, ledger: Ledger) -> None:
     record = cancelled(journal, ledger)
     journal.write_archived(record)
     assert ledger.crowded(KeptLimits((0, None)), 0.9, 10) == ["job_a"]
@@ -107,19 +103,19 @@ def test_a_death_between_archive_and_ledger_is_healed(
     assert recall(journal, ledger, "job_a") == record
 
 
-def test_retention_reaches_the_archive(journal: Journal, ledger: RedisLedger) -> None:
+def test_retention_reaches_the_archive(journal: Journal, ledger: Ledger) -> None:
     record = cancelled(journal, ledger)
     journal.workspace("job_a").put("units/x", b"x")
     archive(journal, ledger, record)
     rebuild(journal, ledger, open_store, retention_seconds=3600)
     assert recall(journal, ledger, "job_a") == record
-    time.sleep(1.1)
+    advance(ledger, 2)
     rebuild(journal, ledger, open_store, retention_seconds=0)
     assert recall(journal, ledger, "job_a") is None
     assert journal.workspace("job_a").stat("units/x") is None
 
 
-def test_memory_is_counted_through_every_change(ledger: RedisLedger) -> None:
+def test_memory_is_counted_through_every_change(ledger: Ledger) -> None:
     ledger.create(new_job())
     jobs, queued = ledger.kept("acme")
     assert jobs == 1
@@ -135,7 +131,7 @@ def test_memory_is_counted_through_every_change(ledger: RedisLedger) -> None:
     assert ledger.kept("acme") == (0, 0)
 
 
-def test_the_oldest_of_what_is_over_goes_first(ledger: RedisLedger) -> None:
+def test_the_oldest_of_what_is_over_goes_first(ledger: Ledger) -> None:
     for number in range(10):
         ledger.create(new_job(f"job_{number}", created_at=1000.0 + number))
     ledger.create(new_job("job_x", tenant="rival"))
@@ -159,7 +155,7 @@ def test_the_oldest_of_what_is_over_goes_first(ledger: RedisLedger) -> None:
 
 
 def test_the_reconciler_archives_what_is_too_much(
-    journal: Journal, ledger: RedisLedger, flush: redis.Redis, services: Services
+    journal: Journal, ledger: Ledger, flush: redis.Redis, services: Services
 ) -> None:
     for number in range(5):
         cancelled(journal, ledger, f"job_{number}")

@@ -151,7 +151,7 @@ def test_an_answer_that_lasts_ends_with_the_key(
 ) -> None:
     """Else an open stream would outlive the key by hours."""
     monkeypatch.setattr(events, "CONFIRM_SECONDS", 0.01)
-    monkeypatch.setattr(services.callers, "_remember_seconds", 0.0)
+    monkeypatch.setattr(services.callers, "_cache_seconds", 0.0)
     job = client.post("/v1/pruning-jobs", json=body).json()
     key, record = stored(tmp_path / "state")
     store = KeyStore(LocalStore(tmp_path / "state"))

@@ -51,9 +51,9 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.conftest import PEPPER
-from tests.api.serving import served
 from tests.support.claims import claim_job
 from tests.support.flaky_proxy import FlakyProxy
+from tests.support.serving import served
 
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
 

@@ -11,8 +11,8 @@ from api.jobs.journal import Outcome
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.services import Services
-from tests.api.test_job_routes import submit
 from tests.support.claims import claim_job
+from tests.support.routes import submit
 
 
 @pytest.fixture

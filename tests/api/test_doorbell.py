@@ -14,10 +14,10 @@ import pytest
 import redis
 
 from api.jobs.doorbell import HELP_TASK, QUEUE, TASK, Doorbell, celery_settings, ring_if_missing
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from embedded.processes import ManagedProcess, wait_until
 from embedded.valkey import ValkeyServer
-from tests.api.test_ledger import new_job
+from tests.support.records import new_job
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_calls_for_help_have_a_queue_of_their_own_which_is_bounded(
 
 
 def test_no_more_doorbells_wait_than_jobs(
-    redis_url: str, flush: redis.Redis, ledger: RedisLedger
+    redis_url: str, flush: redis.Redis, ledger: Ledger
 ) -> None:
     """Else a client that asks for the same again and again would fill Redis."""
     doorbell = Doorbell(redis_url)

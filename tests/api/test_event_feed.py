@@ -11,9 +11,9 @@ import pytest
 from api import event_feed
 from api.event_feed import EventFeed
 from api.jobs.job_reads import JobReads
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.record import JobEvent, NewJob
-from tests.api.test_ledger import new_job
+from tests.support.records import new_job
 
 
 @pytest.fixture(autouse=True)
@@ -105,10 +105,11 @@ def test_nobody_waits_longer_than_asked_and_nothing_is_left() -> None:
         gone.cancel()
         await asyncio.gather(gone, return_exceptions=True)
         assert feed._watchers == {}
-        await asyncio.sleep(0.1)
+        assert feed._task is not None
+        await feed._task  # it rests
         asked = len(reads.asked)
         await asyncio.sleep(0.1)
-        assert len(reads.asked) == asked  # it rests
+        assert len(reads.asked) == asked
         assert await feed.look("a", "0") == []
         await feed.close()
 
@@ -146,7 +147,7 @@ def test_an_outage_is_told_to_all_and_not_kept() -> None:
     run(scenario)
 
 
-def test_the_ledger_is_read(ledger: RedisLedger, redis_url: str) -> None:
+def test_the_ledger_is_read(ledger: Ledger, redis_url: str) -> None:
     jobs: list[NewJob] = [new_job(), new_job("job_b")]
     for job in jobs:
         ledger.create(job)

@@ -22,9 +22,9 @@ from api.jobs.ledger import connect
 from api.jobs.limits import TenantLimits
 from api.routes import events
 from api.settings import Settings
-from tests.api.serving import served
-from tests.api.test_job_routes import JOBS, submit
 from tests.support.claims import claim_job
+from tests.support.routes import JOBS, submit
+from tests.support.serving import served
 
 SSE = {"Accept": "text/event-stream"}
 

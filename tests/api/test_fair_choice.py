@@ -10,12 +10,12 @@ from uuid import uuid4
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.jobs.limits import RunningLimits
 from api.jobs.record import Claim, Priority, Refusal
 from api.jobs.seats import LEADER, Place
 from api.jobs.state import JobState
-from tests.api.test_ledger import ERROR, new_job
+from tests.support.records import ERROR, new_job
 
 TENANTS = ("acme", "rival", "third")
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -114,9 +114,7 @@ def test_the_ledger_chooses_as_the_model_does(
     ledger.close()
 
 
-def _submit(
-    ledger: RedisLedger, model: Model, tenant: str, priority: str, scratch_bytes: int
-) -> None:
+def _submit(ledger: Ledger, model: Model, tenant: str, priority: str, scratch_bytes: int) -> None:
     job_id = f"job_{len(model.place):03}"
     ledger.create(
         new_job(
@@ -129,7 +127,7 @@ def _submit(
     model.queue(job_id)
 
 
-def _claim(ledger: RedisLedger, model: Model, limits: RunningLimits, free_bytes: int) -> None:
+def _claim(ledger: Ledger, model: Model, limits: RunningLimits, free_bytes: int) -> None:
     expected = model.next_job(limits, free_bytes)
     taken = ledger.claim("w", 60, limits, free_bytes)
     if isinstance(taken.claim, Claim):
@@ -137,7 +135,7 @@ def _claim(ledger: RedisLedger, model: Model, limits: RunningLimits, free_bytes:
         assert taken.record is not None
         assert (taken.record.id, taken.record.state) == (expected, JobState.RUNNING)
         ready = ["a", "b", "c", "d"]
-        ledger.seats.claim_unit(taken.claim.job_id, taken.claim.fence, LEADER, ready)
+        ledger.seats.reserve_unit(taken.claim.job_id, taken.claim.fence, LEADER, ready)
         model.held[taken.claim.job_id] = (taken.claim, [])
     else:
         assert taken.claim is expected
@@ -145,13 +143,13 @@ def _claim(ledger: RedisLedger, model: Model, limits: RunningLimits, free_bytes:
     assert set(taken.too_large) <= passed
 
 
-def _cancel(ledger: RedisLedger, model: Model, entry: tuple[int, int, str, int]) -> None:
+def _cancel(ledger: Ledger, model: Model, entry: tuple[int, int, str, int]) -> None:
     tenant = model.tenant[entry[2]]
     ledger.request_cancel(entry[2])
     model.line[tenant].remove(entry)
 
 
-def _act(ledger: RedisLedger, model: Model, verb: str, job_id: str) -> None:
+def _act(ledger: Ledger, model: Model, verb: str, job_id: str) -> None:
     claim, seats = model.held[job_id]
     match verb:
         case "help":
@@ -223,24 +221,24 @@ def test_a_tenant_that_nobody_serves_is_passed_once_by_each_other_one(
                 note(model.tenant[job_id])
 
 
-def backlog(ledger: RedisLedger, tenant: str, jobs: int, **fields: object) -> None:
+def backlog(ledger: Ledger, tenant: str, jobs: int, **fields: object) -> None:
     for number in range(jobs):
         ledger.create(new_job(f"{tenant}_{number:04}", tenant=tenant, **fields))
 
 
-def taken(ledger: RedisLedger, limits: RunningLimits | None = None, free_bytes: int = 0) -> str:
+def taken(ledger: Ledger, limits: RunningLimits | None = None, free_bytes: int = 0) -> str:
     """The job that the next worker gets, or why it gets none."""
     found = ledger.claim("w", 60, limits or RunningLimits(), free_bytes)
     return found.claim.job_id if isinstance(found.claim, Claim) else found.claim.value
 
 
-def end(ledger: RedisLedger, job_id: str) -> None:
+def end(ledger: Ledger, job_id: str) -> None:
     record = ledger.get(job_id)
     assert record is not None
     assert ledger.finish(job_id, record.fence, JobState.SUCCEEDED)
 
 
-def test_a_backlog_of_one_tenant_delays_another_by_one_job(ledger: RedisLedger) -> None:
+def test_a_backlog_of_one_tenant_delays_another_by_one_job(ledger: Ledger) -> None:
     backlog(ledger, "acme", 60, priority="high")
     first = taken(ledger)
     backlog(ledger, "rival", 1, priority="low")
@@ -248,7 +246,7 @@ def test_a_backlog_of_one_tenant_delays_another_by_one_job(ledger: RedisLedger) 
     assert taken(ledger) == "rival_0000"
 
 
-def test_tenants_take_turns_on_one_worker(ledger: RedisLedger) -> None:
+def test_tenants_take_turns_on_one_worker(ledger: Ledger) -> None:
     for tenant in TENANTS:
         backlog(ledger, tenant, 3)
     order = []
@@ -258,7 +256,7 @@ def test_tenants_take_turns_on_one_worker(ledger: RedisLedger) -> None:
     assert [name.partition("_")[0] for name in order] == 3 * [*TENANTS]
 
 
-def test_who_comes_back_again_and_again_stays_behind_those_that_wait(ledger: RedisLedger) -> None:
+def test_who_comes_back_again_and_again_stays_behind_those_that_wait(ledger: Ledger) -> None:
     """One job at a time is no way round the others either."""
     backlog(ledger, "acme", 1)
     backlog(ledger, "rival", 2)
@@ -272,7 +270,7 @@ def test_who_comes_back_again_and_again_stays_behind_those_that_wait(ledger: Red
     assert "rival_0001" in order
 
 
-def test_workers_are_shared_by_what_runs_not_by_what_waits(ledger: RedisLedger) -> None:
+def test_workers_are_shared_by_what_runs_not_by_what_waits(ledger: Ledger) -> None:
     backlog(ledger, "acme", 10)
     assert [taken(ledger) for _ in range(3)] == ["acme_0000", "acme_0001", "acme_0002"]
     backlog(ledger, "rival", 10)
@@ -281,18 +279,18 @@ def test_workers_are_shared_by_what_runs_not_by_what_waits(ledger: RedisLedger) 
     assert {taken(ledger).partition("_")[0] for _ in range(2)} == {"acme", "rival"}
 
 
-def test_helpers_count_as_workers_of_their_tenant(ledger: RedisLedger) -> None:
+def test_helpers_count_as_workers_of_their_tenant(ledger: Ledger) -> None:
     backlog(ledger, "acme", 2, max_workers=8)
     leader = ledger.claim("w", 60).claim
     assert isinstance(leader, Claim)
-    ledger.seats.claim_unit(leader.job_id, leader.fence, LEADER, ["a", "b", "c"])
+    ledger.seats.reserve_unit(leader.job_id, leader.fence, LEADER, ["a", "b", "c"])
     ledger.seats.take(leader.job_id, "one", 60)
     ledger.seats.take(leader.job_id, "two", 60)
     backlog(ledger, "rival", 4)
     assert [taken(ledger) for _ in range(3)] == [f"rival_{n:04}" for n in range(3)]
 
 
-def test_blocked_and_large_jobs_only_cost_a_look(ledger: RedisLedger) -> None:
+def test_blocked_and_large_jobs_only_cost_a_look(ledger: Ledger) -> None:
     backlog(ledger, "acme", 250, scratch_bytes=1000)
     backlog(ledger, "rival", 3)
     limits = RunningLimits(None, {"rival": 1})
@@ -303,7 +301,7 @@ def test_blocked_and_large_jobs_only_cost_a_look(ledger: RedisLedger) -> None:
     assert taken(ledger, limits, 1000) == "acme_0000"
 
 
-def test_what_says_that_it_lacks_room_is_not_named_again(ledger: RedisLedger) -> None:
+def test_what_says_that_it_lacks_room_is_not_named_again(ledger: Ledger) -> None:
     backlog(ledger, "acme", 12, scratch_bytes=1000)
     named = ledger.claim("w", 60, free_bytes=0).too_large
     for job_id in named:
@@ -311,7 +309,7 @@ def test_what_says_that_it_lacks_room_is_not_named_again(ledger: RedisLedger) ->
     assert ledger.claim("w", 60, free_bytes=0).too_large == ("acme_0010", "acme_0011")
 
 
-def test_a_job_that_is_given_back_keeps_its_place(ledger: RedisLedger) -> None:
+def test_a_job_that_is_given_back_keeps_its_place(ledger: Ledger) -> None:
     backlog(ledger, "acme", 3)
     claim = ledger.claim("w", 60).claim
     assert isinstance(claim, Claim)
@@ -319,7 +317,7 @@ def test_a_job_that_is_given_back_keeps_its_place(ledger: RedisLedger) -> None:
     assert [taken(ledger) for _ in range(3)] == [f"acme_{n:04}" for n in range(3)]
 
 
-def test_a_retry_by_the_user_goes_to_the_end(ledger: RedisLedger) -> None:
+def test_a_retry_by_the_user_goes_to_the_end(ledger: Ledger) -> None:
     backlog(ledger, "acme", 3)
     ledger.request_cancel("acme_0000")
     assert ledger.reopen("acme_0000", 1)

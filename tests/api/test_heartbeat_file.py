@@ -10,11 +10,11 @@ import pytest
 
 from api.jobs.heartbeat_file import HeartbeatFile
 from api.jobs.journal import Journal
-from api.jobs.ledger import LedgerUnavailable, RedisLedger
+from api.jobs.ledger import Ledger, LedgerUnavailable
 from api.jobs.rebuild import rebuild
 from api.reconciler import Reconciler, run
 from strucprune_core.storage.local import LocalStore
-from tests.api.test_journal import entry
+from tests.support.records import journal_entry
 
 
 def age_by_hand(path: Path) -> None:
@@ -46,9 +46,9 @@ def test_an_unwritable_file_is_only_logged(
     assert "missing/heartbeat: No such file" in caplog.text
 
 
-def test_a_long_rebuild_beats_for_each_job(journal: Journal, ledger: RedisLedger) -> None:
+def test_a_long_rebuild_beats_for_each_job(journal: Journal, ledger: Ledger) -> None:
     for job_id in ("job_a", "job_b", "job_c"):
-        journal.write_spec(job_id, entry())
+        journal.write_spec(job_id, journal_entry())
     beats: list[None] = []
     rebuild(journal, ledger, lambda uri: LocalStore(Path(uri)), lambda: beats.append(None))
     assert len(beats) == 3

@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 
 from api.inspection.channel import MAX_HEADER_BYTES, Channel, ChannelBroken, TooLate
 from api.inspection.inspectors import HelperLimits, InspectionUnavailable, Inspectors
-from api.inspection.serving import MAX_READ_BYTES, StoreDesk
+from api.inspection.serving import MAX_READ_BYTES, HelperCalls
 from api.inspection.verdict import Verdict, judge, revived
 from api.job_limits import OverLimit
 from api.jobs.limits import TenantLimits
@@ -96,9 +96,10 @@ def test_a_helper_that_needs_too_much_time(many_experts: Path, body: dict[str, A
 
 
 def test_a_helper_that_hangs_is_replaced(body: dict[str, Any]) -> None:
-    with Inspectors(1, HelperLimits(wall_seconds=0.5)) as pool:
+    with Inspectors(1) as pool:
         judged(pool, spec_of(body))
         (helper,) = pool._idle
+        helper._limits = HelperLimits(wall_seconds=0.5)
 
         def stopping(uri: str) -> Store:
             os.kill(helper._process.pid, signal.SIGSTOP)
@@ -108,7 +109,6 @@ def test_a_helper_that_hangs_is_replaced(body: dict[str, Any]) -> None:
             judged(pool, spec_of(body), stopping)
         assert helper._process.returncode == -signal.SIGKILL
         assert pool._idle == []
-        pool._limits = HelperLimits()
         assert judged(pool, spec_of(body)).estimate is not None
 
 
@@ -160,12 +160,12 @@ def test_helpers_are_not_started_beyond_their_number(body: dict[str, Any]) -> No
     assert error.retryable
 
 
-def desk(body: dict[str, Any]) -> StoreDesk:
-    return StoreDesk(spec_of(body), open_store)
+def calls(body: dict[str, Any]) -> HelperCalls:
+    return HelperCalls(spec_of(body), open_store)
 
 
 def test_a_helper_gets_at_no_other_place(body: dict[str, Any], tmp_path: Path) -> None:
-    ours = desk(body)
+    ours = calls(body)
     for call in (
         {"call": "open", "uri": "/etc"},
         {"call": "open", "uri": str(tmp_path)},
@@ -187,7 +187,7 @@ def test_reads_are_bounded(body: dict[str, Any], tmp_path: Path) -> None:
     model.mkdir()
     with (model / "config.json").open("wb") as file:
         file.truncate(MAX_READ_BYTES + 1)
-    ours = desk({**body, "model": {"uri": str(model)}})
+    ours = calls({**body, "model": {"uri": str(model)}})
     ours.answer({"call": "open", "uri": str(model)})
     read = {"call": "read", "store": 0, "key": "config.json", "start": 0}
     for length in (None, MAX_READ_BYTES + 1):
@@ -209,7 +209,7 @@ def test_listings_come_in_pages(
     model.mkdir()
     for number in range(1500):
         (model / f"f{number}").touch()
-    ours = desk({**body, "model": {"uri": str(model)}})
+    ours = calls({**body, "model": {"uri": str(model)}})
     ours.answer({"call": "open", "uri": str(model)})
     sizes = [len(ours.answer({"call": "list", "store": 0, "prefix": ""})[0]["found"])]
     while sizes[-1]:
@@ -265,7 +265,7 @@ def test_a_store_of_the_desk_is_the_one_asked_for(body: dict[str, Any]) -> None:
         opened.append(uri)
         return LocalStore(Path(uri))
 
-    ours = StoreDesk(spec_of(body), open_noting)
+    ours = HelperCalls(spec_of(body), open_noting)
     text = Path(body["calibration"]["uri"])
     reply, _ = ours.answer({"call": "open", "uri": str(text.resolve().parent)})
     assert ours.field == "calibration.uri"

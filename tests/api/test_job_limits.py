@@ -17,7 +17,7 @@ from api.jobs.rebuild import rebuild
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.spec import MAX_DEADLINE_SECONDS, RuntimeSpec
-from tests.api.test_job_routes import JOBS
+from tests.support.routes import JOBS
 
 pytestmark = pytest.mark.usefixtures("flush")
 

@@ -10,21 +10,13 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
 from tests.support.claims import claim_job
-
-JOBS = "/v1/pruning-jobs"
-
-
-def submit(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
-    answer = client.post(JOBS, json=body, headers=headers)
-    assert answer.status_code == 202, answer.text
-    job: dict[str, Any] = answer.json()
-    return job
+from tests.support.routes import JOBS, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:
@@ -137,8 +129,8 @@ def test_long_poll_returns_on_change(
     job = submit(client, body)
     tag = client.get(job["links"]["self"]).headers["ETag"]
     later = threading.Timer(0.2, services.ledger.claim, ("w", 60))
-    later.start()
     began = time.monotonic()
+    later.start()
     answer = client.get(
         job["links"]["self"], headers={"If-None-Match": tag, "Prefer": "respond-async, wait=30"}
     )
@@ -186,7 +178,7 @@ def test_a_job_is_not_created_after_itself(
     client: TestClient, body: dict[str, Any], ticks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clocks tick in quarters of a microsecond: index and view rounded them differently."""
-    monkeypatch.setattr(RedisLedger, "now", lambda _: 1764037388.8105408 + ticks * 2**-22)
+    monkeypatch.setattr(Ledger, "now", lambda _: 1764037388.8105408 + ticks * 2**-22)
     at = submit(client, body)["created_at"]
     monkeypatch.undo()
     assert client.get(JOBS, params={"created_after": at}).json()["data"] == []

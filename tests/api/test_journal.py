@@ -6,30 +6,15 @@ from pathlib import Path
 import pytest
 
 from api.jobs.ends import commit, settle_from_journal
-from api.jobs.journal import Journal, JournalEntry, Outcome, Standing
-from api.jobs.ledger import RedisLedger
+from api.jobs.journal import Journal, Outcome, Standing
+from api.jobs.ledger import Ledger
 from api.jobs.rebuild import rebuild, restore
 from api.jobs.record import Claim
 from api.jobs.state import JobState
 from strucprune_core.errors import StorageError
-from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from tests.support.claims import claim_job
-
-SPEC = JobSpec.model_validate(
-    {
-        "model": {"uri": "s3://bucket/model"},
-        "output": {"uri_prefix": "s3://bucket/out"},
-        "pruning": {"sparsity": 0.5},
-        "calibration": {"uri": "s3://bucket/text.txt"},
-        "runtime": {"priority": "high", "max_attempts": 5},
-        "labels": {"team": "nlp"},
-    }
-)
-
-
-def entry(tenant: str = "acme", created_at: float = 1000.5) -> JournalEntry:
-    return JournalEntry(tenant=tenant, spec=SPEC, fingerprint="f", created_at=created_at)
+from tests.support.records import journal_entry
 
 
 def outcome(state: JobState = JobState.SUCCEEDED, fence: int = 1) -> Outcome:
@@ -40,9 +25,9 @@ def outcome(state: JobState = JobState.SUCCEEDED, fence: int = 1) -> Outcome:
 
 def test_spec_is_written_once(journal: Journal) -> None:
     assert journal.read_spec("job_a") is None
-    assert journal.write_spec("job_a", entry())
-    assert not journal.write_spec("job_a", entry("rival"))
-    assert journal.read_spec("job_a") == entry()
+    assert journal.write_spec("job_a", journal_entry())
+    assert not journal.write_spec("job_a", journal_entry("rival"))
+    assert journal.read_spec("job_a") == journal_entry()
 
 
 def test_writing_the_same_again_succeeds(journal: Journal) -> None:
@@ -61,8 +46,8 @@ def test_the_first_outcome_stands(journal: Journal) -> None:
 
 
 def test_jobs_are_the_journalled_ones(journal: Journal) -> None:
-    journal.write_spec("job_a", entry())
-    journal.write_spec("job_b", entry())
+    journal.write_spec("job_a", journal_entry())
+    journal.write_spec("job_b", journal_entry())
     journal.write_outcome("job_b", outcome())
     journal.write_outcome("job_c", outcome())
     journal.workspace("job_a").put("spec.json", b"{}")
@@ -76,15 +61,15 @@ def test_jobs_are_the_journalled_ones(journal: Journal) -> None:
 
 
 def test_a_damaged_entry_is_told(journal: Journal, tmp_path: Path) -> None:
-    journal.write_spec("job_a", entry())
+    journal.write_spec("job_a", journal_entry())
     (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
     with pytest.raises(StorageError, match="job_a"):
         journal.read_spec("job_a")
 
 
-def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLedger) -> None:
-    journal.write_spec("job_a", entry())
-    journal.write_spec("job_b", entry(created_at=1001.0))
+def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: Ledger) -> None:
+    journal.write_spec("job_a", journal_entry())
+    journal.write_spec("job_b", journal_entry(created_at=1001.0))
     journal.write_outcome("job_b", outcome())
     assert rebuild(journal, ledger, open_store) == 2
     assert ledger.is_intact()
@@ -99,10 +84,10 @@ def test_rebuild_restores_what_the_ledger_lost(journal: Journal, ledger: RedisLe
 
 
 def test_rebuild_goes_on_past_a_damaged_entry(
-    journal: Journal, ledger: RedisLedger, tmp_path: Path
+    journal: Journal, ledger: Ledger, tmp_path: Path
 ) -> None:
     for job_id in ("job_a", "job_b"):
-        journal.write_spec(job_id, entry())
+        journal.write_spec(job_id, journal_entry())
     (tmp_path / "state/jobs/job_a/spec.json").write_text("{")
     assert rebuild(journal, ledger, open_store) == 1
     assert ledger.get("job_b") is not None
@@ -110,11 +95,11 @@ def test_rebuild_goes_on_past_a_damaged_entry(
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_rebuild_journals_an_end_that_only_the_ledger_knows(
-    journal: Journal, ledger: RedisLedger, cancelled: bool
+    journal: Journal, ledger: Ledger, cancelled: bool
 ) -> None:
     """As when whoever ended the job died before it wrote the outcome."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     if cancelled:
         ledger.request_cancel("job_a")
     else:
@@ -131,10 +116,10 @@ def test_rebuild_journals_an_end_that_only_the_ledger_knows(
 
 
 def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     journal.write_outcome("job_a", outcome())
     rebuild(journal, ledger, open_store)
     record = ledger.get("job_a")
@@ -143,9 +128,9 @@ def test_rebuild_ends_a_job_whose_outcome_the_ledger_missed(
 
 
 def test_fences_of_a_lost_ledger_are_never_handed_out_again(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
-    journal.write_spec("job_a", entry())
+    journal.write_spec("job_a", journal_entry())
     restore(journal, ledger, "job_a")
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
@@ -153,8 +138,8 @@ def test_fences_of_a_lost_ledger_are_never_handed_out_again(
     assert not ledger.finish("job_a", 1, JobState.SUCCEEDED)
 
 
-def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedger) -> None:
-    ledger.create(entry().as_new_job("job_a"))
+def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: Ledger) -> None:
+    ledger.create(journal_entry().as_new_job("job_a"))
     journal.write_outcome("job_a", outcome())
     stands = commit(journal, ledger, "job_a", outcome(JobState.CANCELLED, fence=0))
     assert stands == outcome()
@@ -163,8 +148,8 @@ def test_commit_yields_to_an_earlier_outcome(journal: Journal, ledger: RedisLedg
     assert record.state == JobState.SUCCEEDED
 
 
-def test_settle_from_journal(journal: Journal, ledger: RedisLedger) -> None:
-    ledger.create(entry().as_new_job("job_a"))
+def test_settle_from_journal(journal: Journal, ledger: Ledger) -> None:
+    ledger.create(journal_entry().as_new_job("job_a"))
     assert not settle_from_journal(journal, ledger, "job_a", 1)
     journal.write_outcome("job_a", outcome(JobState.FAILED))
     assert settle_from_journal(journal, ledger, "job_a", 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,25 +13,26 @@ from fastapi.testclient import TestClient
 from api.app import create_app
 from api.jobs.ends import commit_end
 from api.jobs.journal import Journal
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import RESERVATION_SECONDS, Ledger
 from api.jobs.limits import RunningLimits, TenantLimits
 from api.jobs.record import Claim, Refusal
 from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
-from tests.api.test_job_routes import JOBS
-from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
+from tests.support.clock import advance
+from tests.support.records import new_job
+from tests.support.routes import JOBS
 
 
-def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: RedisLedger) -> None:
+def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: Ledger) -> None:
     with ThreadPoolExecutor(16) as pool:
         won = list(pool.map(lambda n: ledger.reserve("acme", f"job_{n}", 5), range(32)))
     assert won.count(True) == 5
     assert ledger.reserve("rival", "job_x", 5)
 
 
-def test_a_reservation_becomes_the_jobs_place(ledger: RedisLedger) -> None:
+def test_a_reservation_becomes_the_jobs_place(ledger: Ledger) -> None:
     for job_id in ("job_a", "job_b"):
         assert ledger.reserve("acme", job_id, 2)
         ledger.create(new_job(job_id))
@@ -45,17 +45,14 @@ def test_a_reservation_becomes_the_jobs_place(ledger: RedisLedger) -> None:
     assert ledger.reserve("acme", "job_c", 2)
 
 
-def test_a_reservation_that_nobody_uses_lapses(
-    ledger: RedisLedger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("api.jobs.ledger.RESERVATION_SECONDS", 0.05)
+def test_a_reservation_that_nobody_uses_lapses(ledger: Ledger) -> None:
     assert ledger.reserve("acme", "job_a", 1)
     assert not ledger.reserve("acme", "job_b", 1)
-    time.sleep(0.1)
+    advance(ledger, RESERVATION_SECONDS + 1)
     assert ledger.reserve("acme", "job_b", 1)
 
 
-def test_no_more_of_a_tenants_jobs_run_than_may(ledger: RedisLedger) -> None:
+def test_no_more_of_a_tenants_jobs_run_than_may(ledger: Ledger) -> None:
     for job_id, priority in (("job_a", "low"), ("job_b", "low"), ("job_c", "high")):
         ledger.create(new_job(job_id, priority=priority))
     ledger.create(new_job("job_x", tenant="rival"))
@@ -76,44 +73,45 @@ def test_no_more_of_a_tenants_jobs_run_than_may(ledger: RedisLedger) -> None:
     assert ledger.claim("w3", 60, own).claim is Refusal.NOTHING
 
 
-def test_a_bucket_empties_and_fills(ledger: RedisLedger) -> None:
-    waits = [ledger.take_token("acme", 20.0, 3) for _ in range(4)]
+def test_a_bucket_empties_and_fills(ledger: Ledger) -> None:
+    per_second = 1 / 60
+    waits = [ledger.take_token("acme", per_second, 3) for _ in range(4)]
     assert waits[:3] == [0.0, 0.0, 0.0]
-    assert 0.0 < waits[3] <= 0.05
-    assert ledger.take_token("rival", 20.0, 3) == 0.0
-    time.sleep(waits[3] + 0.01)
-    assert ledger.take_token("acme", 20.0, 3) == 0.0
-    assert ledger.take_token("acme", 20.0, 3) > 0.0
+    assert 0.0 < waits[3] <= 60
+    assert ledger.take_token("rival", per_second, 3) == 0.0
+    advance(ledger, waits[3] + 1)
+    assert ledger.take_token("acme", per_second, 3) == 0.0
+    assert ledger.take_token("acme", per_second, 3) > 0.0
 
 
-def test_a_deadline_counts_from_the_first_start(ledger: RedisLedger) -> None:
-    ledger.create(new_job(deadline_seconds=0.2))
-    time.sleep(0.25)
+def test_a_deadline_counts_from_the_first_start(ledger: Ledger) -> None:
+    ledger.create(new_job(deadline_seconds=60))
+    advance(ledger, 61)
     assert ledger.overdue(10) == []  # waiting for its first worker costs nothing
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
-    assert claim.seconds_left == pytest.approx(0.2, abs=0.05)
+    assert claim.seconds_left == pytest.approx(60, abs=1)
     ledger.release("job_a", claim.fence)
     again = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(again, Claim)
     assert again.seconds_left is not None
     assert claim.seconds_left is not None
     assert again.seconds_left < claim.seconds_left
-    time.sleep(0.25)
+    advance(ledger, 61)
     assert ledger.overdue(10) == []  # its worker sees to it
 
 
 @pytest.mark.parametrize("state", [JobState.QUEUED, JobState.PAUSED])
 def test_a_deadline_passes_also_without_a_worker(
-    ledger: RedisLedger, journal: Journal, state: JobState
+    ledger: Ledger, journal: Journal, state: JobState
 ) -> None:
-    ledger.create(new_job(deadline_seconds=0.05))
+    ledger.create(new_job(deadline_seconds=60))
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     if state is JobState.PAUSED:
         ledger.request_pause("job_a")
     ledger.release("job_a", claim.fence)
-    time.sleep(0.1)
+    advance(ledger, 61)
     assert ledger.overdue(10) == ["job_a"]
     assert ledger.overdue(10) == []
     record = ledger.get("job_a")
@@ -127,7 +125,7 @@ def test_a_deadline_passes_also_without_a_worker(
     assert ledger.overdue(10) == []
     again = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(again, Claim)
-    assert again.seconds_left == pytest.approx(0.05, abs=0.02)
+    assert again.seconds_left == pytest.approx(60, abs=1)
 
 
 @pytest.fixture

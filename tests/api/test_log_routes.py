@@ -9,9 +9,9 @@ from api.jobs import ledger as ledger_module
 from api.jobs.ledger import connect
 from api.jobs.record import Claim
 from api.services import Services
-from tests.api.test_job_routes import submit
-from tests.api.test_ledger import new_job
 from tests.support.claims import claim_job
+from tests.support.records import new_job
+from tests.support.routes import submit
 
 
 def line(number: int) -> dict[str, Any]:

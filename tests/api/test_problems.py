@@ -231,7 +231,7 @@ def test_a_bug_is_a_500_that_tells_nothing(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("secret detail")
 
-    monkeypatch.setattr("api.jobs.ledger.RedisLedger.list", fail)
+    monkeypatch.setattr("api.jobs.ledger.Ledger.list", fail)
     answer = client.get(JOBS)
     assert (answer.status_code, answer.json()["code"]) == (500, "internal_error")
     assert answer.json()["request_id"]

@@ -12,7 +12,7 @@ from api.jobs import sequel
 from api.jobs.bucket_reads import MAX_MANIFEST_BYTES
 from api.jobs.ends import commit, commit_end
 from api.jobs.journal import Journal, Outcome, Sequel, Standing
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.rebuild import rebuild, restore
 from api.jobs.record import Claim, JobRecord
 from api.jobs.sequel import delete, retry
@@ -21,26 +21,26 @@ from strucprune_core.report.document import MANIFEST, REPORT_JSON
 from strucprune_core.run.workspace import RESERVATION
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from tests.api.test_journal import entry
 from tests.support.claims import claim_job
+from tests.support.records import journal_entry
 
 ERROR = {"code": "invalid_text", "message": "too short", "retryable": False}
 
 
-def job(ledger: RedisLedger) -> JobRecord:
+def job(ledger: Ledger) -> JobRecord:
     record = ledger.get("job_a")
     assert record is not None
     return record
 
 
-def claimed(ledger: RedisLedger) -> Claim:
+def claimed(ledger: Ledger) -> Claim:
     claim = claim_job(ledger, "job_a", "w", 60)
     assert isinstance(claim, Claim)
     return claim
 
 
 def end(
-    journal: Journal, ledger: RedisLedger, claim: Claim, state: JobState = JobState.FAILED
+    journal: Journal, ledger: Ledger, claim: Claim, state: JobState = JobState.FAILED
 ) -> Outcome:
     """As a worker does it; the outcome that stands."""
     outcome = Outcome.model_validate(
@@ -56,17 +56,17 @@ def end(
 
 
 @pytest.fixture
-def failed(journal: Journal, ledger: RedisLedger) -> JobRecord:
+def failed(journal: Journal, ledger: Ledger) -> JobRecord:
     """A job whose first run has failed."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     journal.workspace("job_a").put("units/solve-0/manifest.json", b"{}")
     end(journal, ledger, claimed(ledger))
     return job(ledger)
 
 
 def test_a_retry_is_a_run_with_everything_still_to_come(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord
+    journal: Journal, ledger: Ledger, failed: JobRecord
 ) -> None:
     assert retry(journal, ledger, failed)
     again = job(ledger)
@@ -86,7 +86,7 @@ def test_a_retry_is_a_run_with_everything_still_to_come(
 
 
 def test_a_retry_that_is_asked_for_twice_is_one(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord
+    journal: Journal, ledger: Ledger, failed: JobRecord
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda _: retry(journal, ledger, failed), range(8)))
@@ -96,10 +96,10 @@ def test_a_retry_that_is_asked_for_twice_is_one(
     assert states == ["queued", "running", "failed", "queued"]
 
 
-def test_success_cannot_be_retried(journal: Journal, ledger: RedisLedger) -> None:
+def test_success_cannot_be_retried(journal: Journal, ledger: Ledger) -> None:
     """Also if the ledger took it for cancelled, while a zombie committed the result."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     record = ledger.request_cancel("job_a")
     assert record is not None
     journal.write_outcome("job_a", Outcome(state=JobState.SUCCEEDED, fence=1, finished_at=5.0))
@@ -109,11 +109,11 @@ def test_success_cannot_be_retried(journal: Journal, ledger: RedisLedger) -> Non
 
 
 def test_an_end_that_only_the_ledger_knows_is_journalled_before_the_retry(
-    journal: Journal, ledger: RedisLedger
+    journal: Journal, ledger: Ledger
 ) -> None:
     """Else a zombie of the first run could still commit that one, and so end the job twice."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     record = ledger.request_cancel("job_a")
     assert record is not None
     assert retry(journal, ledger, record)
@@ -122,9 +122,9 @@ def test_an_end_that_only_the_ledger_knows_is_journalled_before_the_retry(
     assert first.state is JobState.CANCELLED
 
 
-def test_a_zombie_of_an_earlier_run_commits_nothing(journal: Journal, ledger: RedisLedger) -> None:
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+def test_a_zombie_of_an_earlier_run_commits_nothing(journal: Journal, ledger: Ledger) -> None:
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     zombie = claimed(ledger)
     end(journal, ledger, zombie)
     assert retry(journal, ledger, job(ledger))
@@ -136,10 +136,10 @@ def test_a_zombie_of_an_earlier_run_commits_nothing(journal: Journal, ledger: Re
     assert (job(ledger).state, job(ledger).fence) == (JobState.RUNNING, successor.fence)
 
 
-def test_a_cancellation_ends_the_run_that_it_found(journal: Journal, ledger: RedisLedger) -> None:
+def test_a_cancellation_ends_the_run_that_it_found(journal: Journal, ledger: Ledger) -> None:
     """Its second half, the journal, comes late: after somebody has retried the job."""
-    journal.write_spec("job_a", entry())
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry())
+    ledger.create(journal_entry().as_new_job("job_a"))
     cancelled = ledger.request_cancel("job_a")
     assert cancelled is not None
     assert retry(journal, ledger, cancelled)
@@ -155,7 +155,7 @@ def test_a_cancellation_ends_the_run_that_it_found(journal: Journal, ledger: Red
 
 @pytest.mark.parametrize("ended", [False, True])
 def test_the_loss_of_the_ledger_loses_no_retry(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord, ended: bool
+    journal: Journal, ledger: Ledger, failed: JobRecord, ended: bool
 ) -> None:
     retry(journal, ledger, failed)
     if ended:
@@ -169,7 +169,7 @@ def test_the_loss_of_the_ledger_loses_no_retry(
 
 @pytest.mark.parametrize("healer", ["client", "rebuild"])
 def test_a_death_between_journal_and_ledger_is_healed(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord, healer: str
+    journal: Journal, ledger: Ledger, failed: JobRecord, healer: str
 ) -> None:
     journal.write_sequel("job_a", 1, Sequel(kind="retry", at=1.0))
     assert job(ledger).state is JobState.FAILED
@@ -180,7 +180,7 @@ def test_a_death_between_journal_and_ledger_is_healed(
     assert (job(ledger).state, job(ledger).run) == (JobState.QUEUED, 2)
 
 
-def test_many_retries(journal: Journal, ledger: RedisLedger, failed: JobRecord) -> None:
+def test_many_retries(journal: Journal, ledger: Ledger, failed: JobRecord) -> None:
     for run in range(2, 13):
         assert retry(journal, ledger, job(ledger))
         end(journal, ledger, claimed(ledger))
@@ -195,7 +195,7 @@ def traces(journal: Journal) -> list[str]:
 
 
 def test_a_deletion_leaves_the_outputs_and_a_trace(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord
+    journal: Journal, ledger: Ledger, failed: JobRecord
 ) -> None:
     retry(journal, ledger, failed)
     end(journal, ledger, claimed(ledger))
@@ -213,7 +213,7 @@ def test_a_deletion_leaves_the_outputs_and_a_trace(
 @pytest.mark.parametrize("step", ["remove", "forget"])
 def test_a_death_during_a_deletion_is_healed(
     journal: Journal,
-    ledger: RedisLedger,
+    ledger: Ledger,
     failed: JobRecord,
     monkeypatch: pytest.MonkeyPatch,
     step: str,
@@ -235,7 +235,7 @@ def test_a_death_during_a_deletion_is_healed(
 
 
 def test_nobody_restores_a_job_that_is_being_deleted(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord
+    journal: Journal, ledger: Ledger, failed: JobRecord
 ) -> None:
     journal.write_sequel("job_a", 1, Sequel(kind="deletion", at=1.0))
     ledger._client.flushdb()
@@ -244,7 +244,7 @@ def test_nobody_restores_a_job_that_is_being_deleted(
 
 
 def test_a_restoration_that_a_deletion_overtakes_takes_itself_back(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, ledger: Ledger, failed: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ledger._client.flushdb()
     create = ledger.create
@@ -259,7 +259,7 @@ def test_a_restoration_that_a_deletion_overtakes_takes_itself_back(
 
 
 def test_the_last_trace_goes_after_a_day(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, ledger: Ledger, failed: JobRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     delete(journal, ledger, open_store, failed)
     rebuild(journal, ledger, open_store)
@@ -271,7 +271,7 @@ def test_the_last_trace_goes_after_a_day(
 
 @pytest.mark.parametrize("seed", range(8))
 def test_of_retry_and_deletion_one_happens(
-    journal: Journal, ledger: RedisLedger, failed: JobRecord, seed: int
+    journal: Journal, ledger: Ledger, failed: JobRecord, seed: int
 ) -> None:
     acts = [
         lambda: ("retry", retry(journal, ledger, failed)),
@@ -287,14 +287,14 @@ def test_of_retry_and_deletion_one_happens(
 
 
 @pytest.fixture
-def output(tmp_path: Path, journal: Journal, ledger: RedisLedger) -> LocalStore:
+def output(tmp_path: Path, journal: Journal, ledger: Ledger) -> LocalStore:
     """What a succeeded job has published, and a file of the user's beside it."""
     store = LocalStore(tmp_path / "out")
-    spec = entry().spec.model_copy(
-        update={"output": entry().spec.output.model_copy(update={"uri_prefix": store.uri})}
+    spec = journal_entry().spec.model_copy(
+        update={"output": journal_entry().spec.output.model_copy(update={"uri_prefix": store.uri})}
     )
-    journal.write_spec("job_a", entry().model_copy(update={"spec": spec}))
-    ledger.create(entry().as_new_job("job_a"))
+    journal.write_spec("job_a", journal_entry().model_copy(update={"spec": spec}))
+    ledger.create(journal_entry().as_new_job("job_a"))
     end(journal, ledger, claimed(ledger), JobState.SUCCEEDED)
     journal.workspace("job_a").put(RESERVATION, b"report of job_a")
     file = {"bytes": 1, "sha256": "0" * 64}
@@ -312,20 +312,18 @@ def left(store: LocalStore) -> list[str]:
     return [info.key for info in store.list()]
 
 
-def test_outputs_go_if_asked(journal: Journal, ledger: RedisLedger, output: LocalStore) -> None:
+def test_outputs_go_if_asked(journal: Journal, ledger: Ledger, output: LocalStore) -> None:
     assert delete(journal, ledger, open_store, job(ledger), outputs=True)
     assert left(output) == ["notes.txt"]
 
 
-def test_outputs_stay_otherwise(journal: Journal, ledger: RedisLedger, output: LocalStore) -> None:
+def test_outputs_stay_otherwise(journal: Journal, ledger: Ledger, output: LocalStore) -> None:
     before = left(output)
     assert delete(journal, ledger, open_store, job(ledger))
     assert left(output) == before
 
 
-def test_outputs_of_another_job_stay(
-    journal: Journal, ledger: RedisLedger, output: LocalStore
-) -> None:
+def test_outputs_of_another_job_stay(journal: Journal, ledger: Ledger, output: LocalStore) -> None:
     output.put(REPORT_JSON, b"report of a later job at the same place")
     before = left(output)
     assert delete(journal, ledger, open_store, job(ledger), outputs=True)
@@ -333,7 +331,7 @@ def test_outputs_of_another_job_stay(
 
 
 def test_an_edited_manifest_leads_nowhere_else(
-    journal: Journal, ledger: RedisLedger, output: LocalStore, tmp_path: Path
+    journal: Journal, ledger: Ledger, output: LocalStore, tmp_path: Path
 ) -> None:
     (tmp_path / "precious").write_text("x")
     entries = '{"name":"../precious","bytes":1,"sha256":"0"}'
@@ -343,7 +341,7 @@ def test_an_edited_manifest_leads_nowhere_else(
 
 
 def test_a_half_published_output_goes_whole(
-    journal: Journal, ledger: RedisLedger, output: LocalStore
+    journal: Journal, ledger: Ledger, output: LocalStore
 ) -> None:
     output.delete(MANIFEST)
     assert delete(journal, ledger, open_store, job(ledger), outputs=True)
@@ -353,7 +351,7 @@ def test_a_half_published_output_goes_whole(
 @pytest.mark.parametrize("manifest", [None, b"x" * (MAX_MANIFEST_BYTES + 1), b"{}"])
 def test_a_prefix_that_was_filled_up_stays(
     journal: Journal,
-    ledger: RedisLedger,
+    ledger: Ledger,
     output: LocalStore,
     monkeypatch: pytest.MonkeyPatch,
     manifest: bytes | None,
@@ -372,7 +370,7 @@ def test_a_prefix_that_was_filled_up_stays(
 
 
 def test_a_large_document_is_not_read(
-    journal: Journal, ledger: RedisLedger, output: LocalStore, monkeypatch: pytest.MonkeyPatch
+    journal: Journal, ledger: Ledger, output: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[tuple[str, int | None]] = []
     found = LocalStore.read

@@ -82,5 +82,5 @@ def test_a_taken_port_ends_the_api_with_one_line(monkeypatch: pytest.MonkeyPatch
         )
     assert ended.returncode == 1
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(f"Cannot start: nothing can listen on 127.0.0.1:{port}")
+    assert line.startswith(f"Cannot start: cannot listen on 127.0.0.1:{port}")
     assert "STRUCPRUNE_API_PORT" in line

@@ -12,7 +12,7 @@ import redis
 from fastapi.testclient import TestClient
 
 from api.jobs.doorbell import Doorbell
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.state import JobState
 from api.problems import ApiError
 from api.reconciler import Reconciler
@@ -85,12 +85,12 @@ def test_racing_requests_with_one_key_make_one_job(services: Services, spec: Job
     assert len(services.ledger.list("acme").jobs) == 1
 
 
-class _DiesOnCreate(RedisLedger):
+class _DiesOnCreate(Ledger):
     def create(self, new: object) -> bool:
         raise Died
 
 
-class _DiesOnGet(RedisLedger):
+class _DiesOnGet(Ledger):
     def get(self, job_id: str) -> None:
         raise Died
 

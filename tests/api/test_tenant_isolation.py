@@ -1,18 +1,12 @@
-"""No route shows or changes another tenant's jobs. A new route fails here until it is in the table.
+"""No route shows or changes another tenant's jobs. A new route fails here until it has a kind.
 
-Each route has a kind, and each kind a test:
-
-open      no key is asked for, and nothing of any tenant is in the answer
-common    a key is asked for; the answer is the same for all tenants
-own       about one job: to others it does not exist, to the byte
-list      shows the caller's own only
-create    makes something that only the caller sees
+The kinds are in `tests.support.routes`; each has a test here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from fastapi import APIRouter
@@ -21,42 +15,16 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from api.jobs.job_reads import JobReads
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.services import Services
 from strucprune_core.storage.local import LocalStore
-from tests.api.test_job_routes import JOBS, submit
+from tests.support.routes import KINDS, Kind, submit
 
-Kind = Literal["open", "common", "own", "list", "create"]
-JOB = f"{JOBS}/{{job_id}}"
 NOBODYS_JOB = "job_" + "0" * 32
-
-TABLE: dict[tuple[str, str], Kind] = {
-    ("GET", "/healthz"): "open",
-    ("GET", "/readyz"): "open",
-    ("GET", "/openapi.json"): "open",
-    ("GET", "/docs"): "open",
-    ("GET", "/v1/capabilities"): "common",
-    ("GET", JOBS): "list",
-    ("POST", JOBS): "create",
-    ("POST", f"{JOBS}/validate"): "common",
-    ("GET", JOB): "own",
-    ("GET", f"{JOB}/events"): "own",
-    ("GET", f"{JOB}/report"): "own",
-    ("GET", f"{JOB}/artifacts"): "own",
-    ("POST", f"{JOB}/cancel"): "own",
-    ("POST", f"{JOB}/pause"): "own",
-    ("POST", f"{JOB}/resume"): "own",
-    ("POST", f"{JOB}/retry"): "own",
-    ("GET", f"{JOB}/logs"): "own",
-    ("DELETE", JOB): "own",
-    ("GET", "/metrics"): "open",
-    ("GET", "/"): "open",
-    ("GET", "/static/{name}"): "open",
-}
 
 
 def of_kind(*kinds: Kind) -> Callable[..., Any]:
-    found = [place for place, kind in TABLE.items() if kind in kinds]
+    found = [place for place, kind in KINDS.items() if kind in kinds]
     return pytest.mark.parametrize(("method", "path"), found, ids=map(" ".join, found))
 
 
@@ -83,7 +51,7 @@ def test_every_route_is_in_the_table(client: TestClient) -> None:
         (method, path)
         for method, path in routes(client.app.routes)  # type: ignore[attr-defined]
     }
-    assert there == set(TABLE)
+    assert there == set(KINDS)
 
 
 @of_kind("common", "own", "list", "create")
@@ -215,7 +183,7 @@ def test_anothers_job_takes_the_same_calls_as_none(
     calls: list[str] = []
     watched: dict[type, tuple[str, ...]] = {
         JobReads: ("get", "events_after"),
-        RedisLedger: ("get", "create", "events", "logs", "list", "request_cancel", "forget"),
+        Ledger: ("get", "create", "events", "logs", "list", "request_cancel", "forget"),
         LocalStore: ("list", "read", "stat", "put_if_absent", "delete"),
     }
     for owner, names in watched.items():

@@ -29,7 +29,7 @@ from api.jobs.tracing import (
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
-from tests.api.test_job_routes import JOBS, submit
+from tests.support.routes import JOBS, submit
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from api.settings import ApiKey, Settings
 from strucprune_core.access.keys import hash_key
-from tests.api.serving import served
+from tests.support.serving import served
 from tests.support.text import make_text
 from tests.support.tiny_llama import make_tiny_llama
 

@@ -30,9 +30,9 @@ from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
-from tests.api.test_tenant_isolation import TABLE
 from tests.docs import settings_page
 from tests.docs.pages import PAGES, blocks, read, resolve
+from tests.support.routes import KINDS
 from worker.settings import Settings as WorkerSettings
 
 # A function or class, and the file that a page says it is in: [`prune`](../pipeline.py).
@@ -93,7 +93,7 @@ def test_what_asks_for_no_key_is_listed() -> None:
         route.path + "/*" for route in create_app(settings()).routes if isinstance(route, Mount)
     }
     open_routes = {
-        path.replace("{name}", "*") for (_, path), kind in TABLE.items() if kind == "open"
+        path.replace("{name}", "*") for (_, path), kind in KINDS.items() if kind == "open"
     }
     assert set(re.findall(r"`([^`]+)`", may)) == open_routes | files
 

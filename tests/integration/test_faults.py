@@ -18,18 +18,9 @@ from embedded.processes import wait_until
 from embedded.stack import Stack
 from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
-from tests.support.jobs import calibrated, until, weights
-from tests.support.processes import descendants
+from tests.support.jobs import calibrated, solve_of, until, weights
 
 pytestmark = pytest.mark.services
-
-
-def solve_of(stack: Stack) -> int:
-    """Process id of the solve that the stack's worker runs."""
-    for pid in descendants(stack.workers[-1].pid):
-        if b"worker.solve" in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return pid
-    raise AssertionError("the worker runs no solve")
 
 
 def alive(pid: int) -> bool:

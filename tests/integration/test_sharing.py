@@ -16,8 +16,7 @@ from embedded.processes import ManagedProcess, wait_until
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import StrucPruneClient
 from tests.integration.conftest import MakeSpec
-from tests.integration.test_faults import solve_of
-from tests.support.jobs import output_key, until
+from tests.support.jobs import output_key, solve_of, until
 
 pytestmark = pytest.mark.services
 

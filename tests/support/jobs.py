@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import Job, StrucPruneClient
 from strucprune_core.run.progress import Phase
+from tests.support.processes import descendants
 
 _POLL_SECONDS = 0.05
 
@@ -21,6 +23,14 @@ def until(client: StrucPruneClient, job_id: str, reached: Callable[[Job], bool])
             return job
         assert not job.ended, f"{job.state}: {job.error}"
         time.sleep(_POLL_SECONDS)
+
+
+def solve_of(stack: Stack) -> int:
+    """Process id of the solve that the stack's worker runs."""
+    for pid in descendants(stack.workers[-1].pid):
+        if b"worker.solve" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return pid
+    raise AssertionError("the worker runs no solve")
 
 
 def calibrated(layers: int = 0) -> Callable[[Job], bool]:

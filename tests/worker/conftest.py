@@ -14,12 +14,13 @@ import pytest
 
 from api.jobs.doorbell import Doorbell
 from api.jobs.journal import Journal, JournalEntry
-from api.jobs.ledger import RedisLedger, connect
+from api.jobs.ledger import Ledger, connect
 from api.jobs.record import JobRecord
 from api.jobs.state import JobState
 from embedded.valkey import ValkeyServer
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
+from tests.support.clock import ADVANCED_CLOCK
 from worker.execution import Services, run_next
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -49,7 +50,7 @@ class NotedDoorbell(Doorbell):
 class Bench:
     """One worker to try out."""
 
-    ledger: RedisLedger
+    ledger: Ledger
     journal: Journal
     settings: Settings
     doorbell: NotedDoorbell = field(default_factory=NotedDoorbell)
@@ -124,7 +125,7 @@ class Bench:
         """Do something from another thread as soon as a condition holds."""
 
         def wait_and_act() -> None:
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 30
             while time.monotonic() < deadline:
                 if condition():
                     act()
@@ -153,7 +154,7 @@ def bench(
     }.items():
         monkeypatch.setenv(f"STRUCPRUNE_{name}", value)
     (tmp_path / "state").mkdir()
-    ledger = connect(valkey_server.url, namespace=f"worker-{uuid4().hex}")
+    ledger = connect(valkey_server.url, f"worker-{uuid4().hex}", ADVANCED_CLOCK)
     bench = Bench(ledger, Journal(LocalStore(tmp_path / "state")), Settings())
     yield bench
     bench.doorbell.close()

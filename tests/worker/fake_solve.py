@@ -26,13 +26,13 @@ class Terminated(Exception):
     """SIGTERM came."""
 
 
-class Ears:
-    """Hears SIGTERM. Raising in the handler itself could cut a message in two."""
+class Termination:
+    """Notes SIGTERM. Raising in the handler itself could cut a message in two."""
 
-    terminated = False
+    requested = False
 
-    def hear(self, number: int, frame: FrameType | None) -> None:
-        self.terminated = True
+    def note(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
 
 
 def say(kind: str, /, **content: Any) -> None:
@@ -44,9 +44,9 @@ def progress(done: int = 1) -> None:
     say("progress", progress={**fields, "eta_seconds": None})
 
 
-def work(ears: Ears) -> NoReturn:
+def work(termination: Termination) -> NoReturn:
     done = 0
-    while not ears.terminated:
+    while not termination.requested:
         progress(done % 5)
         done += 1
         time.sleep(0.02)
@@ -54,7 +54,7 @@ def work(ears: Ears) -> NoReturn:
 
 
 def claim() -> dict[str, Any]:
-    say("claim", ready=["curve.0", "curve.1", "curve.2"])
+    say("reserve", ready=["curve.0", "curve.1", "curve.2"])
     answer: dict[str, Any] = json.loads(sys.stdin.readline())
     return answer
 
@@ -72,10 +72,10 @@ def share(part: str) -> None:
 
 def main(behaviour: str) -> int:
     request = json.loads(sys.stdin.readline())
-    ears = Ears()
-    signal.signal(signal.SIGTERM, ears.hear)
+    termination = Termination()
+    signal.signal(signal.SIGTERM, termination.note)
     try:
-        return act(behaviour, request, ears)
+        return act(behaviour, request, termination)
     except Terminated:
         if behaviour == "finish-when-terminated":
             say("result", summary=SUMMARY)
@@ -86,7 +86,7 @@ def main(behaviour: str) -> int:
         return STOPPED
 
 
-def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
+def act(behaviour: str, request: dict[str, Any], termination: Termination) -> int:
     match behaviour:
         case "succeed":
             progress()
@@ -141,7 +141,7 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             return 3
         case "stopped-by-another":
             os.kill(os.getpid(), signal.SIGTERM)
-            work(ears)
+            work(termination)
         case "terminated-early":
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
@@ -150,7 +150,7 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             os.kill(os.getpid(), signal.SIGKILL)
         case "silent":
             progress()
-            while not ears.terminated:
+            while not termination.requested:
                 time.sleep(0.01)
             raise Terminated
         case "deaf":
@@ -167,7 +167,7 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
         case "tell-layers":
             say("layers", layers={"index": [0, 1], "width_after": [5, 7]})
             say("layers", layers={"index": [1], "reconstruction_error": [0.25]})
-            work(ears)
+            work(termination)
         case "tell-layers-and-fail":
             say("layers", layers={"index": [0], "energy": [0.5]})
             say("error", error=RETRYABLE)
@@ -176,9 +176,17 @@ def act(behaviour: str, request: dict[str, Any], ears: Ears) -> int:
             time.sleep(60)
         case "ignore-terminate":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            work(ears)
+            work(termination)
+        case _ if behaviour.startswith("stop-once:"):
+            # Told to stop, it does so only once that file is there.
+            progress()
+            while not (
+                termination.requested and Path(behaviour.removeprefix("stop-once:")).exists()
+            ):
+                time.sleep(0.01)
+            raise Terminated
         case _:
-            work(ears)
+            work(termination)
     return 0
 
 

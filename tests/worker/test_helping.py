@@ -11,15 +11,15 @@ import pytest
 from api.jobs.ledger import LedgerUnavailable
 from api.jobs.meters import ATTEMPTS, HELP, UNIT_SECONDS, key_of
 from api.jobs.record import Claim
-from api.jobs.seats import LEADER, Place, UnitClaim
+from api.jobs.seats import LEADER, Place, UnitReservation
 from api.jobs.state import JobState
 from tests.support.claims import claim_job
 from tests.worker.conftest import FAKE_SOLVE, Bench
-from worker.claiming import Claiming
 from worker.execution import Services
 from worker.helping import help_job
 from worker.lease import Seat
 from worker.protocol import Answer
+from worker.unit_reservations import UnitReservations
 
 READY = ["curve.0", "curve.1", "curve.2"]
 
@@ -35,9 +35,9 @@ class Led:
         self.claim = claim
         self.lead(*READY)
 
-    def lead(self, *ready: str) -> UnitClaim:
+    def lead(self, *ready: str) -> UnitReservation:
         """The leader's next claim of a unit."""
-        return self.bench.ledger.seats.claim_unit(self.job_id, self.claim.fence, LEADER, ready)
+        return self.bench.ledger.seats.reserve_unit(self.job_id, self.claim.fence, LEADER, ready)
 
     def help(self, behaviour: str) -> None:
         """Answer a call for help with a solve that behaves like that."""
@@ -178,16 +178,16 @@ def test_a_job_for_one_worker_asks_nobody(bench: Bench) -> None:
 class Deaf:
     """Seats in a ledger that does not answer."""
 
-    def claim_unit(self, *_: object) -> UnitClaim:
+    def reserve_unit(self, *_: object) -> UnitReservation:
         raise LedgerUnavailable("no answer")
 
-    beat = claim_unit
+    beat = reserve_unit
 
 
 def test_without_the_ledger_leaders_go_on_and_helpers_wait(bench: Bench) -> None:
     def answer(holder: str) -> Answer:
-        claiming = Claiming(Deaf(), bench.doorbell, "job", 1, holder)  # type: ignore[arg-type]
-        return claiming.answer(READY)
+        reservations = UnitReservations(Deaf(), bench.doorbell, "job", 1, holder)  # type: ignore[arg-type]
+        return reservations.answer(READY)
 
     assert answer(LEADER) == Answer(go=True, unit="curve.0")
     assert answer("seat") == Answer(go=True, unit=None)
@@ -201,7 +201,7 @@ def test_without_the_ledger_a_seat_is_lost_when_it_must_have_lapsed(
     assert isinstance(place, Place)
     seat = Seat(led.bench.ledger, place, 60, clock=lambda: now[0])
     assert seat.beat().value == "continue"
-    monkeypatch.setattr(led.bench.ledger, "_seats", Deaf())
+    monkeypatch.setattr(led.bench.ledger, "seats", Deaf())
     now[0] += 59
     assert seat.beat().value == "continue"
     now[0] += 2

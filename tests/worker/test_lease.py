@@ -43,6 +43,6 @@ def test_what_the_ledger_does_not_hear_is_to_be_told_again() -> None:
     ledger = FlakyLedger()
     lease = Lease(cast(Ledger, ledger), Claim("job", 1, 1), 60)
     ledger.up = False
-    assert not lease.tell_layers([{"index": [0]}])
+    assert not lease.report_layers([{"index": [0]}])
     ledger.up = True
-    assert lease.tell_layers([{"index": [0]}])
+    assert lease.report_layers([{"index": [0]}])

@@ -108,7 +108,7 @@ def test_a_job_without_room_anywhere_says_so_once(
 ) -> None:
     job_id = bench.submit(MORE_THAN_ANY_DISK, max_attempts=1)
     assert bench.run(job_id, "succeed").error is None  # another worker may be about to take it
-    monkeypatch.setattr("worker.execution.TOLD_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr("worker.execution.EXPLAINED_AFTER_SECONDS", 0.0)
     for _ in range(3):
         job = bench.run(job_id, "succeed")
     assert (job.state, job.attempt) == (JobState.QUEUED, 0)
@@ -166,7 +166,7 @@ def led(bench: Bench) -> str:
     job_id = bench.submit(max_workers=3)
     claim = claim_job(bench.ledger, job_id, "leader", 60)
     assert isinstance(claim, Claim)
-    bench.ledger.seats.claim_unit(job_id, claim.fence, LEADER, ["curve.0", "curve.1"])
+    bench.ledger.seats.reserve_unit(job_id, claim.fence, LEADER, ["curve.0", "curve.1"])
     return job_id
 
 
@@ -205,21 +205,38 @@ def test_a_helper_that_loses_its_scratch_keeps_no_other_from_helping(
     assert (totals[key_of(HELP, ("done",))], key_of(HELP, ("failed",)) in totals) == (4.0, False)
 
 
-def test_rests_grow_until_a_job_is_taken(bench: Bench, tmp_path: Path) -> None:
-    scratch = Scratch(tmp_path, Drain(), first_rest_seconds=0.1)
+class StoodStill:
+    """The module `time`, when nothing but sleeping takes any."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def monotonic(self) -> float:
+        return self._now
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+
+def test_rests_grow_until_a_job_is_taken(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = StoodStill()
+    monkeypatch.setattr("worker.scratch.time", clock)
+    scratch = Scratch(tmp_path, Drain(), first_rest_seconds=5)
     full = Unfit("full", "no room")
 
     def rest() -> float:
-        began = time.monotonic()
+        began = clock.monotonic()
         scratch.rest(full, Tally(bench.ledger))
-        return time.monotonic() - began
+        return clock.monotonic() - began
 
     first, second, third = rest(), rest(), rest()
-    assert first >= 0.1
-    assert second >= 0.2
-    assert third >= 0.4
+    assert 5 <= first < 10
+    assert 10 <= second < 20
+    assert 20 <= third < 40
     scratch.fits()
-    assert rest() < 0.4
+    assert 5 <= rest() < 10
 
 
 def test_a_drain_ends_a_rest(bench: Bench, tmp_path: Path) -> None:

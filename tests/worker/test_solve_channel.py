@@ -11,7 +11,7 @@ import pytest
 
 from strucprune_core.errors import Stopped
 from worker.protocol import Answer
-from worker.solve_channel import AskedClaims, Channel, Inbox
+from worker.solve_channel import AskedReservations, Channel, Inbox
 
 
 @dataclass
@@ -23,14 +23,14 @@ class Line:
     told: int
     say: int
 
-    def claims(self, *stops: Exception) -> AskedClaims:
+    def claims(self, *stops: Exception) -> AskedReservations:
         left = [*stops]
 
         def check() -> None:
             if left:
                 raise left.pop()
 
-        return AskedClaims(self.channel, self.inbox, check)
+        return AskedReservations(self.channel, self.inbox, check)
 
     def answer(self, answer: Answer) -> None:
         os.write(self.say, answer.model_dump_json().encode() + b"\n")
@@ -57,8 +57,8 @@ def test_a_claim_is_a_question_and_an_answer(line: Line) -> None:
     assert claims.reserve([], keeping="curve.1") is None
     questions = [json.loads(text) for text in os.read(line.told, 4096).splitlines()]
     assert questions == [
-        {"type": "claim", "ready": ["curve.0", "curve.1"], "keeping": None},
-        {"type": "claim", "ready": [], "keeping": "curve.1"},
+        {"type": "reserve", "ready": ["curve.0", "curve.1"], "keeping": None},
+        {"type": "reserve", "ready": [], "keeping": "curve.1"},
     ]
 
 

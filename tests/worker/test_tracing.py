@@ -14,8 +14,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from api.jobs.tracing import OtelTracing
 from tests.worker.conftest import FAKE_SOLVE, Bench
-from tests.worker.test_solve import ROOT
 from worker.execution import Services, run_next
+
+ROOT = Path(__file__).parents[2]
 
 SUBMITTED = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 

@@ -1,6 +1,6 @@
 #!lua
--- ARGV: NS, id, fence, what was found out about layers (JSON) ...
--- Add an event for each to those of a held job. 1, or 0 if not the holder.
+-- ARGV: NS, id, fence, results for layers (JSON) ...
+-- Add an event of each to a held job. 1, or 0 if the caller is not the holder.
 local id = ARGV[2]
 if not holds(load_job(id), ARGV[3]) then
   return 0

@@ -1,6 +1,6 @@
 #!lua
 -- ARGV: NS, id, fence, line (JSON) ...
--- Add lines to the log of a held job. 1, or 0 if not the holder.
+-- Add lines to the log of a held job. 1, or 0 if the caller is not the holder.
 local id = ARGV[2]
 if not holds(load_job(id), ARGV[3]) then
   return 0

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, fence, seat, seconds
--- Keep a seat: 'continue', 'cancel', 'pause' or 'lost'.
+-- Renew a seat: 'continue', 'cancel', 'pause' or 'lost'.
 local id, seat = ARGV[2], ARGV[4]
 local job = load_job(id)
 if not holds(job, ARGV[3]) then

@@ -1,16 +1,16 @@
 #!lua flags=allow-oom
 -- ARGV: NS, worker id, lease seconds, nonce, limits (JSON), free bytes of scratch
--- Take the next job: the first in the line of the tenant whose turn it is (see `tenants_in_turn`) that
--- this worker has room for. {word, claim, the job's hash, jobs passed over for their size}; the word is
+-- Claim the next job: the first in the line of the tenant whose turn it is (see `tenants_in_turn`) that
+-- this worker has space for. {word, claim, the job's hash, jobs skipped for their size}; the word is
 --   'claimed'  the claim is {id, fence, attempt, run, seconds to its deadline or ''}
---   'nothing'  no job waits
---   'blocked'  the tenants whose jobs wait have as many running as they may
---   'no_room'  this worker has no scratch for those that wait
--- The same call repeated (its nonce says so) gets the same answer: the client library repeats a call
--- whose answer was lost.
+--   'nothing'  no job is queued
+--   'blocked'  the tenants with queued jobs are at their limit of running jobs
+--   'no_room'  this worker has too little space for every queued job
+-- The client library repeats a call whose answer was lost. Such a call has the same nonce and gets the
+-- same answer.
 local nonce = ARGV[4]
 local at = now()
--- Of the jobs passed over, so many are named at a time, and none that says so already.
+-- Most skipped jobs that are returned, of those that do not have this noted yet.
 local MOST_NAMED = 10
 local NONCE_SECONDS = 60
 
@@ -40,8 +40,8 @@ if not id then
 end
 local job = load_job(id)
 local expires = seconds(at + tonumber(ARGV[3]))
--- Not the next number alone: a server that has lost its last writes would hand it out again, beside
--- the worker that has it. A microsecond comes once (and is exact in a double until 2255).
+-- Not just the next number: a server that has lost its last writes would give it to a second worker.
+-- A microsecond comes once (and is exact in a double until 2255).
 local fence = string.format('%.0f', math.max(tonumber(job.fence) + 1, at * 1e6))
 local attempt = string.format('%d', tonumber(job.attempt) + 1)
 local fields = {

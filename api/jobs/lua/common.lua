@@ -1,42 +1,42 @@
--- Shared by every verb: put in front of each script by ledger.py, below its flags.
+-- Shared by every verb: ledger.py puts it in front of each script, below the flags.
 --
 -- Keys (NS is the namespace, ARGV[1] of every script):
 --   NS:job:ID                        hash    the job; fields as in record.py, JSON for dictionaries,
 --                                            '' for None, times in unix seconds; plus `position`,
 --                                            deadline_seconds;
 --                                            kept_bytes: what is counted for it in NS:kept;
---                                            declined: '1' once it says that free workers have no
---                                            room for it; lined_up_at: when this run was queued
---                                            first, which is its place in its tenant's line;
---                                            claim_nonce, release_nonce: the call last heard;
---                                            unclaimed: units that were ready and nobody's at the
---                                            last claim of one; help_failures in this attempt
+--                                            declined: '1' once its error says that free workers
+--                                            have too little space; lined_up_at: when this run was
+--                                            queued first, which is its place in its tenant's line;
+--                                            claim_nonce, release_nonce: of the last such call;
+--                                            unclaimed: units that were ready and free at the last
+--                                            reservation; help_failures: in this attempt
 --   NS:job:ID:events                 stream  capped; fields at, type, data (JSON)
 --   NS:job:ID:logs                   stream  capped; field line (JSON)
---   NS:job:ID:seats                  zset    while it is held: seat of a worker that helps -> time at
---                                            which it lapses
+--   NS:job:ID:seats                  zset    while it is held: seat of a helper -> time at which it
+--                                            lapses
 --   NS:job:ID:units                  hash    while it is held: seat, or 'leader' -> its units: one that
 --                                            is being stored, one that is being computed
 --   NS:help                          zset    ID -> time at which help was last rung for, of held jobs
---                                            with units and seats that nobody has
+--                                            with free units and seats
 --   NS:leases                        zset    ID -> time at which the lease expires
---   NS:deadlines                     zset    ID -> deadline_at of jobs that are not over
---   NS:ended                         zset    ID -> finished_at of jobs that are over
---   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or last re-rung
+--   NS:deadlines                     zset    ID -> deadline_at of jobs that have not ended
+--   NS:ended                         zset    ID -> finished_at of jobs that have ended
+--   NS:queued:PRIORITY               zset    ID -> time at which it was queued, or rung for again
 --   NS:waiting:PRIORITY              zset    ID -> time at which it was queued
 --   NS:resting                       zset    ID -> time at which it was queued, of queued jobs that
---                                            no worker may take until a reconciler ends their rest
+--                                            no worker may claim until a reconciler ends their rest
 --   NS:turns                         zset    tenants with jobs in line -> `served`
---   NS:served                        hash    TENANT -> when a worker last took a job of it
---   NS:claimed:NONCE                 string  ID of the job that this call of `claim` took; expires
+--   NS:served                        hash    TENANT -> when a worker last claimed a job of it
+--   NS:claimed:NONCE                 string  ID of the job that this call of `claim` claimed; expires
 --   NS:counts                        hash    STATE -> number of jobs
 --   NS:kept                          hash    TENANT -> bytes of memory that its jobs here take
---   NS:totals                        hash    what is counted over all programs; see meters.py
+--   NS:totals                        hash    metrics of workers and reconcilers; see meters.py
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
---   NS:tenant:TENANT:line            zset    its queued jobs that a worker may take: high priority
+--   NS:tenant:TENANT:line            zset    its queued jobs that a worker may claim: high priority
 --                                            first, then age (see `stand_in_line`)
---   NS:tenant:TENANT:reserved        zset    ID -> until when a submission has its place reserved
+--   NS:tenant:TENANT:reserved        zset    ID -> when the reservation of a submission ends
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
@@ -44,17 +44,12 @@
 -- A position is "CREATED_MICROSECONDS:ID": it sorts by age, is unique, and is the page cursor.
 -- Keys are computed here, so this needs one server (or a replica set), not a cluster.
 -- TRANSITIONS, HELD, TERMINAL, EVENTS_KEPT, LOGS_KEPT, HELP_FAILURES and YIELD_SECONDS are defined by
--- ledger.py above this line.
+-- ledger.py above this line, and now() by clock.lua.
 
 local ns = ARGV[1]
 
 local function key(...)
   return table.concat({ns, ...}, ':')
-end
-
-local function now()
-  local t = redis.call('TIME')
-  return tonumber(t[1]) + tonumber(t[2]) / 1000000
 end
 
 -- tostring() would keep 14 digits, which is not enough for a unix time in microseconds.
@@ -74,7 +69,7 @@ local function load_job(id)
   return job
 end
 
--- Wakes the dispatcher of webhooks, if somebody wants to hear of this job (see webhooks/outbox).
+-- Schedules the webhooks of this job, if it has subscriptions (see webhooks/outbox).
 local function wake(id)
   redis.call('ZADD', key('webhooks'), 'XX', seconds(now()), id)
 end
@@ -91,7 +86,7 @@ local function allowed(from, to)
   return TRANSITIONS[from] ~= nil and TRANSITIONS[from][to] == true
 end
 
--- A worker's verb is honoured only under the newest fence and while the job is held.
+-- A verb of a worker counts only under the newest fence and while the job is held.
 local function holds(job, fence)
   return job ~= nil and job.fence == fence and HELD[job.state] == true
 end
@@ -125,7 +120,7 @@ local function tenant_jobs(tenant, states)
   return found
 end
 
--- Before all of lower priority, then by age: exact to some microseconds.
+-- A job's place is before all of lower priority, then by age: exact to some microseconds.
 local RANK_STEP = 1e10
 local RANKS = {high = 0, normal = RANK_STEP, low = 2 * RANK_STEP}
 
@@ -136,7 +131,7 @@ local function stand_in_line(id, job)
   redis.call('ZADD', key('turns'), served_at, job.tenant)
 end
 
--- Queue a job. rests: whether no worker may take it before a reconciler says so.
+-- Queue a job. rests: whether no worker may claim it until a reconciler ends its rest.
 local function line_up(id, job, at, rests)
   redis.call('ZADD', key('queued', job.priority), seconds(at), id)
   redis.call('ZADD', key('waiting', job.priority), seconds(at), id)
@@ -158,7 +153,7 @@ local function leave_line(id, job)
   end
 end
 
--- How many of a tenant's jobs workers hold, and how many workers serve them, with those that help.
+-- How many of a tenant's jobs workers hold, and how many workers serve them, helpers included.
 local function served(tenant)
   local jobs, workers = 0, 0
   for state in pairs(HELD) do
@@ -172,9 +167,10 @@ local function served(tenant)
   return jobs, workers
 end
 
--- Tenants with jobs in line that may have another one running, in the order of their turns: first
--- those that the fewest workers serve, of these the one served longest ago. Also whether there are
--- others. limits: {default, tenants}, jobs that a tenant may have running, negative for any number.
+-- Tenants with jobs in line that may have another one running, in the order of their turns: by the
+-- number of workers that serve them, then by the time since they were last served. Also whether other
+-- tenants are at their limit. limits: {default, tenants}, jobs that a tenant may have running, negative
+-- for any number.
 local function tenants_in_turn(limits)
   local found, blocked = {}, false
   for order, tenant in ipairs(redis.call('ZRANGE', key('turns'), 0, -1)) do
@@ -197,8 +193,9 @@ end
 
 local LINE_STEP = 100
 
--- The first job in a tenant's line that needs no more scratch than that, or nil.
--- seconds_ago: only jobs that were queued so long ago. left: gets what was passed over for its size.
+-- The first job in a tenant's line that needs at most `free_bytes` of scratch, or nil.
+-- seconds_ago: only jobs queued at least this long ago. left: gets jobs that were skipped for their
+-- size.
 local function first_in_line(tenant, free_bytes, seconds_ago, left)
   local line, latest = key('tenant', tenant, 'line'), now() - seconds_ago
   local from = 0
@@ -220,8 +217,8 @@ local function first_in_line(tenant, free_bytes, seconds_ago, left)
   end
 end
 
--- The job that a worker should take next, or nil. Also why none, as `claim` says it, and a list of
--- jobs that this worker has no room for and that came before.
+-- The job that a worker should claim next, or nil. Also why there is none, in the words of `claim`, and
+-- the jobs that were skipped for their size.
 local function next_job(limits, free_bytes, seconds_ago)
   local tenants, blocked = tenants_in_turn(limits)
   local left = {}
@@ -234,10 +231,10 @@ local function next_job(limits, free_bytes, seconds_ago)
   return nil, (#left > 0 and 'no_room') or (blocked and 'blocked') or 'nothing', left
 end
 
--- Of its places in the indexes, about.
+-- About what its places in the indexes take.
 local INDEX_BYTES = 600
 
--- Count for its tenant what a job takes now.
+-- Count the present size of a job for its tenant.
 local function weigh(id, job)
   local bytes = INDEX_BYTES
   for _, part in ipairs({key('job', id), key('job', id, 'events'), key('job', id, 'logs')}) do
@@ -255,7 +252,7 @@ local function enter(id, job, to, fields, reason, rests)
   count(job, job.state, -1)
   count(job, to, 1)
   if to == 'queued' then
-    -- A job that is given back keeps its place.
+    -- A job that was given back keeps its place.
     if (fields.lined_up_at or job.lined_up_at or '') == '' then
       fields.lined_up_at = seconds(at)
     end
@@ -266,7 +263,7 @@ local function enter(id, job, to, fields, reason, rests)
   end
   if not HELD[to] then
     redis.call('ZREM', key('leases'), id)
-    -- Helpers of this attempt have no part in another one.
+    -- Seats and reservations belong to this attempt only.
     redis.call('DEL', key('job', id, 'seats'), key('job', id, 'units'))
     redis.call('ZREM', key('help'), id)
     fields.workers = '0'
@@ -335,7 +332,7 @@ local function leave_seat(id, job, seat)
   end
 end
 
--- Free the seats of a held job that have lapsed, and what they had claimed.
+-- Free the seats of a held job that have lapsed, and their units.
 local function free_lapsed(id, job, at)
   local lapsed = redis.call('ZRANGEBYSCORE', key('job', id, 'seats'), '-inf', seconds(at))
   for _, seat in ipairs(lapsed) do
@@ -343,7 +340,7 @@ local function free_lapsed(id, job, at)
   end
 end
 
--- How many more workers may help with a held job; none after so many failures of helpers.
+-- How many more workers may help with a held job; none after HELP_FAILURES failures.
 local function free_seats(id, job)
   if tonumber(job.help_failures or '0') >= HELP_FAILURES then
     return 0

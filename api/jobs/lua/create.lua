@@ -1,6 +1,6 @@
 #!lua
 -- ARGV: NS, id, position, then field, value, ...
--- Enter a queued job. 1, or 0 if it is already there.
+-- Enter a new job as queued. 1, or 0 if it exists already.
 local id, position = ARGV[2], ARGV[3]
 if redis.call('EXISTS', key('job', id)) == 1 then
   return 0

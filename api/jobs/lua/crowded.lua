@@ -1,8 +1,8 @@
 #!lua flags=no-writes
 -- ARGV: NS, limits (JSON: default, tenants; each a list of jobs and bytes, negative for any number),
 --       share of the limits to come down to, limit
--- Ids of jobs that are over and have to go, the oldest of each tenant that has more than its share
--- here. Not those with webhooks still to be sent.
+-- Ids of ended jobs to archive: the oldest of each tenant that is over its share. Not those with
+-- webhooks to send.
 local limits, share, limit = cjson.decode(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local found = {}
 
@@ -22,7 +22,7 @@ local function oldest_ended(tenant)
   return positions
 end
 
-local function is_told(id)
+local function has_sent_webhooks(id)
   local due = redis.call('ZSCORE', key('webhooks'), id)
   return not due or due == 'inf'
 end
@@ -39,7 +39,7 @@ for i = 1, #kept, 2 do
         break
       end
       local id = string.match(position, ':(.*)')
-      if is_told(id) then
+      if has_sent_webhooks(id) then
         found[#found + 1] = id
         jobs = jobs - 1
         bytes = bytes - tonumber(redis.call('HGET', key('job', id), 'kept_bytes') or '0')

@@ -1,7 +1,7 @@
 #!lua
 -- ARGV: NS, id, error (JSON), seconds
--- Note on a job that has been queued for so long why a worker leaves it to others: 1. 0 if it has not
--- been, or if that is what the job says already: workers that all leave it are told of once.
+-- Note on a job that has been queued this long why a worker does not claim it. 1, or 0 if it was queued
+-- later or has this note already: several workers make one note.
 local id, failure = ARGV[2], ARGV[3]
 local job = load_job(id)
 if job == nil or job.state ~= 'queued' or job.error == failure then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
--- Let workers take jobs that have rested for so long after a failure. Their ids.
+-- Let workers claim jobs that have rested this long after a failure. Their ids.
 local resting = key('resting')
 local ids = redis.call('ZRANGEBYSCORE', resting, '-inf', seconds(now() - tonumber(ARGV[2])),
   'LIMIT', 0, ARGV[3])

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- ARGV: NS, tenant, index ('all' or 'state:STATE'), newest and oldest position (as ZREVRANGEBYLEX has
---       them), most jobs to find, most jobs to look at, label (JSON list of name and value)
--- {position to go on below or '', positions of jobs with the label, the newest first}
+--       them), most jobs to find, most jobs to read, label (JSON list of name and value)
+-- {position to continue below or '', positions of jobs with the label, the newest first}
 local most, looks = tonumber(ARGV[6]), tonumber(ARGV[7])
 local name, value = unpack(cjson.decode(ARGV[8]))
 local positions = redis.call('ZREVRANGEBYLEX', key('tenant', ARGV[2], ARGV[3]), ARGV[4], ARGV[5],

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, fence, state, error (JSON or ''), summary (JSON or '')
--- End a job. 1, or 0 if the fence is stale or the state forbids it. Saying it twice is no error: the
+-- End a job. 1, or 0 if the fence is stale or the state forbids it. A second call is no error: the
 -- client library repeats a call whose answer was lost.
 local id, state = ARGV[2], ARGV[4]
 local job = load_job(id)

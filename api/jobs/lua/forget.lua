@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, run ('': any)
--- Remove a job that is over, with all that is known of it. 1 if it is not there (any more), else 0:
--- it is not over, or in another run.
+-- Remove an ended job with all its keys. 1 if it is gone, else 0: it has not ended, or is in another
+-- run.
 local id = ARGV[2]
 local job = load_job(id)
 if job == nil then

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, fence, lease seconds, progress (JSON or '')
--- Renew the lease, note progress, and free helpers' seats that have lapsed: 'continue', 'cancel',
+-- Renew the lease, store the progress, and free helpers' seats that have lapsed: 'continue', 'cancel',
 -- 'pause' or 'lost'.
 local id, progress = ARGV[2], ARGV[5]
 local job = load_job(id)
@@ -15,7 +15,7 @@ if progress ~= '' and progress ~= job.progress then
   fields.progress = progress
   fields.updated_at = seconds(at)
   fields.revision = string.format('%d', tonumber(job.revision) + 1)
-  -- An event per layer, not per heartbeat: a new ETA alone is no event.
+  -- An event for each layer, not each heartbeat: a new ETA alone is no event.
   local new = cjson.decode(progress)
   local old = (job.progress or '') ~= '' and cjson.decode(job.progress) or {}
   if new.phase ~= old.phase or new.layers_done ~= old.layers_done then

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- ARGV: NS
--- {workers that help with jobs, workers that would find something to help with}, changing nothing.
+-- {workers that help with jobs, further workers that would find units to do}. Changes nothing.
 local at = now()
 local helping, wanted = 0, 0
 for _, id in ipairs(redis.call('ZRANGE', key('leases'), 0, -1)) do

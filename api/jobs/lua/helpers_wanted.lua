@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
--- Jobs that want help and were not rung for so long: {id, doorbells to ring, id, ...}. Being returned
+-- Jobs that want help and were not rung for this long: {id, doorbells to ring, id, ...}. Being returned
 -- counts as being rung for.
 local at = now()
 local help = key('help')

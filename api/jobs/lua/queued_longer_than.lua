@@ -1,9 +1,8 @@
 #!lua flags=allow-oom
 -- ARGV: NS, seconds, limit
--- Ids of jobs that could be taken and were queued, or returned by this script, so long ago; the
--- longest wait first. Returning them restarts their wait, so they go to the end, and several
--- reconcilers do not all ring for the same job. Each stands in line from now on, whatever an earlier
--- release had made of it.
+-- Ids of jobs that could be claimed and were queued, or returned by this script, this long ago; the
+-- longest wait first. Being returned restarts their wait, so that several reconcilers do not all ring
+-- for the same job. Each is put in line, which an earlier release may not have done.
 local at = now()
 local found = {}
 for _, priority in ipairs({'high', 'normal', 'low'}) do

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, fence, nonce, error (JSON or ''), whether it rests if it is queued ('1' or '')
--- Give the job back at a safe point, without using up the attempt. Where it goes depends on why the
--- worker stopped: a drain requeues, a pause pauses, a cancellation cancels. 1, or 0 if not the holder.
--- The same call repeated (see claim) is told 1 again.
+-- Give the job back at a safe point, without counting the attempt. Its next state depends on why the
+-- worker stopped: a drain requeues, a pause pauses, a cancellation cancels. 1, or 0 if the caller is
+-- not the holder. A repeated call (see claim) gets 1 again.
 local id, nonce = ARGV[2], ARGV[4]
 local job = load_job(id)
 if job ~= nil and job.release_nonce == nonce then

@@ -1,7 +1,7 @@
 #!lua
 -- ARGV: NS, id, run
--- Queue a job again whose run with this number failed or was cancelled. 1 if that is so now, or was
--- before; 0 if the state forbids it or there is no such job.
+-- Queue a job again whose run with this number failed or was cancelled. 1 if its next run exists now; 0
+-- if the state forbids it or there is no such job.
 local id, run = ARGV[2], tonumber(ARGV[3])
 local job = load_job(id)
 if job == nil then

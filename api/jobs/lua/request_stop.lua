@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, 'cancel' | 'pause' | 'resume'
--- What the user asks of a job, where its state allows it; otherwise nothing changes.
+-- Carry out a user's request, or ask the worker to. If the job's state forbids it, nothing changes.
 -- 1 if the job exists, else 0.
 local id, verb = ARGV[2], ARGV[3]
 local job = load_job(id)
@@ -17,7 +17,7 @@ local to = targets[verb][job.state]
 if to ~= nil then
   local fields = {stop_requested = verb == 'resume' and '' or verb}
   if job.declined == '1' then
-    fields.error = ''  -- why it waited, and it waits no more
+    fields.error = ''  -- it said why the job stays queued
   end
   move(id, job, to, fields, 'requested')
 end

@@ -1,7 +1,7 @@
 #!lua
 -- ARGV: NS, tenant, id, limit, seconds
--- Reserve a place among the tenant's jobs that are not over. 1, or 0 if there is none left. A job that
--- has one keeps it. Entering or queueing the job turns the reservation into the place itself.
+-- Reserve a place among the tenant's jobs that have not ended. 1, or 0 if none is free. A job keeps its
+-- reservation. Entering or queueing the job turns it into a place.
 local tenant, id = ARGV[2], ARGV[3]
 local reserved = key('tenant', tenant, 'reserved')
 local at = now()

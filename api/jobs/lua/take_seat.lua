@@ -1,8 +1,8 @@
 #!lua
 -- ARGV: NS, id, seat, seconds, limits (JSON), free bytes of scratch
--- Take a seat among the workers that help with a running job, if help is wanted and no job waits that
--- this worker could start (see claim_unit): {fence, attempt, run}, or nil. The seat is the caller's
--- own name for it, so the same call repeated gets the same answer.
+-- Take a seat at a running job, if it wants help and no job is queued that this worker could start (see
+-- reserve_unit): {fence, attempt, run}, or nil. The caller names the seat, so a repeated call gets the
+-- same answer.
 local id, seat = ARGV[2], ARGV[3]
 local job = load_job(id)
 if job == nil or job.state ~= 'running' then

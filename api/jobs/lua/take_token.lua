@@ -7,7 +7,7 @@ local at = now()
 local found = redis.call('HMGET', bucket, 'tokens', 'at')
 local tokens = most
 if found[1] then
-  -- A clock that went back must neither take tokens away nor stop the flow.
+  -- If the clock went back, no tokens are lost and the bucket still fills.
   local passed = math.max(0, at - tonumber(found[2]))
   tokens = math.min(most, tonumber(found[1]) + passed * rate)
 end
@@ -18,6 +18,6 @@ else
   wait = (1 - tokens) / rate
 end
 redis.call('HSET', bucket, 'tokens', seconds(tokens), 'at', seconds(at))
--- By then it would be full, which is what no bucket means.
+-- The bucket is full by then, and a missing bucket counts as full.
 redis.call('PEXPIRE', bucket, math.ceil(most / rate * 1000) + 1000)
 return seconds(wait)

@@ -1,4 +1,4 @@
-// What can be done to a job in each state, asked for again where it cannot be undone.
+// The actions on a job in each state. Those that cannot be undone ask for confirmation.
 
 import { control, ENDED, remove } from "./api.js";
 import { h } from "./dom.js";
@@ -10,7 +10,7 @@ const ACTIONS = [
   { verb: "cancel", label: "Cancel job", states: ["queued", "running", "pausing", "paused"], ask: "Cancel this job? Finished layers are kept, so it can be retried later." },
 ];
 
-/** Buttons for a job. `done(job)` gets the job afterwards, `failed(error)` what went wrong. */
+/** Buttons for a job. `done(job)` gets the job afterwards, `failed(error)` gets the error. */
 export function actionBar(id, { done, failed, deleted }) {
   const buttons = ACTIONS.map((action) => {
     const button = h("button", { type: "button" }, action.label);
@@ -48,7 +48,7 @@ export function actionBar(id, { done, failed, deleted }) {
   };
 }
 
-/** Ask in a dialog; resolves to whether it was agreed to. */
+/** Ask in a dialog. Resolves to whether the user agreed. */
 function confirm(question, label, more = null) {
   return new Promise((resolve) => {
     const dialog = h("dialog", { "aria-label": label },

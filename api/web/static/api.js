@@ -4,7 +4,7 @@ import { getKey } from "./session.js";
 
 const JOBS = "v1/pruning-jobs";
 
-/** What the API refused, or that it did not answer (`status` 0). */
+/** An error answer of the API, or no answer (`status` 0). */
 export class ApiProblem extends Error {
   constructor(status, problem, retryAfterSeconds = null) {
     super(problem.detail);
@@ -50,8 +50,8 @@ export const control = (id, verb) => json(`${path(id)}/${verb}`, { method: "POST
 export const remove = (id, outputs) => request(`${path(id)}?outputs=${outputs}`, { method: "DELETE" });
 
 /**
- * Events of a job after one of them (all: "0") as they happen, until it is over or `signal` aborts.
- * Goes on from the last one seen when the connection breaks. `EventSource` cannot send the key, so the stream is read here.
+ * Events of a job after a given one ("0" for all) as they happen, until the job ends or `signal` aborts.
+ * If the connection breaks, it continues after the last event. `EventSource` cannot send the key, so the stream is read here.
  */
 export async function* events(id, after, signal) {
   while (!signal.aborted) {
@@ -64,8 +64,8 @@ export async function* events(id, after, signal) {
         after = event.id;
         yield event;
       }
-      // Streams end with the job; but servers stop too, and a job may be retried at any time. The job
-      // first: if it is over by now, its last event is among those read after.
+      // Streams end with the job, but servers stop too, and a job may be retried at any time. The job is
+      // read first: if it has ended, its last event is among those read next.
       const over = ENDED.has((await getJob(id, signal)).state);
       const missed = await getEvents(id, after, signal);
       for (const event of missed) {
@@ -82,7 +82,7 @@ export async function* events(id, after, signal) {
 
 export const ENDED = new Set(["succeeded", "failed", "cancelled"]);
 
-/** Resolves after so many milliseconds, or at once when aborted. */
+/** Resolves after this many milliseconds, or at once when aborted. */
 export function pause(milliseconds, signal) {
   return new Promise((resolve) => {
     const timer = setTimeout(resolve, milliseconds);

@@ -1,4 +1,4 @@
-// Which view is shown: the part of the address after `#` names it. Asks for the key first.
+// Shows the view that the address names after `#`. Asks for the API key first.
 
 import { showCompare } from "./compare.js";
 import { showGate } from "./gate.js";
@@ -41,7 +41,7 @@ async function navigate(refusal = null) {
   if (signal.aborted) return;
   const heading = main.querySelector("h1");
   document.title = `${heading?.textContent ?? "Jobs"} · StrucPrune`;
-  // Whoever follows a link by keyboard or ear lands at the heading of what it opened.
+  // Keyboard and screen reader users land at the heading of the new view.
   if (!first) heading?.focus({ preventScroll: true });
   if (!first) window.scrollTo(0, 0);
   first = false;

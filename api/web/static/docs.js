@@ -1,4 +1,4 @@
-// The description of the API: Swagger UI, started from a file since the page's policy allows no inline code.
+// The documentation of the API: Swagger UI. A file, since the page's policy allows no inline code.
 
 window.SwaggerUIBundle({
   url: "openapi.json",

@@ -1,4 +1,4 @@
-// Elements from data. Text is always a text node, so nothing that a job says becomes markup.
+// Makes elements from data. Text is always a text node, so no text of a job becomes markup.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -29,12 +29,12 @@ export function freshId(stem) {
   return `${stem}-${counter}`;
 }
 
-/** Say something to screen readers. */
+/** Announce a text to screen readers. */
 export function announce(text) {
   document.getElementById("announcer").textContent = text;
 }
 
-/** A box that says what went wrong. */
+/** A box with an error message. */
 export function problemBox(error) {
   const id = error.requestId ? h("p", { class: "soft" }, `Request id: ${error.requestId}`) : null;
   return h("div", { class: "notice bad", role: "alert" }, h("p", {}, error.message), id);

@@ -1,4 +1,4 @@
-// What a job would cost and give, as `validate` answers it.
+// The estimate of a job: what it costs and gives, from the answer of `validate`.
 
 import { h } from "./dom.js";
 import { bytes, change, count, flops, percent, words } from "./format.js";

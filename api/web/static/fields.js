@@ -1,4 +1,4 @@
-// The submit form as data: which part of the job each field is, by JSON pointer.
+// The submit form as data: the part of the job that each field sets, as a JSON pointer.
 
 const GB = 1e9;
 
@@ -55,7 +55,7 @@ export function valueAt(spec, pointer) {
   return steps(pointer).reduce((part, step) => part?.[step], spec);
 }
 
-/** Put a value where a pointer names; undefined takes away what is there. */
+/** Set the value that a pointer names; undefined removes it. */
 export function setValue(spec, pointer, value) {
   const path = steps(pointer);
   const last = path.pop();
@@ -72,8 +72,8 @@ export function setValue(spec, pointer, value) {
 }
 
 /**
- * The pointer of the field that an error belongs to, or null: the field named, or the one that it is
- * a part of. What is said of a whole section begins with the name of the field at fault.
+ * The pointer of the field that an error belongs to, or null: the named field, or the field that contains
+ * it. An error of a whole section begins with the name of the field at fault.
  */
 export function fieldOf({ pointer, detail }, pointers) {
   if (!pointer) return null;

@@ -35,7 +35,7 @@ export function showGate(main, refusal, enter) {
       enter();
     } catch (problem) {
       forgetKey();
-      // A refused key has already brought this form anew, with the reason.
+      // A refused key has already shown this form again, with the reason.
       if (problem.status !== 401) refuse(problem.message);
     }
     button.disabled = false;

@@ -1,4 +1,4 @@
-// What happened to a job: its events, and its log when that is opened.
+// The history of a job: its events, and its log once that is opened.
 
 import { getLogs, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
@@ -7,7 +7,7 @@ import { clock, duration, percent } from "./format.js";
 const MOST_EVENTS = 300;
 const LOG_MILLISECONDS = 3000;
 
-/** Events, newest first. Progress is one line, which changes, until something else happens. */
+/** Events, newest first. Successive progress events share one line. */
 export function eventList() {
   const list = h("ol", { class: "events", tabindex: "0", role: "list", "aria-label": "Events, newest first" });
   let progresses = false;
@@ -26,7 +26,7 @@ export function eventList() {
   };
 }
 
-/** An event in words; null if it is none to be listed, or of a kind that this page does not know. */
+/** An event in words; null if it is not listed, or of a type that this page does not know. */
 function describe({ type, data }) {
   if (type === "progress") {
     const steps = data.layers_total ? ` ${data.layers_done} of ${data.layers_total}` : "";
@@ -42,7 +42,7 @@ function describe({ type, data }) {
   return `${data.state}${attempt}${reason}${error}`;
 }
 
-/** The log; fetched once opened, and again and again while the job is on. */
+/** The log. Fetched once opened, and repeatedly while the job has not ended. */
 export function logView(id, signal) {
   const text = h("pre", { tabindex: "0", class: "log", "aria-label": "Log" });
   const status = h("div", {});

@@ -1,4 +1,4 @@
-// Form controls for the kinds of fields: each can be read, filled, and told what is wrong.
+// Form controls for the kinds of fields. Each can be read, filled, and can show an error.
 
 import { freshId, h } from "./dom.js";
 import { words } from "./format.js";
@@ -47,7 +47,7 @@ const KINDS = {
         const text = input.value.trim();
         if (!text) return undefined;
         const value = Number(text);
-        // What is no number goes as it is: the API says what is wrong with it, at this field.
+        // Text that is no number is sent as it is: the API answers with an error for this field.
         if (!Number.isFinite(value)) return text;
         return scale === 1 ? value : Math.round(value * scale);
       },

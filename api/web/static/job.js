@@ -1,4 +1,4 @@
-// One job: what it is doing as it does it, and what came of it.
+// One job: its progress while it runs, and its result.
 
 import { actionBar } from "./actions.js";
 import { ENDED, events, getJob } from "./api.js";
@@ -9,7 +9,7 @@ import { pill, progressBar, title } from "./job_parts.js";
 import { layerFigures, layerNotes } from "./layers.js";
 import { showResult } from "./result.js";
 
-// Layers that are told of in one go are drawn in one go.
+// Updates of layers that come within this time are drawn together.
 const DRAW_MILLISECONDS = 100;
 const PHASES = ["inspecting", "calibrating", "allocating", "solving", "evaluating", "uploading", "committing"];
 
@@ -86,7 +86,7 @@ export async function showJob(main, signal, id) {
     }
   }
 
-  /** Read the job's events until it is over; once more after a retry. */
+  /** Read the job's events until it ends, and again after a retry. */
   async function follow() {
     if (following) return;
     following = true;
@@ -95,7 +95,7 @@ export async function showJob(main, signal, id) {
       history.add(event);
       if (event.type === "progress") phases.saw(event.data.phase);
       if (event.type === "progress" && job.state === "running") {
-        // Phases alternate where files are stored beside computing: each is announced once.
+        // Phases alternate where storing and computing overlap, so each is announced once.
         if (!announced.has(event.data.phase)) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
         announced.add(event.data.phase);
         update({ ...job, progress: event.data });
@@ -117,7 +117,7 @@ export async function showJob(main, signal, id) {
     if (!signal.aborted) await refresh();
   }
 
-  /** Show what is known of layers; a job that has succeeded has its report for that. */
+  /** Show the results for layers so far. A succeeded job shows its report instead. */
   function drawSoon() {
     drawing ??= setTimeout(() => {
       drawing = undefined;
@@ -136,7 +136,7 @@ export async function showJob(main, signal, id) {
   }
 }
 
-/** The phases in order; which are behind, and which is on. */
+/** The phases in order: those that are done, and the present one. */
 function phaseList() {
   const items = new Map(PHASES.map((name) => [name, h("li", {}, name)]));
   const seen = new Set();

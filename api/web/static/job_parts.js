@@ -1,4 +1,4 @@
-// How a job's state and progress look, in lists and on its own page.
+// Shows a job's state and progress, in lists and on its own page.
 
 import { h } from "./dom.js";
 import { duration, leaf, percent, words } from "./format.js";
@@ -7,7 +7,7 @@ const TONES = { succeeded: "good", failed: "bad", running: "live", pausing: "liv
 
 export const pill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state);
 
-/** A job's name for people: its model and how much goes. */
+/** A job's name for people: its model and its sparsity. */
 export const title = (job) => `${leaf(job.spec.model.uri)}, ${percent(job.spec.pruning.sparsity, 0)} sparsity`;
 
 /** A bar and a line of text, kept up to date by `update(job)`. */

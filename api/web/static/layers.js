@@ -1,14 +1,14 @@
-// Widths, heads and energies by layer: as a job finds them out, and as its report has them.
+// Widths, heads and energies by layer, from a running job's events or from its report.
 
 import { h } from "./dom.js";
 import { ABSENT, count, number } from "./format.js";
 import { barsByLayer } from "./plots.js";
 
-/** What a job's events `layers` have said so far: what comes later counts. */
+/** The content of a job's events `layers` so far. Later events replace earlier ones. */
 export function layerNotes() {
   let rows = [];
   return {
-    /** A row for each layer, with those properties of the report's that are known. */
+    /** A row for each layer, with the properties of the report that are known. */
     get rows() { return Array.from(rows, (row, index) => row ?? { index }); },
     note({ index, ...columns }) {
       index.forEach((layer, place) => {
@@ -22,7 +22,7 @@ export function layerNotes() {
   };
 }
 
-/** Figures, hidden until something is known that they show; kept up to date by `update(rows)`. */
+/** Figures, hidden until they have data; kept up to date by `update(rows)`. */
 export function layerFigures() {
   const table = layerTable();
   const widths = figure("FFN channels kept, by layer", table.node);
@@ -83,7 +83,7 @@ function layerTable() {
   };
 }
 
-/** Whether a layer is solved: its error is known, or is said to be unknown (a report has its damping, too). */
+/** Whether a layer is solved: its error is set, or null (a report has its damping, too). */
 const isSolved = (row) => known(row.reconstruction_error) || row.solved === true || known(row.damping);
 const errorOf = (row) => (known(row.reconstruction_error) ? number(row.reconstruction_error, 3) : "unknown");
 const known = (value) => value !== undefined && value !== null;

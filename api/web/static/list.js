@@ -1,4 +1,4 @@
-// The list of jobs, with filters in the address, progress as it happens, and a choice to compare.
+// The list of jobs, with filters in the address, live progress, and a selection to compare.
 
 import { ENDED, listJobs, pause } from "./api.js";
 import { announce, h, problemBox } from "./dom.js";
@@ -65,7 +65,7 @@ export async function showList(main, signal, query) {
       if (!rows.has(job.id)) rows.set(job.id, makeRow(job, choose));
       const { node, update } = rows.get(job.id);
       update(job);
-      // Moved only where it must: moving an element takes the focus from it.
+      // Moved only if needed, since an element that is moved loses the focus.
       if (list.children[place] !== node) list.insertBefore(node, list.children[place] ?? null);
     });
     showChoice();
@@ -150,7 +150,7 @@ function emptyNote(query) {
     filtered ? h("a", { href: "#/" }, "Show all jobs") : h("a", { href: "#/new" }, "Submit the first one"));
 }
 
-/** What the API is asked, from what stands in the address. Days are local, from 0 to 24 o'clock. */
+/** The query for the API from the address. Days are local, from 0 to 24 o'clock. */
 function filtersOf(query) {
   const day = (name, add) => {
     if (!/^\d{4}-\d\d-\d\d$/.test(query.get(name) ?? "")) return null;

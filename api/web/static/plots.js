@@ -78,5 +78,5 @@ function axis(low, high, padded) {
   return { low: from, high: to, ticks };
 }
 
-/** What an axis of perplexities says. */
+/** The label of an axis of perplexities. */
 export const tick = (value) => number(value, 4);

@@ -1,14 +1,14 @@
-// What a succeeded job has produced: figures, widths and energies by layer, and files.
+// The result of a succeeded job: figures, widths and energies by layer, and files.
 
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { bytes, change, count, duration, number, percent } from "./format.js";
 import { layerFigures } from "./layers.js";
 
-// Links are asked for anew while they still work for a while.
+// Links are renewed this long before they expire.
 const RENEW_AT = 0.8;
 
-/** Fill `box` with the result; returns once the report is there. */
+/** Fill `box` with the result. Resolves once the report has loaded. */
 export async function showResult(box, job, signal) {
   const files = h("section", { class: "card" }, h("h2", {}, "Files"));
   const summary = h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);

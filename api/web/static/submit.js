@@ -1,4 +1,4 @@
-// The submit form: errors at their fields, and what the job would cost while it is written.
+// The submit form, with errors at their fields and an estimate while the user fills it in.
 
 import { capabilities, getJob, submit, validate } from "./api.js";
 import { h, problemBox } from "./dom.js";
@@ -63,7 +63,7 @@ export async function showSubmit(main, signal, query) {
     }
   }
 
-  /** The job as the form has it, on top of what it was filled from. */
+  /** The job in the form, on top of the job that the form was filled from. */
   function spec() {
     const body = structuredClone(base);
     for (const { field, node, read } of controls) {
@@ -123,7 +123,7 @@ export async function showSubmit(main, signal, query) {
     button.disabled = false;
   }
 
-  /** Each error at its field; before the first attempt only where something has been entered. */
+  /** Show each error at its field. Before the first attempt, only at fields that the user has changed. */
   function showErrors(errors) {
     problems.replaceChildren();
     const texts = new Map();
@@ -161,7 +161,7 @@ function template(job) {
   return spec;
 }
 
-/** Sent twice by a nervous finger, or after a lost answer, it is still one job. */
+/** A second click, or a retry after a lost answer, submits the same job. */
 function newAttempt() {
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

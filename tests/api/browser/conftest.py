@@ -27,9 +27,9 @@ from strucprune_core.run.progress import Phase, Progress
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
-from tests.api.serving import served
 from tests.support.browser import enter, launched, watched_page
 from tests.support.reports import make_layers, make_report
+from tests.support.serving import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

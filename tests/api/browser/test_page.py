@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 from fastapi import FastAPI
 
-from api.jobs.ledger import RedisLedger
+from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
@@ -306,7 +306,7 @@ def test_a_new_run_says_anew_what_is_known_of_layers(page: Page, jobs: Jobs) -> 
 def test_events_of_kinds_that_the_page_does_not_know(page: Page, jobs: Jobs) -> None:
     job_id = jobs.running(Phase.CALIBRATING, 0.2)
     ledger = jobs.services.ledger
-    assert isinstance(ledger, RedisLedger)
+    assert isinstance(ledger, Ledger)
     fields = ("at", "1", "type", "novelty", "data", '{"state": "odd"}')
     client: Any = ledger._client
     client.execute_command("XADD", ledger._key("job", job_id, "events"), "*", *fields)

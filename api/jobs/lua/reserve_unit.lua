@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- ARGV: NS, id, fence, holder (a seat, or 'leader'), kept unit or '', free bytes of scratch,
 --       limits (JSON), unit ...
--- Claim the first of these units, all ready to be done, that nobody else has; the holder gives up what
--- it had but the kept one. {word, unit or '', doorbells to ring for help}; the word is
+-- Reserve the first of these units, all ready to be done, that nobody else has. The holder gives up its
+-- other units but the kept one. {word, unit or '', doorbells to ring for help}; the word is
 --   'go'     it may go on, perhaps without a unit
 --   'lost'   the attempt is over, or the seat has lapsed
---   'yield'  the seat should be left: another job waits for a worker
+--   'yield'  the helper should leave its seat: another job is queued
 local id, holder, kept = ARGV[2], ARGV[4], ARGV[5]
 local job = load_job(id)
 if not holds(job, ARGV[3]) then
@@ -20,7 +20,7 @@ end
 local units = key('job', id, 'units')
 redis.call('HSET', units, holder, kept)
 
--- Not at once: an idle worker takes a waiting job sooner than this one could.
+-- Not at once: an idle worker claims a queued job sooner than this one could.
 if helps and next_job(cjson.decode(ARGV[7]), tonumber(ARGV[6]), YIELD_SECONDS) then
   return {'yield', '', 0}
 end

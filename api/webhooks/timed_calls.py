@@ -1,7 +1,7 @@
-"""Calls that nothing can interrupt, given up after a while: looking a name up, above all.
+"""Calls with a time limit that cannot be interrupted, such as looking up a host name.
 
-The thread of a call that was given up goes on until the system gives up, too. Until then it counts:
-whoever has too many of them makes no more.
+After the time limit the caller goes on, but the thread of the call runs until the system gives up.
+Until then the call counts, and an owner with too many of them may make no more.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import TypeVar
 
 _T = TypeVar("_T")
 
-# Calls at once, in all and of one owner.
+# Calls at once: in all, and of one owner.
 _AT_ONCE = 64
 _PER_OWNER = 4
 
 
-class Patience:
-    """Makes calls in threads of their own. Safe to share between threads."""
+class TimedCalls:
+    """Makes each call in a thread of its own. Safe to share between threads."""
 
     def __init__(self, at_once: int = _AT_ONCE, per_owner: int = _PER_OWNER) -> None:
         self._at_once = at_once
@@ -29,17 +29,17 @@ class Patience:
         self._running: Counter[str] = Counter()
 
     def call(self, owner: str, seconds: float, work: Callable[[], _T]) -> _T:
-        """What `work` returns or raises.
+        """Return what `work` returns, or raise what it raises.
 
         Raises:
-            TimeoutError: it takes longer, or too many calls of its owner still do.
+            TimeoutError: `work` takes longer, or too many calls of its owner still run.
         """
         with self._lock:
             if self._running.total() >= self._at_once or self._running[owner] >= self._per_owner:
                 raise TimeoutError
             self._running[owner] += 1
         found: Future[_T] = Future()
-        # Not waited for at the end of the program.
+        # A daemon: the program does not wait for it at its end.
         threading.Thread(target=self._run, args=(owner, work, found), daemon=True).start()
         return found.result(timeout=max(0.0, seconds))
 

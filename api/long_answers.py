@@ -1,6 +1,7 @@
-"""Answers that last: event streams and long-polls. They hold a connection and ask the ledger often.
+"""Limits answers that take long: event streams and long-polls.
 
-Counted in this process, of each tenant and of all.
+Each holds a connection and asks the ledger often. They are counted in this process, for each tenant
+and in all.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from contextlib import contextmanager
 
 from api.problems import ApiError, too_many, unavailable
 
-# Clients that were refused a stream poll meanwhile, or come back.
+# A client that was refused a stream may poll meanwhile.
 _RETRY_AFTER_SECONDS = 10
 
 
-class Held:
-    """How many answers last. For one event loop.
+class LongAnswers:
+    """Counts long answers. For one event loop.
 
     Args:
-        most: Of all tenants together.
+        most: Limit for all tenants together.
     """
 
     def __init__(self, most: int) -> None:
@@ -28,7 +29,7 @@ class Held:
 
     @contextmanager
     def place(self, tenant: str, limit: int) -> Iterator[None]:
-        """Count an answer while the context lasts.
+        """Count an answer for as long as the context lasts.
 
         Raises:
             ApiError: 429 if the tenant has `limit` of them, 503 if all tenants have too many.
@@ -45,12 +46,12 @@ class Held:
                 del self._held[tenant]
 
     def refusal(self, tenant: str, limit: int) -> ApiError | None:
-        """Why there is no room for one more; None if there is."""
+        """Why one more is not allowed; None if it is."""
         if self._held[tenant] >= limit:
             return too_many(
                 "too_many_streams",
-                f"{limit} event streams and waiting requests of your organisation are open, which "
-                "is as many as may be. Close some, or read pages of events.",
+                f"Your organisation has {limit} event streams and waiting requests open, which is "
+                "its limit. Close some, or read pages of events.",
                 _RETRY_AFTER_SECONDS,
             )
         if self._held.total() >= self._most:

@@ -1,4 +1,4 @@
-"""Answers a solve that asks which unit to do: from the claims in the ledger."""
+"""Reserves units of a job in the ledger for a solve that asks which unit to do next."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from worker.protocol import Answer
 _log = logging.getLogger(__name__)
 
 
-class Claiming:
-    """The claims of one solve on the units of a job that others may serve too.
+class UnitReservations:
+    """The reservations of one solve, for a job that several workers may serve.
 
     Args:
-        seats: Where claims are kept.
-        doorbell: Rung where more workers would find something to do.
+        seats: Where reservations are kept.
+        doorbell: Rung where more workers would find units to do.
         job_id: The job.
-        fence: Of the attempt.
+        fence: The fence of the attempt.
         holder: The solve's seat; `LEADER` if it leads.
-        free_bytes: The room that this worker has for temporary files; of a helper.
-        limits: How many jobs tenants may have running; of a helper.
+        free_bytes: Returns this worker's disk space for temporary files; needed of helpers only.
+        limits: How many jobs tenants may have running; needed of helpers only.
     """
 
     def __init__(
@@ -46,21 +46,21 @@ class Claiming:
         self._limits = limits
 
     def answer(self, ready: Sequence[str], keeping: str | None = None) -> Answer:
-        """Claim the first of these units that nobody else has, besides the one that is kept.
+        """Reserve the first of these units that is free, and keep the reservation of `keeping`.
 
-        Without the ledger nothing can be claimed. A leader goes on all the same, perhaps with what
-        another does too; a helper waits. Whether the attempt is lost meanwhile, the lease or the
-        seat tells.
+        If the ledger does not answer, nothing can be reserved. Then a leader goes on without, and
+        may do what another worker does too; a helper waits. Neither ends here: heartbeats notice
+        when the lease or the seat is lost.
         """
         try:
-            claim = self._seats.claim_unit(
+            reserved = self._seats.reserve_unit(
                 *(self._job_id, self._fence, self._holder, ready, keeping),
                 *(self._free_bytes(), self._limits),
             )
         except LedgerUnavailable as error:
-            _log.warning("no claims on units of %s: %s", self._job_id, error)
+            _log.warning("cannot reserve a unit of %s: %s", self._job_id, error)
             leads = self._holder == LEADER
             return Answer(go=True, unit=ready[0] if leads and ready else None)
-        if claim.bells:
-            self._doorbell.ring_for_help(self._job_id, claim.bells)
-        return Answer(go=claim.word == "go", unit=claim.unit)
+        if reserved.bells:
+            self._doorbell.ring_for_help(self._job_id, reserved.bells)
+        return Answer(go=reserved.word == "go", unit=reserved.unit)
