@@ -93,6 +93,7 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             json.dumps(raw, sort_keys=True),
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
+            architecture.keeps_scores,
         ),
     )
 

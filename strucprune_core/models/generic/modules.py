@@ -208,6 +208,11 @@ class Modules:
         return tied | self._buffers
 
     @property
+    def model(self) -> Any:
+        """transformers' model."""
+        return self._model
+
+    @property
     def names(self) -> ParameterNames:
         """How tensors in files become parameters."""
         return self._names
