@@ -99,12 +99,10 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:
-    """Whether config.json says that the head is the embedding."""
-    return fields.boolean(_decoder(raw), "tie_word_embeddings", default=_tied(raw, architecture))
-
-
-def _tied(raw: RawConfig, architecture: Architecture) -> bool:
-    return fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+    """Whether config.json says that the head is the embedding: the whole model's key counts."""
+    key = "tie_word_embeddings"
+    decoder = fields.boolean(_decoder(raw), key, default=architecture.tied)
+    return fields.boolean(raw, key, default=decoder)
 
 
 def _decoder(raw: RawConfig) -> RawConfig:
