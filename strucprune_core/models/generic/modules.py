@@ -211,7 +211,7 @@ class Modules:
 
     @property
     def model(self) -> Any:
-        """transformers' model."""
+        """Transformers' model."""
         return self._model
 
     @property
