@@ -62,11 +62,18 @@ class ExpertsCheck:
             return 0.0
         plain = self._output(self._dense, layer, given)
         return max(
-            self._compare(layer, "its experts one by one", self._recorded(layer, given), plain),
             self._compare(
                 layer,
-                "the layer without some experts",
+                "its experts one by one compute",
+                self._recorded(layer, given),
+                "what the layer computes",
+                plain,
+            ),
+            self._compare(
+                layer,
+                "without some experts it computes",
                 self._output(self._cut, layer, given),
+                "what it computes where its router avoids them",
                 masked_output(self._dense, self._modules, layer, self._kept[layer], given),
             ),
         )
@@ -84,12 +91,12 @@ class ExpertsCheck:
                 remedy="Remove FFN channels instead, where the architecture allows that.",
             ) from None
 
-    def _compare(self, layer: int, what: str, found: Rows, wanted: Rows) -> float:
+    def _compare(self, layer: int, what: str, found: Rows, other: str, wanted: Rows) -> float:
         difference = token_difference(found, wanted, max(largest(wanted), 1e-30), routed=True)
         if not difference <= TOLERANCE:  # `not <=`, so that NaN fails too.
             raise UnsupportedArchitecture(
-                f"{what} computes something else than the dense layer whose router avoids them: "
-                f"the relative difference is {difference:.3g} (tolerance {TOLERANCE:g})",
+                f"experts cannot be removed: {what} something else than {other} (relative "
+                f"difference {difference:.3g}, tolerance {TOLERANCE:g})",
                 field=FIELD,
                 layer=layer,
                 remedy="config.json asks for a variant of the architecture whose experts cannot be "

@@ -59,7 +59,7 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
         },
         "strucprune": pruned_section(pruned),
     }
-    if "vision_config" in dense_config:
+    if "text_config" in dense_config:
         config["auto_map"]["AutoModelForImageTextToText"] = f"{MODELLING_MODULE}.{stem}ForCausalLM"
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
 

@@ -327,8 +327,7 @@ def classes_of(family):
 
         Config.__name__ = Config.__qualname__ = f"{stem}Config"
 
-        sees = hasattr(base, "vision_config") or "vision_config" in base.sub_configs
-        sees = sees and base in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        sees = "text_config" in base.sub_configs and base in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         mapping = "IMAGE_TEXT_TO_TEXT" if sees else "CAUSAL_LM"
 
         class Model(Resized, getattr(hf, f"MODEL_FOR_{mapping}_MAPPING")[base]):

@@ -58,17 +58,19 @@ def _examine_all(only: list[str] | None) -> int:
 
 def _entry(name: str) -> tuple[dict[str, Any], str]:
     """The entry of a model type, and a line about it."""
+    from tests.coverage.detect import NotPrunable
     from tests.coverage.examine import examine
-    from tests.coverage.patterns import NotPrunable, as_entry
+    from tests.coverage.patterns import as_entry
+    from tests.coverage.reasons import REASONS
 
     start = time.process_time()
     try:
         found = examine(name)
     except NotPrunable as reason:
-        return {"refused": str(reason)}, f"refused: {reason}"
+        return {"refused": REASONS.get(name, str(reason))}, f"refused: {reason}"
     except Exception as error:  # Whatever the class of an architecture raises.
-        problem = " ".join(str(error).split())
-        return {"refused": _UNKNOWN}, f"failed: {type(error).__name__}: {problem}"
+        problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        return {"refused": REASONS.get(name, _UNKNOWN)}, f"failed: {problem}"
     seconds = time.process_time() - start
     dense, pruned = found.dense_difference, found.reload_difference
     note = f"{seconds:5.1f} s, {dense:.0e} dense, {pruned:.0e} pruned"

@@ -21,6 +21,10 @@ from transformers.pytorch_utils import Conv1D
 _CHANGES = (0.5, -0.5, 4.0, -4.0)
 
 
+class NotPrunable(Exception):
+    """An architecture is refused; the message is the reason, for users."""
+
+
 @dataclass(frozen=True, slots=True)
 class LayerCall:
     """The arguments that a model gives to one of its decoder layers."""
@@ -45,7 +49,11 @@ class FoundChannels:
 
 
 def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[LayerCall]:
-    """What each layer is given in a forward pass over token ids, (b, n)."""
+    """What each layer is given in a forward pass over token ids, (b, n).
+
+    Raises:
+        NotPrunable: a layer does not run, or does more than once.
+    """
     calls: dict[int, LayerCall] = {}
     handles = []
     for number, layer in enumerate(list(layers)):
@@ -53,7 +61,9 @@ def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[Layer
         def keep(
             module: nn.Module, given: tuple[Any, ...], options: dict[str, Any], at: int = number
         ) -> None:
-            calls.setdefault(at, LayerCall(given, options))
+            if at in calls:
+                raise NotPrunable("its layers are run more than once for a token")
+            calls[at] = LayerCall(given, options)
 
         handles.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
     try:
@@ -61,6 +71,8 @@ def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[Layer
     finally:
         for handle in handles:
             handle.remove()
+    if len(calls) < len(list(layers)):
+        raise NotPrunable("some of its layers do not run on text alone")
     return [calls[number] for number in range(len(list(layers)))]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -19,16 +20,17 @@ from strucprune_core.models.generic.names import ParameterNames
 from tests.coverage.detect import (
     FoundChannels,
     LayerCall,
+    NotPrunable,
     find_channels,
     layer_calls,
     linear_modules,
 )
 from tests.coverage.other_names import other_names
 
+# Bottlenecks of adapters, norms and hyper-connections are as narrow as they can be.
+_NO_FFN = re.compile("adapter|norm|connection")
 
-class NotPrunable(Exception):
-    """No entry can be made; the message is the reason, for users."""
-
+_APART = "its files keep parts of a layer apart from the others"
 
 Place = tuple[str, int, int]
 """A slice of a tensor in the files: its name, the axis, the index."""
@@ -89,13 +91,15 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
+    given = _given(calls, tokens)
     returns = _all_return(layers, calls)
     patterns: dict[str, ChannelPattern] = {}
     for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
-        hidden = call.given[0] if call.given else call.options["hidden_states"]
-        found = find_channels(layer, call, hidden.shape[-1])
+        found = find_channels(layer, call, given[number].shape[-1])
         origins = _Origins(checkpoint, names, prefix.format(number))
         for each in found:
+            if _NO_FFN.search(each.output):
+                continue
             pattern = _pattern(each, linear_modules(layer), f"{path}.{number}.", origins)
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
@@ -121,11 +125,20 @@ def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
     path, layers = decoder_layers(checkpoint.model)
     names = ParameterNames(checkpoint.model)
     prefix = _layer_prefix(checkpoint, names, path)
-    returns = _all_return(layers, layer_calls(checkpoint.model, layers, tokens))
-    found = _outline(checkpoint, names, prefix, returns)
+    calls = layer_calls(checkpoint.model, layers, tokens)
+    _given(calls, tokens)
+    found = _outline(checkpoint, names, prefix, _all_return(layers, calls))
     first = prefix.format(0)
     role = next(name for name in checkpoint.tensors if name.startswith(first)).removeprefix(first)
     return replace(found, other_names=other_names(found, names, role))
+
+
+def _given(calls: list[LayerCall], tokens: Tensor) -> list[Tensor]:
+    """The hidden states that each layer is given, (b, n, d)."""
+    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
+    if any(hidden.shape[:-1] != tokens.shape for hidden in given):
+        raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return given
 
 
 def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
@@ -152,6 +165,7 @@ def _outline(
         head_bias=_head_bias(checkpoint, names),
         tied=model.get_output_embeddings().weight is embedding.weight,
         layer_returns=returns,
+        keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
         context_key=_context_key(model.config),
         channels=(),
     )
@@ -172,7 +186,7 @@ def _context_key(config: Any) -> str | None:
 
 
 def _returned(output: Any) -> str | tuple[str, ...]:
-    if isinstance(output, tuple):
+    if isinstance(output, tuple | list):
         return ("hidden", *("none" for _ in output[1:]))
     return "hidden"
 
@@ -203,10 +217,10 @@ def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) 
         if names.parameter_of(name)[0].startswith(f"{path}.1."):
             start, number, _ = name.partition(".1.")
             if not number:
-                raise NotPrunable("its files do not number their layers")
+                raise NotPrunable(_APART)
             found.add(f"{start}.{{}}.")
     if len(found) != 1:
-        raise NotPrunable(f"tensors of a layer have different prefixes: {sorted(found)}")
+        raise NotPrunable(_APART)
     return found.pop()
 
 
@@ -217,7 +231,7 @@ class _Origins:
         self._places: list[dict[str, Tensor]] = []
         layer = {n: t for n, t in checkpoint.tensors.items() if n.startswith(prefix)}
         self._bases: list[tuple[int, str]] = []
-        self._prefix = prefix
+        self._prefix, self._tensors = prefix, layer
         for axis in (0, 1):
             marked, base = {}, 0
             for name, tensor in layer.items():
@@ -230,6 +244,10 @@ class _Origins:
                 self._bases.append((axis * (1 << 40) + base, name))
                 base += size
             self._places.append(names.parameters(marked))
+
+    def size(self, name: str, axis: int) -> int:
+        """The length of an axis of a tensor, by its name in the layer."""
+        return self._tensors[self._prefix + name].shape[axis]
 
     def places(self, parameter: str, axis: int) -> list[Place] | None:
         """Of each index along an axis of a parameter, the slice it is; None if it is none."""
@@ -276,7 +294,8 @@ def _pattern(
     sources = []
     for (name, axis), by_channel in slices.items():
         segments = _segments(by_channel, found.width)
-        if segments is None:
+        outputs = sum(len(indices) for indices in by_channel.values())
+        if segments is None or outputs != origins.size(name, axis):  # Others share the tensor.
             return None
         sources.append(ChannelSource(name, axis, segments))
     name, axis, _ = columns[0]

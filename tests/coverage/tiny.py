@@ -17,6 +17,15 @@ from transformers import CONFIG_MAPPING
 from strucprune_core.models.generic.modules import model_of
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_INDEXER = {
+    "indexer_n_heads": 4,
+    "indexer_kv_heads": 1,
+    "indexer_head_dim": 256,
+    "indexer_budget": 16,
+    "indexer_compress_ratio": 4,
+    "ngram_vocab_size_base": 64,
+    "split_ngram_parts": 2,
+}
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
@@ -43,6 +52,7 @@ _SIZES: tuple[tuple[str, int], ...] = (
 _OTHERS: dict[str, dict[str, Any]] = {
     "codegen": {"rotary_dim": 8},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
     "dots1": {
         "first_k_dense_replace": 1,
@@ -50,10 +60,20 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
         "num_experts_per_tok": 2,
     },
+    "dots3_note": {
+        "num_key_value_heads": 4,
+        "vision_config": {"num_hidden_layers": 42, "adapter_in_dim": 64, "adapter_out_dim": 64},
+        "audio_config": {"adapter_input_size": 64, "adapter_out_dim": 64},
+    },
+    "dots3_note_text": {"num_key_value_heads": 4},
+    "emu3": {
+        "vocabulary_map": {"<image>": 100, "<|extra_200|>": 101, "<|visual token 000000|>": 102},
+        "vq_config": {"base_channels": 32, "codebook_size": 16},
+    },
     "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48},
-    "gemma4": {"num_kv_shared_layers": 0},
-    "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma4": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "gemma4_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 8},
     "helium": {"head_dim": 16, "num_key_value_heads": 4},
@@ -63,9 +83,10 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "ministral": {"head_dim": 16},
     "nemotron_h": {"mamba_num_heads": 4, "n_groups": 2},
+    "qwen4_exp": _INDEXER,
+    "qwen4_exp_text": _INDEXER,
     "reformer": {"axial_pos_embds_dim": [16, 48]},
     "xmod": {"default_language": "en_XX"},
-    "zamba2": {"layer_types": ["linear_attention", "hybrid"] * 2},
 }
 # Special tokens of a large vocabulary move to the end of the tiny one.
 _TOKENS = {"pad_token_id": 125, "bos_token_id": 126, "eos_token_id": 127}
@@ -79,19 +100,21 @@ VARIANTS: tuple[dict[str, Any], ...] = (
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
     """A config of an architecture in tiny sizes."""
-    return _tiny(CONFIG_MAPPING[model_type], _OTHERS.get(model_type, {}) | changes)
+    return _tiny(CONFIG_MAPPING[model_type], _OTHERS.get(model_type, {}) | changes, {})
 
 
-def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
+def _tiny(cls: Any, changes: dict[str, Any], own: dict[str, Any]) -> Any:
+    """A tiny config with changes to keys that it has by default, and with its own keys."""
     default = cls()
     known = default.to_dict()
     sizes: dict[str, Any] = {}
-    for key, part in getattr(cls, "sub_configs", {}).items():
+    parts = getattr(cls, "sub_configs", {})
+    for key, part in parts.items():
         inner = getattr(default, key, None)
         if inner is not None and hasattr(inner, "to_dict"):
-            sizes[key] = _tiny(type(inner), changes)
+            sizes[key] = _tiny(type(inner), changes, changes.get(key, {}))
         elif inner is not None and hasattr(part, "model_type"):
-            sizes[key] = _tiny(part, changes)
+            sizes[key] = _tiny(part, changes, changes.get(key, {}))
     for key, value in known.items():
         if key in _TOKENS and isinstance(value, int):
             sizes[key] = min(value, _TOKENS[key])
@@ -102,8 +125,8 @@ def _tiny(cls: Any, changes: dict[str, Any]) -> Any:
                     break
     if "is_decoder" in known:  # Classes of encoders are decoders only then.
         sizes["is_decoder"] = True
-    sizes |= {key: value for key, value in changes.items() if key in known}
-    return cls(**sizes)
+    sizes |= {key: value for key, value in changes.items() if key in known.keys() - parts}
+    return cls(**(sizes | own))
 
 
 def tiny_model(config: Any, seed: int = 0) -> Any:

@@ -106,6 +106,7 @@ def describe(
             json.dumps(raw, sort_keys=True),
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
+            architecture.keeps_scores,
             None if experts is None else experts.routing(_decoder(raw)),
         ),
     )
@@ -134,12 +135,10 @@ def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) ->
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:
-    """Whether config.json says that the head is the embedding."""
-    return fields.boolean(_decoder(raw), "tie_word_embeddings", default=_tied(raw, architecture))
-
-
-def _tied(raw: RawConfig, architecture: Architecture) -> bool:
-    return fields.boolean(raw, "tie_word_embeddings", default=architecture.tied)
+    """Whether config.json says that the head is the embedding: the whole model's key counts."""
+    key = "tie_word_embeddings"
+    decoder = fields.boolean(_decoder(raw), key, default=architecture.tied)
+    return fields.boolean(raw, key, default=decoder)
 
 
 def _decoder(raw: RawConfig) -> RawConfig:

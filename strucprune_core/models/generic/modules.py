@@ -38,16 +38,18 @@ _NOT_TEXT = re.compile("vision|visual|image|audio|speech")
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     """The list of decoder layers, and its path in the model.
 
-    It is the list with most parameters, in what the class calls its decoder if it does: what sees
-    images may have more.
+    It is the list with most parameters, in what the class calls its decoder if that has lists.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
     inside = {id(module) for module in (decoder or model).modules()}
+    lists = [
+        (path, module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and not _NOT_TEXT.search(path)
+    ]
     best: tuple[int, str, nn.ModuleList] | None = None
-    for path, module in model.named_modules():
-        if id(module) not in inside or _NOT_TEXT.search(path):
-            continue
-        if isinstance(module, nn.ModuleList) and (best is None or not path.startswith(best[1])):
+    for path, module in [each for each in lists if id(each[1]) in inside] or lists:
+        if best is None or not path.startswith(best[1]):
             size = sum(parameter.numel() for parameter in module.parameters())
             if best is None or size > best[0]:
                 best = (size, path, module)
@@ -229,6 +231,11 @@ class Modules:
         return tied | self._buffers
 
     @property
+    def model(self) -> Any:
+        """Transformers' model."""
+        return self._model
+
+    @property
     def names(self) -> ParameterNames:
         """How tensors in files become parameters."""
         return self._names
@@ -367,7 +374,7 @@ class Modules:
 
     def _of_returned(self, output: Any) -> Tensor:
         hidden: Tensor = output
-        if isinstance(output, tuple):
+        if isinstance(output, tuple | list):
             hidden = output[self._returns.index("hidden")]
         return hidden
 
@@ -472,7 +479,9 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
 
 def model_of(config: Any) -> Any:
     """The language model of a config, or the model that sees images as well."""
-    sees = hasattr(config, "vision_config") and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    sees = (
+        "text_config" in config.sub_configs and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    )
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return auto.from_config(config, dtype=torch.float32)
 
