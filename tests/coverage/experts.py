@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from strucprune_core.models.generic.expert_table import (
     ExpertPattern,
 )
 from strucprune_core.models.generic.modules import decoder_layers, model_of
-from strucprune_core.models.generic.routed import ExpertSums, NoRecord, recording
+from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_record, recording
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
@@ -141,6 +141,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     decoder = config.get_text_config()
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
+    _check_width(checkpoint)
     own, sliced = _differing(checkpoint, more, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
@@ -335,6 +336,15 @@ def _differing(
     return tuple(own), tuple(sliced)
 
 
+def _check_width(checkpoint: TinyCheckpoint) -> None:
+    """Check that layers are given one hidden state of a token."""
+    _, layers = decoder_layers(checkpoint.model)
+    width = checkpoint.model.config.get_text_config().hidden_size
+    for call in layer_calls(checkpoint.model, layers, _ids((1, 8))):
+        if (call.given[0] if call.given else call.options["hidden_states"]).shape[-1] != width:
+            raise NotPrunable("its layers hand on several streams of hidden states at once")
+
+
 def _try_recording(checkpoint: TinyCheckpoint) -> None:
     """Check that experts, recorded, compute what they compute."""
     _, layers = decoder_layers(checkpoint.model)
@@ -370,8 +380,10 @@ def _chosen_keys(config: Any) -> tuple[str, ...]:
     decoder, plain = config.get_text_config(), _chosen(config)
     saved, found = decoder.to_dict(), []
     for key in [*saved, *(key for key in decoder.attribute_map if key not in saved)]:
+        if not _CHOSEN_KEY.search(key):
+            continue
         value = getattr(decoder, key, None)
-        if not _CHOSEN_KEY.search(key) or type(value) is not int or value != plain:
+        if type(value) is not int or value != plain:
             continue
         try:
             if _chosen(with_changes(config, {key: value + 1})) == plain + 1:
@@ -382,33 +394,20 @@ def _chosen_keys(config: Any) -> tuple[str, ...]:
 
 
 def _chosen(config: Any) -> int:
-    """Experts of each token, as the experts module is told."""
+    """Experts that a token reaches, recorded."""
+    ids = _ids((1, 8))
     with torch.inference_mode(mode=False), torch.no_grad():
         model = tiny_model(config)
-        with _counting(model) as counts:
-            model(input_ids=_ids((1, 8)), use_cache=False)
-    (count,) = set(counts)
-    return count
-
-
-@contextmanager
-def _counting(model: Any) -> Iterator[list[int]]:
-    counts: list[int] = []
-
-    def count(module: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
-        index = given[1] if len(given) > 1 else options["top_k_index"]
-        counts.append(index.shape[-1])
-
-    handles = [
-        module.register_forward_pre_hook(count, with_kwargs=True)
-        for module in model.modules()
-        if hasattr(module, "has_gate") and hasattr(module, "is_transposed")
-    ]
-    try:
-        yield counts
-    finally:
-        for handle in handles:
-            handle.remove()
+        _, layers = decoder_layers(model)
+        sums = [ExpertSums(_EXPERTS) for layer in layers]
+        with ExitStack() as recorded:
+            for layer, each in zip(layers, sums, strict=True):
+                if can_record(layer):
+                    recorded.enter_context(recording(layer, each))
+            model(input_ids=ids, use_cache=False)
+    reached = {int(each.tokens.sum()) for each in sums} - {0}
+    (tokens,) = reached
+    return tokens // ids.numel()
 
 
 def _defaults(config: Any, pattern: ExpertPattern) -> tuple[tuple[str, int], ...]:

@@ -2,7 +2,8 @@
 
 transformers' experts modules are decorated (`use_experts_implementation`): flags say how their
 matrices are stored, and the tokens that each expert gets are an argument. `recording` computes what
-such a module computes, one expert after the other, and sums up what each puts out.
+such a module computes, one expert after the other, and sums up what each puts out. Llama 4 has a
+class of its own: each expert gets all tokens, times the router's weight, which is 0 for most.
 
 `masking` changes no weight: whatever is multiplied with the router's matrix gets a score for some
 experts that no token prefers to any other. What the layer then computes is what it must compute
@@ -22,6 +23,9 @@ from torch.overrides import TorchFunctionMode
 
 _FLAGS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
 
+_WEIGHTED = ("Llama4TextExperts",)
+"""Classes whose experts get tokens times the router's weights, all tokens for each expert."""
+
 NEVER_CHOSEN = -1e9
 """A score below any that a router gives; finite, since routers multiply."""
 
@@ -35,7 +39,8 @@ class ExpertSums:
 
     Attributes:
         tokens: How many did, (E,) int64.
-        squares: Sum of the squared norm of the expert's output, (E,) float64.
+        squares: Sum of the squared norm of the expert's output, (E,) float64. Of experts that get
+            tokens times the router's weight, the weight is in it.
         gated: Sum of the router's weight times the norm of the output, (E,) float64.
     """
 
@@ -61,7 +66,8 @@ def recording(layer: nn.Module, sums: ExpertSums) -> Iterator[None]:
     """
     module = _experts_module(layer)
     plain = module.forward
-    module.forward = _Recorder(module, sums)
+    decorated = hasattr(module, _FLAGS[0])
+    module.forward = _Recorder(module, sums) if decorated else _Weighted(plain, sums)
     try:
         yield
     finally:
@@ -78,7 +84,11 @@ def can_record(layer: nn.Module) -> bool:
 
 
 def _experts_module(layer: nn.Module) -> Any:
-    found = [module for module in layer.modules() if all(hasattr(module, f) for f in _FLAGS)]
+    found = [
+        module
+        for module in layer.modules()
+        if all(hasattr(module, f) for f in _FLAGS) or type(module).__name__ in _WEIGHTED
+    ]
     if len(found) != 1:
         raise NoRecord(
             "its class computes experts in a way of its own, which says nothing of single experts"
@@ -123,6 +133,26 @@ class _Recorder:
         matrix = getattr(module, name)[expert]
         bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
         return functional.linear(rows, matrix.T if module.is_transposed else matrix, bias)
+
+
+class _Weighted:
+    """Calls a module whose experts get all tokens times their weights, and looks at the results."""
+
+    def __init__(self, plain: Callable[[Tensor], Tensor], sums: ExpertSums) -> None:
+        self._plain, self._sums = plain, sums
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """The experts' outputs, (E * n x d), for tokens (E * n x d), expert by expert."""
+        outputs = self._plain(hidden_states)
+        experts = len(self._sums.tokens)
+        given, results = (
+            each.view(experts, -1, each.shape[-1]) for each in (hidden_states, outputs)
+        )
+        for expert in range(experts):
+            reached = given[expert].any(-1)
+            found = results[expert][reached]
+            self._sums.add(expert, found, found.new_ones(len(found)))
+        return outputs
 
 
 class masking(TorchFunctionMode):  # noqa: N801 - used like a function
