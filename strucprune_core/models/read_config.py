@@ -52,7 +52,7 @@ def read_config(
         InvalidCheckpoint: config.json and the files contradict each other.
         InvalidSpec: the model's experts cannot be removed, or it has none.
     """
-    if experts:
+    if experts or _has_experts_alone(index.config):
         return _read_with_experts(index)
     if _is_own(index.config):
         config = parse_config(index.config)
@@ -61,6 +61,14 @@ def read_config(
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
     return describe(index.config, shapes, found), index
+
+
+def _has_experts_alone(raw: RawConfig) -> bool:
+    """Whether experts are all that can be removed from a model."""
+    family = _family(raw)
+    if family is None or family in FAMILIES or architecture(family) is not None:
+        return False
+    return expert_architecture(family) is not None
 
 
 def _read_with_experts(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:

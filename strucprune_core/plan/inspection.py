@@ -263,6 +263,8 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     _check_layers(pruning, config)
     planned = plan_sites(config, pruning)
+    if not planned:
+        return  # `check_generic` says why.
     if "query_heads" in pruning.structures:
         _check_query_heads(config)
     widths = [place.site.structures for place in planned]
@@ -305,6 +307,13 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
         return
     pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
+    if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN whose channels can be removed, only "
+            "experts",
+            field="pruning.structures",
+            remedy="Use structures ['experts'].",
+        )
     asked = {
         "pruning.structures": kinds != {"ffn_channels"} and not experts,
         "pruning.layout": pruning.layout == "uniform" and not experts,

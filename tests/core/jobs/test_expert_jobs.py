@@ -14,8 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from strucprune_core.errors import InvalidSpec, Stopped, UnsupportedArchitecture
 from strucprune_core.evaluation import experts_check
+from strucprune_core.evaluation.standalone import verify_checkpoint
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, first_experts, routing_of
+from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.report.document import ExpertsReport, Report
+from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import (
     EASY,
     StopOnceFinished,
@@ -147,10 +151,7 @@ def test_scores_are_means_over_the_tokens_of_an_expert(
             assert experts.removed == lowest
 
 
-def read(model: Path) -> Any:
-    from strucprune_core.plan.inspection import inspect_model
-    from strucprune_core.storage.local import LocalStore
-
+def read(model: Path) -> ModelConfig:
     return inspect_model(LocalStore(model), experts=True).config
 
 
@@ -262,6 +263,22 @@ def test_a_model_that_was_pruned_before_is_refused(
     run(tiny_spec(mixtral, text_file, first / "out", evaluation=EASY), first)
     error = refusal(first / "out", text_file, tmp_path / "second")
     assert "was pruned before" in error.message
+
+
+def test_a_model_that_has_experts_alone(text_file: Path, tmp_path: Path) -> None:
+    """It can be read and checked for any purpose, and an error says what can be removed."""
+    model = save_tiny_experts("granitemoe", tmp_path / "model")
+    spec = tiny_spec(model, text_file, tmp_path / "out", evaluation=EASY)
+    with pytest.raises(InvalidSpec, match="only experts") as caught:
+        run(spec, tmp_path)
+    assert caught.value.field == "pruning.structures"
+    assert [each.field for each in examine_job(spec, local).issues] == ["pruning.structures"]
+    without_experts(model, text_file, tmp_path / "other")
+    assert verify_checkpoint(str(tmp_path / "other/out"))["valid"]
+
+
+def local(uri: str) -> LocalStore:
+    return LocalStore(Path(uri))
 
 
 def test_channels_of_the_result_can_be_pruned(
