@@ -2,10 +2,10 @@
 
     python -m tests.coverage.experts [--only NAME ...]
 
-Writes `experts.json`, which the product reads, and docs/experts.md. Tensors that belong to experts are found by making
-the model twice, with different numbers of experts: what differs is theirs. Every entry was tried:
-the model without some experts is loaded by transformers' own class, and computes what the dense
-model computes when its router avoids them.
+Writes `experts.json`, which the product reads, and the table in docs/experts.md. Tensors that
+belong to experts are found by making the model twice, with different numbers of experts: what
+differs is theirs. Every entry was tried: the model without some experts is loaded by transformers'
+own class, and computes what the dense model computes when its router avoids them.
 """
 
 from __future__ import annotations
@@ -72,60 +72,9 @@ _UNKNOWN = "experts of its tiny model cannot be removed; the reason has not been
 
 PAGE = Path(__file__).parents[2] / "docs" / "experts.md"
 
-_HEAD = """\
-# Experts
-
-<!-- This page is made by `make coverage`. -->
-
-A mixture-of-experts model holds many FFNs in a layer, and a router that chooses a few of them for each token. Whole
-experts can be removed:
-
-<!-- not run: needs a mixture-of-experts model -->
-```sh
-strucprune prune models/qwen3-30b-a3b --output pruned --sparsity 0.25 --structure experts \\
-    --calibration calibration.txt --evaluation evaluation.txt
-```
-
-`--sparsity` is the fraction of the routed experts of a layer. Shared experts stay.
-
-## What happens
-
-- The dense model passes once over the calibration text, one layer at a time. Each expert is recorded: the tokens that
-  reach it, and what it puts out for them.
-- An expert's score is a mean over these tokens. `--expert-score output_norm`, the default, takes the squared norm of
-  its output; `reap` takes the norm times the router's weight, as in
-  [REAP](https://arxiv.org/abs/2510.13999). Experts that no token reaches go first, then those with the lowest scores.
-  (Llama 4 multiplies an expert's input by the router's weight, so that it is in both scores.)
-- Every layer keeps equally many, and where experts form groups, every group does. So `config.json` says the number, and
-  transformers' own class loads the result. vLLM takes the same number from the same key.
-- A layer never keeps fewer experts than a token chooses. `--multiple-of`, `--min-keep-fraction` and
-  `--max-layer-sparsity` count experts here.
-- The weights of experts that stay, their order and all other weights are as they were. Nothing is solved again or
-  trained. If perplexity on the evaluation text rises too much, nothing is published.
-
-The report lists, for each layer, the experts that went, the tokens that reached each one, and the scores. It warns of
-experts that fewer than 100 tokens reached: more calibration text is the cure.
-
-## What is checked
-
-Before any heavy work, on layers of the model's own files: the recorded layer computes what the layer computes; and
-without some experts, in the class that will load the result, it computes what the dense layer does when its router
-avoids these experts. At the end the written files are loaded again and compared, as in every job.
-
-## Limits
-
-- Experts are removed alone. To remove FFN channels as well, prune the result in a second job, where the architecture
-  [allows that](architectures.md).
-- A layer with all its experts is in memory at a time, in float32. Where the files hold experts one by one, they are
-  stacked beside that, so it takes twice as much.
-- Models that were pruned to a width for each layer before cannot lose experts.
-
-## Architectures
-
-Of the {all} model types of transformers {version} that count experts, {accepted} can lose some. For each of these a tiny
-random model was made and lost three of eight experts. Its files were loaded by transformers' own class, and its logits
-were those of the dense model with a router that avoids the removed experts, to 1e-5. Where experts form groups, that
-was tried with groups too.
+_MARK = "<!-- What follows is made by `make coverage`. -->\n"
+_HEAD = """
+Of the {all} model types of transformers {version} that count experts, {accepted} can lose some.
 
 | model type | | why not |
 |---|---|---|
@@ -521,7 +470,7 @@ def write_table(entries: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def page(entries: Mapping[str, Mapping[str, Any]]) -> str:
-    """The page of a table."""
+    """The page, with the table at its end."""
     rows = []
     for name in sorted(entries):
         entry = entries[name]
@@ -529,7 +478,9 @@ def page(entries: Mapping[str, Mapping[str, Any]]) -> str:
         rows.append(f"| {name} | {numbers} | {entry.get('refused', '')} |\n")
     accepted = sum("architecture" in entry for entry in entries.values())
     version = transformers.__version__
-    return _HEAD.format(accepted=accepted, all=len(entries), version=version) + "".join(rows)
+    head = _HEAD.format(accepted=accepted, all=len(entries), version=version)
+    before = PAGE.read_text(encoding="utf-8").partition(_MARK)[0]
+    return before + _MARK + head + "".join(rows)
 
 
 def _entry(name: str) -> tuple[dict[str, Any], str]:
