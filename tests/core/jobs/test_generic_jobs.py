@@ -130,6 +130,11 @@ def test_what_is_not_implemented_is_refused_first(
         ({"hidden_size": 32}, "expects"),
         ({"num_hidden_layers": 5}, "expects"),
         ({"intermediate_size": 40}, "expects"),
+        ({"num_attention_heads": 5}, "cannot|expects"),
+        ({"num_key_value_heads": 3}, "cannot|expects"),
+        ({"hidden_act": "no_such_function"}, "cannot build the model"),
+        ({"rope_parameters": {"rope_type": "no_such_type"}}, "cannot"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"model_type": "bitnet"}, "cannot be pruned: .*"),
         ({"model_type": "no_such_model"}, "has no language model of this name"),
     ],
@@ -146,6 +151,25 @@ def test_a_config_of_another_model_is_refused(
     with pytest.raises(StrucPruneError, match=match):
         run(tiny_spec(other, text_file, tmp_path / "out"), tmp_path)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_config_names_no_code_that_is_run(olmo2: Path, text_file: Path, tmp_path: Path) -> None:
+    """Neither a checkpoint's own modules nor kernels of a hub are fetched or run."""
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in olmo2.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    (other / "evil.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    config |= {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"},
+        "_attn_implementation": "no-such-owner/no-such-kernel",
+        "attn_implementation": "no-such-owner/no-such-kernel",
+        "experts_implementation": "no-such-owner/no-such-kernel",
+    }
+    (other / "config.json").write_text(json.dumps(config))
+    report = run(tiny_spec(other, text_file, tmp_path / "out", evaluation=EASY), tmp_path)
+    assert report.after.parameters < report.before.parameters
 
 
 def test_a_tensor_that_the_modules_do_not_know_is_named(
