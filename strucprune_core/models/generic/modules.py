@@ -137,12 +137,13 @@ class Modules:
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
             layer.forward = _Layer(self, number, layer.forward)
-        rest = {
-            name: tensors(name)
-            for name, _ in generic.tensors
-            if name not in vocabulary and self._is_text(name)
-        }
-        self._set(self._names.parameters(rest))
+        with torch.inference_mode(mode=False):  # Whoever asks next may want to differentiate.
+            rest = {
+                name: tensors(name).clone()
+                for name, _ in generic.tensors
+                if name not in vocabulary and self._is_text(name)
+            }
+            self._set(self._names.parameters(rest))
 
     # ---- what is run -------------------------------------------------------------------------
 
