@@ -56,6 +56,8 @@ def describe(
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
     """
+    for part in (raw, _decoder(raw)):
+        fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
     embedding = shapes.get(architecture.embedding)

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from strucprune_core.evaluation.perplexity import perplexity
+from strucprune_core.models.backward import layer_gradients
 from strucprune_core.models.forward import final_hidden
-from strucprune_core.models.generic.modules import HeadRule
+from strucprune_core.models.generic.modules import HeadRule, decoder_layers
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits
 from tests.core.models.generic.streams import tiny_stream
+from tests.coverage.detect import layer_calls
 
 TOKENS = np.random.default_rng(0).integers(3, 100, size=(3, 16), dtype=np.int32)
 # A factor of the logits; ALiBi; a bias of the head; a tied head; routed and shared experts.
@@ -44,6 +46,29 @@ def test_each_weight_is_read_once_whatever_the_micro_batches(
     layers = [count for name, count in source.reads.items() if ".layers." in name]
     assert layers
     assert set(layers) == {1}
+
+
+def test_gradients_are_those_of_the_layer_itself() -> None:
+    stream, _, model = tiny_stream("glm4")
+    tokens = torch.from_numpy(TOKENS).long()
+    _, layers = decoder_layers(model)
+    with torch.inference_mode():
+        stream.layer(1)  # Whatever was read so must not matter.
+    call = layer_calls(model, layers, tokens)[1]
+    hidden = (call.given[0] if call.given else call.options["hidden_states"]).detach()
+    at_output = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))
+    x = hidden.clone().requires_grad_()
+    layer = list(layers)[1]
+    given, options = (x, *call.given[1:]), call.options
+    output = layer(*given, **options)
+    output = output[0] if isinstance(output, tuple) else output
+    names = ["mlp.down_proj.weight", "mlp.gate_up_proj.weight", "self_attn.q_proj.weight"]
+    weights = [layer.get_parameter(name) for name in names]
+    at_input, *wanted = torch.autograd.grad(output, (x, *weights), at_output)
+    found_input, found = layer_gradients(stream, 1, stream.whole_layer(1), names, hidden, at_output)
+    torch.testing.assert_close(found_input, at_input, rtol=1e-5, atol=1e-6)
+    for name, gradient in zip(names, wanted, strict=True):
+        torch.testing.assert_close(found[name], gradient, rtol=1e-5, atol=1e-6)
 
 
 def test_a_layer_has_no_weights_once_it_has_run() -> None:
