@@ -100,6 +100,8 @@ def _tiny_checkpoint(model_type: str) -> TinyCheckpoint:
     for changes in VARIANTS:
         try:
             return _tiny(model_type, changes)
+        except NotPrunable:
+            raise
         except Exception as error:  # Whatever the classes make of sizes that do not fit together.
             problems.append(f"{type(error).__name__}: {error}")
     raise NotBuilt("; ".join(problems))

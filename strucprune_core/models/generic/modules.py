@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -446,9 +447,8 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
 
 def model_of(config: Any) -> Any:
     """The language model of a config, or the model that sees images as well."""
-    sees = (
-        "text_config" in config.sub_configs and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    )
+    whole = "text_config" in config.sub_configs or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    sees = whole and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return auto.from_config(config, dtype=torch.float32)
 
