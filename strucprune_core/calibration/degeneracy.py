@@ -5,7 +5,7 @@ that such a text does not need look free, and layers are cut to their floors. Tw
 
 - **distinct tokens**, known before any work. Of 256 tokens of English 154 were distinct
   (SmolLM2-135M's tokenizer), of 2,048 tokens 821; of one sentence, repeated, 7; of one letter 1.
-- the **effective rank** of a layer's inputs (`SiteStatistics`), known once the layer is
+- the **effective rank** of a layer's inputs (`method.site_statistics`), known once the layer is
   captured. The lowest of SmolLM2's 30 layers had 142 for 2,048 tokens of English and 10 for 16, in
   attention 26 and 4; for the sentence 4.6, for the letter 0. Of the tiny random models of all
   families the lowest was 1.9, in attention with 8 tokens. The rank also detects tokens that differ

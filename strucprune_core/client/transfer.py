@@ -189,8 +189,7 @@ class Transfer:
         if self._here_bytes + len(data) > self.artifact.bytes:
             self._part.unlink(missing_ok=True)
             raise DownloadFailed(
-                f"The store sent more than the {self.artifact.bytes:,} bytes of "
-                f"{self.artifact.name}",
+                f"The store sent more than the {self.artifact.bytes} bytes of {self.artifact.name}",
                 remedy="It was changed in the output prefix. Submit the job again with a new one.",
             )
         with self._part.open("ab") as file:

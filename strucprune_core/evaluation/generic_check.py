@@ -78,7 +78,24 @@ def check_generic_model(
             )
         ]
     )
-    _, whole = run_whole(modules, stream, tokens, layers)
+    try:
+        _, whole = run_whole(modules, stream, tokens, layers)
+    except torch.OutOfMemoryError:
+        raise
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        # Sizes that fit their tensors need not fit each other.
+        raise InvalidCheckpoint(
+            f"{REFERENCE} cannot run the model: {type(error).__name__}: {error}",
+            field=FIELD,
+            remedy="Correct config.json, or give the one that was saved with these weights.",
+        ) from error
     tick()
     compare = Comparison(REFERENCE)
     for layer in layers:

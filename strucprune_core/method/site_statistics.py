@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SiteStatistics:
-    """What is known of a site beside its Gram matrix G; see `method.gram`.
+    """Figures of a site in addition to its Gram matrix G; see `method.gram`.
 
     Attributes:
         tokens: Tokens that reached it, n.
         columns: Its columns, m.
         energy: Mean diagonal of G as measured.
-        assumed: What was added to the diagonal of G because n < m; 0 where that is not so.
+        assumed: What was added to the diagonal of G because n < m; else 0.
         effective_rank: (columns that vary)^2 / sum of squared correlations of all pairs of them:
             their number if no two go together, 1 if all do, 0 if none varies between tokens; None
             if no column has any energy.

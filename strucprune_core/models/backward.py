@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.models.config import LayerConfig
 from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
@@ -63,8 +62,8 @@ def backward_layer(
 
 
 def layer_gradients(
-    decoder: Decoder,
-    block: LayerConfig,
+    stream: ModelStream,
+    layer: int,
     weights: LayerWeights,
     trained: Sequence[str],
     hidden: Tensor,
@@ -73,8 +72,8 @@ def layer_gradients(
     """Run one layer forward and back, with gradients at its weights.
 
     Args:
-        decoder: The model's forward pass.
-        block: The layer's shape.
+        stream: The model.
+        layer: Which.
         weights: Its tensors, by role.
         trained: Roles that get a gradient.
         hidden: Its input, (b, n, d).
@@ -86,7 +85,7 @@ def layer_gradients(
     with torch.inference_mode(mode=False), torch.enable_grad():
         x = hidden.detach().requires_grad_()
         leaves = {role: weights[role].detach().requires_grad_() for role in trained}
-        result = decoder.forward_layer(block, x, {**weights, **leaves}).hidden
+        result = stream.forward_layer(layer, x, {**weights, **leaves}).hidden
         # An expert that no token chose is not part of the graph: its gradient is zero.
         at_input, *gradients = torch.autograd.grad(
             result, (x, *leaves.values()), at_output, materialize_grads=True

@@ -169,11 +169,13 @@ class GenericModel:
         tensors: Name and shape of each tensor outside the layers.
         layer_returns: What a layer returns: "hidden" is its output alone; else a tuple, in which
             each place holds "hidden" or "none".
+        keeps_scores: Whether attention holds a number for each pair of tokens and each head.
     """
 
     config_json: str
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     layer_returns: str | tuple[str, ...]
+    keeps_scores: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,15 @@ def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
 
 def refuse_variants(config: RawConfig) -> None:
     """Refuse variants that transformers knows in every family, and this build in none."""
+    refuse_quantised(config)
+    refuse(config, "is_causal", True, words="attention to later tokens")
+    refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
+    refuse(config, "add_cross_attention", False, words="cross attention")
+    refuse(config, "per_layer_config", {}, words="other shapes in some layers")
+
+
+def refuse_quantised(config: RawConfig) -> None:
+    """Refuse a model whose weights are stored in fewer bits than floating-point numbers have."""
     for key in ("quantization_config", "quantization"):  # The second is MLX's.
         if config.get(key) is not None:
             raise UnsupportedArchitecture(
@@ -114,10 +123,6 @@ def refuse_variants(config: RawConfig) -> None:
                 field=FIELD,
                 remedy="Prune the unquantised model, and quantise the result.",
             )
-    refuse(config, "is_causal", True, words="attention to later tokens")
-    refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
-    refuse(config, "add_cross_attention", False, words="cross attention")
-    refuse(config, "per_layer_config", {}, words="other shapes in some layers")
 
 
 def activation(config: RawConfig, key: str, *, default: str) -> Activation:

@@ -103,24 +103,24 @@ class ModelStream:
 
         `record` names the kinds of sites whose inputs are kept.
         """
-        if self.modules is not None:
-            return self._run_generic(self.modules, layer, weights, hidden, record)
-        block, x = self.config.blocks[layer], self.load(hidden)
-        return Decoder(self.config).forward_layer(block, x, weights, record=record)
+        return self.forward_layer(layer, self.load(hidden), weights, record=record)
 
-    def _run_generic(
+    def forward_layer(
         self,
-        modules: Modules,
         layer: int,
+        hidden: Tensor,
         weights: LayerWeights,
-        hidden: NDArray[np.float32],
-        record: Collection[SiteKind],
+        *,
+        record: Collection[SiteKind] = (),
     ) -> LayerTrace:
-        generic = self.config.blocks[layer].generic
-        each = generic.feed_forwards if generic is not None and "ffn" in record else ()
+        """One layer on a micro-batch on the device, (b, n, d); autograd may follow it."""
+        block = self.config.blocks[layer]
+        if self.modules is None or block.generic is None:
+            return Decoder(self.config).forward_layer(block, hidden, weights, record=record)
+        each = block.generic.feed_forwards if "ffn" in record else ()
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
-        output, inputs = modules.run_layer(layer, weights, prefix, self.load(hidden), wanted)
+        output, inputs = self.modules.run_layer(layer, weights, prefix, hidden, wanted)
         return LayerTrace(output, {name: SiteInput(rows) for name, rows in inputs.items()})
 
     def load(self, array: NDArray[np.float32]) -> Tensor:

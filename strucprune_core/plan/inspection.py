@@ -301,7 +301,6 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
         "pruning.layout": pruning.layout == "uniform",
         "pruning.energy": energy_of(pruning) == "gradient",
         "pruning.recover": pruning.recover is not None,
-        "pruning.distill": pruning.distill is not None,
         "calibration.source": spec.calibration.source == "self",
     }
     remedies = {

@@ -8,6 +8,7 @@ others.<role>          matrices outside the sites, trained with the whole model,
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import layer_tensors
 
 _OTHERS = "others."
+# What classes of transformers call a router.
+_ROUTER = re.compile(r"(^|[._])(router|gate|wg)\.(weight|w)$|router")
 
 
 def load_solution(file: Path, site: Site) -> SiteSolution:
@@ -62,7 +65,10 @@ def distilled_roles(config: ModelConfig, layer: int) -> list[str]:
     """Matrices of a layer that are trained with the whole model: all but routers."""
     router = f"{config.blocks[layer].names.router}.weight"
     shapes = layer_tensors(config, layer)
-    return [role for role, shape in shapes.items() if len(shape) == 2 and role != router]
+    matrices = [role for role, shape in shapes.items() if len(shape) == 2 and role != router]
+    if config.generic is None:
+        return matrices
+    return [role for role in matrices if _ROUTER.search(role) is None]
 
 
 def _mapped(file: Path, name: str) -> Tensor:

@@ -123,7 +123,8 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
         context_key=_context_key(model.config),
         channels=tuple(patterns.values()),
     )
-    return replace(architecture, other_names=other_names(architecture, names))
+    scores = model.config.get_text_config()._attn_implementation == "eager"
+    return replace(architecture, keeps_scores=scores, other_names=other_names(architecture, names))
 
 
 def no_channels(model: Any) -> str:

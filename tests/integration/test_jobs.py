@@ -15,6 +15,8 @@ from embedded.generate import generate
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import JobConflict, RequestInvalid, StrucPruneClient
 from strucprune_core.client.calls import JOBS
+from strucprune_core.export.loading import load_pretrained
+from tests.core.models.generic.tiny import save_tiny
 from tests.integration.conftest import MakeSpec
 from tests.support.jobs import calibrated, published, until, weights
 from tests.support.text import make_text
@@ -45,6 +47,27 @@ def test_a_job_from_submission_to_a_loaded_checkpoint(
     widths = [tensors[f"model.layers.{layer}.mlp.gate_proj.weight"].shape[0] for layer in range(4)]
     assert widths == [layer["width_after"] for layer in report["layers"]]
     assert sum(widths) == report["after"]["ffn_channels"]
+
+
+def test_an_architecture_without_code_of_its_own(
+    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    """The API checks it without torch; a worker prunes it in transformers' modules."""
+    model = save_tiny("olmo2", tmp_path / "model")
+    s3 = stack.s3.client()
+    for path in model.iterdir():
+        s3.upload_file(str(path), WORK_BUCKET, f"olmo2/{path.name}")
+    spec = make_spec()
+    spec["model"]["uri"] = f"s3://{WORK_BUCKET}/olmo2"
+    spec["evaluation"]["max_perplexity_ratio"] = 1000.0
+    found = client.validate(spec)
+    assert found.estimate is not None
+    job = client.wait(client.submit(spec).id)
+    assert job.error is None
+    client.download(job.id, tmp_path / "out")
+    loaded = load_pretrained(str(tmp_path / "out"))
+    size = sum(each.numel() for each in loaded.parameters())
+    assert size < found.estimate["parameters_before"]
 
 
 def test_keys_of_any_characters(

@@ -47,6 +47,7 @@ class Architecture:
         head_bias: Tensor of its bias; None if there is none.
         tied: Whether the head is the embedding where config.json does not say.
         layer_returns: See `config.GenericModel`.
+        keeps_scores: See `config.GenericModel`.
         context_key: Key of config.json with the longest sequence; None if there is none.
         channels: The FFNs whose channels can be removed.
         other_names: (layer, embedding, head) as other files of the architecture have them: those
@@ -62,6 +63,7 @@ class Architecture:
     context_key: str | None
     channels: tuple[ChannelPattern, ...]
     other_names: tuple[tuple[str, str, str], ...] = ()
+    keeps_scores: bool = False
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """The architecture with the names that these tensors have."""
@@ -131,4 +133,5 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
         other_names=tuple(
             (layer, embedding, head) for layer, embedding, head in entry.get("other_names", ())
         ),
+        keeps_scores=entry.get("keeps_scores", False),
     )

@@ -47,6 +47,8 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
     """
+    for part in (raw, _decoder(raw)):
+        fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
     embedding = shapes.get(architecture.embedding)
@@ -93,6 +95,7 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             json.dumps(raw, sort_keys=True),
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
+            architecture.keeps_scores,
         ),
     )
 

@@ -24,11 +24,15 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
+from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
+from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.meta_parameters import parameters_on_meta
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
+# Keys of config.json that name code: of the checkpoint, or kernels on a hub.
+_CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
 _NOT_TEXT = re.compile("vision|visual|image|audio|speech")
@@ -134,12 +138,13 @@ class Modules:
         self._forward_head = self._head.forward
         for number, layer in enumerate(self._layers):
             layer.forward = _Layer(self, number, layer.forward)
-        rest = {
-            name: tensors(name)
-            for name, _ in generic.tensors
-            if name not in vocabulary and self._is_text(name)
-        }
-        self._set(self._names.parameters(rest))
+        with torch.inference_mode(mode=False):  # Whoever asks next may want to differentiate.
+            rest = {
+                name: tensors(name).clone()
+                for name, _ in generic.tensors
+                if name not in vocabulary and self._is_text(name)
+            }
+            self._set(self._names.parameters(rest))
 
     # ---- what is run -------------------------------------------------------------------------
 
@@ -211,6 +216,11 @@ class Modules:
         return tied | self._buffers
 
     @property
+    def model(self) -> Any:
+        """Transformers' model."""
+        return self._model
+
+    @property
     def names(self) -> ParameterNames:
         """How tensors in files become parameters."""
         return self._names
@@ -236,7 +246,7 @@ class Modules:
         """What becomes of the product with the head's matrix, measured.
 
         Raises:
-            ValueError: something else than a factor and a soft cap.
+            UnsupportedArchitecture: something else than a factor and a soft cap.
         """
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
@@ -428,9 +438,18 @@ def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
     Args:
         build: Makes it.
         device: Where it will compute.
+
+    Raises:
+        InvalidCheckpoint: transformers refuses its config.
     """
-    with parameters_on_meta():
-        model = build()
+    try:
+        with parameters_on_meta():
+            model = build()
+    except Exception as error:  # The classes raise anything for a bad config.
+        raise InvalidCheckpoint(
+            f"transformers cannot build the model from config.json: {error}",
+            remedy="Correct config.json, or save the model again with transformers.",
+        ) from error
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             setattr(module, name, buffer.to(device))
@@ -440,9 +459,18 @@ def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
 def dense_model(raw: Mapping[str, Any]) -> Any:
     """The model of a config.json, dense also where that is of a pruned checkpoint."""
     model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
-    own = {key: value for key, value in raw.items() if key not in ("auto_map", "strucprune")}
+    own = {key: value for key, value in safe_config(raw).items() if key != "strucprune"}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
     return model_of(config)
+
+
+def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A config.json without the keys that could make transformers fetch or run other code."""
+    return {
+        key: safe_config(value) if isinstance(value, dict) else value
+        for key, value in raw.items()
+        if key not in _CODE_KEYS and not key.startswith("_")
+    }
 
 
 def model_of(config: Any) -> Any:
@@ -469,4 +497,8 @@ def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:
             cap * torch.tanh(scale * product / cap), found, rtol=1e-3, atol=1e-3
         ):
             return HeadRule(1.0 if abs(scale - 1.0) < 1e-3 else scale, cap)
-    raise ValueError("what becomes of the logits is neither a factor nor a soft cap")
+    raise UnsupportedArchitecture(
+        "the model changes its logits by more than a factor and a soft cap",
+        field=FIELD,
+        remedy="Give a model of another architecture.",
+    )

@@ -9,6 +9,7 @@ panel; float32 throughout.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import Tiles
 
 FP32_BYTES = 4
+_EXPERT = re.compile(r"experts?[._]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +84,23 @@ def forward_bytes(
 def _generic_bytes(
     config: ModelConfig, layer: int, generic: GenericLayer, batch: Batch, *, record: bool
 ) -> int:
-    """Peak while a layer runs in transformers' modules, from the shapes of its matrices alone.
+    """Most that a layer takes in transformers' modules, by the shapes of its matrices alone.
 
     A result of its widest matrix lives four times (its parts, an activation and a product), a
-    hidden state six; a mask has a number per pair of tokens.
+    hidden state seven; a mask has a number for each pair of tokens. Experts are stacked into one
+    parameter beside the tensors that they come from, and see copies of their tokens.
     """
-    shapes = dict(generic.tensors).values()
-    widest = max((max(shape) for shape in shapes if len(shape) == 2), default=0)
+    shapes = dict(generic.tensors)
+    widest = max((max(shape) for shape in shapes.values() if len(shape) == 2), default=0)
+    states, copies = 7, 1
+    if any(_EXPERT.search(role) for role in shapes):
+        states, copies = 14, 2
     kept = sum(each.channels for each in generic.feed_forwards) if record else 0
-    numbers = batch.tokens * (6 * config.hidden_size + 4 * widest + kept) + batch.length**2
-    return layer_bytes(config, layer) + FP32_BYTES * numbers
+    numbers = batch.tokens * (states * config.hidden_size + 4 * widest + kept) + batch.length**2
+    if config.generic is not None and config.generic.keeps_scores:
+        heads = config.blocks[layer].query_heads
+        numbers += 2 * heads * batch.tokens * batch.length
+    return copies * layer_bytes(config, layer) + FP32_BYTES * numbers
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:

@@ -21,7 +21,6 @@ from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.method.training.distillation import DistillationStatus, has_diverged
 from strucprune_core.method.training.schedule import rate_factor
 from strucprune_core.models.backward import layer_gradients
-from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.output_gradients import kl_gradients
 from strucprune_core.models.pruned_weights import SiteSolution, as_stored
@@ -104,7 +103,6 @@ class _Model:
         self._job, self._this, self._draft = job, Distill(number), draft
         self._pruned = PrunedModel(job)
         self._config = self._pruned.config
-        self._decoder = Decoder(self._config)
         self._given = job.stream(self._config, self._pruned.repaired_source())
         self._tokens = job.units.array(Tokens().calibration)
         self._dense = job.units.array(Capture(self._config.layers - 1).hidden)
@@ -159,11 +157,10 @@ class _Model:
         states = temporary_array(self._job.scratch, shape)
         embed(self._job.dense, tokens, states[0])
         for layer in range(layers):
-            block = self._config.blocks[layer]
             weights = self._weights(layer, self._states.matrices(layer))
             for batch in self._batches(len(rows)):
                 x = self._on_device(states[layer, batch])
-                output = self._decoder.forward_layer(block, x, weights).hidden
+                output = self._given.forward_layer(layer, x, weights).hidden
                 states[layer + 1, batch] = output.cpu().numpy()
             self._job.tick(layer, 2 * layers)
         yield states
@@ -176,8 +173,8 @@ class _Model:
         before = np.empty_like(flow)
         for batch in self._batches(len(flow)):
             at_input, gradients = layer_gradients(
-                self._decoder,
-                self._config.blocks[layer],
+                self._given,
+                layer,
                 weights,
                 list(states),
                 self._on_device(inputs[batch]),

@@ -54,6 +54,20 @@ def test_a_pruned_model_reloads(model: Path, text_file: Path, tmp_path: Path) ->
         assert mine.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
 
 
+@pytest.mark.parametrize("name", ["olmo2", "exaone_moe"])
+def test_the_pruned_model_is_trained(name: str, text_file: Path, tmp_path: Path) -> None:
+    """The loss falls; held-out text decides whether the trained weights are taken."""
+    model = save_tiny(name, tmp_path / "model")
+    training = {"sparsity": 0.5, "distill": {"steps": 12, "batch_sequences": 4}}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=training, evaluation=EASY)
+    report = run(spec, tmp_path)
+    assert report.distillation is not None
+    assert sum(report.distillation.losses[-3:]) < sum(report.distillation.losses[:3])
+    assert report.distillation.kl_after is not None
+    better = report.distillation.kl_after < report.distillation.kl_before
+    assert report.distillation.status == ("accepted" if better else "rejected")
+
+
 def test_a_resumed_job_ends_with_the_same_bytes(
     olmo2: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -112,7 +126,6 @@ def test_own_and_generic_agree(
         ({"pruning": {"layout": "uniform"}}, "pruning.layout"),
         ({"pruning": {"energy": "gradient"}}, "pruning.energy"),
         ({"pruning": {"recover": {}}}, "pruning.recover"),
-        ({"pruning": {"distill": {}}}, "pruning.distill"),
         ({"calibration": {"source": "self", "uri": None}}, "calibration.source"),
     ],
 )
@@ -130,6 +143,11 @@ def test_what_is_not_implemented_is_refused_first(
         ({"hidden_size": 32}, "expects"),
         ({"num_hidden_layers": 5}, "expects"),
         ({"intermediate_size": 40}, "expects"),
+        ({"num_attention_heads": 5}, "cannot|expects"),
+        ({"num_key_value_heads": 3}, "cannot|expects"),
+        ({"hidden_act": "no_such_function"}, "cannot build the model"),
+        ({"rope_parameters": {"rope_type": "no_such_type"}}, "cannot"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"model_type": "bitnet"}, "cannot be pruned: .*"),
         ({"model_type": "no_such_model"}, "has no language model of this name"),
     ],
@@ -146,6 +164,25 @@ def test_a_config_of_another_model_is_refused(
     with pytest.raises(StrucPruneError, match=match):
         run(tiny_spec(other, text_file, tmp_path / "out"), tmp_path)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_config_names_no_code_that_is_run(olmo2: Path, text_file: Path, tmp_path: Path) -> None:
+    """Neither a checkpoint's own modules nor kernels of a hub are fetched or run."""
+    other = tmp_path / "model"
+    other.mkdir()
+    for file in olmo2.iterdir():
+        (other / file.name).write_bytes(file.read_bytes())
+    config = json.loads((other / "config.json").read_text())
+    (other / "evil.py").write_text("raise SystemExit('code of the checkpoint was run')")
+    config |= {
+        "auto_map": {"AutoModelForCausalLM": "evil.Model", "AutoConfig": "evil.Config"},
+        "_attn_implementation": "no-such-owner/no-such-kernel",
+        "attn_implementation": "no-such-owner/no-such-kernel",
+        "experts_implementation": "no-such-owner/no-such-kernel",
+    }
+    (other / "config.json").write_text(json.dumps(config))
+    report = run(tiny_spec(other, text_file, tmp_path / "out", evaluation=EASY), tmp_path)
+    assert report.after.parameters < report.before.parameters
 
 
 def test_a_tensor_that_the_modules_do_not_know_is_named(
