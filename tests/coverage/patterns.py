@@ -18,16 +18,20 @@ from strucprune_core.models.generic.modules import decoder_layers
 from strucprune_core.models.generic.names import ParameterNames
 from tests.coverage.detect import (
     FoundChannels,
+    LayerCall,
     NotPrunable,
     find_channels,
     layer_calls,
     linear_modules,
 )
 from tests.coverage.other_names import other_names
+from tests.coverage.tiny import is_encoder
 
 # Bottlenecks of adapters, norms and hyper-connections are as narrow as they can be.
 _NO_FFN = re.compile("adapter|norm|connection")
 
+# How many hidden states layers with hyper-connections hand on for a token.
+_STREAM_KEYS = ("hc_mult", "hc_count")
 _APART = "its files keep parts of a layer apart from the others"
 
 Place = tuple[str, int, int]
@@ -89,9 +93,7 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
-    if any(hidden.shape[:-1] != tokens.shape for hidden in given):
-        raise NotPrunable("its layers hand on several streams of hidden states at once")
+    streams_key, streams_apart, width = _streams(model.config, tokens, calls)
     returns = {
         _returned(layer(*call.given, **call.options))
         for layer, call in zip(layers, calls, strict=True)
@@ -100,31 +102,50 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
         raise NotPrunable("its layers return different things")
     patterns: dict[str, ChannelPattern] = {}
     for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
-        found = find_channels(layer, call, given[number].shape[-1])
         origins = _Origins(checkpoint, names, prefix.format(number))
-        for each in found:
-            if _NO_FFN.search(each.output):
+        for found in find_channels(layer, call, width):
+            if _NO_FFN.search(found.output):
                 continue
-            pattern = _pattern(each, linear_modules(layer), f"{path}.{number}.", origins)
+            pattern = _pattern(found, linear_modules(layer), f"{path}.{number}.", origins)
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
         raise NotPrunable(no_channels(model))
-    embedding = _stored_name(checkpoint, names, _name_of(model, model.get_input_embeddings()))
-    head_module = model.get_output_embeddings()
-    tied = head_module.weight is model.get_input_embeddings().weight
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     architecture = Architecture(
         layer=prefix,
-        embedding=embedding,
+        embedding=_stored_name(checkpoint, names, _name_of(model, embedding)),
         head=checkpoint.head,
         head_bias=_head_bias(checkpoint, names),
-        tied=tied,
+        tied=head.weight is embedding.weight,
         layer_returns=returns.pop(),
         context_key=_context_key(model.config),
         channels=tuple(patterns.values()),
+        keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
+        encoder=is_encoder(model.config),
+        streams_key=streams_key,
+        streams_apart=streams_apart,
     )
-    scores = model.config.get_text_config()._attn_implementation == "eager"
-    return replace(architecture, keeps_scores=scores, other_names=other_names(architecture, names))
+    return replace(architecture, other_names=other_names(architecture, names))
+
+
+def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> tuple[str | None, bool, int]:
+    """`Architecture.streams_key` and `streams_apart`, and the width of one hidden state.
+
+    Raises:
+        NotPrunable: layers are given more than hidden states of each token.
+    """
+    if any(call.options.get("input_ids") is not None for call in calls):
+        raise NotPrunable("its layers are given token ids beside hidden states")
+    text = config.get_text_config()
+    key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
+    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
+    width = given[0].shape[-1] if key is None else text.hidden_size
+    streams = 1 if key is None else getattr(text, key)
+    for hidden in given:
+        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * streams * width:
+            raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return key, given[0].dim() == 4, width
 
 
 def no_channels(model: Any) -> str:

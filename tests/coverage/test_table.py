@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import transformers
 
-from strucprune_core.models.generic.architectures import generic_model_types, refusal, table
+from strucprune_core.errors import UnsupportedArchitecture
+from strucprune_core.models.generic.architectures import (
+    architecture,
+    generic_model_types,
+    refusal,
+    table,
+)
+from strucprune_core.models.generic.describe import describe
 from tests.coverage.detect import NotPrunable
 from tests.coverage.examine import TOLERANCE, examine
 from tests.coverage.patterns import as_entry
@@ -24,19 +31,19 @@ from tests.coverage.table import (
     seeing_models,
 )
 
-# ALiBi and a fused attention matrix; a factor of the logits; shared experts and latent attention; a
-# fused gate and up matrix; other factors; norms after the blocks; attention and FFN side by side;
-# biases and a tied head; images.
 SAMPLE = [
-    "bloom",
-    "cohere",
-    "deepseek_v3",
-    "glm4",
-    "granite",
-    "olmo2",
-    "phi",
-    "starcoder2",
-    "llava",
+    "bloom",  # ALiBi; a fused attention matrix.
+    "cohere",  # Attention and FFN side by side; a factor of the logits.
+    "deepseek_v3",  # Latent attention; shared experts beside routed ones.
+    "falcon_h1",  # A recurrent mixer, with buffers that are not stored.
+    "glm4",  # A fused gate and up matrix.
+    "granite",  # Factors of embeddings and residuals.
+    "olmo2",  # Norms after the blocks.
+    "phi",  # A bias of the head.
+    "qwen2_5_vl",  # Images; names by the class instead of the model type.
+    "qwen4_exp_text",  # Several hidden states of a token.
+    "roberta",  # Positions that leave padding out; a tied bias of the head.
+    "starcoder2",  # Biases; a tied head.
 ]
 
 
@@ -56,7 +63,7 @@ def test_what_the_table_says_is_found_again(
     assert found.reload_difference <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["bitnet", "gpt_oss", "hrm_text", "deepseek_v4"])
+@pytest.mark.parametrize("name", ["bitnet", "gpt_oss", "hrm_text", "gemma3n_text"])
 def test_what_is_refused_has_the_reason_of_its_examination(name: str) -> None:
     with pytest.raises(NotPrunable) as caught:
         examine(name)
@@ -95,3 +102,10 @@ def test_reasons_are_sentences_for_users() -> None:
 
 def test_no_reason_is_given_for_what_is_pruned() -> None:
     assert {name: refusal(name) for name in REASONS} == REASONS
+
+
+def test_an_encoder_is_refused_though_its_class_can_be_a_decoder() -> None:
+    bert = architecture("bert")
+    assert bert is not None
+    with pytest.raises(UnsupportedArchitecture, match="is an encoder"):
+        describe({"model_type": "bert"}, {}, bert)

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ _INDEXER = {
 }
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
-    (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
+    (r"^(vocab_size|n_vocab|vocab_size_per_layer_input|encoder_hash_byte_group_vocab)$", 128),
     (
         r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size|emb_dim)$",
         64,
@@ -98,8 +99,9 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "glmga": _MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 8},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
     "granite_docling": {"vision_config": {"out_hidden_size": 64}},
+    "granitemoeshared": {"shared_intermediate_size": 48},
     "helium": {"head_dim": 16, "num_key_value_heads": 4},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
@@ -177,3 +179,12 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
         elif parameter.is_floating_point() and "norm" not in name:
             nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=0.2)
     return model.eval()
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether the class of a tiny config sees what follows a token, unless that says not to."""
+    if not getattr(config, "is_decoder", False):
+        return False
+    plain = deepcopy(config)
+    plain.is_decoder = False
+    return not model_of(plain).config.is_decoder

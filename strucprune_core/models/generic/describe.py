@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
     ChannelSource,
@@ -30,6 +30,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
+_MAX_STREAMS = 64
 _NO_LIMIT = fields.MAX_POSITIONS
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
 _HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
@@ -46,7 +47,14 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
+        UnsupportedArchitecture: the model is an encoder.
     """
+    if architecture.encoder and not fields.boolean(raw, "is_decoder", default=False):
+        raise UnsupportedArchitecture(
+            "the model is an encoder: config.json does not say is_decoder: true",
+            field=fields.FIELD,
+            remedy="Give a language model, whose layers see no token that follows.",
+        )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
@@ -71,13 +79,15 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             remedy="Give the config.json that was saved with the weights.",
         )
     hidden = _output_rows(blocks)
+    key = architecture.streams_key
+    streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     return ModelConfig(
         model_type=str(raw["model_type"]),
         family=str(raw["model_type"]).removeprefix("strucprune_"),
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
-        hidden_size=hidden,
+        hidden_size=streams * hidden,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
@@ -96,6 +106,7 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
             architecture.keeps_scores,
+            (streams, hidden) if architecture.streams_apart else (),
         ),
     )
 

@@ -118,7 +118,7 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
-        self._returns = generic.layer_returns
+        self._returns, self._streams = generic.layer_returns, generic.streams
         raw = json.loads(generic.config_json)
         decoder = raw.get("text_config", raw)
         self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
@@ -151,7 +151,7 @@ class Modules:
     def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
         self._at, self._hidden = -1, None
-        return self._run(*self._without_padding(ids, rows))
+        return self._run(*self._without_padding(ids, rows)).flatten(2)
 
     def run_layer(
         self,
@@ -177,10 +177,10 @@ class Modules:
             for key, name in (record or {}).items()
         ]
         full = {prefix + name: tensor for name, tensor in tensors.items()}
-        self._at, self._hidden = layer, hidden
+        self._at, self._hidden = layer, self._apart(hidden)
         try:
             self._set(self._names.parameters(full))
-            return self._run(self._ids(hidden), self._no_rows()), kept
+            return self._run(self._ids(hidden), self._no_rows()).flatten(2), kept
         finally:
             for handle in handles:
                 handle.remove()
@@ -235,7 +235,7 @@ class Modules:
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
-        self._at, self._hidden = len(self._layers), hidden[None]
+        self._at, self._hidden = len(self._layers), self._apart(hidden[None])
         self._head.forward = _stop
         try:
             return self._run(self._ids(hidden[None]), self._no_rows())[0]
@@ -250,7 +250,7 @@ class Modules:
         """
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
-        self._at, self._hidden = len(self._layers), hidden
+        self._at, self._hidden = len(self._layers), self._apart(hidden)
         self._head.forward = lambda given: product[None, None]
         self._embedding.weight = nn.Parameter(self._no_rows(), requires_grad=False)
         try:
@@ -295,13 +295,13 @@ class Modules:
         hidden = _hidden_of(given, options)
         if whole.only is not None and number not in whole.only:
             return self._as_returned(hidden)
-        whole.inputs[number] = hidden
+        whole.inputs[number] = hidden.flatten(2)
         try:
             self._set(self._names.parameters(whole.read(number)))
             output = forward(*given, **options)
         finally:
             self._clear(number)
-        whole.outputs[number] = self._of_returned(output)
+        whole.outputs[number] = self._of_returned(output).flatten(2)
         return output
 
     def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
@@ -334,6 +334,10 @@ class Modules:
         free = rows.new_zeros(1, rows.shape[-1])
         rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
         return ids + (ids >= self._padding), rows
+
+    def _apart(self, hidden: Tensor) -> Tensor:
+        """Stored hidden states, (b, n, d), as layers take them."""
+        return hidden.reshape(*hidden.shape[:-1], *self._streams) if self._streams else hidden
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
