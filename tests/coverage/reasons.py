@@ -11,18 +11,21 @@ _CONVERTED = "transformers joins or splits its FFN matrices while it loads them"
 _DEVICE = "transformers puts its text where the weights for images lie, which are not loaded"
 _IMAGE = "it does not run on text without an image"
 _PACKAGES = "transformers needs packages for images to make it, which StrucPrune does not install"
+_NORMALISED = "it normalises over all channels before its down projection, so none can go alone"
 _RECURRENT = "its layers are recurrent mixers without an FFN"
 
 REASONS = {
-    "bitnet": "it normalises over all channels before its down projection, so none can go alone",
+    "bitnet": _NORMALISED,
     "blip": _IMAGE,
     "blip-2": _IMAGE,
     "blt": "its layers run on patches of bytes, whose ends another model finds",
+    "chameleon": "its logits of image tokens are replaced after the head",
     "cpmant": "it puts a prompt of learned tokens before every text",
     "diffusion_gemma": "it fills in tokens in any order, not from left to right",
     "evolla": "it does not run on text without a protein",
     "falcon_mamba": _RECURRENT,
     "fast_vlm": _PACKAGES,
+    "florence2": _ENCODER,
     "gemma3n": _STREAMS,
     "gemma4_assistant": _DRAFT,
     "gemma4_unified_assistant": _DRAFT,
@@ -34,7 +37,7 @@ REASONS = {
     "instructblip": _IMAGE,
     "instructblipvideo": _IMAGE,
     "kosmos-2": _IMAGE,
-    "kosmos-2.5": _IMAGE,
+    "kosmos-2.5": _NORMALISED,
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
     "minimax_m3_vl": _CONVERTED,

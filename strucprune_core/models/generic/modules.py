@@ -35,7 +35,7 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
-_NOT_TEXT = re.compile("vision|visual|image|audio|speech")
+_NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
