@@ -327,15 +327,21 @@ def classes_of(family):
 
         Config.__name__ = Config.__qualname__ = f"{stem}Config"
 
-        sees = "text_config" in base.sub_configs and base in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        whole = "text_config" in base.sub_configs or base not in hf.MODEL_FOR_CAUSAL_LM_MAPPING
+        sees = whole and base in hf.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         mapping = "IMAGE_TEXT_TO_TEXT" if sees else "CAUSAL_LM"
 
-        class Model(Resized, getattr(hf, f"MODEL_FOR_{mapping}_MAPPING")[base]):
+        dense = getattr(hf, f"MODEL_FOR_{mapping}_MAPPING")[base]
+
+        class Model(Resized, dense):
             config_class = Config
 
         Model.__name__ = Model.__qualname__ = f"{stem}ForCausalLM"
         rules = get_checkpoint_conversion_mapping(family) or []
         register_checkpoint_conversion_mapping(Config.model_type, rules, overwrite=True)
+        rules = get_checkpoint_conversion_mapping(dense.__name__)
+        if rules is not None:
+            register_checkpoint_conversion_mapping(Model.__name__, rules, overwrite=True)
         Config.register_for_auto_class("AutoConfig")
         Model.register_for_auto_class(
             "AutoModelForImageTextToText" if sees else "AutoModelForCausalLM"

@@ -208,6 +208,8 @@ class GenericModel:
             each place holds "hidden" or "none".
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
         routing: Set where experts can be removed.
+        streams: Shape of a token's hidden states between layers, where it is not one vector: they
+            are stored in a row.
     """
 
     config_json: str
@@ -215,6 +217,7 @@ class GenericModel:
     layer_returns: str | tuple[str, ...]
     keeps_scores: bool = False
     routing: Routing | None = None
+    streams: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,8 @@ import time
 import warnings
 from typing import Any
 
-_UNKNOWN = "its tiny model does not run one layer at a time; the reason has not been found yet"
+_UNKNOWN = "it has not been tried successfully yet, and why is not known"
+_NOT_BUILT = "it has not been tried yet: a tiny model of it could not be made"
 
 
 def main(arguments: list[str]) -> int:
@@ -34,7 +35,7 @@ def _examine_all(only: list[str] | None) -> int:
     import transformers
 
     from strucprune_core.models.generic.architectures import table
-    from tests.coverage.table import PAGE, generic_names, page, write_table
+    from tests.coverage.table import PAGE, TABLE, as_stored, generic_names, page
 
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -49,7 +50,7 @@ def _examine_all(only: list[str] | None) -> int:
         entries[name], note = _entry(name)
         unknown += entries[name].get("refused") == _UNKNOWN
         print(f"{name:28} {note}", flush=True)
-    write_table(entries)
+    TABLE.write_text(as_stored(entries), encoding="utf-8")
     PAGE.write_text(page(entries), encoding="utf-8")
     accepted = sum("architecture" in entry for entry in entries.values())
     print(f"{accepted} of {len(entries)} accepted, {unknown} for an unknown reason not")
@@ -59,7 +60,7 @@ def _examine_all(only: list[str] | None) -> int:
 def _entry(name: str) -> tuple[dict[str, Any], str]:
     """The entry of a model type, and a line about it."""
     from tests.coverage.detect import NotPrunable
-    from tests.coverage.examine import examine
+    from tests.coverage.examine import NotBuilt, examine
     from tests.coverage.patterns import as_entry
     from tests.coverage.reasons import REASONS
 
@@ -68,6 +69,8 @@ def _entry(name: str) -> tuple[dict[str, Any], str]:
         found = examine(name)
     except NotPrunable as reason:
         return {"refused": REASONS.get(name, str(reason))}, f"refused: {reason}"
+    except NotBuilt as error:
+        return {"refused": REASONS.get(name, _NOT_BUILT)}, f"not built: {error}"
     except Exception as error:  # Whatever the class of an architecture raises.
         problem = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return {"refused": REASONS.get(name, _UNKNOWN)}, f"failed: {problem}"

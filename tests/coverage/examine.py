@@ -100,9 +100,11 @@ def _tiny_checkpoint(model_type: str) -> TinyCheckpoint:
     for changes in VARIANTS:
         try:
             return _tiny(model_type, changes)
+        except NotPrunable:
+            raise
         except Exception as error:  # Whatever the classes make of sizes that do not fit together.
-            problems.append(f"{type(error).__name__}: {error}")
-    raise NotBuilt("; ".join(problems))
+            problems.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+    raise NotBuilt(problems[0])
 
 
 def _tiny(model_type: str, changes: dict[str, Any]) -> TinyCheckpoint:

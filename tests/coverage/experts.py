@@ -58,7 +58,7 @@ from tests.coverage.patterns import (
     as_stored,
     find_outline,
 )
-from tests.coverage.table import model_types
+from tests.coverage.table import language_models
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 _EXPERTS, _MORE = 8, 10  # Of a layer: of the model that is tried, and of the one compared with it.
@@ -435,7 +435,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 def names_of_experts() -> list[str]:
     """Every model type with experts that `AutoModelForCausalLM` knows, sorted."""
-    return [name for name in model_types() if has_experts(name)]
+    return [name for name in language_models() if has_experts(name)]
 
 
 def main(arguments: Sequence[str]) -> int:

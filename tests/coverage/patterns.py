@@ -26,10 +26,13 @@ from tests.coverage.detect import (
     linear_modules,
 )
 from tests.coverage.other_names import other_names
+from tests.coverage.tiny import is_encoder
 
 # Bottlenecks of adapters, norms and hyper-connections are as narrow as they can be.
 _NO_FFN = re.compile("adapter|norm|connection")
 
+# How many hidden states layers with hyper-connections hand on for a token.
+_STREAM_KEYS = ("hc_mult", "hc_count")
 _APART = "its files keep parts of a layer apart from the others"
 
 Place = tuple[str, int, int]
@@ -91,21 +94,20 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    given = _given(calls, tokens)
+    streams = _streams(model.config, tokens, calls)
     returns = _all_return(layers, calls)
     patterns: dict[str, ChannelPattern] = {}
     for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
-        found = find_channels(layer, call, given[number].shape[-1])
         origins = _Origins(checkpoint, names, prefix.format(number))
-        for each in found:
-            if _NO_FFN.search(each.output):
+        for found in find_channels(layer, call, streams.width):
+            if _NO_FFN.search(found.output):
                 continue
-            pattern = _pattern(each, linear_modules(layer), f"{path}.{number}.", origins)
+            pattern = _pattern(found, linear_modules(layer), f"{path}.{number}.", origins)
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
         raise NotPrunable(no_channels(model))
-    outline = _outline(checkpoint, names, prefix, returns)
+    outline = _outline(checkpoint, names, prefix, returns, streams)
     channels = tuple(patterns.values())
     others = other_names(outline, names, channels[0].output)
     return replace(outline, channels=channels, other_names=others)
@@ -126,19 +128,11 @@ def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
     names = ParameterNames(checkpoint.model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(checkpoint.model, layers, tokens)
-    _given(calls, tokens)
-    found = _outline(checkpoint, names, prefix, _all_return(layers, calls))
+    streams = _streams(checkpoint.model.config, tokens, calls)
+    found = _outline(checkpoint, names, prefix, _all_return(layers, calls), streams)
     first = prefix.format(0)
     role = next(name for name in checkpoint.tensors if name.startswith(first)).removeprefix(first)
     return replace(found, other_names=other_names(found, names, role))
-
-
-def _given(calls: list[LayerCall], tokens: Tensor) -> list[Tensor]:
-    """The hidden states that each layer is given, (b, n, d)."""
-    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
-    if any(hidden.shape[:-1] != tokens.shape for hidden in given):
-        raise NotPrunable("its layers hand on several streams of hidden states at once")
-    return given
 
 
 def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
@@ -153,7 +147,11 @@ def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[st
 
 
 def _outline(
-    checkpoint: TinyCheckpoint, names: ParameterNames, prefix: str, returns: str | tuple[str, ...]
+    checkpoint: TinyCheckpoint,
+    names: ParameterNames,
+    prefix: str,
+    returns: str | tuple[str, ...],
+    streams: _Streams,
 ) -> Architecture:
     """An architecture without channels."""
     model = checkpoint.model
@@ -168,7 +166,44 @@ def _outline(
         keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
         context_key=_context_key(model.config),
         channels=(),
+        encoder=is_encoder(model.config),
+        streams_key=streams.key,
+        streams_apart=streams.apart,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """Hidden states of a token between layers.
+
+    Attributes:
+        key: See `Architecture.streams_key`.
+        apart: See `Architecture.streams_apart`.
+        width: Width of one hidden state.
+    """
+
+    key: str | None
+    apart: bool
+    width: int
+
+
+def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> _Streams:
+    """What a layer is given of each token.
+
+    Raises:
+        NotPrunable: layers are given more than hidden states of each token.
+    """
+    if any(call.options.get("input_ids") is not None for call in calls):
+        raise NotPrunable("its layers are given token ids beside hidden states")
+    text = config.get_text_config()
+    key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
+    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
+    width = given[0].shape[-1] if key is None else text.hidden_size
+    streams = 1 if key is None else getattr(text, key)
+    for hidden in given:
+        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * streams * width:
+            raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return _Streams(key, given[0].dim() == 4, width)
 
 
 def no_channels(model: Any) -> str:

@@ -6,23 +6,53 @@ _STREAMS = "its layers hand on several streams of hidden states at once"
 _SOUND = "it makes sound: its tokens come from several codebooks at once"
 _DRAFT = "it only drafts for another model, whose keys and values its layers read"
 _SHARED = "several of its layers share their FFN"
+_ENCODER = "its decoder reads what an encoder makes of the text"
+_CONVERTED = "transformers joins or splits its FFN matrices while it loads them"
+_DEVICE = "transformers puts its text where the weights for images lie, which are not loaded"
+_IMAGE = "it does not run on text without an image"
+_PACKAGES = "transformers needs packages for images to make it, which StrucPrune does not install"
+_NORMALISED = "it normalises over all channels before its down projection, so none can go alone"
 _RECURRENT = "its layers are recurrent mixers without an FFN"
 
 REASONS = {
-    "bitnet": "it normalises over all channels before its down projection, so none can go alone",
+    "bitnet": _NORMALISED,
+    "blip": _IMAGE,
+    "blip-2": _IMAGE,
     "blt": "its layers run on patches of bytes, whose ends another model finds",
+    "chameleon": "its logits of image tokens are replaced after the head",
     "cpmant": "it puts a prompt of learned tokens before every text",
+    "diffusion_gemma": "it fills in tokens in any order, not from left to right",
+    "evolla": "it does not run on text without a protein",
     "falcon_mamba": _RECURRENT,
+    "fast_vlm": _PACKAGES,
+    "florence2": _ENCODER,
     "gemma3n": _STREAMS,
     "gemma4_assistant": _DRAFT,
     "gemma4_unified_assistant": _DRAFT,
+    "granite_docling": _DEVICE,
+    "hy_v4": "some of its layers attend to what an earlier layer has chosen",
+    "idefics": _IMAGE,
+    "idefics3": _DEVICE,
+    "inkling_mm_model": _PACKAGES,
+    "instructblip": _IMAGE,
+    "instructblipvideo": _IMAGE,
+    "kosmos-2": _IMAGE,
+    "kosmos-2.5": _NORMALISED,
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
+    "minimax_m3_vl": _CONVERTED,
+    "molmo2": _CONVERTED,
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
-    "qwen4_exp": _STREAMS,
-    "qwen4_exp_text": _STREAMS,
+    "perception_lm": _PACKAGES,
+    "pi0": "it puts out movements, not text",
+    "pix2struct": _IMAGE,
+    "pp_formulanet": _IMAGE,
     "reformer": "its layers are reversible: attention and FFN work on two streams in turn",
+    "shieldgemma2": "it classifies images, and puts out no text",
+    "t5gemma2": _ENCODER,
+    "udop": _ENCODER,
+    "vision-encoder-decoder": "it is two models, named in its configuration",
     "xlm": "attention and FFN of a layer are not parts of one module in transformers",
     "xlnet": "it predicts tokens in any order, not from left to right",
     "zamba": _SHARED,

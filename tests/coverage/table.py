@@ -10,7 +10,10 @@ from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
 
 from strucprune_core.models.families import FAMILIES
 from strucprune_core.models.generic import architectures
@@ -26,23 +29,33 @@ _HEAD = """\
 
 <!-- This page is made by `make coverage`. -->
 
-StrucPrune takes the `model_type` of config.json. Of the {all} language models that transformers
-{version} has, it prunes {accepted}: {own} are written out in StrucPrune, {generic} run in
-transformers' own modules, one layer at a time. {refused} are refused. Code that comes with a
+What counts is `model_type` in config.json. Of the {language} language models that transformers
+{version} has, StrucPrune prunes {accepted}: {own} are written out in it, {generic} run in
+transformers' own modules, one layer at a time. Of {seeing} further models, which see images, it
+prunes {decoders}: the decoder of the text; the rest is copied as it is. Code that comes with a
 checkpoint is never run.
 
 For every generic row a tiny random model was made, a quarter of its channels removed, and the
 written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned layers
 run one by one, to 1e-5. A job checks its own model's layers before any heavy work.
+"""
+_TABLE = """
+## {title}
 
 | model type | | what is removed, or why nothing is |
 |---|---|---|
 """
 
 
-def model_types() -> list[str]:
+def language_models() -> list[str]:
     """Every model type that `AutoModelForCausalLM` takes, sorted."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def seeing_models() -> list[str]:
+    """Every other model type that `AutoModelForImageTextToText` takes, sorted."""
+    names = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.keys()
+    return sorted(names - MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys())
 
 
 def own_family(name: str) -> str | None:
@@ -54,32 +67,40 @@ def own_family(name: str) -> str | None:
 
 def generic_names() -> list[str]:
     """The model types that the table is about: all that are no written-out family."""
-    return [name for name in model_types() if own_family(name) is None]
+    return [name for name in language_models() + seeing_models() if own_family(name) is None]
 
 
-def write_table(entries: Entries) -> None:
-    """Write the table that the product reads: a model type per line."""
+def as_stored(entries: Entries) -> str:
+    """The table as the product reads it: a model type per line."""
     lines = [
         f"  {json.dumps(name)}: {json.dumps(entries[name], sort_keys=True)}"
         for name in sorted(entries)
     ]
     version = json.dumps(transformers.__version__)
     body = ",\n".join(lines)
-    text = f'{{\n "model_types": {{\n{body}\n }},\n "transformers": {version}\n}}\n'
-    TABLE.write_text(text, encoding="utf-8")
+    return f'{{\n "model_types": {{\n{body}\n }},\n "transformers": {version}\n}}\n'
 
 
 def page(entries: Entries) -> str:
     """The page of a table."""
-    rows = [_row(name, entries) for name in model_types()]
-    kinds = Counter(kind for _, kind, _ in rows)
-    head = _HEAD.format(
-        all=len(rows),
+    tables = {
+        "Language models": [_row(name, entries) for name in language_models()],
+        "Models that see images": [_row(name, entries) for name in seeing_models()],
+    }
+    language, seeing = (Counter(kind for _, kind, _ in rows) for rows in tables.values())
+    text = _HEAD.format(
         version=transformers.__version__,
-        accepted=kinds["own"] + kinds["generic"],
-        **{kind: kinds[kind] for kind in ("own", "generic", "refused")},
+        language=language.total(),
+        accepted=language["own"] + language["generic"],
+        own=language["own"],
+        generic=language["generic"],
+        seeing=seeing.total(),
+        decoders=seeing["generic"],
     )
-    return head + "".join(f"| {name} | {kind} | {what} |\n" for name, kind, what in rows)
+    for title, rows in tables.items():
+        text += _TABLE.format(title=title)
+        text += "".join(f"| {name} | {kind} | {what} |\n" for name, kind, what in rows)
+    return text
 
 
 def _row(name: str, entries: Entries) -> tuple[str, str, str]:
@@ -95,7 +116,7 @@ def _row(name: str, entries: Entries) -> tuple[str, str, str]:
 
 def _removed(channels: list[dict[str, Any]]) -> str:
     """Which channels go, in words."""
-    shared = {"shared_expert" in each["output"] for each in channels}
+    shared = {"share" in each["output"] for each in channels}
     if shared == {True}:
         return "channels of shared experts"
     return "channels of FFNs and shared experts" if True in shared else "FFN channels"

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from transformers import CONFIG_MAPPING
 from strucprune_core.models.generic.modules import model_of
 
 _ROPE = {"rope_type": "default", "rope_theta": 10000.0}
+_MROPE = {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}}}
 _INDEXER = {
     "indexer_n_heads": 4,
     "indexer_kv_heads": 1,
@@ -28,7 +30,7 @@ _INDEXER = {
 }
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
-    (r"^(vocab_size|n_vocab|vocab_size_per_layer_input)$", 128),
+    (r"^(vocab_size|n_vocab|vocab_size_per_layer_input|encoder_hash_byte_group_vocab)$", 128),
     (
         r"^(hidden_size|n_embd|d_model|dim|model_dim|word_embed_proj_dim|lru_width|embedding_size|emb_dim)$",
         64,
@@ -50,10 +52,21 @@ _SIZES: tuple[tuple[str, int], ...] = (
 )
 # What a class needs beside the sizes above, where these or its defaults do not fit together.
 _OTHERS: dict[str, dict[str, Any]] = {
+    "chameleon": {
+        "vocabulary_map": {"<image>": 100, "IMGIMGA": 101},
+        "vq_config": {"base_channels": 32, "num_embeddings": 16},
+    },
     "codegen": {"rotary_dim": 8},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": _ROPE}}},
     "cohere_compass_text": {"rope_parameters": {"full_attention": _ROPE}},
     "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
     "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
+    "deepseek_ocr2": {
+        "text_config": {
+            "mlp_layer_types": ["dense", "sparse", "sparse", "sparse"],
+            "num_experts_per_tok": 2,
+        }
+    },
     "dots1": {
         "first_k_dense_replace": 1,
         "n_routed_experts": 4,
@@ -70,22 +83,49 @@ _OTHERS: dict[str, dict[str, Any]] = {
         "vocabulary_map": {"<image>": 100, "<|extra_200|>": 101, "<|visual token 000000|>": 102},
         "vq_config": {"base_channels": 32, "codebook_size": 16},
     },
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]}}},
     "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 64},
     "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48},
     "gemma4": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
     "gemma4_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "glm46v": _MROPE,
+    "glm4v": _MROPE,
+    "glm4v_moe": {
+        "text_config": {
+            "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+        }
+    },
+    "glm_ocr": _MROPE,
+    "glmga": _MROPE,
     "gpt_neo": {"attention_types": [[["global", "local"], 2]]},
     "gptj": {"rotary_dim": 8},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "downsample_rate": "4/8"},
+    "granite_docling": {"vision_config": {"out_hidden_size": 64}},
+    "granitemoeshared": {"shared_intermediate_size": 48},
     "helium": {"head_dim": 16, "num_key_value_heads": 4},
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
+    "hunyuan_vl": {
+        "text_config": {
+            "head_dim": 16,
+            "rope_parameters": {**_ROPE, "mrope_section": [2, 2, 2, 2]},
+        }
+    },
+    "inkling2": {"vision_config": {"text_hidden_size": 64}},
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "ministral": {"head_dim": 16},
+    "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
+    "muse_spark": {"audio_config": {"out_hidden_size": 64}},
     "nemotron_h": {"mamba_num_heads": 4, "n_groups": 2},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "qwen2_5_omni_thinker": _MROPE,
+    "qwen2_5_vl": _MROPE,
+    "qwen2_vl": _MROPE,
     "qwen4_exp": _INDEXER,
     "qwen4_exp_text": _INDEXER,
     "reformer": {"axial_pos_embds_dim": [16, 48]},
+    "step3p7": {"text_config": {"sliding_window": 8}},
     "xmod": {"default_language": "en_XX"},
 }
 # Special tokens of a large vocabulary move to the end of the tiny one.
@@ -139,3 +179,12 @@ def tiny_model(config: Any, seed: int = 0) -> Any:
         elif parameter.is_floating_point() and "norm" not in name:
             nn.init.normal_(parameter, mean=float(parameter.data.mean()), std=0.2)
     return model.eval()
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether the class of a tiny config sees what follows a token, unless that says not to."""
+    if not getattr(config, "is_decoder", False):
+        return False
+    plain = deepcopy(config)
+    plain.is_decoder = False
+    return not model_of(plain).config.is_decoder

@@ -48,6 +48,10 @@ class Architecture:
         tied: Whether the head is the embedding where config.json does not say.
         layer_returns: See `config.GenericModel`.
         keeps_scores: See `config.GenericModel`.
+        encoder: Whether its layers see what follows a token, unless config.json says `is_decoder`.
+        streams_key: Key of config.json with the number of hidden states of a token, between
+            layers; None if it is one.
+        streams_apart: Whether they have an axis of their own.
         context_key: Key of config.json with the longest sequence; None if there is none.
         channels: The FFNs whose channels can be removed.
         other_names: (layer, embedding, head) as other files of the architecture have them: those
@@ -64,6 +68,9 @@ class Architecture:
     channels: tuple[ChannelPattern, ...]
     other_names: tuple[tuple[str, str, str], ...] = ()
     keeps_scores: bool = False
+    encoder: bool = False
+    streams_key: str | None = None
+    streams_apart: bool = False
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """The architecture with the names that these tensors have."""
@@ -134,4 +141,7 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
             (layer, embedding, head) for layer, embedding, head in entry.get("other_names", ())
         ),
         keeps_scores=entry.get("keeps_scores", False),
+        encoder=entry.get("encoder", False),
+        streams_key=entry.get("streams_key"),
+        streams_apart=entry.get("streams_apart", False),
     )

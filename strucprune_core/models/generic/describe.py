@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 
-from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
     ChannelSource,
@@ -32,6 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
+_MAX_STREAMS = 64
 _NO_LIMIT = fields.MAX_POSITIONS
 _FUSED = 3  # Dimensions of a tensor that holds a matrix of every expert.
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
@@ -55,7 +56,14 @@ def describe(
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
+        UnsupportedArchitecture: the model is an encoder.
     """
+    if architecture.encoder and not fields.boolean(raw, "is_decoder", default=False):
+        raise UnsupportedArchitecture(
+            "the model is an encoder: config.json does not say is_decoder: true",
+            field=fields.FIELD,
+            remedy="Give a language model, whose layers see no token that follows.",
+        )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
@@ -84,13 +92,15 @@ def describe(
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
+    key = architecture.streams_key
+    streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     return ModelConfig(
         model_type=str(raw["model_type"]),
         family=str(raw["model_type"]).removeprefix("strucprune_"),
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
-        hidden_size=hidden,
+        hidden_size=streams * hidden,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
@@ -110,6 +120,7 @@ def describe(
             architecture.layer_returns,
             architecture.keeps_scores,
             None if experts is None else experts.routing(_decoder(raw)),
+            (streams, hidden) if architecture.streams_apart else (),
         ),
     )
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -36,7 +37,7 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
-_NOT_TEXT = re.compile("vision|visual|image|audio|speech")
+_NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -119,7 +120,7 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
-        self._returns = generic.layer_returns
+        self._returns, self._streams = generic.layer_returns, generic.streams
         raw = json.loads(generic.config_json)
         decoder = raw.get("text_config", raw)
         self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
@@ -152,7 +153,7 @@ class Modules:
     def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
         """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
         self._at, self._hidden = -1, None
-        return self._run(*self._without_padding(ids, rows))
+        return self._run(*self._without_padding(ids, rows)).flatten(2)
 
     def run_layer(
         self,
@@ -178,10 +179,10 @@ class Modules:
             for key, name in (record or {}).items()
         ]
         full = {prefix + name: tensor for name, tensor in tensors.items()}
-        self._at, self._hidden = layer, hidden
+        self._at, self._hidden = layer, self._apart(hidden)
         try:
             self._set(self._names.parameters(full))
-            return self._run(self._ids(hidden), self._no_rows()), kept
+            return self._run(self._ids(hidden), self._no_rows()).flatten(2), kept
         finally:
             for handle in handles:
                 handle.remove()
@@ -255,7 +256,7 @@ class Modules:
 
     def head_input(self, hidden: Tensor) -> Tensor:
         """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
-        self._at, self._hidden = len(self._layers), hidden[None]
+        self._at, self._hidden = len(self._layers), self._apart(hidden[None])
         self._head.forward = _stop
         try:
             return self._run(self._ids(hidden[None]), self._no_rows())[0]
@@ -270,7 +271,7 @@ class Modules:
         """
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
-        self._at, self._hidden = len(self._layers), hidden
+        self._at, self._hidden = len(self._layers), self._apart(hidden)
         self._head.forward = lambda given: product[None, None]
         self._embedding.weight = nn.Parameter(self._no_rows(), requires_grad=False)
         try:
@@ -315,13 +316,13 @@ class Modules:
         hidden = _hidden_of(given, options)
         if whole.only is not None and number not in whole.only:
             return self._as_returned(hidden)
-        whole.inputs[number] = hidden
+        whole.inputs[number] = hidden.flatten(2)
         try:
             self._set(self._names.parameters(whole.read(number)))
             output = forward(*given, **options)
         finally:
             self._clear(number)
-        whole.outputs[number] = self._of_returned(output)
+        whole.outputs[number] = self._of_returned(output).flatten(2)
         return output
 
     def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
@@ -361,6 +362,10 @@ class Modules:
         free = rows.new_zeros(1, rows.shape[-1])
         rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
         return ids + (ids >= self._padding), rows
+
+    def _apart(self, hidden: Tensor) -> Tensor:
+        """Stored hidden states, (b, n, d), as layers take them."""
+        return hidden.reshape(*hidden.shape[:-1], *self._streams) if self._streams else hidden
 
     def _ids(self, hidden: Tensor) -> Tensor:
         return torch.full(hidden.shape[:2], _ID, device=self._device)
@@ -502,9 +507,8 @@ def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def model_of(config: Any) -> Any:
     """The language model of a config, or the model that sees images as well."""
-    sees = (
-        "text_config" in config.sub_configs and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-    )
+    whole = "text_config" in config.sub_configs or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
+    sees = whole and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     return auto.from_config(config, dtype=torch.float32)
 

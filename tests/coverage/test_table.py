@@ -1,0 +1,111 @@
+"""The table of architectures: what it says of a sample is found again, and users read the same."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+from strucprune_core.errors import UnsupportedArchitecture
+from strucprune_core.models.generic.architectures import (
+    architecture,
+    generic_model_types,
+    refusal,
+    table,
+)
+from strucprune_core.models.generic.describe import describe
+from tests.coverage.detect import NotPrunable
+from tests.coverage.examine import TOLERANCE, examine
+from tests.coverage.patterns import as_entry
+from tests.coverage.reasons import REASONS
+from tests.coverage.table import (
+    PAGE,
+    TABLE,
+    as_stored,
+    generic_names,
+    language_models,
+    page,
+    seeing_models,
+)
+
+SAMPLE = [
+    "bloom",  # ALiBi; a fused attention matrix.
+    "cohere",  # Attention and FFN side by side; a factor of the logits.
+    "deepseek_v3",  # Latent attention; shared experts beside routed ones.
+    "falcon_h1",  # A recurrent mixer, with buffers that are not stored.
+    "glm4",  # A fused gate and up matrix.
+    "granite",  # Factors of embeddings and residuals.
+    "olmo2",  # Norms after the blocks.
+    "phi",  # A bias of the head.
+    "qwen2_5_vl",  # Images; names by the class instead of the model type.
+    "qwen4_exp_text",  # Several hidden states of a token.
+    "roberta",  # Positions that leave padding out; a tied bias of the head.
+    "starcoder2",  # Biases; a tied head.
+]
+
+
+def entries() -> dict[str, Any]:
+    found: dict[str, Any] = table()["model_types"]
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_what_the_table_says_is_found_again(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    found = examine(name)
+    assert as_entry(found.architecture) == entries()[name]["architecture"]
+    assert found.dense_difference <= TOLERANCE
+    assert found.reload_difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["bitnet", "gpt_oss", "hrm_text", "gemma3n_text"])
+def test_what_is_refused_has_the_reason_of_its_examination(name: str) -> None:
+    with pytest.raises(NotPrunable) as caught:
+        examine(name)
+    assert refusal(name) == REASONS.get(name, str(caught.value))
+
+
+def test_every_architecture_of_transformers_is_in_the_table() -> None:
+    assert table()["transformers"] == transformers.__version__
+    assert sorted(entries()) == sorted(generic_names())
+    for entry in entries().values():
+        assert len(entry) == 1
+        assert entry.keys() <= {"architecture", "refused"}
+
+
+def test_the_page_is_that_of_the_table() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(entries())
+    assert TABLE.read_text(encoding="utf-8") == as_stored(entries())
+
+
+def test_the_page_lists_every_architecture_and_counts_them() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (own|generic|refused) \|", text, re.MULTILINE)
+    assert [name for name, _ in rows] == language_models() + seeing_models()
+    kinds = dict(rows)
+    assert {name for name, kind in rows if kind == "generic"} == set(generic_model_types())
+    pruned = [name for name in language_models() if kinds[name] != "refused"]
+    assert f"Of the {len(language_models())} language models" in text
+    assert f"StrucPrune prunes {len(pruned)}:" in text
+
+
+def test_reasons_are_sentences_for_users() -> None:
+    for entry in entries().values():
+        if "refused" in entry:
+            assert re.fullmatch(r"[a-z][\w ,:;/'-]{20,110}", entry["refused"]), entry["refused"]
+
+
+def test_no_reason_is_given_for_what_is_pruned() -> None:
+    assert {name: refusal(name) for name in REASONS} == REASONS
+
+
+def test_an_encoder_is_refused_though_its_class_can_be_a_decoder() -> None:
+    bert = architecture("bert")
+    assert bert is not None
+    with pytest.raises(UnsupportedArchitecture, match="is an encoder"):
+        describe({"model_type": "bert"}, {}, bert)
