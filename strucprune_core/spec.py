@@ -63,6 +63,7 @@ class _Strict(BaseModel):
 
 
 Export = Literal["gguf", "block_configs"]
+ExpertScore = Literal["output_norm", "reap"]
 
 
 class ModelSpec(_Strict):
@@ -112,19 +113,27 @@ class DistillationSpec(_Strict):
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
-    structures: tuple[Literal["ffn_channels", "kv_groups", "query_heads"], ...] = Field(
+    structures: tuple[Literal["ffn_channels", "kv_groups", "query_heads", "experts"], ...] = Field(
         default=("ffn_channels",),
         min_length=1,
         max_length=2,
         description="Structures to remove: `ffn_channels`, and of attention either `kv_groups` "
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
-        "many of each key-value head).",
+        "many of each key-value head). Or `experts` alone: equally many of every "
+        "mixture-of-experts layer, so that the layout is `uniform`.",
     )
     sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
-        "structures; with `ffn_channels` alone, of all FFN channels.",
+        "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
+        "experts of a layer.",
+    )
+    expert_score: ExpertScore | None = Field(
+        default=None,
+        description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
+        "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
+        "weight. Experts that no token reaches go first.",
     )
     allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
@@ -204,9 +213,51 @@ class PruningSpec(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _default_allocation(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "allocation" not in data and data.get("layout") == "uniform":
+        if not isinstance(data, dict):
+            return data
+        structures = data.get("structures")
+        if isinstance(structures, list | tuple) and "experts" in structures:
+            return {"allocation": "uniform", **data, "layout": "uniform"}
+        if "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
+
+    @property
+    def removes_experts(self) -> bool:
+        """Whether the job removes whole experts."""
+        return "experts" in self.structures
+
+    @model_validator(mode="after")
+    def _experts_go_alone(self) -> PruningSpec:
+        if not self.removes_experts:
+            if self.expert_score is not None:
+                raise ValueError("expert_score is only used by structures ['experts'].")
+            return self
+        if len(self.structures) > 1:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with others yet. Remove them "
+                "alone, and prune the result in a second job."
+            )
+        others = {
+            "rounds": self.rounds > 1,
+            "solver": self.solver != "obs",
+            "distill": self.distill is not None,
+            "exports": bool(self.exports),
+            "damping": self.damping is not None,
+            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
+        }
+        for name, asked in others.items():
+            if asked:
+                raise ValueError(
+                    f"{name} is not implemented for structures 'experts', of which every layer "
+                    "loses equally many and nothing is solved again. Leave it out."
+                )
+        if self.allocation != "uniform":
+            raise ValueError(
+                f"allocation '{self.allocation}' gives layers different numbers, but every layer "
+                "keeps equally many experts. Leave it out."
+            )
+        return self
 
     @model_validator(mode="after")
     def _structures_are_distinct(self) -> PruningSpec:

@@ -210,7 +210,7 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
     with failures(as_json):
         spec = parse_spec(_estimated(body()))
         with naming_field("model.uri"):
-            facts = inspect_model(open_store(spec.model.uri))
+            facts = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
         check_reach(spec.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
+from strucprune_core.evaluation.experts_check import ExpertsCheck
 from strucprune_core.evaluation.model_check import (
     FIELD,
     Comparison,
@@ -46,6 +47,7 @@ def check_generic_model(
     *,
     sequences: int,
     length: int,
+    experts: int | None = None,
 ) -> dict[str, Any]:
     """Check that a generic model's files fit transformers' modules, and that layers can be cut.
 
@@ -55,6 +57,7 @@ def check_generic_model(
         tick: Called after each layer: a safe point to stop at.
         sequences: Sequences of tokens.
         length: Tokens of each.
+        experts: Of a job that removes experts, how many each layer keeps; else channels go.
 
     Returns:
         As `model_check.check_model`.
@@ -72,7 +75,9 @@ def check_generic_model(
     tokens = random_tokens(seed, stream.config.vocab_size, (sequences, length))
     layers = layers_to_run(
         [
-            (kind, tuple(each.name for each in generic.feed_forwards) if generic else ())
+            (kind, tuple(each.name for each in generic.feed_forwards), generic.experts)
+            if generic
+            else (kind,)
             for kind, generic in zip(
                 modules.kinds(), (block.generic for block in stream.config.blocks), strict=True
             )
@@ -98,6 +103,7 @@ def check_generic_model(
         ) from error
     tick()
     compare = Comparison(REFERENCE)
+    removing = None if experts is None else ExpertsCheck(stream, experts, seed)
     for layer in layers:
         given = whole.inputs[layer].cpu().numpy()
         wanted = whole.outputs[layer].cpu().numpy()
@@ -107,7 +113,10 @@ def check_generic_model(
             for hidden in (given, nudged_values(given))
         )
         compare(f"layer {layer}", mine, nudged, wanted, largest(wanted), layer=layer, routed=True)
-        _check_cut(stream, layer, given)
+        if removing is None:
+            _check_cut(stream, layer, given)
+        else:
+            removing(layer, given)
         tick()
     return {
         "reference": REFERENCE,

@@ -186,8 +186,8 @@ class Comparison:
                 layer=layer,
                 remedy="The checkpoint is damaged, or its values are too large for float32.",
             )
-        difference = _difference(mine, wanted, scale, routed=routed)
-        noise = _difference(nudged, mine, scale, routed=routed)
+        difference = token_difference(mine, wanted, scale, routed=routed)
+        noise = token_difference(nudged, mine, scale, routed=routed)
         tolerance = TOLERANCE + NUDGE_FACTOR * noise
         if not difference <= tolerance:  # `not <=`, so that NaN fails too.
             raise UnsupportedArchitecture(
@@ -202,7 +202,7 @@ class Comparison:
             self.difference, self.tolerance = difference, tolerance
 
 
-def _difference(
+def token_difference(
     mine: NDArray[np.float32], wanted: NDArray[np.float32], scale: float, *, routed: bool
 ) -> float:
     """The largest difference of a token; with a router, a share of the tokens is left out."""

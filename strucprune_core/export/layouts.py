@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import routing_of, with_count
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
 from strucprune_core.models.read_config import ties_head
 
@@ -61,6 +62,19 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     if "text_config" in dense_config:
         config["auto_map"]["AutoModelForImageTextToText"] = f"{MODELLING_MODULE}.{stem}ForCausalLM"
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
+
+
+def expert_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
+    """The same of a model without some experts: transformers' own class loads it.
+
+    Args:
+        dense_config: The dense model's config.json.
+        pruned: The pruned model's shape.
+    """
+    routing = routing_of(pruned)
+    config = with_count(dense_config, routing, routing.experts)
+    config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
+    return {"config.json": _json(config)}
 
 
 def class_stem(family: str) -> str:

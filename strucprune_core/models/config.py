@@ -148,16 +148,53 @@ class FeedForward:
 
 
 @dataclass(frozen=True, slots=True)
+class Experts:
+    """The routed experts of a layer that runs in transformers' modules.
+
+    Attributes:
+        count: How many there are.
+        own: Names within the layer of tensors that each expert has; `{}` is its number.
+        sliced: (name, axis) of tensors with a slice for each expert. Slices behind the last
+            expert's belong to none, and stay.
+    """
+
+    count: int
+    own: tuple[str, ...]
+    sliced: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class GenericLayer:
     """A layer that runs in transformers' modules: what its files hold of it.
 
     Attributes:
         tensors: Name within the layer and shape of each tensor.
         feed_forwards: FFNs whose channels can be removed.
+        experts: Experts that can be removed; None if there are none, or the job keeps them all.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     feed_forwards: tuple[FeedForward, ...]
+    experts: Experts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """How tokens choose among the experts of a model that runs in transformers' modules.
+
+    Attributes:
+        count_keys: Keys of config.json that hold the number of experts of a layer.
+        experts: That number.
+        chosen: Experts that see a token.
+        groups: Experts form so many groups of equal size, one after the other.
+        chosen_groups: Groups that a token's experts are chosen from.
+    """
+
+    count_keys: tuple[str, ...]
+    experts: int
+    chosen: int
+    groups: int
+    chosen_groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +209,7 @@ class GenericModel:
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
         streams: Shape of a token's hidden states between layers, where it is not one vector: they
             are stored in a row.
+        routing: Set where experts can be removed.
     """
 
     config_json: str
@@ -179,6 +217,7 @@ class GenericModel:
     layer_returns: str | tuple[str, ...]
     keeps_scores: bool = False
     streams: tuple[int, ...] = ()
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
-from strucprune_core.errors import UnsupportedArchitecture
+from strucprune_core.errors import InvalidSpec, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.families import FAMILIES, parse_config
@@ -19,6 +19,12 @@ from strucprune_core.models.generic.architectures import (
     table,
 )
 from strucprune_core.models.generic.describe import describe, says_tied
+from strucprune_core.models.generic.expert_table import (
+    ExpertArchitecture,
+    expert_architecture,
+    expert_refusal,
+    expert_table,
+)
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
 
@@ -31,13 +37,23 @@ _LAYER_TENSORS, _EXPERT_TENSORS, _OTHER_TENSORS = 96, 8, 256
 _ENTRY_BYTES, _METADATA_BYTES = 256, 2**20
 
 
-def read_config(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
+def read_config(
+    index: CheckpointIndex, *, experts: bool = False
+) -> tuple[ModelConfig, CheckpointIndex]:
     """The model that files hold, and the files with their tensors named as the whole model does.
+
+    Args:
+        index: The files.
+        experts: Whether the model is read to remove experts. Then it runs in transformers' own
+            modules, whatever its family.
 
     Raises:
         UnsupportedArchitecture: the model type, or a variant it asks for, cannot be pruned.
         InvalidCheckpoint: config.json and the files contradict each other.
+        InvalidSpec: the model's experts cannot be removed, or it has none.
     """
+    if experts or _has_experts_alone(index.config):
+        return _read_with_experts(index)
     if _is_own(index.config):
         config = parse_config(index.config)
         return config, with_full_names(config.names, index)
@@ -45,6 +61,62 @@ def read_config(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
     return describe(index.config, shapes, found), index
+
+
+def _has_experts_alone(raw: RawConfig) -> bool:
+    """Whether experts are all that can be removed from a model."""
+    family = _family(raw)
+    if family is None or family in FAMILIES or architecture(family) is not None:
+        return False
+    return expert_architecture(family) is not None
+
+
+def _read_with_experts(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
+    raw = index.config
+    found = _expert_architecture(raw)
+    architecture = found.architecture.named_as_in(index.tensors)
+    index = with_full_names(architecture.names, index)
+    shapes = {name: info.shape for name, info in index.tensors.items()}
+    config = describe(raw, shapes, architecture, found.pattern)
+    counts = [
+        block.generic.experts.count
+        for block in config.blocks
+        if block.generic is not None and block.generic.experts is not None
+    ]
+    if not counts or max(counts) < 2:
+        raise _no_experts("no layer of the model has several experts")
+    return config, index
+
+
+def _expert_architecture(raw: RawConfig) -> ExpertArchitecture:
+    """The entry of a model whose experts are to be removed.
+
+    Raises:
+        UnsupportedArchitecture: there is no such model type, or no job can have it.
+        InvalidSpec: its experts cannot be removed, or it has none.
+    """
+    model_type, family = raw.get("model_type"), _family(raw)
+    found = None if family is None else expert_architecture(family)
+    if found is not None and model_type != family:
+        raise _no_experts(
+            "the model was pruned before, and its experts have widths that no class of "
+            "transformers knows",
+            "Remove experts of the dense model first, and prune the result.",
+        )
+    if found is not None:
+        return found
+    reason = None if family is None else expert_refusal(family)
+    if reason is not None:
+        raise _no_experts(f"experts of architecture {shown(family)} cannot be removed: {reason}")
+    if not _is_own(raw):
+        _architecture(raw)  # Raises for what no job can have.
+    raise _no_experts(f"architecture {shown(family)} has no routed experts")
+
+
+def _no_experts(
+    message: str, remedy: str = "Remove other structures: ['ffn_channels']."
+) -> InvalidSpec:
+    return InvalidSpec(message, field="pruning.structures", remedy=remedy)
 
 
 def header_allowance(raw: RawConfig) -> Allowance:
@@ -56,7 +128,8 @@ def header_allowance(raw: RawConfig) -> Allowance:
     """
     if _is_own(raw):
         return allowance(parse_config(raw))
-    _architecture(raw)
+    if _family(raw) not in expert_table()["model_types"]:
+        _architecture(raw)
     parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
     tensors = _OTHER_TENSORS
     for part in parts:  # What sees images has layers of its own.
@@ -70,7 +143,8 @@ def ties_head(raw: RawConfig) -> bool:
     """Whether config.json says that the head is the embedding."""
     if _is_own(raw):
         return parse_config(raw).tie_word_embeddings
-    return says_tied(raw, _architecture(raw))
+    experts = expert_architecture(str(raw.get("model_type")))
+    return says_tied(raw, _architecture(raw) if experts is None else experts.architecture)
 
 
 def _family(raw: RawConfig) -> str | None:

@@ -155,12 +155,12 @@ def open_stream(
         source: Where its tensors are read from.
         device: Where they are used.
         tiles: How much of it is resident at a time.
-        like: The same model in other widths, whose modules may be used.
+        like: The same model in other widths, whose modules are used if they are the same.
     """
     tiles = tiles or Tiles()
     if config.generic is None:
         return ModelStream(config, source, device, tiles)
-    if like is not None:
+    if like is not None and _same_modules(like.config, config):
         return ModelStream(config, source, device, tiles, like.modules)
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.models.generic.modules import Modules, dense_model, skeleton
@@ -174,3 +174,9 @@ def open_stream(
         device,
     )
     return ModelStream(config, source, device, tiles, modules)
+
+
+def _same_modules(one: ModelConfig, other: ModelConfig) -> bool:
+    """Whether both run in the same modules: a model with fewer experts has others."""
+    routings = [each.generic and each.generic.routing for each in (one, other)]
+    return routings[0] == routings[1]

@@ -18,7 +18,7 @@ from typing import Literal
 from strucprune_core.models.config import FeedForward, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.tensors import layer_tensors
 
-StructureKind = Literal["ffn_channels", "kv_groups", "query_heads"]
+StructureKind = Literal["ffn_channels", "kv_groups", "query_heads", "experts"]
 SiteKind = Literal["ffn", "attention"]
 
 
@@ -87,7 +87,10 @@ class Site:
 
 
 def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> list[Site]:
-    """The sites of a layer, for the kinds of structures that may be removed."""
+    """The sites of a layer, for the kinds of structures that may be removed.
+
+    Experts are no sites: they go whole, and nothing is solved again (see `models.experts`).
+    """
     generic = config.blocks[layer].generic
     if generic is not None:
         each = generic.feed_forwards if "ffn_channels" in kinds else ()

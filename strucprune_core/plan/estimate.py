@@ -13,13 +13,19 @@ from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import (
+    experts_of,
+    first_experts,
+    routing_of,
+    without_experts,
+)
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.deviations import batch_warning, sparsity_warning
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
-from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.plan.sites import kept_experts, plan_sites, pruned_config
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -73,6 +79,10 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
         ffn_channels=config.ffn_channels,
         query_heads=sum(block.query_heads for block in config.blocks),
         kv_heads=sum(block.kv_heads for block in config.blocks),
+        experts=sum(
+            0 if each is None else each.count
+            for each in (experts_of(config, layer) for layer in range(config.layers))
+        ),
         kv_cache_bytes_per_token=None if cached is None else cached * dtype_bytes,
         flops_per_token=2 * (active + config.vocab_size * config.embedding_size),
     )
@@ -86,10 +96,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """
     config, index = facts.config, facts.index
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
-    removed_parameters, reached = _removed(spec.pruning, config)
-    first = plan_sites(config, spec.pruning)[0]
-    stored = index.tensors[tensor_name(config, first.layer, first.site.output.role)]
-    bytes_after = index.total_bytes - removed_parameters * DTYPE_BYTES[stored.dtype]
+    removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    bytes_after = index.total_bytes - removed_bytes
     exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
@@ -119,7 +127,32 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
 
 
-def _removed(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
+def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
+    """Parameters and bytes that are removed, and the share of what may be."""
+    config, index = facts.config, facts.index
+    if pruning.removes_experts:
+        return _removed_experts(pruning, facts)
+    gone, reached = _removed_parameters(pruning, config)
+    first = plan_sites(config, pruning)[0]
+    stored = index.tensors[tensor_name(config, first.layer, first.site.output.role)]
+    return gone, gone * DTYPE_BYTES[stored.dtype], reached
+
+
+def _removed_experts(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
+    """The same of experts: how many stay is known, and so are all shapes."""
+    config, tensors = facts.config, facts.index.tensors
+    count = kept_experts(pruning, config)
+    pruned = without_experts(config, first_experts(config, count))
+    left = expected_tensors(pruned)
+    gone = {
+        name: math.prod(shape) - math.prod(left.get(name, (0,)))
+        for name, shape in expected_tensors(config).items()
+    }
+    size = sum(number * DTYPE_BYTES[tensors[name].dtype] for name, number in gone.items())
+    return sum(gone.values()), size, 1.0 - count / routing_of(config).experts
+
+
+def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
     """Parameters that are removed, and their share of those that may be."""
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]

@@ -21,6 +21,10 @@ reviewed:
 
     price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
+A job that removes experts solves nothing, and its graph is short:
+
+    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ── assemble.s ── verify, evaluate.pruned …
+
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
 finished units; distributing is reserving them: curves, probes and solves of different layers do not
@@ -56,6 +60,8 @@ from strucprune_core.run.artifacts import (
     Replay,
     Report,
     Review,
+    Route,
+    Select,
     Solve,
     Tokens,
     Trial,
@@ -199,6 +205,39 @@ def build_graph(
     ]
     report = _report(judges, [file for file, _ in every_file])
     return [*_as_soon_as_possible(units, writers), *judges, report]
+
+
+def build_experts_graph(
+    *, layers: int, shards: Sequence[Iterable[int]], evaluate: bool
+) -> list[Unit]:
+    """All units of a job that removes experts, every one after those it depends on.
+
+    Args:
+        layers: Decoder layers of the model.
+        shards: Files of the pruned checkpoint.
+        evaluate: Whether perplexity is measured.
+    """
+    windows = Tokens().calibration
+    checkpoint = _checkpoint_files(shards)
+    chosen = [Select().unit]
+    judges = [
+        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        _judge(Verify(), [], checkpoint),
+    ]
+    return [
+        *_inspection(evaluate=evaluate),
+        _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
+        *(_route(layer) for layer in range(layers)),
+        _unit(Select(), Phase.ALLOCATING, after=[Route(layer).unit for layer in range(layers)]),
+        *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
+        *judges,
+        _report(judges, [*checkpoint]),
+    ]
+
+
+def _route(layer: int) -> Unit:
+    this = Route(layer)
+    return _unit(this, Phase.CALIBRATING, reads=[this.entering], releases=[this.entering])
 
 
 def _unit(

@@ -43,7 +43,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.plan.sites import energy_of, plan_sites, pruned_config
+from strucprune_core.plan.sites import energy_of, kept_experts, plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -98,16 +98,21 @@ class Examination:
     model: ModelFacts | None = None
 
 
-def inspect_model(store: ReadableStore) -> ModelFacts:
+def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
     """Read a model's layout and check it against its configuration.
 
+    Args:
+        store: Its files.
+        experts: Whether it is read to remove experts: see `models.read_config`.
+
     Raises:
+        InvalidSpec: its experts are to be removed, and cannot be.
         ObjectNotFound: nothing is stored there.
         InvalidCheckpoint: the files are incomplete, unsafe or contradict each other.
         UnsupportedArchitecture: this build cannot prune such a model.
         StorageError: the store refused or failed.
     """
-    config, index = read_config(open_checkpoint(store, header_allowance))
+    config, index = read_config(open_checkpoint(store, header_allowance), experts=experts)
     check_tensors(config, index)
     if "tokenizer.json" not in index.other_files:
         raise InvalidCheckpoint(
@@ -247,6 +252,9 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             floors allow; a limit names a layer that the model does not have; or the layout does not
             fit a model whose layers already differ.
     """
+    if pruning.removes_experts:
+        kept_experts(pruning, config)
+        return
     if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
         raise InvalidSpec(
             "the model's layers already differ in width, so no uniform layout can hold them",
@@ -255,6 +263,8 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     _check_layers(pruning, config)
     planned = plan_sites(config, pruning)
+    if not planned:
+        return  # `check_generic` says why.
     if "query_heads" in pruning.structures:
         _check_query_heads(config)
     widths = [place.site.structures for place in planned]
@@ -296,9 +306,17 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     if config.generic is None:
         return
     pruning = spec.pruning
+    kinds, experts = set(pruning.structures), pruning.removes_experts
+    if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN whose channels can be removed, only "
+            "experts",
+            field="pruning.structures",
+            remedy="Use structures ['experts'].",
+        )
     asked = {
-        "pruning.structures": set(pruning.structures) != {"ffn_channels"},
-        "pruning.layout": pruning.layout == "uniform",
+        "pruning.structures": kinds != {"ffn_channels"} and not experts,
+        "pruning.layout": pruning.layout == "uniform" and not experts,
         "pruning.energy": energy_of(pruning) == "gradient",
         "pruning.recover": pruning.recover is not None,
         "calibration.source": spec.calibration.source == "self",
@@ -416,7 +434,7 @@ def inspect_job(
     """
     _check_apart(spec, open_store, workspace)
     with naming_field("model.uri"):
-        model = inspect_model(open_store(spec.model.uri))
+        model = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
     for check in _model_checks(spec, model):
         check()
     if check_output:
@@ -501,7 +519,8 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
 
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
-        "model.uri", lambda: inspect_model(open_store(spec.model.uri))
+        "model.uri",
+        lambda: inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts),
     )
     if model is not None:
         for model_check in _model_checks(spec, model):

@@ -130,7 +130,8 @@ def _largest_that_fits(rungs: Iterator[Plan], steps: frozenset[str] | None, limi
     needs: list[tuple[int, Plan]] = []
     for rung in rungs:
         need = max(
-            value for name, value in rung.device_terms.items() if steps is None or name in steps
+            (value for name, value in rung.device_terms.items() if steps is None or name in steps),
+            default=0,
         )
         if need * MARGIN <= limit:
             return rung

@@ -14,6 +14,7 @@ from strucprune_core.method.allocation.budget import WidthRule
 from strucprune_core.method.allocation.rule import allocate
 from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import kept_count, routing_of
 from strucprune_core.models.structures import Site, shrink, sites
 from strucprune_core.spec import CalibrationSpec, Energy, PruningSpec
 
@@ -93,6 +94,21 @@ def allocate_widths(
         [place.rule for place in planned],
         [place.site.parameters for place in planned],
         pruning.temperature,
+    )
+
+
+def kept_experts(pruning: PruningSpec, config: ModelConfig) -> int:
+    """Experts that every layer keeps, of a job that removes some.
+
+    Raises:
+        InvalidSpec: the sparsity is less than one expert, or more than the floors allow.
+    """
+    return kept_count(
+        routing_of(config),
+        pruning.sparsity,
+        multiple_of=pruning.multiple_of,
+        min_keep_fraction=pruning.min_keep_fraction,
+        max_layer_sparsity=pruning.max_layer_sparsity,
     )
 
 

@@ -15,6 +15,7 @@ from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import experts_of, routing_of
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import expected_tensors, layer_tensors
 from strucprune_core.models.tiles import (
@@ -23,7 +24,13 @@ from strucprune_core.models.tiles import (
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
 )
-from strucprune_core.plan.graph import Unit, build_graph, distill_units, probe_groups
+from strucprune_core.plan.graph import (
+    Unit,
+    build_experts_graph,
+    build_graph,
+    distill_units,
+    probe_groups,
+)
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.spec import JobSpec
@@ -54,7 +61,20 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
-    units = build_graph(
+    if spec.pruning.removes_experts:
+        units = build_experts_graph(
+            layers=config.layers, shards=(), evaluate=spec.evaluation is not None
+        )
+    else:
+        units = _solving_graph(spec, config)
+    counts: Counter[str] = Counter()
+    for purposes in unit_flops(units, spec, config, panels).values():
+        counts.update(purposes)
+    return dict(counts)
+
+
+def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    return build_graph(
         layers=config.layers,
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
@@ -63,10 +83,6 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
         rounds=spec.pruning.rounds,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
-    counts: Counter[str] = Counter()
-    for purposes in unit_flops(units, spec, config, panels).values():
-        counts.update(purposes)
-    return dict(counts)
 
 
 def unit_flops(
@@ -81,6 +97,8 @@ def active_weights(config: ModelConfig, layer: int) -> int:
     """Weights of a layer's matrices that multiply one token (norms and biases do not count)."""
     block = config.blocks[layer]
     shapes = layer_tensors(config, layer)
+    if block.generic is not None and block.generic.experts is not None:
+        return _active_of_generic(config, layer)
     matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
     if block.names.router is None:
         return matrices
@@ -89,6 +107,21 @@ def active_weights(config: ModelConfig, layer: int) -> int:
     experts = sum(block.ffn_widths) * (gated + 1) * config.hidden_size
     share = config.experts_per_token / len(block.ffn_widths)
     return matrices + round(experts * share) - experts
+
+
+def _active_of_generic(config: ModelConfig, layer: int) -> int:
+    """The same of a layer whose experts may be removed."""
+    experts, routing = experts_of(config, layer), routing_of(config)
+    shapes = dict(layer_tensors(config, layer))
+    assert experts is not None  # noqa: S101 - asked for layers with experts alone
+    of_experts = sum(
+        math.prod(shapes.pop(name.format(number)))
+        for name in experts.own
+        for number in range(experts.count)
+    )
+    of_experts += sum(math.prod(shape) for shape in shapes.values() if len(shape) > 2)
+    rest = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
+    return rest + of_experts * routing.chosen // experts.count
 
 
 class _Work:
@@ -124,6 +157,8 @@ class _Work:
             return self._writing()
         if unit.kind == "capture":
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}
+        if unit.kind == "route":
+            return {"calibration": self._tokens * self._layers[layer]}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 # Names of the documents in an output, next to the files of the checkpoint.
 REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
@@ -52,6 +52,10 @@ class SizeSummary(_Part):
     ffn_channels: int
     query_heads: int
     kv_heads: int
+    experts: int = Field(
+        default=0,
+        description="Routed experts of all layers, of a job that removes some; else 0.",
+    )
     kv_cache_bytes_per_token: int | None = Field(
         description="Keys and values of one token in all layers, in the checkpoint's dtype; null "
         "where the architecture keeps something else."
@@ -70,6 +74,7 @@ class SparsitySummary(_Part):
     channels_removed: int = Field(description="FFN channels.")
     kv_heads_removed: int
     query_heads_removed: int
+    experts_removed: int = 0
     parameters_removed: int
 
 
@@ -162,6 +167,26 @@ class DistillationReport(_Part):
     seconds: float
 
 
+class ExpertsReport(_Part):
+    """The routed experts of a layer; lists go by their dense numbers."""
+
+    removed: list[int] = Field(description="Those that went; the others keep their order.")
+    calibration_tokens: list[int] = Field(description="Calibration tokens that reached each.")
+    scores: list[float] = Field(
+        description="What they were ranked by: `pruning.expert_score`; 0 if no token reached one."
+    )
+
+    @property
+    def before(self) -> int:
+        """How many there were."""
+        return len(self.scores)
+
+    @property
+    def after(self) -> int:
+        """How many stay."""
+        return self.before - len(self.removed)
+
+
 class LayerReport(_Part):
     """One decoder layer. Its energy, error and damping are the largest of its sites."""
 
@@ -174,6 +199,9 @@ class LayerReport(_Part):
     kv_heads_after: int
     sites: list[SiteReport]
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
+    experts: ExpertsReport | None = Field(
+        default=None, description="Null: the job removed none, or the layer has none."
+    )
     energy: float = Field(description="Loss per unit of damage; 1 where it was not measured.")
     predicted_damage: float = Field(description="Energy-scaled OBS damage of what was removed.")
     reconstruction_error: float | None = Field(
@@ -327,3 +355,8 @@ def largest_known(values: Iterable[float | None]) -> float | None:
 def has_few_tokens(site: SiteReport) -> bool:
     """Whether fewer tokens reached a site than it has columns, so that a part is assumed."""
     return site.calibration_tokens < site.columns
+
+
+def layers_with_experts(layers: Iterable[LayerReport]) -> list[tuple[LayerReport, ExpertsReport]]:
+    """The layers whose experts a job removed some of."""
+    return [(layer, layer.experts) for layer in layers if layer.experts is not None]

@@ -224,6 +224,55 @@ class Curve(Artifacts):
     curves = _FileName("curves.safetensors")  # per site `order` int64 and `damage` float64, (m,)
 
 
+# Experts.
+
+
+@dataclass(frozen=True, slots=True)
+class RouteValues:
+    """What a layer's experts do with the calibration text; lists by expert, empty without experts.
+
+    Attributes:
+        tokens: Tokens that reach an expert.
+        output_norm: Mean squared norm of its output on these; 0 if there are none.
+        reap: Mean of that norm times the router's weight.
+    """
+
+    tokens: list[int]
+    output_norm: list[float]
+    reap: list[float]
+
+
+@dataclass(frozen=True)
+class Route(ValuedArtifacts[RouteValues]):
+    """`route.l`: the dense layer l on the calibration text, where experts are removed."""
+
+    kind = "route"
+    values_type = RouteValues
+    layer: int
+
+    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`; not of the last layer
+
+    @property
+    def entering(self) -> File:
+        """The layer's input."""
+        return Route(self.layer - 1).hidden if self.layer else Embed().hidden
+
+
+@dataclass(frozen=True, slots=True)
+class SelectValues:
+    """The experts that stay, by layer, ascending; none for a layer without experts."""
+
+    kept: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Select(ValuedArtifacts[SelectValues]):
+    """`select`: which experts stay."""
+
+    kind = "select"
+    values_type = SelectValues
+
+
 # Energies and widths.
 
 

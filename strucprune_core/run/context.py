@@ -17,12 +17,13 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
-from strucprune_core.plan.graph import Unit, build_graph
+from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
-from strucprune_core.plan.sites import PlannedSite, energy_of, plan_sites
+from strucprune_core.plan.sites import PlannedSite, energy_of, kept_experts, plan_sites
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
@@ -126,15 +127,30 @@ class Job:
         distill = self.spec.pruning.distill
         return 0 if distill is None else distill.steps
 
+    @property
+    def removes_experts(self) -> bool:
+        """Whether whole experts are removed, and nothing else."""
+        return self.spec.pruning.removes_experts
+
     @cached_property
     def shards(self) -> ShardPlan:
         """The files of the result."""
+        if self.removes_experts:
+            # How many experts stay is known; whichever they are, they get the first numbers.
+            kept = first_experts(self.config, kept_experts(self.spec.pruning, self.config))
+            return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
         return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0)
 
     @cached_property
     def graph(self) -> list[Unit]:
         """The job's units, in order."""
         exports, shards = self.spec.pruning.exports, self.shards
+        if self.removes_experts:
+            return build_experts_graph(
+                layers=self.config.layers,
+                shards=shards.layers_in(shards.checkpoint),
+                evaluate=self.spec.evaluation is not None,
+            )
         block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
             layers=self.config.layers,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from strucprune_core.models.experts import experts_of
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
 from strucprune_core.report.document import largest_known
-from strucprune_core.run.artifacts import Allocate, Curve, Price, PriceValues, Solve
+from strucprune_core.run.artifacts import Allocate, Curve, Price, PriceValues, Select, Solve
 from strucprune_core.run.context import Job
 from strucprune_core.run.energies import group_energies
 from strucprune_core.run.layer_updates import LayerUpdate, merged
@@ -30,6 +31,8 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _allocated(job, job.units.values(Price(unit.index)))
         case "allocate" if job.spec.pruning.rounds > 1:  # else it is as the only price was
             return _allocated(job, job.units.values(Allocate()))
+        case "select":
+            return _selected(job)
         case "solve":
             return [_solved(job, unit.index)]
         case _:
@@ -53,6 +56,12 @@ def updates_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerUpdate]:
 
 
 def _dense(job: Job) -> list[LayerUpdate]:
+    if job.removes_experts:
+        return [
+            LayerUpdate(layer, experts_before=experts.count)
+            for layer in range(job.config.layers)
+            if (experts := experts_of(job.config, layer)) is not None
+        ]
     return [
         LayerUpdate(layer, width_before=sum(block.ffn_widths), query_heads_before=block.query_heads)
         for layer, block in enumerate(job.config.blocks)
@@ -75,6 +84,12 @@ def _solved(job: Job, layer: int) -> LayerUpdate:
     error = largest_known(site.reconstruction_error for site in sites)
     solved = True if error is None else None
     return LayerUpdate(layer, reconstruction_error=error, solved=solved)
+
+
+def _selected(job: Job) -> list[LayerUpdate]:
+    """The experts that stay in each layer that has some."""
+    kept = job.units.values(Select()).kept
+    return [LayerUpdate(layer, experts_after=len(k)) for layer, k in enumerate(kept) if k]
 
 
 def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:

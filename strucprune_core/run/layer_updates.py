@@ -27,6 +27,8 @@ class LayerUpdate:
         reconstruction_error: Squared error of its output relative to its energy, held-out tokens,
             the largest of its sites. Known once the layer is solved.
         solved: Of a layer that is solved and whose error is unknown.
+        experts_before: Routed experts, of a job that removes some.
+        experts_after: Those that stay.
     """
 
     index: int
@@ -38,6 +40,8 @@ class LayerUpdate:
     predicted_damage: float | None = None
     reconstruction_error: float | None = None
     solved: bool | None = None
+    experts_before: int | None = None
+    experts_after: int | None = None
 
 
 LayerSink = Callable[[Sequence[LayerUpdate]], None]

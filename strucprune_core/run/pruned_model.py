@@ -9,13 +9,15 @@ from torch import Tensor
 
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.expert_source import ExpertSource
+from strucprune_core.models.experts import without_experts
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.plan.graph import final_solution, repaired_solution
 from strucprune_core.plan.sites import pruned_config
-from strucprune_core.run.artifacts import Allocate, File
+from strucprune_core.run.artifacts import Allocate, File, Select
 from strucprune_core.run.context import Job
 from strucprune_core.run.solutions import distilled_roles, load_other, load_solution
 
@@ -44,14 +46,23 @@ class PrunedModel:
     def config(self) -> ModelConfig:
         """The pruned model's shape."""
         job = self._job
+        if job.removes_experts:
+            return without_experts(job.config, self.experts)
         return pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+
+    @cached_property
+    def experts(self) -> list[list[int]]:
+        """Experts kept in each layer, of a job that removes some."""
+        return self._job.units.values(Select()).kept
 
     def stream(self) -> ModelStream:
         """The model in memory, as it is published."""
         return self._job.stream(self.config, self.source())
 
-    def source(self) -> PrunedSource:
+    def source(self) -> WeightSource:
         """Its tensors, as they are published."""
+        if self._job.removes_experts:
+            return ExpertSource(self._job.reader, self._job.config, self.experts)
         if not self._job.distill_steps:
             return self.repaired_source()
         others = self._other_tensors()

@@ -7,9 +7,17 @@ from collections.abc import Sequence
 from strucprune_core.calibration.degeneracy import TokenCounts, rank_is_low
 from strucprune_core.calibration.text import CALIBRATION_TEXT_BYTES
 from strucprune_core.plan.graph import EVALUATION
-from strucprune_core.report.document import LayerReport, has_few_tokens, largest_known
+from strucprune_core.report.document import (
+    LayerReport,
+    has_few_tokens,
+    largest_known,
+    layers_with_experts,
+)
 from strucprune_core.run.artifacts import EvaluationTokensValues, TokensValues
 from strucprune_core.spec import JobSpec
+
+FEW_EXPERT_TOKENS = 100
+"""The mean over fewer tokens is off by a tenth of their spread, or more."""
 
 
 def text_warnings(
@@ -88,6 +96,26 @@ def few_tokens_warning(layers: Sequence[LayerReport]) -> list[str]:
         f"{len(few):,} of {len(sites):,} sites saw fewer calibration tokens than they have columns"
         f"{at_all} (the first: layer {index}, {first.name}). What their tokens do not determine is "
         f"assumed. Raise calibration.samples or calibration.sequence_length."
+    ]
+
+
+def few_expert_tokens_warning(layers: Sequence[LayerReport]) -> list[str]:
+    """One line on all experts that few tokens reached: their scores say little."""
+    seen = [
+        (layer.index, expert, tokens)
+        for layer, experts in layers_with_experts(layers)
+        for expert, tokens in enumerate(experts.calibration_tokens)
+    ]
+    few = [each for each in seen if each[2] < FEW_EXPERT_TOKENS]
+    if not few:
+        return []
+    none = sum(tokens == 0 for _, _, tokens in few)
+    layer, expert, _ = few[0]
+    at_all = f", {none:,} none at all, which went first" if none else ""
+    return [
+        f"{len(few):,} of {len(seen):,} experts saw fewer than {FEW_EXPERT_TOKENS} calibration "
+        f"tokens{at_all} (the first: layer {layer}, expert {expert}). Their scores say little. "
+        f"Raise calibration.samples or calibration.sequence_length."
     ]
 
 

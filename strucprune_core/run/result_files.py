@@ -13,7 +13,7 @@ from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
 from strucprune_core.checkpoint.index import SIDE_FILES
 from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs
-from strucprune_core.export.layouts import side_files
+from strucprune_core.export.layouts import expert_side_files, side_files
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
@@ -41,7 +41,11 @@ def block_shards(job: Job) -> list[Shard]:
 def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
     shards = checkpoint_shards(job)
-    contents = side_files(job.spec.pruning.layout, job.index.config, PrunedModel(job).config)
+    layout, config = job.spec.pruning.layout, PrunedModel(job).config
+    if job.removes_experts:
+        contents = expert_side_files(job.index.config, config)
+    else:
+        contents = side_files(layout, job.index.config, config)
     contents |= _copied_files(job)
     if len(shards) > 1:
         contents[SHARD_INDEX] = index_json(shards)

@@ -24,6 +24,8 @@ from strucprune_core.run.steps.recover import recover
 from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
+from strucprune_core.run.steps.route import route
+from strucprune_core.run.steps.select import select
 from strucprune_core.run.steps.solve import solve
 from strucprune_core.run.steps.tokens import tokens
 from strucprune_core.run.steps.trial import trial
@@ -38,6 +40,8 @@ STEPS: dict[str, Step] = {
     "weights": weights,
     "embed": embed,
     "capture": capture,
+    "route": route,
+    "select": select,
     "curve": curve,
     "probe": probe,
     "gradient": gradient,

@@ -17,6 +17,8 @@ def reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
     Raises:
         InvalidCheckpoint: they are not what their config.json describes.
     """
-    config, index = read_config(open_checkpoint(pruned_checkpoint(job)))
+    config, index = read_config(
+        open_checkpoint(pruned_checkpoint(job)), experts=job.spec.pruning.removes_experts
+    )
     check_tensors(config, index)
     return index, job.stream(config, TensorReader(index))

@@ -138,8 +138,24 @@ def test_rounds_need_a_price_to_set() -> None:
         ({"temperature": 1.0}, "only used by allocation 'softmax'"),
         ({"structures": ["kv_groups", "query_heads"]}, "exclude each other"),
         ({"structures": ["kv_groups", "kv_groups"]}, "one kind twice"),
+        ({"structures": ["experts", "ffn_channels"]}, "together with others yet"),
+        ({"structures": ["experts"], "allocation": "threshold"}, "keeps equally many experts"),
+        ({"structures": ["experts"], "exports": ["gguf"]}, "exports is not implemented"),
+        ({"structures": ["experts"], "solver": "admm"}, "solver is not implemented"),
+        ({"structures": ["experts"], "damping": 0.1}, "damping is not implemented"),
+        ({"structures": ["experts"], "distill": {}}, "distill is not implemented"),
+        ({"structures": ["experts"], "max_sparsity_by_layer": {0: 0.1}}, "is not implemented"),
+        ({"structures": ["experts"], "recover": {}}, "lacks 'ffn_channels'"),
+        ({"expert_score": "reap"}, "only used by structures"),
     ],
 )
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         PruningSpec.model_validate({"sparsity": 0.3, **fields})
+
+
+def test_a_job_on_experts_is_uniform_whatever_it_says() -> None:
+    for given in ({}, {"layout": "per_layer"}, {"allocation": "uniform"}):
+        pruning = PruningSpec.model_validate({"sparsity": 0.3, "structures": ["experts"], **given})
+        assert (pruning.layout, pruning.allocation) == ("uniform", "uniform")
+        assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning

@@ -22,9 +22,10 @@ _CANDIDATES = (
 )
 
 
-def other_names(found: Architecture, names: ParameterNames) -> tuple[tuple[str, str, str], ...]:
-    """The other names by which transformers knows the same parameters."""
-    role = found.channels[0].output
+def other_names(
+    found: Architecture, names: ParameterNames, role: str
+) -> tuple[tuple[str, str, str], ...]:
+    """The other names by which transformers knows the same parameters; `role` is one of a layer."""
 
     def parameters(layer: str, embedding: str) -> tuple[str, str]:
         stored = (layer.format(0) + role, embedding)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -93,17 +94,12 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    streams_key, streams_apart, width = _streams(model.config, tokens, calls)
-    returns = {
-        _returned(layer(*call.given, **call.options))
-        for layer, call in zip(layers, calls, strict=True)
-    }
-    if len(returns) != 1:
-        raise NotPrunable("its layers return different things")
+    streams = _streams(model.config, tokens, calls)
+    returns = _all_return(layers, calls)
     patterns: dict[str, ChannelPattern] = {}
     for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
         origins = _Origins(checkpoint, names, prefix.format(number))
-        for found in find_channels(layer, call, width):
+        for found in find_channels(layer, call, streams.width):
             if _NO_FFN.search(found.output):
                 continue
             pattern = _pattern(found, linear_modules(layer), f"{path}.{number}.", origins)
@@ -111,29 +107,53 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
                 patterns.setdefault(pattern.output, pattern)
     if not patterns:
         raise NotPrunable(no_channels(model))
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    architecture = Architecture(
-        layer=prefix,
-        embedding=_stored_name(checkpoint, names, _name_of(model, embedding)),
-        head=checkpoint.head,
-        head_bias=_head_bias(checkpoint, names),
-        tied=head.weight is embedding.weight,
-        layer_returns=returns.pop(),
-        context_key=_context_key(model.config),
-        channels=tuple(patterns.values()),
-        keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
-        encoder=is_encoder(model.config),
-        streams_key=streams_key,
-        streams_apart=streams_apart,
-    )
-    return replace(architecture, other_names=other_names(architecture, names))
+    outline = _outline(checkpoint, names, prefix, returns, streams)
+    channels = tuple(patterns.values())
+    others = other_names(outline, names, channels[0].output)
+    return replace(outline, channels=channels, other_names=others)
 
 
-def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> tuple[str | None, bool, int]:
-    """`Architecture.streams_key` and `streams_apart`, and the width of one hidden state.
+@torch.no_grad()
+def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
+    """The same as `find_architecture`, without looking for channels.
+
+    Args:
+        checkpoint: The model.
+        tokens: One sequence of token ids, (1, n).
 
     Raises:
-        NotPrunable: layers are given more than hidden states of each token.
+        NotPrunable: it is out of reach.
+    """
+    path, layers = decoder_layers(checkpoint.model)
+    names = ParameterNames(checkpoint.model)
+    prefix = _layer_prefix(checkpoint, names, path)
+    calls = layer_calls(checkpoint.model, layers, tokens)
+    streams = _streams(checkpoint.model.config, tokens, calls)
+    found = _outline(checkpoint, names, prefix, _all_return(layers, calls), streams)
+    first = prefix.format(0)
+    role = next(name for name in checkpoint.tensors if name.startswith(first)).removeprefix(first)
+    return replace(found, other_names=other_names(found, names, role))
+
+
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The hidden states of a token between layers.
+
+    Attributes:
+        key, apart: See `Architecture.streams_key` and `streams_apart`.
+        width: Of one hidden state.
+    """
+
+    key: str | None
+    apart: bool
+    width: int
+
+
+def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> _Streams:
+    """What layers are given for a token.
+
+    Raises:
+        NotPrunable: more than its hidden states.
     """
     if any(call.options.get("input_ids") is not None for call in calls):
         raise NotPrunable("its layers are given token ids beside hidden states")
@@ -141,11 +161,48 @@ def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> tuple[str |
     key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
     given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
     width = given[0].shape[-1] if key is None else text.hidden_size
-    streams = 1 if key is None else getattr(text, key)
+    count = 1 if key is None else getattr(text, key)
     for hidden in given:
-        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * streams * width:
+        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * count * width:
             raise NotPrunable("its layers hand on several streams of hidden states at once")
-    return key, given[0].dim() == 4, width
+    return _Streams(key, given[0].dim() == 4, width)
+
+
+def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
+    """What every layer returns."""
+    returns = {
+        _returned(layer(*call.given, **call.options))
+        for layer, call in zip(layers, calls, strict=True)
+    }
+    if len(returns) != 1:
+        raise NotPrunable("its layers return different things")
+    return returns.pop()
+
+
+def _outline(
+    checkpoint: TinyCheckpoint,
+    names: ParameterNames,
+    prefix: str,
+    returns: str | tuple[str, ...],
+    streams: _Streams,
+) -> Architecture:
+    """An architecture without channels."""
+    model = checkpoint.model
+    embedding = model.get_input_embeddings()
+    return Architecture(
+        layer=prefix,
+        embedding=_stored_name(checkpoint, names, _name_of(model, embedding)),
+        head=checkpoint.head,
+        head_bias=_head_bias(checkpoint, names),
+        tied=model.get_output_embeddings().weight is embedding.weight,
+        layer_returns=returns,
+        keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
+        encoder=is_encoder(model.config),
+        streams_key=streams.key,
+        streams_apart=streams.apart,
+        context_key=_context_key(model.config),
+        channels=(),
+    )
 
 
 def no_channels(model: Any) -> str:
@@ -303,6 +360,7 @@ def _segments(by_channel: dict[int, list[int]], width: int) -> tuple[tuple[int, 
 
 
 def as_entry(architecture: Architecture) -> dict[str, Any]:
-    """An architecture as the table stores it."""
+    """An architecture as the table stores it: without what is as in most of them."""
     entry: dict[str, Any] = json.loads(json.dumps(asdict(architecture)))
-    return entry
+    usual = {each.name: each.default for each in fields(architecture) if each.default != ()}
+    return {key: value for key, value in entry.items() if value != usual.get(key, MISSING)}

@@ -14,6 +14,7 @@ from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
     ChannelSource,
+    Experts,
     FeedForward,
     GenericLayer,
     GenericModel,
@@ -24,6 +25,7 @@ from strucprune_core.models.config import (
 )
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.generic.expert_table import ExpertPattern
 from strucprune_core.models.tensors import is_derived
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -32,18 +34,25 @@ Shapes = Mapping[str, tuple[int, ...]]
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
 _MAX_STREAMS = 64
 _NO_LIMIT = fields.MAX_POSITIONS
+_FUSED = 3  # Dimensions of a tensor that holds a matrix of every expert.
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
 _HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
 _KV_HEAD_KEYS = ("num_key_value_heads", "num_kv_heads", "n_head_kv")
 
 
-def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> ModelConfig:
+def describe(
+    raw: RawConfig,
+    shapes: Shapes,
+    architecture: Architecture,
+    experts: ExpertPattern | None = None,
+) -> ModelConfig:
     """The model that files hold.
 
     Args:
         raw: config.json.
         shapes: Shape of each tensor in the files, by name.
         architecture: What they look like.
+        experts: What is an expert's, for a job that removes experts.
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
@@ -72,13 +81,17 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
         replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
         for tensors in layers
     ]
-    widths = [each for block in blocks for each in _generic(block).feed_forwards]
-    if not widths:
+    if experts is not None:
+        blocks = [_with_experts(block, raw, experts) for block in blocks]
+    elif not any(_generic(block).feed_forwards for block in blocks):
         raise InvalidCheckpoint(
             "no layer of the model has an FFN whose channels can be removed",
             remedy="Give the config.json that was saved with the weights.",
         )
-    hidden = _output_rows(blocks)
+    if experts is None:
+        hidden = _output_rows(blocks)
+    else:
+        hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
     key = architecture.streams_key
     streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     return ModelConfig(
@@ -107,8 +120,31 @@ def describe(raw: RawConfig, shapes: Shapes, architecture: Architecture) -> Mode
             architecture.layer_returns,
             architecture.keeps_scores,
             (streams, hidden) if architecture.streams_apart else (),
+            None if experts is None else experts.routing(_decoder(raw)),
         ),
     )
+
+
+def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) -> LayerConfig:
+    """A layer with its experts, if it has some."""
+    generic, count = _generic(block), pattern.routing(_decoder(raw)).experts
+    shapes = dict(generic.tensors)
+    own = tuple(name for name in pattern.own if name.format(0) in shapes)
+    sliced = tuple((name, axis) for name, axis in pattern.sliced if name in shapes)
+    if not own and all(len(shapes[name]) < _FUSED for name, _ in sliced):
+        return block
+    numbered = all(
+        (name.format(number) in shapes) == (number < count)
+        for name in own
+        for number in range(count + 1)
+    )
+    if not numbered or any(shapes[name][axis] < count for name, axis in sliced):
+        raise InvalidCheckpoint(
+            f"config.json says that a layer has {count} experts ({pattern.count_keys[0]}), but the "
+            "files hold another number",
+            remedy="Give the config.json that was saved with the weights.",
+        )
+    return replace(block, generic=replace(generic, experts=Experts(count, own, sliced)))
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:

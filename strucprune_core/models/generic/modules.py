@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.meta_parameters import parameters_on_meta
 from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
@@ -186,6 +188,25 @@ class Modules:
                 handle.remove()
             self._clear(layer)
 
+    def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
+        """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
+        return recording(self._layers[layer], sums)
+
+    def masking(
+        self, routers: Sequence[str], removed: Sequence[int]
+    ) -> AbstractContextManager[object]:
+        """Inside, tokens never choose the experts `removed`.
+
+        Args:
+            routers: Names in the files of matrices that score experts.
+            removed: Experts.
+        """
+        return masking(lambda: [self._parameter(name) for name in routers], removed)
+
+    def can_record(self, layer: int) -> bool:
+        """Whether `recording` knows how the layer computes its experts."""
+        return can_record(self._layers[layer])
+
     def run_whole(self, ids: Tensor, rows: Tensor, whole: WholePass) -> Tensor:
         """What meets the head's matrix, (b, n, e), after one plain pass through the model.
 
@@ -319,6 +340,13 @@ class Modules:
         parameter, _ = self._names.parameter_of(name)
         module: nn.Module = self._model.get_submodule(parameter.rpartition(".")[0])
         return module
+
+    def _parameter(self, name: str) -> Tensor:
+        """The parameter that a tensor of the files became."""
+        parameter, _ = self._names.parameter_of(name)
+        value = self._module_of(name)._parameters[parameter.rpartition(".")[2]]
+        assert value is not None  # noqa: S101 - the files hold it
+        return value
 
     def _is_text(self, name: str) -> bool:
         """Whether a tensor outside the layers belongs to the decoder or its head.

@@ -60,18 +60,38 @@ def device_terms(
     """Bytes on the device by step."""
     places, text = plan_sites(config, spec.pruning), spec.calibration
     calibration = micro_batch(tiles, text.samples, text.sequence_length)
+    if spec.pruning.removes_experts:
+        return _experts(spec, config, calibration, tiles)
     terms = _solver(spec, config, places, panels)
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
     terms["capture"] = _capture(config, places, calibration, tiles, panels)
     if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
         terms |= _probes(spec, config, places, tiles, panels)
     terms["verify"] = _verify(config, tiles)
-    if spec.evaluation is not None:
-        judged = spec.evaluation
-        batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
-        terms["evaluate"] = _forward(config, batch, tiles)
-        terms["losses"] = losses_bytes(config, judged.sequences * judged.sequence_length, tiles)
+    terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
+
+
+def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
+    """The steps of a job that removes experts: nothing is solved."""
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    return {
+        "embed": embedding_bytes(config, tokens, tiles),
+        "route": _forward(config, batch, tiles),
+        "verify": _verify(config, tiles),
+        **_evaluation(spec, config, tiles),
+    }
+
+
+def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, int]:
+    judged = spec.evaluation
+    if judged is None:
+        return {}
+    batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
+    return {
+        "evaluate": _forward(config, batch, tiles),
+        "losses": losses_bytes(config, judged.sequences * judged.sequence_length, tiles),
+    }
 
 
 def _probes(

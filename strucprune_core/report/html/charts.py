@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
-from strucprune_core.report.document import LayerReport
+from strucprune_core.report.document import LayerReport, layers_with_experts
 from strucprune_core.report.html.axes import (
     Axis,
     drawable,
@@ -76,6 +76,22 @@ def kept_widths(layers: Sequence[LayerReport]) -> Chart:
     axis = width_axis([layer.width_before for layer in layers], height=210)
     mean = sum(widths) / max(1, len(widths))
     return Chart("Kept FFN channels", _extent(widths), axis, marks, mean=mean)
+
+
+def kept_experts(layers: Sequence[LayerReport]) -> Chart:
+    """The experts that each layer keeps in front of those that it had; without experts none."""
+    held = layers_with_experts(layers)
+    counts = [experts.after for _, experts in held]
+    marks = [
+        Mark(
+            layer.index,
+            f"{experts.after:,} of {experts.before:,} experts kept",
+            {"track": experts.before, "bar": experts.after},
+        )
+        for layer, experts in held
+    ]
+    axis = width_axis([experts.before for _, experts in held], height=210)
+    return Chart("Kept experts", _extent(counts), axis, marks)
 
 
 def kept_share(layers: Sequence[LayerReport]) -> str:

@@ -63,11 +63,15 @@ def _removed(report: Report) -> str:
         "FFN channels": (gone.channels_removed, before.ffn_channels),
         "query heads": (gone.query_heads_removed, before.query_heads),
         "key-value heads": (gone.kv_heads_removed, before.kv_heads),
+        "routed experts": (gone.experts_removed, before.experts),
     }
     parts = [f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in kinds.items() if part]
+    asked = f"requested: {percent(gone.requested)}"
+    if gone.experts_removed:
+        return f"StrucPrune removed {parts[0]}: {percent(gone.reached)} ({asked})."
     return (
         f"StrucPrune removed {', '.join(parts) or 'nothing'}: {percent(gone.reached)} of "
-        f"the prunable parameters (requested: {percent(gone.requested)})."
+        f"the prunable parameters ({asked})."
     )
 
 
@@ -99,6 +103,9 @@ def _flops(report: Report) -> Headline:
     if report.sparsity.query_heads_removed and report.after.kv_cache_bytes_per_token is not None:
         cache = f"KV cache {size(report.after.kv_cache_bytes_per_token)} per token"
         return _smaller("FLOPs per token", before, after, flops, cache)
+    if report.sparsity.experts_removed:
+        note = "a token passes as many experts as before"
+        return _smaller("FLOPs per token", before, after, flops, note)
     whole = f"whole model {flops(before)} → {flops(after)}"
     return _smaller("FFN FLOPs per token", *ffn_flops(report), flops, whole)
 

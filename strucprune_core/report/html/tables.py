@@ -14,6 +14,7 @@ from strucprune_core.report.document import (
     Report,
     RoundReport,
     has_few_tokens,
+    layers_with_experts,
 )
 from strucprune_core.report.html.numbers import (
     ABSENT,
@@ -54,6 +55,7 @@ def size_table(report: Report) -> Table:
         "ffn_channels": "FFN channels",
         "query_heads": "Query heads",
         "kv_heads": "Key-value heads",
+        "experts": "Routed experts",
         "kv_cache_bytes_per_token": "KV cache, bytes per token",
         "flops_per_token": "FLOPs per token",
     }
@@ -62,7 +64,11 @@ def size_table(report: Report) -> Table:
         for field, name in names.items()
         if getattr(report.before, field) is not None
     }
-    sizes["of which FFN"] = ffn_flops(report)
+    if report.sparsity.experts_removed:
+        del sizes["FFN channels"]
+    else:
+        del sizes["Routed experts"]
+        sizes["of which FFN"] = ffn_flops(report)
     rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]
     return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
 
@@ -100,6 +106,44 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
     columns["Time"] = lambda layer: duration(layer.seconds)
     rows = [[text(layer) for text in columns.values()] for layer in layers]
     return Table("Table of all layers", [*columns], rows)
+
+
+def expert_layer_table(layers: Sequence[LayerReport]) -> Table:
+    """What became of the experts of each layer."""
+    rows = [
+        [
+            str(layer.index),
+            exact(experts.before),
+            exact(experts.after),
+            exact(min(experts.calibration_tokens)),
+            exact(max(experts.calibration_tokens)),
+            " ".join(map(str, experts.removed)),
+            duration(layer.seconds),
+        ]
+        for layer, experts in layers_with_experts(layers)
+    ]
+    head = ["Layer", "Dense", "Kept", "Least tokens", "Most tokens", "Removed experts", "Time"]
+    return Table("Table of all layers", head, rows, mono=["Removed experts"])
+
+
+def expert_table(layers: Sequence[LayerReport]) -> Table:
+    """The experts, in the order of their scores."""
+    all_experts = [
+        (experts.scores[expert], layer.index, expert, experts)
+        for layer, experts in layers_with_experts(layers)
+        for expert in range(experts.before)
+    ]
+    rows = [
+        [
+            f"{layer}.{expert}",
+            exact(experts.calibration_tokens[expert]),
+            number(score),
+            "removed" if expert in experts.removed else "kept",
+        ]
+        for score, layer, expert, experts in sorted(all_experts, key=lambda each: each[:3])
+    ]
+    title = f"Table of {len(rows):,} experts, lowest score first"
+    return Table(title, ["Layer and expert", "Tokens", "Score", ""], rows[:_MOST_SITES])
 
 
 def _recovery(layer: LayerReport) -> str:

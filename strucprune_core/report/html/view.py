@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report
+from strucprune_core.report.document import Report, layers_with_experts
 from strucprune_core.report.html.bars import Bars, memory_bars, perplexity_bars, phase_bars
-from strucprune_core.report.html.charts import Chart, kept_share, kept_widths, layer_chart
+from strucprune_core.report.html.charts import (
+    Chart,
+    kept_experts,
+    kept_share,
+    kept_widths,
+    layer_chart,
+)
 from strucprune_core.report.html.summary import Headline, headlines, lead
 from strucprune_core.report.html.tables import (
     Table,
+    expert_layer_table,
+    expert_table,
     few_tokens_table,
     file_table,
     layer_table,
@@ -44,6 +52,10 @@ class View:
     error: Chart
     seconds: Chart
     layer_table: Table
+    removes_experts: bool
+    kept_experts: Chart
+    expert_layer_table: Table
+    expert_table: Table
     few_tokens: Table
     round_table: Table
     memory: Bars
@@ -74,6 +86,10 @@ def view_of(report: Report) -> View:
         error=layer_chart("Reconstruction error", errors, "rose", line=True),
         seconds=layer_chart("Time in seconds", seconds, "blue"),
         layer_table=layer_table(layers),
+        removes_experts=bool(layers_with_experts(layers)),
+        kept_experts=kept_experts(layers),
+        expert_layer_table=expert_layer_table(layers),
+        expert_table=expert_table(layers),
         few_tokens=few_tokens_table(layers),
         round_table=round_table(report.rounds),
         memory=memory_bars(report.memory),

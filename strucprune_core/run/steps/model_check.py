@@ -8,6 +8,7 @@ from strucprune_core.errors import NumericalFailure
 from strucprune_core.evaluation.model_check import check_model
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
+from strucprune_core.plan.sites import kept_experts
 from strucprune_core.run.artifacts import ModelCheckValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.steps.weights import check_weights
@@ -47,4 +48,11 @@ def _checked(job: Job) -> dict[str, Any]:
     # transformers takes seconds and 100 MB to import: only here.
     from strucprune_core.evaluation.generic_check import check_generic_model
 
-    return check_generic_model(job.dense, seed, tick, sequences=VERIFY_SEQUENCES, length=length)
+    return check_generic_model(
+        job.dense,
+        seed,
+        tick,
+        sequences=VERIFY_SEQUENCES,
+        length=length,
+        experts=kept_experts(job.spec.pruning, job.config) if job.removes_experts else None,
+    )

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from strucprune_core.models.experts import routing_of
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.deviations import batch_warning, sparsity_warning
@@ -17,6 +18,7 @@ from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.report.document import (
     CalibrationSummary,
     DistillationReport,
+    ExpertsReport,
     ExportReport,
     LayerReport,
     MemoryFigure,
@@ -43,6 +45,7 @@ from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
+    few_expert_tokens_warning,
     few_tokens_warning,
     layer_rank,
     rank_warning,
@@ -50,6 +53,7 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
+from strucprune_core.run.steps.select import scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -82,6 +86,7 @@ def _report(job: Job) -> Report:
             channels_removed=before.ffn_channels - after.ffn_channels,
             kv_heads_removed=before.kv_heads - after.kv_heads,
             query_heads_removed=before.query_heads - after.query_heads,
+            experts_removed=before.experts - after.experts,
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
@@ -102,6 +107,7 @@ def _report(job: Job) -> Report:
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
+            *few_expert_tokens_warning(layers),
             *retry_warnings(layers),
         ],
     )
@@ -141,7 +147,7 @@ def _model(job: Job) -> ModelSummary:
         architecture=config.model_type,
         layers=config.layers,
         hidden_size=config.hidden_size,
-        intermediate_size=max(config.intermediate_sizes),
+        intermediate_size=max(config.intermediate_sizes, default=0),
         vocab_size=config.vocab_size,
         dtype=job.index.tensors[job.config.names.embedding].dtype,
         digest=job.index.digest(),
@@ -149,7 +155,9 @@ def _model(job: Job) -> ModelSummary:
 
 
 def _reached(job: Job, pruned: PrunedModel) -> float:
-    """Share of the prunable structures' parameters that went."""
+    """Share of the prunable structures' parameters that went; of experts, of their number."""
+    if job.removes_experts:
+        return 1.0 - routing_of(pruned.config).experts / routing_of(job.config).experts
     places = list(zip(job.planned, pruned.widths, strict=True))
     total = sum(place.site.structures * place.site.parameters for place, _ in places)
     left = sum(width * place.site.parameters for place, width in places)
@@ -157,10 +165,42 @@ def _reached(job: Job, pruned: PrunedModel) -> float:
 
 
 def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
+    if job.removes_experts:
+        return [_expert_layer(job, layer, kept) for layer, kept in enumerate(pruned.experts)]
     sites: list[list[SiteReport]] = [[] for _ in job.config.blocks]
     for place, site in zip(job.planned, _sites(job), strict=True):
         sites[place.layer].append(site)
     return [_layer(job, pruned, layer, of_layer) for layer, of_layer in enumerate(sites)]
+
+
+def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
+    """A layer of a job that removes experts, which has no sites."""
+    block, unit = job.config.blocks[layer], artifacts.Route(layer)
+    values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
+    experts = None
+    if kept:
+        experts = ExpertsReport(
+            removed=sorted(set(range(len(values.tokens))) - set(kept)),
+            calibration_tokens=values.tokens,
+            scores=scores_of(job.spec.pruning, values),
+        )
+    return LayerReport(
+        index=layer,
+        width_before=sum(block.ffn_widths),
+        width_after=sum(block.ffn_widths),
+        query_heads_before=block.query_heads,
+        query_heads_after=block.query_heads,
+        kv_heads_before=block.kv_heads,
+        kv_heads_after=block.kv_heads,
+        sites=[],
+        experts=experts,
+        energy=1.0,
+        predicted_damage=0.0,
+        reconstruction_error=None,
+        damping=0.0,
+        damping_retries=0,
+        seconds=0.0 if manifest is None else manifest.seconds,
+    )
 
 
 def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -> LayerReport:
@@ -245,6 +285,8 @@ def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
 
 
 def _rounds(job: Job) -> list[RoundReport]:
+    if job.removes_experts:
+        return []
     allocation = job.units.values(artifacts.Allocate())
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]

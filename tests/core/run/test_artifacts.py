@@ -17,7 +17,7 @@ from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.errors import Stopped
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.site_statistics import SiteStatistics
-from strucprune_core.plan.graph import Unit, build_graph
+from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.run import artifacts, steps
 from strucprune_core.run.artifacts import Artifacts, Capture, File, Price, PriceValues
 from strucprune_core.run.context import Job
@@ -39,6 +39,8 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Tokens: artifacts.TokensValues("ff", True, COUNTS),
     artifacts.EvaluationTokens: artifacts.EvaluationTokensValues("ff", COUNTS),
     artifacts.Capture: artifacts.CaptureValues({"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)}),
+    artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0]),
+    artifacts.Select: artifacts.SelectValues([[], [0, 2]]),
     artifacts.Probe: artifacts.ProbeValues([artifacts.OfKind(1, "ffn", 0.5)]),
     artifacts.Gradient: artifacts.GradientValues([artifacts.OfKind(1, "attention", 0.5)]),
     artifacts.Price: PRICE,
@@ -87,6 +89,7 @@ def every_unit() -> Iterator[Unit]:
             export_shards=[[0, 1, 2]],
             distill_steps=20,
         )
+    yield from build_experts_graph(layers=3, shards=[[]], evaluate=True)
 
 
 def test_a_unit_is_named_by_its_kind_and_its_numbers() -> None:

@@ -1,0 +1,187 @@
+"""Which experts of a mixture-of-experts model can be removed, and the model without them. No torch.
+
+Every layer keeps equally many, so that config.json says how many there are and transformers' own
+class loads the result. Experts that stay keep their order and get new numbers. Where they form
+groups, every group keeps equally many: a router that finds a group's experts by dividing would
+otherwise choose wrong ones, without an error.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.models.config import Experts, GenericLayer, ModelConfig, Routing
+from strucprune_core.models.tensors import tensor_name
+
+Kept = Sequence[Sequence[int]]
+"""Of each layer the experts that stay, ascending; empty for a layer without experts."""
+
+# A router that scores a group by its two best experts needs two in each.
+_LEAST_OF_GROUP = 2
+
+
+def routing_of(config: ModelConfig) -> Routing:
+    """How tokens choose among the experts of a model that was read for a job on experts."""
+    if config.generic is None or config.generic.routing is None:
+        raise TypeError("not a model whose experts can be removed")
+    return config.generic.routing
+
+
+def experts_of(config: ModelConfig, layer: int) -> Experts | None:
+    """The experts of a layer; None if it has none."""
+    generic = config.blocks[layer].generic
+    return None if generic is None else generic.experts
+
+
+def least_kept(routing: Routing) -> int:
+    """The fewest experts with which every token still finds as many as it has now."""
+    of_group = math.ceil(routing.chosen / min(routing.groups, routing.chosen_groups))
+    if routing.groups > 1:
+        of_group = max(of_group, _LEAST_OF_GROUP)
+    return of_group * routing.groups
+
+
+def expert_parameters(config: ModelConfig, layer: int) -> int:
+    """Parameters that one expert of a layer has, those of its router's rows included."""
+    block, experts = config.blocks[layer].generic, experts_of(config, layer)
+    if block is None or experts is None:
+        return 0
+    shapes = dict(block.tensors)
+    own = sum(math.prod(shapes[name.format(0)]) for name in experts.own)
+    return own + sum(math.prod(shapes[name]) // shapes[name][axis] for name, axis in experts.sliced)
+
+
+def kept_count(
+    routing: Routing,
+    sparsity: float,
+    *,
+    multiple_of: int,
+    min_keep_fraction: float,
+    max_layer_sparsity: float,
+) -> int:
+    """Experts that every layer keeps: the number nearest to what is asked for.
+
+    Raises:
+        InvalidSpec: that is less than one expert, or more than may go.
+    """
+    step = math.lcm(routing.groups, multiple_of)
+    total = routing.experts
+    share = max(min_keep_fraction, 1.0 - max_layer_sparsity)
+    floor = max(least_kept(routing), math.ceil(share * total - 1e-9))
+    possible = [count for count in range(step, total, step) if count >= floor]
+    if not possible:
+        raise InvalidSpec(
+            f"no expert can be removed: {floor} of {total} must stay, in multiples of {step}",
+            field="pruning.structures",
+            remedy="Remove FFN channels instead.",
+        )
+    wanted = (1.0 - sparsity) * total
+    if wanted > (possible[-1] + total) / 2:
+        least = (1.0 - possible[-1] / total) / 2
+        raise InvalidSpec(
+            f"{sparsity:.4g} of {total} experts rounds to none",
+            field="pruning.sparsity",
+            remedy=f"Ask for at least {math.ceil(least * 1e4) / 1e4:g}.",
+        )
+    if wanted < possible[0] - step / 2:
+        most = 1.0 - possible[0] / total
+        raise InvalidSpec(
+            f"at most {total - possible[0]} of {total} experts can be removed: a token needs "
+            f"{routing.chosen}, and pruning.min_keep_fraction and its like hold",
+            field="pruning.sparsity",
+            remedy=f"Ask for at most {math.floor(most * 1e4) / 1e4:g}.",
+        )
+    return min(possible, key=lambda count: (abs(count - wanted), -count))
+
+
+def first_experts(config: ModelConfig, count: int) -> list[list[int]]:
+    """So many experts of every layer that has some, the first of each group."""
+    routing = routing_of(config)
+    size, stay = routing.experts // routing.groups, count // routing.groups
+    kept = [group * size + number for group in range(routing.groups) for number in range(stay)]
+    return [kept if experts_of(config, layer) is not None else [] for layer in range(config.layers)]
+
+
+def without_experts(config: ModelConfig, kept: Kept) -> ModelConfig:
+    """The model with these experts alone."""
+    routing, generic = routing_of(config), config.generic
+    assert generic is not None  # noqa: S101 - it has a routing
+    (count,) = {len(each) for each in kept if each}
+    blocks = [
+        replace(block, generic=_with(block.generic, len(each)))
+        for block, each in zip(config.blocks, kept, strict=True)
+    ]
+    raw = with_count(json.loads(generic.config_json), routing, count)
+    return replace(
+        config,
+        blocks=tuple(blocks),
+        generic=replace(
+            generic,
+            config_json=json.dumps(raw, sort_keys=True),
+            routing=replace(routing, experts=count),
+        ),
+    )
+
+
+def with_count(raw: dict[str, Any], routing: Routing, count: int) -> dict[str, Any]:
+    """A config.json with another number of experts, under each key that it has for that."""
+    part = raw.get("text_config")
+    if isinstance(part, dict):  # Of a model that sees images as well.
+        return raw | {"text_config": with_count(part, routing, count)}
+    keys = [key for key in routing.count_keys if key in raw] or routing.count_keys[:1]
+    return raw | dict.fromkeys(keys, count)
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a tensor of the model without experts comes from.
+
+    Attributes:
+        name: The dense tensor.
+        axis: The axis that is cut; None: none is.
+        indices: What stays of it.
+    """
+
+    name: str
+    axis: int | None = None
+    indices: tuple[int, ...] = ()
+
+
+def origins(config: ModelConfig, kept: Kept) -> dict[str, Origin]:
+    """Tensors of the model without experts, by name, that are not the dense ones of that name."""
+    found: dict[str, Origin] = {}
+    for layer, stay in enumerate(kept):
+        experts, generic = experts_of(config, layer), config.blocks[layer].generic
+        if experts is None or generic is None:
+            continue
+        shapes = dict(generic.tensors)
+        for name in experts.own:
+            for new, old in enumerate(stay):
+                found[tensor_name(config, layer, name.format(new))] = Origin(
+                    tensor_name(config, layer, name.format(old))
+                )
+        for name, axis in experts.sliced:
+            full = tensor_name(config, layer, name)
+            rest = range(experts.count, shapes[name][axis])
+            found[full] = Origin(full, axis, (*stay, *rest))
+    return found
+
+
+def _with(generic: GenericLayer | None, count: int) -> GenericLayer | None:
+    """A layer with fewer experts; itself if it has none."""
+    if generic is None or generic.experts is None:
+        return generic
+    experts, shapes = generic.experts, dict(generic.tensors)
+    for name in experts.own:
+        for number in range(count, experts.count):
+            del shapes[name.format(number)]
+    for name, axis in experts.sliced:
+        shape = shapes[name]
+        size = shape[axis] - experts.count + count
+        shapes[name] = (*shape[:axis], size, *shape[axis + 1 :])
+    return replace(generic, tensors=tuple(shapes.items()), experts=replace(experts, count=count))

@@ -1,0 +1,187 @@
+"""What a layer's experts do with tokens: recorded, and with some of them left out by the router.
+
+transformers' experts modules are decorated (`use_experts_implementation`): flags say how their
+matrices are stored, and the tokens that each expert gets are an argument. `recording` computes what
+such a module computes, one expert after the other, and sums up what each puts out. Llama 4 has a
+class of its own: each expert gets all tokens, times the router's weight, which is 0 for most.
+
+`masking` changes no weight: whatever is multiplied with the router's matrix gets a score for some
+experts that no token prefers to any other. What the layer then computes is what it must compute
+once these experts are cut out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_FLAGS = ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm")
+
+_WEIGHTED = ("Llama4TextExperts",)
+"""Classes whose experts get tokens times the router's weights, all tokens for each expert."""
+
+NEVER_CHOSEN = -1e9
+"""A score below any that a router gives; finite, since routers multiply."""
+
+
+class NoRecord(Exception):
+    """Experts of this layer cannot be recorded; the message is the reason, for users."""
+
+
+class ExpertSums:
+    """Sums over the tokens that reached each expert of a layer.
+
+    Attributes:
+        tokens: How many did, (E,) int64.
+        squares: Sum of the squared norm of the expert's output, (E,) float64. Of experts that get
+            tokens times the router's weight, the weight is in it.
+        gated: Sum of the router's weight times the norm of the output, (E,) float64.
+    """
+
+    def __init__(self, experts: int) -> None:
+        self.tokens = torch.zeros(experts, dtype=torch.int64)
+        self.squares = torch.zeros(experts, dtype=torch.float64)
+        self.gated = torch.zeros(experts, dtype=torch.float64)
+
+    def add(self, expert: int, outputs: Tensor, gates: Tensor) -> None:
+        """Add an expert's outputs (n x d) and their weights (n,) in the layer's sum."""
+        squares = outputs.double().square().sum(-1)
+        self.tokens[expert] += len(outputs)
+        self.squares[expert] += squares.sum().cpu()
+        self.gated[expert] += (gates.double() * squares.sqrt()).sum().cpu()
+
+
+@contextlib.contextmanager
+def recording(layer: nn.Module, sums: ExpertSums) -> Iterator[None]:
+    """Inside, a decoder layer's experts add what they do to `sums`.
+
+    Raises:
+        NoRecord: the layer has no module that can be recorded, or several.
+    """
+    module = _experts_module(layer)
+    plain = module.forward
+    decorated = hasattr(module, _FLAGS[0])
+    module.forward = _Recorder(module, sums) if decorated else _Weighted(plain, sums)
+    try:
+        yield
+    finally:
+        module.forward = plain
+
+
+def can_record(layer: nn.Module) -> bool:
+    """Whether a layer has one module of experts that can be recorded."""
+    try:
+        _experts_module(layer)
+    except NoRecord:
+        return False
+    return True
+
+
+def _experts_module(layer: nn.Module) -> Any:
+    found = [
+        module
+        for module in layer.modules()
+        if all(hasattr(module, f) for f in _FLAGS) or type(module).__name__ in _WEIGHTED
+    ]
+    if len(found) != 1:
+        raise NoRecord(
+            "its class computes experts in a way of its own, which says nothing of single experts"
+            if not found
+            else "its layers have experts in several places"
+        )
+    return found[0]
+
+
+class _Recorder:
+    """Computes what a decorated experts module does, one expert after the other."""
+
+    def __init__(self, module: Any, sums: ExpertSums) -> None:
+        self._module, self._sums = module, sums
+
+    def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        """The weighted sum of each token's experts, (n x d), for tokens (n x d)."""
+        result = torch.zeros_like(hidden_states)
+        for expert in range(len(self._sums.tokens)):
+            tokens, place = (top_k_index == expert).nonzero(as_tuple=True)
+            if not len(tokens):
+                continue
+            outputs = self._outputs(expert, hidden_states[tokens])
+            gates = top_k_weights[tokens, place]
+            self._sums.add(expert, outputs, gates)
+            result.index_add_(0, tokens, (outputs * gates[:, None]).to(result.dtype))
+        return result
+
+    def _outputs(self, expert: int, tokens: Tensor) -> Tensor:
+        """One expert's output, (n x d)."""
+        module = self._module
+        name = "gate_up_proj" if module.has_gate else "up_proj"
+        inner = self._product(name, expert, tokens)
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        outputs = self._product("down_proj", expert, inner)
+        if module.has_post_expert_norm:
+            outputs = module.post_expert_norm(outputs)
+        return outputs
+
+    def _product(self, name: str, expert: int, rows: Tensor) -> Tensor:
+        module = self._module
+        matrix = getattr(module, name)[expert]
+        bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+        return functional.linear(rows, matrix.T if module.is_transposed else matrix, bias)
+
+
+class _Weighted:
+    """Calls a module whose experts get all tokens times their weights, and looks at the results."""
+
+    def __init__(self, plain: Callable[[Tensor], Tensor], sums: ExpertSums) -> None:
+        self._plain, self._sums = plain, sums
+
+    def __call__(self, hidden_states: Tensor) -> Tensor:
+        """The experts' outputs, (E * n x d), for tokens (E * n x d), expert by expert."""
+        outputs = self._plain(hidden_states)
+        experts = len(self._sums.tokens)
+        given, results = (
+            each.view(experts, -1, each.shape[-1]) for each in (hidden_states, outputs)
+        )
+        for expert in range(experts):
+            reached = given[expert].any(-1)
+            found = results[expert][reached]
+            self._sums.add(expert, found, found.new_ones(len(found)))
+        return outputs
+
+
+class masking(TorchFunctionMode):  # noqa: N801 - used like a function
+    """Inside, products with some matrices never choose some experts.
+
+    Args:
+        matrices: Called once inside: routers' matrices, (scores x d).
+        removed: Experts.
+    """
+
+    def __init__(self, matrices: Callable[[], Sequence[Tensor]], removed: Sequence[int]) -> None:
+        super().__init__()
+        self._matrices, self._removed = matrices, torch.tensor(list(removed))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Compute, and replace scores."""
+        result = func(*args, **(kwargs or {}))
+        if not isinstance(result, Tensor) or not result.is_floating_point() or result.dim() < 2:
+            return result
+        given = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, Tensor)]
+        with torch._C.DisableTorchFunction():
+            for matrix in self._matrices():
+                if self._multiplies(given, matrix, result):
+                    result = result.index_fill(-1, self._removed.to(result.device), NEVER_CHOSEN)
+        return result
+
+    def _multiplies(self, given: list[Tensor], matrix: Tensor, result: Tensor) -> bool:
+        same = any(each.data_ptr() == matrix.data_ptr() for each in given)
+        scores = result.shape[-1] == len(matrix)
+        return same and scores and result.data_ptr() != matrix.data_ptr()

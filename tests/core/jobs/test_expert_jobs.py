@@ -1,0 +1,291 @@
+"""Whole jobs that remove experts: what goes, what transformers' own class makes of the rest."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from strucprune_core.errors import InvalidSpec, Stopped, UnsupportedArchitecture
+from strucprune_core.evaluation import experts_check
+from strucprune_core.evaluation.standalone import verify_checkpoint
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import experts_of, first_experts, routing_of
+from strucprune_core.plan.inspection import examine_job, inspect_model
+from strucprune_core.report.document import ExpertsReport, Report
+from strucprune_core.storage.local import LocalStore
+from tests.core.jobs.tiny_job import (
+    EASY,
+    StopOnceFinished,
+    checkpoint_of,
+    files_of,
+    run,
+    tiny_spec,
+)
+from tests.support.tiny_experts import EXPERTS, save_tiny_experts
+from tests.support.tiny_llama import make_tiny_llama
+
+# Tensors of each expert, in a family that is written out; the same with other names; one tensor for
+# all experts, router and experts with biases, transposed; one tensor for all; groups of experts, a
+# plain first layer and shared experts.
+ARCHITECTURES = ["qwen3_moe", "mixtral", "gpt_oss", "granitemoe", "deepseek_v3"]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_experts(request.param, tmp_path_factory.mktemp(request.param) / "model")
+
+
+@pytest.fixture(scope="module")
+def gpt_oss(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_experts("gpt_oss", tmp_path_factory.mktemp("gpt_oss") / "model")
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_experts("mixtral", tmp_path_factory.mktemp("mixtral") / "model")
+
+
+def without_experts(model: Path, text: Path, root: Path, **pruning: Any) -> Report:
+    """Run a job that removes a quarter of the experts."""
+    spec = tiny_spec(
+        model,
+        text,
+        root / "out",
+        pruning={"sparsity": 0.25, "structures": ["experts"], **pruning},
+        evaluation=EASY,
+    )
+    return run(spec, root)
+
+
+def loaded(directory: Path) -> Any:
+    """A checkpoint as users load it: no code but transformers' own."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert type(model).__module__.startswith("transformers.")
+    return model.eval()
+
+
+def of_layers(report: Report) -> dict[int, ExpertsReport]:
+    return {each.index: each.experts for each in report.layers if each.experts is not None}
+
+
+def kept(experts: ExpertsReport) -> list[int]:
+    return [number for number in range(experts.before) if number not in experts.removed]
+
+
+def expert_modules(model: Any) -> dict[int, Any]:
+    """The module of experts of each layer."""
+    return {
+        number: module
+        for number, layer in enumerate(model.model.layers)
+        for module in layer.modules()
+        if hasattr(module, "has_gate")
+    }
+
+
+def test_what_stays_is_the_dense_models(model: Path, text_file: Path, tmp_path: Path) -> None:
+    report = without_experts(model, text_file, tmp_path)
+    dense, pruned = loaded(model), loaded(tmp_path / "out")
+    assert type(dense) is type(pruned)
+    experts = of_layers(report)
+    assert len(experts) == len(expert_modules(dense)) > 0
+    assert {each.after for each in experts.values()} == {6}
+    assert report.sparsity.experts_removed == 2 * len(experts)
+    assert report.sparsity.reached == 0.25
+    whole, left = dense.state_dict(), pruned.state_dict()
+    cut = 0
+    for name, tensor in whole.items():
+        if tensor.shape == left[name].shape:
+            assert torch.equal(tensor, left[name]), name
+            continue
+        number = int(name.split(".")[2])
+        (axis,) = (at for at, size in enumerate(tensor.shape) if size != left[name].shape[at])
+        stay = torch.tensor(kept(experts[number]))
+        assert torch.equal(tensor.index_select(axis, stay), left[name]), name
+        cut += tensor.numel() - left[name].numel()
+    assert report.sparsity.parameters_removed == cut
+    tokens = torch.arange(5, 29).view(2, 12)
+    assert pruned.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
+
+
+@pytest.mark.parametrize("score", ["output_norm", "reap"])
+def test_scores_are_means_over_the_tokens_of_an_expert(
+    model: Path, text_file: Path, tmp_path: Path, score: str
+) -> None:
+    """Each expert of the whole model is asked for its output alone, by transformers' own code."""
+    report = without_experts(model, text_file, tmp_path, expert_score=score)
+    dense = loaded(model)
+    windows = np.load(next((tmp_path / "workspace").rglob("calibration.npy")))
+    given: dict[int, tuple[torch.Tensor, ...]] = {}
+
+    def keep(number: int) -> Any:
+        return lambda _, arguments: given.update({number: arguments})
+
+    modules = expert_modules(dense)
+    handles = [m.register_forward_pre_hook(keep(n)) for n, m in modules.items()]
+    with torch.inference_mode():
+        dense(input_ids=torch.from_numpy(windows).long(), use_cache=False)
+    for handle in handles:
+        handle.remove()
+    for number, experts in of_layers(report).items():
+        hidden, chosen, weights = given[number]
+        for expert in range(EXPERTS):
+            tokens, place = (chosen == expert).nonzero(as_tuple=True)
+            assert experts.calibration_tokens[expert] == len(tokens)
+            alone, ones = torch.full((len(tokens), 1), expert), torch.ones(len(tokens), 1)
+            with torch.inference_mode():
+                norms = modules[number](hidden[tokens], alone, ones).double().norm(dim=-1)
+            wanted = norms.square() if score == "output_norm" else weights[tokens, place] * norms
+            assert experts.scores[expert] == pytest.approx(float(wanted.mean()), rel=1e-4)
+        worst = sorted(range(EXPERTS), key=lambda expert: experts.scores[expert])
+        if routing_of(read(model)).groups == 1:
+            assert experts.removed == sorted(worst[:2])
+        else:
+            lowest = [next(e for e in worst if e // 4 == group) for group in (0, 1)]
+            assert experts.removed == lowest
+
+
+def read(model: Path) -> ModelConfig:
+    return inspect_model(LocalStore(model), experts=True).config
+
+
+@pytest.mark.parametrize("unit", ["model_check", "route.0", "route.2", "select", "assemble.0"])
+def test_a_resumed_job_ends_with_the_same_bytes(
+    mixtral: Path, text_file: Path, tmp_path: Path, unit: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    without_experts(mixtral, text_file, whole)
+    pruning = {"sparsity": 0.25, "structures": ["experts"]}
+    spec = tiny_spec(mixtral, text_file, parts / "out", pruning=pruning, evaluation=EASY)
+    with pytest.raises(Stopped):
+        run(spec, parts, stop=StopOnceFinished(parts, unit))
+    assert files_of(parts / "out") == {}
+    run(spec, parts)
+    assert checkpoint_of(parts / "out") == checkpoint_of(whole / "out")
+
+
+def test_experts_that_no_token_reaches_go_first(
+    gpt_oss: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    for path in gpt_oss.iterdir():
+        (model / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.layers.1.mlp.router.bias"][[2, 5]] = -1e4
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    report = without_experts(model, text_file, tmp_path)
+    experts = of_layers(report)[1]
+    assert experts.removed == [2, 5]
+    assert experts.calibration_tokens[2] == experts.calibration_tokens[5] == 0
+    (warning,) = (line for line in report.warnings if "experts saw fewer" in line)
+    assert "2 none at all, which went first" in warning
+
+
+def test_unequal_groups_would_be_noticed(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What loads cleanly and computes something else is refused before any work."""
+    model = save_tiny_experts("deepseek_v3", tmp_path / "model")
+
+    def unequal(config: Any, count: int, seed: int) -> list[list[int]]:
+        stay = [0, 1, 2, 3, 4, 7]
+        return [[] if experts_of(config, n) is None else stay for n in range(config.layers)]
+
+    monkeypatch.setattr(experts_check, "_some_experts", unequal)
+    with pytest.raises(
+        UnsupportedArchitecture,
+        match="something else than what it computes where its router avoids",
+    ):
+        without_experts(model, text_file, tmp_path)
+
+
+def test_groups_lose_equally_many(text_file: Path, tmp_path: Path) -> None:
+    model = save_tiny_experts("deepseek_v3", tmp_path / "model")
+    config = read(model)
+    assert first_experts(config, 6)[1] == [0, 1, 2, 4, 5, 6]
+    report = without_experts(model, text_file, tmp_path, sparsity=0.4)
+    for experts in of_layers(report).values():  # 4.8 would be nearest; 4 is a multiple of two.
+        assert sorted(each // 4 for each in experts.removed) == [0, 0, 1, 1]
+    assert any("0.4 was asked for" in line for line in report.warnings)
+
+
+def refusal(model: Path, text: Path, root: Path, **pruning: Any) -> InvalidSpec:
+    with pytest.raises(InvalidSpec) as caught:
+        without_experts(model, text, root, **pruning)
+    assert files_of(root / "out") == {}
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "text"),
+    [
+        ({"sparsity": 0.9}, "pruning.sparsity", "at most 6 of 8 experts"),
+        ({"sparsity": 0.05}, "pruning.sparsity", "rounds to none"),
+        ({"multiple_of": 8}, "pruning.structures", "no expert can be removed"),
+        ({"min_keep_fraction": 0.9}, "pruning.structures", "8 of 8 must stay"),
+    ],
+)
+def test_numbers_that_cannot_be(
+    mixtral: Path, text_file: Path, tmp_path: Path, changes: dict[str, Any], field: str, text: str
+) -> None:
+    error = refusal(mixtral, text_file, tmp_path, **changes)
+    assert error.field == field
+    assert text in error.message
+    assert error.remedy
+
+
+def test_models_without_experts_are_refused(text_file: Path, tmp_path: Path) -> None:
+    llama = make_tiny_llama(tmp_path / "llama", layers=2)
+    error = refusal(llama, text_file, tmp_path)
+    assert error.field == "pruning.structures"
+    assert "'llama' has no routed experts" in error.message
+
+
+def test_a_class_that_computes_experts_its_own_way_is_refused(
+    text_file: Path, tmp_path: Path
+) -> None:
+    jetmoe = save_tiny_experts("jetmoe", tmp_path / "jetmoe")
+    error = refusal(jetmoe, text_file, tmp_path)
+    assert "in a way of its own" in error.message
+
+
+def test_a_model_that_was_pruned_before_is_refused(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    first = tmp_path / "first"
+    run(tiny_spec(mixtral, text_file, first / "out", evaluation=EASY), first)
+    error = refusal(first / "out", text_file, tmp_path / "second")
+    assert "was pruned before" in error.message
+
+
+def test_a_model_that_has_experts_alone(text_file: Path, tmp_path: Path) -> None:
+    """It can be read and checked for any purpose, and an error says what can be removed."""
+    model = save_tiny_experts("granitemoe", tmp_path / "model")
+    spec = tiny_spec(model, text_file, tmp_path / "out", evaluation=EASY)
+    with pytest.raises(InvalidSpec, match="only experts") as caught:
+        run(spec, tmp_path)
+    assert caught.value.field == "pruning.structures"
+    assert [each.field for each in examine_job(spec, local).issues] == ["pruning.structures"]
+    without_experts(model, text_file, tmp_path / "other")
+    assert verify_checkpoint(str(tmp_path / "other/out"))["valid"]
+
+
+def local(uri: str) -> LocalStore:
+    return LocalStore(Path(uri))
+
+
+def test_channels_of_the_result_can_be_pruned(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    without_experts(mixtral, text_file, first)
+    assert json.loads((first / "out/config.json").read_text())["num_local_experts"] == 6
+    report = run(tiny_spec(first / "out", text_file, second / "out", evaluation=EASY), second)
+    assert report.after.ffn_channels < report.before.ffn_channels
