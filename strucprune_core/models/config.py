@@ -207,17 +207,17 @@ class GenericModel:
         layer_returns: What a layer returns: "hidden" is its output alone; else a tuple, in which
             each place holds "hidden" or "none".
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
-        routing: Set where experts can be removed.
         streams: Shape of a token's hidden states between layers, where it is not one vector: they
             are stored in a row.
+        routing: Set where experts can be removed.
     """
 
     config_json: str
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
     layer_returns: str | tuple[str, ...]
     keeps_scores: bool = False
-    routing: Routing | None = None
     streams: tuple[int, ...] = ()
+    routing: Routing | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -135,6 +135,39 @@ def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
     return replace(found, other_names=other_names(found, names, role))
 
 
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """The hidden states of a token between layers.
+
+    Attributes:
+        key, apart: See `Architecture.streams_key` and `streams_apart`.
+        width: Of one hidden state.
+    """
+
+    key: str | None
+    apart: bool
+    width: int
+
+
+def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> _Streams:
+    """What layers are given for a token.
+
+    Raises:
+        NotPrunable: more than its hidden states.
+    """
+    if any(call.options.get("input_ids") is not None for call in calls):
+        raise NotPrunable("its layers are given token ids beside hidden states")
+    text = config.get_text_config()
+    key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
+    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
+    width = given[0].shape[-1] if key is None else text.hidden_size
+    count = 1 if key is None else getattr(text, key)
+    for hidden in given:
+        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * count * width:
+            raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return _Streams(key, given[0].dim() == 4, width)
+
+
 def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
     """What every layer returns."""
     returns = {
@@ -164,46 +197,12 @@ def _outline(
         tied=model.get_output_embeddings().weight is embedding.weight,
         layer_returns=returns,
         keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
-        context_key=_context_key(model.config),
-        channels=(),
         encoder=is_encoder(model.config),
         streams_key=streams.key,
         streams_apart=streams.apart,
+        context_key=_context_key(model.config),
+        channels=(),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Streams:
-    """Hidden states of a token between layers.
-
-    Attributes:
-        key: See `Architecture.streams_key`.
-        apart: See `Architecture.streams_apart`.
-        width: Width of one hidden state.
-    """
-
-    key: str | None
-    apart: bool
-    width: int
-
-
-def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> _Streams:
-    """What a layer is given of each token.
-
-    Raises:
-        NotPrunable: layers are given more than hidden states of each token.
-    """
-    if any(call.options.get("input_ids") is not None for call in calls):
-        raise NotPrunable("its layers are given token ids beside hidden states")
-    text = config.get_text_config()
-    key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
-    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
-    width = given[0].shape[-1] if key is None else text.hidden_size
-    streams = 1 if key is None else getattr(text, key)
-    for hidden in given:
-        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * streams * width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-    return _Streams(key, given[0].dim() == 4, width)
 
 
 def no_channels(model: Any) -> str:
@@ -361,6 +360,7 @@ def _segments(by_channel: dict[int, list[int]], width: int) -> tuple[tuple[int, 
 
 
 def as_entry(architecture: Architecture) -> dict[str, Any]:
-    """An architecture as the table stores it."""
+    """An architecture as the table stores it: without what is as in most of them."""
     entry: dict[str, Any] = json.loads(json.dumps(asdict(architecture)))
-    return entry
+    usual = {each.name: each.default for each in fields(architecture) if each.default != ()}
+    return {key: value for key, value in entry.items() if value != usual.get(key, MISSING)}

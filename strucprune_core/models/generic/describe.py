@@ -119,8 +119,8 @@ def describe(
             tuple(sorted((name, shape) for name, shape in rest.items())),
             architecture.layer_returns,
             architecture.keeps_scores,
-            None if experts is None else experts.routing(_decoder(raw)),
             (streams, hidden) if architecture.streams_apart else (),
+            None if experts is None else experts.routing(_decoder(raw)),
         ),
     )
 
