@@ -85,6 +85,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     """Show what a model is and whether it can be pruned. Reads no weights."""
     from strucprune_core.errors import naming_field
     from strucprune_core.export.checks import possible_exports
+    from strucprune_core.models.experts import experts_of
     from strucprune_core.plan.estimate import size_of
     from strucprune_core.plan.inspection import inspect_model
     from strucprune_core.storage.open import open_store
@@ -100,7 +101,14 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "layers": config.layers,
             "hidden_size": config.hidden_size,
             "intermediate_sizes": list(config.intermediate_sizes),
-            "experts": [len(block.ffn_widths) for block in config.blocks],
+            "experts": [
+                len(block.ffn_widths) if experts is None else experts.count
+                for block, experts in zip(
+                    config.blocks,
+                    (experts_of(config, layer) for layer in range(config.layers)),
+                    strict=True,
+                )
+            ],
             "query_heads": [block.query_heads for block in config.blocks],
             "kv_heads": [block.kv_heads for block in config.blocks],
             "head_dim": config.head_dim or None,

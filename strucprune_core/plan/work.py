@@ -119,7 +119,9 @@ def _active_of_generic(config: ModelConfig, layer: int) -> int:
         for name in experts.own
         for number in range(experts.count)
     )
-    of_experts += sum(math.prod(shape) for shape in shapes.values() if len(shape) > 2)
+    of_experts += sum(
+        math.prod(shapes[name]) for name, _ in experts.sliced if len(shapes[name]) > 2
+    )
     rest = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
     return rest + of_experts * routing.chosen // experts.count
 

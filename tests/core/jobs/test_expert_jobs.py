@@ -17,6 +17,7 @@ from strucprune_core.evaluation import experts_check
 from strucprune_core.evaluation.standalone import verify_checkpoint
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, first_experts, routing_of
+from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.report.document import ExpertsReport, Report
 from strucprune_core.storage.local import LocalStore
@@ -110,6 +111,10 @@ def test_what_stays_is_the_dense_models(model: Path, text_file: Path, tmp_path: 
         assert torch.equal(tensor.index_select(axis, stay), left[name]), name
         cut += tensor.numel() - left[name].numel()
     assert report.sparsity.parameters_removed == cut
+    assert report.after.parameters == report.before.parameters - cut
+    page = (tmp_path / "out/report.html").read_text()
+    assert f"removed {2 * len(experts)} of {EXPERTS * len(experts)} routed experts" in page
+    assert "Kept experts" in page
     tokens = torch.arange(5, 29).view(2, 12)
     assert pruned.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
 
@@ -246,6 +251,19 @@ def test_models_without_experts_are_refused(text_file: Path, tmp_path: Path) -> 
     error = refusal(llama, text_file, tmp_path)
     assert error.field == "pruning.structures"
     assert "'llama' has no routed experts" in error.message
+
+
+def test_an_estimate_knows_the_result(model: Path, text_file: Path, tmp_path: Path) -> None:
+    pruning = {"sparsity": 0.25, "structures": ["experts"]}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    estimate = estimate_job(spec, inspect_model(LocalStore(model), experts=True))
+    report = run(spec, tmp_path)
+    assert estimate.parameters_after == report.after.parameters
+    assert estimate.sparsity_reached == report.sparsity.reached
+    assert estimate.bytes_after == pytest.approx(report.after.bytes, rel=0.01)
+    assert report.after.flops_per_token < report.before.flops_per_token  # fewer rows of a router
+    assert report.memory.host_peak_bytes.measured is not None
+    assert report.memory.host_peak_bytes.measured <= estimate.host_peak_bytes
 
 
 def test_a_class_that_computes_experts_its_own_way_is_refused(
