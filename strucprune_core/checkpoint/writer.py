@@ -59,13 +59,13 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_shard_bytes: int) -> list[
     """Divide tensors, in their order, over files of at most `max_shard_bytes`.
 
     A tensor larger than that gets a file of its own. File names are those of the Hugging Face
-    layout. Without tensors there is one file, of none.
+    layout.
 
     Raises:
-        StrucPruneError: two tensors share a name.
+        StrucPruneError: two tensors share a name, or there is none.
     """
-    if len({tensor.name for tensor in tensors}) != len(tensors):
-        raise StrucPruneError("each tensor of a checkpoint needs its own name")
+    if not tensors or len({tensor.name for tensor in tensors}) != len(tensors):
+        raise StrucPruneError("a checkpoint needs at least one tensor, each with its own name")
     groups: list[list[PlannedTensor]] = [[]]
     filled_bytes = 0
     for tensor in tensors:
