@@ -87,6 +87,7 @@ def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[st
         ScratchUnavailable: the disk is full, or cannot be written to.
     """
     shard = _shard(tensors)
+    size_bytes = shard.size_bytes
     header = header_bytes(shard)
     arrays: dict[str, NDArray[Any]] = {}
     try:
