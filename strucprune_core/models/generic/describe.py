@@ -193,7 +193,7 @@ def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None
         key, count = next(iter(counts.items()))
         extra = architecture.layer.format(count)
         raise InvalidCheckpoint(
-            f"config.json says that there are {count} layers ({key}), but the files hold {found}",
+            f"config.json expects {count} layers ({key}), but the files hold {found}",
             field=fields.FIELD,
             remedy="Copy the model again, or give the config.json that was saved with it."
             if found < count
