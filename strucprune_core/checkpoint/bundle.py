@@ -20,7 +20,13 @@ from torch import Tensor
 
 from strucprune_core.checkpoint.header import parse_header
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
-from strucprune_core.checkpoint.writer import PlannedTensor, header_bytes, plan_shards, write_shard
+from strucprune_core.checkpoint.writer import (
+    PlannedTensor,
+    Shard,
+    header_bytes,
+    plan_shards,
+    write_shard,
+)
 from strucprune_core.scratch.arrays import take_space
 from strucprune_core.scratch.directories import scratch_errors
 
@@ -38,9 +44,16 @@ def save_bundle(path: Path, tensors: Mapping[str, Tensor]) -> None:
         PlannedTensor(name, _NAMES[tensor.dtype], tuple(tensor.shape))
         for name, tensor in tensors.items()
     ]
-    size_bytes = sum(tensor.size_bytes for tensor in planned)
-    (shard,) = plan_shards(planned, max(1, size_bytes))
-    write_shard(path, shard, tensors.__getitem__)
+    write_shard(path, _shard(planned), tensors.__getitem__)
+
+
+def _shard(tensors: Sequence[PlannedTensor]) -> Shard:
+    """One file of tensors; a layer without a site has none."""
+    if not tensors:
+        return Shard("", ())
+    size_bytes = sum(tensor.size_bytes for tensor in tensors)
+    (shard,) = plan_shards(tensors, max(1, size_bytes))
+    return shard
 
 
 def bundle_names(path: Path) -> list[str]:
@@ -73,8 +86,8 @@ def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[st
     Raises:
         ScratchUnavailable: the disk is full, or cannot be written to.
     """
-    size_bytes = sum(tensor.size_bytes for tensor in tensors)
-    (shard,) = plan_shards(tensors, max(1, size_bytes))
+    shard = _shard(tensors)
+    size_bytes = shard.size_bytes
     header = header_bytes(shard)
     arrays: dict[str, NDArray[Any]] = {}
     try:

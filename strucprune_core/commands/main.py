@@ -146,7 +146,9 @@ def _by_layer(values: Sequence[object]) -> str:
 
 
 def _ffn(widths: Sequence[int]) -> str:
-    """The width of a layer's FFN, or of each of its experts."""
+    """The width of a layer's FFN, or of each of its experts; some layers have none."""
+    if not widths:
+        return "none"
     if len(set(widths)) == 1:
         return str(widths[0])
     return "/".join(str(width) for width in widths)

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
+from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture, naming_field
 from strucprune_core.evaluation.experts_check import ExpertsCheck
 from strucprune_core.evaluation.model_check import (
     FIELD,
@@ -71,7 +71,8 @@ def check_generic_model(
     from strucprune_core.evaluation.transformers_reference import REFERENCE
 
     modules = modules_of(stream)
-    check_parameters(modules, stream, REFERENCE)
+    with naming_field(FIELD):
+        check_parameters(modules, stream, REFERENCE)
     tokens = random_tokens(seed, stream.config.vocab_size, (sequences, length))
     layers = layers_to_run(
         [

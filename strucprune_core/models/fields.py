@@ -19,6 +19,8 @@ RawConfig = Mapping[str, Any]
 """config.json as parsed: keys to anything."""
 
 FIELD = "model.uri"
+LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
+"""Keys by which classes of transformers count layers."""
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20
 MAX_VOCABULARY = 2**24

@@ -28,8 +28,7 @@ from strucprune_core.models.generic.expert_table import (
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 from strucprune_core.models.tensors import allowance, with_full_names
 
-# Keys by which classes of transformers count layers and experts.
-_LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
+# Keys by which classes of transformers count experts.
 _EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 # Tensors that any layer has beside those of its experts, an expert has, and a model has beside
 # those of its layers.
@@ -133,7 +132,7 @@ def header_allowance(raw: RawConfig) -> Allowance:
     parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
     tensors = _OTHER_TENSORS
     for part in parts:  # What sees images has layers of its own.
-        layers = _largest(part, _LAYER_KEYS, fields.MAX_LAYERS, 0)
+        layers = _largest(part, fields.LAYER_KEYS, fields.MAX_LAYERS, 0)
         experts = _largest(part, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
         tensors += layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts)
     return Allowance(tensors, min(MAX_HEADERS_BYTES, tensors * _ENTRY_BYTES + _METADATA_BYTES))

@@ -105,8 +105,8 @@ def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:
             dense,
             width_after=sum(block.ffn_widths),
             query_heads_after=block.query_heads,
-            energy=max(energies[dense.index]),
-            predicted_damage=sum(damages[dense.index]),
+            energy=max(energies.get(dense.index, [0.0])),  # A layer without an FFN has no site.
+            predicted_damage=sum(damages.get(dense.index, [])),
         )
         for dense, block in zip(_dense(job), pruned.blocks, strict=True)
     ]

@@ -68,6 +68,7 @@ def describe(
         fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
+    _check_count(raw, len(layers), architecture)
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
         raise InvalidCheckpoint(
@@ -188,6 +189,41 @@ def _split(
             remedy="Copy the model again.",
         )
     return [found[number] for number in range(len(found))], rest
+
+
+def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None:
+    """Compare the number of layers in the files with config.json, where it says one.
+
+    transformers builds as many layers as it says, whatever the files hold. So no part of
+    config.json may ask for an absurd number.
+    """
+    for part in (each for each in raw.values() if isinstance(each, dict)):
+        _counts(part)
+    counts = _counts(raw) | _counts(_decoder(raw))
+    if counts and found not in counts.values():
+        key, count = next(iter(counts.items()))
+        extra = architecture.layer.format(count)
+        raise InvalidCheckpoint(
+            f"config.json expects {count} layers ({key}), but the files hold {found}",
+            field=fields.FIELD,
+            remedy="Copy the model again, or give the config.json that was saved with it."
+            if found < count
+            else f"If the config is right and '{extra}' is an extra layer (multi-token "
+            "prediction), load the model with transformers' AutoModelForCausalLM, and save it with "
+            "save_pretrained: that leaves it out.",
+        )
+
+
+def _counts(part: RawConfig) -> dict[str, int]:
+    """The numbers of layers in a part of config.json, by key.
+
+    Classes for an encoder beside the decoder have several.
+    """
+    return {
+        key: fields.checked_integer(key, part[key], fields.MAX_LAYERS)
+        for key in fields.LAYER_KEYS
+        if part.get(key) is not None
+    }
 
 
 def _block(tensors: Shapes, architecture: Architecture) -> LayerConfig:

@@ -35,6 +35,7 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
+_FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
 _NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
@@ -499,10 +500,19 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
 def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
     """A config.json without the keys that could make transformers fetch or run other code."""
     return {
-        key: safe_config(value) if isinstance(value, dict) else value
+        key: _value(value)
         for key, value in raw.items()
         if key not in _CODE_KEYS and not key.startswith("_")
     }
+
+
+def _value(value: Any) -> Any:
+    """A value of config.json; JSON has no infinity, so transformers writes `{"__float__": ...}`."""
+    if isinstance(value, list):
+        return [_value(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    return float(value[_FLOAT]) if set(value) == {_FLOAT} else safe_config(value)
 
 
 def model_of(config: Any) -> Any:

@@ -154,7 +154,7 @@ def _capture(
         running = forward_bytes(config, layer, batch, tiles, record=kinds)
         resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
         kept = FP32_BYTES * batch.tokens * (config.hidden_size + sum(columns))
-        adding = resident + kept + max(each["scaled_activations"] for each in sums)
+        adding = resident + kept + max((each["scaled_activations"] for each in sums), default=0)
         worst = max(worst, held + max(running, adding))
     return worst
 

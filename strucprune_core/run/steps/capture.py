@@ -53,7 +53,7 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
 def _refuse_degenerate(job: Job, statistics: dict[str, SiteStatistics]) -> None:
     if not job.spec.calibration.allow_degenerate:
         rank = largest_known(each.effective_rank for each in statistics.values())
-        widest = max(each.columns for each in statistics.values())
+        widest = max((each.columns for each in statistics.values()), default=0)
         refuse_rank(rank, widest, job.spec.calibration.place)
 
 

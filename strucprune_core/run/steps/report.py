@@ -217,11 +217,11 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_after=after.kv_heads,
         sites=sites,
         recovery=_recovery(job, layer),
-        energy=max(site.energy for site in sites),
+        energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
         reconstruction_error=largest_known(site.reconstruction_error for site in sites),
-        damping=max(site.damping for site in sites),
-        damping_retries=max(site.damping_retries for site in sites),
+        damping=max((site.damping for site in sites), default=0.0),
+        damping_retries=max((site.damping_retries for site in sites), default=0),
         seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
     )
 

@@ -21,8 +21,9 @@ from tests.core.models.generic.tiny import save_tiny
 from tests.coverage.patterns import as_entry, as_stored, find_architecture
 
 # A plain one; biases, and a tied head; a factor of the logits; ALiBi, and a fused query-key-value
-# matrix; shared experts beside routed ones, and a plain first layer; a fused gate and up matrix.
-ARCHITECTURES = ["olmo2", "starcoder2", "cohere", "bloom", "exaone_moe", "glm4"]
+# matrix; shared experts beside routed ones, and a plain first layer; a fused gate and up matrix;
+# layers without an FFN, and an infinity in config.json.
+ARCHITECTURES = ["olmo2", "starcoder2", "cohere", "bloom", "exaone_moe", "glm4", "nemotron_h"]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
