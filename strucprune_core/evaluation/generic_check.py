@@ -188,7 +188,7 @@ def check_parameters(modules: Modules, stream: ModelStream, reference: str) -> N
     Raises:
         InvalidCheckpoint: there are others, or of other shapes.
     """
-    wanted = modules.shapes()
+    wanted = modules.shapes() | _pruned_shapes(modules, stream)
     on_meta = {
         name: torch.empty(shape, device="meta")
         for name, shape in expected_tensors(stream.config).items()
@@ -213,6 +213,17 @@ def check_parameters(modules: Modules, stream: ModelStream, reference: str) -> N
             f"{reference} expects the tensor {missing[0]}, which the files do not hold",
             remedy="Copy the model again, or give the config.json that was saved with it.",
         )
+
+
+def _pruned_shapes(modules: Modules, stream: ModelStream) -> dict[str, tuple[int, ...]]:
+    """Shapes of parameters that config.json says were pruned before, by name."""
+    generic = stream.config.generic
+    section = json.loads(generic.config_json).get("strucprune") if generic is not None else None
+    tensors = section.get("tensors") if isinstance(section, dict) else None
+    if not isinstance(tensors, dict):
+        return {}
+    found = {modules.names.parameter_of(name)[0]: shape for name, shape in tensors.items()}
+    return {name: tuple(shape) for name, shape in found.items() if isinstance(shape, list)}
 
 
 def layer_reader(stream: ModelStream) -> Callable[[int], Mapping[str, Tensor]]:

@@ -55,6 +55,16 @@ def test_a_pruned_model_reloads(model: Path, text_file: Path, tmp_path: Path) ->
         assert mine.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
 
 
+def test_a_pruned_model_is_pruned_again(olmo2: Path, text_file: Path, tmp_path: Path) -> None:
+    once = run(tiny_spec(olmo2, text_file, tmp_path / "a", evaluation=EASY), tmp_path / "1")
+    again = tiny_spec(tmp_path / "a", text_file, tmp_path / "b", evaluation=EASY)
+    twice = run(again, tmp_path / "2")
+    assert twice.before.parameters == once.after.parameters
+    assert twice.after.parameters < once.after.parameters
+    loaded = load_pretrained(str(tmp_path / "b"))
+    assert sum(each.numel() for each in loaded.parameters()) == twice.after.parameters
+
+
 @pytest.mark.parametrize("name", ["olmo2", "exaone_moe"])
 def test_the_pruned_model_is_trained(name: str, text_file: Path, tmp_path: Path) -> None:
     """The loss falls; held-out text decides whether the trained weights are taken."""
