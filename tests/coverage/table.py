@@ -39,6 +39,9 @@ For every generic row a tiny random model was made, a quarter of its channels re
 written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned layers
 run one by one, to 1e-5. A job checks its own model's layers before any heavy work.
 """
+# What a model of these types must be like; any other is refused when its job begins.
+_GEMMA4 = "of models without per-layer inputs and shared keys and values"
+_ONLY = {"gemma4": _GEMMA4, "gemma4_text": _GEMMA4}
 _TABLE = """
 ## {title}
 
@@ -111,7 +114,8 @@ def _row(name: str, entries: Entries) -> tuple[str, str, str]:
     entry = entries[name]
     if "refused" in entry:
         return name, "refused", entry["refused"]
-    return name, "generic", _removed(entry["architecture"]["channels"])
+    only = f", {_ONLY[name]}" if name in _ONLY else ""
+    return name, "generic", _removed(entry["architecture"]["channels"]) + only
 
 
 def _removed(channels: list[dict[str, Any]]) -> str:
