@@ -13,11 +13,8 @@ import transformers as hf
 from torch import nn
 from transformers.conversion_mapping import (
     WeightRenaming,
-    get_checkpoint_conversion_mapping,
-    get_model_conversion_mapping,
     register_checkpoint_conversion_mapping,
 )
-from transformers.core_model_loading import rename_source_key
 from transformers.pytorch_utils import Conv1D
 
 QUERIES = ("q_proj",)
@@ -282,6 +279,10 @@ _ANY_CLASSES = {}
 
 def resize(model):
     """Give the parameters that the config lists their shapes, and tell the modules around them."""
+    # Only here: the families above also load in releases of transformers 5 that lack these.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import rename_source_key
+
     rules = [
         rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
     ]
@@ -317,6 +318,8 @@ class Resized:
 
 def classes_of(family):
     """(config class, model class) of a pruned model of any architecture, by its model type."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
     if family not in _ANY_CLASSES:
         base = hf.CONFIG_MAPPING[family]
         stem = ANY + family.replace("-", "__") + "_"

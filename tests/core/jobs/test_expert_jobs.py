@@ -262,8 +262,6 @@ def test_an_estimate_knows_the_result(model: Path, text_file: Path, tmp_path: Pa
     assert estimate.sparsity_reached == report.sparsity.reached
     assert estimate.bytes_after == pytest.approx(report.after.bytes, rel=0.01)
     assert report.after.flops_per_token < report.before.flops_per_token  # fewer rows of a router
-    assert report.memory.host_peak_bytes.measured is not None
-    assert report.memory.host_peak_bytes.measured <= estimate.host_peak_bytes
 
 
 def test_a_class_that_computes_experts_its_own_way_is_refused(
