@@ -27,7 +27,8 @@ from strucprune_core.evaluation.model_check import (
     nudged_values,
     random_tokens,
 )
-from strucprune_core.models.generic.modules import Modules, WholePass, skeleton
+from strucprune_core.models.generic.meta_parameters import skeleton
+from strucprune_core.models.generic.modules import Modules, WholePass
 from strucprune_core.models.pruned_weights import SiteSolution, cut_tensor, prune_layer
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site, sites

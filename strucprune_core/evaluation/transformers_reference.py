@@ -24,7 +24,7 @@ from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.export import modeling_strucprune
-from strucprune_core.models.generic.meta_parameters import parameters_on_meta
+from strucprune_core.models.generic.meta_parameters import skeleton
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import (
     expected_tensors,
@@ -228,18 +228,7 @@ def _skeleton(stream: ModelStream, raw: dict[str, Any]) -> Any:
     """The model without memory for its parameters; buffers are real, on the stream's device."""
     # Only eager attention applies a soft cap. Otherwise transformers uses the class's own choice.
     implementation = None if stream.config.attention_soft_cap is None else "eager"
-    try:
-        with parameters_on_meta():
-            model = _built(raw, implementation)
-    except Exception as error:  # The classes raise anything for a bad config.
-        raise InvalidCheckpoint(
-            f"{REFERENCE} cannot build the model from config.json: {error}",
-            remedy="Correct config.json, or save the model again with transformers.",
-        ) from error
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(stream.device))
-    return model.eval()
+    return skeleton(lambda: _built(raw, implementation), stream.device)
 
 
 def _built(raw: dict[str, Any], implementation: str | None) -> Any:

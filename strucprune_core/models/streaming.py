@@ -163,7 +163,8 @@ def open_stream(
     if like is not None and _same_modules(like.config, config):
         return ModelStream(config, source, device, tiles, like.modules)
     # transformers takes seconds and 100 MB to import: only here.
-    from strucprune_core.models.generic.modules import Modules, dense_model, skeleton
+    from strucprune_core.models.generic.meta_parameters import skeleton
+    from strucprune_core.models.generic.modules import Modules, dense_model
 
     raw = json.loads(config.generic.config_json)
     modules = Modules(

@@ -21,6 +21,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import Architecture
 from strucprune_core.models.generic.describe import describe
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
+from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.structures import shrink, sites
 from strucprune_core.models.tensors import expected_tensors
@@ -59,29 +60,19 @@ class Examined:
     reload_difference: float
 
 
-class Tensors:
+class Tensors(StoredSource):
     """A `WeightSource` of tensors in memory."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._tensors = tensors
 
-    def tensor(
-        self, name: str, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-    ) -> Tensor:
+    def stored(self, name: str) -> Tensor:
         """A whole tensor."""
-        return self._tensors[name].to(device=device, dtype=dtype or self._tensors[name].dtype)
+        return self._tensors[name]
 
-    def rows(
-        self,
-        name: str,
-        start: int,
-        stop: int,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of a tensor's first dimension."""
-        return self.tensor(name, device=device, dtype=dtype)[start:stop]
+        return self._tensors[name][start:stop]
 
 
 @torch.inference_mode()

@@ -7,7 +7,11 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import __version__ as transformers_version
+
+from strucprune_core.errors import InvalidCheckpoint
 
 _REPLACING = threading.Lock()
 
@@ -46,3 +50,27 @@ def _replaced_makers() -> Iterator[None]:
         module_class.register_parameter = register
         for maker, make in zip(makers, plain, strict=True):
             maker.__init__ = make
+
+
+def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
+    """A model without memory for its parameters; buffers are real, on the device.
+
+    Args:
+        build: Makes it.
+        device: Where it will compute.
+
+    Raises:
+        InvalidCheckpoint: transformers refuses its config.
+    """
+    try:
+        with parameters_on_meta():
+            model = build()
+    except Exception as error:  # The classes raise anything for a bad config.
+        raise InvalidCheckpoint(
+            f"transformers {transformers_version} cannot build the model from config.json: {error}",
+            remedy="Correct config.json, or save the model again with transformers.",
+        ) from error
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, buffer.to(device))
+    return model.eval()

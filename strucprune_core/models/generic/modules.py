@@ -25,10 +25,9 @@ from transformers import (
     AutoModelForImageTextToText,
 )
 
-from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
+from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
-from strucprune_core.models.generic.meta_parameters import parameters_on_meta
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
@@ -105,7 +104,7 @@ class Modules:
     """A model of transformers, whose decoder layers have weights only while they run.
 
     Args:
-        model: transformers' model, its parameters without memory (`skeleton`).
+        model: transformers' model, its parameters without memory (`meta_parameters.skeleton`).
         generic: What is known of it.
         tensors: Reads a tensor outside the layers by its name in the files, float32.
         vocabulary: Names in the files of the embedding and the head, which are never held whole.
@@ -463,30 +462,6 @@ class _Reset:
 def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
     hidden: Tensor = given[0] if given else options["hidden_states"]
     return hidden
-
-
-def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
-    """A model without memory for its parameters; buffers are real, on the device.
-
-    Args:
-        build: Makes it.
-        device: Where it will compute.
-
-    Raises:
-        InvalidCheckpoint: transformers refuses its config.
-    """
-    try:
-        with parameters_on_meta():
-            model = build()
-    except Exception as error:  # The classes raise anything for a bad config.
-        raise InvalidCheckpoint(
-            f"transformers cannot build the model from config.json: {error}",
-            remedy="Correct config.json, or save the model again with transformers.",
-        ) from error
-    for module in model.modules():
-        for name, buffer in module.named_buffers(recurse=False):
-            setattr(module, name, buffer.to(device))
-    return model.eval()
 
 
 def dense_model(raw: Mapping[str, Any]) -> Any:
