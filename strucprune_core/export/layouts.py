@@ -47,6 +47,8 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
     if pruned.generic is not None or ties_head(dense_config) != pruned.tie_word_embeddings:
         config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
+    if layout == "uniform" and pruned.generic is not None:
+        return {"config.json": _json(config)}  # Whole layers went; `with_layers` has said which.
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}
     stem = class_stem(pruned.family)

@@ -21,6 +21,11 @@ reviewed:
 
     price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
+A job that removes blocks measures them one after another before it allocates; if it removes nothing
+else, there are neither curves nor prices:
+
+    capture.L-1 ── block_probe.g ── drop.1 ── drop.2 ── … ── allocate
+
 A job that removes experts solves nothing, and its graph is short:
 
     tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ── assemble.s ── verify, evaluate.pruned …
@@ -43,10 +48,12 @@ from strucprune_core.run.artifacts import (
     Artifacts,
     Assemble,
     BlockConfigs,
+    BlockProbe,
     Capture,
     Check,
     Curve,
     Distill,
+    Drop,
     Embed,
     Evaluate,
     EvaluationTokens,
@@ -165,6 +172,8 @@ def build_graph(
     exports: Sequence[Export] = (),
     export_shards: Sequence[Iterable[int]] = (),
     distill_steps: int = 0,
+    blocks: int = 0,
+    sites: bool = True,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -181,6 +190,8 @@ def build_graph(
         exports: Further forms of the result.
         export_shards: The same of each file of the export `block_configs`.
         distill_steps: Steps that the whole model is trained for.
+        blocks: The most blocks that go whole.
+        sites: Whether anything but whole blocks is removed.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps)
@@ -190,9 +201,9 @@ def build_graph(
     exported = {each: _export_files(each, layers, export_shards) for each in exports}
     units = [
         *_inspection(evaluate=evaluate),
-        *_calibration(layers),
-        *_allocation(layers, energy, rounds, distill=distill_steps > 0),
-        *(_solve(layer) for layer in range(layers)),
+        *_calibration(layers, sites=sites),
+        *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
+        *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
         *(_distillation(layers, distill_steps, recover=recover) if distill_steps else ()),
     ]
@@ -269,13 +280,13 @@ def _inspection(*, evaluate: bool) -> list[Unit]:
     return units
 
 
-def _calibration(layers: int) -> list[Unit]:
+def _calibration(layers: int, *, sites: bool) -> list[Unit]:
     """The dense model on the calibration text, and what its statistics say of each layer."""
     windows = Tokens().calibration
     return [
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_capture(layer) for layer in range(layers)),
-        *(_curve(layer) for layer in range(layers)),
+        *(_curve(layer) for layer in range(layers) if sites),
     ]
 
 
@@ -288,17 +299,44 @@ def _curve(layer: int) -> Unit:
     return _unit(Curve(layer), Phase.ALLOCATING, reads=[Capture(layer).grams])
 
 
-def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
-    """Measure energies, and set the price in rounds."""
+def _allocation(
+    layers: int, energy: Energy, rounds: int, *, distill: bool, blocks: int, sites: bool
+) -> list[Unit]:
+    """Measure energies, set the price in rounds, and measure blocks."""
+    if not sites:
+        dropped = _drops(blocks, layers, [])
+        return [*dropped, _allocate(0, layers, dropped, distill=distill)]
     measured = _energies(energy, layers)
     units = [*measured, _price(1, layers, measured)]
+    if blocks:
+        units += _drops(blocks, layers, [units[-1]])
     for number in range(1, rounds + 1):
         if rounds > 1:
             units += [_trial(number, layer, layers) for layer in range(layers)]
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, reviews)]
-    return [*units, _allocate(rounds, layers, distill=distill)]
+    return [*units, _allocate(rounds, layers, units[-1:] if blocks else [], distill=distill)]
+
+
+def _drops(blocks: int, layers: int, after: list[Unit]) -> list[Unit]:
+    """Measure the dense model without each block, and remove one after another."""
+    hidden = Capture(layers - 1).hidden
+    probes = [
+        _unit(
+            BlockProbe(number),
+            Phase.ALLOCATING,
+            reads=[hidden, Capture(group.start).probe_input],
+        )
+        for number, group in enumerate(probe_groups(layers))
+    ]
+    before = [unit.name for unit in (*after, *probes)]
+    steps: list[Unit] = []
+    for number in range(1, blocks + 1):
+        reads = [hidden, Capture(0).probe_input]
+        steps.append(_unit(Drop(number), Phase.ALLOCATING, after=before, reads=reads))
+        before = [steps[-1].name]
+    return [*probes, *steps]
 
 
 def _energies(energy: Energy, layers: int) -> list[Unit]:
@@ -375,9 +413,17 @@ def _streams(number: int, layers: int) -> list[File]:
     return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
-def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
-    """Choose a round. Distillation still needs what the dense model made of the text."""
+def _allocate(rounds: int, layers: int, dropped: list[Unit], *, distill: bool) -> Unit:
+    """Choose a round, and blocks. Distillation still needs what the dense model made of the text.
+
+    Args:
+        rounds: Times the price was set; 0 if blocks alone are removed.
+        layers: Decoder layers.
+        dropped: The steps of removing blocks.
+        distill: Whether the model is trained as a whole.
+    """
     after = [Price(number).unit for number in range(1, rounds + 1)]
+    after += [unit.name for unit in dropped]
     releases = [] if distill else [Capture(layers - 1).hidden]
     if rounds > 1:
         after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
@@ -385,13 +431,14 @@ def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
     return _unit(Allocate(), Phase.ALLOCATING, after=after, releases=releases)
 
 
-def _solve(layer: int) -> Unit:
+def _solve(layer: int, *, sites: bool) -> Unit:
     capture = Capture(layer)
+    curves = [Curve(layer).curves] if sites else []
     return _unit(
         Solve(layer),
         Phase.SOLVING,
         after=[Allocate().unit],
-        reads=[capture.grams, capture.holdout, Curve(layer).curves],
+        reads=[capture.grams, capture.holdout, *curves],
         releases=[capture.grams, capture.holdout, capture.probe_input],
     )
 

@@ -14,6 +14,7 @@ from functools import cached_property
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS
+from strucprune_core.models.blocks import Block
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, routing_of
 from strucprune_core.models.structures import Site
@@ -24,6 +25,7 @@ from strucprune_core.models.tiles import (
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
 )
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps
 from strucprune_core.plan.graph import (
     Unit,
     build_experts_graph,
@@ -47,9 +49,12 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     passes = 3.0  # The check for finite values, the statistics, and the assembly of the result.
     partial = 0
     pruning = spec.pruning
-    if energy_of(pruning) == "kl_probe":
-        # The runs of a group of layers pass through all layers behind it.
+    if pruning.removes_blocks:
         partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
+        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
+    if energy_of(pruning) == "kl_probe" and not pruning.removes_blocks_alone:
+        # The runs of a group of layers pass through all layers behind it.
+        partial += sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
     elif energy_of(pruning) == "gradient":
         passes += 1
     if spec.evaluation is not None:
@@ -74,8 +79,11 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
 
 
 def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    pruning = spec.pruning
     return build_graph(
         layers=config.layers,
+        blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
+        sites=not pruning.removes_blocks_alone,
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
@@ -143,6 +151,10 @@ class _Work:
         self._checked = min(MODEL_CHECK_LAYERS, config.layers)
 
     @cached_property
+    def _blocks(self) -> list[Block]:
+        return candidates(self._config, self._spec.pruning)
+
+    @cached_property
     def _sites(self) -> list[list[Site]]:
         by_layer: list[list[Site]] = [[] for _ in self._layers]
         for place in plan_sites(self._config, self._spec.pruning):
@@ -169,6 +181,10 @@ class _Work:
                 for each in probe_groups(len(self._layers))[layer]
             )
             return {"probes": self._variants(layer) + solves}
+        if unit.kind == "block_probe":
+            return {"blocks": self._without_blocks(probe_groups(len(self._layers))[layer])}
+        if unit.kind == "drop":
+            return {"blocks": self._dropping()}
         if unit.kind == "gradient":
             return {"gradients": self._gradient(layer)}
         if unit.kind == "trial":
@@ -233,6 +249,17 @@ class _Work:
             m, tokens = _columns(site), self._seen(layer, site, judged)
             errors += error_flops(m, d, math.ceil((1 - sparsity) * m), tokens)
         return self._ridges(layer, sparsity) + errors
+
+    def _without_blocks(self, group: range) -> int:
+        """The model without each block of some layers."""
+        layers = [block.layer for block in self._blocks if block.layer in group]
+        through = sum(sum(self._layers[layer:]) for layer in layers)
+        return self._probed * (through + len(layers) * self._head)
+
+    def _dropping(self) -> int:
+        """The model without each of a few blocks, from the middle on the average."""
+        count = min(REMEASURED_BLOCKS, len(self._blocks))
+        return self._probed * count * (self._body // 2 + self._head)
 
     def _variants(self, number: int) -> int:
         """Variants of the layers of a group, each from its layer to the model's end."""

@@ -75,6 +75,9 @@ class SparsitySummary(_Part):
     kv_heads_removed: int
     query_heads_removed: int
     experts_removed: int = 0
+    blocks_removed: int = Field(
+        default=0, description="Attention and FFN blocks that went whole; a layer has both."
+    )
     parameters_removed: int
 
 
@@ -132,6 +135,18 @@ class SiteReport(_Part):
     damping: float = Field(description="Ridge used, relative to the Gram's mean diagonal.")
     damping_retries: int = Field(description="Times the ridge was raised to factorise; 0 is usual.")
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
+
+
+class BlockReport(_Part):
+    """A block that went whole."""
+
+    layer: int = Field(description="Its layer, by the dense model's number.")
+    structure: str = Field(description="`attention_blocks`, `ffn_blocks`, or `layers` for both.")
+    parameters: int = Field(description="What went with it.")
+    kl: float = Field(
+        description="KL divergence per token from the dense model, on held-out windows, of the "
+        "model without it and all before it, with nothing else removed."
+    )
 
 
 class RoundReport(_Part):
@@ -328,6 +343,9 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
+    blocks: list[BlockReport] = Field(
+        default_factory=list, description="Blocks that went whole, in the order of their removal."
+    )
     rounds: list[RoundReport] = Field(default_factory=list, description="Allocations, in order.")
     distillation: DistillationReport | None = Field(
         default=None, description="Null: not asked for."

@@ -21,6 +21,7 @@ from strucprune_core.models.experts import first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
+from strucprune_core.plan.blocks import most_steps
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
 from strucprune_core.plan.sites import PlannedSite, energy_of, kept_experts, plan_sites
@@ -127,6 +128,12 @@ class Job:
         distill = self.spec.pruning.distill
         return 0 if distill is None else distill.steps
 
+    @cached_property
+    def block_steps(self) -> int:
+        """The most blocks that go whole."""
+        pruning = self.spec.pruning
+        return most_steps(self.config, pruning) if pruning.removes_blocks else 0
+
     @property
     def removes_experts(self) -> bool:
         """Whether whole experts are removed, and nothing else."""
@@ -162,6 +169,8 @@ class Job:
             evaluate=self.spec.evaluation is not None,
             exports=exports,
             export_shards=shards.layers_in(block_configs),
+            blocks=self.block_steps,
+            sites=bool(self.planned),
         )
 
     def stored_dtype(self, name: str) -> str:

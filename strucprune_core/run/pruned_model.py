@@ -8,10 +8,12 @@ from functools import cached_property, partial
 from torch import Tensor
 
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
+from strucprune_core.models.blocks import Block, compacted, names_in_files, without_blocks
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import without_experts
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
+from strucprune_core.models.renamed_source import RenamedSource
 from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
@@ -48,7 +50,22 @@ class PrunedModel:
         job = self._job
         if job.removes_experts:
             return without_experts(job.config, self.experts)
-        return pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+        pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+        return without_blocks(pruned, self.removed_blocks)
+
+    @cached_property
+    def removed_blocks(self) -> list[Block]:
+        """Blocks that go whole, in the order of their removal."""
+        return [each.block for each in self._job.units.values(Allocate()).blocks]
+
+    @property
+    def in_files(self) -> ModelConfig:
+        """Its shape as its files hold it: without removed layers."""
+        return compacted(self.config)
+
+    def sites(self, layer: int) -> list[Site]:
+        """The sites of a layer of which something is left."""
+        return [site for site in self._job.sites(layer) if self.width(layer, site)]
 
     @cached_property
     def experts(self) -> list[list[int]]:
@@ -58,6 +75,13 @@ class PrunedModel:
     def stream(self) -> ModelStream:
         """The model in memory, as it is published."""
         return self._job.stream(self.config, self.source())
+
+    def source_of_files(self) -> WeightSource:
+        """Its tensors, as they are published, under their names in the files."""
+        if not self._job.spec.pruning.removes_blocks:
+            return self.source()
+        names = {new: old for old, new in names_in_files(self.config).items()}
+        return RenamedSource(self.source(), names)
 
     def source(self) -> WeightSource:
         """Its tensors, as they are published."""
@@ -83,7 +107,9 @@ class PrunedModel:
 
     @property
     def _sites(self) -> list[tuple[int, Site]]:
-        return [(place.layer, place.site) for place in self._job.planned]
+        return [
+            (layer, site) for layer in range(self._job.config.layers) for site in self.sites(layer)
+        ]
 
     def _final(self, layer: int) -> File:
         job = self._job
@@ -91,10 +117,10 @@ class PrunedModel:
 
     def _other_tensors(self) -> dict[str, Callable[[], Tensor]]:
         """Trained tensors outside the sites, by name."""
-        config = self._job.config
+        config = self.config
         tensors: dict[str, Callable[[], Tensor]] = {}
         for layer in range(config.layers):
-            sites = self._job.sites(layer)
+            sites = self.sites(layer)
             of_sites = {part.role for site in sites for part in (site.output, *site.coupled)}
             for role in distilled_roles(config, layer):
                 if role not in of_sites:

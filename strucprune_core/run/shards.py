@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -72,11 +72,22 @@ class ShardPlan:
         return plan_shards(tensors, MAX_SHARD_BYTES)
 
 
-def with_shapes(shards: Sequence[Shard], shapes: Shapes) -> list[Shard]:
-    """The same files with tensors of other shapes."""
-    return [
-        replace(
-            shard, tensors=tuple(replace(each, shape=shapes[each.name]) for each in shard.tensors)
-        )
-        for shard in shards
-    ]
+def as_written(
+    shards: Sequence[Shard], shapes: Shapes, names: Mapping[str, str] | None = None
+) -> list[Shard]:
+    """The same files with the tensors that are left, in their shapes and under their new names.
+
+    Args:
+        shards: The files with dense tensors.
+        shapes: Shapes of the tensors that are left, by their new names.
+        names: New names of the tensors that are left, by their old ones; None: all keep theirs.
+    """
+    written: list[Shard] = []
+    for shard in shards:
+        left: list[PlannedTensor] = []
+        for tensor in shard.tensors:
+            name = tensor.name if names is None else names.get(tensor.name)
+            if name is not None:
+                left.append(replace(tensor, name=name, shape=shapes[name]))
+        written.append(replace(shard, tensors=tuple(left)))
+    return written

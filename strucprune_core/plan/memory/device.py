@@ -10,9 +10,11 @@ import math
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS
 from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
 from strucprune_core.plan.memory.forward import (
     FP32_BYTES,
@@ -65,8 +67,10 @@ def device_terms(
     terms = _solver(spec, config, places, panels)
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
     terms["capture"] = _capture(config, places, calibration, tiles, panels)
-    if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
+    if places and (spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe"):
         terms |= _probes(spec, config, places, tiles, panels)
+    if spec.pruning.removes_blocks:
+        terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
     terms["verify"] = _verify(config, tiles)
     terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
@@ -118,6 +122,19 @@ def _probes(
     return {
         "probe": max(running, resident + solving),
         "divergence": divergences_bytes(config, sequences * length, runs, tiles),
+    }
+
+
+def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -> dict[str, int]:
+    """Models without one block, side by side: those of a group of layers, or of one step."""
+    sequences, length = probe_shape(spec.calibration)
+    of_layer = sum(kind in BLOCKS_OF for kind in spec.pruning.structures)
+    runs = max(min(PROBE_GROUP_LAYERS, config.layers) * of_layer, REMEASURED_BLOCKS)
+    together = micro_batch(tiles, runs * sequences, length)
+    shown = divergences_bytes(config, sequences * length, runs, tiles)
+    return {
+        "blocks": _forward(config, together, tiles),
+        "divergence": max(divergence, shown),
     }
 
 
