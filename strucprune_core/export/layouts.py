@@ -47,8 +47,6 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     config = {key: value for key, value in dense_config.items() if key != "auto_map"}
     if pruned.generic is not None or ties_head(dense_config) != pruned.tie_word_embeddings:
         config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
-    if layout == "uniform" and pruned.generic is not None:
-        return {"config.json": _json(config)}  # Whole layers went; `with_layers` has said which.
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}
     stem = class_stem(pruned.family)
@@ -64,6 +62,17 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     if "text_config" in dense_config:
         config["auto_map"]["AutoModelForImageTextToText"] = f"{MODELLING_MODULE}.{stem}ForCausalLM"
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
+
+
+def vanilla_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
+    """The same of a model of which whole layers went: transformers' own class loads it.
+
+    Args:
+        dense_config: The dense model's config.json, without these layers (see `layer_keys`).
+        pruned: The pruned model's shape.
+    """
+    config = {**dense_config, "tie_word_embeddings": pruned.tie_word_embeddings}
+    return {"config.json": _json(config)}
 
 
 def expert_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:

@@ -256,7 +256,9 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     if pruning.removes_experts:
         kept_experts(pruning, config)
         return
-    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
+    whole_layers = pruning.removes_blocks and config.model_type == config.family
+    differ = len({shape_of(block) for block in config.blocks}) > 1
+    if pruning.layout == "uniform" and differ and not whole_layers:
         raise InvalidSpec(
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",

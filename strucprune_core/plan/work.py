@@ -108,7 +108,7 @@ def active_weights(config: ModelConfig, layer: int) -> int:
     if block.generic is not None and block.generic.experts is not None:
         return _active_of_generic(config, layer)
     matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
-    if block.names.router is None:
+    if block.names.router is None or "ffn" in block.without:
         return matrices
     # A token passes only a few of the experts.
     gated = 2 if block.names.gate is not None else 1

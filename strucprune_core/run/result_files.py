@@ -14,7 +14,7 @@ from strucprune_core.checkpoint.index import SIDE_FILES
 from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs
 from strucprune_core.export.layer_keys import with_layers
-from strucprune_core.export.layouts import expert_side_files, side_files
+from strucprune_core.export.layouts import expert_side_files, side_files, vanilla_side_files
 from strucprune_core.models.blocks import kept_layers, names_in_files
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.report.document import FileEntry
@@ -50,7 +50,10 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
         contents = expert_side_files(job.index.config, pruned.config)
     else:
         dense = with_layers(job.index.config, job.config, kept_layers(pruned.config))
-        contents = side_files(layout, dense, pruned.in_files)
+        if layout == "uniform" and job.spec.pruning.removes_blocks:
+            contents = vanilla_side_files(dense, pruned.in_files)
+        else:
+            contents = side_files(layout, dense, pruned.in_files)
     contents |= _copied_files(job)
     if len(job.shards.checkpoint) > 1:
         contents[SHARD_INDEX] = index_json(shards)

@@ -74,9 +74,7 @@ def test_layers_alone_load_in_the_vanilla_class(
     assert len(model.model.layers) == 4
 
 
-def test_a_block_that_does_nothing_goes_first(
-    llama: Path, text_file: Path, tmp_path: Path
-) -> None:
+def test_a_block_that_does_nothing_goes_first(llama: Path, text_file: Path, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(llama)
     with torch.no_grad():
         model.model.layers[3].self_attn.o_proj.weight.zero_()
@@ -150,9 +148,7 @@ def test_blocks_go_before_the_model_is_trained(
 
 
 @pytest.mark.parametrize("architecture", ["olmo2", "cohere", "glm4"])
-def test_a_generic_model_loses_layers(
-    architecture: str, text_file: Path, tmp_path: Path
-) -> None:
+def test_a_generic_model_loses_layers(architecture: str, text_file: Path, tmp_path: Path) -> None:
     model = save_tiny(architecture, tmp_path / "model")
     pruning = {"sparsity": 0.5, "structures": ["layers"]}
     spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
