@@ -186,19 +186,27 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
 
 
 def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
-    """Bytes of an export if all layers lose the same share."""
+    """Bytes of an export if all layers lose the same share; of blocks, as if all had one size."""
     config, pruning = facts.config, spec.pruning
+    if pruning.removes_blocks:
+        gone, _ = _removed_parameters(pruning, config)
+        whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
+        return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
-    pruned = pruned_config(config, pruning, planned, list(kept))
+    return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
+
+
+def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
+    """Bytes of a model in the form of an export."""
 
     def stored(name: str) -> str:
         return facts.index.tensors[name].dtype
 
     if export == "gguf":
-        return sum(tensor.size_bytes for tensor in plan_tensors(pruned, stored))
-    shapes = expected_tensors(padded(pruned))
+        return sum(tensor.size_bytes for tensor in plan_tensors(config, stored))
+    shapes = expected_tensors(padded(config))
     return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
 
 

@@ -78,10 +78,22 @@ class PrunedModel:
 
     def source_of_files(self) -> WeightSource:
         """Its tensors, as they are published, under their names in the files."""
-        if not self._job.spec.pruning.removes_blocks:
+        if self.new_names is None:
             return self.source()
-        names = {new: old for old, new in names_in_files(self.config).items()}
-        return RenamedSource(self.source(), names)
+        return RenamedSource(self.source(), self._dense_names)
+
+    @cached_property
+    def new_names(self) -> dict[str, str] | None:
+        """Names in the files, by dense ones; None if all keep theirs."""
+        return names_in_files(self.config) if self._job.spec.pruning.removes_blocks else None
+
+    @cached_property
+    def _dense_names(self) -> dict[str, str]:
+        return {new: old for old, new in (self.new_names or {}).items()}
+
+    def stored_dtype(self, name: str) -> str:
+        """Safetensors dtype of a tensor, by its name in the files."""
+        return self._job.stored_dtype(self._dense_names.get(name, name))
 
     def source(self) -> WeightSource:
         """Its tensors, as they are published."""

@@ -15,7 +15,7 @@ from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs
 from strucprune_core.export.layer_keys import with_layers
 from strucprune_core.export.layouts import expert_side_files, side_files, vanilla_side_files
-from strucprune_core.models.blocks import kept_layers, names_in_files
+from strucprune_core.models.blocks import kept_layers
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
@@ -32,14 +32,14 @@ _GGUF = Gguf.written
 def checkpoint_shards(job: Job) -> list[Shard]:
     """The files of the pruned checkpoint; one of which all layers went holds no tensor."""
     pruned = PrunedModel(job)
-    names = names_in_files(pruned.config) if job.spec.pruning.removes_blocks else None
-    return as_written(job.shards.checkpoint, expected_tensors(pruned.in_files), names)
+    return as_written(job.shards.checkpoint, expected_tensors(pruned.in_files), pruned.new_names)
 
 
 def block_shards(job: Job) -> list[Shard]:
     """The files of the export `block_configs`."""
-    shapes = expected_tensors(block_configs.padded(PrunedModel(job).config))
-    return as_written(job.shards.block_configs, shapes)
+    pruned = PrunedModel(job)
+    shapes = expected_tensors(block_configs.padded(pruned.in_files))
+    return as_written(job.shards.block_configs, shapes, pruned.new_names)
 
 
 def pruned_checkpoint(job: Job) -> OverlayStore:
@@ -64,15 +64,15 @@ def exported(job: Job, export: Export) -> OverlayStore:
     """The files of one export, by their names in its folder."""
     if export == "gguf":
         return _store(job, {}, {_GGUF: Gguf().written})
-    shards = block_shards(job)
+    shards = [shard for shard in block_shards(job) if shard.tensors]
     config = block_configs.config_json(
-        job.index.config, block_configs.padded(PrunedModel(job).config)
+        job.index.config, block_configs.padded(PrunedModel(job).in_files)
     )
     contents = _copied_files(job) | {
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         block_configs.CONFIG_FILE: block_configs.configuration_code(),
     }
-    if len(shards) > 1:
+    if len(job.shards.block_configs) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     return _store(job, contents, _block_units(job))
 
@@ -117,8 +117,10 @@ def _checkpoint_units(job: Job) -> dict[str, File]:
 
 
 def _block_units(job: Job) -> dict[str, File]:
-    shards = enumerate(job.shards.block_configs)
-    return {shard.file_name: BlockConfigs(number).written for number, shard in shards}
+    shards = enumerate(block_shards(job))
+    return {
+        shard.file_name: BlockConfigs(number).written for number, shard in shards if shard.tensors
+    }
 
 
 def _copied_files(job: Job) -> dict[str, bytes]:

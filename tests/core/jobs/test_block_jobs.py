@@ -187,3 +187,31 @@ def test_a_sparsity_out_of_reach_is_refused(
     with pytest.raises(InvalidSpec, match=r"pruning\.sparsity|sparsity") as refused:
         run(tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning), tmp_path)
     assert refused.value.field == "pruning.sparsity"
+
+
+@pytest.mark.parametrize(
+    ("structures", "exports"),
+    [
+        (["attention_blocks"], ["gguf", "block_configs"]),
+        (["attention_blocks", "ffn_blocks", "ffn_channels"], ["block_configs"]),
+        (["layers", "ffn_channels"], ["gguf", "block_configs"]),
+    ],
+    ids=["attention", "both", "layers"],
+)
+def test_exports_say_what_is_missing(
+    llama: Path, text_file: Path, tmp_path: Path, structures: list[str], exports: list[str]
+) -> None:
+    """The job compares every tensor and the logits of what it reads back."""
+    pruning = {"sparsity": 0.4, "structures": structures, "exports": exports}
+    spec = tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    report = run(spec, tmp_path)
+    assert [each.name for each in report.exports] == exports
+
+
+def test_gguf_cannot_hold_layers_without_an_ffn(
+    llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    pruning = {"sparsity": 0.4, "structures": ["ffn_blocks"], "exports": ["gguf"]}
+    with pytest.raises(InvalidSpec, match=r"llama\.cpp") as refused:
+        run(tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning), tmp_path)
+    assert refused.value.field == "pruning.exports"
