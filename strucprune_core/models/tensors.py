@@ -84,6 +84,11 @@ def tensor_name(config: ModelConfig, layer: int, role: str) -> str:
     return config.names.layer.format(layer) + role
 
 
+def down_role(config: ModelConfig, layer: int) -> str:
+    """Role of the matrix after the activation in the FFN of a layer without experts."""
+    return f"{config.blocks[layer].names.down}.weight"
+
+
 def layer_tensors(config: ModelConfig, layer: int) -> Shapes:
     """Roles (names within the layer) and shapes of one decoder layer's tensors."""
     block = config.blocks[layer]

@@ -109,3 +109,32 @@ def check_blocks(config: ModelConfig, pruning: PruningSpec) -> None:
         raise out_of_reach(pruning.sparsity, reachable)
     if pruning.removes_blocks_alone and pruning.sparsity * total < min(sizes) / 2:
         raise too_small(pruning.sparsity, min(sizes) / total)
+
+
+def refits(pruning: PruningSpec, config: ModelConfig) -> bool:
+    """Whether a job solves the matrices behind removed blocks again.
+
+    Recovery trains what a refit would solve. transformers' own modules run a layer as a whole.
+    """
+    return pruning.removes_blocks and pruning.recover is None and config.generic is None
+
+
+def refitted_layers(config: ModelConfig, pruned: ModelConfig) -> list[int]:
+    """Layers whose FFN is the next one behind a removed block, in the layer or after it.
+
+    Left out are FFNs that no linear matrix ends (a norm follows) and mixtures of experts.
+
+    Args:
+        config: The dense model.
+        pruned: The same without the blocks; layers keep their numbers.
+    """
+    found: list[int] = []
+    behind = False
+    for layer, (before, after) in enumerate(zip(config.blocks, pruned.blocks, strict=True)):
+        behind = behind or before.without != after.without
+        names = after.names
+        linear = names.ffn_output_norm is None and config.residual != "post_norm"
+        if behind and linear and "ffn" not in after.without and names.router is None:
+            found.append(layer)
+            behind = False
+    return found

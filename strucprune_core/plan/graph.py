@@ -9,6 +9,7 @@
                                  price.1 ── (further rounds) ── allocate
     allocate ── solve.l ──────────────────────────────────────┬─ assemble.s ─┬─ verify
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
+                       refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
@@ -64,6 +65,7 @@ from strucprune_core.run.artifacts import (
     Price,
     Probe,
     Recover,
+    Refit,
     Replay,
     Report,
     Review,
@@ -149,16 +151,18 @@ def distill_units(steps: int) -> list[range]:
     return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
-def repaired_solution(layer: int, *, recover: bool) -> File:
+def repaired_solution(layer: int, *, recover: bool, refit: bool = False) -> File:
     """A layer's solution before the model is trained as a whole."""
+    if refit:
+        return Refit(layer).solution
     return Recover(layer).solution if recover else Solve(layer).solution
 
 
-def final_solution(layer: int, *, recover: bool, distill_steps: int) -> File:
+def final_solution(layer: int, *, recover: bool, distill_steps: int, refit: bool = False) -> File:
     """A layer's solution as it is published."""
     if distill_steps:
         return Distill(len(distill_units(distill_steps)) - 1).distilled(layer)
-    return repaired_solution(layer, recover=recover)
+    return repaired_solution(layer, recover=recover, refit=refit)
 
 
 def build_graph(
@@ -174,6 +178,7 @@ def build_graph(
     distill_steps: int = 0,
     blocks: int = 0,
     sites: bool = True,
+    refit: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -192,9 +197,10 @@ def build_graph(
         distill_steps: Steps that the whole model is trained for.
         blocks: The most blocks that go whole.
         sites: Whether anything but whole blocks is removed.
+        refit: Whether matrices behind removed blocks are solved again.
     """
     solutions = [
-        final_solution(layer, recover=recover, distill_steps=distill_steps)
+        final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
         for layer in range(layers)
     ]
     checkpoint = _checkpoint_files(shards)
@@ -205,8 +211,11 @@ def build_graph(
         *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
         *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
-        *(_distillation(layers, distill_steps, recover=recover) if distill_steps else ()),
+        *(_refits(layers) if refit else ()),
     ]
+    if distill_steps:
+        given = [repaired_solution(n, recover=recover, refit=refit) for n in range(layers)]
+        units += _distillation(layers, distill_steps, given)
     every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
     writers = [_write(file, held, solutions) for file, held in every_file]
     judges = [
@@ -452,10 +461,19 @@ def _recovery(layers: int) -> list[Unit]:
     return units
 
 
-def _distillation(layers: int, steps: int, *, recover: bool) -> list[Unit]:
+def _refits(layers: int) -> list[Unit]:
+    """Solve matrices behind removed blocks again, on what the layers before make of the text."""
+    windows = Tokens().calibration
+    units = [_unit(Replay(), Phase.SOLVING, after=[Allocate().unit], reads=[windows])]
+    for layer in range(layers):
+        reads = [Refit(layer).entering, Solve(layer).solution]
+        units.append(_unit(Refit(layer), Phase.SOLVING, reads=reads, releases=reads))
+    return units
+
+
+def _distillation(layers: int, steps: int, given: list[File]) -> list[Unit]:
     """Train on from the unit before; the last one writes what is to be assembled."""
     dense = Capture(layers - 1).hidden
-    given = [repaired_solution(layer, recover=recover) for layer in range(layers)]
     last = len(distill_units(steps)) - 1
     units: list[Unit] = []
     for number in range(last + 1):

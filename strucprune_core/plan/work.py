@@ -25,7 +25,7 @@ from strucprune_core.models.tiles import (
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
 )
-from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps, refits
 from strucprune_core.plan.graph import (
     Unit,
     build_experts_graph,
@@ -59,7 +59,7 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
-    passes += 1 if pruning.recover is not None else 0
+    passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return round(passes * (body + ends)) + partial
 
@@ -84,6 +84,7 @@ def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         layers=config.layers,
         blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
         sites=not pruning.removes_blocks_alone,
+        refit=refits(pruning, config),
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
@@ -195,6 +196,8 @@ class _Work:
             return {"solves": self._solve(layer)}
         if unit.kind == "recover":
             return {"recovery": self._recovery(layer)}
+        if unit.kind == "refit":  # Both streams; matrices of a few layers are solved.
+            return {"refits": 2 * self._tokens * self._layers[layer]}
         if unit.kind == "distill":
             return {"distillation": self._distillation(layer)}
         if unit.kind == "evaluate" and self._spec.evaluation is not None:

@@ -171,6 +171,17 @@ class RecoveryReport(_Part):
     error_after: float | None = Field(description="Null if unknown, or if training diverged.")
 
 
+class RefitReport(_Part):
+    """The FFN's output matrix behind a removed block, solved again on what now reaches it."""
+
+    error_before: float | None = Field(
+        description="Squared error of the layer's output on held-out tokens, relative to what the "
+        "dense layer adds; null if it is unknown."
+    )
+    error_after: float | None = Field(description="The same with the new matrix.")
+    taken: bool = Field(description="Whether the new matrix is used.")
+
+
 class DistillationReport(_Part):
     """Training of the model as a whole: KL divergence from the dense one, nats per token."""
 
@@ -214,6 +225,9 @@ class LayerReport(_Part):
     kv_heads_after: int
     sites: list[SiteReport]
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
+    refit: RefitReport | None = Field(
+        default=None, description="Null: no block before the layer's FFN went, or it is trained."
+    )
     experts: ExpertsReport | None = Field(
         default=None, description="Null: the job removed none, or the layer has none."
     )

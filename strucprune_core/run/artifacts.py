@@ -502,9 +502,44 @@ class Solve(ValuedArtifacts[SolveValues]):
     solution = _FileName("solution.safetensors")  # see `run.solutions`
 
 
+@dataclass(frozen=True, slots=True)
+class RefitValues:
+    """How solving the matrix behind removed blocks again went.
+
+    Attributes:
+        refitted: Whether the layer has such a matrix.
+        error_before: Squared error of the layer's output on held-out tokens, relative to what the
+            dense layer adds; None if it is unknown.
+        error_after: The same with the new matrix.
+        taken: Whether that is used.
+    """
+
+    refitted: bool
+    error_before: float | None = None
+    error_after: float | None = None
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class Refit(ValuedArtifacts[RefitValues]):
+    """`refit.l`: layer l on what the layers before it, without the removed blocks, hand on."""
+
+    kind = "refit"
+    values_type = RefitValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`
+    streams = _FileName("streams.npy")  # the next layer's input; not of the last layer
+
+    @property
+    def entering(self) -> File:
+        """The layer's input, as `Recover` has it."""
+        return Refit(self.layer - 1).streams if self.layer else Replay().streams
+
+
 @dataclass(frozen=True)
 class Replay(Artifacts):
-    """`replay`: the first layer's input, for recovery."""
+    """`replay`: the first layer's input, for recovery and refits."""
 
     kind = "replay"
 

@@ -10,7 +10,7 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.tensors import Shapes, expected_tensors, tensor_name
+from strucprune_core.models.tensors import Shapes, down_role, expected_tensors, tensor_name
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.run.solutions import distilled_roles
 
@@ -27,12 +27,14 @@ class ShardPlan:
         config: Its parsed config.
         planned: The sites that are pruned.
         distill: Whether the model is trained as a whole.
+        refit: Whether matrices behind removed blocks are solved again.
     """
 
     index: CheckpointIndex
     config: ModelConfig
     planned: Sequence[PlannedSite]
     distill: bool
+    refit: bool = False
 
     @cached_property
     def checkpoint(self) -> list[Shard]:
@@ -58,6 +60,9 @@ class ShardPlan:
             for place in self.planned
             for part in (place.site.output, *place.site.coupled)
         }
+        if self.refit:
+            for layer in range(self.config.layers):
+                solved[tensor_name(self.config, layer, down_role(self.config, layer))] = layer
         if self.distill:
             for layer in range(self.config.layers):
                 for role in distilled_roles(self.config, layer):

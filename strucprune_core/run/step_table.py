@@ -23,6 +23,7 @@ from strucprune_core.run.steps.model_check import model_check
 from strucprune_core.run.steps.price import price
 from strucprune_core.run.steps.probe import probe
 from strucprune_core.run.steps.recover import recover
+from strucprune_core.run.steps.refit import refit
 from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
@@ -56,6 +57,7 @@ STEPS: dict[str, Step] = {
     "solve": solve,
     "replay": replay,
     "recover": recover,
+    "refit": refit,
     "distill": distill,
     "assemble": assemble,
     "gguf": gguf,

@@ -32,6 +32,7 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     RecoveryReport,
+    RefitReport,
     Report,
     RoundReport,
     SiteReport,
@@ -230,12 +231,24 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_after=after.kv_heads,
         sites=sites,
         recovery=_recovery(job, layer),
+        refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
         reconstruction_error=largest_known(site.reconstruction_error for site in sites),
         damping=max((site.damping for site in sites), default=0.0),
         damping_retries=max((site.damping_retries for site in sites), default=0),
         seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
+    )
+
+
+def _refit(job: Job, layer: int) -> RefitReport | None:
+    if not job.refits:
+        return None
+    values = job.units.values(artifacts.Refit(layer))
+    if not values.refitted:
+        return None
+    return RefitReport(
+        error_before=values.error_before, error_after=values.error_after, taken=values.taken
     )
 
 

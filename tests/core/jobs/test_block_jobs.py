@@ -215,3 +215,25 @@ def test_gguf_cannot_hold_layers_without_an_ffn(
     with pytest.raises(InvalidSpec, match=r"llama\.cpp") as refused:
         run(tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning), tmp_path)
     assert refused.value.field == "pruning.exports"
+
+
+def test_the_next_matrix_is_solved_again(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    """A bias-like attention block: its output can be put into the FFN behind it."""
+    pruning = {"sparsity": 0.3, "structures": ["attention_blocks"]}
+    calibration = {"samples": 32, "sequence_length": 64}
+    spec = tiny_spec(
+        llama,
+        text_file,
+        tmp_path / "out",
+        pruning=pruning,
+        calibration=calibration,
+        evaluation=EASY,
+    )
+    report = run(spec, tmp_path)
+    refits = [layer.refit for layer in report.layers if layer.refit is not None]
+    assert refits
+    for each in refits:
+        assert each.error_before is not None
+        assert each.error_after is not None
+        assert each.taken == (each.error_after < each.error_before)
+    assert any(each.taken for each in refits)
