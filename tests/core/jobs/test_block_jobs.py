@@ -37,13 +37,11 @@ def loaded(directory: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True).eval()
 
 
-@pytest.mark.parametrize(
-    "structures", [["attention_blocks", "ffn_blocks"], ["layers"]], ids=["blocks", "layers"]
-)
 def test_every_family_loses_blocks_and_reloads(
-    model: Path, text_file: Path, tmp_path: Path, structures: list[str]
+    model: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    pruning = {"sparsity": 0.5, "structures": structures}
+    """Blocks of both kinds, which may leave nothing of a layer."""
+    pruning = {"sparsity": 0.5, "structures": ["attention_blocks", "ffn_blocks"]}
     spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
     report = run(spec, tmp_path)
     assert report.blocks
@@ -60,6 +58,19 @@ def test_every_family_loses_blocks_and_reloads(
     assert torch.equal(generated, without_cache)
     mine = streamed_logits(open_stream(tmp_path / "out"), tokens().numpy(), tmp_path)
     assert torch.allclose(torch.as_tensor(mine), whole, atol=2e-4)
+
+
+@pytest.mark.parametrize("variant", ["qwen2-window", "gemma3", "gpt2", "qwen3_moe-mixed"])
+def test_layers_keep_their_kind(variant: str, text_file: Path, tmp_path: Path) -> None:
+    """Windows, rotary positions and experts of the layers that stay: the job reloads the files."""
+    model = saved_variant(variant, tmp_path / "model")
+    pruning = {"sparsity": 0.5, "structures": ["layers"]}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    report = run(spec, tmp_path)
+    dense, left = open_stream(model).config, open_stream(tmp_path / "out").config
+    gone = {each.layer for each in report.blocks}
+    assert left.model_type == dense.model_type
+    assert left.blocks == tuple(b for layer, b in enumerate(dense.blocks) if layer not in gone)
 
 
 def test_layers_alone_load_in_the_vanilla_class(
