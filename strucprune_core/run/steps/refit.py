@@ -180,9 +180,9 @@ class _Layer:
     def _stream(self, weight: Tensor | None) -> ModelStream:
         """The model without blocks, with another matrix if one is given."""
         job, model = self._job, self._model
-        stored = TORCH_DTYPES[job.stored_dtype(self._name)]
         replaced = {}
         if weight is not None:
+            stored = TORCH_DTYPES[job.stored_dtype(self._name)]
             replaced = {self._name: lambda: self._as_stored(weight).to(stored)}
         places = [(self._index, site) for site in model.sites(self._index)]
         source = PrunedSource(job.reader, job.config, places, model.solved, replaced)
