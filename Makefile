@@ -39,7 +39,7 @@ demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it ru
 	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
 
 test: setup lint types ## Run everything that CI checks.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Check style and formatting.
 	$(BIN)/ruff check $(SOURCES)

@@ -1,0 +1,43 @@
+"""The order of test files: `tests.support.schedule` names what there is, and moves the rest behind."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from tests.support import schedule
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_every_place_has_tests() -> None:
+    for place in schedule.FIRST:
+        assert place.endswith("/")
+        assert list((ROOT / place).rglob("test_*.py")), place
+
+
+def test_slow_places_come_first_and_files_stay_whole() -> None:
+    names = [
+        "tests/api/test_a.py::one",
+        "tests/api/test_a.py::two",
+        "tests/core/jobs/test_b.py::one",
+        "tests/core/jobs/test_b.py::two",
+        "tests/integration/test_c.py::one",
+        "tests/worker/test_d.py::one",
+    ]
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
+    ordered = [item.nodeid for item in schedule.started_first(items)]
+    assert ordered == [names[4], names[2], names[3], names[5], names[0], names[1]]
+
+
+def test_what_shares_services_is_one_unit_of_work() -> None:
+    split = schedule.Scheduler._split_scope
+    scheduler: Any = object.__new__(schedule.Scheduler)
+    units = [split(scheduler, f"tests/integration/test_{name}.py::test_x[a::b]") for name in "abc"]
+    assert set(units) == {schedule.TOGETHER}
+    assert split(scheduler, "tests/api/test_a.py::test_x[a::b]") == "tests/api/test_a.py"
+
+
+def test_there_is_more_than_one_process() -> None:
+    assert 2 <= schedule.worker_count() <= schedule.MOST_WORKERS
