@@ -1,4 +1,4 @@
-"""The order of test files: `tests.support.schedule` names what there is, and moves the rest behind."""
+"""The order of test files: places that `tests.support.schedule` names exist, the rest is last."""
 
 from __future__ import annotations
 
