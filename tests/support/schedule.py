@@ -9,10 +9,10 @@ from xdist.scheduler import LoadFileScheduling
 
 MOST_WORKERS = 4
 # One after the other in one process: they share a stack of real services, and mostly wait for it.
-TOGETHER = "tests/integration/"
+TOGETHER = ("tests/integration/", "tests/docs/test_blocks.py")
 # Files that take long, the longest first, so that none of them is left for the end.
 FIRST = (
-    TOGETHER,
+    *TOGETHER,
     "tests/chaos/",
     "tests/core/jobs/",
     "tests/worker/",
@@ -43,4 +43,4 @@ class Scheduler(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
     """Gives a process one file at a time, but all that is `TOGETHER`."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return TOGETHER if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
+        return TOGETHER[0] if nodeid.startswith(TOGETHER) else super()._split_scope(nodeid)
