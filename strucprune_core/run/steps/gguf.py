@@ -21,9 +21,9 @@ def gguf(job: Job, unit: Unit, draft: Draft) -> None:
     vocab_size = model.config.vocab_size
     write_gguf(
         draft.path(Gguf.written),
-        model.config,
-        model.source(),
-        job.stored_dtype,
+        model.in_files,
+        model.source_of_files(),
+        model.stored_dtype,
         read_vocabulary(index.store, index.other_files, index.config, vocab_size),
         job.spec.model.uri.rstrip("/").rpartition("/")[2],
         job.tick,
