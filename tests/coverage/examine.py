@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -149,10 +150,7 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 def _logits(stream: ModelStream, tokens: Tensor) -> Tensor:
     """All logits, (b, n, V), a layer at a time."""
-    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
-    embed(stream, tokens.numpy().astype(np.int32), hidden)
-    for layer in range(stream.config.layers):
-        hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
+    hidden = _layer_inputs(stream, tokens)[-1]
     head = Head(stream)
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = torch.cat([head.logits(flat, rows) for _, rows in head.tiles()], dim=-1)
@@ -163,7 +161,7 @@ def _without_failing(
     checkpoint: TinyCheckpoint, found: Architecture, raw: dict[str, Any], stream: ModelStream
 ) -> Architecture:
     """The architecture with those channels alone that can be cut out like zeros."""
-    good = []
+    good, inputs = [], _layer_inputs(stream, _tokens(_TOKENS))
     for pattern in found.channels:
         config = _described(checkpoint, replace(found, channels=(pattern,)), raw)
         one = replace(stream, config=config)
@@ -172,15 +170,22 @@ def _without_failing(
             for layer, block in enumerate(config.blocks)
             if block.generic is not None and block.generic.feed_forwards
         ]
-        if all(_cuts_like_zeros(one, layer) for layer in layers):
+        if all(_cuts_like_zeros(one, layer, inputs[layer]) for layer in layers):
             good.append(pattern)
     return replace(found, channels=tuple(good))
 
 
-def _cuts_like_zeros(stream: ModelStream, layer: int) -> bool:
-    generator = np.random.Generator(np.random.PCG64(0))
-    shape = (*_TOKENS, stream.config.hidden_size)
-    hidden = generator.standard_normal(shape).astype(np.float32)
+def _layer_inputs(stream: ModelStream, tokens: Tensor) -> list[NDArray[np.float32]]:
+    """What each layer is given, and what the last one puts out, (b, n, d)."""
+    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
+    embed(stream, tokens.numpy().astype(np.int32), hidden)
+    found = [hidden]
+    for layer in range(stream.config.layers):
+        found.append(stream.run_layer(layer, stream.layer(layer), found[-1]).hidden.numpy())
+    return found
+
+
+def _cuts_like_zeros(stream: ModelStream, layer: int, hidden: NDArray[np.float32]) -> bool:
     try:
         cut, zeroed = cut_and_zeroed(stream, layer, hidden)
     except (RuntimeError, ValueError, IndexError):  # Shapes that do not fit together any more.

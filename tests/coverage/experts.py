@@ -155,7 +155,6 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     decoder = config.get_text_config()
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
-    _check_width(checkpoint)
     own, sliced = _differing(checkpoint, more, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
@@ -350,22 +349,13 @@ def _differing(
     return tuple(own), tuple(sliced)
 
 
-def _check_width(checkpoint: TinyCheckpoint) -> None:
-    """Check that layers are given one hidden state of a token."""
-    _, layers = decoder_layers(checkpoint.model)
-    width = checkpoint.model.config.get_text_config().hidden_size
-    for call in layer_calls(checkpoint.model, layers, _ids((1, 8))):
-        if (call.given[0] if call.given else call.options["hidden_states"]).shape[-1] != width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-
-
 def _try_recording(checkpoint: TinyCheckpoint) -> None:
     """Check that experts, recorded, compute what they compute."""
     _, layers = decoder_layers(checkpoint.model)
     calls = layer_calls(checkpoint.model, layers, _ids((1, 16)))
     seen = False
-    for layer, call in zip(layers, calls, strict=True):
-        sums = ExpertSums(_EXPERTS)
+    for number, call in calls.items():
+        layer, sums = layers[number], ExpertSums(_EXPERTS)
         try:
             with recording(layer, sums):
                 recorded = layer(*call.given, **call.options)
