@@ -21,6 +21,7 @@ from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import Architecture
 from strucprune_core.models.generic.describe import describe
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
 from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import ModelStream, open_stream
@@ -230,7 +231,7 @@ def _reloaded(
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         auto: Any = AutoModelForImageTextToText if "text_config" in raw else AutoModelForCausalLM
-        with torch.inference_mode(mode=False):
+        with torch.inference_mode(mode=False), towers_may_lack():
             model = auto.from_pretrained(
                 directory, trust_remote_code=True, dtype=torch.float32
             ).eval()

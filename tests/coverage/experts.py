@@ -49,6 +49,7 @@ from strucprune_core.models.generic.expert_table import (
 )
 from strucprune_core.models.generic.modules import decoder_layers, model_of
 from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_record, recording
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
@@ -253,7 +254,7 @@ def _reloaded(
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        with torch.inference_mode(mode=False):
+        with torch.inference_mode(mode=False), towers_may_lack():
             text = raw["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             sees = not text or "text_config" in raw
             auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM

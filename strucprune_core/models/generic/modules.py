@@ -23,6 +23,7 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedModel,
 )
 
 from strucprune_core.errors import UnsupportedArchitecture
@@ -31,6 +32,7 @@ from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
 from strucprune_core.models.generic.stored_states import Beside, StoredStates
+from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
@@ -39,6 +41,8 @@ _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
 _NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
+# But these tables have rows for some token ids, and are looked up in whatever the tokens are.
+_TABLES = re.compile(r"(^|\.)embed_(vision|audio)\.")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -127,10 +131,12 @@ class Modules:
         decoder = raw.get("text_config", raw)
         self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
         self._model = model
+        _say_device(model, device)
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
         self._layers = list(layers)
         self._shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
+        self._unseen = unseen_parts(self._model)
         self._buffers = {name for name, _ in self._model.named_buffers()}
         self._undo: list[Callable[[], None]] = []
         self._whole: WholePass | None = None
@@ -236,6 +242,10 @@ class Modules:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter and stored buffer, by name."""
         return dict(self._shapes)
+
+    def is_unseen(self, name: str) -> bool:
+        """Whether a tensor of the files belongs to a tower that could not be built."""
+        return self._names.parameter_of(name)[0].startswith(self._unseen)
 
     def not_needed(self) -> set[str]:
         """Names that files may lack: buffers, and what is another parameter by another name."""
@@ -403,7 +413,7 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+        return _is_text(self._names.parameter_of(name)[0])
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Ids other than the padding's, and their rows: some classes count no positions there."""
@@ -477,6 +487,25 @@ class Modules:
                 if module._parameters[name] is not None:
                     empty = torch.empty(self._shapes[f"{path}.{name}"], device="meta")
                     module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def _is_text(parameter: str) -> bool:
+    return _NOT_TEXT.search(parameter) is None or _TABLES.search(parameter) is not None
+
+
+def _say_device(model: Any, device: torch.device) -> None:
+    """Tell parts of a model where they compute, if their first parameter has no memory.
+
+    transformers asks a model's first parameter; where images come first, that is not loaded.
+    """
+    for module in model.modules():
+        first = next((name for name, _ in module.named_parameters()), "")
+        if isinstance(module, PreTrainedModel) and not _is_text(first):
+            plain = type(module)
+            names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+            module.__class__ = type(
+                plain.__name__, (plain,), {**names, "device": property(lambda _: device)}
+            )
 
 
 class _Layer:
@@ -559,7 +588,8 @@ def model_of(config: Any) -> Any:
     whole = "text_config" in config.sub_configs or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     sees = whole and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32)
+    with towers_may_lack():
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:
