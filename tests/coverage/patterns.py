@@ -300,7 +300,8 @@ def no_channels(model: Any) -> str:
 def _context_key(config: Any) -> str | None:
     config = config.get_text_config()
     key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    return key if key in config.to_dict() else None
+    saved = config.to_dict()
+    return next((each for each in (key, "max_target_positions") if each in saved), None)
 
 
 def _returned(output: Any) -> str | tuple[str, ...]:

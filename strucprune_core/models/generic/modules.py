@@ -275,11 +275,14 @@ class Modules:
         ]
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
+        """What meets the head's matrix, (n, e), from the last layer's output (n, d).
+
+        Each token is a sequence by itself: together they may be more than the model has positions.
+        """
         self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            return self._run_stored(hidden[None])[0]
+            return self._run_stored(hidden[:, None])[:, 0]
         finally:
             self._head.forward = self._forward_head
 
