@@ -265,7 +265,8 @@ class GenericModel:
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
         streams: Shape of a token's hidden states between layers, where it is not one vector: they
             are stored in a row.
-        streams_first: Whether the number of these states is the first axis, before the batch.
+        streams_axis: Where layers have them: 0: before the batch; 1: one sequence after the other,
+            as one long one; 2: behind the tokens.
         routing: Set where experts can be removed.
         carried: What is stored behind them.
     """
@@ -275,7 +276,7 @@ class GenericModel:
     layer_returns: str | tuple[str, ...]
     keeps_scores: bool = False
     streams: tuple[int, ...] = ()
-    streams_first: bool = False
+    streams_axis: int = 2
     routing: Routing | None = None
     carried: Carried = Carried()
 

@@ -192,7 +192,8 @@ def _inputs(
 
         def shift(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
             flat = output.clone().view(-1, output.shape[-1])
-            for token, row in enumerate(range(start, stop)):
+            # A module that sees some of the tokens alone is not before an FFN's output.
+            for token, row in zip(range(len(flat)), range(start, stop), strict=False):
                 flat[token, row] += step
             return flat.view_as(output)
 

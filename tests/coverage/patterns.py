@@ -32,7 +32,8 @@ from tests.coverage.tiny import is_encoder
 _NO_FFN = re.compile("adapter|norm|connection|laurel")
 
 # How many hidden states layers with hyper-connections hand on for a token.
-_STREAM_KEYS = ("hc_mult", "hc_count", "altup_num_inputs")
+_STREAM_KEYS = ("hc_mult", "hc_count", "altup_num_inputs", "ngram")
+_MORE_STREAMS = {"ngram": 1}
 # How many numbers of a token a layer hands to the next one, beside hidden states.
 _HANDED_KEYS = ("index_topk", "router_hidden_size")
 # What is 0 where layers are given no inputs of their own.
@@ -75,9 +76,13 @@ def as_stored(model: Any) -> TinyCheckpoint:
 
 
 def _name_of(model: Any, module: Any) -> str:
+    return f"{_path_of(model, module)}.weight"
+
+
+def _path_of(model: Any, module: Any) -> str:
     for path, each in model.named_modules():
         if each is module:
-            return f"{path}.weight"
+            return str(path)
     raise ValueError("the module is not in the model")
 
 
@@ -165,12 +170,13 @@ class _Streams:
     """The hidden states of a token between layers.
 
     Attributes:
-        key, apart, first: See `Architecture.streams_key`, `streams_apart` and `streams_first`.
+        key, apart, axis, more: See `Architecture.streams_key` and what follows there.
     """
 
     key: str | None
     apart: bool
-    first: bool
+    axis: int
+    more: int
 
 
 def hidden_of(call: LayerCall) -> Tensor:
@@ -195,14 +201,17 @@ def _streams(model: Any, tokens: Tensor, calls: dict[int, LayerCall]) -> _Stream
     """
     text = model.config.get_text_config()
     key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
-    count = 1 if key is None else getattr(text, key)
-    width = _hidden_size(model, calls)
-    first = hidden_of(calls[0]).shape == (count, *tokens.shape, width)
-    for call in calls.values():
-        hidden = hidden_of(call).permute(1, 2, 0, 3) if first else hidden_of(call)
-        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * count * width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-    return _Streams(key, hidden_of(calls[0]).dim() == 4, first)
+    more = _MORE_STREAMS.get(str(key), 0)
+    count = more + (1 if key is None else getattr(text, key))
+    (b, n), width = tokens.shape, _hidden_size(model, calls)
+    shapes = {2: (b, n, count, width), 0: (count, b, n, width), 1: (b, count * n, width)}
+    first = tuple(hidden_of(calls[0]).shape)
+    axis = next((axis for axis, shape in shapes.items() if shape == first and count > 1), None)
+    if {tuple(hidden_of(call).shape) for call in calls.values()} != {first}:
+        raise NotPrunable("its layers are given hidden states of different shapes")
+    if axis is None and first != (b, n, count * width):
+        raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return _Streams(key, axis is not None, 2 if axis is None else axis, more)
 
 
 def _all_return(layers: Any, calls: dict[int, LayerCall]) -> str | tuple[str, ...]:
@@ -279,7 +288,8 @@ def _outline(
         encoder=is_encoder(model.config),
         streams_key=streams.key,
         streams_apart=streams.apart,
-        streams_first=streams.first,
+        streams_axis=streams.axis,
+        streams_more=streams.more,
         tokens_key="" if ids else _INPUTS_KEY if inputs else None,
         reads_embedding=inputs,
         shares_keys=bool(getattr(text, "num_kv_shared_layers", 0)),
@@ -311,22 +321,21 @@ def _returned(output: Any) -> str | tuple[str, ...]:
 
 
 def _stored_name(checkpoint: TinyCheckpoint, names: ParameterNames, parameter: str) -> str:
+    """Where the files hold a parameter, perhaps under the name of one that it is tied to."""
+    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
     for name in checkpoint.tensors:
-        if names.parameter_of(name)[0] == parameter:
+        if known.get(names.parameter_of(name)[0]) is known[parameter]:
             return name
     raise NotPrunable(f"its files do not hold {parameter}")
 
 
 def _head_bias(checkpoint: TinyCheckpoint, names: ParameterNames) -> str | None:
     """Where the files hold the head's bias, perhaps under the name of one that it is tied to."""
-    bias = getattr(checkpoint.model.get_output_embeddings(), "bias", None)
-    if bias is None:
+    model = checkpoint.model
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is None:
         return None
-    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
-    for name in checkpoint.tensors:
-        if known.get(names.parameter_of(name)[0]) is bias:
-            return name
-    raise NotPrunable("its files do not hold the bias of its head")
+    return _stored_name(checkpoint, names, f"{_path_of(model, head)}.bias")
 
 
 def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) -> str:

@@ -51,8 +51,9 @@ class Architecture:
         encoder: Whether its layers see what follows a token, unless config.json says `is_decoder`.
         streams_key: Key of config.json with the number of hidden states of a token, between
             layers; None if it is one.
-        streams_apart: Whether they have an axis of their own.
-        streams_first: Whether that is the first axis, before the batch.
+        streams_apart: Whether they are apart, not one long vector.
+        streams_axis: Where, see `config.GenericModel`.
+        streams_more: How many more there are than the key says.
         tokens_key: Key of config.json that is 0 where layers are given nothing that depends on
             token ids; "" if they always are; None if they never are.
         reads_embedding: Whether what they are given depends on the tokens' embeddings too.
@@ -82,7 +83,8 @@ class Architecture:
     encoder: bool = False
     streams_key: str | None = None
     streams_apart: bool = False
-    streams_first: bool = False
+    streams_axis: int = 2
+    streams_more: int = 0
     tokens_key: str | None = None
     reads_embedding: bool = False
     shares_keys: bool = False
@@ -162,7 +164,8 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
         encoder=entry.get("encoder", False),
         streams_key=entry.get("streams_key"),
         streams_apart=entry.get("streams_apart", False),
-        streams_first=entry.get("streams_first", False),
+        streams_axis=entry.get("streams_axis", 2),
+        streams_more=entry.get("streams_more", 0),
         tokens_key=entry.get("tokens_key"),
         reads_embedding=entry.get("reads_embedding", False),
         shares_keys=entry.get("shares_keys", False),

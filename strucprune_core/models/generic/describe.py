@@ -104,7 +104,8 @@ def describe(
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
     key = architecture.streams_key
-    streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
+    streams = architecture.streams_more
+    streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
@@ -132,7 +133,7 @@ def describe(
             architecture.layer_returns,
             architecture.keeps_scores,
             (streams, hidden) if architecture.streams_apart else (),
-            architecture.streams_first,
+            architecture.streams_axis,
             None if experts is None else experts.routing(_decoder(raw)),
             carried,
         ),

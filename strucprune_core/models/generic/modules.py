@@ -282,7 +282,8 @@ class Modules:
         self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            return self._run_stored(hidden[:, None])[:, 0]
+            met = self._run_stored(hidden[:, None])
+            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
         finally:
             self._head.forward = self._forward_head
 
@@ -295,7 +296,7 @@ class Modules:
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
         self._at = len(self._layers)
-        self._head.forward = lambda given: product[None, None]
+        self._head.forward = lambda given: product.expand(*given.shape[:-1], -1)
         self._hidden, self._beside = self._stored.load(hidden)
         try:
             output = self._forward(self._ids(hidden), self._no_rows())

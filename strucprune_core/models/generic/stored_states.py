@@ -48,7 +48,7 @@ class StoredStates:
     """
 
     def __init__(self, generic: GenericModel) -> None:
-        self._streams, self._first = generic.streams, generic.streams_first
+        self._streams, self._axis = generic.streams, generic.streams_axis
         self._carried = generic.carried
 
     @property
@@ -58,9 +58,7 @@ class StoredStates:
 
     def store(self, hidden: Tensor, beside: Beside) -> Tensor:
         """Rows of numbers, (b, n, d), of a layer's input or output, and what is beside it."""
-        if self._first:
-            hidden = hidden.permute(1, 2, 0, 3)
-        hidden = hidden.flatten(2)
+        hidden = self._in_a_row(hidden)
         carried, shape = self._carried, hidden.shape[:2]
         parts = [hidden]
         if beside.ids is not None and carried.token_id:
@@ -82,11 +80,7 @@ class StoredStates:
         carried, beside = self._carried, Beside()
         b, n, d = stored.shape
         width = d - carried.columns
-        hidden, rest = stored[..., :width], stored[..., width:]
-        if self._streams:
-            hidden = hidden.reshape(b, n, *self._streams)
-        if self._first:
-            hidden = hidden.permute(2, 0, 1, 3)
+        hidden, rest = self._apart(stored[..., :width]), stored[..., width:]
         if carried.token_id:
             beside.ids = (rest[..., 0] / _ID_UNIT).round().long()
             rest = rest[..., 1:]
@@ -105,6 +99,23 @@ class StoredStates:
             if carried.handed.integers:
                 beside.handed = (rest[..., :n] / _ID_UNIT).round().long()
         return hidden, beside
+
+    def _in_a_row(self, hidden: Tensor) -> Tensor:
+        """A layer's hidden states, (b, n, d): those of a token one after the other."""
+        if self._axis == 0:
+            hidden = hidden.permute(1, 2, 0, 3)
+        if self._axis == 1:
+            hidden = hidden.unflatten(1, (self._streams[0], -1)).transpose(1, 2)
+        return hidden.flatten(2)
+
+    def _apart(self, hidden: Tensor) -> Tensor:
+        """The same, (b, n, d), as layers take them."""
+        if not self._streams:
+            return hidden
+        hidden = hidden.unflatten(-1, self._streams)
+        if self._axis == 0:
+            return hidden.permute(2, 0, 1, 3)
+        return hidden.transpose(1, 2).flatten(1, 2) if self._axis == 1 else hidden
 
     def give(
         self, layer: nn.Module, given: tuple[Any, ...], options: dict[str, Any], beside: Beside
