@@ -130,7 +130,8 @@ def _examined(checkpoint: TinyCheckpoint) -> Examined:
     config = _described(checkpoint, architecture, raw)
     pruned = _pruned(config, source)
     narrow = open_stream(pruned[0], pruned[1], torch.device("cpu"), like=stream)
-    reloaded = _relative(_reloaded(raw, pruned, tokens), _logits(narrow, tokens))
+    logits = _reloaded(raw, pruned)(input_ids=tokens, use_cache=False).logits
+    reloaded = _relative(logits, _logits(narrow, tokens))
     if not reloaded <= TOLERANCE:
         raise NotPrunable("the pruned model computes something else once it is loaded")
     return Examined(architecture, dense, reloaded)
@@ -219,10 +220,16 @@ def _pruned(config: ModelConfig, source: Tensors) -> tuple[ModelConfig, PrunedSo
     return config.with_blocks(blocks), cut
 
 
-def _reloaded(
-    raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource], tokens: Tensor
-) -> Tensor:
-    """Logits of the pruned checkpoint as transformers' Auto classes load it from its files."""
+def pruned_model(model: Any, found: Architecture) -> Any:
+    """A tiny model without a quarter of its channels, loaded from its files."""
+    checkpoint = as_stored(model)
+    raw = {**model.config.to_dict()}
+    cut = _pruned(_described(checkpoint, found, raw), Tensors(checkpoint.tensors))
+    return _reloaded(raw, cut)
+
+
+def _reloaded(raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource]) -> Any:
+    """The pruned checkpoint as transformers' Auto classes load it from its files."""
     config, source = pruned
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
@@ -232,8 +239,6 @@ def _reloaded(
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         auto: Any = AutoModelForImageTextToText if "text_config" in raw else AutoModelForCausalLM
         with torch.inference_mode(mode=False), towers_may_lack():
-            model = auto.from_pretrained(
+            return auto.from_pretrained(
                 directory, trust_remote_code=True, dtype=torch.float32
             ).eval()
-    found: Tensor = model(input_ids=tokens, use_cache=False).logits
-    return found

@@ -53,6 +53,7 @@ from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
+from tests.coverage import table
 from tests.coverage.detect import NotPrunable, layer_calls
 from tests.coverage.examine import Tensors
 from tests.coverage.patterns import (
@@ -61,7 +62,6 @@ from tests.coverage.patterns import (
     as_stored,
     find_outline,
 )
-from tests.coverage import table
 from tests.coverage.table import language_models, seeing_models
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 

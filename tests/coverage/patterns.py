@@ -28,7 +28,8 @@ from tests.coverage.detect import (
 from tests.coverage.other_names import other_names
 from tests.coverage.tiny import is_encoder
 
-# Bottlenecks of adapters, norms, hyper-connections and added low-rank maps are as narrow as they can be.
+# Bottlenecks of adapters, norms, hyper-connections and added low-rank maps are as narrow as they
+# can be.
 _NO_FFN = re.compile("adapter|norm|connection|laurel")
 
 # How many hidden states layers with hyper-connections hand on for a token.
@@ -231,16 +232,21 @@ def _handed(
     text = config.get_text_config()
     key = next((key for key in _HANDED_KEYS if hasattr(text, key)), None)
     for number in list(calls)[1:] if key is not None else ():
-        call, before = calls[number], calls[number - 1]
+        before = calls[number - 1]
         output = layers[number - 1](*before.given, **before.options)
         for place, value in enumerate(output) if isinstance(output, tuple) else ():
-            taken = _arguments(layers[number], call)
-            for name, given in taken.items():
-                if place == 0 or not isinstance(given, Tensor) or not isinstance(value, Tensor):
-                    continue
-                if given.shape == value.shape and torch.equal(given, value):
-                    if _reads(layers[number], call, name):
-                        return name, place, str(key), not value.is_floating_point()
+            name = _taken_as(layers[number], calls[number], value) if place else None
+            if name is not None:
+                return name, place, str(key), not value.is_floating_point()
+    return None
+
+
+def _taken_as(layer: Any, call: LayerCall, value: Any) -> str | None:
+    """The argument by which a layer gets a tensor, if it reads it."""
+    for name, given in _arguments(layer, call).items():
+        both = isinstance(given, Tensor) and isinstance(value, Tensor)
+        if both and torch.equal(given, value) and _reads(layer, call, name):
+            return name
     return None
 
 

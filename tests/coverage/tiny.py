@@ -171,7 +171,7 @@ def _tiny(cls: Any, changes: dict[str, Any], own: dict[str, Any]) -> Any:
         inner = getattr(default, key, None)
         if inner is not None and hasattr(inner, "to_dict"):
             sizes[key] = _tiny(type(inner), changes, changes.get(key, {}))
-        elif inner is not None and hasattr(part, "model_type"):
+        elif (inner is not None or key in changes) and hasattr(part, "model_type"):
             sizes[key] = _tiny(part, changes, changes.get(key, {}))
     for key, value in known.items():
         if key in _TOKENS and isinstance(value, int):

@@ -105,14 +105,16 @@ class StoredStates:
         if self._axis == 0:
             hidden = hidden.permute(1, 2, 0, 3)
         if self._axis == 1:
-            hidden = hidden.unflatten(1, (self._streams[0], -1)).transpose(1, 2)
+            streams = self._streams[0]
+            parts = hidden.reshape(len(hidden), streams, -1, hidden.shape[-1])
+            hidden = parts.transpose(1, 2)
         return hidden.flatten(2)
 
     def _apart(self, hidden: Tensor) -> Tensor:
         """The same, (b, n, d), as layers take them."""
         if not self._streams:
             return hidden
-        hidden = hidden.unflatten(-1, self._streams)
+        hidden = hidden.reshape(*hidden.shape[:-1], *self._streams)
         if self._axis == 0:
             return hidden.permute(2, 0, 1, 3)
         return hidden.transpose(1, 2).flatten(1, 2) if self._axis == 1 else hidden

@@ -19,9 +19,7 @@ class Unseen(nn.Module):
 
 def unseen_parts(model: nn.Module) -> tuple[str, ...]:
     """What the parameters of towers that were not built begin with."""
-    return tuple(
-        f"{path}." for path, module in model.named_modules() if isinstance(module, Unseen)
-    )
+    return tuple(f"{path}." for path, module in model.named_modules() if isinstance(module, Unseen))
 
 
 @contextlib.contextmanager
