@@ -9,7 +9,6 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.generic.outside import is_text
 from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
 from strucprune_core.models.generic.stored_states import Beside, StoredStates
 from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
@@ -39,10 +39,6 @@ from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
 _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
-# What sees or hears may be larger than the decoder beside it.
-_NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
-# But these tables have rows for some token ids, and are looked up in whatever the tokens are.
-_TABLES = re.compile(r"(^|\.)embed_(vision|audio)\.")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -55,7 +51,7 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     lists = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and not _NOT_TEXT.search(path)
+        if isinstance(module, nn.ModuleList) and is_text(path)
     ]
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in [each for each in lists if id(each[1]) in inside] or lists:
@@ -417,7 +413,7 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        return _is_text(self._names.parameter_of(name)[0])
+        return is_text(self._names.parameter_of(name)[0])
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Ids other than the padding's, and their rows: some classes count no positions there."""
@@ -493,10 +489,6 @@ class Modules:
                     module._parameters[name] = nn.Parameter(empty, requires_grad=False)
 
 
-def _is_text(parameter: str) -> bool:
-    return _NOT_TEXT.search(parameter) is None or _TABLES.search(parameter) is not None
-
-
 def _say_device(model: Any, device: torch.device) -> None:
     """Tell parts of a model where they compute, if their first parameter has no memory.
 
@@ -504,7 +496,7 @@ def _say_device(model: Any, device: torch.device) -> None:
     """
     for module in model.modules():
         first = next((name for name, _ in module.named_parameters()), "")
-        if isinstance(module, PreTrainedModel) and not _is_text(first):
+        if isinstance(module, PreTrainedModel) and not is_text(first):
             plain = type(module)
             names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
             module.__class__ = type(
