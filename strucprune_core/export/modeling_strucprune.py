@@ -336,17 +336,8 @@ _ANY_CLASSES = {}
 
 def resize(model):
     """Give the parameters that the config lists their shapes, and tell the modules around them."""
-    # Only here: the families above also load in releases of transformers 5 that lack these.
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import rename_source_key
-
-    rules = [
-        rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
-    ]
     known = dict(model.named_parameters())
-    for name, shape in model.config.strucprune["tensors"].items():
-        if name not in known:
-            name, _ = rename_source_key(name, rules, [], model.base_model_prefix, known)
+    for name, shape in resized(model, known).items():
         old = known[name]
         path, _, attribute = name.rpartition(".")
         new = torch.empty(shape, dtype=old.dtype, device=old.device)
@@ -357,6 +348,36 @@ def resize(model):
             for key, value in list(vars(module).items()):
                 if type(value) is int and value in sizes and "hidden_size" not in key:
                     setattr(module, key, sizes[value])
+
+
+def resized(model, known):
+    """Shapes of parameters by name, from those of tensors: transformers may join or split these."""
+    # Only here: the families above also load in releases of transformers 5 that lack these.
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    shapes, joined = {}, {}
+    for name, shape in model.config.strucprune["tensors"].items():
+        if name in known:
+            shapes[name] = shape
+            continue
+        parameter, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, known
+        )
+        if pattern is None:
+            shapes[parameter] = shape
+            continue
+        rule = joined.setdefault(parameter, copy.deepcopy(by_pattern[pattern]))
+        rule.add_tensor(parameter, name, pattern, torch.empty(shape, device="meta"))
+    for parameter, rule in joined.items():
+        made = rule.convert(parameter, model=model, config=model.config)
+        for name, value in made.items():
+            shapes[name] = tuple((value[0] if isinstance(value, list) else value).shape)
+    return shapes
 
 
 class Resized:

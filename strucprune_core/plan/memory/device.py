@@ -12,6 +12,7 @@ from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.generic.outside import held_tensors
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
@@ -64,6 +65,12 @@ def device_terms(
     spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels
 ) -> dict[str, int]:
     """Bytes on the device by step."""
+    held = FP32_BYTES * sum(math.prod(shape) for shape in held_tensors(config).values())
+    return {step: held + size for step, size in _terms(spec, config, tiles, panels).items()}
+
+
+def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> dict[str, int]:
+    """The same without what transformers' modules hold all the time."""
     places, text = plan_sites(config, spec.pruning), spec.calibration
     calibration = micro_batch(tiles, text.samples, text.sequence_length)
     if spec.pruning.removes_experts:
