@@ -14,7 +14,7 @@ from api.jobs.logs import LogFormat
 from api.webhooks.targets import Policy
 from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
 from strucprune_core.client.webhooks import secret_bytes
-from strucprune_core.spec import Uri
+from strucprune_core.spec import WritableUri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
 
@@ -108,7 +108,7 @@ class Settings(LimitSettings):
 
     redis_url: RedisUrl
     broker_url: BrokerUrl = Field(default=None, repr=False)
-    state_uri: Uri
+    state_uri: WritableUri
     s3: S3 = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()
     key_pepper: SecretStr = Field(min_length=MIN_PEPPER_LENGTH)

@@ -171,9 +171,7 @@ class HubStore:
         return f"{self.location.key}/{key}" if self.location.key else key
 
 
-def open_hub(
-    location: Location, *, longest_wait_seconds: float = LONGEST_WAIT_SECONDS
-) -> HubStore:
+def open_hub(location: Location, *, longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> HubStore:
     """A store on a place of a hub. Makes no request.
 
     Args:
@@ -192,13 +190,13 @@ def _entry(entry: Any, uri: str) -> ObjectInfo | None:
         path, size, digest = entry["path"], entry["size"], entry["oid"]
         if entry.get("lfs"):  # `oid` is then that of the pointer to it.
             digest = entry["lfs"]["oid"]
-        if not (isinstance(path, str) and isinstance(digest, str) and isinstance(size, int)):
-            raise TypeError
-    except (KeyError, TypeError, AttributeError) as error:
+        if not (isinstance(path, str) and isinstance(digest, str) and int(size) >= 0):
+            raise TypeError(path)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StorageError(
             f"{uri}: the listing is not that of a hub", remedy="Check HF_ENDPOINT."
         ) from error
-    return ObjectInfo(check_key(path), size, digest)
+    return ObjectInfo(check_key(path), int(size), digest)
 
 
 @contextmanager

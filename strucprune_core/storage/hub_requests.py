@@ -28,7 +28,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (  # type: ignore[attr-defined]
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+)
 
 from strucprune_core import __version__
 from strucprune_core.errors import (
@@ -77,9 +81,7 @@ class HubClient:
             the request fails.
     """
 
-    def __init__(
-        self, repository: str, longest_wait_seconds: float = LONGEST_WAIT_SECONDS
-    ) -> None:
+    def __init__(self, repository: str, longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> None:
         self.repository = repository
         self._longest_wait = longest_wait_seconds
         self._dataset = repository.startswith("datasets/")
@@ -177,8 +179,8 @@ class HubClient:
 
     def _wait(self, error: HfHubHTTPError, attempt: int) -> float | None:
         """How long to wait before the request is repeated; None if that is of no use."""
-        status = error.response.status_code
-        usual = FIRST_WAIT_SECONDS * 2**attempt
+        status = int(error.response.status_code)
+        usual: float = FIRST_WAIT_SECONDS * 2**attempt
         if status in _REPEATED:
             return usual
         told = _told_wait(error)

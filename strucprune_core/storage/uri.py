@@ -224,6 +224,20 @@ def check_uri(uri: str) -> str:
     return uri
 
 
+def check_writable_uri(uri: str) -> str:
+    """Return the URI if it parses and a job can write there (for pydantic fields).
+
+    Raises:
+        ValueError: as `parse_uri`; or it is a place of a hub.
+    """
+    if parse_uri(uri).scheme == "hf":
+        raise ValueError(
+            "a hub is only read; write to s3://bucket/prefix or a directory, and copy the result "
+            "to the hub afterwards: strucprune publish DIR hf://org/name"
+        )
+    return uri
+
+
 def short_name(uri: str) -> str:
     """A name for what lies at a URI: its last part, without a revision."""
     location = parse_uri(uri)
