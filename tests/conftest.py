@@ -14,6 +14,7 @@ import pytest
 from embedded.s3 import S3Server
 from embedded.stack import TENANT, Stack
 from embedded.valkey import ValkeyServer
+from tests.support.hub_server import Hub, running_hub
 from tests.support.small_disk import private_mounts
 from tests.support.text import make_text
 
@@ -119,3 +120,19 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         tmp_path_factory.mktemp("stack"), settings={**SHORT_INTERVALS, **_WEBHOOKS}
     ) as running:
         yield running
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of our own in place of huggingface.co, for this process; without a token."""
+    # The library reads its variables when it is imported.
+    from huggingface_hub import close_session, constants
+
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+        close_session()  # Else its connections are warned about when they are collected.

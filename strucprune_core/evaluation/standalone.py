@@ -13,7 +13,7 @@ import torch
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
+from strucprune_core.errors import NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.models.devices import choose_device

@@ -1,4 +1,4 @@
-"""Fixes the revisions of a job: a branch of a hub is replaced by the commit that it is at. No torch.
+"""Fixes the revisions of a job: each branch of a hub is replaced by its commit. No torch.
 
 A service does it when a job is submitted, the command and the library when it first runs. The
 commit is part of the job from then on: of its fingerprint and its report. So an attempt that

@@ -1,6 +1,6 @@
 """Keeps the commits of a job in its workspace, so that a run that resumes it reads the same files.
 
-pins/<digest of the URI>.json    the URI as it was given, and with its commit
+`pins/<digest of the URI>.json` holds a URI as it was given, and with its commit.
 """
 
 from __future__ import annotations

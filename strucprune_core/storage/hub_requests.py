@@ -18,7 +18,7 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, quote, urlsplit
 
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata
 from huggingface_hub.errors import (
     DisabledRepoError,
     EntryNotFoundError,
@@ -65,7 +65,7 @@ MAX_SKIPPED_BYTES = 16 * 2**20
 _REPEATED = frozenset({408, 500, 502, 503, 504})
 _NOT_TRUSTED = ("CERTIFICATE_VERIFY_FAILED", "doesn't match")
 _NOT_A_HUB = "Check HF_ENDPOINT: the answer is not that of a Hugging Face hub."
-_CHECK_TOKEN = (
+_MAY_NOT_READ = (
     "Set HF_TOKEN to a valid token that may read it; for a service, its operator sets the token."
 )
 
@@ -84,13 +84,11 @@ class HubClient:
     def __init__(self, repository: str, longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> None:
         self.repository = repository
         self._longest_wait = longest_wait_seconds
-        self._dataset = repository.startswith("datasets/")
-        self._id = repository.removeprefix("datasets/")
 
     @property
     def _api(self) -> str:
-        kind = "datasets" if self._dataset else "models"
-        return f"{constants.ENDPOINT}/api/{kind}/{self._id}"
+        models = "" if self.repository.startswith("datasets/") else "models/"
+        return f"{constants.ENDPOINT}/api/{models}{self.repository}"
 
     def commit(self, revision: str) -> str:
         """The commit that a branch or tag is at now ("" is the main branch)."""
@@ -142,10 +140,7 @@ class HubClient:
         return self._repeated(name, lambda: _range(url, start, length, name))
 
     def _url(self, commit: str, path: str) -> str:
-        kind = "dataset" if self._dataset else "model"
-        return hf_hub_url(
-            self._id, path, repo_type=kind, revision=commit, endpoint=constants.ENDPOINT
-        )
+        return f"{constants.ENDPOINT}/{self.repository}/resolve/{commit}/{quote(path)}"
 
     def _json(self, url: str, query: Mapping[str, str], name: str) -> tuple[Any, str | None]:
         """A JSON answer, and the cursor of the next page if there is one."""
@@ -355,10 +350,10 @@ def _from_answer(error: HfHubHTTPError, name: str) -> StorageError:
     if isinstance(error, RepositoryNotFoundError):
         return ObjectNotFound(
             f"{name}: there is no such repository, or it is private and this token may not read it",
-            remedy=f"Check the name. {_CHECK_TOKEN}",
+            remedy=f"Check the name. {_MAY_NOT_READ}",
         )
     if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-        return AccessDenied(f"{name}: the hub refused access ({status})", remedy=_CHECK_TOKEN)
+        return AccessDenied(f"{name}: the hub refused access ({status})", remedy=_MAY_NOT_READ)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         told = _told_wait(error)
         wait = "" if told is None else f" for {told:.0f} s"

@@ -39,13 +39,10 @@ class LocalStore:
     """
 
     root: Path
-    _linked: tuple[Path, ...]
 
     def __init__(self, root: Path) -> None:
         # The user chose the root, so links on the way to it are trusted; links below it are not.
-        resolved = Path(root).resolve()
-        object.__setattr__(self, "root", resolved)
-        object.__setattr__(self, "_linked", (resolved, *places_of_blobs(resolved)))
+        object.__setattr__(self, "root", Path(root).resolve())
 
     @property
     def uri(self) -> str:
@@ -184,7 +181,9 @@ class LocalStore:
         path = self.root / key
         # `resolve` follows links in the parents too, also of a path that does not exist yet.
         target = path.resolve()
-        if not any(target.is_relative_to(place) for place in self._linked):
+        if not target.is_relative_to(self.root) and not any(
+            target.is_relative_to(place) for place in places_of_blobs(self.root)
+        ):
             raise AccessDenied(
                 f"'{key}' is a link that leads out of {self.root}",
                 remedy="Copy the files themselves (cp -rL) instead of links to them.",

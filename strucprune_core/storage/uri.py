@@ -1,7 +1,4 @@
-"""Artefact URIs: `s3://bucket/key`, `hf://org/name` or a local path. Parsed once, checked before use.
-
-No torch.
-"""
+"""URIs: `s3://bucket/key`, `hf://org/name` or a local path. Checked when parsed. No torch."""
 
 from __future__ import annotations
 
@@ -125,7 +122,7 @@ def _checked_key(key: str, what: str) -> str:
 
 
 def _parse_hub(uri: str) -> Location:
-    """The syntax of `huggingface_hub`, without the kinds of repositories that hold no model or text.
+    """The syntax of `huggingface_hub`, without repositories that hold neither model nor text.
 
     An '@' after the name begins the revision, whose slashes are written as %2F; elsewhere it is a
     character like others.
@@ -190,7 +187,8 @@ def _parse_file(uri: str) -> str:
     if "://" in path:
         scheme = path.split("://", 1)[0]
         raise ValueError(
-            f"scheme '{scheme}' is not supported; use s3://bucket/key, hf://org/name or a local path"
+            f"scheme '{scheme}' is not supported; use s3://bucket/key, hf://org/name or a "
+            "local path"
         )
     if not path:
         raise ValueError("the path is empty")
