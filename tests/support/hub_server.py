@@ -25,7 +25,7 @@ import re
 import secrets
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -142,6 +142,10 @@ def _error(status: int, code: str) -> _Answer:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     hub: Hub
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # A client may close at any time.
+            super().handle()
 
     def log_message(self, *arguments: Any) -> None:
         pass
