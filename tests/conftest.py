@@ -114,12 +114,28 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, hub_of_the_stack: Hub) -> Iterator[Stack]:
     """The whole product with one worker and short leases (mark such tests `services`)."""
     with Stack(
-        tmp_path_factory.mktemp("stack"), settings={**SHORT_INTERVALS, **_WEBHOOKS}
+        tmp_path_factory.mktemp("stack"),
+        settings={**SHORT_INTERVALS, **_WEBHOOKS, **_hub_settings(hub_of_the_stack)},
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def hub_of_the_stack() -> Iterator[Hub]:
+    """A hub of our own in place of huggingface.co, for the processes of `stack`."""
+    with running_hub() as server:
+        yield server
+
+
+def _hub_settings(hub: Hub) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": next(iter(hub.tokens)),
+        "STRUCPRUNE_HUB_REPOSITORIES": json.dumps({TENANT: ["acme/*", "datasets/acme/prose"]}),
+    }
 
 
 @pytest.fixture
