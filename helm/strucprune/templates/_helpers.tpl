@@ -144,6 +144,17 @@ affinity:
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_SECRET_ACCESS_KEY" "secret" .existingSecret.name "key" .existingSecret.secretAccessKeyKey) }}
 {{- end }}
 {{- end }}
+{{- if .Values.auth.hubRepositories }}
+{{- with .Values.hub.endpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.hub.existingSecret }}
+{{- if .name }}
+{{ include "strucprune.secretEnv" (dict "name" "HF_TOKEN" "secret" .name "key" .tokenKey) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- with .Values.limits }}
 - name: STRUCPRUNE_LIMITS
   value: {{ toJson . | quote }}
@@ -167,6 +178,10 @@ affinity:
 {{- end }}
 {{- with .allowedPrefixes }}
 - name: STRUCPRUNE_ALLOWED_PREFIXES
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with .hubRepositories }}
+- name: STRUCPRUNE_HUB_REPOSITORIES
   value: {{ toJson . | quote }}
 {{- end }}
 {{- end }}
