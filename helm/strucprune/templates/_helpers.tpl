@@ -144,17 +144,6 @@ affinity:
 {{ include "strucprune.secretEnv" (dict "name" "STRUCPRUNE_S3_SECRET_ACCESS_KEY" "secret" .existingSecret.name "key" .existingSecret.secretAccessKeyKey) }}
 {{- end }}
 {{- end }}
-{{- if .Values.auth.hubRepositories }}
-{{- with .Values.hub.endpoint }}
-- name: HF_ENDPOINT
-  value: {{ . | quote }}
-{{- end }}
-{{- with .Values.hub.existingSecret }}
-{{- if .name }}
-{{ include "strucprune.secretEnv" (dict "name" "HF_TOKEN" "secret" .name "key" .tokenKey) }}
-{{- end }}
-{{- end }}
-{{- end }}
 {{- with .Values.limits }}
 - name: STRUCPRUNE_LIMITS
   value: {{ toJson . | quote }}
@@ -165,6 +154,21 @@ affinity:
 {{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* How API and workers reach a hub. */}}
+{{- define "strucprune.hubEnv" -}}
+{{- if .Values.auth.hubRepositories }}
+{{- with .Values.hub.endpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.hub.existingSecret }}
+{{- if .name }}
+{{ include "strucprune.secretEnv" (dict "name" "HF_TOKEN" "secret" .name "key" .tokenKey) }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- end -}}
 
