@@ -59,6 +59,8 @@ FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 310.0
 # Of a listing's page, or the facts of a repository with very many files.
 MAX_ANSWER_BYTES = 32 * 2**20
+# More than any model has; a data set may have millions.
+MAX_ENTRIES = 20_000
 # An answer without the range asked for is read from its start, if that is not far.
 MAX_SKIPPED_BYTES = 16 * 2**20
 
@@ -106,8 +108,8 @@ class HubClient:
         """The entries below a folder at a commit, in pages; none if there is no such folder."""
         name = f"hf://{self.repository}@{commit}/{folder}"
         url = f"{self._api}/tree/{commit}/{quote(folder)}".rstrip("/")
-        query = {"recursive": "true"}
-        while True:
+        query, left = {"recursive": "true"}, MAX_ENTRIES
+        while left > 0:
             try:
                 page, cursor = self._json(url, query, name)
             except _NoEntry:
@@ -117,7 +119,11 @@ class HubClient:
             yield page
             if cursor is None:
                 return
-            query["cursor"] = cursor
+            query["cursor"], left = cursor, left - max(1, len(page))
+        raise StorageError(
+            f"{name} holds more than {MAX_ENTRIES:,} files and folders",
+            remedy="Name the folder of one model, or one text.",
+        )
 
     def file_facts(self, commit: str, path: str) -> tuple[int, str] | None:
         """Bytes and digest of a file; None if there is no such file."""

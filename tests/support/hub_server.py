@@ -5,9 +5,10 @@ sends and expects, and after the hub's documented answers; it is no proof of how
 
     GET  /api/{models,datasets}/{id}/revision/{rev}           the commit of a branch, tag or commit
     GET  /api/{models,datasets}/{id}/tree/{commit}[/{folder}] the files, in pages with a Link header
-    HEAD, GET /[datasets/]{id}/resolve/{commit}/{path}        small files as they are; large ones by
-                                                              a redirect to a second host (a CDN),
-                                                              which refuses requests with a token
+    HEAD, GET /[datasets/]{id}/resolve/{commit}/{path}        a redirect: of a small file to
+                                                              /api/resolve-cache of the hub itself,
+                                                              of a large one to a second host (a
+                                                              CDN), which refuses tokens
     POST /api/repos/create, /api/validate-yaml                publishing
     POST /api/models/{id}/preupload/{rev}                     which files go to the LFS store
     POST /{id}.git/info/lfs/objects/batch, PUT to the CDN     uploads to it, in one part
@@ -30,7 +31,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 LFS_BYTES = 4096
 """Files of this size, and all `.safetensors`, lie in the LFS store."""
@@ -80,6 +81,7 @@ class Hub:
         faults: Called with the method and path of each request; what it returns, a status and
             headers, is answered instead. None answers as usual.
         ignores_ranges: Whether files are always sent whole.
+        broken: How many of the next files are to break off in the middle.
         uploaded: The LFS store.
     """
 
@@ -90,6 +92,7 @@ class Hub:
         self.requests: list[Request] = []
         self.faults: Callable[[str, str], tuple[int, dict[str, str]] | None] = lambda *_: None
         self.ignores_ranges = False
+        self.broken = 0
         self.uploaded: dict[str, bytes] = {}
 
     def add(self, name: str, source: Path | dict[str, bytes], **options: Any) -> Repo:
@@ -185,8 +188,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(answer.body)))
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(answer.body)
+        if self.command == "HEAD":
+            return
+        if self.hub.broken > 0 and "ETag" in answer.headers:
+            self.hub.broken -= 1
+            self.wfile.write(answer.body[: len(answer.body) // 2])
+            self.close_connection = True
+            return
+        self.wfile.write(answer.body)
 
     def route(self, path: str) -> None:
         raise NotImplementedError
@@ -223,6 +232,9 @@ class _Hub(_Handler):
             r"GET /api/(models|datasets)/([^/]+/[^/]+)/revision/([^/]+)": self.revision,
             r"GET /api/(models|datasets)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?": self.tree,
             r"(?:GET|HEAD) /(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)": self.resolve,
+            r"(?:GET|HEAD) /api/resolve-cache/(models|datasets)/([^/]+/[^/]+)/([^/]+)/(.+)": (
+                self.cached
+            ),
             r"GET /api/(models)/([^/]+/[^/]+)": self.revision,
             r"POST /api/repos/create": self.create,
             r"POST /api/validate-yaml": self.yaml,
@@ -294,11 +306,16 @@ class _Hub(_Handler):
         data = files[path]
         headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if not is_large(path, data):
-            raise self.file(data, {**headers, "ETag": f'"{blob_id(data)}"'})
+            place = f"{'datasets' if kind else 'models'}/{name}/{commit}/{quote(path)}"
+            raise _Answer(307, b"", {**headers, "Location": f"/api/resolve-cache/{place}"})
         digest = sha256(data)
         self.hub.uploaded[digest] = data
         headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{digest}"'}
         raise _Answer(302, b"", {**headers, "Location": f"{self.hub.cdn}/lfs/{digest}"})
+
+    def cached(self, kind: str, name: str, commit: str, path: str) -> None:
+        data = self.repo(kind, name).commits[commit][path]
+        raise self.file(data, {"X-Repo-Commit": commit, "ETag": f'"{blob_id(data)}"'})
 
     def create(self) -> None:
         if self.token not in self.hub.tokens:

@@ -228,6 +228,17 @@ def test_failures_of_the_other_host_are_bridged(store: HubStore, hub: Hub) -> No
     assert store.read("model.safetensors", 5, 5) == LARGE[5:10]
 
 
+def test_files_that_break_off_are_read_again(store: HubStore, hub: Hub) -> None:
+    for key in ("config.json", "model.safetensors"):
+        hub.broken = 2
+        assert store.read(key, 2, 6) == FILES[key][2:8]
+        assert hub.broken == 0
+    hub.broken = 100
+    with pytest.raises(StorageUnavailable, match="does not answer"):
+        store.read("config.json")
+    assert hub.broken == 100 - hub_requests.ATTEMPTS
+
+
 def test_an_outage_is_reported(store: HubStore, hub: Hub) -> None:
     hub.faults = lambda method, path: (503, {})
     with pytest.raises(StorageUnavailable, match="cannot answer now"):
@@ -311,6 +322,10 @@ def test_wrong_endpoints(
 def test_hostile_listings(hub: Hub, store: HubStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_requests, "MAX_ANSWER_BYTES", 100)
     with pytest.raises(StorageError, match="more than 100 bytes"):
+        list(store.list())
+    monkeypatch.setattr(hub_requests, "MAX_ANSWER_BYTES", 2**20)
+    monkeypatch.setattr(hub_requests, "MAX_ENTRIES", 6)
+    with pytest.raises(StorageError, match="more than 6 files"):
         list(store.list())
 
 
