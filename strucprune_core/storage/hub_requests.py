@@ -71,6 +71,9 @@ _MAY_NOT_READ = (
     "Set HF_TOKEN to a valid token that may read it; for a service, its operator sets the token."
 )
 
+# Raised before anything is sent. The token may hold letters that no header can.
+_SETTINGS = (OfflineModeIsEnabled, httpx.InvalidURL, UnicodeEncodeError)
+
 T = TypeVar("T")
 
 
@@ -168,11 +171,11 @@ class HubClient:
                 wait = self._wait(error, attempt)
                 if wait is None:
                     raise _from_answer(error, name) from error
-            except httpx.TransportError as error:
+            except httpx.RequestError as error:
                 if not _may_pass(error):
                     raise _from_client(error, name) from error
                 wait = FIRST_WAIT_SECONDS * 2**attempt
-            except (OfflineModeIsEnabled, httpx.InvalidURL) as error:
+            except _SETTINGS as error:
                 raise _from_settings(error, name) from error
             time.sleep(wait)
         with translated(name):
@@ -197,9 +200,9 @@ def translated(name: str) -> Iterator[None]:
         yield
     except HfHubHTTPError as error:
         raise _from_answer(error, name) from error
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise _from_client(error, name) from error
-    except (OfflineModeIsEnabled, httpx.InvalidURL) as error:
+    except _SETTINGS as error:
         raise _from_settings(error, name) from error
 
 
@@ -302,7 +305,9 @@ def _told_wait(error: HfHubHTTPError) -> float | None:
 
 def _may_pass(error: Exception) -> bool:
     untrusted = any(words in str(error) for words in _NOT_TRUSTED)
-    return not untrusted and not isinstance(error, httpx.UnsupportedProtocol)
+    return not untrusted and not isinstance(
+        error, (httpx.UnsupportedProtocol, httpx.TooManyRedirects)
+    )
 
 
 def _from_settings(error: Exception, name: str) -> StorageError | InvalidSpec:
@@ -311,6 +316,12 @@ def _from_settings(error: Exception, name: str) -> StorageError | InvalidSpec:
             f"{name}: HF_HUB_OFFLINE is set, so no hub is asked",
             remedy="Unset it; or name the snapshot's directory in the local cache "
             "(hub/models--ORG--NAME/snapshots/COMMIT).",
+        )
+    if isinstance(error, UnicodeEncodeError):
+        # The library's message quotes the token.
+        return InvalidSpec(
+            f"{name}: HF_TOKEN holds characters that no token has",
+            remedy="Copy the token again: hf_ and letters and digits.",
         )
     return InvalidSpec(
         f"{name}: the hub's URL is malformed ({error})",
@@ -322,6 +333,8 @@ def _from_client(error: Exception, name: str) -> StorageError | InvalidSpec:
     """The typed error for a request that got no whole answer."""
     if isinstance(error, httpx.UnsupportedProtocol):
         return _from_settings(error, name)
+    if isinstance(error, httpx.TooManyRedirects):
+        return StorageError(f"{name}: the hub redirects every request", remedy=_NOT_A_HUB)
     if not _may_pass(error):
         return StorageError(
             f"{name}: the hub's certificate is not trusted: {error}",

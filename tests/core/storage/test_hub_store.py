@@ -208,6 +208,22 @@ def test_a_wrong_token_is_named(hub: Hub, store: HubStore, monkeypatch: pytest.M
     assert "hf_expired" not in str(caught.value)
 
 
+def test_a_token_that_no_header_can_hold_is_not_shown(
+    store: HubStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_gr\u00fc\u00dfe")
+    with pytest.raises(InvalidSpec, match="HF_TOKEN holds characters") as caught:
+        store.read("config.json")
+    assert "hf_" not in caught.value.message
+
+
+def test_redirects_without_end(store: HubStore, hub: Hub) -> None:
+    hub.faults = lambda method, path: (302, {"Location": path})
+    for ask in (lambda: store.stat("config.json"), lambda: store.read("config.json", 0, 1)):
+        with pytest.raises(StorageError, match="redirects every request"):
+            ask()
+
+
 def test_offline(store: HubStore, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(StorageError, match=r"HF_HUB_OFFLINE is set.*snapshots"):
