@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
 
 from embedded.s3 import S3Server
 from embedded.stack import TENANT, Stack
 from embedded.valkey import ValkeyServer
 from tests.support.hub_server import Hub, running_hub
+from tests.support.schedule import Scheduler, started_first, worker_count
 from tests.support.small_disk import private_mounts
 from tests.support.text import make_text
 
@@ -52,6 +54,23 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="strucprune-tests-", dir=MEMORY_FILES)
         config.option.basetemp = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `--numprocesses auto` starts."""
+    return worker_count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler:
+    """Slow files first, and those that share services in one process."""
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long are started first."""
+    items[:] = started_first(items)
 
 
 def _memory_is_plenty() -> bool:

@@ -42,6 +42,7 @@ from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
+from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.sites import energy_of, kept_experts, plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
@@ -273,13 +274,18 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     if pruning.removes_experts:
         kept_experts(pruning, config)
         return
-    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
+    whole_layers = pruning.removes_blocks and config.model_type == config.family
+    differ = len({shape_of(block) for block in config.blocks}) > 1
+    if pruning.layout == "uniform" and differ and not whole_layers:
         raise InvalidSpec(
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
         )
     _check_layers(pruning, config)
+    if pruning.removes_blocks:
+        check_blocks(config, pruning)
+        return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
@@ -325,7 +331,7 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
         return
     pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
+    if "ffn_channels" in kinds and not plan_sites(config, pruning):
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
@@ -333,14 +339,16 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
             remedy="Use structures ['experts'].",
         )
     asked = {
-        "pruning.structures": kinds != {"ffn_channels"} and not experts,
-        "pruning.layout": pruning.layout == "uniform" and not experts,
+        "pruning.structures": not kinds <= {"ffn_channels", "layers"} and not experts,
+        "pruning.layout": pruning.layout == "uniform"
+        and not experts
+        and (kinds != {"layers"} or config.model_type != config.family),
         "pruning.energy": energy_of(pruning) == "gradient",
         "pruning.recover": pruning.recover is not None,
         "calibration.source": spec.calibration.source == "self",
     }
     remedies = {
-        "pruning.structures": "Use structures ['ffn_channels'].",
+        "pruning.structures": "Use structures ['ffn_channels'] or ['layers'].",
         "pruning.layout": "Use layout 'per_layer'.",
         "pruning.energy": "Use energy 'kl_probe' or 'forward'.",
         "calibration.source": "Give a text.",

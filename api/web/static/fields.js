@@ -11,7 +11,7 @@ export function sections(capabilities) {
     ] },
     { title: "Pruning", fields: [
       { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
-      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; or experts alone." },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
     ] },

@@ -22,9 +22,9 @@ def gguf(job: Job, unit: Unit, draft: Draft) -> None:
     vocab_size = model.config.vocab_size
     write_gguf(
         draft.path(Gguf.written),
-        model.config,
-        model.source(),
-        job.stored_dtype,
+        model.in_files,
+        model.source_of_files(),
+        model.stored_dtype,
         read_vocabulary(index.store, index.other_files, index.config, vocab_size),
         short_name(job.spec.model.uri),
         job.tick,
