@@ -13,11 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from strucprune_core.storage.uri import check_uri
+from strucprune_core.storage.uri import check_uri, check_writable_uri
 
 Uri = Annotated[
     str,
     AfterValidator(check_uri),
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="`s3://bucket/key`, `hf://[datasets/]org/name[@revision][/path]` (a Hugging "
+        "Face hub), or a local path.",
+    ),
+]
+WritableUri = Annotated[
+    str,
+    AfterValidator(check_writable_uri),
     Field(min_length=1, max_length=2048, description="`s3://bucket/key`, or a local path."),
 ]
 
@@ -70,15 +80,16 @@ class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
     uri: Uri = Field(
-        description="Directory or `s3://bucket/prefix` with `config.json`, `tokenizer.json` and "
-        "safetensors."
+        description="Directory, `s3://bucket/prefix` or `hf://org/name[@revision]` with "
+        "`config.json`, `tokenizer.json` and safetensors. A branch or tag of a hub is replaced by "
+        "its commit when the job is submitted."
     )
 
 
 class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must be empty."""
 
-    uri_prefix: Uri = Field(
+    uri_prefix: WritableUri = Field(
         description="Directory or `s3://bucket/prefix` for the pruned model; must be empty."
     )
 

@@ -50,7 +50,7 @@ from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
-from strucprune_core.storage.uri import contains
+from strucprune_core.storage.uri import contains, may_be_hub_id
 from strucprune_core.storage.versions import version_of
 
 OpenStore = Callable[[str], InspectableStore]
@@ -122,6 +122,24 @@ def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
         )
     return ModelFacts(index, config)
+
+
+def read_model(uri: str, open_store: OpenStore, *, experts: bool = False) -> ModelFacts:
+    """`inspect_model` of the model at a URI. Errors name the field `model.uri`.
+
+    Raises:
+        StrucPruneError: as `inspect_model`; `org/name` that is no directory is offered as `hf://`.
+    """
+    with naming_field("model.uri"):
+        try:
+            return inspect_model(open_store(uri), experts=experts)
+        except ObjectNotFound as error:
+            if not may_be_hub_id(uri):
+                raise
+            raise ObjectNotFound(
+                error.message,
+                remedy=f"For the model of the Hugging Face hub, use hf://{uri}.",
+            ) from error
 
 
 def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
@@ -441,8 +459,7 @@ def inspect_job(
         StrucPruneError: the first issue, with its field.
     """
     _check_apart(spec, open_store, workspace)
-    with naming_field("model.uri"):
-        model = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
+    model = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
     for check in _model_checks(spec, model):
         check()
     if check_output:
@@ -528,7 +545,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri",
-        lambda: inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts),
+        lambda: read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts),
     )
     if model is not None:
         for model_check in _model_checks(spec, model):

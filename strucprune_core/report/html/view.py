@@ -34,6 +34,7 @@ from strucprune_core.report.html.tables import (
     round_table,
     size_table,
 )
+from strucprune_core.storage.uri import short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ def view_of(report: Report) -> View:
     errors = {layer.index: layer.reconstruction_error for layer in layers}
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
-        model=report.model.uri.rstrip("/").rpartition("/")[2] or report.model.uri,
+        model=short_name(report.model.uri),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),
