@@ -23,7 +23,8 @@ reviewed:
 
 A job that removes experts solves nothing, and its graph is short:
 
-    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ── assemble.s ── verify, evaluate.pruned …
+    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
+                                                        └─ divergence
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
@@ -47,6 +48,7 @@ from strucprune_core.run.artifacts import (
     Check,
     Curve,
     Distill,
+    Divergence,
     Embed,
     Evaluate,
     EvaluationTokens,
@@ -220,6 +222,9 @@ def build_experts_graph(
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
+    dense = Route(layers - 1).hidden
+    reads = [windows, dense]
+    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
         _judge(Verify(), [], checkpoint),
@@ -229,9 +234,10 @@ def build_experts_graph(
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
         _unit(Select(), Phase.ALLOCATING, after=[Route(layer).unit for layer in range(layers)]),
+        divergence,
         *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
         *judges,
-        _report(judges, [*checkpoint]),
+        _report([divergence, *judges], [*checkpoint]),
     ]
 
 

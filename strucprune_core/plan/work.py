@@ -161,6 +161,8 @@ class _Work:
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}
         if unit.kind == "route":
             return {"calibration": self._tokens * self._layers[layer]}
+        if unit.kind == "divergence":
+            return {"trials": self._probed * (self._body + 2 * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":

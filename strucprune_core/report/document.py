@@ -143,7 +143,7 @@ class RoundReport(_Part):
     widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
     kl: float | None = Field(
         description="KL divergence per token of the model so pruned, before recovery, from the "
-        "dense one on held-out windows; null if there was one round."
+        "dense one on held-out windows; null if there was one round (but never where experts went)."
     )
     used: bool
 

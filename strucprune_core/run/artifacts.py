@@ -250,7 +250,7 @@ class Route(ValuedArtifacts[RouteValues]):
     values_type = RouteValues
     layer: int
 
-    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`; not of the last layer
+    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`
 
     @property
     def entering(self) -> File:
@@ -271,6 +271,25 @@ class Select(ValuedArtifacts[SelectValues]):
 
     kind = "select"
     values_type = SelectValues
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceValues:
+    """What the model without the chosen experts does on the probe windows.
+
+    Attributes:
+        kl: Mean KL divergence per token from the dense model, in nats.
+    """
+
+    kl: float
+
+
+@dataclass(frozen=True)
+class Divergence(ValuedArtifacts[DivergenceValues]):
+    """`divergence`: whether the experts that went were redundant."""
+
+    kind = "divergence"
+    values_type = DivergenceValues
 
 
 # Energies and widths.

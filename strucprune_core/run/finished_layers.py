@@ -9,7 +9,15 @@ from strucprune_core.models.experts import experts_of
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
 from strucprune_core.report.document import largest_known
-from strucprune_core.run.artifacts import Allocate, Curve, Price, PriceValues, Select, Solve
+from strucprune_core.run.artifacts import (
+    Allocate,
+    Curve,
+    Divergence,
+    Price,
+    PriceValues,
+    Select,
+    Solve,
+)
 from strucprune_core.run.context import Job
 from strucprune_core.run.energies import group_energies
 from strucprune_core.run.layer_updates import LayerUpdate, merged
@@ -33,6 +41,8 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _allocated(job, job.units.values(Allocate()))
         case "select":
             return _selected(job)
+        case "divergence":
+            return [LayerUpdate(job.config.layers - 1, kl=job.units.values(Divergence()).kl)]
         case "solve":
             return [_solved(job, unit.index)]
         case _:

@@ -13,7 +13,7 @@ from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_weights import PrunedSource, prune_layer
 from strucprune_core.models.structures import SiteKind, shrink
 from strucprune_core.models.vocabulary import kl_divergences
-from strucprune_core.run.artifacts import Capture, OfKind
+from strucprune_core.run.artifacts import Capture, File, OfKind
 from strucprune_core.run.context import Job
 from strucprune_core.run.measured_site import Solved
 
@@ -61,7 +61,8 @@ def variant_divergences(
                 hidden = run_layer(job, layer, weights, other(layer, kind), start)
                 runs.append(_Run(layer, kind, hidden))
         job.tick(layer - group.start, job.config.layers - group.start)
-    divergences = divergences_from_dense(job, [run.hidden for run in runs])
+    last = Capture(job.config.layers - 1).hidden
+    divergences = divergences_from_dense(job, last, [run.hidden for run in runs])
     return [OfKind(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
 
 
@@ -97,10 +98,15 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     return output
 
 
-def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
-    """Mean KL(dense || other) per token of other models, from their last layer's output."""
-    last = Capture(job.config.layers - 1)
-    dense = job.split.probe_windows(job.units.array(last.hidden))
+def divergences_from_dense(job: Job, last: File, others: list[Rows]) -> list[float]:
+    """Mean KL(dense || other) per token of other models.
+
+    Args:
+        job: The job.
+        last: The last layer's output in the dense model, (samples x length x d).
+        others: The same in the other models on the probe windows, (sequences x tokens x d).
+    """
+    dense = job.split.probe_windows(job.units.array(last))
     d = job.config.hidden_size
     return kl_divergences(
         job.dense,

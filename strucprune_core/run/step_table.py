@@ -13,6 +13,7 @@ from strucprune_core.run.steps.capture import capture
 from strucprune_core.run.steps.check import check
 from strucprune_core.run.steps.curve import curve
 from strucprune_core.run.steps.distill import distill
+from strucprune_core.run.steps.divergence import divergence
 from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
 from strucprune_core.run.steps.gguf import gguf
@@ -42,6 +43,7 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "route": route,
     "select": select,
+    "divergence": divergence,
     "curve": curve,
     "probe": probe,
     "gradient": gradient,

@@ -75,9 +75,11 @@ def device_terms(
 def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
     """The steps of a job that removes experts: nothing is solved."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
+    sequences, length = probe_shape(spec.calibration)
     return {
         "embed": embedding_bytes(config, tokens, tiles),
         "route": _forward(config, batch, tiles),
+        "divergence": divergences_bytes(config, sequences * length, 1, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }

@@ -45,6 +45,7 @@ from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
+    divergence_warning,
     few_expert_tokens_warning,
     few_tokens_warning,
     layer_rank,
@@ -108,6 +109,7 @@ def _report(job: Job) -> Report:
             *rank_warning(layers),
             *few_tokens_warning(layers),
             *few_expert_tokens_warning(layers),
+            *_divergence_warnings(job),
             *retry_warnings(layers),
         ],
     )
@@ -117,6 +119,13 @@ def _model_warnings(job: Job) -> list[str]:
     """What is to be known of the dense model."""
     own_head = own_head_warning(job.index.config, job.config)
     return [] if own_head is None else [own_head]
+
+
+def _divergence_warnings(job: Job) -> list[str]:
+    """Whether the experts that went were missed."""
+    if not job.removes_experts:
+        return []
+    return divergence_warning(job.units.values(artifacts.Divergence()).kl)
 
 
 def _manifests(job: Job) -> list[Manifest]:
@@ -286,7 +295,7 @@ def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
 
 def _rounds(job: Job) -> list[RoundReport]:
     if job.removes_experts:
-        return []
+        return [_removal(job)]
     allocation = job.units.values(artifacts.Allocate())
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]
@@ -294,6 +303,18 @@ def _rounds(job: Job) -> list[RoundReport]:
         _round(job.units.values(artifacts.Price(number)), kl, used=number == allocation.round)
         for number, kl in zip(rounds, kls, strict=True)
     ]
+
+
+def _removal(job: Job) -> RoundReport:
+    """The one choice of a job that removes experts."""
+    return RoundReport(
+        price=None,
+        temperature=None,
+        predicted_damage=0.0,
+        widths=[len(kept) for kept in job.units.values(artifacts.Select()).kept],
+        kl=job.units.values(artifacts.Divergence()).kl,
+        used=True,
+    )
 
 
 def _round(values: artifacts.PriceValues, kl: float | None, *, used: bool) -> RoundReport:

@@ -29,22 +29,26 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
 
     this = Route(unit.index)
     hidden = job.units.array(this.entering)
-    is_last = this.layer == job.config.layers - 1
-    output = None if is_last else new_array(draft.path(Route.hidden), hidden.shape)
+    output = new_array(draft.path(Route.hidden), hidden.shape)
     experts, modules = experts_of(job.config, this.layer), job.dense.modules
     assert modules is not None  # noqa: S101 - experts are removed of generic models alone
     sums = ExpertSums(0 if experts is None else experts.count)
     weights = job.dense.layer(this.layer)
     samples, length = hidden.shape[:2]
-    with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):
-        for rows in micro_batches(samples, length, job.tiles.micro_batch_tokens):
+
+    def run(sequences: range) -> None:
+        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
+            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
             trace = job.dense.run_layer(this.layer, weights, hidden[rows])
-            if output is not None:
-                output[rows] = trace.hidden.cpu().numpy()
+            output[rows] = trace.hidden.cpu().numpy()
             del trace
             job.tick(rows.stop, samples)
-    if output is not None:
-        output.flush()
+
+    first = job.split.train  # Scores see no held-out text.
+    with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):
+        run(range(first))
+    run(range(first, samples))
+    output.flush()
     tokens = sums.tokens.clamp(min=1)
     values = RouteValues(
         sums.tokens.tolist(), (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist()

@@ -20,6 +20,8 @@ from strucprune_core.models.experts import experts_of, first_experts, routing_of
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.report.document import ExpertsReport, Report
+from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers, merged
+from strucprune_core.run.report_warnings import LARGE_DIVERGENCE
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import (
     EASY,
@@ -53,7 +55,9 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_experts("mixtral", tmp_path_factory.mktemp("mixtral") / "model")
 
 
-def without_experts(model: Path, text: Path, root: Path, **pruning: Any) -> Report:
+def without_experts(
+    model: Path, text: Path, root: Path, layers: LayerSink = ignore_layers, **pruning: Any
+) -> Report:
     """Run a job that removes a quarter of the experts."""
     spec = tiny_spec(
         model,
@@ -62,7 +66,7 @@ def without_experts(model: Path, text: Path, root: Path, **pruning: Any) -> Repo
         pruning={"sparsity": 0.25, "structures": ["experts"], **pruning},
         evaluation=EASY,
     )
-    return run(spec, root)
+    return run(spec, root, layers=layers)
 
 
 def loaded(directory: Path) -> Any:
@@ -126,7 +130,7 @@ def test_scores_are_means_over_the_tokens_of_an_expert(
     """Each expert of the whole model is asked for its output alone, by transformers' own code."""
     report = without_experts(model, text_file, tmp_path, expert_score=score)
     dense = loaded(model)
-    windows = np.load(next((tmp_path / "workspace").rglob("calibration.npy")))
+    windows = calibration_of(tmp_path)[:7]  # The eighth sequence is held out.
     given: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def keep(number: int) -> Any:
@@ -156,11 +160,63 @@ def test_scores_are_means_over_the_tokens_of_an_expert(
             assert experts.removed == lowest
 
 
+def calibration_of(root: Path) -> Any:
+    """The calibration windows of the job that ran under `root`."""
+    return np.load(next((root / "workspace").rglob("calibration.npy")))
+
+
+def test_redundancy_is_probed_on_held_out_text(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The divergence is that of transformers' own classes on the last sequence."""
+    seen: list[LayerUpdate] = []
+    report = without_experts(model, text_file, tmp_path, layers=seen.extend)
+    windows = torch.from_numpy(calibration_of(tmp_path)[7:]).long()
+    with torch.inference_mode():
+        whole, left = (
+            loaded(each)(input_ids=windows).logits.double().log_softmax(-1)
+            for each in (model, tmp_path / "out")
+        )
+    wanted = float((whole.exp() * (whole - left)).sum(-1).mean())
+    assert wanted > 1e-6
+    (choice,) = report.rounds
+    assert choice.kl == pytest.approx(wanted, rel=1e-3)
+    assert choice.widths == [each.experts.after if each.experts else 0 for each in report.layers]
+    assert merged(seen)[-1].kl == choice.kl
+    assert not any("They were not redundant" in line for line in report.warnings)
+    assert "Redundancy of the experts" in (tmp_path / "out/report.html").read_text()
+
+
+def test_experts_that_were_needed_are_warned_of(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model = copied(mixtral, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] *= 60.0  # Every difference in the hidden states shows.
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    report = without_experts(model, text_file, tmp_path)
+    kl = report.rounds[0].kl
+    assert kl is not None
+    assert kl > LARGE_DIVERGENCE
+    (warning,) = (line for line in report.warnings if "They were not redundant" in line)
+    assert "lower pruning.sparsity" in warning
+
+
+def copied(model: Path, directory: Path) -> Path:
+    """A copy of a checkpoint, to change it."""
+    directory.mkdir()
+    for path in model.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    return directory
+
+
 def read(model: Path) -> ModelConfig:
     return inspect_model(LocalStore(model), experts=True).config
 
 
-@pytest.mark.parametrize("unit", ["model_check", "route.0", "route.2", "select", "assemble.0"])
+@pytest.mark.parametrize(
+    "unit", ["model_check", "route.0", "route.2", "select", "divergence", "assemble.0"]
+)
 def test_a_resumed_job_ends_with_the_same_bytes(
     mixtral: Path, text_file: Path, tmp_path: Path, unit: str
 ) -> None:
@@ -178,10 +234,7 @@ def test_a_resumed_job_ends_with_the_same_bytes(
 def test_experts_that_no_token_reaches_go_first(
     gpt_oss: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    for path in gpt_oss.iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
+    model = copied(gpt_oss, tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.router.bias"][[2, 5]] = -1e4
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})

@@ -60,6 +60,7 @@ VALUES: dict[type[Artifacts], Any] = {
     ),
     artifacts.Recover: artifacts.RecoverValues("accepted", 0.5, None),
     artifacts.Distill: artifacts.DistillValues([0.5, 0.25], False, 0.5, 0.25, "accepted"),
+    artifacts.Divergence: artifacts.DivergenceValues(0.25),
     artifacts.Evaluate: artifacts.EvaluateValues(12.5),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
