@@ -170,7 +170,7 @@ class GenericLayer:
     Attributes:
         tensors: Name within the layer and shape of each tensor.
         feed_forwards: FFNs whose channels can be removed.
-        experts: Experts that can be removed; None if there are none, or the job keeps them all.
+        experts: Its routed experts; None if there are none, or it is not known which they are.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -186,6 +186,7 @@ class Routing:
         count_keys: Keys of config.json that hold the number of experts of a layer.
         experts: That number.
         chosen: Experts that see a token.
+        chosen_from: Where that number comes from, for messages.
         groups: Experts form so many groups of equal size, one after the other.
         chosen_groups: Groups that a token's experts are chosen from.
     """
@@ -193,6 +194,7 @@ class Routing:
     count_keys: tuple[str, ...]
     experts: int
     chosen: int
+    chosen_from: str
     groups: int
     chosen_groups: int
 
@@ -209,7 +211,7 @@ class GenericModel:
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
         streams: Shape of a token's hidden states between layers, where it is not one vector: they
             are stored in a row.
-        routing: Set where experts can be removed.
+        routing: Set where it is known what experts are.
     """
 
     config_json: str

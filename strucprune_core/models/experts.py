@@ -26,9 +26,9 @@ _LEAST_OF_GROUP = 2
 
 
 def routing_of(config: ModelConfig) -> Routing:
-    """How tokens choose among the experts of a model that was read for a job on experts."""
+    """How tokens choose among the experts of a model in which it is known what they are."""
     if config.generic is None or config.generic.routing is None:
-        raise TypeError("not a model whose experts can be removed")
+        raise TypeError("not a model whose experts are known")
     return config.generic.routing
 
 
@@ -44,6 +44,17 @@ def least_kept(routing: Routing) -> int:
     if routing.groups > 1:
         of_group = max(of_group, _LEAST_OF_GROUP)
     return of_group * routing.groups
+
+
+def _needed(routing: Routing) -> str:
+    """Why so many experts must stay."""
+    chosen = f"a token chooses {routing.chosen} ({routing.chosen_from})"
+    if routing.groups == 1:
+        return chosen
+    return (
+        f"{chosen} from {routing.chosen_groups} of {routing.groups} groups, and a group is judged "
+        f"by its {_LEAST_OF_GROUP} best"
+    )
 
 
 def expert_parameters(config: ModelConfig, layer: int) -> int:
@@ -73,6 +84,12 @@ def kept_count(
     total = routing.experts
     share = max(min_keep_fraction, 1.0 - max_layer_sparsity)
     floor = max(least_kept(routing), math.ceil(share * total - 1e-9))
+    if least_kept(routing) >= total:
+        raise InvalidSpec(
+            f"no expert can be removed: of {total} experts {_needed(routing)}",
+            field="pruning.structures",
+            remedy="Remove FFN channels instead.",
+        )
     possible = [count for count in range(step, total, step) if count >= floor]
     if not possible:
         raise InvalidSpec(
@@ -91,8 +108,8 @@ def kept_count(
     if wanted < possible[0] - step / 2:
         most = 1.0 - possible[0] / total
         raise InvalidSpec(
-            f"at most {total - possible[0]} of {total} experts can be removed: a token needs "
-            f"{routing.chosen}, and pruning.min_keep_fraction and its like hold",
+            f"at most {total - possible[0]} of {total} experts can be removed: "
+            f"{_needed(routing)}, and pruning.min_keep_fraction and its like hold",
             field="pruning.sparsity",
             remedy=f"Ask for at most {math.floor(most * 1e4) / 1e4:g}.",
         )

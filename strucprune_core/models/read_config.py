@@ -59,7 +59,10 @@ def read_config(
     found = _architecture(index.config).named_as_in(index.tensors)
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
-    return describe(index.config, shapes, found), index
+    experts = expert_architecture(str(_family(index.config)))
+    return describe(
+        index.config, shapes, found, None if experts is None else experts.pattern
+    ), index
 
 
 def _has_experts_alone(raw: RawConfig) -> bool:

@@ -52,7 +52,7 @@ def describe(
         raw: config.json.
         shapes: Shape of each tensor in the files, by name.
         architecture: What they look like.
-        experts: What is an expert's, for a job that removes experts.
+        experts: What is an expert's, where that is known.
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
@@ -84,12 +84,13 @@ def describe(
     ]
     if experts is not None:
         blocks = [_with_experts(block, raw, experts) for block in blocks]
-    elif not any(_generic(block).feed_forwards for block in blocks):
+    has_channels = any(_generic(block).feed_forwards for block in blocks)
+    if experts is None and not has_channels:
         raise InvalidCheckpoint(
             "no layer of the model has an FFN whose channels can be removed",
             remedy="Give the config.json that was saved with the weights.",
         )
-    if experts is None:
+    if experts is None or has_channels:
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
@@ -139,13 +140,26 @@ def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) ->
         for name in own
         for number in range(count + 1)
     )
-    if not numbered or any(shapes[name][axis] < count for name, axis in sliced):
+    # A router may have rows behind the last expert's.
+    fused = [shapes[name][axis] for name, axis in sliced if len(shapes[name]) >= _FUSED]
+    fits = all(shapes[name][axis] >= count for name, axis in sliced)
+    if not numbered or not fits or any(held != count for held in fused):
+        held = _held(own, shapes) if own else min(fused)
         raise InvalidCheckpoint(
             f"config.json says that a layer has {count} experts ({pattern.count_keys[0]}), but the "
-            "files hold another number",
+            f"files hold {'another number' if held == count else held}",
+            field=fields.FIELD,
             remedy="Give the config.json that was saved with the weights.",
         )
     return replace(block, generic=replace(generic, experts=Experts(count, own, sliced)))
+
+
+def _held(own: tuple[str, ...], shapes: Shapes) -> int:
+    """Experts of a layer that files hold in full."""
+    number = 0
+    while all(name.format(number) in shapes for name in own):
+        number += 1
+    return number
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:

@@ -12,13 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from strucprune_core.errors import InvalidSpec, Stopped, UnsupportedArchitecture
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, Stopped, UnsupportedArchitecture
 from strucprune_core.evaluation import experts_check
 from strucprune_core.evaluation.standalone import verify_checkpoint
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, first_experts, routing_of
-from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.inspection import examine_job, inspect_model
+from strucprune_core.plan.work import active_weights
 from strucprune_core.report.document import ExpertsReport, Report
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers, merged
 from strucprune_core.run.report_warnings import LARGE_DIVERGENCE
@@ -304,6 +305,55 @@ def test_models_without_experts_are_refused(text_file: Path, tmp_path: Path) -> 
     error = refusal(llama, text_file, tmp_path)
     assert error.field == "pruning.structures"
     assert "'llama' has no routed experts" in error.message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "text"),
+    [
+        (
+            "qwen3_moe",
+            {"num_local_experts": 4},
+            "contradicts itself: num_local_experts: 4 and num_experts: 8",
+        ),
+        ("gpt_oss", {"num_local_experts": 2}, "a layer has 2 experts .*, but the files hold 8"),
+        ("gpt_oss", {"num_local_experts": 9}, "a layer has 9 experts .*, but the files hold 8"),
+        ("mixtral", {"num_local_experts": 7}, "a layer has 7 experts .*, but the files hold 8"),
+        ("mixtral", {"num_local_experts": 9}, "a layer has 9 experts .*, but the files hold 8"),
+        ("deepseek_v3", {"n_group": 3}, "divides 8 experts into 3 groups"),
+    ],
+)
+def test_a_config_that_says_another_number_is_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], text: str
+) -> None:
+    model = save_tiny_experts(model_type, tmp_path / "model")
+    config = model / "config.json"
+    said = {"num_experts": EXPERTS} if model_type == "qwen3_moe" else {}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said, **changes}))
+    with pytest.raises(InvalidCheckpoint, match=text):
+        read(model)
+
+
+def test_a_number_that_config_json_lacks_is_called_a_default(
+    text_file: Path, tmp_path: Path
+) -> None:
+    model = save_tiny_experts("qwen3_moe", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["num_experts_per_tok"]
+    (model / "config.json").write_text(json.dumps(config))
+    error = refusal(model, text_file, tmp_path)
+    assert "the default of its class in transformers: config.json has no num_exp" in error.message
+
+
+def test_estimates_of_channels_count_a_tokens_own_experts_alone(tmp_path: Path) -> None:
+    """deepseek_v3's shared experts have channels; a token passes 2 of its 8 routed ones."""
+    model = save_tiny_experts("deepseek_v3", tmp_path / "model")
+    channels, experts = (
+        inspect_model(LocalStore(model), experts=each).config for each in (False, True)
+    )
+    assert any(block.ffn_widths for block in channels.blocks)
+    for layer in range(channels.layers):
+        assert active_weights(channels, layer) == active_weights(experts, layer)
+    assert size_of(channels, dtype_bytes=4).experts == 16
 
 
 def test_an_estimate_knows_the_result(model: Path, text_file: Path, tmp_path: Path) -> None:
