@@ -110,6 +110,15 @@ class DistillationSpec(_Strict):
     )
 
 
+def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
+    """The defaults of a job that removes experts: equally many of each layer."""
+    layout, allocation = data.get("layout"), data.get("allocation")
+    by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
+    if by_layer:
+        return {"layout": "per_layer", "allocation": "threshold"}
+    return {"layout": "uniform", "allocation": "uniform"}
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -120,7 +129,7 @@ class PruningSpec(_Strict):
         description="Structures to remove: `ffn_channels`, and of attention either `kv_groups` "
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head). Or `experts` alone: equally many of every "
-        "mixture-of-experts layer, so that the layout is `uniform`.",
+        "mixture-of-experts layer (layout `uniform`, the default for them), or by layer.",
     )
     sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
@@ -217,7 +226,7 @@ class PruningSpec(_Strict):
             return data
         structures = data.get("structures")
         if isinstance(structures, list | tuple) and "experts" in structures:
-            return {"allocation": "uniform", **data, "layout": "uniform"}
+            return {**_experts_layout(data), **data}
         if "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
@@ -244,18 +253,21 @@ class PruningSpec(_Strict):
             "distill": self.distill is not None,
             "exports": bool(self.exports),
             "damping": self.damping is not None,
-            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
         }
         for name, asked in others.items():
             if asked:
                 raise ValueError(
-                    f"{name} is not implemented for structures 'experts', of which every layer "
-                    "loses equally many and nothing is solved again. Leave it out."
+                    f"{name} is not implemented for structures 'experts'. Leave it out."
                 )
-        if self.allocation != "uniform":
+        if self.layout == "per_layer" and self.allocation == "uniform":
             raise ValueError(
-                f"allocation '{self.allocation}' gives layers different numbers, but every layer "
-                "keeps equally many experts. Leave it out."
+                "layout 'per_layer' of experts needs an allocation that gives layers different "
+                "numbers. Use allocation 'threshold', or layout 'uniform'."
+            )
+        if self.layout == "uniform" and self.max_sparsity_by_layer:
+            raise ValueError(
+                "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
+                "'per_layer'."
             )
         return self
 

@@ -36,20 +36,24 @@ class ExpertsCheck:
 
     Args:
         dense: The model.
-        count: Experts that each layer keeps.
+        counts: Experts that each layer keeps.
         seed: Of the choice of those that stay here.
+        equally: Whether every layer keeps equally many.
     """
 
-    def __init__(self, dense: ModelStream, count: int, seed: int) -> None:
+    def __init__(
+        self, dense: ModelStream, counts: Sequence[int], seed: int, *, equally: bool = True
+    ) -> None:
         if dense.modules is None:
             raise TypeError("not a generic model")
         self._dense, self._modules = dense, dense.modules
-        self._kept = _some_experts(dense.config, count, seed)
+        self._kept = _some_experts(dense.config, counts, seed)
         self._cut = open_stream(
-            without_experts(dense.config, self._kept),
+            without_experts(dense.config, self._kept, equally=equally),
             ExpertSource(dense.source, dense.config, self._kept),
             dense.device,
             dense.tiles,
+            like=dense,
         )
 
     def __call__(self, layer: int, given: Rows) -> float:
@@ -129,21 +133,24 @@ def masked_output(
 
 
 def _filled(values: Tensor, axis: int, removed: Sequence[int]) -> Tensor:
-    indices = torch.tensor(removed, device=values.device)
+    indices = torch.tensor(removed, dtype=torch.int64, device=values.device)
     return values.index_fill(axis, indices, NEVER_CHOSEN)
 
 
-def _some_experts(config: ModelConfig, count: int, seed: int) -> Kept:
-    """So many experts of every layer that has some, equally many of each group, at random."""
+def _some_experts(config: ModelConfig, counts: Sequence[int], seed: int) -> Kept:
+    """So many experts of each layer, if it has some, equally many of each group, at random."""
     routing = routing_of(config)
-    size, stay = routing.experts // routing.groups, count // routing.groups
+    size = routing.experts // routing.groups
     generator = np.random.Generator(np.random.PCG64(seed))
 
-    def chosen() -> list[int]:
+    def chosen(stay: int) -> list[int]:
         return [
             group * size + int(number)
             for group in range(routing.groups)
             for number in sorted(generator.permutation(size)[:stay])
         ]
 
-    return [[] if experts_of(config, layer) is None else chosen() for layer in range(config.layers)]
+    return [
+        [] if experts_of(config, layer) is None else chosen(counts[layer] // routing.groups)
+        for layer in range(config.layers)
+    ]

@@ -15,6 +15,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+
+def removal_damages(
+    scores: Sequence[float],
+    tokens: Sequence[int],
+    damages: Sequence[float],
+    groups: int = 1,
+) -> NDArray[np.float64]:
+    """Marginal damage of each removal in the order of `stay`, one expert of each group at a time.
+
+    What an expert adds is gone when it is removed. The damage of that is the mean over all tokens
+    of (g_j ||f_j||)^2, zero where it is not chosen; what other experts do in its place is not
+    counted. Layers are weighed by what a probe measures (`allocation.energies`).
+
+    Args:
+        scores: As `stay`.
+        tokens: As `stay`.
+        damages: By expert.
+        groups: As `stay`.
+
+    Returns:
+        (experts / groups,), not decreasing: a removal never costs less than one before it.
+    """
+    size = len(scores) // groups
+    marginal = np.zeros(size)
+    for first in range(0, len(scores), size):
+        marginal += [damages[j] for j in _order(range(first, first + size), scores, tokens)]
+    return np.maximum.accumulate(marginal)
+
 
 def stay(scores: Sequence[float], tokens: Sequence[int], count: int, groups: int = 1) -> list[int]:
     """The experts that stay, ascending: those of the highest scores, equally many of each group.
@@ -29,7 +60,10 @@ def stay(scores: Sequence[float], tokens: Sequence[int], count: int, groups: int
     kept: list[int] = []
     for first in range(0, len(scores), size):
         group = range(first, first + size)
-        # Of equal ones the first stay.
-        order = sorted(group, key=lambda j: (tokens[j] == 0, -scores[j], j))
-        kept += sorted(order[: count // groups])
+        kept += sorted(_order(group, scores, tokens)[size - count // groups :])
     return kept
+
+
+def _order(group: range, scores: Sequence[float], tokens: Sequence[int]) -> list[int]:
+    """Experts of a group, the first to go first; of equal ones the last."""
+    return sorted(group, key=lambda j: (tokens[j] > 0, scores[j], -j))

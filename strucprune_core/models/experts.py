@@ -116,23 +116,51 @@ def kept_count(
     return min(possible, key=lambda count: (abs(count - wanted), -count))
 
 
-def first_experts(config: ModelConfig, count: int) -> list[list[int]]:
-    """So many experts of every layer that has some, the first of each group."""
-    routing = routing_of(config)
-    size, stay = routing.experts // routing.groups, count // routing.groups
-    kept = [group * size + number for group in range(routing.groups) for number in range(stay)]
-    return [kept if experts_of(config, layer) is not None else [] for layer in range(config.layers)]
+def first_experts(config: ModelConfig, counts: Sequence[int]) -> list[list[int]]:
+    """So many experts of each layer, if it has some, the first of each group."""
+    groups = routing_of(config).groups
+
+    def first(experts: Experts, count: int) -> list[int]:
+        size, stay = experts.count // groups, count // groups
+        return [group * size + number for group in range(groups) for number in range(stay)]
+
+    return [
+        [] if experts is None else first(experts, count)
+        for experts, count in zip(
+            (experts_of(config, layer) for layer in range(config.layers)), counts, strict=True
+        )
+    ]
 
 
-def without_experts(config: ModelConfig, kept: Kept) -> ModelConfig:
-    """The model with these experts alone."""
+def removed_share(config: ModelConfig, kept: Kept) -> float:
+    """Share of the routed experts' parameters that goes."""
+    each = [expert_parameters(config, layer) for layer in range(config.layers)]
+    held = [experts_of(config, layer) for layer in range(config.layers)]
+    before = sum(
+        size * (0 if has is None else has.count) for size, has in zip(each, held, strict=True)
+    )
+    after = sum(size * len(stay) for size, stay in zip(each, kept, strict=True))
+    return 1.0 - after / before
+
+
+def without_experts(config: ModelConfig, kept: Kept, *, equally: bool = True) -> ModelConfig:
+    """The model with these experts alone.
+
+    Args:
+        config: The dense model.
+        kept: The experts that stay.
+        equally: Whether every layer keeps equally many, and config.json says how many. Else it
+            says the dense number, and what layers have is in a section of our own.
+    """
     routing, generic = routing_of(config), config.generic
     assert generic is not None  # noqa: S101 - it has a routing
-    (count,) = {len(each) for each in kept if each}
     blocks = [
         replace(block, generic=_with(block.generic, len(each)))
         for block, each in zip(config.blocks, kept, strict=True)
     ]
+    if not equally:
+        return replace(config, blocks=tuple(blocks))
+    (count,) = {len(each) for each in kept if each}
     raw = with_count(json.loads(generic.config_json), routing, count)
     return replace(
         config,

@@ -24,7 +24,7 @@ reviewed:
 A job that removes experts solves nothing, and its graph is short:
 
     tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
-                                                        └─ divergence
+                          └── probe.g (by choice) ──┘   └─ divergence
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
@@ -210,15 +210,18 @@ def build_graph(
 
 
 def build_experts_graph(
-    *, layers: int, shards: Sequence[Iterable[int]], evaluate: bool
+    *, layers: int, shards: Sequence[Iterable[int]], energy: Energy, evaluate: bool
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
     Args:
         layers: Decoder layers of the model.
         shards: Files of the pruned checkpoint.
+        energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
     """
+    probes = _expert_probes(layers) if energy == "kl_probe" else []
+    probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
@@ -233,12 +236,27 @@ def build_experts_graph(
         *_inspection(evaluate=evaluate),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
-        _unit(Select(), Phase.ALLOCATING, after=[Route(layer).unit for layer in range(layers)]),
+        *probes,
+        _unit(
+            Select(),
+            Phase.ALLOCATING,
+            after=[*(Route(layer).unit for layer in range(layers)), *(p.name for p in probes)],
+            releases=probed,
+        ),
         divergence,
         *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
         *judges,
         _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _expert_probes(layers: int) -> list[Unit]:
+    """Remove experts of each layer alone."""
+    units: list[Unit] = []
+    for number, group in enumerate(probe_groups(layers)):
+        reads = [Route(layers - 1).hidden, *(Route(layer).probe_input for layer in group)]
+        units.append(_unit(Probe(number), Phase.ALLOCATING, reads=reads))
+    return units
 
 
 def _route(layer: int) -> Unit:

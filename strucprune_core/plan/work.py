@@ -63,7 +63,10 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
     if spec.pruning.removes_experts:
         units = build_experts_graph(
-            layers=config.layers, shards=(), evaluate=spec.evaluation is not None
+            layers=config.layers,
+            shards=(),
+            energy=energy_of(spec.pruning),
+            evaluate=spec.evaluation is not None,
         )
     else:
         units = _solving_graph(spec, config)
@@ -242,10 +245,16 @@ class _Work:
         group = probe_groups(len(self._layers))[number]
         for layer in range(group.start, len(self._layers)):
             if layer in group:
-                runs += len({site.kind for site in self._sites[layer]})
+                runs += self._kinds(layer)
             through += runs * self._layers[layer]
         # At the end the logits of the dense model and of each variant.
         return self._probed * (through + (runs + 1) * self._head)
+
+    def _kinds(self, layer: int) -> int:
+        """Variants of a layer."""
+        if self._spec.pruning.removes_experts:
+            return int(experts_of(self._config, layer) is not None)
+        return len({site.kind for site in self._sites[layer]})
 
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1

@@ -235,11 +235,13 @@ class RouteValues:
         tokens: Tokens that reach an expert.
         output_norm: Mean squared norm of its output on these; 0 if there are none.
         reap: Mean of that norm times the router's weight.
+        damage: Mean over all tokens of the square of the same, 0 where the expert is not chosen.
     """
 
     tokens: list[int]
     output_norm: list[float]
     reap: list[float]
+    damage: list[float]
 
 
 @dataclass(frozen=True)
@@ -251,6 +253,7 @@ class Route(ValuedArtifacts[RouteValues]):
     layer: int
 
     hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`
+    probe_input = _FileName("probe_input.npy")  # its input, as of `Capture`; where it is probed
 
     @property
     def entering(self) -> File:
@@ -260,9 +263,21 @@ class Route(ValuedArtifacts[RouteValues]):
 
 @dataclass(frozen=True, slots=True)
 class SelectValues:
-    """The experts that stay, by layer, ascending; none for a layer without experts."""
+    """Which experts stay, and what is known of the others.
+
+    Attributes:
+        kept: Those that stay, by layer, ascending; none for a layer without experts.
+        price: Loss per parameter of the last step; None where layers keep equally many.
+        temperature: Of the softmax rule; None for the others.
+        energies: By layer, loss per unit of damage; 1 where it was not measured.
+        damages: By layer, energy-scaled damage of what goes.
+    """
 
     kept: list[list[int]]
+    price: float | None
+    temperature: float | None
+    energies: list[float]
+    damages: list[float]
 
 
 @dataclass(frozen=True)

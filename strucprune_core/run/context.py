@@ -135,9 +135,10 @@ class Job:
     @cached_property
     def shards(self) -> ShardPlan:
         """The files of the result."""
-        if self.removes_experts:
+        if self.removes_experts and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
-            kept = first_experts(self.config, kept_experts(self.spec.pruning, self.config))
+            count = kept_experts(self.spec.pruning, self.config)
+            kept = first_experts(self.config, [count] * self.config.layers)
             return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
         return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0)
 
@@ -149,6 +150,7 @@ class Job:
             return build_experts_graph(
                 layers=self.config.layers,
                 shards=shards.layers_in(shards.checkpoint),
+                energy=self.energy,
                 evaluate=self.spec.evaluation is not None,
             )
         block_configs = shards.block_configs if "block_configs" in exports else []

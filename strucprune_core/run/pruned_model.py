@@ -47,7 +47,8 @@ class PrunedModel:
         """The pruned model's shape."""
         job = self._job
         if job.removes_experts:
-            return without_experts(job.config, self.experts)
+            equally = job.spec.pruning.layout == "uniform"
+            return without_experts(job.config, self.experts, equally=equally)
         return pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
 
     @cached_property

@@ -40,10 +40,10 @@ def block_shards(job: Job) -> list[Shard]:
 
 def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
-    shards = checkpoint_shards(job)
+    shards = [shard for shard in checkpoint_shards(job) if shard.tensors]
     layout, config = job.spec.pruning.layout, PrunedModel(job).config
     if job.removes_experts:
-        contents = expert_side_files(job.index.config, config)
+        contents = expert_side_files(layout, job.index.config, config)
     else:
         contents = side_files(layout, job.index.config, config)
     contents |= _copied_files(job)
@@ -104,8 +104,9 @@ def _weight_files(job: Job) -> dict[str, File]:
 
 
 def _checkpoint_units(job: Job) -> dict[str, File]:
-    shards = enumerate(job.shards.checkpoint)
-    return {shard.file_name: Assemble(number).written for number, shard in shards}
+    """Those that hold something: a file planned for experts alone may have lost them all."""
+    shards = enumerate(checkpoint_shards(job))
+    return {shard.file_name: Assemble(number).written for number, shard in shards if shard.tensors}
 
 
 def _block_units(job: Job) -> dict[str, File]:

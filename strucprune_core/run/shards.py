@@ -73,10 +73,15 @@ class ShardPlan:
 
 
 def with_shapes(shards: Sequence[Shard], shapes: Shapes) -> list[Shard]:
-    """The same files with tensors of other shapes."""
+    """The same files with tensors of other shapes, and without those that have none."""
     return [
         replace(
-            shard, tensors=tuple(replace(each, shape=shapes[each.name]) for each in shard.tensors)
+            shard,
+            tensors=tuple(
+                replace(each, shape=shapes[each.name])
+                for each in shard.tensors
+                if each.name in shapes
+            ),
         )
         for shard in shards
     ]

@@ -247,7 +247,7 @@ def _reloaded(
     """Logits of the checkpoint without experts, loaded by transformers' own class."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        for name, data in expert_side_files(json.loads(json.dumps(raw)), config).items():
+        for name, data in expert_side_files("uniform", json.loads(json.dumps(raw)), config).items():
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -26,6 +26,7 @@ from strucprune_core.models.config import (
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.expert_table import ExpertPattern
+from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -83,7 +84,12 @@ def describe(
         for tensors in layers
     ]
     if experts is not None:
-        blocks = [_with_experts(block, raw, experts) for block in blocks]
+        dense = experts.routing(_decoder(raw)).experts
+        counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
+        blocks = [
+            _with_experts(block, experts, count or 0)
+            for block, count in zip(blocks, counts, strict=True)
+        ]
     has_channels = any(_generic(block).feed_forwards for block in blocks)
     if experts is None and not has_channels:
         raise InvalidCheckpoint(
@@ -98,7 +104,7 @@ def describe(
     streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=str(raw["model_type"]).removeprefix("strucprune_"),
+        family=family_of(str(raw["model_type"])),
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
@@ -127,9 +133,9 @@ def describe(
     )
 
 
-def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) -> LayerConfig:
+def _with_experts(block: LayerConfig, pattern: ExpertPattern, count: int) -> LayerConfig:
     """A layer with its experts, if it has some."""
-    generic, count = _generic(block), pattern.routing(_decoder(raw)).experts
+    generic = _generic(block)
     shapes = dict(generic.tensors)
     own = tuple(name for name in pattern.own if name.format(0) in shapes)
     sliced = tuple((name, axis) for name, axis in pattern.sliced if name in shapes)

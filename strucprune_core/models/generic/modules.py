@@ -30,7 +30,7 @@ from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
-from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
@@ -120,6 +120,7 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
+        self._experts = None if generic.routing is None else generic.routing.experts
         self._returns, self._streams = generic.layer_returns, generic.streams
         raw = json.loads(generic.config_json)
         decoder = raw.get("text_config", raw)
@@ -399,17 +400,26 @@ class Modules:
                 setattr(module, attribute, value.to(self._device))
             dense = self._shapes.get(name)
             if dense is not None and dense != tuple(value.shape):
-                sizes = dict(zip(dense, value.shape, strict=True))
-                self._tell(path, {old: new for old, new in sizes.items() if old != new})
+                sizes = zip(dense, value.shape, strict=True)
+                self._tell(path, {old: new for old, new in sizes if old != new})
 
     def _tell(self, path: str, sizes: dict[int, int]) -> None:
-        """Replace sizes among the attributes of a module and of the one around it."""
+        """Replace sizes among the attributes of a module and of the one around it.
+
+        A number of experts is told from a width of the same size by the attribute's name.
+        """
         for each in (path, path.rpartition(".")[0]):
             module = self._model.get_submodule(each)
             if module in self._layers:
                 return
             for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes and "hidden_size" not in key:
+                counts_experts = value == self._experts
+                if (
+                    type(value) is int
+                    and value in sizes
+                    and "hidden_size" not in key
+                    and key.endswith("experts") == counts_experts
+                ):
                     self._undo.append(_Reset(module, key, value))
                     setattr(module, key, sizes[value])
 
@@ -466,7 +476,7 @@ def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
 
 def dense_model(raw: Mapping[str, Any]) -> Any:
     """The model of a config.json, dense also where that is of a pruned checkpoint."""
-    model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
+    model_type = family_of(str(raw["model_type"]))
     own = {key: value for key, value in safe_config(raw).items() if key != "strucprune"}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
     return model_of(config)

@@ -76,10 +76,15 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
     """The steps of a job that removes experts: nothing is solved."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     sequences, length = probe_shape(spec.calibration)
+    runs = min(PROBE_GROUP_LAYERS, config.layers) if energy_of(spec.pruning) == "kl_probe" else 1
+    together = micro_batch(tiles, runs * sequences, length)
+    # A probed layer beside the dense one.
+    probe = {} if runs == 1 else {"probe": _resident(config) + _forward(config, together, tiles)}
     return {
+        **probe,
         "embed": embedding_bytes(config, tokens, tiles),
         "route": _forward(config, batch, tiles),
-        "divergence": divergences_bytes(config, sequences * length, 1, tiles),
+        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }
@@ -140,6 +145,11 @@ def _verify(config: ModelConfig, tiles: Tiles) -> int:
 
 def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
     return max(forward_bytes(config, layer, batch, tiles) for layer in range(config.layers))
+
+
+def _resident(config: ModelConfig) -> int:
+    """The largest layer."""
+    return max(layer_bytes(config, layer) for layer in range(config.layers))
 
 
 def _capture(

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from strucprune_core.models.experts import routing_of
+from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.deviations import batch_warning, sparsity_warning
@@ -40,6 +40,7 @@ from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
+from strucprune_core.run.expert_choice import scores_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
@@ -54,7 +55,6 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
-from strucprune_core.run.steps.select import scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -166,7 +166,7 @@ def _model(job: Job) -> ModelSummary:
 def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
     if job.removes_experts:
-        return 1.0 - routing_of(pruned.config).experts / routing_of(job.config).experts
+        return removed_share(job.config, pruned.experts)
     places = list(zip(job.planned, pruned.widths, strict=True))
     total = sum(place.site.structures * place.site.parameters for place, _ in places)
     left = sum(width * place.site.parameters for place, width in places)
@@ -185,6 +185,7 @@ def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
 def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
     """A layer of a job that removes experts, which has no sites."""
     block, unit = job.config.blocks[layer], artifacts.Route(layer)
+    chosen = job.units.values(artifacts.Select())
     values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
     experts = None
     if kept:
@@ -203,8 +204,8 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         kv_heads_after=block.kv_heads,
         sites=[],
         experts=experts,
-        energy=1.0,
-        predicted_damage=0.0,
+        energy=chosen.energies[layer],
+        predicted_damage=chosen.damages[layer],
         reconstruction_error=None,
         damping=0.0,
         damping_retries=0,
@@ -307,11 +308,12 @@ def _rounds(job: Job) -> list[RoundReport]:
 
 def _removal(job: Job) -> RoundReport:
     """The one choice of a job that removes experts."""
+    chosen = job.units.values(artifacts.Select())
     return RoundReport(
-        price=None,
-        temperature=None,
-        predicted_damage=0.0,
-        widths=[len(kept) for kept in job.units.values(artifacts.Select()).kept],
+        price=chosen.price,
+        temperature=chosen.temperature,
+        predicted_damage=sum(chosen.damages),
+        widths=[len(kept) for kept in chosen.kept],
         kl=job.units.values(artifacts.Divergence()).kl,
         used=True,
     )

@@ -50,10 +50,15 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
     run(range(first, samples))
     output.flush()
     tokens = sums.tokens.clamp(min=1)
+    if job.energy == "kl_probe":
+        np.save(draft.path(Route.probe_input), job.split.probe_windows(hidden))
     values = RouteValues(
-        sums.tokens.tolist(), (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist()
+        sums.tokens.tolist(),
+        (sums.squares / tokens).tolist(),
+        (sums.gated / tokens).tolist(),
+        (sums.added / (first * length)).tolist(),
     )
-    if not np.isfinite([*values.output_norm, *values.reap]).all():
+    if not np.isfinite([*values.output_norm, *values.reap, *values.damage]).all():
         raise NumericalFailure(
             "the output of an expert is not finite",
             field="model.uri",

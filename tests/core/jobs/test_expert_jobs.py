@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from transformers import AutoModelForCausalLM
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, Stopped, UnsupportedArchitecture
 from strucprune_core.evaluation import experts_check
 from strucprune_core.evaluation.standalone import verify_checkpoint
+from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, first_experts, routing_of
+from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.generic.routed import NEVER_CHOSEN, masking
 from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.inspection import examine_job, inspect_model
 from strucprune_core.plan.work import active_weights
@@ -211,6 +215,113 @@ def copied(model: Path, directory: Path) -> Path:
     return directory
 
 
+BY_LAYER: dict[str, Any] = {"layout": "per_layer", "sparsity": 0.3}
+
+
+def test_layers_keep_different_numbers_by_choice(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The files load through the Auto classes, and compute what a router makes that avoids those
+    experts in the dense model; where experts form groups, groups lose equally many."""
+    if routing_of(read(model)).groups == 1:
+        limits: dict[str, Any] = {"sparsity": 0.3, "max_sparsity_by_layer": {0: 0.0, 1: 0.25}}
+    else:
+        limits = {"sparsity": 0.375}  # Three steps of two experts, at most two of a layer.
+    pruning = {**BY_LAYER, "energy": "forward", **limits}
+    report = without_experts(model, text_file, tmp_path, **pruning)
+    experts = of_layers(report)
+    counts = {layer: each.after for layer, each in experts.items()}
+    assert len(set(counts.values())) > 1
+    gone = report.before.experts - report.after.experts
+    assert gone == sum(each.before - each.after for each in experts.values())
+    assert report.sparsity.experts_removed == gone
+    assert report.sparsity.reached == pytest.approx(gone / report.before.experts)
+    assert report.rounds[0].widths == [counts.get(each, 0) for each in range(3)]
+    assert report.rounds[0].price is not None
+    if routing_of(read(model)).groups == 2:
+        for each in experts.values():
+            first = sum(number < 4 for number in each.removed)
+            assert 2 * first == len(each.removed)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == f"strucprune_experts_{read(model).family}"
+    by_code = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, dtype=torch.float32
+    ).eval()
+    ours = load_pretrained(str(tmp_path / "out"), dtype=torch.float32).eval()
+    tokens = torch.arange(5, 29).view(2, 12)
+    with torch.inference_mode():
+        wanted = masked_logits(model, experts, tokens)
+        for each in (by_code, ours):
+            assert (each(input_ids=tokens).logits - wanted).abs().max() < 1e-5
+            assert each.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
+    assert verify_checkpoint(str(tmp_path / "out"))["valid"]
+
+
+def masked_logits(
+    model: Path, experts: dict[int, ExpertsReport], tokens: torch.Tensor
+) -> torch.Tensor:
+    """Logits of the dense model when routers avoid the removed experts."""
+    dense = loaded(model)
+    config = read(model)
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        for layer, each in experts.items():
+            removed, prefix = each.removed, config.names.layer.format(layer)
+            has = experts_of(config, layer)
+            assert has is not None
+            names = ParameterNames(dense)
+            for name, _ in has.sliced:
+                value = dense.state_dict()[names.parameter_of(prefix + name)[0]]
+                if value.numel() == EXPERTS:
+                    value.view(-1)[torch.tensor(removed, dtype=torch.int64)] = NEVER_CHOSEN
+                elif value.dim() == 2 and "expert" not in name:
+                    stack.enter_context(masking([value].copy, removed))
+        logits: torch.Tensor = dense(input_ids=tokens).logits
+    return logits
+
+
+def test_what_a_layer_costs_is_probed(mixtral: Path, text_file: Path, tmp_path: Path) -> None:
+    report = without_experts(mixtral, text_file, tmp_path, **BY_LAYER)
+    energies = [layer.energy for layer in report.layers]
+    assert len(set(energies)) == 3
+    assert all(energy > 0.0 for energy in energies)
+    damages = [layer.predicted_damage for layer in report.layers]
+    assert report.rounds[0].predicted_damage == pytest.approx(sum(damages))
+    estimate = estimate_job(
+        tiny_spec(
+            mixtral, text_file, tmp_path / "x", pruning={**BY_LAYER, "structures": ["experts"]}
+        ),
+        inspect_model(LocalStore(mixtral), experts=True),
+    )
+    assert estimate.parameters_after == report.after.parameters
+    assert estimate.sparsity_reached == pytest.approx(report.sparsity.reached)
+
+
+@pytest.mark.parametrize("unit", ["probe.0", "select"])
+def test_a_resumed_job_by_layer_ends_with_the_same_bytes(
+    mixtral: Path, text_file: Path, tmp_path: Path, unit: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    without_experts(mixtral, text_file, whole, **BY_LAYER)
+    pruning = {**BY_LAYER, "structures": ["experts"]}
+    spec = tiny_spec(mixtral, text_file, parts / "out", pruning=pruning, evaluation=EASY)
+    with pytest.raises(Stopped):
+        run(spec, parts, stop=StopOnceFinished(parts, unit))
+    run(spec, parts)
+    assert checkpoint_of(parts / "out") == checkpoint_of(whole / "out")
+
+
+def test_a_model_with_numbers_by_layer_cannot_be_pruned_again(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    without_experts(mixtral, text_file, tmp_path / "first", **BY_LAYER)
+    for structures in (["experts"], ["ffn_channels"]):
+        error = refusal(
+            tmp_path / "first/out", text_file, tmp_path / structures[0], structures=structures
+        )
+        assert error.field == "model.uri"
+        assert "have lost different numbers of experts" in error.message
+
+
 def read(model: Path) -> ModelConfig:
     return inspect_model(LocalStore(model), experts=True).config
 
@@ -253,7 +364,7 @@ def test_unequal_groups_would_be_noticed(
     """What loads cleanly and computes something else is refused before any work."""
     model = save_tiny_experts("deepseek_v3", tmp_path / "model")
 
-    def unequal(config: Any, count: int, seed: int) -> list[list[int]]:
+    def unequal(config: Any, counts: Any, seed: int) -> list[list[int]]:
         stay = [0, 1, 2, 3, 4, 7]
         return [[] if experts_of(config, n) is None else stay for n in range(config.layers)]
 
@@ -268,7 +379,7 @@ def test_unequal_groups_would_be_noticed(
 def test_groups_lose_equally_many(text_file: Path, tmp_path: Path) -> None:
     model = save_tiny_experts("deepseek_v3", tmp_path / "model")
     config = read(model)
-    assert first_experts(config, 6)[1] == [0, 1, 2, 4, 5, 6]
+    assert first_experts(config, [6] * 3)[1] == [0, 1, 2, 4, 5, 6]
     report = without_experts(model, text_file, tmp_path, sparsity=0.4)
     for experts in of_layers(report).values():  # 4.8 would be nearest; 4 is a multiple of two.
         assert sorted(each // 4 for each in experts.removed) == [0, 0, 1, 1]
