@@ -144,6 +144,11 @@ class PruningSpec(_Strict):
         "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
         "weight. Experts that no token reaches go first.",
     )
+    expert_repair: bool = Field(
+        default=False,
+        description="Change the down matrices of the experts that stay, by ridge regression on "
+        "what the experts of the dense layer put out; a layer's are used if held-out text agrees.",
+    )
     allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
         description="How layers share the budget: `threshold` removes what costs the model "
@@ -241,6 +246,8 @@ class PruningSpec(_Strict):
         if not self.removes_experts:
             if self.expert_score is not None:
                 raise ValueError("expert_score is only used by structures ['experts'].")
+            if self.expert_repair:
+                raise ValueError("expert_repair is only used by structures ['experts'].")
             return self
         if len(self.structures) > 1:
             raise ValueError(

@@ -217,6 +217,19 @@ def origins(config: ModelConfig, kept: Kept) -> dict[str, Origin]:
     return found
 
 
+def expert_tensors(config: ModelConfig) -> dict[str, int]:
+    """The layer of each tensor that changes with the number of experts, by name."""
+    return {
+        tensor_name(config, layer, role): layer
+        for layer in range(config.layers)
+        if (experts := experts_of(config, layer)) is not None
+        for role in (
+            *(name for name, _ in experts.sliced),
+            *(name.format(number) for name in experts.own for number in range(experts.count)),
+        )
+    }
+
+
 def _with(generic: GenericLayer | None, count: int) -> GenericLayer | None:
     """A layer with fewer experts; itself if it has none."""
     if generic is None or generic.experts is None:

@@ -59,6 +59,7 @@ from strucprune_core.run.artifacts import (
     Price,
     Probe,
     Recover,
+    Repair,
     Replay,
     Report,
     Review,
@@ -210,15 +211,21 @@ def build_graph(
 
 
 def build_experts_graph(
-    *, layers: int, shards: Sequence[Iterable[int]], energy: Energy, evaluate: bool
+    *,
+    layers: int,
+    shards: Sequence[Iterable[int]],
+    energy: Energy,
+    evaluate: bool,
+    repair: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
     Args:
         layers: Decoder layers of the model.
-        shards: Files of the pruned checkpoint.
+        shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
         energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        repair: Whether the experts that stay are repaired.
     """
     probes = _expert_probes(layers) if energy == "kl_probe" else []
     probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
@@ -226,11 +233,13 @@ def build_experts_graph(
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
     dense = Route(layers - 1).hidden
-    reads = [windows, dense]
+    repairs = [_repair(layer) for layer in range(layers)] if repair else []
+    repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
+    reads = [windows, dense, *repaired]
     divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
-        _judge(Verify(), [], checkpoint),
+        _judge(Verify(), repaired, checkpoint),
     ]
     return [
         *_inspection(evaluate=evaluate),
@@ -243,8 +252,17 @@ def build_experts_graph(
             after=[*(Route(layer).unit for layer in range(layers)), *(p.name for p in probes)],
             releases=probed,
         ),
+        *repairs,
         divergence,
-        *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
+        *(
+            _unit(
+                file,
+                Phase.UPLOADING,
+                after=chosen,
+                reads=[repaired[layer] for layer in held] if repair else [],
+            )
+            for file, held in checkpoint.items()
+        ),
         *judges,
         _report([divergence, *judges], [*checkpoint]),
     ]
@@ -257,6 +275,14 @@ def _expert_probes(layers: int) -> list[Unit]:
         reads = [Route(layers - 1).hidden, *(Route(layer).probe_input for layer in group)]
         units.append(_unit(Probe(number), Phase.ALLOCATING, reads=reads))
     return units
+
+
+def _repair(layer: int) -> Unit:
+    """Change the experts that stay, on what the layers before make of the text."""
+    before = [Repair(layer - 1).streams] if layer else [Tokens().calibration]
+    after = [Select().unit]
+    releases = before if layer else []
+    return _unit(Repair(layer), Phase.SOLVING, after=after, reads=before, releases=releases)
 
 
 def _route(layer: int) -> Unit:

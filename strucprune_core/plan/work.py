@@ -164,6 +164,8 @@ class _Work:
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}
         if unit.kind == "route":
             return {"calibration": self._tokens * self._layers[layer]}
+        if unit.kind == "repair":  # Dense, pruned, and its activations and products for repair.
+            return {"repairs": 4 * self._tokens * self._layers[layer]}
         if unit.kind == "divergence":
             return {"trials": self._probed * (self._body + 2 * self._head)}
         if unit.kind == "curve":

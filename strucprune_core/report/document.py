@@ -167,6 +167,14 @@ class DistillationReport(_Part):
     seconds: float
 
 
+class RepairReport(_Part):
+    """Repair of a layer's experts: squared error of its output relative to its energy."""
+
+    status: str = Field(description="accepted, rejected, or why it was not tried.")
+    error_before: float | None = Field(description="On held-out text; null: not tried.")
+    error_after: float | None = Field(description="The same with the repaired experts.")
+
+
 class ExpertsReport(_Part):
     """The routed experts of a layer; lists go by their dense numbers."""
 
@@ -175,6 +183,7 @@ class ExpertsReport(_Part):
     scores: list[float] = Field(
         description="What they were ranked by: `pruning.expert_score`; 0 if no token reached one."
     )
+    repair: RepairReport | None = Field(default=None, description="Null: not asked for.")
 
     @property
     def before(self) -> int:

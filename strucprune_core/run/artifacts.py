@@ -289,6 +289,34 @@ class Select(ValuedArtifacts[SelectValues]):
 
 
 @dataclass(frozen=True, slots=True)
+class RepairValues:
+    """How repairing a layer went.
+
+    Attributes:
+        status: accepted; rejected: the held-out error is no smaller; or why it was not tried.
+        error_before: Squared error of the layer's output on held-out tokens, relative to its
+            energy, without the experts that went; None if it was not tried.
+        error_after: The same after the repair.
+    """
+
+    status: str
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Repair(ValuedArtifacts[RepairValues]):
+    """`repair.l`: the experts that stay in layer l, changed for those that went."""
+
+    kind = "repair"
+    values_type = RepairValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # changed tensors by name, as they are published
+    streams = _FileName("streams.npy")  # (2 x samples x length x d): dense, pruned; not of the last
+
+
+@dataclass(frozen=True, slots=True)
 class DivergenceValues:
     """What the model without the chosen experts does on the probe windows.
 

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 
 from torch import Tensor
 
+from strucprune_core.checkpoint.bundle import bundle_names, load_stored
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
@@ -17,7 +18,7 @@ from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.plan.graph import final_solution, repaired_solution
 from strucprune_core.plan.sites import pruned_config
-from strucprune_core.run.artifacts import Allocate, File, Select
+from strucprune_core.run.artifacts import Allocate, File, Repair, Select
 from strucprune_core.run.context import Job
 from strucprune_core.run.solutions import distilled_roles, load_other, load_solution
 
@@ -60,10 +61,25 @@ class PrunedModel:
         """The model in memory, as it is published."""
         return self._job.stream(self.config, self.source())
 
+    def unrepaired(self) -> ModelStream:
+        """The model without some experts, before those that stay are repaired."""
+        source = ExpertSource(self._job.reader, self._job.config, self.experts)
+        return self._job.stream(self.config, source)
+
+    def _repaired_experts(self, name: str) -> Tensor | None:
+        """A tensor that was changed for the experts that went; None for any other."""
+        layer = self._job.layer_of_expert(name)
+        if layer is None or not self._job.repairs_experts:
+            return None
+        file = self._job.units.path(Repair(layer).solution)
+        return load_stored(file, name) if name in bundle_names(file) else None
+
     def source(self) -> WeightSource:
         """Its tensors, as they are published."""
         if self._job.removes_experts:
-            return ExpertSource(self._job.reader, self._job.config, self.experts)
+            return ExpertSource(
+                self._job.reader, self._job.config, self.experts, self._repaired_experts
+            )
         if not self._job.distill_steps:
             return self.repaired_source()
         others = self._other_tensors()

@@ -22,6 +22,7 @@ from strucprune_core.run.steps.model_check import model_check
 from strucprune_core.run.steps.price import price
 from strucprune_core.run.steps.probe import probe
 from strucprune_core.run.steps.recover import recover
+from strucprune_core.run.steps.repair import repair
 from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
@@ -43,6 +44,7 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "route": route,
     "select": select,
+    "repair": repair,
     "divergence": divergence,
     "curve": curve,
     "probe": probe,

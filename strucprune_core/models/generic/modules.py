@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,15 @@ from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.names import ParameterNames
-from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
+from strucprune_core.models.generic.routed import (
+    DownMatrices,
+    ExpertSums,
+    Seen,
+    can_record,
+    masking,
+    observing,
+    recording,
+)
 from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
@@ -192,6 +200,31 @@ class Modules:
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
         return recording(self._layers[layer], sums)
+
+    def observing(self, layer: int, seen: Seen) -> AbstractContextManager[None]:
+        """Inside, a layer's experts tell what they are given and give: see `generic.routed`."""
+        return observing(self._layers[layer], seen)
+
+    @contextmanager
+    def down_matrices(
+        self, layer: int, tensors: Mapping[str, Tensor], prefix: str
+    ) -> Iterator[DownMatrices]:
+        """Inside, a layer has its weights, and its experts can be asked for what they do.
+
+        Args:
+            layer: Its number.
+            tensors: As of `run_layer`.
+            prefix: As of `run_layer`.
+
+        Raises:
+            NoRecord: its class says nothing of single experts.
+        """
+        full = {prefix + name: tensor for name, tensor in tensors.items()}
+        try:
+            self._set(self._names.parameters(full))
+            yield DownMatrices(self._layers[layer])
+        finally:
+            self._clear(layer)
 
     def masking(
         self, routers: Sequence[str], removed: Sequence[int]

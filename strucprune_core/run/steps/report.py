@@ -28,6 +28,7 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     RecoveryReport,
+    RepairReport,
     Report,
     RoundReport,
     SiteReport,
@@ -193,6 +194,7 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
             removed=sorted(set(range(len(values.tokens))) - set(kept)),
             calibration_tokens=values.tokens,
             scores=scores_of(job.spec.pruning, values),
+            repair=_repair(job, layer),
         )
     return LayerReport(
         index=layer,
@@ -211,6 +213,12 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         damping_retries=0,
         seconds=0.0 if manifest is None else manifest.seconds,
     )
+
+
+def _repair(job: Job, layer: int) -> RepairReport | None:
+    if not job.repairs_experts:
+        return None
+    return RepairReport(**asdict(job.units.values(artifacts.Repair(layer))))
 
 
 def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -> LayerReport:

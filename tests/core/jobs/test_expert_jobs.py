@@ -519,3 +519,45 @@ def test_channels_of_the_result_can_be_pruned(
     assert json.loads((first / "out/config.json").read_text())["num_local_experts"] == 6
     report = run(tiny_spec(first / "out", text_file, second / "out", evaluation=EASY), second)
     assert report.after.ffn_channels < report.before.ffn_channels
+
+
+def test_experts_that_stay_are_repaired_where_held_out_text_agrees(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Down matrices alone change; held-out errors are those of transformers' own layers."""
+    plain, root = tmp_path / "plain", tmp_path / "repaired"
+    without_experts(model, text_file, plain)
+    seen: list[LayerUpdate] = []
+    report = without_experts(model, text_file, root, layers=seen.extend, expert_repair=True)
+    left, repaired = loaded(plain / "out").state_dict(), loaded(root / "out").state_dict()
+    accepted = set()
+    for layer, experts in of_layers(report).items():
+        assert experts.repair is not None
+        assert experts.repair.error_before is not None
+        assert experts.repair.error_after is not None
+        better = experts.repair.error_after < experts.repair.error_before
+        assert experts.repair.status == ("accepted" if better else "rejected")
+        if better:
+            accepted.add(layer)
+    assert accepted
+    changed = {name for name, tensor in left.items() if not torch.equal(tensor, repaired[name])}
+    assert {int(name.split(".")[2]) for name in changed} == accepted
+    assert {name.rpartition(".")[2] for name in changed} <= {"down_proj"}
+    errors = {each.index: each.reconstruction_error for each in merged(seen)}
+    first = min(accepted)
+    assert errors[first] == of_layers(report)[first].repair.error_after  # type: ignore[union-attr]
+    assert "accepted" in (root / "out/report.html").read_text()
+    tokens = torch.from_numpy(calibration_of(root)[7:]).long()
+    outputs = []
+    for each in (model, root / "out"):
+        found: list[torch.Tensor] = []
+        whole = loaded(each)
+        whole.model.layers[first].register_forward_hook(
+            lambda _, __, out, found=found: found.append(out[0] if isinstance(out, tuple) else out)
+        )
+        with torch.inference_mode():
+            whole(input_ids=tokens)
+        outputs.append(found[0].double())
+    dense, other = outputs
+    error = float((dense - other).square().sum() / dense.square().sum())
+    assert error == pytest.approx(errors[first], rel=1e-3)

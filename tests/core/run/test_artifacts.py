@@ -60,6 +60,7 @@ VALUES: dict[type[Artifacts], Any] = {
     ),
     artifacts.Recover: artifacts.RecoverValues("accepted", 0.5, None),
     artifacts.Distill: artifacts.DistillValues([0.5, 0.25], False, 0.5, 0.25, "accepted"),
+    artifacts.Repair: artifacts.RepairValues("accepted", 0.5, 0.25),
     artifacts.Divergence: artifacts.DivergenceValues(0.25),
     artifacts.Evaluate: artifacts.EvaluateValues(12.5),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
@@ -90,7 +91,9 @@ def every_unit() -> Iterator[Unit]:
             export_shards=[[0, 1, 2]],
             distill_steps=20,
         )
-    yield from build_experts_graph(layers=3, shards=[[]], energy="kl_probe", evaluate=True)
+    yield from build_experts_graph(
+        layers=3, shards=[[]], energy="kl_probe", evaluate=True, repair=True
+    )
 
 
 def test_a_unit_is_named_by_its_kind_and_its_numbers() -> None:
