@@ -28,6 +28,7 @@ from transformers import (
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
+from strucprune_core.models.generic.layer_tensors import LayerTensors
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.routed import (
     DownMatrices,
@@ -42,6 +43,8 @@ from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
+# Keys that ask for more results than logits, such as a loss of the router. They change no logit.
+_RESULT_KEYS = ("output_router_logits", "output_attentions", "output_hidden_states")
 _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
 # What sees or hears may be larger than the decoder beside it.
@@ -187,10 +190,9 @@ class Modules:
             self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
             for key, name in (record or {}).items()
         ]
-        full = {prefix + name: tensor for name, tensor in tensors.items()}
         self._at, self._hidden = layer, self._apart(hidden)
         try:
-            self._set(self._names.parameters(full))
+            self._set(self._made(tensors, prefix))
             return self._run(self._ids(hidden), self._no_rows()).flatten(2), kept
         finally:
             for handle in handles:
@@ -219,9 +221,8 @@ class Modules:
         Raises:
             NoRecord: its class says nothing of single experts.
         """
-        full = {prefix + name: tensor for name, tensor in tensors.items()}
         try:
-            self._set(self._names.parameters(full))
+            self._set(self._made(tensors, prefix))
             yield DownMatrices(self._layers[layer])
         finally:
             self._clear(layer)
@@ -422,6 +423,16 @@ class Modules:
             hidden = output[self._returns.index("hidden")]
         return hidden
 
+    def _made(self, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+        """The parameters that a layer's tensors become."""
+        if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
+            return tensors.parameters
+        full = {prefix + name: tensor for name, tensor in tensors.items()}
+        made = self._names.parameters(full)
+        if isinstance(tensors, LayerTensors):
+            tensors.parameters = made
+        return made
+
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""
         for name, value in parameters.items():
@@ -516,11 +527,14 @@ def dense_model(raw: Mapping[str, Any]) -> Any:
 
 
 def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the keys that could make transformers fetch or run other code."""
+    """A config.json without the keys that could make transformers fetch or run other code.
+
+    Without keys that only ask for further results as well.
+    """
     return {
         key: _value(value)
         for key, value in raw.items()
-        if key not in _CODE_KEYS and not key.startswith("_")
+        if key not in (*_CODE_KEYS, *_RESULT_KEYS) and not key.startswith("_")
     }
 
 
