@@ -8,7 +8,7 @@ transformers that will load the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -78,7 +78,14 @@ class ExpertsCheck:
                 "without some experts it computes",
                 self._output(self._cut, layer, given),
                 "what it computes where its router avoids them",
-                masked_output(self._dense, self._modules, layer, self._kept[layer], given),
+                masked_output(
+                    self._dense,
+                    self._modules,
+                    layer,
+                    self._dense.whole_layer(layer),
+                    self._kept[layer],
+                    given,
+                ),
             ),
         )
 
@@ -114,13 +121,27 @@ class ExpertsCheck:
 
 
 def masked_output(
-    dense: ModelStream, modules: Modules, layer: int, kept: Sequence[int], given: Rows
+    dense: ModelStream,
+    modules: Modules,
+    layer: int,
+    tensors: Mapping[str, Tensor],
+    kept: Sequence[int],
+    given: Rows,
 ) -> Rows:
-    """A dense layer's output, (b x n x d), when its router chooses among the experts `kept`."""
+    """A dense layer's output, (b x n x d), when its router chooses among some experts.
+
+    Args:
+        dense: The model.
+        modules: Its modules.
+        layer: Which layer.
+        tensors: Its tensors by name within the layer.
+        kept: The experts that can be chosen.
+        given: The layer's input, (b x n x d).
+    """
     experts, config = experts_of(dense.config, layer), dense.config
     assert experts is not None  # noqa: S101 - asked for layers with experts alone
     removed = sorted(set(range(experts.count)) - set(kept))
-    weights, routers = dict(dense.whole_layer(layer)), []
+    weights, routers = dict(tensors), []
     for name, axis in experts.sliced:
         shape = weights[name].shape
         if weights[name].numel() == shape[axis]:  # A bias or the like: one number per expert.

@@ -19,32 +19,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def removal_damages(
-    scores: Sequence[float],
-    tokens: Sequence[int],
-    damages: Sequence[float],
-    groups: int = 1,
-) -> NDArray[np.float64]:
+def removal_damages(measured: Sequence[tuple[int, float]], steps: int) -> NDArray[np.float64]:
     """Marginal damage of each removal in the order of `stay`, one expert of each group at a time.
 
-    What an expert adds is gone when it is removed. The damage of that is the mean over all tokens
-    of (g_j ||f_j||)^2, zero where it is not chosen; what other experts do in its place is not
-    counted. Layers are weighed by what a probe measures (`allocation.energies`).
+    Damage is the mean over tokens of the squared error of the layer's output. It is measured, not
+    summed up from what single experts put out: others are chosen in place of those that went, and
+    the fewer are left, the worse they fit.
 
     Args:
-        scores: As `stay`.
-        tokens: As `stay`.
-        damages: By expert.
-        groups: As `stay`.
+        measured: (removals, damage) of some numbers of removals, in any order.
+        steps: Removals that would leave none.
 
     Returns:
-        (experts / groups,), not decreasing: a removal never costs less than one before it.
+        (steps,), interpolated, and not decreasing: a removal never costs less than one before it.
     """
-    size = len(scores) // groups
-    marginal = np.zeros(size)
-    for first in range(0, len(scores), size):
-        marginal += [damages[j] for j in _order(range(first, first + size), scores, tokens)]
-    return np.maximum.accumulate(marginal)
+    points = sorted({0: 0.0, **dict(measured)}.items())
+    total = np.interp(
+        np.arange(steps + 1), [count for count, _ in points], [damage for _, damage in points]
+    )
+    return np.maximum.accumulate(np.diff(total))
 
 
 def stay(scores: Sequence[float], tokens: Sequence[int], count: int, groups: int = 1) -> list[int]:

@@ -235,13 +235,13 @@ class RouteValues:
         tokens: Tokens that reach an expert.
         output_norm: Mean squared norm of its output on these; 0 if there are none.
         reap: Mean of that norm times the router's weight.
-        damage: Mean over all tokens of the square of the same, 0 where the expert is not chosen.
+        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
     """
 
     tokens: list[int]
     output_norm: list[float]
     reap: list[float]
-    damage: list[float]
+    damage: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)

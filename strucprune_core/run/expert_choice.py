@@ -9,10 +9,13 @@ from strucprune_core.method.allocation.energies import PROBE_SPARSITY, energy
 from strucprune_core.method.experts import removal_damages, stay
 from strucprune_core.models.experts import routing_of
 from strucprune_core.plan.graph import probe_groups
-from strucprune_core.plan.sites import ExpertLayer, plan_experts
+from strucprune_core.plan.sites import ExpertLayer, kept_experts, plan_experts
 from strucprune_core.run.artifacts import Probe, Route, RouteValues
 from strucprune_core.run.context import Job
 from strucprune_core.spec import PruningSpec
+
+CURVE_POINTS = 8
+"""Numbers of experts for which a layer's damage is measured, beside that of its probe."""
 
 
 def scores_of(pruning: PruningSpec, values: RouteValues) -> list[float]:
@@ -30,12 +33,19 @@ def kept_of(job: Job, layer: int, count: int) -> list[int]:
 def damages_of(job: Job, layer: int) -> NDArray[np.float64]:
     """Damage of each step by which a layer loses experts."""
     values = job.units.values(Route(layer))
-    return removal_damages(
-        scores_of(job.spec.pruning, values),
-        values.tokens,
-        values.damage,
-        routing_of(job.config).groups,
-    )
+    routing = routing_of(job.config)
+    return removal_damages(values.damage, routing.experts // routing.groups)
+
+
+def measured_steps(job: Job, layer: int) -> list[int]:
+    """Numbers of removals whose damage is measured, for a layer with experts."""
+    pruning, routing = job.spec.pruning, routing_of(job.config)
+    if pruning.layout == "uniform":
+        return [(routing.experts - kept_experts(pruning, job.config)) // routing.groups]
+    (place,) = (each for each in plan_experts(job.config, pruning) if each.layer == layer)
+    most = place.steps - place.rule.floor(place.steps)
+    points = np.linspace(0, most, min(most, CURVE_POINTS) + 1)[1:]
+    return sorted({round(float(point)) for point in points} | {probed_steps(place)} - {0})
 
 
 def probed_steps(place: ExpertLayer) -> int:

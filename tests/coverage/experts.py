@@ -232,7 +232,9 @@ def _logits(stream: ModelStream, ids: Tensor, kept: Kept | None = None) -> Tenso
     for layer in range(stream.config.layers):
         if kept is not None and kept[layer]:
             assert stream.modules is not None
-            hidden = masked_output(stream, stream.modules, layer, kept[layer], hidden)
+            hidden = masked_output(
+                stream, stream.modules, layer, stream.whole_layer(layer), kept[layer], hidden
+            )
         else:
             hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
     head = Head(stream)

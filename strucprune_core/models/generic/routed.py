@@ -42,14 +42,12 @@ class ExpertSums:
         squares: Sum of the squared norm of the expert's output, (E,) float64. Of experts that get
             tokens times the router's weight, the weight is in it.
         gated: Sum of the router's weight times the norm of the output, (E,) float64.
-        added: Sum of the squares of the same, (E,) float64.
     """
 
     def __init__(self, experts: int) -> None:
         self.tokens = torch.zeros(experts, dtype=torch.int64)
         self.squares = torch.zeros(experts, dtype=torch.float64)
         self.gated = torch.zeros(experts, dtype=torch.float64)
-        self.added = torch.zeros(experts, dtype=torch.float64)
 
     def add(self, expert: int, outputs: Tensor, gates: Tensor) -> None:
         """Add an expert's outputs (n x d) and their weights (n,) in the layer's sum."""
@@ -57,7 +55,6 @@ class ExpertSums:
         self.tokens[expert] += len(outputs)
         self.squares[expert] += squares.sum().cpu()
         self.gated[expert] += (gates.double() * squares.sqrt()).sum().cpu()
-        self.added[expert] += (gates.double().square() * squares).sum().cpu()
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.method.experts import stay
+from strucprune_core.method.experts import removal_damages, stay
 from strucprune_core.models.config import Routing
 from strucprune_core.models.experts import kept_count, least_kept, with_count
 
@@ -21,6 +21,11 @@ def test_experts_without_tokens_go_before_all_others() -> None:
 
 def test_every_group_keeps_as_many() -> None:
     assert stay([9.0, 8.0, 7.0, 6.0, 1.0, 4.0, 3.0, 2.0], [1] * 8, 4, 2) == [0, 1, 5, 6]
+
+
+def test_damages_are_interpolated_and_never_fall() -> None:
+    assert removal_damages([(2, 2.0), (4, 8.0)], 5).tolist() == [1.0, 1.0, 3.0, 3.0, 3.0]
+    assert removal_damages([(3, 6.0), (1, 4.0)], 4).tolist() == [4.0, 4.0, 4.0, 4.0]
 
 
 def routing(experts: int = 16, chosen: int = 2, groups: int = 1, chosen_groups: int = 1) -> Routing:

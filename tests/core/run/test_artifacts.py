@@ -39,7 +39,7 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Tokens: artifacts.TokensValues("ff", True, COUNTS),
     artifacts.EvaluationTokens: artifacts.EvaluationTokensValues("ff", COUNTS),
     artifacts.Capture: artifacts.CaptureValues({"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)}),
-    artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], [0.1, 0.0]),
+    artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], [(1, 0.5)]),
     artifacts.Select: artifacts.SelectValues([[], [0, 2]], None, None, [1.0, 1.0], [0.0, 0.5]),
     artifacts.Probe: artifacts.ProbeValues([artifacts.OfKind(1, "ffn", 0.5)]),
     artifacts.Gradient: artifacts.GradientValues([artifacts.OfKind(1, "attention", 0.5)]),
