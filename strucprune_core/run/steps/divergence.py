@@ -1,7 +1,6 @@
 """`divergence`: what the model does without the chosen experts, before any file is written.
 
-That a model has experts to spare is not assumed: some lose most of what they can at the same
-sparsity (see docs/experts.md).
+That a model has experts to spare is not assumed: models differ widely in that.
 """
 
 from __future__ import annotations
