@@ -67,6 +67,7 @@ _COUNT_KEY = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 _CHOSEN_KEY = re.compile(r"tok|top_?k|moe_k")
 _TOKENS = (2, 48)
 _EFFECT = 1e-3  # On logits, of avoiding experts.
+_MORE_THAN_HIDDEN = "its layers hand on more than hidden states, such as what routers computed"
 _UNKNOWN = "experts of its tiny model cannot be removed; the reason has not been found yet"
 
 
@@ -191,8 +192,11 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     assert pruned.modules is not None
     check_parameters(pruned.modules, pruned, "transformers")
     ids = _ids(_TOKENS)
-    wanted = _logits(dense, ids, kept)
-    if _relative(_logits(dense, ids), wanted) < _EFFECT:
+    wanted, plain = _logits(dense, ids, kept), _logits(dense, ids)
+    whole = checkpoint.model(input_ids=ids, use_cache=False).logits
+    if not _relative(plain, whole) <= TOLERANCE:
+        raise NotPrunable(_MORE_THAN_HIDDEN)
+    if _relative(plain, wanted) < _EFFECT:
         raise NotPrunable("what experts compute has no effect on its tiny model")
     computed = _logits(pruned, ids)
     masked = _relative(computed, wanted)
