@@ -149,7 +149,7 @@ def ties_head(raw: RawConfig) -> bool:
     """Whether config.json says that the head is the embedding."""
     if _is_own(raw):
         return parse_config(raw).tie_word_embeddings
-    experts = expert_architecture(str(raw.get("model_type")))
+    experts = expert_architecture(str(_family(raw)))
     return says_tied(raw, _architecture(raw) if experts is None else experts.architecture)
 
 

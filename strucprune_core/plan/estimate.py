@@ -14,6 +14,7 @@ from strucprune_core.method.allocation.budget import nearest_removal
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import (
+    expert_parameters,
     experts_of,
     first_experts,
     removed_share,
@@ -200,7 +201,24 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> i
     grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, which are kept to resume from until the shards are assembled.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
-    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return streams + grams + solved + trained + result_bytes
+
+
+def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """Both streams before and after a layer, what its experts are given and give, and the result.
+
+    Down matrices are at most half of the experts.
+    """
+    if not spec.pruning.expert_repair:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    experts = sum(
+        expert_parameters(config, layer) * has.count
+        for layer in range(config.layers)
+        if (has := experts_of(config, layer)) is not None
+    )
+    return FP32_BYTES * (8 * tokens * config.hidden_size + experts // 2)
 
 
 def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:

@@ -55,6 +55,8 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     if spec.evaluation is not None:
         passes += 1
     passes += 1 if pruning.recover is not None else 0
+    passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return round(passes * (body + ends)) + partial
 
@@ -67,6 +69,7 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
+            repair=spec.pruning.expert_repair,
         )
     else:
         units = _solving_graph(spec, config)
