@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from strucprune_core.plan.work import active_weights
 from strucprune_core.report.document import ExpertsReport, Report
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers, merged
 from strucprune_core.run.report_warnings import LARGE_DIVERGENCE
+from strucprune_core.spec import RuntimeSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import (
     EASY,
@@ -561,3 +563,17 @@ def test_experts_that_stay_are_repaired_where_held_out_text_agrees(
     dense, other = outputs
     error = float((dense - other).square().sum() / dense.square().sum())
     assert error == pytest.approx(errors[first], rel=1e-3)
+
+
+@pytest.mark.parametrize("pruning", [{"expert_repair": True}, BY_LAYER])
+def test_the_memory_plan_holds(
+    mixtral: Path, text_file: Path, tmp_path: Path, pruning: dict[str, Any]
+) -> None:
+    """A job that is allowed what its plan says does not take more: it would fail."""
+    asked = {"sparsity": 0.25, "structures": ["experts"], **pruning}
+    spec = tiny_spec(mixtral, text_file, tmp_path / "out", pruning=asked, evaluation=EASY)
+    planned = estimate_job(spec, inspect_model(LocalStore(mixtral), experts=True)).step_bytes
+    assert ("repair" in planned) == ("expert_repair" in pruning)
+    assert ("probe" in planned) == (pruning is BY_LAYER)
+    limit = {"device_memory_bytes": math.ceil(1.06 * max(planned.values()))}
+    run(spec.model_copy(update={"runtime": RuntimeSpec(device="cpu", **limit)}), tmp_path)
