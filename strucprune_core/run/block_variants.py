@@ -48,8 +48,8 @@ def divergences_without(
         if layer < last:
             (base,) = _run(job, layer, weights, removed, [base])
         job.tick(layer - first, layers - first)
-    last = Capture(job.config.layers - 1).hidden
-    return divergences_from_dense(job, last, [runs[block] for block in others])
+    dense = Capture(job.config.layers - 1).hidden
+    return divergences_from_dense(job, dense, [runs[block] for block in others])
 
 
 def _run(
