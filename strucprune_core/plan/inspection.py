@@ -46,6 +46,7 @@ from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.removable_layers import check_layers_removable
 from strucprune_core.plan.sites import (
     energy_of,
     kept_experts,
@@ -625,6 +626,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
     checks: list[Callable[[], object]] = [
         partial(check_generic, spec, config),
+        partial(check_layers_removable, spec.pruning, config, model.index.config),
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
         *(

@@ -85,10 +85,16 @@ def examine(model_type: str) -> Examined:
         NotPrunable: it cannot be pruned.
         NotBuilt: its tiny model could not be made.
     """
-    return _examined(_tiny_checkpoint(model_type))
+    return _examined(tiny_checkpoint(model_type))
 
 
-def _tiny_checkpoint(model_type: str) -> TinyCheckpoint:
+def tiny_checkpoint(model_type: str) -> TinyCheckpoint:
+    """A tiny model of an architecture, as its files hold it.
+
+    Raises:
+        NotPrunable: it has no layers, or is none that this build can look at.
+        NotBuilt: none could be made.
+    """
     problems = []
     for changes in VARIANTS:
         try:
@@ -107,37 +113,42 @@ def _tiny(model_type: str, changes: dict[str, Any]) -> TinyCheckpoint:
         return as_stored(model)
 
 
+def tiny_tokens() -> Tensor:
+    """The tokens that logits are compared on, (sequences x length)."""
+    return _tokens(_TOKENS)
+
+
 def _tokens(shape: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(3, 100, shape, generator=generator)
 
 
 def _examined(checkpoint: TinyCheckpoint) -> Examined:
-    tokens = _tokens(_TOKENS)
+    tokens = tiny_tokens()
     wanted = checkpoint.model(input_ids=tokens, use_cache=False).logits
     found = find_architecture(checkpoint, _tokens((1, _SEARCH_TOKENS)))
     raw = {**checkpoint.model.config.to_dict()}
     source = Tensors(checkpoint.tensors)
-    stream = open_stream(_described(checkpoint, found, raw), source, torch.device("cpu"))
+    stream = open_stream(described(checkpoint, found, raw), source, torch.device("cpu"))
     assert stream.modules is not None
     check_parameters(stream.modules, stream, "transformers")
-    dense = _relative(_logits(stream, tokens), wanted)
+    dense = relative_difference(logits_of(stream, tokens), wanted)
     if not dense <= TOLERANCE:
         raise NotPrunable("its layers depend on more than the hidden states before them")
     architecture = _without_failing(checkpoint, found, raw, stream)
     if not architecture.channels:
         raise NotPrunable(no_channels(checkpoint.model))
-    config = _described(checkpoint, architecture, raw)
+    config = described(checkpoint, architecture, raw)
     pruned = _pruned(config, source)
     narrow = open_stream(pruned[0], pruned[1], torch.device("cpu"), like=stream)
     logits = _reloaded(raw, pruned)(input_ids=tokens, use_cache=False).logits
-    reloaded = _relative(logits, _logits(narrow, tokens))
+    reloaded = relative_difference(logits, logits_of(narrow, tokens))
     if not reloaded <= TOLERANCE:
         raise NotPrunable("the pruned model computes something else once it is loaded")
     return Examined(architecture, dense, reloaded)
 
 
-def _described(
+def described(
     checkpoint: TinyCheckpoint, architecture: Architecture, raw: dict[str, Any]
 ) -> ModelConfig:
     """The tiny model; a head that it has is its head, whatever config.json says."""
@@ -146,11 +157,12 @@ def _described(
     return replace(config, tie_word_embeddings=architecture.tied)
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest value (at least 1)."""
     return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
 
 
-def _logits(stream: ModelStream, tokens: Tensor) -> Tensor:
+def logits_of(stream: ModelStream, tokens: Tensor) -> Tensor:
     """All logits, (b, n, V), a layer at a time."""
     hidden = _layer_inputs(stream, tokens)[-1]
     head = Head(stream)
@@ -163,9 +175,9 @@ def _without_failing(
     checkpoint: TinyCheckpoint, found: Architecture, raw: dict[str, Any], stream: ModelStream
 ) -> Architecture:
     """The architecture with those channels alone that can be cut out like zeros."""
-    good, inputs = [], _layer_inputs(stream, _tokens(_TOKENS))
+    good, inputs = [], _layer_inputs(stream, tiny_tokens())
     for pattern in found.channels:
-        config = _described(checkpoint, replace(found, channels=(pattern,)), raw)
+        config = described(checkpoint, replace(found, channels=(pattern,)), raw)
         one = replace(stream, config=config)
         layers = [
             layer
@@ -224,7 +236,7 @@ def pruned_model(model: Any, found: Architecture) -> Any:
     """A tiny model without a quarter of its channels, loaded from its files."""
     checkpoint = as_stored(model)
     raw = {**model.config.to_dict()}
-    cut = _pruned(_described(checkpoint, found, raw), Tensors(checkpoint.tensors))
+    cut = _pruned(described(checkpoint, found, raw), Tensors(checkpoint.tensors))
     return _reloaded(raw, cut)
 
 

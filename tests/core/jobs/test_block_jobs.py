@@ -248,3 +248,23 @@ def test_the_next_matrix_is_solved_again(llama: Path, text_file: Path, tmp_path:
         assert each.error_after is not None
         assert each.taken == (each.error_after < each.error_before)
     assert any(each.taken for each in refits)
+
+
+def test_layers_that_depend_on_their_place_stay(text_file: Path, tmp_path: Path) -> None:
+    """Its attention is scaled by the layer's number."""
+    model = save_tiny("diffllama", tmp_path / "model")
+    pruning = {"sparsity": 0.5, "structures": ["layers"]}
+    with pytest.raises(InvalidSpec, match="computes something else") as refused:
+        run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)
+    assert refused.value.field == "pruning.structures"
+
+
+def test_a_rule_by_number_keeps_layers(text_file: Path, tmp_path: Path) -> None:
+    model = save_tiny("olmo2", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config.pop("layer_types", None)
+    (model / "config.json").write_text(json.dumps({**config, "full_attention_interval": 4}))
+    pruning = {"sparsity": 0.5, "structures": ["layers"]}
+    with pytest.raises(InvalidSpec, match="full_attention_interval") as refused:
+        run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)
+    assert refused.value.field == "pruning.structures"
