@@ -124,6 +124,15 @@ class DistillationSpec(_Strict):
 _BLOCKS = frozenset({"attention_blocks", "ffn_blocks", "layers"})
 
 
+def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
+    """The defaults of a job that removes experts: equally many of each layer."""
+    layout, allocation = data.get("layout"), data.get("allocation")
+    by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
+    if by_layer:
+        return {"layout": "per_layer", "allocation": "threshold"}
+    return {"layout": "uniform", "allocation": "uniform"}
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -146,8 +155,8 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head). Whole blocks beside them or alone: `attention_blocks`, "
         "`ffn_blocks`, or `layers`, which are both at once (alone, their layout is `uniform`). Or "
-        "`experts` alone: equally many of every mixture-of-experts layer, so that the layout is "
-        "`uniform`.",
+        "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
+        "default for them), or by layer.",
     )
     sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
@@ -161,6 +170,11 @@ class PruningSpec(_Strict):
         description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
         "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
         "weight. Experts that no token reaches go first.",
+    )
+    expert_repair: bool = Field(
+        default=False,
+        description="Change the down matrices of the experts that stay, by ridge regression on "
+        "what the experts of the dense layer put out; a layer's are used if held-out text agrees.",
     )
     allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
@@ -244,7 +258,7 @@ class PruningSpec(_Strict):
             return data
         structures = data.get("structures")
         if isinstance(structures, list | tuple) and "experts" in structures:
-            return {"allocation": "uniform", **data, "layout": "uniform"}
+            return {**_experts_layout(data), **data}
         if isinstance(structures, list | tuple) and list(structures) == ["layers"]:
             return {"allocation": "uniform", "layout": "uniform", **data}
         if "allocation" not in data and data.get("layout") == "uniform":
@@ -307,6 +321,8 @@ class PruningSpec(_Strict):
         if not self.removes_experts:
             if self.expert_score is not None:
                 raise ValueError("expert_score is only used by structures ['experts'].")
+            if self.expert_repair:
+                raise ValueError("expert_repair is only used by structures ['experts'].")
             return self
         if len(self.structures) > 1:
             raise ValueError(
@@ -319,18 +335,21 @@ class PruningSpec(_Strict):
             "distill": self.distill is not None,
             "exports": bool(self.exports),
             "damping": self.damping is not None,
-            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
         }
         for name, asked in others.items():
             if asked:
                 raise ValueError(
-                    f"{name} is not implemented for structures 'experts', of which every layer "
-                    "loses equally many and nothing is solved again. Leave it out."
+                    f"{name} is not implemented for structures 'experts'. Leave it out."
                 )
-        if self.allocation != "uniform":
+        if self.layout == "per_layer" and self.allocation == "uniform":
             raise ValueError(
-                f"allocation '{self.allocation}' gives layers different numbers, but every layer "
-                "keeps equally many experts. Leave it out."
+                "layout 'per_layer' of experts needs an allocation that gives layers different "
+                "numbers. Use allocation 'threshold', or layout 'uniform'."
+            )
+        if self.layout == "uniform" and self.max_sparsity_by_layer:
+            raise ValueError(
+                "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
+                "'per_layer'."
             )
         return self
 

@@ -3,8 +3,11 @@
 Everything but the widths is transformers' own. Of the families below, `config.strucprune["layers"]`
 holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}, with no
 channels or heads where a layer has no FFN or no attention; of any other,
-`config.strucprune["tensors"]` holds the shape of each narrower tensor. Before the model gets its
-weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+`config.strucprune["tensors"]` holds the shape of each narrower tensor, or
+`config.strucprune["experts"]` the axis and size of each tensor that lost experts. Before the model
+gets its weights, its matrices are made as narrow as that.
+
+Travels with every `per_layer` checkpoint.
 """
 
 import copy
@@ -338,16 +341,51 @@ def resize(model):
     """Give the parameters that the config lists their shapes, and tell the modules around them."""
     known = dict(model.named_parameters())
     for name, shape in resized(model, known).items():
-        old = known[name]
-        path, _, attribute = name.rpartition(".")
-        new = torch.empty(shape, dtype=old.dtype, device=old.device)
-        model.get_submodule(path)._parameters[attribute] = nn.Parameter(new)
-        sizes = {was: now for was, now in zip(old.shape, shape, strict=True) if was != now}
-        around = [model.get_submodule(each) for each in (path, path.rpartition(".")[0])]
-        for module in around:
-            for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes and "hidden_size" not in key:
-                    setattr(module, key, sizes[value])
+        for module, key, size in reshaped(model, name, known[name], shape):
+            if "hidden_size" not in key and not key.endswith("experts"):
+                setattr(module, key, size)
+    known |= dict(model.named_buffers())
+    for name, shape in without_experts(model, known).items():
+        for module, key, count in reshaped(model, name, known[name], shape):
+            if key.endswith("experts"):
+                setattr(module, key, count)
+
+
+def reshaped(model, name, old, shape):
+    """Give a parameter or buffer another shape; (module, attribute, new size) that may say it."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    new = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if attribute in module._parameters:
+        module._parameters[attribute] = nn.Parameter(new)
+    else:
+        module._buffers[attribute] = new
+    sizes = {was: now for was, now in zip(old.shape, shape, strict=True) if was != now}
+    around = [model.get_submodule(each) for each in (path, path.rpartition(".")[0])]
+    return [
+        (each, key, sizes[value])
+        for each in around
+        for key, value in list(vars(each).items())
+        if type(value) is int and value in sizes
+    ]
+
+
+def without_experts(model, known):
+    """Shapes of parameters and buffers by name that lost experts."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    shapes = {}
+    for name, (axis, size) in model.config.strucprune.get("experts", {}).items():
+        if name not in known:
+            name, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        shape = list(known[name].shape)
+        shape[axis] = size
+        shapes[name] = shape
+    return shapes
 
 
 def resized(model, known):
@@ -361,7 +399,7 @@ def resized(model, known):
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
     by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
     shapes, joined = {}, {}
-    for name, shape in model.config.strucprune["tensors"].items():
+    for name, shape in model.config.strucprune.get("tensors", {}).items():
         if name in known:
             shapes[name] = shape
             continue
@@ -395,11 +433,15 @@ class Resized:
 
 
 def classes_of(family):
-    """(config class, model class) of a pruned model of any architecture, by its model type."""
+    """(config class, model class) of a pruned model of any architecture, by its model type.
+
+    "experts_" before that is of models whose layers have different numbers of experts.
+    """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     if family not in _ANY_CLASSES:
-        base = hf.CONFIG_MAPPING[family]
+        dense_type = family.removeprefix("experts_")
+        base = hf.CONFIG_MAPPING[dense_type]
         stem = ANY + family.replace("-", "__") + "_"
 
         class Config(base):
@@ -418,7 +460,7 @@ def classes_of(family):
             config_class = Config
 
         Model.__name__ = Model.__qualname__ = f"{stem}ForCausalLM"
-        rules = get_checkpoint_conversion_mapping(family) or []
+        rules = get_checkpoint_conversion_mapping(dense_type) or []
         register_checkpoint_conversion_mapping(Config.model_type, rules, overwrite=True)
         rules = get_checkpoint_conversion_mapping(dense.__name__)
         if rules is not None:

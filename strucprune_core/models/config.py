@@ -171,7 +171,7 @@ class GenericLayer:
     Attributes:
         tensors: Name within the layer and shape of each tensor.
         feed_forwards: FFNs whose channels can be removed.
-        experts: Experts that can be removed; None if there are none, or the job keeps them all.
+        experts: Its routed experts; None if there are none, or it is not known which they are.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -187,6 +187,7 @@ class Routing:
         count_keys: Keys of config.json that hold the number of experts of a layer.
         experts: That number.
         chosen: Experts that see a token.
+        chosen_from: Where that number comes from, for messages.
         groups: Experts form so many groups of equal size, one after the other.
         chosen_groups: Groups that a token's experts are chosen from.
     """
@@ -194,6 +195,7 @@ class Routing:
     count_keys: tuple[str, ...]
     experts: int
     chosen: int
+    chosen_from: str
     groups: int
     chosen_groups: int
 
@@ -268,7 +270,7 @@ class GenericModel:
             are stored in a row.
         streams_axis: Where layers have them: 0: before the batch; 1: one sequence after the other,
             as one long one; 2: behind the tokens.
-        routing: Set where experts can be removed.
+        routing: Set where it is known what experts are.
         carried: What is stored behind them.
     """
 

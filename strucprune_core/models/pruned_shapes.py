@@ -22,7 +22,54 @@ from strucprune_core.models.fields import (
 
 PRUNED_PREFIX = "strucprune_"
 """A checkpoint whose layers differ has this, and its family's type, as model type."""
+EXPERTS_PREFIX = "strucprune_experts_"
+"""The same of one whose layers have different numbers of experts."""
 FORMAT_VERSION = 2
+
+
+def family_of(model_type: str) -> str:
+    """The model type of the dense model."""
+    return model_type.removeprefix(EXPERTS_PREFIX).removeprefix(PRUNED_PREFIX)
+
+
+def expert_section(config: ModelConfig) -> dict[str, Any]:
+    """The section of a model whose layers have different numbers of experts.
+
+    `expert_counts` lists them by layer, null for a layer without experts. `experts` has the size of
+    each tensor that is cut along an axis, {"model.layers.1.mlp.gate.weight": [0, 5]}; where every
+    expert has a tensor of its own, that of the first stands for the parameter that all become.
+    """
+    counts: list[int | None] = []
+    tensors: dict[str, list[int]] = {}
+    for layer, block in enumerate(config.blocks):
+        generic = block.generic
+        experts = None if generic is None else generic.experts
+        counts.append(None if experts is None else experts.count)
+        if generic is not None and experts is not None:
+            prefix, shapes = config.names.layer.format(layer), dict(generic.tensors)
+            tensors |= {prefix + name.format(0): [0, experts.count] for name in experts.own}
+            tensors |= {prefix + name: [axis, shapes[name][axis]] for name, axis in experts.sliced}
+    return {"format_version": FORMAT_VERSION, "expert_counts": counts, "experts": tensors}
+
+
+def expert_counts(raw: RawConfig, layers: int) -> list[int | None] | None:
+    """Experts of each layer by that section; None if there is none.
+
+    Raises:
+        InvalidCheckpoint: the section is of another version, or invalid.
+    """
+    if not str(raw.get("model_type")).startswith(EXPERTS_PREFIX):
+        return None
+    section = raw.get("strucprune")
+    if not isinstance(section, dict) or section.get("format_version") != FORMAT_VERSION:
+        raise bad_config(f"config.json has no section strucprune of version {FORMAT_VERSION}")
+    counts = section.get("expert_counts")
+    if not isinstance(counts, list) or len(counts) != layers:
+        raise bad_config(f"strucprune.expert_counts of config.json must list {layers} layers")
+    return [
+        None if each is None else checked_integer("strucprune expert_counts", each, MAX_WIDTH)
+        for each in counts
+    ]
 
 
 def pruned_section(config: ModelConfig) -> dict[str, Any]:

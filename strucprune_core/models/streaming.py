@@ -18,6 +18,7 @@ from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
+from strucprune_core.models.generic.layer_tensors import LayerTensors
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -81,10 +82,10 @@ class ModelStream:
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:
         """The same with every tensor resident, to compute gradients."""
-        return {
-            role: self.tensor(tensor_name(self.config, index, role))
+        return LayerTensors(
+            (role, self.tensor(tensor_name(self.config, index, role)))
             for role in layer_tensors(self.config, index)
-        }
+        )
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32, on the device."""

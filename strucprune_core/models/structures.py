@@ -157,7 +157,7 @@ def _shrunk(block: LayerConfig, generic: GenericLayer, kept: dict[str, int]) -> 
     return replace(
         block,
         ffn_widths=tuple(each.channels for each in feed_forwards),
-        generic=GenericLayer(tuple(shapes.items()), tuple(feed_forwards)),
+        generic=replace(generic, tensors=tuple(shapes.items()), feed_forwards=tuple(feed_forwards)),
     )
 
 

@@ -16,9 +16,10 @@ from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.blocks import blocks_of, without_blocks
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import (
+    expert_parameters,
     experts_of,
     first_experts,
-    routing_of,
+    removed_share,
     without_experts,
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
@@ -28,7 +29,7 @@ from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
-from strucprune_core.plan.sites import kept_experts, plan_sites, pruned_config
+from strucprune_core.plan.sites import kept_experts, likely_experts, plan_sites, pruned_config
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -152,17 +153,22 @@ def _removable_tensors(pruning: PruningSpec, config: ModelConfig) -> Iterator[st
 
 
 def _removed_experts(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
-    """The same of experts: how many stay is known, and so are all shapes."""
+    """The same of experts: how many stay of each layer, or of all of them, is known."""
     config, tensors = facts.config, facts.index.tensors
-    count = kept_experts(pruning, config)
-    pruned = without_experts(config, first_experts(config, count))
+    equally = pruning.layout == "uniform"
+    if equally:
+        counts = [kept_experts(pruning, config)] * config.layers
+    else:
+        counts = likely_experts(pruning, config)
+    kept = first_experts(config, counts)
+    pruned = without_experts(config, kept, equally=equally)
     left = expected_tensors(pruned)
     gone = {
         name: math.prod(shape) - math.prod(left.get(name, (0,)))
         for name, shape in expected_tensors(config).items()
     }
     size = sum(number * DTYPE_BYTES[tensors[name].dtype] for name, number in gone.items())
-    return sum(gone.values()), size, 1.0 - count / routing_of(config).experts
+    return sum(gone.values()), size, removed_share(config, kept)
 
 
 def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
@@ -219,7 +225,24 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> i
     grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, which are kept to resume from until the shards are assembled.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
-    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return streams + grams + solved + trained + result_bytes
+
+
+def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """Both streams before and after a layer, what its experts are given and give, and the result.
+
+    Down matrices are at most half of the experts.
+    """
+    if not spec.pruning.expert_repair:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    experts = sum(
+        expert_parameters(config, layer) * has.count
+        for layer in range(config.layers)
+        if (has := experts_of(config, layer)) is not None
+    )
+    return FP32_BYTES * (8 * tokens * config.hidden_size + experts // 2)
 
 
 def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:

@@ -29,7 +29,8 @@ else, there are neither curves nor prices:
 
 A job that removes experts solves nothing, and its graph is short:
 
-    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ── assemble.s ── verify, evaluate.pruned …
+    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
+                          └── probe.g (by choice) ──┘   └─ divergence
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
@@ -54,6 +55,7 @@ from strucprune_core.run.artifacts import (
     Check,
     Curve,
     Distill,
+    Divergence,
     Drop,
     Embed,
     Evaluate,
@@ -66,6 +68,7 @@ from strucprune_core.run.artifacts import (
     Probe,
     Recover,
     Refit,
+    Repair,
     Replay,
     Report,
     Review,
@@ -228,31 +231,78 @@ def build_graph(
 
 
 def build_experts_graph(
-    *, layers: int, shards: Sequence[Iterable[int]], evaluate: bool
+    *,
+    layers: int,
+    shards: Sequence[Iterable[int]],
+    energy: Energy,
+    evaluate: bool,
+    repair: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
     Args:
         layers: Decoder layers of the model.
-        shards: Files of the pruned checkpoint.
+        shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
+        energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        repair: Whether the experts that stay are repaired.
     """
+    probes = _expert_probes(layers) if energy == "kl_probe" else []
+    probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
+    dense = Route(layers - 1).hidden
+    repairs = [_repair(layer) for layer in range(layers)] if repair else []
+    repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
+    reads = [windows, dense, *repaired]
+    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
-        _judge(Verify(), [], checkpoint),
+        _judge(Verify(), repaired, checkpoint),
     ]
     return [
         *_inspection(evaluate=evaluate),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
-        _unit(Select(), Phase.ALLOCATING, after=[Route(layer).unit for layer in range(layers)]),
-        *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
+        *probes,
+        _unit(
+            Select(),
+            Phase.ALLOCATING,
+            after=[*(Route(layer).unit for layer in range(layers)), *(p.name for p in probes)],
+            releases=probed,
+        ),
+        *repairs,
+        divergence,
+        *(
+            _unit(
+                file,
+                Phase.UPLOADING,
+                after=chosen,
+                reads=[repaired[layer] for layer in held] if repair else [],
+            )
+            for file, held in checkpoint.items()
+        ),
         *judges,
-        _report(judges, [*checkpoint]),
+        _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _expert_probes(layers: int) -> list[Unit]:
+    """Remove experts of each layer alone."""
+    units: list[Unit] = []
+    for number, group in enumerate(probe_groups(layers)):
+        reads = [Route(layers - 1).hidden, *(Route(layer).probe_input for layer in group)]
+        units.append(_unit(Probe(number), Phase.ALLOCATING, reads=reads))
+    return units
+
+
+def _repair(layer: int) -> Unit:
+    """Change the experts that stay, on what the layers before make of the text."""
+    before = [Repair(layer - 1).streams] if layer else [Tokens().calibration]
+    after = [Select().unit]
+    releases = before if layer else []
+    return _unit(Repair(layer), Phase.SOLVING, after=after, reads=before, releases=releases)
 
 
 def _route(layer: int) -> Unit:

@@ -32,6 +32,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.export.checks import check_export
 from strucprune_core.method.allocation.budget import (
+    WidthRule,
     out_of_reach,
     reachable_budget,
     reachable_sparsity,
@@ -40,12 +41,19 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
-from strucprune_core.plan.sites import energy_of, kept_experts, plan_sites, pruned_config
+from strucprune_core.plan.sites import (
+    energy_of,
+    kept_experts,
+    plan_experts,
+    plan_sites,
+    pruned_config,
+)
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -273,7 +281,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             fit a model whose layers already differ.
     """
     if pruning.removes_experts:
-        kept_experts(pruning, config)
+        _check_experts(pruning, config)
         return
     whole_layers = pruning.removes_blocks and config.model_type == config.family
     differ = len({shape_of(block) for block in config.blocks}) > 1
@@ -313,13 +321,35 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
     reachable_budget(pruning.sparsity, widths, parameters, rules)
+    _check_step(pruning.sparsity, widths, parameters, rules)
+
+
+def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Check that so many experts can go."""
+    if pruning.layout == "uniform":
+        kept_experts(pruning, config)
+        return
+    _check_layers(pruning, config)
+    places = plan_experts(config, pruning)
+    widths = [place.steps for place in places]
+    parameters = [place.parameters for place in places]
+    rules = [place.rule for place in places]
+    reachable_budget(pruning.sparsity, widths, parameters, rules)
+    _check_step(pruning.sparsity, widths, parameters, rules)
+
+
+def _check_step(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> None:
+    """Check that a sparsity is not nearer to nothing than to the smallest step."""
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     steps = [
         (width - rule.widths(width)[1]) * each
         for width, each, rule in zip(widths, parameters, rules, strict=True)
         if rule.floor(width) < width
     ]
-    if min(steps) > 2 * pruning.sparsity * total:
-        raise too_small(pruning.sparsity, min(steps) / total)
+    if min(steps) > 2 * sparsity * total:
+        raise too_small(sparsity, min(steps) / total)
 
 
 def check_generic(spec: JobSpec, config: ModelConfig) -> None:
@@ -330,6 +360,14 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     """
     if config.generic is None:
         return
+    if config.model_type.startswith(EXPERTS_PREFIX):
+        raise InvalidSpec(
+            "layers of the model have lost different numbers of experts, and it cannot be pruned "
+            "again",
+            field="model.uri",
+            remedy="Prune the dense model again; or remove its FFN channels first, and then "
+            "experts.",
+        )
     pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
     if "ffn_channels" in kinds and not plan_sites(config, pruning):

@@ -60,6 +60,8 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     if spec.evaluation is not None:
         passes += 1
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
+    passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return round(passes * (body + ends)) + partial
 
@@ -68,7 +70,11 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
     if spec.pruning.removes_experts:
         units = build_experts_graph(
-            layers=config.layers, shards=(), evaluate=spec.evaluation is not None
+            layers=config.layers,
+            shards=(),
+            energy=energy_of(spec.pruning),
+            evaluate=spec.evaluation is not None,
+            repair=spec.pruning.expert_repair,
         )
     else:
         units = _solving_graph(spec, config)
@@ -174,6 +180,10 @@ class _Work:
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}
         if unit.kind == "route":
             return {"calibration": self._tokens * self._layers[layer]}
+        if unit.kind == "repair":  # Dense, pruned, and its activations and products for repair.
+            return {"repairs": 4 * self._tokens * self._layers[layer]}
+        if unit.kind == "divergence":
+            return {"trials": self._probed * (self._body + 2 * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":
@@ -270,10 +280,16 @@ class _Work:
         group = probe_groups(len(self._layers))[number]
         for layer in range(group.start, len(self._layers)):
             if layer in group:
-                runs += len({site.kind for site in self._sites[layer]})
+                runs += self._kinds(layer)
             through += runs * self._layers[layer]
         # At the end the logits of the dense model and of each variant.
         return self._probed * (through + (runs + 1) * self._head)
+
+    def _kinds(self, layer: int) -> int:
+        """Variants of a layer."""
+        if self._spec.pruning.removes_experts:
+            return int(experts_of(self._config, layer) is not None)
+        return len({site.kind for site in self._sites[layer]})
 
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1

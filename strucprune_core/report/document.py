@@ -158,7 +158,7 @@ class RoundReport(_Part):
     widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
     kl: float | None = Field(
         description="KL divergence per token of the model so pruned, before recovery, from the "
-        "dense one on held-out windows; null if there was one round."
+        "dense one on held-out windows; null if there was one round (but never where experts went)."
     )
     used: bool
 
@@ -193,6 +193,14 @@ class DistillationReport(_Part):
     seconds: float
 
 
+class RepairReport(_Part):
+    """Repair of a layer's experts: squared error of its output relative to its energy."""
+
+    status: str = Field(description="accepted, rejected, or why it was not tried.")
+    error_before: float | None = Field(description="On held-out text; null: not tried.")
+    error_after: float | None = Field(description="The same with the repaired experts.")
+
+
 class ExpertsReport(_Part):
     """The routed experts of a layer; lists go by their dense numbers."""
 
@@ -201,6 +209,7 @@ class ExpertsReport(_Part):
     scores: list[float] = Field(
         description="What they were ranked by: `pruning.expert_score`; 0 if no token reached one."
     )
+    repair: RepairReport | None = Field(default=None, description="Null: not asked for.")
 
     @property
     def before(self) -> int:

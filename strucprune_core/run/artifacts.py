@@ -236,11 +236,13 @@ class RouteValues:
         tokens: Tokens that reach an expert.
         output_norm: Mean squared norm of its output on these; 0 if there are none.
         reap: Mean of that norm times the router's weight.
+        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
     """
 
     tokens: list[int]
     output_norm: list[float]
     reap: list[float]
+    damage: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,8 @@ class Route(ValuedArtifacts[RouteValues]):
     values_type = RouteValues
     layer: int
 
-    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`; not of the last layer
+    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`
+    probe_input = _FileName("probe_input.npy")  # its input, as of `Capture`; where it is probed
 
     @property
     def entering(self) -> File:
@@ -261,9 +264,21 @@ class Route(ValuedArtifacts[RouteValues]):
 
 @dataclass(frozen=True, slots=True)
 class SelectValues:
-    """The experts that stay, by layer, ascending; none for a layer without experts."""
+    """Which experts stay, and what is known of the others.
+
+    Attributes:
+        kept: Those that stay, by layer, ascending; none for a layer without experts.
+        price: Loss per parameter of the last step; None where layers keep equally many.
+        temperature: Of the softmax rule; None for the others.
+        energies: By layer, loss per unit of damage; 1 where it was not measured.
+        damages: By layer, energy-scaled damage of what goes.
+    """
 
     kept: list[list[int]]
+    price: float | None
+    temperature: float | None
+    energies: list[float]
+    damages: list[float]
 
 
 @dataclass(frozen=True)
@@ -272,6 +287,53 @@ class Select(ValuedArtifacts[SelectValues]):
 
     kind = "select"
     values_type = SelectValues
+
+
+@dataclass(frozen=True, slots=True)
+class RepairValues:
+    """How repairing a layer went.
+
+    Attributes:
+        status: accepted; rejected: the held-out error is no smaller; or why it was not tried.
+        error_before: Squared error of the layer's output on held-out tokens, relative to its
+            energy, without the experts that went; None if it was not tried.
+        error_after: The same after the repair.
+    """
+
+    status: str
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Repair(ValuedArtifacts[RepairValues]):
+    """`repair.l`: the experts that stay in layer l, changed for those that went."""
+
+    kind = "repair"
+    values_type = RepairValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # changed tensors by name, as they are published
+    streams = _FileName("streams.npy")  # (2 x samples x length x d): dense, pruned; not of the last
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceValues:
+    """What the model without the chosen experts does on the probe windows.
+
+    Attributes:
+        kl: Mean KL divergence per token from the dense model, in nats.
+    """
+
+    kl: float
+
+
+@dataclass(frozen=True)
+class Divergence(ValuedArtifacts[DivergenceValues]):
+    """`divergence`: whether the experts that went were redundant."""
+
+    kind = "divergence"
+    values_type = DivergenceValues
 
 
 # Blocks.

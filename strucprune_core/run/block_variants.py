@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from strucprune_core.models.blocks import Block, without_blocks
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.panels import LayerWeights
+from strucprune_core.run.artifacts import Capture
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_variants import divergences_from_dense
 
@@ -47,7 +48,8 @@ def divergences_without(
         if layer < last:
             (base,) = _run(job, layer, weights, removed, [base])
         job.tick(layer - first, layers - first)
-    return divergences_from_dense(job, [runs[block] for block in others])
+    dense = Capture(job.config.layers - 1).hidden
+    return divergences_from_dense(job, dense, [runs[block] for block in others])
 
 
 def _run(

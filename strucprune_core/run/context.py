@@ -17,7 +17,7 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.experts import first_experts, without_experts
+from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
@@ -144,12 +144,26 @@ class Job:
         """Whether whole experts are removed, and nothing else."""
         return self.spec.pruning.removes_experts
 
+    @property
+    def repairs_experts(self) -> bool:
+        """Whether experts that stay are changed for those that went."""
+        return self.removes_experts and self.spec.pruning.expert_repair
+
+    def layer_of_expert(self, name: str) -> int | None:
+        """The layer of a tensor that belongs to its experts or its router; None for any other."""
+        return self._expert_layers.get(name)
+
+    @cached_property
+    def _expert_layers(self) -> dict[str, int]:
+        return expert_tensors(self.config) if self.removes_experts else {}
+
     @cached_property
     def shards(self) -> ShardPlan:
         """The files of the result."""
-        if self.removes_experts:
+        if self.removes_experts and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
-            kept = first_experts(self.config, kept_experts(self.spec.pruning, self.config))
+            count = kept_experts(self.spec.pruning, self.config)
+            kept = first_experts(self.config, [count] * self.config.layers)
             return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
         return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0, self.refits)
 
@@ -160,7 +174,12 @@ class Job:
         if self.removes_experts:
             return build_experts_graph(
                 layers=self.config.layers,
-                shards=shards.layers_in(shards.checkpoint),
+                shards=[
+                    sorted({self._expert_layers[n] for n in names if n in self._expert_layers})
+                    for names in ([t.name for t in shard.tensors] for shard in shards.checkpoint)
+                ],
+                energy=self.energy,
+                repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
             )
         block_configs = shards.block_configs if "block_configs" in exports else []

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 
 from torch import Tensor
 
+from strucprune_core.checkpoint.bundle import bundle_names, load_stored
 from strucprune_core.checkpoint.reader import TORCH_DTYPES
 from strucprune_core.models.blocks import Block, compacted, names_in_files, without_blocks
 from strucprune_core.models.config import ModelConfig
@@ -20,7 +21,7 @@ from strucprune_core.models.tensors import down_role, tensor_name
 from strucprune_core.plan.blocks import refitted_layers
 from strucprune_core.plan.graph import final_solution, repaired_solution
 from strucprune_core.plan.sites import pruned_config
-from strucprune_core.run.artifacts import Allocate, File, Refit, Select, Solve
+from strucprune_core.run.artifacts import Allocate, File, Refit, Repair, Select, Solve
 from strucprune_core.run.context import Job
 from strucprune_core.run.solutions import distilled_roles, load_other, load_solution
 
@@ -50,7 +51,8 @@ class PrunedModel:
         """The pruned model's shape."""
         job = self._job
         if job.removes_experts:
-            return without_experts(job.config, self.experts)
+            equally = job.spec.pruning.layout == "uniform"
+            return without_experts(job.config, self.experts, equally=equally)
         pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
         return without_blocks(pruned, self.removed_blocks)
 
@@ -77,6 +79,19 @@ class PrunedModel:
         """The model in memory, as it is published."""
         return self._job.stream(self.config, self.source())
 
+    def unrepaired(self) -> ModelStream:
+        """The model without some experts, before those that stay are repaired."""
+        source = ExpertSource(self._job.reader, self._job.config, self.experts)
+        return self._job.stream(self.config, source)
+
+    def _repaired_experts(self, name: str) -> Tensor | None:
+        """A tensor that was changed for the experts that went; None for any other."""
+        layer = self._job.layer_of_expert(name)
+        if layer is None or not self._job.repairs_experts:
+            return None
+        file = self._job.units.path(Repair(layer).solution)
+        return load_stored(file, name) if name in bundle_names(file) else None
+
     def source_of_files(self) -> WeightSource:
         """Its tensors, as they are published, under their names in the files."""
         if self.new_names is None:
@@ -99,7 +114,9 @@ class PrunedModel:
     def source(self) -> WeightSource:
         """Its tensors, as they are published."""
         if self._job.removes_experts:
-            return ExpertSource(self._job.reader, self._job.config, self.experts)
+            return ExpertSource(
+                self._job.reader, self._job.config, self.experts, self._repaired_experts
+            )
         if not self._job.distill_steps:
             return self.repaired_source()
         others = self._distilled_tensors()

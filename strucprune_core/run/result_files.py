@@ -47,7 +47,7 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
     shards = [shard for shard in checkpoint_shards(job) if shard.tensors]
     layout, pruned = job.spec.pruning.layout, PrunedModel(job)
     if job.removes_experts:
-        contents = expert_side_files(job.index.config, pruned.config)
+        contents = expert_side_files(layout, job.index.config, pruned.config)
     else:
         dense = with_layers(job.index.config, job.config, kept_layers(pruned.config))
         if layout == "uniform" and job.spec.pruning.removes_blocks:
@@ -112,6 +112,7 @@ def _weight_files(job: Job) -> dict[str, File]:
 
 
 def _checkpoint_units(job: Job) -> dict[str, File]:
+    """Those that hold something: a file planned for experts alone may have lost them all."""
     shards = enumerate(checkpoint_shards(job))
     return {shard.file_name: Assemble(number).written for number, shard in shards if shard.tensors}
 

@@ -92,7 +92,7 @@ def as_written(
         left: list[PlannedTensor] = []
         for tensor in shard.tensors:
             name = tensor.name if names is None else names.get(tensor.name)
-            if name is not None:
+            if name is not None and name in shapes:
                 left.append(replace(tensor, name=name, shape=shapes[name]))
         written.append(replace(shard, tensors=tuple(left)))
     return written

@@ -14,6 +14,7 @@ from strucprune_core.run.steps.capture import capture
 from strucprune_core.run.steps.check import check
 from strucprune_core.run.steps.curve import curve
 from strucprune_core.run.steps.distill import distill
+from strucprune_core.run.steps.divergence import divergence
 from strucprune_core.run.steps.drop import drop
 from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
@@ -24,6 +25,7 @@ from strucprune_core.run.steps.price import price
 from strucprune_core.run.steps.probe import probe
 from strucprune_core.run.steps.recover import recover
 from strucprune_core.run.steps.refit import refit
+from strucprune_core.run.steps.repair import repair
 from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
@@ -45,6 +47,8 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "route": route,
     "select": select,
+    "repair": repair,
+    "divergence": divergence,
     "curve": curve,
     "probe": probe,
     "gradient": gradient,

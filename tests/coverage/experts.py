@@ -36,6 +36,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from strucprune_core.evaluation.experts_check import TOLERANCE, masked_output
 from strucprune_core.evaluation.generic_check import check_parameters
 from strucprune_core.export.layouts import expert_side_files
+from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import Kept, least_kept, routing_of, without_experts
@@ -71,6 +72,7 @@ _COUNT_KEY = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 _CHOSEN_KEY = re.compile(r"tok|top_?k|moe_k")
 _TOKENS = (2, 48)
 _EFFECT = 1e-3  # On logits, of avoiding experts.
+_MORE_THAN_HIDDEN = "its layers hand on more than hidden states, such as what routers computed"
 _UNKNOWN = "experts of its tiny model cannot be removed; the reason has not been found yet"
 
 
@@ -194,8 +196,11 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     assert pruned.modules is not None
     check_parameters(pruned.modules, pruned, "transformers")
     ids = _ids(_TOKENS)
-    wanted = _logits(dense, ids, kept)
-    if _relative(_logits(dense, ids), wanted) < _EFFECT:
+    wanted, plain = _logits(dense, ids, kept), _logits(dense, ids)
+    whole = checkpoint.model(input_ids=ids, use_cache=False).logits
+    if not _relative(plain, whole) <= TOLERANCE:
+        raise NotPrunable(_MORE_THAN_HIDDEN)
+    if _relative(plain, wanted) < _EFFECT:
         raise NotPrunable("what experts compute has no effect on its tiny model")
     computed = _logits(pruned, ids)
     masked = _relative(computed, wanted)
@@ -207,7 +212,42 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     reloaded = _relative(_reloaded(raw, pruned.config, cut, ids), computed)
     if not reloaded <= TOLERANCE:
         raise NotPrunable(f"without some experts, logits differ once loaded by {reloaded:.2g}")
+    by_layer = _removed_by_layer(raw, dense, kept, ids)
+    if not by_layer <= TOLERANCE:
+        raise NotPrunable(
+            "with different numbers of experts in layers, it computes something else than where "
+            f"routers avoid them (logits differ by {by_layer:.2g})"
+        )
     return masked, reloaded
+
+
+def _removed_by_layer(raw: dict[str, Any], dense: ModelStream, kept: Kept, ids: Tensor) -> float:
+    """The same where every second layer with experts keeps all: the larger difference."""
+    config = dense.config
+    routed = [layer for layer, each in enumerate(kept) if each]
+    uneven = [range(_EXPERTS) if layer in routed[1::2] else each for layer, each in enumerate(kept)]
+    cut = ExpertSource(dense.source, config, uneven)
+    shape = without_experts(config, uneven, equally=False)
+    pruned = open_stream(shape, cut, dense.device, like=dense)
+    computed = _logits(pruned, ids)
+    masked = _relative(computed, _logits(dense, ids, uneven))
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        _write(directory, "per_layer", raw, shape, cut)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            model = load_pretrained(place, dtype=torch.float32).eval()
+            loaded = model(input_ids=ids, use_cache=False).logits
+    return max(masked, _relative(loaded, computed))
+
+
+def _write(
+    directory: Path, layout: str, raw: dict[str, Any], config: ModelConfig, source: ExpertSource
+) -> None:
+    """A checkpoint without some experts."""
+    for name, data in expert_side_files(layout, json.loads(json.dumps(raw)), config).items():
+        (directory / name).write_bytes(data)
+    tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def _kept(config: ModelConfig) -> Kept:
@@ -235,7 +275,9 @@ def _logits(stream: ModelStream, ids: Tensor, kept: Kept | None = None) -> Tenso
     for layer in range(stream.config.layers):
         if kept is not None and kept[layer]:
             assert stream.modules is not None
-            hidden = masked_output(stream, stream.modules, layer, kept[layer], hidden)
+            hidden = masked_output(
+                stream, stream.modules, layer, stream.whole_layer(layer), kept[layer], hidden
+            )
         else:
             hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
     head = Head(stream)
@@ -250,10 +292,7 @@ def _reloaded(
     """Logits of the checkpoint without experts, loaded by transformers' own class."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        for name, data in expert_side_files(json.loads(json.dumps(raw)), config).items():
-            (directory / name).write_bytes(data)
-        tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+        _write(directory, "uniform", raw, config, source)
         with torch.inference_mode(mode=False), towers_may_lack():
             text = raw["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
             sees = not text or "text_config" in raw

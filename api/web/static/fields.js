@@ -12,7 +12,7 @@ export function sections(capabilities) {
     { title: "Pruning", fields: [
       { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
-      { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is." },
+      { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
     ] },
     { title: "Calibration", fields: [
@@ -33,6 +33,8 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
+      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["output_norm", "reap"], hint: "Of experts: which of them stay. The first is the default." },
+      { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
       { pointer: "/pruning/multiple_of", label: "Widths are multiples of", kind: "number", placeholder: "1" },
       { pointer: "/pruning/max_layer_sparsity", label: "Most from any layer", kind: "number", placeholder: "1" },

@@ -29,6 +29,7 @@ from strucprune_core.models.config import (
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.expert_table import ExpertPattern
+from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -55,7 +56,7 @@ def describe(
         raw: config.json.
         shapes: Shape of each tensor in the files, by name.
         architecture: What they look like.
-        experts: What is an expert's, for a job that removes experts.
+        experts: What is an expert's, where that is known.
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
@@ -93,13 +94,19 @@ def describe(
         for number, tensors in enumerate(layers)
     ]
     if experts is not None:
-        blocks = [_with_experts(block, raw, experts) for block in blocks]
-    elif not any(_generic(block).feed_forwards for block in blocks):
+        dense = experts.routing(_decoder(raw)).experts
+        counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
+        blocks = [
+            _with_experts(block, experts, count or 0)
+            for block, count in zip(blocks, counts, strict=True)
+        ]
+    has_channels = any(_generic(block).feed_forwards for block in blocks)
+    if experts is None and not has_channels:
         raise InvalidCheckpoint(
             "no layer of the model has an FFN whose channels can be removed",
             remedy="Give the config.json that was saved with the weights.",
         )
-    if experts is None:
+    if experts is None or has_channels:
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
@@ -109,7 +116,7 @@ def describe(
     carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=str(raw["model_type"]).removeprefix("strucprune_"),
+        family=family_of(str(raw["model_type"])),
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
@@ -140,9 +147,9 @@ def describe(
     )
 
 
-def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) -> LayerConfig:
+def _with_experts(block: LayerConfig, pattern: ExpertPattern, count: int) -> LayerConfig:
     """A layer with its experts, if it has some."""
-    generic, count = _generic(block), pattern.routing(_decoder(raw)).experts
+    generic = _generic(block)
     shapes = dict(generic.tensors)
     own = tuple(name for name in pattern.own if name.format(0) in shapes)
     sliced = tuple((name, axis) for name, axis in pattern.sliced if name in shapes)
@@ -153,13 +160,26 @@ def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) ->
         for name in own
         for number in range(count + 1)
     )
-    if not numbered or any(shapes[name][axis] < count for name, axis in sliced):
+    # A router may have rows behind the last expert's.
+    fused = [shapes[name][axis] for name, axis in sliced if len(shapes[name]) >= _FUSED]
+    fits = all(shapes[name][axis] >= count for name, axis in sliced)
+    if not numbered or not fits or any(held != count for held in fused):
+        held = _held(own, shapes) if own else min(fused)
         raise InvalidCheckpoint(
             f"config.json says that a layer has {count} experts ({pattern.count_keys[0]}), but the "
-            "files hold another number",
+            f"files hold {'another number' if held == count else held}",
+            field=fields.FIELD,
             remedy="Give the config.json that was saved with the weights.",
         )
     return replace(block, generic=replace(generic, experts=Experts(count, own, sliced)))
+
+
+def _held(own: tuple[str, ...], shapes: Shapes) -> int:
+    """Experts of a layer that files hold in full."""
+    number = 0
+    while all(name.format(number) in shapes for name in own):
+        number += 1
+    return number
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:

@@ -9,8 +9,8 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,15 +28,26 @@ from transformers import (
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
+from strucprune_core.models.generic.layer_tensors import LayerTensors
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.outside import is_text
-from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
+from strucprune_core.models.generic.routed import (
+    DownMatrices,
+    ExpertSums,
+    Seen,
+    can_record,
+    masking,
+    observing,
+    recording,
+)
 from strucprune_core.models.generic.stored_states import Beside, StoredStates
 from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
-from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
+# Keys that ask for more results than logits, such as a loss of the router. They change no logit.
+_RESULT_KEYS = ("output_router_logits", "output_attentions", "output_hidden_states")
 _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
 
@@ -121,6 +132,7 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
+        self._experts = None if generic.routing is None else generic.routing.experts
         self._returns, self._stored = generic.layer_returns, StoredStates(generic)
         self._handed = generic.carried.handed
         raw = json.loads(generic.config_json)
@@ -189,10 +201,9 @@ class Modules:
             self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
             for key, name in (record or {}).items()
         ]
-        full = {prefix + name: tensor for name, tensor in tensors.items()}
         self._at = layer
         try:
-            self._set(self._names.parameters(full))
+            self._set(self._made(tensors, prefix))
             return self._run_stored(hidden), kept
         finally:
             for handle in handles:
@@ -202,6 +213,30 @@ class Modules:
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
         return recording(self._layers[layer], sums)
+
+    def observing(self, layer: int, seen: Seen) -> AbstractContextManager[None]:
+        """Inside, a layer's experts tell what they are given and give: see `generic.routed`."""
+        return observing(self._layers[layer], seen)
+
+    @contextmanager
+    def down_matrices(
+        self, layer: int, tensors: Mapping[str, Tensor], prefix: str
+    ) -> Iterator[DownMatrices]:
+        """Inside, a layer has its weights, and its experts can be asked for what they do.
+
+        Args:
+            layer: Its number.
+            tensors: As of `run_layer`.
+            prefix: As of `run_layer`.
+
+        Raises:
+            NoRecord: its class says nothing of single experts.
+        """
+        try:
+            self._set(self._made(tensors, prefix))
+            yield DownMatrices(self._layers[layer])
+        finally:
+            self._clear(layer)
 
     def masking(
         self, routers: Sequence[str], removed: Sequence[int]
@@ -452,6 +487,16 @@ class Modules:
             hidden = output[self._returns.index("hidden")]
         return hidden
 
+    def _made(self, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+        """The parameters that a layer's tensors become."""
+        if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
+            return tensors.parameters
+        full = {prefix + name: tensor for name, tensor in tensors.items()}
+        made = self._names.parameters(full)
+        if isinstance(tensors, LayerTensors):
+            tensors.parameters = made
+        return made
+
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""
         for name, value in parameters.items():
@@ -463,17 +508,26 @@ class Modules:
                 setattr(module, attribute, value.to(self._device))
             dense = self._shapes.get(name)
             if dense is not None and dense != tuple(value.shape):
-                sizes = dict(zip(dense, value.shape, strict=True))
-                self._tell(path, {old: new for old, new in sizes.items() if old != new})
+                sizes = zip(dense, value.shape, strict=True)
+                self._tell(path, {old: new for old, new in sizes if old != new})
 
     def _tell(self, path: str, sizes: dict[int, int]) -> None:
-        """Replace sizes among the attributes of a module and of the one around it."""
+        """Replace sizes among the attributes of a module and of the one around it.
+
+        A number of experts is told from a width of the same size by the attribute's name.
+        """
         for each in (path, path.rpartition(".")[0]):
             module = self._model.get_submodule(each)
             if module in self._layers:
                 return
             for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes and "hidden_size" not in key:
+                counts_experts = value == self._experts
+                if (
+                    type(value) is int
+                    and value in sizes
+                    and "hidden_size" not in key
+                    and key.endswith("experts") == counts_experts
+                ):
                     self._undo.append(_Reset(module, key, value))
                     setattr(module, key, sizes[value])
 
@@ -555,18 +609,21 @@ def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
 
 def dense_model(raw: Mapping[str, Any]) -> Any:
     """The model of a config.json, dense also where that is of a pruned checkpoint."""
-    model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
+    model_type = family_of(str(raw["model_type"]))
     own = {key: value for key, value in safe_config(raw).items() if key != "strucprune"}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
     return model_of(config)
 
 
 def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the keys that could make transformers fetch or run other code."""
+    """A config.json without the keys that could make transformers fetch or run other code.
+
+    Without keys that only ask for further results as well.
+    """
     return {
         key: _value(value)
         for key, value in raw.items()
-        if key not in _CODE_KEYS and not key.startswith("_")
+        if key not in (*_CODE_KEYS, *_RESULT_KEYS) and not key.startswith("_")
     }
 
 

@@ -12,6 +12,7 @@ from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import experts_of
 from strucprune_core.models.generic.outside import held_tensors
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
@@ -92,9 +93,20 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
 def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
     """The steps of a job that removes experts: nothing is solved."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
+    sequences, length = probe_shape(spec.calibration)
+    runs = min(PROBE_GROUP_LAYERS, config.layers) if energy_of(spec.pruning) == "kl_probe" else 1
+    together = micro_batch(tiles, runs * sequences, length)
+    # A probed layer beside the dense one.
+    probe = {} if runs == 1 else {"probe": _resident(config) + _forward(config, together, tiles)}
+    if spec.pruning.expert_repair:
+        # The dense, the pruned and the repaired layer; for one expert the sums and their factor.
+        layer = _resident(config)
+        probe["repair"] = 3 * layer + _repair_sums(config) + _forward(config, batch, tiles)
     return {
+        **probe,
         "embed": embedding_bytes(config, tokens, tiles),
         "route": _forward(config, batch, tiles),
+        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }
@@ -186,6 +198,24 @@ def _verify(config: ModelConfig, tiles: Tiles) -> int:
 
 def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
     return max(forward_bytes(config, layer, batch, tiles) for layer in range(config.layers))
+
+
+def _repair_sums(config: ModelConfig) -> int:
+    """Sums over the tokens of one expert, float64; no expert is wider than its tensors."""
+    most = 0
+    for layer in range(config.layers):
+        experts, shapes = experts_of(config, layer), layer_tensors(config, layer)
+        if experts is not None:
+            names = (*(name.format(0) for name in experts.own), *(n for n, _ in experts.sliced))
+            sizes = [shapes[name][-2:] for name in names if len(shapes[name]) >= 2]
+            widest = max((min(size) for size in sizes), default=0)
+            most = max(most, 8 * (3 * widest * widest + 3 * widest * config.hidden_size))
+    return most
+
+
+def _resident(config: ModelConfig) -> int:
+    """The largest layer."""
+    return max(layer_bytes(config, layer) for layer in range(config.layers))
 
 
 def _capture(

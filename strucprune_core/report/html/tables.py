@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from strucprune_core.report.document import (
     BlockReport,
+    ExpertsReport,
     FileEntry,
     LayerReport,
     MemorySummary,
@@ -138,13 +139,32 @@ def expert_layer_table(layers: Sequence[LayerReport]) -> Table:
             exact(experts.after),
             exact(min(experts.calibration_tokens)),
             exact(max(experts.calibration_tokens)),
+            _repair(experts),
             " ".join(map(str, experts.removed)),
             duration(layer.seconds),
         ]
         for layer, experts in layers_with_experts(layers)
     ]
-    head = ["Layer", "Dense", "Kept", "Least tokens", "Most tokens", "Removed experts", "Time"]
+    head = [
+        "Layer",
+        "Dense",
+        "Kept",
+        "Least tokens",
+        "Most tokens",
+        "Repair",
+        "Removed experts",
+        "Time",
+    ]
     return Table("Table of all layers", head, rows, mono=["Removed experts"])
+
+
+def _repair(experts: ExpertsReport) -> str:
+    """What a layer's repair did to its held-out error."""
+    repair = experts.repair
+    if repair is None or repair.error_before is None:
+        return ABSENT if repair is None else repair.status
+    errors = f"{number(repair.error_before)} → {number(repair.error_after, none=ABSENT)}"
+    return f"{errors}, {repair.status}"
 
 
 def expert_table(layers: Sequence[LayerReport]) -> Table:

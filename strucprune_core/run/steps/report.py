@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.experts import routing_of
+from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
@@ -33,6 +33,7 @@ from strucprune_core.report.document import (
     PhaseTime,
     RecoveryReport,
     RefitReport,
+    RepairReport,
     Report,
     RoundReport,
     SiteReport,
@@ -45,11 +46,13 @@ from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
+from strucprune_core.run.expert_choice import scores_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
+    divergence_warning,
     few_expert_tokens_warning,
     few_tokens_warning,
     layer_rank,
@@ -58,7 +61,6 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
-from strucprune_core.run.steps.select import scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -115,6 +117,7 @@ def _report(job: Job) -> Report:
             *rank_warning(layers),
             *few_tokens_warning(layers),
             *few_expert_tokens_warning(layers),
+            *_divergence_warnings(job),
             *retry_warnings(layers),
         ],
     )
@@ -124,6 +127,13 @@ def _model_warnings(job: Job) -> list[str]:
     """What is to be known of the dense model."""
     own_head = own_head_warning(job.index.config, job.config)
     return [] if own_head is None else [own_head]
+
+
+def _divergence_warnings(job: Job) -> list[str]:
+    """Whether the experts that went were missed."""
+    if not job.removes_experts:
+        return []
+    return divergence_warning(job.units.values(artifacts.Divergence()).kl)
 
 
 def _manifests(job: Job) -> list[Manifest]:
@@ -168,7 +178,7 @@ def _model(job: Job) -> ModelSummary:
 def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
     if job.removes_experts:
-        return 1.0 - routing_of(pruned.config).experts / routing_of(job.config).experts
+        return removed_share(job.config, pruned.experts)
     if job.spec.pruning.removes_blocks:
         gone = _dense_parameters(job) - _parameters(pruned.config)
         return gone / removable_parameters(job.config, job.spec.pruning)
@@ -190,6 +200,7 @@ def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
 def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
     """A layer of a job that removes experts, which has no sites."""
     block, unit = job.config.blocks[layer], artifacts.Route(layer)
+    chosen = job.units.values(artifacts.Select())
     values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
     experts = None
     if kept:
@@ -197,6 +208,7 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
             removed=sorted(set(range(len(values.tokens))) - set(kept)),
             calibration_tokens=values.tokens,
             scores=scores_of(job.spec.pruning, values),
+            repair=_repair(job, layer),
         )
     return LayerReport(
         index=layer,
@@ -208,13 +220,19 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         kv_heads_after=block.kv_heads,
         sites=[],
         experts=experts,
-        energy=1.0,
-        predicted_damage=0.0,
+        energy=chosen.energies[layer],
+        predicted_damage=chosen.damages[layer],
         reconstruction_error=None,
         damping=0.0,
         damping_retries=0,
         seconds=0.0 if manifest is None else manifest.seconds,
     )
+
+
+def _repair(job: Job, layer: int) -> RepairReport | None:
+    if not job.repairs_experts:
+        return None
+    return RepairReport(**asdict(job.units.values(artifacts.Repair(layer))))
 
 
 def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -> LayerReport:
@@ -333,7 +351,9 @@ def _blocks(job: Job) -> list[BlockReport]:
 
 
 def _rounds(job: Job) -> list[RoundReport]:
-    if job.removes_experts or job.spec.pruning.removes_blocks_alone:
+    if job.removes_experts:
+        return [_removal(job)]
+    if job.spec.pruning.removes_blocks_alone:
         return []
     allocation = job.units.values(artifacts.Allocate())
     if job.spec.pruning.removes_blocks:  # The only round's price is of a model with all blocks.
@@ -344,6 +364,19 @@ def _rounds(job: Job) -> list[RoundReport]:
         _round(job.units.values(artifacts.Price(number)), kl, used=number == allocation.round)
         for number, kl in zip(rounds, kls, strict=True)
     ]
+
+
+def _removal(job: Job) -> RoundReport:
+    """The one choice of a job that removes experts."""
+    chosen = job.units.values(artifacts.Select())
+    return RoundReport(
+        price=chosen.price,
+        temperature=chosen.temperature,
+        predicted_damage=sum(chosen.damages),
+        widths=[len(kept) for kept in chosen.kept],
+        kl=job.units.values(artifacts.Divergence()).kl,
+        used=True,
+    )
 
 
 def _round(values: artifacts.PriceValues, kl: float | None, *, used: bool) -> RoundReport:
