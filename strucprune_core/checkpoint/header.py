@@ -44,6 +44,8 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F8_E5M2": 1,
 }
 
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
 # Dtypes of the format that no prunable model has.
 _PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
@@ -66,16 +68,32 @@ Read = Callable[[int, int], bytes | bytearray]
 
 
 @dataclass(frozen=True, slots=True)
+class ScaledForm:
+    """How a tensor is stored that is read in another dtype.
+
+    Attributes:
+        dtype: The safetensors dtype of its file.
+        factors: The tensor of the factors that it is multiplied by; None if there are none.
+        block: Rows and columns that share a factor; None if there is one for all.
+    """
+
+    dtype: str
+    factors: TensorInfo | None = None
+    block: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a checkpoint.
 
     Attributes:
         name: The tensor's name.
-        dtype: Its safetensors dtype, e.g. "BF16".
+        dtype: The safetensors dtype that it is read in, e.g. "BF16".
         shape: Its dimensions; () is a scalar.
         file: The file that holds it.
         start: Offset of its first byte in the file.
         end: Offset after its last byte.
+        form: How it is stored, if not as it is read.
     """
 
     name: str
@@ -84,6 +102,12 @@ class TensorInfo:
     file: str
     start: int
     end: int
+    form: ScaledForm | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is stored in 32 bits or more."""
+        return (self.dtype if self.form is None else self.form.dtype) in ("F64", "F32")
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +118,11 @@ class TensorInfo:
     def parameters(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes in the dtype that it is read in."""
+        return self.parameters * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,18 @@
-"""Weights from a checkpoint, one tensor (or a range of its rows) at a time."""
+"""Weights from a checkpoint, one tensor (or a range of its rows) at a time.
+
+Tensors that are stored in another form than they are read in (`TensorInfo.form`) are converted on
+the way: see `checkpoint.dequantised`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from strucprune_core.checkpoint.dequantised import scale_blocks
 from strucprune_core.checkpoint.header import TensorInfo
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
@@ -79,7 +85,7 @@ class TensorReader:
         """
         info = self.info(name)
         if not info.shape:
-            return _decode(self.raw(name), info.dtype, ()).to(device, dtype)
+            return self._scalar(info).to(device, dtype)
         return self.rows(name, 0, info.shape[0], device=device, dtype=dtype)
 
     def rows(
@@ -104,10 +110,10 @@ class TensorReader:
             )
         stored = TORCH_DTYPES[info.dtype]
         target, place = dtype or stored, torch.device(device)
-        if target == stored and place.type == "cpu":
+        if info.form is None and target == stored and place.type == "cpu":
             return self._stored_rows(info, start, stop)
         result = torch.empty((stop - start, *info.shape[1:]), dtype=target, device=place)
-        step = max(1, PIECE_BYTES // max(1, _row_bytes(info)))
+        step = _rows_of_a_piece(info)
         for first in range(start, stop, step):
             last = min(first + step, stop)
             result[first - start : last - start].copy_(self._stored_rows(info, first, last))
@@ -124,20 +130,66 @@ class TensorReader:
         if not info.shape:
             yield self.tensor(name, dtype=None)
             return
-        step = max(1, PIECE_BYTES // max(1, _row_bytes(info)))
+        step = _rows_of_a_piece(info)
         for start in range(0, info.shape[0], step):
             yield self._stored_rows(info, start, min(start + step, info.shape[0]))
 
+    def _scalar(self, info: TensorInfo) -> Tensor:
+        if info.form is None:
+            return _decode(self.raw(info.name), info.dtype, ())
+        return self._stored_rows(replace(info, shape=(1,)), 0, 1)[0]
+
     def _stored_rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        """Rows in the dtype that the tensor is read in."""
+        if info.form is None:
+            return self._rows_as(info, info.dtype, start, stop)
+        values = self._rows_as(info, info.form.dtype, start, stop)
+        factors = info.form.factors
+        if factors is not None:
+            values = values.float()
+            self._scale(values, factors, info.form.block, start)
+        return values.to(TORCH_DTYPES[info.dtype])
+
+    def _scale(
+        self, values: Tensor, factors: TensorInfo, block: tuple[int, int] | None, start: int
+    ) -> None:
+        """Multiply rows from `start` on by their factors, in place."""
+
+        def read(first: int, last: int) -> Tensor:
+            return self._rows_as(factors, factors.dtype, first, last).float()
+
+        if block is None:
+            one = replace(factors, shape=(1,))
+            values.mul_(self._rows_as(one, factors.dtype, 0, 1).float())
+            return
+        high, stop = block[0], start + len(values)
+        if values.dim() == 2:
+            grid = read(start // high, -(-stop // high))
+            scale_blocks(values, grid.view(len(grid), -1), block, start % high)
+            return
+        for matrix, grid in zip(values, read(start, stop), strict=True):
+            scale_blocks(matrix, grid.view(len(grid), -1), block)
+
+    def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
+        """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
         data = self._index.store.read(
             info.file, info.start + start * row_bytes, (stop - start) * row_bytes
         )
-        return _decode(data, info.dtype, (stop - start, *info.shape[1:]))
+        return _decode(data, dtype, (stop - start, *info.shape[1:]))
 
 
 def _row_bytes(info: TensorInfo) -> int:
+    """Stored bytes of a row."""
     return info.size_bytes // info.shape[0] if info.shape[0] else 0
+
+
+def _rows_of_a_piece(info: TensorInfo) -> int:
+    """Rows that are converted together: as float32, the widest form that they pass through."""
+    row_bytes = _row_bytes(info)
+    if info.form is not None and info.form.factors is not None and info.shape[0]:
+        row_bytes = 4 * info.parameters // info.shape[0]
+    return max(1, PIECE_BYTES // max(1, row_bytes))
 
 
 def _decode(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

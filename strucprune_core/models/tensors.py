@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from strucprune_core.checkpoint.header import FLOAT_DTYPES
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig, ModelNames
@@ -15,7 +16,6 @@ from strucprune_core.models.foreign_tensors import (
 
 Shapes = dict[str, tuple[int, ...]]
 
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Buffers that older tools wrote although the model derives them.
 _DERIVED = (
     ".rotary_emb.inv_freq",
@@ -201,9 +201,9 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         if info is None:
             raise missing_tensor(name, config, unknown)
         # Checked before the shape, which is another one for packed numbers.
-        if info.dtype not in _FLOAT_DTYPES:
+        if info.dtype not in FLOAT_DTYPES:
             raise InvalidCheckpoint(
-                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
+                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(FLOAT_DTYPES)} "
                 f"can be pruned",
                 remedy="Use the unquantised model.",
             )

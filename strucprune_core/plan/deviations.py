@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.quantised import DEFAULT_DTYPE
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
 from strucprune_core.plan.sites import holdout_sequences
 from strucprune_core.spec import JobSpec
@@ -17,6 +19,17 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     return [
         f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
         f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
+    ]
+
+
+def quantised_warning(spec: JobSpec, index: CheckpointIndex) -> list[str]:
+    """Weights that take more bytes in the result than in the model."""
+    if index.quantised is None:
+        return []
+    dtype = spec.output.dtype or DEFAULT_DTYPE
+    return [
+        f"model.uri: the model is stored in {index.quantised}. It is dequantised as it is read, "
+        f"and the result is stored in {dtype} (output.dtype)."
     ]
 
 

@@ -24,7 +24,7 @@ from strucprune_core.models.experts import (
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
-from strucprune_core.plan.deviations import batch_warning, sparsity_warning
+from strucprune_core.plan.deviations import batch_warning, quantised_warning, sparsity_warning
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
@@ -101,7 +101,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     config, index = facts.config, facts.index
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
-    bytes_after = index.total_bytes - removed_bytes
+    bytes_after = index.read_bytes - removed_bytes
     exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
@@ -122,7 +122,11 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
-        warnings=[*sparsity_warning(spec.pruning.sparsity, reached), *batch_warning(spec)],
+        warnings=[
+            *sparsity_warning(spec.pruning.sparsity, reached),
+            *batch_warning(spec),
+            *quantised_warning(spec, index),
+        ],
     )
 
 

@@ -13,7 +13,7 @@ from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
-from strucprune_core.plan.deviations import batch_warning, sparsity_warning
+from strucprune_core.plan.deviations import batch_warning, quantised_warning, sparsity_warning
 from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
@@ -113,6 +113,7 @@ def _report(job: Job) -> Report:
             *_model_warnings(job),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
+            *quantised_warning(job.spec, job.index),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
@@ -151,7 +152,7 @@ def _parameters(config: ModelConfig) -> int:
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
-    stored_bytes = max(1, job.index.total_bytes // max(1, _dense_parameters(job)))
+    stored_bytes = max(1, job.index.read_bytes // max(1, _dense_parameters(job)))
     before = size_of(job.config, dtype_bytes=stored_bytes)
     after = size_of(pruned.config, dtype_bytes=stored_bytes)
     written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
