@@ -72,14 +72,20 @@ def test_transformers_dequantises_alike(tmp_path: Path, factors: torch.dtype) ->
     assert torch.equal(reader.tensor("a.weight", dtype=None), theirs)
 
 
-def test_compressed_tensors_dequantises_alike(tiny_model: Path, tmp_path: Path) -> None:
-    forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
-    for scheme in ("tensor", "channel"):
-        model = in_fp8(tiny_model, tmp_path / scheme, scheme, factors=torch.bfloat16)
-        tensors = load_file(model / "model.safetensors")
-        theirs = forward.dequantize(tensors[NAME], tensors[f"{NAME}_scale"])
-        reader = TensorReader(open_checkpoint(LocalStore(model)))
-        assert torch.equal(reader.tensor(NAME, dtype=None), theirs)
+@pytest.mark.parametrize("scheme", ["tensor", "channel", "block"])
+def test_compressed_tensors_dequantises_alike(
+    tiny_model: Path, tmp_path: Path, scheme: Scheme
+) -> None:
+    quantization = pytest.importorskip("compressed_tensors.quantization")
+    # Its blocks divide the matrix.
+    model = in_fp8(tiny_model, tmp_path / "m", scheme, block=(32, 16), factors=torch.bfloat16)
+    tensors = load_file(model / "model.safetensors")
+    section = json.loads((model / "config.json").read_text())["quantization_config"]
+    settings = quantization.QuantizationArgs(**section["config_groups"]["group_0"]["weights"])
+    forward = quantization.lifecycle.forward
+    theirs = forward.dequantize(tensors[NAME], tensors[f"{NAME}_scale"], args=settings)
+    reader = TensorReader(open_checkpoint(LocalStore(model)))
+    assert torch.equal(reader.tensor(NAME, dtype=None), theirs.bfloat16())
 
 
 def test_experts_in_one_tensor(tmp_path: Path) -> None:
