@@ -24,7 +24,12 @@ from strucprune_core.models.experts import (
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
-from strucprune_core.plan.deviations import batch_warning, quantised_warning, sparsity_warning
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
@@ -126,6 +131,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *sparsity_warning(spec.pruning.sparsity, reached),
             *batch_warning(spec),
             *quantised_warning(spec, index),
+            *tokenizer_warning(index.file_versions),
         ],
     )
 

@@ -19,7 +19,11 @@ from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
 from strucprune_core.calibration.parquet import check_parquet
 from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
-from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.calibration.tokenizer_config import (
+    check_chat_template,
+    read_tokenizer_config,
+    tokenizer_source,
+)
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint, read_in
 from strucprune_core.errors import (
     InvalidCheckpoint,
@@ -128,9 +132,10 @@ def inspect_model(
     opened = read_in(open_checkpoint(store, header_allowance), dtype)
     config, index = read_config(opened, experts=experts)
     check_tensors(config, index)
-    if "tokenizer.json" not in index.other_files:
+    if tokenizer_source(index.other_files) is None:
         raise InvalidCheckpoint(
-            "there is no tokenizer.json",
+            "there is neither a tokenizer.json nor what one can be made of (tokenizer.model, or "
+            "vocab.json and merges.txt)",
             remedy="Save the model's fast tokenizer next to it "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
         )

@@ -13,7 +13,12 @@ from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
-from strucprune_core.plan.deviations import batch_warning, quantised_warning, sparsity_warning
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
 from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
@@ -114,6 +119,7 @@ def _report(job: Job) -> Report:
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
             *quantised_warning(job.spec, job.index),
+            *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
