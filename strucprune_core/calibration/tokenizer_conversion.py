@@ -94,12 +94,13 @@ def _saved(folder: Path, settings: Mapping[str, Any], model_type: str) -> str:
             folder, local_files_only=True, trust_remote_code=False
         )
         backend = getattr(tokenizer, "backend_tokenizer", None)
-        text = None if backend is None else backend.to_str()
+        found = backend is not None and backend.get_vocab_size(with_added_tokens=False)
+        text = str(backend.to_str()) if backend is not None and found else None
     except MemoryError:
         raise
     except Exception as error:  # Whatever the class makes of files that are not its own.
         raise _failed(str(error), model_type) from error
-    if not isinstance(text, str) or not backend.get_vocab_size(with_added_tokens=False):
+    if text is None:
         raise _failed(f"{type(tokenizer).__name__} finds no vocabulary", model_type)
     return text
 

@@ -33,7 +33,9 @@ def learned_pieces() -> list[str]:
 
 def sentencepiece_model() -> bytes:
     """A tokenizer.model of type BPE with byte fallback, as Llama 2 has."""
-    from sentencepiece import sentencepiece_model_pb2 as proto
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
 
     unknown, control, byte, normal = 2, 3, 6, 1
     model = proto.ModelProto()
