@@ -85,6 +85,11 @@ class ModelSpec(_Strict):
         "`config.json`, `tokenizer.json` and safetensors. A branch or tag of a hub is replaced by "
         "its commit when the job is submitted."
     )
+    adapter_uri: Uri | None = Field(
+        default=None,
+        description="Directory, `s3://` or `hf://` prefix of a LoRA adapter of PEFT, which is "
+        "merged into the model as it is read.",
+    )
 
 
 class OutputSpec(_Strict):
@@ -563,6 +568,8 @@ class JobSpec(_Strict):
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
+        if self.model.adapter_uri is not None:
+            relevant["adapter"] = self.model.adapter_uri
         if self.output.dtype is not None:
             relevant["dtype"] = self.output.dtype
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))

@@ -20,6 +20,7 @@ from strucprune_core.checkpoint.hostile_json import (
     shown,
 )
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.storage.store import Readable
 
 MAX_HEADER_BYTES = 16 * 2**20
 LENGTH_BYTES = 8
@@ -68,6 +69,25 @@ Read = Callable[[int, int], bytes | bytearray]
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """A product that is added to a matrix: scale * up @ down, or its transpose.
+
+    Attributes:
+        store: Where both lie.
+        down: The first matrix that an input meets, (rank x inputs).
+        up: The second, (outputs x rank).
+        scale: The factor.
+        transposed: Whether the matrix is stored as (inputs x outputs).
+    """
+
+    store: Readable
+    down: TensorInfo
+    up: TensorInfo
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ScaledForm:
     """How a tensor is stored that is read in another dtype.
 
@@ -75,11 +95,18 @@ class ScaledForm:
         dtype: The safetensors dtype of its file.
         factors: The tensor of the factors that it is multiplied by; None if there are none.
         block: Rows and columns that share a factor; None if there is one for all.
+        low_rank: What is added to it then.
     """
 
     dtype: str
     factors: TensorInfo | None = None
     block: tuple[int, int] | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether values pass through float32 on the way."""
+        return self.factors is not None or self.low_rank is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,6 +90,7 @@ class CheckpointIndex:
         other_files: Names of the tokenizer's and similar small files that exist.
         config_sha256: SHA-256 (hex) of config.json as it is stored.
         quantised: Name of the quantisation that is undone while tensors are read.
+        adapter: Version of the adapter that is merged while they are read.
     """
 
     store: ReadableStore = field(repr=False)
@@ -102,6 +103,7 @@ class CheckpointIndex:
     other_files: tuple[str, ...]
     config_sha256: str
     quantised: str | None = None
+    adapter: str | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -128,7 +130,8 @@ class CheckpointIndex:
         has the same layout.
         """
         versions = sorted(self.file_versions.items())
-        return hashlib.sha256(f"{self.digest()}{versions}".encode()).hexdigest()
+        adapter = self.adapter or ""
+        return hashlib.sha256(f"{self.digest()}{versions}{adapter}".encode()).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 (hex) over config.json and all headers: the identity of the model's layout."""

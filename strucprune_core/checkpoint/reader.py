@@ -12,11 +12,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from strucprune_core.checkpoint.dequantised import scale_blocks
-from strucprune_core.checkpoint.header import TensorInfo
+from strucprune_core.checkpoint.dequantised import low_rank_rows, scale_blocks
+from strucprune_core.checkpoint.header import LowRank, TensorInfo
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.storage.store import Readable
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -39,10 +40,12 @@ PIECE_BYTES = 32 * 2**20
 
 
 class TensorReader:
-    """Reads tensors by name with ranged reads. Holds no weight itself."""
+    """Reads tensors by name with ranged reads. Holds no weight of the model itself."""
 
     def __init__(self, index: CheckpointIndex) -> None:
         self._index = index
+        # Of an adapter, the matrices of the tensor that was read last: it is read in many pieces.
+        self._pair: tuple[tuple[str, str], Tensor, Tensor] | None = None
 
     def info(self, name: str) -> TensorInfo:
         """Dtype, shape and place of a tensor.
@@ -145,9 +148,12 @@ class TensorReader:
             return self._rows_as(info, info.dtype, start, stop)
         values = self._rows_as(info, info.form.dtype, start, stop)
         factors = info.form.factors
-        if factors is not None:
+        if info.form.is_computed:
             values = values.float()
+        if factors is not None:
             self._scale(values, factors, info.form.block, start)
+        if info.form.low_rank is not None:
+            self._add(values, info.form.low_rank, slice(start, stop))
         return values.to(TORCH_DTYPES[info.dtype])
 
     def _scale(
@@ -170,6 +176,16 @@ class TensorReader:
         for matrix, grid in zip(values, read(start, stop), strict=True):
             scale_blocks(matrix, grid.view(len(grid), -1), block)
 
+    def _add(self, values: Tensor, low_rank: LowRank, span: slice) -> None:
+        """Add rows of a product of two matrices, in place."""
+        key = (low_rank.down.name, low_rank.up.name)
+        if self._pair is None or self._pair[0] != key:
+            down, up = (_whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
+            self._pair = key, down, up
+        _, down, up = self._pair
+        turned = low_rank.transposed
+        values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
+
     def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
         """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
@@ -179,16 +195,25 @@ class TensorReader:
         return _decode(data, dtype, (stop - start, *info.shape[1:]))
 
 
+def _whole(store: Readable, info: TensorInfo) -> Tensor:
+    data = store.read(info.file, info.start, info.size_bytes)
+    return _decode(data, info.dtype, info.shape).double()
+
+
 def _row_bytes(info: TensorInfo) -> int:
     """Stored bytes of a row."""
     return info.size_bytes // info.shape[0] if info.shape[0] else 0
 
 
 def _rows_of_a_piece(info: TensorInfo) -> int:
-    """Rows that are converted together: as float32, the widest form that they pass through."""
+    """Rows that are converted together, counted in the widest form that they pass through.
+
+    That is float32; with an adapter also the product in float64, and again in float32.
+    """
     row_bytes = _row_bytes(info)
-    if info.form is not None and info.form.factors is not None and info.shape[0]:
-        row_bytes = 4 * info.parameters // info.shape[0]
+    if info.form is not None and info.form.is_computed and info.shape[0]:
+        number = 4 if info.form.low_rank is None else 16
+        row_bytes = number * info.parameters // info.shape[0]
     return max(1, PIECE_BYTES // max(1, row_bytes))
 
 

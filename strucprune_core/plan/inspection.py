@@ -24,6 +24,7 @@ from strucprune_core.calibration.tokenizer_config import (
     read_tokenizer_config,
     tokenizer_source,
 )
+from strucprune_core.checkpoint.adapter import Adapter, merged, open_adapter
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint, read_in
 from strucprune_core.errors import (
     InvalidCheckpoint,
@@ -143,13 +144,24 @@ def inspect_model(
 
 
 def read_job_model(spec: JobSpec, open_store: OpenStore) -> ModelFacts:
-    """`read_model` of a job."""
-    return read_model(
+    """`read_model` of a job, with the adapter that it names merged into it."""
+    model = read_model(
         spec.model.uri,
         open_store,
         experts=spec.pruning.removes_experts,
         dtype=spec.output.dtype,
     )
+    if spec.model.adapter_uri is None:
+        return model
+    with naming_field("model.adapter_uri"):
+        adapter = open_adapter(open_store(spec.model.adapter_uri))
+        return ModelFacts(_with_adapter(model, adapter), model.config)
+
+
+def _with_adapter(model: ModelFacts, adapter: Adapter) -> CheckpointIndex:
+    config = model.config
+    tied = (config.names.embedding, config.names.head) if config.tie_word_embeddings else ()
+    return merged(model.index, adapter, tied=tied, transposed=config.transposed)
 
 
 def read_model(
