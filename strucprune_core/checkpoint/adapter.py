@@ -34,6 +34,7 @@ FIELD = "model.adapter_uri"
 _MAX_CONFIG_BYTES = 2**20
 _MAX_DEPTH = 8
 _MAX_RANK = 2**14
+_MOST = 1e9
 _NAME = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 _MERGE = (
     "Merge the adapter into its base model where both are installed (PEFT's merge_and_unload), "
@@ -56,8 +57,10 @@ _HARMLESS = frozenset(
         "lora_alpha",
         "lora_dropout",
         "lora_ga_config",
+        "megatron_core",
         "peft_type",
         "peft_version",
+        "qalora_group_size",
         "r",
         "rank_pattern",
         "revision",
@@ -146,7 +149,7 @@ def _check_kind(config: Mapping[str, Any]) -> None:
             f"init_lora_weights {shown(beginning)} changes the base model, and is not merged here"
         )
     alpha, rank = config.get("lora_alpha"), config.get("r")
-    if type(alpha) not in (int, float) or not math.isfinite(float(alpha)) or abs(alpha) > 1e9:
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= _MOST:
         raise _refused(f"lora_alpha is {shown(alpha)}, not a number")
     if type(rank) is not int or not 0 < rank <= _MAX_RANK:
         raise _refused(f"r is {shown(rank)}, not a rank from 1 to {_MAX_RANK}")
