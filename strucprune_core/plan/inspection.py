@@ -43,7 +43,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.plan.sites import energy_of, kept_experts, plan_sites, pruned_config
+from strucprune_core.plan.sites import kept_experts, plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -317,14 +317,12 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     asked = {
         "pruning.structures": kinds != {"ffn_channels"} and not experts,
         "pruning.layout": pruning.layout == "uniform" and not experts,
-        "pruning.energy": energy_of(pruning) == "gradient",
         "pruning.recover": pruning.recover is not None,
         "calibration.source": spec.calibration.source == "self",
     }
     remedies = {
         "pruning.structures": "Use structures ['ffn_channels'].",
         "pruning.layout": "Use layout 'per_layer'.",
-        "pruning.energy": "Use energy 'kl_probe' or 'forward'.",
         "calibration.source": "Give a text.",
     }
     for field, is_asked in asked.items():

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -100,6 +100,21 @@ class WholePass:
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """One layer's run.
+
+    Attributes:
+        hidden: Its output, (b, n, d).
+        inputs: Inputs of some of its matrices, (b * n x width), by the names that were asked for.
+        outputs: Outputs of some of its matrices, in the shape that their modules give.
+    """
+
+    hidden: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
 class Modules:
     """A model of transformers, whose decoder layers have weights only while they run.
 
@@ -161,9 +176,11 @@ class Modules:
         tensors: Mapping[str, Tensor],
         prefix: str,
         hidden: Tensor,
-        record: Mapping[str, str] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A layer's output, (b, n, d), and the inputs of some of its matrices, (b * n x width).
+        *,
+        inputs_of: Mapping[str, str] | None = None,
+        outputs_of: Mapping[str, str] | None = None,
+    ) -> LayerRun:
+        """What a layer makes of its input; autograd may follow it.
 
         Args:
             layer: Its number.
@@ -171,18 +188,24 @@ class Modules:
                 widths may be smaller than the model's.
             prefix: What their names in the files begin with.
             hidden: Its input, (b, n, d).
-            record: Of each matrix whose input is kept, under which name: its name in the layer.
+            inputs_of: Of each matrix whose input is kept, under which name: its name in the layer.
+            outputs_of: The same of each matrix whose output is kept.
         """
-        kept: dict[str, Tensor] = {}
+        run = LayerRun(hidden, {}, {})
         handles = [
-            self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
-            for key, name in (record or {}).items()
+            self._module_of(prefix + name).register_forward_pre_hook(_KeepInput(run.inputs, key))
+            for key, name in (inputs_of or {}).items()
+        ]
+        handles += [
+            self._module_of(prefix + name).register_forward_hook(_KeepOutput(run.outputs, key))
+            for key, name in (outputs_of or {}).items()
         ]
         full = {prefix + name: tensor for name, tensor in tensors.items()}
         self._at, self._hidden = layer, self._apart(hidden)
         try:
             self._set(self._names.parameters(full))
-            return self._run(self._ids(hidden), self._no_rows()).flatten(2), kept
+            output = self._run(self._ids(hidden), self._no_rows())
+            return replace(run, hidden=output.flatten(2))
         finally:
             for handle in handles:
                 handle.remove()
@@ -435,7 +458,7 @@ class _Layer:
         return self._modules.pass_layer(self._number, self._forward, given, options)
 
 
-class _Keep:
+class _KeepInput:
     """Keeps what a module is given, one row per token."""
 
     def __init__(self, kept: dict[str, Tensor], name: str) -> None:
@@ -443,6 +466,17 @@ class _Keep:
 
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._kept[self._name] = given[0].reshape(-1, given[0].shape[-1])
+
+
+class _KeepOutput:
+    """Keeps what a module gives; what goes on is a copy, which may be changed in place."""
+
+    def __init__(self, kept: dict[str, Tensor], name: str) -> None:
+        self._kept, self._name = kept, name
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self._kept[self._name] = output
+        return output.clone()
 
 
 def _stop(given: Tensor) -> Tensor:
