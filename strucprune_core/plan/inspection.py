@@ -317,7 +317,6 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     asked = {
         "pruning.structures": kinds != {"ffn_channels"} and not experts,
         "pruning.layout": pruning.layout == "uniform" and not experts,
-        "pruning.recover": pruning.recover is not None,
         "calibration.source": spec.calibration.source == "self",
     }
     remedies = {

@@ -227,7 +227,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
 
 
 def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if not job.recovers:
+    if not job.recovers or not job.sites(layer):
         return None
     return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from strucprune_core.export import layouts, modeling_strucprune
 from strucprune_core.models import read_config
 from strucprune_core.models.generic.architectures import table
-from strucprune_core.report.document import Report
+from strucprune_core.report.document import RecoveryReport, Report
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import saved_variant
 from tests.coverage.patterns import as_entry, as_stored, find_architecture
@@ -90,6 +90,36 @@ def test_energies_from_gradients(
     assert widths[0] == widths[1]
     np.testing.assert_allclose(_energies(both.generic), _energies(both.own), rtol=1e-3)
     both.assert_weights_agree(1e-4)
+
+
+@pytest.mark.parametrize("mode", ["parallel", "sequential"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_recovery(
+    family: str, mode: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All tokens are one batch here, so whole sequences are no other batches than tokens."""
+    training = {"sparsity": 0.5, "recover": {"mode": mode, "steps": 6}}
+    both = Both(family, text_file, tmp_path, monkeypatch, pruning=training)
+    widths = both.widths()
+    assert widths[0] == widths[1]
+    own, generic = (
+        [layer.recovery for layer in each.layers if layer.recovery is not None]
+        for each in (both.own, both.generic)
+    )
+    assert [each.status for each in own] == [each.status for each in generic]
+    assert "accepted" in {each.status for each in own}
+    # Errors are relative to what the FFN adds, or to what the layer adds.
+    np.testing.assert_allclose(_improvements(generic), _improvements(own), rtol=1e-2)
+    both.assert_weights_agree(1e-3)
+
+
+def _improvements(recoveries: list[RecoveryReport]) -> list[float]:
+    """Errors after training relative to those before."""
+    return [
+        each.error_after / each.error_before
+        for each in recoveries
+        if each.error_before is not None and each.error_after is not None
+    ]
 
 
 def _energies(report: Report) -> list[float]:
