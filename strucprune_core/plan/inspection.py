@@ -40,6 +40,7 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.generic.width_keys import widths_by_key
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job
@@ -255,12 +256,8 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     if pruning.removes_experts:
         kept_experts(pruning, config)
         return
-    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
-        raise InvalidSpec(
-            "the model's layers already differ in width, so no uniform layout can hold them",
-            field="pruning.layout",
-            remedy="Use layout 'per_layer'.",
-        )
+    if pruning.layout == "uniform":
+        _check_uniform(config)
     _check_layers(pruning, config)
     planned = plan_sites(config, pruning)
     if not planned:
@@ -297,7 +294,19 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         raise too_small(pruning.sparsity, min(steps) / total)
 
 
-def check_generic(spec: JobSpec, config: ModelConfig) -> None:
+def _check_uniform(config: ModelConfig) -> None:
+    """One width must do for all layers; of a generic model, for all whose key is the same."""
+    if config.generic is not None:
+        widths_by_key(config)
+    elif len({shape_of(block) for block in config.blocks}) > 1:
+        raise InvalidSpec(
+            "the model's layers already differ in width, so no uniform layout can hold them",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+
+
+def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
     """Check that what is asked for can be had of a model that runs in transformers' modules.
 
     Raises:
@@ -305,7 +314,6 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     """
     if config.generic is None:
         return
-    pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
     if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
         raise InvalidSpec(
@@ -314,24 +322,13 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )
-    asked = {
-        "pruning.structures": kinds != {"ffn_channels"} and not experts,
-        "pruning.layout": pruning.layout == "uniform" and not experts,
-        "calibration.source": spec.calibration.source == "self",
-    }
-    remedies = {
-        "pruning.structures": "Use structures ['ffn_channels'].",
-        "pruning.layout": "Use layout 'per_layer'.",
-        "calibration.source": "Give a text.",
-    }
-    for field, is_asked in asked.items():
-        if is_asked:
-            raise InvalidSpec(
-                f"this is not implemented for the architecture '{config.family}', which runs in "
-                "transformers' own modules",
-                field=field,
-                remedy=remedies.get(field, "Leave it out."),
-            )
+    if kinds != {"ffn_channels"} and not experts:
+        raise InvalidSpec(
+            f"this is not implemented for the architecture '{config.family}', which runs in "
+            "transformers' own modules",
+            field="pruning.structures",
+            remedy="Use structures ['ffn_channels'].",
+        )
 
 
 def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -558,7 +555,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
     if spec.evaluation is not None:
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
     checks: list[Callable[[], object]] = [
-        partial(check_generic, spec, config),
+        partial(check_generic, spec.pruning, config),
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
         *(

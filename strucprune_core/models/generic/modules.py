@@ -165,10 +165,13 @@ class Modules:
 
     # ---- what is run -------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
+    def embed(self, ids: Tensor, rows: Tensor, cache: Any = None) -> Tensor:
+        """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding.
+
+        `cache` is transformers', of what came before these tokens.
+        """
         self._at, self._hidden = -1, None
-        return self._run(*self._without_padding(ids, rows)).flatten(2)
+        return self._run(*self._without_padding(ids, rows), cache).flatten(2)
 
     def run_layer(
         self,
@@ -179,6 +182,7 @@ class Modules:
         *,
         inputs_of: Mapping[str, str] | None = None,
         outputs_of: Mapping[str, str] | None = None,
+        cache: Any = None,
     ) -> LayerRun:
         """What a layer makes of its input; autograd may follow it.
 
@@ -190,6 +194,7 @@ class Modules:
             hidden: Its input, (b, n, d).
             inputs_of: Of each matrix whose input is kept, under which name: its name in the layer.
             outputs_of: The same of each matrix whose output is kept.
+            cache: transformers' cache of what came before; the layer's part of it is extended.
         """
         run = LayerRun(hidden, {}, {})
         handles = [
@@ -204,7 +209,7 @@ class Modules:
         self._at, self._hidden = layer, self._apart(hidden)
         try:
             self._set(self._names.parameters(full))
-            output = self._run(self._ids(hidden), self._no_rows())
+            output = self._run(self._ids(hidden), self._no_rows(), cache)
             return replace(run, hidden=output.flatten(2))
         finally:
             for handle in handles:
@@ -348,10 +353,11 @@ class Modules:
         whole.outputs[number] = self._of_returned(output).flatten(2)
         return output
 
-    def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
+    def _run(self, ids: Tensor, rows: Tensor, cache: Any = None) -> Tensor:
         self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        options = {} if cache is None else {"past_key_values": cache}
         try:
-            self._model(input_ids=ids, use_cache=False)
+            self._model(input_ids=ids, use_cache=cache is not None, **options)
         except _Stopped as stopped:
             return stopped.value
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from transformers import AutoModelForCausalLM
 
 from strucprune_core.export import layouts, modeling_strucprune
 from strucprune_core.models import read_config
+from strucprune_core.models.generic import width_keys
 from strucprune_core.models.generic.architectures import table
 from strucprune_core.report.document import RecoveryReport, Report
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import saved_variant
 from tests.coverage.patterns import as_entry, as_stored, find_architecture
+
+BOTH = ("own", "generic")
 
 
 class Both:
@@ -45,7 +49,7 @@ class Both:
                 for file in sorted((self._root / output).glob("*.safetensors"))
                 for name, tensor in load_file(file).items()
             }
-            for output in ("own", "generic")
+            for output in BOTH
         ]
 
     def assert_weights_agree(self, tolerance: float) -> None:
@@ -111,6 +115,35 @@ def test_recovery(
     # Errors are relative to what the FFN adds, or to what the layer adds.
     np.testing.assert_allclose(_improvements(generic), _improvements(own), rtol=1e-2)
     both.assert_weights_agree(1e-3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_text_of_the_model_s_own(
+    family: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys and values are kept by us or by transformers: the text is the same."""
+    calibration = {"source": "self", "uri": None}
+    both = Both(family, text_file, tmp_path, monkeypatch, calibration=calibration)
+    assert both.own.calibration.sha256 == both.generic.calibration.sha256
+    widths = both.widths()
+    assert widths[0] == widths[1]
+
+
+@pytest.mark.parametrize(("family", "key"), [("llama", "intermediate_size"), ("gpt2", "n_inner")])
+def test_one_width_for_all_layers(
+    family: str, key: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = dict.fromkeys(("mlp.down_proj.weight", "mlp.c_proj.weight"), key)
+    monkeypatch.setitem(width_keys.table()["model_types"], family, found)
+    changes = {"pruning": {"layout": "uniform"}}
+    both = Both(family, text_file, tmp_path, monkeypatch, **changes)
+    widths = both.widths()
+    assert widths[0] == widths[1]
+    assert len(set(widths[0])) == 1
+    both.assert_weights_agree(1e-4)
+    own, generic = (json.loads((tmp_path / each / "config.json").read_text()) for each in BOTH)
+    assert generic[key] == own[key] == widths[0][0]
+    assert generic["model_type"] == own["model_type"] == family
 
 
 def _improvements(recoveries: list[RecoveryReport]) -> list[float]:
