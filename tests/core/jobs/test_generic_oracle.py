@@ -124,7 +124,7 @@ def test_text_of_the_model_s_own(
     """Keys and values are kept by us or by transformers: the text is the same."""
     calibration = {"source": "self", "uri": None}
     both = Both(family, text_file, tmp_path, monkeypatch, calibration=calibration)
-    assert both.own.calibration.sha256 == both.generic.calibration.sha256
+    assert both.own.calibration.text_sha256 == both.generic.calibration.text_sha256
     widths = both.widths()
     assert widths[0] == widths[1]
 
