@@ -14,7 +14,7 @@ from typing import Any
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of, with_count
-from strucprune_core.models.generic.width_keys import with_widths
+from strucprune_core.models.generic.size_keys import with_widths
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
 from strucprune_core.models.read_config import ties_head
 

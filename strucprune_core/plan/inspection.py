@@ -40,7 +40,7 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
-from strucprune_core.models.generic.width_keys import widths_by_key
+from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.pieces import plan_job

@@ -182,7 +182,7 @@ def _cuts_like_zeros(stream: ModelStream, layer: int) -> bool:
     shape = (*_TOKENS, stream.config.hidden_size)
     hidden = generator.standard_normal(shape).astype(np.float32)
     try:
-        cut, zeroed = cut_and_zeroed(stream, layer, hidden)
+        cut, zeroed = cut_and_zeroed(stream, layer, stream.whole_layer(layer), hidden)
     except (RuntimeError, ValueError, IndexError):  # Shapes that do not fit together any more.
         return False
     return bool(np.abs(cut - zeroed).max() <= CUT_TOLERANCE * np.abs(zeroed).max())

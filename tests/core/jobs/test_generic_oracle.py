@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from strucprune_core.export import layouts, modeling_strucprune
 from strucprune_core.models import read_config
-from strucprune_core.models.generic import width_keys
+from strucprune_core.models.generic import size_keys
 from strucprune_core.models.generic.architectures import table
 from strucprune_core.report.document import RecoveryReport, Report
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
@@ -134,7 +134,7 @@ def test_one_width_for_all_layers(
     family: str, key: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = dict.fromkeys(("mlp.down_proj.weight", "mlp.c_proj.weight"), key)
-    monkeypatch.setitem(width_keys.table()["model_types"], family, found)
+    monkeypatch.setitem(size_keys.table()["model_types"], family, found)
     changes = {"pruning": {"layout": "uniform"}}
     both = Both(family, text_file, tmp_path, monkeypatch, **changes)
     widths = both.widths()

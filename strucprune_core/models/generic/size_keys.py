@@ -1,8 +1,9 @@
-"""Keys of config.json that hold the width of FFNs. No torch.
+"""Keys of config.json that hold sizes: of FFNs, the vocabulary and the token embedding. No torch.
 
-With such a key, a model whose FFNs all lose equally many channels loads in transformers' own class.
-The table is made by `python -m tests.coverage.widths`, which changes numbers of tiny configs: a key
-is in it if nothing but the tensors of whole FFNs took another shape.
+With a key for the width of its FFNs, a model whose FFNs all lose equally many channels loads in
+transformers' own class. The table is made by `python -m tests.coverage.sizes`, which changes the
+numbers of tiny configs: an FFN's key is in it if nothing but the tensors of whole FFNs took another
+shape.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.models.config import ModelConfig
 
-TABLE = "widths.json"
+TABLE = "sizes.json"
 
 
 @cache
@@ -33,8 +34,19 @@ def width_key(model_type: str, output: str) -> str | None:
         model_type: Of the dense model.
         output: Name within the layer of the FFN's matrix after the activation.
     """
-    key: str | None = table()["model_types"].get(model_type, {}).get(output)
+    key: str | None = _entry(model_type).get("ffn", {}).get(output)
     return key
+
+
+def embedding_keys(model_type: str) -> tuple[str | None, str | None]:
+    """The keys for the rows and the columns of the token embedding; None if they are not known."""
+    entry = _entry(model_type)
+    return entry.get("vocabulary"), entry.get("embedding")
+
+
+def _entry(model_type: str) -> dict[str, Any]:
+    found: dict[str, Any] = table()["model_types"].get(model_type, {})
+    return found
 
 
 def widths_by_key(config: ModelConfig) -> dict[str, int]:

@@ -1,9 +1,10 @@
-"""Which key of config.json holds the width of an architecture's FFNs, found by changing it.
+"""Which keys of config.json hold the sizes of an architecture, found by changing them.
 
-    python -m tests.coverage.widths [--only NAME ...]
+    python -m tests.coverage.sizes [--only NAME ...]
 
-Writes `widths.json`, which the product reads. A key counts if one width is what it says, and
-if nothing but the tensors of whole FFNs has another shape once it has another value.
+Writes `sizes.json`, which the product reads. A key is that of an FFN's width if the width is what
+it says, and if nothing but the tensors of whole FFNs has another shape once it has another value.
+Two more keys say the size of the vocabulary and of the token embedding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from strucprune_core.models.generic import width_keys
+from strucprune_core.models.generic import size_keys
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern, architecture
 from strucprune_core.models.generic.meta_parameters import skeleton
 from strucprune_core.models.generic.modules import dense_model
@@ -25,15 +26,17 @@ from strucprune_core.models.generic.names import ParameterNames
 from tests.coverage.table import as_stored, generic_names
 from tests.coverage.tiny import VARIANTS, tiny_config
 
-TABLE = Path(width_keys.__file__).with_name(width_keys.TABLE)
+TABLE = Path(size_keys.__file__).with_name(size_keys.TABLE)
 _STEP = 16
 _MOST_LAYERS = 16  # More than a tiny model has.
 
 Shapes = dict[str, tuple[int, ...]]
 
 
-def find_width_keys(model_type: str) -> dict[str, str]:
-    """The key of each FFN's width, by the FFN's matrix after the activation; {} if there is none.
+def find_size_keys(model_type: str) -> dict[str, Any]:
+    """The keys of an architecture, as the table holds them.
+
+    `ffn` has the key of each FFN's width that has one, by the FFN's matrix after the activation.
 
     Raises:
         ValueError: no tiny model of the architecture can be made.
@@ -61,8 +64,22 @@ def find_width_keys(model_type: str) -> dict[str, str]:
             own = {name for each in of_key for name in ffns[each.output]}
             if of_key and fits and changed.keys() == own:
                 keys |= {each.output: key for each in of_key}
-        return keys
+        sizes = ("vocabulary", "embedding")
+        embedding = names.parameter_of(found.embedding)[0]
+        return {"ffn": keys} | {
+            size: _embedding_key(raw, embedding, axis, before) for axis, size in enumerate(sizes)
+        }
     raise ValueError(f"no tiny model of '{model_type}' can be made")
+
+
+def _embedding_key(raw: dict[str, Any], embedding: str, axis: int, before: Shapes) -> str | None:
+    """The key that says a dimension of the token embedding."""
+    size = before[embedding][axis]
+    for key in sorted(key for key, value in _decoder(raw).items() if value == size):
+        after = _changed(raw, key, 2 * size, before).get(embedding)
+        if after is not None and after[axis] == 2 * size:
+            return key
+    return None
 
 
 def _decoder(raw: dict[str, Any]) -> dict[str, Any]:
@@ -131,17 +148,17 @@ def _widths(pattern: ChannelPattern, layer: str, names: ParameterNames, shapes: 
 
 def main(arguments: list[str]) -> int:
     """Examine architectures, and write what was found; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.coverage.widths", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.coverage.sizes", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="these, and keep the others")
     only = parser.parse_args(arguments).only
-    entries = {} if only is None else dict(width_keys.table()["model_types"])
+    entries = {} if only is None else dict(size_keys.table()["model_types"])
     for name in generic_names() if only is None else only:
         if architecture(name) is None:
             continue
         try:
-            entries[name] = find_width_keys(name)
+            entries[name] = find_size_keys(name)
         except Exception as error:  # Whatever the class of an architecture raises.
-            entries[name] = {}
+            entries[name] = {"ffn": {}, "vocabulary": None, "embedding": None}
             print(f"{name:28} failed: {error}", flush=True)
         print(f"{name:28} {json.dumps(entries[name])}", flush=True)
     TABLE.write_text(as_stored(entries), encoding="utf-8")
