@@ -66,11 +66,10 @@ class Continuation:
         self._next[layer] = self._kept[layer].kept(real)
         return run.hidden
 
-    def bytes_per_sequence(self) -> int:
-        """Bytes that the layer with most of them remembers of a sequence so far."""
+    def remembered_bytes(self) -> int:
+        """Bytes that the layer with most of them remembers so far."""
         sizes = (sum(t.numel() * t.element_size() for t in _tensors(each)) for each in self._next)
-        sequences = next((len(t) for each in self._next for t in _tensors(each) if t.dim() > 1), 1)
-        return max(sizes, default=0) // sequences
+        return max(sizes, default=0)
 
 
 class _KeptLayer:
@@ -115,13 +114,11 @@ class _KeptTensor:
             array[_inside(shape)] = tensor.cpu().numpy()
             self._array, self._small = array, None
         else:
-            axis = _grown_axis(self._shape, shape)
-            new = (*(slice(0, size) for size in shape),)
+            place, axis = list(_inside(shape)), _grown_axis(self._shape, shape)
             if axis is not None:
-                last = slice(shape[axis] - 1, shape[axis])
-                new = (*new[:axis], last, *new[axis + 1 :])
+                place[axis] = slice(shape[axis] - 1, shape[axis])
                 tensor = tensor.narrow(axis, shape[axis] - 1, 1)
-            self._array[new] = tensor.cpu().numpy()
+            self._array[tuple(place)] = tensor.cpu().numpy()
         self._shape = shape
 
     def load(self, device: torch.device) -> Tensor:

@@ -83,12 +83,15 @@ class _CachedStep:
         return hidden
 
     def remembered_bytes(self) -> int:
-        """Most bytes that a layer remembers of a sequence so far."""
-        return max(group.bytes_per_sequence() for _, group in self._groups)
+        """Most bytes that a layer remembers of a group so far."""
+        return max(group.remembered_bytes() for _, group in self._groups)
 
 
 def _remembered_bytes(stream: ModelStream, count: int, scratch: Path, alive: Tick) -> int | None:
-    """Bytes that a layer remembers of so many tokens; None if they do not do."""
+    """Bytes that a layer remembers of so many tokens; None if a cache does not do.
+
+    Groups of one sequence take turns, so states that a class keeps in its modules are mixed up.
+    """
     generator = np.random.Generator(np.random.PCG64(0))
     tokens = generator.integers(0, stream.config.vocab_size, (2, count), dtype=np.int32)
     wanted = final_hidden(stream, tokens, scratch, alive)

@@ -124,7 +124,10 @@ def test_text_of_the_model_s_own(
     """Keys and values are kept by us or by transformers: the text is the same."""
     calibration = {"source": "self", "uri": None}
     both = Both(family, text_file, tmp_path, monkeypatch, calibration=calibration)
-    assert both.own.calibration.text_sha256 == both.generic.calibration.text_sha256
+    own, generic = both.own.calibration, both.generic.calibration
+    assert own is not None
+    assert generic is not None
+    assert own.text_sha256 == generic.text_sha256
     widths = both.widths()
     assert widths[0] == widths[1]
 
@@ -133,7 +136,7 @@ def test_text_of_the_model_s_own(
 def test_one_width_for_all_layers(
     family: str, key: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = dict.fromkeys(("mlp.down_proj.weight", "mlp.c_proj.weight"), key)
+    found = {"ffn": dict.fromkeys(("mlp.down_proj.weight", "mlp.c_proj.weight"), key)}
     monkeypatch.setitem(size_keys.table()["model_types"], family, found)
     changes = {"pruning": {"layout": "uniform"}}
     both = Both(family, text_file, tmp_path, monkeypatch, **changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.recovery import RecoveryOptions, Tokens, recover
+from strucprune_core.models.backward import backward_layer
 from strucprune_core.models.structures import SiteKind, sites
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.device import device_terms
@@ -39,6 +41,16 @@ def test_a_layer_takes_no_more_than_planned(
     assert peak <= planned <= 2 * peak
 
 
+def job(pruning: dict[str, Any], length: int) -> JobSpec:
+    sections = {
+        "model": {"uri": "/m"},
+        "output": {"uri_prefix": "/o"},
+        "pruning": {"sparsity": 0.3} | pruning,
+        "calibration": {"uri": "/t", "samples": 16, "sequence_length": length},
+    }
+    return JobSpec.model_validate(sections)
+
+
 @pytest.mark.parametrize("length", [128, 1500])
 @pytest.mark.parametrize("name", ["olmo2", "glm4", "bloom", "phi", "stablelm"])
 def test_recovery_takes_no_more_than_planned(name: str, length: int) -> None:
@@ -63,12 +75,18 @@ def test_recovery_takes_no_more_than_planned(name: str, length: int) -> None:
         weights = {role: pruned[role] for role in trained}
         recover(block, weights, tokens, tokens, RecoveryOptions(steps=2))
         peak = counted.take_peak()
-    sections = {
-        "model": {"uri": "/m"},
-        "output": {"uri_prefix": "/o"},
-        "pruning": {"sparsity": 0.3, "recover": {}},
-        "calibration": {"uri": "/t", "samples": 16, "sequence_length": length},
-    }
-    spec = JobSpec.model_validate(sections)
+    spec = job({"recover": {}}, length)
     planned = device_terms(spec, stream.config, Tiles(), Panels())["recovery"]
     assert peak <= planned <= 3 * peak
+
+
+@pytest.mark.parametrize("name", ["olmo2", "glm4", "bloom", "exaone_moe"])
+def test_gradients_take_no_more_than_planned(name: str) -> None:
+    stream, _, _ = tiny_stream(name, **WIDE)
+    shape = (1, 256, stream.config.hidden_size)  # A probe window.
+    given = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+    with TensorBytes() as counted:
+        backward_layer(stream, 1, stream.whole_layer(1), given, given)
+        peak = counted.take_peak()
+    planned = device_terms(job({"energy": "gradient"}, 256), stream.config, Tiles(), Panels())
+    assert peak <= planned["gradient"] <= 4 * peak
