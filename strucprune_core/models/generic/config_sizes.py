@@ -25,10 +25,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 _HARMLESS = 2**20
 # Longest context of any known model: 10 million tokens. Some classes make a table of all positions.
 _MAX_CONTEXT = 2**24
+# Sizes of no tensor, such as a window without end, are left alone.
 _SIZES = re.compile(
-    r"(?:^|_)(?:size|dims?|width|rank|heads?|inner|embd|embed|channels|experts|features|vocab|ff|dff"
-    r"|model)(?:_(?:base|per_layer|per_layer_input))?$"
+    r"^(?!.*(?:window|batch|cache|chunk))(?:.*_)?"
+    r"(?:size|dims?|width|rank|heads?|inner|embd|embed|channels|features|vocab|ff|dff|model)"
+    r"(?:_(?:base|per_layer|per_layer_input))?$"
 )
+_EXPERTS = re.compile(r"(?:^|_)experts$")
 _POSITIONS = re.compile(r"(?:^|\.)(?:wpe|embed_positions|position_embeddings?)\.weight$")
 
 
@@ -40,7 +43,9 @@ def check_sizes(raw: RawConfig, shapes: Shapes) -> None:
     """
     limit = max(_HARMLESS, 2 * max((max(shape, default=1) for shape in shapes.values()), default=1))
     for key, value in _numbers(raw):
-        if _SIZES.search(key) and value > limit:
+        if _EXPERTS.search(key) and value > fields.MAX_EXPERTS:
+            raise _refused(f"config.json says {key} is {value:,}, more than {fields.MAX_EXPERTS:,}")
+        if _SIZES.match(key) and value > limit:
             raise _refused(
                 f"config.json says {key} is {value:,}, far more than any dimension in the files"
             )

@@ -57,6 +57,8 @@ def with_config(model: Path, directory: Path, change: dict[str, Any]) -> LocalSt
         ("gemma3", {"vision_config": {"hidden_size": ABSURD}}, "hidden_size"),
         ("deepseek_v3", {"kv_lora_rank": ABSURD}, "kv_lora_rank"),
         ("deepseek_v3", {"n_routed_experts": ABSURD}, "n_routed_experts"),
+        ("deepseek_v3", {"n_routed_experts": 20_000}, "n_routed_experts"),
+        ("deepseek_v3", {"n_shared_experts": ABSURD}, "n_shared_experts"),
     ],
     ids=str,
 )
@@ -72,6 +74,7 @@ def test_a_contradiction_is_refused(
     ("name", "change"),
     [
         ("olmo2", {"rope_theta": 50_000_000, "eos_token_id": ABSURD}),
+        ("olmo2", {"sliding_window_size": ABSURD, "max_batch_size": ABSURD}),
         ("olmo2", {"max_position_embeddings": 10_485_760}),
         ("gpt_bigcode", {"n_positions": 256}),
     ],
