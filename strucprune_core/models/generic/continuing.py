@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import tensor_name
@@ -42,6 +43,9 @@ class Continuation:
             raise TypeError("not a generic model")
         self._stream, self._modules = stream, stream.modules
         self._cache: Any = DynamicCache(config=self._modules.model.config)
+        # A config may count the layers of an encoder beside the decoder.
+        while len(self._cache.layers) < stream.config.layers:
+            self._cache.layers.append(DynamicLayer())
         self._outlines = list(self._cache.layers)
         self._kept = [_KeptLayer(length, scratch) for _ in self._outlines]
         pairs = zip(self._kept, self._outlines, strict=True)
@@ -58,8 +62,6 @@ class Continuation:
         """A layer's output for the new token, (b, 1, d)."""
         prefix = tensor_name(self._stream.config, layer, "")
         self._cache.layers[:] = self._outlines
-        if layer >= len(self._kept):  # It remembers nothing.
-            return self._modules.run_layer(layer, weights, prefix, hidden, cache=self._cache).hidden
         real = self._kept[layer].restored(self._outlines[layer], self._stream.device)
         self._cache.layers[layer] = real
         run = self._modules.run_layer(layer, weights, prefix, hidden, cache=self._cache)

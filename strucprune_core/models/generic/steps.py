@@ -95,8 +95,8 @@ def _remembered_bytes(stream: ModelStream, count: int, scratch: Path, alive: Tic
     generator = np.random.Generator(np.random.PCG64(0))
     tokens = generator.integers(0, stream.config.vocab_size, (2, count), dtype=np.int32)
     wanted = final_hidden(stream, tokens, scratch, alive)
-    step = _CachedStep(stream, len(tokens), 1, count, scratch)
     try:
+        step = _CachedStep(stream, len(tokens), 1, count, scratch)
         found = [step(tokens[:, : position + 1], alive) for position in range(count)]
     except torch.OutOfMemoryError:
         raise

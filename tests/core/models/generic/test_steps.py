@@ -19,7 +19,8 @@ from tests.core.models.generic.streams import tiny_stream
 from tests.core.models.reference import random_tokens
 
 # Plain keys and values; a parallel residual; windows beside full attention, and a decoder beside
-# one that sees images; learned positions; recurrent states beside attention; latent attention.
+# one that sees images; learned positions; recurrent states beside attention; latent attention; more
+# layers than the encoder beside them.
 WITH_CACHE: dict[str, dict[str, Any]] = {
     "olmo2": {},
     "stablelm": {},
@@ -27,6 +28,7 @@ WITH_CACHE: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {},
     "qwen3_next": {},
     "deepseek_v3": {"num_key_value_heads": 4},
+    "bart": {},
 }
 # States in the modules; a class without a cache.
 WITHOUT = ["recurrent_gemma", "openai-gpt"]
