@@ -43,6 +43,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
+from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.sites import kept_experts, plan_sites, pruned_config
 from strucprune_core.run.publish import unfinished
@@ -50,7 +51,7 @@ from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
-from strucprune_core.storage.uri import contains
+from strucprune_core.storage.uri import contains, may_be_hub_id
 from strucprune_core.storage.versions import version_of
 
 OpenStore = Callable[[str], InspectableStore]
@@ -122,6 +123,24 @@ def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
         )
     return ModelFacts(index, config)
+
+
+def read_model(uri: str, open_store: OpenStore, *, experts: bool = False) -> ModelFacts:
+    """`inspect_model` of the model at a URI. Errors name the field `model.uri`.
+
+    Raises:
+        StrucPruneError: as `inspect_model`; `org/name` that is no directory is offered as `hf://`.
+    """
+    with naming_field("model.uri"):
+        try:
+            return inspect_model(open_store(uri), experts=experts)
+        except ObjectNotFound as error:
+            if not may_be_hub_id(uri):
+                raise
+            raise ObjectNotFound(
+                error.message,
+                remedy=f"For the model of the Hugging Face hub, use hf://{uri}.",
+            ) from error
 
 
 def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
@@ -256,9 +275,13 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     if pruning.removes_experts:
         kept_experts(pruning, config)
         return
-    if pruning.layout == "uniform":
+    whole_layers = pruning.removes_blocks and config.model_type == config.family
+    if pruning.layout == "uniform" and not whole_layers:
         _check_uniform(config)
     _check_layers(pruning, config)
+    if pruning.removes_blocks:
+        check_blocks(config, pruning)
+        return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
@@ -315,19 +338,19 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
     if config.generic is None:
         return
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
+    if "ffn_channels" in kinds and not plan_sites(config, pruning):
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )
-    if kinds != {"ffn_channels"} and not experts:
+    if not kinds <= {"ffn_channels", "layers"} and not experts:
         raise InvalidSpec(
             f"this is not implemented for the architecture '{config.family}', which runs in "
             "transformers' own modules",
             field="pruning.structures",
-            remedy="Use structures ['ffn_channels'].",
+            remedy="Use structures ['ffn_channels'] or ['layers'].",
         )
 
 
@@ -427,8 +450,7 @@ def inspect_job(
         StrucPruneError: the first issue, with its field.
     """
     _check_apart(spec, open_store, workspace)
-    with naming_field("model.uri"):
-        model = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
+    model = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
     for check in _model_checks(spec, model):
         check()
     if check_output:
@@ -514,7 +536,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri",
-        lambda: inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts),
+        lambda: read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts),
     )
     if model is not None:
         for model_check in _model_checks(spec, model):

@@ -2,7 +2,8 @@
 
     python -m tests.coverage.experts [--only NAME ...]
 
-Writes `experts.json`, which the product reads, and the table in docs/experts.md. Tensors that
+Writes `experts.json`, which the product reads, and the table in docs/experts.md, and writes
+docs/architectures.md anew. Tensors that
 belong to experts are found by making the model twice, with different numbers of experts: what
 differs is theirs. Every entry was tried: the model without some experts is loaded by transformers'
 own class, and computes what the dense model computes when its router avoids them.
@@ -30,6 +31,7 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from strucprune_core.evaluation.experts_check import TOLERANCE, masked_output
 from strucprune_core.evaluation.generic_check import check_parameters
@@ -37,7 +39,7 @@ from strucprune_core.export.layouts import expert_side_files
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import Kept, least_kept, routing_of, without_experts
-from strucprune_core.models.generic import expert_table
+from strucprune_core.models.generic import architectures, expert_table
 from strucprune_core.models.generic.describe import describe
 from strucprune_core.models.generic.expert_table import (
     CHOSEN_GROUP_KEYS,
@@ -47,9 +49,11 @@ from strucprune_core.models.generic.expert_table import (
 )
 from strucprune_core.models.generic.modules import decoder_layers, model_of
 from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_record, recording
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
+from tests.coverage import table
 from tests.coverage.detect import NotPrunable, layer_calls
 from tests.coverage.examine import Tensors
 from tests.coverage.patterns import (
@@ -58,7 +62,7 @@ from tests.coverage.patterns import (
     as_stored,
     find_outline,
 )
-from tests.coverage.table import language_models
+from tests.coverage.table import language_models, seeing_models
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 _EXPERTS, _MORE = 8, 10  # Of a layer: of the model that is tried, and of the one compared with it.
@@ -152,7 +156,6 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     decoder = config.get_text_config()
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
-    _check_width(checkpoint)
     own, sliced = _differing(checkpoint, more, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
@@ -251,10 +254,10 @@ def _reloaded(
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        with torch.inference_mode(mode=False):
-            auto: Any = (
-                AutoModelForImageTextToText if "vision_config" in raw else AutoModelForCausalLM
-            )
+        with torch.inference_mode(mode=False), towers_may_lack():
+            text = raw["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            sees = not text or "text_config" in raw
+            auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             model, info = auto.from_pretrained(
                 directory, dtype=torch.float32, output_loading_info=True
             )
@@ -347,22 +350,13 @@ def _differing(
     return tuple(own), tuple(sliced)
 
 
-def _check_width(checkpoint: TinyCheckpoint) -> None:
-    """Check that layers are given one hidden state of a token."""
-    _, layers = decoder_layers(checkpoint.model)
-    width = checkpoint.model.config.get_text_config().hidden_size
-    for call in layer_calls(checkpoint.model, layers, _ids((1, 8))):
-        if (call.given[0] if call.given else call.options["hidden_states"]).shape[-1] != width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-
-
 def _try_recording(checkpoint: TinyCheckpoint) -> None:
     """Check that experts, recorded, compute what they compute."""
     _, layers = decoder_layers(checkpoint.model)
     calls = layer_calls(checkpoint.model, layers, _ids((1, 16)))
     seen = False
-    for layer, call in zip(layers, calls, strict=True):
-        sums = ExpertSums(_EXPERTS)
+    for number, call in calls.items():
+        layer, sums = layers[number], ExpertSums(_EXPERTS)
         try:
             with recording(layer, sums):
                 recorded = layer(*call.given, **call.options)
@@ -434,8 +428,8 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def names_of_experts() -> list[str]:
-    """Every model type with experts that `AutoModelForCausalLM` knows, sorted."""
-    return [name for name in language_models() if has_experts(name)]
+    """Every model type with experts among those of the table of architectures, sorted."""
+    return [name for name in sorted(language_models() + seeing_models()) if has_experts(name)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -453,6 +447,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name:24} {note}", flush=True)
     write_table(entries)
     PAGE.write_text(page(entries), encoding="utf-8")
+    expert_table.expert_table.cache_clear()  # The page of architectures says who loses experts.
+    found = architectures.table()["model_types"]
+    table.PAGE.write_text(table.page(found), encoding="utf-8")
     print(f"{sum('architecture' in entry for entry in entries.values())} of {len(entries)}")
     return int(any(entry.get("refused") == _UNKNOWN for entry in entries.values()))
 

@@ -57,7 +57,7 @@ def check_context(key: str, context: int, embedding: str, shapes: Shapes) -> Non
     Args:
         key: Key of config.json that says it.
         context: What it says.
-        embedding: Tensor of the token embedding: the decoder's table lies beside it.
+        embedding: Tensor of the token embedding: the decoder's table is a module beside it.
         shapes: Of all tensors.
 
     Raises:
@@ -65,7 +65,7 @@ def check_context(key: str, context: int, embedding: str, shapes: Shapes) -> Non
     """
     beside = embedding.removesuffix(".weight").rpartition(".")[0]
     for name, shape in shapes.items():
-        of_decoder = name.startswith(f"{beside}.") and len(shape) == 2
+        of_decoder = name.rpartition(".")[0].rpartition(".")[0] == beside and len(shape) == 2
         if of_decoder and _POSITIONS.search(name) and shape[0] < context:
             raise _refused(
                 f"config.json says {key} is {context:,}, but '{name}' holds {shape[0]:,} positions"

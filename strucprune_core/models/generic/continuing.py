@@ -51,12 +51,17 @@ class Continuation:
         pairs = zip(self._kept, self._outlines, strict=True)
         self._next = [kept.kept(fresh) for kept, fresh in pairs]
 
-    def embed(self, rows: Tensor) -> Tensor:
-        """The first layer's input, (b, 1, d), for a new token's rows of the embedding, (b, e)."""
+    def embed(self, rows: Tensor, tokens: Tensor) -> Tensor:
+        """The first layer's input, (b, 1, d).
+
+        Args:
+            rows: Rows of the embedding of a new token for each sequence, (b, e).
+            tokens: Its id, (b,).
+        """
         self._outlines = list(self._next)
         self._cache.layers[:] = self._outlines
         ids = torch.arange(len(rows), device=rows.device)[:, None]
-        return self._modules.embed(ids, rows, self._cache)
+        return self._modules.embed(ids, rows, tokens[:, None], self._cache)
 
     def run_layer(self, layer: int, weights: dict[str, Tensor], hidden: Tensor) -> Tensor:
         """A layer's output for the new token, (b, 1, d)."""

@@ -13,15 +13,18 @@ from dataclasses import replace
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
+    Carried,
     ChannelSource,
     Experts,
     FeedForward,
     GenericLayer,
     GenericModel,
+    HandedOn,
     LayerConfig,
     LayerNames,
     ModelConfig,
     NormConfig,
+    SharedKeys,
 )
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
@@ -77,6 +80,8 @@ def describe(
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
     _check_count(raw, len(layers), architecture)
+    if architecture.shares_keys:
+        layers = _without_unused_keys(_decoder(raw), layers)
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
         raise InvalidCheckpoint(
@@ -88,9 +93,14 @@ def describe(
     tied = says_tied(raw, architecture)
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
+    spared = _spared(_decoder(raw), architecture, len(layers))
     blocks = [
-        replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
-        for tensors in layers
+        replace(
+            _block(tensors, architecture, whole=number in spared),
+            query_heads=heads,
+            kv_heads=groups,
+        )
+        for number, tensors in enumerate(layers)
     ]
     for block in blocks:
         for each in _generic(block).feed_forwards:
@@ -110,14 +120,16 @@ def describe(
     if context != _NO_LIMIT:
         check_context(str(architecture.context_key), context, architecture.embedding, shapes)
     key = architecture.streams_key
-    streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
+    streams = architecture.streams_more
+    streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
+    carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
         family=family,
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
-        hidden_size=streams * hidden,
+        hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
@@ -137,7 +149,9 @@ def describe(
             architecture.layer_returns,
             architecture.keeps_scores,
             (streams, hidden) if architecture.streams_apart else (),
+            architecture.streams_axis,
             None if experts is None else experts.routing(_decoder(raw)),
+            carried,
         ),
     )
 
@@ -242,8 +256,101 @@ def _counts(part: RawConfig) -> dict[str, int]:
     }
 
 
-def _block(tensors: Shapes, architecture: Architecture) -> LayerConfig:
-    patterns = [each for each in architecture.channels if _fits(each, tensors)]
+def _carried(
+    raw: RawConfig, architecture: Architecture, layers: list[dict[str, tuple[int, ...]]], width: int
+) -> Carried:
+    """What is stored of a token behind its hidden states; `width` is that of its embedding."""
+    key = architecture.tokens_key
+    tokens = key is not None and (not key or raw.get(key, 1) != 0)
+    handed = None
+    if architecture.handed is not None:
+        argument, place, columns, integers = architecture.handed
+        size = fields.integer(raw, columns, fields.MAX_WIDTH)
+        handed = HandedOn(argument, place, size, integers)
+    return Carried(
+        token_id=tokens,
+        embedding=width if tokens and architecture.reads_embedding else 0,
+        keys=_shared_keys(raw, layers) if architecture.shares_keys else (),
+        handed=handed,
+    )
+
+
+def _shared_keys(
+    raw: RawConfig, layers: list[dict[str, tuple[int, ...]]]
+) -> tuple[SharedKeys, ...]:
+    """Keys and values that the last layers attend to: of the last layer of their type before."""
+    first = _first_sharing(raw, len(layers))
+    if first == len(layers):
+        return ()
+    kinds = _layer_types(raw, len(layers))
+    found = []
+    for kind in dict.fromkeys(kinds[first:]):
+        before = [number for number in range(first) if kinds[number] == kind]
+        shapes = [
+            layers[before[-1]].get(f"self_attn.{name}.weight") if before else None
+            for name in ("k_proj", "k_norm")
+        ]
+        projection, norm = shapes
+        if not projection or not norm or projection[0] % norm[0]:
+            raise InvalidCheckpoint(
+                f"layers of type '{kind}' share keys, but the files hold no layer that makes them",
+                field=fields.FIELD,
+                remedy="Give the config.json that was saved with the weights.",
+            )
+        found.append(SharedKeys(kind, projection[0] // norm[0], norm[0]))
+    return tuple(found)
+
+
+def _first_sharing(raw: RawConfig, layers: int) -> int:
+    """The first layer that makes no keys and values of its own; `layers` if all do."""
+    value = raw.get("num_kv_shared_layers")
+    if value is None or value == 0:
+        return layers
+    return layers - fields.checked_integer("num_kv_shared_layers", value, layers - 1)
+
+
+def _layer_types(raw: RawConfig, layers: int) -> list[str]:
+    kinds = raw.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise InvalidCheckpoint(
+            f"config.json must say the type of each of {layers} layers (layer_types)",
+            field=fields.FIELD,
+            remedy="Save the model again with transformers: it writes this key.",
+        )
+    return [str(kind) for kind in kinds]
+
+
+def _without_unused_keys(
+    raw: RawConfig, layers: list[dict[str, tuple[int, ...]]]
+) -> list[dict[str, tuple[int, ...]]]:
+    """Layers without what makes keys and values, where they attend to those of another layer.
+
+    Published files hold these tensors; transformers does not load them.
+    """
+    first = _first_sharing(raw, len(layers))
+    unused = {f"self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm", "v_norm")}
+    return [
+        {name: shape for name, shape in tensors.items() if number < first or name not in unused}
+        for number, tensors in enumerate(layers)
+    ]
+
+
+def _spared(raw: RawConfig, architecture: Architecture, layers: int) -> set[int]:
+    """The layers that keep all their channels."""
+    key = architecture.spared_key
+    value = None if key is None else raw.get(key)
+    if value is None:
+        return set()
+    if not isinstance(value, list):  # One value for all layers.
+        value = [value] * layers
+    if architecture.spared_numbers:
+        return {number for number in value if type(number) is int}
+    return {number for number, each in enumerate(value) if each}
+
+
+def _block(tensors: Shapes, architecture: Architecture, *, whole: bool) -> LayerConfig:
+    """A layer; `whole` if it keeps all its channels."""
+    patterns = [each for each in architecture.channels if not whole and _fits(each, tensors)]
     feed_forwards = tuple(_feed_forward(each, tensors, patterns) for each in patterns)
     return LayerConfig(
         names=_NO_NAMES,

@@ -9,7 +9,6 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -23,21 +22,23 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedModel,
 )
 
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
 from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.generic.outside import is_text
 from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
+from strucprune_core.models.generic.stored_states import Beside, StoredStates
+from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
 _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
-# What sees or hears may be larger than the decoder beside it.
-_NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -50,7 +51,7 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     lists = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and not _NOT_TEXT.search(path)
+        if isinstance(module, nn.ModuleList) and is_text(path)
     ]
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in [each for each in lists if id(each[1]) in inside] or lists:
@@ -135,19 +136,24 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
-        self._returns, self._streams = generic.layer_returns, generic.streams
+        self._returns, self._stored = generic.layer_returns, StoredStates(generic)
+        self._handed = generic.carried.handed
         raw = json.loads(generic.config_json)
         decoder = raw.get("text_config", raw)
         self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
         self._model = model
+        _say_device(model, device)
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
         self._layers = list(layers)
         self._shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
+        self._unseen = unseen_parts(self._model)
         self._buffers = {name for name, _ in self._model.named_buffers()}
         self._undo: list[Callable[[], None]] = []
         self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
+        self._beside = Beside()
+        self._cache: Any = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
         self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
@@ -165,13 +171,17 @@ class Modules:
 
     # ---- what is run -------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, rows: Tensor, cache: Any = None) -> Tensor:
-        """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding.
+    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor, cache: Any = None) -> Tensor:
+        """The first layer's input, (b, n, d).
 
-        `cache` is transformers', of what came before these tokens.
+        Args:
+            ids: Of each token its place in `rows`, (b, n).
+            rows: Rows of the embedding.
+            tokens: Token ids, (b, n).
+            cache: transformers' cache of what came before these tokens.
         """
-        self._at, self._hidden = -1, None
-        return self._run(*self._without_padding(ids, rows), cache).flatten(2)
+        self._at, self._hidden, self._cache = -1, None, cache
+        return self._run_tokens(ids, rows, tokens)
 
     def run_layer(
         self,
@@ -206,11 +216,11 @@ class Modules:
             for key, name in (outputs_of or {}).items()
         ]
         full = {prefix + name: tensor for name, tensor in tensors.items()}
-        self._at, self._hidden = layer, self._apart(hidden)
+        self._at = layer
         try:
             self._set(self._names.parameters(full))
-            output = self._run(self._ids(hidden), self._no_rows(), cache)
-            return replace(run, hidden=output.flatten(2))
+            self._cache = cache
+            return replace(run, hidden=self._run_stored(hidden))
         finally:
             for handle in handles:
                 handle.remove()
@@ -235,18 +245,19 @@ class Modules:
         """Whether `recording` knows how the layer computes its experts."""
         return can_record(self._layers[layer])
 
-    def run_whole(self, ids: Tensor, rows: Tensor, whole: WholePass) -> Tensor:
+    def run_whole(self, ids: Tensor, rows: Tensor, tokens: Tensor, whole: WholePass) -> Tensor:
         """What meets the head's matrix, (b, n, e), after one plain pass through the model.
 
         Args:
-            ids: Token ids, (b, n), into `rows`.
+            ids: Of each token its place in `rows`, (b, n).
             rows: Rows of the embedding.
+            tokens: Token ids, (b, n).
             whole: Where layers get their tensors, and what is kept.
         """
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run(*self._without_padding(ids, rows))
+            return self._run_tokens(ids, rows, tokens)
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -254,6 +265,10 @@ class Modules:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter and stored buffer, by name."""
         return dict(self._shapes)
+
+    def is_unseen(self, name: str) -> bool:
+        """Whether a tensor of the files belongs to a tower that could not be built."""
+        return self._names.parameter_of(name)[0].startswith(self._unseen)
 
     def not_needed(self) -> set[str]:
         """Names that files may lack: buffers, and what is another parameter by another name."""
@@ -283,11 +298,15 @@ class Modules:
         ]
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
-        self._at, self._hidden = len(self._layers), self._apart(hidden[None])
+        """What meets the head's matrix, (n, e), from the last layer's output (n, d).
+
+        Each token is a sequence by itself: together they may be more than the model has positions.
+        """
+        self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            return self._run(self._ids(hidden[None]), self._no_rows())[0]
+            met = self._run_stored(hidden[:, None])
+            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
         finally:
             self._head.forward = self._forward_head
 
@@ -299,11 +318,11 @@ class Modules:
         """
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
-        self._at, self._hidden = len(self._layers), self._apart(hidden)
-        self._head.forward = lambda given: product[None, None]
-        self._embedding.weight = nn.Parameter(self._no_rows(), requires_grad=False)
+        self._at = len(self._layers)
+        self._head.forward = lambda given: product.expand(*given.shape[:-1], -1)
+        self._hidden, self._beside = self._stored.load(hidden)
         try:
-            output = self._model(input_ids=self._ids(hidden), use_cache=False)
+            output = self._forward(self._ids(hidden), self._no_rows())
         finally:
             self._head.forward = self._forward_head
         return _rule(product, output.logits[0, 0].float(), self._numbers)
@@ -323,14 +342,17 @@ class Modules:
         if number < self._at:
             return self._as_returned(self._hidden)
         if number > self._at:
-            raise _Stopped(_hidden_of(given, options))
+            raise _Stopped(self._stored.store(_hidden_of(given, options), self._beside))
         if given:
             given = (self._hidden, *given[1:])
         else:
             options = {**options, "hidden_states": self._hidden}
+        if number > 0:
+            given, options = self._stored.give(self._layers[number], given, options, self._beside)
         output = forward(*given, **options)
+        self._stored.keep(options, output, self._beside)
         if number == len(self._layers) - 1:
-            raise _Stopped(self._of_returned(output))
+            raise _Stopped(self._stored.store(self._of_returned(output), self._beside))
         return output
 
     def _pass_whole(
@@ -343,26 +365,63 @@ class Modules:
     ) -> Any:
         hidden = _hidden_of(given, options)
         if whole.only is not None and number not in whole.only:
-            return self._as_returned(hidden)
-        whole.inputs[number] = hidden.flatten(2)
+            return self._as_returned(hidden, self._beside.handed)
+        whole.inputs[number] = self._stored.store(hidden, self._beside)
         try:
             self._set(self._names.parameters(whole.read(number)))
             output = forward(*given, **options)
         finally:
             self._clear(number)
-        whole.outputs[number] = self._of_returned(output).flatten(2)
+        self._stored.keep(options, output, self._beside)
+        whole.outputs[number] = self._stored.store(self._of_returned(output), self._beside)
         return output
 
-    def _run(self, ids: Tensor, rows: Tensor, cache: Any = None) -> Tensor:
-        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
-        options = {} if cache is None else {"past_key_values": cache}
+    def _run_tokens(self, ids: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """A pass over tokens, whose ids are places in `rows`."""
+        self._beside = Beside()
+        if not self._stored.with_tokens:
+            return self._run(*self._without_padding(ids, rows))
+        self._beside = Beside(ids=tokens, rows=nn.functional.embedding(ids, rows))
+        return self._run(tokens, rows)
+
+    def _run_stored(self, stored: Tensor) -> Tensor:
+        """A pass that takes what was stored between two layers, (b, n, d)."""
+        self._hidden, self._beside = self._stored.load(stored)
+        return self._run(self._ids(stored), self._no_rows())
+
+    def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
         try:
-            self._model(input_ids=ids, use_cache=cache is not None, **options)
+            self._forward(ids, rows)
         except _Stopped as stopped:
             return stopped.value
         finally:
-            self._hidden = None
+            self._hidden, self._beside, self._cache = None, Beside(), None
         raise RuntimeError("the model's forward pass did not come to its layers")
+
+    def _forward(self, ids: Tensor, rows: Tensor) -> Any:
+        """A pass over token ids; the embedding's table holds these tokens alone.
+
+        Where layers need the ids themselves, these are no places in the table: it gets one row for
+        each token, in their order.
+        """
+        handles = []
+        found = self._beside.rows
+        if self._beside.ids is not None:
+            rows = rows if found is None else found.flatten(0, 1)
+            places = torch.arange(ids.numel(), device=self._device).view_as(ids)
+            if found is None:
+                places = places.clamp(max=len(rows) - 1)
+            handles.append(self._embedding.register_forward_pre_hook(_Replace(places)))
+            missing = (self._padding or 0) + 1 - len(rows)
+            if missing > 0:  # Some classes look up the padding's row.
+                rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[-1])])
+        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        options = {} if self._cache is None else {"past_key_values": self._cache}
+        try:
+            return self._model(input_ids=ids, use_cache=self._cache is not None, **options)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _module_of(self, name: str) -> nn.Module:
         """The module that holds a tensor of the files."""
@@ -382,7 +441,7 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+        return is_text(self._names.parameter_of(name)[0])
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Ids other than the padding's, and their rows: some classes count no positions there."""
@@ -392,12 +451,11 @@ class Modules:
         rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
         return ids + (ids >= self._padding), rows
 
-    def _apart(self, hidden: Tensor) -> Tensor:
-        """Stored hidden states, (b, n, d), as layers take them."""
-        return hidden.reshape(*hidden.shape[:-1], *self._streams) if self._streams else hidden
-
-    def _ids(self, hidden: Tensor) -> Tensor:
-        return torch.full(hidden.shape[:2], _ID, device=self._device)
+    def _ids(self, stored: Tensor) -> Tensor:
+        """Token ids for a pass that takes stored hidden states: any, where none are stored."""
+        if self._beside.ids is not None:
+            return self._beside.ids
+        return torch.full(stored.shape[:2], _ID, device=self._device)
 
     def _no_rows(self) -> Tensor:
         width = self._shapes_of_embedding()
@@ -406,10 +464,15 @@ class Modules:
     def _shapes_of_embedding(self) -> int:
         return int(self._embedding.embedding_dim)
 
-    def _as_returned(self, hidden: Tensor | None) -> Any:
+    def _as_returned(self, hidden: Tensor | None, handed: Tensor | None = None) -> Any:
+        """What a layer would return that hands on what it is given."""
         if isinstance(self._returns, str):
             return hidden
-        return tuple(hidden if each == "hidden" else None for each in self._returns)
+        place = None if self._handed is None else self._handed.place
+        return tuple(
+            hidden if each == "hidden" else handed if number == place else None
+            for number, each in enumerate(self._returns)
+        )
 
     def _of_returned(self, output: Any) -> Tensor:
         hidden: Tensor = output
@@ -446,12 +509,27 @@ class Modules:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        for module in self._layers[layer].modules():
+        # Shapes stay: some rules of loading compare them with those of the files.
+        for path, module in self._layers[layer].named_modules(prefix=f"{self._path}.{layer}"):
             for name in module._parameters:
                 if module._parameters[name] is not None:
-                    module._parameters[name] = nn.Parameter(
-                        torch.empty(0, device="meta"), requires_grad=False
-                    )
+                    empty = torch.empty(self._shapes[f"{path}.{name}"], device="meta")
+                    module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def _say_device(model: Any, device: torch.device) -> None:
+    """Tell parts of a model where they compute, if their first parameter has no memory.
+
+    transformers asks a model's first parameter; where images come first, that is not loaded.
+    """
+    for module in model.modules():
+        first = next((name for name, _ in module.named_parameters()), "")
+        if isinstance(module, PreTrainedModel) and not is_text(first):
+            plain = type(module)
+            names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+            module.__class__ = type(
+                plain.__name__, (plain,), {**names, "device": property(lambda _: device)}
+            )
 
 
 class _Layer:
@@ -483,6 +561,16 @@ class _KeepOutput:
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
         self._kept[self._name] = output
         return output.clone()
+
+
+class _Replace:
+    """Replaces what a module is given."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self._value,)
 
 
 def _stop(given: Tensor) -> Tensor:
@@ -535,7 +623,8 @@ def model_of(config: Any) -> Any:
     whole = "text_config" in config.sub_configs or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     sees = whole and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32)
+    with towers_may_lack():
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:

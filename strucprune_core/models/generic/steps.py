@@ -71,9 +71,10 @@ class _CachedStep:
     def __call__(self, tokens: Tokens, tick: Tick) -> Rows:
         config = self._stream.config
         rows = rows_of_tokens(self._stream, tokens[:, -1]).to(self._stream.device)
+        ids = torch.from_numpy(tokens[:, -1].astype(np.int64)).to(self._stream.device)
         hidden = np.empty((len(tokens), config.hidden_size), dtype=np.float32)
         for part, group in self._groups:
-            hidden[part] = group.embed(rows[part])[:, 0].cpu().numpy()
+            hidden[part] = group.embed(rows[part], ids[part])[:, 0].cpu().numpy()
         for layer in range(config.layers):
             weights = dict(self._stream.layer(layer))
             for part, group in self._groups:

@@ -217,15 +217,21 @@ class _Whole(_Layer):
     What it adds to the pruned stream is trained to be what leads to the dense layer's output.
     """
 
+    def __init__(self, job: Job, index: int, before: Rows) -> None:
+        super().__init__(job, index, before)
+        # What is stored behind the hidden states (keys, token ids) is nothing that is added.
+        carried = 0 if job.config.generic is None else job.config.generic.carried.columns
+        self._width = job.config.hidden_size - carried
+
     def prepare(self) -> Tokens:
         inputs = self._before[-1]
-        targets = temporary_array(self._job.scratch, inputs.shape)
+        targets = temporary_array(self._job.scratch, (*inputs.shape[:2], self._width))
         weights = np.empty(inputs.shape[:2], dtype=np.float32)
         for rows in self._batches():
             dense, pruned = self._streams(rows)
             output = self._run(dense, self._dense)
             weights[rows] = token_weights(output).cpu().numpy()
-            targets[rows] = (output - pruned).cpu().numpy()
+            targets[rows] = (output - pruned)[..., : self._width].cpu().numpy()
             self._prepared(rows)
         return Tokens(inputs, targets, weights)
 
@@ -233,7 +239,7 @@ class _Whole(_Layer):
         return tokens
 
     def _block(self, x: Tensor, trained: Mapping[str, Tensor]) -> Tensor:
-        return self._run(x, {**self._pruned, **trained}) - x
+        return (self._run(x, {**self._pruned, **trained}) - x)[..., : self._width]
 
     def finish(self, trained: Mapping[str, Tensor], streams: Rows) -> None:
         weights = {**self._pruned, **trained}

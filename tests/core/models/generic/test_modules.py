@@ -94,6 +94,18 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path: Path) -> None:
     assert perplexity(stream, TOKENS, tmp_path) == pytest.approx(float(loss.exp()), rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gpt_bigcode", "biogpt"])
+def test_the_head_takes_more_tokens_than_the_model_has_positions(name: str) -> None:
+    stream, _, _ = tiny_stream(name)
+    assert stream.modules is not None
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(
+        stream.config.max_position_embeddings + 1, stream.config.hidden_size, generator=generator
+    )
+    met = stream.modules.head_input(hidden)
+    torch.testing.assert_close(met[-4:], stream.modules.head_input(hidden[-4:]))
+
+
 @pytest.mark.parametrize(
     ("name", "rule"),
     [

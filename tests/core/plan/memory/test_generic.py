@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.recovery import RecoveryOptions, Tokens, recover
 from strucprune_core.models.backward import backward_layer
+from strucprune_core.models.generic.outside import held_tensors
 from strucprune_core.models.structures import SiteKind, sites
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.device import device_terms
@@ -90,3 +92,13 @@ def test_gradients_take_no_more_than_planned(name: str) -> None:
         peak = counted.take_peak()
     planned = device_terms(job({"energy": "gradient"}, 256), stream.config, Tiles(), Panels())
     assert peak <= planned["gradient"] <= 4 * peak
+
+
+def test_what_modules_hold_all_the_time_is_planned() -> None:
+    stream, _, _ = tiny_stream("gemma4_text")
+    assert stream.modules is not None
+    on_device = [each for each in stream.modules.model.parameters() if not each.is_meta]
+    held = held_tensors(stream.config)
+    assert "model.embed_tokens_per_layer.weight" in held
+    planned = sum(math.prod(shape) for shape in held.values())
+    assert planned == sum(parameter.numel() for parameter in on_device)
