@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from strucprune_core.errors import UnsupportedArchitecture
+from strucprune_core.models.generic import size_keys
 from strucprune_core.models.generic.architectures import (
     architecture,
     generic_model_types,
@@ -22,6 +23,8 @@ from tests.coverage.detect import NotPrunable
 from tests.coverage.examine import TOLERANCE, examine
 from tests.coverage.patterns import as_entry
 from tests.coverage.reasons import REASONS
+from tests.coverage.sizes import TABLE as SIZES
+from tests.coverage.sizes import find_size_keys
 from tests.coverage.table import (
     PAGE,
     TABLE,
@@ -62,6 +65,20 @@ def test_what_the_table_says_is_found_again(
     assert as_entry(found.architecture) == entries()[name]["architecture"]
     assert found.dense_difference <= TOLERANCE
     assert found.reload_difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["glm4", "gpt_bigcode", "longcat_flash", "qwen2_5_vl", "bloom"])
+def test_what_the_table_says_of_sizes_is_found_again(name: str) -> None:
+    assert find_size_keys(name) == size_keys.table()["model_types"][name]
+
+
+def test_every_architecture_has_its_sizes() -> None:
+    found = size_keys.table()["model_types"]
+    assert size_keys.table()["transformers"] == transformers.__version__
+    assert sorted(found) == sorted(generic_model_types())
+    assert SIZES.read_text(encoding="utf-8") == as_stored(found)
+    without = [name for name in found if None in size_keys.embedding_keys(name)]
+    assert len(without) < len(found) / 10
 
 
 @pytest.mark.parametrize("name", ["bitnet", "gpt_oss", "hrm_text", "gemma3n_text"])
