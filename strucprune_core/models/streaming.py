@@ -121,7 +121,8 @@ class ModelStream:
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
         output, inputs = self.modules.run_layer(layer, weights, prefix, hidden, wanted)
-        return LayerTrace(output, {name: SiteInput(rows) for name, rows in inputs.items()})
+        tokens = self.modules.tokens_of_rows(hidden)
+        return LayerTrace(output, {name: SiteInput(rows, tokens) for name, rows in inputs.items()})
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""

@@ -207,8 +207,11 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
 
 
 def _copied(config: ModelConfig) -> set[str]:
-    """Tensors of layers in transformers' modules that make no channels: some hold integers."""
-    found = set()
+    """Tensors of a generic model that make no channels and no vocabulary: some hold integers."""
+    if config.generic is None:
+        return set()
+    found = {name for name, _ in config.generic.tensors}
+    found -= {config.names.embedding, config.names.head}
     for layer, block in enumerate(config.blocks):
         if block.generic is not None:
             cut = {
