@@ -64,6 +64,17 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
 
 
+def vanilla_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
+    """The same of a model of which whole layers went: transformers' own class loads it.
+
+    Args:
+        dense_config: The dense model's config.json, without these layers (see `layer_keys`).
+        pruned: The pruned model's shape.
+    """
+    config = {**dense_config, "tie_word_embeddings": pruned.tie_word_embeddings}
+    return {"config.json": _json(config)}
+
+
 def expert_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
     """The same of a model without some experts: transformers' own class loads it.
 

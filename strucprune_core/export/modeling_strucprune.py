@@ -1,9 +1,10 @@
 """Decoders whose layers have different widths. Written by StrucPrune, Apache-2.0.
 
 Everything but the widths is transformers' own. Of the families below, `config.strucprune["layers"]`
-holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}; of any
-other, `config.strucprune["tensors"]` holds the shape of each narrower tensor. Before the model gets
-its weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}, with no
+channels or heads where a layer has no FFN or no attention; of any other,
+`config.strucprune["tensors"]` holds the shape of each narrower tensor. Before the model gets its
+weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
 """
 
 import copy
@@ -23,6 +24,7 @@ FUSED_HEADS = ("qkv_proj", "c_attn", "query_key_value")
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 FFN_INPUTS = ("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h")
 FUSED_FFN_INPUTS = ("gate_up_proj",)
+ATTENTIONS = ("self_attn", "attn", "attention")
 FFN_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h")
 
 
@@ -35,6 +37,7 @@ def narrow(model):
         )
     for layer, shape in zip(layers, shapes, strict=True):
         narrow_layer(layer, shape, head_dim(model.config))
+        remove_blocks(layer, shape)
 
 
 def decoder_layers(model):
@@ -51,6 +54,24 @@ def head_dim(config):
 
 def narrow_layer(layer, shape, head):
     """Replace the linear modules of a layer by narrower ones, and tell attention how many heads."""
+    narrow_attention(layer, shape, head)
+    ffn = getattr(layer, "mlp", layer)
+    if len(shape["ffn"]) == 1:
+        (width,) = shape["ffn"]
+        widths = dict.fromkeys(FFN_INPUTS, (None, width))
+        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
+        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
+        resize_children(ffn, widths)
+    elif shape["ffn"]:
+        mixtral = type(ffn).__name__.startswith("Mixtral")
+        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def narrow_attention(layer, shape, head):
+    """The same of attention, if the layer keeps it."""
+    if not shape["query_heads"]:
+        return
     queries, keys = shape["query_heads"] * head, shape["kv_heads"] * head
     attention = attention_of(layer)
     widths = dict.fromkeys(QUERIES, (None, queries))
@@ -68,22 +89,58 @@ def narrow_layer(layer, shape, head):
     if hasattr(attention, "qkv_proj"):  # and phi3 by its config.
         attention.config = copy.copy(attention.config)
         attention.config.num_attention_heads = shape["query_heads"]
-    ffn = getattr(layer, "mlp", layer)
-    if len(shape["ffn"]) == 1:
-        (width,) = shape["ffn"]
-        widths = dict.fromkeys(FFN_INPUTS, (None, width))
-        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
-        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
-        resize_children(ffn, widths)
-    else:
-        mixtral = type(ffn).__name__.startswith("Mixtral")
-        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def remove_blocks(layer, shape):
+    """Put modules without weights in the place of blocks that a layer does not have."""
+    norms = []
+    if not shape["query_heads"]:
+        name = next(name for name in ATTENTIONS if hasattr(layer, name))
+        setattr(layer, name, NoAttention(getattr(layer, name).layer_idx))
+        norms += ["input_layernorm", "ln_1", "self_attn_layer_norm"]
+    if not shape["ffn"]:
+        if hasattr(layer, "mlp"):
+            layer.mlp = NoFeedForward()
+        else:
+            layer.fc1, layer.fc2 = nn.Identity(), NoFeedForward()
+        norms += ["ln_2", "final_layer_norm"]
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    # gemma has a norm of this name behind attention, others before the FFN.
+    belongs_to = "query_heads" if hasattr(layer, "pre_feedforward_layernorm") else "ffn"
+    if not shape[belongs_to]:
+        norms.append("post_attention_layernorm")
+    for name in norms:
+        if hasattr(layer, name):
+            setattr(layer, name, nn.Identity())
+
+
+class NoAttention(nn.Module):
+    """In the place of attention that was removed: adds nothing."""
+
+    def __init__(self, layer_idx):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states, past_key_values=None, layer_past=None, **kwargs):
+        """Zeros, and no attention weights."""
+        cache = layer_past if past_key_values is None else past_key_values
+        if cache is not None:  # Models ask the first layer's cache how many tokens there are.
+            empty = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            cache.update(empty, empty, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoFeedForward(nn.Module):
+    """In the place of an FFN that was removed: adds nothing."""
+
+    def forward(self, hidden_states):
+        """Zeros."""
+        return torch.zeros_like(hidden_states)
 
 
 def attention_of(layer):
     """The attention module of a layer."""
-    for name in ("self_attn", "attn", "attention"):
+    for name in ATTENTIONS:
         if hasattr(layer, name):
             return getattr(layer, name)
     raise ValueError(f"{type(layer).__name__} has no attention that strucprune knows")

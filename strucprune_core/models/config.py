@@ -15,6 +15,7 @@ RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
 Residual = Literal["pre_norm", "post_norm", "parallel"]
+BlockKind = Literal["attention", "ffn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +294,8 @@ class LayerConfig:
         window: Most tokens that attention sees; None: all before.
         rope: Rotary positions; None: the layer has none.
         generic: Set for a layer that runs in transformers' modules, which know the rest.
+        without: Blocks that were removed, with their norms: they add nothing to the residual
+            stream. Without both the layer hands on what it is given.
     """
 
     names: LayerNames
@@ -302,6 +305,12 @@ class LayerConfig:
     window: int | None = None
     rope: RopeConfig | None = None
     generic: GenericLayer | None = None
+    without: tuple[BlockKind, ...] = ()
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether nothing is left of the layer."""
+        return len(self.without) == 2
 
     @property
     def query_heads_per_kv_head(self) -> int:

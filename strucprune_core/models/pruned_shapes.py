@@ -1,6 +1,8 @@
 """The `strucprune` section of a pruned checkpoint's config.json: the shape of each layer. No torch.
 
 {"format_version": 2, "layers": [{"ffn": [1024], "query_heads": 9, "kv_heads": 3}, ...]}
+
+A layer without an FFN has no widths, one without attention 0 heads of each kind.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from strucprune_core.errors import InvalidCheckpoint
-from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.config import BlockKind, LayerConfig, ModelConfig
 from strucprune_core.models.fields import (
     MAX_WIDTH,
     RawConfig,
@@ -75,12 +77,23 @@ def apply_pruned_shapes(raw: RawConfig, dense: ModelConfig) -> ModelConfig:
 def _block(layer: Any, dense: LayerConfig) -> LayerConfig:
     if not isinstance(layer, dict):
         raise bad_config("strucprune.layers of config.json must hold objects")
-    query_heads = checked_integer("strucprune query_heads", layer.get("query_heads"), MAX_WIDTH)
-    kv_heads = checked_integer("strucprune kv_heads", layer.get("kv_heads"), query_heads)
-    if query_heads % kv_heads:
-        raise bad_config(
-            f"strucprune.layers of config.json has {query_heads} query heads for {kv_heads} "
-            f"key-value heads"
-        )
-    widths = integers("strucprune ffn", layer.get("ffn"), len(dense.ffn_widths), MAX_WIDTH)
-    return replace(dense, query_heads=query_heads, kv_heads=kv_heads, ffn_widths=widths)
+    without: tuple[BlockKind, ...] = dense.without
+    query_heads = kv_heads = 0
+    if layer.get("query_heads") == 0 == layer.get("kv_heads"):
+        without = (*without, "attention")
+    else:
+        query_heads = checked_integer("strucprune query_heads", layer.get("query_heads"), MAX_WIDTH)
+        kv_heads = checked_integer("strucprune kv_heads", layer.get("kv_heads"), query_heads)
+        if query_heads % kv_heads:
+            raise bad_config(
+                f"strucprune.layers of config.json has {query_heads} query heads for {kv_heads} "
+                f"key-value heads"
+            )
+    widths: tuple[int, ...] = ()
+    if layer.get("ffn") == []:
+        without = (*without, "ffn")
+    else:
+        widths = integers("strucprune ffn", layer.get("ffn"), len(dense.ffn_widths), MAX_WIDTH)
+    return replace(
+        dense, query_heads=query_heads, kv_heads=kv_heads, ffn_widths=widths, without=without
+    )

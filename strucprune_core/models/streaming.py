@@ -115,6 +115,8 @@ class ModelStream:
     ) -> LayerTrace:
         """One layer on a micro-batch on the device, (b, n, d); autograd may follow it."""
         block = self.config.blocks[layer]
+        if block.is_removed:
+            return LayerTrace(hidden, {})
         if self.modules is None or block.generic is None:
             return Decoder(self.config).forward_layer(block, hidden, weights, record=record)
         each = block.generic.feed_forwards if "ffn" in record else ()

@@ -59,7 +59,10 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
 def pruned_config(
     config: ModelConfig, pruning: PruningSpec, planned: list[PlannedSite], widths: list[int]
 ) -> ModelConfig:
-    """The model's shape once the planned sites keep these numbers of structures."""
+    """The model's shape once the planned sites keep these numbers of structures.
+
+    Sites of blocks that go whole keep none; `models.blocks` removes the blocks.
+    """
     kept: list[dict[str, int]] = [{} for _ in config.blocks]
     for place, width in zip(planned, widths, strict=True):
         kept[place.layer][place.site.name] = width
@@ -74,6 +77,7 @@ def allocate_widths(
     planned: list[PlannedSite],
     damages: list[NDArray[np.float64]],
     energies: list[float],
+    sparsity: float | None = None,
 ) -> Allocation:
     """Widths by the rule that is asked for.
 
@@ -82,6 +86,7 @@ def allocate_widths(
         planned: The sites.
         damages: Per site, non-decreasing marginal damage of the r-th removal.
         energies: Per site, loss per unit of damage.
+        sparsity: Of these sites, if it is not that of the job.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
@@ -90,7 +95,7 @@ def allocate_widths(
         pruning.allocation,
         damages,
         energies,
-        pruning.sparsity,
+        pruning.sparsity if sparsity is None else sparsity,
         [place.rule for place in planned],
         [place.site.parameters for place in planned],
         pruning.temperature,

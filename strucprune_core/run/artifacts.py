@@ -14,13 +14,14 @@ hidden size d, and the columns of a site m.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
 
 from pydantic import TypeAdapter
 
 from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.method.site_statistics import SiteStatistics
+from strucprune_core.models.blocks import Block
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.report.document import REPORT_HTML, REPORT_JSON
 from strucprune_core.spec import Export
@@ -273,6 +274,62 @@ class Select(ValuedArtifacts[SelectValues]):
     values_type = SelectValues
 
 
+# Blocks.
+
+
+class BlockLoss(NamedTuple):
+    """What a model loses with a block.
+
+    Attributes:
+        block: The block.
+        parameters: What goes with it.
+        added: Mean KL divergence per token from the dense model that its removal adds, in nats, in
+            the model in which it was measured last.
+    """
+
+    block: Block
+    parameters: int
+    added: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProbeValues:
+    """The dense model without each block."""
+
+    losses: list[BlockLoss]
+
+
+@dataclass(frozen=True)
+class BlockProbe(ValuedArtifacts[BlockProbeValues]):
+    """`block_probe.g`: the dense model without one block, for the blocks of a group of layers."""
+
+    kind = "block_probe"
+    values_type = BlockProbeValues
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropValues:
+    """One step of removing blocks.
+
+    Attributes:
+        removed: The block that goes; None if no further one is worth it, or none is left.
+        losses: What is known of the blocks that are left.
+    """
+
+    removed: BlockLoss | None
+    losses: list[BlockLoss]
+
+
+@dataclass(frozen=True)
+class Drop(ValuedArtifacts[DropValues]):
+    """`drop.k`: which block goes next, from 1."""
+
+    kind = "drop"
+    values_type = DropValues
+    step: int
+
+
 # Energies and widths.
 
 
@@ -380,10 +437,12 @@ class AllocateValues(PriceValues):
     Attributes:
         round: Which round's, from 1.
         kls: Of each round's model; empty if there was only one.
+        blocks: Blocks that go whole, in the order of their removal.
     """
 
     round: int
     kls: list[float]
+    blocks: list[BlockLoss] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -443,9 +502,44 @@ class Solve(ValuedArtifacts[SolveValues]):
     solution = _FileName("solution.safetensors")  # see `run.solutions`
 
 
+@dataclass(frozen=True, slots=True)
+class RefitValues:
+    """How solving the matrix behind removed blocks again went.
+
+    Attributes:
+        refitted: Whether the layer has such a matrix.
+        error_before: Squared error of the layer's output on held-out tokens, relative to what the
+            dense layer adds; None if it is unknown.
+        error_after: The same with the new matrix.
+        taken: Whether that is used.
+    """
+
+    refitted: bool
+    error_before: float | None = None
+    error_after: float | None = None
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class Refit(ValuedArtifacts[RefitValues]):
+    """`refit.l`: layer l on what the layers before it, without the removed blocks, hand on."""
+
+    kind = "refit"
+    values_type = RefitValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`
+    streams = _FileName("streams.npy")  # the next layer's input; not of the last layer
+
+    @property
+    def entering(self) -> File:
+        """The layer's input, as `Recover` has it."""
+        return Refit(self.layer - 1).streams if self.layer else Replay().streams
+
+
 @dataclass(frozen=True)
 class Replay(Artifacts):
-    """`replay`: the first layer's input, for recovery."""
+    """`replay`: the first layer's input, for recovery and refits."""
 
     kind = "replay"
 

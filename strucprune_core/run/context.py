@@ -21,6 +21,7 @@ from strucprune_core.models.experts import first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
+from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
 from strucprune_core.plan.sites import PlannedSite, energy_of, kept_experts, plan_sites
@@ -127,6 +128,17 @@ class Job:
         distill = self.spec.pruning.distill
         return 0 if distill is None else distill.steps
 
+    @cached_property
+    def block_steps(self) -> int:
+        """The most blocks that go whole."""
+        pruning = self.spec.pruning
+        return most_steps(self.config, pruning) if pruning.removes_blocks else 0
+
+    @property
+    def refits(self) -> bool:
+        """Whether matrices behind removed blocks are solved again."""
+        return refits(self.spec.pruning, self.config)
+
     @property
     def removes_experts(self) -> bool:
         """Whether whole experts are removed, and nothing else."""
@@ -139,7 +151,7 @@ class Job:
             # How many experts stay is known; whichever they are, they get the first numbers.
             kept = first_experts(self.config, kept_experts(self.spec.pruning, self.config))
             return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
-        return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0)
+        return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0, self.refits)
 
     @cached_property
     def graph(self) -> list[Unit]:
@@ -162,6 +174,9 @@ class Job:
             evaluate=self.spec.evaluation is not None,
             exports=exports,
             export_shards=shards.layers_in(block_configs),
+            blocks=self.block_steps,
+            sites=bool(self.planned),
+            refit=self.refits,
         )
 
     def stored_dtype(self, name: str) -> str:

@@ -10,10 +10,13 @@ import math
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.outside import held_tensors
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS, refits
 from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
 from strucprune_core.plan.memory.forward import (
     FP32_BYTES,
@@ -55,6 +58,9 @@ GRAPH_ACTIVATIONS = 3
 KEPT_SHARE = 0.9
 
 
+_FFN: tuple[SiteKind, ...] = ("ffn",)
+
+
 def device_terms(
     spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels
 ) -> dict[str, int]:
@@ -72,8 +78,12 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
     terms = _solver(spec, config, places, panels)
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
     terms["capture"] = _capture(config, places, calibration, tiles, panels)
-    if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
+    if places and (spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe"):
         terms |= _probes(spec, config, places, tiles, panels)
+    if spec.pruning.removes_blocks:
+        terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
+    if refits(spec.pruning, config):
+        terms["refit"] = _refit(config, calibration, tiles, panels)
     terms["verify"] = _verify(config, tiles)
     terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
@@ -126,6 +136,37 @@ def _probes(
         "probe": max(running, resident + solving),
         "divergence": divergences_bytes(config, sequences * length, runs, tiles),
     }
+
+
+def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -> dict[str, int]:
+    """Models without one block, side by side: those of a group of layers, or of one step."""
+    sequences, length = probe_shape(spec.calibration)
+    of_layer = sum(kind in BLOCKS_OF for kind in spec.pruning.structures)
+    runs = max(min(PROBE_GROUP_LAYERS, config.layers) * of_layer, REMEASURED_BLOCKS)
+    together = micro_batch(tiles, runs * sequences, length)
+    shown = divergences_bytes(config, sequences * length, runs, tiles)
+    return {
+        "blocks": _forward(config, together, tiles),
+        "divergence": max(divergence, shown),
+    }
+
+
+def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> int:
+    """An FFN's inputs and wanted outputs with the sums over them, or the solve."""
+    d, worst = config.hidden_size, 0
+    for layer, block in enumerate(config.blocks):
+        width = 0 if block.names.router is not None else sum(block.ffn_widths)
+        if width == 0:
+            continue
+        sums = gram_device_bytes(width, batch.tokens, panels)
+        held = sums["sums"] + sums["panel"]
+        held += FP32_BYTES * width * (d if panels.fits(width) else panels.panel)
+        running = forward_bytes(config, layer, batch, tiles, record=_FFN)
+        adding = sums["scaled_activations"] + FP32_BYTES * batch.tokens * (width + 4 * d)
+        resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        solving = max(ridge_device_bytes(width, d, width, panels).values())
+        worst = max(worst, held + max(running, resident + adding), held + resident + solving)
+    return worst
 
 
 def _verify(config: ModelConfig, tiles: Tiles) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.report.document import (
+    BlockReport,
     FileEntry,
     LayerReport,
     MemorySummary,
@@ -76,14 +77,32 @@ def size_table(report: Report) -> Table:
 def ffn_flops(report: Report) -> tuple[float, float]:
     """FLOPs per token of the FFN layers before and after.
 
-    If only FFN channels are removed, the difference divided by their number is the cost of one;
-    else the result is NaN.
+    If only FFN channels are removed, and no block goes whole, the difference divided by their
+    number is the cost of one; else the result is NaN.
     """
     before, after = report.before, report.after
     removed, each = before.ffn_channels - after.ffn_channels, math.nan
-    if removed > 0 and not report.sparsity.query_heads_removed:
+    gone = report.sparsity
+    if removed > 0 and not gone.query_heads_removed and not gone.blocks_removed:
         each = (before.flops_per_token - after.flops_per_token) / removed
     return each * before.ffn_channels, each * after.ffn_channels
+
+
+def block_table(blocks: Sequence[BlockReport]) -> Table:
+    """The blocks that went whole, in the order of their removal."""
+    names = {"attention_blocks": "attention", "ffn_blocks": "FFN", "layers": "whole layer"}
+    rows = [
+        [
+            str(step),
+            str(each.layer),
+            names.get(each.structure, each.structure),
+            exact(each.parameters),
+            number(each.kl),
+        ]
+        for step, each in enumerate(blocks, 1)
+    ]
+    head = ["Step", "Layer", "Block", "Parameters", "KL divergence so far"]
+    return Table("Blocks that went whole", head, rows)
 
 
 def layer_table(layers: Sequence[LayerReport]) -> Table:
@@ -103,6 +122,8 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
         columns["Heads / KV"] = lambda layer: f"{layer.query_heads_after} / {layer.kv_heads_after}"
     if any(layer.recovery is not None for layer in layers):
         columns["Recovery"] = _recovery
+    if any(layer.refit is not None for layer in layers):
+        columns["Solved again"] = _refit
     columns["Time"] = lambda layer: duration(layer.seconds)
     rows = [[text(layer) for text in columns.values()] for layer in layers]
     return Table("Table of all layers", [*columns], rows)
@@ -144,6 +165,14 @@ def expert_table(layers: Sequence[LayerReport]) -> Table:
     ]
     title = f"Table of {len(rows):,} experts, lowest score first"
     return Table(title, ["Layer and expert", "Tokens", "Score", ""], rows[:_MOST_SITES])
+
+
+def _refit(layer: LayerReport) -> str:
+    refit = layer.refit
+    if refit is None:
+        return ""
+    verdict = "" if refit.taken else " (not used)"
+    return f"{number(refit.error_before)} → {number(refit.error_after)}{verdict}"
 
 
 def _recovery(layer: LayerReport) -> str:

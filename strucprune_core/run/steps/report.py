@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.blocks import removable_parameters
 from strucprune_core.plan.deviations import batch_warning, sparsity_warning
 from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.report.document import (
+    BlockReport,
     CalibrationSummary,
     DistillationReport,
     ExpertsReport,
@@ -28,6 +32,7 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     RecoveryReport,
+    RefitReport,
     Report,
     RoundReport,
     SiteReport,
@@ -87,9 +92,11 @@ def _report(job: Job) -> Report:
             kv_heads_removed=before.kv_heads - after.kv_heads,
             query_heads_removed=before.query_heads - after.query_heads,
             experts_removed=before.experts - after.experts,
+            blocks_removed=sum(len(each.block.kinds) for each in _removed_blocks(job)),
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
+        blocks=_blocks(job),
         rounds=_rounds(job),
         distillation=_distillation(job),
         calibration=_calibration(job, layers),
@@ -125,7 +132,11 @@ def _manifests(job: Job) -> list[Manifest]:
 
 
 def _dense_parameters(job: Job) -> int:
-    return sum(math.prod(shape) for shape in expected_tensors(job.config).values())
+    return _parameters(job.config)
+
+
+def _parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
@@ -158,6 +169,9 @@ def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
     if job.removes_experts:
         return 1.0 - routing_of(pruned.config).experts / routing_of(job.config).experts
+    if job.spec.pruning.removes_blocks:
+        gone = _dense_parameters(job) - _parameters(pruned.config)
+        return gone / removable_parameters(job.config, job.spec.pruning)
     places = list(zip(job.planned, pruned.widths, strict=True))
     total = sum(place.site.structures * place.site.parameters for place, _ in places)
     left = sum(width * place.site.parameters for place, width in places)
@@ -217,12 +231,24 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_after=after.kv_heads,
         sites=sites,
         recovery=_recovery(job, layer),
+        refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
         reconstruction_error=largest_known(site.reconstruction_error for site in sites),
         damping=max((site.damping for site in sites), default=0.0),
         damping_retries=max((site.damping_retries for site in sites), default=0),
         seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
+    )
+
+
+def _refit(job: Job, layer: int) -> RefitReport | None:
+    if not job.refits:
+        return None
+    values = job.units.values(artifacts.Refit(layer))
+    if not values.refitted:
+        return None
+    return RefitReport(
+        error_before=values.error_before, error_after=values.error_after, taken=values.taken
     )
 
 
@@ -269,7 +295,9 @@ def _sites(job: Job) -> list[SiteReport]:
 
 def _solved(job: Job, place: PlannedSite) -> dict[str, Any]:
     """What a site's report says of its solution."""
-    solved = job.units.values(artifacts.Solve(place.layer)).sites[place.site.name]
+    solved = job.units.values(artifacts.Solve(place.layer)).sites.get(place.site.name)
+    if solved is None:  # It went with its block.
+        return {"reconstruction_error": None, "damping": 0.0, "damping_retries": 0}
     return asdict(solved)
 
 
@@ -284,10 +312,32 @@ def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
     }
 
 
+def _removed_blocks(job: Job) -> list[artifacts.BlockLoss]:
+    """Blocks that went, in the order of their removal."""
+    if not job.spec.pruning.removes_blocks:
+        return []
+    return job.units.values(artifacts.Allocate()).blocks
+
+
+def _blocks(job: Job) -> list[BlockReport]:
+    blocks = _removed_blocks(job)
+    return [
+        BlockReport(
+            layer=each.block.layer,
+            structure=each.block.structure,
+            parameters=each.parameters,
+            kl=kl,
+        )
+        for each, kl in zip(blocks, accumulate(each.added for each in blocks), strict=True)
+    ]
+
+
 def _rounds(job: Job) -> list[RoundReport]:
-    if job.removes_experts:
+    if job.removes_experts or job.spec.pruning.removes_blocks_alone:
         return []
     allocation = job.units.values(artifacts.Allocate())
+    if job.spec.pruning.removes_blocks:  # The only round's price is of a model with all blocks.
+        return [_round(allocation, None, used=True)]
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]
     return [
