@@ -124,7 +124,9 @@ class ModelStream:
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
         run = self.modules.run_layer(layer, weights, prefix, hidden, inputs_of=wanted)
-        return LayerTrace(run.hidden, {name: SiteInput(rows) for name, rows in run.inputs.items()})
+        tokens = self.modules.tokens_of_rows(hidden)
+        inputs = {name: SiteInput(rows, tokens) for name, rows in run.inputs.items()}
+        return LayerTrace(run.hidden, inputs)
 
     def forward_with_outputs(
         self, layer: int, hidden: Tensor, weights: LayerWeights

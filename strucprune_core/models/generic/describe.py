@@ -91,6 +91,8 @@ def describe(
     family = family_of(str(raw["model_type"]))
     check_embedding(family, _decoder(raw), architecture.embedding, embedding)
     tied = says_tied(raw, architecture)
+    # Tokens that stand for images may have an embedding, and no logit.
+    logits = embedding[0] if tied else shapes.get(architecture.head, embedding)[0]
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     spared = _spared(_decoder(raw), architecture, len(layers))
@@ -134,7 +136,7 @@ def describe(
         family=family,
         names=architecture.names,
         blocks=tuple(blocks),
-        vocab_size=embedding[0],
+        vocab_size=min(embedding[0], logits),
         hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,

@@ -237,6 +237,14 @@ class Modules:
                 handle.remove()
             self._clear(layer)
 
+    def tokens_of_rows(self, hidden: Tensor) -> Tensor | None:
+        """The token of each recorded row, where a token has several; None: they are one to one.
+
+        Args:
+            hidden: A layer's input, (b, n, d).
+        """
+        return self._stored.tokens_of_rows(*hidden.shape[:2])
+
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
         return recording(self._layers[layer], sums)
@@ -292,7 +300,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run_tokens(ids, rows, tokens)
+            return _first_stream(self._run_tokens(ids, rows, tokens))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -340,8 +348,7 @@ class Modules:
         self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            met = self._run_stored(hidden[:, None])
-            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
+            return _first_stream(self._run_stored(hidden[:, None]))[:, 0]
         finally:
             self._head.forward = self._forward_head
 
@@ -639,6 +646,11 @@ class _Reset:
 
     def __call__(self) -> None:
         setattr(self._module, self._key, self._value)
+
+
+def _first_stream(met: Tensor) -> Tensor:
+    """What meets the head's matrix, (b, n, e): of several streams the one for the next token."""
+    return met[:, 0] if met.dim() == 4 else met
 
 
 def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:

@@ -17,8 +17,10 @@ from tests.core.models.generic.tiny import save_tiny
 
 # A plain one; biases, and a tied head; a factor of the logits; ALiBi, and a fused query-key-value
 # matrix; shared experts beside routed ones, and a plain first layer; a fused gate and up matrix;
-# layers without an FFN, and an infinity in config.json.
+# layers without an FFN, and an infinity in config.json; layers that are given more than hidden
+# states; integers in a layer; several rows of a token.
 ARCHITECTURES = ["olmo2", "starcoder2", "cohere", "bloom", "exaone_moe", "glm4", "nemotron_h"]
+ARCHITECTURES += ["gemma3n_text", "deepseek_v4", "prophetnet"]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
