@@ -28,6 +28,12 @@ from strucprune_core.models.config import (
 )
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.generic.config_sizes import (
+    check_context,
+    check_embedding,
+    check_sizes,
+    check_width,
+)
 from strucprune_core.models.generic.expert_table import ExpertPattern
 from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
@@ -37,7 +43,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
 _MAX_STREAMS = 64
-_NO_LIMIT = fields.MAX_POSITIONS
+_NO_LIMIT = fields.MAX_POSITIONS + 1
 _FUSED = 3  # Dimensions of a tensor that holds a matrix of every expert.
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
 _HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
@@ -70,6 +76,7 @@ def describe(
         )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
+    check_sizes(raw, shapes)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     layers, rest = _split(shapes, architecture)
     _check_count(raw, len(layers), architecture)
@@ -81,7 +88,11 @@ def describe(
             f"tensor '{architecture.embedding}' is missing",
             remedy="Copy the model again, or give the config.json that was saved with it.",
         )
+    family = family_of(str(raw["model_type"]))
+    check_embedding(family, _decoder(raw), architecture.embedding, embedding)
     tied = says_tied(raw, architecture)
+    # Tokens that stand for images may have an embedding, and no logit.
+    logits = embedding[0] if tied else shapes.get(architecture.head, embedding)[0]
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     spared = _spared(_decoder(raw), architecture, len(layers))
@@ -93,6 +104,9 @@ def describe(
         )
         for number, tensors in enumerate(layers)
     ]
+    for block in blocks:
+        for each in _generic(block).feed_forwards:
+            check_width(family, raw, _decoder(raw), each)
     if experts is not None:
         dense = experts.routing(_decoder(raw)).experts
         counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
@@ -110,21 +124,24 @@ def describe(
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
+    context = _context(raw, architecture)
+    if context != _NO_LIMIT:
+        check_context(str(architecture.context_key), context, architecture.embedding, shapes)
     key = architecture.streams_key
     streams = architecture.streams_more
     streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=family_of(str(raw["model_type"])),
+        family=family,
         names=architecture.names,
         blocks=tuple(blocks),
-        vocab_size=embedding[0],
+        vocab_size=min(embedding[0], logits),
         hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
-        max_position_embeddings=_context(raw, architecture),
+        max_position_embeddings=context,
         norm=NormConfig("rms", 0.0),
         activation="silu",
         residual="pre_norm",
