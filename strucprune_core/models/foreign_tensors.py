@@ -32,11 +32,6 @@ _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "Prune the unquantised model, and quantise the result.",
     ),
     (
-        re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)[a-z_]*(\.|$)"),
-        "belongs to a head that drafts further tokens (MTP), which the pruned model would lose",
-        f"To prune the model without it, {_RESAVE}: that leaves it out.",
-    ),
-    (
         re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\."),
         "belongs to a multimodal model",
         "Prune its language model alone.",
@@ -103,8 +98,8 @@ def unknown_tensor(
         return InvalidCheckpoint(
             f"tensor {shown(name)} is of layer {layer[1]}, but config.json says that there are "
             f"{config.layers} layers",
-            remedy=f"If the config is right and the layer is an extra one (multi-token "
-            f"prediction), {_RESAVE}: that leaves it out.",
+            remedy=f"Correct config.json. (A layer that drafts further tokens is kept if "
+            f"num_nextn_predict_layers counts it.) Or {_RESAVE}: that leaves it out.",
         )
     if name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in set(expected):
         return InvalidCheckpoint(

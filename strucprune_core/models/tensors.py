@@ -71,6 +71,11 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     return tensors
 
 
+def stored_tensors(config: ModelConfig) -> Shapes:
+    """Names and shapes of all tensors of the model's files: those that draft too."""
+    return expected_tensors(config) | dict(config.drafting)
+
+
 def _generic_tensors(config: ModelConfig, generic: GenericModel) -> Shapes:
     tensors = dict(generic.tensors)
     for layer in range(config.layers):
@@ -181,10 +186,10 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
             remedy="Copy the model again, or use the config.json that was saved with it.",
         )
     expected = expected_tensors(config)
+    stored = expected | dict(config.drafting)
     unknown = [
-        name for name in index.tensors if name not in expected and not _is_redundant(config, name)
+        name for name in index.tensors if name not in stored and not _is_redundant(config, name)
     ]
-    stored = dict(expected)
     if config.names.head in index.tensors:  # Also where it is tied: its values may differ.
         stored[config.names.head] = (config.vocab_size, config.embedding_size)
     for name, shape in stored.items():

@@ -16,7 +16,7 @@ from strucprune_core.models.streaming import ModelStream, WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.plan.graph import final_solution, repaired_solution
-from strucprune_core.plan.sites import pruned_config
+from strucprune_core.plan.sites import pruned_config, with_drafting
 from strucprune_core.run.artifacts import Allocate, File, Select
 from strucprune_core.run.context import Job
 from strucprune_core.run.solutions import distilled_roles, load_other, load_solution
@@ -46,9 +46,10 @@ class PrunedModel:
     def config(self) -> ModelConfig:
         """The pruned model's shape."""
         job = self._job
+        dense = with_drafting(job.config, job.spec.pruning)
         if job.removes_experts:
-            return without_experts(job.config, self.experts)
-        return pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+            return without_experts(dense, self.experts)
+        return pruned_config(dense, job.spec.pruning, job.planned, [*self.widths])
 
     @cached_property
     def experts(self) -> list[list[int]]:

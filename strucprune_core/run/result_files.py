@@ -14,7 +14,8 @@ from strucprune_core.checkpoint.index import SIDE_FILES
 from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs
 from strucprune_core.export.layouts import expert_side_files, side_files
-from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.drafting import says_no_drafting
+from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
 from strucprune_core.run.context import Job
@@ -29,7 +30,7 @@ _GGUF = Gguf.written
 
 def checkpoint_shards(job: Job) -> list[Shard]:
     """The files of the pruned checkpoint."""
-    return with_shapes(job.shards.checkpoint, expected_tensors(PrunedModel(job).config))
+    return with_shapes(job.shards.checkpoint, stored_tensors(PrunedModel(job).config))
 
 
 def block_shards(job: Job) -> list[Shard]:
@@ -42,10 +43,13 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
     shards = checkpoint_shards(job)
     layout, config = job.spec.pruning.layout, PrunedModel(job).config
+    dense = job.index.config
+    if job.config.drafting and not config.drafting:
+        dense = says_no_drafting(dense)
     if job.removes_experts:
-        contents = expert_side_files(job.index.config, config)
+        contents = expert_side_files(dense, config)
     else:
-        contents = side_files(layout, job.index.config, config)
+        contents = side_files(layout, dense, config)
     contents |= _copied_files(job)
     if len(shards) > 1:
         contents[SHARD_INDEX] = index_json(shards)

@@ -23,6 +23,7 @@ from strucprune_core.models.config import (
     ModelConfig,
     NormConfig,
 )
+from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.expert_table import ExpertPattern
@@ -67,8 +68,12 @@ def describe(
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
+    counts = _checked_counts(raw)
+    found = drafting_names(shapes, architecture.layer, _decoder(raw), set(counts.values()))
+    drafting = tuple((name, shapes[name]) for name in sorted(found))
+    shapes = {name: shape for name, shape in shapes.items() if name not in found}
     layers, rest = _split(shapes, architecture)
-    _check_count(raw, len(layers), architecture)
+    _check_count(counts, len(layers), architecture)
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
         raise InvalidCheckpoint(
@@ -123,6 +128,7 @@ def describe(
             (streams, hidden) if architecture.streams_apart else (),
             None if experts is None else experts.routing(_decoder(raw)),
         ),
+        drafting=drafting,
     )
 
 
@@ -191,15 +197,19 @@ def _split(
     return [found[number] for number in range(len(found))], rest
 
 
-def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None:
-    """Compare the number of layers in the files with config.json, where it says one.
+def _checked_counts(raw: RawConfig) -> dict[str, int]:
+    """The numbers of decoder layers that config.json says, by key.
 
     transformers builds as many layers as it says, whatever the files hold. So no part of
     config.json may ask for an absurd number.
     """
     for part in (each for each in raw.values() if isinstance(each, dict)):
         _counts(part)
-    counts = _counts(raw) | _counts(_decoder(raw))
+    return _counts(raw) | _counts(_decoder(raw))
+
+
+def _check_count(counts: Mapping[str, int], found: int, architecture: Architecture) -> None:
+    """Compare the number of layers in the files with config.json, where it says one."""
     if counts and found not in counts.values():
         key, count = next(iter(counts.items()))
         extra = architecture.layer.format(count)
@@ -208,9 +218,9 @@ def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None
             field=fields.FIELD,
             remedy="Copy the model again, or give the config.json that was saved with it."
             if found < count
-            else f"If the config is right and '{extra}' is an extra layer (multi-token "
-            "prediction), load the model with transformers' AutoModelForCausalLM, and save it with "
-            "save_pretrained: that leaves it out.",
+            else f"If the config is right and '{extra}' drafts further tokens, count it there with "
+            "num_nextn_predict_layers. Or load the model with transformers' AutoModelForCausalLM, "
+            "and save it with save_pretrained: that leaves it out.",
         )
 
 
