@@ -9,12 +9,14 @@ language model, but one whose experts differ and whose router chooses among them
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 _END_OF_TEXT = "<|endoftext|>"
+_MADE_OF = "made_of.json"
 _CLIP = 1.0
 _NEWS = 20  # Steps.
 _WARM_UP = 0.05  # Share of the steps.
@@ -88,12 +91,22 @@ def ensure(directory: Path, text: str, recipe: Recipe, seed: int) -> Path:
     """A trained model's directory; trains on the first call.
 
     Args:
-        directory: Where it is kept. What it was made of is not compared: choose another one.
+        directory: Where it is kept.
         text: What it is trained on.
         recipe: How it is trained.
         seed: Of the weights and the windows.
+
+    Raises:
+        ValueError: it holds a model that was made of something else.
     """
+    made_of = {
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "text_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
     if directory.exists():
+        if json.loads((directory / _MADE_OF).read_text(encoding="utf-8")) != made_of:
+            raise ValueError(f"{directory} was trained otherwise: choose another directory")
         return directory
     part = directory.with_name(f"{directory.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -103,6 +116,7 @@ def ensure(directory: Path, text: str, recipe: Recipe, seed: int) -> Path:
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=_END_OF_TEXT, eos_token=_END_OF_TEXT
     ).save_pretrained(part)
+    (part / _MADE_OF).write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
     part.rename(directory)
     return directory
 
