@@ -10,6 +10,7 @@ from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig
 from strucprune_core.models.foreign_tensors import (
     misshaped_tensor,
     missing_tensor,
+    other_kind,
     unknown_tensor,
 )
 
@@ -187,6 +188,8 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         )
     expected = expected_tensors(config)
     stored = expected | dict(config.drafting)
+    if config.generic is not None:
+        _check_kind(config, index)
     unknown = [
         name for name in index.tensors if name not in stored and not _is_redundant(config, name)
     ]
@@ -195,7 +198,7 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
     for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
-            raise missing_tensor(name, config, unknown)
+            raise missing_tensor(name, config.names.head, unknown)
         # Checked before the shape, which is another one for packed numbers.
         if info.dtype not in _FLOAT_DTYPES:
             raise InvalidCheckpoint(
@@ -207,6 +210,15 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
             raise misshaped_tensor(name, info.shape, shape)
     if unknown:
         raise unknown_tensor(unknown[0], config, expected, unknown)
+
+
+def _check_kind(config: ModelConfig, index: CheckpointIndex) -> None:
+    """A model whose tensors are those of the files, whatever they are, must be a language model."""
+    error = other_kind([*index.tensors])
+    if error is None and config.head_matrix not in index.tensors:
+        error = missing_tensor(config.head_matrix, config.names.head, ())
+    if error is not None:
+        raise error
 
 
 def _is_redundant(config: ModelConfig, name: str) -> bool:

@@ -25,6 +25,7 @@ from strucprune_core.models.config import (
 )
 from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
+from strucprune_core.models.foreign_tensors import missing_tensor, other_kind
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.expert_table import ExpertPattern
 from strucprune_core.models.tensors import is_derived
@@ -67,19 +68,19 @@ def describe(
         )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
+        fields.refuse_old_rope_name(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     counts = _checked_counts(raw)
     found = drafting_names(shapes, architecture.layer, _decoder(raw), set(counts.values()))
     drafting = tuple((name, shapes[name]) for name in sorted(found))
     shapes = {name: shape for name, shape in shapes.items() if name not in found}
-    layers, rest = _split(shapes, architecture)
-    _check_count(counts, len(layers), architecture)
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
-        raise InvalidCheckpoint(
-            f"tensor '{architecture.embedding}' is missing",
-            remedy="Copy the model again, or give the config.json that was saved with it.",
-        )
+        name = architecture.embedding
+        longer = [each for each in shapes if each.endswith(name)]
+        raise other_kind([*shapes]) or missing_tensor(name, architecture.head, longer)
+    layers, rest = _split(shapes, architecture)
+    _check_count(counts, len(layers), architecture)
     tied = says_tied(raw, architecture)
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
