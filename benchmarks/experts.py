@@ -54,11 +54,22 @@ _JOBS = ("reap", "output_norm")
 
 @dataclass(frozen=True)
 class Setup:
-    """What all rows of a run share: the dense model, the texts, and a folder for files."""
+    """What all rows of a run share.
+
+    Attributes:
+        model: Directory of the dense model.
+        calibration: The text, its marks deleted.
+        windows: Calibration windows, by seed.
+        seen: What the dense model's experts do on them, by seed.
+        evaluation: Evaluation windows.
+        experts: Of a layer.
+        work: For files.
+    """
 
     model: Path
     calibration: Path
     windows: dict[int, Windows]
+    seen: dict[int, list[others.Seen]]
     evaluation: Windows
     experts: int
     work: Path
@@ -118,8 +129,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=Recipe().steps, help="of training")
     parser.add_argument("--levels", type=float, nargs="+", default=[0.25, 0.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--sequences", type=int, default=256, help="evaluation windows")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--sequences", type=int, default=128, help="evaluation windows")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--delete-mark", default="<unk>", help="deleted from the calibration text")
     parser.add_argument("--json", type=Path, help="where the result goes")
@@ -147,7 +158,16 @@ def _prepare(options: argparse.Namespace, work: Path) -> Setup:
     evaluation = evaluation_windows(
         _text(options.evaluation), tokenizer, options.sequences, recipe.length
     )
-    return Setup(model.absolute(), calibration, windows, evaluation, recipe.experts, work)
+    dense = load_whole(model)
+    return Setup(
+        model=model.absolute(),
+        calibration=calibration,
+        windows=windows,
+        seen={seed: others.seen_by(dense, drawn) for seed, drawn in windows.items()},
+        evaluation=evaluation,
+        experts=recipe.experts,
+        work=work,
+    )
 
 
 def _text(path: Path) -> Text:
@@ -168,9 +188,8 @@ def _by_other(setup: Setup, method: str, sparsity: float, seed: int) -> tuple[An
     if method == "random":
         kept = others.by_chance(len(others.blocks(model)), setup.experts, count, seed)
     else:
-        seen = others.seen_by(model, setup.windows[seed])
         choose = {"frequency": others.by_frequency, "reap-paper": others.by_reap}[method]
-        kept = choose(seen, count)
+        kept = choose(setup.seen[seed], count)
     others.keep(model, kept)
     return model, kept
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from api.app import create_app
 from api.settings import Settings as ApiSettings
+from benchmarks import experts
 from benchmarks.greedy import table as greed_table
 from benchmarks.load import requests_table
 from benchmarks.load_turns import turns_table
@@ -272,3 +273,13 @@ def _estimate(model: Path, limit: int | None) -> Estimate:
         }
     )
     return estimate_job(spec, inspect_model(open_store(str(model))))
+
+
+def test_the_table_of_experts_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/experts.json").read_text(encoding="utf-8"))
+    rows = [experts.Row(**row) for row in result["rows"]]
+    assert experts.reaps_agree(rows)
+    _, lines = experts.table(rows, result["dense"]["perplexity"]).split("\n\n")
+    page = read("docs/experts.md")
+    assert lines in page
+    assert f"has a perplexity of {result['dense']['perplexity']:.2f}" in page
