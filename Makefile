@@ -38,8 +38,13 @@ model: setup ## Write SmolLM2-135M as a Hugging Face checkpoint to .cache/models
 demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it running.
 	$(BIN)/python -m embedded.demo $(if $(KEEP),--keep)
 
-test: setup lint types ## Run everything that CI checks.
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+# Tests start hundreds of processes of Python: without its cache, each would compile the project
+# anew. Collecting the tests once, beside mypy, fills the cache before several processes need it; what fails there is told by
+# the run itself.
+test: export PYTHONDONTWRITEBYTECODE =
+test: setup lint ## Run everything that CI checks.
+	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --collect-only > /dev/null || true; wait $$types
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: setup ## Check style and formatting.
 	$(BIN)/ruff check $(SOURCES)

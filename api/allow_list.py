@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from api.allowed_hub import is_allowed
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
@@ -35,6 +36,8 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
 def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
     """Why the tenant may not use the URI, and what to do; None if it may."""
     location = parse_uri(uri)
+    if location.scheme == "hf":
+        return _hub_refusal(location.bucket, tenant, settings)
     if location.scheme == "file":
         if not settings.allow_local_files:
             return "local paths are not allowed here", "Use s3://bucket/key."
@@ -53,6 +56,17 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | Non
     if not allowed:
         return reason, "Ask the service's operator for one."
     return reason, f"Use a prefix below {', '.join(root.rstrip('/') for root in allowed)}."
+
+
+def _hub_refusal(repository: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
+    known = settings.hub_repositories
+    patterns = [*known.get(tenant, ()), *known.get("*", ())]
+    if is_allowed(repository, patterns):
+        return None
+    reason = f"your organisation may not read {repository} of a hub here"
+    if not patterns:
+        return reason, "Ask the service's operator to allow it, or copy the files to s3://."
+    return reason, f"Use one of: {', '.join(f'hf://{pattern}' for pattern in patterns)}."
 
 
 def _canonical(uri: str) -> str:

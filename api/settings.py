@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, SecretStr
 
+from api.allowed_hub import HUB_PATTERN
 from api.inspection.inspectors import HELPERS
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
@@ -14,7 +15,7 @@ from api.jobs.logs import LogFormat
 from api.webhooks.targets import Policy
 from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
 from strucprune_core.client.webhooks import secret_bytes
-from strucprune_core.spec import Uri
+from strucprune_core.spec import WritableUri
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.uri import parse_uri
 
@@ -27,6 +28,14 @@ def _check_prefix(prefix: str) -> str:
     return prefix
 
 
+def _check_hub_pattern(pattern: str) -> str:
+    if not HUB_PATTERN.fullmatch(pattern):
+        raise ValueError(
+            "a pattern is org/name or datasets/org/name, where each part may hold a '*': org/*"
+        )
+    return pattern
+
+
 def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     secret_bytes(secret.get_secret_value())
     return secret
@@ -34,6 +43,7 @@ def _check_webhook_secret(secret: SecretStr) -> SecretStr:
 
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]
 Prefix = Annotated[str, AfterValidator(_check_prefix)]
+HubPattern = Annotated[str, AfterValidator(_check_hub_pattern)]
 
 
 class ApiKey(BaseModel):
@@ -69,6 +79,11 @@ class Settings(LimitSettings):
             any tenant, a tenant without an entry, or with an empty list, may name no URI. If it is
             empty (the default), every tenant may name every s3 URI that the service's own
             credentials reach.
+        hub_repositories: JSON object, tenant -> patterns of the repositories of a Hugging Face hub
+            that its jobs may read: `org/name`, `org/*`, `datasets/org/*`. A `*` stands for any
+            part of one name; the tenant `*` for every tenant. Without a pattern, a tenant may read
+            none. The service's own token (`HF_TOKEN`) opens private and gated repositories, so
+            allow only those that the tenant may see. `HF_ENDPOINT` names another hub.
         allow_local_files: Whether jobs may name local paths. Only where all tenants are trusted.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object of limits for each tenant. What it may have and do at once: `open_jobs`,
@@ -108,12 +123,15 @@ class Settings(LimitSettings):
 
     redis_url: RedisUrl
     broker_url: BrokerUrl = Field(default=None, repr=False)
-    state_uri: Uri
+    state_uri: WritableUri
     s3: S3 = Field(default_factory=S3Settings.from_environment)
     api_keys: tuple[ApiKey, ...] = ()
     key_pepper: SecretStr = Field(min_length=MIN_PEPPER_LENGTH)
     key_cache_seconds: float = Field(default=5.0, ge=0)
     allowed_prefixes: dict[Tenant, tuple[Prefix, ...]] = Field(default_factory=dict)
+    hub_repositories: dict[Tenant | Literal["*"], tuple[HubPattern, ...]] = Field(
+        default_factory=dict
+    )
     allow_local_files: bool = False
     webhook_secrets: dict[Tenant, WebhookSecret] = Field(default_factory=dict, repr=False)
     webhook_hosts: tuple[str, ...] = ()

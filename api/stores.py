@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.open import open_store
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
-from strucprune_core.storage.uri import parse_uri
+from strucprune_core.storage.uri import Location, parse_uri
 
+if TYPE_CHECKING:
+    from strucprune_core.storage.hub import HubStore
+
+# A request of a client must not wait for minutes until a hub accepts more.
+_LONGEST_WAIT_SECONDS = 10.0
 # A client takes some 50 ms and a few MB to build; services use few buckets.
 _BUCKETS_KEPT = 32
 
@@ -36,14 +41,38 @@ class Stores:
         Raises:
             InvalidSpec: the URI is malformed.
         """
-        if not uri.startswith("s3://"):
+        location = _parsed(uri)
+        if location.scheme == "hf":
+            return _hub(location)
+        if location.scheme != "s3":
             return open_store(uri, self._s3)
-        try:
-            location = parse_uri(uri)
-        except ValueError as error:
-            raise InvalidSpec(str(error)) from error
         bucket = self._bucket(location.bucket)
         return bucket.child(location.key) if location.key else bucket
 
+    def pinned(self, uri: str) -> str:
+        """The URI with the commit in place of a branch or tag of a hub: `storage.open.pinned`.
+
+        Raises:
+            InvalidSpec: the URI is malformed.
+            StorageError: the hub refused, failed, or knows no such repository or revision.
+        """
+        location = _parsed(uri)
+        if not location.may_change:
+            return uri
+        return str(location.at_commit(_hub(location).repository.commit))
+
     def _open_bucket(self, bucket: str) -> Store:
         return open_store(f"s3://{bucket}", self._s3)
+
+
+def _parsed(uri: str) -> Location:
+    try:
+        return parse_uri(uri)
+    except ValueError as error:
+        raise InvalidSpec(str(error)) from error
+
+
+def _hub(location: Location) -> HubStore:
+    from strucprune_core.storage.hub import open_hub
+
+    return open_hub(location, longest_wait_seconds=_LONGEST_WAIT_SECONDS)

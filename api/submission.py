@@ -35,6 +35,8 @@ from api.services import Services
 from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
+from strucprune_core.errors import StrucPruneError
+from strucprune_core.plan.pins import pinned_spec
 from strucprune_core.spec import JobSpec
 
 # 128 bits of a digest, so that keys do not collide and ids cannot be guessed.
@@ -80,14 +82,16 @@ def submit(
     # prefix.
     earlier = services.journal.read_spec(job_id) if idempotency_key is not None else None
     if earlier is None:
-        verdict = examine(services, tenant, spec, notifications)
+        verdict, judged = examine(services, tenant, spec, notifications)
         if verdict.issues or verdict.estimate is None:
             raise invalid(verdict.issues)
         if idempotency_key is not None and _is_deleted(services, job_id):
             raise _key_of_deleted()
         admit_job(services, tenant, job_id)
         scratch_bytes = verdict.estimate.workspace_bytes
-        entry = entry.model_copy(update={"scratch_bytes": scratch_bytes})
+        # The commits that were judged are those of the job; a replay compares the request.
+        judged = with_deadline(judged, services.settings.limits_of(tenant))
+        entry = entry.model_copy(update={"spec": judged, "scratch_bytes": scratch_bytes})
         # Before the job is journalled: a crash in between must not lose an accepted job's messages.
         _subscribe(services, job_id, entry, notifications)
         if services.journal.write_spec(job_id, entry):
@@ -115,8 +119,10 @@ def _subscribe(
 
 def examine(
     services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
-) -> Verdict:
+) -> tuple[Verdict, JobSpec]:
     """Judge a job: what would keep it from working. Reads nothing if a URI is not allowed.
+
+    The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit.
 
     Blocks until a helper has judged the job, so the caller must hold a turn of
     `services.inspections`.
@@ -135,9 +141,13 @@ def examine(
         *webhook_issues(notifications, tenant, services.settings),
     ]
     if refused:
-        return Verdict([*refused, *late])
+        return Verdict([*refused, *late]), spec
+    try:
+        spec = pinned_spec(spec, services.stores.pinned)
+    except StrucPruneError as error:
+        return Verdict([error, *late]), spec
     found = services.inspectors.judge(spec, limits, services.stores.open)
-    return replace(found, issues=[*found.issues, *late]) if late else found
+    return (replace(found, issues=[*found.issues, *late]) if late else found), spec
 
 
 def webhook_issues(

@@ -37,6 +37,7 @@ from benchmarks.small_moe import Recipe, ensure
 from strucprune_core import JobSpec, Report, prune
 from strucprune_core.calibration.text import Text, calibration_windows, digest, evaluation_windows
 from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.plan.sites import holdout_sequences
 from strucprune_core.storage.open import open_object, open_store
 
 Windows = NDArray[np.int32]
@@ -60,7 +61,7 @@ class Setup:
         model: Directory of the dense model.
         calibration: The text, its marks deleted.
         windows: Calibration windows, by seed.
-        seen: What the dense model's experts do on them, by seed.
+        seen: What the dense model's experts do on those that jobs score experts by, by seed.
         evaluation: Evaluation windows.
         experts: Of a layer.
         work: For files.
@@ -163,11 +164,16 @@ def _prepare(options: argparse.Namespace, work: Path) -> Setup:
         model=model.absolute(),
         calibration=calibration,
         windows=windows,
-        seen={seed: others.seen_by(dense, drawn) for seed, drawn in windows.items()},
+        seen={seed: others.seen_by(dense, scored(drawn)) for seed, drawn in windows.items()},
         evaluation=evaluation,
         experts=recipe.experts,
         work=work,
     )
+
+
+def scored(windows: Windows) -> Windows:
+    """The windows that a job scores experts by: it probes the result on the last ones."""
+    return windows[: len(windows) - holdout_sequences(len(windows))]
 
 
 def _text(path: Path) -> Text:

@@ -5,24 +5,29 @@ The command is `strucprune`; from Python:
     report = strucprune_core.prune(spec, workspace=..., scratch=...)
     model = strucprune_core.load_pretrained("pruned/")
 
-Importing this package imports no torch: `prune` and `load_pretrained` load it on first use.
+Importing this package imports nothing else: each name loads its module on first use. So programs
+that need one module of it start fast, and only `prune` and `load_pretrained` load torch.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from strucprune_core.errors import StrucPruneError
-from strucprune_core.report.document import Report
-from strucprune_core.spec import (
-    CalibrationSpec,
-    EvaluationSpec,
-    JobSpec,
-    ModelSpec,
-    OutputSpec,
-    PruningSpec,
-    RuntimeSpec,
-)
+if TYPE_CHECKING:
+    from strucprune_core.errors import StrucPruneError
+    from strucprune_core.export.loading import load_pretrained
+    from strucprune_core.pipeline import prune
+    from strucprune_core.report.document import Report
+    from strucprune_core.spec import (
+        CalibrationSpec,
+        EvaluationSpec,
+        JobSpec,
+        ModelSpec,
+        OutputSpec,
+        PruningSpec,
+        RuntimeSpec,
+    )
 
 __version__ = "0.1.0"
 
@@ -42,13 +47,15 @@ __all__ = [
 ]
 
 
+_MODULES = {
+    "Report": "report.document",
+    "StrucPruneError": "errors",
+    "load_pretrained": "export.loading",
+    "prune": "pipeline",
+}
+
+
 def __getattr__(name: str) -> Any:
-    if name == "prune":
-        from strucprune_core.pipeline import prune
-
-        return prune
-    if name == "load_pretrained":
-        from strucprune_core.export.loading import load_pretrained
-
-        return load_pretrained
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'spec')}"), name)

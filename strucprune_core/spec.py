@@ -13,11 +13,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from strucprune_core.storage.uri import check_uri
+from strucprune_core.storage.uri import check_uri, check_writable_uri
 
 Uri = Annotated[
     str,
     AfterValidator(check_uri),
+    Field(
+        min_length=1,
+        max_length=2048,
+        description="`s3://bucket/key`, `hf://[datasets/]org/name[@revision][/path]` (a Hugging "
+        "Face hub), or a local path.",
+    ),
+]
+WritableUri = Annotated[
+    str,
+    AfterValidator(check_writable_uri),
     Field(min_length=1, max_length=2048, description="`s3://bucket/key`, or a local path."),
 ]
 
@@ -70,15 +80,16 @@ class ModelSpec(_Strict):
     """The checkpoint to prune: `config.json`, `tokenizer.json` and safetensors under one prefix."""
 
     uri: Uri = Field(
-        description="Directory or `s3://bucket/prefix` with `config.json`, `tokenizer.json` and "
-        "safetensors."
+        description="Directory, `s3://bucket/prefix` or `hf://org/name[@revision]` with "
+        "`config.json`, `tokenizer.json` and safetensors. A branch or tag of a hub is replaced by "
+        "its commit when the job is submitted."
     )
 
 
 class OutputSpec(_Strict):
     """Where the pruned checkpoint and its report go. Must be empty."""
 
-    uri_prefix: Uri = Field(
+    uri_prefix: WritableUri = Field(
         description="Directory or `s3://bucket/prefix` for the pruned model; must be empty."
     )
 
@@ -110,17 +121,42 @@ class DistillationSpec(_Strict):
     )
 
 
+_BLOCKS = frozenset({"attention_blocks", "ffn_blocks", "layers"})
+
+
+def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
+    """The defaults of a job that removes experts: equally many of each layer."""
+    layout, allocation = data.get("layout"), data.get("allocation")
+    by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
+    if by_layer:
+        return {"layout": "per_layer", "allocation": "threshold"}
+    return {"layout": "uniform", "allocation": "uniform"}
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
-    structures: tuple[Literal["ffn_channels", "kv_groups", "query_heads", "experts"], ...] = Field(
+    structures: tuple[
+        Literal[
+            "ffn_channels",
+            "kv_groups",
+            "query_heads",
+            "experts",
+            "attention_blocks",
+            "ffn_blocks",
+            "layers",
+        ],
+        ...,
+    ] = Field(
         default=("ffn_channels",),
         min_length=1,
-        max_length=2,
+        max_length=4,
         description="Structures to remove: `ffn_channels`, and of attention either `kv_groups` "
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
-        "many of each key-value head). Or `experts` alone: equally many of every "
-        "mixture-of-experts layer, so that the layout is `uniform`.",
+        "many of each key-value head). Whole blocks beside them or alone: `attention_blocks`, "
+        "`ffn_blocks`, or `layers`, which are both at once (alone, their layout is `uniform`). Or "
+        "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
+        "default for them), or by layer.",
     )
     sparsity: Annotated[float, _Fraction] = Field(
         gt=0.0,
@@ -134,6 +170,11 @@ class PruningSpec(_Strict):
         description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
         "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
         "weight. Experts that no token reaches go first.",
+    )
+    expert_repair: bool = Field(
+        default=False,
+        description="Change the down matrices of the experts that stay, by ridge regression on "
+        "what the experts of the dense layer put out; a layer's are used if held-out text agrees.",
     )
     allocation: Literal["threshold", "softmax", "uniform"] = Field(
         default="threshold",
@@ -217,7 +258,9 @@ class PruningSpec(_Strict):
             return data
         structures = data.get("structures")
         if isinstance(structures, list | tuple) and "experts" in structures:
-            return {"allocation": "uniform", **data, "layout": "uniform"}
+            return {**_experts_layout(data), **data}
+        if isinstance(structures, list | tuple) and list(structures) == ["layers"]:
+            return {"allocation": "uniform", "layout": "uniform", **data}
         if "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
@@ -227,11 +270,59 @@ class PruningSpec(_Strict):
         """Whether the job removes whole experts."""
         return "experts" in self.structures
 
+    @property
+    def removes_blocks(self) -> bool:
+        """Whether the job removes attention or FFN blocks or layers."""
+        return bool(_BLOCKS & set(self.structures))
+
+    @property
+    def removes_blocks_alone(self) -> bool:
+        """Whether it removes nothing else."""
+        return set(self.structures) <= _BLOCKS
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> PruningSpec:
+        if not self.removes_blocks or self.removes_experts:
+            return self
+        if "layers" in self.structures and len(_BLOCKS & set(self.structures)) > 1:
+            raise ValueError(
+                "structures 'layers' are attention and FFN blocks at once. Leave out 'layers', or "
+                "'attention_blocks' and 'ffn_blocks'."
+            )
+        if not self.removes_blocks_alone and self.allocation == "uniform":
+            raise ValueError(
+                "allocation 'uniform' has no price by which blocks and other structures could be "
+                "compared. Use allocation 'threshold', or remove blocks alone."
+            )
+        if self.layout == "uniform" and set(self.structures) != {"layers"}:
+            raise ValueError(
+                "layout 'uniform' has the same blocks in all layers. Use layout 'per_layer', or "
+                "structures ['layers']."
+            )
+        if self.rounds > 1:
+            raise ValueError(
+                "rounds are not implemented for blocks, which are measured one after another "
+                "anyway. Leave rounds out."
+            )
+        if self.removes_blocks_alone:
+            solving = {
+                "solver": self.solver != "obs",
+                "damping": self.damping is not None,
+                "temperature": self.temperature is not None,
+                "multiple_of": self.multiple_of > 1,
+            }
+            for name, asked in solving.items():
+                if asked:
+                    raise ValueError(f"{name} is not used where blocks alone go. Leave it out.")
+        return self
+
     @model_validator(mode="after")
     def _experts_go_alone(self) -> PruningSpec:
         if not self.removes_experts:
             if self.expert_score is not None:
                 raise ValueError("expert_score is only used by structures ['experts'].")
+            if self.expert_repair:
+                raise ValueError("expert_repair is only used by structures ['experts'].")
             return self
         if len(self.structures) > 1:
             raise ValueError(
@@ -244,18 +335,21 @@ class PruningSpec(_Strict):
             "distill": self.distill is not None,
             "exports": bool(self.exports),
             "damping": self.damping is not None,
-            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
         }
         for name, asked in others.items():
             if asked:
                 raise ValueError(
-                    f"{name} is not implemented for structures 'experts', of which every layer "
-                    "loses equally many and nothing is solved again. Leave it out."
+                    f"{name} is not implemented for structures 'experts'. Leave it out."
                 )
-        if self.allocation != "uniform":
+        if self.layout == "per_layer" and self.allocation == "uniform":
             raise ValueError(
-                f"allocation '{self.allocation}' gives layers different numbers, but every layer "
-                "keeps equally many experts. Leave it out."
+                "layout 'per_layer' of experts needs an allocation that gives layers different "
+                "numbers. Use allocation 'threshold', or layout 'uniform'."
+            )
+        if self.layout == "uniform" and self.max_sparsity_by_layer:
+            raise ValueError(
+                "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
+                "'per_layer'."
             )
         return self
 

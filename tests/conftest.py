@@ -10,10 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
 
 from embedded.s3 import S3Server
 from embedded.stack import TENANT, Stack
 from embedded.valkey import ValkeyServer
+from tests.support.hub_server import Hub, running_hub
+from tests.support.schedule import Scheduler, started_first, worker_count
 from tests.support.small_disk import private_mounts
 from tests.support.text import make_text
 
@@ -51,6 +54,23 @@ def pytest_configure(config: pytest.Config) -> None:
         folder = tempfile.mkdtemp(prefix="strucprune-tests-", dir=MEMORY_FILES)
         config.option.basetemp = folder
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `--numprocesses auto` starts."""
+    return worker_count()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduler:
+    """Slow files first, and those that share services in one process."""
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long are started first."""
+    items[:] = started_first(items)
 
 
 def _memory_is_plenty() -> bool:
@@ -113,9 +133,41 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def stack(tmp_path_factory: pytest.TempPathFactory, hub_of_the_stack: Hub) -> Iterator[Stack]:
     """The whole product with one worker and short leases (mark such tests `services`)."""
     with Stack(
-        tmp_path_factory.mktemp("stack"), settings={**SHORT_INTERVALS, **_WEBHOOKS}
+        tmp_path_factory.mktemp("stack"),
+        settings={**SHORT_INTERVALS, **_WEBHOOKS, **_hub_settings(hub_of_the_stack)},
     ) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def hub_of_the_stack() -> Iterator[Hub]:
+    """A hub of our own in place of huggingface.co, for the processes of `stack`."""
+    with running_hub() as server:
+        yield server
+
+
+def _hub_settings(hub: Hub) -> dict[str, str]:
+    return {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_TOKEN": next(iter(hub.tokens)),
+        "STRUCPRUNE_HUB_REPOSITORIES": json.dumps({TENANT: ["acme/*", "datasets/acme/prose"]}),
+    }
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """A hub of our own in place of huggingface.co, for this process; without a token."""
+    # The library reads its variables when it is imported.
+    from huggingface_hub import close_session, constants
+
+    with running_hub() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        yield server
+        close_session()  # Else its connections are warned about when they are collected.

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
 from api.jobs.logs import LogFormat
-from strucprune_core.spec import Uri
+from strucprune_core.spec import WritableUri
 from strucprune_core.storage.s3_settings import S3Settings
 
 
@@ -49,7 +49,7 @@ class Settings(LimitSettings):
 
     redis_url: RedisUrl
     broker_url: BrokerUrl = Field(default=None, repr=False)
-    state_uri: Uri
+    state_uri: WritableUri
     s3: S3 = Field(default_factory=S3Settings.from_environment)
     lease_seconds: float = Field(default=60.0, gt=0)
     heartbeat_seconds: float = Field(default=15.0, gt=0)

@@ -106,7 +106,7 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     """
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
-        verdict = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
+        verdict, _ = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
     if any(issue.retryable for issue in verdict.issues):
         raise invalid(verdict.issues)  # cannot be decided now
     if verdict.issues:

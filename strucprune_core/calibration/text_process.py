@@ -187,12 +187,7 @@ class _TextProcess:
         self._stores, self._text, self._wait = stores, text, wait
         self._where: str | None = None
         self._oom = OomWatch()
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", _PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=_environment(),
-        )
+        self._process = _start(_environment())
         if self._process.stdin is None or self._process.stdout is None:
             raise RuntimeError("a process without pipes")
         self._pipes = Pipes(self._process.stdout.fileno(), self._process.stdin.fileno())
@@ -309,6 +304,15 @@ class _TextProcess:
             remedy="Check the model's chat template and the patterns in its tokenizer.json, or "
             "remove that place from the text. The limits grow with the text.",
         )
+
+
+def _start(environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", _PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
 
 
 def _environment() -> dict[str, str]:

@@ -72,6 +72,13 @@ def load_from_bundle(path: Path, name: str, device: torch.device) -> Tensor:
     return torch.empty(mapped.shape, dtype=mapped.dtype, device=device).copy_(mapped)
 
 
+def load_stored(path: Path, name: str) -> Tensor:
+    """One tensor of a file as it is stored, of any dtype."""
+    with safe_open(path, framework="pt") as bundle:
+        tensor: Tensor = bundle.get_tensor(name)
+    return tensor
+
+
 @contextmanager
 def new_bundle(path: Path, tensors: Sequence[PlannedTensor]) -> Iterator[dict[str, NDArray[Any]]]:
     """A file laid out as by `save_bundle`, whose tensors are filled while the context lasts.

@@ -63,14 +63,13 @@ _FORMATS: tuple[tuple[re.Pattern[str], str, str], ...] = (
 def nothing_there(uri: str) -> ObjectNotFound | InvalidCheckpoint:
     """The error for a prefix or directory without any file; `uri` may name a file itself."""
     name = uri.rstrip("/").rpartition("/")[2]
-    local = not uri.startswith("s3://")
+    local = "://" not in uri
     if (local and Path(uri).is_file()) or (not local and name.endswith(_FILES)):
         return _one_file(uri, name)
     if local and not Path(uri).exists():
         return ObjectNotFound(
             f"there is no directory {uri}",
-            remedy=f"{WHAT_TO_GIVE} To fetch a model from the Hugging Face hub by its id, use "
-            f"`hf download ID --local-dir DIRECTORY`.",
+            remedy=f"{WHAT_TO_GIVE} A model of the Hugging Face hub is hf://org/name.",
         )
     return ObjectNotFound(f"there is nothing under {uri}", remedy=WHAT_TO_GIVE)
 

@@ -1,4 +1,4 @@
-"""The `strucprune` command: inspect, convert, prune, evaluate, verify need no service.
+"""The `strucprune` command: inspect, convert, prune, evaluate, verify and publish need no service.
 
 `commands.console` holds what all commands share, `jobs` and `keys` the commands for a service.
 """
@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,7 +54,8 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Directory or s3://bucket/prefix with config.json, tokenizer.json and safetensors.",
+        help="Directory, s3://bucket/prefix or hf://org/name[@revision] with config.json, "
+        "tokenizer.json and safetensors.",
     ),
 ]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
@@ -87,12 +89,13 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
     from strucprune_core.export.checks import possible_exports
     from strucprune_core.models.experts import experts_of
     from strucprune_core.plan.estimate import size_of
-    from strucprune_core.plan.inspection import inspect_model
-    from strucprune_core.storage.open import open_store
+    from strucprune_core.plan.inspection import read_model
+    from strucprune_core.storage.open import open_store, pinned
 
     with failures(as_json):
         with naming_field("model.uri"):
-            facts = inspect_model(open_store(model))
+            model = pinned(model)
+        facts = read_model(model, open_store)
         config = facts.config
         size = size_of(config, dtype_bytes=1)
         result: dict[str, Any] = {
@@ -157,7 +160,10 @@ def _ffn(widths: Sequence[int]) -> str:
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Model with pytorch_model.bin: directory or s3://.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Model with pytorch_model.bin: directory, s3:// or hf://."
+        ),
     ],
     output: Annotated[
         str, typer.Argument(metavar="DST", help="Where the safetensors go; must be empty.")
@@ -212,15 +218,13 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
 
     Takes the options of prune. The default is 30 % and a perplexity report of the default size.
     """
-    from strucprune_core.errors import naming_field
     from strucprune_core.plan.estimate import estimate_job
-    from strucprune_core.plan.inspection import check_reach, inspect_model
+    from strucprune_core.plan.inspection import check_reach, read_model
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
         spec = parse_spec(_estimated(body()))
-        with naming_field("model.uri"):
-            facts = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
+        facts = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
         check_reach(spec.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 
@@ -266,7 +270,7 @@ def evaluate(
 @app.command()
 def verify(
     directory: Annotated[
-        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory or s3:// prefix.")
+        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory, s3:// or hf://.")
     ],
     as_json: JsonOption = False,
 ) -> None:
@@ -275,6 +279,50 @@ def verify(
 
     with failures(as_json):
         show(verify_checkpoint(directory), as_json)
+
+
+@app.command()
+def publish(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="Output of a finished job: directory or s3://.")
+    ],
+    target: Annotated[
+        str, typer.Argument(metavar="TARGET", help="Repository of a hub: hf://org/name.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="Let everybody read it. A new one is private.")
+    ] = False,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Remove what the repository holds of another model.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy a finished result to a Hugging Face hub, as one commit.
+
+    The token is that of `huggingface_hub`: HF_TOKEN, or `hf auth login`.
+    """
+    from strucprune_core.errors import InvalidSpec
+    from strucprune_core.run.publish_to_hub import publish_to_hub
+    from strucprune_core.scratch.directories import scratch_directory
+    from strucprune_core.storage.open import open_store
+    from strucprune_core.storage.uri import parse_uri
+
+    with failures(as_json), scratch_directory() as scratch:
+        try:
+            place = parse_uri(target)
+        except ValueError as error:
+            raise InvalidSpec(str(error), field="TARGET") from error
+        with progress_bar() as bar:
+            task = bar.add_task("publishing", total=1.0)
+            result = publish_to_hub(
+                open_store(directory),
+                place,
+                scratch,
+                public=public,
+                replace=replace,
+                tick=lambda done, total: bar.update(task, completed=done / total),
+            )
+        show(asdict(result), as_json)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ transformers that will load the result.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,20 +36,24 @@ class ExpertsCheck:
 
     Args:
         dense: The model.
-        count: Experts that each layer keeps.
+        counts: Experts that each layer keeps.
         seed: Of the choice of those that stay here.
+        equally: Whether every layer keeps equally many.
     """
 
-    def __init__(self, dense: ModelStream, count: int, seed: int) -> None:
+    def __init__(
+        self, dense: ModelStream, counts: Sequence[int], seed: int, *, equally: bool = True
+    ) -> None:
         if dense.modules is None:
             raise TypeError("not a generic model")
         self._dense, self._modules = dense, dense.modules
-        self._kept = _some_experts(dense.config, count, seed)
+        self._kept = _some_experts(dense.config, counts, seed)
         self._cut = open_stream(
-            without_experts(dense.config, self._kept),
+            without_experts(dense.config, self._kept, equally=equally),
             ExpertSource(dense.source, dense.config, self._kept),
             dense.device,
             dense.tiles,
+            like=dense,
         )
 
     def __call__(self, layer: int, given: Rows) -> float:
@@ -74,7 +78,14 @@ class ExpertsCheck:
                 "without some experts it computes",
                 self._output(self._cut, layer, given),
                 "what it computes where its router avoids them",
-                masked_output(self._dense, self._modules, layer, self._kept[layer], given),
+                masked_output(
+                    self._dense,
+                    self._modules,
+                    layer,
+                    self._dense.whole_layer(layer),
+                    self._kept[layer],
+                    given,
+                ),
             ),
         )
 
@@ -110,13 +121,27 @@ class ExpertsCheck:
 
 
 def masked_output(
-    dense: ModelStream, modules: Modules, layer: int, kept: Sequence[int], given: Rows
+    dense: ModelStream,
+    modules: Modules,
+    layer: int,
+    tensors: Mapping[str, Tensor],
+    kept: Sequence[int],
+    given: Rows,
 ) -> Rows:
-    """A dense layer's output, (b x n x d), when its router chooses among the experts `kept`."""
+    """A dense layer's output, (b x n x d), when its router chooses among some experts.
+
+    Args:
+        dense: The model.
+        modules: Its modules.
+        layer: Which layer.
+        tensors: Its tensors by name within the layer.
+        kept: The experts that can be chosen.
+        given: The layer's input, (b x n x d).
+    """
     experts, config = experts_of(dense.config, layer), dense.config
     assert experts is not None  # noqa: S101 - asked for layers with experts alone
     removed = sorted(set(range(experts.count)) - set(kept))
-    weights, routers = dict(dense.whole_layer(layer)), []
+    weights, routers = dict(tensors), []
     for name, axis in experts.sliced:
         shape = weights[name].shape
         if weights[name].numel() == shape[axis]:  # A bias or the like: one number per expert.
@@ -129,21 +154,24 @@ def masked_output(
 
 
 def _filled(values: Tensor, axis: int, removed: Sequence[int]) -> Tensor:
-    indices = torch.tensor(removed, device=values.device)
+    indices = torch.tensor(removed, dtype=torch.int64, device=values.device)
     return values.index_fill(axis, indices, NEVER_CHOSEN)
 
 
-def _some_experts(config: ModelConfig, count: int, seed: int) -> Kept:
-    """So many experts of every layer that has some, equally many of each group, at random."""
+def _some_experts(config: ModelConfig, counts: Sequence[int], seed: int) -> Kept:
+    """So many experts of each layer, if it has some, equally many of each group, at random."""
     routing = routing_of(config)
-    size, stay = routing.experts // routing.groups, count // routing.groups
+    size = routing.experts // routing.groups
     generator = np.random.Generator(np.random.PCG64(seed))
 
-    def chosen() -> list[int]:
+    def chosen(stay: int) -> list[int]:
         return [
             group * size + int(number)
             for group in range(routing.groups)
             for number in sorted(generator.permutation(size)[:stay])
         ]
 
-    return [[] if experts_of(config, layer) is None else chosen() for layer in range(config.layers)]
+    return [
+        [] if experts_of(config, layer) is None else chosen(counts[layer] // routing.groups)
+        for layer in range(config.layers)
+    ]

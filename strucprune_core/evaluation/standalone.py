@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,12 +9,11 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.errors import InvalidCheckpoint, NumericalFailure, naming_field
+from strucprune_core.errors import NumericalFailure, naming_field
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.evaluation.reload_check import compare_with_transformers
 from strucprune_core.models.devices import choose_device
@@ -28,13 +26,11 @@ from strucprune_core.plan.inspection import (
     check_sequence_length,
     check_text,
     inspect_model,
+    read_model,
 )
-from strucprune_core.report.document import MANIFEST, PublishedManifest
+from strucprune_core.report.published import check_digests
 from strucprune_core.scratch.directories import scratch_directory
-from strucprune_core.storage.open import open_object, open_store
-from strucprune_core.storage.store import Readable
-
-_READ_BYTES = 16 << 20
+from strucprune_core.storage.open import open_object, open_store, pinned
 
 
 def evaluate_model(
@@ -50,8 +46,8 @@ def evaluate_model(
     """Perplexity of a model on consecutive windows of a text, streamed.
 
     Args:
-        model: Directory or s3 URI.
-        text: Path or s3 URI.
+        model: Directory, s3 or hf URI.
+        text: Path, s3 or hf URI.
         sequences: Windows.
         sequence_length: Tokens per window.
         device: "auto", "cpu" or "cuda".
@@ -62,7 +58,10 @@ def evaluate_model(
         StrucPruneError: see `errors`.
     """
     with naming_field("model.uri"):
-        facts = inspect_model(open_store(model))
+        model = pinned(model)
+    with naming_field("text"):
+        text = pinned(text)
+    facts = read_model(model, open_store)
     check_sequence_length(sequence_length, facts.config, "sequence_length")
     with naming_field("text"):
         store, name = open_object(text)
@@ -102,9 +101,10 @@ def verify_checkpoint(uri: str) -> dict[str, Any]:
         InvalidCheckpoint: a file is missing, altered, or not what the config says.
         NumericalFailure: transformers computes other logits than the streamed forward.
     """
-    store = open_store(uri)
     with naming_field("DIR"):
-        files = _check_digests(store)
+        uri = pinned(uri)
+        store = open_store(uri)
+        files = check_digests(store)
         facts = inspect_model(store)
     tokens = np.random.Generator(np.random.PCG64(0)).integers(
         0, facts.config.vocab_size, (VERIFY_SEQUENCES, VERIFY_TOKENS), dtype=np.int32
@@ -135,46 +135,3 @@ def _say_why_not_finite(facts: ModelFacts) -> NoReturn:
 
 def _stream(facts: ModelFacts, device: torch.device, tiles: Tiles) -> ModelStream:
     return open_stream(facts.config, TensorReader(facts.index), device, tiles)
-
-
-def _check_digests(store: Readable) -> int:
-    """Compare every file with the manifest. Returns how many there are."""
-    if store.stat(MANIFEST) is None:
-        raise InvalidCheckpoint(
-            f"there is no {MANIFEST} under {store.uri}",
-            remedy="Name the output of a finished pruning job.",
-        )
-    files = _manifest(store).files
-    for entry in files:
-        info = store.stat(entry.name)
-        if info is None:
-            raise InvalidCheckpoint(
-                f"{entry.name} is missing", remedy="Download it again, or prune again."
-            )
-        if (
-            info.size_bytes != entry.bytes
-            or _digest(store, info.key, info.size_bytes) != entry.sha256
-        ):
-            raise InvalidCheckpoint(
-                f"{entry.name} is not the file that was written",
-                remedy="Download it again, or prune again.",
-            )
-    return len(files)
-
-
-def _manifest(store: Readable) -> PublishedManifest:
-    try:
-        return PublishedManifest.model_validate_json(bytes(store.read(MANIFEST)))
-    except ValidationError as error:
-        reason = error.errors(include_url=False, include_input=False)[0]["msg"]
-        raise InvalidCheckpoint(
-            f"{MANIFEST} is damaged: {reason}",
-            remedy="Download the checkpoint again, or prune again.",
-        ) from error
-
-
-def _digest(store: Readable, key: str, size_bytes: int) -> str:
-    sha = hashlib.sha256()
-    for start in range(0, size_bytes, _READ_BYTES):
-        sha.update(store.read(key, start, min(_READ_BYTES, size_bytes - start)))
-    return sha.hexdigest()

@@ -14,7 +14,7 @@ from typing import Any
 
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.export.gguf_layout import rope_parameters
-from strucprune_core.models.config import ModelConfig, RopeConfig
+from strucprune_core.models.config import LayerConfig, ModelConfig, RopeConfig
 from strucprune_core.models.pruned_shapes import FORMAT_VERSION, PRUNED_PREFIX
 
 WIDTH_MULTIPLE = 256
@@ -83,7 +83,7 @@ def config_json(dense: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
         "auto_map": {"AutoConfig": f"{CONFIG_MODULE}.StrucPruneBlocksConfig"},
         "hidden_size": pruned.hidden_size,
         "num_hidden_layers": pruned.layers,
-        "num_attention_heads": pruned.blocks[0].query_heads,
+        "num_attention_heads": max(block.query_heads for block in pruned.blocks),
         "vocab_size": pruned.vocab_size,
         "hidden_act": "silu",
         "rms_norm_eps": pruned.norm.eps,
@@ -94,21 +94,21 @@ def config_json(dense: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
         "rope_theta": rope.theta,
         "rope_parameters": section,
         **scaling,
-        "block_configs": [
-            {
-                "attention": {
-                    "n_heads_in_group": block.query_heads_per_kv_head,
-                    "no_op": False,
-                    "replace_with_linear": False,
-                },
-                "ffn": {
-                    "ffn_mult": ffn_mult(block.ffn_widths[0], pruned.hidden_size),
-                    "no_op": False,
-                    "replace_with_linear": False,
-                },
-            }
-            for block in pruned.blocks
-        ],
+        "block_configs": [_block(block, pruned.hidden_size) for block in pruned.blocks],
+    }
+
+
+def _block(block: LayerConfig, hidden_size: int) -> dict[str, Any]:
+    """The entry of a layer; of a block that it lacks, that it does nothing."""
+    attention: dict[str, Any] = {"n_heads_in_group": None, "no_op": True}
+    if "attention" not in block.without:
+        attention = {"n_heads_in_group": block.query_heads_per_kv_head, "no_op": False}
+    ffn: dict[str, Any] = {"ffn_mult": None, "no_op": True}
+    if "ffn" not in block.without:
+        ffn = {"ffn_mult": ffn_mult(block.ffn_widths[0], hidden_size), "no_op": False}
+    return {
+        "attention": {**attention, "replace_with_linear": False},
+        "ffn": {**ffn, "replace_with_linear": False},
     }
 
 
@@ -125,22 +125,26 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
     if len(blocks) != count:
         raise _bad_export(f"it lists {len(blocks)} layers instead of {count}")
     hidden_size, heads = exported["hidden_size"], exported["num_attention_heads"]
-    layers = [
-        {
-            "ffn": [width_of(block["ffn"]["ffn_mult"], hidden_size)],
-            "query_heads": heads,
-            "kv_heads": heads // block["attention"]["n_heads_in_group"],
-        }
-        for block in blocks
-    ]
+    layers = [_shape(block, hidden_size, heads) for block in blocks]
     others = {key: value for key, value in exported.items() if key not in ("auto_map",)}
     return {
         **others,
         "model_type": f"{PRUNED_PREFIX}llama",
-        "intermediate_size": layers[0]["ffn"][0],
+        "intermediate_size": next(layer["ffn"][0] for layer in layers if layer["ffn"]),
         "num_key_value_heads": layers[0]["kv_heads"],
         "head_dim": hidden_size // heads,
         "strucprune": {"format_version": FORMAT_VERSION, "layers": layers},
+    }
+
+
+def _shape(block: dict[str, Any], hidden_size: int, heads: int) -> dict[str, Any]:
+    """The shape of a layer, as of layout `per_layer`."""
+    attention, ffn = block["attention"], block["ffn"]
+    kv_heads = 0 if attention["no_op"] else heads // attention["n_heads_in_group"]
+    return {
+        "ffn": [] if ffn["no_op"] else [width_of(ffn["ffn_mult"], hidden_size)],
+        "query_heads": 0 if attention["no_op"] else heads,
+        "kv_heads": kv_heads,
     }
 
 

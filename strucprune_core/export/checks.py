@@ -52,6 +52,15 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
     ropes = {block.rope for block in config.blocks}
     if len(ropes) > 1 or any(rope is None or rope.type not in ROPE_TYPES for rope in ropes):
         raise _refusal(export, f"rotary positions other than {', '.join(ROPE_TYPES)}")
+    if export == "gguf" and "ffn_blocks" in pruning.structures:
+        raise InvalidSpec(
+            "llama.cpp leaves out the attention of a layer without an FFN, so a GGUF file cannot "
+            "hold a model that lost FFN blocks",
+            field=FIELD,
+            remedy="Remove 'attention_blocks' or 'layers', or leave 'gguf' out.",
+        )
+    if any("ffn" in block.without for block in config.blocks) and export == "gguf":
+        raise _refusal(export, "layers without an FFN")
     if export == "block_configs":
         _check_heads(pruning, config)
 
@@ -86,7 +95,7 @@ def _check_heads(pruning: PruningSpec, config: ModelConfig) -> None:
             field=FIELD,
             remedy="Use structures ['ffn_channels'], or leave 'block_configs' out.",
         )
-    heads = {block.query_heads for block in config.blocks}
+    heads = {block.query_heads for block in config.blocks} - {0}
     if any(count * config.head_dim != config.hidden_size for count in heads):
         raise _refusal("block_configs", "heads whose widths do not add up to the hidden size")
 

@@ -129,7 +129,7 @@ def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[
         f"{arch}.block_count": config.layers,
         f"{arch}.context_length": config.max_position_embeddings,
         f"{arch}.embedding_length": config.hidden_size,
-        f"{arch}.feed_forward_length": [block.ffn_widths[0] for block in config.blocks],
+        f"{arch}.feed_forward_length": [sum(block.ffn_widths) for block in config.blocks],
         f"{arch}.attention.head_count": [block.query_heads for block in config.blocks],
         f"{arch}.attention.head_count_kv": [block.kv_heads for block in config.blocks],
         f"{arch}.attention.layer_norm_rms_epsilon": config.norm.eps,
@@ -201,7 +201,7 @@ def raw_config(
         "strucprune": {
             "format_version": FORMAT_VERSION,
             "layers": [
-                {"ffn": [width], "query_heads": queries, "kv_heads": keys}
+                {"ffn": [width] if width else [], "query_heads": queries, "kv_heads": keys}
                 for width, queries, keys in zip(widths, heads, kv_heads, strict=True)
             ],
         },

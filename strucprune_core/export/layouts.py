@@ -14,7 +14,12 @@ from typing import Any
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of, with_count
-from strucprune_core.models.pruned_shapes import PRUNED_PREFIX, pruned_section
+from strucprune_core.models.pruned_shapes import (
+    EXPERTS_PREFIX,
+    PRUNED_PREFIX,
+    expert_section,
+    pruned_section,
+)
 from strucprune_core.models.read_config import ties_head
 
 MODELLING_MODULE = "modeling_strucprune"
@@ -50,31 +55,56 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     if layout == "uniform":
         return {"config.json": _json(_uniform(config, pruned))}
     stem = class_stem(pruned.family)
+    config |= _remote_classes(stem, dense_config)
     config |= {
         "model_type": f"{PRUNED_PREFIX}{pruned.family}",
-        "architectures": [f"{stem}ForCausalLM"],
-        "auto_map": {
-            "AutoConfig": f"{MODELLING_MODULE}.{stem}Config",
-            "AutoModelForCausalLM": f"{MODELLING_MODULE}.{stem}ForCausalLM",
-        },
         "strucprune": pruned_section(pruned),
     }
-    if "text_config" in dense_config:
-        config["auto_map"]["AutoModelForImageTextToText"] = f"{MODELLING_MODULE}.{stem}ForCausalLM"
     return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
 
 
-def expert_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
-    """The same of a model without some experts: transformers' own class loads it.
+def vanilla_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dict[str, bytes]:
+    """The same of a model of which whole layers went: transformers' own class loads it.
 
     Args:
+        dense_config: The dense model's config.json, without these layers (see `layer_keys`).
+        pruned: The pruned model's shape.
+    """
+    config = {**dense_config, "tie_word_embeddings": pruned.tie_word_embeddings}
+    return {"config.json": _json(config)}
+
+
+def expert_side_files(
+    layout: str, dense_config: dict[str, Any], pruned: ModelConfig
+) -> dict[str, bytes]:
+    """The same of a model without some experts.
+
+    Args:
+        layout: "uniform", which transformers' own class loads, or "per_layer".
         dense_config: The dense model's config.json.
         pruned: The pruned model's shape.
     """
     routing = routing_of(pruned)
-    config = with_count(dense_config, routing, routing.experts)
+    config = {key: value for key, value in dense_config.items() if key != "auto_map"}
     config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
-    return {"config.json": _json(config)}
+    if layout == "uniform":
+        return {"config.json": _json(with_count(config, routing, routing.experts))}
+    stem = f"StrucPruneAny_experts_{pruned.family.replace('-', '__')}_"
+    config |= _remote_classes(stem, dense_config)
+    config |= {
+        "model_type": f"{EXPERTS_PREFIX}{pruned.family}",
+        "strucprune": expert_section(pruned),
+    }
+    return {"config.json": _json(config), MODELLING_FILE: modelling_code()}
+
+
+def _remote_classes(stem: str, dense_config: dict[str, Any]) -> dict[str, Any]:
+    """The keys of config.json that name classes of the modelling file."""
+    model = f"{MODELLING_MODULE}.{stem}ForCausalLM"
+    auto_map = {"AutoConfig": f"{MODELLING_MODULE}.{stem}Config", "AutoModelForCausalLM": model}
+    if "text_config" in dense_config:
+        auto_map["AutoModelForImageTextToText"] = model
+    return {"architectures": [f"{stem}ForCausalLM"], "auto_map": auto_map}
 
 
 def class_stem(family: str) -> str:

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from strucprune_core.export import modeling_strucprune
 from strucprune_core.models.generic.modules import dense_model, safe_config
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
 
 _PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
@@ -25,7 +26,8 @@ def built_model(raw: dict[str, Any]) -> Any:
     """The model of a config.json, pruned or dense, before it has weights."""
     model_class = model_class_of(raw)
     if model_class is not None:
-        return model_class(model_class.config_class.from_dict(safe_config(raw)))
+        with towers_may_lack():
+            return model_class(model_class.config_class.from_dict(safe_config(raw)))
     return dense_model(raw)
 
 

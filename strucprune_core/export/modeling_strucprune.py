@@ -1,9 +1,13 @@
 """Decoders whose layers have different widths. Written by StrucPrune, Apache-2.0.
 
 Everything but the widths is transformers' own. Of the families below, `config.strucprune["layers"]`
-holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}; of any
-other, `config.strucprune["tensors"]` holds the shape of each narrower tensor. Before the model gets
-its weights, its matrices are made as narrow as that. Travels with every `per_layer` checkpoint.
+holds the shape of each layer, {"ffn": [channels, ...], "query_heads": n, "kv_heads": n}, with no
+channels or heads where a layer has no FFN or no attention; of any other,
+`config.strucprune["tensors"]` holds the shape of each narrower tensor, or
+`config.strucprune["experts"]` the axis and size of each tensor that lost experts. Before the model
+gets its weights, its matrices are made as narrow as that.
+
+Travels with every `per_layer` checkpoint.
 """
 
 import copy
@@ -23,6 +27,7 @@ FUSED_HEADS = ("qkv_proj", "c_attn", "query_key_value")
 ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 FFN_INPUTS = ("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h")
 FUSED_FFN_INPUTS = ("gate_up_proj",)
+ATTENTIONS = ("self_attn", "attn", "attention")
 FFN_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h")
 
 
@@ -35,6 +40,7 @@ def narrow(model):
         )
     for layer, shape in zip(layers, shapes, strict=True):
         narrow_layer(layer, shape, head_dim(model.config))
+        remove_blocks(layer, shape)
 
 
 def decoder_layers(model):
@@ -51,6 +57,24 @@ def head_dim(config):
 
 def narrow_layer(layer, shape, head):
     """Replace the linear modules of a layer by narrower ones, and tell attention how many heads."""
+    narrow_attention(layer, shape, head)
+    ffn = getattr(layer, "mlp", layer)
+    if len(shape["ffn"]) == 1:
+        (width,) = shape["ffn"]
+        widths = dict.fromkeys(FFN_INPUTS, (None, width))
+        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
+        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
+        resize_children(ffn, widths)
+    elif shape["ffn"]:
+        mixtral = type(ffn).__name__.startswith("Mixtral")
+        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
+        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def narrow_attention(layer, shape, head):
+    """The same of attention, if the layer keeps it."""
+    if not shape["query_heads"]:
+        return
     queries, keys = shape["query_heads"] * head, shape["kv_heads"] * head
     attention = attention_of(layer)
     widths = dict.fromkeys(QUERIES, (None, queries))
@@ -68,22 +92,58 @@ def narrow_layer(layer, shape, head):
     if hasattr(attention, "qkv_proj"):  # and phi3 by its config.
         attention.config = copy.copy(attention.config)
         attention.config.num_attention_heads = shape["query_heads"]
-    ffn = getattr(layer, "mlp", layer)
-    if len(shape["ffn"]) == 1:
-        (width,) = shape["ffn"]
-        widths = dict.fromkeys(FFN_INPUTS, (None, width))
-        widths |= dict.fromkeys(FUSED_FFN_INPUTS, (None, 2 * width))
-        widths |= dict.fromkeys((*FFN_OUTPUTS, "c_proj"), (width, None))
-        resize_children(ffn, widths)
-    else:
-        mixtral = type(ffn).__name__.startswith("Mixtral")
-        names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def remove_blocks(layer, shape):
+    """Put modules without weights in the place of blocks that a layer does not have."""
+    norms = []
+    if not shape["query_heads"]:
+        name = next(name for name in ATTENTIONS if hasattr(layer, name))
+        setattr(layer, name, NoAttention(getattr(layer, name).layer_idx))
+        norms += ["input_layernorm", "ln_1", "self_attn_layer_norm"]
+    if not shape["ffn"]:
+        if hasattr(layer, "mlp"):
+            layer.mlp = NoFeedForward()
+        else:
+            layer.fc1, layer.fc2 = nn.Identity(), NoFeedForward()
+        norms += ["ln_2", "final_layer_norm"]
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    # gemma has a norm of this name behind attention, others before the FFN.
+    belongs_to = "query_heads" if hasattr(layer, "pre_feedforward_layernorm") else "ffn"
+    if not shape[belongs_to]:
+        norms.append("post_attention_layernorm")
+    for name in norms:
+        if hasattr(layer, name):
+            setattr(layer, name, nn.Identity())
+
+
+class NoAttention(nn.Module):
+    """In the place of attention that was removed: adds nothing."""
+
+    def __init__(self, layer_idx):
+        super().__init__()
+        self.layer_idx = layer_idx
+
+    def forward(self, hidden_states, past_key_values=None, layer_past=None, **kwargs):
+        """Zeros, and no attention weights."""
+        cache = layer_past if past_key_values is None else past_key_values
+        if cache is not None:  # Models ask the first layer's cache how many tokens there are.
+            empty = hidden_states.new_zeros(len(hidden_states), 1, hidden_states.shape[1], 1)
+            cache.update(empty, empty, self.layer_idx)
+        return torch.zeros_like(hidden_states), None
+
+
+class NoFeedForward(nn.Module):
+    """In the place of an FFN that was removed: adds nothing."""
+
+    def forward(self, hidden_states):
+        """Zeros."""
+        return torch.zeros_like(hidden_states)
 
 
 def attention_of(layer):
     """The attention module of a layer."""
-    for name in ("self_attn", "attn", "attention"):
+    for name in ATTENTIONS:
         if hasattr(layer, name):
             return getattr(layer, name)
     raise ValueError(f"{type(layer).__name__} has no attention that strucprune knows")
@@ -279,27 +339,83 @@ _ANY_CLASSES = {}
 
 def resize(model):
     """Give the parameters that the config lists their shapes, and tell the modules around them."""
+    known = dict(model.named_parameters())
+    for name, shape in resized(model, known).items():
+        for module, key, size in reshaped(model, name, known[name], shape):
+            if "hidden_size" not in key and not key.endswith("experts"):
+                setattr(module, key, size)
+    known |= dict(model.named_buffers())
+    for name, shape in without_experts(model, known).items():
+        for module, key, count in reshaped(model, name, known[name], shape):
+            if key.endswith("experts"):
+                setattr(module, key, count)
+
+
+def reshaped(model, name, old, shape):
+    """Give a parameter or buffer another shape; (module, attribute, new size) that may say it."""
+    path, _, attribute = name.rpartition(".")
+    module = model.get_submodule(path)
+    new = torch.empty(shape, dtype=old.dtype, device=old.device)
+    if attribute in module._parameters:
+        module._parameters[attribute] = nn.Parameter(new)
+    else:
+        module._buffers[attribute] = new
+    sizes = {was: now for was, now in zip(old.shape, shape, strict=True) if was != now}
+    around = [model.get_submodule(each) for each in (path, path.rpartition(".")[0])]
+    return [
+        (each, key, sizes[value])
+        for each in around
+        for key, value in list(vars(each).items())
+        if type(value) is int and value in sizes
+    ]
+
+
+def without_experts(model, known):
+    """Shapes of parameters and buffers by name that lost experts."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, rename_source_key
+
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    shapes = {}
+    for name, (axis, size) in model.config.strucprune.get("experts", {}).items():
+        if name not in known:
+            name, _ = rename_source_key(name, renamings, converters, model.base_model_prefix, known)
+        shape = list(known[name].shape)
+        shape[axis] = size
+        shapes[name] = shape
+    return shapes
+
+
+def resized(model, known):
+    """Shapes of parameters by name, from those of tensors: transformers may join or split these."""
     # Only here: the families above also load in releases of transformers 5 that lack these.
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import rename_source_key
+    from transformers.core_model_loading import WeightConverter, rename_source_key
 
-    rules = [
-        rule for rule in get_model_conversion_mapping(model) if isinstance(rule, WeightRenaming)
-    ]
-    known = dict(model.named_parameters())
-    for name, shape in model.config.strucprune["tensors"].items():
-        if name not in known:
-            name, _ = rename_source_key(name, rules, [], model.base_model_prefix, known)
-        old = known[name]
-        path, _, attribute = name.rpartition(".")
-        new = torch.empty(shape, dtype=old.dtype, device=old.device)
-        model.get_submodule(path)._parameters[attribute] = nn.Parameter(new)
-        sizes = {was: now for was, now in zip(old.shape, shape, strict=True) if was != now}
-        around = [model.get_submodule(each) for each in (path, path.rpartition(".")[0])]
-        for module in around:
-            for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes and "hidden_size" not in key:
-                    setattr(module, key, sizes[value])
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
+    shapes, joined = {}, {}
+    for name, shape in model.config.strucprune.get("tensors", {}).items():
+        if name in known:
+            shapes[name] = shape
+            continue
+        parameter, pattern = rename_source_key(
+            name, renamings, converters, model.base_model_prefix, known
+        )
+        if pattern is None:
+            shapes[parameter] = shape
+            continue
+        rule = joined.setdefault(parameter, copy.deepcopy(by_pattern[pattern]))
+        rule.add_tensor(parameter, name, pattern, torch.empty(shape, device="meta"))
+    for parameter, rule in joined.items():
+        made = rule.convert(parameter, model=model, config=model.config)
+        for name, value in made.items():
+            shapes[name] = tuple((value[0] if isinstance(value, list) else value).shape)
+    return shapes
 
 
 class Resized:
@@ -317,11 +433,15 @@ class Resized:
 
 
 def classes_of(family):
-    """(config class, model class) of a pruned model of any architecture, by its model type."""
+    """(config class, model class) of a pruned model of any architecture, by its model type.
+
+    "experts_" before that is of models whose layers have different numbers of experts.
+    """
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     if family not in _ANY_CLASSES:
-        base = hf.CONFIG_MAPPING[family]
+        dense_type = family.removeprefix("experts_")
+        base = hf.CONFIG_MAPPING[dense_type]
         stem = ANY + family.replace("-", "__") + "_"
 
         class Config(base):
@@ -340,7 +460,7 @@ def classes_of(family):
             config_class = Config
 
         Model.__name__ = Model.__qualname__ = f"{stem}ForCausalLM"
-        rules = get_checkpoint_conversion_mapping(family) or []
+        rules = get_checkpoint_conversion_mapping(dense_type) or []
         register_checkpoint_conversion_mapping(Config.model_type, rules, overwrite=True)
         rules = get_checkpoint_conversion_mapping(dense.__name__)
         if rules is not None:

@@ -15,6 +15,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
+
+def removal_damages(measured: Sequence[tuple[int, float]], steps: int) -> NDArray[np.float64]:
+    """Marginal damage of each removal in the order of `stay`, one expert of each group at a time.
+
+    Damage is the mean over tokens of the squared error of the layer's output. It is measured, not
+    summed up from what single experts put out: others are chosen in place of those that went, and
+    the fewer are left, the worse they fit.
+
+    Args:
+        measured: (removals, damage) of some numbers of removals, in any order.
+        steps: Removals that would leave none.
+
+    Returns:
+        (steps,), interpolated, and not decreasing: a removal never costs less than one before it.
+    """
+    points = sorted({0: 0.0, **dict(measured)}.items())
+    total = np.interp(
+        np.arange(steps + 1), [count for count, _ in points], [damage for _, damage in points]
+    )
+    return np.maximum.accumulate(np.diff(total))
+
 
 def stay(scores: Sequence[float], tokens: Sequence[int], count: int, groups: int = 1) -> list[int]:
     """The experts that stay, ascending: those of the highest scores, equally many of each group.
@@ -29,7 +53,10 @@ def stay(scores: Sequence[float], tokens: Sequence[int], count: int, groups: int
     kept: list[int] = []
     for first in range(0, len(scores), size):
         group = range(first, first + size)
-        # Of equal ones the first stay.
-        order = sorted(group, key=lambda j: (tokens[j] == 0, -scores[j], j))
-        kept += sorted(order[: count // groups])
+        kept += sorted(_order(group, scores, tokens)[size - count // groups :])
     return kept
+
+
+def _order(group: range, scores: Sequence[float], tokens: Sequence[int]) -> list[int]:
+    """Experts of a group, the first to go first; of equal ones the last."""
+    return sorted(group, key=lambda j: (tokens[j] > 0, scores[j], -j))

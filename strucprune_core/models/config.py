@@ -15,6 +15,7 @@ RopeType = Literal["default", "linear", "dynamic", "yarn", "longrope", "llama3"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 NormKind = Literal["rms", "rms_plus_one", "layer"]
 Residual = Literal["pre_norm", "post_norm", "parallel"]
+BlockKind = Literal["attention", "ffn"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +171,7 @@ class GenericLayer:
     Attributes:
         tensors: Name within the layer and shape of each tensor.
         feed_forwards: FFNs whose channels can be removed.
-        experts: Experts that can be removed; None if there are none, or the job keeps them all.
+        experts: Its routed experts; None if there are none, or it is not known which they are.
     """
 
     tensors: tuple[tuple[str, tuple[int, ...]], ...]
@@ -186,6 +187,7 @@ class Routing:
         count_keys: Keys of config.json that hold the number of experts of a layer.
         experts: That number.
         chosen: Experts that see a token.
+        chosen_from: Where that number comes from, for messages.
         groups: Experts form so many groups of equal size, one after the other.
         chosen_groups: Groups that a token's experts are chosen from.
     """
@@ -193,8 +195,65 @@ class Routing:
     count_keys: tuple[str, ...]
     experts: int
     chosen: int
+    chosen_from: str
     groups: int
     chosen_groups: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharedKeys:
+    """Keys and values of one layer that later layers attend to.
+
+    Attributes:
+        kind: Type of these layers: those of another type attend to another layer's.
+        heads: Key-value heads.
+        head_dim: Width of a head.
+    """
+
+    kind: str
+    heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOn:
+    """What a layer returns beside hidden states, for the next one.
+
+    Attributes:
+        argument: Under which name the next one takes it.
+        place: Where it is in what a layer returns.
+        columns: Most numbers of a token; there are fewer where a sequence has fewer tokens.
+        integers: Whether they are whole numbers: indices of tokens.
+    """
+
+    argument: str
+    place: int
+    columns: int
+    integers: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What is stored of a token behind its hidden states, for layers that are given more.
+
+    Attributes:
+        token_id: Whether its id is.
+        embedding: Columns of its row in the embedding's table; 0: it is not stored.
+        keys: Keys and values that later layers attend to.
+        handed: What a layer hands to the next one; None if nothing.
+    """
+
+    token_id: bool = False
+    embedding: int = 0
+    keys: tuple[SharedKeys, ...] = ()
+    handed: HandedOn | None = None
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a token."""
+        keys = sum(2 * each.heads * each.head_dim for each in self.keys)
+        handed = 0 if self.handed is None else self.handed.columns
+        return int(self.token_id) + self.embedding + keys + handed
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +268,10 @@ class GenericModel:
         keeps_scores: Whether attention holds a number for each pair of tokens and each head.
         streams: Shape of a token's hidden states between layers, where it is not one vector: they
             are stored in a row.
-        routing: Set where experts can be removed.
+        streams_axis: Where layers have them: 0: before the batch; 1: one sequence after the other,
+            as one long one; 2: behind the tokens.
+        routing: Set where it is known what experts are.
+        carried: What is stored behind them.
     """
 
     config_json: str
@@ -217,7 +279,9 @@ class GenericModel:
     layer_returns: str | tuple[str, ...]
     keeps_scores: bool = False
     streams: tuple[int, ...] = ()
+    streams_axis: int = 2
     routing: Routing | None = None
+    carried: Carried = Carried()
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +296,8 @@ class LayerConfig:
         window: Most tokens that attention sees; None: all before.
         rope: Rotary positions; None: the layer has none.
         generic: Set for a layer that runs in transformers' modules, which know the rest.
+        without: Blocks that were removed, with their norms: they add nothing to the residual
+            stream. Without both the layer hands on what it is given.
     """
 
     names: LayerNames
@@ -241,6 +307,12 @@ class LayerConfig:
     window: int | None = None
     rope: RopeConfig | None = None
     generic: GenericLayer | None = None
+    without: tuple[BlockKind, ...] = ()
+
+    @property
+    def is_removed(self) -> bool:
+        """Whether nothing is left of the layer."""
+        return len(self.without) == 2
 
     @property
     def query_heads_per_kv_head(self) -> int:

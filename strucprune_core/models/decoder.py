@@ -75,6 +75,8 @@ class Decoder:
         inputs: dict[str, SiteInput] = {}
         attention, ffn = (inputs if kind in record else None for kind in ("attention", "ffn"))
         residual, source = self.attention_half(block, hidden, weights, attention, outputs)
+        if "ffn" in block.without:
+            return LayerTrace(residual, inputs)
         added = self.ffn_half(block, source, weights, ffn, outputs)
         return LayerTrace(self.join(block, residual, added, weights), inputs)
 
@@ -90,6 +92,8 @@ class Decoder:
 
         `inputs` receives the input of attention's site, `outputs` its output.
         """
+        if "attention" in block.without:
+            return hidden, hidden
         names = block.names
         post_norm = self.config.residual == "post_norm"
         x = hidden if post_norm else self._norm(names.attention_norm, hidden, weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -18,14 +20,24 @@ class ExpertSource(StoredSource):
         dense: The tensors.
         config: The dense model.
         kept: The experts that stay.
+        repaired: Gives a tensor that was repaired, in its file's dtype; None for any other.
     """
 
-    def __init__(self, dense: WeightSource, config: ModelConfig, kept: Kept) -> None:
-        self._dense = dense
+    def __init__(
+        self,
+        dense: WeightSource,
+        config: ModelConfig,
+        kept: Kept,
+        repaired: Callable[[str], Tensor | None] = lambda name: None,
+    ) -> None:
+        self._dense, self._repaired = dense, repaired
         self._origins = origins(config, kept)
 
     def stored(self, name: str) -> Tensor:
         """A whole tensor, as the files store it."""
+        repaired = self._repaired(name)
+        if repaired is not None:
+            return repaired
         origin = self._origins.get(name, Origin(name))
         tensor = self._dense.tensor(origin.name, dtype=None)
         if origin.axis is None:
@@ -34,6 +46,9 @@ class ExpertSource(StoredSource):
 
     def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor: of the dense one only those that they come from are read."""
+        repaired = self._repaired(name)
+        if repaired is not None:
+            return repaired[start:stop]
         origin = self._origins.get(name, Origin(name))
         if origin.axis is None:
             return self._dense.rows(origin.name, start, stop, dtype=None)

@@ -26,9 +26,9 @@ _LEAST_OF_GROUP = 2
 
 
 def routing_of(config: ModelConfig) -> Routing:
-    """How tokens choose among the experts of a model that was read for a job on experts."""
+    """How tokens choose among the experts of a model in which it is known what they are."""
     if config.generic is None or config.generic.routing is None:
-        raise TypeError("not a model whose experts can be removed")
+        raise TypeError("not a model whose experts are known")
     return config.generic.routing
 
 
@@ -44,6 +44,17 @@ def least_kept(routing: Routing) -> int:
     if routing.groups > 1:
         of_group = max(of_group, _LEAST_OF_GROUP)
     return of_group * routing.groups
+
+
+def _needed(routing: Routing) -> str:
+    """Why so many experts must stay."""
+    chosen = f"a token chooses {routing.chosen} ({routing.chosen_from})"
+    if routing.groups == 1:
+        return chosen
+    return (
+        f"{chosen} from {routing.chosen_groups} of {routing.groups} groups, and a group is judged "
+        f"by its {_LEAST_OF_GROUP} best"
+    )
 
 
 def expert_parameters(config: ModelConfig, layer: int) -> int:
@@ -73,6 +84,12 @@ def kept_count(
     total = routing.experts
     share = max(min_keep_fraction, 1.0 - max_layer_sparsity)
     floor = max(least_kept(routing), math.ceil(share * total - 1e-9))
+    if least_kept(routing) >= total:
+        raise InvalidSpec(
+            f"no expert can be removed: of {total} experts {_needed(routing)}",
+            field="pruning.structures",
+            remedy="Remove FFN channels instead.",
+        )
     possible = [count for count in range(step, total, step) if count >= floor]
     if not possible:
         raise InvalidSpec(
@@ -91,31 +108,59 @@ def kept_count(
     if wanted < possible[0] - step / 2:
         most = 1.0 - possible[0] / total
         raise InvalidSpec(
-            f"at most {total - possible[0]} of {total} experts can be removed: a token needs "
-            f"{routing.chosen}, and pruning.min_keep_fraction and its like hold",
+            f"at most {total - possible[0]} of {total} experts can be removed: "
+            f"{_needed(routing)}, and pruning.min_keep_fraction and its like hold",
             field="pruning.sparsity",
             remedy=f"Ask for at most {math.floor(most * 1e4) / 1e4:g}.",
         )
     return min(possible, key=lambda count: (abs(count - wanted), -count))
 
 
-def first_experts(config: ModelConfig, count: int) -> list[list[int]]:
-    """So many experts of every layer that has some, the first of each group."""
-    routing = routing_of(config)
-    size, stay = routing.experts // routing.groups, count // routing.groups
-    kept = [group * size + number for group in range(routing.groups) for number in range(stay)]
-    return [kept if experts_of(config, layer) is not None else [] for layer in range(config.layers)]
+def first_experts(config: ModelConfig, counts: Sequence[int]) -> list[list[int]]:
+    """So many experts of each layer, if it has some, the first of each group."""
+    groups = routing_of(config).groups
+
+    def first(experts: Experts, count: int) -> list[int]:
+        size, stay = experts.count // groups, count // groups
+        return [group * size + number for group in range(groups) for number in range(stay)]
+
+    return [
+        [] if experts is None else first(experts, count)
+        for experts, count in zip(
+            (experts_of(config, layer) for layer in range(config.layers)), counts, strict=True
+        )
+    ]
 
 
-def without_experts(config: ModelConfig, kept: Kept) -> ModelConfig:
-    """The model with these experts alone."""
+def removed_share(config: ModelConfig, kept: Kept) -> float:
+    """Share of the routed experts' parameters that goes."""
+    each = [expert_parameters(config, layer) for layer in range(config.layers)]
+    held = [experts_of(config, layer) for layer in range(config.layers)]
+    before = sum(
+        size * (0 if has is None else has.count) for size, has in zip(each, held, strict=True)
+    )
+    after = sum(size * len(stay) for size, stay in zip(each, kept, strict=True))
+    return 1.0 - after / before
+
+
+def without_experts(config: ModelConfig, kept: Kept, *, equally: bool = True) -> ModelConfig:
+    """The model with these experts alone.
+
+    Args:
+        config: The dense model.
+        kept: The experts that stay.
+        equally: Whether every layer keeps equally many, and config.json says how many. Else it
+            says the dense number, and what layers have is in a section of our own.
+    """
     routing, generic = routing_of(config), config.generic
     assert generic is not None  # noqa: S101 - it has a routing
-    (count,) = {len(each) for each in kept if each}
     blocks = [
         replace(block, generic=_with(block.generic, len(each)))
         for block, each in zip(config.blocks, kept, strict=True)
     ]
+    if not equally:
+        return replace(config, blocks=tuple(blocks))
+    (count,) = {len(each) for each in kept if each}
     raw = with_count(json.loads(generic.config_json), routing, count)
     return replace(
         config,
@@ -170,6 +215,19 @@ def origins(config: ModelConfig, kept: Kept) -> dict[str, Origin]:
             rest = range(experts.count, shapes[name][axis])
             found[full] = Origin(full, axis, (*stay, *rest))
     return found
+
+
+def expert_tensors(config: ModelConfig) -> dict[str, int]:
+    """The layer of each tensor that changes with the number of experts, by name."""
+    return {
+        tensor_name(config, layer, role): layer
+        for layer in range(config.layers)
+        if (experts := experts_of(config, layer)) is not None
+        for role in (
+            *(name for name, _ in experts.sliced),
+            *(name.format(number) for name in experts.own for number in range(experts.count)),
+        )
+    }
 
 
 def _with(generic: GenericLayer | None, count: int) -> GenericLayer | None:

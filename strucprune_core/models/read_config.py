@@ -27,7 +27,7 @@ from strucprune_core.models.generic.expert_table import (
     expert_refusal,
     expert_table,
 )
-from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX, family_of
 from strucprune_core.models.tensors import allowance, with_full_names
 
 # Keys by which classes of transformers count experts.
@@ -53,7 +53,7 @@ def read_config(
         InvalidCheckpoint: config.json and the files contradict each other.
         InvalidSpec: the model's experts cannot be removed, or it has none.
     """
-    if experts or _has_experts_alone(index.config):
+    if experts or _has_experts_alone(index.config) or _has_counts(index.config):
         return _read_with_experts(index)
     if _is_own(index.config):
         config = parse_config(index.config)
@@ -62,7 +62,9 @@ def read_config(
     found = _architecture(index.config).named_as_in(index.tensors)
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
-    return describe(index.config, shapes, found), index
+    entry = expert_architecture(str(_family(index.config)))
+    pattern = None if entry is None else entry.pattern
+    return describe(index.config, shapes, found, pattern), index
 
 
 def _with_drafting(config: ModelConfig, index: CheckpointIndex) -> ModelConfig:
@@ -78,6 +80,11 @@ def _has_experts_alone(raw: RawConfig) -> bool:
     if family is None or family in FAMILIES or architecture(family) is not None:
         return False
     return expert_architecture(family) is not None
+
+
+def _has_counts(raw: RawConfig) -> bool:
+    """Whether layers of a model have lost different numbers of experts."""
+    return str(raw.get("model_type")).startswith(EXPERTS_PREFIX)
 
 
 def _read_with_experts(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
@@ -106,7 +113,7 @@ def _expert_architecture(raw: RawConfig) -> ExpertArchitecture:
     """
     model_type, family = raw.get("model_type"), _family(raw)
     found = None if family is None else expert_architecture(family)
-    if found is not None and model_type != family:
+    if found is not None and model_type != family and not _has_counts(raw):
         raise _no_experts(
             "the model was pruned before, and its experts have widths that no class of "
             "transformers knows",
@@ -152,17 +159,17 @@ def ties_head(raw: RawConfig) -> bool:
     """Whether config.json says that the head is the embedding."""
     if _is_own(raw):
         return parse_config(raw).tie_word_embeddings
-    experts = expert_architecture(str(raw.get("model_type")))
+    experts = expert_architecture(str(_family(raw)))
     return says_tied(raw, _architecture(raw) if experts is None else experts.architecture)
 
 
 def _family(raw: RawConfig) -> str | None:
     model_type = raw.get("model_type")
-    return model_type.removeprefix(PRUNED_PREFIX) if isinstance(model_type, str) else None
+    return family_of(model_type) if isinstance(model_type, str) else None
 
 
 def _is_own(raw: RawConfig) -> bool:
-    return _family(raw) in FAMILIES
+    return _family(raw) in FAMILIES and not _has_counts(raw)
 
 
 def _architecture(raw: RawConfig) -> Architecture:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
+from strucprune_core.models.generic.layer_tensors import LayerTensors
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -81,10 +82,10 @@ class ModelStream:
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:
         """The same with every tensor resident, to compute gradients."""
-        return {
-            role: self.tensor(tensor_name(self.config, index, role))
+        return LayerTensors(
+            (role, self.tensor(tensor_name(self.config, index, role)))
             for role in layer_tensors(self.config, index)
-        }
+        )
 
     def tensor(self, name: str) -> Tensor:
         """A whole tensor, float32, on the device."""
@@ -115,6 +116,8 @@ class ModelStream:
     ) -> LayerTrace:
         """One layer on a micro-batch on the device, (b, n, d); autograd may follow it."""
         block = self.config.blocks[layer]
+        if block.is_removed:
+            return LayerTrace(hidden, {})
         if self.modules is None or block.generic is None:
             return Decoder(self.config).forward_layer(block, hidden, weights, record=record)
         each = block.generic.feed_forwards if "ffn" in record else ()

@@ -18,7 +18,15 @@ from typing import Literal
 from strucprune_core.models.config import FeedForward, GenericLayer, LayerConfig, ModelConfig
 from strucprune_core.models.tensors import layer_tensors
 
-StructureKind = Literal["ffn_channels", "kv_groups", "query_heads", "experts"]
+StructureKind = Literal[
+    "ffn_channels",
+    "kv_groups",
+    "query_heads",
+    "experts",
+    "attention_blocks",
+    "ffn_blocks",
+    "layers",
+]
 SiteKind = Literal["ffn", "attention"]
 
 
@@ -89,16 +97,17 @@ class Site:
 def sites(config: ModelConfig, layer: int, kinds: Sequence[StructureKind]) -> list[Site]:
     """The sites of a layer, for the kinds of structures that may be removed.
 
-    Experts are no sites: they go whole, and nothing is solved again (see `models.experts`).
+    Experts and blocks are no sites: they go whole, and nothing of them is solved again (see
+    `models.experts` and `models.blocks`).
     """
-    generic = config.blocks[layer].generic
-    if generic is not None:
-        each = generic.feed_forwards if "ffn_channels" in kinds else ()
+    block = config.blocks[layer]
+    if block.generic is not None:
+        each = block.generic.feed_forwards if "ffn_channels" in kinds else ()
         return [_generic_site(config, layer, feed_forward) for feed_forward in each]
     all_sites: list[Site] = []
-    if "ffn_channels" in kinds:
+    if "ffn_channels" in kinds and "ffn" not in block.without:
         all_sites += _ffn_sites(config, layer)
-    if "kv_groups" in kinds or "query_heads" in kinds:
+    if ("kv_groups" in kinds or "query_heads" in kinds) and "attention" not in block.without:
         all_sites.append(_attention_site(config, layer, whole_groups="kv_groups" in kinds))
     return all_sites
 
@@ -148,7 +157,7 @@ def _shrunk(block: LayerConfig, generic: GenericLayer, kept: dict[str, int]) -> 
     return replace(
         block,
         ffn_widths=tuple(each.channels for each in feed_forwards),
-        generic=GenericLayer(tuple(shapes.items()), tuple(feed_forwards)),
+        generic=replace(generic, tensors=tuple(shapes.items()), feed_forwards=tuple(feed_forwards)),
     )
 
 

@@ -90,12 +90,22 @@ def tensor_name(config: ModelConfig, layer: int, role: str) -> str:
     return config.names.layer.format(layer) + role
 
 
+def down_role(config: ModelConfig, layer: int) -> str:
+    """Role of the matrix after the activation in the FFN of a layer without experts."""
+    return f"{config.blocks[layer].names.down}.weight"
+
+
 def layer_tensors(config: ModelConfig, layer: int) -> Shapes:
     """Roles (names within the layer) and shapes of one decoder layer's tensors."""
     block = config.blocks[layer]
     if block.generic is not None:
-        return dict(block.generic.tensors)
-    return {**_attention(config, block), **_ffn(config, block), **_norms(config, block)}
+        return {} if block.is_removed else dict(block.generic.tensors)
+    tensors: Shapes = {}
+    if "attention" not in block.without:
+        tensors |= _attention(config, block)
+    if "ffn" not in block.without:
+        tensors |= _ffn(config, block)
+    return tensors | _norms(config, block)
 
 
 def _attention(config: ModelConfig, block: LayerConfig) -> Shapes:
@@ -132,12 +142,11 @@ def _ffn(config: ModelConfig, block: LayerConfig) -> Shapes:
 
 def _norms(config: ModelConfig, block: LayerConfig) -> Shapes:
     names = block.names
-    norms = (
-        names.attention_norm,
-        names.attention_output_norm,
-        names.ffn_norm,
-        names.ffn_output_norm,
-    )
+    norms: list[str | None] = []
+    if "attention" not in block.without:
+        norms += [names.attention_norm, names.attention_output_norm]
+    if "ffn" not in block.without:
+        norms += [names.ffn_norm, names.ffn_output_norm]
     tensors: Shapes = {}
     for name in norms:
         if name is not None:

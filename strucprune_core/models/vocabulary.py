@@ -74,7 +74,8 @@ def _embed_generic(
         part = slice(start, start + step)
         table = stream.load(rows[part].reshape(-1, rows.shape[-1]))
         ids = torch.arange(len(table), device=stream.device).view(-1, length)
-        out[part] = modules.embed(ids, table).cpu().numpy()
+        given = torch.from_numpy(tokens[part].astype(np.int64)).to(stream.device)
+        out[part] = modules.embed(ids, table, given).cpu().numpy()
 
 
 @torch.inference_mode()

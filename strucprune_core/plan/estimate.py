@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,20 +14,29 @@ from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
 from strucprune_core.method.allocation.uniform import allocate_uniformly
+from strucprune_core.models.blocks import blocks_of, without_blocks
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import (
+    expert_parameters,
     experts_of,
     first_experts,
-    routing_of,
+    removed_share,
     without_experts,
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.plan.blocks import estimated_removal, removable_parameters
 from strucprune_core.plan.deviations import batch_warning, drafting_warning, sparsity_warning
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
-from strucprune_core.plan.sites import keeps_drafting, kept_experts, plan_sites, pruned_config
+from strucprune_core.plan.sites import (
+    keeps_drafting,
+    kept_experts,
+    likely_experts,
+    plan_sites,
+    pruned_config,
+)
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -146,27 +156,45 @@ def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     if pruning.removes_experts:
         return _removed_experts(pruning, facts)
     gone, reached = _removed_parameters(pruning, config)
-    first = plan_sites(config, pruning)[0]
-    stored = index.tensors[tensor_name(config, first.layer, first.site.output.role)]
+    stored = index.tensors[next(iter(_removable_tensors(pruning, config)))]
     return gone, gone * DTYPE_BYTES[stored.dtype], reached
 
 
+def _removable_tensors(pruning: PruningSpec, config: ModelConfig) -> Iterator[str]:
+    """Names of matrices of which something goes."""
+    for place in plan_sites(config, pruning):
+        yield tensor_name(config, place.layer, place.site.output.role)
+    for block in blocks_of(config, pruning.structures):
+        left = layer_tensors(without_blocks(config, [block]), block.layer)
+        for role, shape in layer_tensors(config, block.layer).items():
+            if role not in left and len(shape) > 1:
+                yield tensor_name(config, block.layer, role)
+
+
 def _removed_experts(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
-    """The same of experts: how many stay is known, and so are all shapes."""
+    """The same of experts: how many stay of each layer, or of all of them, is known."""
     config, tensors = facts.config, facts.index.tensors
-    count = kept_experts(pruning, config)
-    pruned = without_experts(config, first_experts(config, count))
+    equally = pruning.layout == "uniform"
+    if equally:
+        counts = [kept_experts(pruning, config)] * config.layers
+    else:
+        counts = likely_experts(pruning, config)
+    kept = first_experts(config, counts)
+    pruned = without_experts(config, kept, equally=equally)
     left = expected_tensors(pruned)
     gone = {
         name: math.prod(shape) - math.prod(left.get(name, (0,)))
         for name, shape in expected_tensors(config).items()
     }
     size = sum(number * DTYPE_BYTES[tensors[name].dtype] for name, number in gone.items())
-    return sum(gone.values()), size, 1.0 - count / routing_of(config).experts
+    return sum(gone.values()), size, removed_share(config, kept)
 
 
 def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int, float]:
     """Parameters that are removed, and their share of those that may be."""
+    if pruning.removes_blocks:
+        gone = estimated_removal(config, pruning)
+        return gone, gone / removable_parameters(config, pruning)
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
@@ -183,19 +211,27 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
 
 
 def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
-    """Bytes of an export if all layers lose the same share."""
+    """Bytes of an export if all layers lose the same share; of blocks, as if all had one size."""
     config, pruning = facts.config, spec.pruning
+    if pruning.removes_blocks:
+        gone, _ = _removed_parameters(pruning, config)
+        whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
+        return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
-    pruned = pruned_config(config, pruning, planned, list(kept))
+    return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
+
+
+def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
+    """Bytes of a model in the form of an export."""
 
     def stored(name: str) -> str:
         return facts.index.tensors[name].dtype
 
     if export == "gguf":
-        return sum(tensor.size_bytes for tensor in plan_tensors(pruned, stored))
-    shapes = expected_tensors(padded(pruned))
+        return sum(tensor.size_bytes for tensor in plan_tensors(config, stored))
+    shapes = expected_tensors(padded(config))
     return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
 
 
@@ -208,7 +244,24 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> i
     grams = sum(width * width for width in columns) * FP32_BYTES
     # Solved layers, which are kept to resume from until the shards are assembled.
     solved = sum(columns) * config.hidden_size * FP32_BYTES
-    return streams + grams + solved + _training_bytes(spec, config) + result_bytes
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return streams + grams + solved + trained + result_bytes
+
+
+def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """Both streams before and after a layer, what its experts are given and give, and the result.
+
+    Down matrices are at most half of the experts.
+    """
+    if not spec.pruning.expert_repair:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    experts = sum(
+        expert_parameters(config, layer) * has.count
+        for layer in range(config.layers)
+        if (has := experts_of(config, layer)) is not None
+    )
+    return FP32_BYTES * (8 * tokens * config.hidden_size + experts // 2)
 
 
 def _training_bytes(spec: JobSpec, config: ModelConfig) -> int:

@@ -9,6 +9,7 @@
                                  price.1 ── (further rounds) ── allocate
     allocate ── solve.l ──────────────────────────────────────┬─ assemble.s ─┬─ verify
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
+                       refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
@@ -21,9 +22,15 @@ reviewed:
 
     price.r ─ trial.r.0 ─ trial.r.1 ─ … ─ trial.r.L-1 ─ review.r.g ─ price.r+1
 
+A job that removes blocks measures them one after another before it allocates; if it removes nothing
+else, there are neither curves nor prices:
+
+    capture.L-1 ── block_probe.g ── drop.1 ── drop.2 ── … ── allocate
+
 A job that removes experts solves nothing, and its graph is short:
 
-    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ── assemble.s ── verify, evaluate.pruned …
+    tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
+                          └── probe.g (by choice) ──┘   └─ divergence
 
 Each unit is a pure function of the files and values named here, and finishes by writing one
 manifest (see `run.workspace`). What units leave is named in `run.artifacts`. Resuming is skipping
@@ -43,10 +50,13 @@ from strucprune_core.run.artifacts import (
     Artifacts,
     Assemble,
     BlockConfigs,
+    BlockProbe,
     Capture,
     Check,
     Curve,
     Distill,
+    Divergence,
+    Drop,
     Embed,
     Evaluate,
     EvaluationTokens,
@@ -57,6 +67,8 @@ from strucprune_core.run.artifacts import (
     Price,
     Probe,
     Recover,
+    Refit,
+    Repair,
     Replay,
     Report,
     Review,
@@ -142,16 +154,18 @@ def distill_units(steps: int) -> list[range]:
     return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
 
 
-def repaired_solution(layer: int, *, recover: bool) -> File:
+def repaired_solution(layer: int, *, recover: bool, refit: bool = False) -> File:
     """A layer's solution before the model is trained as a whole."""
+    if refit:
+        return Refit(layer).solution
     return Recover(layer).solution if recover else Solve(layer).solution
 
 
-def final_solution(layer: int, *, recover: bool, distill_steps: int) -> File:
+def final_solution(layer: int, *, recover: bool, distill_steps: int, refit: bool = False) -> File:
     """A layer's solution as it is published."""
     if distill_steps:
         return Distill(len(distill_units(distill_steps)) - 1).distilled(layer)
-    return repaired_solution(layer, recover=recover)
+    return repaired_solution(layer, recover=recover, refit=refit)
 
 
 def build_graph(
@@ -165,6 +179,9 @@ def build_graph(
     exports: Sequence[Export] = (),
     export_shards: Sequence[Iterable[int]] = (),
     distill_steps: int = 0,
+    blocks: int = 0,
+    sites: bool = True,
+    refit: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -181,21 +198,27 @@ def build_graph(
         exports: Further forms of the result.
         export_shards: The same of each file of the export `block_configs`.
         distill_steps: Steps that the whole model is trained for.
+        blocks: The most blocks that go whole.
+        sites: Whether anything but whole blocks is removed.
+        refit: Whether matrices behind removed blocks are solved again.
     """
     solutions = [
-        final_solution(layer, recover=recover, distill_steps=distill_steps)
+        final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
         for layer in range(layers)
     ]
     checkpoint = _checkpoint_files(shards)
     exported = {each: _export_files(each, layers, export_shards) for each in exports}
     units = [
         *_inspection(evaluate=evaluate),
-        *_calibration(layers),
-        *_allocation(layers, energy, rounds, distill=distill_steps > 0),
-        *(_solve(layer) for layer in range(layers)),
+        *_calibration(layers, sites=sites),
+        *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
+        *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
-        *(_distillation(layers, distill_steps, recover=recover) if distill_steps else ()),
+        *(_refits(layers) if refit else ()),
     ]
+    if distill_steps:
+        given = [repaired_solution(n, recover=recover, refit=refit) for n in range(layers)]
+        units += _distillation(layers, distill_steps, given)
     every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
     writers = [_write(file, held, solutions) for file, held in every_file]
     judges = [
@@ -208,31 +231,78 @@ def build_graph(
 
 
 def build_experts_graph(
-    *, layers: int, shards: Sequence[Iterable[int]], evaluate: bool
+    *,
+    layers: int,
+    shards: Sequence[Iterable[int]],
+    energy: Energy,
+    evaluate: bool,
+    repair: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
     Args:
         layers: Decoder layers of the model.
-        shards: Files of the pruned checkpoint.
+        shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
+        energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        repair: Whether the experts that stay are repaired.
     """
+    probes = _expert_probes(layers) if energy == "kl_probe" else []
+    probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
+    dense = Route(layers - 1).hidden
+    repairs = [_repair(layer) for layer in range(layers)] if repair else []
+    repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
+    reads = [windows, dense, *repaired]
+    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
-        _judge(Verify(), [], checkpoint),
+        _judge(Verify(), repaired, checkpoint),
     ]
     return [
         *_inspection(evaluate=evaluate),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
-        _unit(Select(), Phase.ALLOCATING, after=[Route(layer).unit for layer in range(layers)]),
-        *(_unit(file, Phase.UPLOADING, after=chosen) for file in checkpoint),
+        *probes,
+        _unit(
+            Select(),
+            Phase.ALLOCATING,
+            after=[*(Route(layer).unit for layer in range(layers)), *(p.name for p in probes)],
+            releases=probed,
+        ),
+        *repairs,
+        divergence,
+        *(
+            _unit(
+                file,
+                Phase.UPLOADING,
+                after=chosen,
+                reads=[repaired[layer] for layer in held] if repair else [],
+            )
+            for file, held in checkpoint.items()
+        ),
         *judges,
-        _report(judges, [*checkpoint]),
+        _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _expert_probes(layers: int) -> list[Unit]:
+    """Remove experts of each layer alone."""
+    units: list[Unit] = []
+    for number, group in enumerate(probe_groups(layers)):
+        reads = [Route(layers - 1).hidden, *(Route(layer).probe_input for layer in group)]
+        units.append(_unit(Probe(number), Phase.ALLOCATING, reads=reads))
+    return units
+
+
+def _repair(layer: int) -> Unit:
+    """Change the experts that stay, on what the layers before make of the text."""
+    before = [Repair(layer - 1).streams] if layer else [Tokens().calibration]
+    after = [Select().unit]
+    releases = before if layer else []
+    return _unit(Repair(layer), Phase.SOLVING, after=after, reads=before, releases=releases)
 
 
 def _route(layer: int) -> Unit:
@@ -269,13 +339,13 @@ def _inspection(*, evaluate: bool) -> list[Unit]:
     return units
 
 
-def _calibration(layers: int) -> list[Unit]:
+def _calibration(layers: int, *, sites: bool) -> list[Unit]:
     """The dense model on the calibration text, and what its statistics say of each layer."""
     windows = Tokens().calibration
     return [
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_capture(layer) for layer in range(layers)),
-        *(_curve(layer) for layer in range(layers)),
+        *(_curve(layer) for layer in range(layers) if sites),
     ]
 
 
@@ -288,17 +358,44 @@ def _curve(layer: int) -> Unit:
     return _unit(Curve(layer), Phase.ALLOCATING, reads=[Capture(layer).grams])
 
 
-def _allocation(layers: int, energy: Energy, rounds: int, *, distill: bool) -> list[Unit]:
-    """Measure energies, and set the price in rounds."""
+def _allocation(
+    layers: int, energy: Energy, rounds: int, *, distill: bool, blocks: int, sites: bool
+) -> list[Unit]:
+    """Measure energies, set the price in rounds, and measure blocks."""
+    if not sites:
+        dropped = _drops(blocks, layers, [])
+        return [*dropped, _allocate(0, layers, dropped, distill=distill)]
     measured = _energies(energy, layers)
     units = [*measured, _price(1, layers, measured)]
+    if blocks:
+        units += _drops(blocks, layers, [units[-1]])
     for number in range(1, rounds + 1):
         if rounds > 1:
             units += [_trial(number, layer, layers) for layer in range(layers)]
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, reviews)]
-    return [*units, _allocate(rounds, layers, distill=distill)]
+    return [*units, _allocate(rounds, layers, units[-1:] if blocks else [], distill=distill)]
+
+
+def _drops(blocks: int, layers: int, after: list[Unit]) -> list[Unit]:
+    """Measure the dense model without each block, and remove one after another."""
+    hidden = Capture(layers - 1).hidden
+    probes = [
+        _unit(
+            BlockProbe(number),
+            Phase.ALLOCATING,
+            reads=[hidden, Capture(group.start).probe_input],
+        )
+        for number, group in enumerate(probe_groups(layers))
+    ]
+    before = [unit.name for unit in (*after, *probes)]
+    steps: list[Unit] = []
+    for number in range(1, blocks + 1):
+        reads = [hidden, Capture(0).probe_input]
+        steps.append(_unit(Drop(number), Phase.ALLOCATING, after=before, reads=reads))
+        before = [steps[-1].name]
+    return [*probes, *steps]
 
 
 def _energies(energy: Energy, layers: int) -> list[Unit]:
@@ -375,9 +472,17 @@ def _streams(number: int, layers: int) -> list[File]:
     return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
-def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
-    """Choose a round. Distillation still needs what the dense model made of the text."""
+def _allocate(rounds: int, layers: int, dropped: list[Unit], *, distill: bool) -> Unit:
+    """Choose a round, and blocks. Distillation still needs what the dense model made of the text.
+
+    Args:
+        rounds: Times the price was set; 0 if blocks alone are removed.
+        layers: Decoder layers.
+        dropped: The steps of removing blocks.
+        distill: Whether the model is trained as a whole.
+    """
     after = [Price(number).unit for number in range(1, rounds + 1)]
+    after += [unit.name for unit in dropped]
     releases = [] if distill else [Capture(layers - 1).hidden]
     if rounds > 1:
         after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
@@ -385,13 +490,14 @@ def _allocate(rounds: int, layers: int, *, distill: bool) -> Unit:
     return _unit(Allocate(), Phase.ALLOCATING, after=after, releases=releases)
 
 
-def _solve(layer: int) -> Unit:
+def _solve(layer: int, *, sites: bool) -> Unit:
     capture = Capture(layer)
+    curves = [Curve(layer).curves] if sites else []
     return _unit(
         Solve(layer),
         Phase.SOLVING,
         after=[Allocate().unit],
-        reads=[capture.grams, capture.holdout, Curve(layer).curves],
+        reads=[capture.grams, capture.holdout, *curves],
         releases=[capture.grams, capture.holdout, capture.probe_input],
     )
 
@@ -405,10 +511,19 @@ def _recovery(layers: int) -> list[Unit]:
     return units
 
 
-def _distillation(layers: int, steps: int, *, recover: bool) -> list[Unit]:
+def _refits(layers: int) -> list[Unit]:
+    """Solve matrices behind removed blocks again, on what the layers before make of the text."""
+    windows = Tokens().calibration
+    units = [_unit(Replay(), Phase.SOLVING, after=[Allocate().unit], reads=[windows])]
+    for layer in range(layers):
+        reads = [Refit(layer).entering, Solve(layer).solution]
+        units.append(_unit(Refit(layer), Phase.SOLVING, reads=reads, releases=reads))
+    return units
+
+
+def _distillation(layers: int, steps: int, given: list[File]) -> list[Unit]:
     """Train on from the unit before; the last one writes what is to be assembled."""
     dense = Capture(layers - 1).hidden
-    given = [repaired_solution(layer, recover=recover) for layer in range(layers)]
     last = len(distill_units(steps)) - 1
     units: list[Unit] = []
     for number in range(last + 1):

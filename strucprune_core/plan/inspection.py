@@ -32,6 +32,7 @@ from strucprune_core.errors import (
 )
 from strucprune_core.export.checks import check_export
 from strucprune_core.method.allocation.budget import (
+    WidthRule,
     out_of_reach,
     reachable_budget,
     reachable_sparsity,
@@ -40,16 +41,25 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.tensors import check_tensors
+from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
-from strucprune_core.plan.sites import energy_of, kept_experts, plan_sites, pruned_config
+from strucprune_core.plan.removable_layers import check_layers_removable
+from strucprune_core.plan.sites import (
+    energy_of,
+    kept_experts,
+    plan_experts,
+    plan_sites,
+    pruned_config,
+)
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
-from strucprune_core.storage.uri import contains
+from strucprune_core.storage.uri import contains, may_be_hub_id
 from strucprune_core.storage.versions import version_of
 
 OpenStore = Callable[[str], InspectableStore]
@@ -121,6 +131,24 @@ def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
         )
     return ModelFacts(index, config)
+
+
+def read_model(uri: str, open_store: OpenStore, *, experts: bool = False) -> ModelFacts:
+    """`inspect_model` of the model at a URI. Errors name the field `model.uri`.
+
+    Raises:
+        StrucPruneError: as `inspect_model`; `org/name` that is no directory is offered as `hf://`.
+    """
+    with naming_field("model.uri"):
+        try:
+            return inspect_model(open_store(uri), experts=experts)
+        except ObjectNotFound as error:
+            if not may_be_hub_id(uri):
+                raise
+            raise ObjectNotFound(
+                error.message,
+                remedy=f"For the model of the Hugging Face hub, use hf://{uri}.",
+            ) from error
 
 
 def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
@@ -253,15 +281,20 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             fit a model whose layers already differ.
     """
     if pruning.removes_experts:
-        kept_experts(pruning, config)
+        _check_experts(pruning, config)
         return
-    if pruning.layout == "uniform" and len({shape_of(block) for block in config.blocks}) > 1:
+    whole_layers = pruning.removes_blocks and config.model_type == config.family
+    differ = len({shape_of(block) for block in config.blocks}) > 1
+    if pruning.layout == "uniform" and differ and not whole_layers:
         raise InvalidSpec(
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
         )
     _check_layers(pruning, config)
+    if pruning.removes_blocks:
+        check_blocks(config, pruning)
+        return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
@@ -288,13 +321,35 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
     reachable_budget(pruning.sparsity, widths, parameters, rules)
+    _check_step(pruning.sparsity, widths, parameters, rules)
+
+
+def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
+    """Check that so many experts can go."""
+    if pruning.layout == "uniform":
+        kept_experts(pruning, config)
+        return
+    _check_layers(pruning, config)
+    places = plan_experts(config, pruning)
+    widths = [place.steps for place in places]
+    parameters = [place.parameters for place in places]
+    rules = [place.rule for place in places]
+    reachable_budget(pruning.sparsity, widths, parameters, rules)
+    _check_step(pruning.sparsity, widths, parameters, rules)
+
+
+def _check_step(
+    sparsity: float, widths: list[int], parameters: list[int], rules: list[WidthRule]
+) -> None:
+    """Check that a sparsity is not nearer to nothing than to the smallest step."""
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     steps = [
         (width - rule.widths(width)[1]) * each
         for width, each, rule in zip(widths, parameters, rules, strict=True)
         if rule.floor(width) < width
     ]
-    if min(steps) > 2 * pruning.sparsity * total:
-        raise too_small(pruning.sparsity, min(steps) / total)
+    if min(steps) > 2 * sparsity * total:
+        raise too_small(sparsity, min(steps) / total)
 
 
 def check_generic(spec: JobSpec, config: ModelConfig) -> None:
@@ -305,9 +360,17 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
     """
     if config.generic is None:
         return
+    if config.model_type.startswith(EXPERTS_PREFIX):
+        raise InvalidSpec(
+            "layers of the model have lost different numbers of experts, and it cannot be pruned "
+            "again",
+            field="model.uri",
+            remedy="Prune the dense model again; or remove its FFN channels first, and then "
+            "experts.",
+        )
     pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if kinds == {"ffn_channels"} and not plan_sites(config, pruning):
+    if "ffn_channels" in kinds and not plan_sites(config, pruning):
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
@@ -315,14 +378,16 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
             remedy="Use structures ['experts'].",
         )
     asked = {
-        "pruning.structures": kinds != {"ffn_channels"} and not experts,
-        "pruning.layout": pruning.layout == "uniform" and not experts,
+        "pruning.structures": not kinds <= {"ffn_channels", "layers"} and not experts,
+        "pruning.layout": pruning.layout == "uniform"
+        and not experts
+        and (kinds != {"layers"} or config.model_type != config.family),
         "pruning.energy": energy_of(pruning) == "gradient",
         "pruning.recover": pruning.recover is not None,
         "calibration.source": spec.calibration.source == "self",
     }
     remedies = {
-        "pruning.structures": "Use structures ['ffn_channels'].",
+        "pruning.structures": "Use structures ['ffn_channels'] or ['layers'].",
         "pruning.layout": "Use layout 'per_layer'.",
         "pruning.energy": "Use energy 'kl_probe' or 'forward'.",
         "calibration.source": "Give a text.",
@@ -433,8 +498,7 @@ def inspect_job(
         StrucPruneError: the first issue, with its field.
     """
     _check_apart(spec, open_store, workspace)
-    with naming_field("model.uri"):
-        model = inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts)
+    model = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
     for check in _model_checks(spec, model):
         check()
     if check_output:
@@ -520,7 +584,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri",
-        lambda: inspect_model(open_store(spec.model.uri), experts=spec.pruning.removes_experts),
+        lambda: read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts),
     )
     if model is not None:
         for model_check in _model_checks(spec, model):
@@ -562,6 +626,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
     checks: list[Callable[[], object]] = [
         partial(check_generic, spec, config),
+        partial(check_layers_removable, spec.pruning, config, model.index.config),
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
         *(

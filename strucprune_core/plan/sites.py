@@ -5,6 +5,7 @@ The check of a job, its estimate and its run all use this module, so they cannot
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +16,13 @@ from strucprune_core.method.allocation.rule import allocate
 from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.drafting import draft_with_experts
-from strucprune_core.models.experts import kept_count, routing_of
+from strucprune_core.models.experts import (
+    expert_parameters,
+    experts_of,
+    kept_count,
+    least_kept,
+    routing_of,
+)
 from strucprune_core.models.structures import Site, shrink, sites
 from strucprune_core.spec import CalibrationSpec, Energy, PruningSpec
 
@@ -77,7 +84,10 @@ def with_drafting(config: ModelConfig, pruning: PruningSpec) -> ModelConfig:
 def pruned_config(
     config: ModelConfig, pruning: PruningSpec, planned: list[PlannedSite], widths: list[int]
 ) -> ModelConfig:
-    """The model's shape once the planned sites keep these numbers of structures."""
+    """The model's shape once the planned sites keep these numbers of structures.
+
+    Sites of blocks that go whole keep none; `models.blocks` removes the blocks.
+    """
     kept: list[dict[str, int]] = [{} for _ in config.blocks]
     for place, width in zip(planned, widths, strict=True):
         kept[place.layer][place.site.name] = width
@@ -92,6 +102,7 @@ def allocate_widths(
     planned: list[PlannedSite],
     damages: list[NDArray[np.float64]],
     energies: list[float],
+    sparsity: float | None = None,
 ) -> Allocation:
     """Widths by the rule that is asked for.
 
@@ -100,6 +111,7 @@ def allocate_widths(
         planned: The sites.
         damages: Per site, non-decreasing marginal damage of the r-th removal.
         energies: Per site, loss per unit of damage.
+        sparsity: Of these sites, if it is not that of the job.
 
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
@@ -108,15 +120,85 @@ def allocate_widths(
         pruning.allocation,
         damages,
         energies,
-        pruning.sparsity,
+        pruning.sparsity if sparsity is None else sparsity,
         [place.rule for place in planned],
         [place.site.parameters for place in planned],
         pruning.temperature,
     )
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertLayer:
+    """A layer that loses experts, one of each group at a time.
+
+    Attributes:
+        layer: Its number.
+        steps: Experts of a group.
+        parameters: Parameters that a step removes.
+        rule: How many steps may be left.
+    """
+
+    layer: int
+    steps: int
+    parameters: int
+    rule: WidthRule
+
+
+def plan_experts(config: ModelConfig, pruning: PruningSpec) -> list[ExpertLayer]:
+    """The layers of a job that gives each one a number of experts of its own."""
+    routing = routing_of(config)
+    multiple = math.lcm(routing.groups, pruning.multiple_of) // routing.groups
+    needed = least_kept(routing) / routing.experts
+    return [
+        ExpertLayer(
+            layer,
+            experts.count // routing.groups,
+            expert_parameters(config, layer) * routing.groups,
+            WidthRule(max(needed, _kept_share(layer, pruning)), multiple),
+        )
+        for layer in range(config.layers)
+        if (experts := experts_of(config, layer)) is not None
+    ]
+
+
+def tried_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
+    """Experts that layers keep where it is tried what removing some does: all lose some.
+
+    Raises:
+        InvalidSpec: the floors do not allow the sparsity.
+    """
+    if pruning.layout == "uniform":
+        return [kept_experts(pruning, config)] * config.layers
+    counts = [0] * config.layers
+    for place in plan_experts(config, pruning):
+        most = place.steps - place.rule.floor(place.steps)
+        gone = min(most, max(1, round(pruning.sparsity * place.steps)))
+        counts[place.layer] = (place.steps - gone) * routing_of(config).groups
+    return counts
+
+
+def likely_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
+    """Experts that layers keep, of a job that gives each one a number, if all cost the same.
+
+    Raises:
+        InvalidSpec: the floors do not allow the sparsity.
+    """
+    places, groups = plan_experts(config, pruning), routing_of(config).groups
+    damages = [np.ones(place.steps) for place in places]
+    allocation = allocate(
+        "threshold",
+        damages,
+        [1.0] * len(places),
+        pruning.sparsity,
+        [place.rule for place in places],
+        [place.parameters for place in places],
+    )
+    kept = dict(zip((place.layer for place in places), allocation.widths, strict=True))
+    return [groups * kept.get(layer, 0) for layer in range(config.layers)]
+
+
 def kept_experts(pruning: PruningSpec, config: ModelConfig) -> int:
-    """Experts that every layer keeps, of a job that removes some.
+    """Experts that every layer keeps, of a job that removes equally many of each.
 
     Raises:
         InvalidSpec: the sparsity is less than one expert, or more than the floors allow.
@@ -133,5 +215,10 @@ def kept_experts(pruning: PruningSpec, config: ModelConfig) -> int:
 def _rule(layer: int, site: Site, pruning: PruningSpec) -> WidthRule:
     """Multiples of a hardware tile count for channels only: a head is wide enough by itself."""
     multiple = pruning.multiple_of if site.columns == 1 else site.lockstep
+    return WidthRule(_kept_share(layer, pruning), multiple)
+
+
+def _kept_share(layer: int, pruning: PruningSpec) -> float:
+    """Share of a layer's structures that always stays."""
     most = min(pruning.max_layer_sparsity, pruning.max_sparsity_by_layer.get(layer, 1.0))
-    return WidthRule(max(pruning.min_keep_fraction, 1.0 - most), multiple)
+    return max(pruning.min_keep_fraction, 1.0 - most)

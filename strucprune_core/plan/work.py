@@ -14,6 +14,7 @@ from functools import cached_property
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS
+from strucprune_core.models.blocks import Block
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, routing_of
 from strucprune_core.models.structures import Site
@@ -24,6 +25,7 @@ from strucprune_core.models.tiles import (
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
 )
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps, refits
 from strucprune_core.plan.graph import (
     Unit,
     build_experts_graph,
@@ -47,14 +49,19 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     passes = 3.0  # The check for finite values, the statistics, and the assembly of the result.
     partial = 0
     pruning = spec.pruning
-    if energy_of(pruning) == "kl_probe":
-        # The runs of a group of layers pass through all layers behind it.
+    if pruning.removes_blocks:
         partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
+        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
+    if energy_of(pruning) == "kl_probe" and not pruning.removes_blocks_alone:
+        # The runs of a group of layers pass through all layers behind it.
+        partial += sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
     elif energy_of(pruning) == "gradient":
         passes += 1
     if spec.evaluation is not None:
         passes += 1
-    passes += 1 if pruning.recover is not None else 0
+    passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
+    passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return round(passes * (body + ends)) + partial
 
@@ -63,7 +70,11 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
     if spec.pruning.removes_experts:
         units = build_experts_graph(
-            layers=config.layers, shards=(), evaluate=spec.evaluation is not None
+            layers=config.layers,
+            shards=(),
+            energy=energy_of(spec.pruning),
+            evaluate=spec.evaluation is not None,
+            repair=spec.pruning.expert_repair,
         )
     else:
         units = _solving_graph(spec, config)
@@ -74,8 +85,12 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
 
 
 def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    pruning = spec.pruning
     return build_graph(
         layers=config.layers,
+        blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
+        sites=not pruning.removes_blocks_alone,
+        refit=refits(pruning, config),
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
@@ -100,7 +115,7 @@ def active_weights(config: ModelConfig, layer: int) -> int:
     if block.generic is not None and block.generic.experts is not None:
         return _active_of_generic(config, layer)
     matrices = sum(math.prod(shape) for shape in shapes.values() if len(shape) == 2)
-    if block.names.router is None:
+    if block.names.router is None or "ffn" in block.without:
         return matrices
     # A token passes only a few of the experts.
     gated = 2 if block.names.gate is not None else 1
@@ -143,6 +158,10 @@ class _Work:
         self._checked = min(MODEL_CHECK_LAYERS, config.layers)
 
     @cached_property
+    def _blocks(self) -> list[Block]:
+        return candidates(self._config, self._spec.pruning)
+
+    @cached_property
     def _sites(self) -> list[list[Site]]:
         by_layer: list[list[Site]] = [[] for _ in self._layers]
         for place in plan_sites(self._config, self._spec.pruning):
@@ -161,6 +180,10 @@ class _Work:
             return {"calibration": self._tokens * self._layers[layer], "grams": self._grams(layer)}
         if unit.kind == "route":
             return {"calibration": self._tokens * self._layers[layer]}
+        if unit.kind == "repair":  # Dense, pruned, and its activations and products for repair.
+            return {"repairs": 4 * self._tokens * self._layers[layer]}
+        if unit.kind == "divergence":
+            return {"trials": self._probed * (self._body + 2 * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":
@@ -169,6 +192,10 @@ class _Work:
                 for each in probe_groups(len(self._layers))[layer]
             )
             return {"probes": self._variants(layer) + solves}
+        if unit.kind == "block_probe":
+            return {"blocks": self._without_blocks(probe_groups(len(self._layers))[layer])}
+        if unit.kind == "drop":
+            return {"blocks": self._dropping()}
         if unit.kind == "gradient":
             return {"gradients": self._gradient(layer)}
         if unit.kind == "trial":
@@ -179,6 +206,8 @@ class _Work:
             return {"solves": self._solve(layer)}
         if unit.kind == "recover":
             return {"recovery": self._recovery(layer)}
+        if unit.kind == "refit":  # Both streams; matrices of a few layers are solved.
+            return {"refits": 2 * self._tokens * self._layers[layer]}
         if unit.kind == "distill":
             return {"distillation": self._distillation(layer)}
         if unit.kind == "evaluate" and self._spec.evaluation is not None:
@@ -234,16 +263,33 @@ class _Work:
             errors += error_flops(m, d, math.ceil((1 - sparsity) * m), tokens)
         return self._ridges(layer, sparsity) + errors
 
+    def _without_blocks(self, group: range) -> int:
+        """The model without each block of some layers."""
+        layers = [block.layer for block in self._blocks if block.layer in group]
+        through = sum(sum(self._layers[layer:]) for layer in layers)
+        return self._probed * (through + len(layers) * self._head)
+
+    def _dropping(self) -> int:
+        """The model without each of a few blocks, from the middle on the average."""
+        count = min(REMEASURED_BLOCKS, len(self._blocks))
+        return self._probed * count * (self._body // 2 + self._head)
+
     def _variants(self, number: int) -> int:
         """Variants of the layers of a group, each from its layer to the model's end."""
         runs, through = 0, 0
         group = probe_groups(len(self._layers))[number]
         for layer in range(group.start, len(self._layers)):
             if layer in group:
-                runs += len({site.kind for site in self._sites[layer]})
+                runs += self._kinds(layer)
             through += runs * self._layers[layer]
         # At the end the logits of the dense model and of each variant.
         return self._probed * (through + (runs + 1) * self._head)
+
+    def _kinds(self, layer: int) -> int:
+        """Variants of a layer."""
+        if self._spec.pruning.removes_experts:
+            return int(experts_of(self._config, layer) is not None)
+        return len({site.kind for site in self._sites[layer]})
 
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1

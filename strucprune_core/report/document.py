@@ -75,6 +75,9 @@ class SparsitySummary(_Part):
     kv_heads_removed: int
     query_heads_removed: int
     experts_removed: int = 0
+    blocks_removed: int = Field(
+        default=0, description="Attention and FFN blocks that went whole; a layer has both."
+    )
     parameters_removed: int
 
 
@@ -134,6 +137,18 @@ class SiteReport(_Part):
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
+class BlockReport(_Part):
+    """A block that went whole."""
+
+    layer: int = Field(description="Its layer, by the dense model's number.")
+    structure: str = Field(description="`attention_blocks`, `ffn_blocks`, or `layers` for both.")
+    parameters: int = Field(description="What went with it.")
+    kl: float = Field(
+        description="KL divergence per token from the dense model, on held-out windows, of the "
+        "model without it and all before it, with nothing else removed."
+    )
+
+
 class RoundReport(_Part):
     """One allocation of widths, by one price."""
 
@@ -143,7 +158,7 @@ class RoundReport(_Part):
     widths: list[int] = Field(description="Structures kept, by site, layer by layer.")
     kl: float | None = Field(
         description="KL divergence per token of the model so pruned, before recovery, from the "
-        "dense one on held-out windows; null if there was one round."
+        "dense one on held-out windows; null if there was one round (but never where experts went)."
     )
     used: bool
 
@@ -154,6 +169,17 @@ class RecoveryReport(_Part):
     status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
     error_before: float | None = Field(description="Null if it is unknown.")
     error_after: float | None = Field(description="Null if unknown, or if training diverged.")
+
+
+class RefitReport(_Part):
+    """The FFN's output matrix behind a removed block, solved again on what now reaches it."""
+
+    error_before: float | None = Field(
+        description="Squared error of the layer's output on held-out tokens, relative to what the "
+        "dense layer adds; null if it is unknown."
+    )
+    error_after: float | None = Field(description="The same with the new matrix.")
+    taken: bool = Field(description="Whether the new matrix is used.")
 
 
 class DistillationReport(_Part):
@@ -167,6 +193,14 @@ class DistillationReport(_Part):
     seconds: float
 
 
+class RepairReport(_Part):
+    """Repair of a layer's experts: squared error of its output relative to its energy."""
+
+    status: str = Field(description="accepted, rejected, or why it was not tried.")
+    error_before: float | None = Field(description="On held-out text; null: not tried.")
+    error_after: float | None = Field(description="The same with the repaired experts.")
+
+
 class ExpertsReport(_Part):
     """The routed experts of a layer; lists go by their dense numbers."""
 
@@ -175,6 +209,7 @@ class ExpertsReport(_Part):
     scores: list[float] = Field(
         description="What they were ranked by: `pruning.expert_score`; 0 if no token reached one."
     )
+    repair: RepairReport | None = Field(default=None, description="Null: not asked for.")
 
     @property
     def before(self) -> int:
@@ -199,6 +234,9 @@ class LayerReport(_Part):
     kv_heads_after: int
     sites: list[SiteReport]
     recovery: RecoveryReport | None = Field(default=None, description="Null: not asked for.")
+    refit: RefitReport | None = Field(
+        default=None, description="Null: no block before the layer's FFN went, or it is trained."
+    )
     experts: ExpertsReport | None = Field(
         default=None, description="Null: the job removed none, or the layer has none."
     )
@@ -328,6 +366,9 @@ class Report(_Part):
     after: SizeSummary
     sparsity: SparsitySummary
     layers: list[LayerReport]
+    blocks: list[BlockReport] = Field(
+        default_factory=list, description="Blocks that went whole, in the order of their removal."
+    )
     rounds: list[RoundReport] = Field(default_factory=list, description="Allocations, in order.")
     distillation: DistillationReport | None = Field(
         default=None, description="Null: not asked for."

@@ -14,13 +14,14 @@ hidden size d, and the columns of a site m.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overload
 
 from pydantic import TypeAdapter
 
 from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.method.site_statistics import SiteStatistics
+from strucprune_core.models.blocks import Block
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.report.document import REPORT_HTML, REPORT_JSON
 from strucprune_core.spec import Export
@@ -235,11 +236,13 @@ class RouteValues:
         tokens: Tokens that reach an expert.
         output_norm: Mean squared norm of its output on these; 0 if there are none.
         reap: Mean of that norm times the router's weight.
+        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
     """
 
     tokens: list[int]
     output_norm: list[float]
     reap: list[float]
+    damage: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -250,7 +253,8 @@ class Route(ValuedArtifacts[RouteValues]):
     values_type = RouteValues
     layer: int
 
-    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`; not of the last layer
+    hidden = _FileName("hidden.npy")  # the layer's output, as of `Capture`
+    probe_input = _FileName("probe_input.npy")  # its input, as of `Capture`; where it is probed
 
     @property
     def entering(self) -> File:
@@ -260,9 +264,21 @@ class Route(ValuedArtifacts[RouteValues]):
 
 @dataclass(frozen=True, slots=True)
 class SelectValues:
-    """The experts that stay, by layer, ascending; none for a layer without experts."""
+    """Which experts stay, and what is known of the others.
+
+    Attributes:
+        kept: Those that stay, by layer, ascending; none for a layer without experts.
+        price: Loss per parameter of the last step; None where layers keep equally many.
+        temperature: Of the softmax rule; None for the others.
+        energies: By layer, loss per unit of damage; 1 where it was not measured.
+        damages: By layer, energy-scaled damage of what goes.
+    """
 
     kept: list[list[int]]
+    price: float | None
+    temperature: float | None
+    energies: list[float]
+    damages: list[float]
 
 
 @dataclass(frozen=True)
@@ -271,6 +287,109 @@ class Select(ValuedArtifacts[SelectValues]):
 
     kind = "select"
     values_type = SelectValues
+
+
+@dataclass(frozen=True, slots=True)
+class RepairValues:
+    """How repairing a layer went.
+
+    Attributes:
+        status: accepted; rejected: the held-out error is no smaller; or why it was not tried.
+        error_before: Squared error of the layer's output on held-out tokens, relative to its
+            energy, without the experts that went; None if it was not tried.
+        error_after: The same after the repair.
+    """
+
+    status: str
+    error_before: float | None = None
+    error_after: float | None = None
+
+
+@dataclass(frozen=True)
+class Repair(ValuedArtifacts[RepairValues]):
+    """`repair.l`: the experts that stay in layer l, changed for those that went."""
+
+    kind = "repair"
+    values_type = RepairValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # changed tensors by name, as they are published
+    streams = _FileName("streams.npy")  # (2 x samples x length x d): dense, pruned; not of the last
+
+
+@dataclass(frozen=True, slots=True)
+class DivergenceValues:
+    """What the model without the chosen experts does on the probe windows.
+
+    Attributes:
+        kl: Mean KL divergence per token from the dense model, in nats.
+    """
+
+    kl: float
+
+
+@dataclass(frozen=True)
+class Divergence(ValuedArtifacts[DivergenceValues]):
+    """`divergence`: whether the experts that went were redundant."""
+
+    kind = "divergence"
+    values_type = DivergenceValues
+
+
+# Blocks.
+
+
+class BlockLoss(NamedTuple):
+    """What a model loses with a block.
+
+    Attributes:
+        block: The block.
+        parameters: What goes with it.
+        added: Mean KL divergence per token from the dense model that its removal adds, in nats, in
+            the model in which it was measured last.
+    """
+
+    block: Block
+    parameters: int
+    added: float
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProbeValues:
+    """The dense model without each block."""
+
+    losses: list[BlockLoss]
+
+
+@dataclass(frozen=True)
+class BlockProbe(ValuedArtifacts[BlockProbeValues]):
+    """`block_probe.g`: the dense model without one block, for the blocks of a group of layers."""
+
+    kind = "block_probe"
+    values_type = BlockProbeValues
+    group: int
+
+
+@dataclass(frozen=True, slots=True)
+class DropValues:
+    """One step of removing blocks.
+
+    Attributes:
+        removed: The block that goes; None if no further one is worth it, or none is left.
+        losses: What is known of the blocks that are left.
+    """
+
+    removed: BlockLoss | None
+    losses: list[BlockLoss]
+
+
+@dataclass(frozen=True)
+class Drop(ValuedArtifacts[DropValues]):
+    """`drop.k`: which block goes next, from 1."""
+
+    kind = "drop"
+    values_type = DropValues
+    step: int
 
 
 # Energies and widths.
@@ -380,10 +499,12 @@ class AllocateValues(PriceValues):
     Attributes:
         round: Which round's, from 1.
         kls: Of each round's model; empty if there was only one.
+        blocks: Blocks that go whole, in the order of their removal.
     """
 
     round: int
     kls: list[float]
+    blocks: list[BlockLoss] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -443,9 +564,44 @@ class Solve(ValuedArtifacts[SolveValues]):
     solution = _FileName("solution.safetensors")  # see `run.solutions`
 
 
+@dataclass(frozen=True, slots=True)
+class RefitValues:
+    """How solving the matrix behind removed blocks again went.
+
+    Attributes:
+        refitted: Whether the layer has such a matrix.
+        error_before: Squared error of the layer's output on held-out tokens, relative to what the
+            dense layer adds; None if it is unknown.
+        error_after: The same with the new matrix.
+        taken: Whether that is used.
+    """
+
+    refitted: bool
+    error_before: float | None = None
+    error_after: float | None = None
+    taken: bool = False
+
+
+@dataclass(frozen=True)
+class Refit(ValuedArtifacts[RefitValues]):
+    """`refit.l`: layer l on what the layers before it, without the removed blocks, hand on."""
+
+    kind = "refit"
+    values_type = RefitValues
+    layer: int
+
+    solution = _FileName("solution.safetensors")  # see `run.solutions`
+    streams = _FileName("streams.npy")  # the next layer's input; not of the last layer
+
+    @property
+    def entering(self) -> File:
+        """The layer's input, as `Recover` has it."""
+        return Refit(self.layer - 1).streams if self.layer else Replay().streams
+
+
 @dataclass(frozen=True)
 class Replay(Artifacts):
-    """`replay`: the first layer's input, for recovery."""
+    """`replay`: the first layer's input, for recovery and refits."""
 
     kind = "replay"
 

@@ -17,10 +17,11 @@ from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.linalg.matrices import Room
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.experts import first_experts, without_experts
+from strucprune_core.models.experts import expert_tensors, first_experts, without_experts
 from strucprune_core.models.streaming import ModelStream, WeightSource, open_stream
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tiles import Tiles
+from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
 from strucprune_core.plan.sites import (
@@ -133,20 +134,45 @@ class Job:
         distill = self.spec.pruning.distill
         return 0 if distill is None else distill.steps
 
+    @cached_property
+    def block_steps(self) -> int:
+        """The most blocks that go whole."""
+        pruning = self.spec.pruning
+        return most_steps(self.config, pruning) if pruning.removes_blocks else 0
+
+    @property
+    def refits(self) -> bool:
+        """Whether matrices behind removed blocks are solved again."""
+        return refits(self.spec.pruning, self.config)
+
     @property
     def removes_experts(self) -> bool:
         """Whether whole experts are removed, and nothing else."""
         return self.spec.pruning.removes_experts
 
+    @property
+    def repairs_experts(self) -> bool:
+        """Whether experts that stay are changed for those that went."""
+        return self.removes_experts and self.spec.pruning.expert_repair
+
+    def layer_of_expert(self, name: str) -> int | None:
+        """The layer of a tensor that belongs to its experts or its router; None for any other."""
+        return self._expert_layers.get(name)
+
+    @cached_property
+    def _expert_layers(self) -> dict[str, int]:
+        return expert_tensors(self.config) if self.removes_experts else {}
+
     @cached_property
     def shards(self) -> ShardPlan:
         """The files of the result."""
         config = with_drafting(self.config, self.spec.pruning)
-        if self.removes_experts:
+        if self.removes_experts and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
-            kept = first_experts(config, kept_experts(self.spec.pruning, config))
+            count = kept_experts(self.spec.pruning, config)
+            kept = first_experts(config, [count] * config.layers)
             return ShardPlan(self.index, without_experts(config, kept), (), distill=False)
-        return ShardPlan(self.index, config, self.planned, self.distill_steps > 0)
+        return ShardPlan(self.index, config, self.planned, self.distill_steps > 0, self.refits)
 
     @cached_property
     def graph(self) -> list[Unit]:
@@ -155,7 +181,12 @@ class Job:
         if self.removes_experts:
             return build_experts_graph(
                 layers=self.config.layers,
-                shards=shards.layers_in(shards.checkpoint),
+                shards=[
+                    sorted({self._expert_layers[n] for n in names if n in self._expert_layers})
+                    for names in ([t.name for t in shard.tensors] for shard in shards.checkpoint)
+                ],
+                energy=self.energy,
+                repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
             )
         block_configs = shards.block_configs if "block_configs" in exports else []
@@ -169,6 +200,9 @@ class Job:
             evaluate=self.spec.evaluation is not None,
             exports=exports,
             export_shards=shards.layers_in(block_configs),
+            blocks=self.block_steps,
+            sites=bool(self.planned),
+            refit=self.refits,
         )
 
     def stored_dtype(self, name: str) -> str:

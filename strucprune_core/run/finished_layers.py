@@ -9,7 +9,16 @@ from strucprune_core.models.experts import experts_of
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
 from strucprune_core.report.document import largest_known
-from strucprune_core.run.artifacts import Allocate, Curve, Price, PriceValues, Select, Solve
+from strucprune_core.run.artifacts import (
+    Allocate,
+    Curve,
+    Divergence,
+    Price,
+    PriceValues,
+    Repair,
+    Select,
+    Solve,
+)
 from strucprune_core.run.context import Job
 from strucprune_core.run.energies import group_energies
 from strucprune_core.run.layer_updates import LayerUpdate, merged
@@ -33,6 +42,10 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _allocated(job, job.units.values(Allocate()))
         case "select":
             return _selected(job)
+        case "repair":
+            return _repaired(job, unit.index)
+        case "divergence":
+            return [LayerUpdate(job.config.layers - 1, kl=job.units.values(Divergence()).kl)]
         case "solve":
             return [_solved(job, unit.index)]
         case _:
@@ -90,6 +103,13 @@ def _selected(job: Job) -> list[LayerUpdate]:
     """The experts that stay in each layer that has some."""
     kept = job.units.values(Select()).kept
     return [LayerUpdate(layer, experts_after=len(k)) for layer, k in enumerate(kept) if k]
+
+
+def _repaired(job: Job, layer: int) -> list[LayerUpdate]:
+    """The error of a layer of which experts went, repaired or not."""
+    values = job.units.values(Repair(layer))
+    error = values.error_after if values.status == "accepted" else values.error_before
+    return [] if error is None else [LayerUpdate(layer, reconstruction_error=error)]
 
 
 def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:

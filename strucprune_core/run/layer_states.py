@@ -41,13 +41,13 @@ class LayerStates:
         file = self._file(layer)
         if file is None:
             return {role: matrix.clone() for role, matrix in self.given_matrices(layer).items()}
-        roles = distilled_roles(self._job.config, layer)
+        roles = distilled_roles(self._given.config, layer)
         return {role: self._read(file, role, _WEIGHT) for role in roles}
 
     def given_matrices(self, layer: int) -> dict[str, Tensor]:
         """The same before distillation."""
         given = self._given.whole_layer(layer)
-        return {role: given[role] for role in distilled_roles(self._job.config, layer)}
+        return {role: given[role] for role in distilled_roles(self._given.config, layer)}
 
     def load(self, layer: int) -> dict[str, Trained]:
         """The same matrices with their moments."""

@@ -29,6 +29,8 @@ class LayerUpdate:
         solved: Of a layer that is solved and whose error is unknown.
         experts_before: Routed experts, of a job that removes some.
         experts_after: Those that stay.
+        kl: Of the last layer: KL divergence per token of the model without these experts from the
+            dense one, on held-out calibration text.
     """
 
     index: int
@@ -42,6 +44,7 @@ class LayerUpdate:
     solved: bool | None = None
     experts_before: int | None = None
     experts_after: int | None = None
+    kl: float | None = None
 
 
 LayerSink = Callable[[Sequence[LayerUpdate]], None]

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from strucprune_core.models.expert_source import ExpertSource
+from strucprune_core.models.experts import experts_of, without_experts
 from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_weights import PrunedSource, prune_layer
+from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import SiteKind, shrink
 from strucprune_core.models.vocabulary import kl_divergences
-from strucprune_core.run.artifacts import Capture, OfKind
+from strucprune_core.run.artifacts import Capture, File, OfKind, Route
 from strucprune_core.run.context import Job
 from strucprune_core.run.measured_site import Solved
 
@@ -50,18 +53,62 @@ def variant_divergences(
     Returns:
         Mean KL divergence per token, in nats, of each variant.
     """
+
+    def changed(layer: int, weights: LayerWeights) -> Iterator[tuple[SiteKind, Rows]]:
+        start = entering(layer)
+        for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
+            yield kind, run_layer(job, layer, weights, other(layer, kind), start)
+
+    last = Capture(job.config.layers - 1).hidden
+    return _divergences(job, group, last, given, changed)
+
+
+def expert_divergences(
+    job: Job, group: range, kept: Callable[[int], Sequence[int]]
+) -> list[OfKind]:
+    """The same of variants in which one layer has lost experts, under the kind "ffn".
+
+    Args:
+        job: The job.
+        group: Layers of which there are variants, if they have experts.
+        kept: The experts of a layer that stay.
+    """
+    config = job.config
+
+    def changed(layer: int, weights: LayerWeights) -> Iterator[tuple[SiteKind, Rows]]:
+        if experts_of(config, layer) is None:
+            return
+        stay = [
+            kept(layer) if each == layer else range(0 if has is None else has.count)
+            for each in range(config.layers)
+            for has in (experts_of(config, each),)
+        ]
+        pruned = job.stream(
+            without_experts(config, stay, equally=False), ExpertSource(job.reader, config, stay)
+        )
+        start = np.asarray(job.units.array(Route(layer).probe_input))
+        yield "ffn", pass_layer(job, pruned, layer, pruned.layer(layer), start)
+
+    return _divergences(job, group, Route(config.layers - 1).hidden, lambda _: [], changed)
+
+
+def _divergences(
+    job: Job,
+    group: range,
+    last: File,
+    given: Callable[[int], Solved],
+    changed: Callable[[int, LayerWeights], Iterable[tuple[SiteKind, Rows]]],
+) -> list[OfKind]:
+    """Pass all variants through the model; `changed` gives a layer's variants after that layer."""
     runs: list[_Run] = []
     for layer in range(group.start, job.config.layers):
         weights = job.dense.layer(layer)
         solved = given(layer)
         runs = _through(job, layer, weights, solved, runs)
         if layer in group:
-            start = entering(layer)
-            for kind in dict.fromkeys(site.kind for site in job.sites(layer)):
-                hidden = run_layer(job, layer, weights, other(layer, kind), start)
-                runs.append(_Run(layer, kind, hidden))
+            runs += [_Run(layer, kind, hidden) for kind, hidden in changed(layer, weights)]
         job.tick(layer - group.start, job.config.layers - group.start)
-    divergences = divergences_from_dense(job, [run.hidden for run in runs])
+    divergences = divergences_from_dense(job, last, [run.hidden for run in runs])
     return [OfKind(run.layer, run.kind, kl) for run, kl in zip(runs, divergences, strict=True)]
 
 
@@ -89,18 +136,30 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     stream = job.stream(config, source)
     resident = job.tiles.weight_rows is None
     pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
+    return pass_layer(job, stream, layer, pruned, hidden)
+
+
+def pass_layer(
+    job: Job, stream: ModelStream, layer: int, weights: LayerWeights, hidden: Rows
+) -> Rows:
+    """The output of a layer of a model, (sequences x tokens x d)."""
     output = np.empty_like(hidden)
     sequences, length = hidden.shape[:2]
     for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
-        output[rows] = stream.run_layer(layer, pruned, hidden[rows]).hidden.cpu().numpy()
+        output[rows] = stream.run_layer(layer, weights, hidden[rows]).hidden.cpu().numpy()
         job.safe_point()
     return output
 
 
-def divergences_from_dense(job: Job, others: list[Rows]) -> list[float]:
-    """Mean KL(dense || other) per token of other models, from their last layer's output."""
-    last = Capture(job.config.layers - 1)
-    dense = job.split.probe_windows(job.units.array(last.hidden))
+def divergences_from_dense(job: Job, last: File, others: list[Rows]) -> list[float]:
+    """Mean KL(dense || other) per token of other models.
+
+    Args:
+        job: The job.
+        last: The last layer's output in the dense model, (samples x length x d).
+        others: The same in the other models on the probe windows, (sequences x tokens x d).
+    """
+    dense = job.split.probe_windows(job.units.array(last))
     d = job.config.hidden_size
     return kl_divergences(
         job.dense,

@@ -14,6 +14,7 @@ from strucprune_core.method.layer.ridge import default_damping, ridge_into
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Matrix, spans
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.pruned_weights import SiteSolution
+from strucprune_core.models.streaming import WeightSource
 from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.run.artifacts import Capture, Curve
@@ -70,22 +71,9 @@ class MeasuredSite:
 
     def output_matrix(self) -> Matrix:
         """Its dense output matrix, (d x m) float32: on the device if it fits, else in scratch."""
-        job, turned = self.job, self.site.output.axis == 0
-        name = tensor_name(job.config, self.layer, self.site.output.role)
-        stored_rows, stored_columns = job.reader.info(name).shape
-        rows, columns = (stored_columns, stored_rows) if turned else (stored_rows, stored_columns)
-        if job.panels.fits(columns):
-            stored = job.reader.tensor(name, device=job.device, dtype=torch.float32)
-            return DeviceMatrix(stored.T if turned else stored)
-        matrix = job.room.matrix(rows, columns, torch.float32)
-        for span in spans(stored_rows, job.panels.panel):
-            part = job.reader.rows(name, span.start, span.stop, dtype=torch.float32)
-            if turned:
-                matrix.write(slice(0, rows), span, part.T)
-            else:
-                matrix.write(span, slice(0, columns), part)
-            job.safe_point()
-        return matrix
+        job, name = self.job, tensor_name(self.job.config, self.layer, self.site.output.role)
+        shape = job.reader.info(name).shape
+        return matrix_of(job, job.reader, name, shape, turned=self.site.output.axis == 0)
 
     def damage(self) -> NDArray[np.float64]:
         """Damage of each removal, in order."""
@@ -110,6 +98,34 @@ class MeasuredSite:
         weight = self.job.room.matrix(dense.shape[0], len(columns), torch.float32)
         used = ridge_into(self.gram(), dense, columns, self.damping, weight, self.job.room)
         return Repair(SiteSolution(kept, weight.tensor), *used)
+
+
+def matrix_of(
+    job: Job, source: WeightSource, name: str, shape: tuple[int, ...], *, turned: bool
+) -> Matrix:
+    """A stored matrix in float32: on the device if its rows fit a panel, else in scratch.
+
+    Args:
+        job: The job.
+        source: Where it is read from.
+        name: Its name.
+        shape: As it is stored.
+        turned: Whether it is stored (in x out); it is returned (out x in).
+    """
+    stored_rows, stored_columns = shape
+    rows, columns = (stored_columns, stored_rows) if turned else (stored_rows, stored_columns)
+    if job.panels.fits(columns):
+        stored = source.tensor(name, device=job.device, dtype=torch.float32)
+        return DeviceMatrix(stored.T if turned else stored)
+    matrix = job.room.matrix(rows, columns, torch.float32)
+    for span in spans(stored_rows, job.panels.panel):
+        part = source.rows(name, span.start, span.stop, dtype=torch.float32)
+        if turned:
+            matrix.write(slice(0, rows), span, part.T)
+        else:
+            matrix.write(span, slice(0, columns), part)
+        job.safe_point()
+    return matrix
 
 
 def order_name(site: Site) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from strucprune_core.checkpoint.index import CheckpointIndex
@@ -18,8 +19,10 @@ from strucprune_core.plan.graph import texts_behind
 from strucprune_core.plan.inspection import inspect_job, job_fingerprint, text_versions
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
+from strucprune_core.plan.pins import pinned_spec
 from strucprune_core.run.context import Job
 from strucprune_core.run.memory_meter import MemoryMeter
+from strucprune_core.run.pins import pinned_in
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import JobSpec
@@ -63,7 +66,8 @@ def opened(
     Raises:
         StrucPruneError: the job cannot run; see `plan.inspection`.
     """
-    spec = order.spec
+    spec = pinned_spec(order.spec, partial(pinned_in, order.workspace))
+    order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
     facts = inspect_job(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri

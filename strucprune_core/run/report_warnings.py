@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from strucprune_core.calibration.degeneracy import TokenCounts, rank_is_low
@@ -16,6 +17,10 @@ from strucprune_core.report.document import (
 from strucprune_core.run.artifacts import EvaluationTokensValues, TokensValues
 from strucprune_core.spec import JobSpec
 
+LARGE_DIVERGENCE = math.log(2.0)
+"""From here on, perplexity on text that the dense model writes is twice the dense model's."""
+
+_EXPONENT = 50.0  # exp of a larger number says no more, and may overflow.
 FEW_EXPERT_TOKENS = 100
 """The mean over fewer tokens is off by a tenth of their spread, or more."""
 
@@ -116,6 +121,22 @@ def few_expert_tokens_warning(layers: Sequence[LayerReport]) -> list[str]:
         f"{len(few):,} of {len(seen):,} experts saw fewer than {FEW_EXPERT_TOKENS} calibration "
         f"tokens{at_all} (the first: layer {layer}, expert {expert}). Their scores say little. "
         f"Raise calibration.samples or calibration.sequence_length."
+    ]
+
+
+def divergence_warning(kl: float) -> list[str]:
+    """Experts that were not redundant.
+
+    Args:
+        kl: Divergence per token of the model without them, in nats.
+    """
+    if kl <= LARGE_DIVERGENCE:
+        return []
+    times = math.exp(min(kl, _EXPONENT))
+    return [
+        f"without these experts the model diverges from the dense one by {kl:.3g} nats per token "
+        f"on held-out calibration text, as if perplexity had grown {times:.3g}-fold. They were not "
+        f"redundant: lower pruning.sparsity."
     ]
 
 

@@ -13,14 +13,16 @@ from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
 from strucprune_core.checkpoint.index import SIDE_FILES
 from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs
-from strucprune_core.export.layouts import expert_side_files, side_files
+from strucprune_core.export.layer_keys import with_layers
+from strucprune_core.export.layouts import expert_side_files, side_files, vanilla_side_files
+from strucprune_core.models.blocks import kept_layers
 from strucprune_core.models.drafting import says_no_drafting
 from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
 from strucprune_core.run.context import Job
 from strucprune_core.run.pruned_model import PrunedModel
-from strucprune_core.run.shards import with_shapes
+from strucprune_core.run.shards import as_written
 from strucprune_core.spec import Export
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.overlay import OverlayStore
@@ -29,29 +31,35 @@ _GGUF = Gguf.written
 
 
 def checkpoint_shards(job: Job) -> list[Shard]:
-    """The files of the pruned checkpoint."""
-    return with_shapes(job.shards.checkpoint, stored_tensors(PrunedModel(job).config))
+    """The files of the pruned checkpoint; one of which all layers went holds no tensor."""
+    pruned = PrunedModel(job)
+    return as_written(job.shards.checkpoint, stored_tensors(pruned.in_files), pruned.new_names)
 
 
 def block_shards(job: Job) -> list[Shard]:
     """The files of the export `block_configs`."""
-    shapes = expected_tensors(block_configs.padded(PrunedModel(job).config))
-    return with_shapes(job.shards.block_configs, shapes)
+    pruned = PrunedModel(job)
+    shapes = expected_tensors(block_configs.padded(pruned.in_files))
+    return as_written(job.shards.block_configs, shapes, pruned.new_names)
 
 
 def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
-    shards = checkpoint_shards(job)
-    layout, config = job.spec.pruning.layout, PrunedModel(job).config
+    shards = [shard for shard in checkpoint_shards(job) if shard.tensors]
+    layout, pruned = job.spec.pruning.layout, PrunedModel(job)
     dense = job.index.config
-    if job.config.drafting and not config.drafting:
+    if job.config.drafting and not pruned.config.drafting:
         dense = says_no_drafting(dense)
     if job.removes_experts:
-        contents = expert_side_files(dense, config)
+        contents = expert_side_files(layout, dense, pruned.config)
     else:
-        contents = side_files(layout, dense, config)
+        dense = with_layers(dense, job.config, kept_layers(pruned.config))
+        if layout == "uniform" and job.spec.pruning.removes_blocks:
+            contents = vanilla_side_files(dense, pruned.in_files)
+        else:
+            contents = side_files(layout, dense, pruned.in_files)
     contents |= _copied_files(job)
-    if len(shards) > 1:
+    if len(job.shards.checkpoint) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     return _store(job, contents, _checkpoint_units(job))
 
@@ -60,15 +68,15 @@ def exported(job: Job, export: Export) -> OverlayStore:
     """The files of one export, by their names in its folder."""
     if export == "gguf":
         return _store(job, {}, {_GGUF: Gguf().written})
-    shards = block_shards(job)
+    shards = [shard for shard in block_shards(job) if shard.tensors]
     config = block_configs.config_json(
-        job.index.config, block_configs.padded(PrunedModel(job).config)
+        job.index.config, block_configs.padded(PrunedModel(job).in_files)
     )
     contents = _copied_files(job) | {
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         block_configs.CONFIG_FILE: block_configs.configuration_code(),
     }
-    if len(shards) > 1:
+    if len(job.shards.block_configs) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     return _store(job, contents, _block_units(job))
 
@@ -108,13 +116,16 @@ def _weight_files(job: Job) -> dict[str, File]:
 
 
 def _checkpoint_units(job: Job) -> dict[str, File]:
-    shards = enumerate(job.shards.checkpoint)
-    return {shard.file_name: Assemble(number).written for number, shard in shards}
+    """Those that hold something: a file planned for experts alone may have lost them all."""
+    shards = enumerate(checkpoint_shards(job))
+    return {shard.file_name: Assemble(number).written for number, shard in shards if shard.tensors}
 
 
 def _block_units(job: Job) -> dict[str, File]:
-    shards = enumerate(job.shards.block_configs)
-    return {shard.file_name: BlockConfigs(number).written for number, shard in shards}
+    shards = enumerate(block_shards(job))
+    return {
+        shard.file_name: BlockConfigs(number).written for number, shard in shards if shard.tensors
+    }
 
 
 def _copied_files(job: Job) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,7 +10,13 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.tensors import Shapes, expected_tensors, stored_tensors, tensor_name
+from strucprune_core.models.tensors import (
+    Shapes,
+    down_role,
+    expected_tensors,
+    stored_tensors,
+    tensor_name,
+)
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.run.solutions import distilled_roles
 
@@ -27,12 +33,14 @@ class ShardPlan:
         config: Its parsed config, with as much of what drafts further tokens as is kept.
         planned: The sites that are pruned.
         distill: Whether the model is trained as a whole.
+        refit: Whether matrices behind removed blocks are solved again.
     """
 
     index: CheckpointIndex
     config: ModelConfig
     planned: Sequence[PlannedSite]
     distill: bool
+    refit: bool = False
 
     @cached_property
     def checkpoint(self) -> list[Shard]:
@@ -58,6 +66,9 @@ class ShardPlan:
             for place in self.planned
             for part in (place.site.output, *place.site.coupled)
         }
+        if self.refit:
+            for layer in range(self.config.layers):
+                solved[tensor_name(self.config, layer, down_role(self.config, layer))] = layer
         if self.distill:
             for layer in range(self.config.layers):
                 for role in distilled_roles(self.config, layer):
@@ -72,11 +83,22 @@ class ShardPlan:
         return plan_shards(tensors, MAX_SHARD_BYTES)
 
 
-def with_shapes(shards: Sequence[Shard], shapes: Shapes) -> list[Shard]:
-    """The same files with tensors of other shapes."""
-    return [
-        replace(
-            shard, tensors=tuple(replace(each, shape=shapes[each.name]) for each in shard.tensors)
-        )
-        for shard in shards
-    ]
+def as_written(
+    shards: Sequence[Shard], shapes: Shapes, names: Mapping[str, str] | None = None
+) -> list[Shard]:
+    """The same files with the tensors that are left, in their shapes and under their new names.
+
+    Args:
+        shards: The files with dense tensors.
+        shapes: Shapes of the tensors that are left, by their new names.
+        names: New names of the tensors that are left, by their old ones; None: all keep theirs.
+    """
+    written: list[Shard] = []
+    for shard in shards:
+        left: list[PlannedTensor] = []
+        for tensor in shard.tensors:
+            name = tensor.name if names is None else names.get(tensor.name)
+            if name is not None and name in shapes:
+                left.append(replace(tensor, name=name, shape=shapes[name]))
+        written.append(replace(shard, tensors=tuple(left)))
+    return written

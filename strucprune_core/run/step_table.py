@@ -9,10 +9,13 @@ from strucprune_core.run.context import Job
 from strucprune_core.run.steps.allocate import allocate
 from strucprune_core.run.steps.assemble import assemble
 from strucprune_core.run.steps.block_configs import block_configs
+from strucprune_core.run.steps.block_probe import block_probe
 from strucprune_core.run.steps.capture import capture
 from strucprune_core.run.steps.check import check
 from strucprune_core.run.steps.curve import curve
 from strucprune_core.run.steps.distill import distill
+from strucprune_core.run.steps.divergence import divergence
+from strucprune_core.run.steps.drop import drop
 from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
 from strucprune_core.run.steps.gguf import gguf
@@ -21,6 +24,8 @@ from strucprune_core.run.steps.model_check import model_check
 from strucprune_core.run.steps.price import price
 from strucprune_core.run.steps.probe import probe
 from strucprune_core.run.steps.recover import recover
+from strucprune_core.run.steps.refit import refit
+from strucprune_core.run.steps.repair import repair
 from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
@@ -42,16 +47,21 @@ STEPS: dict[str, Step] = {
     "capture": capture,
     "route": route,
     "select": select,
+    "repair": repair,
+    "divergence": divergence,
     "curve": curve,
     "probe": probe,
     "gradient": gradient,
     "price": price,
     "trial": trial,
     "review": review,
+    "block_probe": block_probe,
+    "drop": drop,
     "allocate": allocate,
     "solve": solve,
     "replay": replay,
     "recover": recover,
+    "refit": refit,
     "distill": distill,
     "assemble": assemble,
     "gguf": gguf,

@@ -14,6 +14,7 @@ from typing import BinaryIO
 from uuid import uuid4
 
 from strucprune_core.errors import AccessDenied, ObjectNotFound, StorageError, StorageUnavailable
+from strucprune_core.storage.hub_cache import places_of_blobs
 from strucprune_core.storage.keys import check_key, check_prefix
 from strucprune_core.storage.store import ObjectInfo, Tick, ignore_bytes
 
@@ -33,7 +34,8 @@ _CHECK_NAME = "Check the path and the name."
 class LocalStore:
     """Objects as files below a directory, which need not exist before the first write.
 
-    Symbolic links are followed only to places below the root.
+    Symbolic links are followed only to places below the root; in a snapshot of the hub's cache,
+    also to where that cache keeps the files.
     """
 
     root: Path
@@ -178,7 +180,10 @@ class LocalStore:
             )
         path = self.root / key
         # `resolve` follows links in the parents too, also of a path that does not exist yet.
-        if not path.resolve().is_relative_to(self.root):
+        target = path.resolve()
+        if not target.is_relative_to(self.root) and not any(
+            target.is_relative_to(place) for place in places_of_blobs(self.root)
+        ):
             raise AccessDenied(
                 f"'{key}' is a link that leads out of {self.root}",
                 remedy="Copy the files themselves (cp -rL) instead of links to them.",

@@ -1,7 +1,11 @@
-"""From a URI to a store. boto3 is loaded only when an s3 URI is opened. No torch."""
+"""From a URI to a store. No torch.
+
+boto3 is loaded only when an s3 URI is opened, huggingface_hub only for an hf URI.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from strucprune_core.errors import InvalidSpec
@@ -15,7 +19,7 @@ def open_store(uri: str, s3: S3Settings | None = None) -> Store:
     """The store rooted at a URI. Makes no request and creates nothing.
 
     Args:
-        uri: `s3://bucket/prefix`, or a local directory.
+        uri: `s3://bucket/prefix`, `hf://org/name` (read only), or a local directory.
         s3: How to reach S3; None reads the environment.
 
     Raises:
@@ -24,9 +28,30 @@ def open_store(uri: str, s3: S3Settings | None = None) -> Store:
     location = _parse(uri)
     if location.scheme == "file":
         return LocalStore(_path(location))
+    if location.scheme == "hf":
+        from strucprune_core.storage.hub import open_hub
+
+        return open_hub(location)
     from strucprune_core.storage.s3 import open_s3
 
     return open_s3(location.bucket, location.key, s3 or S3Settings.from_environment())
+
+
+def pinned(uri: str) -> str:
+    """The URI, with the commit in place of a branch or tag of a hub.
+
+    Only such a URI makes a request: what lies at others is told by versions of objects.
+
+    Raises:
+        InvalidSpec: the URI is malformed.
+        StorageError: the hub refused, failed, or knows no such repository or revision.
+    """
+    location = _parse(uri)
+    if not location.may_change:
+        return uri
+    from strucprune_core.storage.hub import open_hub
+
+    return str(location.at_commit(open_hub(location).repository.commit))
 
 
 def split_object(uri: str) -> tuple[str, str]:
@@ -43,7 +68,7 @@ def split_object(uri: str) -> tuple[str, str]:
         parent, name = str(path.parent), path.name
     else:
         folder, _, name = location.key.rpartition("/")
-        parent = f"s3://{location.bucket}/{folder}" if folder else f"s3://{location.bucket}"
+        parent = str(replace(location, key=folder)).rstrip("/")
     if not name:
         raise InvalidSpec(f"'{uri}' names no object", remedy="Give the URI of one text object.")
     return parent, name

@@ -180,3 +180,64 @@ def test_links_of_the_state_are_followed(tmp_path: Path) -> None:
     settings = rules(state_uri=str(tmp_path / "state"), allow_local_files=True)
     for name in ("link", "x/../state", "link/keys"):
         assert refused(job(output=f"{tmp_path}/{name}"), settings) == ["output.uri_prefix"]
+
+
+def test_a_hub_is_off_by_default() -> None:
+    for settings in (
+        rules(),
+        rules(allowed_prefixes={"acme": ["s3://data"]}),
+        rules(hub_repositories={"rival": ["*/*", "datasets/*/*"]}),
+    ):
+        spec = job(model="hf://org/name", text="hf://datasets/org/name/x.txt")
+        assert refused(spec, settings) == ["model.uri", "calibration.uri"]
+        assert "operator" in str(uri_issues(spec, "acme", settings)[0].remedy)
+
+
+def test_a_hub_is_allowed_by_patterns() -> None:
+    patterns = ["org/name", "open-*/*-base", "datasets/org/*"]
+    settings = rules(
+        hub_repositories={"acme": patterns, "*": ["all/*"]},
+        allowed_prefixes={"acme": ["s3://data/team"]},
+    )
+    for uri in (
+        "hf://org/name",
+        "hf://org/name@v1/sub",
+        "hf://models/org/name",
+        "hf://open-models/x-base",
+        "hf://datasets/org/any",
+        "hf://all/any",
+    ):
+        assert refused(job(model=uri), settings) == []
+    for uri in (
+        "hf://org/name2",
+        "hf://Org/name",
+        "hf://open-models/x-base-2",
+        "hf://datasets/other/any",
+        "hf://datasets/all/any",
+        "hf://other/org@x/name",
+    ):
+        assert refused(job(model=uri), settings) == ["model.uri"]
+    (issue,) = uri_issues(job(model="hf://org/other"), "acme", settings)
+    assert issue.remedy == (
+        "Use one of: hf://org/name, hf://open-*/*-base, hf://datasets/org/*, hf://all/*."
+    )
+    assert refused(job(model="hf://all/any"), settings) == []
+    assert [issue.field for issue in uri_issues(job(model="hf://org/name"), "rival", settings)] == [
+        "model.uri",
+        "output.uri_prefix",
+        "calibration.uri",
+        "evaluation.uri",
+    ]
+
+
+@pytest.mark.parametrize(
+    "pattern", ["", "org", "org/", "/name", "hf://org/name", "a/b/c", "datasets/a/b/c", "org/[ab]"]
+)
+def test_a_malformed_pattern_fails_at_the_start(pattern: str) -> None:
+    with pytest.raises(ValidationError, match="hub_repositories"):
+        rules(hub_repositories={"acme": [pattern]})
+
+
+def test_state_is_not_kept_on_a_hub() -> None:
+    with pytest.raises(ValidationError, match="state_uri"):
+        rules(state_uri="hf://org/name")

@@ -1,12 +1,24 @@
-"""A job on the tiny model that a test file names `model`, and what it makes undisturbed."""
+"""Jobs on the tiny model that a test file names `model`, and what one makes undisturbed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from strucprune_core.calibration import text_process
 from strucprune_core.spec import JobSpec
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_text_process() -> Iterator[None]:
+    """Jobs fork the process that reads their texts, which is most of what a tiny job takes."""
+    from tests.support.forked_text import ForkedProcess
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_process, "_start", ForkedProcess)
+        yield
 
 
 @pytest.fixture(scope="module")

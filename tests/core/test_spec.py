@@ -139,14 +139,22 @@ def test_rounds_need_a_price_to_set() -> None:
         ({"structures": ["kv_groups", "query_heads"]}, "exclude each other"),
         ({"structures": ["kv_groups", "kv_groups"]}, "one kind twice"),
         ({"structures": ["experts", "ffn_channels"]}, "together with others yet"),
-        ({"structures": ["experts"], "allocation": "threshold"}, "keeps equally many experts"),
+        (
+            {"structures": ["experts"], "allocation": "uniform", "layout": "per_layer"},
+            "needs an allocation that gives layers different numbers",
+        ),
+        (
+            {"structures": ["experts"], "allocation": "threshold", "layout": "uniform"},
+            "layout 'uniform' keeps one width",
+        ),
         ({"structures": ["experts"], "exports": ["gguf"]}, "exports is not implemented"),
         ({"structures": ["experts"], "solver": "admm"}, "solver is not implemented"),
         ({"structures": ["experts"], "damping": 0.1}, "damping is not implemented"),
         ({"structures": ["experts"], "distill": {}}, "distill is not implemented"),
-        ({"structures": ["experts"], "max_sparsity_by_layer": {0: 0.1}}, "is not implemented"),
+        ({"structures": ["experts"], "max_sparsity_by_layer": {0: 0.1}}, "Use layout 'per_"),
         ({"structures": ["experts"], "recover": {}}, "lacks 'ffn_channels'"),
         ({"expert_score": "reap"}, "only used by structures"),
+        ({"expert_repair": True}, "only used by structures"),
     ],
 )
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
@@ -154,8 +162,20 @@ def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
         PruningSpec.model_validate({"sparsity": 0.3, **fields})
 
 
-def test_a_job_on_experts_is_uniform_whatever_it_says() -> None:
-    for given in ({}, {"layout": "per_layer"}, {"allocation": "uniform"}):
-        pruning = PruningSpec.model_validate({"sparsity": 0.3, "structures": ["experts"], **given})
-        assert (pruning.layout, pruning.allocation) == ("uniform", "uniform")
-        assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({}, ("uniform", "uniform")),
+        ({"allocation": "uniform"}, ("uniform", "uniform")),
+        ({"layout": "uniform"}, ("uniform", "uniform")),
+        ({"layout": "per_layer"}, ("per_layer", "threshold")),
+        ({"allocation": "threshold"}, ("per_layer", "threshold")),
+        ({"allocation": "softmax"}, ("per_layer", "softmax")),
+    ],
+)
+def test_layers_lose_equally_many_experts_unless_told_otherwise(
+    given: dict[str, Any], meant: tuple[str, str]
+) -> None:
+    pruning = PruningSpec.model_validate({"sparsity": 0.3, "structures": ["experts"], **given})
+    assert (pruning.layout, pruning.allocation) == meant
+    assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning

@@ -48,11 +48,13 @@ class FoundChannels:
     sources: dict[str, list[int]]
 
 
-def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[LayerCall]:
-    """What each layer is given in a forward pass over token ids, (b, n).
+def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> dict[int, LayerCall]:
+    """What each layer is given in a forward pass over token ids, (b, n), by its number.
+
+    Layers that only run on images have no entry.
 
     Raises:
-        NotPrunable: a layer does not run, or does more than once.
+        NotPrunable: a layer does more than once, or the first or last one does not.
     """
     calls: dict[int, LayerCall] = {}
     handles = []
@@ -71,9 +73,9 @@ def layer_calls(model: Any, layers: nn.ModuleList, tokens: Tensor) -> list[Layer
     finally:
         for handle in handles:
             handle.remove()
-    if len(calls) < len(list(layers)):
+    if not {0, len(layers) - 1} <= calls.keys():
         raise NotPrunable("some of its layers do not run on text alone")
-    return [calls[number] for number in range(len(list(layers)))]
+    return dict(sorted(calls.items()))
 
 
 def linear_modules(layer: nn.Module) -> dict[str, nn.Module]:
@@ -190,7 +192,8 @@ def _inputs(
 
         def shift(module: nn.Module, given: tuple[Any, ...], output: Tensor) -> Tensor:
             flat = output.clone().view(-1, output.shape[-1])
-            for token, row in enumerate(range(start, stop)):
+            # A module that sees some of the tokens alone is not before an FFN's output.
+            for token, row in zip(range(len(flat)), range(start, stop), strict=False):
                 flat[token, row] += step
             return flat.view_as(output)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -20,6 +21,7 @@ from strucprune_core.export.layouts import side_files
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import Architecture
 from strucprune_core.models.generic.describe import describe
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.pruned_weights import PrunedSource, SiteSolution
 from strucprune_core.models.stored_source import StoredSource
 from strucprune_core.models.streaming import ModelStream, open_stream
@@ -83,10 +85,16 @@ def examine(model_type: str) -> Examined:
         NotPrunable: it cannot be pruned.
         NotBuilt: its tiny model could not be made.
     """
-    return _examined(_tiny_checkpoint(model_type))
+    return _examined(tiny_checkpoint(model_type))
 
 
-def _tiny_checkpoint(model_type: str) -> TinyCheckpoint:
+def tiny_checkpoint(model_type: str) -> TinyCheckpoint:
+    """A tiny model of an architecture, as its files hold it.
+
+    Raises:
+        NotPrunable: it has no layers, or is none that this build can look at.
+        NotBuilt: none could be made.
+    """
     problems = []
     for changes in VARIANTS:
         try:
@@ -105,36 +113,42 @@ def _tiny(model_type: str, changes: dict[str, Any]) -> TinyCheckpoint:
         return as_stored(model)
 
 
+def tiny_tokens() -> Tensor:
+    """The tokens that logits are compared on, (sequences x length)."""
+    return _tokens(_TOKENS)
+
+
 def _tokens(shape: tuple[int, int]) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(3, 100, shape, generator=generator)
 
 
 def _examined(checkpoint: TinyCheckpoint) -> Examined:
-    tokens = _tokens(_TOKENS)
+    tokens = tiny_tokens()
     wanted = checkpoint.model(input_ids=tokens, use_cache=False).logits
     found = find_architecture(checkpoint, _tokens((1, _SEARCH_TOKENS)))
     raw = {**checkpoint.model.config.to_dict()}
     source = Tensors(checkpoint.tensors)
-    stream = open_stream(_described(checkpoint, found, raw), source, torch.device("cpu"))
+    stream = open_stream(described(checkpoint, found, raw), source, torch.device("cpu"))
     assert stream.modules is not None
     check_parameters(stream.modules, stream, "transformers")
-    dense = _relative(_logits(stream, tokens), wanted)
+    dense = relative_difference(logits_of(stream, tokens), wanted)
     if not dense <= TOLERANCE:
         raise NotPrunable("its layers depend on more than the hidden states before them")
     architecture = _without_failing(checkpoint, found, raw, stream)
     if not architecture.channels:
         raise NotPrunable(no_channels(checkpoint.model))
-    config = _described(checkpoint, architecture, raw)
+    config = described(checkpoint, architecture, raw)
     pruned = _pruned(config, source)
     narrow = open_stream(pruned[0], pruned[1], torch.device("cpu"), like=stream)
-    reloaded = _relative(_reloaded(raw, pruned, tokens), _logits(narrow, tokens))
+    logits = _reloaded(raw, pruned)(input_ids=tokens, use_cache=False).logits
+    reloaded = relative_difference(logits, logits_of(narrow, tokens))
     if not reloaded <= TOLERANCE:
         raise NotPrunable("the pruned model computes something else once it is loaded")
     return Examined(architecture, dense, reloaded)
 
 
-def _described(
+def described(
     checkpoint: TinyCheckpoint, architecture: Architecture, raw: dict[str, Any]
 ) -> ModelConfig:
     """The tiny model; a head that it has is its head, whatever config.json says."""
@@ -143,16 +157,14 @@ def _described(
     return replace(config, tie_word_embeddings=architecture.tied)
 
 
-def _relative(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """The largest difference, relative to the largest value (at least 1)."""
     return float((found - wanted).abs().max()) / max(1.0, float(wanted.abs().max()))
 
 
-def _logits(stream: ModelStream, tokens: Tensor) -> Tensor:
+def logits_of(stream: ModelStream, tokens: Tensor) -> Tensor:
     """All logits, (b, n, V), a layer at a time."""
-    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
-    embed(stream, tokens.numpy().astype(np.int32), hidden)
-    for layer in range(stream.config.layers):
-        hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
+    hidden = _layer_inputs(stream, tokens)[-1]
     head = Head(stream)
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = torch.cat([head.logits(flat, rows) for _, rows in head.tiles()], dim=-1)
@@ -163,24 +175,31 @@ def _without_failing(
     checkpoint: TinyCheckpoint, found: Architecture, raw: dict[str, Any], stream: ModelStream
 ) -> Architecture:
     """The architecture with those channels alone that can be cut out like zeros."""
-    good = []
+    good, inputs = [], _layer_inputs(stream, tiny_tokens())
     for pattern in found.channels:
-        config = _described(checkpoint, replace(found, channels=(pattern,)), raw)
+        config = described(checkpoint, replace(found, channels=(pattern,)), raw)
         one = replace(stream, config=config)
         layers = [
             layer
             for layer, block in enumerate(config.blocks)
             if block.generic is not None and block.generic.feed_forwards
         ]
-        if all(_cuts_like_zeros(one, layer) for layer in layers):
+        if all(_cuts_like_zeros(one, layer, inputs[layer]) for layer in layers):
             good.append(pattern)
     return replace(found, channels=tuple(good))
 
 
-def _cuts_like_zeros(stream: ModelStream, layer: int) -> bool:
-    generator = np.random.Generator(np.random.PCG64(0))
-    shape = (*_TOKENS, stream.config.hidden_size)
-    hidden = generator.standard_normal(shape).astype(np.float32)
+def _layer_inputs(stream: ModelStream, tokens: Tensor) -> list[NDArray[np.float32]]:
+    """What each layer is given, and what the last one puts out, (b, n, d)."""
+    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
+    embed(stream, tokens.numpy().astype(np.int32), hidden)
+    found = [hidden]
+    for layer in range(stream.config.layers):
+        found.append(stream.run_layer(layer, stream.layer(layer), found[-1]).hidden.numpy())
+    return found
+
+
+def _cuts_like_zeros(stream: ModelStream, layer: int, hidden: NDArray[np.float32]) -> bool:
     try:
         cut, zeroed = cut_and_zeroed(stream, layer, hidden)
     except (RuntimeError, ValueError, IndexError):  # Shapes that do not fit together any more.
@@ -213,10 +232,16 @@ def _pruned(config: ModelConfig, source: Tensors) -> tuple[ModelConfig, PrunedSo
     return config.with_blocks(blocks), cut
 
 
-def _reloaded(
-    raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource], tokens: Tensor
-) -> Tensor:
-    """Logits of the pruned checkpoint as transformers' Auto classes load it from its files."""
+def pruned_model(model: Any, found: Architecture) -> Any:
+    """A tiny model without a quarter of its channels, loaded from its files."""
+    checkpoint = as_stored(model)
+    raw = {**model.config.to_dict()}
+    cut = _pruned(described(checkpoint, found, raw), Tensors(checkpoint.tensors))
+    return _reloaded(raw, cut)
+
+
+def _reloaded(raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource]) -> Any:
+    """The pruned checkpoint as transformers' Auto classes load it from its files."""
     config, source = pruned
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
@@ -225,9 +250,7 @@ def _reloaded(
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         auto: Any = AutoModelForImageTextToText if "text_config" in raw else AutoModelForCausalLM
-        with torch.inference_mode(mode=False):
-            model = auto.from_pretrained(
+        with torch.inference_mode(mode=False), towers_may_lack():
+            return auto.from_pretrained(
                 directory, trust_remote_code=True, dtype=torch.float32
             ).eval()
-    found: Tensor = model(input_ids=tokens, use_cache=False).logits
-    return found

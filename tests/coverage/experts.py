@@ -2,7 +2,8 @@
 
     python -m tests.coverage.experts [--only NAME ...]
 
-Writes `experts.json`, which the product reads, and the table in docs/experts.md. Tensors that
+Writes `experts.json`, which the product reads, and the table in docs/experts.md, and writes
+docs/architectures.md anew. Tensors that
 belong to experts are found by making the model twice, with different numbers of experts: what
 differs is theirs. Every entry was tried: the model without some experts is loaded by transformers'
 own class, and computes what the dense model computes when its router avoids them.
@@ -30,14 +31,16 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from strucprune_core.evaluation.experts_check import TOLERANCE, masked_output
 from strucprune_core.evaluation.generic_check import check_parameters
 from strucprune_core.export.layouts import expert_side_files
+from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import Kept, least_kept, routing_of, without_experts
-from strucprune_core.models.generic import expert_table
+from strucprune_core.models.generic import architectures, expert_table
 from strucprune_core.models.generic.describe import describe
 from strucprune_core.models.generic.expert_table import (
     CHOSEN_GROUP_KEYS,
@@ -47,9 +50,11 @@ from strucprune_core.models.generic.expert_table import (
 )
 from strucprune_core.models.generic.modules import decoder_layers, model_of
 from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_record, recording
+from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.models.vocabulary import Head, embed
+from tests.coverage import table
 from tests.coverage.detect import NotPrunable, layer_calls
 from tests.coverage.examine import Tensors
 from tests.coverage.patterns import (
@@ -58,7 +63,7 @@ from tests.coverage.patterns import (
     as_stored,
     find_outline,
 )
-from tests.coverage.table import language_models
+from tests.coverage.table import language_models, seeing_models
 from tests.coverage.tiny import VARIANTS, tiny_config, tiny_model
 
 _EXPERTS, _MORE = 8, 10  # Of a layer: of the model that is tried, and of the one compared with it.
@@ -67,6 +72,7 @@ _COUNT_KEY = re.compile(r"^(moe_)?(num|n)_(local_|routed_)?experts$")
 _CHOSEN_KEY = re.compile(r"tok|top_?k|moe_k")
 _TOKENS = (2, 48)
 _EFFECT = 1e-3  # On logits, of avoiding experts.
+_MORE_THAN_HIDDEN = "its layers hand on more than hidden states, such as what routers computed"
 _UNKNOWN = "experts of its tiny model cannot be removed; the reason has not been found yet"
 
 
@@ -152,7 +158,6 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     decoder = config.get_text_config()
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
-    _check_width(checkpoint)
     own, sliced = _differing(checkpoint, more, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
@@ -191,8 +196,11 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     assert pruned.modules is not None
     check_parameters(pruned.modules, pruned, "transformers")
     ids = _ids(_TOKENS)
-    wanted = _logits(dense, ids, kept)
-    if _relative(_logits(dense, ids), wanted) < _EFFECT:
+    wanted, plain = _logits(dense, ids, kept), _logits(dense, ids)
+    whole = checkpoint.model(input_ids=ids, use_cache=False).logits
+    if not _relative(plain, whole) <= TOLERANCE:
+        raise NotPrunable(_MORE_THAN_HIDDEN)
+    if _relative(plain, wanted) < _EFFECT:
         raise NotPrunable("what experts compute has no effect on its tiny model")
     computed = _logits(pruned, ids)
     masked = _relative(computed, wanted)
@@ -204,7 +212,42 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     reloaded = _relative(_reloaded(raw, pruned.config, cut, ids), computed)
     if not reloaded <= TOLERANCE:
         raise NotPrunable(f"without some experts, logits differ once loaded by {reloaded:.2g}")
+    by_layer = _removed_by_layer(raw, dense, kept, ids)
+    if not by_layer <= TOLERANCE:
+        raise NotPrunable(
+            "with different numbers of experts in layers, it computes something else than where "
+            f"routers avoid them (logits differ by {by_layer:.2g})"
+        )
     return masked, reloaded
+
+
+def _removed_by_layer(raw: dict[str, Any], dense: ModelStream, kept: Kept, ids: Tensor) -> float:
+    """The same where every second layer with experts keeps all: the larger difference."""
+    config = dense.config
+    routed = [layer for layer, each in enumerate(kept) if each]
+    uneven = [range(_EXPERTS) if layer in routed[1::2] else each for layer, each in enumerate(kept)]
+    cut = ExpertSource(dense.source, config, uneven)
+    shape = without_experts(config, uneven, equally=False)
+    pruned = open_stream(shape, cut, dense.device, like=dense)
+    computed = _logits(pruned, ids)
+    masked = _relative(computed, _logits(dense, ids, uneven))
+    with tempfile.TemporaryDirectory() as place:
+        directory = Path(place)
+        _write(directory, "per_layer", raw, shape, cut)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            model = load_pretrained(place, dtype=torch.float32).eval()
+            loaded = model(input_ids=ids, use_cache=False).logits
+    return max(masked, _relative(loaded, computed))
+
+
+def _write(
+    directory: Path, layout: str, raw: dict[str, Any], config: ModelConfig, source: ExpertSource
+) -> None:
+    """A checkpoint without some experts."""
+    for name, data in expert_side_files(layout, json.loads(json.dumps(raw)), config).items():
+        (directory / name).write_bytes(data)
+    tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def _kept(config: ModelConfig) -> Kept:
@@ -232,7 +275,9 @@ def _logits(stream: ModelStream, ids: Tensor, kept: Kept | None = None) -> Tenso
     for layer in range(stream.config.layers):
         if kept is not None and kept[layer]:
             assert stream.modules is not None
-            hidden = masked_output(stream, stream.modules, layer, kept[layer], hidden)
+            hidden = masked_output(
+                stream, stream.modules, layer, stream.whole_layer(layer), kept[layer], hidden
+            )
         else:
             hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()
     head = Head(stream)
@@ -247,14 +292,11 @@ def _reloaded(
     """Logits of the checkpoint without experts, loaded by transformers' own class."""
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        for name, data in expert_side_files(json.loads(json.dumps(raw)), config).items():
-            (directory / name).write_bytes(data)
-        tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
-        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
-        with torch.inference_mode(mode=False):
-            auto: Any = (
-                AutoModelForImageTextToText if "vision_config" in raw else AutoModelForCausalLM
-            )
+        _write(directory, "uniform", raw, config, source)
+        with torch.inference_mode(mode=False), towers_may_lack():
+            text = raw["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+            sees = not text or "text_config" in raw
+            auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
             model, info = auto.from_pretrained(
                 directory, dtype=torch.float32, output_loading_info=True
             )
@@ -347,22 +389,13 @@ def _differing(
     return tuple(own), tuple(sliced)
 
 
-def _check_width(checkpoint: TinyCheckpoint) -> None:
-    """Check that layers are given one hidden state of a token."""
-    _, layers = decoder_layers(checkpoint.model)
-    width = checkpoint.model.config.get_text_config().hidden_size
-    for call in layer_calls(checkpoint.model, layers, _ids((1, 8))):
-        if (call.given[0] if call.given else call.options["hidden_states"]).shape[-1] != width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-
-
 def _try_recording(checkpoint: TinyCheckpoint) -> None:
     """Check that experts, recorded, compute what they compute."""
     _, layers = decoder_layers(checkpoint.model)
     calls = layer_calls(checkpoint.model, layers, _ids((1, 16)))
     seen = False
-    for layer, call in zip(layers, calls, strict=True):
-        sums = ExpertSums(_EXPERTS)
+    for number, call in calls.items():
+        layer, sums = layers[number], ExpertSums(_EXPERTS)
         try:
             with recording(layer, sums):
                 recorded = layer(*call.given, **call.options)
@@ -434,8 +467,8 @@ def _relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def names_of_experts() -> list[str]:
-    """Every model type with experts that `AutoModelForCausalLM` knows, sorted."""
-    return [name for name in language_models() if has_experts(name)]
+    """Every model type with experts among those of the table of architectures, sorted."""
+    return [name for name in sorted(language_models() + seeing_models()) if has_experts(name)]
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -453,6 +486,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{name:24} {note}", flush=True)
     write_table(entries)
     PAGE.write_text(page(entries), encoding="utf-8")
+    expert_table.expert_table.cache_clear()  # The page of architectures says who loses experts.
+    found = architectures.table()["model_types"]
+    table.PAGE.write_text(table.page(found), encoding="utf-8")
     print(f"{sum('architecture' in entry for entry in entries.values())} of {len(entries)}")
     return int(any(entry.get("refused") == _UNKNOWN for entry in entries.values()))
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any
 
@@ -28,11 +28,17 @@ from tests.coverage.detect import (
 from tests.coverage.other_names import other_names
 from tests.coverage.tiny import is_encoder
 
-# Bottlenecks of adapters, norms and hyper-connections are as narrow as they can be.
-_NO_FFN = re.compile("adapter|norm|connection")
+# Bottlenecks of adapters, norms, hyper-connections and added low-rank maps are as narrow as they
+# can be.
+_NO_FFN = re.compile("adapter|norm|connection|laurel")
 
 # How many hidden states layers with hyper-connections hand on for a token.
-_STREAM_KEYS = ("hc_mult", "hc_count")
+_STREAM_KEYS = ("hc_mult", "hc_count", "altup_num_inputs", "ngram")
+_MORE_STREAMS = {"ngram": 1}
+# How many numbers of a token a layer hands to the next one, beside hidden states.
+_HANDED_KEYS = ("index_topk", "router_hidden_size")
+# What is 0 where layers are given no inputs of their own.
+_INPUTS_KEY = "hidden_size_per_layer_input"
 _APART = "its files keep parts of a layer apart from the others"
 
 Place = tuple[str, int, int]
@@ -71,9 +77,13 @@ def as_stored(model: Any) -> TinyCheckpoint:
 
 
 def _name_of(model: Any, module: Any) -> str:
+    return f"{_path_of(model, module)}.weight"
+
+
+def _path_of(model: Any, module: Any) -> str:
     for path, each in model.named_modules():
         if each is module:
-            return f"{path}.weight"
+            return str(path)
     raise ValueError("the module is not in the model")
 
 
@@ -94,23 +104,45 @@ def find_architecture(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architectur
     names = ParameterNames(model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(model, layers, tokens)
-    streams = _streams(model.config, tokens, calls)
-    returns = _all_return(layers, calls)
+    outline = _outline(checkpoint, names, prefix, layers, calls, tokens)
     patterns: dict[str, ChannelPattern] = {}
-    for number, (layer, call) in enumerate(zip(layers, calls, strict=True)):
+    found_in: dict[str, set[int]] = {}
+    for number, call in calls.items():
+        layer = layers[number]
         origins = _Origins(checkpoint, names, prefix.format(number))
-        for found in find_channels(layer, call, streams.width):
+        for found in find_channels(layer, call, _hidden_size(model, calls)):
             if _NO_FFN.search(found.output):
                 continue
             pattern = _pattern(found, linear_modules(layer), f"{path}.{number}.", origins)
             if pattern is not None:
                 patterns.setdefault(pattern.output, pattern)
+                found_in.setdefault(pattern.output, set()).add(number)
     if not patterns:
         raise NotPrunable(no_channels(model))
-    outline = _outline(checkpoint, names, prefix, returns, streams)
     channels = tuple(patterns.values())
     others = other_names(outline, names, channels[0].output)
+    outline = _with_spared(checkpoint, outline, found_in, len(layers))
     return replace(outline, channels=channels, other_names=others)
+
+
+def _with_spared(
+    checkpoint: TinyCheckpoint, outline: Architecture, found_in: dict[str, set[int]], layers: int
+) -> Architecture:
+    """The architecture with the key of config.json that says where no channels were found."""
+    missed: set[int] = set()
+    for output, numbers in found_in.items():
+        have = {n for n in range(layers) if outline.layer.format(n) + output in checkpoint.tensors}
+        missed |= have - numbers
+    if not missed:
+        return outline
+    for key, value in checkpoint.model.config.get_text_config().to_dict().items():
+        if not isinstance(value, list) or not all(type(each) in (int, float) for each in value):
+            continue
+        if len(value) == layers and {n for n, each in enumerate(value) if each} == missed:
+            return replace(outline, spared_key=key)
+        if set(value) & set(range(layers)) == missed:
+            return replace(outline, spared_key=key, spared_numbers=True)
+    return outline
 
 
 @torch.no_grad()
@@ -128,8 +160,7 @@ def find_outline(checkpoint: TinyCheckpoint, tokens: Tensor) -> Architecture:
     names = ParameterNames(checkpoint.model)
     prefix = _layer_prefix(checkpoint, names, path)
     calls = layer_calls(checkpoint.model, layers, tokens)
-    streams = _streams(checkpoint.model.config, tokens, calls)
-    found = _outline(checkpoint, names, prefix, _all_return(layers, calls), streams)
+    found = _outline(checkpoint, names, prefix, layers, calls, tokens)
     first = prefix.format(0)
     role = next(name for name in checkpoint.tensors if name.startswith(first)).removeprefix(first)
     return replace(found, other_names=other_names(found, names, role))
@@ -140,54 +171,117 @@ class _Streams:
     """The hidden states of a token between layers.
 
     Attributes:
-        key, apart: See `Architecture.streams_key` and `streams_apart`.
-        width: Of one hidden state.
+        key, apart, axis, more: See `Architecture.streams_key` and what follows there.
     """
 
     key: str | None
     apart: bool
-    width: int
+    axis: int
+    more: int
 
 
-def _streams(config: Any, tokens: Tensor, calls: list[LayerCall]) -> _Streams:
+def hidden_of(call: LayerCall) -> Tensor:
+    """The hidden states that a layer is given."""
+    hidden: Tensor = call.given[0] if call.given else call.options["hidden_states"]
+    return hidden
+
+
+def _hidden_size(model: Any, calls: dict[int, LayerCall]) -> int:
+    """Width of the residual stream."""
+    text = model.config.get_text_config()
+    if any(hasattr(text, key) for key in _STREAM_KEYS):
+        return int(text.hidden_size)
+    return hidden_of(calls[0]).shape[-1]
+
+
+def _streams(model: Any, tokens: Tensor, calls: dict[int, LayerCall]) -> _Streams:
     """What layers are given for a token.
 
     Raises:
         NotPrunable: more than its hidden states.
     """
-    if any(call.options.get("input_ids") is not None for call in calls):
-        raise NotPrunable("its layers are given token ids beside hidden states")
-    text = config.get_text_config()
+    text = model.config.get_text_config()
     key = next((key for key in _STREAM_KEYS if hasattr(text, key)), None)
-    given = [call.given[0] if call.given else call.options["hidden_states"] for call in calls]
-    width = given[0].shape[-1] if key is None else text.hidden_size
-    count = 1 if key is None else getattr(text, key)
-    for hidden in given:
-        if hidden.shape[:2] != tokens.shape or hidden.numel() != tokens.numel() * count * width:
-            raise NotPrunable("its layers hand on several streams of hidden states at once")
-    return _Streams(key, given[0].dim() == 4, width)
+    more = _MORE_STREAMS.get(str(key), 0)
+    count = more + (1 if key is None else getattr(text, key))
+    (b, n), width = tokens.shape, _hidden_size(model, calls)
+    shapes = {2: (b, n, count, width), 0: (count, b, n, width), 1: (b, count * n, width)}
+    first = tuple(hidden_of(calls[0]).shape)
+    axis = next((axis for axis, shape in shapes.items() if shape == first and count > 1), None)
+    if {tuple(hidden_of(call).shape) for call in calls.values()} != {first}:
+        raise NotPrunable("its layers are given hidden states of different shapes")
+    if axis is None and first != (b, n, count * width):
+        raise NotPrunable("its layers hand on several streams of hidden states at once")
+    return _Streams(key, axis is not None, 2 if axis is None else axis, more)
 
 
-def _all_return(layers: Iterable[Any], calls: list[LayerCall]) -> str | tuple[str, ...]:
+def _all_return(layers: Any, calls: dict[int, LayerCall]) -> str | tuple[str, ...]:
     """What every layer returns."""
     returns = {
-        _returned(layer(*call.given, **call.options))
-        for layer, call in zip(layers, calls, strict=True)
+        _returned(layers[number](*call.given, **call.options)) for number, call in calls.items()
     }
     if len(returns) != 1:
         raise NotPrunable("its layers return different things")
     return returns.pop()
 
 
+def _handed(
+    config: Any, layers: Any, calls: dict[int, LayerCall]
+) -> tuple[str, int, str, bool] | None:
+    """See `Architecture.handed`: found by leaving out what a layer got from the one before."""
+    text = config.get_text_config()
+    key = next((key for key in _HANDED_KEYS if hasattr(text, key)), None)
+    for number in list(calls)[1:] if key is not None else ():
+        before = calls[number - 1]
+        output = layers[number - 1](*before.given, **before.options)
+        for place, value in enumerate(output) if isinstance(output, tuple) else ():
+            name = _taken_as(layers[number], calls[number], value) if place else None
+            if name is not None:
+                return name, place, str(key), not value.is_floating_point()
+    return None
+
+
+def _taken_as(layer: Any, call: LayerCall, value: Any) -> str | None:
+    """The argument by which a layer gets a tensor, if it reads it."""
+    for name, given in _arguments(layer, call).items():
+        both = isinstance(given, Tensor) and isinstance(value, Tensor)
+        if both and torch.equal(given, value) and _reads(layer, call, name):
+            return name
+    return None
+
+
+def _arguments(layer: Any, call: LayerCall) -> dict[str, Any]:
+    """What a layer is given, by name."""
+    bound = inspect.signature(type(layer).forward).bind_partial(layer, *call.given, **call.options)
+    return dict(bound.arguments)
+
+
+def _reads(layer: Any, call: LayerCall, name: str) -> bool:
+    """Whether a layer computes something else, or nothing, without an argument."""
+    taken = {key: value for key, value in _arguments(layer, call).items() if key != "self"}
+    more = taken.pop("kwargs", {})
+    plain = layer(*call.given, **call.options)[0]
+    try:
+        without = layer(**{**taken, **more, name: None})[0]
+    except ValueError:
+        return True
+    return not torch.equal(plain, without)
+
+
 def _outline(
     checkpoint: TinyCheckpoint,
     names: ParameterNames,
     prefix: str,
-    returns: str | tuple[str, ...],
-    streams: _Streams,
+    layers: Any,
+    calls: dict[int, LayerCall],
+    tokens: Tensor,
 ) -> Architecture:
     """An architecture without channels."""
     model = checkpoint.model
+    text = model.config.get_text_config()
+    streams = _streams(model, tokens, calls)
+    ids = any(call.options.get("input_ids") is not None for call in calls.values())
+    inputs = bool(getattr(text, _INPUTS_KEY, 0))
     embedding = model.get_input_embeddings()
     return Architecture(
         layer=prefix,
@@ -195,11 +289,17 @@ def _outline(
         head=checkpoint.head,
         head_bias=_head_bias(checkpoint, names),
         tied=model.get_output_embeddings().weight is embedding.weight,
-        layer_returns=returns,
-        keeps_scores=model.config.get_text_config()._attn_implementation == "eager",
+        layer_returns=_all_return(layers, calls),
+        keeps_scores=text._attn_implementation == "eager",
         encoder=is_encoder(model.config),
         streams_key=streams.key,
         streams_apart=streams.apart,
+        streams_axis=streams.axis,
+        streams_more=streams.more,
+        tokens_key="" if ids else _INPUTS_KEY if inputs else None,
+        reads_embedding=inputs,
+        shares_keys=bool(getattr(text, "num_kv_shared_layers", 0)),
+        handed=_handed(model.config, layers, calls),
         context_key=_context_key(model.config),
         channels=(),
     )
@@ -216,7 +316,8 @@ def no_channels(model: Any) -> str:
 def _context_key(config: Any) -> str | None:
     config = config.get_text_config()
     key = config.attribute_map.get("max_position_embeddings", "max_position_embeddings")
-    return key if key in config.to_dict() else None
+    saved = config.to_dict()
+    return next((each for each in (key, "max_target_positions") if each in saved), None)
 
 
 def _returned(output: Any) -> str | tuple[str, ...]:
@@ -226,22 +327,21 @@ def _returned(output: Any) -> str | tuple[str, ...]:
 
 
 def _stored_name(checkpoint: TinyCheckpoint, names: ParameterNames, parameter: str) -> str:
+    """Where the files hold a parameter, perhaps under the name of one that it is tied to."""
+    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
     for name in checkpoint.tensors:
-        if names.parameter_of(name)[0] == parameter:
+        if known.get(names.parameter_of(name)[0]) is known[parameter]:
             return name
     raise NotPrunable(f"its files do not hold {parameter}")
 
 
 def _head_bias(checkpoint: TinyCheckpoint, names: ParameterNames) -> str | None:
     """Where the files hold the head's bias, perhaps under the name of one that it is tied to."""
-    bias = getattr(checkpoint.model.get_output_embeddings(), "bias", None)
-    if bias is None:
+    model = checkpoint.model
+    head = model.get_output_embeddings()
+    if getattr(head, "bias", None) is None:
         return None
-    known = dict(checkpoint.model.named_parameters(remove_duplicate=False))
-    for name in checkpoint.tensors:
-        if known.get(names.parameter_of(name)[0]) is bias:
-            return name
-    raise NotPrunable("its files do not hold the bias of its head")
+    return _stored_name(checkpoint, names, f"{_path_of(model, head)}.bias")
 
 
 def _layer_prefix(checkpoint: TinyCheckpoint, names: ParameterNames, path: str) -> str:

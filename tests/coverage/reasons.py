@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-_STREAMS = "its layers hand on several streams of hidden states at once"
 _SOUND = "it makes sound: its tokens come from several codebooks at once"
 _DRAFT = "it only drafts for another model, whose keys and values its layers read"
 _SHARED = "several of its layers share their FFN"
 _ENCODER = "its decoder reads what an encoder makes of the text"
-_CONVERTED = "transformers joins or splits its FFN matrices while it loads them"
-_DEVICE = "transformers puts its text where the weights for images lie, which are not loaded"
 _IMAGE = "it does not run on text without an image"
 _PACKAGES = "transformers needs packages for images to make it, which StrucPrune does not install"
 _NORMALISED = "it normalises over all channels before its down projection, so none can go alone"
@@ -24,15 +21,10 @@ REASONS = {
     "diffusion_gemma": "it fills in tokens in any order, not from left to right",
     "evolla": "it does not run on text without a protein",
     "falcon_mamba": _RECURRENT,
-    "fast_vlm": _PACKAGES,
     "florence2": _ENCODER,
-    "gemma3n": _STREAMS,
     "gemma4_assistant": _DRAFT,
     "gemma4_unified_assistant": _DRAFT,
-    "granite_docling": _DEVICE,
-    "hy_v4": "some of its layers attend to what an earlier layer has chosen",
     "idefics": _IMAGE,
-    "idefics3": _DEVICE,
     "inkling_mm_model": _PACKAGES,
     "instructblip": _IMAGE,
     "instructblipvideo": _IMAGE,
@@ -40,11 +32,8 @@ REASONS = {
     "kosmos-2.5": _NORMALISED,
     "mamba": _RECURRENT,
     "mamba2": _RECURRENT,
-    "minimax_m3_vl": _CONVERTED,
-    "molmo2": _CONVERTED,
     "musicgen": _SOUND,
     "musicgen_melody": _SOUND,
-    "perception_lm": _PACKAGES,
     "pi0": "it puts out movements, not text",
     "pix2struct": _IMAGE,
     "pp_formulanet": _IMAGE,

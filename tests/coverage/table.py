@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 
 from strucprune_core.models.families import FAMILIES
 from strucprune_core.models.generic import architectures
+from strucprune_core.models.generic.expert_table import expert_architecture
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(architectures.__file__).with_name(architectures.TABLE)
@@ -31,17 +32,17 @@ _HEAD = """\
 
 What counts is `model_type` in config.json. Of the {language} language models that transformers
 {version} has, StrucPrune prunes {accepted}: {own} are written out in it, {generic} run in
-transformers' own modules, one layer at a time. Of {seeing} further models, which see images, it
+transformers' own modules, one layer at a time. Of these {accepted}, {channels} lose channels, and
+{experts} lose whole experts and nothing else. Of {seeing} further models, which see images, it
 prunes {decoders}: the decoder of the text; the rest is copied as it is. Code that comes with a
 checkpoint is never run.
 
-For every generic row a tiny random model was made, a quarter of its channels removed, and the
-written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned layers
-run one by one, to 1e-5. A job checks its own model's layers before any heavy work.
+For every generic row with channels a tiny random model was made, a quarter of its channels removed,
+and the written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned
+layers run one by one, to 1e-5. How whole experts were tried is said in [Experts](experts.md). A job
+checks its own model's layers before any heavy work.
 """
-# What a model of these types must be like; any other is refused when its job begins.
-_GEMMA4 = "of models without per-layer inputs and shared keys and values"
-_ONLY = {"gemma4": _GEMMA4, "gemma4_text": _GEMMA4}
+_EXPERTS = "whole experts"
 _TABLE = """
 ## {title}
 
@@ -85,18 +86,22 @@ def as_stored(entries: Entries) -> str:
 
 
 def page(entries: Entries) -> str:
-    """The page of a table."""
+    """The page of a table; which model types lose experts, the product's own table says."""
     tables = {
         "Language models": [_row(name, entries) for name in language_models()],
         "Models that see images": [_row(name, entries) for name in seeing_models()],
     }
     language, seeing = (Counter(kind for _, kind, _ in rows) for rows in tables.values())
+    accepted = language["own"] + language["generic"]
+    experts = sum(what == _EXPERTS for _, _, what in tables["Language models"])
     text = _HEAD.format(
         version=transformers.__version__,
         language=language.total(),
-        accepted=language["own"] + language["generic"],
+        accepted=accepted,
         own=language["own"],
         generic=language["generic"],
+        channels=accepted - experts,
+        experts=experts,
         seeing=seeing.total(),
         decoders=seeing["generic"],
     )
@@ -108,14 +113,15 @@ def page(entries: Entries) -> str:
 
 def _row(name: str, entries: Entries) -> tuple[str, str, str]:
     family = own_family(name)
+    experts = expert_architecture(name if family is None else family) is not None
+    too = f"; {_EXPERTS}" if experts else ""
     if family is not None:
         what = "FFN channels, attention heads"
-        return name, "own", what if family == name else f"{what} (as {family})"
+        return name, "own", (what if family == name else f"{what} (as {family})") + too
     entry = entries[name]
-    if "refused" in entry:
-        return name, "refused", entry["refused"]
-    only = f", {_ONLY[name]}" if name in _ONLY else ""
-    return name, "generic", _removed(entry["architecture"]["channels"]) + only
+    if "architecture" in entry:
+        return name, "generic", _removed(entry["architecture"]["channels"]) + too
+    return (name, "generic", _EXPERTS) if experts else (name, "refused", entry["refused"])
 
 
 def _removed(channels: list[dict[str, Any]]) -> str:

@@ -28,6 +28,20 @@ _INDEXER = {
     "ngram_vocab_size_base": 64,
     "split_ngram_parts": 2,
 }
+# The last layers attend to keys and values of earlier ones, of both types.
+_SHARED = {
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "num_kv_shared_layers": 2,
+    "vocab_size_per_layer_input": 128,
+    "hidden_size_per_layer_input": 16,
+}
+_GEMMA3N = {
+    **_SHARED,
+    "intermediate_size": 48,
+    "laurel_rank": 8,
+    "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+}
+_GEMMA4 = {**_SHARED, "head_dim": 16, "global_head_dim": 32}
 # Sizes by the names that config classes give them; the first pattern that fits a key decides.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"^(vocab_size|n_vocab|vocab_size_per_layer_input|encoder_hash_byte_group_vocab)$", 128),
@@ -85,9 +99,11 @@ _OTHERS: dict[str, dict[str, Any]] = {
     },
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {**_ROPE, "mrope_section": [3, 3, 2]}}},
     "falcon_h1": {"mamba_d_head": 8, "mamba_d_ssm": 64},
-    "gemma3n_text": {"num_kv_shared_layers": 0, "intermediate_size": 48},
-    "gemma4": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
-    "gemma4_text": {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+    "fast_vlm": {"vision_config": {"hidden_size": 64}},
+    "gemma3n": {"text_config": _GEMMA3N},
+    "gemma3n_text": _GEMMA3N,
+    "gemma4": {"text_config": _GEMMA4},
+    "gemma4_text": _GEMMA4,
     "glm46v": _MROPE,
     "glm4v": _MROPE,
     "glm4v_moe": {
@@ -115,10 +131,12 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "lfm2_moe": {"layer_types": ["conv", "conv", "full_attention", "conv"]},
     "mamba2": {"num_heads": 8, "head_dim": 16},
     "ministral": {"head_dim": 16},
+    "mllama": {"text_config": {"cross_attention_layers": [1]}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [-1, -2]}},
     "muse_spark": {"audio_config": {"out_hidden_size": 64}},
     "nemotron_h": {"mamba_num_heads": 4, "n_groups": 2},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}},
     "qwen2_5_omni_thinker": _MROPE,
     "qwen2_5_vl": _MROPE,
     "qwen2_vl": _MROPE,
@@ -153,7 +171,7 @@ def _tiny(cls: Any, changes: dict[str, Any], own: dict[str, Any]) -> Any:
         inner = getattr(default, key, None)
         if inner is not None and hasattr(inner, "to_dict"):
             sizes[key] = _tiny(type(inner), changes, changes.get(key, {}))
-        elif inner is not None and hasattr(part, "model_type"):
+        elif (inner is not None or key in changes) and hasattr(part, "model_type"):
             sizes[key] = _tiny(part, changes, changes.get(key, {}))
     for key, value in known.items():
         if key in _TOKENS and isinstance(value, int):

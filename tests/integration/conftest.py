@@ -11,6 +11,7 @@ import pytest
 
 from embedded.stack import WORK_BUCKET, Stack
 from strucprune_core.client import StrucPruneClient
+from tests.support.jobs import weights
 
 Spec = dict[str, Any]
 MakeSpec = Callable[..., Spec]
@@ -33,7 +34,7 @@ def client(stack: Stack) -> Iterator[StrucPruneClient]:
         yield connected
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_spec(uploaded: str) -> MakeSpec:
     """A function that makes job specifications."""
 
@@ -52,3 +53,21 @@ def make_spec(uploaded: str) -> MakeSpec:
         }
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(stack: Stack) -> Callable[[Spec], bytes]:
+    """The weights of a job like the given one that nothing happened to, one a calibration."""
+    known: dict[tuple[str, int, int], bytes] = {}
+
+    def of(spec: Spec) -> bytes:
+        text = spec["calibration"]
+        like = (text["uri"], text["samples"], text["sequence_length"])
+        if like not in known:
+            twin = {**spec, "output": {"uri_prefix": f"{spec['output']['uri_prefix']}-twin"}}
+            with stack.client() as client:
+                assert client.wait(client.submit(twin).id).state == "succeeded"
+            known[like] = weights(stack, twin)
+        return known[like]
+
+    return of

@@ -10,14 +10,13 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from embedded.processes import wait_until
 from embedded.stack import Stack
 from strucprune_core.client import StrucPruneClient
-from tests.integration.conftest import MakeSpec
+from tests.integration.conftest import MakeSpec, Spec
 from tests.support.jobs import calibrated, solve_of, until, weights
 
 pytestmark = pytest.mark.services
@@ -31,28 +30,11 @@ def alive(pid: int) -> bool:
     return state != "Z"
 
 
-@pytest.fixture(scope="module")
-def undisturbed(stack: Stack, uploaded: str) -> Callable[[dict[str, Any]], bytes]:
-    """The weights of a job like the given one that nothing happened to."""
-    known: dict[int, bytes] = {}
-
-    def of(spec: dict[str, Any]) -> bytes:
-        samples = spec["calibration"]["samples"]
-        if samples not in known:
-            twin = {**spec, "output": {"uri_prefix": f"{spec['output']['uri_prefix']}-twin"}}
-            with stack.client() as client:
-                assert client.wait(client.submit(twin).id).state == "succeeded"
-            known[samples] = weights(stack, twin)
-        return known[samples]
-
-    return of
-
-
 def test_a_killed_worker_is_replaced(
     stack: Stack,
     client: StrucPruneClient,
     make_spec: MakeSpec,
-    undisturbed: Callable[[dict[str, Any]], bytes],
+    undisturbed: Callable[[Spec], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id
@@ -73,7 +55,7 @@ def test_a_drained_worker_gives_its_job_back(
     stack: Stack,
     client: StrucPruneClient,
     make_spec: MakeSpec,
-    undisturbed: Callable[[dict[str, Any]], bytes],
+    undisturbed: Callable[[Spec], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id
@@ -94,7 +76,7 @@ def test_a_job_outlives_its_storage(
     stack: Stack,
     client: StrucPruneClient,
     make_spec: MakeSpec,
-    undisturbed: Callable[[dict[str, Any]], bytes],
+    undisturbed: Callable[[Spec], bytes],
 ) -> None:
     spec = make_spec(samples=192, length=64)
     job_id = client.submit(spec).id

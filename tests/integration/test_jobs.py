@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,16 +18,17 @@ from strucprune_core.client import JobConflict, RequestInvalid, StrucPruneClient
 from strucprune_core.client.calls import JOBS
 from strucprune_core.export.loading import load_pretrained
 from tests.core.models.generic.tiny import save_tiny
-from tests.integration.conftest import MakeSpec
+from tests.integration.conftest import MakeSpec, Spec
 from tests.support.jobs import calibrated, published, until, weights
 from tests.support.text import make_text
 
 pytestmark = pytest.mark.services
 
 
-def test_a_job_from_submission_to_a_loaded_checkpoint(
-    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
+def test_a_job_from_submission_to_a_checkpoint_that_generates_in_transformers(
+    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
     spec = make_spec()
     job = client.wait(client.submit(spec).id)
     assert job.error is None
@@ -41,12 +43,14 @@ def test_a_job_from_submission_to_a_loaded_checkpoint(
     assert job.summary["parameters"]["after"] == report["after"]["parameters"]
     assert job.summary["perplexity"]["after"] == report["perplexity"]["after"]
 
-    client.download(job.id, tmp_path)
-    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8").lower()
-    tensors = load_file(tmp_path / "model.safetensors")
+    pruned = tmp_path / "pruned"
+    client.download(job.id, pruned)
+    assert "<html" in (pruned / "report.html").read_text(encoding="utf-8").lower()
+    tensors = load_file(pruned / "model.safetensors")
     widths = [tensors[f"model.layers.{layer}.mlp.gate_proj.weight"].shape[0] for layer in range(4)]
     assert widths == [layer["width_after"] for layer in report["layers"]]
     assert sum(widths) == report["after"]["ffn_channels"]
+    assert generate(pruned, "The miller").startswith("The miller")
 
 
 def test_an_architecture_without_code_of_its_own(
@@ -97,17 +101,6 @@ def test_keys_of_any_characters(
     assert published(stack, spec) == []
 
 
-def test_the_checkpoint_generates_in_transformers(
-    client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "hf"))
-    spec = make_spec()
-    job = client.wait(client.submit(spec).id)
-    assert job.state == "succeeded"
-    client.download(job.id, tmp_path / "pruned")
-    assert generate(tmp_path / "pruned", "The miller").startswith("The miller")
-
-
 def test_a_uniform_layout_needs_no_code_of_ours(
     client: StrucPruneClient, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
@@ -148,10 +141,12 @@ def test_cancel_a_running_job(stack: Stack, client: StrucPruneClient, make_spec:
 
 
 def test_pause_and_resume_give_the_same_checkpoint(
-    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
+    stack: Stack,
+    client: StrucPruneClient,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[Spec], bytes],
 ) -> None:
-    undisturbed, paused = (make_spec(samples=192, length=64) for _ in range(2))
-    assert client.wait(client.submit(undisturbed).id).state == "succeeded"
+    paused = make_spec(samples=192, length=64)
     job_id = client.submit(paused).id
     until(client, job_id, calibrated())
     client.pause(job_id)
@@ -160,14 +155,16 @@ def test_pause_and_resume_give_the_same_checkpoint(
     job = client.wait(job_id)
     assert job.state == "succeeded"
     assert job.attempt == 1
-    assert weights(stack, undisturbed) == weights(stack, paused)
+    assert weights(stack, paused) == undisturbed(paused)
 
 
 def test_a_cancelled_job_is_retried_to_the_same_checkpoint(
-    stack: Stack, client: StrucPruneClient, make_spec: MakeSpec
+    stack: Stack,
+    client: StrucPruneClient,
+    make_spec: MakeSpec,
+    undisturbed: Callable[[Spec], bytes],
 ) -> None:
-    undisturbed, retried = (make_spec(samples=192, length=64) for _ in range(2))
-    assert client.wait(client.submit(undisturbed).id).state == "succeeded"
+    retried = make_spec(samples=192, length=64)
     job_id = client.submit(retried).id
     # The embedding and the first layer are done.
     until(client, job_id, calibrated(2))
@@ -176,7 +173,7 @@ def test_a_cancelled_job_is_retried_to_the_same_checkpoint(
     assert client.retry(job_id).run == 2
     job = client.wait(job_id)
     assert (job.state, job.run, job.attempt) == ("succeeded", 2, 1)
-    assert weights(stack, undisturbed) == weights(stack, retried)
+    assert weights(stack, retried) == undisturbed(retried)
     done = [
         (line.run, line.message.split(" finished")[0])
         for line in client.logs(job_id)

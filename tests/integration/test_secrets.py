@@ -18,6 +18,7 @@ from strucprune_core.client import Job, StrucPruneClient
 from strucprune_core.client.calls import JOBS
 from tests.conftest import WEBHOOK_SECRET
 from tests.integration.conftest import MakeSpec
+from tests.support.hub_server import Hub
 
 pytestmark = pytest.mark.services
 
@@ -54,6 +55,8 @@ def test_secrets_stay_where_they_are(
     client: StrucPruneClient,
     make_spec: MakeSpec,
     receiver: tuple[int, list[str]],
+    hub_of_the_stack: Hub,
+    tiny_model: Path,
     text_file: Path,
     tmp_path: Path,
 ) -> None:
@@ -66,8 +69,11 @@ def test_secrets_stay_where_they_are(
         "webhook secret": WEBHOOK_SECRET.removeprefix("whsec_"),
         "webhook URL": URL_TOKEN,
         "wrong key": WRONG_KEY,
+        "hub token": next(iter(hub_of_the_stack.tokens)),
     }
     spec, failing = make_spec(), make_spec()
+    hub_of_the_stack.add("acme/secrets", tiny_model, private=True)
+    spec["model"]["uri"] = "hf://acme/secrets"
     spec["notifications"] = {"webhook_url": f"http://127.0.0.1:{port}/{URL_TOKEN}"}
     s3 = stack.s3.client()
     s3.put_object(Bucket=WORK_BUCKET, Key="secrets/text.txt", Body=text_file.read_bytes())

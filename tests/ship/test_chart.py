@@ -233,7 +233,7 @@ def test_secrets_are_referred_to_never_written(values: str) -> None:
     assert not of_kind(objects, "Secret")
     for pod in pods(objects):
         for name, entry in pod.variables.items():
-            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|PEPPER|API_KEYS", name):
+            if re.search(r"PASSWORD|SECRET|ACCESS_KEY|PEPPER|API_KEYS|TOKEN", name):
                 assert set(entry["valueFrom"]) == {"secretKeyRef"}, name
             if name == "STRUCPRUNE_REDIS_URL" and "value" in entry:
                 assert entry["value"] == "redis://:$(VALKEY_PASSWORD)@demo-strucprune-valkey:6379/0"
@@ -253,6 +253,7 @@ SECRETS = {
     "secret-access-key": "secret",
     "api-keys": json.dumps([{"tenant": "acme", "key_hmac": "0" * 64}]),
     "key-pepper": "sixteen characters",
+    "token": "hf_token",
     "webhook-secrets": json.dumps({"acme": "whsec_" + "MDEyMzQ1Njc4OWFiY2RlZmdoaWprbG1u"}),
 }
 
@@ -290,6 +291,7 @@ def test_the_programs_start_with_their_environment(
         assert {name for name in environment if name.startswith("STRUCPRUNE_")} <= known
         if values == "production" and kind is Settings:
             assert settings.allowed_prefixes["acme"][0] == "s3://acme-models/"
+            assert settings.hub_repositories["acme"] == ("meta-llama/*", "datasets/acme/*")
             assert settings.retention_days == 90
             assert settings.webhook_hosts == ("hooks.example.com",)
             assert set(settings.webhook_secrets) == {"acme"}
@@ -368,7 +370,8 @@ def test_the_network_is_closed_by_default(values: str) -> None:
     for pod in pods(objects):
         opened = [spec for spec in egress if selects(spec["podSelector"], pod.labels)]
         webhooks = values == "production" and pod.container["name"] == "reconciler"
-        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2) + webhooks
+        hub = values == "production" and pod.container["name"] in ("api", "worker")
+        assert len(opened) == (1 if pod.container["name"] == "valkey" else 2) + webhooks + hub
 
 
 @pytest.mark.parametrize(
@@ -420,6 +423,34 @@ def test_webhooks_leave_from_the_reconciler_to_public_addresses() -> None:
         for item in of_kind(rendered("default"), "NetworkPolicy")
         if item["metadata"]["name"].endswith("-webhooks")
     ]
+
+
+def test_a_hub_is_reached_by_those_who_read_it_with_a_token_from_a_secret() -> None:
+    for pod in pods(rendered("production")):
+        reads = pod.container["name"] in ("api", "worker")
+        assert ("HF_TOKEN" in pod.variables) == reads
+        assert ("HF_ENDPOINT" in pod.variables) == reads
+    (policy,) = (
+        item["spec"]
+        for item in of_kind(rendered("production"), "NetworkPolicy")
+        if item["metadata"]["name"].endswith("-hub")
+    )
+    chosen = {
+        pod.container["name"]
+        for pod in pods(rendered("production"))
+        if selects(policy["podSelector"], pod.labels)
+    }
+    assert chosen == {"api", "worker"}
+    (rule,) = policy["egress"]
+    blocks = [peer["ipBlock"] for peer in rule["to"]]
+    assert not _open_to(blocks, "10.0.0.1")
+    assert not _open_to(blocks, "169.254.169.254")
+    assert _open_to(blocks, "93.184.216.34")
+    # Without a tenant that may read one, nothing is opened and no token is handed out.
+    values = {"hub": {"existingSecret": {"name": "token"}}}
+    objects = render(values)
+    assert all("HF_TOKEN" not in pod.variables for pod in pods(objects))
+    assert not [each for each in objects if each["metadata"]["name"].endswith("-hub")]
 
 
 def _open_to(blocks: list[Any], address: str) -> bool:

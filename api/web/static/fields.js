@@ -6,18 +6,18 @@ const GB = 1e9;
 export function sections(capabilities) {
   return [
     { title: "Model", fields: [
-      { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors." },
+      { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors, or hf://org/name." },
       { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
     ] },
     { title: "Pruning", fields: [
       { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
-      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; or experts alone." },
-      { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is." },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
+      { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
     ] },
     { title: "Calibration", fields: [
       { pointer: "/calibration/source", label: "Text", kind: "choice", options: ["file", "self"], initial: "file", hint: "self: the model writes the text, no data needed." },
-      { pointer: "/calibration/uri", label: "Calibration text", kind: "text", placeholder: "s3://bucket/text.jsonl", when: ["/calibration/source", "file"], hint: "Plain text, JSON lines or Parquet." },
+      { pointer: "/calibration/uri", label: "Calibration text", kind: "text", placeholder: "s3://bucket/text.jsonl", when: ["/calibration/source", "file"], hint: "Plain text, JSON lines or Parquet; hf://datasets/org/name/file of a hub." },
       { pointer: "/calibration/samples", label: "Sequences", kind: "number", placeholder: "32" },
       { pointer: "/calibration/sequence_length", label: "Tokens each", kind: "number", placeholder: "512" },
       { pointer: "/calibration/allow_degenerate", label: "Allow degenerate text", kind: "flag", hint: "A text of hardly any distinct tokens is refused otherwise." },
@@ -33,6 +33,8 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
+      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["output_norm", "reap"], hint: "Of experts: which of them stay. The first is the default." },
+      { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
       { pointer: "/pruning/multiple_of", label: "Widths are multiples of", kind: "number", placeholder: "1" },
       { pointer: "/pruning/max_layer_sparsity", label: "Most from any layer", kind: "number", placeholder: "1" },

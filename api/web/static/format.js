@@ -45,8 +45,9 @@ export const moment = (iso) =>
   iso ? new Date(iso).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" }) : ABSENT;
 export const clock = (iso) => new Date(iso).toLocaleTimeString(undefined, { hour12: false });
 
-/** The last part of a URI: `s3://work/models/smollm2` is `smollm2`. */
-export const leaf = (uri) => uri.replace(/\/+$/, "").split("/").pop();
+/** The last part of a URI: `s3://work/models/smollm2` is `smollm2`, without the commit of a hub. */
+export const leaf = (uri) =>
+  uri.replace(/\/+$/, "").split("/").pop().replace(/@[0-9a-f]{40}$/, "");
 /** `kv_groups` is `kv groups`. */
 export const words = (name) => name.replaceAll("_", " ");
 

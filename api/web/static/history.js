@@ -2,7 +2,7 @@
 
 import { getLogs, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
-import { clock, duration, percent } from "./format.js";
+import { clock, duration, number, percent } from "./format.js";
 
 const MOST_EVENTS = 300;
 const LOG_MILLISECONDS = 3000;
@@ -34,6 +34,8 @@ function describe({ type, data }) {
     return `${data.phase}${steps} (${percent(data.fraction)}${left})`;
   }
   if (type === "workers") return data.workers === 1 ? "1 worker" : `${data.workers} workers`;
+  if (type === "layers" && data.kl) return `divergence ${number(data.kl[0], 3)} nats per token`;
+  if (type === "layers" && data.experts_after) return `experts of ${data.index.length} layers`;
   if (type === "layers") return data.width_after ? `widths of ${data.index.length} layers` : null;
   if (type !== "state") return null;
   const attempt = data.state === "running" && data.attempt ? `, attempt ${data.attempt}` : "";

@@ -28,9 +28,23 @@ export function layerFigures() {
   const widths = figure("FFN channels kept, by layer", table.node);
   const energies = figure("Energy, by layer");
   const heads = figure("Query heads kept, by layer");
+  const experts = figure("Experts kept, by layer");
   return {
-    nodes: [widths.node, energies.node, heads.node],
-    update(rows) {
+    nodes: [widths.node, energies.node, heads.node, experts.node],
+    update(given) {
+      const rows = given.map(withExperts);
+      const routed = rows.filter((one) => known(one.experts_after));
+      if (routed.length) {
+        widths.update(false);
+        energies.update(false);
+        heads.update(false);
+        const kl = rows.find((one) => known(one.kl))?.kl;
+        const probed = known(kl) ? ` Without the others, the model diverges from the dense one by ${number(kl, 3)} nats per token on held-out text.` : "";
+        experts.update(true, `${count(sum(routed, "experts_after"))} of ${count(sum(routed, "experts_before"))} stay.${probed}`, () =>
+          barsByLayer(rows.map((one) => ({ value: one.experts_after, of: one.experts_before, absent: "no experts" })), { name: "Experts kept", format: count }));
+        return;
+      }
+      experts.update(false);
       const chosen = rows.filter((one) => known(one.width_after));
       const measured = rows.filter((one) => known(one.energy));
       const solved = rows.filter(isSolved);
@@ -46,6 +60,13 @@ export function layerFigures() {
         barsByLayer(rows.map((one) => bar(one, "query_heads")), { name: "Query heads kept", format: count }));
     },
   };
+}
+
+/** A layer of a running job, or of a report, in the terms of a running job. */
+function withExperts(row) {
+  if (!row.experts) return row;
+  const before = row.experts.scores.length;
+  return { ...row, experts_before: before, experts_after: before - row.experts.removed.length };
 }
 
 /** What is kept of a layer; paler until it is solved. */

@@ -7,7 +7,7 @@ const WIDTH = 720;
 
 /**
  * A bar for each layer, on a rail as long as the dense layer where `of` is given.
- * Items: `{ value, of, note, tone }`, all optional; without a value there is no bar (yet).
+ * Items: `{ value, of, note, tone, absent }`, all optional; without a value there is no bar (yet), and `absent` says why.
  */
 export function barsByLayer(items, { name, format, tone = "accent" }) {
   const height = 150;
@@ -19,7 +19,7 @@ export function barsByLayer(items, { name, format, tone = "accent" }) {
   const y = (value) => (height * value) / most;
   const bars = items.map((item, layer) => {
     const x = left + layer * step + (step - wide) / 2;
-    const text = item.value === undefined ? "not known yet" : `${format(item.value)}${item.of === undefined ? "" : ` of ${format(item.of)}`}${item.note ?? ""}`;
+    const text = item.value === undefined ? item.absent ?? "not known yet" : `${format(item.value)}${item.of === undefined ? "" : ` of ${format(item.of)}`}${item.note ?? ""}`;
     const upTo = (value, shade) => (value === undefined ? null : s("rect", { class: shade, x, width: wide, y: height - y(value), height: y(value), rx: 2 }));
     return s("g", {}, s("title", {}, `Layer ${layer}: ${text}`), upTo(item.of, "rail"), upTo(item.value, item.tone ?? tone),
       s("rect", { class: "hit", x: left + layer * step, width: step, y: 0, height }));

@@ -157,6 +157,21 @@ affinity:
 {{- end }}
 {{- end -}}
 
+{{/* How API and workers reach a hub. */}}
+{{- define "strucprune.hubEnv" -}}
+{{- if .Values.auth.hubRepositories }}
+{{- with .Values.hub.endpoint }}
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
+{{- with .Values.hub.existingSecret }}
+{{- if .name }}
+{{ include "strucprune.secretEnv" (dict "name" "HF_TOKEN" "secret" .name "key" .tokenKey) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* Further variables of API and reconciler, which read the same settings. */}}
 {{- define "strucprune.apiEnv" -}}
 {{ include "strucprune.serviceEnv" . | trim }}
@@ -167,6 +182,10 @@ affinity:
 {{- end }}
 {{- with .allowedPrefixes }}
 - name: STRUCPRUNE_ALLOWED_PREFIXES
+  value: {{ toJson . | quote }}
+{{- end }}
+{{- with .hubRepositories }}
+- name: STRUCPRUNE_HUB_REPOSITORIES
   value: {{ toJson . | quote }}
 {{- end }}
 {{- end }}

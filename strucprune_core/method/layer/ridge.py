@@ -11,6 +11,9 @@ bias alone.
 In StructPrune's frame this is the W-step of the layer's ADMM with U = 0 and the support fixed. So
 the one-shot method is the special case of one iteration.
 
+Where other outputs are wanted than those of the dense matrix on the same inputs, as behind a block
+that was removed, their products with the inputs take the place of W0 G_:K (`cross`).
+
 Rows of W_K are independent: G_KK + g I is factorised once, then panels of rows of W0 pass through
 both products and both substitutions.
 """
@@ -87,7 +90,13 @@ def ridge(gram: Tensor, weight: Tensor, kept: Tensor, damping: float) -> RidgeSo
 
 
 def ridge_into(
-    gram: Matrix, weight: Matrix, kept: Tensor, damping: float, solution: Matrix, room: Room
+    gram: Matrix,
+    weight: Matrix,
+    kept: Tensor,
+    damping: float,
+    solution: Matrix,
+    room: Room,
+    cross: Matrix | None = None,
 ) -> tuple[float, int]:
     """The same by panels; the ridge used, relative to mean(diag G), and the retries.
 
@@ -98,6 +107,8 @@ def ridge_into(
         damping: Ridge relative to mean(diag G), > 0.
         solution: Where W_K goes, (d x k), any float dtype.
         room: Where the factor lies, and sizes of panels.
+        cross: The wanted outputs times the kept inputs, sum_t w_t y_t a_t^T / sum_t w_t, (d x k);
+            None: those of the dense matrix, W0 G_:K.
 
     Raises:
         NumericalFailure: as `ridge`.
@@ -131,10 +142,13 @@ def ridge_into(
     for span in spans(d, rows):
         w, b = carve(dense, span.stop - span.start, f), carve(right, span.stop - span.start, k)
         weight.gather(span, slice(0, f), w)
+        if cross is not None:
+            cross.gather(span, slice(0, k), b)
         for part in spans(k, most):
-            g = carve(columns, part.stop - part.start, f)
-            gram.gather(kept[part], slice(0, f), g)
-            torch.mm(w, g.T, out=b[:, part])
+            if cross is None:
+                g = carve(columns, part.stop - part.start, f)
+                gram.gather(kept[part], slice(0, f), g)
+                torch.mm(w, g.T, out=b[:, part])
             b[:, part].add_(w[:, kept[part]], alpha=used)
         inner = min(k, room.panels.rows(k))
         solve_forward(lower, b, inner, columns)

@@ -29,6 +29,23 @@ def add_gram(matrix: Matrix, rows: Tensor, step: int, buffer: Tensor) -> None:
         matrix.write(span, below, panel)
 
 
+def add_product(matrix: Matrix, left: Tensor, right: Tensor, step: int, buffer: Tensor) -> None:
+    """Add left^T right to a matrix that need not be symmetric.
+
+    Args:
+        matrix: (d x m), of the others' dtype.
+        left: (q x d).
+        right: (q x m).
+        step: Rows of a panel.
+        buffer: For reads of `step` rows; see `Room.buffer_for`.
+    """
+    whole = slice(0, right.shape[1])
+    for span in spans(left.shape[1], step):
+        panel = matrix.read(span, whole, buffer)
+        panel.addmm_(left[:, span].T, right)
+        matrix.write(span, whole, panel)
+
+
 def mirror(matrix: Matrix, step: int, buffer: Tensor, factor: float = 1.0) -> None:
     """Multiply the lower half and copy it to the upper one.
 

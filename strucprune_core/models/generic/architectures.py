@@ -51,7 +51,19 @@ class Architecture:
         encoder: Whether its layers see what follows a token, unless config.json says `is_decoder`.
         streams_key: Key of config.json with the number of hidden states of a token, between
             layers; None if it is one.
-        streams_apart: Whether they have an axis of their own.
+        streams_apart: Whether they are apart, not one long vector.
+        streams_axis: Where, see `config.GenericModel`.
+        streams_more: How many more there are than the key says.
+        tokens_key: Key of config.json that is 0 where layers are given nothing that depends on
+            token ids; "" if they always are; None if they never are.
+        reads_embedding: Whether what they are given depends on the tokens' embeddings too.
+        shares_keys: Whether config.json can let later layers attend to keys and values of earlier
+            ones (`num_kv_shared_layers`).
+        handed: What a layer returns for the next one: (argument, place, key of config.json with the
+            number of columns, whether they are integers), see `config.HandedOn`.
+        spared_key: Key of config.json that says which layers keep all channels; None if none do.
+        spared_numbers: Whether it lists the numbers of these layers; else it has a value for each
+            layer, not 0 for these.
         context_key: Key of config.json with the longest sequence; None if there is none.
         channels: The FFNs whose channels can be removed.
         other_names: (layer, embedding, head) as other files of the architecture have them: those
@@ -71,6 +83,14 @@ class Architecture:
     encoder: bool = False
     streams_key: str | None = None
     streams_apart: bool = False
+    streams_axis: int = 2
+    streams_more: int = 0
+    tokens_key: str | None = None
+    reads_embedding: bool = False
+    shares_keys: bool = False
+    handed: tuple[str, int, str, bool] | None = None
+    spared_key: str | None = None
+    spared_numbers: bool = False
 
     def named_as_in(self, tensors: Collection[str]) -> Architecture:
         """The architecture with the names that these tensors have."""
@@ -144,4 +164,19 @@ def architecture_of(entry: dict[str, Any]) -> Architecture:
         encoder=entry.get("encoder", False),
         streams_key=entry.get("streams_key"),
         streams_apart=entry.get("streams_apart", False),
+        streams_axis=entry.get("streams_axis", 2),
+        streams_more=entry.get("streams_more", 0),
+        tokens_key=entry.get("tokens_key"),
+        reads_embedding=entry.get("reads_embedding", False),
+        shares_keys=entry.get("shares_keys", False),
+        handed=_handed(entry.get("handed")),
+        spared_key=entry.get("spared_key"),
+        spared_numbers=entry.get("spared_numbers", False),
     )
+
+
+def _handed(stored: list[Any] | None) -> tuple[str, int, str, bool] | None:
+    if stored is None:
+        return None
+    argument, place, key, integers = stored
+    return argument, place, key, integers

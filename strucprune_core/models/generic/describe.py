@@ -13,21 +13,25 @@ from dataclasses import replace
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import (
+    Carried,
     ChannelSource,
     Experts,
     FeedForward,
     GenericLayer,
     GenericModel,
+    HandedOn,
     LayerConfig,
     LayerNames,
     ModelConfig,
     NormConfig,
+    SharedKeys,
 )
 from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.foreign_tensors import missing_tensor, other_kind
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.expert_table import ExpertPattern
+from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -54,7 +58,7 @@ def describe(
         raw: config.json.
         shapes: Shape of each tensor in the files, by name.
         architecture: What they look like.
-        experts: What is an expert's, for a job that removes experts.
+        experts: What is an expert's, where that is known.
 
     Raises:
         InvalidCheckpoint: a tensor that every model has is missing, or layers are.
@@ -70,8 +74,8 @@ def describe(
         fields.refuse_quantised(part)
         fields.refuse_old_rope_name(part)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
-    counts = _checked_counts(raw)
-    found = drafting_names(shapes, architecture.layer, _decoder(raw), set(counts.values()))
+    stated = _checked_counts(raw)
+    found = drafting_names(shapes, architecture.layer, _decoder(raw), set(stated.values()))
     drafting = tuple((name, shapes[name]) for name in sorted(found))
     shapes = {name: shape for name, shape in shapes.items() if name not in found}
     embedding = shapes.get(architecture.embedding)
@@ -80,34 +84,49 @@ def describe(
         longer = [each for each in shapes if each.endswith(name)]
         raise other_kind([*shapes]) or missing_tensor(name, architecture.head, longer)
     layers, rest = _split(shapes, architecture)
-    _check_count(counts, len(layers), architecture)
+    _check_count(stated, len(layers), architecture)
+    if architecture.shares_keys:
+        layers = _without_unused_keys(_decoder(raw), layers)
     tied = says_tied(raw, architecture)
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
+    spared = _spared(_decoder(raw), architecture, len(layers))
     blocks = [
-        replace(_block(tensors, architecture), query_heads=heads, kv_heads=groups)
-        for tensors in layers
+        replace(
+            _block(tensors, architecture, whole=number in spared),
+            query_heads=heads,
+            kv_heads=groups,
+        )
+        for number, tensors in enumerate(layers)
     ]
     if experts is not None:
-        blocks = [_with_experts(block, raw, experts) for block in blocks]
-    elif not any(_generic(block).feed_forwards for block in blocks):
+        dense = experts.routing(_decoder(raw)).experts
+        counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
+        blocks = [
+            _with_experts(block, experts, count or 0)
+            for block, count in zip(blocks, counts, strict=True)
+        ]
+    has_channels = any(_generic(block).feed_forwards for block in blocks)
+    if experts is None and not has_channels:
         raise InvalidCheckpoint(
             "no layer of the model has an FFN whose channels can be removed",
             remedy="Give the config.json that was saved with the weights.",
         )
-    if experts is None:
+    if experts is None or has_channels:
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
     key = architecture.streams_key
-    streams = 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
+    streams = architecture.streams_more
+    streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
+    carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=str(raw["model_type"]).removeprefix("strucprune_"),
+        family=family_of(str(raw["model_type"])),
         names=architecture.names,
         blocks=tuple(blocks),
         vocab_size=embedding[0],
-        hidden_size=streams * hidden,
+        hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
@@ -127,15 +146,17 @@ def describe(
             architecture.layer_returns,
             architecture.keeps_scores,
             (streams, hidden) if architecture.streams_apart else (),
+            architecture.streams_axis,
             None if experts is None else experts.routing(_decoder(raw)),
+            carried,
         ),
         drafting=drafting,
     )
 
 
-def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) -> LayerConfig:
+def _with_experts(block: LayerConfig, pattern: ExpertPattern, count: int) -> LayerConfig:
     """A layer with its experts, if it has some."""
-    generic, count = _generic(block), pattern.routing(_decoder(raw)).experts
+    generic = _generic(block)
     shapes = dict(generic.tensors)
     own = tuple(name for name in pattern.own if name.format(0) in shapes)
     sliced = tuple((name, axis) for name, axis in pattern.sliced if name in shapes)
@@ -146,13 +167,26 @@ def _with_experts(block: LayerConfig, raw: RawConfig, pattern: ExpertPattern) ->
         for name in own
         for number in range(count + 1)
     )
-    if not numbered or any(shapes[name][axis] < count for name, axis in sliced):
+    # A router may have rows behind the last expert's.
+    fused = [shapes[name][axis] for name, axis in sliced if len(shapes[name]) >= _FUSED]
+    fits = all(shapes[name][axis] >= count for name, axis in sliced)
+    if not numbered or not fits or any(held != count for held in fused):
+        held = _held(own, shapes) if own else min(fused)
         raise InvalidCheckpoint(
             f"config.json says that a layer has {count} experts ({pattern.count_keys[0]}), but the "
-            "files hold another number",
+            f"files hold {'another number' if held == count else held}",
+            field=fields.FIELD,
             remedy="Give the config.json that was saved with the weights.",
         )
     return replace(block, generic=replace(generic, experts=Experts(count, own, sliced)))
+
+
+def _held(own: tuple[str, ...], shapes: Shapes) -> int:
+    """Experts of a layer that files hold in full."""
+    number = 0
+    while all(name.format(number) in shapes for name in own):
+        number += 1
+    return number
 
 
 def says_tied(raw: RawConfig, architecture: Architecture) -> bool:
@@ -237,8 +271,101 @@ def _counts(part: RawConfig) -> dict[str, int]:
     }
 
 
-def _block(tensors: Shapes, architecture: Architecture) -> LayerConfig:
-    patterns = [each for each in architecture.channels if _fits(each, tensors)]
+def _carried(
+    raw: RawConfig, architecture: Architecture, layers: list[dict[str, tuple[int, ...]]], width: int
+) -> Carried:
+    """What is stored of a token behind its hidden states; `width` is that of its embedding."""
+    key = architecture.tokens_key
+    tokens = key is not None and (not key or raw.get(key, 1) != 0)
+    handed = None
+    if architecture.handed is not None:
+        argument, place, columns, integers = architecture.handed
+        size = fields.integer(raw, columns, fields.MAX_WIDTH)
+        handed = HandedOn(argument, place, size, integers)
+    return Carried(
+        token_id=tokens,
+        embedding=width if tokens and architecture.reads_embedding else 0,
+        keys=_shared_keys(raw, layers) if architecture.shares_keys else (),
+        handed=handed,
+    )
+
+
+def _shared_keys(
+    raw: RawConfig, layers: list[dict[str, tuple[int, ...]]]
+) -> tuple[SharedKeys, ...]:
+    """Keys and values that the last layers attend to: of the last layer of their type before."""
+    first = _first_sharing(raw, len(layers))
+    if first == len(layers):
+        return ()
+    kinds = _layer_types(raw, len(layers))
+    found = []
+    for kind in dict.fromkeys(kinds[first:]):
+        before = [number for number in range(first) if kinds[number] == kind]
+        shapes = [
+            layers[before[-1]].get(f"self_attn.{name}.weight") if before else None
+            for name in ("k_proj", "k_norm")
+        ]
+        projection, norm = shapes
+        if not projection or not norm or projection[0] % norm[0]:
+            raise InvalidCheckpoint(
+                f"layers of type '{kind}' share keys, but the files hold no layer that makes them",
+                field=fields.FIELD,
+                remedy="Give the config.json that was saved with the weights.",
+            )
+        found.append(SharedKeys(kind, projection[0] // norm[0], norm[0]))
+    return tuple(found)
+
+
+def _first_sharing(raw: RawConfig, layers: int) -> int:
+    """The first layer that makes no keys and values of its own; `layers` if all do."""
+    value = raw.get("num_kv_shared_layers")
+    if value is None or value == 0:
+        return layers
+    return layers - fields.checked_integer("num_kv_shared_layers", value, layers - 1)
+
+
+def _layer_types(raw: RawConfig, layers: int) -> list[str]:
+    kinds = raw.get("layer_types")
+    if not isinstance(kinds, list) or len(kinds) != layers:
+        raise InvalidCheckpoint(
+            f"config.json must say the type of each of {layers} layers (layer_types)",
+            field=fields.FIELD,
+            remedy="Save the model again with transformers: it writes this key.",
+        )
+    return [str(kind) for kind in kinds]
+
+
+def _without_unused_keys(
+    raw: RawConfig, layers: list[dict[str, tuple[int, ...]]]
+) -> list[dict[str, tuple[int, ...]]]:
+    """Layers without what makes keys and values, where they attend to those of another layer.
+
+    Published files hold these tensors; transformers does not load them.
+    """
+    first = _first_sharing(raw, len(layers))
+    unused = {f"self_attn.{name}.weight" for name in ("k_proj", "v_proj", "k_norm", "v_norm")}
+    return [
+        {name: shape for name, shape in tensors.items() if number < first or name not in unused}
+        for number, tensors in enumerate(layers)
+    ]
+
+
+def _spared(raw: RawConfig, architecture: Architecture, layers: int) -> set[int]:
+    """The layers that keep all their channels."""
+    key = architecture.spared_key
+    value = None if key is None else raw.get(key)
+    if value is None:
+        return set()
+    if not isinstance(value, list):  # One value for all layers.
+        value = [value] * layers
+    if architecture.spared_numbers:
+        return {number for number in value if type(number) is int}
+    return {number for number, each in enumerate(value) if each}
+
+
+def _block(tensors: Shapes, architecture: Architecture, *, whole: bool) -> LayerConfig:
+    """A layer; `whole` if it keeps all its channels."""
+    patterns = [each for each in architecture.channels if not whole and _fits(each, tensors)]
     feed_forwards = tuple(_feed_forward(each, tensors, patterns) for each in patterns)
     return LayerConfig(
         names=_NO_NAMES,

@@ -52,23 +52,51 @@ class ExpertPattern:
         """How tokens choose among experts.
 
         Raises:
-            InvalidCheckpoint: a number of config.json is none.
+            InvalidCheckpoint: a number of config.json is none, or two keys for it differ.
         """
         groups = self.number(raw, GROUP_KEYS, 1)
+        experts = self.number(raw, self.count_keys, 1)
+        if experts % groups:
+            raise fields.bad_config(
+                f"config.json divides {experts} experts into {groups} groups ({GROUP_KEYS[0]})"
+            )
         return Routing(
             count_keys=self.count_keys,
-            experts=self.number(raw, self.count_keys, 1),
+            experts=experts,
             chosen=self.number(raw, self.chosen_keys, self.chosen),
+            chosen_from=self._source(raw),
             groups=groups,
             chosen_groups=self.number(raw, CHOSEN_GROUP_KEYS, groups),
         )
 
+    def _source(self, raw: RawConfig) -> str:
+        """Where the number of chosen experts comes from, for messages."""
+        given = next((key for key in self.chosen_keys if raw.get(key) is not None), None)
+        if given is not None:
+            return given
+        default = "the default of its class in transformers"
+        if not self.chosen_keys:
+            return default
+        return f"{default}: config.json has no {self.chosen_keys[0]}"
+
     def number(self, raw: RawConfig, keys: tuple[str, ...], least: int) -> int:
-        """The first of these keys that config.json has, else the class's value, else `least`."""
+        """What these keys of config.json say, else the class's value, else `least`.
+
+        Raises:
+            InvalidCheckpoint: that is no number, or two keys differ: which one counts is up to
+                the release of transformers.
+        """
         defaults = dict(self.defaults)
-        for key in keys:
-            if raw.get(key) is not None:
-                return fields.checked_integer(key, raw[key], fields.MAX_WIDTH)
+        given = {
+            key: fields.checked_integer(key, raw[key], fields.MAX_WIDTH)
+            for key in keys
+            if raw.get(key) is not None
+        }
+        if len(set(given.values())) > 1:
+            said = " and ".join(f"{key}: {value}" for key, value in given.items())
+            raise fields.bad_config(f"config.json contradicts itself: {said}")
+        if given:
+            return next(iter(given.values()))
         return next((defaults[key] for key in keys if key in defaults), least)
 
 

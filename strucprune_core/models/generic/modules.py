@@ -9,9 +9,8 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,21 +22,34 @@ from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
+    PreTrainedModel,
 )
 
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
+from strucprune_core.models.generic.layer_tensors import LayerTensors
 from strucprune_core.models.generic.names import ParameterNames
-from strucprune_core.models.generic.routed import ExpertSums, can_record, masking, recording
-from strucprune_core.models.pruned_shapes import PRUNED_PREFIX
+from strucprune_core.models.generic.outside import is_text
+from strucprune_core.models.generic.routed import (
+    DownMatrices,
+    ExpertSums,
+    Seen,
+    can_record,
+    masking,
+    observing,
+    recording,
+)
+from strucprune_core.models.generic.stored_states import Beside, StoredStates
+from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
+from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
 _CODE_KEYS = ("auto_map", "attn_implementation", "experts_implementation", "custom_pipelines")
+# Keys that ask for more results than logits, such as a loss of the router. They change no logit.
+_RESULT_KEYS = ("output_router_logits", "output_attentions", "output_hidden_states")
 _FLOAT = "__float__"
 _ID = 1  # Any token: what is embedded is replaced.
-# What sees or hears may be larger than the decoder beside it.
-_NOT_TEXT = re.compile("vision|visual|image|vqmodel|audio|speech")
 
 
 def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
@@ -50,7 +62,7 @@ def decoder_layers(model: Any) -> tuple[str, nn.ModuleList]:
     lists = [
         (path, module)
         for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and not _NOT_TEXT.search(path)
+        if isinstance(module, nn.ModuleList) and is_text(path)
     ]
     best: tuple[int, str, nn.ModuleList] | None = None
     for path, module in [each for each in lists if id(each[1]) in inside] or lists:
@@ -120,19 +132,24 @@ class Modules:
         device: torch.device,
     ) -> None:
         self._device = device
-        self._returns, self._streams = generic.layer_returns, generic.streams
+        self._experts = None if generic.routing is None else generic.routing.experts
+        self._returns, self._stored = generic.layer_returns, StoredStates(generic)
+        self._handed = generic.carried.handed
         raw = json.loads(generic.config_json)
         decoder = raw.get("text_config", raw)
         self._numbers = [value for value in decoder.values() if isinstance(value, int | float)]
         self._model = model
+        _say_device(model, device)
         self._names = ParameterNames(self._model)
         self._path, layers = decoder_layers(self._model)
         self._layers = list(layers)
         self._shapes = {name: tuple(t.shape) for name, t in self._model.state_dict().items()}
+        self._unseen = unseen_parts(self._model)
         self._buffers = {name for name, _ in self._model.named_buffers()}
         self._undo: list[Callable[[], None]] = []
         self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
+        self._beside = Beside()
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
         self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
@@ -150,10 +167,16 @@ class Modules:
 
     # ---- what is run -------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, rows: Tensor) -> Tensor:
-        """The first layer's input, (b, n, d), for token ids (b, n) into `rows` of the embedding."""
+    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """The first layer's input, (b, n, d).
+
+        Args:
+            ids: Of each token its place in `rows`, (b, n).
+            rows: Rows of the embedding.
+            tokens: Token ids, (b, n).
+        """
         self._at, self._hidden = -1, None
-        return self._run(*self._without_padding(ids, rows)).flatten(2)
+        return self._run_tokens(ids, rows, tokens)
 
     def run_layer(
         self,
@@ -178,11 +201,10 @@ class Modules:
             self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
             for key, name in (record or {}).items()
         ]
-        full = {prefix + name: tensor for name, tensor in tensors.items()}
-        self._at, self._hidden = layer, self._apart(hidden)
+        self._at = layer
         try:
-            self._set(self._names.parameters(full))
-            return self._run(self._ids(hidden), self._no_rows()).flatten(2), kept
+            self._set(self._made(tensors, prefix))
+            return self._run_stored(hidden), kept
         finally:
             for handle in handles:
                 handle.remove()
@@ -191,6 +213,30 @@ class Modules:
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
         return recording(self._layers[layer], sums)
+
+    def observing(self, layer: int, seen: Seen) -> AbstractContextManager[None]:
+        """Inside, a layer's experts tell what they are given and give: see `generic.routed`."""
+        return observing(self._layers[layer], seen)
+
+    @contextmanager
+    def down_matrices(
+        self, layer: int, tensors: Mapping[str, Tensor], prefix: str
+    ) -> Iterator[DownMatrices]:
+        """Inside, a layer has its weights, and its experts can be asked for what they do.
+
+        Args:
+            layer: Its number.
+            tensors: As of `run_layer`.
+            prefix: As of `run_layer`.
+
+        Raises:
+            NoRecord: its class says nothing of single experts.
+        """
+        try:
+            self._set(self._made(tensors, prefix))
+            yield DownMatrices(self._layers[layer])
+        finally:
+            self._clear(layer)
 
     def masking(
         self, routers: Sequence[str], removed: Sequence[int]
@@ -207,18 +253,19 @@ class Modules:
         """Whether `recording` knows how the layer computes its experts."""
         return can_record(self._layers[layer])
 
-    def run_whole(self, ids: Tensor, rows: Tensor, whole: WholePass) -> Tensor:
+    def run_whole(self, ids: Tensor, rows: Tensor, tokens: Tensor, whole: WholePass) -> Tensor:
         """What meets the head's matrix, (b, n, e), after one plain pass through the model.
 
         Args:
-            ids: Token ids, (b, n), into `rows`.
+            ids: Of each token its place in `rows`, (b, n).
             rows: Rows of the embedding.
+            tokens: Token ids, (b, n).
             whole: Where layers get their tensors, and what is kept.
         """
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run(*self._without_padding(ids, rows))
+            return self._run_tokens(ids, rows, tokens)
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -226,6 +273,10 @@ class Modules:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of each parameter and stored buffer, by name."""
         return dict(self._shapes)
+
+    def is_unseen(self, name: str) -> bool:
+        """Whether a tensor of the files belongs to a tower that could not be built."""
+        return self._names.parameter_of(name)[0].startswith(self._unseen)
 
     def not_needed(self) -> set[str]:
         """Names that files may lack: buffers, and what is another parameter by another name."""
@@ -255,11 +306,15 @@ class Modules:
         ]
 
     def head_input(self, hidden: Tensor) -> Tensor:
-        """What meets the head's matrix, (n, e), from the last layer's output (n, d)."""
-        self._at, self._hidden = len(self._layers), self._apart(hidden[None])
+        """What meets the head's matrix, (n, e), from the last layer's output (n, d).
+
+        Each token is a sequence by itself: together they may be more than the model has positions.
+        """
+        self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            return self._run(self._ids(hidden[None]), self._no_rows())[0]
+            met = self._run_stored(hidden[:, None])
+            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
         finally:
             self._head.forward = self._forward_head
 
@@ -271,11 +326,11 @@ class Modules:
         """
         product = torch.linspace(-90.0, 90.0, 721, device=self._device)
         hidden = torch.zeros(1, 1, hidden_size, device=self._device)
-        self._at, self._hidden = len(self._layers), self._apart(hidden)
-        self._head.forward = lambda given: product[None, None]
-        self._embedding.weight = nn.Parameter(self._no_rows(), requires_grad=False)
+        self._at = len(self._layers)
+        self._head.forward = lambda given: product.expand(*given.shape[:-1], -1)
+        self._hidden, self._beside = self._stored.load(hidden)
         try:
-            output = self._model(input_ids=self._ids(hidden), use_cache=False)
+            output = self._forward(self._ids(hidden), self._no_rows())
         finally:
             self._head.forward = self._forward_head
         return _rule(product, output.logits[0, 0].float(), self._numbers)
@@ -295,14 +350,17 @@ class Modules:
         if number < self._at:
             return self._as_returned(self._hidden)
         if number > self._at:
-            raise _Stopped(_hidden_of(given, options))
+            raise _Stopped(self._stored.store(_hidden_of(given, options), self._beside))
         if given:
             given = (self._hidden, *given[1:])
         else:
             options = {**options, "hidden_states": self._hidden}
+        if number > 0:
+            given, options = self._stored.give(self._layers[number], given, options, self._beside)
         output = forward(*given, **options)
+        self._stored.keep(options, output, self._beside)
         if number == len(self._layers) - 1:
-            raise _Stopped(self._of_returned(output))
+            raise _Stopped(self._stored.store(self._of_returned(output), self._beside))
         return output
 
     def _pass_whole(
@@ -315,25 +373,62 @@ class Modules:
     ) -> Any:
         hidden = _hidden_of(given, options)
         if whole.only is not None and number not in whole.only:
-            return self._as_returned(hidden)
-        whole.inputs[number] = hidden.flatten(2)
+            return self._as_returned(hidden, self._beside.handed)
+        whole.inputs[number] = self._stored.store(hidden, self._beside)
         try:
             self._set(self._names.parameters(whole.read(number)))
             output = forward(*given, **options)
         finally:
             self._clear(number)
-        whole.outputs[number] = self._of_returned(output).flatten(2)
+        self._stored.keep(options, output, self._beside)
+        whole.outputs[number] = self._stored.store(self._of_returned(output), self._beside)
         return output
 
+    def _run_tokens(self, ids: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+        """A pass over tokens, whose ids are places in `rows`."""
+        self._beside = Beside()
+        if not self._stored.with_tokens:
+            return self._run(*self._without_padding(ids, rows))
+        self._beside = Beside(ids=tokens, rows=nn.functional.embedding(ids, rows))
+        return self._run(tokens, rows)
+
+    def _run_stored(self, stored: Tensor) -> Tensor:
+        """A pass that takes what was stored between two layers, (b, n, d)."""
+        self._hidden, self._beside = self._stored.load(stored)
+        return self._run(self._ids(stored), self._no_rows())
+
     def _run(self, ids: Tensor, rows: Tensor) -> Tensor:
-        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
         try:
-            self._model(input_ids=ids, use_cache=False)
+            self._forward(ids, rows)
         except _Stopped as stopped:
             return stopped.value
         finally:
-            self._hidden = None
+            self._hidden, self._beside = None, Beside()
         raise RuntimeError("the model's forward pass did not come to its layers")
+
+    def _forward(self, ids: Tensor, rows: Tensor) -> Any:
+        """A pass over token ids; the embedding's table holds these tokens alone.
+
+        Where layers need the ids themselves, these are no places in the table: it gets one row for
+        each token, in their order.
+        """
+        handles = []
+        found = self._beside.rows
+        if self._beside.ids is not None:
+            rows = rows if found is None else found.flatten(0, 1)
+            places = torch.arange(ids.numel(), device=self._device).view_as(ids)
+            if found is None:
+                places = places.clamp(max=len(rows) - 1)
+            handles.append(self._embedding.register_forward_pre_hook(_Replace(places)))
+            missing = (self._padding or 0) + 1 - len(rows)
+            if missing > 0:  # Some classes look up the padding's row.
+                rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[-1])])
+        self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        try:
+            return self._model(input_ids=ids, use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _module_of(self, name: str) -> nn.Module:
         """The module that holds a tensor of the files."""
@@ -353,7 +448,7 @@ class Modules:
 
         What sees images or hears sound lies beside the decoder, and has no part in a text.
         """
-        return _NOT_TEXT.search(self._names.parameter_of(name)[0]) is None
+        return is_text(self._names.parameter_of(name)[0])
 
     def _without_padding(self, ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Ids other than the padding's, and their rows: some classes count no positions there."""
@@ -363,12 +458,11 @@ class Modules:
         rows = torch.cat([rows[: self._padding], free, rows[self._padding :]])
         return ids + (ids >= self._padding), rows
 
-    def _apart(self, hidden: Tensor) -> Tensor:
-        """Stored hidden states, (b, n, d), as layers take them."""
-        return hidden.reshape(*hidden.shape[:-1], *self._streams) if self._streams else hidden
-
-    def _ids(self, hidden: Tensor) -> Tensor:
-        return torch.full(hidden.shape[:2], _ID, device=self._device)
+    def _ids(self, stored: Tensor) -> Tensor:
+        """Token ids for a pass that takes stored hidden states: any, where none are stored."""
+        if self._beside.ids is not None:
+            return self._beside.ids
+        return torch.full(stored.shape[:2], _ID, device=self._device)
 
     def _no_rows(self) -> Tensor:
         width = self._shapes_of_embedding()
@@ -377,16 +471,31 @@ class Modules:
     def _shapes_of_embedding(self) -> int:
         return int(self._embedding.embedding_dim)
 
-    def _as_returned(self, hidden: Tensor | None) -> Any:
+    def _as_returned(self, hidden: Tensor | None, handed: Tensor | None = None) -> Any:
+        """What a layer would return that hands on what it is given."""
         if isinstance(self._returns, str):
             return hidden
-        return tuple(hidden if each == "hidden" else None for each in self._returns)
+        place = None if self._handed is None else self._handed.place
+        return tuple(
+            hidden if each == "hidden" else handed if number == place else None
+            for number, each in enumerate(self._returns)
+        )
 
     def _of_returned(self, output: Any) -> Tensor:
         hidden: Tensor = output
         if isinstance(output, tuple | list):
             hidden = output[self._returns.index("hidden")]
         return hidden
+
+    def _made(self, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
+        """The parameters that a layer's tensors become."""
+        if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
+            return tensors.parameters
+        full = {prefix + name: tensor for name, tensor in tensors.items()}
+        made = self._names.parameters(full)
+        if isinstance(tensors, LayerTensors):
+            tensors.parameters = made
+        return made
 
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""
@@ -399,17 +508,26 @@ class Modules:
                 setattr(module, attribute, value.to(self._device))
             dense = self._shapes.get(name)
             if dense is not None and dense != tuple(value.shape):
-                sizes = dict(zip(dense, value.shape, strict=True))
-                self._tell(path, {old: new for old, new in sizes.items() if old != new})
+                sizes = zip(dense, value.shape, strict=True)
+                self._tell(path, {old: new for old, new in sizes if old != new})
 
     def _tell(self, path: str, sizes: dict[int, int]) -> None:
-        """Replace sizes among the attributes of a module and of the one around it."""
+        """Replace sizes among the attributes of a module and of the one around it.
+
+        A number of experts is told from a width of the same size by the attribute's name.
+        """
         for each in (path, path.rpartition(".")[0]):
             module = self._model.get_submodule(each)
             if module in self._layers:
                 return
             for key, value in list(vars(module).items()):
-                if type(value) is int and value in sizes and "hidden_size" not in key:
+                counts_experts = value == self._experts
+                if (
+                    type(value) is int
+                    and value in sizes
+                    and "hidden_size" not in key
+                    and key.endswith("experts") == counts_experts
+                ):
                     self._undo.append(_Reset(module, key, value))
                     setattr(module, key, sizes[value])
 
@@ -417,12 +535,27 @@ class Modules:
         for undo in reversed(self._undo):
             undo()
         self._undo.clear()
-        for module in self._layers[layer].modules():
+        # Shapes stay: some rules of loading compare them with those of the files.
+        for path, module in self._layers[layer].named_modules(prefix=f"{self._path}.{layer}"):
             for name in module._parameters:
                 if module._parameters[name] is not None:
-                    module._parameters[name] = nn.Parameter(
-                        torch.empty(0, device="meta"), requires_grad=False
-                    )
+                    empty = torch.empty(self._shapes[f"{path}.{name}"], device="meta")
+                    module._parameters[name] = nn.Parameter(empty, requires_grad=False)
+
+
+def _say_device(model: Any, device: torch.device) -> None:
+    """Tell parts of a model where they compute, if their first parameter has no memory.
+
+    transformers asks a model's first parameter; where images come first, that is not loaded.
+    """
+    for module in model.modules():
+        first = next((name for name, _ in module.named_parameters()), "")
+        if isinstance(module, PreTrainedModel) and not is_text(first):
+            plain = type(module)
+            names = {"__module__": plain.__module__, "__qualname__": plain.__qualname__}
+            module.__class__ = type(
+                plain.__name__, (plain,), {**names, "device": property(lambda _: device)}
+            )
 
 
 class _Layer:
@@ -443,6 +576,16 @@ class _Keep:
 
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._kept[self._name] = given[0].reshape(-1, given[0].shape[-1])
+
+
+class _Replace:
+    """Replaces what a module is given."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (self._value,)
 
 
 def _stop(given: Tensor) -> Tensor:
@@ -466,18 +609,21 @@ def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:
 
 def dense_model(raw: Mapping[str, Any]) -> Any:
     """The model of a config.json, dense also where that is of a pruned checkpoint."""
-    model_type = str(raw["model_type"]).removeprefix(PRUNED_PREFIX)
+    model_type = family_of(str(raw["model_type"]))
     own = {key: value for key, value in safe_config(raw).items() if key != "strucprune"}
     config = CONFIG_MAPPING[model_type].from_dict({**own, "model_type": model_type})
     return model_of(config)
 
 
 def safe_config(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A config.json without the keys that could make transformers fetch or run other code."""
+    """A config.json without the keys that could make transformers fetch or run other code.
+
+    Without keys that only ask for further results as well.
+    """
     return {
         key: _value(value)
         for key, value in raw.items()
-        if key not in _CODE_KEYS and not key.startswith("_")
+        if key not in (*_CODE_KEYS, *_RESULT_KEYS) and not key.startswith("_")
     }
 
 
@@ -495,7 +641,8 @@ def model_of(config: Any) -> Any:
     whole = "text_config" in config.sub_configs or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING
     sees = whole and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     auto: Any = AutoModelForImageTextToText if sees else AutoModelForCausalLM
-    return auto.from_config(config, dtype=torch.float32)
+    with towers_may_lack():
+        return auto.from_config(config, dtype=torch.float32)
 
 
 def _rule(product: Tensor, found: Tensor, numbers: list[float]) -> HeadRule:

@@ -74,6 +74,60 @@ def recording(layer: nn.Module, sums: ExpertSums) -> Iterator[None]:
         module.forward = plain
 
 
+Seen = Callable[[Tensor, Tensor, Tensor, Tensor], None]
+"""Called with what a layer's experts are given and give: tokens (n x d), the experts of each token
+(n x k), their weights (n x k), and the sum (n x d)."""
+
+
+@contextlib.contextmanager
+def observing(layer: nn.Module, seen: Seen) -> Iterator[None]:
+    """Inside, a decoder layer's experts tell what they are given and give.
+
+    Raises:
+        NoRecord: as `recording`, or a class of its own says less.
+    """
+    module = _experts_module(layer)
+    if type(module).__name__ in _WEIGHTED:
+        raise NoRecord("its class weights what experts are given, not what they give")
+    plain = module.forward
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        result: Tensor = plain(hidden_states, top_k_index, top_k_weights)
+        seen(hidden_states, top_k_index, top_k_weights, result)
+        return result
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        module.forward = plain
+
+
+class DownMatrices:
+    """The experts of a layer that has its weights: what meets their down matrices.
+
+    Raises:
+        NoRecord: as `observing`, or what a down matrix puts out is not what its expert adds.
+    """
+
+    parameter = "down_proj"
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._module = _experts_module(layer)
+        if type(self._module).__name__ in _WEIGHTED or self._module.has_post_expert_norm:
+            raise NoRecord("a norm or a weight stands between a down matrix and the layer's sum")
+        self.transposed = bool(self._module.is_transposed)
+
+    def activations(self, expert: int, tokens: Tensor) -> Tensor:
+        """What an expert's down matrix is given, (n x f), for tokens (n x d)."""
+        return _inner(self._module, expert, tokens)
+
+    def matrix(self, expert: int) -> Tensor:
+        """An expert's down matrix as it is stored: (d x f), or (f x d) if `transposed`."""
+        matrix: Tensor = getattr(self._module, self.parameter)[expert]
+        return matrix
+
+
 def can_record(layer: nn.Module) -> bool:
     """Whether a layer has one module of experts that can be recorded."""
     try:
@@ -120,19 +174,24 @@ class _Recorder:
     def _outputs(self, expert: int, tokens: Tensor) -> Tensor:
         """One expert's output, (n x d)."""
         module = self._module
-        name = "gate_up_proj" if module.has_gate else "up_proj"
-        inner = self._product(name, expert, tokens)
-        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-        outputs = self._product("down_proj", expert, inner)
+        outputs = _product(module, "down_proj", expert, _inner(module, expert, tokens))
         if module.has_post_expert_norm:
             outputs = module.post_expert_norm(outputs)
         return outputs
 
-    def _product(self, name: str, expert: int, rows: Tensor) -> Tensor:
-        module = self._module
-        matrix = getattr(module, name)[expert]
-        bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
-        return functional.linear(rows, matrix.T if module.is_transposed else matrix, bias)
+
+def _inner(module: Any, expert: int, tokens: Tensor) -> Tensor:
+    """What an expert's down matrix is given, (n x f)."""
+    name = "gate_up_proj" if module.has_gate else "up_proj"
+    inner = _product(module, name, expert, tokens)
+    found: Tensor = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    return found
+
+
+def _product(module: Any, name: str, expert: int, rows: Tensor) -> Tensor:
+    matrix = getattr(module, name)[expert]
+    bias = getattr(module, f"{name}_bias")[expert] if module.has_bias else None
+    return functional.linear(rows, matrix.T if module.is_transposed else matrix, bias)
 
 
 class _Weighted:
@@ -165,7 +224,8 @@ class masking(TorchFunctionMode):  # noqa: N801 - used like a function
 
     def __init__(self, matrices: Callable[[], Sequence[Tensor]], removed: Sequence[int]) -> None:
         super().__init__()
-        self._matrices, self._removed = matrices, torch.tensor(list(removed))
+        self._matrices = matrices
+        self._removed = torch.tensor(list(removed), dtype=torch.int64)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

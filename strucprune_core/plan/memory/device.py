@@ -10,9 +10,14 @@ import math
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import experts_of
+from strucprune_core.models.generic.outside import held_tensors
+from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import HOLDOUT_TOKENS, VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.blocks import REMEASURED_BLOCKS, refits
 from strucprune_core.plan.graph import PROBE_GROUP_LAYERS
 from strucprune_core.plan.memory.forward import (
     FP32_BYTES,
@@ -54,10 +59,19 @@ GRAPH_ACTIVATIONS = 3
 KEPT_SHARE = 0.9
 
 
+_FFN: tuple[SiteKind, ...] = ("ffn",)
+
+
 def device_terms(
     spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels
 ) -> dict[str, int]:
     """Bytes on the device by step."""
+    held = FP32_BYTES * sum(math.prod(shape) for shape in held_tensors(config).values())
+    return {step: held + size for step, size in _terms(spec, config, tiles, panels).items()}
+
+
+def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> dict[str, int]:
+    """The same without what transformers' modules hold all the time."""
     places, text = plan_sites(config, spec.pruning), spec.calibration
     calibration = micro_batch(tiles, text.samples, text.sequence_length)
     if spec.pruning.removes_experts:
@@ -65,8 +79,12 @@ def device_terms(
     terms = _solver(spec, config, places, panels)
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
     terms["capture"] = _capture(config, places, calibration, tiles, panels)
-    if spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe":
+    if places and (spec.pruning.rounds > 1 or energy_of(spec.pruning) == "kl_probe"):
         terms |= _probes(spec, config, places, tiles, panels)
+    if spec.pruning.removes_blocks:
+        terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
+    if refits(spec.pruning, config):
+        terms["refit"] = _refit(config, calibration, tiles, panels)
     terms["verify"] = _verify(config, tiles)
     terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
@@ -75,9 +93,20 @@ def device_terms(
 def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> dict[str, int]:
     """The steps of a job that removes experts: nothing is solved."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
+    sequences, length = probe_shape(spec.calibration)
+    runs = min(PROBE_GROUP_LAYERS, config.layers) if energy_of(spec.pruning) == "kl_probe" else 1
+    together = micro_batch(tiles, runs * sequences, length)
+    # A probed layer beside the dense one.
+    probe = {} if runs == 1 else {"probe": _resident(config) + _forward(config, together, tiles)}
+    if spec.pruning.expert_repair:
+        # The dense, the pruned and the repaired layer; for one expert the sums and their factor.
+        layer = _resident(config)
+        probe["repair"] = 3 * layer + _repair_sums(config) + _forward(config, batch, tiles)
     return {
+        **probe,
         "embed": embedding_bytes(config, tokens, tiles),
         "route": _forward(config, batch, tiles),
+        "divergence": divergences_bytes(config, sequences * length, runs, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }
@@ -121,6 +150,37 @@ def _probes(
     }
 
 
+def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -> dict[str, int]:
+    """Models without one block, side by side: those of a group of layers, or of one step."""
+    sequences, length = probe_shape(spec.calibration)
+    of_layer = sum(kind in BLOCKS_OF for kind in spec.pruning.structures)
+    runs = max(min(PROBE_GROUP_LAYERS, config.layers) * of_layer, REMEASURED_BLOCKS)
+    together = micro_batch(tiles, runs * sequences, length)
+    shown = divergences_bytes(config, sequences * length, runs, tiles)
+    return {
+        "blocks": _forward(config, together, tiles),
+        "divergence": max(divergence, shown),
+    }
+
+
+def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> int:
+    """An FFN's inputs and wanted outputs with the sums over them, or the solve."""
+    d, worst = config.hidden_size, 0
+    for layer, block in enumerate(config.blocks):
+        width = 0 if block.names.router is not None else sum(block.ffn_widths)
+        if width == 0:
+            continue
+        sums = gram_device_bytes(width, batch.tokens, panels)
+        held = sums["sums"] + sums["panel"]
+        held += FP32_BYTES * width * (d if panels.fits(width) else panels.panel)
+        running = forward_bytes(config, layer, batch, tiles, record=_FFN)
+        adding = sums["scaled_activations"] + FP32_BYTES * batch.tokens * (width + 4 * d)
+        resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        solving = max(ridge_device_bytes(width, d, width, panels).values())
+        worst = max(worst, held + max(running, resident + adding), held + resident + solving)
+    return worst
+
+
 def _verify(config: ModelConfig, tiles: Tiles) -> int:
     """A few tokens through our layers, and through transformers' one matrix at a time."""
     batch = Batch(VERIFY_SEQUENCES, VERIFY_TOKENS)
@@ -138,6 +198,24 @@ def _verify(config: ModelConfig, tiles: Tiles) -> int:
 
 def _forward(config: ModelConfig, batch: Batch, tiles: Tiles) -> int:
     return max(forward_bytes(config, layer, batch, tiles) for layer in range(config.layers))
+
+
+def _repair_sums(config: ModelConfig) -> int:
+    """Sums over the tokens of one expert, float64; no expert is wider than its tensors."""
+    most = 0
+    for layer in range(config.layers):
+        experts, shapes = experts_of(config, layer), layer_tensors(config, layer)
+        if experts is not None:
+            names = (*(name.format(0) for name in experts.own), *(n for n, _ in experts.sliced))
+            sizes = [shapes[name][-2:] for name in names if len(shapes[name]) >= 2]
+            widest = max((min(size) for size in sizes), default=0)
+            most = max(most, 8 * (3 * widest * widest + 3 * widest * config.hidden_size))
+    return most
+
+
+def _resident(config: ModelConfig) -> int:
+    """The largest layer."""
+    return max(layer_bytes(config, layer) for layer in range(config.layers))
 
 
 def _capture(

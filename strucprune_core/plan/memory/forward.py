@@ -69,13 +69,14 @@ def forward_bytes(
     resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
     queries = block.query_heads * config.head_dim
     recorded = t * queries if "attention" in record else 0
-    channels = max(block.ffn_widths) if block.names.router is None else 0
-    terms = {
-        "attention": 2 * t * d + _attention(config, block, batch, tiles),
-        "ffn": 3 * t * d + recorded + _ffn(config, block, t, tiles, record="ffn" in record),
-        # A norm holds its input, the residual stream, its result and one product.
-        "norm": 4 * t * d + recorded,
-    }
+    channels = max(block.ffn_widths, default=0) if block.names.router is None else 0
+    # A norm holds its input, the residual stream, its result and one product.
+    terms = {"norm": 4 * t * d + recorded}
+    if "attention" not in block.without:
+        terms["attention"] = 2 * t * d + _attention(config, block, batch, tiles)
+    if "ffn" not in block.without:
+        ffn = _ffn(config, block, t, tiles, record="ffn" in record)
+        terms["ffn"] = 3 * t * d + recorded + ffn
     if block.names.ffn_output_norm is not None:
         terms["output_norm"] = 6 * t * d + recorded + (t * channels if "ffn" in record else 0)
     return resident + FP32_BYTES * max(terms.values())

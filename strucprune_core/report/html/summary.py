@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -65,7 +66,8 @@ def _removed(report: Report) -> str:
         "key-value heads": (gone.kv_heads_removed, before.kv_heads),
         "routed experts": (gone.experts_removed, before.experts),
     }
-    parts = [f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in kinds.items() if part]
+    parts = _blocks(report)
+    parts += [f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in kinds.items() if part]
     asked = f"requested: {percent(gone.requested)}"
     if gone.experts_removed:
         return f"StrucPrune removed {parts[0]}: {percent(gone.reached)} ({asked})."
@@ -73,6 +75,17 @@ def _removed(report: Report) -> str:
         f"StrucPrune removed {', '.join(parts) or 'nothing'}: {percent(gone.reached)} of "
         f"the prunable parameters ({asked})."
     )
+
+
+def _blocks(report: Report) -> list[str]:
+    """Blocks that went whole, by what they are."""
+    names = {
+        "attention_blocks": "attention blocks",
+        "ffn_blocks": "FFN blocks",
+        "layers": "whole layers",
+    }
+    counts = Counter(each.structure for each in report.blocks)
+    return [f"{number} of {report.model.layers} {names[kind]}" for kind, number in counts.items()]
 
 
 def _smaller(
@@ -106,6 +119,8 @@ def _flops(report: Report) -> Headline:
     if report.sparsity.experts_removed:
         note = "a token passes as many experts as before"
         return _smaller("FLOPs per token", before, after, flops, note)
+    if report.sparsity.blocks_removed:
+        return _smaller("FLOPs per token", before, after, flops, "attention scores left out")
     whole = f"whole model {flops(before)} → {flops(after)}"
     return _smaller("FFN FLOPs per token", *ffn_flops(report), flops, whole)
 

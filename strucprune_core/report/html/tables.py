@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from strucprune_core.report.document import (
+    BlockReport,
+    ExpertsReport,
     FileEntry,
     LayerReport,
     MemorySummary,
@@ -76,14 +78,32 @@ def size_table(report: Report) -> Table:
 def ffn_flops(report: Report) -> tuple[float, float]:
     """FLOPs per token of the FFN layers before and after.
 
-    If only FFN channels are removed, the difference divided by their number is the cost of one;
-    else the result is NaN.
+    If only FFN channels are removed, and no block goes whole, the difference divided by their
+    number is the cost of one; else the result is NaN.
     """
     before, after = report.before, report.after
     removed, each = before.ffn_channels - after.ffn_channels, math.nan
-    if removed > 0 and not report.sparsity.query_heads_removed:
+    gone = report.sparsity
+    if removed > 0 and not gone.query_heads_removed and not gone.blocks_removed:
         each = (before.flops_per_token - after.flops_per_token) / removed
     return each * before.ffn_channels, each * after.ffn_channels
+
+
+def block_table(blocks: Sequence[BlockReport]) -> Table:
+    """The blocks that went whole, in the order of their removal."""
+    names = {"attention_blocks": "attention", "ffn_blocks": "FFN", "layers": "whole layer"}
+    rows = [
+        [
+            str(step),
+            str(each.layer),
+            names.get(each.structure, each.structure),
+            exact(each.parameters),
+            number(each.kl),
+        ]
+        for step, each in enumerate(blocks, 1)
+    ]
+    head = ["Step", "Layer", "Block", "Parameters", "KL divergence so far"]
+    return Table("Blocks that went whole", head, rows)
 
 
 def layer_table(layers: Sequence[LayerReport]) -> Table:
@@ -103,6 +123,8 @@ def layer_table(layers: Sequence[LayerReport]) -> Table:
         columns["Heads / KV"] = lambda layer: f"{layer.query_heads_after} / {layer.kv_heads_after}"
     if any(layer.recovery is not None for layer in layers):
         columns["Recovery"] = _recovery
+    if any(layer.refit is not None for layer in layers):
+        columns["Solved again"] = _refit
     columns["Time"] = lambda layer: duration(layer.seconds)
     rows = [[text(layer) for text in columns.values()] for layer in layers]
     return Table("Table of all layers", [*columns], rows)
@@ -117,13 +139,32 @@ def expert_layer_table(layers: Sequence[LayerReport]) -> Table:
             exact(experts.after),
             exact(min(experts.calibration_tokens)),
             exact(max(experts.calibration_tokens)),
+            _repair(experts),
             " ".join(map(str, experts.removed)),
             duration(layer.seconds),
         ]
         for layer, experts in layers_with_experts(layers)
     ]
-    head = ["Layer", "Dense", "Kept", "Least tokens", "Most tokens", "Removed experts", "Time"]
+    head = [
+        "Layer",
+        "Dense",
+        "Kept",
+        "Least tokens",
+        "Most tokens",
+        "Repair",
+        "Removed experts",
+        "Time",
+    ]
     return Table("Table of all layers", head, rows, mono=["Removed experts"])
+
+
+def _repair(experts: ExpertsReport) -> str:
+    """What a layer's repair did to its held-out error."""
+    repair = experts.repair
+    if repair is None or repair.error_before is None:
+        return ABSENT if repair is None else repair.status
+    errors = f"{number(repair.error_before)} → {number(repair.error_after, none=ABSENT)}"
+    return f"{errors}, {repair.status}"
 
 
 def expert_table(layers: Sequence[LayerReport]) -> Table:
@@ -144,6 +185,14 @@ def expert_table(layers: Sequence[LayerReport]) -> Table:
     ]
     title = f"Table of {len(rows):,} experts, lowest score first"
     return Table(title, ["Layer and expert", "Tokens", "Score", ""], rows[:_MOST_SITES])
+
+
+def _refit(layer: LayerReport) -> str:
+    refit = layer.refit
+    if refit is None:
+        return ""
+    verdict = "" if refit.taken else " (not used)"
+    return f"{number(refit.error_before)} → {number(refit.error_after)}{verdict}"
 
 
 def _recovery(layer: LayerReport) -> str:

@@ -23,6 +23,7 @@ from strucprune_core.report.html.charts import (
 from strucprune_core.report.html.summary import Headline, headlines, lead
 from strucprune_core.report.html.tables import (
     Table,
+    block_table,
     expert_layer_table,
     expert_table,
     few_tokens_table,
@@ -33,6 +34,7 @@ from strucprune_core.report.html.tables import (
     round_table,
     size_table,
 )
+from strucprune_core.storage.uri import short_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,7 @@ class View:
     error: Chart
     seconds: Chart
     layer_table: Table
+    block_table: Table
     removes_experts: bool
     kept_experts: Chart
     expert_layer_table: Table
@@ -73,7 +76,7 @@ def view_of(report: Report) -> View:
     errors = {layer.index: layer.reconstruction_error for layer in layers}
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
-        model=report.model.uri.rstrip("/").rpartition("/")[2] or report.model.uri,
+        model=short_name(report.model.uri),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),
@@ -86,6 +89,7 @@ def view_of(report: Report) -> View:
         error=layer_chart("Reconstruction error", errors, "rose", line=True),
         seconds=layer_chart("Time in seconds", seconds, "blue"),
         layer_table=layer_table(layers),
+        block_table=block_table(report.blocks),
         removes_experts=bool(layers_with_experts(layers)),
         kept_experts=kept_experts(layers),
         expert_layer_table=expert_layer_table(layers),

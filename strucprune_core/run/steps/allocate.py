@@ -1,23 +1,45 @@
-"""`allocate`: which round's widths are used."""
+"""`allocate`: which round's widths are used, and which blocks go."""
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import numpy as np
 
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import AllocateValues, Price, PriceValues
+from strucprune_core.run.block_choice import BlockChoice, dropped_blocks
 from strucprune_core.run.context import Job
 from strucprune_core.run.energies import round_divergence
 from strucprune_core.run.workspace import Draft
 
 
 def allocate(job: Job, unit: Unit, draft: Draft) -> None:
-    """Choose the round whose model diverges least from the dense one; writes no file."""
+    """Choose; writes no file."""
+    pruning = job.spec.pruning
+    if pruning.removes_blocks_alone:
+        blocks = dropped_blocks(job)
+        draft.record(AllocateValues((), None, None, [], [], round=1, kls=[], blocks=blocks))
+    elif pruning.removes_blocks:
+        draft.record(_beside_blocks(job))
+    else:
+        draft.record(_best_round(job))
+
+
+def _best_round(job: Job) -> AllocateValues:
+    """The round whose model diverges least from the dense one."""
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls = [round_divergence(job, number) for number in rounds] if len(rounds) > 1 else []
     chosen = 1 + int(np.argmin(kls)) if kls else 1
     price = job.units.values(Price(chosen))
     given = {field.name: getattr(price, field.name) for field in fields(PriceValues)}
-    draft.record(AllocateValues(**given, round=chosen, kls=kls))
+    return AllocateValues(**given, round=chosen, kls=kls)
+
+
+def _beside_blocks(job: Job) -> AllocateValues:
+    """The number of blocks with which the predicted loss is least, and widths of what is left."""
+    choice, steps = BlockChoice(job), dropped_blocks(job)
+    blocks = steps[: choice.best(steps)]
+    energies = job.units.values(Price(1)).energies
+    split = choice.split(blocks)
+    return AllocateValues(**asdict(split), energies=energies, round=1, kls=[], blocks=blocks)

@@ -18,5 +18,5 @@ from strucprune_core.run.workspace import Draft
 def assemble(job: Job, unit: Unit, draft: Draft) -> None:
     """Cut the tensors of one file and write it."""
     shard = checkpoint_shards(job)[unit.index]
-    pieces = pieces_from(job, shard, PrunedModel(job).source())
+    pieces = pieces_from(job, shard, PrunedModel(job).source_of_files())
     write_shard(draft.path(Assemble.written), shard, pieces)

@@ -20,5 +20,5 @@ from strucprune_core.run.workspace import Draft
 def block_configs(job: Job, unit: Unit, draft: Draft) -> None:
     """Cut and pad the tensors of one file and write it."""
     model, shard = PrunedModel(job), block_shards(job)[unit.index]
-    source = PaddedSource(model.source(), model.config, padded(model.config))
+    source = PaddedSource(model.source_of_files(), model.in_files, padded(model.in_files))
     write_shard(draft.path(BlockConfigs.written), shard, pieces_from(job, shard, source))

@@ -40,12 +40,13 @@ def _check_gguf(job: Job) -> ReloadValues:
     from strucprune_core.export.gguf_file import GgufFile, RoundedSource
 
     pruned = PrunedModel(job)
-    file = GgufFile(job.units.path(Gguf().written), pruned.config)
+    file = GgufFile(job.units.path(Gguf().written), pruned.in_files)
     config = parse_config(file.config)
     names = file.describe(config)
-    wanted = RoundedSource(pruned.source(), plan_tensors(pruned.config, job.stored_dtype))
+    rounded = plan_tensors(pruned.in_files, pruned.stored_dtype)
+    wanted = RoundedSource(pruned.source_of_files(), rounded)
     check_same_tensors(wanted, file, sorted(expected_tensors(config)), job.tick)
-    expected = job.stream(pruned.config, wanted)
+    expected = job.stream(pruned.in_files, wanted)
     return _compare(job, expected, job.stream(config, file), file.config, names)
 
 
@@ -55,7 +56,7 @@ def _check_block_configs(job: Job) -> ReloadValues:
     config = parse_config(raw)
     check_tensors(config, index)
     pruned, reader = PrunedModel(job), TensorReader(index)
-    wanted = PaddedSource(pruned.source(), pruned.config, config)
+    wanted = PaddedSource(pruned.source_of_files(), pruned.in_files, config)
     check_same_tensors(wanted, reader, sorted(index.tensors), job.tick)
     expected = pruned.stream()  # without the padding
     return _compare(job, expected, job.stream(config, reader), raw, set(index.tensors))

@@ -199,7 +199,7 @@ class _Model:
         """A layer's solution file: what belongs to its sites, and the other matrices."""
         solutions: Solved = []
         others = {role: weight.cpu() for role, weight in trained.items()}
-        for site in self._job.sites(layer):
+        for site in self._pruned.sites(layer):
             solution = SiteSolution(
                 self._pruned.repaired(layer, site).kept,
                 as_stored(others.pop(site.output.role), site),  # Turning twice gives (d x columns).

@@ -11,6 +11,7 @@ from strucprune_core.run.artifacts import Gguf
 from strucprune_core.run.context import Job
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.workspace import Draft
+from strucprune_core.storage.uri import short_name
 
 
 def gguf(job: Job, unit: Unit, draft: Draft) -> None:
@@ -21,10 +22,10 @@ def gguf(job: Job, unit: Unit, draft: Draft) -> None:
     vocab_size = model.config.vocab_size
     write_gguf(
         draft.path(Gguf.written),
-        model.config,
-        model.source(),
-        job.stored_dtype,
+        model.in_files,
+        model.source_of_files(),
+        model.stored_dtype,
         read_vocabulary(index.store, index.other_files, index.config, vocab_size),
-        job.spec.model.uri.rstrip("/").rpartition("/")[2],
+        short_name(job.spec.model.uri),
         job.tick,
     )

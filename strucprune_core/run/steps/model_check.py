@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strucprune_core.errors import NumericalFailure
 from strucprune_core.evaluation.model_check import check_model
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS
 from strucprune_core.plan.graph import Unit
-from strucprune_core.plan.sites import kept_experts
+from strucprune_core.plan.sites import tried_experts
 from strucprune_core.run.artifacts import ModelCheckValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.steps.weights import check_weights
 from strucprune_core.run.workspace import Draft
+
+if TYPE_CHECKING:
+    from strucprune_core.evaluation.experts_check import ExpertsCheck
 
 
 def model_check(job: Job, unit: Unit, draft: Draft) -> None:
@@ -54,5 +57,17 @@ def _checked(job: Job) -> dict[str, Any]:
         tick,
         sequences=VERIFY_SEQUENCES,
         length=length,
-        experts=kept_experts(job.spec.pruning, job.config) if job.removes_experts else None,
+        removing=_experts_check(job) if job.removes_experts else None,
+    )
+
+
+def _experts_check(job: Job) -> ExpertsCheck:
+    """Tries what removing experts does to a layer."""
+    from strucprune_core.evaluation.experts_check import ExpertsCheck
+
+    return ExpertsCheck(
+        job.dense,
+        tried_experts(job.spec.pruning, job.config),
+        job.spec.calibration.seed,
+        equally=job.spec.pruning.layout == "uniform",
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from strucprune_core.method.allocation.budget import reachable_sparsity
+from strucprune_core.plan.blocks import block_budget
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import allocate_widths
 from strucprune_core.run.artifacts import PriceValues
@@ -16,7 +18,9 @@ def price(job: Job, unit: Unit, draft: Draft) -> None:
     damages = [MeasuredSite(job, place.layer, place.site).damage() for place in job.planned]
     first = unit.index == 1
     energies = measured_energies(job) if first else reviewed_energies(job, unit.index - 1)
-    allocation = allocate_widths(job.spec.pruning, job.planned, damages, energies)
+    allocation = allocate_widths(
+        job.spec.pruning, job.planned, damages, energies, _sparsity_without_blocks(job)
+    )
     predicted = [
         alpha * removed_damage(damage, width)
         for alpha, damage, width in zip(energies, damages, allocation.widths, strict=True)
@@ -26,3 +30,16 @@ def price(job: Job, unit: Unit, draft: Draft) -> None:
             allocation.widths, allocation.price, allocation.temperature, energies, predicted
         )
     )
+
+
+def _sparsity_without_blocks(job: Job) -> float | None:
+    """Of a job that removes blocks as well: what sites alone would have to lose, if they can."""
+    pruning = job.spec.pruning
+    if not pruning.removes_blocks:
+        return None
+    widths = [place.site.structures for place in job.planned]
+    parameters = [place.site.parameters for place in job.planned]
+    rules = [place.rule for place in job.planned]
+    total = sum(width * each for width, each in zip(widths, parameters, strict=True))
+    budget = block_budget(job.config, pruning)
+    return min(budget / total, reachable_sparsity(widths, parameters, rules))

@@ -1,4 +1,4 @@
-"""`replay`: the first layer's input for recovery, one stream of hidden states or two."""
+"""`replay`: the first layer's input for recovery or refits, one stream of hidden states or two."""
 
 from __future__ import annotations
 
@@ -24,4 +24,6 @@ def replay(job: Job, unit: Unit, draft: Draft) -> None:
 
 def _stream_count(job: Job) -> int:
     spec = job.spec.pruning.recover
+    if job.refits:
+        return 2
     return 2 if spec is not None and spec.mode == "sequential" else 1

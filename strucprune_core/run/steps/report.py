@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from dataclasses import asdict
 from datetime import UTC, datetime
+from itertools import accumulate
 from typing import Any
 
-from strucprune_core.models.experts import routing_of
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan.blocks import removable_parameters
 from strucprune_core.plan.deviations import batch_warning, drafting_warning, sparsity_warning
 from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.report.document import (
+    BlockReport,
     CalibrationSummary,
     DistillationReport,
     ExpertsReport,
@@ -28,6 +32,8 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     RecoveryReport,
+    RefitReport,
+    RepairReport,
     Report,
     RoundReport,
     SiteReport,
@@ -40,11 +46,13 @@ from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
+from strucprune_core.run.expert_choice import scores_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
+    divergence_warning,
     few_expert_tokens_warning,
     few_tokens_warning,
     layer_rank,
@@ -53,7 +61,6 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
-from strucprune_core.run.steps.select import scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -87,9 +94,11 @@ def _report(job: Job) -> Report:
             kv_heads_removed=before.kv_heads - after.kv_heads,
             query_heads_removed=before.query_heads - after.query_heads,
             experts_removed=before.experts - after.experts,
+            blocks_removed=sum(len(each.block.kinds) for each in _removed_blocks(job)),
             parameters_removed=before.parameters - after.parameters,
         ),
         layers=layers,
+        blocks=_blocks(job),
         rounds=_rounds(job),
         distillation=_distillation(job),
         calibration=_calibration(job, layers),
@@ -109,6 +118,7 @@ def _report(job: Job) -> Report:
             *rank_warning(layers),
             *few_tokens_warning(layers),
             *few_expert_tokens_warning(layers),
+            *_divergence_warnings(job),
             *retry_warnings(layers),
         ],
     )
@@ -120,13 +130,24 @@ def _model_warnings(job: Job) -> list[str]:
     return [] if own_head is None else [own_head]
 
 
+def _divergence_warnings(job: Job) -> list[str]:
+    """Whether the experts that went were missed."""
+    if not job.removes_experts:
+        return []
+    return divergence_warning(job.units.values(artifacts.Divergence()).kl)
+
+
 def _manifests(job: Job) -> list[Manifest]:
     manifests = (job.workspace.manifest(unit.name) for unit in job.graph)
     return [manifest for manifest in manifests if manifest is not None]
 
 
 def _dense_parameters(job: Job) -> int:
-    return sum(math.prod(shape) for shape in expected_tensors(job.config).values())
+    return _parameters(job.config)
+
+
+def _parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in expected_tensors(config).values())
 
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
@@ -159,7 +180,10 @@ def _model(job: Job) -> ModelSummary:
 def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
     if job.removes_experts:
-        return 1.0 - routing_of(pruned.config).experts / routing_of(job.config).experts
+        return removed_share(job.config, pruned.experts)
+    if job.spec.pruning.removes_blocks:
+        gone = _dense_parameters(job) - _parameters(pruned.config)
+        return gone / removable_parameters(job.config, job.spec.pruning)
     places = list(zip(job.planned, pruned.widths, strict=True))
     total = sum(place.site.structures * place.site.parameters for place, _ in places)
     left = sum(width * place.site.parameters for place, width in places)
@@ -178,6 +202,7 @@ def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
 def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
     """A layer of a job that removes experts, which has no sites."""
     block, unit = job.config.blocks[layer], artifacts.Route(layer)
+    chosen = job.units.values(artifacts.Select())
     values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
     experts = None
     if kept:
@@ -185,6 +210,7 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
             removed=sorted(set(range(len(values.tokens))) - set(kept)),
             calibration_tokens=values.tokens,
             scores=scores_of(job.spec.pruning, values),
+            repair=_repair(job, layer),
         )
     return LayerReport(
         index=layer,
@@ -196,13 +222,19 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         kv_heads_after=block.kv_heads,
         sites=[],
         experts=experts,
-        energy=1.0,
-        predicted_damage=0.0,
+        energy=chosen.energies[layer],
+        predicted_damage=chosen.damages[layer],
         reconstruction_error=None,
         damping=0.0,
         damping_retries=0,
         seconds=0.0 if manifest is None else manifest.seconds,
     )
+
+
+def _repair(job: Job, layer: int) -> RepairReport | None:
+    if not job.repairs_experts:
+        return None
+    return RepairReport(**asdict(job.units.values(artifacts.Repair(layer))))
 
 
 def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -> LayerReport:
@@ -219,12 +251,24 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_after=after.kv_heads,
         sites=sites,
         recovery=_recovery(job, layer),
+        refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
         reconstruction_error=largest_known(site.reconstruction_error for site in sites),
         damping=max((site.damping for site in sites), default=0.0),
         damping_retries=max((site.damping_retries for site in sites), default=0),
         seconds=sum(manifest.seconds for manifest in manifests if manifest is not None),
+    )
+
+
+def _refit(job: Job, layer: int) -> RefitReport | None:
+    if not job.refits:
+        return None
+    values = job.units.values(artifacts.Refit(layer))
+    if not values.refitted:
+        return None
+    return RefitReport(
+        error_before=values.error_before, error_after=values.error_after, taken=values.taken
     )
 
 
@@ -271,7 +315,9 @@ def _sites(job: Job) -> list[SiteReport]:
 
 def _solved(job: Job, place: PlannedSite) -> dict[str, Any]:
     """What a site's report says of its solution."""
-    solved = job.units.values(artifacts.Solve(place.layer)).sites[place.site.name]
+    solved = job.units.values(artifacts.Solve(place.layer)).sites.get(place.site.name)
+    if solved is None:  # It went with its block.
+        return {"reconstruction_error": None, "damping": 0.0, "damping_retries": 0}
     return asdict(solved)
 
 
@@ -286,16 +332,53 @@ def _statistics(job: Job, place: PlannedSite) -> dict[str, Any]:
     }
 
 
+def _removed_blocks(job: Job) -> list[artifacts.BlockLoss]:
+    """Blocks that went, in the order of their removal."""
+    if not job.spec.pruning.removes_blocks:
+        return []
+    return job.units.values(artifacts.Allocate()).blocks
+
+
+def _blocks(job: Job) -> list[BlockReport]:
+    blocks = _removed_blocks(job)
+    return [
+        BlockReport(
+            layer=each.block.layer,
+            structure=each.block.structure,
+            parameters=each.parameters,
+            kl=kl,
+        )
+        for each, kl in zip(blocks, accumulate(each.added for each in blocks), strict=True)
+    ]
+
+
 def _rounds(job: Job) -> list[RoundReport]:
     if job.removes_experts:
+        return [_removal(job)]
+    if job.spec.pruning.removes_blocks_alone:
         return []
     allocation = job.units.values(artifacts.Allocate())
+    if job.spec.pruning.removes_blocks:  # The only round's price is of a model with all blocks.
+        return [_round(allocation, None, used=True)]
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]
     return [
         _round(job.units.values(artifacts.Price(number)), kl, used=number == allocation.round)
         for number, kl in zip(rounds, kls, strict=True)
     ]
+
+
+def _removal(job: Job) -> RoundReport:
+    """The one choice of a job that removes experts."""
+    chosen = job.units.values(artifacts.Select())
+    return RoundReport(
+        price=chosen.price,
+        temperature=chosen.temperature,
+        predicted_damage=sum(chosen.damages),
+        widths=[len(kept) for kept in chosen.kept],
+        kl=job.units.values(artifacts.Divergence()).kl,
+        used=True,
+    )
 
 
 def _round(values: artifacts.PriceValues, kl: float | None, *, used: bool) -> RoundReport:

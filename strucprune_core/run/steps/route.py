@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from strucprune_core.errors import NumericalFailure
-from strucprune_core.models.experts import experts_of
+from strucprune_core.method.experts import stay
+from strucprune_core.models.experts import experts_of, routing_of
 from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Route, RouteValues
 from strucprune_core.run.context import Job
+from strucprune_core.run.expert_choice import measured_steps, scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array
+
+if TYPE_CHECKING:
+    from strucprune_core.models.generic.routed import ExpertSums
 
 
 @torch.inference_mode()
@@ -29,26 +38,30 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
 
     this = Route(unit.index)
     hidden = job.units.array(this.entering)
-    is_last = this.layer == job.config.layers - 1
-    output = None if is_last else new_array(draft.path(Route.hidden), hidden.shape)
+    output = new_array(draft.path(Route.hidden), hidden.shape)
     experts, modules = experts_of(job.config, this.layer), job.dense.modules
     assert modules is not None  # noqa: S101 - experts are removed of generic models alone
     sums = ExpertSums(0 if experts is None else experts.count)
     weights = job.dense.layer(this.layer)
     samples, length = hidden.shape[:2]
-    with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):
-        for rows in micro_batches(samples, length, job.tiles.micro_batch_tokens):
+
+    def run(sequences: range) -> None:
+        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
+            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
             trace = job.dense.run_layer(this.layer, weights, hidden[rows])
-            if output is not None:
-                output[rows] = trace.hidden.cpu().numpy()
+            output[rows] = trace.hidden.cpu().numpy()
             del trace
             job.tick(rows.stop, samples)
-    if output is not None:
-        output.flush()
-    tokens = sums.tokens.clamp(min=1)
-    values = RouteValues(
-        sums.tokens.tolist(), (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist()
-    )
+
+    first = job.split.train  # Scores see no held-out text.
+    with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):
+        run(range(first))
+    run(range(first, samples))
+    output.flush()
+    damage = [] if experts is None else _damage(job, this.layer, weights, hidden, output, sums)
+    if job.energy == "kl_probe":
+        np.save(draft.path(Route.probe_input), job.split.probe_windows(hidden))
+    values = replace(_means(sums), damage=damage)
     if not np.isfinite([*values.output_norm, *values.reap]).all():
         raise NumericalFailure(
             "the output of an expert is not finite",
@@ -57,3 +70,38 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
             remedy="The checkpoint is damaged, or its values are too large for float32.",
         )
     draft.record(values)
+
+
+def _means(sums: ExpertSums) -> RouteValues:
+    tokens = sums.tokens.clamp(min=1)
+    return RouteValues(
+        sums.tokens.tolist(), (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist(), []
+    )
+
+
+def _damage(
+    job: Job,
+    layer: int,
+    weights: LayerWeights,
+    hidden: NDArray[np.float32],
+    output: NDArray[np.float32],
+    sums: ExpertSums,
+) -> list[tuple[int, float]]:
+    """What removing more and more experts does to the layer's output on some of the text."""
+    from strucprune_core.evaluation.experts_check import masked_output
+
+    modules, routing = job.dense.modules, routing_of(job.config)
+    assert modules is not None  # noqa: S101 - experts are removed of generic models alone
+    where = np.s_[: job.split.probe_sequences, : job.split.probe_tokens]
+    given, wanted = np.ascontiguousarray(hidden[where]), output[where]
+    scores, damage = scores_of(job.spec.pruning, _means(sums)), []
+    for steps in measured_steps(job, layer):
+        count = routing.experts - steps * routing.groups
+        kept = stay(scores, sums.tokens.tolist(), count, routing.groups)
+        error = 0.0
+        for rows in micro_batches(len(given), given.shape[1], job.tiles.micro_batch_tokens):
+            found = masked_output(job.dense, modules, layer, weights, kept, given[rows])
+            error += float(np.square(found - wanted[rows], dtype=np.float64).sum())
+            job.safe_point()
+        damage.append((steps, error / (given.shape[0] * given.shape[1])))
+    return damage

@@ -25,7 +25,7 @@ from strucprune_core.scratch.mapped_matrix import HostMatrix
 def solve(job: Job, unit: Unit, draft: Draft) -> None:
     """Write the kept structures of each site and their columns."""
     layer, model = unit.index, PrunedModel(job)
-    sites = job.sites(layer)
+    sites = model.sites(layer)
     solved: Solved = []
     values: dict[str, SolvedSite] = {}
     for number, site in enumerate(sites):

@@ -7,7 +7,7 @@ import torch
 
 from strucprune_core.checkpoint.bundle import save_bundle
 from strucprune_core.plan.graph import Unit
-from strucprune_core.run.artifacts import Price, Trial, TrialValues
+from strucprune_core.run.artifacts import Capture, Price, Trial, TrialValues
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_variants import divergences_from_dense, run_layer
 from strucprune_core.run.measured_site import MeasuredSite, Solved
@@ -27,7 +27,7 @@ def trial(job: Job, unit: Unit, draft: Draft) -> None:
     hidden = run_layer(job, this.layer, weights, solved, job.units.array(this.entering))
     kl: float | None = None
     if this.layer == job.config.layers - 1:
-        (kl,) = divergences_from_dense(job, [hidden])
+        (kl,) = divergences_from_dense(job, Capture(this.layer).hidden, [hidden])
     else:
         np.save(draft.path(Trial.stream), hidden)
     if this.round < job.spec.pruning.rounds:  # The last round is not reviewed.

@@ -286,6 +286,24 @@ def test_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
     assert widths.filter(visible=True).count() == 1
 
 
+def test_experts_of_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.running(Phase.CALIBRATING, 0.2)
+    jobs.layers(job_id, index=[1, 2], experts_before=[8, 8])
+    page.goto(f"/#/jobs/{job_id}")
+    experts = page.get_by_role("figure").filter(has_text="Experts kept, by layer")
+    page.get_by_text("calibrating 6 of 30 · 20%").wait_for()
+    assert experts.is_hidden()
+    jobs.layers(job_id, index=[1, 2], experts_after=[6, 6])
+    experts.get_by_text("12 of 16 stay.").wait_for()
+    experts.get_by_role("img", name="Experts kept of 2 of 3 layers; from 6 to 6").wait_for()
+    jobs.layers(job_id, index=[2], kl=[0.125])
+    experts.get_by_text("diverges from the dense one by 0.125 nats per token").wait_for()
+    assert page.get_by_role("figure").filter(visible=True).count() == 1
+    events = page.get_by_label("Events, newest first")
+    assert events.get_by_text("experts of 2 layers").count() == 1
+    assert events.get_by_text("divergence 0.125 nats").count() == 1
+
+
 def test_a_new_run_says_anew_what_is_known_of_layers(page: Page, jobs: Jobs) -> None:
     job_id = jobs.running()
     jobs.allocated(job_id)

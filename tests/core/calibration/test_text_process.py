@@ -42,6 +42,11 @@ ENDLESS = (
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked_text_process() -> None:
+    """It is started here as jobs start it."""
+
+
 @pytest.fixture
 def model(tiny_model: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_model, tmp_path / "model"))

@@ -186,7 +186,7 @@ def test_a_file_is_no_directory(tmp_path: Path, name: str, what: str, remedy: st
 
 
 def test_ids_of_a_hub_are_not_downloaded(tmp_path: Path) -> None:
-    with pytest.raises(ObjectNotFound, match=r"there is no directory .*`hf download"):
+    with pytest.raises(ObjectNotFound, match=r"there is no directory .* hf://org/name"):
         open_at(tmp_path / "meta-llama/Llama-3.1-8B")
 
 

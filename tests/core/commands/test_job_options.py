@@ -66,6 +66,7 @@ GIVEN: dict[tuple[str, ...], Any] = {
 ALONE: dict[tuple[str, ...], Any] = {
     ("pruning", "structures"): ["experts"],
     ("pruning", "expert_score"): "reap",
+    ("pruning", "expert_repair"): True,
 }
 TRANSLATED: dict[tuple[str, ...], Any] = {
     ("pruning", "max_sparsity_by_layer"): {3: 0.1, 0: 0.0},

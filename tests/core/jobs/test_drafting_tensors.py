@@ -180,3 +180,18 @@ def test_exports_are_without_what_drafts(text_file: Path, tmp_path: Path) -> Non
     run(spec, tmp_path)
     assert set(added) < set(stored(tmp_path / "out"))
     assert set(added).isdisjoint(stored(tmp_path / "out/block_configs"))
+
+
+@pytest.mark.parametrize("structures", [["layers"], ["attention_blocks"]], ids=str)
+def test_blocks_go_and_what_drafts_with_them(
+    structures: list[str], text_file: Path, tmp_path: Path
+) -> None:
+    """Its number would be wrong after other layers were numbered anew."""
+    model = make_tiny_llama(tmp_path / "model")
+    added = add(model, with_layer_after_the_last(model), num_nextn_predict_layers=1)
+    pruning = {"sparsity": 0.25, "structures": structures}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    assert warned(spec, run(spec, tmp_path))
+    assert not any("eh_proj" in name for name in stored(tmp_path / "out"))
+    assert config_of(tmp_path / "out")["num_nextn_predict_layers"] == 0
+    assert len(added) > 4

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from strucprune_core.errors import InvalidSpec, Stopped, UnsupportedArchitecture
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, Stopped, UnsupportedArchitecture
 from strucprune_core.evaluation import experts_check
 from strucprune_core.evaluation.standalone import verify_checkpoint
+from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, first_experts, routing_of
-from strucprune_core.plan.estimate import estimate_job
+from strucprune_core.models.generic.names import ParameterNames
+from strucprune_core.models.generic.routed import NEVER_CHOSEN, masking
+from strucprune_core.plan.estimate import estimate_job, size_of
 from strucprune_core.plan.inspection import examine_job, inspect_model
+from strucprune_core.plan.work import active_weights
 from strucprune_core.report.document import ExpertsReport, Report
+from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers, merged
+from strucprune_core.run.report_warnings import LARGE_DIVERGENCE
+from strucprune_core.spec import RuntimeSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import (
     EASY,
@@ -53,7 +62,9 @@ def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_experts("mixtral", tmp_path_factory.mktemp("mixtral") / "model")
 
 
-def without_experts(model: Path, text: Path, root: Path, **pruning: Any) -> Report:
+def without_experts(
+    model: Path, text: Path, root: Path, layers: LayerSink = ignore_layers, **pruning: Any
+) -> Report:
     """Run a job that removes a quarter of the experts."""
     spec = tiny_spec(
         model,
@@ -62,7 +73,7 @@ def without_experts(model: Path, text: Path, root: Path, **pruning: Any) -> Repo
         pruning={"sparsity": 0.25, "structures": ["experts"], **pruning},
         evaluation=EASY,
     )
-    return run(spec, root)
+    return run(spec, root, layers=layers)
 
 
 def loaded(directory: Path) -> Any:
@@ -126,7 +137,7 @@ def test_scores_are_means_over_the_tokens_of_an_expert(
     """Each expert of the whole model is asked for its output alone, by transformers' own code."""
     report = without_experts(model, text_file, tmp_path, expert_score=score)
     dense = loaded(model)
-    windows = np.load(next((tmp_path / "workspace").rglob("calibration.npy")))
+    windows = calibration_of(tmp_path)[:7]  # The eighth sequence is held out.
     given: dict[int, tuple[torch.Tensor, ...]] = {}
 
     def keep(number: int) -> Any:
@@ -156,11 +167,170 @@ def test_scores_are_means_over_the_tokens_of_an_expert(
             assert experts.removed == lowest
 
 
+def calibration_of(root: Path) -> Any:
+    """The calibration windows of the job that ran under `root`."""
+    return np.load(next((root / "workspace").rglob("calibration.npy")))
+
+
+def test_redundancy_is_probed_on_held_out_text(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The divergence is that of transformers' own classes on the last sequence."""
+    seen: list[LayerUpdate] = []
+    report = without_experts(model, text_file, tmp_path, layers=seen.extend)
+    windows = torch.from_numpy(calibration_of(tmp_path)[7:]).long()
+    with torch.inference_mode():
+        whole, left = (
+            loaded(each)(input_ids=windows).logits.double().log_softmax(-1)
+            for each in (model, tmp_path / "out")
+        )
+    wanted = float((whole.exp() * (whole - left)).sum(-1).mean())
+    assert wanted > 1e-6
+    (choice,) = report.rounds
+    assert choice.kl == pytest.approx(wanted, rel=1e-3)
+    assert choice.widths == [each.experts.after if each.experts else 0 for each in report.layers]
+    assert merged(seen)[-1].kl == choice.kl
+    assert not any("They were not redundant" in line for line in report.warnings)
+    assert "Redundancy of the experts" in (tmp_path / "out/report.html").read_text()
+
+
+def test_experts_that_were_needed_are_warned_of(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model = copied(mixtral, tmp_path / "model")
+    tensors = load_file(model / "model.safetensors")
+    tensors["lm_head.weight"] *= 60.0  # Every difference in the hidden states shows.
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    report = without_experts(model, text_file, tmp_path)
+    kl = report.rounds[0].kl
+    assert kl is not None
+    assert kl > LARGE_DIVERGENCE
+    (warning,) = (line for line in report.warnings if "They were not redundant" in line)
+    assert "lower pruning.sparsity" in warning
+
+
+def copied(model: Path, directory: Path) -> Path:
+    """A copy of a checkpoint, to change it."""
+    directory.mkdir()
+    for path in model.iterdir():
+        (directory / path.name).write_bytes(path.read_bytes())
+    return directory
+
+
+BY_LAYER: dict[str, Any] = {"layout": "per_layer", "sparsity": 0.3}
+
+
+def test_layers_keep_different_numbers_by_choice(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """The files load through the Auto classes, and compute what a router makes that avoids those
+    experts in the dense model; where experts form groups, groups lose equally many."""
+    if routing_of(read(model)).groups == 1:
+        limits: dict[str, Any] = {"sparsity": 0.3, "max_sparsity_by_layer": {0: 0.0, 1: 0.25}}
+    else:
+        limits = {"sparsity": 0.375}  # Three steps of two experts, at most two of a layer.
+    pruning = {**BY_LAYER, "energy": "forward", **limits}
+    report = without_experts(model, text_file, tmp_path, **pruning)
+    experts = of_layers(report)
+    counts = {layer: each.after for layer, each in experts.items()}
+    assert len(set(counts.values())) > 1
+    gone = report.before.experts - report.after.experts
+    assert gone == sum(each.before - each.after for each in experts.values())
+    assert report.sparsity.experts_removed == gone
+    assert report.sparsity.reached == pytest.approx(gone / report.before.experts)
+    assert report.rounds[0].widths == [counts.get(each, 0) for each in range(3)]
+    assert report.rounds[0].price is not None
+    if routing_of(read(model)).groups == 2:
+        for each in experts.values():
+            first = sum(number < 4 for number in each.removed)
+            assert 2 * first == len(each.removed)
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["model_type"] == f"strucprune_experts_{read(model).family}"
+    by_code = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", trust_remote_code=True, dtype=torch.float32
+    ).eval()
+    ours = load_pretrained(str(tmp_path / "out"), dtype=torch.float32).eval()
+    tokens = torch.arange(5, 29).view(2, 12)
+    with torch.inference_mode():
+        wanted = masked_logits(model, experts, tokens)
+        for each in (by_code, ours):
+            assert (each(input_ids=tokens).logits - wanted).abs().max() < 1e-5
+            assert each.generate(tokens, max_new_tokens=3, do_sample=False).shape == (2, 15)
+    assert verify_checkpoint(str(tmp_path / "out"))["valid"]
+
+
+def masked_logits(
+    model: Path, experts: dict[int, ExpertsReport], tokens: torch.Tensor
+) -> torch.Tensor:
+    """Logits of the dense model when routers avoid the removed experts."""
+    dense = loaded(model)
+    config = read(model)
+    with torch.inference_mode(), contextlib.ExitStack() as stack:
+        for layer, each in experts.items():
+            removed, prefix = each.removed, config.names.layer.format(layer)
+            has = experts_of(config, layer)
+            assert has is not None
+            names = ParameterNames(dense)
+            for name, _ in has.sliced:
+                value = dense.state_dict()[names.parameter_of(prefix + name)[0]]
+                if value.numel() == EXPERTS:
+                    value.view(-1)[torch.tensor(removed, dtype=torch.int64)] = NEVER_CHOSEN
+                elif value.dim() == 2 and "expert" not in name:
+                    stack.enter_context(masking([value].copy, removed))
+        logits: torch.Tensor = dense(input_ids=tokens).logits
+    return logits
+
+
+def test_what_a_layer_costs_is_probed(mixtral: Path, text_file: Path, tmp_path: Path) -> None:
+    report = without_experts(mixtral, text_file, tmp_path, **BY_LAYER)
+    energies = [layer.energy for layer in report.layers]
+    assert len(set(energies)) == 3
+    assert all(energy > 0.0 for energy in energies)
+    damages = [layer.predicted_damage for layer in report.layers]
+    assert report.rounds[0].predicted_damage == pytest.approx(sum(damages))
+    estimate = estimate_job(
+        tiny_spec(
+            mixtral, text_file, tmp_path / "x", pruning={**BY_LAYER, "structures": ["experts"]}
+        ),
+        inspect_model(LocalStore(mixtral), experts=True),
+    )
+    assert estimate.parameters_after == report.after.parameters
+    assert estimate.sparsity_reached == pytest.approx(report.sparsity.reached)
+
+
+@pytest.mark.parametrize("unit", ["probe.0", "select"])
+def test_a_resumed_job_by_layer_ends_with_the_same_bytes(
+    mixtral: Path, text_file: Path, tmp_path: Path, unit: str
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    without_experts(mixtral, text_file, whole, **BY_LAYER)
+    pruning = {**BY_LAYER, "structures": ["experts"]}
+    spec = tiny_spec(mixtral, text_file, parts / "out", pruning=pruning, evaluation=EASY)
+    with pytest.raises(Stopped):
+        run(spec, parts, stop=StopOnceFinished(parts, unit))
+    run(spec, parts)
+    assert checkpoint_of(parts / "out") == checkpoint_of(whole / "out")
+
+
+def test_a_model_with_numbers_by_layer_cannot_be_pruned_again(
+    mixtral: Path, text_file: Path, tmp_path: Path
+) -> None:
+    without_experts(mixtral, text_file, tmp_path / "first", **BY_LAYER)
+    for structures in (["experts"], ["ffn_channels"]):
+        error = refusal(
+            tmp_path / "first/out", text_file, tmp_path / structures[0], structures=structures
+        )
+        assert error.field == "model.uri"
+        assert "have lost different numbers of experts" in error.message
+
+
 def read(model: Path) -> ModelConfig:
     return inspect_model(LocalStore(model), experts=True).config
 
 
-@pytest.mark.parametrize("unit", ["model_check", "route.0", "route.2", "select", "assemble.0"])
+@pytest.mark.parametrize(
+    "unit", ["model_check", "route.0", "route.2", "select", "divergence", "assemble.0"]
+)
 def test_a_resumed_job_ends_with_the_same_bytes(
     mixtral: Path, text_file: Path, tmp_path: Path, unit: str
 ) -> None:
@@ -178,10 +348,7 @@ def test_a_resumed_job_ends_with_the_same_bytes(
 def test_experts_that_no_token_reaches_go_first(
     gpt_oss: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    for path in gpt_oss.iterdir():
-        (model / path.name).write_bytes(path.read_bytes())
+    model = copied(gpt_oss, tmp_path / "model")
     tensors = load_file(model / "model.safetensors")
     tensors["model.layers.1.mlp.router.bias"][[2, 5]] = -1e4
     save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
@@ -199,7 +366,7 @@ def test_unequal_groups_would_be_noticed(
     """What loads cleanly and computes something else is refused before any work."""
     model = save_tiny_experts("deepseek_v3", tmp_path / "model")
 
-    def unequal(config: Any, count: int, seed: int) -> list[list[int]]:
+    def unequal(config: Any, counts: Any, seed: int) -> list[list[int]]:
         stay = [0, 1, 2, 3, 4, 7]
         return [[] if experts_of(config, n) is None else stay for n in range(config.layers)]
 
@@ -214,7 +381,7 @@ def test_unequal_groups_would_be_noticed(
 def test_groups_lose_equally_many(text_file: Path, tmp_path: Path) -> None:
     model = save_tiny_experts("deepseek_v3", tmp_path / "model")
     config = read(model)
-    assert first_experts(config, 6)[1] == [0, 1, 2, 4, 5, 6]
+    assert first_experts(config, [6] * 3)[1] == [0, 1, 2, 4, 5, 6]
     report = without_experts(model, text_file, tmp_path, sparsity=0.4)
     for experts in of_layers(report).values():  # 4.8 would be nearest; 4 is a multiple of two.
         assert sorted(each // 4 for each in experts.removed) == [0, 0, 1, 1]
@@ -251,6 +418,55 @@ def test_models_without_experts_are_refused(text_file: Path, tmp_path: Path) -> 
     error = refusal(llama, text_file, tmp_path)
     assert error.field == "pruning.structures"
     assert "'llama' has no routed experts" in error.message
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "text"),
+    [
+        (
+            "qwen3_moe",
+            {"num_local_experts": 4},
+            "contradicts itself: num_local_experts: 4 and num_experts: 8",
+        ),
+        ("gpt_oss", {"num_local_experts": 2}, "a layer has 2 experts .*, but the files hold 8"),
+        ("gpt_oss", {"num_local_experts": 9}, "a layer has 9 experts .*, but the files hold 8"),
+        ("mixtral", {"num_local_experts": 7}, "a layer has 7 experts .*, but the files hold 8"),
+        ("mixtral", {"num_local_experts": 9}, "a layer has 9 experts .*, but the files hold 8"),
+        ("deepseek_v3", {"n_group": 3}, "divides 8 experts into 3 groups"),
+    ],
+)
+def test_a_config_that_says_another_number_is_refused(
+    tmp_path: Path, model_type: str, changes: dict[str, Any], text: str
+) -> None:
+    model = save_tiny_experts(model_type, tmp_path / "model")
+    config = model / "config.json"
+    said = {"num_experts": EXPERTS} if model_type == "qwen3_moe" else {}
+    config.write_text(json.dumps({**json.loads(config.read_text()), **said, **changes}))
+    with pytest.raises(InvalidCheckpoint, match=text):
+        read(model)
+
+
+def test_a_number_that_config_json_lacks_is_called_a_default(
+    text_file: Path, tmp_path: Path
+) -> None:
+    model = save_tiny_experts("qwen3_moe", tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    del config["num_experts_per_tok"]
+    (model / "config.json").write_text(json.dumps(config))
+    error = refusal(model, text_file, tmp_path)
+    assert "the default of its class in transformers: config.json has no num_exp" in error.message
+
+
+def test_estimates_of_channels_count_a_tokens_own_experts_alone(tmp_path: Path) -> None:
+    """deepseek_v3's shared experts have channels; a token passes 2 of its 8 routed ones."""
+    model = save_tiny_experts("deepseek_v3", tmp_path / "model")
+    channels, experts = (
+        inspect_model(LocalStore(model), experts=each).config for each in (False, True)
+    )
+    assert any(block.ffn_widths for block in channels.blocks)
+    for layer in range(channels.layers):
+        assert active_weights(channels, layer) == active_weights(experts, layer)
+    assert size_of(channels, dtype_bytes=4).experts == 16
 
 
 def test_an_estimate_knows_the_result(model: Path, text_file: Path, tmp_path: Path) -> None:
@@ -305,3 +521,59 @@ def test_channels_of_the_result_can_be_pruned(
     assert json.loads((first / "out/config.json").read_text())["num_local_experts"] == 6
     report = run(tiny_spec(first / "out", text_file, second / "out", evaluation=EASY), second)
     assert report.after.ffn_channels < report.before.ffn_channels
+
+
+def test_experts_that_stay_are_repaired_where_held_out_text_agrees(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Down matrices alone change; held-out errors are those of transformers' own layers."""
+    plain, root = tmp_path / "plain", tmp_path / "repaired"
+    without_experts(model, text_file, plain)
+    seen: list[LayerUpdate] = []
+    report = without_experts(model, text_file, root, layers=seen.extend, expert_repair=True)
+    left, repaired = loaded(plain / "out").state_dict(), loaded(root / "out").state_dict()
+    accepted = set()
+    for layer, experts in of_layers(report).items():
+        assert experts.repair is not None
+        assert experts.repair.error_before is not None
+        assert experts.repair.error_after is not None
+        better = experts.repair.error_after < experts.repair.error_before
+        assert experts.repair.status == ("accepted" if better else "rejected")
+        if better:
+            accepted.add(layer)
+    assert accepted
+    changed = {name for name, tensor in left.items() if not torch.equal(tensor, repaired[name])}
+    assert {int(name.split(".")[2]) for name in changed} == accepted
+    assert {name.rpartition(".")[2] for name in changed} <= {"down_proj"}
+    errors = {each.index: each.reconstruction_error for each in merged(seen)}
+    first = min(accepted)
+    assert errors[first] == of_layers(report)[first].repair.error_after  # type: ignore[union-attr]
+    assert "accepted" in (root / "out/report.html").read_text()
+    tokens = torch.from_numpy(calibration_of(root)[7:]).long()
+    outputs = []
+    for each in (model, root / "out"):
+        found: list[torch.Tensor] = []
+        whole = loaded(each)
+        whole.model.layers[first].register_forward_hook(
+            lambda _, __, out, found=found: found.append(out[0] if isinstance(out, tuple) else out)
+        )
+        with torch.inference_mode():
+            whole(input_ids=tokens)
+        outputs.append(found[0].double())
+    dense, other = outputs
+    error = float((dense - other).square().sum() / dense.square().sum())
+    assert error == pytest.approx(errors[first], rel=1e-3)
+
+
+@pytest.mark.parametrize("pruning", [{"expert_repair": True}, BY_LAYER])
+def test_the_memory_plan_holds(
+    mixtral: Path, text_file: Path, tmp_path: Path, pruning: dict[str, Any]
+) -> None:
+    """A job that is allowed what its plan says does not take more: it would fail."""
+    asked = {"sparsity": 0.25, "structures": ["experts"], **pruning}
+    spec = tiny_spec(mixtral, text_file, tmp_path / "out", pruning=asked, evaluation=EASY)
+    planned = estimate_job(spec, inspect_model(LocalStore(mixtral), experts=True)).step_bytes
+    assert ("repair" in planned) == ("expert_repair" in pruning)
+    assert ("probe" in planned) == (pruning is BY_LAYER)
+    limit = {"device_memory_bytes": math.ceil(1.06 * max(planned.values()))}
+    run(spec.model_copy(update={"runtime": RuntimeSpec(device="cpu", **limit)}), tmp_path)

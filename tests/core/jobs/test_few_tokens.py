@@ -31,7 +31,7 @@ def experts_model(directory: Path, experts: int, chosen: int, width: int = 16) -
 
 @pytest.fixture(scope="module")
 def many_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return experts_model(tmp_path_factory.mktemp("many"), experts=128, chosen=8)
+    return experts_model(tmp_path_factory.mktemp("many"), experts=32, chosen=2)
 
 
 def pruned(model: Path, text: Path, root: Path, **changes: Any) -> Report:
@@ -76,7 +76,7 @@ def test_they_are_listed_in_one_warning(report: Report) -> None:
     few = [site for site in sites if has_few_tokens(site)]
     none = [site for site in few if site.calibration_tokens == 0]
     (warning,) = [line for line in report.warnings if "fewer calibration tokens" in line]
-    assert f"{len(few)} of 256 sites" in warning
+    assert f"{len(few)} of 64 sites" in warning
     assert f"{len(none)} none at all" in warning
     assert "calibration.samples" in warning
 

@@ -15,6 +15,7 @@ from strucprune_core.export.loading import load_pretrained
 from strucprune_core.models.read_config import read_config
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.generic.tiny import save_tiny
+from tests.support.cut_by_hand import filled_up
 
 
 def in_one_file(directory: Path) -> dict[str, Tensor]:
@@ -64,16 +65,6 @@ def test_text_is_pruned_and_pictures_are_seen_as_before(
         other = pruned(**{**given, "pixel_values": -given["pixel_values"]}).logits
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found, other)  # It does look at the picture.
-
-
-def filled_up(model: Any, tensors: dict[str, Tensor]) -> None:
-    """Give a dense model the weights of a pruned one, with zeros where channels went."""
-    state = model.state_dict()
-    assert state.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        target = state[name]
-        target.zero_()
-        target[tuple(slice(size) for size in tensor.shape)] = tensor
 
 
 def test_the_context_and_the_head_are_those_of_the_decoder(gemma3: Path) -> None:

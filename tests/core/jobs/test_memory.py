@@ -34,6 +34,16 @@ print(report.memory.host_peak_bytes.measured - before)
 """
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A deep model, in one file per layer, so that making it does not take the memory either."""
+    directory = tmp_path_factory.mktemp("deep") / "model"
+    # The tiny model gives tokenizer and config; the weights are those of a deep one.
+    make_tiny_llama(directory, layers=1, hidden=HIDDEN, intermediate=WIDTH, heads=8, kv_heads=4)
+    _deepen(directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     "pruning",
     [
@@ -43,14 +53,9 @@ print(report.memory.host_peak_bytes.measured - before)
     ids=str,
 )
 def test_peak_memory_is_that_of_a_layer(
-    tmp_path: Path, text_file: Path, pruning: dict[str, Any]
+    model: Path, tmp_path: Path, text_file: Path, pruning: dict[str, Any]
 ) -> None:
-    # The tiny model gives tokenizer and config; the weights are those of a deep one, in one file
-    # per layer, so that making them does not take the memory either.
-    model = make_tiny_llama(
-        tmp_path / "model", layers=1, hidden=HIDDEN, intermediate=WIDTH, heads=8, kv_heads=4
-    )
-    model_bytes = _deepen(model)
+    model_bytes = sum(path.stat().st_size for path in model.glob("*.safetensors"))
     assert model_bytes > 400e6
     done = subprocess.run(
         [
@@ -71,8 +76,8 @@ def test_peak_memory_is_that_of_a_layer(
     assert 0 < grown < ALLOWED_SHARE * model_bytes
 
 
-def _deepen(model: Path) -> int:
-    """Turn a model of one layer into one of `LAYERS`; the bytes of its weights."""
+def _deepen(model: Path) -> None:
+    """Turn a model of one layer into one of `LAYERS`."""
     from safetensors.torch import load_file
 
     dense = load_file(model / "model.safetensors")
@@ -99,4 +104,3 @@ def _deepen(model: Path) -> int:
     config = json.loads((model / "config.json").read_text())
     config["num_hidden_layers"] = LAYERS
     (model / "config.json").write_text(json.dumps(config))
-    return sum(path.stat().st_size for path in model.glob("*.safetensors"))

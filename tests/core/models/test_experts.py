@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.method.experts import stay
+from strucprune_core.method.experts import removal_damages, stay
 from strucprune_core.models.config import Routing
 from strucprune_core.models.experts import kept_count, least_kept, with_count
 
@@ -23,8 +23,14 @@ def test_every_group_keeps_as_many() -> None:
     assert stay([9.0, 8.0, 7.0, 6.0, 1.0, 4.0, 3.0, 2.0], [1] * 8, 4, 2) == [0, 1, 5, 6]
 
 
+def test_damages_are_interpolated_and_never_fall() -> None:
+    assert removal_damages([(2, 2.0), (4, 8.0)], 5).tolist() == [1.0, 1.0, 3.0, 3.0, 3.0]
+    assert removal_damages([(3, 6.0), (1, 4.0)], 4).tolist() == [4.0, 4.0, 4.0, 4.0]
+
+
 def routing(experts: int = 16, chosen: int = 2, groups: int = 1, chosen_groups: int = 1) -> Routing:
-    return Routing(("num_experts", "num_local_experts"), experts, chosen, groups, chosen_groups)
+    keys = ("num_experts", "num_local_experts")
+    return Routing(keys, experts, chosen, "num_experts_per_tok", groups, chosen_groups)
 
 
 def count(sparsity: float, of: Routing, multiple_of: int = 1, keep: float = 0.1) -> int:
@@ -74,6 +80,14 @@ def test_more_than_can_go_is_refused_with_what_can_be() -> None:
     assert caught.value.remedy is not None
     assert "0.75" in caught.value.remedy
     assert count(0.75, routing(chosen=4)) == 4
+
+
+def test_where_all_experts_are_chosen_the_refusal_says_why() -> None:
+    with pytest.raises(InvalidSpec, match=r"a token chooses 8 \(num_experts_per_tok\)") as caught:
+        count(0.5, routing(8, 8))
+    assert caught.value.field == "pruning.structures"
+    with pytest.raises(InvalidSpec, match=r"of 8 experts a token chooses 2 .* from 4 of 8 groups"):
+        count(0.5, routing(8, 2, 8, 4))
 
 
 def test_config_json_says_the_number_under_every_key_that_it_has() -> None:

@@ -39,8 +39,8 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Tokens: artifacts.TokensValues("ff", True, COUNTS),
     artifacts.EvaluationTokens: artifacts.EvaluationTokensValues("ff", COUNTS),
     artifacts.Capture: artifacts.CaptureValues({"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)}),
-    artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0]),
-    artifacts.Select: artifacts.SelectValues([[], [0, 2]]),
+    artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], [(1, 0.5)]),
+    artifacts.Select: artifacts.SelectValues([[], [0, 2]], None, None, [1.0, 1.0], [0.0, 0.5]),
     artifacts.Probe: artifacts.ProbeValues([artifacts.OfKind(1, "ffn", 0.5)]),
     artifacts.Gradient: artifacts.GradientValues([artifacts.OfKind(1, "attention", 0.5)]),
     artifacts.Price: PRICE,
@@ -60,6 +60,8 @@ VALUES: dict[type[Artifacts], Any] = {
     ),
     artifacts.Recover: artifacts.RecoverValues("accepted", 0.5, None),
     artifacts.Distill: artifacts.DistillValues([0.5, 0.25], False, 0.5, 0.25, "accepted"),
+    artifacts.Repair: artifacts.RepairValues("accepted", 0.5, 0.25),
+    artifacts.Divergence: artifacts.DivergenceValues(0.25),
     artifacts.Evaluate: artifacts.EvaluateValues(12.5),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
@@ -89,7 +91,9 @@ def every_unit() -> Iterator[Unit]:
             export_shards=[[0, 1, 2]],
             distill_steps=20,
         )
-    yield from build_experts_graph(layers=3, shards=[[]], evaluate=True)
+    yield from build_experts_graph(
+        layers=3, shards=[[]], energy="kl_probe", evaluate=True, repair=True
+    )
 
 
 def test_a_unit_is_named_by_its_kind_and_its_numbers() -> None:

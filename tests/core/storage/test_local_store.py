@@ -317,3 +317,42 @@ def test_permissions_are_access_denied(store: LocalStore) -> None:
 def test_a_name_too_long_for_the_file_system_is_typed(store: LocalStore) -> None:
     with pytest.raises(StorageError):
         store.put("x" * 300, b"")
+
+
+def test_a_snapshot_of_the_hub_s_cache(tmp_path: Path) -> None:
+    """Its files are links to blobs: of the repository, or of several repositories."""
+    repository = tmp_path / "hub" / "models--acme--tiny"
+    snapshot = repository / "snapshots" / ("a" * 40)
+    for folder in (snapshot / "sub", repository / "blobs", tmp_path / "hub/blobs/ab"):
+        folder.mkdir(parents=True)
+    (repository / "blobs/one").write_bytes(b"one")
+    (tmp_path / "hub/blobs/ab/two").write_bytes(b"two")
+    (tmp_path / "secret").write_bytes(b"s3cr3t")
+    (repository / "blobs/two").symlink_to("../../blobs/ab/two")
+    (snapshot / "one").symlink_to("../../blobs/one")
+    (snapshot / "two").symlink_to("../../blobs/two")
+    (snapshot / "sub/one").symlink_to("../../../blobs/one")
+    (snapshot / "secret").symlink_to("../../../../secret")
+    (snapshot / "beside").symlink_to("../../../models--acme--other")
+    store = LocalStore(snapshot)
+    assert store.read("one") == store.read("sub/one") == store.child("sub").read("one") == b"one"
+    assert store.local_path("one") == snapshot / "one"
+    assert {info.key for info in store.list()} >= {"one", "sub/one", "two"}
+    with pytest.raises(AccessDenied, match="leads out"):  # Nothing says that this is such a cache.
+        store.read("two")
+    (tmp_path / "hub/blobs/.huggingface-shared-blobs").touch()
+    assert store.read("two") == b"two"
+    for key in ("secret", "beside/x"):
+        with pytest.raises(AccessDenied, match="leads out"):
+            store.read(key)
+
+
+@pytest.mark.parametrize("folder", ["models--a--b/snapshot/c", "a--b/snapshots/c", "snapshots/c"])
+def test_what_only_looks_like_the_hub_s_cache(folder: str, tmp_path: Path) -> None:
+    root = tmp_path / folder
+    root.mkdir(parents=True)
+    (root.parent.parent / "blobs").mkdir()
+    (root.parent.parent / "blobs/one").write_bytes(b"one")
+    (root / "one").symlink_to("../../blobs/one")
+    with pytest.raises(AccessDenied, match="leads out"):
+        LocalStore(root).read("one")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.models.backward import layer_gradients
@@ -46,6 +48,32 @@ def test_each_weight_is_read_once_whatever_the_micro_batches(
     layers = [count for name, count in source.reads.items() if ".layers." in name]
     assert layers
     assert set(layers) == {1}
+
+
+def test_experts_are_joined_once_whatever_the_micro_batches(tmp_path: Path) -> None:
+    stream, _, _ = tiny_stream("deepseek_v3", num_key_value_heads=4)
+    assert stream.modules is not None
+    joined: list[int] = []
+    plain = stream.modules.names.parameters
+
+    def parameters(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        joined.append(len(tensors))
+        return plain(tensors)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream.modules.names, "parameters", parameters)
+        tiles = Tiles(micro_batch_tokens=16)
+        final_hidden(replace(stream, tiles=tiles), TOKENS, tmp_path, lambda: None)
+    assert len(joined) == stream.config.layers
+
+
+def test_a_config_that_asks_for_the_routers_loss_is_run_without(tmp_path: Path) -> None:
+    stream, _, model = tiny_stream("qwen2_moe", output_router_logits=True)
+    tokens = torch.from_numpy(TOKENS).long()
+    with torch.inference_mode():
+        logits = model(tokens, use_cache=False).logits[:, :-1]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    assert perplexity(stream, TOKENS, tmp_path) == pytest.approx(float(loss.exp()), rel=1e-5)
 
 
 def test_gradients_are_those_of_the_layer_itself() -> None:
@@ -92,6 +120,18 @@ def test_perplexity_is_that_of_the_whole_model(tmp_path: Path) -> None:
         logits = model(tokens, use_cache=False).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
     assert perplexity(stream, TOKENS, tmp_path) == pytest.approx(float(loss.exp()), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt_bigcode", "biogpt"])
+def test_the_head_takes_more_tokens_than_the_model_has_positions(name: str) -> None:
+    stream, _, _ = tiny_stream(name)
+    assert stream.modules is not None
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(
+        stream.config.max_position_embeddings + 1, stream.config.hidden_size, generator=generator
+    )
+    met = stream.modules.head_input(hidden)
+    torch.testing.assert_close(met[-4:], stream.modules.head_input(hidden[-4:]))
 
 
 @pytest.mark.parametrize(

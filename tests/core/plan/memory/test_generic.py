@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
+from strucprune_core.models.generic.outside import held_tensors
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.forward import Batch, forward_bytes
@@ -31,3 +34,13 @@ def test_a_layer_takes_no_more_than_planned(
         peak = counted.take_peak()
     planned = forward_bytes(stream.config, 1, batch, Tiles(), record=record)
     assert peak <= planned <= 2 * peak
+
+
+def test_what_modules_hold_all_the_time_is_planned() -> None:
+    stream, _, _ = tiny_stream("gemma4_text")
+    assert stream.modules is not None
+    on_device = [each for each in stream.modules.model.parameters() if not each.is_meta]
+    held = held_tensors(stream.config)
+    assert "model.embed_tokens_per_layer.weight" in held
+    planned = sum(math.prod(shape) for shape in held.values())
+    assert planned == sum(parameter.numel() for parameter in on_device)
