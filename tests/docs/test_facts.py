@@ -188,6 +188,7 @@ def _defined(page: str, target: str) -> set[str]:
 # First cells of the README's table of results, by the method's name in rivals.json.
 RESULTS = {
     "magnitude": "magnitude",
+    "block-influence": "whole layers, attention with them (ShortGPT)",
     "wanda-sp": "Wanda-sp",
     "flap": "FLAP (score and bias)",
     "taylor": "Taylor, whole model in memory",
