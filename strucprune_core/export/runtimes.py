@@ -65,6 +65,9 @@ RUNTIMES: tuple[Runtime, ...] = (
                 note="trust_remote_code=True, or strucprune_core.load_pretrained",
             ),
             LoadableForm(
+                form="uniform", families=generic_model_types(), note="the family's own classes"
+            ),
+            LoadableForm(
                 form="per_layer",
                 families=generic_model_types(),
                 note="trust_remote_code=True, or strucprune_core.load_pretrained",

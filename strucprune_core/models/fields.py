@@ -19,7 +19,16 @@ RawConfig = Mapping[str, Any]
 """config.json as parsed: keys to anything."""
 
 FIELD = "model.uri"
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
+LAYER_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "depth",
+    "num_decoder_layers",
+    "num_encoder_layers",
+)
 """Keys by which classes of transformers count layers."""
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20

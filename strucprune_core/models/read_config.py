@@ -31,7 +31,13 @@ from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX, family_of
 from strucprune_core.models.tensors import allowance, with_full_names
 
 # Keys by which classes of transformers count experts.
-_EXPERT_KEYS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERT_KEYS = (
+    "num_experts",
+    "num_local_experts",
+    "n_routed_experts",
+    "moe_num_experts",
+    "zero_expert_num",
+)
 # Tensors that any layer has beside those of its experts, an expert has, and a model has beside
 # those of its layers.
 _LAYER_TENSORS, _EXPERT_TENSORS, _OTHER_TENSORS = 96, 8, 256

@@ -16,6 +16,7 @@ from strucprune_core.models.foreign_tensors import (
 
 Shapes = dict[str, tuple[int, ...]]
 
+_INTEGERS = ("I64", "I32")
 _FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Buffers that older tools wrote although the model derives them.
 _DERIVED = (
@@ -203,13 +204,14 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         name for name in index.tensors if name not in stored and not _is_redundant(config, name)
     ]
     if config.names.head in index.tensors:  # Also where it is tied: its values may differ.
-        stored[config.names.head] = (config.vocab_size, config.embedding_size)
+        stored.setdefault(config.names.head, (config.vocab_size, config.embedding_size))
+    copied = _copied(config)
     for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
             raise missing_tensor(name, config.names.head, unknown)
         # Checked before the shape, which is another one for packed numbers.
-        if info.dtype not in _FLOAT_DTYPES:
+        if info.dtype not in _FLOAT_DTYPES and not (info.dtype in _INTEGERS and name in copied):
             raise InvalidCheckpoint(
                 f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
                 f"can be pruned",
@@ -228,6 +230,24 @@ def _check_kind(config: ModelConfig, index: CheckpointIndex) -> None:
         error = missing_tensor(config.head_matrix, config.names.head, ())
     if error is not None:
         raise error
+
+
+def _copied(config: ModelConfig) -> set[str]:
+    """Tensors of a generic model that make no channels and no vocabulary: some hold integers."""
+    if config.generic is None:
+        return set()
+    found = {name for name, _ in config.generic.tensors}
+    found -= {config.names.embedding, config.names.head}
+    for layer, block in enumerate(config.blocks):
+        if block.generic is not None:
+            cut = {
+                name
+                for each in block.generic.feed_forwards
+                for name in (each.output, *(source.tensor for source in each.sources))
+            }
+            names = {name for name, _ in block.generic.tensors} - cut
+            found |= {tensor_name(config, layer, name) for name in names}
+    return found
 
 
 def _is_redundant(config: ModelConfig, name: str) -> bool:

@@ -30,6 +30,12 @@ from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
 from strucprune_core.models.foreign_tensors import missing_tensor, other_kind
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.generic.config_sizes import (
+    check_context,
+    check_embedding,
+    check_sizes,
+    check_width,
+)
 from strucprune_core.models.generic.expert_table import ExpertPattern
 from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
@@ -39,7 +45,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
 _MAX_STREAMS = 64
-_NO_LIMIT = fields.MAX_POSITIONS
+_NO_LIMIT = fields.MAX_POSITIONS + 1
 _FUSED = 3  # Dimensions of a tensor that holds a matrix of every expert.
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
 _HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
@@ -73,6 +79,7 @@ def describe(
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
         fields.refuse_old_rope_name(part)
+    check_sizes(raw, shapes)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
     stated = _checked_counts(raw)
     found = drafting_names(shapes, architecture.layer, _decoder(raw), set(stated.values()))
@@ -87,7 +94,11 @@ def describe(
     _check_count(stated, len(layers), architecture)
     if architecture.shares_keys:
         layers = _without_unused_keys(_decoder(raw), layers)
+    family = family_of(str(raw["model_type"]))
+    check_embedding(family, _decoder(raw), architecture.embedding, embedding)
     tied = says_tied(raw, architecture)
+    # Tokens that stand for images may have an embedding, and no logit.
+    logits = embedding[0] if tied else shapes.get(architecture.head, embedding)[0]
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     spared = _spared(_decoder(raw), architecture, len(layers))
@@ -99,6 +110,9 @@ def describe(
         )
         for number, tensors in enumerate(layers)
     ]
+    for block in blocks:
+        for each in _generic(block).feed_forwards:
+            check_width(family, raw, _decoder(raw), each)
     if experts is not None:
         dense = experts.routing(_decoder(raw)).experts
         counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
@@ -116,21 +130,24 @@ def describe(
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
+    context = _context(raw, architecture)
+    if context != _NO_LIMIT:
+        check_context(str(architecture.context_key), context, architecture.embedding, shapes)
     key = architecture.streams_key
     streams = architecture.streams_more
     streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=family_of(str(raw["model_type"])),
+        family=family,
         names=architecture.names,
         blocks=tuple(blocks),
-        vocab_size=embedding[0],
+        vocab_size=min(embedding[0], logits),
         hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
-        max_position_embeddings=_context(raw, architecture),
+        max_position_embeddings=context,
         norm=NormConfig("rms", 0.0),
         activation="silu",
         residual="pre_norm",

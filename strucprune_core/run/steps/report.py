@@ -273,7 +273,7 @@ def _refit(job: Job, layer: int) -> RefitReport | None:
 
 
 def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if not job.recovers:
+    if not job.recovers or not job.sites(layer):
         return None
     return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 
