@@ -19,8 +19,10 @@ from strucprune_core.models.generic.architectures import (
 )
 from strucprune_core.models.generic.describe import describe
 from strucprune_core.models.generic.expert_table import expert_architecture
+from strucprune_core.models.generic.layer_table import refusals, why_layers_stay
 from tests.coverage.detect import NotPrunable
 from tests.coverage.examine import TOLERANCE, examine
+from tests.coverage.layers import examine_layers
 from tests.coverage.patterns import as_entry
 from tests.coverage.reasons import REASONS
 from tests.coverage.sizes import TABLE as SIZES
@@ -136,3 +138,20 @@ def test_an_encoder_is_refused_though_its_class_can_be_a_decoder() -> None:
     assert bert is not None
     with pytest.raises(UnsupportedArchitecture, match="is an encoder"):
         describe({"model_type": "bert"}, {}, bert)
+
+
+@pytest.mark.parametrize("name", ["glm4", "qwen2_5_vl", "falcon_h1"])
+def test_what_the_table_says_of_layers_is_found_again(name: str) -> None:
+    assert why_layers_stay(name) is None
+    assert examine_layers(name) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["diffllama", "minicpm3"])
+def test_layers_that_depend_on_their_place_stay(name: str) -> None:
+    with pytest.raises(NotPrunable) as caught:
+        examine_layers(name)
+    assert str(caught.value) == why_layers_stay(name)
+
+
+def test_reasons_of_layers_are_of_architectures_in_the_table() -> None:
+    assert set(refusals()) <= set(generic_model_types())
