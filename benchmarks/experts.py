@@ -46,8 +46,8 @@ METHODS = {
     "random": "random",
     "frequency": "fewest tokens",
     "reap-paper": "REAP, written from the paper",
-    "reap": "StrucPrune, `--expert-score reap`",
-    "output_norm": "StrucPrune, `output_norm` (default)",
+    "reap": "StrucPrune (`reap`, the default)",
+    "output_norm": "StrucPrune, `--expert-score output_norm`",
 }
 """Rows of the table; the last two are jobs, by the name of their score."""
 _JOBS = ("reap", "output_norm")
