@@ -165,7 +165,14 @@ class Job:
             count = kept_experts(self.spec.pruning, self.config)
             kept = first_experts(self.config, [count] * self.config.layers)
             return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
-        return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0, self.refits)
+        return ShardPlan(
+            self.index,
+            self.config,
+            self.planned,
+            distill=self.distill_steps > 0,
+            refit=self.refits,
+            recover=self.recovers,
+        )
 
     @cached_property
     def graph(self) -> list[Unit]:
