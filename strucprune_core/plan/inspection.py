@@ -44,6 +44,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
+from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
@@ -387,7 +388,14 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "experts.",
         )
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if "ffn_channels" in kinds and not plan_sites(config, pruning):
+    has_ffns = any(sites(config, layer, ["ffn_channels"]) for layer in range(config.layers))
+    if pruning.recover is not None and not has_ffns:
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN that could be trained, only experts",
+            field="pruning.recover",
+            remedy="Leave recover out; distill trains the whole model.",
+        )
+    if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",

@@ -172,7 +172,14 @@ class Job:
             count = kept_experts(self.spec.pruning, config)
             kept = first_experts(config, [count] * config.layers)
             return ShardPlan(self.index, without_experts(config, kept), (), distill=False)
-        return ShardPlan(self.index, config, self.planned, self.distill_steps > 0, self.refits)
+        return ShardPlan(
+            self.index,
+            config,
+            self.planned,
+            distill=self.distill_steps > 0,
+            refit=self.refits,
+            recover=self.recovers,
+        )
 
     @cached_property
     def graph(self) -> list[Unit]:

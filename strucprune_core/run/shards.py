@@ -18,7 +18,7 @@ from strucprune_core.models.tensors import (
     tensor_name,
 )
 from strucprune_core.plan.sites import PlannedSite
-from strucprune_core.run.solutions import distilled_roles
+from strucprune_core.run.solutions import distilled_roles, recovered_roles
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
@@ -34,6 +34,7 @@ class ShardPlan:
         planned: The sites that are pruned.
         distill: Whether the model is trained as a whole.
         refit: Whether matrices behind removed blocks are solved again.
+        recover: Whether FFNs are trained layer by layer.
     """
 
     index: CheckpointIndex
@@ -41,6 +42,7 @@ class ShardPlan:
     planned: Sequence[PlannedSite]
     distill: bool
     refit: bool = False
+    recover: bool = False
 
     @cached_property
     def checkpoint(self) -> list[Shard]:
@@ -69,6 +71,10 @@ class ShardPlan:
         if self.refit:
             for layer in range(self.config.layers):
                 solved[tensor_name(self.config, layer, down_role(self.config, layer))] = layer
+        if self.recover:
+            for layer in range(self.config.layers):
+                for role in recovered_roles(self.config, layer):
+                    solved[tensor_name(self.config, layer, role)] = layer
         if self.distill:
             for layer in range(self.config.layers):
                 for role in distilled_roles(self.config, layer):

@@ -61,6 +61,7 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
+from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -250,7 +251,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
-        recovery=_recovery(job, layer),
+        recovery=_recovery(job, pruned, layer),
         refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
@@ -272,8 +273,8 @@ def _refit(job: Job, layer: int) -> RefitReport | None:
     )
 
 
-def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if not job.recovers or not job.sites(layer):
+def _recovery(job: Job, pruned: PrunedModel, layer: int) -> RecoveryReport | None:
+    if not job.recovers or not recovered_roles(pruned.config, layer):
         return None
     return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 
