@@ -11,6 +11,7 @@ Travels with every `per_layer` checkpoint.
 """
 
 import copy
+import sys
 
 import torch
 import transformers as hf
@@ -280,6 +281,16 @@ class Described:
         return super().from_dict(config_dict, **options)
 
 
+def teach_peft(model_type):
+    """Let peft, once it is imported, find the modules of a pruned model as of the dense one."""
+    tables = vars(sys.modules.get("peft.utils.constants", sys)).items()
+    for name, table in list(tables):
+        if name.startswith("TRANSFORMERS_MODELS_TO_"):
+            dense = model_type.removeprefix("strucprune_").removeprefix("experts_")
+            if dense in table:
+                table[model_type] = table[dense]
+
+
 class Narrowed:
     """Mixed into transformers' classes: the same model, with layers as narrow as listed."""
 
@@ -290,11 +301,12 @@ class Narrowed:
                 f"this pruned model needs transformers {least[0]}.{least[1]} or later; "
                 f"{hf.__version__} is installed"
             )
-        if RELEASE < (5, 0) and "gemma2" in config.model_type:
-            config._attn_implementation = "eager"  # The default left out the soft cap of attention.
+        if "gemma2" in config.model_type and config._attn_implementation in (None, "sdpa"):
+            config._attn_implementation = "eager"  # The other leaves out the cap of scores.
         super().__init__(config)
         narrow(self)
         self.post_init()
+        teach_peft(config.model_type)
 
 
 class StrucPruneLlamaConfig(Described, hf.LlamaConfig):
@@ -407,10 +419,10 @@ class StrucPruneQwen3MoeForCausalLM(Narrowed, hf.Qwen3MoeForCausalLM):
 
 # Names that differ between a checkpoint and the modules in memory.
 if RELEASE >= (5, 0):
-    for model_type, pattern, name in (
-        (StrucPruneGPTNeoXConfig.model_type, r"^embed_out\.", "lm_head."),
-        (StrucPruneMixtralConfig.model_type, r"\.block_sparse_moe\.", ".mlp."),
-    ):
+    renamings = {StrucPruneMixtralConfig.model_type: (r"\.block_sparse_moe\.", ".mlp.")}
+    if "lm_head.weight" in hf.GPTNeoXForCausalLM._tied_weights_keys:
+        renamings[StrucPruneGPTNeoXConfig.model_type] = (r"^embed_out\.", "lm_head.")
+    for model_type, (pattern, name) in renamings.items():
         register_checkpoint_conversion_mapping(
             model_type, [WeightRenaming(pattern, name)], overwrite=True
         )
@@ -518,6 +530,7 @@ class Resized:
         super().__init__(config)
         resize(self)
         self.post_init()
+        teach_peft(config.model_type)
 
     @classmethod
     def is_custom_code(cls):

@@ -122,6 +122,11 @@ def expert_architecture(model_type: str) -> ExpertArchitecture | None:
     return expert_architecture_of(entry) if "architecture" in entry else None
 
 
+def expert_model_types() -> tuple[str, ...]:
+    """The model types that can lose experts."""
+    return tuple(name for name in expert_table() if expert_architecture(name) is not None)
+
+
 def expert_refusal(model_type: str) -> str | None:
     """Why experts of a model type cannot be removed; None if they can, or if it has none."""
     reason: str | None = expert_table()["model_types"].get(model_type, {}).get("refused")
