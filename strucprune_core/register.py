@@ -47,7 +47,7 @@ def _register() -> None:
 def _placeholder(model_type: str) -> type[PretrainedConfig]:
     """A config class that hands over to the real one when it is asked to read a config.json."""
 
-    def from_dict(cls: Any, config_dict: dict[str, Any], **options: Any) -> Any:
+    def from_dict(cls: Any, /, config_dict: dict[str, Any], **options: Any) -> Any:
         config_class, model_class = _PRUNED.classes_of(model_type.removeprefix(PRUNED_PREFIX))
         AutoModelForCausalLM.register(config_class, model_class, exist_ok=True)
         if model_class._auto_class == AutoModelForImageTextToText.__name__:

@@ -124,7 +124,8 @@ def expert_architecture(model_type: str) -> ExpertArchitecture | None:
 
 def expert_model_types() -> tuple[str, ...]:
     """The model types that can lose experts."""
-    return tuple(name for name in expert_table() if expert_architecture(name) is not None)
+    entries = expert_table()["model_types"].items()
+    return tuple(name for name, entry in entries if "architecture" in entry)
 
 
 def expert_refusal(model_type: str) -> str | None:
