@@ -34,9 +34,8 @@ class Case:
     @property
     def name(self) -> str:
         """Of a folder, and in progress messages."""
-        return "-".join(
-            [self.runtime.replace(".", "_").replace(" ", "_"), self.form, self.checkpoint, self.how]
-        )
+        runtime = self.runtime.replace(".", "_").replace(" ", "_")
+        return "-".join([runtime, self.form, self.checkpoint, self.how])
 
     @property
     def claimed(self) -> bool:

@@ -11,8 +11,8 @@ from typing import Any
 
 from transformers.models.auto import tokenization_auto
 
-# The class that goes by tokenizer.json alone, known to every release of transformers. Releases since
-# 5 save it under a name that earlier ones do not know.
+# The class that goes by tokenizer.json alone, known to every release of transformers. Releases
+# since 5 save it under a name that earlier ones do not know.
 PLAIN_CLASS, PLAIN_CLASS_SINCE_5 = "PreTrainedTokenizerFast", "TokenizersBackend"
 
 
