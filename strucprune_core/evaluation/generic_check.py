@@ -108,14 +108,14 @@ def check_generic_model(
     for layer in whole.inputs:  # Some layers do not run on text alone.
         given = whole.inputs[layer].cpu().numpy()
         wanted = whole.outputs[layer].cpu().numpy()
-        weights = stream.layer(layer)
+        weights = stream.whole_layer(layer)
         mine, nudged = (
             stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
             for hidden in (given, nudged_values(given))
         )
         compare(f"layer {layer}", mine, nudged, wanted, largest(wanted), layer=layer, routed=True)
         if removing is None:
-            _check_cut(stream, layer, given)
+            _check_cut(stream, layer, weights, given)
         else:
             removing(layer, given)
         tick()
@@ -128,9 +128,11 @@ def check_generic_model(
     }
 
 
-def _check_cut(stream: ModelStream, layer: int, given: NDArray[np.float32]) -> None:
+def _check_cut(
+    stream: ModelStream, layer: int, weights: Mapping[str, Tensor], given: NDArray[np.float32]
+) -> None:
     """Check that a layer without some channels is the layer with these set to zero."""
-    cut, zeroed = cut_and_zeroed(stream, layer, given)
+    cut, zeroed = cut_and_zeroed(stream, layer, weights, given)
     difference = float(np.abs(cut - zeroed).max()) / max(largest(zeroed), 1e-30)
     if not difference <= CUT_TOLERANCE:  # `not <=`, so that NaN fails too.
         raise UnsupportedArchitecture(
@@ -261,10 +263,9 @@ def run_whole(
 
 
 def cut_and_zeroed(
-    stream: ModelStream, layer: int, hidden: NDArray[np.float32]
+    stream: ModelStream, layer: int, weights: Mapping[str, Tensor], hidden: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A layer's output with every other channel cut out, and with it set to zero, (b x n x d)."""
-    weights = stream.whole_layer(layer)
     zeroed, solutions = dict(weights), []
     for site in sites(stream.config, layer, ("ffn_channels",)):
         kept = torch.arange(0, site.structures, 2)

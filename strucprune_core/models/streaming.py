@@ -123,8 +123,29 @@ class ModelStream:
         each = block.generic.feed_forwards if "ffn" in record else ()
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
-        output, inputs = self.modules.run_layer(layer, weights, prefix, hidden, wanted)
-        return LayerTrace(output, {name: SiteInput(rows) for name, rows in inputs.items()})
+        run = self.modules.run_layer(layer, weights, prefix, hidden, inputs_of=wanted)
+        tokens = self.modules.tokens_of_rows(hidden)
+        inputs = {name: SiteInput(rows, tokens) for name, rows in run.inputs.items()}
+        return LayerTrace(run.hidden, inputs)
+
+    def forward_with_outputs(
+        self, layer: int, hidden: Tensor, weights: LayerWeights
+    ) -> tuple[Tensor, list[tuple[SiteKind, Tensor]]]:
+        """A layer's output, and those of its sites before any norm, for autograd.
+
+        The sites of a kind have one joint output, (b, n, d). FFNs of a generic layer have one each,
+        with a row for each token, in whatever shape the module has it.
+        """
+        block = self.config.blocks[layer]
+        if self.modules is None or block.generic is None:
+            outputs: dict[SiteKind, Tensor] = {}
+            decoder = Decoder(self.config)
+            trace = decoder.forward_layer(block, hidden, weights, outputs)
+            return trace.hidden, list(outputs.items())
+        wanted = {each.name: each.output for each in block.generic.feed_forwards}
+        prefix = tensor_name(self.config, layer, "")
+        run = self.modules.run_layer(layer, weights, prefix, hidden, outputs_of=wanted)
+        return run.hidden, [("ffn", output) for output in run.outputs.values()]
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""

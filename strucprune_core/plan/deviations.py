@@ -11,8 +11,9 @@ from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_so
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.quantised import DEFAULT_DTYPE
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
-from strucprune_core.plan.sites import holdout_sequences
-from strucprune_core.spec import JobSpec
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.plan.sites import holdout_sequences, keeps_drafting
+from strucprune_core.spec import JobSpec, PruningSpec
 
 
 def sparsity_warning(asked: float, reached: float) -> list[str]:
@@ -48,6 +49,18 @@ def tokenizer_warning(stored: Collection[str]) -> list[str]:
     return [
         f"model.uri: the model has no {TOKENIZER}. transformers makes one of {source}, which texts "
         "are read with; it is part of the result."
+    ]
+
+
+def drafting_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
+    """Tensors that draft further tokens, where the result cannot keep them."""
+    if not config.drafting or keeps_drafting(pruning, config):
+        return []
+    names = [name for name, _ in config.drafting]
+    return [
+        f"The result is without the {len(names)} tensors that draft further tokens (multi-token "
+        f"prediction, '{names[0]}' and so on): programs would build them by the numbers in "
+        "config.json, which the job changes. The model's own predictions do not need them."
     ]
 
 

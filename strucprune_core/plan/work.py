@@ -13,7 +13,7 @@ from functools import cached_property
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
-from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS
+from strucprune_core.method.training.schedule import RECOVERY_BATCH_TOKENS, recovery_sequences
 from strucprune_core.models.blocks import Block
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of, routing_of
@@ -306,7 +306,10 @@ class _Work:
         """Dense and pruned layer over all tokens, and forward and back in each step."""
         recover = self._spec.pruning.recover
         steps = 0 if recover is None else recover.steps
-        return (2 * self._tokens + 3 * steps * RECOVERY_BATCH_TOKENS) * self._layers[layer]
+        batch, length = RECOVERY_BATCH_TOKENS, self._spec.calibration.sequence_length
+        if self._config.generic is not None:
+            batch = recovery_sequences(length) * length
+        return (2 * self._tokens + 3 * steps * batch) * self._layers[layer]
 
     def _distillation(self, number: int) -> int:
         """Forward, forward again, and back for weights too: four times forward; the head six."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -112,6 +112,21 @@ class WholePass:
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """One layer's run.
+
+    Attributes:
+        hidden: Its output, (b, n, d).
+        inputs: Inputs of some of its matrices, (b * n x width), by the names that were asked for.
+        outputs: Outputs of some of its matrices, in the shape that their modules give.
+    """
+
+    hidden: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
 class Modules:
     """A model of transformers, whose decoder layers have weights only while they run.
 
@@ -150,6 +165,7 @@ class Modules:
         self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
         self._beside = Beside()
+        self._cache: Any = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
         self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
@@ -167,15 +183,16 @@ class Modules:
 
     # ---- what is run -------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor, cache: Any = None) -> Tensor:
         """The first layer's input, (b, n, d).
 
         Args:
             ids: Of each token its place in `rows`, (b, n).
             rows: Rows of the embedding.
             tokens: Token ids, (b, n).
+            cache: transformers' cache of what came before these tokens.
         """
-        self._at, self._hidden = -1, None
+        self._at, self._hidden, self._cache = -1, None, cache
         return self._run_tokens(ids, rows, tokens)
 
     def run_layer(
@@ -184,9 +201,12 @@ class Modules:
         tensors: Mapping[str, Tensor],
         prefix: str,
         hidden: Tensor,
-        record: Mapping[str, str] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A layer's output, (b, n, d), and the inputs of some of its matrices, (b * n x width).
+        *,
+        inputs_of: Mapping[str, str] | None = None,
+        outputs_of: Mapping[str, str] | None = None,
+        cache: Any = None,
+    ) -> LayerRun:
+        """What a layer makes of its input; autograd may follow it.
 
         Args:
             layer: Its number.
@@ -194,21 +214,36 @@ class Modules:
                 widths may be smaller than the model's.
             prefix: What their names in the files begin with.
             hidden: Its input, (b, n, d).
-            record: Of each matrix whose input is kept, under which name: its name in the layer.
+            inputs_of: Of each matrix whose input is kept, under which name: its name in the layer.
+            outputs_of: The same of each matrix whose output is kept.
+            cache: transformers' cache of what came before; the layer's part of it is extended.
         """
-        kept: dict[str, Tensor] = {}
+        run = LayerRun(hidden, {}, {})
         handles = [
-            self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
-            for key, name in (record or {}).items()
+            self._module_of(prefix + name).register_forward_pre_hook(_KeepInput(run.inputs, key))
+            for key, name in (inputs_of or {}).items()
+        ]
+        handles += [
+            self._module_of(prefix + name).register_forward_hook(_KeepOutput(run.outputs, key))
+            for key, name in (outputs_of or {}).items()
         ]
         self._at = layer
         try:
             self._set(self._made(tensors, prefix))
-            return self._run_stored(hidden), kept
+            self._cache = cache
+            return replace(run, hidden=self._run_stored(hidden))
         finally:
             for handle in handles:
                 handle.remove()
             self._clear(layer)
+
+    def tokens_of_rows(self, hidden: Tensor) -> Tensor | None:
+        """The token of each recorded row, where a token has several; None: they are one to one.
+
+        Args:
+            hidden: A layer's input, (b, n, d).
+        """
+        return self._stored.tokens_of_rows(*hidden.shape[:2])
 
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
@@ -265,7 +300,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run_tokens(ids, rows, tokens)
+            return _first_stream(self._run_tokens(ids, rows, tokens))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -313,8 +348,7 @@ class Modules:
         self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            met = self._run_stored(hidden[:, None])
-            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
+            return _first_stream(self._run_stored(hidden[:, None]))[:, 0]
         finally:
             self._head.forward = self._forward_head
 
@@ -403,7 +437,7 @@ class Modules:
         except _Stopped as stopped:
             return stopped.value
         finally:
-            self._hidden, self._beside = None, Beside()
+            self._hidden, self._beside, self._cache = None, Beside(), None
         raise RuntimeError("the model's forward pass did not come to its layers")
 
     def _forward(self, ids: Tensor, rows: Tensor) -> Any:
@@ -424,8 +458,9 @@ class Modules:
             if missing > 0:  # Some classes look up the padding's row.
                 rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[-1])])
         self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        options = {} if self._cache is None else {"past_key_values": self._cache}
         try:
-            return self._model(input_ids=ids, use_cache=False)
+            return self._model(input_ids=ids, use_cache=self._cache is not None, **options)
         finally:
             for handle in handles:
                 handle.remove()
@@ -568,7 +603,7 @@ class _Layer:
         return self._modules.pass_layer(self._number, self._forward, given, options)
 
 
-class _Keep:
+class _KeepInput:
     """Keeps what a module is given, one row per token."""
 
     def __init__(self, kept: dict[str, Tensor], name: str) -> None:
@@ -576,6 +611,17 @@ class _Keep:
 
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._kept[self._name] = given[0].reshape(-1, given[0].shape[-1])
+
+
+class _KeepOutput:
+    """Keeps what a module gives; what goes on is a copy, which may be changed in place."""
+
+    def __init__(self, kept: dict[str, Tensor], name: str) -> None:
+        self._kept, self._name = kept, name
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self._kept[self._name] = output
+        return output.clone()
 
 
 class _Replace:
@@ -600,6 +646,11 @@ class _Reset:
 
     def __call__(self) -> None:
         setattr(self._module, self._key, self._value)
+
+
+def _first_stream(met: Tensor) -> Tensor:
+    """What meets the head's matrix, (b, n, e): of several streams the one for the next token."""
+    return met[:, 0] if met.dim() == 4 else met
 
 
 def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ import math
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.method.training.schedule import recovery_sequences
 from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import experts_of
@@ -55,6 +56,8 @@ SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
 
 # Copies of a micro-batch's activations while a layer is run back.
 GRAPH_ACTIVATIONS = 3
+# The same where only its FFN is run back (seen: 1.1).
+FFN_GRAPH_ACTIVATIONS = 1.5
 # Share of a site's columns that a plan assumes to be kept: more is rare, and takes little more.
 KEPT_SHARE = 0.9
 
@@ -278,6 +281,11 @@ def _training(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) ->
     activations = _forward(config, batch, whole) - layer
     terms: dict[str, int] = {}
     if spec.pruning.recover is not None:
+        if config.generic is not None:  # A step runs whole sequences.
+            length = spec.calibration.sequence_length
+            step = Batch(recovery_sequences(length), length)
+            running = _forward(config, step, whole) - layer
+            activations = max(activations, round(FFN_GRAPH_ACTIVATIONS * running))
         # The dense and the pruned layer, trained matrices, gradients, two moments.
         terms["recovery"] = 6 * layer + activations
     if spec.pruning.distill is not None:
