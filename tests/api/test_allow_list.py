@@ -14,7 +14,10 @@ from strucprune_core.spec import JobSpec
 def job(**uris: str) -> JobSpec:
     return JobSpec.model_validate(
         {
-            "model": {"uri": uris.get("model", "s3://data/team/model")},
+            "model": {
+                "uri": uris.get("model", "s3://data/team/model"),
+                "adapter_uri": uris.get("adapter"),
+            },
             "output": {"uri_prefix": uris.get("output", "s3://data/team/out")},
             "pruning": {"sparsity": 0.5},
             "calibration": {"uri": uris.get("text", "s3://data/team/text")},
@@ -49,6 +52,8 @@ def test_a_list_is_by_whole_segments() -> None:
     assert refused(job(model="s3://data/team-two/m"), settings) == ["model.uri"]
     assert refused(job(output="s3://other/team/o"), settings) == ["output.uri_prefix"]
     assert refused(job(text="s3://data/team"), settings) == []
+    assert refused(job(adapter="s3://data/team/lora"), settings) == []
+    assert refused(job(adapter="s3://data/team-two/lora"), settings) == ["model.adapter_uri"]
 
 
 def test_each_refusal_has_a_cure() -> None:

@@ -17,6 +17,7 @@ from strucprune_core.checkpoint import reader as reader_module
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
 from strucprune_core.plan.inspection import inspect_job, read_job_model
+from strucprune_core.plan.pins import pinned_spec
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
@@ -225,6 +226,13 @@ def test_a_tied_embedding_is_not_changed(tiny_model: Path, text_file: Path, tmp_
     spec = with_adapter(tiny_spec(tiny_model, text_file, tmp_path / "out"), adapter)
     with pytest.raises(InvalidCheckpoint, match="shares its matrix"):
         inspect_job(spec, open_store)
+
+
+def test_an_adapter_of_a_hub_is_pinned(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
+    spec = with_adapter(tiny_spec(tiny_model, text_file, tmp_path / "out"), Path("adapter"))
+    pinned = pinned_spec(spec, lambda uri: f"{uri}@commit" if uri == "adapter" else uri)
+    assert pinned.model.adapter_uri == "adapter@commit"
+    assert pinned.model.uri == spec.model.uri
 
 
 def test_no_adapter_there(tiny_model: Path, text_file: Path, tmp_path: Path) -> None:
