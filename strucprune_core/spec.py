@@ -208,7 +208,8 @@ class PruningSpec(_Strict):
         "its choice, and replaces it where held-out tokens confirm that.",
     )
     recover: RecoverySpec | None = Field(
-        default=None, description="Train each pruned FFN for a few steps; where blocks go, every FFN that "
+        default=None,
+        description="Train each pruned FFN for a few steps; where blocks go, every FFN that "
         "is left. Omit to leave it out.",
     )
     distill: DistillationSpec | None = Field(

@@ -127,7 +127,11 @@ class _Layer(ABC):
                 solution = SiteSolution(
                     solution.kept,
                     as_stored(others.pop(site.output.role), site),  # Turning twice: (d x columns).
-                    {part.role: others.pop(part.role) for part in site.coupled if part.role in others},
+                    {
+                        part.role: others.pop(part.role)
+                        for part in site.coupled
+                        if part.role in others
+                    },
                 )
             solutions.append((site, solution))
         return solution_tensors(solutions) | other_tensors(others)
