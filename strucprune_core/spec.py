@@ -73,7 +73,7 @@ class _Strict(BaseModel):
 
 
 Export = Literal["gguf", "block_configs"]
-ExpertScore = Literal["output_norm", "reap"]
+ExpertScore = Literal["reap", "output_norm"]
 
 
 class ModelSpec(_Strict):
@@ -167,9 +167,9 @@ class PruningSpec(_Strict):
     )
     expert_score: ExpertScore | None = Field(
         default=None,
-        description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
-        "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
-        "weight. Experts that no token reaches go first.",
+        description="What keeps an expert, averaged over the tokens that reach it: `reap` (the "
+        "default), the norm of what it puts out times the router's weight; `output_norm`, the "
+        "square of that norm alone. Experts that no token reaches go first.",
     )
     expert_repair: bool = Field(
         default=False,

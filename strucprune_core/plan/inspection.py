@@ -289,14 +289,14 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     elif pruning.layout == "uniform":
         _check_uniform(config)
     _check_layers(pruning, config)
+    if "query_heads" in pruning.structures and config.generic is None:
+        _check_query_heads(config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
-    if "query_heads" in pruning.structures:
-        _check_query_heads(config)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
@@ -465,7 +465,7 @@ def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
 
 
 def _check_query_heads(config: ModelConfig) -> None:
-    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+    if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from strucprune_core.models.blocks import without_blocks
+from strucprune_core.models.blocks import Block, without_blocks
 from strucprune_core.models.experts import experts_of
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
 from strucprune_core.report.document import largest_known
 from strucprune_core.run.artifacts import (
     Allocate,
-    AllocateValues,
     Curve,
     Divergence,
     Price,
@@ -40,8 +39,9 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _measured(job, unit)
         case "price":
             return _allocated(job, job.units.values(Price(unit.index)))
-        case "allocate" if job.spec.pruning.rounds > 1 or job.spec.pruning.removes_blocks:
-            return _allocated(job, job.units.values(Allocate()))  # Else as the only price was.
+        case "allocate" if _differs_from_price(job):
+            allocation = job.units.values(Allocate())
+            return _allocated(job, allocation, [each.block for each in allocation.blocks])
         case "select":
             return _selected(job)
         case "repair":
@@ -114,11 +114,17 @@ def _repaired(job: Job, layer: int) -> list[LayerUpdate]:
     return [] if error is None else [LayerUpdate(layer, reconstruction_error=error)]
 
 
-def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:
+def _differs_from_price(job: Job) -> bool:
+    """Whether the allocation may be another than that of the only price."""
+    return job.spec.pruning.rounds > 1 or job.spec.pruning.removes_blocks
+
+
+def _allocated(
+    job: Job, allocation: PriceValues, removed: Sequence[Block] = ()
+) -> list[LayerUpdate]:
     """Widths, energies and damages of all layers."""
     pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*allocation.widths])
-    if isinstance(allocation, AllocateValues):
-        pruned = without_blocks(pruned, [each.block for each in allocation.blocks])
+    pruned = without_blocks(pruned, removed)
     energies: dict[int, list[float]] = {}
     damages: dict[int, list[float]] = {}
     for number, place in enumerate(job.planned):

@@ -20,7 +20,7 @@ from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import down_role, tensor_name
 from strucprune_core.plan.blocks import refitted_layers
 from strucprune_core.plan.graph import final_solution, repaired_solution
-from strucprune_core.plan.sites import pruned_config
+from strucprune_core.plan.sites import pruned_config, with_drafting
 from strucprune_core.run.artifacts import Allocate, File, Refit, Repair, Select, Solve
 from strucprune_core.run.context import Job
 from strucprune_core.run.solutions import (
@@ -55,10 +55,11 @@ class PrunedModel:
     def config(self) -> ModelConfig:
         """The pruned model's shape."""
         job = self._job
+        dense = with_drafting(job.config, job.spec.pruning)
         if job.removes_experts:
             equally = job.spec.pruning.layout == "uniform"
-            return without_experts(job.config, self.experts, equally=equally)
-        pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+            return without_experts(dense, self.experts, equally=equally)
+        pruned = pruned_config(dense, job.spec.pruning, job.planned, [*self.widths])
         return without_blocks(pruned, self.removed_blocks)
 
     @cached_property

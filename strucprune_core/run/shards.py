@@ -10,7 +10,13 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.tensors import Shapes, down_role, expected_tensors, tensor_name
+from strucprune_core.models.tensors import (
+    Shapes,
+    down_role,
+    expected_tensors,
+    stored_tensors,
+    tensor_name,
+)
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.run.solutions import distilled_roles, recovered_roles
 
@@ -24,7 +30,7 @@ class ShardPlan:
 
     Attributes:
         index: The dense checkpoint's layout.
-        config: Its parsed config.
+        config: Its parsed config, with as much of what drafts further tokens as is kept.
         planned: The sites that are pruned.
         distill: Whether the model is trained as a whole.
         refit: Whether matrices behind removed blocks are solved again.
@@ -41,7 +47,7 @@ class ShardPlan:
     @cached_property
     def checkpoint(self) -> list[Shard]:
         """The files of the pruned checkpoint."""
-        return self._planned(expected_tensors(self.config))
+        return self._planned(stored_tensors(self.config))
 
     @cached_property
     def block_configs(self) -> list[Shard]:
