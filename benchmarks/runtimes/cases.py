@@ -59,6 +59,11 @@ class Case:
 
 
 _EARLIER: tuple[Runtime, ...] = ("transformers 4.51", "transformers 4.57")
+_IN_EARLIER: tuple[tuple[Form, str, How], ...] = (
+    ("uniform", "uniform", "plain"),
+    ("per_layer", "per_layer", "trust_remote_code"),
+    ("per_layer", "per_layer_heads", "trust_remote_code"),
+)
 
 # transformers comes first: the others are compared with it.
 CASES = (
@@ -71,11 +76,7 @@ CASES = (
     *(
         Case(release, form, checkpoint, how)
         for release in _EARLIER
-        for form, checkpoint, how in (
-            ("uniform", "uniform", "plain"),
-            ("per_layer", "per_layer", "trust_remote_code"),
-            ("per_layer", "per_layer_heads", "trust_remote_code"),
-        )
+        for form, checkpoint, how in _IN_EARLIER
     ),
     Case("MLX", "uniform", "uniform"),
     Case("MLX", "block_configs", "per_layer"),

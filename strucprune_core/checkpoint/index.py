@@ -18,6 +18,7 @@ from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FI
 from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
+from strucprune_core.checkpoint.terms import terms_of
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Readable, ReadableStore
 from strucprune_core.storage.versions import version_of
@@ -81,6 +82,7 @@ class CheckpointIndex:
         file_versions: Version of every file that a job reads (see `version_of`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
+        terms: Names of its README, licence and notice files (see `terms_of`).
     """
 
     store: ReadableStore = field(repr=False)
@@ -91,6 +93,7 @@ class CheckpointIndex:
     file_versions: dict[str, str] = field(repr=False)
     header_sha256: dict[str, str] = field(repr=False)
     other_files: tuple[str, ...]
+    terms: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -145,6 +148,7 @@ def open_checkpoint(
         files = tuple(sorted(set(weight_map.values())))
     _check_only_source(config, sizes)
     headers = _headers(store, files, sizes, allowance)
+    terms = terms_of(sizes)
     return CheckpointIndex(
         store=store,
         config_bytes=config_bytes,
@@ -155,10 +159,11 @@ def open_checkpoint(
             # The time counts too: the content may have been another one in between.
             info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
-            if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
+            if info.key in (*files, SHARD_INDEX, *SIDE_FILES, *terms)
         },
         header_sha256={name: header.sha256 for name, header in headers.items()},
         other_files=_side_files(sizes),
+        terms=terms,
     )
 
 
