@@ -68,9 +68,7 @@ def check_split(shapes: list[LayerShape], devices: int) -> None:
     if words is None:
         return
     good = [
-        size
-        for size in range(1, devices)
-        if not any(_problem(shape, size) for shape in shapes)
+        size for size in range(1, devices) if not any(_problem(shape, size) for shape in shapes)
     ]
     raise ValueError(
         f"layer {layer} of this pruned model has {words}, which tensor parallel size {devices} "
