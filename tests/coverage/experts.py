@@ -276,7 +276,7 @@ def _logits(stream: ModelStream, ids: Tensor, kept: Kept | None = None) -> Tenso
         if kept is not None and kept[layer]:
             assert stream.modules is not None
             hidden = masked_output(
-                stream, stream.modules, layer, stream.whole_layer(layer), kept[layer], hidden
+                stream, stream.modules, layer, stream.layer(layer), kept[layer], hidden
             )
         else:
             hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()

@@ -549,10 +549,13 @@ class Modules:
             path, _, attribute = parameter.rpartition(".")
             if self._model.get_submodule(path) is not experts:
                 raise NoRecord("its matrices are not in the module that computes with them")
-            dense = self._shapes[parameter][0]
+            dense, *one = self._shapes[parameter]
+            # Some rules of loading compare its shape with what they are given: of one expert.
+            empty = torch.empty(1, *one, device="meta")
+            experts._parameters[attribute] = nn.Parameter(empty, requires_grad=False)
             read = _ExpertReader(self._names, parameter, roles, tensors, prefix)
-            # Beside the parameter, whose shape some rules of loading compare with the files'.
-            vars(experts)[attribute] = ExpertMatrices(described.count, read)
+            matrices = ExpertMatrices(described.count, _Hiding(experts, attribute, read))
+            vars(experts)[attribute] = matrices
             self._undo.append(_Forget(experts, attribute))
             if dense != described.count:
                 self._tell(path, {dense: described.count})
@@ -656,6 +659,21 @@ class _ExpertReader:
         parts = (self._tensors.of_expert(role, expert) for role in self._roles)
         made = self._names.parameters({self._prefix + name: part for name, part in parts})
         return made[self._parameter][0]
+
+
+class _Hiding:
+    """Calls a reader while a module has its parameter again, at which rules of loading look."""
+
+    def __init__(self, module: nn.Module, attribute: str, read: Callable[[int], Tensor]) -> None:
+        self._module, self._attribute, self._read = module, attribute, read
+
+    def __call__(self, expert: int) -> Tensor:
+        attributes = vars(self._module)
+        stand_in = attributes.pop(self._attribute)
+        try:
+            return self._read(expert)
+        finally:
+            attributes[self._attribute] = stand_in
 
 
 class _Forget:

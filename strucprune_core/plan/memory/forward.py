@@ -13,13 +13,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from strucprune_core.models.config import GenericLayer, LayerConfig, ModelConfig
+from strucprune_core.models.config import Experts, GenericLayer, LayerConfig, ModelConfig
+from strucprune_core.models.experts import matrices_bytes
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import Tiles
 
 FP32_BYTES = 4
 _EXPERT = re.compile(r"experts?[._]")
+_ALL_TOKENS = ("llama4", "llama4_text")
+"""Families whose experts are given all tokens, times the router's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def forward_bytes(
     """
     block = config.blocks[layer]
     if block.generic is not None:
-        return _generic_bytes(config, layer, block.generic, batch, record="ffn" in record)
+        return _generic_bytes(config, layer, block.generic, batch, tiles, record="ffn" in record)
     t, d = batch.tokens, config.hidden_size
     resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
     queries = block.query_heads * config.head_dim
@@ -83,7 +86,13 @@ def forward_bytes(
 
 
 def _generic_bytes(
-    config: ModelConfig, layer: int, generic: GenericLayer, batch: Batch, *, record: bool
+    config: ModelConfig,
+    layer: int,
+    generic: GenericLayer,
+    batch: Batch,
+    tiles: Tiles,
+    *,
+    record: bool,
 ) -> int:
     """Most that a layer takes in transformers' modules, by the shapes of its matrices alone.
 
@@ -91,17 +100,49 @@ def _generic_bytes(
     hidden state seven; a mask has a number for each pair of tokens. Experts are stacked into one
     parameter beside the tensors that they come from, and see copies of their tokens.
     """
-    shapes = dict(generic.tensors)
+    shapes, t = dict(generic.tensors), batch.tokens
     widest = max((max(shape) for shape in shapes.values() if len(shape) == 2), default=0)
-    states, copies = 7, 1
-    if any(_EXPERT.search(role) for role in shapes):
-        states, copies = 14, 2
     kept = sum(each.channels for each in generic.feed_forwards) if record else 0
-    numbers = batch.tokens * (states * config.hidden_size + 4 * widest + kept) + batch.length**2
+    states = 7
+    if generic.experts is None and any(_EXPERT.search(role) for role in shapes):
+        states = 14
+    numbers = t * (states * config.hidden_size + 4 * widest)
+    if generic.experts is not None:
+        numbers = max(numbers, _routed(config, layer, generic.experts, t, tiles))
+    numbers += t * kept + batch.length**2
     if config.generic is not None and config.generic.keeps_scores:
         heads = config.blocks[layer].query_heads
-        numbers += 2 * heads * batch.tokens * batch.length
-    return copies * layer_bytes(config, layer) + FP32_BYTES * numbers
+        numbers += 2 * heads * t * batch.length
+    return held_layer_bytes(config, layer, tiles) + FP32_BYTES * numbers
+
+
+def held_layer_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
+    """A layer's tensors while it runs in transformers' modules, and what these make of them."""
+    generic, whole = config.blocks[layer].generic, layer_bytes(config, layer)
+    one = matrices_bytes(config, layer)
+    experts = None if generic is None else generic.experts
+    if tiles.expert_by_expert and experts is not None:
+        return whole - experts.count * one + 2 * one
+    stacked = generic is not None and any(_EXPERT.search(role) for role, _ in generic.tensors)
+    return 2 * whole if stacked else whole
+
+
+def _routed(config: ModelConfig, layer: int, experts: Experts, tokens: int, tiles: Tiles) -> int:
+    """Numbers of experts: hidden states, and rows that pass experts.
+
+    All experts at once get a row for each expert of a token; one of them may get every token.
+    """
+    chosen = (
+        1
+        if config.generic is None or config.generic.routing is None
+        else (config.generic.routing.chosen)
+    )
+    everywhere = config.family in _ALL_TOKENS
+    given = tokens * experts.count if everywhere else 0
+    rows = tokens if tiles.expert_by_expert else given or tokens * chosen
+    inner = matrices_bytes(config, layer) // FP32_BYTES // config.embedding_size
+    d = config.hidden_size
+    return tokens * 6 * d + 3 * given * d + rows * (4 * d + inner * 4 // 3)
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:
