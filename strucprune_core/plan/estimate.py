@@ -106,7 +106,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.device == "cuda"
-    read = weights_read(spec, config) * index.total_bytes // parameters
+    read = weights_read(spec, config, plan.tiles) * index.total_bytes // parameters
     return Estimate(
         sparsity_requested=spec.pruning.sparsity,
         sparsity_reached=reached,
