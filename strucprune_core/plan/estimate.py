@@ -56,7 +56,8 @@ class Estimate(BaseModel):
     bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
-        description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+        description="Tokens, rows, columns and experts that are resident at a time; null: all of a "
+        "layer."
     )
     sparsity_requested: float
     sparsity_reached: float = Field(
@@ -128,7 +129,9 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
-    return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
+    tiles = asdict(plan.tiles)
+    experts = 1 if tiles.pop("expert_by_expert") else None
+    return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:

@@ -577,3 +577,45 @@ def test_the_memory_plan_holds(
     assert ("probe" in planned) == (pruning is BY_LAYER)
     limit = {"device_memory_bytes": math.ceil(1.06 * max(planned.values()))}
     run(spec.model_copy(update={"runtime": RuntimeSpec(device="cpu", **limit)}), tmp_path)
+
+
+@pytest.mark.parametrize("pruning", [{}, BY_LAYER], ids=["equal", "by_layer"])
+def test_with_less_memory_one_expert_is_resident(
+    model: Path, text_file: Path, tmp_path: Path, pruning: dict[str, Any]
+) -> None:
+    """The same experts go, and the job keeps to what its plan says."""
+    asked = {"sparsity": 0.25, "structures": ["experts"], **pruning}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=asked, evaluation=EASY)
+    facts = inspect_model(LocalStore(model), experts=True)
+    whole = estimate_job(spec, facts)
+    assert whole.pieces["experts"] is None
+    limit = math.ceil(1.06 * least_of(spec, facts))
+    limited = spec.model_copy(
+        update={"runtime": RuntimeSpec(device="cpu", device_memory_bytes=limit)}
+    )
+    estimate = estimate_job(limited, facts)
+    assert estimate.pieces["experts"] == 1
+    assert max(estimate.step_bytes.values()) < max(whole.step_bytes.values())
+    report = run(limited, tmp_path / "limited")
+    measured = report.memory.device_peak_bytes.measured
+    assert measured is not None
+    assert measured <= max(estimate.step_bytes.values())
+    plain = run(spec.model_copy(update={"output": report_at(spec, tmp_path)}), tmp_path / "plain")
+    assert {n: each.removed for n, each in of_layers(report).items()} == {
+        n: each.removed for n, each in of_layers(plain).items()
+    }
+
+
+def least_of(spec: Any, facts: Any) -> int:
+    """The smallest limit that is accepted, as the refusal of a smaller one says."""
+    small = spec.model_copy(
+        update={"runtime": RuntimeSpec(device="cpu", device_memory_bytes=2**20)}
+    )
+    with pytest.raises(InvalidSpec) as refused:
+        estimate_job(small, facts)
+    words = str(refused.value.remedy).split()
+    return int(words[words.index("least") + 1].replace(",", ""))
+
+
+def report_at(spec: Any, root: Path) -> Any:
+    return spec.output.model_copy(update={"uri_prefix": str(root / "other")})
