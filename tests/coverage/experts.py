@@ -53,6 +53,7 @@ from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_reco
 from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import Head, embed
 from tests.coverage import table
 from tests.coverage.detect import NotPrunable, layer_calls
@@ -200,6 +201,12 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     whole = checkpoint.model(input_ids=ids, use_cache=False).logits
     if not _relative(plain, whole) <= TOLERANCE:
         raise NotPrunable(_MORE_THAN_HIDDEN)
+    one = replace(dense, tiles=Tiles(expert_by_expert=True))
+    apart = max(_relative(_logits(one, ids), plain), _relative(_logits(one, ids, kept), wanted))
+    if not apart <= TOLERANCE:
+        raise NotPrunable(
+            f"its experts compute something else one by one (logits differ by {apart:.2g})"
+        )
     if _relative(plain, wanted) < _EFFECT:
         raise NotPrunable("what experts compute has no effect on its tiny model")
     computed = _logits(pruned, ids)

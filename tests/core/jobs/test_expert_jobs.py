@@ -617,3 +617,30 @@ def test_with_less_memory_one_expert_is_resident(
     pairs = [load_file(tmp_path / each / "model.safetensors") for each in ("ample", "limited")]
     assert pairs[0].keys() == pairs[1].keys()
     assert all(torch.equal(tensor, pairs[1][each]) for each, tensor in pairs[0].items())
+
+
+def test_channels_beside_experts_are_removed_with_one_expert_resident(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """Statistics, probes, evaluation and the checks of a job that removes channels."""
+    wide = {"moe_intermediate_size": 2048, "shared_expert_intermediate_size": 96}
+    model = save_tiny_experts("qwen2_moe", tmp_path / "model", **wide)
+    facts = inspect_model(LocalStore(model))
+    found = {}
+    for name in ("ample", "limited"):
+        spec = tiny_spec(model, text_file, tmp_path / name, pruning={}, evaluation=EASY)
+        estimate = estimate_job(spec, facts)
+        if name == "limited":
+            limit = max(estimate.step_bytes.values()) // 2
+            runtime = RuntimeSpec(device="cpu", device_memory_bytes=limit)
+            spec = spec.model_copy(update={"runtime": runtime})
+            estimate = estimate_job(spec, facts)
+        assert estimate.pieces["experts"] == (1 if name == "limited" else None)
+        report = run(spec, tmp_path / f"run-{name}")
+        measured = report.memory.device_peak_bytes.measured
+        assert (measured or 0) <= max(estimate.step_bytes.values())
+        found[name] = load_file(tmp_path / name / "model.safetensors")
+    assert measured is not None
+    assert found["ample"].keys() == found["limited"].keys()
+    for key, tensor in found["ample"].items():
+        torch.testing.assert_close(found["limited"][key], tensor, rtol=1e-3, atol=1e-4)
