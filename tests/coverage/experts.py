@@ -184,7 +184,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
 
 def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[float, float]:
     """Remove experts: differences to the masked model, and to what transformers loads."""
-    raw = {**checkpoint.model.config.to_dict()}
+    raw = json.loads(json.dumps(checkpoint.model.config.to_dict()))  # As a file has it.
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     source = Tensors(checkpoint.tensors)
     config = describe(raw, shapes, found.architecture, found.pattern)
