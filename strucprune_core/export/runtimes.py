@@ -33,6 +33,7 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_WAYS = "import strucprune_core.register, or trust_remote_code=True"
 
 
 class _Part(BaseModel):
@@ -62,7 +63,8 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="per_layer",
                 families=_EVERY,
-                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+                note=f"{_WAYS}; from transformers 4.51, with sliding windows or without whole "
+                "blocks from 4.57",
             ),
             LoadableForm(
                 form="uniform", families=generic_model_types(), note="the family's own classes"
@@ -70,7 +72,7 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="per_layer",
                 families=generic_model_types(),
-                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+                note=f"{_WAYS}; from transformers 5",
             ),
         ),
     ),

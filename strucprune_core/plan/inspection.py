@@ -44,6 +44,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
+from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
@@ -288,14 +289,14 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     elif pruning.layout == "uniform":
         _check_uniform(config)
     _check_layers(pruning, config)
+    if "query_heads" in pruning.structures and config.generic is None:
+        _check_query_heads(config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
-    if "query_heads" in pruning.structures:
-        _check_query_heads(config)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
@@ -387,7 +388,14 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "experts.",
         )
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if "ffn_channels" in kinds and not plan_sites(config, pruning):
+    has_ffns = any(sites(config, layer, ["ffn_channels"]) for layer in range(config.layers))
+    if pruning.recover is not None and not has_ffns:
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN that could be trained, only experts",
+            field="pruning.recover",
+            remedy="Leave recover out; distill trains the whole model.",
+        )
+    if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
@@ -457,7 +465,7 @@ def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
 
 
 def _check_query_heads(config: ModelConfig) -> None:
-    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+    if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",

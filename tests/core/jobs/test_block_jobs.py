@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.loading import load_pretrained
+from strucprune_core.run.layer_updates import LayerUpdate, merged
 from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec
 from tests.core.models.families import VARIANTS, saved_variant
 from tests.core.models.generic.tiny import save_tiny
@@ -268,3 +270,25 @@ def test_a_rule_by_number_keeps_layers(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="full_attention_interval") as refused:
         run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)
     assert refused.value.field == "pruning.structures"
+
+
+@pytest.mark.parametrize("structures", [["layers"], ["ffn_channels", "attention_blocks"]])
+def test_watchers_see_what_became_of_layers(
+    llama: Path, text_file: Path, tmp_path: Path, structures: list[str]
+) -> None:
+    pruning = {"sparsity": 0.4, "structures": structures}
+    spec = tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    seen: dict[int, LayerUpdate] = {}
+
+    def watch(updates: Sequence[LayerUpdate]) -> None:
+        for update in merged([*seen.values(), *updates]):
+            seen[update.index] = update
+
+    report = run(spec, tmp_path, layers=watch)
+    assert report.blocks
+    for layer in report.layers:
+        update = seen[layer.index]
+        assert (update.width_after, update.query_heads_after) == (
+            layer.width_after,
+            layer.query_heads_after,
+        )
