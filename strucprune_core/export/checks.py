@@ -10,6 +10,7 @@ from typing import get_args
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
+from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.spec import Export, PruningSpec
 
@@ -31,6 +32,13 @@ def check_export(
     """
     check_shape(export, pruning, config)
     if export == "gguf":
+        if TOKENIZER not in index.other_files:
+            raise InvalidSpec(
+                f"the gguf export needs the model's own {TOKENIZER}, which it lacks",
+                field=FIELD,
+                remedy="Save the tokenizer beside the model "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), or leave 'gguf' out.",
+            )
         with naming_field("model.uri"):
             read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
 

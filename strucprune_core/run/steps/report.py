@@ -13,7 +13,13 @@ from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
-from strucprune_core.plan.deviations import batch_warning, drafting_warning, sparsity_warning
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    drafting_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
 from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
@@ -120,6 +126,8 @@ def _report(job: Job) -> Report:
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
+            *quantised_warning(job.spec, job.index),
+            *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
@@ -158,7 +166,7 @@ def _parameters(config: ModelConfig) -> int:
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
-    of_model = job.index.total_bytes - drafting_bytes(job.config, job.index)
+    of_model = job.index.read_bytes - drafting_bytes(job.config, job.index)
     stored_bytes = max(1, of_model // max(1, _dense_parameters(job)))
     before = size_of(job.config, dtype_bytes=stored_bytes)
     after = size_of(pruned.config, dtype_bytes=stored_bytes)
