@@ -189,7 +189,7 @@ def _publish(
     """Copy the finished checkpoint and its report to the output."""
     files = (artifacts.Report().json, artifacts.Report().html)
     documents = {file.name: job.units.path(file).read_bytes() for file in files}
-    checkpoint = result(job)
+    checkpoint = result(job, job.units.path(artifacts.Report().card).read_bytes())
     _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
         if reservation is not None:

@@ -25,6 +25,7 @@ from strucprune_core.checkpoint.quantised import (
     dequantised,
     quantisation_of,
 )
+from strucprune_core.checkpoint.terms import terms_of
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Readable, ReadableStore
 from strucprune_core.storage.versions import version_of
@@ -88,6 +89,7 @@ class CheckpointIndex:
         file_versions: Version of every file that a job reads (see `version_of`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
+        terms: Names of its README, licence and notice files (see `terms_of`).
         config_sha256: SHA-256 (hex) of config.json as it is stored.
         quantised: Name of the quantisation that is undone while tensors are read.
         adapter: Version of the adapter that is merged while they are read.
@@ -102,6 +104,7 @@ class CheckpointIndex:
     header_sha256: dict[str, str] = field(repr=False)
     other_files: tuple[str, ...]
     config_sha256: str
+    terms: tuple[str, ...] = ()
     quantised: str | None = None
     adapter: str | None = None
 
@@ -179,6 +182,7 @@ def open_checkpoint(
     tensors = _mapped_tensors(headers, weight_map)
     if quantisation is not None:
         tensors = dequantised(tensors, quantisation)
+    terms = terms_of(sizes)
     return CheckpointIndex(
         store=store,
         config_bytes=config_bytes,
@@ -189,10 +193,11 @@ def open_checkpoint(
             # The time counts too: the content may have been another one in between.
             info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
-            if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
+            if info.key in (*files, SHARD_INDEX, *SIDE_FILES, *terms)
         },
         header_sha256={name: header.sha256 for name, header in headers.items()},
         other_files=_side_files(sizes),
+        terms=terms,
         config_sha256=config_sha256,
         quantised=None if quantisation is None else quantisation.name,
     )

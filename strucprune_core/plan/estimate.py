@@ -69,7 +69,8 @@ class Estimate(BaseModel):
     bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
-        description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+        description="Tokens, rows, columns and experts that are resident at a time; null: all of a "
+        "layer."
     )
     sparsity_requested: float
     sparsity_reached: float = Field(
@@ -127,7 +128,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.device == "cuda"
-    read = weights_read(spec, config) * (index.total_bytes - drafting) // parameters
+    parameters_read = weights_read(spec, config, plan.tiles)
+    read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
         sparsity_requested=spec.pruning.sparsity,
         sparsity_reached=reached,
@@ -155,7 +157,9 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
-    return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
+    tiles = asdict(plan.tiles)
+    experts = 1 if tiles.pop("expert_by_expert") else None
+    return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:

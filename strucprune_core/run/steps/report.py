@@ -50,6 +50,7 @@ from strucprune_core.report.document import (
 )
 from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
+from strucprune_core.run.card import card_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of
@@ -73,15 +74,19 @@ from strucprune_core.spec import Export
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write the report as a document and as a page."""
+    """Write the report as a document and as a page, and the model card."""
     document = _report(job)
+    card = card_of(job, document)
+    files = file_entries(job, result(job, card))
+    document = document.model_copy(update={"files": files})
+    draft.path(artifacts.Report.card).write_bytes(card)
     text = document.model_dump_json(indent=2) + "\n"
     draft.path(artifacts.Report.json).write_text(text, encoding="utf-8")
     draft.path(artifacts.Report.html).write_text(render_html(document), encoding="utf-8")
 
 
 def _report(job: Job) -> Report:
-    """The report of a job whose units before `report` are all finished."""
+    """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
     asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
@@ -115,7 +120,7 @@ def _report(job: Job) -> Report:
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
-        files=file_entries(job, result(job)),
+        files=[],
         warnings=[
             *_model_warnings(job),
             *drafting_warning(job.spec.pruning, job.config),
