@@ -36,7 +36,8 @@ from benchmarks.rival_runs import load_whole, perplexity
 from benchmarks.small_moe import Recipe, ensure
 from strucprune_core import JobSpec, Report, prune
 from strucprune_core.calibration.text import Text, calibration_windows, digest, evaluation_windows
-from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.calibration.tokenizer import load_tokenizer
+from strucprune_core.calibration.tokenizer_config import TOKENIZER
 from strucprune_core.plan.sites import holdout_sequences
 from strucprune_core.storage.open import open_object, open_store
 

@@ -73,6 +73,7 @@ class _Strict(BaseModel):
 
 
 Export = Literal["gguf", "block_configs"]
+Dtype = Literal["bfloat16", "float16", "float32"]
 ExpertScore = Literal["reap", "output_norm"]
 
 
@@ -84,6 +85,11 @@ class ModelSpec(_Strict):
         "`config.json`, `tokenizer.json` and safetensors. A branch or tag of a hub is replaced by "
         "its commit when the job is submitted."
     )
+    adapter_uri: Uri | None = Field(
+        default=None,
+        description="Directory, `s3://` or `hf://` prefix of a LoRA adapter of PEFT, which is "
+        "merged into the model as it is read.",
+    )
 
 
 class OutputSpec(_Strict):
@@ -91,6 +97,11 @@ class OutputSpec(_Strict):
 
     uri_prefix: WritableUri = Field(
         description="Directory or `s3://bucket/prefix` for the pruned model; must be empty."
+    )
+    dtype: Dtype | None = Field(
+        default=None,
+        description="What weights are converted to as they are read, and stored in. Default: what "
+        "the model is stored in; for a model in FP8 bfloat16.",
     )
 
 
@@ -562,5 +573,9 @@ class JobSpec(_Strict):
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
+        if self.model.adapter_uri is not None:
+            relevant["adapter"] = self.model.adapter_uri
+        if self.output.dtype is not None:
+            relevant["dtype"] = self.output.dtype
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

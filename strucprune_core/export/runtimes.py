@@ -33,6 +33,12 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_PROMPT = "The most famous play by William Shakespeare is"
+_COMMANDS = {
+    "vLLM": "vllm serve {folder}{options}",
+    "llama.cpp": f'llama-cli -m {{folder}}/model.gguf -p "{_PROMPT}" -n 32',
+    "MLX": f'mlx_lm.generate --model {{folder}} --prompt "{_PROMPT}"',
+}
 _WAYS = "import strucprune_core.register, or trust_remote_code=True"
 
 
@@ -46,6 +52,9 @@ class LoadableForm(_Part):
     form: Form = Field(description="A layout of the checkpoint, or an export.")
     families: tuple[str, ...]
     note: str = Field(description="How it is loaded.")
+    not_without: tuple[str, ...] = Field(
+        default=(), description="Structures: if any of these were removed, it does not load."
+    )
 
 
 class Runtime(_Part):
@@ -80,6 +89,12 @@ RUNTIMES: tuple[Runtime, ...] = (
         name="vLLM",
         loads=(
             LoadableForm(form="uniform", families=_EVERY, note="as it is"),
+            LoadableForm(
+                form="per_layer",
+                families=tuple(name for name in _EVERY if name != "gpt_neox"),
+                note="with `strucprune` installed beside it",
+                not_without=("experts",),
+            ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
         ),
     ),
@@ -124,8 +139,42 @@ def runtime_support(config: ModelConfig, pruning: PruningSpec) -> list[RuntimeSu
     return [_support(runtime, config, pruning) for runtime in RUNTIMES]
 
 
+def loading_example(
+    support: RuntimeSupport, pruning: PruningSpec, config: ModelConfig
+) -> tuple[str, str]:
+    """("python" or "sh", a program or command that loads a result), run in the result's directory.
+
+    Args:
+        support: Of a runtime that loads it.
+        pruning: What was asked for.
+        config: The dense model.
+    """
+    folder = support.folder or "."
+    if support.runtime == "transformers":
+        own = pruning.layout == "uniform" and support.folder == "."
+        auto = "AutoModelForCausalLM"
+        if config.generic is not None and '"text_config"' in config.generic.config_json:
+            auto = "AutoModelForImageTextToText"
+        lines = [
+            f"from transformers import {auto}, AutoTokenizer",
+            *([] if own else ["", "import strucprune_core.register"]),
+            "",
+            f'model = {auto}.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        ]
+        return "python", "\n".join(lines)
+    return "sh", _COMMANDS[support.runtime].format(
+        folder=folder, options=" --trust-remote-code" if folder == "block_configs" else ""
+    )
+
+
 def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> RuntimeSupport:
-    known = [form for form in runtime.loads if config.family in form.families]
+    known = [
+        form
+        for form in runtime.loads
+        if config.family in form.families
+        and not set(form.not_without).intersection(pruning.structures)
+    ]
     for form in known:
         if form.form == pruning.layout:
             return RuntimeSupport(runtime=runtime.name, loads=True, folder=".", note=form.note)

@@ -14,6 +14,7 @@ from typing import Any, cast, get_args
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models.config import Activation, RopeConfig, RopeType
+from strucprune_core.storage.uri import may_be_hub_id
 
 RawConfig = Mapping[str, Any]
 """config.json as parsed: keys to anything."""
@@ -143,14 +144,27 @@ def refuse_old_rope_name(config: RawConfig) -> None:
 
 
 def refuse_quantised(config: RawConfig) -> None:
-    """Refuse a model whose weights are stored in fewer bits than floating-point numbers have."""
+    """Refuse a model whose weights are stored in fewer bits than floating-point numbers have.
+
+    Those that are dequantised while they are read no longer say so: see `checkpoint.quantised`.
+    """
     for key in ("quantization_config", "quantization"):  # The second is MLX's.
-        if config.get(key) is not None:
-            raise UnsupportedArchitecture(
-                f"the model is quantised ({key} of config.json)",
-                field=FIELD,
-                remedy="Prune the unquantised model, and quantise the result.",
-            )
+        given = config.get(key)
+        if given is None:
+            continue
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        of = f", quant_method {shown(method)}" if isinstance(method, str) else ""
+        raise UnsupportedArchitecture(
+            f"the model is quantised ({key} of config.json{of})",
+            field=FIELD,
+            remedy=f"Prune the unquantised model{_made_from(config)}, and quantise the result.",
+        )
+
+
+def _made_from(config: RawConfig) -> str:
+    """The model on a hub that config.json says this one was made from."""
+    source = config.get("_name_or_path")
+    return f" (hf://{source}?)" if isinstance(source, str) and may_be_hub_id(source) else ""
 
 
 def activation(config: RawConfig, key: str, *, default: str) -> Activation:

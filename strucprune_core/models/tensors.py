@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from strucprune_core.checkpoint.header import FLOAT_DTYPES
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig, ModelNames
@@ -17,7 +18,6 @@ from strucprune_core.models.foreign_tensors import (
 Shapes = dict[str, tuple[int, ...]]
 
 _INTEGERS = ("I64", "I32")
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Buffers that older tools wrote although the model derives them.
 _DERIVED = (
     ".rotary_emb.inv_freq",
@@ -211,9 +211,9 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
         if info is None:
             raise missing_tensor(name, config.names.head, unknown)
         # Checked before the shape, which is another one for packed numbers.
-        if info.dtype not in _FLOAT_DTYPES and not (info.dtype in _INTEGERS and name in copied):
+        if info.dtype not in FLOAT_DTYPES and not (info.dtype in _INTEGERS and name in copied):
             raise InvalidCheckpoint(
-                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
+                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(FLOAT_DTYPES)} "
                 f"can be pruned",
                 remedy="Use the unquantised model.",
             )

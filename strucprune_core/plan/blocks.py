@@ -21,13 +21,18 @@ REMEASURED_BLOCKS = 16
 
 
 def candidates(config: ModelConfig, pruning: PruningSpec) -> list[Block]:
-    """Blocks that may go: those of layers that may lose everything."""
+    """Blocks that may go: those of layers that may lose everything.
 
-    def may_go(layer: int) -> bool:
-        most = pruning.max_sparsity_by_layer.get(layer, 1.0)
+    llama.cpp takes the width of heads from the first layer, which keeps its attention for a GGUF.
+    """
+
+    def may_go(block: Block) -> bool:
+        if block == Block(0, "attention_blocks") and "gguf" in pruning.exports:
+            return False
+        most = pruning.max_sparsity_by_layer.get(block.layer, 1.0)
         return min(most, pruning.max_layer_sparsity) >= 1.0
 
-    return [block for block in blocks_of(config, pruning.structures) if may_go(block.layer)]
+    return [block for block in blocks_of(config, pruning.structures) if may_go(block)]
 
 
 def removable_parameters(config: ModelConfig, pruning: PruningSpec) -> int:

@@ -25,7 +25,13 @@ from strucprune_core.models.experts import (
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
-from strucprune_core.plan.deviations import batch_warning, drafting_warning, sparsity_warning
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    drafting_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
@@ -102,7 +108,7 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
 
 def drafting_bytes(config: ModelConfig, index: CheckpointIndex) -> int:
     """Bytes of what drafts further tokens."""
-    return sum(index.tensors[name].size_bytes for name, _ in config.drafting)
+    return sum(index.tensors[name].read_bytes for name, _ in config.drafting)
 
 
 def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
@@ -115,7 +121,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
-    bytes_after = index.total_bytes - removed_bytes
+    bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
     exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
@@ -143,6 +149,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *drafting_warning(spec.pruning, config),
             *sparsity_warning(spec.pruning.sparsity, reached),
             *batch_warning(spec),
+            *quantised_warning(spec, index),
+            *tokenizer_warning(index.file_versions),
         ],
     )
 

@@ -12,6 +12,7 @@ import json
 from strucprune_core.calibration.tokenizer_config import TOKENIZER_CONFIG
 from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
 from strucprune_core.checkpoint.index import SIDE_FILES
+from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.checkpoint.writer import Shard, index_json
 from strucprune_core.export import block_configs, layouts
 from strucprune_core.export.layer_keys import with_layers
@@ -88,10 +89,11 @@ def exported(job: Job, export: Export) -> OverlayStore:
     return _store(job, contents, _block_units(job))
 
 
-def result(job: Job) -> OverlayStore:
-    """Everything that goes to the output but the report: the checkpoint and its exports."""
+def result(job: Job, card: bytes) -> OverlayStore:
+    """Everything that goes to the output but the report: the checkpoint, its exports, its card."""
     checkpoint = pruned_checkpoint(job)
     contents, paths = dict(checkpoint.contents), dict(checkpoint.paths)
+    contents |= _terms(job) | {MODEL_CARD: card}
     for export in job.spec.pruning.exports:
         files = exported(job, export)
         contents |= {f"{export}/{name}": data for name, data in files.contents.items()}
@@ -139,6 +141,12 @@ def _copied_files(job: Job) -> dict[str, bytes]:
     """The dense model's tokenizer and similar files, which pruning leaves alone."""
     present = [name for name in SIDE_FILES if name in job.index.other_files]
     return {name: bytes(job.index.store.read(name)) for name in present}
+
+
+def _terms(job: Job) -> dict[str, bytes]:
+    """The dense model's licence and notice files; what its README says is in the card."""
+    names = [name for name in job.index.terms if name != MODEL_CARD]
+    return {name: bytes(job.index.store.read(name)) for name in names}
 
 
 def _name_tokenizer_class(job: Job, contents: dict[str, bytes]) -> None:

@@ -239,7 +239,7 @@ def _child(layer: nn.Module, names: Iterable[str]) -> str:
 
 
 def _forget(vllm_config: Any, prefix: str) -> None:
-    """Take modules whose names begin so from vLLM's list: they get no memory for keys and values."""
+    """Take modules whose names begin so from vLLM's list of those that get a KV cache."""
     known = vllm_config.compilation_config
     for name in [each for each in known.static_forward_context if each.startswith(prefix)]:
         del known.static_forward_context[name]
@@ -252,8 +252,8 @@ def filled_up(
 ) -> Iterator[tuple[str, Tensor]]:
     """Weights, those of experts with zeros up to the widest of their layer.
 
-    vLLM keeps all experts of a layer in one tensor. A channel of zeros adds nothing: the activations
-    of these families are 0 at 0.
+    vLLM keeps all experts of a layer in one tensor. A channel of zeros adds nothing: the
+    activations of these families are 0 at 0.
 
     Args:
         weights: By name, as they are read from the checkpoint.

@@ -53,7 +53,7 @@ from strucprune_core.spec import JobSpec
 VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
 """Steps whose memory depends on tiles of the vocabulary."""
 
-SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
+SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm", "refit_solve"})
 """Steps whose memory depends on panels."""
 
 # Copies of a micro-batch's activations while a layer is run back.
@@ -89,7 +89,7 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
     if spec.pruning.removes_blocks:
         terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
     if refits(spec.pruning, config):
-        terms["refit"] = _refit(config, calibration, tiles, panels)
+        terms |= _refit(config, calibration, tiles, panels)
     terms["verify"] = _verify(config, tiles)
     terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
@@ -168,9 +168,9 @@ def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -
     }
 
 
-def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> int:
-    """An FFN's inputs and wanted outputs with the sums over them, or the solve."""
-    d, worst = config.hidden_size, 0
+def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> dict[str, int]:
+    """An FFN's inputs and wanted outputs with the sums over them, or the solve; the solve alone."""
+    d, worst, alone = config.hidden_size, 0, 0
     for layer, block in enumerate(config.blocks):
         width = 0 if block.names.router is not None else sum(block.ffn_widths)
         if width == 0:
@@ -183,7 +183,8 @@ def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> i
         resident = resident_bytes(config, layer, tiles)
         solving = max(ridge_device_bytes(width, d, width, panels).values())
         worst = max(worst, held + max(running, resident + adding), held + resident + solving)
-    return worst
+        alone = max(alone, held + solving)
+    return {"refit": worst, "refit_solve": alone}
 
 
 def _verify(config: ModelConfig, tiles: Tiles) -> int:

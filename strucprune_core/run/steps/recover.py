@@ -5,9 +5,9 @@ make of the text. In mode `sequential` a pruned layer sees the second and is tra
 to the first; in mode `parallel` there is only the first. Memory holds one layer; streams are files.
 
 Only FFNs are trained: those that are pruned, and where blocks go, all that are left. A layer whose
-FFN has gone hands both streams on. Where the layer is written out, attention runs once, and the FFN is trained
-on tokens from anywhere. A layer in transformers' modules cannot be taken apart: it runs as a whole
-in each step, so a batch is whole sequences.
+FFN has gone hands both streams on. Where the layer is written out, attention runs once, and the FFN
+is trained on tokens from anywhere. A layer in transformers' modules cannot be taken apart: it runs
+as a whole in each step, so a batch is whole sequences.
 """
 
 from __future__ import annotations
