@@ -91,7 +91,8 @@ def _opening(report: Report, facts: CardFacts) -> str:
     return (
         f"This is {base} without {report.sparsity.parameters_removed:,} of its "
         f"{report.before.parameters:,} parameters, made by StrucPrune. Structures that add little "
-        f"to the output were removed whole, and the weights that stay were adjusted on calibration text.{then}"
+        f"to the output were removed whole, and the weights that stay were adjusted on calibration "
+        f"text.{then}"
     )
 
 
