@@ -85,7 +85,9 @@ chaos: setup ## Inject 200 faults into real processes and check that no job is l
 
 coverage: setup ## Prune a tiny model of every architecture that transformers has; writes the table of them.
 	$(BIN)/python -m tests.coverage $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m tests.coverage.layers $(if $(ONLY),--only $(ONLY))
 	$(BIN)/python -m tests.coverage.experts $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m tests.coverage.sizes $(if $(ONLY),--only $(ONLY))
 
 clean: ## Remove caches and the demo's output; .venv stays.
 	rm -rf .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist

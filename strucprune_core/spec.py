@@ -73,7 +73,7 @@ class _Strict(BaseModel):
 
 
 Export = Literal["gguf", "block_configs"]
-ExpertScore = Literal["output_norm", "reap"]
+ExpertScore = Literal["reap", "output_norm"]
 
 
 class ModelSpec(_Strict):
@@ -167,9 +167,9 @@ class PruningSpec(_Strict):
     )
     expert_score: ExpertScore | None = Field(
         default=None,
-        description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
-        "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
-        "weight. Experts that no token reaches go first.",
+        description="What keeps an expert, averaged over the tokens that reach it: `reap` (the "
+        "default), the norm of what it puts out times the router's weight; `output_norm`, the "
+        "square of that norm alone. Experts that no token reaches go first.",
     )
     expert_repair: bool = Field(
         default=False,
@@ -208,7 +208,9 @@ class PruningSpec(_Strict):
         "its choice, and replaces it where held-out tokens confirm that.",
     )
     recover: RecoverySpec | None = Field(
-        default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
+        default=None,
+        description="Train each pruned FFN for a few steps; where blocks go, every FFN that "
+        "is left. Omit to leave it out.",
     )
     distill: DistillationSpec | None = Field(
         default=None,
@@ -306,6 +308,8 @@ class PruningSpec(_Strict):
             )
         if self.removes_blocks_alone:
             solving = {
+                "allocation 'softmax'": self.allocation == "softmax",
+                "energy": self.energy != "kl_probe",
                 "solver": self.solver != "obs",
                 "damping": self.damping is not None,
                 "temperature": self.temperature is not None,
@@ -371,7 +375,8 @@ class PruningSpec(_Strict):
 
     @model_validator(mode="after")
     def _recovery_has_something_to_train(self) -> PruningSpec:
-        if self.recover is not None and "ffn_channels" not in self.structures:
+        trained = "ffn_channels" in self.structures or self.removes_blocks
+        if self.recover is not None and not trained:
             raise ValueError(
                 "recover trains pruned FFNs, but structures lacks 'ffn_channels'. Add it, or leave "
                 "recover out."

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from benchmarks.runtimes.cases import CASES, Case
+from benchmarks.runtimes.cases import CASES, FAMILY, Case
 from benchmarks.runtimes.checkpoints import (
     Recipe,
     ensure_dense_gguf,
@@ -33,6 +33,7 @@ from benchmarks.runtimes.comparison import agreement, gain, rates
 from benchmarks.runtimes.environments import make_environment
 from benchmarks.runtimes.protocol import Answer, ModelEntry, Output, Request, Timing, ask
 from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.tiny import ensure_tiny
 from embedded.model import ensure_model
 from embedded.text import ensure_texts
 
@@ -65,15 +66,18 @@ def main() -> int:
     text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
     dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
-    checkpoints = {}
-    for name in dict.fromkeys(case.checkpoint for case in cases):
+    checkpoints, models = {}, {FAMILY: model}
+    for name, family in dict.fromkeys((case.checkpoint, case.family) for case in cases):
         _say(f"pruning: {name}")
-        checkpoints[name] = ensure_pruned(name, recipe, folder, reuse=options.reuse)
+        if family not in models:
+            models[family] = ensure_tiny(family, model, folder)
+        of_family = replace(recipe, model=models[family])
+        checkpoints[name] = ensure_pruned(name, of_family, folder, reuse=options.reuse)
     references: dict[str, Mapping[str, Output]] = {}
     rows = []
     for case in cases:
         _say(case.name)
-        dense = case.dense_path(model, dense_gguf)
+        dense = case.dense_path(models[case.family], dense_gguf)
         pruned = case.pruned_path(checkpoints[case.checkpoint])
         answer = _try(case, dense, pruned, request, options)
         rows.append(

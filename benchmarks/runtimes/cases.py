@@ -13,6 +13,8 @@ Runtime = Literal[
     "transformers", "transformers 4.51", "transformers 4.57", "MLX", "llama.cpp", "vLLM"
 ]
 FAMILY = "llama"
+# Tried on tiny random models: in transformers as reference, and in vLLM.
+TINY_FAMILIES = ("qwen2", "qwen3", "gemma3_text", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +26,14 @@ class Case:
         form: Of the result.
         checkpoint: Of `checkpoints.PRUNINGS`.
         how: With the checkpoint's own code or without.
+        family: Of the model; any but llama is a tiny random one.
     """
 
     runtime: Runtime
     form: Form
     checkpoint: str
     how: How = "plain"
+    family: str = FAMILY
 
     @property
     def name(self) -> str:
@@ -41,7 +45,7 @@ class Case:
     def claimed(self) -> bool:
         """Whether the library says that the runtime loads this."""
         return any(
-            form.form == self.form and FAMILY in form.families
+            form.form == self.form and self.family in form.families
             for runtime in RUNTIMES
             if runtime.name == self.runtime.partition(" ")[0]
             for form in runtime.loads
@@ -88,5 +92,14 @@ CASES = (
     Case("vLLM", "uniform", "uniform"),
     Case("vLLM", "block_configs", "per_layer", "trust_remote_code"),
     Case("vLLM", "block_configs", "per_layer_256", "trust_remote_code"),
-    Case("vLLM", "per_layer", "per_layer", "trust_remote_code"),
+    Case("vLLM", "per_layer", "per_layer"),
+    Case("vLLM", "per_layer", "per_layer_heads"),
+    *(
+        case
+        for family in TINY_FAMILIES
+        for case in (
+            Case("transformers", "per_layer", family, "load_pretrained", family),
+            Case("vLLM", "per_layer", family, family=family),
+        )
+    ),
 )

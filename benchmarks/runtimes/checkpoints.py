@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.runtimes.cases import TINY_FAMILIES
 from strucprune_core import JobSpec, prune
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
@@ -18,17 +19,18 @@ from strucprune_core.models.families import parse_config
 from strucprune_core.report.document import MANIFEST
 from strucprune_core.storage.open import open_store
 
+_HEADS: Mapping[str, Any] = {
+    "layout": "per_layer",
+    "structures": ["ffn_channels", "kv_groups"],
+}
 PRUNINGS: Mapping[str, Mapping[str, Any]] = {
     "per_layer": {"layout": "per_layer", "exports": ["gguf", "block_configs"]},
     # Nothing for `block_configs` to fill up.
     "per_layer_256": {"layout": "per_layer", "multiple_of": 256, "exports": ["block_configs"]},
     "uniform": {"layout": "uniform", "exports": ["gguf"]},
     # Layers of different widths and different numbers of heads.
-    "per_layer_heads": {
-        "layout": "per_layer",
-        "structures": ["ffn_channels", "kv_groups"],
-        "exports": ["gguf"],
-    },
+    "per_layer_heads": {**_HEADS, "exports": ["gguf"]},
+    **dict.fromkeys(TINY_FAMILIES, _HEADS),
 }
 
 

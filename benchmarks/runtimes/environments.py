@@ -63,6 +63,9 @@ def make_environment(
         return Environment([python, "-m", f"{_SESSIONS}.mlx_lm_models"], variables)
     if runtime == "vLLM":
         python = _venv(root / "vllm", "vllm.txt", _VLLM_UNWANTED, pip_arguments)
+        # For the entry point that vLLM looks for; the code is that of PYTHONPATH.
+        install = [python, "-m", "pip", "install", "--quiet", *pip_arguments]
+        _run([*install, "--no-deps", "--force-reinstall", str(REPOSITORY)])
         variables |= {
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # two engines, timed in turns by one process

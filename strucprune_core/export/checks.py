@@ -61,6 +61,8 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
         )
     if any("ffn" in block.without for block in config.blocks) and export == "gguf":
         raise _refusal(export, "layers without an FFN")
+    if export == "gguf" and _may_begin_without_attention(pruning, config):
+        raise _refusal(export, "a first layer without attention, of which llama.cpp asks the heads")
     if export == "block_configs":
         _check_heads(pruning, config)
 
@@ -80,6 +82,15 @@ def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export
             continue
         possible.append(export)
     return possible
+
+
+def _may_begin_without_attention(pruning: PruningSpec, config: ModelConfig) -> bool:
+    """Whether the first layer of the result may lack attention: that of the model, or a later one.
+
+    A job on attention blocks leaves it there (`plan.blocks.candidates`).
+    """
+    may_be_first = config.blocks if "layers" in pruning.structures else config.blocks[:1]
+    return any("attention" in block.without for block in may_be_first)
 
 
 def _slides(block: LayerConfig, config: ModelConfig) -> bool:

@@ -22,6 +22,9 @@ _NUMBERS = ("mlp_only_layers", "moe_layers", "full_attn_idxs", "attn_layer_indic
 _LEADING = ("first_k_dense_replace", "max_window_layers", "num_dense_layers")
 """Keys that hold how many of the first layers are of one kind."""
 
+_BY_NUMBER = "per_layer_config"
+"""A key that holds an object with an entry for each layer that is unlike the others."""
+
 _PERIODS = (
     "sliding_window_pattern",
     "_sliding_window_pattern",
@@ -84,6 +87,9 @@ def _value(key: str, value: Any, kept: Sequence[int], total: int) -> Any:
         return len(kept)
     if key in _LEADING and type(value) is int:
         return sum(layer < value for layer in kept)
+    if key == _BY_NUMBER and isinstance(value, dict):
+        entries = {number: value.get(str(layer)) for number, layer in enumerate(kept)}
+        return {str(number): entry for number, entry in entries.items() if entry is not None}
     if not isinstance(value, list):
         return value
     if key in _NUMBERS:

@@ -14,6 +14,7 @@ from typing import Any
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of, with_count
+from strucprune_core.models.generic.size_keys import with_widths
 from strucprune_core.models.pruned_shapes import (
     EXPERTS_PREFIX,
     PRUNED_PREFIX,
@@ -124,6 +125,9 @@ _WIDTH_KEYS = {"opt": "ffn_dim", "gpt2": "n_inner", "qwen3_moe": "moe_intermedia
 
 
 def _uniform(config: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
+    if pruned.generic is not None:
+        config.pop("strucprune", None)
+        return with_widths(config, pruned) | {"model_type": pruned.family}
     shapes = {(b.query_heads, b.kv_heads, b.ffn_widths) for b in pruned.blocks}
     if len(shapes) != 1:
         raise ValueError("layout 'uniform' needs one shape for all layers")

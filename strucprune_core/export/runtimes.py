@@ -52,6 +52,9 @@ class LoadableForm(_Part):
     form: Form = Field(description="A layout of the checkpoint, or an export.")
     families: tuple[str, ...]
     note: str = Field(description="How it is loaded.")
+    not_without: tuple[str, ...] = Field(
+        default=(), description="Structures: if any of these were removed, it does not load."
+    )
 
 
 class Runtime(_Part):
@@ -73,6 +76,9 @@ RUNTIMES: tuple[Runtime, ...] = (
                 "blocks from 4.57",
             ),
             LoadableForm(
+                form="uniform", families=generic_model_types(), note="the family's own classes"
+            ),
+            LoadableForm(
                 form="per_layer",
                 families=generic_model_types(),
                 note=f"{_WAYS}; from transformers 5",
@@ -83,6 +89,12 @@ RUNTIMES: tuple[Runtime, ...] = (
         name="vLLM",
         loads=(
             LoadableForm(form="uniform", families=_EVERY, note="as it is"),
+            LoadableForm(
+                form="per_layer",
+                families=tuple(name for name in _EVERY if name != "gpt_neox"),
+                note="with `strucprune` installed beside it",
+                not_without=("experts",),
+            ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
         ),
     ),
@@ -157,7 +169,12 @@ def loading_example(
 
 
 def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> RuntimeSupport:
-    known = [form for form in runtime.loads if config.family in form.families]
+    known = [
+        form
+        for form in runtime.loads
+        if config.family in form.families
+        and not set(form.not_without).intersection(pruning.structures)
+    ]
     for form in known:
         if form.form == pruning.layout:
             return RuntimeSupport(runtime=runtime.name, loads=True, folder=".", note=form.note)

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.models.decoder import Decoder
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import SiteKind
@@ -27,11 +26,13 @@ class LayerGradients:
 
     Attributes:
         at_input: At its input, (b, n, d).
-        at_outputs: At the joint output of its sites of each kind, (b, n, d).
+        at_outputs: At the outputs of its sites, with the sites' kind, (b, n, width of the output):
+            the sites of a kind have one joint output, except FFNs of a generic layer, which have
+            one each.
     """
 
     at_input: Tensor
-    at_outputs: dict[SiteKind, Tensor]
+    at_outputs: list[tuple[SiteKind, Tensor]]
 
 
 def backward_layer(
@@ -52,13 +53,17 @@ def backward_layer(
     """
     with torch.inference_mode(mode=False), torch.enable_grad():
         x = torch.from_numpy(np.array(hidden)).to(stream.device).requires_grad_()
-        outputs: dict[SiteKind, Tensor] = {}
-        block = stream.config.blocks[layer]
-        result = Decoder(stream.config).forward_layer(block, x, weights, outputs).hidden
+        result, outputs = stream.forward_with_outputs(layer, x, weights)
         at_input, *at_outputs = torch.autograd.grad(
-            result, (x, *outputs.values()), torch.from_numpy(np.array(at_output)).to(stream.device)
+            result,
+            (x, *(output for _, output in outputs)),
+            torch.from_numpy(np.array(at_output)).to(stream.device),
         )
-    return LayerGradients(at_input, dict(zip(outputs, at_outputs, strict=True)))
+    kinds = (kind for kind, _ in outputs)
+    shape = (*hidden.shape[:2], -1)
+    return LayerGradients(
+        at_input, [(k, g.reshape(shape)) for k, g in zip(kinds, at_outputs, strict=True)]
+    )
 
 
 def layer_gradients(

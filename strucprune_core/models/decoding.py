@@ -14,7 +14,8 @@ models are trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from strucprune_core.models.decoder import Decoder, rotations_of
 from strucprune_core.models.forward import Tick
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import sample_tokens
+from strucprune_core.models.vocabulary import rows_of_tokens, sample_tokens
 from strucprune_core.scratch.arrays import temporary_array
 
 # Sequences that pass a layer together are bounded in number, and in bytes of keys and values. Not a
@@ -37,6 +38,9 @@ from strucprune_core.scratch.arrays import temporary_array
 _MAX_GROUP = 256
 _GROUP_CACHE_BYTES = 64 << 20
 _FP32_BYTES = 4
+
+Step = Callable[[NDArray[np.int32], Tick], NDArray[np.float32]]
+"""The last layer's output for the last of the tokens, (sequences x d), from all of them so far."""
 
 
 @torch.inference_mode()
@@ -47,6 +51,7 @@ def generate(
     seed: int,
     scratch: Path,
     tick: Tick = lambda: None,
+    alive: Tick = lambda: None,
 ) -> NDArray[np.int32]:
     """Continue sequences of one token each, (sequences,), to (sequences x length).
 
@@ -57,6 +62,7 @@ def generate(
         seed: Seed of the draw; the same seed gives the same text on the same machine.
         scratch: Directory for keys and values.
         tick: Called after each layer of each step: `layers * (length - 1)` times.
+        alive: Called at safe points before that, where a generic model is tried.
 
     Raises:
         ScratchUnavailable: the scratch directory has no space.
@@ -64,11 +70,33 @@ def generate(
     tokens = np.empty((len(first), length), dtype=np.int32)
     tokens[:, 0] = first
     generator = np.random.Generator(np.random.PCG64(seed))
-    cache = key_value_cache(scratch, stream.config, len(first), length)
+    take = _own_step if stream.config.generic is None else _generic_step
+    one_more = take(stream, len(first), length, scratch, alive)
     for position in range(length - 1):
-        hidden = step(stream, tokens[:, position], position, cache, tick)
+        hidden = one_more(tokens[:, : position + 1], tick)
         tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
     return tokens
+
+
+def _own_step(stream: ModelStream, sequences: int, length: int, scratch: Path, alive: Tick) -> Step:
+    cache = key_value_cache(scratch, stream.config, sequences, length)
+    return lambda tokens, tick: step(stream, tokens[:, -1], tokens.shape[1] - 1, cache, tick)
+
+
+def _generic_step(
+    stream: ModelStream, sequences: int, length: int, scratch: Path, alive: Tick
+) -> Step:
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.models.generic.steps import step_of
+
+    with _naming_samples():
+        take = step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+
+    def named(tokens: NDArray[np.int32], tick: Tick) -> NDArray[np.float32]:
+        with _naming_samples():
+            return take(tokens, tick)
+
+    return named
 
 
 def step(
@@ -112,8 +140,15 @@ def key_value_cache(
         ScratchUnavailable: the directory has no space for it.
     """
     shape = (config.layers, 2, sequences, _kv_heads(config), length, config.head_dim)
-    try:
+    with _naming_samples():
         return temporary_array(directory, shape)
+
+
+@contextlib.contextmanager
+def _naming_samples() -> Iterator[None]:
+    """Scratch that is full inside is full of what layers keep of the samples."""
+    try:
+        yield
     except ScratchUnavailable as error:
         raise ScratchUnavailable(
             f"there is no space for keys and values: {error.message}",
@@ -124,16 +159,18 @@ def key_value_cache(
 
 def _group(config: ModelConfig, length: int) -> int:
     per_sequence = 2 * _kv_heads(config) * config.head_dim * length * _FP32_BYTES
-    return max(1, min(_MAX_GROUP, _GROUP_CACHE_BYTES // per_sequence))
+    return _group_of_bytes(per_sequence)
+
+
+def _group_of_bytes(per_sequence: int) -> int:
+    """Sequences that pass a layer together, by the bytes that it keeps of each."""
+    return max(1, min(_MAX_GROUP, _GROUP_CACHE_BYTES // max(1, per_sequence)))
 
 
 def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDArray[np.float32]:
-    """The first layer's input for a few tokens. The table is large: only their rows are read."""
+    """The first layer's input for a few tokens, (n x d)."""
     config, names = stream.config, stream.config.names
-    rows = torch.empty(len(tokens), config.embedding_size)
-    for token in np.unique(tokens).tolist():
-        row = stream.source.rows(names.embedding, token, token + 1, dtype=torch.float32)
-        rows[torch.from_numpy(tokens == token)] = row * config.embedding_scale
+    rows = rows_of_tokens(stream, tokens)
     if names.project_in is not None:
         rows = rows @ stream.tensor(names.project_in).cpu().T
     if names.positions is not None:

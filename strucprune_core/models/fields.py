@@ -19,7 +19,16 @@ RawConfig = Mapping[str, Any]
 """config.json as parsed: keys to anything."""
 
 FIELD = "model.uri"
-LAYER_KEYS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "depth")
+LAYER_KEYS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "depth",
+    "num_decoder_layers",
+    "num_encoder_layers",
+)
 """Keys by which classes of transformers count layers."""
 MAX_LAYERS = 1024
 MAX_WIDTH = 2**20
@@ -110,10 +119,27 @@ def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
 def refuse_variants(config: RawConfig) -> None:
     """Refuse variants that transformers knows in every family, and this build in none."""
     refuse_quantised(config)
+    refuse_old_rope_name(config)
     refuse(config, "is_causal", True, words="attention to later tokens")
     refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
     refuse(config, "add_cross_attention", False, words="cross attention")
     refuse(config, "per_layer_config", {}, words="other shapes in some layers")
+
+
+def refuse_old_rope_name(config: RawConfig) -> None:
+    """Refuse 'su', which Phi-3's first files called longrope.
+
+    transformers reads it for phi3 alone, and not where the original context is beside the section,
+    as those files have it. So what is written could not be loaded either.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        part = config.get(key)
+        if isinstance(part, dict) and "su" in (part.get("rope_type"), part.get("type")):
+            raise UnsupportedArchitecture(
+                f"rope type 'su' ({key} of config.json) is an old name of 'longrope'",
+                field=FIELD,
+                remedy="Write 'longrope' there instead.",
+            )
 
 
 def refuse_quantised(config: RawConfig) -> None:

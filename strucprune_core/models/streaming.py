@@ -18,7 +18,8 @@ from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
-from strucprune_core.models.generic.layer_tensors import LayerTensors
+from strucprune_core.models.experts import expert_matrices
+from strucprune_core.models.generic.layer_tensors import ExpertwiseLayer, LayerTensors
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -68,7 +69,8 @@ class ModelStream:
 
     def layer(self, index: int) -> LayerWeights:
         """One decoder layer's tensors by role, float32, on the device: resident if tiles allow."""
-        if self.tiles.weight_rows is None:
+        experts = expert_matrices(self.config, index) if self.tiles.expert_by_expert else None
+        if self.tiles.weight_rows is None and experts is None:
             return self.whole_layer(index)
 
         def read(role: str, rows: tuple[int, int] | None) -> Tensor:
@@ -78,6 +80,9 @@ class ModelStream:
             return self.source.rows(name, *rows, device=self.device, dtype=torch.float32)
 
         shapes = layer_tensors(self.config, index)
+        if experts is not None:
+            return ExpertwiseLayer(shapes, experts, read)
+        assert self.tiles.weight_rows is not None  # noqa: S101 - else the layer is whole
         return StreamedLayer(shapes, read, self.tiles.weight_rows)
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:
@@ -123,8 +128,29 @@ class ModelStream:
         each = block.generic.feed_forwards if "ffn" in record else ()
         wanted = {feed_forward.name: feed_forward.output for feed_forward in each}
         prefix = tensor_name(self.config, layer, "")
-        output, inputs = self.modules.run_layer(layer, weights, prefix, hidden, wanted)
-        return LayerTrace(output, {name: SiteInput(rows) for name, rows in inputs.items()})
+        run = self.modules.run_layer(layer, weights, prefix, hidden, inputs_of=wanted)
+        tokens = self.modules.tokens_of_rows(hidden)
+        inputs = {name: SiteInput(rows, tokens) for name, rows in run.inputs.items()}
+        return LayerTrace(run.hidden, inputs)
+
+    def forward_with_outputs(
+        self, layer: int, hidden: Tensor, weights: LayerWeights
+    ) -> tuple[Tensor, list[tuple[SiteKind, Tensor]]]:
+        """A layer's output, and those of its sites before any norm, for autograd.
+
+        The sites of a kind have one joint output, (b, n, d). FFNs of a generic layer have one each,
+        with a row for each token, in whatever shape the module has it.
+        """
+        block = self.config.blocks[layer]
+        if self.modules is None or block.generic is None:
+            outputs: dict[SiteKind, Tensor] = {}
+            decoder = Decoder(self.config)
+            trace = decoder.forward_layer(block, hidden, weights, outputs)
+            return trace.hidden, list(outputs.items())
+        wanted = {each.name: each.output for each in block.generic.feed_forwards}
+        prefix = tensor_name(self.config, layer, "")
+        run = self.modules.run_layer(layer, weights, prefix, hidden, outputs_of=wanted)
+        return run.hidden, [("ffn", output) for output in run.outputs.values()]
 
     def load(self, array: NDArray[np.float32]) -> Tensor:
         """A copy on the device."""

@@ -87,6 +87,19 @@ def token_embeddings(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
     return out
 
 
+def rows_of_tokens(stream: ModelStream, tokens: NDArray[np.int32]) -> Tensor:
+    """Embeddings of a few tokens, (n,), scaled, (n x embedding size), on the host.
+
+    The table is large: only their rows are read.
+    """
+    config = stream.config
+    rows = torch.empty(len(tokens), config.embedding_size)
+    for token in np.unique(tokens).tolist():
+        row = stream.source.rows(config.names.embedding, token, token + 1, dtype=torch.float32)
+        rows[torch.from_numpy(tokens == token)] = row * config.embedding_scale
+    return rows
+
+
 def _look_up(
     stream: ModelStream, tokens: NDArray[np.int32]
 ) -> Iterator[tuple[tuple[NDArray[np.int64], ...], Tensor]]:

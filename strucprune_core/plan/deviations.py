@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
-from strucprune_core.plan.sites import holdout_sequences
-from strucprune_core.spec import JobSpec
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.plan.sites import holdout_sequences, keeps_drafting
+from strucprune_core.spec import JobSpec, PruningSpec
 
 
 def sparsity_warning(asked: float, reached: float) -> list[str]:
@@ -17,6 +18,18 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     return [
         f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
         f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
+    ]
+
+
+def drafting_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
+    """Tensors that draft further tokens, where the result cannot keep them."""
+    if not config.drafting or keeps_drafting(pruning, config):
+        return []
+    names = [name for name, _ in config.drafting]
+    return [
+        f"The result is without the {len(names)} tensors that draft further tokens (multi-token "
+        f"prediction, '{names[0]}' and so on): programs would build them by the numbers in "
+        "config.json, which the job changes. The model's own predictions do not need them."
     ]
 
 

@@ -41,14 +41,15 @@ from strucprune_core.method.allocation.budget import (
 )
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import LayerConfig, ModelConfig
+from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
+from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
 from strucprune_core.plan.sites import (
-    energy_of,
     kept_experts,
     plan_experts,
     plan_sites,
@@ -283,23 +284,19 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     if pruning.removes_experts:
         _check_experts(pruning, config)
         return
-    whole_layers = pruning.removes_blocks and config.model_type == config.family
-    differ = len({shape_of(block) for block in config.blocks}) > 1
-    if pruning.layout == "uniform" and differ and not whole_layers:
-        raise InvalidSpec(
-            "the model's layers already differ in width, so no uniform layout can hold them",
-            field="pruning.layout",
-            remedy="Use layout 'per_layer'.",
-        )
+    if pruning.layout == "uniform" and pruning.removes_blocks:
+        _check_unpruned(config)
+    elif pruning.layout == "uniform":
+        _check_uniform(config)
     _check_layers(pruning, config)
+    if "query_heads" in pruning.structures and config.generic is None:
+        _check_query_heads(config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
-    if "query_heads" in pruning.structures:
-        _check_query_heads(config)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
@@ -352,7 +349,29 @@ def _check_step(
         raise too_small(sparsity, min(steps) / total)
 
 
-def check_generic(spec: JobSpec, config: ModelConfig) -> None:
+def _check_uniform(config: ModelConfig) -> None:
+    """One width must do for all layers; of a generic model, for all whose key is the same."""
+    if config.generic is not None:
+        widths_by_key(config)
+    elif len({shape_of(block) for block in config.blocks}) > 1:
+        raise InvalidSpec(
+            "the model's layers already differ in width, so no uniform layout can hold them",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+
+
+def _check_unpruned(config: ModelConfig) -> None:
+    """Without layers alone, the result is loaded by the class that loads the model itself."""
+    if config.model_type != config.family:
+        raise InvalidSpec(
+            "the model was pruned before, and has widths that no class of transformers knows",
+            field="pruning.layout",
+            remedy="Use layout 'per_layer'.",
+        )
+
+
+def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
     """Check that what is asked for can be had of a model that runs in transformers' modules.
 
     Raises:
@@ -368,38 +387,28 @@ def check_generic(spec: JobSpec, config: ModelConfig) -> None:
             remedy="Prune the dense model again; or remove its FFN channels first, and then "
             "experts.",
         )
-    pruning = spec.pruning
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if "ffn_channels" in kinds and not plan_sites(config, pruning):
+    has_ffns = any(sites(config, layer, ["ffn_channels"]) for layer in range(config.layers))
+    if pruning.recover is not None and not has_ffns:
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN that could be trained, only experts",
+            field="pruning.recover",
+            remedy="Leave recover out; distill trains the whole model.",
+        )
+    if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )
-    asked = {
-        "pruning.structures": not kinds <= {"ffn_channels", "layers"} and not experts,
-        "pruning.layout": pruning.layout == "uniform"
-        and not experts
-        and (kinds != {"layers"} or config.model_type != config.family),
-        "pruning.energy": energy_of(pruning) == "gradient",
-        "pruning.recover": pruning.recover is not None,
-        "calibration.source": spec.calibration.source == "self",
-    }
-    remedies = {
-        "pruning.structures": "Use structures ['ffn_channels'] or ['layers'].",
-        "pruning.layout": "Use layout 'per_layer'.",
-        "pruning.energy": "Use energy 'kl_probe' or 'forward'.",
-        "calibration.source": "Give a text.",
-    }
-    for field, is_asked in asked.items():
-        if is_asked:
-            raise InvalidSpec(
-                f"this is not implemented for the architecture '{config.family}', which runs in "
-                "transformers' own modules",
-                field=field,
-                remedy=remedies.get(field, "Leave it out."),
-            )
+    if not kinds <= {"ffn_channels", "layers"} and not experts:
+        raise InvalidSpec(
+            f"this is not implemented for the architecture '{config.family}', which runs in "
+            "transformers' own modules",
+            field="pruning.structures",
+            remedy="Use structures ['ffn_channels'] or ['layers'].",
+        )
 
 
 def _check_layers(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -456,7 +465,7 @@ def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
 
 
 def _check_query_heads(config: ModelConfig) -> None:
-    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+    if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",
@@ -625,7 +634,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
     if spec.evaluation is not None:
         lengths["evaluation.sequence_length"] = spec.evaluation.sequence_length
     checks: list[Callable[[], object]] = [
-        partial(check_generic, spec, config),
+        partial(check_generic, spec.pruning, config),
         partial(check_layers_removable, spec.pruning, config, model.index.config),
         partial(check_reach, spec.pruning, config),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),

@@ -12,7 +12,7 @@ from strucprune_core.export.layer_keys import periods, with_layers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.fields import RawConfig
-from strucprune_core.models.generic.layer_table import refusals
+from strucprune_core.models.generic.layer_table import why_layers_stay
 from strucprune_core.spec import PruningSpec
 
 
@@ -54,7 +54,7 @@ def _why_layers_stay(config: ModelConfig, raw: RawConfig) -> str | None:
             f"which layer is of which kind follows from {repeating[0]} of config.json; save it "
             "with its layer_types (AutoConfig.from_pretrained(...).save_pretrained(...))"
         )
-    return refusals().get(config.family)
+    return why_layers_stay(config.family)
 
 
 def _own_layers_stay(config: ModelConfig, raw: RawConfig) -> str | None:

@@ -164,7 +164,11 @@ class RoundReport(_Part):
 
 
 class RecoveryReport(_Part):
-    """Training of one layer: relative error of its output on held-out tokens."""
+    """Training of one layer: squared error of its output on held-out tokens.
+
+    It is relative to the energy of what the FFN is to add to the residual stream; of layers that
+    run in transformers' modules, to that of what the layer is to add.
+    """
 
     status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
     error_before: float | None = Field(description="Null if it is unknown.")

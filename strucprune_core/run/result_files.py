@@ -20,8 +20,9 @@ from strucprune_core.export.layouts import expert_side_files, side_files, vanill
 from strucprune_core.export.tokenizer_class import with_tokenizer_class
 from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.blocks import kept_layers
+from strucprune_core.models.drafting import says_no_drafting
 from strucprune_core.models.pruned_shapes import family_of
-from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
 from strucprune_core.run.context import Job
@@ -37,7 +38,7 @@ _GGUF = Gguf.written
 def checkpoint_shards(job: Job) -> list[Shard]:
     """The files of the pruned checkpoint; one of which all layers went holds no tensor."""
     pruned = PrunedModel(job)
-    return as_written(job.shards.checkpoint, expected_tensors(pruned.in_files), pruned.new_names)
+    return as_written(job.shards.checkpoint, stored_tensors(pruned.in_files), pruned.new_names)
 
 
 def block_shards(job: Job) -> list[Shard]:
@@ -51,10 +52,13 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
     shards = [shard for shard in checkpoint_shards(job) if shard.tensors]
     layout, pruned = job.spec.pruning.layout, PrunedModel(job)
+    dense = job.index.config
+    if job.config.drafting and not pruned.config.drafting:
+        dense = says_no_drafting(dense)
     if job.removes_experts:
-        contents = expert_side_files(layout, job.index.config, pruned.config)
+        contents = expert_side_files(layout, dense, pruned.config)
     else:
-        dense = with_layers(job.index.config, job.config, kept_layers(pruned.config))
+        dense = with_layers(dense, job.config, kept_layers(pruned.config))
         if layout == "uniform" and job.spec.pruning.removes_blocks:
             contents = vanilla_side_files(dense, pruned.in_files)
         else:

@@ -253,7 +253,15 @@ def test_other_tenants_jobs_do_not_exist(
 def test_capabilities(client: TestClient) -> None:
     answer = client.get("/v1/capabilities").json()
     assert "llama" in answer["architectures"]
-    assert answer["structures"] == ["ffn_channels", "kv_groups", "query_heads", "experts"]
+    assert answer["structures"] == [
+        "ffn_channels",
+        "kv_groups",
+        "query_heads",
+        "experts",
+        "attention_blocks",
+        "ffn_blocks",
+        "layers",
+    ]
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
     assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]

@@ -201,7 +201,7 @@ def _layer_inputs(stream: ModelStream, tokens: Tensor) -> list[NDArray[np.float3
 
 def _cuts_like_zeros(stream: ModelStream, layer: int, hidden: NDArray[np.float32]) -> bool:
     try:
-        cut, zeroed = cut_and_zeroed(stream, layer, hidden)
+        cut, zeroed = cut_and_zeroed(stream, layer, stream.whole_layer(layer), hidden)
     except (RuntimeError, ValueError, IndexError):  # Shapes that do not fit together any more.
         return False
     return bool(np.abs(cut - zeroed).max() <= CUT_TOLERANCE * np.abs(zeroed).max())

@@ -9,6 +9,7 @@ _ENCODER = "its decoder reads what an encoder makes of the text"
 _IMAGE = "it does not run on text without an image"
 _PACKAGES = "transformers needs packages for images to make it, which StrucPrune does not install"
 _NORMALISED = "it normalises over all channels before its down projection, so none can go alone"
+_EARLIER = "each of its layers reads what many layers before it have put out"
 _RECURRENT = "its layers are recurrent mixers without an FFN"
 
 REASONS = {
@@ -28,6 +29,8 @@ REASONS = {
     "inkling_mm_model": _PACKAGES,
     "instructblip": _IMAGE,
     "instructblipvideo": _IMAGE,
+    "inkling2": _EARLIER,
+    "inkling2_text": _EARLIER,
     "kosmos-2": _IMAGE,
     "kosmos-2.5": _NORMALISED,
     "mamba": _RECURRENT,

@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
 from strucprune_core.models.families import FAMILIES
 from strucprune_core.models.generic import architectures
 from strucprune_core.models.generic.expert_table import expert_architecture
+from strucprune_core.models.generic.layer_table import why_layers_stay
 
 ROOT = Path(__file__).parents[2]
 TABLE = Path(architectures.__file__).with_name(architectures.TABLE)
@@ -39,8 +40,9 @@ checkpoint is never run.
 
 For every generic row with channels a tiny random model was made, a quarter of its channels removed,
 and the written checkpoint loaded by transformers' Auto classes: its logits are those of the pruned
-layers run one by one, to 1e-5. How whole experts were tried is said in [Experts](experts.md). A job
-checks its own model's layers before any heavy work.
+layers run one by one, to 1e-5. "Whole layers" means that each layer of the tiny model was removed,
+and its ordinary class gave the same logits. How whole experts were tried is said in
+[Experts](experts.md). A job checks its own model's layers before any heavy work.
 """
 _EXPERTS = "whole experts"
 _TABLE = """
@@ -116,11 +118,12 @@ def _row(name: str, entries: Entries) -> tuple[str, str, str]:
     experts = expert_architecture(name if family is None else family) is not None
     too = f"; {_EXPERTS}" if experts else ""
     if family is not None:
-        what = "FFN channels, attention heads"
+        what = "FFN channels, attention heads, blocks, layers"
         return name, "own", (what if family == name else f"{what} (as {family})") + too
     entry = entries[name]
     if "architecture" in entry:
-        return name, "generic", _removed(entry["architecture"]["channels"]) + too
+        layers = "" if why_layers_stay(name) else "; whole layers"
+        return name, "generic", _removed(entry["architecture"]["channels"]) + layers + too
     return (name, "generic", _EXPERTS) if experts else (name, "refused", entry["refused"])
 
 

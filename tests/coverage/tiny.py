@@ -139,7 +139,7 @@ _OTHERS: dict[str, dict[str, Any]] = {
     "perception_lm": {"vision_config": {"model_args": {"embed_dim": 64}}},
     "qwen2_5_omni_thinker": _MROPE,
     "qwen2_5_vl": _MROPE,
-    "qwen2_vl": _MROPE,
+    "qwen2_vl": {**_MROPE, "vision_config": {"depth": 2, "embed_dim": 64}},
     "qwen4_exp": _INDEXER,
     "qwen4_exp_text": _INDEXER,
     "reformer": {"axial_pos_embds_dim": [16, 48]},

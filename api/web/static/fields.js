@@ -33,7 +33,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
-      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["output_norm", "reap"], hint: "Of experts: which of them stay. The first is the default." },
+      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["reap", "output_norm"], hint: "Of experts: which of them stay. The first is the default." },
       { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
       { pointer: "/pruning/multiple_of", label: "Widths are multiples of", kind: "number", placeholder: "1" },

@@ -37,8 +37,7 @@ class VllmModel:
         settings = SamplingParams(
             temperature=0,
             max_tokens=tokens,
-            min_tokens=tokens,
-            ignore_eos=True,
+            ignore_eos=True,  # and not min_tokens, which forbids end tokens
             logprobs=logprobs,
             detokenize=False,
         )

@@ -36,7 +36,10 @@ ADAM_EPS = 1e-15
 DIVERGED_LOSS = 10.0  # Times the held-out error at the start (at least 1, the error of no output).
 
 Block = Callable[[Tensor, Mapping[str, Tensor]], Tensor]
-"""Outputs (n x d') of a block from inputs (n x d) and its weights by role; differentiable."""
+"""Outputs (n x d') of a block from inputs (n x d) and its weights by role; differentiable.
+
+A block that mixes tokens takes whole sequences: (sequences x length x d).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,14 +47,19 @@ class Tokens:
     """Inputs of a block, and the outputs that it should give.
 
     Attributes:
-        inputs: (n x d) float32; may be memory-mapped.
-        targets: The dense block's outputs, (n x d') float32; may be memory-mapped.
-        weights: Token weights, (n,) float32.
+        inputs: (n x d) float32, or (sequences x length x d); may be memory-mapped.
+        targets: The dense block's outputs, (n x d') or (sequences x length x d') float32; may be
+            memory-mapped.
+        weights: Token weights, (n,) or (sequences x length) float32.
     """
 
     inputs: NDArray[np.float32]
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
+
+    def rows_of(self, tokens: int) -> int:
+        """Rows (tokens, or whole sequences) that hold so many tokens; at least one."""
+        return max(1, tokens * len(self.weights) // max(1, self.weights.size))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class RecoveryOptions:
 
     Attributes:
         steps: Steps of Adam.
-        batch_tokens: Tokens of one step.
+        batch_tokens: Tokens of one step; at least a sequence of a block that mixes tokens.
         learning_rate: Highest rate, relative to rms(W) of each matrix.
         betas: Of Adam.
         seed: Of the order of batches.
@@ -158,8 +166,9 @@ def held_out_error(
     device = next(iter(weights.values())).device
     error = energy = 0.0
     with torch.no_grad():
-        for start in range(0, len(tokens.weights), batch_tokens):
-            rows = slice(start, start + batch_tokens)
+        step = tokens.rows_of(batch_tokens)
+        for start in range(0, len(tokens.weights), step):
+            rows = slice(start, start + step)
             inputs, targets, token_weights = _rows(tokens, rows, device)
             squares = (block(inputs, weights) - targets).square().sum(-1)
             error += float((squares * token_weights).sum(dtype=torch.float64))
@@ -186,7 +195,7 @@ def _train(
     # Not `foreach`: that is faster on a GPU, but holds copies of all matrices at once.
     adam = torch.optim.Adam(groups, betas=options.betas, eps=ADAM_EPS, foreach=False)
     losses: list[float] = []
-    for step, rows in enumerate(islice(_batches(len(tokens.weights), options), options.steps)):
+    for step, rows in enumerate(islice(_batches(tokens, options), options.steps)):
         inputs, targets, token_weights = _rows(tokens, rows, device)
         squares = (block(inputs, weights) - targets).square().sum(-1)
         loss = (squares * token_weights).mean() / energy
@@ -206,10 +215,11 @@ def _highest_rate(weight: Tensor, options: RecoveryOptions) -> float:
     return options.learning_rate * float(weight.square().mean().sqrt())
 
 
-def _batches(count: int, options: RecoveryOptions) -> Iterator[NDArray[np.int64]]:
+def _batches(tokens: Tokens, options: RecoveryOptions) -> Iterator[NDArray[np.int64]]:
     """Rows of one batch after another: each token once before any comes again."""
     draw = torch.Generator().manual_seed(options.seed)
-    size = min(options.batch_tokens, count)
+    count = len(tokens.weights)
+    size = min(tokens.rows_of(options.batch_tokens), count)
     while True:
         order = torch.randperm(count, generator=draw).numpy()
         for start in range(0, count - size + 1, size):
@@ -219,11 +229,12 @@ def _batches(count: int, options: RecoveryOptions) -> Iterator[NDArray[np.int64]
 def _mean_energy(tokens: Tokens, batch_tokens: int) -> float:
     """Mean of w_t ||y_t||^2 over all tokens; 1 if there is none, so that a loss stays finite."""
     total = 0.0
-    for start in range(0, len(tokens.weights), batch_tokens):
-        rows = slice(start, start + batch_tokens)
+    step = tokens.rows_of(batch_tokens)
+    for start in range(0, len(tokens.weights), step):
+        rows = slice(start, start + step)
         squares = np.square(tokens.targets[rows], dtype=np.float64).sum(-1)
         total += float((squares * tokens.weights[rows]).sum())
-    return total / len(tokens.weights) or 1.0
+    return total / tokens.weights.size or 1.0
 
 
 def _rows(

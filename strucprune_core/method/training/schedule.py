@@ -14,6 +14,11 @@ RECOVERY_BATCH_TOKENS = 1024
 """Tokens of a step of recovery."""
 
 
+def recovery_sequences(length: int) -> int:
+    """Sequences of a step of recovery, where it takes whole ones; at least one."""
+    return max(1, RECOVERY_BATCH_TOKENS // length)
+
+
 def rate_factor(step: int, steps: int) -> float:
     """The rate at a step in [0, steps), relative to the highest: linear warm-up, then a cosine."""
     warmup = max(1, round(WARMUP_SHARE * steps))

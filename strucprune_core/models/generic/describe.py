@@ -26,8 +26,16 @@ from strucprune_core.models.config import (
     NormConfig,
     SharedKeys,
 )
+from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
+from strucprune_core.models.foreign_tensors import missing_tensor, other_kind
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
+from strucprune_core.models.generic.config_sizes import (
+    check_context,
+    check_embedding,
+    check_sizes,
+    check_width,
+)
 from strucprune_core.models.generic.expert_table import ExpertPattern
 from strucprune_core.models.pruned_shapes import expert_counts, family_of
 from strucprune_core.models.tensors import is_derived
@@ -37,7 +45,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 # transformers' modules know these; nothing asks a generic layer for them.
 _NO_NAMES = LayerNames(attention_output="", down="", attention_norm="", ffn_norm="")
 _MAX_STREAMS = 64
-_NO_LIMIT = fields.MAX_POSITIONS
+_NO_LIMIT = fields.MAX_POSITIONS + 1
 _FUSED = 3  # Dimensions of a tensor that holds a matrix of every expert.
 # Keys by which classes of transformers count heads. They are shown; nothing is computed by them.
 _HEAD_KEYS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "decoder_attention_heads")
@@ -70,18 +78,27 @@ def describe(
         )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
+        fields.refuse_old_rope_name(part)
+    check_sizes(raw, shapes)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
-    layers, rest = _split(shapes, architecture)
-    _check_count(raw, len(layers), architecture)
-    if architecture.shares_keys:
-        layers = _without_unused_keys(_decoder(raw), layers)
+    stated = _checked_counts(raw)
+    found = drafting_names(shapes, architecture.layer, _decoder(raw), set(stated.values()))
+    drafting = tuple((name, shapes[name]) for name in sorted(found))
+    shapes = {name: shape for name, shape in shapes.items() if name not in found}
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
-        raise InvalidCheckpoint(
-            f"tensor '{architecture.embedding}' is missing",
-            remedy="Copy the model again, or give the config.json that was saved with it.",
-        )
+        name = architecture.embedding
+        longer = [each for each in shapes if each.endswith(name)]
+        raise other_kind([*shapes]) or missing_tensor(name, architecture.head, longer)
+    layers, rest = _split(shapes, architecture)
+    _check_count(stated, len(layers), architecture)
+    if architecture.shares_keys:
+        layers = _without_unused_keys(_decoder(raw), layers)
+    family = family_of(str(raw["model_type"]))
+    check_embedding(family, _decoder(raw), architecture.embedding, embedding)
     tied = says_tied(raw, architecture)
+    # Tokens that stand for images may have an embedding, and no logit.
+    logits = embedding[0] if tied else shapes.get(architecture.head, embedding)[0]
     heads = _count(_decoder(raw), _HEAD_KEYS, 0)
     groups = _count(_decoder(raw), _KV_HEAD_KEYS, heads)
     spared = _spared(_decoder(raw), architecture, len(layers))
@@ -93,6 +110,9 @@ def describe(
         )
         for number, tensors in enumerate(layers)
     ]
+    for block in blocks:
+        for each in _generic(block).feed_forwards:
+            check_width(family, raw, _decoder(raw), each)
     if experts is not None:
         dense = experts.routing(_decoder(raw)).experts
         counts = expert_counts(raw, len(blocks)) or [dense] * len(blocks)
@@ -110,21 +130,24 @@ def describe(
         hidden = _output_rows(blocks)
     else:
         hidden = experts.number(_decoder(raw), (experts.hidden_key,), embedding[1])
+    context = _context(raw, architecture)
+    if context != _NO_LIMIT:
+        check_context(str(architecture.context_key), context, architecture.embedding, shapes)
     key = architecture.streams_key
     streams = architecture.streams_more
     streams += 1 if key is None else fields.integer(_decoder(raw), key, _MAX_STREAMS)
     carried = _carried(_decoder(raw), architecture, layers, embedding[1])
     return ModelConfig(
         model_type=str(raw["model_type"]),
-        family=family_of(str(raw["model_type"])),
+        family=family,
         names=architecture.names,
         blocks=tuple(blocks),
-        vocab_size=embedding[0],
+        vocab_size=min(embedding[0], logits),
         hidden_size=streams * hidden + carried.columns,
         embedding_size=embedding[1],
         head_dim=0,
         rotary_dims=0,
-        max_position_embeddings=_context(raw, architecture),
+        max_position_embeddings=context,
         norm=NormConfig("rms", 0.0),
         activation="silu",
         residual="pre_norm",
@@ -144,6 +167,7 @@ def describe(
             None if experts is None else experts.routing(_decoder(raw)),
             carried,
         ),
+        drafting=drafting,
     )
 
 
@@ -225,15 +249,19 @@ def _split(
     return [found[number] for number in range(len(found))], rest
 
 
-def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None:
-    """Compare the number of layers in the files with config.json, where it says one.
+def _checked_counts(raw: RawConfig) -> dict[str, int]:
+    """The numbers of decoder layers that config.json says, by key.
 
     transformers builds as many layers as it says, whatever the files hold. So no part of
     config.json may ask for an absurd number.
     """
     for part in (each for each in raw.values() if isinstance(each, dict)):
         _counts(part)
-    counts = _counts(raw) | _counts(_decoder(raw))
+    return _counts(raw) | _counts(_decoder(raw))
+
+
+def _check_count(counts: Mapping[str, int], found: int, architecture: Architecture) -> None:
+    """Compare the number of layers in the files with config.json, where it says one."""
     if counts and found not in counts.values():
         key, count = next(iter(counts.items()))
         extra = architecture.layer.format(count)
@@ -242,9 +270,9 @@ def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None
             field=fields.FIELD,
             remedy="Copy the model again, or give the config.json that was saved with it."
             if found < count
-            else f"If the config is right and '{extra}' is an extra layer (multi-token "
-            "prediction), load the model with transformers' AutoModelForCausalLM, and save it with "
-            "save_pretrained: that leaves it out.",
+            else f"If the config is right and '{extra}' drafts further tokens, count it there with "
+            "num_nextn_predict_layers. Or load the model with transformers' AutoModelForCausalLM, "
+            "and save it with save_pretrained: that leaves it out.",
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,20 +28,27 @@ from transformers import (
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
-from strucprune_core.models.generic.layer_tensors import LayerTensors
+from strucprune_core.models.generic.layer_tensors import (
+    ExpertMatrices,
+    ExpertwiseLayer,
+    LayerTensors,
+)
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.outside import is_text
 from strucprune_core.models.generic.routed import (
     DownMatrices,
     ExpertSums,
+    NoRecord,
     Seen,
     can_record,
     masking,
     observing,
+    one_by_one,
     recording,
 )
 from strucprune_core.models.generic.stored_states import Beside, StoredStates
 from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
@@ -101,15 +108,31 @@ class WholePass:
     """A plain pass through a model, whose layers have weights while they run.
 
     Attributes:
-        read: A layer's tensors by their full names in the files, float32.
+        read: A layer's tensors by name within the layer, float32, and what their names in the
+            files begin with.
         only: Layers to run; the others hand on what they are given. None: all.
         inputs, outputs: Of each layer that ran, (b, n, d): filled by the pass.
     """
 
-    read: Callable[[int], Mapping[str, Tensor]]
+    read: Callable[[int], tuple[LayerWeights, str]]
     only: Collection[int] | None = None
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRun:
+    """One layer's run.
+
+    Attributes:
+        hidden: Its output, (b, n, d).
+        inputs: Inputs of some of its matrices, (b * n x width), by the names that were asked for.
+        outputs: Outputs of some of its matrices, in the shape that their modules give.
+    """
+
+    hidden: Tensor
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
 
 
 class Modules:
@@ -150,6 +173,7 @@ class Modules:
         self._whole: WholePass | None = None
         self._hidden: Tensor | None = None
         self._beside = Beside()
+        self._cache: Any = None
         self._at = 0
         self._embedding = self._model.get_input_embeddings()
         self._padding, self._embedding.padding_idx = self._embedding.padding_idx, None
@@ -167,15 +191,16 @@ class Modules:
 
     # ---- what is run -------------------------------------------------------------------------
 
-    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor) -> Tensor:
+    def embed(self, ids: Tensor, rows: Tensor, tokens: Tensor, cache: Any = None) -> Tensor:
         """The first layer's input, (b, n, d).
 
         Args:
             ids: Of each token its place in `rows`, (b, n).
             rows: Rows of the embedding.
             tokens: Token ids, (b, n).
+            cache: transformers' cache of what came before these tokens.
         """
-        self._at, self._hidden = -1, None
+        self._at, self._hidden, self._cache = -1, None, cache
         return self._run_tokens(ids, rows, tokens)
 
     def run_layer(
@@ -184,9 +209,12 @@ class Modules:
         tensors: Mapping[str, Tensor],
         prefix: str,
         hidden: Tensor,
-        record: Mapping[str, str] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A layer's output, (b, n, d), and the inputs of some of its matrices, (b * n x width).
+        *,
+        inputs_of: Mapping[str, str] | None = None,
+        outputs_of: Mapping[str, str] | None = None,
+        cache: Any = None,
+    ) -> LayerRun:
+        """What a layer makes of its input; autograd may follow it.
 
         Args:
             layer: Its number.
@@ -194,21 +222,35 @@ class Modules:
                 widths may be smaller than the model's.
             prefix: What their names in the files begin with.
             hidden: Its input, (b, n, d).
-            record: Of each matrix whose input is kept, under which name: its name in the layer.
+            inputs_of: Of each matrix whose input is kept, under which name: its name in the layer.
+            outputs_of: The same of each matrix whose output is kept.
+            cache: transformers' cache of what came before; the layer's part of it is extended.
         """
-        kept: dict[str, Tensor] = {}
+        run = LayerRun(hidden, {}, {})
         handles = [
-            self._module_of(prefix + name).register_forward_pre_hook(_Keep(kept, key))
-            for key, name in (record or {}).items()
+            self._module_of(prefix + name).register_forward_pre_hook(_KeepInput(run.inputs, key))
+            for key, name in (inputs_of or {}).items()
+        ]
+        handles += [
+            self._module_of(prefix + name).register_forward_hook(_KeepOutput(run.outputs, key))
+            for key, name in (outputs_of or {}).items()
         ]
         self._at = layer
         try:
-            self._set(self._made(tensors, prefix))
-            return self._run_stored(hidden), kept
+            with self._loaded(layer, tensors, prefix):
+                self._cache = cache
+                return replace(run, hidden=self._run_stored(hidden))
         finally:
             for handle in handles:
                 handle.remove()
-            self._clear(layer)
+
+    def tokens_of_rows(self, hidden: Tensor) -> Tensor | None:
+        """The token of each recorded row, where a token has several; None: they are one to one.
+
+        Args:
+            hidden: A layer's input, (b, n, d).
+        """
+        return self._stored.tokens_of_rows(*hidden.shape[:2])
 
     def recording(self, layer: int, sums: ExpertSums) -> AbstractContextManager[None]:
         """Inside, a layer's experts add what they do to `sums`: see `generic.routed`."""
@@ -232,11 +274,8 @@ class Modules:
         Raises:
             NoRecord: its class says nothing of single experts.
         """
-        try:
-            self._set(self._made(tensors, prefix))
+        with self._loaded(layer, tensors, prefix):
             yield DownMatrices(self._layers[layer])
-        finally:
-            self._clear(layer)
 
     def masking(
         self, routers: Sequence[str], removed: Sequence[int]
@@ -265,7 +304,7 @@ class Modules:
         self._head.forward = _stop
         self._whole = whole
         try:
-            return self._run_tokens(ids, rows, tokens)
+            return _first_stream(self._run_tokens(ids, rows, tokens))
         finally:
             self._whole = None
             self._head.forward = self._forward_head
@@ -313,8 +352,7 @@ class Modules:
         self._at = len(self._layers)
         self._head.forward = _stop
         try:
-            met = self._run_stored(hidden[:, None])
-            return met.flatten(1, -2)[:, 0]  # Of several streams the first predicts the next token.
+            return _first_stream(self._run_stored(hidden[:, None]))[:, 0]
         finally:
             self._head.forward = self._forward_head
 
@@ -375,11 +413,8 @@ class Modules:
         if whole.only is not None and number not in whole.only:
             return self._as_returned(hidden, self._beside.handed)
         whole.inputs[number] = self._stored.store(hidden, self._beside)
-        try:
-            self._set(self._names.parameters(whole.read(number)))
+        with self._loaded(number, *whole.read(number)):
             output = forward(*given, **options)
-        finally:
-            self._clear(number)
         self._stored.keep(options, output, self._beside)
         whole.outputs[number] = self._stored.store(self._of_returned(output), self._beside)
         return output
@@ -403,7 +438,7 @@ class Modules:
         except _Stopped as stopped:
             return stopped.value
         finally:
-            self._hidden, self._beside = None, Beside()
+            self._hidden, self._beside, self._cache = None, Beside(), None
         raise RuntimeError("the model's forward pass did not come to its layers")
 
     def _forward(self, ids: Tensor, rows: Tensor) -> Any:
@@ -424,8 +459,9 @@ class Modules:
             if missing > 0:  # Some classes look up the padding's row.
                 rows = torch.cat([rows, rows.new_zeros(missing, rows.shape[-1])])
         self._embedding.weight = nn.Parameter(rows, requires_grad=False)
+        options = {} if self._cache is None else {"past_key_values": self._cache}
         try:
-            return self._model(input_ids=ids, use_cache=False)
+            return self._model(input_ids=ids, use_cache=self._cache is not None, **options)
         finally:
             for handle in handles:
                 handle.remove()
@@ -486,6 +522,43 @@ class Modules:
         if isinstance(output, tuple | list):
             hidden = output[self._returns.index("hidden")]
         return hidden
+
+    @contextmanager
+    def _loaded(self, layer: int, tensors: LayerWeights, prefix: str) -> Iterator[None]:
+        """Inside, a layer has its weights, or reads those of each expert when they are used."""
+        try:
+            if not isinstance(tensors, ExpertwiseLayer):
+                self._set(self._made(tensors, prefix))
+                yield
+                return
+            self._set(self._made(tensors.resident, prefix))
+            with one_by_one(self._layers[layer]) as experts:
+                self._stand_in(experts, tensors, prefix)
+                yield
+        finally:
+            self._clear(layer)
+
+    def _stand_in(self, experts: nn.Module, tensors: ExpertwiseLayer, prefix: str) -> None:
+        """Replace parameters of a layer's experts by what reads one expert's part of them."""
+        described = tensors.experts
+        parts: dict[str, list[str]] = {}
+        for role in (*described.own, *(name for name, _ in described.sliced)):
+            parameter, _ = self._names.parameter_of(prefix + role.format(0))
+            parts.setdefault(parameter, []).append(role)
+        for parameter, roles in parts.items():
+            path, _, attribute = parameter.rpartition(".")
+            if self._model.get_submodule(path) is not experts:
+                raise NoRecord("its matrices are not in the module that computes with them")
+            dense, *one = self._shapes[parameter]
+            # Some rules of loading compare its shape with what they are given: of one expert.
+            empty = torch.empty(1, *one, device="meta")
+            experts._parameters[attribute] = nn.Parameter(empty, requires_grad=False)
+            read = _ExpertReader(self._names, parameter, roles, tensors, prefix)
+            matrices = ExpertMatrices(described.count, _Hiding(experts, attribute, read))
+            vars(experts)[attribute] = matrices
+            self._undo.append(_Forget(experts, attribute))
+            if dense != described.count:
+                self._tell(path, {dense: described.count})
 
     def _made(self, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
         """The parameters that a layer's tensors become."""
@@ -568,7 +641,52 @@ class _Layer:
         return self._modules.pass_layer(self._number, self._forward, given, options)
 
 
-class _Keep:
+class _ExpertReader:
+    """Reads an expert's part of a parameter, as `ParameterNames` makes it of the files' tensors."""
+
+    def __init__(
+        self,
+        names: ParameterNames,
+        parameter: str,
+        roles: Sequence[str],
+        tensors: ExpertwiseLayer,
+        prefix: str,
+    ) -> None:
+        self._names, self._parameter, self._roles = names, parameter, roles
+        self._tensors, self._prefix = tensors, prefix
+
+    def __call__(self, expert: int) -> Tensor:
+        parts = (self._tensors.of_expert(role, expert) for role in self._roles)
+        made = self._names.parameters({self._prefix + name: part for name, part in parts})
+        return made[self._parameter][0]
+
+
+class _Hiding:
+    """Calls a reader while a module has its parameter again, at which rules of loading look."""
+
+    def __init__(self, module: nn.Module, attribute: str, read: Callable[[int], Tensor]) -> None:
+        self._module, self._attribute, self._read = module, attribute, read
+
+    def __call__(self, expert: int) -> Tensor:
+        attributes = vars(self._module)
+        stand_in = attributes.pop(self._attribute)
+        try:
+            return self._read(expert)
+        finally:
+            attributes[self._attribute] = stand_in
+
+
+class _Forget:
+    """Takes an attribute from a module."""
+
+    def __init__(self, module: nn.Module, attribute: str) -> None:
+        self._module, self._attribute = module, attribute
+
+    def __call__(self) -> None:
+        del vars(self._module)[self._attribute]
+
+
+class _KeepInput:
     """Keeps what a module is given, one row per token."""
 
     def __init__(self, kept: dict[str, Tensor], name: str) -> None:
@@ -576,6 +694,17 @@ class _Keep:
 
     def __call__(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         self._kept[self._name] = given[0].reshape(-1, given[0].shape[-1])
+
+
+class _KeepOutput:
+    """Keeps what a module gives; what goes on is a copy, which may be changed in place."""
+
+    def __init__(self, kept: dict[str, Tensor], name: str) -> None:
+        self._kept, self._name = kept, name
+
+    def __call__(self, module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        self._kept[self._name] = output
+        return output.clone()
 
 
 class _Replace:
@@ -600,6 +729,11 @@ class _Reset:
 
     def __call__(self) -> None:
         setattr(self._module, self._key, self._value)
+
+
+def _first_stream(met: Tensor) -> Tensor:
+    """What meets the head's matrix, (b, n, e): of several streams the one for the next token."""
+    return met[:, 0] if met.dim() == 4 else met
 
 
 def _hidden_of(given: tuple[Any, ...], options: dict[str, Any]) -> Tensor:

@@ -56,6 +56,13 @@ class StoredStates:
         """Whether layers are given what depends on tokens themselves."""
         return self._carried.token_id
 
+    def tokens_of_rows(self, b: int, n: int) -> Tensor | None:
+        """The token of each row of a layer's matrices, where a token has several; else None."""
+        if self._axis != 1:
+            return None
+        tokens = torch.arange(b * n).view(b, 1, n)
+        return tokens.expand(b, self._streams[0], n).flatten()
+
     def store(self, hidden: Tensor, beside: Beside) -> Tensor:
         """Rows of numbers, (b, n, d), of a layer's input or output, and what is beside it."""
         hidden = self._in_a_row(hidden)

@@ -62,15 +62,16 @@ def _layer(job: Job, layer: int, flow: Rows) -> tuple[list[OfKind], Rows]:
     inputs = job.units.array(Capture(layer).probe_input)
     before = np.empty_like(flow)
     squares: dict[str, list[NDArray[np.float32]]] = {}
+    width: dict[str, int] = {}
     for window in range(len(flow)):
         rows = slice(window, window + 1)
         result = backward_layer(job.dense, layer, weights, inputs[rows], flow[rows])
         before[rows] = result.at_input.cpu().numpy()
-        for kind, gradients in result.at_outputs.items():
+        for kind, gradients in result.at_outputs:
             squares.setdefault(kind, []).append(gradients[0, :-1].square().sum(-1).cpu().numpy())
-    d = job.config.hidden_size
+            width[kind] = gradients.shape[-1]
     energies = [
-        OfKind(layer, kind, gradient_energy(np.concatenate(squares[kind]), d))
+        OfKind(layer, kind, gradient_energy(np.concatenate(squares[kind]), width[kind]))
         for kind in dict.fromkeys(site.kind for site in job.sites(layer))
     ]
     return energies, before

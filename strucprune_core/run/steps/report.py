@@ -13,8 +13,8 @@ from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
-from strucprune_core.plan.deviations import batch_warning, sparsity_warning
-from strucprune_core.plan.estimate import estimate_job, size_of
+from strucprune_core.plan.deviations import batch_warning, drafting_warning, sparsity_warning
+from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite
@@ -62,6 +62,7 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
+from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
@@ -116,6 +117,7 @@ def _report(job: Job) -> Report:
         files=[],
         warnings=[
             *_model_warnings(job),
+            *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
@@ -156,7 +158,8 @@ def _parameters(config: ModelConfig) -> int:
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
-    stored_bytes = max(1, job.index.total_bytes // max(1, _dense_parameters(job)))
+    of_model = job.index.total_bytes - drafting_bytes(job.config, job.index)
+    stored_bytes = max(1, of_model // max(1, _dense_parameters(job)))
     before = size_of(job.config, dtype_bytes=stored_bytes)
     after = size_of(pruned.config, dtype_bytes=stored_bytes)
     written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
@@ -253,7 +256,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
-        recovery=_recovery(job, layer),
+        recovery=_recovery(job, pruned, layer),
         refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
@@ -275,8 +278,8 @@ def _refit(job: Job, layer: int) -> RefitReport | None:
     )
 
 
-def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if not job.recovers:
+def _recovery(job: Job, pruned: PrunedModel, layer: int) -> RecoveryReport | None:
+    if not job.recovers or not recovered_roles(pruned.config, layer):
         return None
     return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 

@@ -126,6 +126,7 @@ def _written_by_the_model(job: Job) -> NDArray[np.int32]:
             spec.seed,
             job.scratch,
             lambda: job.tick(next(done), total),
+            lambda: job.tick(0, total),
         )
 
 

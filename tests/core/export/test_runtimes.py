@@ -51,13 +51,13 @@ def test_the_table_names_families_that_exist() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, [".", None, None, None]),
+        ({}, [".", ".", None, None]),
         ({"layout": "uniform"}, [".", ".", None, "."]),
-        ({"exports": ["gguf"]}, [".", None, "gguf", None]),
-        ({"exports": ["block_configs"]}, [".", "block_configs", None, "block_configs"]),
+        ({"exports": ["gguf"]}, [".", ".", "gguf", None]),
+        ({"exports": ["block_configs"]}, [".", ".", None, "block_configs"]),
         (
             {"exports": ["block_configs", "gguf"]},
-            [".", "block_configs", "gguf", "block_configs"],
+            [".", ".", "gguf", "block_configs"],
         ),
         ({"layout": "uniform", "exports": ["block_configs", "gguf"]}, [".", ".", "gguf", "."]),
     ],
@@ -75,7 +75,7 @@ def test_folders_of_a_llama(changes: dict[str, Any], expected: list[str | None])
 def test_what_to_change() -> None:
     found = support(LLAMA)
     assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."
-    assert found["vLLM"].remedy == (
+    assert found["MLX"].remedy == (
         "Use layout 'uniform', or add 'block_configs' to pruning.exports."
     )
     heads = support(LLAMA, structures=["kv_groups"])

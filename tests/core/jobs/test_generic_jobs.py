@@ -8,22 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, StrucPruneError
-from strucprune_core.export import layouts, modeling_strucprune
 from strucprune_core.export.loading import load_pretrained
-from strucprune_core.models import read_config
-from strucprune_core.models.generic.architectures import table
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
-from tests.core.models.families import saved_variant
 from tests.core.models.generic.tiny import save_tiny
-from tests.coverage.patterns import as_entry, as_stored, find_architecture
 
 # A plain one; biases, and a tied head; a factor of the logits; ALiBi, and a fused query-key-value
 # matrix; shared experts beside routed ones, and a plain first layer; a fused gate and up matrix;
-# layers without an FFN, and an infinity in config.json.
+# layers without an FFN, and an infinity in config.json; layers that are given more than hidden
+# states; integers in a layer; several rows of a token.
 ARCHITECTURES = ["olmo2", "starcoder2", "cohere", "bloom", "exaone_moe", "glm4", "nemotron_h"]
+ARCHITECTURES += ["gemma3n_text", "deepseek_v4", "prophetnet"]
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -63,6 +60,69 @@ def test_a_pruned_model_is_pruned_again(olmo2: Path, text_file: Path, tmp_path: 
     assert twice.after.parameters < once.after.parameters
     loaded = load_pretrained(str(tmp_path / "b"))
     assert sum(each.numel() for each in loaded.parameters()) == twice.after.parameters
+
+
+@pytest.mark.parametrize("name", ["olmo2", "gemma3", "qwen2_moe", "gpt_bigcode"])
+def test_one_width_loads_in_the_own_class(name: str, text_file: Path, tmp_path: Path) -> None:
+    """Also a decoder beside one that sees images, a shared expert, and a key that says nothing."""
+    spec = tiny_spec(
+        save_tiny(name, tmp_path / "model"),
+        text_file,
+        tmp_path / "out",
+        pruning={"layout": "uniform", "multiple_of": 4},
+        evaluation=EASY,
+    )
+    report = run(spec, tmp_path)
+    assert len({layer.width_after for layer in report.layers}) == 1
+    assert not list((tmp_path / "out").glob("*.py"))
+    auto: Any = AutoModelForImageTextToText if name == "gemma3" else AutoModelForCausalLM
+    model = auto.from_pretrained(tmp_path / "out")
+    assert not type(model).__name__.startswith("StrucPrune")
+    assert sum(each.numel() for each in model.parameters()) == report.after.parameters
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("bloom", "no key"), ("exaone_moe", "no key"), ("pruned", "differ")]
+)
+def test_one_width_is_refused_where_no_class_has_it(
+    name: str, match: str, olmo2: Path, text_file: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    if name == "pruned":
+        run(tiny_spec(olmo2, text_file, model, evaluation=EASY), tmp_path / "1")
+    else:
+        save_tiny(name, model)
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning={"layout": "uniform"})
+    with pytest.raises(InvalidSpec, match=match) as caught:
+        run(spec, tmp_path / "2")
+    assert caught.value.field == "pruning.layout"
+
+
+# Norms behind the FFN; a parallel residual; a decoder beside one that sees images; layers without
+# an FFN; two FFNs in a layer.
+@pytest.mark.parametrize("name", ["olmo2", "stablelm", "gemma3", "nemotron_h", "longcat_flash"])
+def test_layers_are_trained(name: str, text_file: Path, tmp_path: Path) -> None:
+    """Energies from gradients, and recovery of each layer that has an FFN."""
+    heads = {"num_key_value_heads": 4, "zero_expert_num": 1} if name == "longcat_flash" else {}
+    model = save_tiny(name, tmp_path / "model", **heads)
+    training = {"sparsity": 0.5, "energy": "gradient", "recover": {"steps": 20}}
+    changes = {"pruning": training, "evaluation": EASY, "calibration": {"samples": 64}}
+    spec = tiny_spec(model, text_file, tmp_path / "out", **changes)
+    report = run(spec, tmp_path)
+    trained = [layer.recovery for layer in report.layers if layer.sites]
+    assert all(recovery is not None for recovery in trained)
+    assert all(layer.recovery is None for layer in report.layers if not layer.sites)
+    assert "accepted" in {recovery.status for recovery in trained if recovery is not None}
+
+
+@pytest.mark.parametrize("name", ["stablelm", "gemma3", "openai-gpt"])
+def test_the_model_writes_its_own_text(name: str, text_file: Path, tmp_path: Path) -> None:
+    """With transformers' cache, and for a class that has none."""
+    model = save_tiny(name, tmp_path / "model")
+    calibration = {"source": "self", "uri": None, "sequence_length": 12}
+    spec = tiny_spec(model, text_file, tmp_path / "out", calibration=calibration, evaluation=EASY)
+    report = run(spec, tmp_path)
+    assert report.after.parameters < report.before.parameters
 
 
 @pytest.mark.parametrize("name", ["olmo2", "exaone_moe"])
@@ -108,44 +168,13 @@ def interrupt_at(fraction: float) -> Any:
     return sink
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3"])
-def test_own_and_generic_agree(
-    family: str, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The families that are written out are the oracle: the same widths, the same perplexity."""
-    model = saved_variant(family, tmp_path / "model")
-    own = run(tiny_spec(model, text_file, tmp_path / "own", evaluation=EASY), tmp_path / "1")
-    dense = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
-    found = find_architecture(as_stored(dense), torch.arange(3, 123).view(1, 120))
-    monkeypatch.setattr(read_config, "_is_own", lambda raw: False)
-    monkeypatch.setitem(table()["model_types"], family, {"architecture": as_entry(found)})
-    monkeypatch.delitem(layouts.CLASS_STEMS, family)
-    monkeypatch.delitem(modeling_strucprune.MODELS, f"strucprune_{family}")
-    generic = run(tiny_spec(model, text_file, tmp_path / "any", evaluation=EASY), tmp_path / "2")
-    widths = [[layer.width_after for layer in each.layers] for each in (own, generic)]
-    assert widths[0] == widths[1]
-    assert own.perplexity is not None
-    assert generic.perplexity is not None
-    assert generic.perplexity.before == pytest.approx(own.perplexity.before, rel=1e-5)
-    assert generic.perplexity.after == pytest.approx(own.perplexity.after, rel=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("changes", "field"),
-    [
-        ({"pruning": {"structures": ["kv_groups"]}}, "pruning.structures"),
-        ({"pruning": {"layout": "uniform"}}, "pruning.layout"),
-        ({"pruning": {"energy": "gradient"}}, "pruning.energy"),
-        ({"pruning": {"recover": {}}}, "pruning.recover"),
-        ({"calibration": {"source": "self", "uri": None}}, "calibration.source"),
-    ],
-)
 def test_what_is_not_implemented_is_refused_first(
-    olmo2: Path, text_file: Path, tmp_path: Path, changes: dict[str, Any], field: str
+    olmo2: Path, text_file: Path, tmp_path: Path
 ) -> None:
+    heads = {"structures": ["kv_groups"]}
     with pytest.raises(InvalidSpec, match="'olmo2'") as caught:
-        run(tiny_spec(olmo2, text_file, tmp_path / "out", **changes), tmp_path)
-    assert caught.value.field == field
+        run(tiny_spec(olmo2, text_file, tmp_path / "out", pruning=heads), tmp_path)
+    assert caught.value.field == "pruning.structures"
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from strucprune_core.models.backward import LayerGradients, backward_layer
-from strucprune_core.models.output_gradients import loss_gradients
-from strucprune_core.models.streaming import ModelStream
+from strucprune_core.models.backward import backward_layer
 from strucprune_core.models.tiles import Tiles
-from strucprune_core.models.vocabulary import embed, token_losses
+from strucprune_core.models.vocabulary import token_losses
 from tests.core.models.families import VARIANTS, random_model
+from tests.core.models.gradients import all_states, backward, run_from
 from tests.core.models.reference import (
     random_tokens,
     reference_gradients,
@@ -29,36 +28,6 @@ Rows = NDArray[np.float32]
 TILES = Tiles(vocabulary_rows=100, head_tokens=20)
 
 
-def run_from(stream: ModelStream, layer: int, hidden: Rows) -> list[Rows]:
-    """A layer's input and the outputs of all layers from there."""
-    states = [hidden]
-    for number in range(layer, stream.config.layers):
-        states.append(stream.run_layer(number, stream.layer(number), states[-1]).hidden.numpy())
-    return states
-
-
-def all_states(stream: ModelStream, tokens: NDArray[np.int32]) -> list[Rows]:
-    """Every layer's input, and the last one's output."""
-    hidden = np.empty((*tokens.shape, stream.config.hidden_size), dtype=np.float32)
-    embed(stream, tokens, hidden)
-    return run_from(stream, 0, hidden)
-
-
-def backward(stream: ModelStream, tokens: NDArray[np.int32]) -> list[LayerGradients]:
-    """The backward passes of all layers, by layer."""
-    states = all_states(stream, tokens)
-    d = stream.config.hidden_size
-    flow = np.zeros_like(states[-1])
-    flow[:, :-1] = loss_gradients(
-        stream, states[-1][:, :-1].reshape(-1, d), tokens[:, 1:].reshape(-1)
-    ).reshape(len(tokens), -1, d)
-    found: list[LayerGradients] = []
-    for layer in reversed(range(stream.config.layers)):
-        found.append(backward_layer(stream, layer, stream.whole_layer(layer), states[layer], flow))
-        flow = found[-1].at_input.numpy()
-    return found[::-1]
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant: str) -> None:
     model, tokens = random_model(variant), random_tokens(2, 24, 512)
@@ -66,7 +35,7 @@ def test_streamed_gradients_are_those_of_the_whole_model(tmp_path: Path, variant
     expected = reference_gradients(model, tokens)
     for layer, gradients in enumerate(found):
         parts: dict[str, Tensor] = {"input": gradients.at_input}
-        parts |= {str(kind): each for kind, each in gradients.at_outputs.items()}
+        parts |= {str(kind): each for kind, each in gradients.at_outputs}
         assert set(parts) == {"input", "attention", "ffn"}
         for name, gradient in parts.items():
             reference = expected[layer, name]

@@ -17,6 +17,7 @@ from strucprune_core.calibration.degeneracy import TokenCounts
 from strucprune_core.errors import Stopped
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.site_statistics import SiteStatistics
+from strucprune_core.models.blocks import Block
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.run import artifacts, steps
 from strucprune_core.run.artifacts import Artifacts, Capture, File, Price, PriceValues
@@ -32,6 +33,7 @@ from tests.support.tiny_llama import make_tiny_llama
 FILE_NAME = re.compile(r"\S*\.(npy|safetensors|gguf)")
 PRICE = PriceValues((5, 7), 0.25, None, [1.0, 2.0], [0.0, 1e-310])
 COUNTS = TokenCounts(64, 20)
+LOSS = artifacts.BlockLoss(Block(2, "layers"), 192, 0.125)
 # Values of every kind of unit that has some.
 VALUES: dict[type[Artifacts], Any] = {
     artifacts.ModelCheck: artifacts.ModelCheckValues("x", 4, [0, 2], 1e-7, 1e-3),
@@ -58,6 +60,9 @@ VALUES: dict[type[Artifacts], Any] = {
             ),
         }
     ),
+    artifacts.BlockProbe: artifacts.BlockProbeValues([LOSS]),
+    artifacts.Drop: artifacts.DropValues(LOSS, []),
+    artifacts.Refit: artifacts.RefitValues(True, 0.5, None),
     artifacts.Recover: artifacts.RecoverValues("accepted", 0.5, None),
     artifacts.Distill: artifacts.DistillValues([0.5, 0.25], False, 0.5, 0.25, "accepted"),
     artifacts.Repair: artifacts.RepairValues("accepted", 0.5, 0.25),
@@ -91,6 +96,15 @@ def every_unit() -> Iterator[Unit]:
             export_shards=[[0, 1, 2]],
             distill_steps=20,
         )
+    yield from build_graph(
+        layers=3,
+        shards=[[0, 1, 2]],
+        energy="forward",
+        evaluate=True,
+        blocks=2,
+        sites=False,
+        refit=True,
+    )
     yield from build_experts_graph(
         layers=3, shards=[[]], energy="kl_probe", evaluate=True, repair=True
     )

@@ -217,3 +217,34 @@ def test_the_rate_warms_up_and_falls_to_the_floor(steps: int) -> None:
     assert min(rates) > 0.0
     if steps > 1:
         assert rates[-1] == pytest.approx(FLOOR)
+
+
+def in_sequences(tokens: Tokens, length: int) -> Tokens:
+    arrays = (tokens.inputs, tokens.targets, tokens.weights)
+    return Tokens(*(array.reshape(-1, length, *array.shape[1:]) for array in arrays))
+
+
+@pytest.mark.parametrize(("length", "in_batch"), [(1, 128), (32, 4), (100, 1), (256, 1)])
+def test_a_block_that_mixes_tokens_gets_whole_sequences(length: int, in_batch: int) -> None:
+    """As many as hold the tokens of a batch, at least one."""
+    shapes: set[tuple[int, ...]] = set()
+
+    def block(x: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        shapes.add(tuple(x.shape))
+        return gated(x, weights)
+
+    train = in_sequences(tokens_of(1600 if length == 100 else 1024, 1), length)
+    holdout = in_sequences(tokens_of(2 * length, 2), length)
+    result = recover(block, pruned_weights(tokens_of(1024, 1)), train, holdout, OPTIONS)
+    assert (in_batch, length, D) in shapes
+    assert max(shape[0] for shape in shapes) == in_batch
+    assert result.accepted
+
+
+def test_sequences_of_one_token_are_tokens() -> None:
+    train, holdout = tokens_of(1024, 1), tokens_of(256, 2)
+    start = pruned_weights(train)
+    plain = recover(gated, start, train, holdout, OPTIONS)
+    same = recover(gated, start, in_sequences(train, 1), in_sequences(holdout, 1), OPTIONS)
+    assert plain.error_after == pytest.approx(same.error_after, rel=1e-4)
+    assert plain.losses == pytest.approx(same.losses, rel=1e-4)

@@ -1,0 +1,63 @@
+"""Tiny random models of families beside llama: what a runtime must load, without a download."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+# Heads of 32 channels: the narrowest that vLLM's attention on a CPU has.
+_SHAPE: Mapping[str, Any] = {
+    "hidden_size": 128,
+    "intermediate_size": 192,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 2048,
+    # Wide enough that few greedy tokens are near ties.
+    "initializer_range": 0.2,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": None,
+}
+_OWN: Mapping[str, Mapping[str, Any]] = {
+    "gemma2": {"query_pre_attn_scalar": 32, "sliding_window": 16},
+    "gemma3_text": {"query_pre_attn_scalar": 32, "sliding_window": 16},
+    "opt": {"ffn_dim": 192, "word_embed_proj_dim": 128, "init_std": 0.2},
+    "gpt2": {"n_embd": 128, "n_layer": 6, "n_head": 4, "n_positions": 2048},
+    "gpt_neox": {"num_key_value_heads": 4},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64},
+}
+
+
+def ensure_tiny(family: str, tokenizer_of: Path, folder: Path) -> Path:
+    """The directory of a tiny model with random weights, and another model's tokenizer.
+
+    Args:
+        family: Its model type.
+        tokenizer_of: A model's directory, with tokenizer.json.
+        folder: Where it is made, once.
+    """
+    directory = folder / f"dense_{family}"
+    if (directory / "tokenizer.json").exists():
+        return directory
+    names = [each.name for each in tokenizer_of.glob("tokenizer*.json")]
+    config_class = CONFIG_MAPPING[family]
+    vocabulary = len(AutoTokenizer.from_pretrained(tokenizer_of))
+    settings = {**_SHAPE, **_OWN.get(family, {}), "vocab_size": vocabulary}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config_class(**settings))
+        for parameter in model.parameters():
+            if parameter.dim() == 1:  # transformers begins with ones and zeros
+                parameter.data += 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(directory)
+    for name in names:
+        shutil.copy(tokenizer_of / name, directory)
+    return directory

@@ -1,0 +1,1 @@
+"""Serving pruned models: what other engines need to load `per_layer` checkpoints."""
