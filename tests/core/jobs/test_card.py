@@ -69,7 +69,7 @@ def test_a_result_says_what_it_is_and_ships_its_terms(
     assert (
         f"| FFN channels | {report.before.ffn_channels:,} | {report.after.ffn_channels:,} |" in card
     )
-    assert "vllm serve block_configs --trust-remote-code" in card
+    assert "vllm serve .\n" in card
     assert "llama-cli -m gguf/model.gguf" in card
     assert "mlx_lm.generate --model block_configs" in card
     assert {"README.md", "LICENSE", "Notice.txt"} <= {entry.name for entry in report.files}

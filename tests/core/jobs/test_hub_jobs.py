@@ -49,6 +49,15 @@ def from_hub(repo: Repo, tmp_path: Path) -> JobSpec:
     return spec.model_copy(update={"model": ModelSpec(uri=URI)})
 
 
+def weights_and_more(directory: Path) -> dict[str, bytes]:
+    """All files that say nothing of where the model came from."""
+    return without_card(checkpoint_of(directory))
+
+
+def without_card(files: dict[str, bytes]) -> dict[str, bytes]:
+    return {name: data for name, data in files.items() if name != "README.md"}
+
+
 def report_of(directory: Path) -> Report:
     return Report.model_validate_json((directory / "report.json").read_bytes())
 
@@ -57,7 +66,9 @@ def test_the_same_bytes_as_from_a_directory(
     from_hub: JobSpec, repo: Repo, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     run(from_hub, tmp_path, open_store=open_store)
-    assert checkpoint_of(tmp_path / "out") == expected
+    assert weights_and_more(tmp_path / "out") == without_card(expected)
+    card = (tmp_path / "out/README.md").read_text("utf-8")
+    assert "base_model: acme/tiny\nbase_model_relation: finetune\n" in card
     report = report_of(tmp_path / "out")
     commit = repo.branches["main"]
     assert report.model.uri == report.spec["model"]["uri"] == f"{URI}@{commit}"
@@ -87,7 +98,7 @@ def test_a_resumed_job_reads_the_commit_that_it_began_with(
         run(from_hub, tmp_path, open_store=open_store, stop=StopOnceFinished(tmp_path, "solve.0"))
     repo.push({"config.json": b"another model"})
     run(from_hub, tmp_path, open_store=open_store)
-    assert checkpoint_of(tmp_path / "out") == expected
+    assert weights_and_more(tmp_path / "out") == without_card(expected)
     assert report_of(tmp_path / "out").model.uri == f"{URI}@{first}"
 
 
@@ -142,7 +153,7 @@ def test_a_job_on_a_snapshot_of_the_local_cache(
         (repository / "blobs" / str(number)).write_bytes(data)
         (snapshot / name).symlink_to(f"../../blobs/{number}")
     run(tiny_spec(snapshot, text_file, tmp_path / "out"), tmp_path)
-    assert checkpoint_of(tmp_path / "out") == expected
+    assert weights_and_more(tmp_path / "out") == without_card(expected)
 
 
 def test_an_output_on_a_hub_is_refused(from_hub: JobSpec) -> None:

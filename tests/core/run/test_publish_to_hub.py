@@ -16,6 +16,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
+from strucprune_core.report.card import MARK
 from strucprune_core.run.publish_to_hub import Published, publish_to_hub
 from strucprune_core.storage import hub_requests
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -99,6 +100,20 @@ def test_no_accidental_publication(result: LocalStore, hub: Hub, tmp_path: Path)
         publish(result, tmp_path / "scratch")
     assert repo.head() == {".gitattributes": b""}
     assert publish(result, tmp_path / "scratch", public=True).private is False
+
+
+def test_a_card_is_renewed_until_somebody_makes_it_their_own(hub: Hub, tmp_path: Path) -> None:
+    ours = MARK.encode() + b"\n# Pruned"
+    result = _written(LocalStore(tmp_path / "carded"), {**FILES, "README.md": ours})
+    publish(result, tmp_path / "scratch")
+    repo = hub.repos["acme/small"]
+    assert repo.head()["README.md"] == ours
+    repo.push({**repo.head(), "README.md": b"older\n" + MARK.encode()})
+    publish(result, tmp_path / "scratch", replace=True)
+    assert repo.head()["README.md"] == ours
+    repo.push({**repo.head(), "README.md": ours.replace(MARK.encode(), b"")})
+    publish(result, tmp_path / "scratch", replace=True)
+    assert repo.head()["README.md"] == ours.replace(MARK.encode(), b"")
 
 
 def test_other_files_stay_unless_asked(result: LocalStore, hub: Hub, tmp_path: Path) -> None:
