@@ -21,6 +21,8 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
         "model.uri": spec.model.uri,
         "output.uri_prefix": spec.output.uri_prefix,
     }
+    if spec.model.adapter_uri is not None:
+        uris["model.adapter_uri"] = spec.model.adapter_uri
     if spec.calibration.uri is not None:
         uris["calibration.uri"] = spec.calibration.uri
     if spec.evaluation is not None:

@@ -34,7 +34,8 @@ from torch.nn import functional
 
 from benchmarks.swaps import swap_groups
 from strucprune_core.calibration.text import Text, calibration_windows
-from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.calibration.tokenizer import load_tokenizer
+from strucprune_core.calibration.tokenizer_config import TOKENIZER
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.method.gram import GramAccumulator, token_weights

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.baselines import (
+    block_influence,
     flap,
     least_squares,
     magnitude,
@@ -149,9 +150,22 @@ def _grams(case: Case) -> least_squares.Statistics:
     return lambda site: case.statistics("grams", site)
 
 
+def _block_influence(case: Case) -> None:
+    """Whole layers: the stage has one value for each site, the same for all sites of a layer."""
+    found = dict(zip((s.layer for s in case.sites), case.scores("block-influence"), strict=True))
+    scores = [float(found[layer]) for layer in range(len(case.model.model.layers))]
+    block_influence.prune(case.model, scores, case.sparsity)
+
+
 METHODS: tuple[Method, ...] = (
     Baseline("random", "random", _random),
     Baseline("magnitude", "magnitude-sp", _magnitude),
+    Baseline(
+        "block-influence",
+        "whole layers by block influence (ShortGPT)",
+        _block_influence,
+        ("block-influence",),
+    ),
     Baseline("wanda-sp", "Wanda-sp", _wanda_sp),
     Baseline("flap", "FLAP (score + bias)", _flap, ("moments",)),
     Baseline(
@@ -224,10 +238,17 @@ def _taylor(form: taylor.Form) -> Callable[[Any, Scope, Windows], Iterator[dict[
     return scores
 
 
+def _influences(model: Any, scope: Scope, windows: Windows) -> Iterator[dict[str, Tensor]]:
+    for layer, found in enumerate(block_influence.influences(model, windows)):
+        for _ in layer_sites(model, layer, scope):
+            yield {"scores": torch.tensor(found)}
+
+
 # Statistics of every site, in the order of `sites.model_sites`.
 STAGES: dict[str, Callable[[Any, Scope, Windows], Iterator[dict[str, Tensor]]]] = {
     "moments": _moments,
     "grams": _gram_matrices,
+    "block-influence": _influences,
     "taylor-vector": _taylor("vector"),
     "taylor-element": _taylor("element"),
 }

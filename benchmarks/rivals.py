@@ -47,7 +47,8 @@ from strucprune_core.calibration.text import (
     digest,
     evaluation_windows,
 )
-from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.calibration.tokenizer import load_tokenizer
+from strucprune_core.calibration.tokenizer_config import TOKENIZER
 from strucprune_core.evaluation.standalone import evaluate_model
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.report.html.numbers import tick

@@ -40,7 +40,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.random_model import save_random_model
 from strucprune_core import JobSpec, prune
 from strucprune_core.calibration.text import Text, calibration_windows
-from strucprune_core.calibration.tokenizer import TOKENIZER, load_tokenizer
+from strucprune_core.calibration.tokenizer import load_tokenizer
+from strucprune_core.calibration.tokenizer_config import TOKENIZER
 from strucprune_core.models.devices import settle_vector_math
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.pieces import plan_job

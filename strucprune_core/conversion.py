@@ -14,6 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from strucprune_core.calibration.text_process import converted_tokenizer
+from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_source
 from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FILE
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.index import (
@@ -103,6 +105,7 @@ def convert(
             output.upload(shard.file_name, path)
             path.unlink()
         small = {name: bytes(source.read(name)) for name in _side_files(source)}
+        tokenizer = _tokenizer(source, small, config)
         if len(shards) > 1:
             small[SHARD_INDEX] = index_json(shards)
         for name, data in {**small, CONFIG: config_bytes}.items():
@@ -117,6 +120,7 @@ def convert(
         "bytes": index.total_bytes,
         "files": len(index.file_sizes),
         "digest": index.digest(),
+        "tokenizer": tokenizer,
     }
 
 
@@ -219,6 +223,21 @@ def _side_files(source: Readable) -> list[str]:
                 )
             names.append(name)
     return names
+
+
+def _tokenizer(source: Readable, small: dict[str, bytes], config: dict[str, Any]) -> str | None:
+    """Add a tokenizer.json to the small files if there is none; what holds the tokenizer.
+
+    Where none can be made, the model is converted all the same.
+    """
+    stored = tokenizer_source(small)
+    if stored is None or stored == TOKENIZER:
+        return stored
+    try:
+        small[TOKENIZER] = converted_tokenizer(source, tuple(small), str(config.get("model_type")))
+    except InvalidCheckpoint as error:
+        return f"{stored}: {error.message}"
+    return f"{TOKENIZER}, made of {stored}"
 
 
 @contextlib.contextmanager

@@ -15,9 +15,11 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from strucprune_core.checkpoint.adapter import open_adapter
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.errors import InvalidCheckpoint, naming_field
 from strucprune_core.plan.inspection import check_texts_unchanged
@@ -187,7 +189,7 @@ def _publish(
     """Copy the finished checkpoint and its report to the output."""
     files = (artifacts.Report().json, artifacts.Report().html)
     documents = {file.name: job.units.path(file).read_bytes() for file in files}
-    checkpoint = result(job)
+    checkpoint = result(job, job.units.path(artifacts.Report().card).read_bytes())
     _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
         if reservation is not None:
@@ -207,7 +209,11 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, report: Report) -> None
         InvalidText: a text was.
     """
     check_texts_unchanged(job.spec, job.open_store, job.texts, *job.texts)
-    same_model = open_checkpoint(job.index.store).version() == job.index.version()
+    now = open_checkpoint(job.index.store)
+    if job.spec.model.adapter_uri is not None:
+        adapter = open_adapter(job.open_store(job.spec.model.adapter_uri))
+        now = replace(now, adapter=adapter.version)
+    same_model = now.version() == job.index.version()
     if not same_model or file_entries(job, checkpoint) != report.files:
         raise InvalidCheckpoint(
             f"the model under {job.index.store.uri} changed while the job ran",

@@ -73,7 +73,8 @@ class _Strict(BaseModel):
 
 
 Export = Literal["gguf", "block_configs"]
-ExpertScore = Literal["output_norm", "reap"]
+Dtype = Literal["bfloat16", "float16", "float32"]
+ExpertScore = Literal["reap", "output_norm"]
 
 
 class ModelSpec(_Strict):
@@ -84,6 +85,11 @@ class ModelSpec(_Strict):
         "`config.json`, `tokenizer.json` and safetensors. A branch or tag of a hub is replaced by "
         "its commit when the job is submitted."
     )
+    adapter_uri: Uri | None = Field(
+        default=None,
+        description="Directory, `s3://` or `hf://` prefix of a LoRA adapter of PEFT, which is "
+        "merged into the model as it is read.",
+    )
 
 
 class OutputSpec(_Strict):
@@ -91,6 +97,11 @@ class OutputSpec(_Strict):
 
     uri_prefix: WritableUri = Field(
         description="Directory or `s3://bucket/prefix` for the pruned model; must be empty."
+    )
+    dtype: Dtype | None = Field(
+        default=None,
+        description="What weights are converted to as they are read, and stored in. Default: what "
+        "the model is stored in; for a model in FP8 bfloat16.",
     )
 
 
@@ -167,9 +178,9 @@ class PruningSpec(_Strict):
     )
     expert_score: ExpertScore | None = Field(
         default=None,
-        description="What keeps an expert, averaged over the tokens that reach it: `output_norm`, "
-        "the squared norm of what it puts out (the default); `reap`, that norm times the router's "
-        "weight. Experts that no token reaches go first.",
+        description="What keeps an expert, averaged over the tokens that reach it: `reap` (the "
+        "default), the norm of what it puts out times the router's weight; `output_norm`, the "
+        "square of that norm alone. Experts that no token reaches go first.",
     )
     expert_repair: bool = Field(
         default=False,
@@ -208,7 +219,9 @@ class PruningSpec(_Strict):
         "its choice, and replaces it where held-out tokens confirm that.",
     )
     recover: RecoverySpec | None = Field(
-        default=None, description="Train each pruned FFN for a few steps. Omit to leave it out."
+        default=None,
+        description="Train each pruned FFN for a few steps; where blocks go, every FFN that "
+        "is left. Omit to leave it out.",
     )
     distill: DistillationSpec | None = Field(
         default=None,
@@ -306,6 +319,8 @@ class PruningSpec(_Strict):
             )
         if self.removes_blocks_alone:
             solving = {
+                "allocation 'softmax'": self.allocation == "softmax",
+                "energy": self.energy != "kl_probe",
                 "solver": self.solver != "obs",
                 "damping": self.damping is not None,
                 "temperature": self.temperature is not None,
@@ -371,7 +386,8 @@ class PruningSpec(_Strict):
 
     @model_validator(mode="after")
     def _recovery_has_something_to_train(self) -> PruningSpec:
-        if self.recover is not None and "ffn_channels" not in self.structures:
+        trained = "ffn_channels" in self.structures or self.removes_blocks
+        if self.recover is not None and not trained:
             raise ValueError(
                 "recover trains pruned FFNs, but structures lacks 'ffn_channels'. Add it, or leave "
                 "recover out."
@@ -557,5 +573,9 @@ class JobSpec(_Strict):
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
         relevant["model"] = self.model.uri
+        if self.model.adapter_uri is not None:
+            relevant["adapter"] = self.model.adapter_uri
+        if self.output.dtype is not None:
+            relevant["dtype"] = self.output.dtype
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -122,6 +122,8 @@ _READ = ("store", "key", "start", "length")
 def _places(spec: JobSpec) -> dict[str, str]:
     """URIs of the stores that judging a job opens, each with its field of the job."""
     places = {spec.model.uri: "model.uri", spec.output.uri_prefix: "output.uri_prefix"}
+    if spec.model.adapter_uri is not None:
+        places.setdefault(spec.model.adapter_uri, "model.adapter_uri")
     texts = {"calibration.uri": spec.calibration.uri}
     if spec.evaluation is not None:
         texts["evaluation.uri"] = spec.evaluation.uri

@@ -9,7 +9,9 @@ from typing import Literal
 from benchmarks.runtimes.protocol import How
 from strucprune_core.export.runtimes import RUNTIMES, Form
 
-Runtime = Literal["transformers", "MLX", "llama.cpp", "vLLM"]
+Runtime = Literal[
+    "transformers", "transformers 4.51", "transformers 4.57", "MLX", "llama.cpp", "vLLM"
+]
 FAMILY = "llama"
 # Tried on tiny random models: in transformers as reference, and in vLLM.
 TINY_FAMILIES = ("qwen2", "qwen3", "gemma3_text", "qwen3_moe")
@@ -36,7 +38,8 @@ class Case:
     @property
     def name(self) -> str:
         """Of a folder, and in progress messages."""
-        return "-".join([self.runtime.replace(".", "_"), self.form, self.checkpoint, self.how])
+        runtime = self.runtime.replace(".", "_").replace(" ", "_")
+        return "-".join([runtime, self.form, self.checkpoint, self.how])
 
     @property
     def claimed(self) -> bool:
@@ -44,7 +47,7 @@ class Case:
         return any(
             form.form == self.form and self.family in form.families
             for runtime in RUNTIMES
-            if runtime.name == self.runtime
+            if runtime.name == self.runtime.partition(" ")[0]
             for form in runtime.loads
         )
 
@@ -59,13 +62,26 @@ class Case:
         return dense_gguf if self.form == "gguf" else model
 
 
+_EARLIER: tuple[Runtime, ...] = ("transformers 4.51", "transformers 4.57")
+_IN_EARLIER: tuple[tuple[Form, str, How], ...] = (
+    ("uniform", "uniform", "plain"),
+    ("per_layer", "per_layer", "trust_remote_code"),
+    ("per_layer", "per_layer_heads", "trust_remote_code"),
+)
+
 # transformers comes first: the others are compared with it.
 CASES = (
     Case("transformers", "uniform", "uniform"),
     Case("transformers", "per_layer", "per_layer", "trust_remote_code"),
     Case("transformers", "per_layer", "per_layer", "load_pretrained"),
+    Case("transformers", "per_layer", "per_layer", "register"),
     Case("transformers", "per_layer", "per_layer_256", "trust_remote_code"),
     Case("transformers", "per_layer", "per_layer_heads", "trust_remote_code"),
+    *(
+        Case(release, form, checkpoint, how)
+        for release in _EARLIER
+        for form, checkpoint, how in _IN_EARLIER
+    ),
     Case("MLX", "uniform", "uniform"),
     Case("MLX", "block_configs", "per_layer"),
     Case("MLX", "block_configs", "per_layer_256"),

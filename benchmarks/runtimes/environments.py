@@ -37,7 +37,8 @@ def make_environment(
     """The environment of a runtime; installs it on the first call.
 
     Args:
-        runtime: "transformers" (this environment), "MLX", "llama.cpp" or "vLLM".
+        runtime: "transformers" (this environment), "transformers 4.51" or another earlier release,
+            "MLX", "llama.cpp" or "vLLM".
         root: Folder for the environments.
         threads: Of the runtime.
         pip_arguments: More options for pip.
@@ -53,6 +54,10 @@ def make_environment(
     }
     if runtime == "transformers":
         return Environment([sys.executable, "-m", f"{_SESSIONS}.hf_transformers"], variables)
+    if runtime.startswith("transformers "):
+        name = runtime.replace(" ", "_").replace(".", "_")
+        python = _venv(root / name, f"{name}.txt", (), pip_arguments)
+        return Environment([python, "-m", f"{_SESSIONS}.hf_transformers"], variables)
     if runtime == "MLX":
         python = _venv(root / "mlx", "mlx.txt", (), pip_arguments)
         return Environment([python, "-m", f"{_SESSIONS}.mlx_lm_models"], variables)

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-How = Literal["plain", "trust_remote_code", "load_pretrained"]
+How = Literal["plain", "trust_remote_code", "load_pretrained", "register"]
 
 # Lines of a crashed runtime's error output that are worth keeping.
 _LAST_LINES = 3

@@ -40,6 +40,8 @@ class TextLimits(BaseModel):
         bytes: Memory for what does not grow with the text.
         bytes_per_byte: Memory for each byte of the longest piece of text.
         bytes_per_tokenizer_byte: Memory for each byte of tokenizer.json.
+        seconds_per_converted_mib: Processor time for each MiB of files that one is made of.
+        bytes_per_converted_byte: Memory for each byte of them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -50,6 +52,8 @@ class TextLimits(BaseModel):
     bytes: int = 512 << 20
     bytes_per_byte: int = 320
     bytes_per_tokenizer_byte: int = 32
+    seconds_per_converted_mib: float = 60.0
+    bytes_per_converted_byte: int = 512
 
 
 class ProcessLimits:
@@ -71,6 +75,12 @@ class ProcessLimits:
     def tokenizer(self, size_bytes: int) -> None:
         """A tokenizer.json of this size is about to be parsed."""
         self._base_bytes += self._limits.bytes_per_tokenizer_byte * size_bytes
+        self._apply()
+
+    def conversion(self, size_bytes: int) -> None:
+        """A file of this size is about to become part of a tokenizer.json."""
+        self._seconds += self._limits.seconds_per_converted_mib * size_bytes / (1 << 20)
+        self._base_bytes += self._limits.bytes_per_converted_byte * size_bytes
         self._apply()
 
     def record(self, size_bytes: int) -> None:

@@ -20,7 +20,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +160,31 @@ def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None
         for _, payload in process.messages():
             facts = json.loads(payload)
     return facts["start"], facts["vocab_size"]
+
+
+def converted_tokenizer(store: Readable, side_files: Collection[str], model_type: str) -> bytes:
+    """A tokenizer.json made of a model's older files: see `tokenizer_conversion`.
+
+    Args:
+        store: The model.
+        side_files: Names of its files beside its weights.
+        model_type: What kind of model it is.
+
+    Raises:
+        InvalidCheckpoint: transformers cannot make one, or it takes too much memory or time.
+        StorageError: the store refused or failed.
+    """
+    request = ReadRequest(
+        what="tokenizer",
+        uris={"model": store.uri},
+        limits=LIMITS,
+        vocab_size=0,
+        config={"model_type": model_type},
+        side_files=tuple(side_files),
+    )
+    with _TextProcess(request, {"model": store}) as process:
+        answer = next(payload for kind, payload in process.messages() if kind is Kind.DONE)
+    return str(json.loads(answer)["tokenizer"]).encode()
 
 
 def _special_tokens(index: CheckpointIndex) -> dict[str, Any]:

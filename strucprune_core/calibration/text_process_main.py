@@ -38,10 +38,24 @@ from strucprune_core.calibration.text_protocol import (
     ReadRequest,
     StoreCall,
 )
-from strucprune_core.calibration.tokenizer import TOKENIZER, TextTokenizer, load_tokenizer
-from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
+from strucprune_core.calibration.tokenizer import TextTokenizer, load_tokenizer
+from strucprune_core.calibration.tokenizer_config import (
+    CONVERTIBLE,
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    check_chat_template,
+    read_tokenizer_config,
+)
+from strucprune_core.calibration.tokenizer_conversion import converted
 from strucprune_core.errors import StrucPruneError
 from strucprune_core.storage.store import ObjectInfo
+
+_TOKENIZER_FILES = (
+    *(name for names in CONVERTIBLE for name in names),
+    TOKENIZER_CONFIG,
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 
 
 class ServedStore:
@@ -100,6 +114,8 @@ class Reader:
         Raises:
             StrucPruneError: of the text or the tokenizer.
         """
+        if self._request.what == "tokenizer":
+            return {"tokenizer": self._converted()}
         tokenizer = self._tokenizer()
         if self._request.what == "facts":
             settings = read_tokenizer_config(self._model, self._request.side_files)
@@ -123,6 +139,15 @@ class Reader:
         info = self._model.stat(TOKENIZER)
         self._limits.tokenizer(info.size_bytes if info else 0)
         return load_tokenizer(bytes(self._model.read(TOKENIZER)), self._request.vocab_size)
+
+    def _converted(self) -> str:
+        files: dict[str, bytes] = {}
+        for name in _TOKENIZER_FILES:
+            if name in self._request.side_files:
+                info = self._model.stat(name)
+                self._limits.conversion(info.size_bytes if info else 0)
+                files[name] = bytes(self._model.read(name))
+        return converted(files, str(self._request.config["model_type"]))
 
     def _plain_tokens(self, text: Text, tokenizer: TextTokenizer) -> Iterator[list[int]]:
         self._at("the text")

@@ -49,11 +49,12 @@ class ReadRequest(BaseModel):
     """What is to be read.
 
     Attributes:
-        what: The tokens of the text, or only facts about the tokenizer.
+        what: The tokens of the text, only facts about the tokenizer, or a tokenizer.json made of
+            older files.
         uris: Of the stores "model" and "text", for messages.
         limits: For memory and time.
         vocab_size: Rows of the model's embedding.
-        config: What config.json says of special tokens.
+        config: What config.json says of special tokens; for a tokenizer.json, its model type.
         side_files: Names of the model's files beside its weights.
         key: The text's name in its store.
         field: Names the text in errors.
@@ -65,7 +66,7 @@ class ReadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    what: Literal["tokens", "facts"]
+    what: Literal["tokens", "facts", "tokenizer"]
     uris: dict[str, str]
     limits: TextLimits
     vocab_size: int

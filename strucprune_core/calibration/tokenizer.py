@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer, models
 
-from strucprune_core.calibration.tokenizer_config import TOKENIZER_CONFIG
+from strucprune_core.calibration.tokenizer_config import TOKENIZER, TOKENIZER_CONFIG
 from strucprune_core.checkpoint.hostile_json import refuse_lfs_pointer, shown
 from strucprune_core.errors import InvalidCheckpoint, InvalidText, StrucPruneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-TOKENIZER = "tokenizer.json"
 _FIELD = "model.uri"
 # The class of Rust panics cannot be imported: each Rust module has its own.
 _PANIC = "PanicException"

@@ -14,7 +14,10 @@ from strucprune_core.checkpoint.hostile_json import parse_object
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
 from strucprune_core.storage.store import Readable
 
+TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+CONVERTIBLE: tuple[tuple[str, ...], ...] = (("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""Files of older tokenizers, each enough to make a tokenizer.json."""
 CHAT_TEMPLATE = "chat_template.jinja"
 MAX_CONFIG_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -55,6 +58,16 @@ def read_tokenizer_config(store: Readable, files: Collection[str]) -> TokenizerC
     if CHAT_TEMPLATE in files:  # As in transformers, the file wins where both exist.
         template = _decoded(_read(store, CHAT_TEMPLATE, MAX_TEMPLATE_BYTES))
     return TokenizerConfig({name: text for name, text in tokens.items() if text}, template)
+
+
+def tokenizer_source(files: Collection[str]) -> str | None:
+    """The files that hold a model's tokenizer, for messages; None if there are none."""
+    if TOKENIZER in files:
+        return TOKENIZER
+    for names in CONVERTIBLE:
+        if all(name in files for name in names):
+            return " and ".join(names)
+    return None
 
 
 def check_chat_template(config: TokenizerConfig) -> str:

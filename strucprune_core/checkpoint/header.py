@@ -20,6 +20,7 @@ from strucprune_core.checkpoint.hostile_json import (
     shown,
 )
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.storage.store import Readable
 
 MAX_HEADER_BYTES = 16 * 2**20
 LENGTH_BYTES = 8
@@ -44,6 +45,8 @@ DTYPE_BYTES: Mapping[str, int] = {
     "F8_E5M2": 1,
 }
 
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
 # Dtypes of the format that no prunable model has.
 _PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
 
@@ -66,16 +69,58 @@ Read = Callable[[int, int], bytes | bytearray]
 
 
 @dataclass(frozen=True, slots=True)
+class LowRank:
+    """A product that is added to a matrix: scale * up @ down, or its transpose.
+
+    Attributes:
+        store: Where both lie.
+        down: The first matrix that an input meets, (rank x inputs).
+        up: The second, (outputs x rank).
+        scale: The factor.
+        transposed: Whether the matrix is stored as (inputs x outputs).
+    """
+
+    store: Readable
+    down: TensorInfo
+    up: TensorInfo
+    scale: float
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledForm:
+    """How a tensor is stored that is read in another dtype.
+
+    Attributes:
+        dtype: The safetensors dtype of its file.
+        factors: The tensor of the factors that it is multiplied by; None if there are none.
+        block: Rows and columns that share a factor; None if there is one for all.
+        low_rank: What is added to it then.
+    """
+
+    dtype: str
+    factors: TensorInfo | None = None
+    block: tuple[int, int] | None = None
+    low_rank: LowRank | None = None
+
+    @property
+    def is_computed(self) -> bool:
+        """Whether values pass through float32 on the way."""
+        return self.factors is not None or self.low_rank is not None
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     """One tensor of a checkpoint.
 
     Attributes:
         name: The tensor's name.
-        dtype: Its safetensors dtype, e.g. "BF16".
+        dtype: The safetensors dtype that it is read in, e.g. "BF16".
         shape: Its dimensions; () is a scalar.
         file: The file that holds it.
         start: Offset of its first byte in the file.
         end: Offset after its last byte.
+        form: How it is stored, if not as it is read.
     """
 
     name: str
@@ -84,6 +129,12 @@ class TensorInfo:
     file: str
     start: int
     end: int
+    form: ScaledForm | None = None
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether it is stored in 32 bits or more."""
+        return (self.dtype if self.form is None else self.form.dtype) in ("F64", "F32")
 
     @property
     def size_bytes(self) -> int:
@@ -94,6 +145,11 @@ class TensorInfo:
     def parameters(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes in the dtype that it is read in."""
+        return self.parameters * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -18,6 +18,14 @@ from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX, SINGLE_FI
 from strucprune_core.checkpoint.header import Header, TensorInfo, parse_header
 from strucprune_core.checkpoint.hostile_json import parse_object, shown
 from strucprune_core.checkpoint.other_formats import not_a_model, nothing_there
+from strucprune_core.checkpoint.quantised import (
+    DEFAULT_DTYPE,
+    as_dtype,
+    config_as,
+    dequantised,
+    quantisation_of,
+)
+from strucprune_core.checkpoint.terms import terms_of
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import ObjectInfo, Readable, ReadableStore
 from strucprune_core.storage.versions import version_of
@@ -74,13 +82,17 @@ class CheckpointIndex:
 
     Attributes:
         store: Where it lies.
-        config_bytes: config.json as it is stored.
+        config_bytes: config.json, of a quantised model as it is once dequantised.
         config: config.json parsed.
         tensors: Every tensor by name.
         file_sizes: Bytes of each safetensors file by name.
         file_versions: Version of every file that a job reads (see `version_of`), by name.
         header_sha256: SHA-256 (hex) of each file's header by name.
         other_files: Names of the tokenizer's and similar small files that exist.
+        terms: Names of its README, licence and notice files (see `terms_of`).
+        config_sha256: SHA-256 (hex) of config.json as it is stored.
+        quantised: Name of the quantisation that is undone while tensors are read.
+        adapter: Version of the adapter that is merged while they are read.
     """
 
     store: ReadableStore = field(repr=False)
@@ -91,11 +103,28 @@ class CheckpointIndex:
     file_versions: dict[str, str] = field(repr=False)
     header_sha256: dict[str, str] = field(repr=False)
     other_files: tuple[str, ...]
+    config_sha256: str
+    terms: tuple[str, ...] = ()
+    quantised: str | None = None
+    adapter: str | None = None
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all safetensors files."""
         return sum(self.file_sizes.values())
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes that the same files would have with every tensor in the dtype that it is read in.
+
+        Factors that are multiplied in while reading count no more.
+        """
+        bytes_ = self.total_bytes
+        for info in self.tensors.values():
+            bytes_ += info.read_bytes - info.size_bytes
+            if info.form is not None and info.form.factors is not None:
+                bytes_ -= info.form.factors.size_bytes
+        return bytes_
 
     def version(self) -> str:
         """Like `digest`, but it also changes when a file is written again in the same layout.
@@ -104,11 +133,12 @@ class CheckpointIndex:
         has the same layout.
         """
         versions = sorted(self.file_versions.items())
-        return hashlib.sha256(f"{self.digest()}{versions}".encode()).hexdigest()
+        adapter = self.adapter or ""
+        return hashlib.sha256(f"{self.digest()}{versions}{adapter}".encode()).hexdigest()
 
     def digest(self) -> str:
         """SHA-256 (hex) over config.json and all headers: the identity of the model's layout."""
-        digest = hashlib.sha256(hashlib.sha256(self.config_bytes).digest())
+        digest = hashlib.sha256(bytes.fromhex(self.config_sha256))
         for name in sorted(self.header_sha256):
             digest.update(f"{name}\0{self.file_sizes[name]}\0{self.header_sha256[name]}\n".encode())
         return digest.hexdigest()
@@ -136,6 +166,10 @@ def open_checkpoint(
         raise other
     config_bytes = _read_bounded(store, CONFIG, sizes, MAX_CONFIG_BYTES)
     config = parse_object(config_bytes, CONFIG, max_depth=_MAX_CONFIG_DEPTH)
+    config_sha256 = hashlib.sha256(config_bytes).hexdigest()
+    quantisation = quantisation_of(config)
+    if quantisation is not None:
+        config, config_bytes = config_as(config, DEFAULT_DTYPE)
     allowance = allow(config)
     if SINGLE_FILE in sizes:
         weight_map = None
@@ -145,21 +179,37 @@ def open_checkpoint(
         files = tuple(sorted(set(weight_map.values())))
     _check_only_source(config, sizes)
     headers = _headers(store, files, sizes, allowance)
+    tensors = _mapped_tensors(headers, weight_map)
+    if quantisation is not None:
+        tensors = dequantised(tensors, quantisation)
+    terms = terms_of(sizes)
     return CheckpointIndex(
         store=store,
         config_bytes=config_bytes,
         config=config,
-        tensors=_mapped_tensors(headers, weight_map),
+        tensors=tensors,
         file_sizes={name: sizes[name] for name in files},
         file_versions={
             # The time counts too: the content may have been another one in between.
             info.key: f"{info.version} {version_of(store, info)}"
             for info in objects
-            if info.key in (*files, SHARD_INDEX, *SIDE_FILES)
+            if info.key in (*files, SHARD_INDEX, *SIDE_FILES, *terms)
         },
         header_sha256={name: header.sha256 for name, header in headers.items()},
         other_files=_side_files(sizes),
+        terms=terms,
+        config_sha256=config_sha256,
+        quantised=None if quantisation is None else quantisation.name,
     )
+
+
+def read_in(index: CheckpointIndex, dtype: str | None) -> CheckpointIndex:
+    """The same model in another dtype (a key of `quantised.OUTPUT_DTYPES`); None: in its own."""
+    if dtype is None:
+        return index
+    config, config_bytes = config_as(index.config, dtype)
+    tensors = as_dtype(index.tensors, dtype)
+    return replace(index, config=config, config_bytes=config_bytes, tensors=tensors)
 
 
 def _objects(store: ReadableStore) -> list[ObjectInfo]:

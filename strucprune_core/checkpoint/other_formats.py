@@ -27,8 +27,8 @@ _FORMATS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"adapter_config\.json|adapter_model\.(safetensors|bin)"),
         "an adapter (PEFT, LoRA), not a whole model",
-        "Merge it into its base model (PEFT's merge_and_unload), save that with save_pretrained, "
-        "and prune the result.",
+        "Name its base model, and the adapter as model.adapter_uri. An adapter that is no plain "
+        "LoRA can be merged by PEFT (merge_and_unload); save that with save_pretrained.",
     ),
     (
         re.compile(r"model_index\.json"),

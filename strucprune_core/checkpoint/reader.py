@@ -1,16 +1,23 @@
-"""Weights from a checkpoint, one tensor (or a range of its rows) at a time."""
+"""Weights from a checkpoint, one tensor (or a range of its rows) at a time.
+
+Tensors that are stored in another form than they are read in (`TensorInfo.form`) are converted on
+the way: see `checkpoint.dequantised`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from strucprune_core.checkpoint.header import TensorInfo
+from strucprune_core.checkpoint.dequantised import low_rank_rows, scale_blocks
+from strucprune_core.checkpoint.header import LowRank, TensorInfo
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.storage.store import Readable
 
 TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -33,10 +40,12 @@ PIECE_BYTES = 32 * 2**20
 
 
 class TensorReader:
-    """Reads tensors by name with ranged reads. Holds no weight itself."""
+    """Reads tensors by name with ranged reads. Holds no weight of the model itself."""
 
     def __init__(self, index: CheckpointIndex) -> None:
         self._index = index
+        # Of an adapter, the matrices of the tensor that was read last: it is read in many pieces.
+        self._pair: tuple[tuple[str, str], Tensor, Tensor] | None = None
 
     def info(self, name: str) -> TensorInfo:
         """Dtype, shape and place of a tensor.
@@ -79,7 +88,7 @@ class TensorReader:
         """
         info = self.info(name)
         if not info.shape:
-            return _decode(self.raw(name), info.dtype, ()).to(device, dtype)
+            return self._scalar(info).to(device, dtype)
         return self.rows(name, 0, info.shape[0], device=device, dtype=dtype)
 
     def rows(
@@ -104,10 +113,10 @@ class TensorReader:
             )
         stored = TORCH_DTYPES[info.dtype]
         target, place = dtype or stored, torch.device(device)
-        if target == stored and place.type == "cpu":
+        if info.form is None and target == stored and place.type == "cpu":
             return self._stored_rows(info, start, stop)
         result = torch.empty((stop - start, *info.shape[1:]), dtype=target, device=place)
-        step = max(1, PIECE_BYTES // max(1, _row_bytes(info)))
+        step = _rows_of_a_piece(info)
         for first in range(start, stop, step):
             last = min(first + step, stop)
             result[first - start : last - start].copy_(self._stored_rows(info, first, last))
@@ -124,20 +133,88 @@ class TensorReader:
         if not info.shape:
             yield self.tensor(name, dtype=None)
             return
-        step = max(1, PIECE_BYTES // max(1, _row_bytes(info)))
+        step = _rows_of_a_piece(info)
         for start in range(0, info.shape[0], step):
             yield self._stored_rows(info, start, min(start + step, info.shape[0]))
 
+    def _scalar(self, info: TensorInfo) -> Tensor:
+        if info.form is None:
+            return _decode(self.raw(info.name), info.dtype, ())
+        return self._stored_rows(replace(info, shape=(1,)), 0, 1)[0]
+
     def _stored_rows(self, info: TensorInfo, start: int, stop: int) -> Tensor:
+        """Rows in the dtype that the tensor is read in."""
+        if info.form is None:
+            return self._rows_as(info, info.dtype, start, stop)
+        values = self._rows_as(info, info.form.dtype, start, stop)
+        factors = info.form.factors
+        if info.form.is_computed:
+            values = values.float()
+        if factors is not None:
+            self._scale(values, factors, info.form.block, start)
+        if info.form.low_rank is not None:
+            self._add(values, info.form.low_rank, slice(start, stop))
+        return values.to(TORCH_DTYPES[info.dtype])
+
+    def _scale(
+        self, values: Tensor, factors: TensorInfo, block: tuple[int, int] | None, start: int
+    ) -> None:
+        """Multiply rows from `start` on by their factors, in place."""
+
+        def read(first: int, last: int) -> Tensor:
+            return self._rows_as(factors, factors.dtype, first, last).float()
+
+        if block is None:
+            one = replace(factors, shape=(1,))
+            values.mul_(self._rows_as(one, factors.dtype, 0, 1).float())
+            return
+        high, stop = block[0], start + len(values)
+        if values.dim() == 2:
+            grid = read(start // high, -(-stop // high))
+            scale_blocks(values, grid.view(len(grid), -1), block, start % high)
+            return
+        for matrix, grid in zip(values, read(start, stop), strict=True):
+            scale_blocks(matrix, grid.view(len(grid), -1), block)
+
+    def _add(self, values: Tensor, low_rank: LowRank, span: slice) -> None:
+        """Add rows of a product of two matrices, in place."""
+        key = (low_rank.down.name, low_rank.up.name)
+        if self._pair is None or self._pair[0] != key:
+            down, up = (_whole(low_rank.store, info) for info in (low_rank.down, low_rank.up))
+            self._pair = key, down, up
+        _, down, up = self._pair
+        turned = low_rank.transposed
+        values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
+
+    def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
+        """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
         data = self._index.store.read(
             info.file, info.start + start * row_bytes, (stop - start) * row_bytes
         )
-        return _decode(data, info.dtype, (stop - start, *info.shape[1:]))
+        return _decode(data, dtype, (stop - start, *info.shape[1:]))
+
+
+def _whole(store: Readable, info: TensorInfo) -> Tensor:
+    data = store.read(info.file, info.start, info.size_bytes)
+    return _decode(data, info.dtype, info.shape).double()
 
 
 def _row_bytes(info: TensorInfo) -> int:
+    """Stored bytes of a row."""
     return info.size_bytes // info.shape[0] if info.shape[0] else 0
+
+
+def _rows_of_a_piece(info: TensorInfo) -> int:
+    """Rows that are converted together, counted in the widest form that they pass through.
+
+    That is float32; with an adapter also the product in float64, and again in float32.
+    """
+    row_bytes = _row_bytes(info)
+    if info.form is not None and info.form.is_computed and info.shape[0]:
+        number = 4 if info.form.low_rank is None else 16
+        row_bytes = number * info.parameters // info.shape[0]
+    return max(1, PIECE_BYTES // max(1, row_bytes))
 
 
 def _decode(data: bytearray, dtype: str, shape: tuple[int, ...]) -> Tensor:

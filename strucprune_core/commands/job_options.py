@@ -35,6 +35,7 @@ _PREFIXES: dict[Path_, str] = {
 # Options whose names do not follow from their fields'.
 _NAMES: dict[Path_, str] = {
     ("model", "uri"): "model",
+    ("model", "adapter_uri"): "adapter",
     ("output", "uri_prefix"): "output",
     ("pruning", "structures"): "structure",
     ("pruning", "exports"): "export",

@@ -119,6 +119,7 @@ def inspect(model: ModelArgument, as_json: JsonOption = False) -> None:
             "parameters": size.parameters,
             "ffn_channels": size.ffn_channels,
             "bytes": facts.index.total_bytes,
+            "quantised": facts.index.quantised,
             "exports": possible_exports(config, facts.index),
             "files": len(facts.index.file_sizes),
             "digest": facts.index.digest(),
@@ -219,12 +220,12 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
     Takes the options of prune. The default is 30 % and a perplexity report of the default size.
     """
     from strucprune_core.plan.estimate import estimate_job
-    from strucprune_core.plan.inspection import check_reach, read_model
+    from strucprune_core.plan.inspection import check_reach, read_job_model
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
         spec = parse_spec(_estimated(body()))
-        facts = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
+        facts = read_job_model(spec, open_store)
         check_reach(spec.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 

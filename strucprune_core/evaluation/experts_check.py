@@ -8,7 +8,8 @@ transformers that will load the result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -20,10 +21,12 @@ from strucprune_core.evaluation.model_check import FIELD, largest, token_differe
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import Kept, experts_of, routing_of, without_experts
+from strucprune_core.models.generic.layer_tensors import with_tensors
 from strucprune_core.models.generic.modules import Modules
 from strucprune_core.models.generic.routed import NEVER_CHOSEN, ExpertSums, NoRecord
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream, open_stream
-from strucprune_core.models.tensors import tensor_name
+from strucprune_core.models.tensors import layer_tensors, tensor_name
 
 Rows = NDArray[np.float32]
 
@@ -82,7 +85,7 @@ class ExpertsCheck:
                     self._dense,
                     self._modules,
                     layer,
-                    self._dense.whole_layer(layer),
+                    self._dense.layer(layer),
                     self._kept[layer],
                     given,
                 ),
@@ -124,7 +127,7 @@ def masked_output(
     dense: ModelStream,
     modules: Modules,
     layer: int,
-    tensors: Mapping[str, Tensor],
+    tensors: LayerWeights,
     kept: Sequence[int],
     given: Rows,
 ) -> Rows:
@@ -141,13 +144,15 @@ def masked_output(
     experts, config = experts_of(dense.config, layer), dense.config
     assert experts is not None  # noqa: S101 - asked for layers with experts alone
     removed = sorted(set(range(experts.count)) - set(kept))
-    weights, routers = dict(tensors), []
+    filled: dict[str, Tensor] = {}
+    routers, shapes = [], layer_tensors(config, layer)
     for name, axis in experts.sliced:
-        shape = weights[name].shape
-        if weights[name].numel() == shape[axis]:  # A bias or the like: one number per expert.
-            weights[name] = _filled(weights[name], axis, removed)
+        shape = shapes[name]
+        if math.prod(shape) == shape[axis]:  # A bias or the like: one number per expert.
+            filled[name] = _filled(tensors[name], axis, removed)
         elif len(shape) == 2 and axis == 0:
             routers.append(tensor_name(config, layer, name))
+    weights = with_tensors(tensors, filled)
     with modules.masking(routers, removed):
         output: Rows = dense.run_layer(layer, weights, given).hidden.cpu().numpy()
     return output

@@ -9,7 +9,7 @@ to zero. All three are tried on the user's own files.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,14 @@ from strucprune_core.evaluation.model_check import (
     nudged_values,
     random_tokens,
 )
+from strucprune_core.models.generic.layer_tensors import with_tensors
 from strucprune_core.models.generic.meta_parameters import skeleton
 from strucprune_core.models.generic.modules import Modules, WholePass
-from strucprune_core.models.pruned_weights import SiteSolution, cut_tensor, prune_layer
+from strucprune_core.models.panels import LayerWeights
+from strucprune_core.models.pruned_weights import SiteSolution, cut_tensor, cut_tensors
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import Site, sites
-from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
+from strucprune_core.models.tensors import expected_tensors, tensor_name
 from strucprune_core.models.vocabulary import Head
 
 # Largest difference between channels cut out and set to zero that rounding explains, relative to
@@ -108,7 +110,7 @@ def check_generic_model(
     for layer in whole.inputs:  # Some layers do not run on text alone.
         given = whole.inputs[layer].cpu().numpy()
         wanted = whole.outputs[layer].cpu().numpy()
-        weights = stream.whole_layer(layer)
+        weights = stream.layer(layer)
         mine, nudged = (
             stream.run_layer(layer, weights, hidden).hidden.cpu().numpy()
             for hidden in (given, nudged_values(given))
@@ -129,7 +131,7 @@ def check_generic_model(
 
 
 def _check_cut(
-    stream: ModelStream, layer: int, weights: Mapping[str, Tensor], given: NDArray[np.float32]
+    stream: ModelStream, layer: int, weights: LayerWeights, given: NDArray[np.float32]
 ) -> None:
     """Check that a layer without some channels is the layer with these set to zero."""
     cut, zeroed = cut_and_zeroed(stream, layer, weights, given)
@@ -229,16 +231,6 @@ def _pruned_shapes(modules: Modules, stream: ModelStream) -> dict[str, tuple[int
     return {name: tuple(shape) for name, shape in found.items() if isinstance(shape, list)}
 
 
-def layer_reader(stream: ModelStream) -> Callable[[int], Mapping[str, Tensor]]:
-    """Reads a layer's tensors by their full names, float32, on the device."""
-
-    def read(layer: int) -> dict[str, Tensor]:
-        names = [tensor_name(stream.config, layer, r) for r in layer_tensors(stream.config, layer)]
-        return {name: stream.tensor(name) for name in names}
-
-    return read
-
-
 def run_whole(
     modules: Modules,
     stream: ModelStream,
@@ -256,23 +248,29 @@ def run_whole(
         start, stop = np.searchsorted(ids, (first, first + len(rows)))
         wanted = torch.from_numpy(ids[start:stop].astype(np.int64) - first)
         table[start:stop] = rows[wanted.to(rows.device)]
-    whole = WholePass(layer_reader(stream), only)
+
+    def read(layer: int) -> tuple[LayerWeights, str]:
+        return stream.layer(layer), tensor_name(stream.config, layer, "")
+
+    whole = WholePass(read, only)
     places = torch.from_numpy(used.reshape(tokens.shape)).to(stream.device)
     given = torch.from_numpy(tokens.astype(np.int64)).to(stream.device)
     return modules.run_whole(places, table, given, whole), whole
 
 
 def cut_and_zeroed(
-    stream: ModelStream, layer: int, weights: Mapping[str, Tensor], hidden: NDArray[np.float32]
+    stream: ModelStream, layer: int, weights: LayerWeights, hidden: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """A layer's output with every other channel cut out, and with it set to zero, (b x n x d)."""
-    zeroed, solutions = dict(weights), []
+    zeros: dict[str, Tensor] = {}
+    solutions = []
     for site in sites(stream.config, layer, ("ffn_channels",)):
         kept = torch.arange(0, site.structures, 2)
         gone = torch.arange(1, site.structures, 2)
-        zeroed[site.output.role] = _zeroed(zeroed[site.output.role], site, gone)
+        zeros[site.output.role] = _zeroed(weights[site.output.role], site, gone)
         solutions.append((site, _cut(weights[site.output.role], site, kept)))
-    cut = prune_layer(weights, solutions)
+    cut = with_tensors(weights, cut_tensors(weights, solutions))
+    zeroed = with_tensors(weights, zeros)
     first, second = (
         stream.run_layer(layer, each, hidden).hidden.cpu().numpy() for each in (cut, zeroed)
     )

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
+from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.calibration.text import Text, digest, first_windows
 from strucprune_core.calibration.text_process import text_tokens
 from strucprune_core.checkpoint.reader import TensorReader
@@ -67,7 +68,7 @@ def evaluate_model(
         store, name = open_object(text)
         check_text(store, name, sequences=sequences, sequence_length=sequence_length)
     source = Text(store, name, "text")
-    ids = text_tokens(facts.index, source, vocab_size=facts.config.vocab_size)
+    ids = text_tokens(with_tokenizer(facts.index), source, vocab_size=facts.config.vocab_size)
     windows = first_windows(ids, sequences, sequence_length, source.field)
     tiles = Tiles(micro_batch_tokens=micro_batch_tokens)
     config = with_own_head(facts.config, facts.index, lambda: None)

@@ -30,6 +30,7 @@ from strucprune_core.models.tensors import (
     expected_tensors,
     is_derived,
     layer_tensors,
+    stored_tensors,
     tensor_name,
 )
 
@@ -93,7 +94,7 @@ class Reference:
                 there are.
         """
         self._stream = stream
-        differing = set(expected_tensors(stream.config)) ^ tensor_names
+        differing = set(stored_tensors(stream.config)) ^ tensor_names
         if stream.config.tie_word_embeddings:  # The head may be stored all the same: see below.
             differing.discard(stream.config.names.head)
         model = _skeleton(stream, json.loads(config_json))

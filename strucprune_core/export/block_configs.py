@@ -131,7 +131,7 @@ def raw_config(exported: dict[str, Any]) -> dict[str, Any]:
         **others,
         "model_type": f"{PRUNED_PREFIX}llama",
         "intermediate_size": next(layer["ffn"][0] for layer in layers if layer["ffn"]),
-        "num_key_value_heads": layers[0]["kv_heads"],
+        "num_key_value_heads": next(layer["kv_heads"] for layer in layers if layer["kv_heads"]),
         "head_dim": hidden_size // heads,
         "strucprune": {"format_version": FORMAT_VERSION, "layers": layers},
     }

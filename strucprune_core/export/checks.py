@@ -10,6 +10,7 @@ from typing import get_args
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
+from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.spec import Export, PruningSpec
 
@@ -31,6 +32,13 @@ def check_export(
     """
     check_shape(export, pruning, config)
     if export == "gguf":
+        if TOKENIZER not in index.other_files:
+            raise InvalidSpec(
+                f"the gguf export needs the model's own {TOKENIZER}, which it lacks",
+                field=FIELD,
+                remedy="Save the tokenizer beside the model "
+                "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), or leave 'gguf' out.",
+            )
         with naming_field("model.uri"):
             read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
 
@@ -61,6 +69,8 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
         )
     if any("ffn" in block.without for block in config.blocks) and export == "gguf":
         raise _refusal(export, "layers without an FFN")
+    if export == "gguf" and _may_begin_without_attention(pruning, config):
+        raise _refusal(export, "a first layer without attention, of which llama.cpp asks the heads")
     if export == "block_configs":
         _check_heads(pruning, config)
 
@@ -80,6 +90,15 @@ def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export
             continue
         possible.append(export)
     return possible
+
+
+def _may_begin_without_attention(pruning: PruningSpec, config: ModelConfig) -> bool:
+    """Whether the first layer of the result may lack attention: that of the model, or a later one.
+
+    A job on attention blocks leaves it there (`plan.blocks.candidates`).
+    """
+    may_be_first = config.blocks if "layers" in pruning.structures else config.blocks[:1]
+    return any("attention" in block.without for block in may_be_first)
 
 
 def _slides(block: LayerConfig, config: ModelConfig) -> bool:

@@ -176,6 +176,8 @@ def raw_config(
 
     widths = by_layer("feed_forward_length")
     heads, kv_heads = by_layer("attention.head_count"), by_layer("attention.head_count_kv")
+    of_layers = zip(heads, kv_heads, strict=True)
+    query_heads, key_heads = next(pair for pair in of_layers if all(pair))
     theta = needed("rope.freq_base")
     positions: dict[str, Any] = {"rope_type": "default"}
     if field(f"{arch}.rope.scaling.type") == "linear":
@@ -186,10 +188,10 @@ def raw_config(
         "model_type": f"{PRUNED_PREFIX}llama",
         "vocab_size": needed("vocab_size"),
         "hidden_size": needed("embedding_length"),
-        "intermediate_size": widths[0],
+        "intermediate_size": max(widths),
         "num_hidden_layers": layers,
-        "num_attention_heads": heads[0],
-        "num_key_value_heads": kv_heads[0],
+        "num_attention_heads": query_heads,
+        "num_key_value_heads": key_heads,
         "head_dim": needed("attention.key_length"),
         "hidden_act": "silu",
         "max_position_embeddings": needed("context_length"),

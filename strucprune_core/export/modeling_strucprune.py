@@ -11,15 +11,19 @@ Travels with every `per_layer` checkpoint.
 """
 
 import copy
+import sys
 
 import torch
 import transformers as hf
 from torch import nn
-from transformers.conversion_mapping import (
-    WeightRenaming,
-    register_checkpoint_conversion_mapping,
-)
 from transformers.pytorch_utils import Conv1D
+
+RELEASE = tuple(int(part) for part in hf.__version__.split(".")[:2])
+if RELEASE >= (5, 0):  # Since then, modules have other names than tensors in files.
+    from transformers.conversion_mapping import (
+        WeightRenaming,
+        register_checkpoint_conversion_mapping,
+    )
 
 QUERIES = ("q_proj",)
 KEYS_AND_VALUES = ("k_proj", "v_proj")
@@ -28,6 +32,7 @@ ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 FFN_INPUTS = ("gate_proj", "up_proj", "fc1", "c_fc", "dense_h_to_4h")
 FUSED_FFN_INPUTS = ("gate_up_proj",)
 ATTENTIONS = ("self_attn", "attn", "attention")
+FEED_FORWARDS = ("mlp", "block_sparse_moe")
 FFN_OUTPUTS = ("down_proj", "fc2", "dense_4h_to_h")
 
 
@@ -46,6 +51,7 @@ def narrow(model):
 def decoder_layers(model):
     """The list of decoder layers, wherever the family keeps it."""
     base = model.base_model
+    base = base.model if base is model else base  # Gemma 3 before transformers 5
     base = getattr(base, "decoder", base)
     return base.h if hasattr(base, "h") else base.layers
 
@@ -58,7 +64,7 @@ def head_dim(config):
 def narrow_layer(layer, shape, head):
     """Replace the linear modules of a layer by narrower ones, and tell attention how many heads."""
     narrow_attention(layer, shape, head)
-    ffn = getattr(layer, "mlp", layer)
+    ffn = feed_forward_of(layer)
     if len(shape["ffn"]) == 1:
         (width,) = shape["ffn"]
         widths = dict.fromkeys(FFN_INPUTS, (None, width))
@@ -68,7 +74,17 @@ def narrow_layer(layer, shape, head):
     elif shape["ffn"]:
         mixtral = type(ffn).__name__.startswith("Mixtral")
         names = ("w1", "w3", "w2") if mixtral else ("gate_proj", "up_proj", "down_proj")
-        ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+        if isinstance(ffn.experts, nn.ModuleList):  # before transformers 5
+            narrow_experts(ffn.experts, shape["ffn"], names)
+        else:
+            ffn.experts = Experts(ffn.experts, shape["ffn"], names)
+
+
+def narrow_experts(experts, widths, names):
+    """The same of experts that are modules of their own."""
+    gate, up, down = names
+    for expert, width in zip(experts, widths, strict=True):
+        resize_children(expert, {gate: (None, width), up: (None, width), down: (width, None)})
 
 
 def narrow_attention(layer, shape, head):
@@ -102,10 +118,11 @@ def remove_blocks(layer, shape):
         setattr(layer, name, NoAttention(getattr(layer, name).layer_idx))
         norms += ["input_layernorm", "ln_1", "self_attn_layer_norm"]
     if not shape["ffn"]:
-        if hasattr(layer, "mlp"):
-            layer.mlp = NoFeedForward()
-        else:
+        name = next((name for name in FEED_FORWARDS if hasattr(layer, name)), None)
+        if name is None:
             layer.fc1, layer.fc2 = nn.Identity(), NoFeedForward()
+        else:
+            setattr(layer, name, NoExperts() if name == "block_sparse_moe" else NoFeedForward())
         norms += ["ln_2", "final_layer_norm"]
         norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
     # gemma has a norm of this name behind attention, others before the FFN.
@@ -141,12 +158,28 @@ class NoFeedForward(nn.Module):
         return torch.zeros_like(hidden_states)
 
 
+class NoExperts(NoFeedForward):
+    """The same where a layer also asks what the router said."""
+
+    def forward(self, hidden_states):
+        """Zeros, and nothing of a router."""
+        return super().forward(hidden_states), None
+
+
 def attention_of(layer):
     """The attention module of a layer."""
     for name in ATTENTIONS:
         if hasattr(layer, name):
             return getattr(layer, name)
     raise ValueError(f"{type(layer).__name__} has no attention that strucprune knows")
+
+
+def feed_forward_of(layer):
+    """The module of a layer's FFN; the layer itself if that has its matrices."""
+    for name in FEED_FORWARDS:
+        if hasattr(layer, name):
+            return getattr(layer, name)
+    return layer
 
 
 def resize_children(module, widths):
@@ -198,16 +231,85 @@ class Experts(nn.ModuleList):
         return output
 
 
+def least_release(config):
+    """The first release of transformers, (major, minor), in which this model was tried."""
+    kinds = getattr(config, "layer_types", None) or []
+    slides = "sliding_attention" in kinds or "gemma" in config.model_type
+    whole = all(shape["ffn"] and shape["query_heads"] for shape in config.strucprune["layers"])
+    return (4, 57) if slides or not whole else (4, 51)
+
+
+def earlier_keys(config):
+    """A config.json as releases before transformers 5 name its keys."""
+    config = dict(config)
+    for new, old in (("dtype", "torch_dtype"), ("num_local_experts", "num_experts")):
+        if new in config and not (new == "num_local_experts" and "mixtral" in config["model_type"]):
+            config[old] = config.pop(new)
+    rope = config.pop("rope_parameters", None)
+    if rope is not None and "full_attention" in rope:
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+        rope = rope["full_attention"]
+    return config if rope is None else config | earlier_rope(config, dict(rope))
+
+
+def earlier_rope(config, rope):
+    """The same of one set of rotary positions."""
+    theta, share = rope.pop("rope_theta"), rope.pop("partial_rotary_factor", None)
+    if "neox" in config["model_type"]:
+        return {"rotary_emb_base": theta, "rotary_pct": share}
+    keys = {"rope_theta": theta, "rope_scaling": None}
+    if share is not None:
+        keys["partial_rotary_factor"] = share
+    if "phi3" in config["model_type"]:
+        trained = rope.pop("original_max_position_embeddings", None)
+        if trained is not None:
+            keys["original_max_position_embeddings"] = trained
+        rope["type"] = rope.pop("rope_type")
+    if "default" not in rope.values():
+        keys["rope_scaling"] = rope
+    return keys
+
+
+class Described:
+    """Mixed into transformers' configs: also read by releases before the one that wrote them."""
+
+    @classmethod
+    def from_dict(cls, config_dict, **options):
+        """The config of a config.json."""
+        if RELEASE < (5, 0):
+            config_dict = earlier_keys(config_dict)
+        return super().from_dict(config_dict, **options)
+
+
+def teach_peft(model_type):
+    """Let peft, once it is imported, find the modules of a pruned model as of the dense one."""
+    tables = vars(sys.modules.get("peft.utils.constants", sys)).items()
+    for name, table in list(tables):
+        if name.startswith("TRANSFORMERS_MODELS_TO_"):
+            dense = model_type.removeprefix("strucprune_").removeprefix("experts_")
+            if dense in table:
+                table[model_type] = table[dense]
+
+
 class Narrowed:
     """Mixed into transformers' classes: the same model, with layers as narrow as listed."""
 
     def __init__(self, config):
+        least = least_release(config)
+        if least > RELEASE:
+            raise ImportError(
+                f"this pruned model needs transformers {least[0]}.{least[1]} or later; "
+                f"{hf.__version__} is installed"
+            )
+        if "gemma2" in config.model_type and config._attn_implementation in (None, "sdpa"):
+            config._attn_implementation = "eager"  # The other leaves out the cap of scores.
         super().__init__(config)
         narrow(self)
         self.post_init()
+        teach_peft(config.model_type)
 
 
-class StrucPruneLlamaConfig(hf.LlamaConfig):
+class StrucPruneLlamaConfig(Described, hf.LlamaConfig):
     model_type = "strucprune_llama"
     strucprune: dict | None = None
 
@@ -216,7 +318,7 @@ class StrucPruneLlamaForCausalLM(Narrowed, hf.LlamaForCausalLM):
     config_class = StrucPruneLlamaConfig
 
 
-class StrucPruneMistralConfig(hf.MistralConfig):
+class StrucPruneMistralConfig(Described, hf.MistralConfig):
     model_type = "strucprune_mistral"
     strucprune: dict | None = None
 
@@ -225,7 +327,7 @@ class StrucPruneMistralForCausalLM(Narrowed, hf.MistralForCausalLM):
     config_class = StrucPruneMistralConfig
 
 
-class StrucPruneQwen2Config(hf.Qwen2Config):
+class StrucPruneQwen2Config(Described, hf.Qwen2Config):
     model_type = "strucprune_qwen2"
     strucprune: dict | None = None
 
@@ -234,7 +336,7 @@ class StrucPruneQwen2ForCausalLM(Narrowed, hf.Qwen2ForCausalLM):
     config_class = StrucPruneQwen2Config
 
 
-class StrucPruneQwen3Config(hf.Qwen3Config):
+class StrucPruneQwen3Config(Described, hf.Qwen3Config):
     model_type = "strucprune_qwen3"
     strucprune: dict | None = None
 
@@ -243,7 +345,7 @@ class StrucPruneQwen3ForCausalLM(Narrowed, hf.Qwen3ForCausalLM):
     config_class = StrucPruneQwen3Config
 
 
-class StrucPruneGemma2Config(hf.Gemma2Config):
+class StrucPruneGemma2Config(Described, hf.Gemma2Config):
     model_type = "strucprune_gemma2"
     strucprune: dict | None = None
 
@@ -252,7 +354,7 @@ class StrucPruneGemma2ForCausalLM(Narrowed, hf.Gemma2ForCausalLM):
     config_class = StrucPruneGemma2Config
 
 
-class StrucPruneGemma3Config(hf.Gemma3TextConfig):
+class StrucPruneGemma3Config(Described, hf.Gemma3TextConfig):
     model_type = "strucprune_gemma3_text"
     strucprune: dict | None = None
 
@@ -261,7 +363,7 @@ class StrucPruneGemma3ForCausalLM(Narrowed, hf.Gemma3ForCausalLM):
     config_class = StrucPruneGemma3Config
 
 
-class StrucPrunePhi3Config(hf.Phi3Config):
+class StrucPrunePhi3Config(Described, hf.Phi3Config):
     model_type = "strucprune_phi3"
     strucprune: dict | None = None
 
@@ -270,7 +372,7 @@ class StrucPrunePhi3ForCausalLM(Narrowed, hf.Phi3ForCausalLM):
     config_class = StrucPrunePhi3Config
 
 
-class StrucPruneOPTConfig(hf.OPTConfig):
+class StrucPruneOPTConfig(Described, hf.OPTConfig):
     model_type = "strucprune_opt"
     strucprune: dict | None = None
 
@@ -279,7 +381,7 @@ class StrucPruneOPTForCausalLM(Narrowed, hf.OPTForCausalLM):
     config_class = StrucPruneOPTConfig
 
 
-class StrucPruneGPT2Config(hf.GPT2Config):
+class StrucPruneGPT2Config(Described, hf.GPT2Config):
     model_type = "strucprune_gpt2"
     strucprune: dict | None = None
 
@@ -288,7 +390,7 @@ class StrucPruneGPT2ForCausalLM(Narrowed, hf.GPT2LMHeadModel):
     config_class = StrucPruneGPT2Config
 
 
-class StrucPruneGPTNeoXConfig(hf.GPTNeoXConfig):
+class StrucPruneGPTNeoXConfig(Described, hf.GPTNeoXConfig):
     model_type = "strucprune_gpt_neox"
     strucprune: dict | None = None
 
@@ -297,7 +399,7 @@ class StrucPruneGPTNeoXForCausalLM(Narrowed, hf.GPTNeoXForCausalLM):
     config_class = StrucPruneGPTNeoXConfig
 
 
-class StrucPruneMixtralConfig(hf.MixtralConfig):
+class StrucPruneMixtralConfig(Described, hf.MixtralConfig):
     model_type = "strucprune_mixtral"
     strucprune: dict | None = None
 
@@ -306,7 +408,7 @@ class StrucPruneMixtralForCausalLM(Narrowed, hf.MixtralForCausalLM):
     config_class = StrucPruneMixtralConfig
 
 
-class StrucPruneQwen3MoeConfig(hf.Qwen3MoeConfig):
+class StrucPruneQwen3MoeConfig(Described, hf.Qwen3MoeConfig):
     model_type = "strucprune_qwen3_moe"
     strucprune: dict | None = None
 
@@ -316,11 +418,14 @@ class StrucPruneQwen3MoeForCausalLM(Narrowed, hf.Qwen3MoeForCausalLM):
 
 
 # Names that differ between a checkpoint and the modules in memory.
-for model_type, renaming in (
-    (StrucPruneGPTNeoXConfig.model_type, WeightRenaming(r"^embed_out\.", "lm_head.")),
-    (StrucPruneMixtralConfig.model_type, WeightRenaming(r"\.block_sparse_moe\.", ".mlp.")),
-):
-    register_checkpoint_conversion_mapping(model_type, [renaming], overwrite=True)
+if RELEASE >= (5, 0):
+    renamings = {StrucPruneMixtralConfig.model_type: (r"\.block_sparse_moe\.", ".mlp.")}
+    if "lm_head.weight" in hf.GPTNeoXForCausalLM._tied_weights_keys:
+        renamings[StrucPruneGPTNeoXConfig.model_type] = (r"^embed_out\.", "lm_head.")
+    for model_type, (pattern, name) in renamings.items():
+        register_checkpoint_conversion_mapping(
+            model_type, [WeightRenaming(pattern, name)], overwrite=True
+        )
 
 CONFIGS = {
     value.model_type: value
@@ -425,6 +530,7 @@ class Resized:
         super().__init__(config)
         resize(self)
         self.post_init()
+        teach_peft(config.model_type)
 
     @classmethod
     def is_custom_code(cls):
@@ -437,6 +543,10 @@ def classes_of(family):
 
     "experts_" before that is of models whose layers have different numbers of experts.
     """
+    if RELEASE < (5, 0):
+        raise ImportError(
+            f"a pruned {family} needs transformers 5 or later; {hf.__version__} is installed"
+        )
     from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
     if family not in _ANY_CLASSES:

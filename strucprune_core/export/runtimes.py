@@ -33,6 +33,13 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_PROMPT = "The most famous play by William Shakespeare is"
+_COMMANDS = {
+    "vLLM": "vllm serve {folder}{options}",
+    "llama.cpp": f'llama-cli -m {{folder}}/model.gguf -p "{_PROMPT}" -n 32',
+    "MLX": f'mlx_lm.generate --model {{folder}} --prompt "{_PROMPT}"',
+}
+_WAYS = "import strucprune_core.register, or trust_remote_code=True"
 
 
 class _Part(BaseModel):
@@ -65,7 +72,8 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="per_layer",
                 families=_EVERY,
-                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+                note=f"{_WAYS}; from transformers 4.51, with sliding windows or without whole "
+                "blocks from 4.57",
             ),
             LoadableForm(
                 form="uniform", families=generic_model_types(), note="the family's own classes"
@@ -73,7 +81,7 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="per_layer",
                 families=generic_model_types(),
-                note="trust_remote_code=True, or strucprune_core.load_pretrained",
+                note=f"{_WAYS}; from transformers 5",
             ),
         ),
     ),
@@ -129,6 +137,35 @@ def runtime_support(config: ModelConfig, pruning: PruningSpec) -> list[RuntimeSu
         pruning: What is asked for.
     """
     return [_support(runtime, config, pruning) for runtime in RUNTIMES]
+
+
+def loading_example(
+    support: RuntimeSupport, pruning: PruningSpec, config: ModelConfig
+) -> tuple[str, str]:
+    """("python" or "sh", a program or command that loads a result), run in the result's directory.
+
+    Args:
+        support: Of a runtime that loads it.
+        pruning: What was asked for.
+        config: The dense model.
+    """
+    folder = support.folder or "."
+    if support.runtime == "transformers":
+        own = pruning.layout == "uniform" and support.folder == "."
+        auto = "AutoModelForCausalLM"
+        if config.generic is not None and '"text_config"' in config.generic.config_json:
+            auto = "AutoModelForImageTextToText"
+        lines = [
+            f"from transformers import {auto}, AutoTokenizer",
+            *([] if own else ["", "import strucprune_core.register"]),
+            "",
+            f'model = {auto}.from_pretrained("{folder}")',
+            f'tokenizer = AutoTokenizer.from_pretrained("{folder}")',
+        ]
+        return "python", "\n".join(lines)
+    return "sh", _COMMANDS[support.runtime].format(
+        folder=folder, options=" --trust-remote-code" if folder == "block_configs" else ""
+    )
 
 
 def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> RuntimeSupport:

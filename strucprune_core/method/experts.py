@@ -1,9 +1,10 @@
 """Which experts of a layer stay, by what they contribute on the calibration text.
 
 An expert's score is a mean over the tokens that reach it, so that one that is rarely needed is not
-taken for one that does little: the squared norm of its output f_j ("output_norm"; gate-free scores
-do best where the task is not known, arXiv 2606.15716), or the norm times the router's weight g_j,
-as REAP has it (arXiv 2510.13999, equation 9):
+taken for one that does little: the norm of its output f_j times the router's weight g_j, as REAP
+has it (arXiv 2510.13999, equation 9), or the squared norm alone ("output_norm"; arXiv 2606.15716
+finds scores without the router's weight better where the task is not known; docs/experts.md has
+what we measured):
 
     S_j = 1 / |X_j| sum over x in X_j of g_j(x) ||f_j(x)||,    X_j: the tokens that reach j
 

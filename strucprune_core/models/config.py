@@ -340,6 +340,7 @@ class ModelConfig:
         experts_per_token: Experts that see a token, in layers with a router.
         normalise_routing: Weights of the chosen experts sum to one.
         generic: Set for a model that runs in transformers' modules, which know the rest.
+        drafting: Name and shape of each tensor that drafts further tokens: see `models.drafting`.
     """
 
     model_type: str
@@ -370,6 +371,7 @@ class ModelConfig:
     experts_per_token: int = 0
     normalise_routing: bool = True
     generic: GenericModel | None = None
+    drafting: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
     def layers(self) -> int:

@@ -23,6 +23,7 @@ Kept = Sequence[Sequence[int]]
 
 # A router that scores a group by its two best experts needs two in each.
 _LEAST_OF_GROUP = 2
+_MATRIX = 2  # Dimensions.
 
 
 def routing_of(config: ModelConfig) -> Routing:
@@ -36,6 +37,36 @@ def experts_of(config: ModelConfig, layer: int) -> Experts | None:
     """The experts of a layer; None if it has none."""
     generic = config.blocks[layer].generic
     return None if generic is None else generic.experts
+
+
+def expert_matrices(config: ModelConfig, layer: int) -> Experts | None:
+    """Of a layer's experts the matrices alone: what need not be in memory for all of them at once.
+
+    Returns:
+        `own` and `sliced` name matrices; None if the layer has none that are known.
+    """
+    block, experts = config.blocks[layer].generic, experts_of(config, layer)
+    if block is None or experts is None:
+        return None
+    shapes = dict(block.tensors)
+    own = tuple(name for name in experts.own if len(shapes[name.format(0)]) == _MATRIX)
+    sliced = tuple(
+        (name, axis)
+        for name, axis in experts.sliced
+        if axis == 0 and len(shapes[name]) == _MATRIX + 1
+    )
+    return replace(experts, own=own, sliced=sliced) if own or sliced else None
+
+
+def matrices_bytes(config: ModelConfig, layer: int) -> int:
+    """Bytes of the matrices of one expert, float32; 0 if the layer has none that are known."""
+    block, experts = config.blocks[layer].generic, expert_matrices(config, layer)
+    if block is None or experts is None:
+        return 0
+    shapes = dict(block.tensors)
+    sizes = [math.prod(shapes[name.format(0)]) for name in experts.own]
+    sizes += [math.prod(shapes[name][1:]) for name, _ in experts.sliced]
+    return 4 * sum(sizes)
 
 
 def least_kept(routing: Routing) -> int:

@@ -14,6 +14,7 @@ from typing import Any, cast, get_args
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.models.config import Activation, RopeConfig, RopeType
+from strucprune_core.storage.uri import may_be_hub_id
 
 RawConfig = Mapping[str, Any]
 """config.json as parsed: keys to anything."""
@@ -119,21 +120,51 @@ def refuse(config: RawConfig, key: str, *supported: Any, words: str) -> None:
 def refuse_variants(config: RawConfig) -> None:
     """Refuse variants that transformers knows in every family, and this build in none."""
     refuse_quantised(config)
+    refuse_old_rope_name(config)
     refuse(config, "is_causal", True, words="attention to later tokens")
     refuse(config, "use_bidirectional_attention", False, words="bidirectional attention")
     refuse(config, "add_cross_attention", False, words="cross attention")
     refuse(config, "per_layer_config", {}, words="other shapes in some layers")
 
 
-def refuse_quantised(config: RawConfig) -> None:
-    """Refuse a model whose weights are stored in fewer bits than floating-point numbers have."""
-    for key in ("quantization_config", "quantization"):  # The second is MLX's.
-        if config.get(key) is not None:
+def refuse_old_rope_name(config: RawConfig) -> None:
+    """Refuse 'su', which Phi-3's first files called longrope.
+
+    transformers reads it for phi3 alone, and not where the original context is beside the section,
+    as those files have it. So what is written could not be loaded either.
+    """
+    for key in ("rope_scaling", "rope_parameters"):
+        part = config.get(key)
+        if isinstance(part, dict) and "su" in (part.get("rope_type"), part.get("type")):
             raise UnsupportedArchitecture(
-                f"the model is quantised ({key} of config.json)",
+                f"rope type 'su' ({key} of config.json) is an old name of 'longrope'",
                 field=FIELD,
-                remedy="Prune the unquantised model, and quantise the result.",
+                remedy="Write 'longrope' there instead.",
             )
+
+
+def refuse_quantised(config: RawConfig) -> None:
+    """Refuse a model whose weights are stored in fewer bits than floating-point numbers have.
+
+    Those that are dequantised while they are read no longer say so: see `checkpoint.quantised`.
+    """
+    for key in ("quantization_config", "quantization"):  # The second is MLX's.
+        given = config.get(key)
+        if given is None:
+            continue
+        method = given.get("quant_method") if isinstance(given, dict) else None
+        of = f", quant_method {shown(method)}" if isinstance(method, str) else ""
+        raise UnsupportedArchitecture(
+            f"the model is quantised ({key} of config.json{of})",
+            field=FIELD,
+            remedy=f"Prune the unquantised model{_made_from(config)}, and quantise the result.",
+        )
+
+
+def _made_from(config: RawConfig) -> str:
+    """The model on a hub that config.json says this one was made from."""
+    source = config.get("_name_or_path")
+    return f" (hf://{source}?)" if isinstance(source, str) and may_be_hub_id(source) else ""
 
 
 def activation(config: RawConfig, key: str, *, default: str) -> Activation:

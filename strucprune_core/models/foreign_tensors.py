@@ -13,13 +13,14 @@ from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import ModelConfig
 
 _RESAVE = "load the model with transformers' AutoModelForCausalLM, and save it with save_pretrained"
+_ADAPTER, _CLASSIFIER = "belongs to an adapter (PEFT, LoRA)", "is the head of a classifier"
 _CONFIG_OF_THESE = "Correct config.json, or use the one that was saved with these weights."
 
 # What a pattern in a name says about the whole checkpoint; the first that matches any tensor wins.
 _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
     (
         re.compile(r"lora_|\.base_layer\.|modules_to_save|^base_model\."),
-        "belongs to an adapter (PEFT, LoRA)",
+        _ADAPTER,
         "Merge the adapter into the model (PEFT's merge_and_unload), and save that.",
     ),
     (
@@ -32,31 +33,40 @@ _KINDS: tuple[tuple[re.Pattern[str], str, str], ...] = (
         "Prune the unquantised model, and quantise the result.",
     ),
     (
-        re.compile(r"(^|\.)(mtp|nextn|eagle|medusa)[a-z_]*(\.|$)"),
-        "belongs to a head that drafts further tokens (MTP), which the pruned model would lose",
-        f"To prune the model without it, {_RESAVE}: that leaves it out.",
-    ),
-    (
         re.compile(r"(^|\.)(vision_\w+|visual|audio_\w+|multi_modal_projector|mm_projector)\."),
         "belongs to a multimodal model",
-        "Prune its language model alone.",
+        "Use the config.json of the whole model, whose model_type is that of a multimodal one, or "
+        "prune its language model alone.",
     ),
     (
         re.compile(
             r"^(score|classifier|qa_outputs|v_head|value_head|reward_head|regression_head)\b"
         ),
-        "is the head of a classifier or reward model; only language models are pruned",
+        f"{_CLASSIFIER} or reward model; only language models are pruned",
         "Prune the language model that it was trained from.",
     ),
 )
 
 
-def missing_tensor(name: str, config: ModelConfig, unknown: Sequence[str]) -> InvalidCheckpoint:
+def other_kind(names: Sequence[str]) -> InvalidCheckpoint | None:
+    """The error for a model of any architecture that is an adapter or a classifier; else None.
+
+    Args:
+        names: All of its tensors. Other names say little where it is not known which are right.
+    """
+    for pattern, meaning, remedy in _KINDS:
+        found = next((name for name in names if pattern.search(name)), None)
+        if found is not None and meaning.startswith((_ADAPTER, _CLASSIFIER)):
+            return InvalidCheckpoint(f"tensor {shown(found)} {meaning}", remedy=remedy)
+    return None
+
+
+def missing_tensor(name: str, head: str, unknown: Sequence[str]) -> InvalidCheckpoint:
     """The error for a tensor that config.json promises.
 
     Args:
         name: The tensor.
-        config: The model.
+        head: The tensor of the LM head.
         unknown: Names in the files that config.json does not promise.
     """
     what = f"tensor '{name}' is missing"
@@ -71,7 +81,7 @@ def missing_tensor(name: str, config: ModelConfig, unknown: Sequence[str]) -> In
                 f"{what}; there is {shown(other)}, as wrapped by training code ({shown(prefix)})",
                 remedy="Save the model itself (unwrapped, with save_pretrained).",
             )
-    if name == config.names.head:
+    if name == head:
         return InvalidCheckpoint(
             f"{what}: config.json says that the head is not the embedding",
             remedy="If the model was trained with a tied head, set tie_word_embeddings to true in "
@@ -103,8 +113,8 @@ def unknown_tensor(
         return InvalidCheckpoint(
             f"tensor {shown(name)} is of layer {layer[1]}, but config.json says that there are "
             f"{config.layers} layers",
-            remedy=f"If the config is right and the layer is an extra one (multi-token "
-            f"prediction), {_RESAVE}: that leaves it out.",
+            remedy=f"Correct config.json. (A layer that drafts further tokens is kept if "
+            f"num_nextn_predict_layers counts it.) Or {_RESAVE}: that leaves it out.",
         )
     if name.endswith(".bias") and f"{name.removesuffix('.bias')}.weight" in set(expected):
         return InvalidCheckpoint(

@@ -56,19 +56,27 @@ def as_stored(weight: Tensor, site: Site) -> Tensor:
     return weight.T.contiguous() if site.output.axis == 0 else weight
 
 
+def cut_tensors(
+    weights: Mapping[str, Tensor], solutions: list[tuple[Site, SiteSolution]]
+) -> dict[str, Tensor]:
+    """The tensors of a layer, by role, that are others once the given sites are pruned."""
+    cut: dict[str, Tensor] = {}
+    for site, solution in solutions:
+        for coupled in site.coupled:
+            dense = cut[coupled.role] if coupled.role in cut else weights[coupled.role]
+            cut[coupled.role] = solution.trained.get(
+                coupled.role, cut_tensor(dense, coupled, solution.kept)
+            )
+        device = weights[site.output.role].device
+        cut[site.output.role] = as_stored(solution.weight.to(device), site)
+    return cut
+
+
 def prune_layer(
     weights: Mapping[str, Tensor], solutions: list[tuple[Site, SiteSolution]]
 ) -> dict[str, Tensor]:
     """A layer's tensors by role, with the given sites pruned."""
-    pruned = dict(weights)
-    for site, solution in solutions:
-        for coupled in site.coupled:
-            pruned[coupled.role] = solution.trained.get(
-                coupled.role, cut_tensor(pruned[coupled.role], coupled, solution.kept)
-            )
-        device = weights[site.output.role].device
-        pruned[site.output.role] = as_stored(solution.weight.to(device), site)
-    return pruned
+    return {**weights, **cut_tensors(weights, solutions)}
 
 
 class PrunedSource(StoredSource):

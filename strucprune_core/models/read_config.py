@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidSpec, UnsupportedArchitecture
 from strucprune_core.models import fields
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.families import FAMILIES, parse_config
 from strucprune_core.models.fields import FIELD, RawConfig
 from strucprune_core.models.generic.architectures import (
@@ -61,13 +63,21 @@ def read_config(
         return _read_with_experts(index)
     if _is_own(index.config):
         config = parse_config(index.config)
-        return config, with_full_names(config.names, index)
+        index = with_full_names(config.names, index)
+        return _with_drafting(config, index), index
     found = _architecture(index.config).named_as_in(index.tensors)
     index = with_full_names(found.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
     entry = expert_architecture(str(_family(index.config)))
     pattern = None if entry is None else entry.pattern
     return describe(index.config, shapes, found, pattern), index
+
+
+def _with_drafting(config: ModelConfig, index: CheckpointIndex) -> ModelConfig:
+    """A model of a family that is written out, with what drafts further tokens."""
+    found = drafting_names(index.tensors, config.names.layer, index.config, {config.layers})
+    drafting = tuple((name, index.tensors[name].shape) for name in sorted(found))
+    return replace(config, drafting=drafting)
 
 
 def _has_experts_alone(raw: RawConfig) -> bool:

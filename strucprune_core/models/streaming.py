@@ -18,7 +18,8 @@ from torch import Tensor
 
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.decoder import Decoder, LayerTrace, SiteInput
-from strucprune_core.models.generic.layer_tensors import LayerTensors
+from strucprune_core.models.experts import expert_matrices
+from strucprune_core.models.generic.layer_tensors import ExpertwiseLayer, LayerTensors
 from strucprune_core.models.panels import LayerWeights, StreamedLayer
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors, tensor_name
@@ -68,7 +69,8 @@ class ModelStream:
 
     def layer(self, index: int) -> LayerWeights:
         """One decoder layer's tensors by role, float32, on the device: resident if tiles allow."""
-        if self.tiles.weight_rows is None:
+        experts = expert_matrices(self.config, index) if self.tiles.expert_by_expert else None
+        if self.tiles.weight_rows is None and experts is None:
             return self.whole_layer(index)
 
         def read(role: str, rows: tuple[int, int] | None) -> Tensor:
@@ -78,6 +80,9 @@ class ModelStream:
             return self.source.rows(name, *rows, device=self.device, dtype=torch.float32)
 
         shapes = layer_tensors(self.config, index)
+        if experts is not None:
+            return ExpertwiseLayer(shapes, experts, read)
+        assert self.tiles.weight_rows is not None  # noqa: S101 - else the layer is whole
         return StreamedLayer(shapes, read, self.tiles.weight_rows)
 
     def whole_layer(self, index: int) -> dict[str, Tensor]:

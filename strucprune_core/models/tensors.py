@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from strucprune_core.checkpoint.header import FLOAT_DTYPES
 from strucprune_core.checkpoint.index import MAX_HEADERS_BYTES, Allowance, CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.models.config import GenericModel, LayerConfig, ModelConfig, ModelNames
 from strucprune_core.models.foreign_tensors import (
     misshaped_tensor,
     missing_tensor,
+    other_kind,
     unknown_tensor,
 )
 
 Shapes = dict[str, tuple[int, ...]]
 
 _INTEGERS = ("I64", "I32")
-_FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 # Buffers that older tools wrote although the model derives them.
 _DERIVED = (
     ".rotary_emb.inv_freq",
@@ -70,6 +71,11 @@ def expected_tensors(config: ModelConfig) -> Shapes:
     if not config.tie_word_embeddings:
         tensors[names.head] = (config.vocab_size, e)
     return tensors
+
+
+def stored_tensors(config: ModelConfig) -> Shapes:
+    """Names and shapes of all tensors of the model's files: those that draft too."""
+    return expected_tensors(config) | dict(config.drafting)
 
 
 def _generic_tensors(config: ModelConfig, generic: GenericModel) -> Shapes:
@@ -191,21 +197,23 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
             remedy="Copy the model again, or use the config.json that was saved with it.",
         )
     expected = expected_tensors(config)
+    stored = expected | dict(config.drafting)
+    if config.generic is not None:
+        _check_kind(config, index)
     unknown = [
-        name for name in index.tensors if name not in expected and not _is_redundant(config, name)
+        name for name in index.tensors if name not in stored and not _is_redundant(config, name)
     ]
-    stored = dict(expected)
     if config.names.head in index.tensors:  # Also where it is tied: its values may differ.
         stored.setdefault(config.names.head, (config.vocab_size, config.embedding_size))
     copied = _copied(config)
     for name, shape in stored.items():
         info = index.tensors.get(name)
         if info is None:
-            raise missing_tensor(name, config, unknown)
+            raise missing_tensor(name, config.names.head, unknown)
         # Checked before the shape, which is another one for packed numbers.
-        if info.dtype not in _FLOAT_DTYPES and not (info.dtype in _INTEGERS and name in copied):
+        if info.dtype not in FLOAT_DTYPES and not (info.dtype in _INTEGERS and name in copied):
             raise InvalidCheckpoint(
-                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(_FLOAT_DTYPES)} "
+                f"tensor '{name}' has dtype {info.dtype}; only {', '.join(FLOAT_DTYPES)} "
                 f"can be pruned",
                 remedy="Use the unquantised model.",
             )
@@ -213,6 +221,15 @@ def check_tensors(config: ModelConfig, index: CheckpointIndex) -> None:
             raise misshaped_tensor(name, info.shape, shape)
     if unknown:
         raise unknown_tensor(unknown[0], config, expected, unknown)
+
+
+def _check_kind(config: ModelConfig, index: CheckpointIndex) -> None:
+    """A model whose tensors are those of the files, whatever they are, must be a language model."""
+    error = other_kind([*index.tensors])
+    if error is None and config.head_matrix not in index.tensors:
+        error = missing_tensor(config.head_matrix, config.names.head, ())
+    if error is not None:
+        raise error
 
 
 def _copied(config: ModelConfig) -> set[str]:

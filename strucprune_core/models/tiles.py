@@ -27,9 +27,17 @@ class Tiles:
         vocabulary_rows: Rows of the embedding or LM head resident at a time.
         head_tokens: Tokens multiplied with a vocabulary tile at a time: a tile of logits is 32 MiB
             by default.
+        expert_by_expert: Whether matrices of a layer's experts are read when they are used, so that
+            one expert is resident at a time. For layers in transformers' modules.
     """
 
     micro_batch_tokens: int = 4096
     weight_rows: int | None = None
     vocabulary_rows: int = 4096
     head_tokens: int = 2048
+    expert_by_expert: bool = False
+
+    @property
+    def whole_layers(self) -> bool:
+        """Whether layers are resident whole."""
+        return self.weight_rows is None and not self.expert_by_expert

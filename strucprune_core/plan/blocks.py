@@ -21,13 +21,18 @@ REMEASURED_BLOCKS = 16
 
 
 def candidates(config: ModelConfig, pruning: PruningSpec) -> list[Block]:
-    """Blocks that may go: those of layers that may lose everything."""
+    """Blocks that may go: those of layers that may lose everything.
 
-    def may_go(layer: int) -> bool:
-        most = pruning.max_sparsity_by_layer.get(layer, 1.0)
+    llama.cpp takes the width of heads from the first layer, which keeps its attention for a GGUF.
+    """
+
+    def may_go(block: Block) -> bool:
+        if block == Block(0, "attention_blocks") and "gguf" in pruning.exports:
+            return False
+        most = pruning.max_sparsity_by_layer.get(block.layer, 1.0)
         return min(most, pruning.max_layer_sparsity) >= 1.0
 
-    return [block for block in blocks_of(config, pruning.structures) if may_go(block.layer)]
+    return [block for block in blocks_of(config, pruning.structures) if may_go(block)]
 
 
 def removable_parameters(config: ModelConfig, pruning: PruningSpec) -> int:
@@ -68,9 +73,22 @@ def most_steps(config: ModelConfig, pruning: PruningSpec) -> int:
     One block of each kind always stays.
     """
     sizes = sorted(block_parameters(config, block) for block in candidates(config, pruning))
-    kinds = len({block.structure for block in blocks_of(config, pruning.structures)})
-    possible = max(0, len(sizes) - kinds)
+    possible = len(_removable_sizes(config, pruning))
     return min(possible, steps_to_budget(sizes, block_budget(config, pruning)))
+
+
+def _removable_sizes(config: ModelConfig, pruning: PruningSpec) -> list[int]:
+    """Parameters of blocks that can all go: of a kind of which every block may go, one stays.
+
+    The one that stays counts as the largest, so that no more is promised than will go.
+    """
+    sizes: list[int] = []
+    for structure in dict.fromkeys(each.structure for each in candidates(config, pruning)):
+        may_go = [each for each in candidates(config, pruning) if each.structure == structure]
+        of_kind = sorted(block_parameters(config, each) for each in may_go)
+        every = blocks_of(config, [structure])
+        sizes += of_kind[:-1] if len(may_go) == len(every) else of_kind
+    return sizes
 
 
 def estimated_removal(config: ModelConfig, pruning: PruningSpec) -> int:
@@ -88,12 +106,10 @@ def check_blocks(config: ModelConfig, pruning: PruningSpec) -> None:
     Raises:
         InvalidSpec: it has none that may go, or the sparsity is too small or too large.
     """
-    sizes = [block_parameters(config, block) for block in candidates(config, pruning)]
-    every = blocks_of(config, pruning.structures)
-    left = [max((block_parameters(config, each) for each in every), default=0)]
-    if len(sizes) < 2:
+    sizes = _removable_sizes(config, pruning)
+    if not sizes:
         raise InvalidSpec(
-            "there are not two blocks that may go, and one must stay",
+            "there is no block that may go: one of each kind must stay",
             field="pruning.structures",
             remedy="Remove other structures, or raise pruning.max_layer_sparsity or the numbers in "
             "pruning.max_sparsity_by_layer to 1.",
@@ -104,7 +120,7 @@ def check_blocks(config: ModelConfig, pruning: PruningSpec) -> None:
         (place.site.structures - place.rule.floor(place.site.structures)) * place.site.parameters
         for place in sites
     )
-    reachable = (sum(sizes) - sum(left) + rest) / total
+    reachable = (sum(sizes) + rest) / total
     if pruning.sparsity > reachable:
         raise out_of_reach(pruning.sparsity, reachable)
     if pruning.removes_blocks_alone and pruning.sparsity * total < min(sizes) / 2:

@@ -5,9 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
+from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_source
+from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.quantised import DEFAULT_DTYPE
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
-from strucprune_core.plan.sites import holdout_sequences
-from strucprune_core.spec import JobSpec
+from strucprune_core.models.config import ModelConfig
+from strucprune_core.plan.sites import holdout_sequences, keeps_drafting
+from strucprune_core.spec import JobSpec, PruningSpec
 
 
 def sparsity_warning(asked: float, reached: float) -> list[str]:
@@ -17,6 +23,44 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     return [
         f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
         f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
+    ]
+
+
+def quantised_warning(spec: JobSpec, index: CheckpointIndex) -> list[str]:
+    """Weights that take more bytes in the result than in the model."""
+    if index.quantised is None:
+        return []
+    dtype = spec.output.dtype or DEFAULT_DTYPE
+    return [
+        f"model.uri: the model is stored in {index.quantised}. It is dequantised as it is read, "
+        f"and the result is stored in {dtype} (output.dtype)."
+    ]
+
+
+def tokenizer_warning(stored: Collection[str]) -> list[str]:
+    """A tokenizer.json that the model lacks.
+
+    Args:
+        stored: Names of the model's own files.
+    """
+    source = tokenizer_source(stored)
+    if source is None or source == TOKENIZER:
+        return []
+    return [
+        f"model.uri: the model has no {TOKENIZER}. transformers makes one of {source}, which texts "
+        "are read with; it is part of the result."
+    ]
+
+
+def drafting_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
+    """Tensors that draft further tokens, where the result cannot keep them."""
+    if not config.drafting or keeps_drafting(pruning, config):
+        return []
+    names = [name for name, _ in config.drafting]
+    return [
+        f"The result is without the {len(names)} tensors that draft further tokens (multi-token "
+        f"prediction, '{names[0]}' and so on): programs would build them by the numbers in "
+        "config.json, which the job changes. The model's own predictions do not need them."
     ]
 
 

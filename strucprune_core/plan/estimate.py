@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES
+from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
@@ -24,12 +25,24 @@ from strucprune_core.models.experts import (
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
-from strucprune_core.plan.deviations import batch_warning, sparsity_warning
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    drafting_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
-from strucprune_core.plan.sites import kept_experts, likely_experts, plan_sites, pruned_config
+from strucprune_core.plan.sites import (
+    keeps_drafting,
+    kept_experts,
+    likely_experts,
+    plan_sites,
+    pruned_config,
+)
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -56,7 +69,8 @@ class Estimate(BaseModel):
     bytes_read: int = Field(description="Bytes of weights read from the model's files in all.")
     flops: dict[str, int] = Field(description="Floating-point operations by phase.")
     pieces: dict[str, int | None] = Field(
-        description="Tokens, rows and columns that are resident at a time; null: all of a layer."
+        description="Tokens, rows, columns and experts that are resident at a time; null: all of a "
+        "layer."
     )
     sparsity_requested: float
     sparsity_reached: float = Field(
@@ -92,6 +106,11 @@ def size_of(config: ModelConfig, *, dtype_bytes: int) -> SizeSummary:
     )
 
 
+def drafting_bytes(config: ModelConfig, index: CheckpointIndex) -> int:
+    """Bytes of what drafts further tokens."""
+    return sum(index.tensors[name].read_bytes for name, _ in config.drafting)
+
+
 def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """Estimate a job on an inspected model.
 
@@ -99,14 +118,18 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         InvalidSpec: the model's widths do not allow the sparsity.
     """
     config, index = facts.config, facts.index
+    drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
-    bytes_after = index.total_bytes - removed_bytes
+    bytes_after = index.read_bytes - removed_bytes
+    if not keeps_drafting(spec.pruning, config):
+        bytes_after -= drafting
     exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.device == "cuda"
-    read = weights_read(spec, config) * index.total_bytes // parameters
+    parameters_read = weights_read(spec, config, plan.tiles)
+    read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
         sparsity_requested=spec.pruning.sparsity,
         sparsity_reached=reached,
@@ -122,13 +145,21 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
-        warnings=[*sparsity_warning(spec.pruning.sparsity, reached), *batch_warning(spec)],
+        warnings=[
+            *drafting_warning(spec.pruning, config),
+            *sparsity_warning(spec.pruning.sparsity, reached),
+            *batch_warning(spec),
+            *quantised_warning(spec, index),
+            *tokenizer_warning(index.file_versions),
+        ],
     )
 
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     widest = max(max(block.ffn_widths, default=0) for block in config.blocks)
-    return {**asdict(plan.tiles), "solver_columns": min(plan.panels.panel, widest)}
+    tiles = asdict(plan.tiles)
+    experts = 1 if tiles.pop("expert_by_expert") else None
+    return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:

@@ -19,8 +19,13 @@ from strucprune_core.calibration.other_formats import HEAD_BYTES, check_head
 from strucprune_core.calibration.parquet import check_parquet
 from strucprune_core.calibration.records import check_kind
 from strucprune_core.calibration.text import Text
-from strucprune_core.calibration.tokenizer_config import check_chat_template, read_tokenizer_config
-from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint
+from strucprune_core.calibration.tokenizer_config import (
+    check_chat_template,
+    read_tokenizer_config,
+    tokenizer_source,
+)
+from strucprune_core.checkpoint.adapter import Adapter, merged, open_adapter
+from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint, read_in
 from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidSpec,
@@ -44,6 +49,7 @@ from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
+from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
@@ -55,7 +61,7 @@ from strucprune_core.plan.sites import (
     pruned_config,
 )
 from strucprune_core.run.publish import unfinished
-from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
+from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
@@ -108,12 +114,15 @@ class Examination:
     model: ModelFacts | None = None
 
 
-def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
+def inspect_model(
+    store: ReadableStore, *, experts: bool = False, dtype: Dtype | None = None
+) -> ModelFacts:
     """Read a model's layout and check it against its configuration.
 
     Args:
         store: Its files.
         experts: Whether it is read to remove experts: see `models.read_config`.
+        dtype: What its weights are converted to as they are read; None: as `checkpoint.index`.
 
     Raises:
         InvalidSpec: its experts are to be removed, and cannot be.
@@ -122,18 +131,43 @@ def inspect_model(store: ReadableStore, *, experts: bool = False) -> ModelFacts:
         UnsupportedArchitecture: this build cannot prune such a model.
         StorageError: the store refused or failed.
     """
-    config, index = read_config(open_checkpoint(store, header_allowance), experts=experts)
+    opened = read_in(open_checkpoint(store, header_allowance), dtype)
+    config, index = read_config(opened, experts=experts)
     check_tensors(config, index)
-    if "tokenizer.json" not in index.other_files:
+    if tokenizer_source(index.other_files) is None:
         raise InvalidCheckpoint(
-            "there is no tokenizer.json",
+            "there is neither a tokenizer.json nor what one can be made of (tokenizer.model, or "
+            "vocab.json and merges.txt)",
             remedy="Save the model's fast tokenizer next to it "
             "(AutoTokenizer.from_pretrained(...).save_pretrained(...)).",
         )
     return ModelFacts(index, config)
 
 
-def read_model(uri: str, open_store: OpenStore, *, experts: bool = False) -> ModelFacts:
+def read_job_model(spec: JobSpec, open_store: OpenStore) -> ModelFacts:
+    """`read_model` of a job, with the adapter that it names merged into it."""
+    model = read_model(
+        spec.model.uri,
+        open_store,
+        experts=spec.pruning.removes_experts,
+        dtype=spec.output.dtype,
+    )
+    if spec.model.adapter_uri is None:
+        return model
+    with naming_field("model.adapter_uri"):
+        adapter = open_adapter(open_store(spec.model.adapter_uri))
+        return ModelFacts(_with_adapter(model, adapter), model.config)
+
+
+def _with_adapter(model: ModelFacts, adapter: Adapter) -> CheckpointIndex:
+    config = model.config
+    tied = (config.names.embedding, config.names.head) if config.tie_word_embeddings else ()
+    return merged(model.index, adapter, tied=tied, transposed=config.transposed)
+
+
+def read_model(
+    uri: str, open_store: OpenStore, *, experts: bool = False, dtype: Dtype | None = None
+) -> ModelFacts:
     """`inspect_model` of the model at a URI. Errors name the field `model.uri`.
 
     Raises:
@@ -141,7 +175,7 @@ def read_model(uri: str, open_store: OpenStore, *, experts: bool = False) -> Mod
     """
     with naming_field("model.uri"):
         try:
-            return inspect_model(open_store(uri), experts=experts)
+            return inspect_model(open_store(uri), experts=experts, dtype=dtype)
         except ObjectNotFound as error:
             if not may_be_hub_id(uri):
                 raise
@@ -288,14 +322,14 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     elif pruning.layout == "uniform":
         _check_uniform(config)
     _check_layers(pruning, config)
+    if "query_heads" in pruning.structures and config.generic is None:
+        _check_query_heads(config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
     planned = plan_sites(config, pruning)
     if not planned:
         return  # `check_generic` says why.
-    if "query_heads" in pruning.structures:
-        _check_query_heads(config)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
@@ -387,7 +421,14 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "experts.",
         )
     kinds, experts = set(pruning.structures), pruning.removes_experts
-    if "ffn_channels" in kinds and not plan_sites(config, pruning):
+    has_ffns = any(sites(config, layer, ["ffn_channels"]) for layer in range(config.layers))
+    if pruning.recover is not None and not has_ffns:
+        raise InvalidSpec(
+            f"architecture '{config.family}' has no FFN that could be trained, only experts",
+            field="pruning.recover",
+            remedy="Leave recover out; distill trains the whole model.",
+        )
+    if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
             f"architecture '{config.family}' has no FFN whose channels can be removed, only "
             "experts",
@@ -457,7 +498,7 @@ def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
 
 
 def _check_query_heads(config: ModelConfig) -> None:
-    if all(block.query_heads_per_kv_head == 1 for block in config.blocks):
+    if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",
@@ -499,7 +540,7 @@ def inspect_job(
         StrucPruneError: the first issue, with its field.
     """
     _check_apart(spec, open_store, workspace)
-    model = read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts)
+    model = read_job_model(spec, open_store)
     for check in _model_checks(spec, model):
         check()
     if check_output:
@@ -585,7 +626,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
     model: ModelFacts | None = collect(
         "model.uri",
-        lambda: read_model(spec.model.uri, open_store, experts=spec.pruning.removes_experts),
+        lambda: read_job_model(spec, open_store),
     )
     if model is not None:
         for model_check in _model_checks(spec, model):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.experts import expert_matrices
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.device import SOLVER_STEPS, VOCABULARY_STEPS, device_terms
 from strucprune_core.plan.memory.forward import layer_bytes
@@ -156,15 +157,23 @@ def _vocabulary_ladder(
 
 
 def _layer_ladder(plan: Plan, spec: JobSpec, config: ModelConfig) -> Iterator[tuple[Tiles, Panels]]:
-    """A resident layer with fewer tokens, then panels with many tokens, then with fewer."""
+    """A resident layer with fewer tokens, then panels with many tokens, then with fewer.
+
+    A layer in transformers' modules has no panels: there one expert is resident instead.
+    """
     most = spec.runtime.micro_batch_tokens
     tokens = [most, *_halves(most // 2, 1)]
     ample = [count for count in tokens if count >= _LEAST_TOKENS] or tokens[:1]
     pieces: list[tuple[int, int | None]] = []
     if plan.tiles.weight_rows is None:
         pieces += [(count, None) for count in ample]
-    if config.generic is not None:  # transformers' modules hold whole layers.
-        yield from ((replace(plan.tiles, micro_batch_tokens=n), plan.panels) for n in tokens)
+    if config.generic is not None:
+        routed = any(expert_matrices(config, layer) for layer in range(config.layers))
+        rungs = [(count, False) for count in (ample if routed else tokens)]
+        rungs += [(count, True) for count in tokens if routed]
+        for count, one in rungs:
+            tiles = replace(plan.tiles, micro_batch_tokens=count, expert_by_expert=one)
+            yield tiles, plan.panels
         return
     pieces += [(count, rows) for rows in _halves(DEFAULT_PANEL_ROWS, 128) for count in ample]
     pieces += [(count, rows) for count in tokens for rows in _halves(128, 16)]
@@ -181,6 +190,8 @@ def _halves(most: int, least: int) -> Iterator[int]:
 
 def _advice(step: str) -> str:
     """What else would help a step that cannot be divided any further."""
+    if step == "repair":
+        return ", or do without expert_repair, which holds whole layers"
     if step in ("recovery", "distillation", "gradient"):
         return f", or do without {step}, which holds whole layers"
     if step == "admm":

@@ -25,6 +25,9 @@ def pinned_spec(spec: JobSpec, pin: Callable[[str], str]) -> JobSpec:
     """
     with naming_field("model.uri"):
         model = spec.model.model_copy(update={"uri": pin(spec.model.uri)})
+    if model.adapter_uri is not None:
+        with naming_field("model.adapter_uri"):
+            model = model.model_copy(update={"adapter_uri": pin(model.adapter_uri)})
     calibration, evaluation = spec.calibration, spec.evaluation
     if calibration.uri is not None:
         with naming_field("calibration.uri"):

@@ -6,7 +6,7 @@ The check of a job, its estimate and its run all use this module, so they cannot
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from strucprune_core.method.allocation.budget import WidthRule
 from strucprune_core.method.allocation.rule import allocate
 from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.models.config import ModelConfig
+from strucprune_core.models.drafting import draft_with_experts
 from strucprune_core.models.experts import (
     expert_parameters,
     experts_of,
@@ -61,6 +62,23 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
         for layer in range(config.layers)
         for site in sites(config, layer, pruning.structures)
     ]
+
+
+def keeps_drafting(pruning: PruningSpec, config: ModelConfig) -> bool:
+    """Whether what drafts further tokens still loads beside the pruned model.
+
+    Programs that draft build it by the keys of config.json. These stay as they are if the widths
+    of layers are listed beside them; nothing else is known to leave them.
+    """
+    if pruning.removes_experts:
+        return not draft_with_experts(config)
+    of_layers = {"ffn_channels", "kv_groups", "query_heads"}
+    return pruning.layout == "per_layer" and of_layers.issuperset(pruning.structures)
+
+
+def with_drafting(config: ModelConfig, pruning: PruningSpec) -> ModelConfig:
+    """The model with what drafts further tokens if the result of a job keeps it, else without."""
+    return config if keeps_drafting(pruning, config) else replace(config, drafting=())
 
 
 def pruned_config(

@@ -24,6 +24,7 @@ from strucprune_core.models.tiles import (
     MODEL_CHECK_LAYERS,
     VERIFY_SEQUENCES,
     VERIFY_TOKENS,
+    Tiles,
 )
 from strucprune_core.plan.blocks import REMEASURED_BLOCKS, candidates, most_steps, refits
 from strucprune_core.plan.graph import (
@@ -33,13 +34,17 @@ from strucprune_core.plan.graph import (
     distill_units,
     probe_groups,
 )
+from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.spec import JobSpec
 
 
-def weights_read(spec: JobSpec, config: ModelConfig) -> int:
-    """Parameters that a job reads from the model's files, counted once for each pass."""
+def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
+    """Parameters that a job reads from the model's files, at most.
+
+    Those that are resident are read once in each pass, the others for every micro-batch.
+    """
     layers = [
         sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
         for layer in range(config.layers)
@@ -63,7 +68,32 @@ def weights_read(spec: JobSpec, config: ModelConfig) -> int:
     passes += 1 if pruning.removes_experts else 0  # The model without them.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
-    return round(passes * (body + ends)) + partial
+    return round(passes * (body + ends)) + partial + _read_again(spec, config, tiles)
+
+
+def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
+    """Parameters that are read for every micro-batch of a pass, without the first."""
+    shapes = [layer_tensors(config, layer) for layer in range(config.layers)]
+    streamed = [
+        sum(math.prod(shape) for shape in each.values())
+        - resident_bytes(config, layer, tiles) // FP32_BYTES
+        for layer, each in enumerate(shapes)
+    ]
+    if not any(streamed):
+        return 0
+
+    def more(sequences: int, length: int) -> int:
+        return math.ceil(sequences / micro_batch(tiles, sequences, length).sequences) - 1
+
+    pruning, text, judged = spec.pruning, spec.calibration, spec.evaluation
+    again = sum(streamed) * more(text.samples, text.sequence_length)
+    if judged is not None:
+        again += sum(streamed) * more(judged.sequences, judged.sequence_length)
+    if energy_of(pruning) == "kl_probe" or pruning.removes_blocks:
+        sequences, length = probe_shape(text)
+        for group in probe_groups(config.layers):
+            again += sum(streamed[group.start :]) * more(len(group) * sequences, length)
+    return again
 
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar, overloa
 from pydantic import TypeAdapter
 
 from strucprune_core.calibration.degeneracy import TokenCounts
+from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.blocks import Block
 from strucprune_core.models.structures import SiteKind
@@ -748,3 +749,4 @@ class Report(Artifacts):
 
     json = _FileName(REPORT_JSON)
     html = _FileName(REPORT_HTML)
+    card = _FileName(MODEL_CARD)

@@ -35,7 +35,8 @@ def is_worth_it(job: Job, taken: Sequence[BlockLoss], more: BlockLoss) -> bool:
     if job.spec.pruning.removes_blocks_alone:
         budget = block_budget(job.config, job.spec.pruning)
         return steps_to_budget([each.parameters for each in steps], budget) == len(steps)
-    return len(taken) - BlockChoice(job).best(taken) <= PATIENCE
+    best = BlockChoice(job).best(taken)
+    return best is None or len(taken) - best <= PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +59,8 @@ class BlockChoice:
             MeasuredSite(job, place.layer, place.site).damage() for place in job.planned
         ]
 
-    def best(self, steps: Sequence[BlockLoss]) -> int:
-        """How many of the steps are taken.
-
-        Raises:
-            InvalidSpec: with none of them the budget is met.
-        """
+    def best(self, steps: Sequence[BlockLoss]) -> int | None:
+        """How many of the steps are taken; None if the budget cannot be met with so few."""
         losses = accumulate(each.added for each in steps)
         measured = [Step(each.parameters, kl) for each, kl in zip(steps, losses, strict=True)]
 

@@ -24,7 +24,13 @@ from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.blocks import most_steps, refits
 from strucprune_core.plan.graph import Unit, build_experts_graph, build_graph
 from strucprune_core.plan.pieces import Plan
-from strucprune_core.plan.sites import PlannedSite, energy_of, kept_experts, plan_sites
+from strucprune_core.plan.sites import (
+    PlannedSite,
+    energy_of,
+    kept_experts,
+    plan_sites,
+    with_drafting,
+)
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
@@ -160,12 +166,20 @@ class Job:
     @cached_property
     def shards(self) -> ShardPlan:
         """The files of the result."""
+        config = with_drafting(self.config, self.spec.pruning)
         if self.removes_experts and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
-            count = kept_experts(self.spec.pruning, self.config)
-            kept = first_experts(self.config, [count] * self.config.layers)
-            return ShardPlan(self.index, without_experts(self.config, kept), (), distill=False)
-        return ShardPlan(self.index, self.config, self.planned, self.distill_steps > 0, self.refits)
+            count = kept_experts(self.spec.pruning, config)
+            kept = first_experts(config, [count] * config.layers)
+            return ShardPlan(self.index, without_experts(config, kept), (), distill=False)
+        return ShardPlan(
+            self.index,
+            config,
+            self.planned,
+            distill=self.distill_steps > 0,
+            refit=self.refits,
+            recover=self.recovers,
+        )
 
     @cached_property
     def graph(self) -> list[Unit]:

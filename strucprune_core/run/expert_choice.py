@@ -20,7 +20,7 @@ CURVE_POINTS = 8
 
 def scores_of(pruning: PruningSpec, values: RouteValues) -> list[float]:
     """The scores that a job goes by, by expert."""
-    return values.reap if pruning.expert_score == "reap" else values.output_norm
+    return values.output_norm if pruning.expert_score == "output_norm" else values.reap
 
 
 def kept_of(job: Job, layer: int, count: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from strucprune_core.models.blocks import Block, without_blocks
 from strucprune_core.models.experts import experts_of
 from strucprune_core.plan.graph import Unit
 from strucprune_core.plan.sites import pruned_config
@@ -38,8 +39,9 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _measured(job, unit)
         case "price":
             return _allocated(job, job.units.values(Price(unit.index)))
-        case "allocate" if job.spec.pruning.rounds > 1:  # else it is as the only price was
-            return _allocated(job, job.units.values(Allocate()))
+        case "allocate" if _differs_from_price(job):
+            allocation = job.units.values(Allocate())
+            return _allocated(job, allocation, [each.block for each in allocation.blocks])
         case "select":
             return _selected(job)
         case "repair":
@@ -112,9 +114,17 @@ def _repaired(job: Job, layer: int) -> list[LayerUpdate]:
     return [] if error is None else [LayerUpdate(layer, reconstruction_error=error)]
 
 
-def _allocated(job: Job, allocation: PriceValues) -> list[LayerUpdate]:
+def _differs_from_price(job: Job) -> bool:
+    """Whether the allocation may be another than that of the only price."""
+    return job.spec.pruning.rounds > 1 or job.spec.pruning.removes_blocks
+
+
+def _allocated(
+    job: Job, allocation: PriceValues, removed: Sequence[Block] = ()
+) -> list[LayerUpdate]:
     """Widths, energies and damages of all layers."""
     pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*allocation.widths])
+    pruned = without_blocks(pruned, removed)
     energies: dict[int, list[float]] = {}
     damages: dict[int, list[float]] = {}
     for number, place in enumerate(job.planned):

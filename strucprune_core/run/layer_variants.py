@@ -134,7 +134,7 @@ def run_layer(job: Job, layer: int, weights: LayerWeights, solved: Solved, hidde
     places = [(layer, site) for site, _ in solved]
     source = PrunedSource(job.reader, job.config, places, lambda _, site: given[site.name])
     stream = job.stream(config, source)
-    resident = job.tiles.weight_rows is None
+    resident = job.tiles.whole_layers
     pruned = prune_layer(weights, solved) if resident else stream.layer(layer)
     return pass_layer(job, stream, layer, pruned, hidden)
 

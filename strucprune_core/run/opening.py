@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
@@ -73,6 +74,7 @@ def opened(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri
     ).model
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
+    facts = replace(facts, index=with_tokenizer(facts.index))
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     with (

@@ -20,10 +20,15 @@ from strucprune_core.models.structures import Site
 from strucprune_core.models.tensors import down_role, tensor_name
 from strucprune_core.plan.blocks import refitted_layers
 from strucprune_core.plan.graph import final_solution, repaired_solution
-from strucprune_core.plan.sites import pruned_config
+from strucprune_core.plan.sites import pruned_config, with_drafting
 from strucprune_core.run.artifacts import Allocate, File, Refit, Repair, Select, Solve
 from strucprune_core.run.context import Job
-from strucprune_core.run.solutions import distilled_roles, load_other, load_solution
+from strucprune_core.run.solutions import (
+    distilled_roles,
+    load_other,
+    load_solution,
+    recovered_roles,
+)
 
 
 class PrunedModel:
@@ -50,10 +55,11 @@ class PrunedModel:
     def config(self) -> ModelConfig:
         """The pruned model's shape."""
         job = self._job
+        dense = with_drafting(job.config, job.spec.pruning)
         if job.removes_experts:
             equally = job.spec.pruning.layout == "uniform"
-            return without_experts(job.config, self.experts, equally=equally)
-        pruned = pruned_config(job.config, job.spec.pruning, job.planned, [*self.widths])
+            return without_experts(dense, self.experts, equally=equally)
+        pruned = pruned_config(dense, job.spec.pruning, job.planned, [*self.widths])
         return without_blocks(pruned, self.removed_blocks)
 
     @cached_property
@@ -124,7 +130,7 @@ class PrunedModel:
 
     def repaired_source(self) -> PrunedSource:
         """Its tensors before it is trained as a whole."""
-        others = self._refitted_tensors() if self._job.refits else {}
+        others = self._refitted_tensors() if self._job.refits else self._recovered_tensors()
         return PrunedSource(self._job.reader, self._job.config, self._sites, self.repaired, others)
 
     def solved_source(self) -> PrunedSource:
@@ -170,17 +176,29 @@ class PrunedModel:
                 tensors[name] = partial(self._other, self._repaired(layer), layer, role)
         return tensors
 
+    def _recovered_tensors(self) -> dict[str, Callable[[], Tensor]]:
+        """FFN matrices that are trained layer by layer, where no site holds them."""
+        if not self._job.recovers:
+            return {}
+        return self._outside_sites(recovered_roles, self._repaired)
+
     def _distilled_tensors(self) -> dict[str, Callable[[], Tensor]]:
         """Trained tensors outside the sites, by name."""
+        return self._outside_sites(distilled_roles, self._final)
+
+    def _outside_sites(
+        self, roles: Callable[[ModelConfig, int], list[str]], file: Callable[[int], File]
+    ) -> dict[str, Callable[[], Tensor]]:
+        """Trained tensors that no site holds, by name; `file` has those of a layer."""
         config = self.config
         tensors: dict[str, Callable[[], Tensor]] = {}
         for layer in range(config.layers):
             sites = self.sites(layer)
             of_sites = {part.role for site in sites for part in (site.output, *site.coupled)}
-            for role in distilled_roles(config, layer):
+            for role in roles(config, layer):
                 if role not in of_sites:
                     tensors[tensor_name(config, layer, role)] = partial(
-                        self._other, self._final(layer), layer, role
+                        self._other, file(layer), layer, role
                     )
         return tensors
 

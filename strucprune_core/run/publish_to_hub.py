@@ -22,6 +22,7 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
+from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.errors import (
     AccessDenied,
     InvalidSpec,
@@ -29,6 +30,7 @@ from strucprune_core.errors import (
     StorageError,
     StorageUnavailable,
 )
+from strucprune_core.report.card import MARK
 from strucprune_core.report.document import MANIFEST, FileEntry
 from strucprune_core.report.published import altered, published_files
 from strucprune_core.storage.digests import sha256_of, sha256_of_bytes
@@ -38,7 +40,7 @@ from strucprune_core.storage.store import ObjectInfo, ReadableStore
 from strucprune_core.storage.uri import Location
 
 # What a hub or its user puts beside the files of a model; never removed.
-KEPT = (".gitattributes", "README.md")
+KEPT = (".gitattributes", MODEL_CARD)
 
 Tick = Callable[[int, int], None]
 """Called with bytes (done, total) before each file."""
@@ -76,7 +78,7 @@ def publish_to_hub(
 
     Args:
         source: The output of a finished job.
-        target: The repository.
+        target: The repository. A README.md there stays unless StrucPrune wrote it.
         scratch: Local directory for files that do not lie on this machine, one at a time.
         public: Whether everybody may read the repository.
         replace: Whether files of the repository that are none of the result are removed.
@@ -102,6 +104,8 @@ def publish_to_hub(
         repository = _Repository(HfApi(endpoint=constants.ENDPOINT), target)
         private, parent, present = repository.opened(public=public)
         _check_others(target, present, replace=replace)
+        if MODEL_CARD in present and not _wrote_card(target.at_commit(parent)):
+            entries = [entry for entry in entries if entry.name != MODEL_CARD]
         ours = {entry.name for entry in entries}
         gone = sorted(present - ours - set(KEPT))
         added = repository.uploaded(source, entries, scratch, tick)
@@ -177,6 +181,11 @@ class _Repository:
         return commit.oid
 
 
+def _wrote_card(target: Location) -> bool:
+    """Whether the repository's README.md is one of ours, and nobody has made it their own."""
+    return MARK.encode() in bytes(open_hub(target).read(MODEL_CARD))
+
+
 def _manifest_entry(source: ReadableStore) -> FileEntry:
     data = bytes(source.read(MANIFEST))
     return FileEntry(name=MANIFEST, bytes=len(data), sha256=sha256_of_bytes(data))
@@ -188,7 +197,7 @@ def _check_others(target: Location, present: set[str], *, replace: bool) -> None
         raise OutputNotEmpty(
             f"{target} already holds '{others[0]}'",
             remedy="Name another repository; or use --replace: one commit then removes what is "
-            "not of this result (README.md stays), and the history keeps it.",
+            "not of this result (a README.md of yours stays), and the history keeps it.",
         )
 
 

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import json
 
+from strucprune_core.calibration.tokenizer_config import TOKENIZER_CONFIG
 from strucprune_core.checkpoint.file_names import CONFIG, SHARD_INDEX
 from strucprune_core.checkpoint.index import SIDE_FILES
+from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.checkpoint.writer import Shard, index_json
-from strucprune_core.export import block_configs
+from strucprune_core.export import block_configs, layouts
 from strucprune_core.export.layer_keys import with_layers
 from strucprune_core.export.layouts import expert_side_files, side_files, vanilla_side_files
+from strucprune_core.export.tokenizer_class import with_tokenizer_class
+from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.blocks import kept_layers
-from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.drafting import says_no_drafting
+from strucprune_core.models.pruned_shapes import family_of
+from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
 from strucprune_core.run.artifacts import Assemble, BlockConfigs, File, Gguf
 from strucprune_core.run.context import Job
@@ -32,7 +38,7 @@ _GGUF = Gguf.written
 def checkpoint_shards(job: Job) -> list[Shard]:
     """The files of the pruned checkpoint; one of which all layers went holds no tensor."""
     pruned = PrunedModel(job)
-    return as_written(job.shards.checkpoint, expected_tensors(pruned.in_files), pruned.new_names)
+    return as_written(job.shards.checkpoint, stored_tensors(pruned.in_files), pruned.new_names)
 
 
 def block_shards(job: Job) -> list[Shard]:
@@ -46,15 +52,20 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
     """The assembled checkpoint."""
     shards = [shard for shard in checkpoint_shards(job) if shard.tensors]
     layout, pruned = job.spec.pruning.layout, PrunedModel(job)
+    dense = job.index.config
+    if job.config.drafting and not pruned.config.drafting:
+        dense = says_no_drafting(dense)
     if job.removes_experts:
-        contents = expert_side_files(layout, job.index.config, pruned.config)
+        contents = expert_side_files(layout, dense, pruned.config)
     else:
-        dense = with_layers(job.index.config, job.config, kept_layers(pruned.config))
+        dense = with_layers(dense, job.config, kept_layers(pruned.config))
         if layout == "uniform" and job.spec.pruning.removes_blocks:
             contents = vanilla_side_files(dense, pruned.in_files)
         else:
             contents = side_files(layout, dense, pruned.in_files)
     contents |= _copied_files(job)
+    if layouts.MODELLING_FILE in contents:
+        _name_tokenizer_class(job, contents)
     if len(job.shards.checkpoint) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     return _store(job, contents, _checkpoint_units(job))
@@ -72,15 +83,17 @@ def exported(job: Job, export: Export) -> OverlayStore:
         CONFIG: (json.dumps(config, indent=2, sort_keys=True) + "\n").encode(),
         block_configs.CONFIG_FILE: block_configs.configuration_code(),
     }
+    _name_tokenizer_class(job, contents)
     if len(job.shards.block_configs) > 1:
         contents[SHARD_INDEX] = index_json(shards)
     return _store(job, contents, _block_units(job))
 
 
-def result(job: Job) -> OverlayStore:
-    """Everything that goes to the output but the report: the checkpoint and its exports."""
+def result(job: Job, card: bytes) -> OverlayStore:
+    """Everything that goes to the output but the report: the checkpoint, its exports, its card."""
     checkpoint = pruned_checkpoint(job)
     contents, paths = dict(checkpoint.contents), dict(checkpoint.paths)
+    contents |= _terms(job) | {MODEL_CARD: card}
     for export in job.spec.pruning.exports:
         files = exported(job, export)
         contents |= {f"{export}/{name}": data for name, data in files.contents.items()}
@@ -128,6 +141,20 @@ def _copied_files(job: Job) -> dict[str, bytes]:
     """The dense model's tokenizer and similar files, which pruning leaves alone."""
     present = [name for name in SIDE_FILES if name in job.index.other_files]
     return {name: bytes(job.index.store.read(name)) for name in present}
+
+
+def _terms(job: Job) -> dict[str, bytes]:
+    """The dense model's licence and notice files; what its README says is in the card."""
+    names = [name for name in job.index.terms if name != MODEL_CARD]
+    return {name: bytes(job.index.store.read(name)) for name in names}
+
+
+def _name_tokenizer_class(job: Job, contents: dict[str, bytes]) -> None:
+    """Let AutoTokenizer find the tokenizer of a model type that is not transformers' own."""
+    if TOKENIZER in contents:
+        found = contents.get(TOKENIZER_CONFIG, b"{}")
+        model_type = family_of(str(job.index.config.get("model_type")))
+        contents[TOKENIZER_CONFIG] = with_tokenizer_class(found, model_type)
 
 
 def _store(job: Job, contents: dict[str, bytes], files: dict[str, File]) -> OverlayStore:

@@ -10,9 +10,15 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.tensors import Shapes, down_role, expected_tensors, tensor_name
+from strucprune_core.models.tensors import (
+    Shapes,
+    down_role,
+    expected_tensors,
+    stored_tensors,
+    tensor_name,
+)
 from strucprune_core.plan.sites import PlannedSite
-from strucprune_core.run.solutions import distilled_roles
+from strucprune_core.run.solutions import distilled_roles, recovered_roles
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
@@ -24,10 +30,11 @@ class ShardPlan:
 
     Attributes:
         index: The dense checkpoint's layout.
-        config: Its parsed config.
+        config: Its parsed config, with as much of what drafts further tokens as is kept.
         planned: The sites that are pruned.
         distill: Whether the model is trained as a whole.
         refit: Whether matrices behind removed blocks are solved again.
+        recover: Whether FFNs are trained layer by layer.
     """
 
     index: CheckpointIndex
@@ -35,11 +42,12 @@ class ShardPlan:
     planned: Sequence[PlannedSite]
     distill: bool
     refit: bool = False
+    recover: bool = False
 
     @cached_property
     def checkpoint(self) -> list[Shard]:
         """The files of the pruned checkpoint."""
-        return self._planned(expected_tensors(self.config))
+        return self._planned(stored_tensors(self.config))
 
     @cached_property
     def block_configs(self) -> list[Shard]:
@@ -63,6 +71,10 @@ class ShardPlan:
         if self.refit:
             for layer in range(self.config.layers):
                 solved[tensor_name(self.config, layer, down_role(self.config, layer))] = layer
+        if self.recover:
+            for layer in range(self.config.layers):
+                for role in recovered_roles(self.config, layer):
+                    solved[tensor_name(self.config, layer, role)] = layer
         if self.distill:
             for layer in range(self.config.layers):
                 for role in distilled_roles(self.config, layer):

@@ -18,7 +18,7 @@ from torch import Tensor
 from strucprune_core.checkpoint.bundle import bundle_names, map_from_bundle
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.pruned_weights import SiteSolution
-from strucprune_core.models.structures import Site
+from strucprune_core.models.structures import Site, sites
 from strucprune_core.models.tensors import layer_tensors
 
 _OTHERS = "others."
@@ -69,6 +69,16 @@ def distilled_roles(config: ModelConfig, layer: int) -> list[str]:
     if config.generic is None:
         return matrices
     return [role for role in matrices if _ROUTER.search(role) is None]
+
+
+def recovered_roles(config: ModelConfig, layer: int) -> list[str]:
+    """Matrices of a layer that are trained layer by layer: those of its FFNs."""
+    return [
+        part.role
+        for site in sites(config, layer, ("ffn_channels",))
+        for part in (site.output, *site.coupled)
+        if part.role.endswith(".weight")
+    ]
 
 
 def _mapped(file: Path, name: str) -> Tensor:

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks import rival_methods, rival_runs
-from benchmarks.baselines import flap, least_squares, magnitude, random_choice, taylor, wanda_sp
+from benchmarks.baselines import (
+    block_influence,
+    flap,
+    least_squares,
+    magnitude,
+    random_choice,
+    taylor,
+    wanda_sp,
+)
 from benchmarks.baselines.selection import keep_globally, uniform_quota
 from benchmarks.baselines.sites import Scope, Site, model_sites, site_parameters
 from benchmarks.baselines.statistics import Gram, Moments, embedded, run_layer
@@ -60,6 +68,29 @@ def column(matrix: Tensor, j: int) -> list[float]:
 def variance(values: list[float]) -> float:
     mean = sum(values) / len(values)
     return sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+
+
+def test_block_influence_is_one_minus_the_mean_cosine() -> None:
+    wanted = 0.0
+    leaving = INPUTS.flip(1)
+    for x, y in zip(INPUTS.tolist(), leaving.tolist(), strict=True):
+        product = sum(a * b for a, b in zip(x, y, strict=True))
+        wanted += product / math.sqrt(sum(a * a for a in x)) / math.sqrt(sum(b * b for b in y)) / 4
+    assert block_influence.influence(INPUTS, leaving) == pytest.approx(1 - wanted)
+
+
+def test_the_layer_that_changes_least_goes(model: Any, windows: NDArray[np.int32]) -> None:
+    with torch.no_grad():
+        for linear in (model.model.layers[1].mlp.down_proj, model.model.layers[1].self_attn.o_proj):
+            linear.weight.zero_()
+    found = list(block_influence.influences(model, windows))
+    assert found[1] == pytest.approx(0.0, abs=1e-6)
+    assert found[0] > 1e-4
+    tokens = torch.from_numpy(windows).long()
+    before = model(tokens, use_cache=False).logits
+    block_influence.prune(model, found, 0.5)
+    assert len(model.model.layers) == 1
+    assert torch.allclose(model(tokens, use_cache=False).logits, before, atol=1e-6)
 
 
 def test_magnitude_is_the_norm_of_the_column() -> None:
@@ -329,8 +360,9 @@ def test_every_row_runs_and_removes_what_was_asked(
     if isinstance(method, rival_methods.Baseline):
         for stage in method.stages:
             assert rival_runs.run_stage(setup, scope, stage).host_peak_bytes > 0
-    outcome = rival_runs.run_row(setup, scope, method.key, 0.25)
-    assert outcome.reached == pytest.approx(0.25, abs=0.02 if scope == "ffn" else 0.15)
+    share = 0.5 if method.key == "block-influence" else 0.25  # Of two layers, one can go.
+    outcome = rival_runs.run_row(setup, scope, method.key, share)
+    assert outcome.reached == pytest.approx(share, abs=0.02 if scope == "ffn" else 0.15)
     assert 1.0 < outcome.perplexity < 2000.0
     model = rival_runs.load_whole(checkpoint)
     assert site_parameters(model, "ffn") == 2 * 3 * 12 * 16

@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 import torch
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from embedded.s3 import S3Server
 from strucprune_core.conversion import convert
@@ -31,6 +32,7 @@ from strucprune_core.storage.s3_settings import S3Settings
 from tests.core.commands.calling import call, prune_command, result_of
 from tests.core.jobs.tiny_job import FlakyStore, files_of
 from tests.core.models.families import random_model
+from tests.support.sentencepiece import sentencepiece_model
 from tests.support.tiny_llama import make_tiny_llama
 
 INDEX = "pytorch_model.bin.index.json"
@@ -83,6 +85,21 @@ def refused(
     assert not list(LocalStore(output).list())
     assert len(str(caught.value)) < 600
     return caught.value
+
+
+def test_a_tokenizer_is_made_of_older_files(tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", layers=2)
+    source = pickled_model(model, tmp_path / "source")
+    (source / "tokenizer.json").unlink()
+    (source / "tokenizer.model").write_bytes(sentencepiece_model())
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    result = converted(source, tmp_path / "out")
+    assert result["tokenizer"] == "tokenizer.json, made of tokenizer.model"
+    assert Tokenizer.from_file(str(tmp_path / "out/tokenizer.json")).encode("hello").ids
+    (source / "tokenizer_config.json").write_text('{"tokenizer_class": "OwnTokenizer"}')
+    kept = converted(source, tmp_path / "kept")
+    assert "no class 'OwnTokenizer'" in kept["tokenizer"]
+    assert not (tmp_path / "kept/tokenizer.json").exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -53,6 +53,7 @@ from strucprune_core.models.generic.routed import ExpertSums, NoRecord, can_reco
 from strucprune_core.models.generic.unseen import towers_may_lack
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import Head, embed
 from tests.coverage import table
 from tests.coverage.detect import NotPrunable, layer_calls
@@ -183,7 +184,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
 
 def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[float, float]:
     """Remove experts: differences to the masked model, and to what transformers loads."""
-    raw = {**checkpoint.model.config.to_dict()}
+    raw = json.loads(json.dumps(checkpoint.model.config.to_dict()))  # As a file has it.
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     source = Tensors(checkpoint.tensors)
     config = describe(raw, shapes, found.architecture, found.pattern)
@@ -200,6 +201,12 @@ def _removed(checkpoint: TinyCheckpoint, found: ExpertArchitecture) -> tuple[flo
     whole = checkpoint.model(input_ids=ids, use_cache=False).logits
     if not _relative(plain, whole) <= TOLERANCE:
         raise NotPrunable(_MORE_THAN_HIDDEN)
+    one = replace(dense, tiles=Tiles(expert_by_expert=True))
+    apart = max(_relative(_logits(one, ids), plain), _relative(_logits(one, ids, kept), wanted))
+    if not apart <= TOLERANCE:
+        raise NotPrunable(
+            f"its experts compute something else one by one (logits differ by {apart:.2g})"
+        )
     if _relative(plain, wanted) < _EFFECT:
         raise NotPrunable("what experts compute has no effect on its tiny model")
     computed = _logits(pruned, ids)
@@ -276,7 +283,7 @@ def _logits(stream: ModelStream, ids: Tensor, kept: Kept | None = None) -> Tenso
         if kept is not None and kept[layer]:
             assert stream.modules is not None
             hidden = masked_output(
-                stream, stream.modules, layer, stream.whole_layer(layer), kept[layer], hidden
+                stream, stream.modules, layer, stream.layer(layer), kept[layer], hidden
             )
         else:
             hidden = stream.run_layer(layer, stream.layer(layer), hidden).hidden.numpy()

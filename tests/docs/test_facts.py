@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from api.app import create_app
 from api.settings import Settings as ApiSettings
+from benchmarks import experts
 from benchmarks.greedy import table as greed_table
 from benchmarks.load import requests_table
 from benchmarks.load_turns import turns_table
@@ -187,6 +188,7 @@ def _defined(page: str, target: str) -> set[str]:
 # First cells of the README's table of results, by the method's name in rivals.json.
 RESULTS = {
     "magnitude": "magnitude",
+    "block-influence": "whole layers, attention with them (ShortGPT)",
     "wanda-sp": "Wanda-sp",
     "flap": "FLAP (score and bias)",
     "taylor": "Taylor, whole model in memory",
@@ -272,3 +274,13 @@ def _estimate(model: Path, limit: int | None) -> Estimate:
         }
     )
     return estimate_job(spec, inspect_model(open_store(str(model))))
+
+
+def test_the_table_of_experts_is_what_was_measured() -> None:
+    result = json.loads((ROOT / "benchmarks/results/experts.json").read_text(encoding="utf-8"))
+    rows = [experts.Row(**row) for row in result["rows"]]
+    assert experts.reaps_agree(rows)
+    _, lines = experts.table(rows, result["dense"]["perplexity"]).split("\n\n")
+    page = read("docs/experts.md")
+    assert lines in page
+    assert f"has a perplexity of {result['dense']['perplexity']:.2f}" in page

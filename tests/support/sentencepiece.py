@@ -1,4 +1,4 @@
-"""A tokenizer.json of the SentencePiece kind (Llama 2, Mistral), made without any download."""
+"""Tokenizers of the SentencePiece kind (Llama 2, Mistral), made without any download."""
 
 from __future__ import annotations
 
@@ -29,6 +29,29 @@ def learned_pieces() -> list[str]:
     by_id = sorted(learner.get_vocab().items(), key=lambda entry: entry[1])
     pieces = [text for text, _ in by_id if len(text) > 1] + ["▁▁", "▁▁▁", "▁▁▁▁"]
     return pieces + sorted({letter for text in pieces for letter in text} | set("▁'é日"))
+
+
+def sentencepiece_model() -> bytes:
+    """A tokenizer.model of type BPE with byte fallback, as Llama 2 has."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2  # Its classes are made when it is imported.
+
+    unknown, control, byte, normal = 2, 3, 6, 1
+    model = proto.ModelProto()
+    kinds = [unknown, control, control, *[byte] * len(BYTES)]
+    for number, text in enumerate(["<unk>", "<s>", "</s>", *BYTES, *learned_pieces()]):
+        piece = model.pieces.add()
+        piece.piece, piece.score = text, -float(max(0, number - len(kinds)))
+        piece.type = kinds[number] if number < len(kinds) else normal
+    model.trainer_spec.model_type = 2
+    model.trainer_spec.byte_fallback = True
+    model.trainer_spec.unk_id, model.trainer_spec.bos_id, model.trainer_spec.eos_id = 0, 1, 2
+    model.normalizer_spec.name = "identity"
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def sentencepiece_tokenizer() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tests.support.tiny_llama import save_tokenizer
 EXPERTS = 8
 _CHANGES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"num_experts": EXPERTS},
+    "qwen2_moe": {"num_experts": EXPERTS},
     "mixtral": {"num_local_experts": EXPERTS},
     "granitemoe": {"num_local_experts": EXPERTS},
     "gpt_oss": {"num_local_experts": EXPERTS},

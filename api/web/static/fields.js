@@ -7,7 +7,9 @@ export function sections(capabilities) {
   return [
     { title: "Model", fields: [
       { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors, or hf://org/name." },
+      { pointer: "/model/adapter_uri", label: "Adapter", kind: "text", placeholder: "none", hint: "A LoRA adapter of PEFT, merged into the model as it is read." },
       { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
+      { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a model in FP8 bfloat16." },
     ] },
     { title: "Pruning", fields: [
       { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
@@ -33,7 +35,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
-      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["output_norm", "reap"], hint: "Of experts: which of them stay. The first is the default." },
+      { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["reap", "output_norm"], hint: "Of experts: which of them stay. The first is the default." },
       { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
       { pointer: "/pruning/multiple_of", label: "Widths are multiples of", kind: "number", placeholder: "1" },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,24 @@ import transformers
 import strucprune_core
 from benchmarks.runtimes.inside.session import serve
 
+# The option's name before release 4.56.
+_DTYPE = "torch_dtype" if transformers.__version__ < "4.56" else "dtype"
+
 
 class TransformersModel:
     """A model of transformers, float32."""
 
     def __init__(self, entry: Mapping[str, Any]) -> None:
         path, how = entry["path"], entry["how"]
+        options = {_DTYPE: torch.float32}
         if how == "load_pretrained":
-            self._model = strucprune_core.load_pretrained(path, dtype=torch.float32)
+            self._model = strucprune_core.load_pretrained(path, **options)
+        elif how == "register":
+            import_module("strucprune_core.register")
+            self._model = transformers.AutoModelForCausalLM.from_pretrained(path, **options)
         else:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, trust_remote_code=how == "trust_remote_code"
+                path, trust_remote_code=how == "trust_remote_code", **options
             )
         self._model.eval()
 

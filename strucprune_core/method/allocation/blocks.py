@@ -64,17 +64,14 @@ def steps_to_budget(parameters: Sequence[int], budget: int) -> int:
 
 def choose_steps(
     steps: Sequence[Step], budget: int, loss_of_rest: Callable[[int, int], float | None]
-) -> int:
-    """How many steps are taken beside what is removed of other structures.
+) -> int | None:
+    """How many steps are taken beside what is removed of other structures; None: no number will do.
 
     Args:
         steps: The steps, in order.
         budget: Parameters that are to go.
         loss_of_rest: Given the number of steps and the budget that they leave, which may be
             negative, the predicted loss of the rest; None if the rest cannot meet it.
-
-    Raises:
-        ValueError: no number of steps meets the budget.
     """
     best: tuple[float, int] | None = None
     removed, loss = 0, 0.0
@@ -87,6 +84,4 @@ def choose_steps(
             best = (loss + rest, count)
         if removed >= budget:
             break
-    if best is None:
-        raise ValueError("no number of steps meets the budget")
-    return best[1]
+    return None if best is None else best[1]

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tensors import tensor_name
 from strucprune_core.scratch.arrays import temporary_array
@@ -63,7 +64,7 @@ class Continuation:
         ids = torch.arange(len(rows), device=rows.device)[:, None]
         return self._modules.embed(ids, rows, tokens[:, None], self._cache)
 
-    def run_layer(self, layer: int, weights: dict[str, Tensor], hidden: Tensor) -> Tensor:
+    def run_layer(self, layer: int, weights: LayerWeights, hidden: Tensor) -> Tensor:
         """A layer's output for the new token, (b, 1, d)."""
         prefix = tensor_name(self._stream.config, layer, "")
         self._cache.layers[:] = self._outlines

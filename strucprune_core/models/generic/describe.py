@@ -26,7 +26,9 @@ from strucprune_core.models.config import (
     NormConfig,
     SharedKeys,
 )
+from strucprune_core.models.drafting import drafting_names
 from strucprune_core.models.fields import RawConfig
+from strucprune_core.models.foreign_tensors import missing_tensor, other_kind
 from strucprune_core.models.generic.architectures import Architecture, ChannelPattern
 from strucprune_core.models.generic.config_sizes import (
     check_context,
@@ -76,18 +78,22 @@ def describe(
         )
     for part in (raw, _decoder(raw)):
         fields.refuse_quantised(part)
+        fields.refuse_old_rope_name(part)
     check_sizes(raw, shapes)
     shapes = {name: shape for name, shape in shapes.items() if not is_derived(name)}
-    layers, rest = _split(shapes, architecture)
-    _check_count(raw, len(layers), architecture)
-    if architecture.shares_keys:
-        layers = _without_unused_keys(_decoder(raw), layers)
+    stated = _checked_counts(raw)
+    found = drafting_names(shapes, architecture.layer, _decoder(raw), set(stated.values()))
+    drafting = tuple((name, shapes[name]) for name in sorted(found))
+    shapes = {name: shape for name, shape in shapes.items() if name not in found}
     embedding = shapes.get(architecture.embedding)
     if embedding is None or len(embedding) != 2:
-        raise InvalidCheckpoint(
-            f"tensor '{architecture.embedding}' is missing",
-            remedy="Copy the model again, or give the config.json that was saved with it.",
-        )
+        name = architecture.embedding
+        longer = [each for each in shapes if each.endswith(name)]
+        raise other_kind([*shapes]) or missing_tensor(name, architecture.head, longer)
+    layers, rest = _split(shapes, architecture)
+    _check_count(stated, len(layers), architecture)
+    if architecture.shares_keys:
+        layers = _without_unused_keys(_decoder(raw), layers)
     family = family_of(str(raw["model_type"]))
     check_embedding(family, _decoder(raw), architecture.embedding, embedding)
     tied = says_tied(raw, architecture)
@@ -161,6 +167,7 @@ def describe(
             None if experts is None else experts.routing(_decoder(raw)),
             carried,
         ),
+        drafting=drafting,
     )
 
 
@@ -242,15 +249,19 @@ def _split(
     return [found[number] for number in range(len(found))], rest
 
 
-def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None:
-    """Compare the number of layers in the files with config.json, where it says one.
+def _checked_counts(raw: RawConfig) -> dict[str, int]:
+    """The numbers of decoder layers that config.json says, by key.
 
     transformers builds as many layers as it says, whatever the files hold. So no part of
     config.json may ask for an absurd number.
     """
     for part in (each for each in raw.values() if isinstance(each, dict)):
         _counts(part)
-    counts = _counts(raw) | _counts(_decoder(raw))
+    return _counts(raw) | _counts(_decoder(raw))
+
+
+def _check_count(counts: Mapping[str, int], found: int, architecture: Architecture) -> None:
+    """Compare the number of layers in the files with config.json, where it says one."""
     if counts and found not in counts.values():
         key, count = next(iter(counts.items()))
         extra = architecture.layer.format(count)
@@ -259,9 +270,9 @@ def _check_count(raw: RawConfig, found: int, architecture: Architecture) -> None
             field=fields.FIELD,
             remedy="Copy the model again, or give the config.json that was saved with it."
             if found < count
-            else f"If the config is right and '{extra}' is an extra layer (multi-token "
-            "prediction), load the model with transformers' AutoModelForCausalLM, and save it with "
-            "save_pretrained: that leaves it out.",
+            else f"If the config is right and '{extra}' drafts further tokens, count it there with "
+            "num_nextn_predict_layers. Or load the model with transformers' AutoModelForCausalLM, "
+            "and save it with save_pretrained: that leaves it out.",
         )
 
 

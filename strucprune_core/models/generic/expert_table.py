@@ -122,6 +122,12 @@ def expert_architecture(model_type: str) -> ExpertArchitecture | None:
     return expert_architecture_of(entry) if "architecture" in entry else None
 
 
+def expert_model_types() -> tuple[str, ...]:
+    """The model types that can lose experts."""
+    entries = expert_table()["model_types"].items()
+    return tuple(name for name, entry in entries if "architecture" in entry)
+
+
 def expert_refusal(model_type: str) -> str | None:
     """Why experts of a model type cannot be removed; None if they can, or if it has none."""
     reason: str | None = expert_table()["model_types"].get(model_type, {}).get("refused")

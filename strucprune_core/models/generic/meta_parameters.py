@@ -12,6 +12,7 @@ from torch import nn
 from transformers import __version__ as transformers_version
 
 from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.fields import FIELD
 
 _REPLACING = threading.Lock()
 
@@ -68,6 +69,7 @@ def skeleton(build: Callable[[], Any], device: torch.device) -> Any:
     except Exception as error:  # The classes raise anything for a bad config.
         raise InvalidCheckpoint(
             f"transformers {transformers_version} cannot build the model from config.json: {error}",
+            field=FIELD,
             remedy="Correct config.json, or save the model again with transformers.",
         ) from error
     for module in model.modules():

@@ -28,20 +28,27 @@ from transformers import (
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
-from strucprune_core.models.generic.layer_tensors import LayerTensors
+from strucprune_core.models.generic.layer_tensors import (
+    ExpertMatrices,
+    ExpertwiseLayer,
+    LayerTensors,
+)
 from strucprune_core.models.generic.names import ParameterNames
 from strucprune_core.models.generic.outside import is_text
 from strucprune_core.models.generic.routed import (
     DownMatrices,
     ExpertSums,
+    NoRecord,
     Seen,
     can_record,
     masking,
     observing,
+    one_by_one,
     recording,
 )
 from strucprune_core.models.generic.stored_states import Beside, StoredStates
 from strucprune_core.models.generic.unseen import towers_may_lack, unseen_parts
+from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_shapes import family_of
 
 # Keys of config.json that name code: of the checkpoint, or kernels on a hub.
@@ -101,12 +108,13 @@ class WholePass:
     """A plain pass through a model, whose layers have weights while they run.
 
     Attributes:
-        read: A layer's tensors by their full names in the files, float32.
+        read: A layer's tensors by name within the layer, float32, and what their names in the
+            files begin with.
         only: Layers to run; the others hand on what they are given. None: all.
         inputs, outputs: Of each layer that ran, (b, n, d): filled by the pass.
     """
 
-    read: Callable[[int], Mapping[str, Tensor]]
+    read: Callable[[int], tuple[LayerWeights, str]]
     only: Collection[int] | None = None
     inputs: dict[int, Tensor] = field(default_factory=dict)
     outputs: dict[int, Tensor] = field(default_factory=dict)
@@ -229,13 +237,12 @@ class Modules:
         ]
         self._at = layer
         try:
-            self._set(self._made(tensors, prefix))
-            self._cache = cache
-            return replace(run, hidden=self._run_stored(hidden))
+            with self._loaded(layer, tensors, prefix):
+                self._cache = cache
+                return replace(run, hidden=self._run_stored(hidden))
         finally:
             for handle in handles:
                 handle.remove()
-            self._clear(layer)
 
     def tokens_of_rows(self, hidden: Tensor) -> Tensor | None:
         """The token of each recorded row, where a token has several; None: they are one to one.
@@ -267,11 +274,8 @@ class Modules:
         Raises:
             NoRecord: its class says nothing of single experts.
         """
-        try:
-            self._set(self._made(tensors, prefix))
+        with self._loaded(layer, tensors, prefix):
             yield DownMatrices(self._layers[layer])
-        finally:
-            self._clear(layer)
 
     def masking(
         self, routers: Sequence[str], removed: Sequence[int]
@@ -409,11 +413,8 @@ class Modules:
         if whole.only is not None and number not in whole.only:
             return self._as_returned(hidden, self._beside.handed)
         whole.inputs[number] = self._stored.store(hidden, self._beside)
-        try:
-            self._set(self._names.parameters(whole.read(number)))
+        with self._loaded(number, *whole.read(number)):
             output = forward(*given, **options)
-        finally:
-            self._clear(number)
         self._stored.keep(options, output, self._beside)
         whole.outputs[number] = self._stored.store(self._of_returned(output), self._beside)
         return output
@@ -522,6 +523,43 @@ class Modules:
             hidden = output[self._returns.index("hidden")]
         return hidden
 
+    @contextmanager
+    def _loaded(self, layer: int, tensors: LayerWeights, prefix: str) -> Iterator[None]:
+        """Inside, a layer has its weights, or reads those of each expert when they are used."""
+        try:
+            if not isinstance(tensors, ExpertwiseLayer):
+                self._set(self._made(tensors, prefix))
+                yield
+                return
+            self._set(self._made(tensors.resident, prefix))
+            with one_by_one(self._layers[layer]) as experts:
+                self._stand_in(experts, tensors, prefix)
+                yield
+        finally:
+            self._clear(layer)
+
+    def _stand_in(self, experts: nn.Module, tensors: ExpertwiseLayer, prefix: str) -> None:
+        """Replace parameters of a layer's experts by what reads one expert's part of them."""
+        described = tensors.experts
+        parts: dict[str, list[str]] = {}
+        for role in (*described.own, *(name for name, _ in described.sliced)):
+            parameter, _ = self._names.parameter_of(prefix + role.format(0))
+            parts.setdefault(parameter, []).append(role)
+        for parameter, roles in parts.items():
+            path, _, attribute = parameter.rpartition(".")
+            if self._model.get_submodule(path) is not experts:
+                raise NoRecord("its matrices are not in the module that computes with them")
+            dense, *one = self._shapes[parameter]
+            # Some rules of loading compare its shape with what they are given: of one expert.
+            empty = torch.empty(1, *one, device="meta")
+            experts._parameters[attribute] = nn.Parameter(empty, requires_grad=False)
+            read = _ExpertReader(self._names, parameter, roles, tensors, prefix)
+            matrices = ExpertMatrices(described.count, _Hiding(experts, attribute, read))
+            vars(experts)[attribute] = matrices
+            self._undo.append(_Forget(experts, attribute))
+            if dense != described.count:
+                self._tell(path, {dense: described.count})
+
     def _made(self, tensors: Mapping[str, Tensor], prefix: str) -> Mapping[str, Tensor]:
         """The parameters that a layer's tensors become."""
         if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
@@ -601,6 +639,51 @@ class _Layer:
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         return self._modules.pass_layer(self._number, self._forward, given, options)
+
+
+class _ExpertReader:
+    """Reads an expert's part of a parameter, as `ParameterNames` makes it of the files' tensors."""
+
+    def __init__(
+        self,
+        names: ParameterNames,
+        parameter: str,
+        roles: Sequence[str],
+        tensors: ExpertwiseLayer,
+        prefix: str,
+    ) -> None:
+        self._names, self._parameter, self._roles = names, parameter, roles
+        self._tensors, self._prefix = tensors, prefix
+
+    def __call__(self, expert: int) -> Tensor:
+        parts = (self._tensors.of_expert(role, expert) for role in self._roles)
+        made = self._names.parameters({self._prefix + name: part for name, part in parts})
+        return made[self._parameter][0]
+
+
+class _Hiding:
+    """Calls a reader while a module has its parameter again, at which rules of loading look."""
+
+    def __init__(self, module: nn.Module, attribute: str, read: Callable[[int], Tensor]) -> None:
+        self._module, self._attribute, self._read = module, attribute, read
+
+    def __call__(self, expert: int) -> Tensor:
+        attributes = vars(self._module)
+        stand_in = attributes.pop(self._attribute)
+        try:
+            return self._read(expert)
+        finally:
+            attributes[self._attribute] = stand_in
+
+
+class _Forget:
+    """Takes an attribute from a module."""
+
+    def __init__(self, module: nn.Module, attribute: str) -> None:
+        self._module, self._attribute = module, attribute
+
+    def __call__(self) -> None:
+        del vars(self._module)[self._attribute]
 
 
 class _KeepInput:

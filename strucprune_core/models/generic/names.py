@@ -19,6 +19,10 @@ from transformers.core_model_loading import (
     rename_source_key,
 )
 
+from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.errors import InvalidCheckpoint
+from strucprune_core.models.fields import FIELD
+
 
 class ParameterNames:
     """The loading rules of one model.
@@ -55,14 +59,18 @@ class ParameterNames:
         """Parameters by name, from tensors by name: those of a whole layer, or of all of them.
 
         Raises:
-            KeyError: a tensor is none of the model's.
+            InvalidCheckpoint: a tensor is none of the model's.
         """
         plain: dict[str, Tensor] = {}
         joined: dict[str, Any] = {}
         for name in sorted(tensors, key=dot_natural_key):
             parameter, pattern = self.parameter_of(name)
             if parameter not in self._known:
-                raise KeyError(name)
+                raise InvalidCheckpoint(
+                    f"transformers expects no tensor {shown(name)} in this model",
+                    field=FIELD,
+                    remedy="Give the config.json that was saved with these weights.",
+                )
             if pattern is None:
                 plain[parameter] = tensors[name]
                 continue

@@ -57,6 +57,10 @@ class ExpertSums:
         self.gated[expert] += (gates.double() * squares.sqrt()).sum().cpu()
 
 
+Add = Callable[[int, Tensor, Tensor], None]
+"""Called with an expert, its outputs (n x d) and their weights (n,) in the layer's sum."""
+
+
 @contextlib.contextmanager
 def recording(layer: nn.Module, sums: ExpertSums) -> Iterator[None]:
     """Inside, a decoder layer's experts add what they do to `sums`.
@@ -64,10 +68,33 @@ def recording(layer: nn.Module, sums: ExpertSums) -> Iterator[None]:
     Raises:
         NoRecord: the layer has no module that can be recorded, or several.
     """
+    with _computing(_experts_module(layer), sums.add):
+        yield
+
+
+@contextlib.contextmanager
+def one_by_one(layer: nn.Module) -> Iterator[nn.Module]:
+    """Inside, a decoder layer's experts compute one after the other: (the module of experts).
+
+    Of its matrices nothing is used but single experts' (`[e]`), and their number.
+
+    Raises:
+        NoRecord: as `recording`.
+    """
     module = _experts_module(layer)
+    if isinstance(vars(module).get("forward"), _Recorder | _Weighted):
+        yield module
+        return
+    with _computing(module, None):
+        yield module
+
+
+@contextlib.contextmanager
+def _computing(module: Any, add: Add | None) -> Iterator[None]:
+    """Inside, a module computes one expert after the other, and tells `add` what they put out."""
     plain = module.forward
-    decorated = hasattr(module, _FLAGS[0])
-    module.forward = _Recorder(module, sums) if decorated else _Weighted(plain, sums)
+    kind = _Recorder if hasattr(module, _FLAGS[0]) else _Weighted
+    module.forward = kind(module, add)
     try:
         yield
     finally:
@@ -155,19 +182,20 @@ def _experts_module(layer: nn.Module) -> Any:
 class _Recorder:
     """Computes what a decorated experts module does, one expert after the other."""
 
-    def __init__(self, module: Any, sums: ExpertSums) -> None:
-        self._module, self._sums = module, sums
+    def __init__(self, module: Any, add: Add | None) -> None:
+        self._module, self._add = module, add
 
     def __call__(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """The weighted sum of each token's experts, (n x d), for tokens (n x d)."""
         result = torch.zeros_like(hidden_states)
-        for expert in range(len(self._sums.tokens)):
+        for expert in range(len(self._module.down_proj)):
             tokens, place = (top_k_index == expert).nonzero(as_tuple=True)
             if not len(tokens):
                 continue
             outputs = self._outputs(expert, hidden_states[tokens])
             gates = top_k_weights[tokens, place]
-            self._sums.add(expert, outputs, gates)
+            if self._add is not None:
+                self._add(expert, outputs, gates)
             result.index_add_(0, tokens, (outputs * gates[:, None]).to(result.dtype))
         return result
 
@@ -195,22 +223,30 @@ def _product(module: Any, name: str, expert: int, rows: Tensor) -> Tensor:
 
 
 class _Weighted:
-    """Calls a module whose experts get all tokens times their weights, and looks at the results."""
+    """Computes what a module does whose experts get all tokens times their weights.
 
-    def __init__(self, plain: Callable[[Tensor], Tensor], sums: ExpertSums) -> None:
-        self._plain, self._sums = plain, sums
+    Most weights are 0. Of such a token an expert makes 0, so only the others are computed.
+    """
+
+    def __init__(self, module: Any, add: Add | None) -> None:
+        self._module, self._add = module, add
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
         """The experts' outputs, (E * n x d), for tokens (E * n x d), expert by expert."""
-        outputs = self._plain(hidden_states)
-        experts = len(self._sums.tokens)
+        module, outputs = self._module, torch.zeros_like(hidden_states)
+        experts = len(module.down_proj)
         given, results = (
             each.view(experts, -1, each.shape[-1]) for each in (hidden_states, outputs)
         )
         for expert in range(experts):
             reached = given[expert].any(-1)
-            found = results[expert][reached]
-            self._sums.add(expert, found, found.new_ones(len(found)))
+            if not bool(reached.any()):
+                continue
+            gate, up = (given[expert][reached] @ module.gate_up_proj[expert]).chunk(2, dim=-1)
+            found = (up * module.act_fn(gate)) @ module.down_proj[expert]
+            results[expert][reached] = found
+            if self._add is not None:
+                self._add(expert, found, found.new_ones(len(found)))
         return outputs
 
 

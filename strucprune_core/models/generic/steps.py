@@ -76,7 +76,7 @@ class _CachedStep:
         for part, group in self._groups:
             hidden[part] = group.embed(rows[part], ids[part])[:, 0].cpu().numpy()
         for layer in range(config.layers):
-            weights = dict(self._stream.layer(layer))
+            weights = self._stream.layer(layer)
             for part, group in self._groups:
                 x = self._stream.load(hidden[part, None])
                 hidden[part] = group.run_layer(layer, weights, x)[:, 0].cpu().numpy()

@@ -7,6 +7,7 @@ Steps follow one another, so a job's peak is that of its largest step. The formu
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
 from strucprune_core.method.linalg.panels import Panels
@@ -26,6 +27,7 @@ from strucprune_core.plan.memory.forward import (
     forward_bytes,
     layer_bytes,
     micro_batch,
+    resident_bytes,
 )
 from strucprune_core.plan.memory.solver import (
     admm_device_bytes,
@@ -51,7 +53,7 @@ from strucprune_core.spec import JobSpec
 VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
 """Steps whose memory depends on tiles of the vocabulary."""
 
-SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm"})
+SOLVER_STEPS = frozenset({"curve", "reconstruction", "admm", "refit_solve"})
 """Steps whose memory depends on panels."""
 
 # Copies of a micro-batch's activations while a layer is run back.
@@ -87,7 +89,7 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
     if spec.pruning.removes_blocks:
         terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
     if refits(spec.pruning, config):
-        terms["refit"] = _refit(config, calibration, tiles, panels)
+        terms |= _refit(config, calibration, tiles, panels)
     terms["verify"] = _verify(config, tiles)
     terms |= _evaluation(spec, config, tiles)
     return terms | _training(spec, config, calibration, tiles)
@@ -100,11 +102,13 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
     runs = min(PROBE_GROUP_LAYERS, config.layers) if energy_of(spec.pruning) == "kl_probe" else 1
     together = micro_batch(tiles, runs * sequences, length)
     # A probed layer beside the dense one.
-    probe = {} if runs == 1 else {"probe": _resident(config) + _forward(config, together, tiles)}
+    beside = _resident(config, tiles)
+    probe = {} if runs == 1 else {"probe": beside + _forward(config, together, tiles)}
     if spec.pruning.expert_repair:
         # The dense, the pruned and the repaired layer; for one expert the sums and their factor.
-        layer = _resident(config)
-        probe["repair"] = 3 * layer + _repair_sums(config) + _forward(config, batch, tiles)
+        whole = replace(tiles, expert_by_expert=False)
+        layers = 3 * _resident(config, whole)
+        probe["repair"] = layers + _repair_sums(config) + _forward(config, batch, whole)
     return {
         **probe,
         "embed": embedding_bytes(config, tokens, tiles),
@@ -138,9 +142,7 @@ def _probes(
     kinds = len({place.site.kind for place in places})
     runs = min(PROBE_GROUP_LAYERS, config.layers) * kinds
     together = micro_batch(tiles, runs * sequences, length)
-    resident = 0
-    if tiles.weight_rows is None:
-        resident = max(layer_bytes(config, place.layer) for place in places)
+    resident = max(resident_bytes(config, place.layer, tiles) for place in places)
     running = _forward(config, together, tiles) + _pruned_copy(config, places, tiles, panels)
     solving = 0
     for m in {place.site.structures * place.site.columns for place in places}:
@@ -166,9 +168,9 @@ def _blocks(spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int) -
     }
 
 
-def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> int:
-    """An FFN's inputs and wanted outputs with the sums over them, or the solve."""
-    d, worst = config.hidden_size, 0
+def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> dict[str, int]:
+    """An FFN's inputs and wanted outputs with the sums over them, or the solve; the solve alone."""
+    d, worst, alone = config.hidden_size, 0, 0
     for layer, block in enumerate(config.blocks):
         width = 0 if block.names.router is not None else sum(block.ffn_widths)
         if width == 0:
@@ -178,15 +180,18 @@ def _refit(config: ModelConfig, batch: Batch, tiles: Tiles, panels: Panels) -> i
         held += FP32_BYTES * width * (d if panels.fits(width) else panels.panel)
         running = forward_bytes(config, layer, batch, tiles, record=_FFN)
         adding = sums["scaled_activations"] + FP32_BYTES * batch.tokens * (width + 4 * d)
-        resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        resident = resident_bytes(config, layer, tiles)
         solving = max(ridge_device_bytes(width, d, width, panels).values())
         worst = max(worst, held + max(running, resident + adding), held + resident + solving)
-    return worst
+        alone = max(alone, held + solving)
+    return {"refit": worst, "refit_solve": alone}
 
 
 def _verify(config: ModelConfig, tiles: Tiles) -> int:
     """A few tokens through our layers, and through transformers' one matrix at a time."""
     batch = Batch(VERIFY_SEQUENCES, VERIFY_TOKENS)
+    if tiles.expert_by_expert:  # The checked layer, and what is made of it.
+        return 2 * _resident(config, tiles) + _forward(config, batch, tiles)
     whole = Tiles(batch.tokens, None)
     largest = 0
     for layer in range(config.layers):
@@ -216,9 +221,9 @@ def _repair_sums(config: ModelConfig) -> int:
     return most
 
 
-def _resident(config: ModelConfig) -> int:
-    """The largest layer."""
-    return max(layer_bytes(config, layer) for layer in range(config.layers))
+def _resident(config: ModelConfig, tiles: Tiles) -> int:
+    """What stays of a layer between micro-batches, at most."""
+    return max(resident_bytes(config, layer, tiles) for layer in range(config.layers))
 
 
 def _capture(
@@ -233,7 +238,7 @@ def _capture(
         held = sum(each["sums"] + each["panel"] for each in sums)
         kinds = {site.kind for site in sites}
         running = forward_bytes(config, layer, batch, tiles, record=kinds)
-        resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        resident = resident_bytes(config, layer, tiles)
         kept = FP32_BYTES * batch.tokens * (config.hidden_size + sum(columns))
         adding = resident + kept + max((each["scaled_activations"] for each in sums), default=0)
         worst = max(worst, held + max(running, adding))
@@ -269,7 +274,7 @@ def _pruned_copy(
     for layer in {place.layer for place in places}:
         columns = [p.site.structures * p.site.columns for p in places if p.layer == layer]
         solved = sum(width for width in columns if panels.fits(width)) * config.hidden_size
-        copied = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+        copied = resident_bytes(config, layer, tiles)
         worst = max(worst, copied + FP32_BYTES * solved)
     return round(KEPT_SHARE * worst)
 

@@ -13,13 +13,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from strucprune_core.models.config import GenericLayer, LayerConfig, ModelConfig
+from strucprune_core.models.config import Experts, GenericLayer, LayerConfig, ModelConfig
+from strucprune_core.models.experts import expert_matrices, matrices_bytes
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
 from strucprune_core.models.tiles import Tiles
 
 FP32_BYTES = 4
 _EXPERT = re.compile(r"experts?[._]")
+_ALL_TOKENS = ("llama4", "llama4_text")
+"""Families whose experts are given all tokens, times the router's weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,16 @@ def layer_bytes(config: ModelConfig, layer: int) -> int:
     return FP32_BYTES * sum(math.prod(shape) for shape in layer_tensors(config, layer).values())
 
 
+def resident_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
+    """A decoder layer's tensors that stay while micro-batches follow one another."""
+    if tiles.weight_rows is not None:
+        return 0
+    whole, experts = layer_bytes(config, layer), expert_matrices(config, layer)
+    if not tiles.expert_by_expert or experts is None:
+        return whole
+    return whole - experts.count * matrices_bytes(config, layer)
+
+
 def forward_bytes(
     config: ModelConfig,
     layer: int,
@@ -64,9 +77,9 @@ def forward_bytes(
     """
     block = config.blocks[layer]
     if block.generic is not None:
-        return _generic_bytes(config, layer, block.generic, batch, record="ffn" in record)
+        return _generic_bytes(config, layer, block.generic, batch, tiles, record="ffn" in record)
     t, d = batch.tokens, config.hidden_size
-    resident = layer_bytes(config, layer) if tiles.weight_rows is None else 0
+    resident = resident_bytes(config, layer, tiles)
     queries = block.query_heads * config.head_dim
     recorded = t * queries if "attention" in record else 0
     channels = max(block.ffn_widths, default=0) if block.names.router is None else 0
@@ -83,25 +96,83 @@ def forward_bytes(
 
 
 def _generic_bytes(
-    config: ModelConfig, layer: int, generic: GenericLayer, batch: Batch, *, record: bool
+    config: ModelConfig,
+    layer: int,
+    generic: GenericLayer,
+    batch: Batch,
+    tiles: Tiles,
+    *,
+    record: bool,
 ) -> int:
     """Most that a layer takes in transformers' modules, by the shapes of its matrices alone.
 
     A result of its widest matrix lives four times (its parts, an activation and a product), a
-    hidden state seven; a mask has a number for each pair of tokens. Experts are stacked into one
-    parameter beside the tensors that they come from, and see copies of their tokens.
+    hidden state seven; a mask has a number for each pair of tokens. Matrices of experts are joined
+    into one parameter beside the tensors that they come from, and see copies of their tokens.
     """
-    shapes = dict(generic.tensors)
+    shapes, t = dict(generic.tensors), batch.tokens
     widest = max((max(shape) for shape in shapes.values() if len(shape) == 2), default=0)
-    states, copies = 7, 1
-    if any(_EXPERT.search(role) for role in shapes):
-        states, copies = 14, 2
     kept = sum(each.channels for each in generic.feed_forwards) if record else 0
-    numbers = batch.tokens * (states * config.hidden_size + 4 * widest + kept) + batch.length**2
+    states = 7
+    if generic.experts is None and _names_experts(generic):
+        states = 14
+    numbers = t * (states * config.hidden_size + 4 * widest)
+    if generic.experts is not None:
+        numbers = max(numbers, _routed(config, layer, generic.experts, t, tiles))
+    numbers += t * kept + batch.length**2
     if config.generic is not None and config.generic.keeps_scores:
         heads = config.blocks[layer].query_heads
-        numbers += 2 * heads * batch.tokens * batch.length
-    return copies * layer_bytes(config, layer) + FP32_BYTES * numbers
+        numbers += 2 * heads * t * batch.length
+    held = held_layer_bytes(config, layer, tiles)
+    return held + max(_joining_bytes(config, layer, tiles), FP32_BYTES * numbers)
+
+
+def held_layer_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
+    """A layer's tensors while it runs in transformers' modules, and what these make of them."""
+    generic, whole = config.blocks[layer].generic, layer_bytes(config, layer)
+    experts, one = None if generic is None else generic.experts, matrices_bytes(config, layer)
+    if experts is not None and tiles.expert_by_expert:
+        return resident_bytes(config, layer, tiles) + 2 * one
+    if experts is not None and not experts.own:
+        return whole + 2 * one
+    return 2 * whole if _names_experts(generic) else whole
+
+
+def _joining_bytes(config: ModelConfig, layer: int, tiles: Tiles) -> int:
+    """Copies of experts' matrices that live only until they are joined: of gate and up."""
+    generic = config.blocks[layer].generic
+    if tiles.expert_by_expert or not _names_experts(generic):
+        return 0
+    experts = None if generic is None else generic.experts
+    if experts is None:
+        return layer_bytes(config, layer) * 2 // 3
+    if not experts.own:
+        return 0
+    return experts.count * matrices_bytes(config, layer) * 2 // 3
+
+
+def _names_experts(generic: GenericLayer | None) -> bool:
+    """Whether files hold matrices of single experts, or what is not known to be something else."""
+    return generic is not None and any(_EXPERT.search(role) for role, _ in generic.tensors)
+
+
+def _routed(config: ModelConfig, layer: int, experts: Experts, tokens: int, tiles: Tiles) -> int:
+    """Numbers of experts: hidden states, and rows that pass experts.
+
+    All experts at once get a row for each expert of a token; one of them may get every token.
+    """
+    routing = None if config.generic is None else config.generic.routing
+    given = tokens * experts.count if config.family in _ALL_TOKENS else 0
+    rows = given or tokens * (1 if routing is None else routing.chosen)
+    if tiles.expert_by_expert:
+        rows = tokens
+    d, inner = config.hidden_size, matrices_bytes(config, layer) // FP32_BYTES
+    inner //= config.embedding_size
+    # What gate and up put out, its activation and the product; with biases some more of them.
+    shapes = layer_tensors(config, layer)
+    biased = any(name.endswith("bias") and len(shapes[name]) == 2 for name, _ in experts.sliced)
+    across = inner * 7 // 3 if biased else inner * 4 // 3
+    return 6 * tokens * d + 3 * given * d + rows * (4 * d + across)
 
 
 def _attention(config: ModelConfig, block: LayerConfig, batch: Batch, tiles: Tiles) -> int:

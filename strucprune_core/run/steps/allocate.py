@@ -39,7 +39,9 @@ def _best_round(job: Job) -> AllocateValues:
 def _beside_blocks(job: Job) -> AllocateValues:
     """The number of blocks with which the predicted loss is least, and widths of what is left."""
     choice, steps = BlockChoice(job), dropped_blocks(job)
-    blocks = steps[: choice.best(steps)]
+    count = choice.best(steps)
+    assert count is not None  # noqa: S101 - `plan.blocks.check_blocks`: enough blocks may go
+    blocks = steps[:count]
     energies = job.units.values(Price(1)).energies
     split = choice.split(blocks)
     return AllocateValues(**asdict(split), energies=energies, round=1, kls=[], blocks=blocks)

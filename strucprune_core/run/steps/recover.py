@@ -4,9 +4,10 @@ Two streams of hidden states go through the layers: the dense model's, and what 
 make of the text. In mode `sequential` a pruned layer sees the second and is trained to lead it back
 to the first; in mode `parallel` there is only the first. Memory holds one layer; streams are files.
 
-Only the FFN is trained. Where the layer is written out, attention runs once, and the FFN is trained
-on tokens from anywhere. A layer in transformers' modules cannot be taken apart: it runs as a whole
-in each step, so a batch is whole sequences.
+Only FFNs are trained: those that are pruned, and where blocks go, all that are left. A layer whose
+FFN has gone hands both streams on. Where the layer is written out, attention runs once, and the FFN
+is trained on tokens from anywhere. A layer in transformers' modules cannot be taken apart: it runs
+as a whole in each step, so a batch is whole sequences.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ from strucprune_core.run.artifacts import Recover, RecoverValues, Solve
 from strucprune_core.run.context import Job
 from strucprune_core.run.measured_site import Solved
 from strucprune_core.run.pruned_model import PrunedModel
-from strucprune_core.run.solutions import load_solution, solution_tensors
+from strucprune_core.run.solutions import (
+    load_solution,
+    other_tensors,
+    recovered_roles,
+    solution_tensors,
+)
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array, temporary_array
 
@@ -50,7 +56,7 @@ def recover(job: Job, unit: Unit, draft: Draft) -> None:
     kind = _Halves if job.config.generic is None else _Whole
     with torch.no_grad():
         layer = kind(job, unit.index, before)
-        result = layer.train(layer.prepare())
+        result = layer.train()
         save_bundle(draft.path(Recover.solution), layer.solution(result.weights))
         if unit.index + 1 < job.config.layers:
             streams = new_array(draft.path(Recover.streams), before.shape)
@@ -67,17 +73,12 @@ class _Layer(ABC):
     def __init__(self, job: Job, index: int, before: Rows) -> None:
         """`before`: the streams that enter the layer, (streams x samples x length x d)."""
         self._job, self._index, self._before = job, index, before
-        file = job.units.path(Solve(index).solution)
-        self._solved = [(site, load_solution(file, site)) for site in job.sites(index)]
+        file, model = job.units.path(Solve(index).solution), PrunedModel(job)
+        self._solved = [(site, load_solution(file, site)) for site in model.sites(index)]
+        self._stream = job.stream(model.config, model.solved_source())
         self._dense = job.dense.whole_layer(index)
         self._pruned = prune_layer(self._dense, self._solved)
-        self._trained = [
-            tensor.role
-            for site in job.sites(index)
-            if site.kind == "ffn"
-            for tensor in (site.output, *site.coupled)
-            if tensor.role.endswith(".weight")
-        ]
+        self._trained = recovered_roles(model.config, index)
 
     @abstractmethod
     def prepare(self) -> Tokens:
@@ -95,10 +96,11 @@ class _Layer(ABC):
     def _block(self, x: Tensor, trained: Mapping[str, Tensor]) -> Tensor:
         """What rows become with the weights in training."""
 
-    def train(self, tokens: Tokens) -> RecoveryResult:
+    def train(self) -> RecoveryResult:
         """Train the FFN, if there is one, on what `prepare` gives."""
         if not self._trained:
             return RecoveryResult({}, RecoveryStatus.REJECTED, None, None, ())
+        tokens = self.prepare()
         steps = self._steps()
         done = iter(range(1, steps + 1))
 
@@ -119,17 +121,20 @@ class _Layer(ABC):
     def solution(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layer's solution file with the FFN's weights as they are now."""
         solutions: Solved = []
+        others = {role: trained[role].cpu() for role in self._trained}
         for site, solution in self._solved:
             if site.kind == "ffn":
-                stored = trained[site.output.role]
-                roles = [tensor.role for tensor in site.coupled if tensor.role in trained]
                 solution = SiteSolution(
                     solution.kept,
-                    as_stored(stored, site).cpu(),  # Turning twice gives (d x columns) again.
-                    {role: trained[role].cpu() for role in roles},
+                    as_stored(others.pop(site.output.role), site),  # Turning twice: (d x columns).
+                    {
+                        part.role: others.pop(part.role)
+                        for part in site.coupled
+                        if part.role in others
+                    },
                 )
             solutions.append((site, solution))
-        return solution_tensors(solutions)
+        return solution_tensors(solutions) | other_tensors(others)
 
     def _batches(self) -> Iterator[slice]:
         _, samples, length, _ = self._before.shape
@@ -164,7 +169,7 @@ class _Halves(_Layer):
         super().__init__(job, index, before)
         self._decoder = Decoder(job.config)
         self._dense_block = job.config.blocks[index]
-        self._block_shape = PrunedModel(job).config.blocks[index]
+        self._block_shape = self._stream.config.blocks[index]
         arrays = temporary_array(job.scratch, (3, *before.shape[1:]))
         # The residual stream of the pruned layer, to which its FFN adds; what its FFN sees; and
         # what it should add for the dense layer's sum.
@@ -198,10 +203,13 @@ class _Halves(_Layer):
     def finish(self, trained: Mapping[str, Tensor], streams: Rows) -> None:
         weights = {**self._pruned, **trained}
         for rows in self._batches():
-            dense, _ = self._streams(rows)
+            dense, pruned = self._streams(rows)
             trace = self._decoder.forward_layer(self._dense_block, dense, self._dense)
             streams[0, rows] = trace.hidden.cpu().numpy()
-            if len(streams) > 1:
+            if len(streams) > 1 and not self._trained:
+                whole = self._stream.forward_layer(self._index, pruned, weights)
+                streams[1, rows] = whole.hidden.cpu().numpy()
+            elif len(streams) > 1:
                 source, residual = (
                     self._load(part[rows]) for part in (self._sources, self._residuals)
                 )
@@ -244,9 +252,11 @@ class _Whole(_Layer):
     def finish(self, trained: Mapping[str, Tensor], streams: Rows) -> None:
         weights = {**self._pruned, **trained}
         for rows in self._batches():
-            each = zip(self._streams(rows), (self._dense, weights), strict=True)
-            for stream, (hidden, of_layer) in zip(streams, each, strict=False):
-                stream[rows] = self._run(hidden, of_layer).cpu().numpy()
+            dense, pruned = self._streams(rows)
+            streams[0, rows] = self._run(dense, self._dense).cpu().numpy()
+            if len(streams) > 1:
+                whole = self._stream.forward_layer(self._index, pruned, weights)
+                streams[1, rows] = whole.hidden.cpu().numpy()
             self._finished(rows)
 
     def _run(self, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

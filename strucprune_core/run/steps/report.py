@@ -13,8 +13,14 @@ from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
 from strucprune_core.plan.blocks import removable_parameters
-from strucprune_core.plan.deviations import batch_warning, sparsity_warning
-from strucprune_core.plan.estimate import estimate_job, size_of
+from strucprune_core.plan.deviations import (
+    batch_warning,
+    drafting_warning,
+    quantised_warning,
+    sparsity_warning,
+    tokenizer_warning,
+)
+from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite
@@ -44,6 +50,7 @@ from strucprune_core.report.document import (
 )
 from strucprune_core.report.html import render_html
 from strucprune_core.run import artifacts
+from strucprune_core.run.card import card_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of
@@ -61,20 +68,25 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
+from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write the report as a document and as a page."""
+    """Write the report as a document and as a page, and the model card."""
     document = _report(job)
+    card = card_of(job, document)
+    files = file_entries(job, result(job, card))
+    document = document.model_copy(update={"files": files})
+    draft.path(artifacts.Report.card).write_bytes(card)
     text = document.model_dump_json(indent=2) + "\n"
     draft.path(artifacts.Report.json).write_text(text, encoding="utf-8")
     draft.path(artifacts.Report.html).write_text(render_html(document), encoding="utf-8")
 
 
 def _report(job: Job) -> Report:
-    """The report of a job whose units before `report` are all finished."""
+    """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
     asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
@@ -108,11 +120,14 @@ def _report(job: Job) -> Report:
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
-        files=file_entries(job, result(job)),
+        files=[],
         warnings=[
             *_model_warnings(job),
+            *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
+            *quantised_warning(job.spec, job.index),
+            *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
             *rank_warning(layers),
             *few_tokens_warning(layers),
@@ -151,7 +166,8 @@ def _parameters(config: ModelConfig) -> int:
 
 def _sizes(job: Job, pruned: PrunedModel) -> tuple[SizeSummary, SizeSummary]:
     """Sizes before and after: counts from shapes, bytes from the files themselves."""
-    stored_bytes = max(1, job.index.total_bytes // max(1, _dense_parameters(job)))
+    of_model = job.index.read_bytes - drafting_bytes(job.config, job.index)
+    stored_bytes = max(1, of_model // max(1, _dense_parameters(job)))
     before = size_of(job.config, dtype_bytes=stored_bytes)
     after = size_of(pruned.config, dtype_bytes=stored_bytes)
     written = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
@@ -248,7 +264,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
-        recovery=_recovery(job, layer),
+        recovery=_recovery(job, pruned, layer),
         refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
         predicted_damage=sum(site.predicted_damage for site in sites),
@@ -270,8 +286,8 @@ def _refit(job: Job, layer: int) -> RefitReport | None:
     )
 
 
-def _recovery(job: Job, layer: int) -> RecoveryReport | None:
-    if not job.recovers or not job.sites(layer):
+def _recovery(job: Job, pruned: PrunedModel, layer: int) -> RecoveryReport | None:
+    if not job.recovers or not recovered_roles(pruned.config, layer):
         return None
     return RecoveryReport(**asdict(job.units.values(artifacts.Recover(layer))))
 

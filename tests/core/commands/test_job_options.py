@@ -23,6 +23,8 @@ REQUIRED: dict[tuple[str, ...], Any] = {
 }
 # One value for each option that is not its default, as the command line gives it.
 GIVEN: dict[tuple[str, ...], Any] = {
+    ("model", "adapter_uri"): "a",
+    ("output", "dtype"): "bfloat16",
     ("pruning", "structures"): ["ffn_channels", "kv_groups"],
     ("pruning", "allocation"): "softmax",
     ("pruning", "temperature"): 0.5,

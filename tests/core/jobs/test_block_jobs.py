@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.export.loading import load_pretrained
+from strucprune_core.run.layer_updates import LayerUpdate, merged
+from strucprune_core.spec import PruningSpec
 from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec
 from tests.core.models.families import VARIANTS, saved_variant
 from tests.core.models.generic.tiny import save_tiny
@@ -158,6 +161,123 @@ def test_blocks_go_before_the_model_is_trained(
     loaded(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("structures", "mode"),
+    [
+        (["ffn_channels", "ffn_blocks"], "sequential"),
+        (["ffn_channels", "layers"], "parallel"),
+        (["layers"], "sequential"),
+        (["attention_blocks", "kv_groups"], "sequential"),
+    ],
+)
+def test_ffns_that_are_left_are_trained(
+    llama: Path, text_file: Path, tmp_path: Path, structures: list[str], mode: str
+) -> None:
+    pruning = {
+        "sparsity": 0.5,
+        "structures": structures,
+        "recover": {"steps": 40, "mode": mode},
+        "layout": "per_layer",
+        "allocation": "threshold",
+    }
+    calibration = {"samples": 16, "sequence_length": 64}
+    spec = tiny_spec(
+        llama,
+        text_file,
+        tmp_path / "out",
+        pruning=pruning,
+        calibration=calibration,
+        evaluation=EASY,
+    )
+    report = run(spec, tmp_path)
+    assert report.blocks
+    trained = {layer.index for layer in report.layers if layer.recovery is not None}
+    assert trained == {layer.index for layer in report.layers if layer.width_after}
+    assert [layer for layer in report.layers if layer.refit is not None] == []
+    status = {layer.recovery.status for layer in report.layers if layer.recovery is not None}
+    # What random whole layers did, FFNs of others do not learn.
+    assert structures == ["layers"] or "accepted" in status
+    loaded(tmp_path / "out")
+
+
+def test_a_generic_model_without_layers_is_trained(text_file: Path, tmp_path: Path) -> None:
+    model = save_tiny("olmo2", tmp_path / "model")
+    pruning = {"sparsity": 0.5, "structures": ["layers"], "recover": {"steps": 5}}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    report = run(spec, tmp_path)
+    trained = {layer.index for layer in report.layers if layer.recovery is not None}
+    assert trained == {layer.index for layer in report.layers if layer.width_after}
+
+
+def test_blocks_go_where_channels_alone_cannot_meet_the_budget(
+    llama: Path, text_file: Path, tmp_path: Path
+) -> None:
+    pruning = {
+        "sparsity": 0.6,
+        "structures": ["ffn_channels", "layers"],
+        "min_keep_fraction": 0.9,
+    }
+    spec = tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    report = run(spec, tmp_path)
+    assert len(report.blocks) > 2
+    assert report.sparsity.reached >= 0.6
+
+
+def test_the_only_block_that_may_go_goes(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    pruning = {
+        "sparsity": 0.16,
+        "structures": ["layers"],
+        "max_sparsity_by_layer": {str(layer): 0.0 for layer in range(6) if layer != 3},
+    }
+    report = run(tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning), tmp_path)
+    assert [each.layer for each in report.blocks] == [3]
+
+
+@pytest.mark.parametrize("export", ["gguf", "block_configs"])
+def test_exports_of_a_model_whose_first_attention_does_nothing(
+    llama: Path, text_file: Path, tmp_path: Path, export: str
+) -> None:
+    """llama.cpp asks the first layer for the width of heads; block_configs can lack it anywhere."""
+    dense = AutoModelForCausalLM.from_pretrained(llama)
+    with torch.no_grad():
+        dense.model.layers[0].self_attn.o_proj.weight.zero_()
+    dense.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "model" / name).write_bytes((llama / name).read_bytes())
+    pruning = {"sparsity": 0.16, "structures": ["attention_blocks"], "exports": [export]}
+    spec = tiny_spec(tmp_path / "model", text_file, tmp_path / "out", pruning=pruning)
+    report = run(spec, tmp_path)
+    assert (report.blocks[0].layer == 0) == (export == "block_configs")
+    pruning = {"sparsity": 0.3, "exports": ["gguf"]}
+    again = tiny_spec(tmp_path / "out", text_file, tmp_path / "again", pruning=pruning)
+    if export == "gguf":
+        run(again, tmp_path / "2")
+        return
+    with pytest.raises(InvalidSpec, match="first layer without attention") as refused:
+        run(again, tmp_path / "2")
+    assert refused.value.field == "pruning.exports"
+
+
+@pytest.mark.parametrize("changes", [{"energy": "gradient"}, {"allocation": "softmax"}], ids=str)
+def test_what_blocks_alone_do_not_use_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="not used where blocks alone go"):
+        PruningSpec.model_validate({"sparsity": 0.3, "structures": ["ffn_blocks"], **changes})
+
+
+def test_watchers_learn_which_blocks_go(llama: Path, text_file: Path, tmp_path: Path) -> None:
+    """What was told last of each layer is what the report says."""
+    pruning = {"sparsity": 0.4, "structures": ["ffn_channels", "attention_blocks"]}
+    spec = tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    told: list[LayerUpdate] = []
+    report = run(spec, tmp_path, layers=told.extend)
+    assert report.blocks
+    latest = merged(told)
+    assert [each.width_after for each in latest] == [each.width_after for each in report.layers]
+    assert [each.query_heads_after for each in latest] == [
+        each.query_heads_after for each in report.layers
+    ]
+
+
 @pytest.mark.parametrize("architecture", ["olmo2", "cohere", "glm4"])
 def test_a_generic_model_loses_layers(architecture: str, text_file: Path, tmp_path: Path) -> None:
     model = save_tiny(architecture, tmp_path / "model")
@@ -268,3 +388,25 @@ def test_a_rule_by_number_keeps_layers(text_file: Path, tmp_path: Path) -> None:
     with pytest.raises(InvalidSpec, match="full_attention_interval") as refused:
         run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning), tmp_path)
     assert refused.value.field == "pruning.structures"
+
+
+@pytest.mark.parametrize("structures", [["layers"], ["ffn_channels", "attention_blocks"]])
+def test_watchers_see_what_became_of_layers(
+    llama: Path, text_file: Path, tmp_path: Path, structures: list[str]
+) -> None:
+    pruning = {"sparsity": 0.4, "structures": structures}
+    spec = tiny_spec(llama, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY)
+    seen: dict[int, LayerUpdate] = {}
+
+    def watch(updates: Sequence[LayerUpdate]) -> None:
+        for update in merged([*seen.values(), *updates]):
+            seen[update.index] = update
+
+    report = run(spec, tmp_path, layers=watch)
+    assert report.blocks
+    for layer in report.layers:
+        update = seen[layer.index]
+        assert (update.width_after, update.query_heads_after) == (
+            layer.width_after,
+            layer.query_heads_after,
+        )

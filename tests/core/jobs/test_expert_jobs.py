@@ -28,7 +28,7 @@ from strucprune_core.plan.work import active_weights
 from strucprune_core.report.document import ExpertsReport, Report
 from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_layers, merged
 from strucprune_core.run.report_warnings import LARGE_DIVERGENCE
-from strucprune_core.spec import RuntimeSpec
+from strucprune_core.spec import JobSpec, RuntimeSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import (
     EASY,
@@ -577,3 +577,70 @@ def test_the_memory_plan_holds(
     assert ("probe" in planned) == (pruning is BY_LAYER)
     limit = {"device_memory_bytes": math.ceil(1.06 * max(planned.values()))}
     run(spec.model_copy(update={"runtime": RuntimeSpec(device="cpu", **limit)}), tmp_path)
+
+
+WIDE = {
+    "qwen3_moe": {"moe_intermediate_size": 1024},
+    "gpt_oss": {"intermediate_size": 1024},
+    "deepseek_v3": {"moe_intermediate_size": 1024},
+}
+
+
+@pytest.mark.parametrize("pruning", [{}, BY_LAYER], ids=["equal", "by_layer"])
+@pytest.mark.parametrize("name", WIDE)
+def test_with_less_memory_one_expert_is_resident(
+    text_file: Path, tmp_path: Path, name: str, pruning: dict[str, Any]
+) -> None:
+    """The same experts go, and the job keeps to what its plan says."""
+    model = save_tiny_experts(name, tmp_path / "model", **WIDE[name])
+    asked = {"sparsity": 0.25, "structures": ["experts"], **pruning}
+    facts = inspect_model(LocalStore(model), experts=True)
+
+    def spec(output: str, limit: int | None) -> JobSpec:
+        plain = tiny_spec(model, text_file, tmp_path / output, pruning=asked, evaluation=EASY)
+        runtime = RuntimeSpec(device="cpu", device_memory_bytes=limit)
+        return plain.model_copy(update={"runtime": runtime})
+
+    ample = spec("ample", None)
+    whole = estimate_job(ample, facts)
+    limit = max(whole.step_bytes.values()) * 3 // 4
+    limited = spec("limited", limit)
+    estimate = estimate_job(limited, facts)
+    assert (whole.pieces["experts"], estimate.pieces["experts"]) == (None, 1)
+    assert estimate.bytes_read >= whole.bytes_read
+    plain, found = (run(each, tmp_path / f"run-{n}") for n, each in enumerate((ample, limited)))
+    measured = found.memory.device_peak_bytes.measured
+    assert measured is not None
+    assert measured <= max(estimate.step_bytes.values()) <= limit
+    kept_by = [{n: each.removed for n, each in of_layers(r).items()} for r in (plain, found)]
+    assert kept_by[0] == kept_by[1]
+    pairs = [load_file(tmp_path / each / "model.safetensors") for each in ("ample", "limited")]
+    assert pairs[0].keys() == pairs[1].keys()
+    assert all(torch.equal(tensor, pairs[1][each]) for each, tensor in pairs[0].items())
+
+
+def test_channels_beside_experts_are_removed_with_one_expert_resident(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """Statistics, probes, evaluation and the checks of a job that removes channels."""
+    wide = {"moe_intermediate_size": 2048, "shared_expert_intermediate_size": 96}
+    model = save_tiny_experts("qwen2_moe", tmp_path / "model", **wide)
+    facts = inspect_model(LocalStore(model))
+    found = {}
+    for name in ("ample", "limited"):
+        spec = tiny_spec(model, text_file, tmp_path / name, pruning={}, evaluation=EASY)
+        estimate = estimate_job(spec, facts)
+        if name == "limited":
+            limit = max(estimate.step_bytes.values()) // 2
+            runtime = RuntimeSpec(device="cpu", device_memory_bytes=limit)
+            spec = spec.model_copy(update={"runtime": runtime})
+            estimate = estimate_job(spec, facts)
+        assert estimate.pieces["experts"] == (1 if name == "limited" else None)
+        report = run(spec, tmp_path / f"run-{name}")
+        measured = report.memory.device_peak_bytes.measured
+        assert (measured or 0) <= max(estimate.step_bytes.values())
+        found[name] = load_file(tmp_path / name / "model.safetensors")
+    assert measured is not None
+    assert found["ample"].keys() == found["limited"].keys()
+    for key, tensor in found["ample"].items():
+        torch.testing.assert_close(found["limited"][key], tensor, rtol=1e-3, atol=1e-4)

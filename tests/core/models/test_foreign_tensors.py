@@ -49,8 +49,12 @@ CASES: dict[str, tuple[Callable[[Tensors], Tensors], dict[str, Any], str, str]] 
     "fp8": (_with(f"{Q_PROJ}.weight_scale_inv"), {}, "quantised", "unquantised"),
     "MLX": (_packed(np.uint32), {}, "quantised models", "unquantised"),
     "bitsandbytes": (_packed(np.uint8), {}, "dtype U8", "unquantised"),
-    "MTP": (_with("mtp.fc.weight"), {}, "drafts further tokens", "leaves it out"),
-    "MTP layer": (_with(LAYER_9), {}, "is of layer 9, .* there are 4 layers", "leaves it out"),
+    "a layer after the last": (
+        _with(LAYER_9),
+        {},
+        "is of layer 9, .* there are 4 layers",
+        "num_nextn_predict_layers",
+    ),
     "multimodal": (_with("vision_tower.embed.weight"), {}, "multimodal", "language model alone"),
     "classifier": (_with("score.weight"), {}, "classifier", "trained from"),
     "classifier, untied": (

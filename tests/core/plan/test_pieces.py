@@ -154,3 +154,20 @@ def test_more_memory_never_means_smaller_pieces(tmp_path: Path, text_file: Path)
         plan = planned(limited(model, text_file, tmp_path / "out", limit))
         needs.append(plan.device_peak_bytes)
     assert needs == sorted(needs)
+
+
+@pytest.mark.parametrize("structures", [["layers"], ["attention_blocks", "ffn_blocks"]])
+def test_blocks_alone_need_no_whole_matrices(structures: list[str], text_file: Path) -> None:
+    """What is solved behind a removed block is solved in panels, as channels are."""
+    wide = shape("llama", num_hidden_layers=4, intermediate_size=2048)
+    pruning: dict[str, Any] = {"sparsity": 0.4, "structures": ["ffn_channels"]}
+    runtime = {"device_memory_bytes": 2**23}
+
+    def plan(pruning: dict[str, Any]) -> Plan:
+        model = output = Path("/unused")
+        return plan_job(tiny_spec(model, text_file, output, pruning=pruning, runtime=runtime), wide)
+
+    channels = plan(pruning)
+    blocks = plan({**pruning, "structures": structures})
+    assert blocks.panels.panel <= 2 * channels.panels.panel
+    assert blocks.device_peak_bytes * MARGIN <= 2**23

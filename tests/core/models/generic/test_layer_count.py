@@ -26,7 +26,12 @@ def olmo2(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("count", "remedy"),
-    [(5, "Copy the model again"), (3, "multi-token"), (10**9, "Correct"), ("4", "Correct")],
+    [
+        (5, "Copy the model again"),
+        (3, "num_nextn_predict_layers"),
+        (10**9, "Correct"),
+        ("4", "Correct"),
+    ],
 )
 def test_another_number_is_refused(olmo2: Path, count: Any, remedy: str) -> None:
     edit_config(olmo2, num_hidden_layers=count)

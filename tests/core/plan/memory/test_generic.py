@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,17 @@ import torch
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.recovery import RecoveryOptions, Tokens, recover
 from strucprune_core.models.backward import backward_layer
+from strucprune_core.models.experts import experts_of
 from strucprune_core.models.generic.outside import held_tensors
+from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.structures import SiteKind, sites
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.memory.device import device_terms
-from strucprune_core.plan.memory.forward import Batch, forward_bytes
+from strucprune_core.plan.memory.forward import Batch, forward_bytes, layer_bytes
 from strucprune_core.run.tensor_bytes import TensorBytes
 from strucprune_core.spec import JobSpec
 from tests.core.models.generic.streams import tiny_stream
+from tests.coverage.tiny import tiny_config
 
 WIDE = {"hidden_size": 256, "n_embed": 256, "intermediate_size": 1024}
 
@@ -41,6 +45,38 @@ def test_a_layer_takes_no_more_than_planned(
         peak = counted.take_peak()
     planned = forward_bytes(stream.config, 1, batch, Tiles(), record=record)
     assert peak <= planned <= 2 * peak
+
+
+@pytest.mark.parametrize("batch", [Batch(4, 128), Batch(1, 300)], ids=["four", "one"])
+@pytest.mark.parametrize(
+    "tiles", [Tiles(), Tiles(expert_by_expert=True)], ids=["all", "one_by_one"]
+)
+@pytest.mark.parametrize(
+    "name", ["qwen2_moe", "gpt_oss", "granitemoe", "llama4_text", "nemotron_h", "qwen3_vl_moe"]
+)
+def test_experts_take_no_more_than_planned(name: str, tiles: Tiles, batch: Batch) -> None:
+    """Tokens are all equal, so the same experts get all of them: the most that they can take."""
+    stream, _, _ = wide_experts(name)
+    layer = max(n for n in range(stream.config.layers) if experts_of(stream.config, n))
+    token = np.random.default_rng(0).standard_normal(stream.config.hidden_size, dtype=np.float32)
+    hidden = np.tile(token, (batch.sequences, batch.length, 1))
+    stream = replace(stream, tiles=tiles)
+    stream.run_layer(layer, stream.layer(layer), hidden)
+    with torch.inference_mode(), TensorBytes() as counted:
+        stream.run_layer(layer, stream.layer(layer), hidden)
+        peak = counted.take_peak()
+    planned = forward_bytes(stream.config, layer, batch, tiles)
+    assert peak <= planned <= 2 * peak
+    if tiles.expert_by_expert:
+        assert peak < layer_bytes(stream.config, layer)
+
+
+def wide_experts(name: str) -> tuple[ModelStream, Any, Any]:
+    """A tiny model with wide experts: their matrices are most of a layer."""
+    keys = tiny_config(name).get_text_config().to_dict()
+    changes = {"hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 512}
+    changes |= dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 16)
+    return tiny_stream(name, **{key: value for key, value in changes.items() if key in keys})
 
 
 def job(pruning: dict[str, Any], length: int) -> JobSpec:
