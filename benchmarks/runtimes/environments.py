@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 INSIDE = Path(__file__).parent / "inside"
@@ -63,9 +64,7 @@ def make_environment(
         return Environment([python, "-m", f"{_SESSIONS}.mlx_lm_models"], variables)
     if runtime == "vLLM":
         python = _venv(root / "vllm", "vllm.txt", _VLLM_UNWANTED, pip_arguments)
-        # For the entry point that vLLM looks for; the code is that of PYTHONPATH.
-        install = [python, "-m", "pip", "install", "--quiet", *pip_arguments]
-        _run([*install, "--no-deps", "--force-reinstall", str(REPOSITORY)])
+        _install_plugin(python, tuple(pip_arguments))
         variables |= {
             "VLLM_NO_USAGE_STATS": "1",
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # two engines, timed in turns by one process
@@ -95,6 +94,13 @@ def _venv(
             _run([str(python), "-m", "pip", "uninstall", "--quiet", "--yes", *unwanted])
         installed.write_text(wanted, encoding="utf-8")
     return str(python)
+
+
+@cache
+def _install_plugin(python: str, pip_arguments: tuple[str, ...]) -> None:
+    """Install our wheel, for the entry point that vLLM looks for; once in a run."""
+    install = [python, "-m", "pip", "install", "--quiet", *pip_arguments]
+    _run([*install, "--no-deps", "--force-reinstall", str(REPOSITORY)])
 
 
 def _node(folder: Path) -> list[str]:
