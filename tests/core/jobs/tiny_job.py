@@ -73,6 +73,11 @@ def checkpoint_of(directory: Path) -> dict[str, bytes]:
     return {name: data for name, data in files_of(directory).items() if name not in REPORTS}
 
 
+def without_card(files: dict[str, bytes]) -> dict[str, bytes]:
+    """The same without the model card, which names the dense model."""
+    return {name: data for name, data in files.items() if name != "README.md"}
+
+
 class StopOnceFinished:
     """A stop signal that fires as soon as a unit of the run under `root` is finished."""
 
