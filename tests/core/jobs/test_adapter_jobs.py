@@ -147,8 +147,8 @@ def test_the_result_is_that_of_the_merged_model(
     (plain / "config.json").write_bytes(index.config_bytes)
     report = run(spec, tmp_path / "run")
     expected = run(tiny_spec(plain, text_file, tmp_path / "expected"), tmp_path / "run-2")
-    files, expected = (checkpoint_of(tmp_path / name) for name in ("out", "expected"))
-    assert without_card(files) == without_card(expected)
+    merged, by_hand = (checkpoint_of(tmp_path / name) for name in ("out", "expected"))
+    assert without_card(merged) == without_card(by_hand)
     assert report.perplexity == expected.perplexity
     alone = tiny_spec(model, text_file, tmp_path / "out")
     assert alone.result_fingerprint() != spec.result_fingerprint()
