@@ -14,7 +14,7 @@ from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.method.training.schedule import recovery_sequences
 from strucprune_core.models.blocks import BLOCKS_OF
 from strucprune_core.models.config import ModelConfig
-from strucprune_core.models.experts import experts_of
+from strucprune_core.models.experts import experts_of, matrices_bytes
 from strucprune_core.models.generic.outside import held_tensors
 from strucprune_core.models.structures import SiteKind
 from strucprune_core.models.tensors import layer_tensors
@@ -109,10 +109,13 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
         whole = replace(tiles, expert_by_expert=False)
         layers = 3 * _resident(config, whole)
         probe["repair"] = layers + _repair_sums(config) + _forward(config, batch, whole)
+    route = _forward(config, batch, tiles)
+    if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
+        route += max(matrices_bytes(config, layer) for layer in range(config.layers))
     return {
         **probe,
         "embed": embedding_bytes(config, tokens, tiles),
-        "route": _forward(config, batch, tiles),
+        "route": route,
         "divergence": divergences_bytes(config, sequences * length, runs, tiles),
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),

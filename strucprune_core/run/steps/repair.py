@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.checkpoint.bundle import save_bundle
@@ -12,15 +13,19 @@ from strucprune_core.models.vocabulary import embed
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Repair, RepairValues, Tokens
 from strucprune_core.run.context import Job
-from strucprune_core.run.expert_repair import LayerRepair, Rows
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array, temporary_array
+
+Rows = NDArray[np.float32]
 
 
 @torch.inference_mode()
 def repair(job: Job, unit: Unit, draft: Draft) -> None:
     """Pass the text through the dense and the pruned layer, and write what is changed of it."""
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.run.expert_repair import LayerRepair
+
     this = Repair(unit.index)
     layer = LayerRepair(job, PrunedModel(job).unrepaired(), this.layer)
     dense, pruned = _entering(job, this)

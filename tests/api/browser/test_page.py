@@ -106,7 +106,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     estimate = page.get_by_role("complementary", name="Estimate")
     estimate.get_by_text("Memory by step").wait_for()
     assert estimate.get_by_text("transformers").is_visible()
-    assert estimate.get_by_text("does not load", exact=True).count() == 3  # per-layer widths
+    assert estimate.get_by_text("does not load", exact=True).count() == 2  # per-layer widths
     page.get_by_label("block configs").check()
     estimate.get_by_text("--trust-remote-code").wait_for()
     assert estimate.get_by_text("does not load", exact=True).count() == 1
