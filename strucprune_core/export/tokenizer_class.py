@@ -9,8 +9,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from transformers.models.auto import tokenization_auto
-
 # The class that goes by tokenizer.json alone, known to every release of transformers. Releases
 # since 5 save it under a name that earlier ones do not know.
 PLAIN_CLASS, PLAIN_CLASS_SINCE_5 = "PreTrainedTokenizerFast", "TokenizersBackend"
@@ -38,11 +36,16 @@ def with_tokenizer_class(data: bytes, model_type: str) -> bytes:
 
 def _class_of(model_type: str) -> str:
     """The class that AutoTokenizer takes for a dense model."""
+    # transformers takes seconds and 100 MB to import: only here.
+    from transformers.models.auto import tokenization_auto
+
     return _known(tokenization_auto.TOKENIZER_MAPPING_NAMES.get(model_type))
 
 
 def _known(name: Any) -> str:
     """A name that transformers knows, else that of the plain class."""
+    from transformers.models.auto import tokenization_auto
+
     if not isinstance(name, str) or name == PLAIN_CLASS_SINCE_5:
         return PLAIN_CLASS
     return name if tokenization_auto.tokenizer_class_from_name(name) is not None else PLAIN_CLASS

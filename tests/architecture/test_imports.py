@@ -223,6 +223,15 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
+def test_starting_a_job_loads_no_transformers() -> None:
+    """It takes seconds and 100 MB, which a job of a written-out family needs late and in part."""
+    code = "import sys, strucprune_core.pipeline; print('transformers' in sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert done.stdout.strip() == "False"
+
+
 def test_the_public_names() -> None:
     assert sorted(strucprune_core.__all__) == [
         "CalibrationSpec",
