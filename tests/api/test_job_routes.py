@@ -269,5 +269,5 @@ def test_capabilities(client: TestClient) -> None:
     assert answer["exports"] == ["gguf", "block_configs"]
     loads = {each["name"]: [form["form"] for form in each["loads"]] for each in answer["runtimes"]}
     assert loads["llama.cpp"] == ["gguf"]
-    assert loads["vLLM"] == ["uniform", "block_configs"]
+    assert loads["vLLM"] == ["uniform", "per_layer", "block_configs"]
     assert answer["limits"]["request_bytes"] == 256 * 1024

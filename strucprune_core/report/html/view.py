@@ -68,6 +68,14 @@ class View:
     file_table: Table
 
 
+def _name(uri: str) -> str:
+    """A name for the model; of a URI that cannot be parsed, as the report's reader gave it."""
+    try:
+        return short_name(uri)
+    except ValueError:
+        return uri
+
+
 def view_of(report: Report) -> View:
     """Compute what the templates need."""
     layers, quality = report.layers, report.perplexity
@@ -76,7 +84,7 @@ def view_of(report: Report) -> View:
     errors = {layer.index: layer.reconstruction_error for layer in layers}
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
-        model=short_name(report.model.uri),
+        model=_name(report.model.uri),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),

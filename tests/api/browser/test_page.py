@@ -17,7 +17,7 @@ from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route
+    from playwright.sync_api import Browser, Page, Route, expect
 
 SUBMIT = "Submit job"
 
@@ -108,8 +108,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert estimate.get_by_text("transformers").is_visible()
     assert estimate.get_by_text("does not load", exact=True).count() == 2  # per-layer widths
     page.get_by_label("block configs").check()
-    estimate.get_by_text("--trust-remote-code").wait_for()
-    assert estimate.get_by_text("does not load", exact=True).count() == 1
+    expect(estimate.get_by_text("does not load", exact=True)).to_have_count(1)
 
     page.get_by_role("button", name=SUBMIT).click()
     page.get_by_role("heading", name="model, 25% sparsity").wait_for()

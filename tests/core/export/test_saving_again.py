@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from strucprune_core.export.loading import load_pretrained
@@ -107,6 +112,17 @@ def test_what_was_loaded_can_be_saved(tmp_path: Path, text_file: Path, layout: s
         torch.testing.assert_close(found[name], logits, rtol=1e-4, atol=1e-4, msg=name)
 
 
+@pytest.fixture
+def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Auto classes as a process has them that has not imported `strucprune_core.register`.
+
+    Programs of the documentation import it, in whichever process of the tests runs them.
+    """
+    for mapping in (CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING):
+        monkeypatch.setattr(mapping, "_extra_content", {})
+
+
+@pytest.mark.usefixtures("unregistered")
 def test_loading_leaves_nothing_behind(tmp_path: Path, text_file: Path) -> None:
     pruned = prune_one("llama", tmp_path, text_file, "per_layer")
     load_pretrained(str(pruned))

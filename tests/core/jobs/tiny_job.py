@@ -74,7 +74,7 @@ def checkpoint_of(directory: Path) -> dict[str, bytes]:
 
 
 def without_card(files: dict[str, bytes]) -> dict[str, bytes]:
-    """The same without the model card, which names the dense model."""
+    """The same without the model card, which names the dense model, exports and figures."""
     return {name: data for name, data in files.items() if name != "README.md"}
 
 
