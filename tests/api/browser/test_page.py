@@ -17,7 +17,7 @@ from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Route, expect
+    from playwright.sync_api import Browser, Page, Route
 
 SUBMIT = "Submit job"
 
@@ -79,6 +79,8 @@ def test_what_jobs_say_is_text(page: Page, jobs: Jobs) -> None:
 
 
 def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
+    from playwright.sync_api import expect
+
     page.goto("/#/new")
     output = page.get_by_label("Output")
     model = page.get_by_label("Model", exact=True)
