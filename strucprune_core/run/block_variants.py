@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strucprune_core.models.blocks import Block, without_blocks
-from strucprune_core.models.forward import micro_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.run.artifacts import Capture
 from strucprune_core.run.context import Job
-from strucprune_core.run.layer_variants import divergences_from_dense
+from strucprune_core.run.layer_variants import divergences_from_dense, pass_layer
 
 Rows = NDArray[np.float32]
 
@@ -59,11 +58,6 @@ def _run(
     config = without_blocks(job.config, [block for block in removed if block.layer == layer])
     if not runs or config.blocks[layer].is_removed:
         return runs
-    hidden = np.concatenate(runs)
-    output = np.empty_like(hidden)
     stream = job.stream(config, job.reader)
-    sequences, length = hidden.shape[:2]
-    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
-        output[rows] = stream.run_layer(layer, weights, hidden[rows]).hidden.cpu().numpy()
-        job.safe_point()
+    output = pass_layer(job, stream, layer, weights, np.concatenate(runs))
     return np.split(output, len(runs))
