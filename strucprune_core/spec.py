@@ -65,6 +65,7 @@ Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
+MAX_SIZES = 8
 
 
 class _Strict(BaseModel):
@@ -144,6 +145,11 @@ def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
     return {"layout": "uniform", "allocation": "uniform"}
 
 
+def size_label(sparsity: float) -> str:
+    """The name of one of several sizes: of its units and of its folder."""
+    return f"{sparsity:.6g}"
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -169,12 +175,17 @@ class PruningSpec(_Strict):
         "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
         "default for them), or by layer.",
     )
-    sparsity: Annotated[float, _Fraction] = Field(
-        gt=0.0,
-        lt=1.0,
+    sparsity: Annotated[float, _Fraction, Field(gt=0.0, lt=1.0)] | None = Field(
+        default=None,
         description="Fraction to remove of all parameters that belong to the chosen "
         "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
         "experts of a layer.",
+    )
+    sizes: tuple[Annotated[float, _Fraction, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(),
+        max_length=MAX_SIZES,
+        description="Instead of `sparsity` several of them: the model is measured once, and a "
+        "result is published for each in a folder of its own, named after it.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -277,6 +288,24 @@ class PruningSpec(_Strict):
         if "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
+
+    @model_validator(mode="after")
+    def _one_way_to_say_how_much(self) -> PruningSpec:
+        if self.sparsity is None and not self.sizes:
+            raise ValueError("sparsity is missing. Say how much to remove, from 0 to 1.")
+        if self.sparsity is not None and self.sizes:
+            raise ValueError("sparsity and sizes exclude each other. Add sparsity to sizes.")
+        labels = [size_label(sparsity) for sparsity in self.sizes]
+        if len(set(labels)) != len(labels):
+            raise ValueError("sizes lists one sparsity twice")
+        return self
+
+    @property
+    def fraction(self) -> float:
+        """What is removed, of a job of one size."""
+        if self.sparsity is None:
+            raise LookupError("a job of several sizes has no one sparsity: see JobSpec.by_size")
+        return self.sparsity
 
     @property
     def removes_experts(self) -> bool:
@@ -564,14 +593,32 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    def by_size(self) -> dict[str, JobSpec]:
+        """The job of each size, by its label: as if it were the only one. "" where it is."""
+        if not self.pruning.sizes:
+            return {"": self}
+        alone = {"sizes": (), "sparsity": None}
+        return {
+            size_label(sparsity): self.model_copy(
+                update={"pruning": self.pruning.model_copy(update={**alone, "sparsity": sparsity})}
+            )
+            for sparsity in self.pruning.sizes
+        }
+
     def result_fingerprint(self) -> str:
-        """SHA-256 (hex) over the fields that determine the result.
+        """SHA-256 (hex) over the fields that determine the result, of several sizes each result.
+
+        So a job of several sizes may be continued by one with others: it shares its measurements.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
         device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.pruning.sizes:
+            relevant["pruning"]["sizes"] = "several"
+        else:
+            del relevant["pruning"]["sizes"]  # As in versions that had one size alone.
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

@@ -31,6 +31,7 @@ from strucprune_core.plan.deviations import (
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
+    warnings_of_sizes,
 )
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
@@ -43,9 +44,20 @@ from strucprune_core.plan.sites import (
     plan_sites,
     pruned_config,
 )
-from strucprune_core.plan.work import active_weights, flops, weights_read
+from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
+
+
+class SizeEstimate(BaseModel):
+    """What one of several sizes will come to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sparsity_reached: float
+    parameters_after: int
+    bytes_after: int
+    export_bytes: dict[Export, int]
 
 
 class Estimate(BaseModel):
@@ -76,6 +88,11 @@ class Estimate(BaseModel):
     sparsity_reached: float = Field(
         description="The nearest that whole structures and `multiple_of` allow; where steps differ "
         "in size, the job may end one step off."
+    )
+    sizes: dict[str, SizeEstimate] = Field(
+        default_factory=dict,
+        description="Of a job of several sizes what each will come to; the figures above that are "
+        "about a result are those of the first.",
     )
     warnings: list[str] = Field(description="Where the job will do something else than asked for.")
 
@@ -115,8 +132,41 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """Estimate a job on an inspected model.
 
     Raises:
-        InvalidSpec: the model's widths do not allow the sparsity.
+        InvalidSpec: the model's widths do not allow a sparsity.
     """
+    sizes = spec.by_size()
+    each = {size: _estimate_alone(alone, facts) for size, alone in sizes.items()}
+    first, *others = each.values()
+    if not spec.pruning.sizes:
+        return first
+    config = facts.config
+    shared = _shared_workspace_bytes(spec, config)
+    again = len(others) * weights_read_by_size(next(iter(sizes.values())), config)
+    read = first.bytes_read + again * first.bytes_read // max(1, first.parameters_before)
+    return first.model_copy(
+        update={
+            "workspace_bytes": shared + sum(one.workspace_bytes - shared for one in each.values()),
+            "host_peak_bytes": max(one.host_peak_bytes for one in each.values()),
+            "device_peak_bytes": max(one.device_peak_bytes for one in each.values()),
+            "bytes_read": read,
+            "flops": flops(spec, config, plan_job(spec, config).panels),
+            "sizes": {size: _of_size(one) for size, one in each.items()},
+            "warnings": warnings_of_sizes({size: one.warnings for size, one in each.items()}),
+        }
+    )
+
+
+def _of_size(estimate: Estimate) -> SizeEstimate:
+    return SizeEstimate(
+        sparsity_reached=estimate.sparsity_reached,
+        parameters_after=estimate.parameters_after,
+        bytes_after=estimate.bytes_after,
+        export_bytes=estimate.export_bytes,
+    )
+
+
+def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
+    """The estimate of a job of one size."""
     config, index = facts.config, facts.index
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
@@ -131,7 +181,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.sparsity,
+        sparsity_requested=spec.pruning.fraction,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -147,7 +197,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         pieces=_pieces(plan, config),
         warnings=[
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.sparsity, reached),
+            *sparsity_warning(spec.pruning.fraction, reached),
             *batch_warning(spec),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
@@ -213,9 +263,9 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     rules = [place.rule for place in planned]
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     if pruning.allocation != "uniform":
-        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        gone = nearest_removal(pruning.fraction, widths, parameters, rules)
         return gone, gone / total
-    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    kept = allocate_uniformly(widths, pruning.fraction, rules).widths
     gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
@@ -231,7 +281,7 @@ def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
         return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
+    kept = allocate_uniformly(widths, pruning.fraction, [place.rule for place in planned]).widths
     return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
 
 
@@ -249,15 +299,23 @@ def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
     """Disk space of the workspace; `result_bytes` is the pruned checkpoint and its exports."""
+    # Solved layers, which are kept to resume from until the shards are assembled.
+    solved = sum(_columns(spec, config)) * config.hidden_size * FP32_BYTES
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return _shared_workspace_bytes(spec, config) + solved + trained + result_bytes
+
+
+def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """The part that the sizes of a job share: hidden states and statistics."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
+    return streams + sum(width * width for width in _columns(spec, config)) * FP32_BYTES
+
+
+def _columns(spec: JobSpec, config: ModelConfig) -> list[int]:
+    """Input columns of each site's matrix."""
     sites = [place.site for place in plan_sites(config, spec.pruning)]
-    columns = [site.structures * site.columns for site in sites]
-    grams = sum(width * width for width in columns) * FP32_BYTES
-    # Solved layers, which are kept to resume from until the shards are assembled.
-    solved = sum(columns) * config.hidden_size * FP32_BYTES
-    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
-    return streams + grams + solved + trained + result_bytes
+    return [site.structures * site.columns for site in sites]
 
 
 def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:

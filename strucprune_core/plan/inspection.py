@@ -336,22 +336,22 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     _check_removable(pruning, widths)
     reachable = reachable_sparsity(widths, parameters, rules)
     if reachable <= 0:
-        raise out_of_reach(pruning.sparsity, reachable)
+        raise out_of_reach(pruning.fraction, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
-    if pruning.sparsity * total < least:
+    if pruning.fraction * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure",
+            f"{pruning.fraction:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
-        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        kept = allocate_uniformly(widths, pruning.fraction, rules).widths
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.fraction, widths, parameters, rules)
+    _check_step(pruning.fraction, widths, parameters, rules)
 
 
 def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -364,8 +364,8 @@ def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
     widths = [place.steps for place in places]
     parameters = [place.parameters for place in places]
     rules = [place.rule for place in places]
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.fraction, widths, parameters, rules)
+    _check_step(pruning.fraction, widths, parameters, rules)
 
 
 def _check_step(
@@ -541,7 +541,7 @@ def inspect_job(
     """
     _check_apart(spec, open_store, workspace)
     model = read_job_model(spec, open_store)
-    for check in _model_checks(spec, model):
+    for check in _all_model_checks(spec, model):
         check()
     if check_output:
         with naming_field("output.uri_prefix"):
@@ -577,7 +577,9 @@ def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, s
         index: The model's files.
         texts: Versions of the texts, from `text_versions`.
     """
-    parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    parts: list[object] = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    if spec.pruning.sizes:
+        parts.append([*spec.pruning.sizes])
     return sha256_of_bytes(json.dumps(parts).encode())
 
 
@@ -620,7 +622,8 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             with naming_field(field):
                 return check()
         except StrucPruneError as error:
-            issues.append(error)
+            if error.as_dict() not in [issue.as_dict() for issue in issues]:  # Of another size.
+                issues.append(error)
             return None
 
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
@@ -629,10 +632,11 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
         lambda: read_job_model(spec, open_store),
     )
     if model is not None:
-        for model_check in _model_checks(spec, model):
+        for model_check in _all_model_checks(spec, model):
             collect("pruning", model_check)
         if not issues:  # A plan can only be made of a valid job.
-            collect("runtime", partial(plan_job, spec, model.config))
+            for alone in spec.by_size().values():
+                collect("runtime", partial(plan_job, alone, model.config))
     fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
     if not any(issue.field == "output.uri_prefix" for issue in issues):
         collect(
@@ -660,8 +664,29 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
         return None
 
 
+def _all_model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """`_model_checks` of every size."""
+    return [
+        partial(_of_size, size, check) if size else check
+        for size, alone in spec.by_size().items()
+        for check in _model_checks(alone, model)
+    ]
+
+
+def _of_size(size: str, check: Callable[[], object]) -> None:
+    """A check whose error names the size if it is about the sparsity."""
+    try:
+        check()
+    except InvalidSpec as error:
+        if error.field != "pruning.sparsity":
+            raise
+        raise InvalidSpec(
+            f"{size}: {error.message}", field="pruning.sizes", remedy=error.remedy
+        ) from error
+
+
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
-    """The checks that need only the spec and the model's small files."""
+    """The checks of a job of one size that need only the spec and the model's small files."""
     config = model.config
     lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
     if spec.evaluation is not None:

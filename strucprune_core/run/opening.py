@@ -21,10 +21,13 @@ from strucprune_core.plan.inspection import inspect_job, job_fingerprint, text_v
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
+from strucprune_core.run.finished_units import UnitsOfSize
 from strucprune_core.run.memory_meter import MemoryMeter
 from strucprune_core.run.pins import pinned_in
 from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -56,8 +59,8 @@ class Order:
 @contextmanager
 def opened(
     order: Order, meter: ProgressMeter, on_upload: Tick
-) -> Iterator[tuple[Job, MemoryMeter]]:
-    """The job, and the meter of this process's memory while it works on it.
+) -> Iterator[tuple[Sizes, MemoryMeter]]:
+    """The job with its sizes, and the meter of this process's memory while it works on it.
 
     Args:
         order: What to open.
@@ -83,22 +86,31 @@ def opened(
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
-        job = Job(
-            spec=spec,
-            index=facts.index,
-            config=config,
-            reader=TensorReader(weights),
-            workspace=workspace,
-            scratch=order.scratch,
-            device=device,
-            open_store=order.open_store,
-            texts=texts,
-            fingerprint=job_fingerprint(spec, facts.index, texts),
-            tick=meter.tick,
-            safe_point=meter.safe_point,
-            plan=plan_job(spec, config),
-        )
-        yield job, memory
+        reader = TensorReader(weights)
+
+        def of_size(size: str, alone: JobSpec) -> Job:
+            job = Job(
+                spec=alone,
+                size=size,
+                index=facts.index,
+                config=config,
+                reader=reader,
+                workspace=workspace,
+                scratch=order.scratch,
+                device=device,
+                open_store=order.open_store,
+                texts=texts,
+                fingerprint=job_fingerprint(alone, facts.index, texts),
+                tick=meter.tick,
+                safe_point=meter.safe_point,
+                plan=plan_job(alone, config),
+            )
+            if not size:
+                return job
+            return replace(job, workspace=UnitsOfSize(workspace, size, own_units(job.graph)))
+
+        jobs = {size: of_size(size, alone) for size, alone in spec.by_size().items()}
+        yield Sizes(spec, jobs, workspace, job_fingerprint(spec, facts.index, texts)), memory
 
 
 def _workspace(
