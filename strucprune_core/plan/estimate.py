@@ -181,7 +181,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.fraction,
+        sparsity_requested=spec.pruning.asked_sparsity,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -197,7 +197,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         pieces=_pieces(plan, config),
         warnings=[
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.fraction, reached),
+            *sparsity_warning(spec.pruning.asked_sparsity, reached),
             *batch_warning(spec),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
@@ -263,9 +263,9 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     rules = [place.rule for place in planned]
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     if pruning.allocation != "uniform":
-        gone = nearest_removal(pruning.fraction, widths, parameters, rules)
+        gone = nearest_removal(pruning.asked_sparsity, widths, parameters, rules)
         return gone, gone / total
-    kept = allocate_uniformly(widths, pruning.fraction, rules).widths
+    kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
     gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
@@ -281,7 +281,9 @@ def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
         return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(widths, pruning.fraction, [place.rule for place in planned]).widths
+    kept = allocate_uniformly(
+        widths, pruning.asked_sparsity, [place.rule for place in planned]
+    ).widths
     return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
 
 

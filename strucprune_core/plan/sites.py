@@ -120,7 +120,7 @@ def allocate_widths(
         pruning.allocation,
         damages,
         energies,
-        pruning.fraction if sparsity is None else sparsity,
+        pruning.asked_sparsity if sparsity is None else sparsity,
         [place.rule for place in planned],
         [place.site.parameters for place in planned],
         pruning.temperature,
@@ -172,7 +172,7 @@ def tried_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
     counts = [0] * config.layers
     for place in plan_experts(config, pruning):
         most = place.steps - place.rule.floor(place.steps)
-        gone = min(most, max(1, round(pruning.fraction * place.steps)))
+        gone = min(most, max(1, round(pruning.asked_sparsity * place.steps)))
         counts[place.layer] = (place.steps - gone) * routing_of(config).groups
     return counts
 
@@ -189,7 +189,7 @@ def likely_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
         "threshold",
         damages,
         [1.0] * len(places),
-        pruning.fraction,
+        pruning.asked_sparsity,
         [place.rule for place in places],
         [place.parameters for place in places],
     )
@@ -205,7 +205,7 @@ def kept_experts(pruning: PruningSpec, config: ModelConfig) -> int:
     """
     return kept_count(
         routing_of(config),
-        pruning.fraction,
+        pruning.asked_sparsity,
         multiple_of=pruning.multiple_of,
         min_keep_fraction=pruning.min_keep_fraction,
         max_layer_sparsity=pruning.max_layer_sparsity,

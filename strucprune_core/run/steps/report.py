@@ -89,7 +89,7 @@ def _report(job: Job) -> Report:
     """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
-    asked, reached = job.spec.pruning.fraction, _reached(job, pruned)
+    asked, reached = job.spec.pruning.asked_sparsity, _reached(job, pruned)
     layers = _layers(job, pruned)
     return Report(
         job_fingerprint=job.fingerprint,
