@@ -11,7 +11,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from strucprune_core.storage.uri import check_uri, check_writable_uri
 
@@ -169,12 +179,20 @@ class PruningSpec(_Strict):
         "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
         "default for them), or by layer.",
     )
-    sparsity: Annotated[float, _Fraction] = Field(
+    expert_count: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of structures `experts`, in place of `sparsity`: experts that every layer "
+        "keeps.",
+    )
+    sparsity: Annotated[float | None, _Fraction] = Field(
+        default=None,
+        validate_default=True,
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
         "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
-        "experts of a layer.",
+        "experts of a layer. Required, unless `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -264,6 +282,24 @@ class PruningSpec(_Strict):
         default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
     )
 
+    @field_validator("sparsity")
+    @classmethod
+    def _sparsity_or_count(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if "expert_count" not in info.data:  # It is wrong, which is said already.
+            return value
+        counted = info.data["expert_count"] is not None
+        if value is None and not counted:
+            raise PydanticCustomError("missing", "Field required")
+        if value is not None and counted:
+            raise ValueError("sparsity and expert_count exclude each other. Leave one of them out.")
+        return value
+
+    @property
+    def asked_sparsity(self) -> float:
+        """The sparsity, of a job that has one: not of one that has an `expert_count`."""
+        assert self.sparsity is not None  # noqa: S101 - validated
+        return self.sparsity
+
     @model_validator(mode="before")
     @classmethod
     def _default_allocation(cls, data: Any) -> Any:
@@ -338,6 +374,8 @@ class PruningSpec(_Strict):
                 raise ValueError("expert_score is only used by structures ['experts'].")
             if self.expert_repair:
                 raise ValueError("expert_repair is only used by structures ['experts'].")
+            if self.expert_count is not None:
+                raise ValueError("expert_count is only used by structures ['experts'].")
             return self
         if len(self.structures) > 1:
             raise ValueError(
@@ -360,6 +398,11 @@ class PruningSpec(_Strict):
             raise ValueError(
                 "layout 'per_layer' of experts needs an allocation that gives layers different "
                 "numbers. Use allocation 'threshold', or layout 'uniform'."
+            )
+        if self.layout == "per_layer" and self.expert_count is not None:
+            raise ValueError(
+                "expert_count is the number of every layer. Use layout 'uniform', or a sparsity in "
+                "its place."
             )
         if self.layout == "uniform" and self.max_sparsity_by_layer:
             raise ValueError(

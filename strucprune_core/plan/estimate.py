@@ -42,6 +42,7 @@ from strucprune_core.plan.sites import (
     likely_experts,
     plan_sites,
     pruned_config,
+    requested_sparsity,
 )
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
@@ -121,6 +122,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    requested = requested_sparsity(spec.pruning, config)
     bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
@@ -131,7 +133,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.sparsity,
+        sparsity_requested=requested,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -147,7 +149,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         pieces=_pieces(plan, config),
         warnings=[
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.sparsity, reached),
+            *sparsity_warning(requested, reached),
             *batch_warning(spec),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
@@ -213,9 +215,9 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     rules = [place.rule for place in planned]
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     if pruning.allocation != "uniform":
-        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        gone = nearest_removal(pruning.asked_sparsity, widths, parameters, rules)
         return gone, gone / total
-    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
     gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
@@ -231,7 +233,9 @@ def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
         return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
+    kept = allocate_uniformly(
+        widths, pruning.asked_sparsity, [place.rule for place in planned]
+    ).widths
     return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
 
 

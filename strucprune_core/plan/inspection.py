@@ -336,22 +336,22 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     _check_removable(pruning, widths)
     reachable = reachable_sparsity(widths, parameters, rules)
     if reachable <= 0:
-        raise out_of_reach(pruning.sparsity, reachable)
+        raise out_of_reach(pruning.asked_sparsity, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
-    if pruning.sparsity * total < least:
+    if pruning.asked_sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure",
+            f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
-        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -364,8 +364,8 @@ def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
     widths = [place.steps for place in places]
     parameters = [place.parameters for place in places]
     rules = [place.rule for place in places]
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_step(

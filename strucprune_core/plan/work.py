@@ -285,7 +285,7 @@ class _Work:
 
     def _solve(self, layer: int) -> int:
         """Reconstruction and its held-out error, as if every layer lost the same share."""
-        sparsity, d = self._spec.pruning.sparsity, self._config.hidden_size
+        sparsity, d = self._spec.pruning.asked_sparsity, self._config.hidden_size
         judged = min(HOLDOUT_TOKENS, self._held_out)
         errors = 0
         for site in self._sites[layer]:
@@ -324,7 +324,7 @@ class _Work:
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1
         passing = self._layers[layer] + (2 * self._head if last else 0)
-        return self._ridges(layer, self._spec.pruning.sparsity) + self._probed * passing
+        return self._ridges(layer, self._spec.pruning.asked_sparsity) + self._probed * passing
 
     def _gradient(self, number: int) -> int:
         """A layer forward again and back, as much as forward: weights have no gradient."""

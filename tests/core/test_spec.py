@@ -163,6 +163,39 @@ def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pruning", "field", "reason"),
+    [
+        ({}, "sparsity", "Field required"),
+        ({"structures": ["experts"]}, "sparsity", "Field required"),
+        ({"sparsity": None}, "sparsity", "Field required"),
+        (
+            {"sparsity": 0.3, "expert_count": 4, "structures": ["experts"]},
+            "sparsity",
+            "exclude each other",
+        ),
+        ({"expert_count": 0, "structures": ["experts"]}, "expert_count", "greater than or equal"),
+        ({"expert_count": 4}, None, "expert_count is only used by structures"),
+        (
+            {"expert_count": 4, "structures": ["experts"], "layout": "per_layer"},
+            None,
+            "expert_count is the number of every layer",
+        ),
+    ],
+)
+def test_a_sparsity_or_a_count(pruning: dict[str, Any], field: str | None, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason) as raised:
+        PruningSpec.model_validate(pruning)
+    (error,) = raised.value.errors()
+    assert error["loc"] == (() if field is None else (field,))
+
+
+def test_a_count_takes_the_place_of_a_sparsity() -> None:
+    pruning = PruningSpec.model_validate({"expert_count": 4, "structures": ["experts"]})
+    assert (pruning.expert_count, pruning.sparsity, pruning.layout) == (4, None, "uniform")
+    assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning
+
+
+@pytest.mark.parametrize(
     ("given", "meant"),
     [
         ({}, ("uniform", "uniform")),

@@ -23,7 +23,7 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
-from strucprune_core.plan.sites import PlannedSite
+from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.report.document import (
     BlockReport,
     CalibrationSummary,
@@ -89,7 +89,8 @@ def _report(job: Job) -> Report:
     """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
-    asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
+    asked = requested_sparsity(job.spec.pruning, job.config)
+    reached = _reached(job, pruned)
     layers = _layers(job, pruned)
     return Report(
         job_fingerprint=job.fingerprint,
