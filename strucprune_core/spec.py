@@ -146,8 +146,10 @@ _BLOCKS = frozenset({"attention_blocks", "ffn_blocks", "layers"})
 
 
 def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
-    """The defaults of a job that removes experts: equally many of each layer."""
+    """The defaults of a job that removes experts: it takes equally many of each layer."""
     layout, allocation = data.get("layout"), data.get("allocation")
+    if set(data["structures"]) != {"experts"}:  # Channels by layer, experts equally.
+        return {"layout": "per_layer", "allocation": "threshold"}
     by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
     if by_layer:
         return {"layout": "per_layer", "allocation": "threshold"}
@@ -176,8 +178,9 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head). Whole blocks beside them or alone: `attention_blocks`, "
         "`ffn_blocks`, or `layers`, which are both at once (alone, their layout is `uniform`). Or "
-        "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
-        "default for them), or by layer.",
+        "`experts`: alone, equally many of every mixture-of-experts layer (layout `uniform`, the "
+        "default for them) or by layer; or, equally many, beside `ffn_channels` (of dense layers "
+        "and shared experts).",
     )
     expert_count: int | None = Field(
         default=None,
@@ -191,8 +194,8 @@ class PruningSpec(_Strict):
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
-        "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
-        "experts of a layer. Required, unless `expert_count` is given.",
+        "structures; with `ffn_channels` alone, of all FFN channels; with `experts` alone, of the "
+        "routed experts of a layer. Required, unless `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -320,6 +323,16 @@ class PruningSpec(_Strict):
         return "experts" in self.structures
 
     @property
+    def removes_experts_alone(self) -> bool:
+        """Whether it removes nothing else."""
+        return set(self.structures) == {"experts"}
+
+    @property
+    def keeps_equal_experts(self) -> bool:
+        """Whether every layer keeps equally many experts, and config.json says how many."""
+        return self.layout == "uniform" or not self.removes_experts_alone
+
+    @property
     def removes_blocks(self) -> bool:
         """Whether the job removes attention or FFN blocks or layers."""
         return bool(_BLOCKS & set(self.structures))
@@ -377,11 +390,9 @@ class PruningSpec(_Strict):
             if self.expert_count is not None:
                 raise ValueError("expert_count is only used by structures ['experts'].")
             return self
-        if len(self.structures) > 1:
-            raise ValueError(
-                "structures 'experts' cannot be removed together with others yet. Remove them "
-                "alone, and prune the result in a second job."
-            )
+        if not self.removes_experts_alone:
+            self._experts_fit_others()
+            return self
         others = {
             "rounds": self.rounds > 1,
             "solver": self.solver != "obs",
@@ -410,6 +421,45 @@ class PruningSpec(_Strict):
                 "'per_layer'."
             )
         return self
+
+    def _experts_fit_others(self) -> None:
+        """Experts beside FFN channels; what of it is not implemented."""
+        if "kv_groups" in self.structures or "query_heads" in self.structures:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with heads: experts are removed "
+                "while transformers' own modules run, which hide heads. Remove them alone, and "
+                "prune the result in a second job."
+            )
+        if self.removes_blocks:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with blocks or layers: both are "
+                "measured as numbers that go, and only one of them shares a budget with channels. "
+                "Remove them alone, and prune the result in a second job."
+            )
+        others = {
+            "rounds": self.rounds > 1,
+            "recover": self.recover is not None,
+            "distill": self.distill is not None,
+            "exports": bool(self.exports),
+            "expert_repair": self.expert_repair,
+            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
+        }
+        for name, asked in others.items():
+            if asked:
+                raise ValueError(
+                    f"{name} is not implemented for structures 'experts' beside others. Leave it "
+                    f"out."
+                )
+        if self.expert_count is not None:
+            raise ValueError(
+                "expert_count leaves nothing to decide between experts and other structures. Use a "
+                "sparsity, or remove experts alone."
+            )
+        if self.allocation == "uniform" or self.energy == "forward":
+            raise ValueError(
+                "experts and channels are compared by the model's loss, which needs allocation "
+                "'threshold' or 'softmax' and energy 'kl_probe' or 'gradient'."
+            )
 
     @model_validator(mode="after")
     def _structures_are_distinct(self) -> PruningSpec:

@@ -36,6 +36,8 @@ from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
+from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
     keeps_drafting,
     kept_experts,
@@ -167,7 +169,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     """Parameters and bytes that are removed, and the share of what may be."""
     config, index = facts.config, facts.index
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         return _removed_experts(pruning, facts)
     gone, reached = _removed_parameters(pruning, config)
     stored = index.tensors[next(iter(_removable_tensors(pruning, config)))]
@@ -209,6 +211,9 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     if pruning.removes_blocks:
         gone = estimated_removal(config, pruning)
         return gone, gone / removable_parameters(config, pruning)
+    if pruning.removes_experts:
+        gone = shared_budget(config, pruning)
+        return gone, gone / shared_budget_whole(config, pruning)
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]

@@ -175,6 +175,10 @@ def tried_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
+    routing = routing_of(config)
+    if not pruning.removes_experts_alone:
+        # How many stay beside channels is not known yet; that one of each group can go always is.
+        return [routing.experts - routing.groups] * config.layers
     if pruning.layout == "uniform":
         return [kept_experts(pruning, config)] * config.layers
     counts = [0] * config.layers
