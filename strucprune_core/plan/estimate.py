@@ -37,12 +37,15 @@ from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
+from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
     keeps_drafting,
     kept_experts,
     likely_experts,
     plan_sites,
     pruned_config,
+    requested_sparsity,
 )
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
@@ -171,6 +174,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    requested = requested_sparsity(spec.pruning, config)
     bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
@@ -181,7 +185,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.asked_sparsity,
+        sparsity_requested=requested,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -197,7 +201,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         pieces=_pieces(plan, config),
         warnings=[
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.asked_sparsity, reached),
+            *sparsity_warning(requested, reached),
             *batch_warning(spec),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
@@ -215,7 +219,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     """Parameters and bytes that are removed, and the share of what may be."""
     config, index = facts.config, facts.index
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         return _removed_experts(pruning, facts)
     gone, reached = _removed_parameters(pruning, config)
     stored = index.tensors[next(iter(_removable_tensors(pruning, config)))]
@@ -257,6 +261,9 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     if pruning.removes_blocks:
         gone = estimated_removal(config, pruning)
         return gone, gone / removable_parameters(config, pruning)
+    if pruning.removes_experts:
+        gone = shared_budget(config, pruning)
+        return gone, gone / shared_budget_whole(config, pruning)
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]

@@ -54,6 +54,7 @@ from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
+from strucprune_core.plan.shared_budget import check_shared_budget
 from strucprune_core.plan.sites import (
     kept_experts,
     plan_experts,
@@ -314,8 +315,12 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             floors allow; a limit names a layer that the model does not have; or the layout does not
             fit a model whose layers already differ.
     """
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         _check_experts(pruning, config)
+        return
+    if pruning.removes_experts:
+        if plan_sites(config, pruning):  # Else `check_generic` says why.
+            check_shared_budget(config, pruning)
         return
     if pruning.layout == "uniform" and pruning.removes_blocks:
         _check_unpruned(config)
@@ -430,8 +435,8 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
-            f"architecture '{config.family}' has no FFN whose channels can be removed, only "
-            "experts",
+            f"architecture '{config.family}' has no FFN beside its experts whose channels can be "
+            "removed, only experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )

@@ -36,6 +36,7 @@ from strucprune_core.plan.graph import (
 )
 from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
+from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.spec import JobSpec
@@ -80,6 +81,7 @@ def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
         passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return passes
@@ -124,7 +126,7 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
 
 def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
     """The units of a job of one size that compute something."""
-    if spec.pruning.removes_experts:
+    if spec.pruning.removes_experts_alone:
         return build_experts_graph(
             layers=config.layers,
             shards=(),
@@ -138,6 +140,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
         sites=not pruning.removes_blocks_alone,
         refit=refits(pruning, config),
+        experts=pruning.removes_experts,
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
@@ -231,6 +234,9 @@ class _Work:
             return {"repairs": 4 * self._tokens * self._layers[layer]}
         if unit.kind == "divergence":
             return {"trials": self._probed * (self._body + 2 * self._head)}
+        if unit.kind == "expert_probe":
+            runs = len(measured_steps(self._config, self._spec.pruning))
+            return {"probes": self._probed * (runs * self._body + (runs + 1) * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":
@@ -334,7 +340,7 @@ class _Work:
 
     def _kinds(self, layer: int) -> int:
         """Variants of a layer."""
-        if self._spec.pruning.removes_experts:
+        if self._spec.pruning.removes_experts_alone:
             return int(experts_of(self._config, layer) is not None)
         return len({site.kind for site in self._sites[layer]})
 
