@@ -565,10 +565,27 @@ class Modules:
         if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
             return tensors.parameters
         full = {prefix + name: tensor for name, tensor in tensors.items()}
+        for name, tensor in full.items():
+            self._expect_experts(name, tensor)
         made = self._names.parameters(full)
         if isinstance(tensors, LayerTensors):
             tensors.parameters = made
         return made
+
+    def _expect_experts(self, name: str, tensor: Tensor) -> None:
+        """Let a parameter of all experts have as many as a tensor of the files.
+
+        Some rules of loading compare the shapes: to them, another number means another layout.
+        """
+        parameter, pattern = self._names.parameter_of(name)
+        shape = self._shapes.get(parameter)
+        if pattern is None or shape is None or len(shape) < 3 or tensor.dim() != len(shape):
+            return
+        if tensor.shape[0] != shape[0]:
+            path, _, attribute = parameter.rpartition(".")
+            empty = torch.empty(tensor.shape[0], *shape[1:], device="meta")
+            module = self._model.get_submodule(path)
+            module._parameters[attribute] = nn.Parameter(empty, requires_grad=False)
 
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""
