@@ -53,7 +53,8 @@ def run_batches(
         safe_point: Called while experts compute.
         record: As of `ModelStream.run_layer`.
     """
-    batches = [*micro_batches(*hidden.shape[:2], stream.tiles.micro_batch_tokens)]
+    sequences, length = hidden.shape[:2]
+    batches = [*micro_batches(sequences, length, stream.tiles.micro_batch_tokens)]
     if isinstance(weights, ExpertwiseLayer) and len(batches) > 1:
         weights = _gathered(stream, layer, weights, hidden, scratch, safe_point)
     for rows in batches:
