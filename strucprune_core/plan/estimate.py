@@ -21,6 +21,7 @@ from strucprune_core.models.experts import (
     experts_of,
     first_experts,
     removed_share,
+    routing_of,
     without_experts,
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
@@ -195,7 +196,8 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         host_peak_bytes=PROCESS_BYTES + host + (0 if on_device else plan.device_peak_bytes),
         device_peak_bytes=plan.device_peak_bytes if on_device else 0,
         step_bytes=plan.device_terms,
-        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
+        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values()))
+        + _gathered_bytes(spec, config, plan),
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
@@ -325,6 +327,17 @@ def _columns(spec: JobSpec, config: ModelConfig) -> list[int]:
     """Input columns of each site's matrix."""
     sites = [place.site for place in plan_sites(config, spec.pruning)]
     return [site.structures * site.columns for site in sites]
+
+
+def _gathered_bytes(spec: JobSpec, config: ModelConfig, plan: Plan) -> int:
+    """What experts that are read one at a time are given and give, of all tokens of a pass."""
+    if not plan.tiles.expert_by_expert:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    if spec.evaluation is not None:
+        tokens = max(tokens, spec.evaluation.sequences * spec.evaluation.sequence_length)
+    # Their inputs and sums, and for each choice its number (int64) and its weight.
+    return FP32_BYTES * tokens * (2 * config.hidden_size + 3 * routing_of(config).chosen)
 
 
 def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:

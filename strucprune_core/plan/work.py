@@ -34,7 +34,7 @@ from strucprune_core.plan.graph import (
     distill_units,
     probe_groups,
 )
-from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
+from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
@@ -95,8 +95,8 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         - resident_bytes(config, layer, tiles) // FP32_BYTES
         for layer, each in enumerate(shapes)
     ]
-    if not any(streamed):
-        return 0
+    if not any(streamed) or (tiles.expert_by_expert and config.family not in ALL_TOKENS):
+        return 0  # An expert is read once for all micro-batches: `models.generic.gathered`.
 
     def more(sequences: int, length: int) -> int:
         return math.ceil(sequences / micro_batch(tiles, sequences, length).sequences) - 1

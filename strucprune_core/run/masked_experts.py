@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from strucprune_core.evaluation.experts_check import masked_output
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.evaluation.experts_check import masked
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.run.context import Job
 
@@ -30,8 +30,10 @@ def masked_layer(
     modules = job.dense.modules
     assert modules is not None  # noqa: S101 - experts are removed of generic models alone
     output = np.empty_like(hidden)
-    sequences, length = hidden.shape[:2]
-    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
-        output[rows] = masked_output(job.dense, modules, layer, weights, kept, hidden[rows])
-        job.safe_point()
+    with masked(job.config, modules, layer, weights, kept) as tensors:
+        batches = run_batches(job.dense, layer, tensors, hidden, job.scratch, job.safe_point)
+        for rows, trace in batches:
+            output[rows] = trace.hidden.cpu().numpy()
+            del trace  # Not beside the next micro-batch's.
+            job.safe_point()
     return output

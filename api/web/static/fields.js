@@ -13,7 +13,7 @@ export function sections(capabilities) {
     ] },
     { title: "Pruning", fields: [
       { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
-      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
     ] },

@@ -19,7 +19,7 @@ from strucprune_core.method.gram import GramAccumulator, assumed_energy, token_w
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.decoder import LayerTrace
 from strucprune_core.models.experts import experts_of
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.structures import Site, SiteKind
 from strucprune_core.models.tiles import HOLDOUT_TOKENS
 from strucprune_core.plan.graph import Unit
@@ -136,10 +136,12 @@ class _Layer:
         job = self._job
         weights = job.dense.layer(self._index)
         kinds = {site.kind for site in self._sites}
-        length = self._hidden.shape[1]
-        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
+        given = self._hidden[sequences.start : sequences.stop]
+        batches = run_batches(
+            job.dense, self._index, weights, given, job.scratch, job.safe_point, record=kinds
+        )
+        for batch, trace in batches:
             rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            trace = job.dense.run_layer(self._index, weights, self._hidden[rows], record=kinds)
             self._output[rows] = trace.hidden.cpu().numpy()
             yield rows, trace
             del trace

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.method.experts import stay
 from strucprune_core.models.experts import experts_of, routing_of
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.plan.graph import Unit
 from strucprune_core.run.artifacts import Route
@@ -42,15 +42,15 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
     assert modules is not None  # noqa: S101 - experts are removed of generic models alone
     sums = ExpertSums(0 if experts is None else experts.count)
     weights = job.dense.layer(this.layer)
-    samples, length = hidden.shape[:2]
+    samples = len(hidden)
 
     def run(sequences: range) -> None:
-        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
-            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            trace = job.dense.run_layer(this.layer, weights, hidden[rows])
-            output[rows] = trace.hidden.cpu().numpy()
-            del trace
-            job.tick(rows.stop, samples)
+        given, found = hidden[sequences.start : sequences.stop], output[sequences.start :]
+        batches = run_batches(job.dense, this.layer, weights, given, job.scratch, job.safe_point)
+        for batch, trace in batches:
+            found[batch] = trace.hidden.cpu().numpy()
+            del trace  # Not beside the next micro-batch's.
+            job.tick(sequences.start + batch.stop, samples)
 
     first = job.split.train  # Scores see no held-out text.
     with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):

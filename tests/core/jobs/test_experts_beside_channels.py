@@ -93,6 +93,11 @@ def test_both_meet_one_budget_and_the_result_loads(
     assert verify_checkpoint(str(tmp_path / "out"))["valid"]
     page = (tmp_path / "out/report.html").read_text()
     assert "Kept experts" in page
+    assert "channels kept" in page
+    before, after = report.before, report.after
+    assert f"{before.ffn_channels - after.ffn_channels:,} of {before.ffn_channels:,} FFN" in page
+    assert f"{before.experts - after.experts} of {before.experts} routed experts" in page
+    assert "of the prunable parameters" in page
 
 
 def changed(model: Path, directory: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
