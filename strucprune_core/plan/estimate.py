@@ -146,7 +146,8 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     config = facts.config
     shared = _shared_workspace_bytes(spec, config)
     again = len(others) * weights_read_by_size(next(iter(sizes.values())), config)
-    read = first.bytes_read + again * first.bytes_read // max(1, first.parameters_before)
+    stored = facts.index.total_bytes - drafting_bytes(config, facts.index)
+    read = first.bytes_read + again * stored // first.parameters_before
     return first.model_copy(
         update={
             "workspace_bytes": shared + sum(one.workspace_bytes - shared for one in each.values()),
