@@ -25,7 +25,6 @@ from strucprune_core.report.document import (
     REPORT_HTML,
     REPORT_JSON,
     FileEntry,
-    Report,
 )
 from strucprune_core.report.sizes import AnyReport
 from strucprune_core.storage.digests import sha256_of_bytes
