@@ -95,6 +95,19 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Substitution:
+    """Where a tensor lies that takes the place of the model's.
+
+    Attributes:
+        store: The store of its file.
+        replaced: The tensor of the model, which is not read.
+    """
+
+    store: Readable
+    replaced: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
 class ScaledForm:
     """How a tensor is stored that is read in another dtype.
 
@@ -104,12 +117,14 @@ class ScaledForm:
             if there are none.
         block: Rows and columns that share a factor; None if there is one for all.
         low_rank: What is added to it then.
+        substitution: If it lies elsewhere than the model.
     """
 
     dtype: str
     factors: TensorInfo | None = None
     block: tuple[int, int] | None = None
     low_rank: LowRank | None = None
+    substitution: Substitution | None = None
 
     @property
     def is_computed(self) -> bool:

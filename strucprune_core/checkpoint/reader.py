@@ -70,7 +70,7 @@ class TensorReader:
             StorageError: the store refused or failed.
         """
         info = self.info(name)
-        return self._index.store.read(info.file, info.start, info.size_bytes)
+        return self._store(info).read(info.file, info.start, info.size_bytes)
 
     def tensor(
         self,
@@ -213,10 +213,14 @@ class TensorReader:
         turned = low_rank.transposed
         values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
 
+    def _store(self, info: TensorInfo) -> Readable:
+        elsewhere = None if info.form is None else info.form.substitution
+        return self._index.store if elsewhere is None else elsewhere.store
+
     def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
         """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
-        data = self._index.store.read(
+        data = self._store(info).read(
             info.file, info.start + start * row_bytes, (stop - start) * row_bytes
         )
         return _decode(data, dtype, (stop - start, *info.shape[1:]))
