@@ -21,6 +21,7 @@ from strucprune_core.plan.inspection import inspect_job, inspect_model
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.sentencepiece import sentencepiece_model
+from tests.support.tiny_llama import make_tiny_llama
 
 TEXTS = ("hello world, this is a test", "é 日本 and numbers 1234", "a\n\n  b\tc")
 
@@ -103,6 +104,8 @@ def test_gguf_of_such_a_model(
     model: Path, text_file: Path, tmp_path: Path, older: Callable[[Path], object]
 ) -> None:
     """The file is that of the model with the tokenizer.json that was made."""
+    shutil.rmtree(model)
+    make_tiny_llama(model, vocab=600)
     older(model)
     having = Path(shutil.copytree(model, tmp_path / "having" / model.name))
     index = with_tokenizer(inspect_model(LocalStore(model)).index)
