@@ -20,6 +20,7 @@ from strucprune_core.checkpoint.quantised import OUTPUT_DTYPES
 from strucprune_core.checkpoint.reader import TORCH_DTYPES, TensorReader
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 from strucprune_core.plan.inspection import inspect_model
+from strucprune_core.run.tensor_bytes import TensorBytes
 from strucprune_core.storage.local import LocalStore
 from tests.support.mxfp4 import SECTION, in_mxfp4
 from tests.support.tiny_experts import save_tiny_experts
@@ -118,6 +119,21 @@ def test_no_more_than_a_piece_is_read_at_once(
     assert max(lengths) <= 2**14 // 8
     stored = sum(value.numel() for value in tensors.values())
     assert sum(lengths) == stored // 2
+
+
+def test_it_takes_little_more_memory_than_an_unquantised_expert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory plan knows of the expert in float32, and in its stored dtype."""
+    tensors = random_tensors(experts=2, outputs=512, blocks=16)
+    index = open_checkpoint(LocalStore(written(tmp_path, tensors)))
+    reader = TensorReader(index)
+    monkeypatch.setattr(reader_module, "PIECE_BYTES", 2**16)
+    with torch.inference_mode(), TensorBytes() as counted:
+        read = reader.rows(NAME, 1, 2)
+        peak = counted.take_peak()
+    expert = read.numel()
+    assert 4 * expert < peak <= (4 + 2) * expert + 3 * 2**16
 
 
 def test_tensors_of_the_unquantised_model(gpt_oss: Path) -> None:
