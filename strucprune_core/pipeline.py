@@ -255,7 +255,7 @@ def _check_unchanged(sizes: Sizes, files: OverlayStore, report: AnyReport) -> No
     now = open_checkpoint(job.index.store)
     if job.spec.model.adapter_uri is not None:
         adapter = open_adapter(job.open_store(job.spec.model.adapter_uri))
-        now = replace(now, adapter=adapter.version)
+        now = replace(now, adapter=adapter.summary())
     same_model = now.version() == job.index.version()
     if not same_model or entries(sizes, files) != report.files:
         raise InvalidCheckpoint(
