@@ -423,5 +423,5 @@ def layers_with_experts(layers: Iterable[LayerReport]) -> list[tuple[LayerReport
 
 def removes_experts_alone(report: Report) -> bool:
     """Whether a job removed experts and nothing else."""
-    structures: list[str] = report.spec["pruning"]["structures"]
-    return [*structures] == ["experts"]
+    pruning = report.spec.get("pruning")  # A report may be anybody's.
+    return isinstance(pruning, dict) and pruning.get("structures") == ["experts"]
