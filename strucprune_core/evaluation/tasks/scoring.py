@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.forward import Tick
+from strucprune_core.models.rope import angle_class
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed_blocks, token_scores
 from strucprune_core.plan.task_memory import BATCH_BYTES
@@ -115,16 +117,21 @@ def _batches(rows: Sequence[_Row], width: int) -> Iterator[list[_Row]]:
         yield batch
 
 
-def _block_shapes(rows: Sequence[_Row], micro_batch_tokens: int) -> list[tuple[int, int]]:
-    """(rows, length) of each block; rows are sorted, so the first of a block is its longest."""
+def _block_shapes(config: ModelConfig, rows: Sequence[_Row], most: int) -> list[tuple[int, int]]:
+    """(rows, length) of each block of at most so many tokens, at least one row.
+
+    Rows are sorted, so the first of a block is its longest. Padding may change no angle.
+    """
     shapes: list[tuple[int, int]] = []
-    start = 0
-    while start < len(rows):
-        length = len(rows[start].tokens)
-        count = min(max(1, micro_batch_tokens // length), len(rows) - start)
-        shapes.append((count, length))
-        start += count
-    return shapes
+    count, length = 0, 0
+    for row in rows:
+        own = len(row.tokens)
+        full = (count + 1) * length > most
+        if count and (full or angle_class(config, own) != angle_class(config, length)):
+            shapes.append((count, length))
+            count = 0
+        count, length = count + 1, length if count else own
+    return [*shapes, (count, length)]
 
 
 def _padded(rows: Sequence[_Row], shapes: Sequence[tuple[int, int]]) -> NDArray[np.int32]:
@@ -152,7 +159,7 @@ def _score_rows(
     scratch: Path,
     tick: Tick,
 ) -> Iterator[tuple[int, Score]]:
-    shapes = _block_shapes(rows, stream.tiles.micro_batch_tokens)
+    shapes = _block_shapes(stream.config, rows, stream.tiles.micro_batch_tokens)
     hidden = _run(stream, _padded(rows, shapes), shapes, scratch, tick)
     numbers = [number for row in rows for number in row.requests]
     places = [

@@ -12,11 +12,11 @@ import torch
 from strucprune_core.errors import Stopped
 from strucprune_core.evaluation.tasks import scoring
 from strucprune_core.evaluation.tasks.scoring import Continuation, score
-from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.tiles import Tiles
 from tests.core.models import families
 from tests.core.models.generic.streams import tiny_stream
 from tests.core.models.reference import random_llama, reference_logits, stream_of
+from tests.support.counted import CountedSource
 
 VOCABULARY = 101
 
@@ -67,6 +67,15 @@ def test_generic_models_too(tmp_path: Path, name: str) -> None:
         assert found.greedy == greedy
 
 
+def test_padding_changes_no_angle(tmp_path: Path) -> None:
+    """Beyond 16 tokens, this model has other angles: rows of 15 are not padded to 17."""
+    model = families.random_model("phi3-long")
+    stream = stream_of(model, tmp_path / "model")
+    requests = requests_of([(15, 3), (14, 2), (13, 2)], 512)
+    for found, request in zip(score(stream, requests, tmp_path), requests, strict=True):
+        assert found.log_likelihood == pytest.approx(expected(model, request)[0], abs=1e-4)
+
+
 def test_what_greedy_decoding_would_write_is_greedy(tmp_path: Path) -> None:
     model = random_llama()
     stream = stream_of(model, tmp_path / "model")
@@ -80,27 +89,9 @@ def test_what_greedy_decoding_would_write_is_greedy(tmp_path: Path) -> None:
     assert [each.greedy for each in found] == [True, False]
 
 
-class Reads:
-    """Counts how often each tensor's rows are read."""
-
-    def __init__(self, stream: ModelStream) -> None:
-        self.source, self.counts = stream.source, dict[str, int]()
-
-    def _note(self, name: str) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
-
-    def tensor(self, name: str, **options: object) -> torch.Tensor:
-        self._note(name)
-        return self.source.tensor(name, **options)  # type: ignore[arg-type]
-
-    def rows(self, name: str, start: int, stop: int, **options: object) -> torch.Tensor:
-        self._note(name)
-        return self.source.rows(name, start, stop, **options)  # type: ignore[arg-type]
-
-
 def test_weights_are_read_once_for_all_requests(tmp_path: Path) -> None:
     stream = stream_of(random_llama(), tmp_path / "model")
-    reads = Reads(stream)
+    reads = CountedSource(stream.source)
     counted = replace(stream, source=reads, tiles=Tiles(micro_batch_tokens=16))
     score(counted, requests_of([(5, 2)] * 40), tmp_path)
     layers = {name: count for name, count in reads.counts.items() if ".layers." in name}
@@ -114,7 +105,7 @@ def test_more_than_scratch_holds_is_read_once_for_each_batch(
     stream = stream_of(random_llama(), tmp_path / "model")
     requests = requests_of(LENGTHS * 3)
     wanted = score(stream, requests, tmp_path)
-    reads = Reads(stream)
+    reads = CountedSource(stream.source)
     # Room for 50 tokens; the inputs have 65 different ones times three.
     monkeypatch.setattr(scoring, "BATCH_BYTES", 50 * 4 * stream.config.hidden_size)
     found = score(replace(stream, source=reads), requests, tmp_path)
