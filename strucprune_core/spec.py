@@ -73,6 +73,18 @@ def _no_percentage(value: Any) -> Any:
 _Fraction = BeforeValidator(_no_percentage)
 Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
+Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
+DEFAULT_PROMPTS: tuple[str, ...] = (
+    "The capital of France is",
+    "Water freezes when the temperature",
+    "Once upon a time, in a small village,",
+    "To bake a loaf of bread, first",
+    "The three primary colours are",
+    "def is_prime(number):",
+)
+"""What both models continue where a job asks for samples and names no prompts."""
+MAX_PROMPTS = 16
+
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
 MAX_SIZES = 8
@@ -619,6 +631,32 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
+    samples: bool = Field(
+        default=False,
+        description="Show side by side how the dense and the pruned model continue prompts, with "
+        "the most probable token each time. The weights are read about once per token.",
+    )
+    prompts: tuple[Prompt, ...] = Field(
+        default=(),
+        max_length=MAX_PROMPTS,
+        description="What samples continue, as plain text. Default: a few short ones in English.",
+    )
+    sample_tokens: int = Field(
+        default=48, ge=1, le=256, description="Most tokens of a sample; the text may end before."
+    )
+
+    @model_validator(mode="after")
+    def _prompts_belong_to_samples(self) -> EvaluationSpec:
+        for name in ("prompts", "sample_tokens"):
+            default = type(self).model_fields[name].default
+            if not self.samples and getattr(self, name) != default:
+                raise ValueError(f"{name} is about samples: set samples to true, or leave it out.")
+        return self
+
+    @property
+    def sampled_prompts(self) -> tuple[str, ...]:
+        """What both models continue; nothing if samples are not asked for."""
+        return (self.prompts or DEFAULT_PROMPTS) if self.samples else ()
 
 
 class RuntimeSpec(_Strict):
@@ -679,6 +717,11 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    @property
+    def sampled_prompts(self) -> tuple[str, ...]:
+        """What both models continue; nothing if samples are not asked for."""
+        return () if self.evaluation is None else self.evaluation.sampled_prompts
+
     def by_size(self) -> dict[str, JobSpec]:
         """The job of each size, by its label: as if it were the only one. "" where it is."""
         if not self.pruning.sizes:
@@ -701,6 +744,9 @@ class JobSpec(_Strict):
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.evaluation is not None and not self.evaluation.samples:
+            for name in ("samples", "prompts", "sample_tokens"):
+                del relevant["evaluation"][name]  # As in versions that had no samples.
         if self.pruning.sizes:
             relevant["pruning"]["sizes"] = "several"
         else:

@@ -11,6 +11,7 @@
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
+    weights ─ samples.dense, assemble.s ─ samples.pruned (optional)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
 
@@ -44,7 +45,7 @@ depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
@@ -78,6 +79,7 @@ from strucprune_core.run.artifacts import (
     Report,
     Review,
     Route,
+    Samples,
     Select,
     Sizes,
     Solve,
@@ -154,7 +156,7 @@ def plain_name(unit: str) -> str:
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
     unit = plain_name(unit)
-    if unit in (ModelCheck().unit, Weights().unit):
+    if unit in (ModelCheck().unit, Weights().unit, Samples("dense").unit):
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
@@ -204,6 +206,7 @@ def build_graph(
     sites: bool = True,
     refit: bool = False,
     experts: bool = False,
+    samples: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -224,6 +227,7 @@ def build_graph(
         sites: Whether anything but whole blocks is removed.
         refit: Whether matrices behind removed blocks are solved again.
         experts: Whether experts go beside sites.
+        samples: Whether both models continue prompts.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
@@ -232,7 +236,7 @@ def build_graph(
     checkpoint = _checkpoint_files(shards)
     exported = {each: _export_files(each, layers, export_shards) for each in exports}
     units = [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, samples=samples),
         *_calibration(layers, sites=sites),
         *_allocation(
             layers,
@@ -253,7 +257,7 @@ def build_graph(
     every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
     writers = [_write(file, held, solutions) for file, held in every_file]
     judges = [
-        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        *_pruned_on_its_own(checkpoint, evaluate=evaluate, samples=samples),
         _judge(Verify(), solutions, checkpoint),
         *(_judge(Check(each), solutions, files) for each, files in exported.items()),
     ]
@@ -270,6 +274,7 @@ def build_experts_graph(
     energy: Energy,
     evaluate: bool,
     repair: bool = False,
+    samples: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
@@ -279,6 +284,7 @@ def build_experts_graph(
         energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
         repair: Whether the experts that stay are repaired.
+        samples: Whether both models continue prompts.
     """
     probes = _expert_probes(layers) if energy == "kl_probe" else []
     probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
@@ -289,11 +295,11 @@ def build_experts_graph(
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
     divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
-        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        *_pruned_on_its_own(checkpoint, evaluate=evaluate, samples=samples),
         _judge(Verify(), repaired, checkpoint),
     ]
     return [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, samples=samples),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
         *probes,
@@ -361,7 +367,7 @@ def _unit(
     return Unit(artifacts.unit, phase, tuple(before), reads, tuple(releases))
 
 
-def _inspection(*, evaluate: bool) -> list[Unit]:
+def _inspection(*, evaluate: bool, samples: bool) -> list[Unit]:
     """What is checked and read before any heavy work."""
     check = [ModelCheck().unit]
     units = [_unit(ModelCheck(), Phase.INSPECTING)]
@@ -373,6 +379,8 @@ def _inspection(*, evaluate: bool) -> list[Unit]:
         windows = EvaluationTokens().evaluation
         after = [Weights().unit]
         units.append(_unit(Evaluate("dense"), Phase.EVALUATING, after=after, reads=[windows]))
+    if samples:
+        units.append(_unit(Samples("dense"), Phase.EVALUATING, after=[Weights().unit]))
     return units
 
 
@@ -626,9 +634,21 @@ def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
     return ordered
 
 
-def _evaluate_pruned(checkpoint: Iterable[Written]) -> Unit:
+def _pruned_on_its_own(
+    checkpoint: Iterable[Written], *, evaluate: bool, samples: bool
+) -> Iterator[Unit]:
+    """What the written files are as a language model."""
+    written = [file.written for file in checkpoint]
+    if evaluate:
+        yield _evaluate_pruned(written)
+    if samples:
+        after = [Samples("dense").unit]
+        yield _unit(Samples("pruned"), Phase.EVALUATING, after=after, reads=written)
+
+
+def _evaluate_pruned(written: Iterable[File]) -> Unit:
     """Measure the perplexity of the written files."""
-    reads = [EvaluationTokens().evaluation, *(file.written for file in checkpoint)]
+    reads = [EvaluationTokens().evaluation, *written]
     after = [Evaluate("dense").unit]
     return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
 

@@ -28,7 +28,11 @@ def unit_costs(
     units: Iterable[Unit], spec: JobSpec, config: ModelConfig, panels: Panels
 ) -> dict[str, float]:
     """Cost of units by name, in operations of a large matrix product."""
-    slowdown = {**SLOWDOWN, "writing": max(1.0, READING_TOKENS / spec.calibration.samples)}
+    slowdown = {
+        **SLOWDOWN,
+        "writing": max(1.0, READING_TOKENS / spec.calibration.samples),
+        "samples": READING_TOKENS / max(1, len(spec.sampled_prompts)),
+    }
     units = list(units)
     parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
     reading = {

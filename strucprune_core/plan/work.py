@@ -36,6 +36,7 @@ from strucprune_core.plan.graph import (
 )
 from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
+from strucprune_core.plan.samples import passes_per_model, sampled_tokens
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
@@ -65,6 +66,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    passes += passes_per_model(spec, config)
     return passes * (body + ends) + partial + _read_again(spec, config, tiles)
 
 
@@ -132,6 +134,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
+            samples=bool(spec.sampled_prompts),
             repair=spec.pruning.expert_repair,
         )
     pruning = spec.pruning
@@ -144,6 +147,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
+        samples=bool(spec.sampled_prompts),
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
@@ -267,6 +271,8 @@ class _Work:
             judged = self._spec.evaluation
             tokens = judged.sequences * judged.sequence_length
             return {"evaluation": tokens * (self._body + self._head)}
+        if unit.kind == "samples":
+            return {"samples": sampled_tokens(self._spec) * (self._body + self._head)}
         if unit.kind == "verify":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (self._body + self._head)}

@@ -282,6 +282,36 @@ class PerplexitySummary(Part):
     text_sha256: str
 
 
+class Continuation(Part):
+    """What one model writes after a prompt, from where the other one writes something else."""
+
+    token: str = Field(
+        description="Text of the first token that differs; empty if none does, or if the other "
+        "model ended later."
+    )
+    rest: str = Field(description="What follows it.")
+    tokens: int = Field(description="Tokens in all, those that both models write included.")
+    ended: bool = Field(description="Whether the model ended the text itself.")
+
+
+class SampleReport(Part):
+    """How both models continue a prompt, with the most probable token each time.
+
+    A model may write anything: programs that show these texts must escape them.
+    """
+
+    prompt: str
+    same: str = Field(description="What both write, from the start to the first difference.")
+    same_tokens: int
+    dense: Continuation
+    pruned: Continuation
+
+    @property
+    def differs(self) -> bool:
+        """Whether the models write different texts."""
+        return self.dense != self.pruned
+
+
 class CalibrationSummary(Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
@@ -395,6 +425,9 @@ class Report(Part):
         default=None, description="Null: of a report before 1.1."
     )
     perplexity: PerplexitySummary | None
+    samples: list[SampleReport] = Field(
+        default_factory=list, description="Empty: `evaluation.samples` was not asked for."
+    )
     memory: MemorySummary
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(

@@ -24,7 +24,7 @@ from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.blocks import Block
 from strucprune_core.models.structures import SiteKind
-from strucprune_core.report.document import REPORT_HTML, REPORT_JSON
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, SampleReport
 from strucprune_core.spec import Export
 
 V = TypeVar("V")
@@ -757,6 +757,43 @@ class Evaluate(ValuedArtifacts[EvaluateValues]):
 
     kind = "evaluate"
     values_type = EvaluateValues
+    model: Literal["dense", "pruned"]
+
+
+@dataclass(frozen=True, slots=True)
+class SampleTokens:
+    """What a model writes after a prompt.
+
+    Attributes:
+        prompt: Tokens of the prompt.
+        written: Tokens that follow.
+        ended: Whether the model ended the text itself; that token is left out.
+    """
+
+    prompt: list[int]
+    written: list[int]
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SamplesValues:
+    """Continuations of the prompts, in their order.
+
+    Attributes:
+        tokens: Of this model.
+        compared: Of the pruned model, for each prompt a `report.document.SampleReport`.
+    """
+
+    tokens: list[SampleTokens]
+    compared: list[SampleReport] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Samples(ValuedArtifacts[SamplesValues]):
+    """`samples.dense`, `samples.pruned`: how one model continues the prompts."""
+
+    kind = "samples"
+    values_type = SamplesValues
     model: Literal["dense", "pruned"]
 
 

@@ -202,6 +202,7 @@ class Job:
                 energy=self.energy,
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
+                samples=bool(self.spec.sampled_prompts),
             )
         block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
@@ -212,6 +213,7 @@ class Job:
             distill_steps=self.distill_steps,
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
+            samples=bool(self.spec.sampled_prompts),
             exports=exports,
             export_shards=shards.layers_in(block_configs),
             blocks=self.block_steps,

@@ -31,6 +31,7 @@ from strucprune_core.run.steps.replay import replay
 from strucprune_core.run.steps.report import report
 from strucprune_core.run.steps.review import review
 from strucprune_core.run.steps.route import route
+from strucprune_core.run.steps.samples import samples
 from strucprune_core.run.steps.select import select
 from strucprune_core.run.steps.solve import solve
 from strucprune_core.run.steps.tokens import tokens
@@ -70,6 +71,7 @@ STEPS: dict[str, Step] = {
     "block_configs": block_configs,
     "check": check,
     "evaluate": evaluate,
+    "samples": samples,
     "verify": verify,
     "report": report,
 }

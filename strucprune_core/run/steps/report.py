@@ -44,6 +44,7 @@ from strucprune_core.report.document import (
     RepairReport,
     Report,
     RoundReport,
+    SampleReport,
     SiteReport,
     SizeSummary,
     SparsitySummary,
@@ -118,6 +119,7 @@ def _report(job: Job) -> Report:
         distillation=_distillation(job),
         calibration=_calibration(job, layers),
         perplexity=_perplexity(job),
+        samples=_samples(job),
         memory=_memory(job),
         phases=_phases(job),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
@@ -476,6 +478,12 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         text_uri=evaluation.uri,
         text_sha256=job.units.values(artifacts.EvaluationTokens()).evaluation_sha256,
     )
+
+
+def _samples(job: Job) -> list[SampleReport]:
+    if not job.spec.sampled_prompts:
+        return []
+    return job.units.values(artifacts.Samples("pruned")).compared
 
 
 def _memory(job: Job) -> MemorySummary:

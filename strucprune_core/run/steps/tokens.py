@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +13,6 @@ from strucprune_core.calibration.degeneracy import TokenCounts, refuse_tokens
 from strucprune_core.calibration.text import Text, digest, draw_windows, first_windows, is_cut
 from strucprune_core.calibration.text_process import text_tokens, tokenizer_facts
 from strucprune_core.calibration.text_protocol import DocumentsRead
-from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.models.decoding import generate
 from strucprune_core.plan.graph import CALIBRATION, EVALUATION, Unit
@@ -28,9 +24,8 @@ from strucprune_core.run.artifacts import (
     TokensValues,
 )
 from strucprune_core.run.context import Job
+from strucprune_core.run.local_weights import local_weights
 from strucprune_core.run.workspace import Draft
-from strucprune_core.scratch.directories import scratch_directory
-from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import split_object
 
 
@@ -128,20 +123,6 @@ def _written_by_the_model(job: Job) -> NDArray[np.int32]:
             lambda: job.tick(next(done), total),
             lambda: job.tick(0, total),
         )
-
-
-@contextlib.contextmanager
-def local_weights(
-    index: CheckpointIndex, scratch: Path, tick: Callable[[], None]
-) -> Iterator[CheckpointIndex]:
-    """The checkpoint with its weights on this machine, for what reads them many times over."""
-    if all(index.store.local_path(name) is not None for name in index.file_sizes):
-        yield index
-        return
-    with scratch_directory(scratch) as folder:
-        for name in index.file_sizes:
-            index.store.download(name, folder / name, lambda done: tick())
-        yield replace(index, store=LocalStore(folder))
 
 
 def _text(job: Job, uri: str, field: str) -> Text:
