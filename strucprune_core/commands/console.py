@@ -17,8 +17,11 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.report.document import SampleReport
+from strucprune_core.report.visible_text import visible
 from strucprune_core.storage.uri import parse_uri
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -93,6 +96,26 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     for key, value in result.items():
         table.add_row(key.replace("_", " "), _shown(value))
     Console().print(table)
+
+
+def show_samples(samples: Sequence[SampleReport]) -> None:
+    """Print how both models continue prompts: one line each, the first different token marked."""
+    console = Console()
+    for sample in samples:
+        console.print(Text(_one_line(sample.prompt), style="bold"))
+        for name, own in (("dense", sample.dense), ("pruned", sample.pruned)):
+            line = Text.assemble(
+                (f"  {name:<7}", "dim"),
+                _one_line(sample.same),
+                (_one_line(own.token), "reverse"),
+                _one_line(own.rest),
+                (" (ended)" if own.ended else "", "dim"),
+            )
+            console.print(line)
+
+
+def _one_line(text: str) -> str:
+    return visible(text, keeping="")
 
 
 def show_estimate(result: dict[str, Any], as_json: bool) -> None:

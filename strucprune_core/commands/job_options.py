@@ -45,6 +45,8 @@ _NAMES: dict[Path_, str] = {
     ("calibration", "field"): "calibration-field",
     ("evaluation", "uri"): "evaluation",
     ("evaluation", "max_perplexity_ratio"): "max-perplexity-ratio",
+    ("evaluation", "prompts"): "prompt",
+    ("evaluation", "sample_tokens"): "sample-tokens",
     ("labels",): "label",
 }
 # Where the command says more than the field.

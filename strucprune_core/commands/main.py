@@ -27,6 +27,7 @@ from strucprune_core.commands.console import (
     progress_bar,
     show,
     show_estimate,
+    show_samples,
     show_warnings,
     stderr,
 )
@@ -443,6 +444,7 @@ def _print_summary(report: Report, output: str) -> None:
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
         console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+    show_samples(report.samples)
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)
 

@@ -13,6 +13,8 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.spec import JobSpec
 
 _CHARACTERS_PER_TOKEN = 4
+# What a tokenizer adds to a text: a token that begins it, a leading space.
+_EXTRA_TOKENS = 2
 
 
 def _lengths(spec: JobSpec) -> list[int]:
@@ -36,3 +38,13 @@ def passes_per_model(spec: JobSpec, config: ModelConfig) -> int:
     # In transformers' modules the first tokens are not run together.
     at_once = min(lengths) if config.generic is None else 1
     return max(lengths) - at_once + spec.evaluation.sample_tokens
+
+
+def most_tokens(spec: JobSpec) -> tuple[int, int]:
+    """Most tokens that are run at once of each prompt, and most of a prompt with its continuation.
+
+    No tokenizer makes more tokens than there are bytes.
+    """
+    assert spec.evaluation is not None  # noqa: S101 - asked for jobs with samples alone
+    sizes = [len(prompt.encode()) + _EXTRA_TOKENS for prompt in spec.sampled_prompts]
+    return min(sizes), max(sizes) + spec.evaluation.sample_tokens

@@ -24,7 +24,7 @@ from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.blocks import Block
 from strucprune_core.models.structures import SiteKind
-from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, SampleReport
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON
 from strucprune_core.spec import Export
 
 V = TypeVar("V")
@@ -781,11 +781,11 @@ class SamplesValues:
 
     Attributes:
         tokens: Of this model.
-        compared: Of the pruned model, for each prompt a `report.document.SampleReport`.
+        compared: Of the pruned model, for each prompt the fields of `report.document.SampleReport`.
     """
 
     tokens: list[SampleTokens]
-    compared: list[SampleReport] = field(default_factory=list)
+    compared: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,10 @@ from pydantic import ValidationError
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 
 
+# Of the job of `body` without anything else, by versions without samples.
+FINGERPRINT = "945fe86bab3fe39e1f287a88cf21c11bfe5c68ac036a08fa0274c317fb979d2e"
+
+
 def body(**evaluation: Any) -> dict[str, Any]:
     return {
         "model": {"uri": "s3://bucket/model"},
@@ -233,3 +237,28 @@ def test_layers_lose_equally_many_experts_unless_told_otherwise(
     pruning = PruningSpec.model_validate({"sparsity": 0.3, "structures": ["experts"], **given})
     assert (pruning.layout, pruning.allocation) == meant
     assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning
+
+
+@pytest.mark.parametrize("fields", [{"prompts": ["The"]}, {"sample_tokens": 5}])
+def test_what_is_about_samples_needs_samples(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="set samples to true"):
+        JobSpec.model_validate(body(**fields))
+    assert JobSpec.model_validate(body(samples=True, **fields)).sampled_prompts
+
+
+@pytest.mark.parametrize("prompts", [[""], ["x" * 1001], ["x"] * 17])
+def test_prompts_are_bounded(prompts: list[str]) -> None:
+    with pytest.raises(ValidationError, match="prompts"):
+        JobSpec.model_validate(body(samples=True, prompts=prompts))
+
+
+def test_samples_belong_to_the_fingerprint_and_their_absence_does_not() -> None:
+    without, default, named = (
+        JobSpec.model_validate(body(**fields))
+        for fields in ({}, {"samples": True}, {"samples": True, "prompts": ["The"]})
+    )
+    assert without.sampled_prompts == ()
+    prints = {spec.result_fingerprint() for spec in (without, default, named)}
+    assert len(prints) == 3
+    # A workspace of a version without samples stays usable.
+    assert without.result_fingerprint() == FINGERPRINT

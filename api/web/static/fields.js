@@ -29,6 +29,8 @@ export function sections(capabilities) {
       { pointer: "/evaluation/uri", label: "Evaluation text", kind: "text", placeholder: "s3://bucket/eval.txt", hint: "For perplexity before and after. Leave empty to do without." },
       { pointer: "/evaluation/sequences", label: "Sequences", kind: "number", placeholder: "24", needs: "/evaluation/uri" },
       { pointer: "/evaluation/sequence_length", label: "Tokens each", kind: "number", placeholder: "1024", needs: "/evaluation/uri" },
+      { pointer: "/evaluation/samples", label: "Samples side by side", kind: "flag", needs: "/evaluation/uri", hint: "How both models continue prompts. Reads the weights about once per token." },
+      { pointer: "/evaluation/prompts", label: "Prompts", kind: "lines", needs: "/evaluation/samples", placeholder: "a few short ones", hint: "One in each line, at most 16." },
     ] },
     { title: "Quality and limits", folded: true, fields: [
       { pointer: "/pruning/recover/steps", label: "Recovery steps", kind: "number", placeholder: "none", hint: "Train each pruned layer; 100 is usual." },

@@ -65,3 +65,11 @@ function scaled(value, units) {
   const text = step ? Number(value.toPrecision(3)).toString() : String(Math.round(value));
   return units[step] ? `${text} ${units[step]}` : text;
 }
+
+// Control and format characters, private ones, surrogates, separators of lines and paragraphs.
+const UNSEEN = /(?![\n\t])[\p{Cc}\p{Cf}\p{Co}\p{Cs}\p{Zl}\p{Zp}]/gu;
+
+/** A text of a model whose unseen characters are written as escapes, as \u{1b}. */
+export function visible(text) {
+  return text.replace(UNSEEN, (character) => `\\u{${character.codePointAt(0).toString(16)}}`);
+}

@@ -37,6 +37,19 @@ const KINDS = {
     return { node: input, focus: input, read: () => input.value.trim() || undefined, fill: (value) => { input.value = value ?? ""; } };
   },
 
+  lines(field, id, described) {
+    const area = h("textarea", { id, rows: "3", placeholder: field.placeholder, ...described });
+    return {
+      node: area,
+      focus: area,
+      read() {
+        const lines = area.value.split("\n").filter((line) => line.trim());
+        return lines.length ? lines : undefined;
+      },
+      fill: (value) => { area.value = (value ?? []).join("\n"); },
+    };
+  },
+
   number(field, id, described) {
     const input = h("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", placeholder: field.placeholder, ...described });
     const scale = field.scale ?? 1;

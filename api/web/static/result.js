@@ -2,7 +2,7 @@
 
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
-import { bytes, change, count, duration, number, percent } from "./format.js";
+import { bytes, change, count, duration, number, percent, visible } from "./format.js";
 import { layerFigures } from "./layers.js";
 import { scatter, tick } from "./plots.js";
 
@@ -69,7 +69,7 @@ function details(report) {
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, ...figures.nodes, h("section", { class: "card" },
+  return [warnings, samplesOf(report), ...figures.nodes, h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -78,6 +78,20 @@ function details(report) {
       ["Dense weights alone", bytes(memory.whole_model_bytes)],
       ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
     ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
+}
+
+/** How both models continue prompts. A model may write anything: it stays text, and is seen. */
+function samplesOf({ samples = [] }) {
+  if (!samples.length) return null;
+  const written = (name, same, own) => h("div", { class: "sample" },
+    h("h4", {}, name, " ", h("span", { class: "soft" }, `${count(own.tokens)} ${own.tokens === 1 ? "token" : "tokens"}${own.ended ? ", ended" : ""}`)),
+    h("p", { class: "written", dir: "auto" }, visible(same), own.token ? h("mark", {}, visible(own.token).replaceAll("\n", "↵\n")) : null, visible(own.rest)));
+  return h("section", { class: "card" }, h("h2", {}, "Samples"),
+    h("p", { class: "hint" }, "Both models continue the same prompts with the most probable token each time. Where they part, the first different token is marked."),
+    samples.map(({ prompt, same, dense, pruned }) => [
+      h("p", { class: "written prompt", dir: "auto" }, visible(prompt)),
+      h("div", { class: "pair" }, written("Dense", same, dense), written("Pruned", same, pruned)),
+    ]));
 }
 
 /** The files with download links, renewed before they expire, as long as the page is open. */

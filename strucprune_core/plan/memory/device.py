@@ -41,6 +41,7 @@ from strucprune_core.plan.memory.vocabulary import (
     embedding_bytes,
     losses_bytes,
 )
+from strucprune_core.plan.samples import most_tokens
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import (
     PlannedSite,
@@ -143,10 +144,25 @@ def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, i
     if judged is None:
         return {}
     batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
-    return {
+    terms = {
         "evaluate": _forward(config, batch, tiles),
         "losses": losses_bytes(config, judged.sequences * judged.sequence_length, tiles),
     }
+    if judged.samples:
+        terms["samples"] = _samples(spec, config, tiles)
+    return terms
+
+
+def _samples(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
+    """What all prompts have tokens for at once, then one token of each beside its cache."""
+    first, longest = most_tokens(spec)
+    sequences = len(spec.sampled_prompts)
+    beginning = _forward(config, micro_batch(tiles, sequences, first), tiles)
+    heads = max(block.kv_heads for block in config.blocks)
+    cached = FP32_BYTES * 2 * heads * config.head_dim * longest * sequences
+    step = _forward(config, Batch(sequences, 1), tiles) + cached
+    head = losses_bytes(config, sequences, tiles)
+    return max(beginning, step, head, embedding_bytes(config, sequences * first, tiles))
 
 
 def _probes(

@@ -16,6 +16,7 @@ from strucprune_core.report.html.axes import drawable
 from strucprune_core.report.html.sizes_view import sizes_view_of
 from strucprune_core.report.html.view import view_of
 from strucprune_core.report.sizes import AnyReport, SizesReport
+from strucprune_core.report.visible_text import visible
 
 # Control characters are not XML, lone surrogates are not UTF-8, and direction overrides let one
 # string disguise its neighbours: all are shown as U+FFFD.
@@ -54,7 +55,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {name: getattr(numbers, name) for name in _NUMBERS}
-    made.filters |= {"pct": _pct, "px": _px}
+    made.filters |= {"pct": _pct, "px": _px, "visible": visible}
     made.tests["drawable"] = drawable
     made.globals["ABSENT"] = numbers.ABSENT
     return made

@@ -483,7 +483,8 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
 def _samples(job: Job) -> list[SampleReport]:
     if not job.spec.sampled_prompts:
         return []
-    return job.units.values(artifacts.Samples("pruned")).compared
+    compared = job.units.values(artifacts.Samples("pruned")).compared
+    return [SampleReport.model_validate(each) for each in compared]
 
 
 def _memory(job: Job) -> MemorySummary:

@@ -30,7 +30,7 @@ def samples(job: Job, unit: Unit, draft: Draft) -> None:
         pruned = _written(job, session, reopened(job)[1])
         dense = job.units.values(Samples("dense")).tokens
         compared = compare(session, job.spec.sampled_prompts, dense, pruned)
-        draft.record(SamplesValues(pruned, compared))
+        draft.record(SamplesValues(pruned, [each.model_dump() for each in compared]))
 
 
 def _of_dense(job: Job, session: TokenizerSession) -> list[SampleTokens]:

@@ -9,11 +9,13 @@ from xml.etree import ElementTree
 import pytest
 
 from strucprune_core.report.document import (
+    Continuation,
     DistillationReport,
     MemoryFigure,
     MemorySummary,
     Report,
     RoundReport,
+    SampleReport,
     SizeSummary,
 )
 from strucprune_core.report.html import numbers, render_html
@@ -182,6 +184,38 @@ def test_measured_device_memory_is_the_headline() -> None:
     text = check_page(render_html(make_report(memory=memory))).text
     assert "Peak device memory" in text
     assert "17% of the dense weights" in text
+
+
+def sampled(dense: Continuation, pruned: Continuation, same: str = " the same") -> SampleReport:
+    return SampleReport(prompt="A prompt", same=same, same_tokens=2, dense=dense, pruned=pruned)
+
+
+def test_samples_mark_the_first_different_token() -> None:
+    dense = Continuation(token=" one", rest=" and more", tokens=5, ended=False)
+    pruned = Continuation(token="\n", rest="", tokens=3, ended=True)
+    page = render_html(make_report(samples=[sampled(dense, pruned)]))
+    check_page(page)
+    assert " the same<mark> one</mark> and more</p>" in page
+    assert " the same<mark>↵\n</mark></p>" in page
+    assert "3 tokens, ended" in page
+    assert "2 equal tokens" in page
+
+
+def test_samples_without_a_difference_are_said_to_be_the_same() -> None:
+    own = Continuation(token="", rest="", tokens=2, ended=False)
+    page = render_html(make_report(samples=[sampled(own, own)]))
+    assert "the same text" in check_page(page).text
+    assert "<mark>" not in page
+
+
+def test_reports_without_samples_have_no_such_section() -> None:
+    assert "Samples" not in check_page(render_html(make_report())).text
+
+
+def test_what_would_not_be_seen_of_a_sample_is_written_out() -> None:
+    own = Continuation(token="\x1b[31m", rest="\u202eevil\u200b\n\tx", tokens=2, ended=False)
+    page = render_html(make_report(samples=[sampled(own, own)]))
+    assert r"<mark>\x1b[31m</mark>\u202eevil\u200b" + "\n\tx" in page
 
 
 def _poison(value: Any) -> Any:

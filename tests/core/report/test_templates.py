@@ -12,11 +12,13 @@ from jinja2 import StrictUndefined, UndefinedError
 
 from strucprune_core.report import html
 from strucprune_core.report.document import (
+    Continuation,
     DistillationReport,
     ExportReport,
     FileEntry,
     RecoveryReport,
     RoundReport,
+    SampleReport,
 )
 from strucprune_core.report.html import render_html
 from strucprune_core.report.html.render import environment
@@ -41,6 +43,9 @@ def test_optional_parts_are_escaped() -> None:
     report = make_report(3)
     check = report.verification.model_copy(update={"reference": HOSTILE})
     export = ExportReport(name="gguf", folder="gguf", bytes=1, verification=check)
+    own = Continuation.model_construct(token=HOSTILE, rest=HOSTILE, tokens=2, ended=True)
+    sample = SampleReport(prompt="x", same="x", same_tokens=1, dense=own, pruned=own)
+    sample = sample.model_copy(update={"prompt": HOSTILE, "same": HOSTILE})
     recovery = RecoveryReport(status=HOSTILE, error_before=1.0, error_after=None)
     page = render_html(
         report.model_copy(
@@ -49,14 +54,16 @@ def test_optional_parts_are_escaped() -> None:
                 "distillation": DistillationReport(
                     status=HOSTILE, steps=2, kl_before=1.0, kl_after=None, losses=[], seconds=1.0
                 ),
+                "samples": [sample],
                 "exports": [export.model_copy(update={"name": HOSTILE, "folder": HOSTILE})],
             }
         )
     )
     parsed = check_page(page)
     assert "<script" not in page
-    # Three layers, the distillation, and an export's name, folder and reference.
-    assert parsed.text.count("<script>alert(1)</script>") == 3 + 1 + 3
+    # Three layers, the distillation, an export's name, folder and reference, a prompt, and of each
+    # model what both write, the marked token and the rest.
+    assert parsed.text.count("<script>alert(1)</script>") == 3 + 1 + 3 + 1 + 2 * 3
 
 
 def test_a_template_in_a_name_stays_text() -> None:

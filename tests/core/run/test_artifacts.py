@@ -72,6 +72,9 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Repair: artifacts.RepairValues("accepted", 0.5, 0.25),
     artifacts.Divergence: artifacts.DivergenceValues(0.25),
     artifacts.Evaluate: artifacts.EvaluateValues(12.5),
+    artifacts.Samples: artifacts.SamplesValues(
+        [artifacts.SampleTokens([1, 2], [3], ended=True)], [{"prompt": "x", "same_tokens": 1}]
+    ),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
 }
@@ -99,6 +102,7 @@ def every_unit() -> Iterator[Unit]:
             exports=("gguf", "block_configs"),
             export_shards=[[0, 1, 2]],
             distill_steps=20,
+            samples=True,
         )
     yield from build_graph(
         layers=3,
