@@ -13,6 +13,7 @@ import json
 from importlib import resources
 from typing import Any
 
+from strucprune_core.export.earlier_keys import with_earlier_keys
 from strucprune_core.export.uniform_config import uniform_config
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of, with_count
@@ -73,6 +74,8 @@ def vanilla_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dic
         pruned: The pruned model's shape.
     """
     config = {**dense_config, "tie_word_embeddings": pruned.tie_word_embeddings}
+    if pruned.generic is None:
+        config = with_earlier_keys(config, pruned.family)
     return {"config.json": _json(config)}
 
 

@@ -37,6 +37,8 @@ _LLAMAS = ("llama", "mistral")
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
 _WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+# Families whose FFN is always four times as wide as the hidden states there.
+_FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -125,8 +127,14 @@ RUNTIMES: tuple[Runtime, ...] = (
         loads=(
             LoadableForm(
                 form="uniform",
-                families=_others(_EVERY, ("opt", *_WIDTH_DERIVED_IN_MLX)),
+                families=_others(_EVERY, ("opt", *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)),
                 note="as it is",
+            ),
+            LoadableForm(
+                form="uniform",
+                families=_FFN_DERIVED_IN_MLX,
+                note="as it is",
+                not_without=("ffn_channels",),
             ),
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True

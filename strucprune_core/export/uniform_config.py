@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from strucprune_core.export.earlier_keys import with_earlier_keys
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.size_keys import with_widths
 
@@ -99,7 +100,7 @@ def uniform_config(config: dict[str, Any], pruned: ModelConfig) -> dict[str, Any
         config["num_key_value_heads"] = kv_heads
     if family != pruned.family:
         config = _as_mistral(config, pruned)
-    return config | {"model_type": family}
+    return with_earlier_keys(config, family) | {"model_type": family}
 
 
 def _width_key(pruned: ModelConfig) -> str:

@@ -97,6 +97,14 @@ def test_heads_removed_where_a_runtime_derives_their_width(
         assert found["vLLM"].remedy == "Use layout 'per_layer'."
 
 
+@pytest.mark.parametrize(("structures", "loads"), [(["ffn_channels"], False), (["layers"], True)])
+def test_mlx_has_one_width_of_ffns_in_gpt_neox(structures: list[str], loads: bool) -> None:
+    config = {**LLAMA, "model_type": "gpt_neox", "num_key_value_heads": 4}
+    found = support(config, layout="uniform", structures=structures)
+    assert found["MLX"].loads == loads
+    assert found["vLLM"].loads
+
+
 def test_what_to_change() -> None:
     found = support(LLAMA)
     assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."

@@ -30,7 +30,7 @@ from strucprune_core.report.document import Report
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.families import SHAPE, VARIANTS, saved
-from tests.core.models.reference import random_tokens, reference_logits
+from tests.core.models.reference import ROPES, random_tokens, reference_logits
 
 PRUNED: Any = modeling_strucprune  # Untyped: it travels with checkpoints.
 GROUPS = {
@@ -38,25 +38,6 @@ GROUPS = {
     "structures": ["ffn_channels", "kv_groups"],
     "layout": "uniform",
     "exports": ["gguf"],
-}
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {"rope_type": "default", "rope_theta": 5000.0},
-    "llama3": {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 64,
-    },
-    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-    "yarn": {
-        "rope_type": "yarn",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "original_max_position_embeddings": 32,
-    },
 }
 EXPORTS = {"default", "llama3", "linear"}
 
