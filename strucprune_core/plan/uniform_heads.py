@@ -34,7 +34,7 @@ def uniform_shape(pruning: PruningSpec, config: ModelConfig) -> ModelConfig | No
     others = config.generic is not None or pruning.removes_blocks or pruning.removes_experts
     if pruning.layout != "uniform" or others:
         return None
-    return _shape(pruning, config, plan_sites(config, pruning), pruning.sparsity)
+    return _shape(pruning, config, plan_sites(config, pruning), pruning.asked_sparsity)
 
 
 def check_heads_load(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -85,7 +85,7 @@ def _offers(pruning: PruningSpec, config: ModelConfig) -> list[tuple[float, int]
             continue
         if loading_family(shape) is not None:
             found.append((sparsity, shape.blocks[0].query_heads))
-    found.sort(key=lambda each: abs(each[0] - pruning.sparsity))
+    found.sort(key=lambda each: abs(each[0] - pruning.asked_sparsity))
     return sorted(found[:_OFFERED])
 
 
