@@ -212,7 +212,7 @@ def _check_unchanged(job: Job, checkpoint: OverlayStore, report: Report) -> None
     now = open_checkpoint(job.index.store)
     if job.spec.model.adapter_uri is not None:
         adapter = open_adapter(job.open_store(job.spec.model.adapter_uri))
-        now = replace(now, adapter=adapter.version)
+        now = replace(now, adapter=adapter.summary())
     same_model = now.version() == job.index.version()
     if not same_model or file_entries(job, checkpoint) != report.files:
         raise InvalidCheckpoint(

@@ -111,7 +111,7 @@ class OutputSpec(_Strict):
     dtype: Dtype | None = Field(
         default=None,
         description="What weights are converted to as they are read, and stored in. Default: what "
-        "the model is stored in; for a model in FP8 bfloat16.",
+        "the model is stored in; for a quantised model bfloat16.",
     )
 
 

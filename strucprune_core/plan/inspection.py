@@ -206,13 +206,16 @@ def check_output_usable(store: InspectableStore, fingerprint: str | None = None)
     store.check_writable()
 
 
-def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+def check_apart(
+    model: str, output: str, workspace: str | None = None, adapter: str | None = None
+) -> None:
     """Check that no place of a job lies in another, where its files would be mistaken for others.
 
     Args:
         model: URI of the model's store.
         output: URI of the output's store.
         workspace: URI of the workspace's store, if it is the user's choice.
+        adapter: URI of the adapter's store, if there is one. It may lie in the model's.
 
     Raises:
         InvalidSpec: two are the same, or one lies below the other.
@@ -223,6 +226,10 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
             ("workspace", "the workspace", workspace, "the model's", model),
             ("workspace", "the workspace", workspace, "the output's", output),
         ]
+    if adapter is not None:
+        pairs.append(("output.uri_prefix", "the output", output, "the adapter's", adapter))
+        if workspace is not None:
+            pairs.append(("workspace", "the workspace", workspace, "the adapter's", adapter))
     for field, what, place, other, root in pairs:
         if contains(root, place):
             where = f"{what} {place} lies in {other} place {root}"
@@ -626,9 +633,11 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
     try:
         model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+        uri = spec.model.adapter_uri
+        adapter = None if uri is None else open_store(uri).uri
     except StrucPruneError:  # Raised again where the store is used.
         return
-    check_apart(model, output, workspace)
+    check_apart(model, output, workspace, adapter)
 
 
 def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:

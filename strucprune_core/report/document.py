@@ -20,6 +20,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class AdapterSummary(_Part):
+    """Which LoRA adapter was merged into the model."""
+
+    uri: str = Field(description="Of a hub with the commit that was read.")
+    version: str = Field(description="SHA-256 (hex) over its configuration, header and version.")
+    rank: int = Field(description="`r` of its configuration.")
+    alpha: float = Field(description="`lora_alpha` of its configuration.")
+    modules: list[str] = Field(description="Modules to whose matrices a product was added.")
+    replaced: list[str] = Field(description="Tensors in whose place it has another.")
+
+
 class ModelSummary(_Part):
     """Which model was pruned."""
 
@@ -31,6 +42,7 @@ class ModelSummary(_Part):
     vocab_size: int
     dtype: str
     digest: str = Field(description="SHA-256 (hex) of config.json and every safetensors header.")
+    adapter: AdapterSummary | None = Field(default=None, description="None if there is none.")
 
 
 class Environment(_Part):

@@ -13,11 +13,17 @@ from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
+from strucprune_core.export.checks import check_vocabulary
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.plan.graph import texts_behind
-from strucprune_core.plan.inspection import inspect_job, job_fingerprint, text_versions
+from strucprune_core.plan.inspection import (
+    ModelFacts,
+    inspect_job,
+    job_fingerprint,
+    text_versions,
+)
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
@@ -74,7 +80,7 @@ def opened(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri
     ).model
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
-    facts = replace(facts, index=with_tokenizer(facts.index))
+    facts = _with_tokenizer(facts, spec)
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     with (
@@ -99,6 +105,14 @@ def opened(
             plan=plan_job(spec, config),
         )
         yield job, memory
+
+
+def _with_tokenizer(facts: ModelFacts, spec: JobSpec) -> ModelFacts:
+    """The model with a tokenizer.json. What inspection could not check of a new one is checked."""
+    index = with_tokenizer(facts.index)
+    if index is not facts.index and "gguf" in spec.pruning.exports:
+        check_vocabulary(facts.config, index)
+    return replace(facts, index=index)
 
 
 def _workspace(
