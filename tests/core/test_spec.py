@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
 
-
 # Of the job of `body` without anything else, by versions without samples.
 FINGERPRINT = "945fe86bab3fe39e1f287a88cf21c11bfe5c68ac036a08fa0274c317fb979d2e"
 
