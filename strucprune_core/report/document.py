@@ -268,6 +268,36 @@ class PerplexitySummary(_Part):
     text_sha256: str
 
 
+class TaskMetric(_Part):
+    """One metric of a task, as lm-evaluation-harness computes it."""
+
+    name: str = Field(description="Such as `acc`; after a comma a filter of answers, if it has one.")
+    value: float
+    standard_error: float | None = Field(description="Null: the harness has none for it.")
+    higher_is_better: bool | None = Field(description="Null: the task does not say.")
+
+
+class TaskScores(_Part):
+    """What one model made of one task."""
+
+    task: str
+    version: str
+    num_fewshot: int
+    documents: int = Field(description="Documents that were judged.")
+    available_documents: int = Field(description="Documents that the task has.")
+    chance: float = Field(
+        description="Accuracy of a random choice: the mean of 1 / choices over the documents; 0 "
+        "where nothing is chosen from a list."
+    )
+    metrics: list[TaskMetric]
+    requests_sha256: str = Field(description="SHA-256 (hex) of all that the model was asked.")
+
+    def metric(self, *names: str) -> TaskMetric | None:
+        """The first metric of one of these names."""
+        by_name = {metric.name: metric for metric in self.metrics}
+        return next((by_name[name] for name in names if name in by_name), None)
+
+
 class CalibrationSummary(_Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
