@@ -271,7 +271,9 @@ class PerplexitySummary(_Part):
 class TaskMetric(_Part):
     """One metric of a task, as lm-evaluation-harness computes it."""
 
-    name: str = Field(description="Such as `acc`; after a comma a filter of answers, if it has one.")
+    name: str = Field(
+        description="Such as `acc`; after a comma a filter of answers, if it has one."
+    )
     value: float
     standard_error: float | None = Field(description="Null: the harness has none for it.")
     higher_is_better: bool | None = Field(description="Null: the task does not say.")

@@ -1,4 +1,4 @@
-"""What a harness asks of a language model, answered by a streamed one: text in, numbers or text out.
+"""What a harness asks of a language model, answered by a streamed one.
 
 Texts become tokens as in the harness's own backend for transformers (`hf`), so that both score the
 same tokens. Its rules, in short: a continuation's tokens are those of context and continuation
@@ -68,7 +68,7 @@ class Answers:
         return [(found.log_likelihood, found.greedy) for found in self._score(requests)]
 
     def rolling_log_likelihoods(self, texts: Sequence[str]) -> list[float]:
-        """Log-probability of whole texts, in nats, in windows of the context; every token counts once.
+        """Log-probability of whole texts, in nats: every token counts once.
 
         Raises:
             InvalidCheckpoint: the model has no token that begins a text.
@@ -93,8 +93,7 @@ class Answers:
         settings = [AnswerSettings.of(given) for _, given in requests]
         encoded = self._encode([prompt for prompt, _ in requests])
         prompts = [
-            self._prompt(tokens, each.most)
-            for tokens, each in zip(encoded, settings, strict=True)
+            self._prompt(tokens, each.most) for tokens, each in zip(encoded, settings, strict=True)
         ]
         until = [self._ends(each.until) for each in settings]
 
@@ -163,7 +162,7 @@ class Answers:
         return Prompt(tuple(tokens[-room:]) or (self._start(),), most)
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts; one that already begins with the token that begins texts gets no other."""
+        """Tokens of texts; the token that begins texts is not put before itself."""
         start = self.tokenizer.tokens.start
         written = "" if start is None else self.tokenizer.decode([[start]], special_tokens=True)[0]
         begun = [bool(written) and text.startswith(written) for text in texts]
@@ -262,5 +261,3 @@ def _before_any(text: str, stops: Sequence[str]) -> str:
     for stop in stops:
         text = text.split(stop)[0]
     return text
-
-

@@ -1,4 +1,4 @@
-"""The streamed model as a model of lm-evaluation-harness, under the name `strucprune`.
+r"""The streamed model as a model of lm-evaluation-harness, under the name `strucprune`.
 
 Importing this module registers it. The harness finds models in its own registry and, up to release
 0.4.13, looks for none elsewhere: no entry point would be read. So its command is started through

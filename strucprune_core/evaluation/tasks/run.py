@@ -22,8 +22,8 @@ from strucprune_core.evaluation.tasks.answers import FIELD, Answers
 from strucprune_core.evaluation.tasks.installed import check_installed
 from strucprune_core.report.document import TaskMetric, TaskScores
 
-# Draws for standard errors that have no formula (perplexity). The harness takes 100,000, which needs
-# more processor time than a small model; so many give such an error to a few per cent.
+# Draws for standard errors that have no formula (perplexity), which give them to a few per cent. The
+# harness takes 100,000, which needs more processor time than a small model.
 BOOTSTRAP_DRAWS = 1000
 _SEED = 1234
 _log = logging.getLogger(__name__)
@@ -113,6 +113,7 @@ def _evaluated(
     answers: Answers, tasks: Sequence[Any], limit: int | None, num_fewshot: int | None
 ) -> Any:
     from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
 
     from strucprune_core.evaluation.tasks.harness_model import AnsweringModel
 
@@ -120,6 +121,7 @@ def _evaluated(
         return simple_evaluate(
             model=AnsweringModel(answers),
             tasks=list(tasks),
+            task_manager=TaskManager(include_defaults=False),  # Else it reads its 15,000 files.
             limit=limit,
             num_fewshot=num_fewshot,
             bootstrap_iters=BOOTSTRAP_DRAWS,
@@ -201,7 +203,7 @@ def _reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _quiet_harness() -> Iterator[None]:
-    """What it prints goes to standard error, its log says warnings only, and it starts no processes."""
+    """The harness prints to standard error, logs errors only, and starts no processes."""
     before = os.environ.get("DISABLE_MULTIPROC")
     os.environ["DISABLE_MULTIPROC"] = "1"  # A process that uses torch cannot fork safely.
     logger = logging.getLogger("lm_eval")

@@ -1,4 +1,4 @@
-"""Task files: definitions of tasks in storage, for places without a hub. No torch.
+r"""Task files: definitions of tasks in storage, for places without a hub. No torch.
 
 `NAME.yaml` under a prefix defines the task NAME; its data are JSON lines beside it. The format is a
 part of lm-evaluation-harness's own, so the harness reads these files as well:
@@ -76,7 +76,7 @@ class _Generation(_Strict):
     until: list[Plain] = Field(default=["\n"], max_length=16)
     max_gen_toks: int = Field(default=256, ge=1, le=4096)
     do_sample: Literal[False] = False
-    temperature: Literal[0, 0.0] = 0
+    temperature: Annotated[float, Field(ge=0.0, le=0.0)] = 0.0
 
 
 class _Metadata(_Strict):
@@ -242,7 +242,7 @@ def parse_definition(name: str, data: bytes) -> Definition:
     return definition
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML without tags that name code, and without aliases, which may unfold without end."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:

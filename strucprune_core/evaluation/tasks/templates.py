@@ -105,9 +105,10 @@ def _check(node: nodes.Node) -> None:
             return
         case nodes.Const(value=value) if isinstance(value, _PLAIN):
             return
-        case nodes.Getattr(node=inner) | nodes.Getitem(node=inner, arg=nodes.Slice()):
-            if isinstance(node, nodes.Getitem):
-                _bounds(node.arg)
+        case nodes.Getattr(node=inner):
+            _check(inner)
+        case nodes.Getitem(node=inner, arg=nodes.Slice() as bounds):
+            _bounds(bounds)
             _check(inner)
         case nodes.Getitem(node=inner, arg=at):
             _index(at)
@@ -188,7 +189,7 @@ def _value(node: nodes.Node, record: Mapping[str, Any]) -> Any:
             return _bounded("".join(_text(_value(item, record)) for item in items))
         case nodes.Add(left=left, right=right):
             return _sum(_value(left, record), _value(right, record))
-        case nodes.Filter(node=inner, name="join", args=args):
+        case nodes.Filter(node=inner, name="join", args=args) if inner is not None:
             items = _sequence(_value(inner, record))
             return _bounded(str(_separator(args)).join(map(_text, items)))
         case nodes.Filter(node=inner, name=name) if inner is not None:

@@ -29,8 +29,12 @@ PAIRS = [
     ("word " * 60, "and then"),
 ]
 TEXTS = ["The model writes a text. " * 12, "naïve", "a", ""]
-UNTIL = {"until": ["\n", " the"], "max_gen_toks": 8, "do_sample": False}
-PROMPTS = [("The model", UNTIL), ("word " * 60, UNTIL), ("naïve 東京", {"max_gen_toks": 5})]
+UNTIL: dict[str, Any] = {"until": ["\n", " the"], "max_gen_toks": 8, "do_sample": False}
+PROMPTS: list[tuple[str, dict[str, Any]]] = [
+    ("The model", UNTIL),
+    ("word " * 60, UNTIL),
+    ("naïve 東京", {"max_gen_toks": 5}),
+]
 
 
 def instances(kind: str, args: list[tuple[Any, ...]]) -> list[Any]:

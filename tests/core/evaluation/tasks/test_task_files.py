@@ -117,7 +117,10 @@ REFUSED = {
     ),
     "a file elsewhere": (("test: choices.jsonl", "test: ../secret.jsonl"), "data_files"),
     "a url": (("test: choices.jsonl", "test: http://x/y.jsonl"), "data_files"),
-    "a function for documents": (("task: choices", "process_docs: x\ntask: choices"), "process_docs"),
+    "a function for documents": (
+        ("task: choices", "process_docs: x\ntask: choices"),
+        "process_docs",
+    ),
     "unsafe code": (("task: choices", "unsafe_code: true\ntask: choices"), "unsafe_code"),
     "a program": (("{{goal}}", "{% for x in goal %}{% endfor %}"), "statements"),
     "a program in a description": (
@@ -173,10 +176,10 @@ def test_files_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for name in ("MAX_DEFINITION_BYTES", "MAX_DATA_BYTES", "MAX_LINE_BYTES"):
         with monkeypatch.context() as patch:
             patch.setattr(task_files, name, 10)
-            with pytest.raises(StrucPruneError, match="more than 10 bytes|longer than 10"):
+            with pytest.raises(StrucPruneError, match=r"more than 10 bytes|longer than 10"):
                 read_task_files(store, ["choices"])
     (tmp_path / "more.jsonl").unlink()
-    with pytest.raises(InvalidText, match="no file more.jsonl"):
+    with pytest.raises(InvalidText, match=r"no file more\.jsonl"):
         read_definitions(store, ["choices"])
 
 
