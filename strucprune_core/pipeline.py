@@ -78,6 +78,7 @@ def prune(
     finished: UnitSink = ignore_unit,
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
+    task_downloads: bool = True,
 ) -> Report:
     """Prune a model and publish the result.
 
@@ -92,6 +93,7 @@ def prune(
         reservations: Keeps other processes that `assist` off the units that this one does.
         layers: Called with the energies, widths and errors of layers as they become known: first
             with those of earlier attempts, then with those of units done here or by others.
+        task_downloads: Whether lm-evaluation-harness may read data of its own tasks from a hub.
 
     Returns:
         The report that was published with the checkpoint.
@@ -99,7 +101,7 @@ def prune(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    order = Order(spec, workspace, scratch, open_store)
+    order = Order(spec, workspace, scratch, open_store, task_downloads)
     with _running(order, progress, stop, finished, reservations, layers) as run:
         output = open_store(spec.output.uri_prefix)
 
@@ -128,6 +130,7 @@ def assist(
     stop: StopSignal | None = None,
     finished: UnitSink = ignore_unit,
     patience_seconds: float = PATIENCE_SECONDS,
+    task_downloads: bool = True,
 ) -> None:
     """Do units of a job that another process leads, which calls `prune` with the same workspace.
 
@@ -144,11 +147,12 @@ def assist(
         stop: As for `prune`.
         finished: Called with each unit that was done here.
         patience_seconds: How long to wait for something to do.
+        task_downloads: As for `prune`.
 
     Raises:
         StrucPruneError: see `errors`.
     """
-    order = Order(spec, workspace, scratch, open_store)
+    order = Order(spec, workspace, scratch, open_store, task_downloads)
     with _running(order, progress, stop, finished, reservations) as run:
         _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
 

@@ -41,6 +41,8 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+TaskName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\s,/\\]*$")]
+
 Energy = Literal["kl_probe", "gradient", "forward"]
 
 
@@ -504,6 +506,45 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
+    tasks: list[TaskName] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Tasks of lm-evaluation-harness to judge by, before and after: by the "
+        "harness's names, or of `task_files`.",
+    )
+    task_files: Uri | None = Field(
+        default=None,
+        description="Prefix with task files, `NAME.yaml` and its data: tasks named there come from "
+        "there.",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Documents of each task, from the first; all if null.",
+    )
+    num_fewshot: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Examples before each document of a task; null: as the task says.",
+    )
+    min_task_retention: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="The job fails, and publishes nothing, if less of the dense model's accuracy "
+        "on the tasks above chance is kept.",
+    )
+
+    @model_validator(mode="after")
+    def _tasks_belong_together(self) -> EvaluationSpec:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks names a task twice")
+        for name in ("task_files", "limit", "num_fewshot", "min_task_retention"):
+            if getattr(self, name) is not None and not self.tasks:
+                raise ValueError(f"{name} is about tasks: name some in tasks, or leave it out")
+        return self
 
 
 class RuntimeSpec(_Strict):
@@ -564,6 +605,11 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    @property
+    def judges_by_tasks(self) -> bool:
+        """Whether both models are judged by tasks."""
+        return self.evaluation is not None and bool(self.evaluation.tasks)
+
     def result_fingerprint(self) -> str:
         """SHA-256 (hex) over the fields that determine the result.
 
@@ -572,6 +618,10 @@ class JobSpec(_Strict):
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.evaluation is not None and not self.evaluation.tasks:
+            # As before there were tasks, so that workspaces of such jobs stay usable.
+            for name in ("tasks", "task_files", "limit", "num_fewshot", "min_task_retention"):
+                del relevant["evaluation"][name]
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

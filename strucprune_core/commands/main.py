@@ -458,8 +458,17 @@ def _print_summary(report: Report, output: str) -> None:
         rows.append(("KV cache bytes per token", cached, left, ",.0f"))
     if report.perplexity is not None:
         rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
+    if report.tasks is not None:
+        for before_task, after_task in zip(report.tasks.dense, report.tasks.pruned, strict=True):
+            for was, now in zip(before_task.metrics, after_task.metrics, strict=True):
+                rows.append((f"{before_task.task} {was.name}", was.value, now.value, ".4f"))
     for name, dense, pruned, style in rows:
-        table.add_row(name, format(dense, style), format(pruned, style), f"{pruned / dense:.3f}")
+        table.add_row(
+            name,
+            format(dense, style),
+            format(pruned, style),
+            f"{pruned / dense:.3f}" if dense else "",
+        )
     console = Console()
     console.print(table)
     gone = report.sparsity

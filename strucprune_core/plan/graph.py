@@ -11,6 +11,7 @@
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
+    weights ─ tasks.dense (optional; tasks.pruned after it, beside evaluate.pruned)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
 
@@ -75,6 +76,7 @@ from strucprune_core.run.artifacts import (
     Route,
     Select,
     Solve,
+    Tasks,
     Tokens,
     Trial,
     Verify,
@@ -93,6 +95,7 @@ PROBE_GROUP_LAYERS = 8
 DISTILL_UNIT_STEPS = 10
 
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
+TASK_FILES = "evaluation.task_files"
 """The fields that name a job's texts."""
 
 
@@ -137,8 +140,14 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    if unit in (Evaluate("pruned").unit, Report().unit):
+    if unit == Tasks("dense").unit:
+        return (TASK_FILES,)
+    if unit == Tasks("pruned").unit:
+        return (CALIBRATION, TASK_FILES)
+    if unit == Evaluate("pruned").unit:
         return (CALIBRATION, EVALUATION)
+    if unit == Report().unit:
+        return (CALIBRATION, EVALUATION, TASK_FILES)
     return (CALIBRATION,)
 
 
@@ -174,6 +183,7 @@ def build_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
@@ -193,6 +203,7 @@ def build_graph(
         shards: Of each file of the pruned checkpoint, the layers whose solutions it holds.
         energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
@@ -209,7 +220,7 @@ def build_graph(
     checkpoint = _checkpoint_files(shards)
     exported = {each: _export_files(each, layers, export_shards) for each in exports}
     units = [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, tasks=tasks),
         *_calibration(layers, sites=sites),
         *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
         *(_solve(layer, sites=sites) for layer in range(layers)),
@@ -223,6 +234,7 @@ def build_graph(
     writers = [_write(file, held, solutions) for file, held in every_file]
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        *([_tasks_of_pruned(checkpoint)] if tasks else ()),
         _judge(Verify(), solutions, checkpoint),
         *(_judge(Check(each), solutions, files) for each, files in exported.items()),
     ]
@@ -236,6 +248,7 @@ def build_experts_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     repair: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
@@ -245,6 +258,7 @@ def build_experts_graph(
         shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
         energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         repair: Whether the experts that stay are repaired.
     """
     probes = _expert_probes(layers) if energy == "kl_probe" else []
@@ -259,10 +273,11 @@ def build_experts_graph(
     divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        *([_tasks_of_pruned(checkpoint)] if tasks else ()),
         _judge(Verify(), repaired, checkpoint),
     ]
     return [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, tasks=tasks),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
         *probes,
@@ -324,7 +339,7 @@ def _unit(
     return Unit(artifacts.unit, phase, tuple(before), reads, tuple(releases))
 
 
-def _inspection(*, evaluate: bool) -> list[Unit]:
+def _inspection(*, evaluate: bool, tasks: bool) -> list[Unit]:
     """What is checked and read before any heavy work."""
     check = [ModelCheck().unit]
     units = [_unit(ModelCheck(), Phase.INSPECTING)]
@@ -336,6 +351,8 @@ def _inspection(*, evaluate: bool) -> list[Unit]:
         windows = EvaluationTokens().evaluation
         after = [Weights().unit]
         units.append(_unit(Evaluate("dense"), Phase.EVALUATING, after=after, reads=[windows]))
+    if tasks:
+        units.append(_unit(Tasks("dense"), Phase.EVALUATING, after=[Weights().unit]))
     return units
 
 
@@ -578,6 +595,12 @@ def _evaluate_pruned(checkpoint: Iterable[Written]) -> Unit:
     reads = [EvaluationTokens().evaluation, *(file.written for file in checkpoint)]
     after = [Evaluate("dense").unit]
     return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
+
+
+def _tasks_of_pruned(checkpoint: Iterable[Written]) -> Unit:
+    """Judge the written files by tasks."""
+    reads = [file.written for file in checkpoint]
+    return _unit(Tasks("pruned"), Phase.EVALUATING, after=[Tasks("dense").unit], reads=reads)
 
 
 def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:

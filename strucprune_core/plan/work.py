@@ -37,6 +37,7 @@ from strucprune_core.plan.graph import (
 from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
+from strucprune_core.plan.task_memory import task_tokens
 from strucprune_core.spec import JobSpec
 
 
@@ -64,6 +65,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    passes += 1 if spec.judges_by_tasks else 0
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
@@ -104,6 +106,7 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
+            tasks=spec.judges_by_tasks,
             repair=spec.pruning.expert_repair,
         )
     else:
@@ -124,6 +127,7 @@ def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
+        tasks=spec.judges_by_tasks,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
@@ -244,6 +248,8 @@ class _Work:
             judged = self._spec.evaluation
             tokens = judged.sequences * judged.sequence_length
             return {"evaluation": tokens * (self._body + self._head)}
+        if unit.kind == "tasks":
+            return {"evaluation": task_tokens(self._spec) * (self._body + self._head)}
         if unit.kind == "verify":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (self._body + self._head)}

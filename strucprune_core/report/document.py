@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 # Names of the documents in an output, next to the files of the checkpoint.
 REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
@@ -300,6 +300,21 @@ class TaskScores(_Part):
         return next((by_name[name] for name in names if name in by_name), None)
 
 
+class TasksSummary(_Part):
+    """What both models made of the tasks, task by task in the same order."""
+
+    harness: str = Field(description="Release of lm-evaluation-harness.")
+    dense: list[TaskScores]
+    pruned: list[TaskScores]
+    retention: float | None = Field(
+        description="Share of the dense model's accuracy above chance that is kept, over tasks at "
+        "which the dense model is above chance by two standard errors; null: there are none."
+    )
+    cut_requests: int = Field(
+        description="Requests that were longer than the context and lost their beginning."
+    )
+
+
 class CalibrationSummary(_Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
@@ -413,6 +428,7 @@ class Report(_Part):
         default=None, description="Null: of a report before 1.1."
     )
     perplexity: PerplexitySummary | None
+    tasks: TasksSummary | None = Field(default=None, description="Null: not asked for.")
     memory: MemorySummary
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(

@@ -724,6 +724,30 @@ class Evaluate(ValuedArtifacts[EvaluateValues]):
     model: Literal["dense", "pruned"]
 
 
+@dataclass(frozen=True, slots=True)
+class TasksValues:
+    """Scores on tasks.
+
+    Attributes:
+        harness: Release of lm-evaluation-harness.
+        scores: For each task the fields of `report.document.TaskScores`.
+        cut_requests: Requests that were too long and lost their beginning.
+    """
+
+    harness: str
+    scores: list[dict[str, Any]]
+    cut_requests: int
+
+
+@dataclass(frozen=True)
+class Tasks(ValuedArtifacts[TasksValues]):
+    """`tasks.dense`, `tasks.pruned`: what one model makes of the tasks."""
+
+    kind = "tasks"
+    values_type = TasksValues
+    model: Literal["dense", "pruned"]
+
+
 @dataclass(frozen=True)
 class Verify(ValuedArtifacts[ReloadValues]):
     """`verify`: the pruned checkpoint in transformers."""

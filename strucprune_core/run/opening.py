@@ -45,12 +45,14 @@ class Order:
         workspace: Where finished units are kept.
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     spec: JobSpec
     workspace: Store
     scratch: Path
     open_store: Callable[[str], Store]
+    task_downloads: bool = True
 
 
 @contextmanager
@@ -71,7 +73,11 @@ def opened(
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
     facts = inspect_job(
-        spec, order.open_store, check_output=False, workspace=order.workspace.uri
+        spec,
+        order.open_store,
+        check_output=False,
+        workspace=order.workspace.uri,
+        task_downloads=order.task_downloads,
     ).model
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = replace(facts, index=with_tokenizer(facts.index))
@@ -97,6 +103,7 @@ def opened(
             tick=meter.tick,
             safe_point=meter.safe_point,
             plan=plan_job(spec, config),
+            task_downloads=order.task_downloads,
         )
         yield job, memory
 

@@ -13,14 +13,13 @@ from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
 from strucprune_core.evaluation.tasks.answers import Answers
-from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device
 from strucprune_core.models.forward import Tick
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.plan.inspection import read_model
-from strucprune_core.plan.task_memory import CONTEXT_TOKENS
+from strucprune_core.plan.task_memory import CONTEXT_TOKENS, context_of
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.storage.open import open_store, pinned
 
@@ -82,11 +81,6 @@ def answers_of(
         if tokenizer.tokens.end is not None:
             ends |= {tokenizer.tokens.end}
         yield Answers(stream, tokenizer, scratch, context_tokens, ends, tick)
-
-
-def context_of(config: ModelConfig, most: int) -> int:
-    """Most tokens of a request: no more than the model has positions for."""
-    return min(most, config.max_position_embeddings)
 
 
 def end_tokens(config: dict[str, Any]) -> frozenset[int]:

@@ -6,7 +6,6 @@ The harness is imported here and in `harness_model` only: it takes seconds and 2
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -20,10 +19,11 @@ from typing import Any
 from strucprune_core.errors import InvalidSpec, StrucPruneError
 from strucprune_core.evaluation.tasks.answers import FIELD, Answers
 from strucprune_core.evaluation.tasks.installed import check_installed
+from strucprune_core.plan.tasks import unknown_task
 from strucprune_core.report.document import TaskMetric, TaskScores
 
-# Draws for standard errors that have no formula (perplexity), which give them to a few per cent. The
-# harness takes 100,000, which needs more processor time than a small model.
+# Draws for standard errors that have no formula (perplexity), which give them to a few per cent.
+# The harness takes 100,000, which needs more processor time than a small model.
 BOOTSTRAP_DRAWS = 1000
 _SEED = 1234
 _log = logging.getLogger(__name__)
@@ -85,17 +85,6 @@ def _loaded(names: Sequence[str]) -> list[Any]:
             remedy="Check that its data can be downloaded or is in the cache of the hub, or use "
             "task files.",
         ) from error
-
-
-def unknown_task(name: str, known: Sequence[str]) -> InvalidSpec:
-    """The error for a name that the harness does not have."""
-    close = difflib.get_close_matches(name, known, 3)
-    hint = f" Did you mean {' or '.join(close)}?" if close else ""
-    return InvalidSpec(
-        f"lm-evaluation-harness has no task {name[:100]!r}",
-        field=FIELD,
-        remedy=f"Use a name that `lm-eval ls tasks` lists.{hint}",
-    )
 
 
 def _check_examples(tasks: Sequence[Any], num_fewshot: int | None) -> None:

@@ -55,9 +55,11 @@ def test_it_encodes_and_decodes_as_the_library(
 
 
 def test_texts_that_are_no_unicode_are_refused(tiny_model: Path) -> None:
-    with TokenizerSession(index_of(tiny_model), rows(tiny_model)) as session:
-        with pytest.raises(InvalidText, match="not valid Unicode"):
-            session.encode(["\ud800"])
+    with (
+        TokenizerSession(index_of(tiny_model), rows(tiny_model)) as session,
+        pytest.raises(InvalidText, match="not valid Unicode"),
+    ):
+        session.encode(["\ud800"])
 
 
 def test_a_hostile_tokenizer_ends_its_process_only(
@@ -69,9 +71,11 @@ def test_a_hostile_tokenizer_ends_its_process_only(
     path.write_text(json.dumps(tokenizer))
     limits = TextLimits(seconds=3.0, seconds_per_mib=1.0)
     monkeypatch.setattr(tokenizer_session, "LIMITS", limits)
-    with TokenizerSession(index_of(model), rows(model)) as session:
-        with pytest.raises(InvalidCheckpoint, match=r"a prompt was tokenised|fails on the text"):
-            session.encode([("a" * 40 + "b") * 3])
+    with (
+        TokenizerSession(index_of(model), rows(model)) as session,
+        pytest.raises(InvalidCheckpoint, match=r"a prompt was tokenised|fails on the text"),
+    ):
+        session.encode([("a" * 40 + "b") * 3])
 
 
 def test_a_broken_tokenizer_is_named(model: Path) -> None:
@@ -81,6 +85,8 @@ def test_a_broken_tokenizer_is_named(model: Path) -> None:
 
 
 def test_ids_are_within_the_model(tiny_model: Path) -> None:
-    with TokenizerSession(index_of(tiny_model), 100) as session:
-        with pytest.raises(InvalidCheckpoint, match="vocabulary of 100"):
-            session.encode(["The model writes"])
+    with (
+        TokenizerSession(index_of(tiny_model), 100) as session,
+        pytest.raises(InvalidCheckpoint, match="vocabulary of 100"),
+    ):
+        session.encode(["The model writes"])

@@ -12,8 +12,9 @@ import pytest
 
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, InvalidText
 from strucprune_core.evaluation.tasks.answers import Answers, AnswerSettings, rolling_windows
-from strucprune_core.evaluation.tasks.opened import context_of, end_tokens, open_answers
+from strucprune_core.evaluation.tasks.opened import end_tokens, open_answers
 from strucprune_core.evaluation.tasks.scoring import Continuation
+from strucprune_core.plan.task_memory import context_of
 
 instance = pytest.importorskip("lm_eval.api.instance")
 

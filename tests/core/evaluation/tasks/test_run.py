@@ -111,8 +111,8 @@ def test_examples_come_before_documents(answers: Answers, files: Path) -> None:
     assert again == examples
 
 
-def test_an_unknown_task_is_named(answers: Answers) -> None:
-    from strucprune_core.evaluation.tasks.run import unknown_task
+def test_an_unknown_task_is_named() -> None:
+    from strucprune_core.plan.tasks import unknown_task
 
     error = unknown_task("pica", ["piqa", "arc_easy"])
     assert "Did you mean piqa?" in str(error)
@@ -126,9 +126,11 @@ def test_a_stop_is_no_failure_of_the_task(tiny_model: Path, files: Path) -> None
         if next(ticks) > 3:
             raise Stopped("now")
 
-    with pytest.raises(Stopped):
-        with open_answers(str(tiny_model), device="cpu", tick=stop) as opened:
-            scores(opened, files, "everyday")
+    with (
+        pytest.raises(Stopped),
+        open_answers(str(tiny_model), device="cpu", tick=stop) as opened,
+    ):
+        scores(opened, files, "everyday")
 
 
 def test_requests_that_are_cut_are_told(
