@@ -20,7 +20,7 @@ from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
 from strucprune_core.pipeline import assist, prune
-from strucprune_core.report.document import Report
+from strucprune_core.report.document import Report, TaskScores
 from strucprune_core.run.layer_updates import LayerUpdate, as_columns
 from strucprune_core.run.progress import FinishedUnit, Progress
 from strucprune_core.run.reservations import ALONE
@@ -80,6 +80,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 stop=stop,
                 finished=count,
                 reservations=reservations,
+                task_downloads=request.task_downloads,
             )
             return EXIT_DONE
         report = prune(
@@ -92,6 +93,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             finished=count,
             reservations=reservations if request.part == "lead" else ALONE,
             layers=report_layers,
+            task_downloads=request.task_downloads,
         )
     except Stopped:
         return EXIT_STOPPED
@@ -122,6 +124,12 @@ def summary_of(report: Report) -> dict[str, Any]:
             "after": perplexity.after,
             "ratio": perplexity.ratio,
         },
+        "tasks": report.tasks
+        and {
+            "retention": report.tasks.retention,
+            "dense": [_short(each) for each in report.tasks.dense],
+            "pruned": [_short(each) for each in report.tasks.pruned],
+        },
         "sparsity": {
             "requested": report.sparsity.requested,
             "reached": report.sparsity.reached,
@@ -132,6 +140,17 @@ def summary_of(report: Report) -> dict[str, Any]:
             "device": report.memory.device_peak_bytes.measured,
         },
         "warnings": report.warnings[:MOST_WARNINGS],
+    }
+
+
+def _short(scores: TaskScores) -> dict[str, Any]:
+    """A task's metrics, without what only the report shows."""
+    return {
+        "task": scores.task,
+        "metrics": {
+            each.name: {"value": each.value, "standard_error": each.standard_error}
+            for each in scores.metrics
+        },
     }
 
 
