@@ -21,7 +21,11 @@ def job(**uris: str) -> JobSpec:
             "output": {"uri_prefix": uris.get("output", "s3://data/team/out")},
             "pruning": {"sparsity": 0.5},
             "calibration": {"uri": uris.get("text", "s3://data/team/text")},
-            "evaluation": {"uri": "s3://data/team/eval"},
+            "evaluation": {
+                "uri": "s3://data/team/eval",
+                "tasks": ["mine"],
+                "task_files": uris.get("tasks", "s3://data/team/tasks"),
+            },
         }
     )
 
@@ -145,11 +149,16 @@ ATTEMPTS = {
 
 
 @pytest.mark.parametrize("uri", ATTEMPTS.values(), ids=ATTEMPTS)
-@pytest.mark.parametrize("field", ["model", "output", "text"])
+@pytest.mark.parametrize("field", ["model", "output", "text", "tasks"])
 def test_attempts_to_leave_the_list(uri: str, field: str) -> None:
     """Each is refused, by the form of the URI or by the list."""
     settings = rules(allowed_prefixes={"acme": ["s3://data/team"]})
-    fields = {"model": "model.uri", "output": "output.uri_prefix", "text": "calibration.uri"}
+    fields = {
+        "model": "model.uri",
+        "output": "output.uri_prefix",
+        "text": "calibration.uri",
+        "tasks": "evaluation.task_files",
+    }
     try:
         spec = job(**{field: uri})
     except ValidationError:
