@@ -28,7 +28,11 @@ else, there are neither curves nor prices:
 
     capture.L-1 ── block_probe.g ── drop.1 ── drop.2 ── … ── allocate
 
-A job that removes experts solves nothing, and its graph is short:
+Experts beside channels are scored by `capture.l`, and numbers of them measured before `allocate`:
+
+    capture.L-1, price.1 ── expert_probe ── allocate ── solve.l ── divergence
+
+A job that removes experts alone solves nothing, and its graph is short:
 
     tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
                           └── probe.g (by choice) ──┘   └─ divergence
@@ -61,6 +65,7 @@ from strucprune_core.run.artifacts import (
     Embed,
     Evaluate,
     EvaluationTokens,
+    ExpertProbe,
     File,
     Gguf,
     Gradient,
@@ -75,6 +80,7 @@ from strucprune_core.run.artifacts import (
     Review,
     Route,
     Select,
+    Sizes,
     Solve,
     Tasks,
     Tokens,
@@ -94,6 +100,9 @@ PROBE_GROUP_LAYERS = 8
 # training and their moments.
 DISTILL_UNIT_STEPS = 10
 
+# Between a unit's name and the size that it is for.
+SIZE_MARK = "@"
+
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
 TASK_FILES = "evaluation.task_files"
 """The fields that name a job's texts."""
@@ -104,7 +113,8 @@ class Unit:
     """One piece of work.
 
     Attributes:
-        name: Unique; "capture.7" is the capture of layer 7.
+        name: Unique; "capture.7" is the capture of layer 7, "solve.7@0.3" the solve of that layer
+            for one of several sizes (`plan.sizes`).
         phase: The phase that its progress and time count towards.
         after: Units that must be finished before.
         reads: Files it needs.
@@ -120,12 +130,12 @@ class Unit:
     @property
     def kind(self) -> str:
         """What is done: "capture" of "capture.7"."""
-        return self.name.partition(".")[0]
+        return plain_name(self.name).partition(".")[0]
 
     @property
     def index(self) -> int:
         """The layer, group, shard or (of a price) round; -1 for units that have none."""
-        suffix = self.name.rpartition(".")[2]
+        suffix = plain_name(self.name).rpartition(".")[2]
         return int(suffix) if suffix.isdigit() else -1
 
     @property
@@ -133,9 +143,20 @@ class Unit:
         """Of trials and reviews, in which round, from 1: 2 of "trial.2.7"."""
         return int(self.name.split(".")[1])
 
+    @property
+    def size(self) -> str:
+        """The label of the size that it is for; "" if it is for all, or there is one."""
+        return self.name.partition(SIZE_MARK)[2]
+
+
+def plain_name(unit: str) -> str:
+    """A unit's name without the size that it is for."""
+    return unit.partition(SIZE_MARK)[0]
+
 
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
+    unit = plain_name(unit)
     if unit in (ModelCheck().unit, Weights().unit):
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
@@ -146,7 +167,7 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return (CALIBRATION, TASK_FILES)
     if unit == Evaluate("pruned").unit:
         return (CALIBRATION, EVALUATION)
-    if unit == Report().unit:
+    if unit in (Report().unit, Sizes().unit):
         return (CALIBRATION, EVALUATION, TASK_FILES)
     return (CALIBRATION,)
 
@@ -192,6 +213,7 @@ def build_graph(
     blocks: int = 0,
     sites: bool = True,
     refit: bool = False,
+    experts: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -212,6 +234,7 @@ def build_graph(
         blocks: The most blocks that go whole.
         sites: Whether anything but whole blocks is removed.
         refit: Whether matrices behind removed blocks are solved again.
+        experts: Whether experts go beside sites.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
@@ -222,7 +245,15 @@ def build_graph(
     units = [
         *_inspection(evaluate=evaluate, tasks=tasks),
         *_calibration(layers, sites=sites),
-        *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
+        *_allocation(
+            layers,
+            energy,
+            rounds,
+            distill=distill_steps > 0,
+            blocks=blocks,
+            sites=sites,
+            experts=experts,
+        ),
         *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
         *(_refits(layers) if refit else ()),
@@ -238,6 +269,8 @@ def build_graph(
         _judge(Verify(), solutions, checkpoint),
         *(_judge(Check(each), solutions, files) for each, files in exported.items()),
     ]
+    if experts:
+        judges.insert(0, _divergence(Capture(layers - 1).hidden, [Allocate().unit], solutions))
     report = _report(judges, [file for file, _ in every_file])
     return [*_as_soon_as_possible(units, writers), *judges, report]
 
@@ -266,11 +299,9 @@ def build_experts_graph(
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
-    dense = Route(layers - 1).hidden
     repairs = [_repair(layer) for layer in range(layers)] if repair else []
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
-    reads = [windows, dense, *repaired]
-    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
+    divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
         *([_evaluate_pruned(checkpoint)] if evaluate else ()),
         *([_tasks_of_pruned(checkpoint)] if tasks else ()),
@@ -301,6 +332,12 @@ def build_experts_graph(
         *judges,
         _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _divergence(dense: File, after: Iterable[str], solutions: Iterable[File]) -> Unit:
+    """Compare the model without experts with what the dense one made of the text."""
+    reads = [Tokens().calibration, dense, *solutions]
+    return _unit(Divergence(), Phase.ALLOCATING, after=after, reads=reads, releases=[dense])
 
 
 def _expert_probes(layers: int) -> list[Unit]:
@@ -376,23 +413,39 @@ def _curve(layer: int) -> Unit:
 
 
 def _allocation(
-    layers: int, energy: Energy, rounds: int, *, distill: bool, blocks: int, sites: bool
+    layers: int,
+    energy: Energy,
+    rounds: int,
+    *,
+    distill: bool,
+    blocks: int,
+    sites: bool,
+    experts: bool,
 ) -> list[Unit]:
     """Measure energies, set the price in rounds, and measure blocks."""
     if not sites:
         dropped = _drops(blocks, layers, [])
-        return [*dropped, _allocate(0, layers, dropped, distill=distill)]
+        return [*dropped, _allocate(0, layers, dropped, keeps_dense=distill)]
     measured = _energies(energy, layers)
     units = [*measured, _price(1, layers, measured)]
     if blocks:
         units += _drops(blocks, layers, [units[-1]])
+    if experts:
+        units.append(_expert_probe(layers, units[-1]))
     for number in range(1, rounds + 1):
         if rounds > 1:
             units += [_trial(number, layer, layers) for layer in range(layers)]
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, reviews)]
-    return [*units, _allocate(rounds, layers, units[-1:] if blocks else [], distill=distill)]
+    last = units[-1:] if blocks or experts else []
+    return [*units, _allocate(rounds, layers, last, keeps_dense=distill or experts)]
+
+
+def _expert_probe(layers: int, after: Unit) -> Unit:
+    """Measure the dense model with fewer and fewer experts."""
+    reads = [Capture(layers - 1).hidden, Capture(0).probe_input]
+    return _unit(ExpertProbe(), Phase.ALLOCATING, after=[after.name], reads=reads)
 
 
 def _drops(blocks: int, layers: int, after: list[Unit]) -> list[Unit]:
@@ -489,18 +542,18 @@ def _streams(number: int, layers: int) -> list[File]:
     return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
-def _allocate(rounds: int, layers: int, dropped: list[Unit], *, distill: bool) -> Unit:
-    """Choose a round, and blocks. Distillation still needs what the dense model made of the text.
+def _allocate(rounds: int, layers: int, dropped: list[Unit], *, keeps_dense: bool) -> Unit:
+    """Choose a round, and blocks or a number of experts.
 
     Args:
         rounds: Times the price was set; 0 if blocks alone are removed.
         layers: Decoder layers.
-        dropped: The steps of removing blocks.
-        distill: Whether the model is trained as a whole.
+        dropped: The steps of removing blocks, or what measures numbers of experts.
+        keeps_dense: Whether what the dense model made of the text is needed afterwards.
     """
     after = [Price(number).unit for number in range(1, rounds + 1)]
     after += [unit.name for unit in dropped]
-    releases = [] if distill else [Capture(layers - 1).hidden]
+    releases = [] if keeps_dense else [Capture(layers - 1).hidden]
     if rounds > 1:
         after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
         releases += _streams(rounds, layers)
@@ -618,8 +671,8 @@ def _report(judges: list[Unit], files: Iterable[Written]) -> Unit:
 def publication(units: list[Unit]) -> Unit:
     """Publishing as a unit that is never finished: it reads what a complete job must have."""
     report = units[-1]
-    reads = (*report.reads, Report().json, Report().html)
-    return Unit("publish", Phase.COMMITTING, (report.name,), reads)
+    documents = (File(report.name, name) for name in (Report.json, Report.html, Report.card))
+    return Unit("publish", Phase.COMMITTING, (report.name,), (*report.reads, *documents))
 
 
 def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:

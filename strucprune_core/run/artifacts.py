@@ -191,10 +191,33 @@ class Embed(Artifacts):
 
 
 @dataclass(frozen=True, slots=True)
+class RouteValues:
+    """What a layer's experts do with the calibration text; lists by expert, empty without experts.
+
+    Attributes:
+        tokens: Tokens that reach an expert.
+        output_norm: Mean squared norm of its output on these; 0 if there are none.
+        reap: Mean of that norm times the router's weight.
+        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
+    """
+
+    tokens: list[int]
+    output_norm: list[float]
+    reap: list[float]
+    damage: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureValues:
-    """Statistics of a layer's sites, by the site's name."""
+    """Statistics of a layer's sites, by the site's name.
+
+    Attributes:
+        sites: These.
+        experts: What its experts do, of a job that removes some beside sites.
+    """
 
     sites: dict[str, SiteStatistics]
+    experts: RouteValues | None = None
 
 
 @dataclass(frozen=True)
@@ -227,23 +250,6 @@ class Curve(Artifacts):
 
 
 # Experts.
-
-
-@dataclass(frozen=True, slots=True)
-class RouteValues:
-    """What a layer's experts do with the calibration text; lists by expert, empty without experts.
-
-    Attributes:
-        tokens: Tokens that reach an expert.
-        output_norm: Mean squared norm of its output on these; 0 if there are none.
-        reap: Mean of that norm times the router's weight.
-        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
-    """
-
-    tokens: list[int]
-    output_norm: list[float]
-    reap: list[float]
-    damage: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -335,6 +341,26 @@ class Divergence(ValuedArtifacts[DivergenceValues]):
 
     kind = "divergence"
     values_type = DivergenceValues
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertProbeValues:
+    """Numbers of experts beside sites.
+
+    Attributes:
+        losses: (steps, mean KL divergence per token from the dense model, in nats). A step takes
+            one expert of each group from every layer.
+    """
+
+    losses: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ExpertProbe(ValuedArtifacts[ExpertProbeValues]):
+    """`expert_probe`: the dense model with fewer and fewer experts in every layer."""
+
+    kind = "expert_probe"
+    values_type = ExpertProbeValues
 
 
 # Blocks.
@@ -501,11 +527,15 @@ class AllocateValues(PriceValues):
         round: Which round's, from 1.
         kls: Of each round's model; empty if there was only one.
         blocks: Blocks that go whole, in the order of their removal.
+        experts: By layer the experts that stay, of a job that removes some beside sites.
+        expert_loss: Mean KL divergence per token of the dense model without the others.
     """
 
     round: int
     kls: list[float]
     blocks: list[BlockLoss] = field(default_factory=list)
+    experts: list[list[int]] = field(default_factory=list)
+    expert_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -710,9 +740,15 @@ Written = Assemble | Gguf | BlockConfigs
 
 @dataclass(frozen=True, slots=True)
 class EvaluateValues:
-    """Perplexity on the evaluation text."""
+    """Perplexity on the evaluation text.
+
+    Attributes:
+        perplexity: Of the model.
+        rejected: Of one of several sizes, why it is not published.
+    """
 
     perplexity: float
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -732,11 +768,13 @@ class TasksValues:
         harness: Release of lm-evaluation-harness.
         scores: For each task the fields of `report.document.TaskScores`.
         cut_requests: Requests that were too long and lost their beginning.
+        rejected: Why this size of several is not published; None if it is.
     """
 
     harness: str
     scores: list[dict[str, Any]]
     cut_requests: int
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -774,3 +812,10 @@ class Report(Artifacts):
     json = _FileName(REPORT_JSON)
     html = _FileName(REPORT_HTML)
     card = _FileName(MODEL_CARD)
+
+
+@dataclass(frozen=True)
+class Sizes(Artifacts):
+    """`sizes`: documents on all sizes of a job that has several, under the names of `Report`."""
+
+    kind = "sizes"

@@ -31,10 +31,10 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
-from strucprune_core.run.workspace import Workspace
 from strucprune_core.scratch.mapped_matrix import ScratchMatrices
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -42,10 +42,11 @@ from strucprune_core.storage.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """One pruning job while it runs.
+    """One pruning job while it runs; of several sizes the job of one.
 
     Attributes:
         spec: What was asked for.
+        size: Its label among several sizes; "" if it is the only one.
         index: The dense checkpoint's layout.
         config: Its parsed config.
         reader: Its tensors by name.
@@ -62,10 +63,11 @@ class Job:
     """
 
     spec: JobSpec
+    size: str
     index: CheckpointIndex
     config: ModelConfig
     reader: TensorReader
-    workspace: Workspace
+    workspace: FinishedUnits
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]
@@ -149,8 +151,13 @@ class Job:
 
     @property
     def removes_experts(self) -> bool:
-        """Whether whole experts are removed, and nothing else."""
+        """Whether whole experts are removed."""
         return self.spec.pruning.removes_experts
+
+    @property
+    def removes_experts_alone(self) -> bool:
+        """Whether nothing else is."""
+        return self.spec.pruning.removes_experts_alone
 
     @property
     def repairs_experts(self) -> bool:
@@ -169,7 +176,7 @@ class Job:
     def shards(self) -> ShardPlan:
         """The files of the result."""
         config = with_drafting(self.config, self.spec.pruning)
-        if self.removes_experts and self.spec.pruning.layout == "uniform":
+        if self.removes_experts_alone and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
             count = kept_experts(self.spec.pruning, config)
             kept = first_experts(config, [count] * config.layers)
@@ -187,7 +194,7 @@ class Job:
     def graph(self) -> list[Unit]:
         """The job's units, in order."""
         exports, shards = self.spec.pruning.exports, self.shards
-        if self.removes_experts:
+        if self.removes_experts_alone:
             return build_experts_graph(
                 layers=self.config.layers,
                 shards=[
@@ -214,6 +221,7 @@ class Job:
             blocks=self.block_steps,
             sites=bool(self.planned),
             refit=self.refits,
+            experts=self.removes_experts,
         )
 
     def stored_dtype(self, name: str) -> str:

@@ -21,6 +21,7 @@ from strucprune_core.export.tokenizer_class import with_tokenizer_class
 from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.blocks import kept_layers
 from strucprune_core.models.drafting import says_no_drafting
+from strucprune_core.models.experts import routing_of, with_count
 from strucprune_core.models.pruned_shapes import family_of
 from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
@@ -55,8 +56,12 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
     dense = job.index.config
     if job.config.drafting and not pruned.config.drafting:
         dense = says_no_drafting(dense)
-    if job.removes_experts:
+    if job.removes_experts_alone:
         contents = expert_side_files(layout, dense, pruned.config)
+    elif job.removes_experts:
+        routing = routing_of(pruned.config)
+        dense = with_count(dense, routing, routing.experts)
+        contents = side_files(layout, dense, pruned.config)
     else:
         dense = with_layers(dense, job.config, kept_layers(pruned.config))
         if layout == "uniform" and job.spec.pruning.removes_blocks:
@@ -64,7 +69,7 @@ def pruned_checkpoint(job: Job) -> OverlayStore:
         else:
             contents = side_files(layout, dense, pruned.in_files)
     contents |= _copied_files(job)
-    if layouts.MODELLING_FILE in contents:
+    if layouts.is_renamed(contents, job.config.family):
         _name_tokenizer_class(job, contents)
     if len(job.shards.checkpoint) > 1:
         contents[SHARD_INDEX] = index_json(shards)
@@ -150,7 +155,7 @@ def _terms(job: Job) -> dict[str, bytes]:
 
 
 def _name_tokenizer_class(job: Job, contents: dict[str, bytes]) -> None:
-    """Let AutoTokenizer find the tokenizer of a model type that is not transformers' own."""
+    """Let AutoTokenizer find the dense model's tokenizer by another model type."""
     if TOKENIZER in contents:
         found = contents.get(TOKENIZER_CONFIG, b"{}")
         model_type = family_of(str(job.index.config.get("model_type")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from importlib.metadata import version
 
 from strucprune_core.errors import InvalidSpec, QualityCollapsed, naming_field
@@ -28,7 +29,7 @@ def tasks(job: Job, unit: Unit, draft: Draft) -> None:
     Raises:
         InvalidSpec: a task cannot be run, or the gate cannot judge by them.
         InvalidText: the data changed between the models.
-        QualityCollapsed: the pruned model keeps too little.
+        QualityCollapsed: the pruned model keeps too little, and there is no other size.
     """
     evaluation = job.spec.evaluation
     assert evaluation is not None  # noqa: S101 - else the graph has no such unit
@@ -39,7 +40,12 @@ def tasks(job: Job, unit: Unit, draft: Draft) -> None:
         found = _run(job, evaluation, reopened(job)[1])
         dense = job.units.values(Tasks("dense"))
         _check_same_requests(dense, found)
-        _check_kept(evaluation, dense, found)
+        try:
+            _check_kept(evaluation, dense, found)
+        except QualityCollapsed as error:
+            if not job.size:
+                raise
+            found = replace(found, rejected=error.message)  # The other sizes may be good.
     draft.record(found)
 
 
