@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report, TasksSummary
+from strucprune_core.report.document import Report, TaskMetric, TasksSummary
 from strucprune_core.report.front_matter import front_matter
 
 # A hub knows four relations: adapter, merge, quantized, finetune. No other covers weights of the
@@ -150,15 +150,17 @@ def _task_rows(tasks: TasksSummary) -> list[tuple[str, str, str]]:
     return [
         (
             f"{dense.task}, {was.name} ({dense.num_fewshot}-shot, {dense.documents:,} documents)",
-            *(
-                f"{each.value:.4f}"
-                + ("" if each.standard_error is None else f" ± {each.standard_error:.4f}")
-                for each in (was, now)
-            ),
+            _metric(was),
+            _metric(now),
         )
         for dense, pruned in zip(tasks.dense, tasks.pruned, strict=True)
         for was, now in zip(dense.metrics, pruned.metrics, strict=True)
     ]
+
+
+def _metric(metric: TaskMetric) -> str:
+    error = metric.standard_error
+    return f"{metric.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _loading(way: Loading) -> str:

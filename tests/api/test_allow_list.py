@@ -103,7 +103,13 @@ def test_local_paths_where_allowed(tmp_path: Path) -> None:
 
 def test_a_list_for_some_refuses_all_others() -> None:
     """A mistyped tenant must not open everything to the one that was meant."""
-    everything = ["model.uri", "output.uri_prefix", "calibration.uri", "evaluation.uri"]
+    everything = [
+        "model.uri",
+        "output.uri_prefix",
+        "calibration.uri",
+        "evaluation.uri",
+        "evaluation.task_files",
+    ]
     assert refused(job(), rules(allowed_prefixes={"acne": ["s3://data/team"]})) == everything
     assert refused(job(), rules(allowed_prefixes={"acme": []})) == everything
 
@@ -241,6 +247,7 @@ def test_a_hub_is_allowed_by_patterns() -> None:
         "output.uri_prefix",
         "calibration.uri",
         "evaluation.uri",
+        "evaluation.task_files",
     ]
 
 

@@ -294,15 +294,16 @@ def test_tasks_use_a_hub_only_where_they_may(
 
 
 def test_a_service_downloads_no_data_of_tasks_by_default(
-    client: TestClient, body: dict[str, Any], tmp_path: Path
+    client: TestClient, body: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """And a task file is parsed by the helper, from its prefix."""
     body["evaluation"] = {**judged_by(body), "tasks": ["piqa"]}
     (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
     assert issue["pointer"] == "/evaluation/tasks"
-    assert "STRUCPRUNE_TASK_DOWNLOADS" in issue["remedy"]
-    (tmp_path / "piqa.yaml").write_text("task: piqa\ndoc_to_text: !function os.system\n")
-    body["evaluation"]["task_files"] = str(tmp_path)
+    assert "STRUCPRUNE_TASK_DOWNLOADS" in str(issue)
+    files = tmp_path_factory.mktemp("tasks")
+    (files / "piqa.yaml").write_text("task: piqa\ndoc_to_text: !function os.system\n")
+    body["evaluation"]["task_files"] = str(files)
     (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
     assert issue["pointer"] == "/evaluation/task_files"
     assert "names code" in str(issue)

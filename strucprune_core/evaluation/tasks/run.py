@@ -19,6 +19,7 @@ from typing import Any
 from strucprune_core.errors import InvalidSpec, StrucPruneError
 from strucprune_core.evaluation.tasks.answers import FIELD, Answers
 from strucprune_core.evaluation.tasks.installed import check_installed
+from strucprune_core.evaluation.tasks.task_files import OwnTask
 from strucprune_core.plan.tasks import unknown_task
 from strucprune_core.report.document import TaskMetric, TaskScores
 
@@ -35,7 +36,7 @@ def run_tasks(
     *,
     limit: int | None,
     num_fewshot: int | None,
-    own: Sequence[Any] = (),
+    own: Sequence[OwnTask] = (),
 ) -> list[TaskScores]:
     """Scores of a model, task by task.
 
@@ -44,7 +45,7 @@ def run_tasks(
         names: Tasks, groups and tags of the harness. It downloads what data they need.
         limit: Documents of each task, from the first; all if None.
         num_fewshot: Examples before each document; as the task says if None.
-        own: Further tasks, as objects of the harness.
+        own: Tasks of task files.
 
     Raises:
         InvalidSpec: a task is not known, cannot be prepared, or asks for what is not supported.
@@ -52,7 +53,7 @@ def run_tasks(
     """
     check_installed()
     with _quiet_harness():
-        loaded = [*_loaded(names), *own]
+        loaded = [*_loaded(names), *(each.as_harness_task() for each in own)]
         _check_examples(loaded, num_fewshot)
         results = _evaluated(answers, loaded, limit, num_fewshot)
     if answers.cut.requests:

@@ -61,6 +61,6 @@ def evaluate_tasks(
             names,
             limit=limit,
             num_fewshot=num_fewshot,
-            own=[task.as_harness_task() for task in own.values()],
+            own=list(own.values()),
         )
     return [each.model_dump(mode="json") for each in scores]

@@ -76,7 +76,7 @@ def _run(job: Job, evaluation: EvaluationSpec, stream: ModelStream) -> TasksValu
             names,
             limit=evaluation.limit,
             num_fewshot=evaluation.num_fewshot,
-            own=[task.as_harness_task() for task in own.values()],
+            own=list(own.values()),
         )
         cut = answers.cut.requests
     return TasksValues(version("lm_eval"), [each.model_dump(mode="json") for each in scores], cut)

@@ -10,8 +10,10 @@ import pytest
 
 from strucprune_core.errors import InvalidSpec, QualityCollapsed
 from strucprune_core.evaluation.tasks.opened import open_answers
+from strucprune_core.pipeline import run_job
 from strucprune_core.plan.inspection import examine_job, inspect_job
 from strucprune_core.report.document import Report
+from strucprune_core.report.sizes import SizesReport
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
@@ -117,6 +119,35 @@ def test_a_model_that_lost_too_much_is_not_published(
         run(spec, tmp_path)
     assert caught.value.field == "pruning.sparsity"
     assert files_of(tmp_path / "out") == {}
+
+
+def test_of_several_sizes_only_the_bad_one_is_rejected(
+    tmp_path: Path, tiny_model: Path, text_file: Path, liked: Path
+) -> None:
+    pytest.importorskip("lm_eval")
+    body = judged(
+        tiny_model,
+        text_file,
+        tmp_path / "out",
+        liked,
+        evaluation={"min_task_retention": 0.95},
+    ).model_dump(mode="json")
+    body["pruning"]["sizes"] = [0.02, 0.85]
+    del body["pruning"]["sparsity"]
+    report = run_job(
+        JobSpec.model_validate(body),
+        workspace=LocalStore(tmp_path / "workspace"),
+        scratch=tmp_path / "scratch",
+        open_store=open_local,
+    )
+    assert isinstance(report, SizesReport)
+    good, bad = report.sizes
+    assert good.task_retention is not None
+    assert bad.task_retention is not None
+    assert good.task_retention >= 0.95 > bad.task_retention
+    assert (good.rejected, good.folder) == (None, "0.02")
+    assert "above chance" in str(bad.rejected)
+    assert bad.folder is None
 
 
 def test_a_gate_that_chance_decides_is_refused_early(

@@ -14,7 +14,7 @@ import pytest
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.evaluation.tasks.answers import Answers
 from strucprune_core.evaluation.tasks.opened import open_answers
-from strucprune_core.evaluation.tasks.task_files import read_task_files
+from strucprune_core.evaluation.tasks.task_files import OwnTask, read_task_files
 from strucprune_core.report.document import TaskScores
 from strucprune_core.storage.local import LocalStore
 from tests.core.commands.calling import call, result_of
@@ -57,8 +57,8 @@ def answers(tiny_model: Path) -> Iterator[Answers]:
         yield opened
 
 
-def own(files: Path, *names: str) -> list[Any]:
-    return [task.as_harness_task() for task in read_task_files(LocalStore(files), names).values()]
+def own(files: Path, *names: str) -> list[OwnTask]:
+    return list(read_task_files(LocalStore(files), names).values())
 
 
 def scores(answers: Answers, files: Path, *names: str, **options: Any) -> list[TaskScores]:
@@ -81,7 +81,7 @@ def test_metrics_are_those_of_the_harness_s_own_backend(
     )
     wanted = lm_eval.simple_evaluate(
         model=reference,
-        tasks=own(files, *NAMES),
+        tasks=[each.as_harness_task() for each in own(files, *NAMES)],
         task_manager=TaskManager(include_defaults=False),
         limit=12,
         bootstrap_iters=1000,
