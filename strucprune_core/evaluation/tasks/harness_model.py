@@ -22,6 +22,8 @@ from strucprune_core.evaluation.tasks.answers import Answers
 from strucprune_core.evaluation.tasks.opened import open_answers
 from strucprune_core.plan.task_memory import CONTEXT_TOKENS
 
+_HARNESS_DEFAULT = "cuda:0"
+
 
 class AnsweringModel(LM):
     """What the harness calls, over `Answers`."""
@@ -49,7 +51,8 @@ class StreamedModel(AnsweringModel):
 
     Args:
         pretrained: Directory, s3 or hf URI.
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu" or "cuda". The harness's default, "cuda:0", is taken as "auto": it
+            names it on machines without a GPU, too.
         max_length: Most tokens of a request.
         micro_batch_tokens: Tokens pushed through a layer at a time.
         batch_size: Not used: requests are batched by their tokens.
@@ -69,7 +72,7 @@ class StreamedModel(AnsweringModel):
             answers = stack.enter_context(
                 open_answers(
                     pretrained,
-                    device=device or "auto",
+                    device="auto" if device is None or device == _HARNESS_DEFAULT else device,
                     context_tokens=int(max_length),
                     micro_batch_tokens=int(micro_batch_tokens),
                 )

@@ -167,7 +167,7 @@ def test_the_harness_s_command_finds_the_model(
         "from lm_eval.api.registry import get_model\n"
         "assert get_model('strucprune') is harness_model.StreamedModel\n"
         "model = get_model('strucprune').create_from_arg_string("
-        f"'pretrained={tiny_model},max_length=64', {{'batch_size': 1, 'device': None}})\n"
+        f"'pretrained={tiny_model},max_length=64', {{'batch_size': 1, 'device': 'cuda:0'}})\n"
         "print(len(model.loglikelihood([])))\n"
     )
     done = subprocess.run(
