@@ -51,6 +51,8 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+TaskName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\s,/\\]*$")]
+
 Energy = Literal["kl_probe", "gradient", "forward"]
 
 
@@ -631,6 +633,36 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
+    tasks: list[TaskName] = Field(
+        default_factory=list,
+        max_length=32,
+        description="Tasks of lm-evaluation-harness to judge by, before and after: by the "
+        "harness's names, or of `task_files`.",
+    )
+    task_files: Uri | None = Field(
+        default=None,
+        description="Prefix with task files, `NAME.yaml` and its data: tasks named there come from "
+        "there.",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Documents of each task, from the first; all if null.",
+    )
+    num_fewshot: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Examples before each document of a task; null: as the task says.",
+    )
+    min_task_retention: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="The job fails, and publishes nothing, if less of the dense model's accuracy "
+        "on the tasks above chance is kept.",
+    )
     samples: bool = Field(
         default=False,
         description="Show side by side how the dense and the pruned model continue prompts, with "
@@ -644,6 +676,15 @@ class EvaluationSpec(_Strict):
     sample_tokens: int = Field(
         default=48, ge=1, le=256, description="Most tokens of a sample; the text may end before."
     )
+
+    @model_validator(mode="after")
+    def _tasks_belong_together(self) -> EvaluationSpec:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks names a task twice")
+        for name in ("task_files", "limit", "num_fewshot", "min_task_retention"):
+            if getattr(self, name) is not None and not self.tasks:
+                raise ValueError(f"{name} is about tasks: name some in tasks, or leave it out")
+        return self
 
     @model_validator(mode="after")
     def _prompts_belong_to_samples(self) -> EvaluationSpec:
@@ -722,6 +763,11 @@ class JobSpec(_Strict):
         """What both models continue; nothing if samples are not asked for."""
         return () if self.evaluation is None else self.evaluation.sampled_prompts
 
+    @property
+    def judges_by_tasks(self) -> bool:
+        """Whether both models are judged by tasks."""
+        return self.evaluation is not None and bool(self.evaluation.tasks)
+
     def by_size(self) -> dict[str, JobSpec]:
         """The job of each size, by its label: as if it were the only one. "" where it is."""
         if not self.pruning.sizes:
@@ -747,6 +793,10 @@ class JobSpec(_Strict):
         if self.evaluation is not None and not self.evaluation.samples:
             for name in ("samples", "prompts", "sample_tokens"):
                 del relevant["evaluation"][name]  # As in versions that had no samples.
+        if self.evaluation is not None and not self.evaluation.tasks:
+            # As before there were tasks, so that workspaces of such jobs stay usable.
+            for name in ("tasks", "task_files", "limit", "num_fewshot", "min_task_retention"):
+                del relevant["evaluation"][name]
         if self.pruning.sizes:
             relevant["pruning"]["sizes"] = "several"
         else:

@@ -1,7 +1,7 @@
 """A model's tokenizer for many short texts, in the process that reads texts.
 
 A tokenizer's rules come with the model and are not trusted (see `text_process`). Prompts of tasks
-are encoded, and what a model writes is decoded, by one such process, which is asked again and again.
+are encoded, and what a model writes is decoded, by one such process, which is asked many times.
 """
 
 from __future__ import annotations

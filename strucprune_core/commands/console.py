@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
-from strucprune_core.report.document import SampleReport
+from strucprune_core.report.document import SampleReport, TaskScores
 from strucprune_core.report.visible_text import visible
 from strucprune_core.storage.uri import parse_uri
 
@@ -116,6 +116,23 @@ def show_samples(samples: Sequence[SampleReport]) -> None:
 
 def _one_line(text: str) -> str:
     return visible(text, keeping="")
+
+
+def show_tasks(scores: Sequence[TaskScores]) -> None:
+    """Print what a model made of tasks: a line for each metric."""
+    table = Table("task", "metric", "value", "standard error", "chance", "documents", box=None)
+    for each in scores:
+        for metric in each.metrics:
+            error = metric.standard_error
+            table.add_row(
+                each.task,
+                metric.name,
+                f"{metric.value:.4f}",
+                "" if error is None else f"{error:.4f}",
+                f"{each.chance:.2f}" if metric.name.startswith("acc") else "",
+                f"{each.documents:,} of {each.available_documents:,}",
+            )
+    Console().print(table)
 
 
 def show_estimate(result: dict[str, Any], as_json: bool) -> None:

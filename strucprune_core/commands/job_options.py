@@ -47,6 +47,11 @@ _NAMES: dict[Path_, str] = {
     ("evaluation", "max_perplexity_ratio"): "max-perplexity-ratio",
     ("evaluation", "prompts"): "prompt",
     ("evaluation", "sample_tokens"): "sample-tokens",
+    ("evaluation", "tasks"): "task",
+    ("evaluation", "task_files"): "task-files",
+    ("evaluation", "limit"): "task-limit",
+    ("evaluation", "num_fewshot"): "num-fewshot",
+    ("evaluation", "min_task_retention"): "min-task-retention",
     ("labels",): "label",
 }
 # Where the command says more than the field.

@@ -12,6 +12,7 @@
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     weights ─ samples.dense, assemble.s ─ samples.pruned (optional)
+    weights ─ tasks.dense (optional; tasks.pruned after it, beside evaluate.pruned)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                                                                     … ── report ── (publish)
 
@@ -83,6 +84,7 @@ from strucprune_core.run.artifacts import (
     Select,
     Sizes,
     Solve,
+    Tasks,
     Tokens,
     Trial,
     Verify,
@@ -104,6 +106,7 @@ DISTILL_UNIT_STEPS = 10
 SIZE_MARK = "@"
 
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
+TASK_FILES = "evaluation.task_files"
 """The fields that name a job's texts."""
 
 
@@ -160,8 +163,14 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    if unit in (Evaluate("pruned").unit, Report().unit, Sizes().unit):
+    if unit == Tasks("dense").unit:
+        return (TASK_FILES,)
+    if unit == Tasks("pruned").unit:
+        return (CALIBRATION, TASK_FILES)
+    if unit == Evaluate("pruned").unit:
         return (CALIBRATION, EVALUATION)
+    if unit in (Report().unit, Sizes().unit):
+        return (CALIBRATION, EVALUATION, TASK_FILES)
     return (CALIBRATION,)
 
 
@@ -197,6 +206,7 @@ def build_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
@@ -218,6 +228,7 @@ def build_graph(
         shards: Of each file of the pruned checkpoint, the layers whose solutions it holds.
         energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
@@ -236,7 +247,7 @@ def build_graph(
     checkpoint = _checkpoint_files(shards)
     exported = {each: _export_files(each, layers, export_shards) for each in exports}
     units = [
-        *_inspection(evaluate=evaluate, samples=samples),
+        *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
         *_calibration(layers, sites=sites),
         *_allocation(
             layers,
@@ -257,7 +268,7 @@ def build_graph(
     every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
     writers = [_write(file, held, solutions) for file, held in every_file]
     judges = [
-        *_pruned_on_its_own(checkpoint, evaluate=evaluate, samples=samples),
+        *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
         _judge(Verify(), solutions, checkpoint),
         *(_judge(Check(each), solutions, files) for each, files in exported.items()),
     ]
@@ -273,6 +284,7 @@ def build_experts_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     repair: bool = False,
     samples: bool = False,
 ) -> list[Unit]:
@@ -283,6 +295,7 @@ def build_experts_graph(
         shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
         energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         repair: Whether the experts that stay are repaired.
         samples: Whether both models continue prompts.
     """
@@ -295,11 +308,11 @@ def build_experts_graph(
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
     divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
-        *_pruned_on_its_own(checkpoint, evaluate=evaluate, samples=samples),
+        *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
         _judge(Verify(), repaired, checkpoint),
     ]
     return [
-        *_inspection(evaluate=evaluate, samples=samples),
+        *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
         *probes,
@@ -367,7 +380,7 @@ def _unit(
     return Unit(artifacts.unit, phase, tuple(before), reads, tuple(releases))
 
 
-def _inspection(*, evaluate: bool, samples: bool) -> list[Unit]:
+def _inspection(*, evaluate: bool, tasks: bool, samples: bool) -> list[Unit]:
     """What is checked and read before any heavy work."""
     check = [ModelCheck().unit]
     units = [_unit(ModelCheck(), Phase.INSPECTING)]
@@ -379,6 +392,8 @@ def _inspection(*, evaluate: bool, samples: bool) -> list[Unit]:
         windows = EvaluationTokens().evaluation
         after = [Weights().unit]
         units.append(_unit(Evaluate("dense"), Phase.EVALUATING, after=after, reads=[windows]))
+    if tasks:
+        units.append(_unit(Tasks("dense"), Phase.EVALUATING, after=[Weights().unit]))
     if samples:
         units.append(_unit(Samples("dense"), Phase.EVALUATING, after=[Weights().unit]))
     return units
@@ -635,12 +650,15 @@ def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
 
 
 def _pruned_on_its_own(
-    checkpoint: Iterable[Written], *, evaluate: bool, samples: bool
+    checkpoint: Iterable[Written], *, evaluate: bool, tasks: bool, samples: bool
 ) -> Iterator[Unit]:
     """What the written files are as a language model."""
     written = [file.written for file in checkpoint]
     if evaluate:
         yield _evaluate_pruned(written)
+    if tasks:
+        after = [Tasks("dense").unit]
+        yield _unit(Tasks("pruned"), Phase.EVALUATING, after=after, reads=written)
     if samples:
         after = [Samples("dense").unit]
         yield _unit(Samples("pruned"), Phase.EVALUATING, after=after, reads=written)

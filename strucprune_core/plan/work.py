@@ -40,6 +40,7 @@ from strucprune_core.plan.samples import passes_per_model, sampled_tokens
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
+from strucprune_core.plan.task_memory import task_tokens
 from strucprune_core.spec import JobSpec
 
 
@@ -67,6 +68,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     if spec.evaluation is not None:
         passes += 1
     passes += passes_per_model(spec, config)
+    passes += 1 if spec.judges_by_tasks else 0
     return passes * (body + ends) + partial + _read_again(spec, config, tiles)
 
 
@@ -135,6 +137,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
             samples=bool(spec.sampled_prompts),
+            tasks=spec.judges_by_tasks,
             repair=spec.pruning.expert_repair,
         )
     pruning = spec.pruning
@@ -148,6 +151,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
         samples=bool(spec.sampled_prompts),
+        tasks=spec.judges_by_tasks,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
@@ -273,6 +277,8 @@ class _Work:
             return {"evaluation": tokens * (self._body + self._head)}
         if unit.kind == "samples":
             return {"samples": sampled_tokens(self._spec) * (self._body + self._head)}
+        if unit.kind == "tasks":
+            return {"evaluation": task_tokens(self._spec) * (self._body + self._head)}
         if unit.kind == "verify":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (self._body + self._head)}

@@ -59,6 +59,7 @@ class Job:
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     spec: JobSpec
@@ -75,6 +76,7 @@ class Job:
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
+    task_downloads: bool = True
 
     @cached_property
     def units(self) -> UnitFiles:
@@ -203,6 +205,7 @@ class Job:
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
                 samples=bool(self.spec.sampled_prompts),
+                tasks=self.spec.judges_by_tasks,
             )
         block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
@@ -214,6 +217,7 @@ class Job:
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             samples=bool(self.spec.sampled_prompts),
+            tasks=self.spec.judges_by_tasks,
             exports=exports,
             export_shards=shards.layers_in(block_configs),
             blocks=self.block_steps,

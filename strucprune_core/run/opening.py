@@ -54,12 +54,14 @@ class Order:
         workspace: Where finished units are kept.
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     spec: JobSpec
     workspace: Store
     scratch: Path
     open_store: Callable[[str], Store]
+    task_downloads: bool = True
 
 
 @contextmanager
@@ -80,7 +82,11 @@ def opened(
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
     facts = inspect_job(
-        spec, order.open_store, check_output=False, workspace=order.workspace.uri
+        spec,
+        order.open_store,
+        check_output=False,
+        workspace=order.workspace.uri,
+        task_downloads=order.task_downloads,
     ).model
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
@@ -110,6 +116,7 @@ def opened(
                 tick=meter.tick,
                 safe_point=meter.safe_point,
                 plan=plan_job(alone, config),
+                task_downloads=order.task_downloads,
             )
             if not size:
                 return job

@@ -9,7 +9,7 @@ from functools import cached_property
 from strucprune_core.plan.graph import Unit, plain_name
 from strucprune_core.plan.sizes import joined, named
 from strucprune_core.plan.unit_costs import unit_costs
-from strucprune_core.run.artifacts import Evaluate, File
+from strucprune_core.run.artifacts import Evaluate, File, Tasks
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import JobSpec
@@ -80,4 +80,7 @@ def rejection(job: Job) -> str | None:
     """Why a size of several is not published; None if it is."""
     if job.spec.evaluation is None:
         return None
-    return job.units.values(Evaluate("pruned")).rejected
+    rejected = job.units.values(Evaluate("pruned")).rejected
+    if rejected is None and job.spec.judges_by_tasks:
+        rejected = job.units.values(Tasks("pruned")).rejected
+    return rejected

@@ -34,6 +34,7 @@ from strucprune_core.run.steps.route import route
 from strucprune_core.run.steps.samples import samples
 from strucprune_core.run.steps.select import select
 from strucprune_core.run.steps.solve import solve
+from strucprune_core.run.steps.tasks import tasks
 from strucprune_core.run.steps.tokens import tokens
 from strucprune_core.run.steps.trial import trial
 from strucprune_core.run.steps.verify import verify
@@ -72,6 +73,7 @@ STEPS: dict[str, Step] = {
     "check": check,
     "evaluate": evaluate,
     "samples": samples,
+    "tasks": tasks,
     "verify": verify,
     "report": report,
 }

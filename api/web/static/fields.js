@@ -31,6 +31,11 @@ export function sections(capabilities) {
       { pointer: "/evaluation/sequence_length", label: "Tokens each", kind: "number", placeholder: "1024", needs: "/evaluation/uri" },
       { pointer: "/evaluation/samples", label: "Samples side by side", kind: "flag", needs: "/evaluation/uri", hint: "How both models continue prompts. Reads the weights about once per token." },
       { pointer: "/evaluation/prompts", label: "Prompts", kind: "lines", needs: "/evaluation/samples", placeholder: "a few short ones", hint: "One in each line, at most 16." },
+      { pointer: "/evaluation/tasks", label: "Tasks", kind: "names", placeholder: "piqa, lambada_openai", needs: "/evaluation/uri", hint: "Of lm-evaluation-harness, if this service may download their data, or of task files." },
+      { pointer: "/evaluation/task_files", label: "Task files", kind: "text", placeholder: "s3://bucket/tasks", needs: "/evaluation/tasks", hint: "Prefix with NAME.yaml and its data." },
+      { pointer: "/evaluation/limit", label: "Documents of each task", kind: "number", placeholder: "all", needs: "/evaluation/tasks" },
+      { pointer: "/evaluation/num_fewshot", label: "Examples before each", kind: "number", placeholder: "as the task says", needs: "/evaluation/tasks" },
+      { pointer: "/evaluation/min_task_retention", label: "Accuracy to keep", kind: "number", placeholder: "any", needs: "/evaluation/tasks", hint: "Share of the dense accuracy above chance; with less, nothing is published." },
     ] },
     { title: "Quality and limits", folded: true, fields: [
       { pointer: "/pruning/recover/steps", label: "Recovery steps", kind: "number", placeholder: "none", hint: "Train each pruned layer; 100 is usual." },

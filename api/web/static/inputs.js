@@ -50,6 +50,18 @@ const KINDS = {
     };
   },
 
+  names(field, id, described) {
+    const made = KINDS.text(field, id, described);
+    return {
+      ...made,
+      read() {
+        const names = (made.read() ?? "").split(",").map((name) => name.trim()).filter(Boolean);
+        return names.length ? names : undefined;
+      },
+      fill: (value) => made.fill((value ?? []).join(", ")),
+    };
+  },
+
   number(field, id, described) {
     const input = h("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", placeholder: field.placeholder, ...described });
     const scale = field.scale ?? 1;

@@ -182,6 +182,7 @@ function factsOf(job) {
     ["Method", `${spec.pruning.allocation}, ${words(spec.pruning.energy)}, ${spec.pruning.solver}, layout ${words(spec.pruning.layout)}`],
     ["Calibration", `${spec.calibration.source === "self" ? "written by the model" : leaf(spec.calibration.uri)}, ${spec.calibration.samples} × ${spec.calibration.sequence_length} tokens`],
     ["Evaluation", spec.evaluation ? `${leaf(spec.evaluation.uri)}, ${spec.evaluation.sequences} × ${spec.evaluation.sequence_length} tokens` : "none"],
+    ...(spec.evaluation?.tasks?.length ? [["Tasks", spec.evaluation.tasks.join(", ")]] : []),
     ["Created", moment(job.created_at)],
     ["Started", moment(job.started_at)],
     ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at ?? job.created_at)) / 1000)}` : "–"],

@@ -1,1 +1,1 @@
-"""Tasks of lm-evaluation-harness on a streamed model: one layer in memory, many requests at once."""
+"""Tasks of lm-evaluation-harness on a streamed model, one layer in memory."""

@@ -5,8 +5,8 @@ once: of "the answer is A" and "the answer is B", one token apart, both scores c
 Rows are sorted by length and run in blocks of a micro-batch, padded to the longest of the block.
 Padding comes last, and attention is causal, so it changes nothing before it.
 
-The hidden states of all rows lie in a scratch file. Where they would be larger than
-`BATCH_BYTES`, the requests are split into batches, and the weights are read once for each.
+The hidden states of all rows lie in a scratch file. Where they would take more than a few GiB
+(`plan.task_memory`), the requests are split into batches, and the weights are read once for each.
 """
 
 from __future__ import annotations
@@ -24,10 +24,8 @@ from strucprune_core.models.forward import Tick
 from strucprune_core.models.rope import angle_class
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import embed_blocks, token_scores
-from strucprune_core.plan.task_memory import BATCH_BYTES
+from strucprune_core.plan.task_memory import batch_tokens
 from strucprune_core.scratch.arrays import temporary_array
-
-_FP32_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +102,7 @@ def _rows(requests: Sequence[Continuation]) -> list[_Row]:
 
 def _batches(rows: Sequence[_Row], width: int) -> Iterator[list[_Row]]:
     """Rows whose hidden states fit the scratch file together, at least one."""
-    most_tokens = BATCH_BYTES // (_FP32_BYTES * width)
+    most_tokens = batch_tokens(width)
     batch: list[_Row] = []
     tokens = 0
     for row in rows:

@@ -75,6 +75,7 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Samples: artifacts.SamplesValues(
         [artifacts.SampleTokens([1, 2], [3], ended=True)], [{"prompt": "x", "same_tokens": 1}]
     ),
+    artifacts.Tasks: artifacts.TasksValues("0.4.13", [{"task": "x", "metrics": []}], 3),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
 }
@@ -97,6 +98,7 @@ def every_unit() -> Iterator[Unit]:
             shards=[[0, 1, 2]],
             energy=energy,
             evaluate=True,
+            tasks=True,
             recover=True,
             rounds=2,
             exports=("gguf", "block_configs"),

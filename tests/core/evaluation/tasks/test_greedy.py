@@ -12,6 +12,7 @@ import torch
 
 from strucprune_core.evaluation.tasks import greedy
 from strucprune_core.evaluation.tasks.greedy import Prompt, answer
+from strucprune_core.models.decoding import key_value_bytes
 from strucprune_core.models.tiles import Tiles
 from tests.core.models import families
 from tests.core.models.generic.streams import tiny_stream
@@ -85,7 +86,7 @@ def test_answers_end_where_they_are_told_to(tmp_path: Path) -> None:
 def test_a_full_scratch_file_makes_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = stream_of(random_llama(), tmp_path / "model")
     wanted = answer(stream, ANSWERS, never, tmp_path)
-    room = greedy.key_value_bytes(stream.config, 22)
+    room = key_value_bytes(stream.config, 22)
     monkeypatch.setattr(greedy, "BATCH_BYTES", 2 * room)
     groups = list(greedy._groups(stream, ANSWERS))
     assert groups == [[2, 3], [0, 1]]

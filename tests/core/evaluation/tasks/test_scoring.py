@@ -107,7 +107,7 @@ def test_more_than_scratch_holds_is_read_once_for_each_batch(
     wanted = score(stream, requests, tmp_path)
     reads = CountedSource(stream.source)
     # Room for 50 tokens; the inputs have 65 different ones times three.
-    monkeypatch.setattr(scoring, "BATCH_BYTES", 50 * 4 * stream.config.hidden_size)
+    monkeypatch.setattr(scoring, "batch_tokens", lambda width: 50)
     found = score(replace(stream, source=reads), requests, tmp_path)
     tokens = sum(len(row) for row in {request.input for request in requests})
     batches = {count for name, count in reads.counts.items() if ".layers." in name}
