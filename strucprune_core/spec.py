@@ -676,6 +676,12 @@ class EvaluationSpec(_Strict):
     sample_tokens: int = Field(
         default=48, ge=1, le=256, description="Most tokens of a sample; the text may end before."
     )
+    speed: bool = Field(
+        default=False,
+        description="Measure how fast both models are in transformers, in turns, and what memory "
+        "they take. Both are loaded whole, so it is left out, with a warning, where memory does "
+        "not allow that.",
+    )
 
     @model_validator(mode="after")
     def _tasks_belong_together(self) -> EvaluationSpec:
@@ -768,6 +774,11 @@ class JobSpec(_Strict):
         """Whether both models are judged by tasks."""
         return self.evaluation is not None and bool(self.evaluation.tasks)
 
+    @property
+    def measures_speed(self) -> bool:
+        """Whether both models' speed is measured."""
+        return self.evaluation is not None and self.evaluation.speed
+
     def by_size(self) -> dict[str, JobSpec]:
         """The job of each size, by its label: as if it were the only one. "" where it is."""
         if not self.pruning.sizes:
@@ -793,6 +804,8 @@ class JobSpec(_Strict):
         if self.evaluation is not None and not self.evaluation.samples:
             for name in ("samples", "prompts", "sample_tokens"):
                 del relevant["evaluation"][name]  # As in versions that had no samples.
+        if self.evaluation is not None and not self.evaluation.speed:
+            del relevant["evaluation"]["speed"]
         if self.evaluation is not None and not self.evaluation.tasks:
             # As before there were tasks, so that workspaces of such jobs stay usable.
             for name in ("tasks", "task_files", "limit", "num_fewshot", "min_task_retention"):

@@ -49,6 +49,7 @@ from strucprune_core.plan.sites import (
     pruned_config,
     requested_sparsity,
 )
+from strucprune_core.plan.speed import over_budget, speed_warning, tensor_bytes
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import Export, JobSpec, PruningSpec
@@ -79,6 +80,11 @@ class Estimate(BaseModel):
     )
     host_peak_bytes: int = Field(description="Peak resident memory of the pruning process.")
     device_peak_bytes: int = Field(description="Peak memory on the accelerator, if one is used.")
+    speed_bytes: int = Field(
+        default=0,
+        description="Of a job that measures speed: both models whole, on the accelerator if one is "
+        "used, else beside host_peak_bytes. Not measured where limits do not allow it.",
+    )
     step_bytes: dict[str, int] = Field(
         description="Peak bytes of tensors by step; on the CPU they are part of host_peak_bytes."
     )
@@ -197,9 +203,11 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         export_bytes=exports,
         host_peak_bytes=PROCESS_BYTES + host + (0 if on_device else plan.device_peak_bytes),
         device_peak_bytes=plan.device_peak_bytes if on_device else 0,
+        speed_bytes=_speed_bytes(spec, facts, bytes_after) if spec.measures_speed else 0,
         step_bytes=plan.device_terms,
         workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values()))
-        + _gathered_bytes(spec, config, plan),
+        + _gathered_bytes(spec, config, plan)
+        + (index.read_bytes if spec.measures_speed else 0),
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
@@ -210,8 +218,21 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *batch_warning(spec),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
+            *speed_warning(_speed_over_budget(spec, facts, bytes_after)),
         ],
     )
+
+
+def _speed_bytes(spec: JobSpec, facts: ModelFacts, pruned_bytes: int) -> int:
+    return tensor_bytes(spec, facts.config, facts.index.read_bytes, pruned_bytes)
+
+
+def _speed_over_budget(spec: JobSpec, facts: ModelFacts, pruned_bytes: int) -> str | None:
+    """Why a job's limits do not allow it to measure speed; None if they do, or it is not to."""
+    if not spec.measures_speed:
+        return None
+    needed = _speed_bytes(spec, facts, pruned_bytes)
+    return over_budget(spec, needed, on_device=spec.runtime.device == "cuda")
 
 
 def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:

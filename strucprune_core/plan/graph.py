@@ -11,6 +11,7 @@
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
+    verify ─ speed (optional, alone on its worker)
     weights ─ samples.dense, assemble.s ─ samples.pruned (optional)
     weights ─ tasks.dense (optional; tasks.pruned after it, beside evaluate.pruned)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
@@ -84,6 +85,7 @@ from strucprune_core.run.artifacts import (
     Select,
     Sizes,
     Solve,
+    Speed,
     Tasks,
     Tokens,
     Trial,
@@ -217,6 +219,7 @@ def build_graph(
     refit: bool = False,
     experts: bool = False,
     samples: bool = False,
+    speed: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -239,6 +242,7 @@ def build_graph(
         refit: Whether matrices behind removed blocks are solved again.
         experts: Whether experts go beside sites.
         samples: Whether both models continue prompts.
+        speed: Whether both models' speed is measured.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
@@ -271,6 +275,7 @@ def build_graph(
         *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
         _judge(Verify(), solutions, checkpoint),
         *(_judge(Check(each), solutions, files) for each, files in exported.items()),
+        *([_speed(checkpoint)] if speed else ()),
     ]
     if experts:
         judges.insert(0, _divergence(Capture(layers - 1).hidden, [Allocate().unit], solutions))
@@ -287,6 +292,7 @@ def build_experts_graph(
     tasks: bool = False,
     repair: bool = False,
     samples: bool = False,
+    speed: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
 
@@ -298,6 +304,7 @@ def build_experts_graph(
         tasks: Whether both models are judged by tasks.
         repair: Whether the experts that stay are repaired.
         samples: Whether both models continue prompts.
+        speed: Whether both models' speed is measured.
     """
     probes = _expert_probes(layers) if energy == "kl_probe" else []
     probed = [file for unit in probes for file in unit.reads if file.name == Route.probe_input]
@@ -310,6 +317,7 @@ def build_experts_graph(
     judges = [
         *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
         _judge(Verify(), repaired, checkpoint),
+        *([_speed(checkpoint)] if speed else ()),
     ]
     return [
         *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
@@ -669,6 +677,12 @@ def _evaluate_pruned(written: Iterable[File]) -> Unit:
     reads = [EvaluationTokens().evaluation, *written]
     after = [Evaluate("dense").unit]
     return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
+
+
+def _speed(checkpoint: Iterable[Written]) -> Unit:
+    """Measure files that transformers has loaded already."""
+    reads = [Tokens().calibration, *(file.written for file in checkpoint)]
+    return _unit(Speed(), Phase.EVALUATING, after=[Verify().unit], reads=reads)
 
 
 def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:

@@ -40,6 +40,7 @@ from strucprune_core.plan.samples import passes_per_model, sampled_tokens
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
+from strucprune_core.plan.speed import passed_tokens
 from strucprune_core.plan.task_memory import task_tokens
 from strucprune_core.spec import JobSpec
 
@@ -81,6 +82,7 @@ def weights_read_by_size(spec: JobSpec, config: ModelConfig) -> int:
 def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
     """How often a size reads all weights for itself."""
     pruning, passes = spec.pruning, 1  # The assembly of the result.
+    passes += 1 if spec.measures_speed else 0  # The dense model is written as it is read.
     if pruning.removes_blocks:
         passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
@@ -137,6 +139,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
             samples=bool(spec.sampled_prompts),
+            speed=spec.measures_speed,
             tasks=spec.judges_by_tasks,
             repair=spec.pruning.expert_repair,
         )
@@ -151,6 +154,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
         samples=bool(spec.sampled_prompts),
+        speed=spec.measures_speed,
         tasks=spec.judges_by_tasks,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
@@ -275,6 +279,9 @@ class _Work:
             judged = self._spec.evaluation
             tokens = judged.sequences * judged.sequence_length
             return {"evaluation": tokens * (self._body + self._head)}
+        if unit.kind == "speed":
+            tokens = 2 * passed_tokens(self._spec, self._config)
+            return {"speed": tokens * (self._body + self._head)}
         if unit.kind == "samples":
             return {"samples": sampled_tokens(self._spec) * (self._body + self._head)}
         if unit.kind == "tasks":

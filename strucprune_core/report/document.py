@@ -359,6 +359,55 @@ class SampleReport(Part):
         return self.dense != self.pruned
 
 
+MeasuredModel = Literal["dense", "pruned"]
+
+
+class SpeedRun(Part):
+    """One measurement of one model."""
+
+    model: MeasuredModel
+    first_token_seconds: float = Field(description="From the prompt to the first new token.")
+    decode_seconds: float = Field(description="From there to the last one.")
+
+
+class Spread(Part):
+    """The middle of several measurements, and how far they are apart."""
+
+    median: float
+    least: float
+    most: float
+
+
+class SpeedFigures(Part):
+    """How fast one model is."""
+
+    first_token_seconds: Spread
+    prefill_tokens_per_second: Spread
+    decode_tokens_per_second: Spread
+    peak_bytes: int = Field(
+        description="Most memory while it ran: on an accelerator what is allocated there, on the "
+        "CPU resident memory above that of the same process without the model."
+    )
+
+
+class SpeedReport(Part):
+    """Both models, each whole in a process of its own, measured in turns on one machine."""
+
+    runtime: str = Field(description="With its version.")
+    device: str
+    dtype: str
+    threads: int
+    prompt_tokens: int
+    new_tokens: int
+    dense: SpeedFigures
+    pruned: SpeedFigures
+    prefill_gain: float = Field(
+        description="Pruned over dense tokens per second: the median of the ratios of the rounds."
+    )
+    decode_gain: float = Field(description="The same while tokens are written.")
+    runs: list[SpeedRun] = Field(description="All measurements, in their order.")
+
+
 class CalibrationSummary(Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
@@ -475,6 +524,9 @@ class Report(Part):
     tasks: TasksSummary | None = Field(default=None, description="Null: not asked for.")
     samples: list[SampleReport] = Field(
         default_factory=list, description="Empty: `evaluation.samples` was not asked for."
+    )
+    speed: SpeedReport | None = Field(
+        default=None, description="Null: not asked for, or not measured; then a warning says why."
     )
     memory: MemorySummary
     phases: list[PhaseTime]

@@ -823,6 +823,41 @@ class Tasks(ValuedArtifacts[TasksValues]):
     model: Literal["dense", "pruned"]
 
 
+@dataclass(frozen=True, slots=True)
+class SpeedValues:
+    """How fast both models are.
+
+    Attributes:
+        runtime: What they ran in, with its version.
+        dtype: What they were computed in.
+        device: Where.
+        threads: Of torch.
+        prompt_tokens: Tokens of the prompt.
+        new_tokens: Tokens that were written after it.
+        runs: The fields of each `report.document.SpeedRun`, in their order.
+        peak_bytes: Most memory of each model while it ran, by "dense" and "pruned".
+        not_measured: Why there are no figures; None if there are.
+    """
+
+    runtime: str = ""
+    dtype: str = ""
+    device: str = ""
+    threads: int = 0
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    not_measured: str | None = None
+
+
+@dataclass(frozen=True)
+class Speed(ValuedArtifacts[SpeedValues]):
+    """`speed`: both models in transformers, whole, in turns."""
+
+    kind = "speed"
+    values_type = SpeedValues
+
+
 @dataclass(frozen=True)
 class Verify(ValuedArtifacts[ReloadValues]):
     """`verify`: the pruned checkpoint in transformers."""

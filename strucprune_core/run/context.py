@@ -205,6 +205,7 @@ class Job:
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
                 samples=bool(self.spec.sampled_prompts),
+                speed=self.spec.measures_speed,
                 tasks=self.spec.judges_by_tasks,
             )
         block_configs = shards.block_configs if "block_configs" in exports else []
@@ -217,6 +218,7 @@ class Job:
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             samples=bool(self.spec.sampled_prompts),
+            speed=self.spec.measures_speed,
             tasks=self.spec.judges_by_tasks,
             exports=exports,
             export_shards=shards.layers_in(block_configs),

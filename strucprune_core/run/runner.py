@@ -41,6 +41,8 @@ from strucprune_core.run.workspace import Draft, Stored, Workspace
 
 log = logging.getLogger(__name__)
 
+# Kinds of units beside which nothing is stored: what they measure is time.
+ALONE_KINDS = frozenset({artifacts.Speed.kind})
 # How long a process waits before it looks again at what others do: at first, and at most.
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.1, 2.0
 # How soon a stop takes effect meanwhile.
@@ -162,6 +164,8 @@ class _Work:
             return self._finish_storing() or self._done_by_others(due)
         unit = self.left[name]
         if not self._done_by_others([unit]):
+            if unit.kind in ALONE_KINDS:
+                self._finish_storing()
             self._run.meter.begin(unit)
             self._store(_compute(self._run.sizes, unit, self._run.memory))
         self._pause_seconds = FIRST_PAUSE_SECONDS

@@ -34,6 +34,7 @@ from strucprune_core.run.steps.route import route
 from strucprune_core.run.steps.samples import samples
 from strucprune_core.run.steps.select import select
 from strucprune_core.run.steps.solve import solve
+from strucprune_core.run.steps.speed import speed
 from strucprune_core.run.steps.tasks import tasks
 from strucprune_core.run.steps.tokens import tokens
 from strucprune_core.run.steps.trial import trial
@@ -75,5 +76,6 @@ STEPS: dict[str, Step] = {
     "samples": samples,
     "tasks": tasks,
     "verify": verify,
+    "speed": speed,
     "report": report,
 }

@@ -26,6 +26,7 @@ from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
+from strucprune_core.plan.speed import speed_warning
 from strucprune_core.report.document import (
     AdapterSummary,
     BlockReport,
@@ -49,6 +50,7 @@ from strucprune_core.report.document import (
     SiteReport,
     SizeSummary,
     SparsitySummary,
+    SpeedReport,
     TasksSummary,
     Verification,
     largest_known,
@@ -75,6 +77,7 @@ from strucprune_core.run.report_warnings import (
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.solutions import recovered_roles
+from strucprune_core.run.speed_figures import speed_report
 from strucprune_core.run.steps.tasks import task_scores
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import Export
@@ -127,6 +130,7 @@ def _report(job: Job) -> Report:
         perplexity=_perplexity(job),
         samples=_samples(job),
         tasks=_tasks(job),
+        speed=_speed(job),
         memory=_memory(job),
         phases=_phases(job),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
@@ -147,6 +151,7 @@ def _report(job: Job) -> Report:
             *few_expert_tokens_warning(layers),
             *_divergence_warnings(job),
             *retry_warnings(layers),
+            *_speed_warnings(job),
         ],
     )
 
@@ -507,6 +512,20 @@ def _samples(job: Job) -> list[SampleReport]:
         return []
     compared = job.units.values(artifacts.Samples("pruned")).compared
     return [SampleReport.model_validate(each) for each in compared]
+
+
+def _speed(job: Job) -> SpeedReport | None:
+    values = _speed_values(job)
+    return None if values is None or values.not_measured is not None else speed_report(values)
+
+
+def _speed_values(job: Job) -> artifacts.SpeedValues | None:
+    return job.units.values(artifacts.Speed()) if job.spec.measures_speed else None
+
+
+def _speed_warnings(job: Job) -> list[str]:
+    values = _speed_values(job)
+    return [] if values is None else speed_warning(values.not_measured)
 
 
 def _memory(job: Job) -> MemorySummary:
