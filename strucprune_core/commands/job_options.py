@@ -47,6 +47,7 @@ _NAMES: dict[Path_, str] = {
     ("evaluation", "max_perplexity_ratio"): "max-perplexity-ratio",
     ("evaluation", "prompts"): "prompt",
     ("evaluation", "sample_tokens"): "sample-tokens",
+    ("evaluation", "speed"): "measure-speed",
     ("evaluation", "tasks"): "task",
     ("evaluation", "task_files"): "task-files",
     ("evaluation", "limit"): "task-limit",

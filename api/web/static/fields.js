@@ -30,6 +30,7 @@ export function sections(capabilities) {
       { pointer: "/evaluation/sequences", label: "Sequences", kind: "number", placeholder: "24", needs: "/evaluation/uri" },
       { pointer: "/evaluation/sequence_length", label: "Tokens each", kind: "number", placeholder: "1024", needs: "/evaluation/uri" },
       { pointer: "/evaluation/samples", label: "Samples side by side", kind: "flag", needs: "/evaluation/uri", hint: "How both models continue prompts. Reads the weights about once per token." },
+      { pointer: "/evaluation/speed", label: "Measure speed", kind: "flag", needs: "/evaluation/uri", hint: "Both models whole in transformers, in turns; left out where memory does not allow that." },
       { pointer: "/evaluation/prompts", label: "Prompts", kind: "lines", needs: "/evaluation/samples", placeholder: "a few short ones", hint: "One in each line, at most 16." },
       { pointer: "/evaluation/tasks", label: "Tasks", kind: "names", placeholder: "piqa, lambada_openai", needs: "/evaluation/uri", hint: "Of lm-evaluation-harness, if this service may download their data, or of task files." },
       { pointer: "/evaluation/task_files", label: "Task files", kind: "text", placeholder: "s3://bucket/tasks", needs: "/evaluation/tasks", hint: "Prefix with NAME.yaml and its data." },

@@ -70,7 +70,7 @@ function details(report) {
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, report.tasks ? taskTable(report.tasks) : null, samplesOf(report), ...figures.nodes, h("section", { class: "card" },
+  return [warnings, report.tasks ? taskTable(report.tasks) : null, speedOf(report.speed), samplesOf(report), ...figures.nodes, h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -79,6 +79,24 @@ function details(report) {
       ["Dense weights alone", bytes(memory.whole_model_bytes)],
       ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
     ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
+}
+
+/** How fast both models are: medians, with the least and the most. */
+function speedOf(speed) {
+  if (!speed) return null;
+  const spread = ({ median, least, most }) => `${number(median, 3)} (${number(least, 3)} to ${number(most, 3)})`;
+  const { dense, pruned } = speed;
+  const rows = [
+    ["Prefill, tokens per second", spread(dense.prefill_tokens_per_second), spread(pruned.prefill_tokens_per_second), `× ${number(speed.prefill_gain, 3)}`],
+    ["Decode, tokens per second", spread(dense.decode_tokens_per_second), spread(pruned.decode_tokens_per_second), `× ${number(speed.decode_gain, 3)}`],
+    ["First token", `${number(1000 * dense.first_token_seconds.median, 3)} ms`, `${number(1000 * pruned.first_token_seconds.median, 3)} ms`, ""],
+    ["Peak memory", bytes(dense.peak_bytes), bytes(pruned.peak_bytes), change(dense.peak_bytes, pruned.peak_bytes)],
+  ];
+  return h("section", { class: "card" }, h("h2", {}, "Speed"),
+    h("p", { class: "hint" }, `Both models whole in ${speed.runtime}, ${speed.dtype}, on ${speed.device} with ${count(speed.threads)} threads, in turns: a prompt of ${count(speed.prompt_tokens)} tokens and ${count(speed.new_tokens)} new ones. Medians, with the least and the most.`),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Speed" }, h("table", {},
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["Dense", "Pruned", "Pruned / dense"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
+      h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((text) => h("td", { class: "num" }, text))))))));
 }
 
 /** How both models continue prompts. A model may write anything: it stays text, and is seen. */

@@ -15,6 +15,8 @@ from strucprune_core.report.document import (
     PhaseTime,
     Report,
     RoundReport,
+    SpeedReport,
+    Spread,
     TaskMetric,
     TasksSummary,
     has_few_tokens,
@@ -76,6 +78,46 @@ def size_table(report: Report) -> Table:
         sizes["of which FFN"] = ffn_flops(report)
     rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]
     return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
+
+
+def speed_table(speed: SpeedReport | None) -> Table:
+    """How fast both models are, and how many times as fast the pruned one is."""
+    head = ["", "Dense", "Pruned", "Pruned / dense"]
+    if speed is None:
+        return Table("Speed", head, [])
+    dense, pruned = speed.dense, speed.pruned
+    rows = [
+        [
+            "Prefill, tokens per second",
+            _spread(dense.prefill_tokens_per_second),
+            _spread(pruned.prefill_tokens_per_second),
+            f"×{number(speed.prefill_gain, 3)}",
+        ],
+        [
+            "Decode, tokens per second",
+            _spread(dense.decode_tokens_per_second),
+            _spread(pruned.decode_tokens_per_second),
+            f"×{number(speed.decode_gain, 3)}",
+        ],
+        [
+            "First token",
+            duration(dense.first_token_seconds.median),
+            duration(pruned.first_token_seconds.median),
+            "",
+        ],
+        [
+            "Peak memory",
+            size(dense.peak_bytes),
+            size(pruned.peak_bytes),
+            change(dense.peak_bytes, pruned.peak_bytes),
+        ],
+    ]
+    return Table("Speed", head, rows)
+
+
+def _spread(found: Spread) -> str:
+    least, most = number(found.least, 3), number(found.most, 3)
+    return f"{number(found.median, 3)} ({least} to {most})"
 
 
 def ffn_flops(report: Report) -> tuple[float, float]:

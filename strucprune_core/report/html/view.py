@@ -33,6 +33,7 @@ from strucprune_core.report.html.tables import (
     phase_table,
     round_table,
     size_table,
+    speed_table,
     task_table,
 )
 from strucprune_core.storage.uri import short_name
@@ -49,6 +50,7 @@ class View:
     perplexity: Bars | None
     size_table: Table
     task_table: Table
+    speed_table: Table
     kept_share: str
     kept_widths: Chart
     energy: Chart
@@ -94,6 +96,7 @@ def view_of(report: Report) -> View:
         perplexity=None if quality is None else perplexity_bars(quality),
         size_table=size_table(report),
         task_table=task_table(report.tasks),
+        speed_table=speed_table(report.speed),
         kept_share=kept_share(layers),
         kept_widths=kept_widths(layers),
         energy=layer_chart("Energy", energies, "violet", line=True),

@@ -57,6 +57,7 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("evaluation", "samples"): True,
     ("evaluation", "prompts"): ["Once upon a time", "1, 2, 3,"],
     ("evaluation", "sample_tokens"): 5,
+    ("evaluation", "speed"): True,
     ("evaluation", "tasks"): ["piqa", "mine"],
     ("evaluation", "task_files"): "tasks",
     ("evaluation", "limit"): 50,

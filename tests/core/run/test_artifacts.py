@@ -76,6 +76,9 @@ VALUES: dict[type[Artifacts], Any] = {
         [artifacts.SampleTokens([1, 2], [3], ended=True)], [{"prompt": "x", "same_tokens": 1}]
     ),
     artifacts.Tasks: artifacts.TasksValues("0.4.13", [{"task": "x", "metrics": []}], 3),
+    artifacts.Speed: artifacts.SpeedValues(
+        "transformers 5", "float32", "cpu", 2, 8, 4, [{"model": "dense"}], {"dense": 7}
+    ),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
 }
@@ -105,6 +108,7 @@ def every_unit() -> Iterator[Unit]:
             export_shards=[[0, 1, 2]],
             distill_steps=20,
             samples=True,
+            speed=True,
         )
     yield from build_graph(
         layers=3,
