@@ -18,6 +18,10 @@ from strucprune_core.report.document import (
     Report,
     SizeSummary,
     SparsitySummary,
+    SpeedFigures,
+    SpeedReport,
+    SpeedRun,
+    Spread,
     Verification,
 )
 
@@ -176,3 +180,32 @@ def make_report(layers: int = 30, **changes: Any) -> Report:
         "warnings": ["Illustration: the figures in this report are made up, not measured."],
     }
     return Report(**{**values, **changes})
+
+
+def made_speed() -> SpeedReport:
+    """A measurement that was never made."""
+    return SpeedReport(
+        runtime="transformers 5.1",
+        device="a device",
+        dtype="bfloat16",
+        threads=2,
+        prompt_tokens=256,
+        new_tokens=32,
+        dense=_speed_figures(20.0),
+        pruned=_speed_figures(30.0),
+        prefill_gain=1.25,
+        decode_gain=1.5,
+        runs=[SpeedRun(model="dense", first_token_seconds=3.0, decode_seconds=1.0)] * 10,
+    )
+
+
+def _speed_figures(decode: float) -> SpeedFigures:
+    def spread(median: float) -> Spread:
+        return Spread(median=median, least=median - 1, most=median + 2)
+
+    return SpeedFigures(
+        first_token_seconds=spread(3.25),
+        prefill_tokens_per_second=spread(800.5),
+        decode_tokens_per_second=spread(decode),
+        peak_bytes=123_000_000,
+    )

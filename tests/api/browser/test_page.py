@@ -11,10 +11,12 @@ from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
+from strucprune_core.report.document import Continuation, SampleReport
 from strucprune_core.run.progress import Phase
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
+from tests.support.reports import made_speed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -387,6 +389,51 @@ def test_a_result(page: Page, jobs: Jobs) -> None:
     page.get_by_role("heading", name="New job").wait_for()
     assert page.get_by_label("Calibration text").input_value() == f"{jobs.prefix}/text.txt"
     assert page.get_by_label("Output").input_value() == ""
+
+
+def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
+    hostile = "<img src=x onerror=alert(1)>\x1b\u202e"
+    dense = Continuation(token=" one", rest=hostile, tokens=5, ended=False)
+    pruned = Continuation(token=" two", rest="", tokens=3, ended=True)
+    sample = SampleReport(
+        prompt="A prompt\nof two lines", same=" both", same_tokens=2, dense=dense, pruned=pruned
+    )
+    report = made_report(33.43, 0.3).model_copy(update={"samples": [sample], "speed": made_speed()})
+    page.goto(f"/#/jobs/{jobs.succeeded(33.43, report=report)}")
+    page.get_by_role("heading", name="Samples").wait_for()
+    assert page.locator("mark").all_inner_texts() == [" one", " two"]
+    written = page.locator(".written").all_inner_texts()
+    assert written[0] == "A prompt\nof two lines"
+    assert written[1] == r" both one<img src=x onerror=alert(1)>\u{1b}\u{202e}"
+    assert page.locator("img[src=x]").count() == 0
+    assert page.get_by_text("3 tokens, ended").is_visible()
+    table = page.get_by_role("region", name="Speed")
+    assert "20 (19 to 22)" in table.inner_text()
+    assert "× 1.5" in table.inner_text()
+    assert page.get_by_text("transformers 5.1, bfloat16, on a device with 2 threads").is_visible()
+
+
+def test_samples_and_speed_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    page.get_by_label("Evaluation text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").nth(1).fill("2")
+    page.get_by_label("Tokens each").nth(1).fill("32")
+    page.get_by_label("Samples side by side").check()
+    page.get_by_label("Measure speed").check()
+    page.get_by_label("Prompts").fill("Once upon\n\na time")
+    page.get_by_role("complementary", name="Estimate").get_by_text("Memory by step").wait_for()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, 30% sparsity").wait_for()
+    record = jobs.services.ledger.get(page.url.rpartition("/")[2])
+    assert record is not None
+    judged = record.spec["evaluation"]
+    assert (judged["samples"], judged["speed"]) == (True, True)
+    assert judged["prompts"] == ["Once upon", "a time"]
 
 
 def test_a_comparison(page: Page, jobs: Jobs) -> None:

@@ -17,10 +17,6 @@ from strucprune_core.report.document import (
     RoundReport,
     SampleReport,
     SizeSummary,
-    SpeedFigures,
-    SpeedReport,
-    SpeedRun,
-    Spread,
 )
 from strucprune_core.report.html import numbers, render_html
 from strucprune_core.report.html.axes import wants_log
@@ -28,7 +24,7 @@ from strucprune_core.report.html.bars import Bar, Bars
 from strucprune_core.report.html.charts import layer_chart
 from strucprune_core.report.html.render import environment
 from tests.support.report_page import check_page, svgs
-from tests.support.reports import HOSTILE, make_layers, make_report
+from tests.support.reports import HOSTILE, made_speed, make_layers, make_report
 
 
 @pytest.mark.parametrize("layers", [1, 2, 30, 126])
@@ -222,33 +218,8 @@ def test_what_would_not_be_seen_of_a_sample_is_written_out() -> None:
     assert r"<mark>\x1b[31m</mark>\u202eevil\u200b" + "\n\tx" in page
 
 
-def speed(decode: float) -> SpeedFigures:
-    def spread(median: float) -> Spread:
-        return Spread(median=median, least=median - 1, most=median + 2)
-
-    return SpeedFigures(
-        first_token_seconds=spread(3.25),
-        prefill_tokens_per_second=spread(800.5),
-        decode_tokens_per_second=spread(decode),
-        peak_bytes=123_000_000,
-    )
-
-
 def test_speed_is_shown_with_its_spread_and_its_circumstances() -> None:
-    found = SpeedReport(
-        runtime="transformers 5.1",
-        device="a device",
-        dtype="bfloat16",
-        threads=2,
-        prompt_tokens=256,
-        new_tokens=32,
-        dense=speed(20.0),
-        pruned=speed(30.0),
-        prefill_gain=1.25,
-        decode_gain=1.5,
-        runs=[SpeedRun(model="dense", first_token_seconds=3.0, decode_seconds=1.0)] * 10,
-    )
-    text = check_page(render_html(make_report(speed=found))).text
+    text = check_page(render_html(make_report(speed=made_speed()))).text
     for each in (
         "20.0 (19.0 to 22.0)",
         "30.0 (29.0 to 32.0)",
