@@ -621,8 +621,8 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
-    tasks: list[TaskName] = Field(
-        default_factory=list,
+    tasks: tuple[TaskName, ...] = Field(
+        default=(),
         max_length=32,
         description="Tasks of lm-evaluation-harness to judge by, before and after: by the "
         "harness's names, or of `task_files`.",

@@ -16,6 +16,7 @@ from strucprune_core.report.document import Report
 from strucprune_core.report.sizes import SizesReport
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
+from tests.core.commands.calling import failed, prune_command
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 
 FILES = Path(__file__).parents[3] / "embedded/tasks"
@@ -225,6 +226,19 @@ def test_other_data_are_another_job(
     with (files / "everyday.jsonl").open("a") as file:
         file.write("\n")
     assert before != text_versions(spec, open_local)
+
+
+def test_the_command_takes_several_tasks(
+    tmp_path: Path, tiny_model: Path, text_file: Path, liked: Path
+) -> None:
+    """Both are checked: the second one is not known."""
+    given = prune_command(tiny_model, text_file, tmp_path / "out", "--evaluation", text_file)
+    tasks = ("--task", "everyday", "--task", "piqq", "--task-files", str(liked))
+    error = failed(
+        *given, *tasks, "--evaluation-sequences", "2", "--evaluation-sequence-length", "32"
+    )
+    assert error["field"] == "evaluation.tasks"
+    assert "Did you mean" in error["remedy"]
 
 
 @pytest.mark.parametrize(
