@@ -408,6 +408,6 @@ def layers_with_experts(layers: Iterable[LayerReport]) -> list[tuple[LayerReport
 
 
 def removes_experts_alone(report: Report) -> bool:
-    """Whether a job removed experts and nothing else."""
-    structures: list[str] = report.spec["pruning"]["structures"]
-    return [*structures] == ["experts"]
+    """Whether a job removed experts and nothing else: then it has no sites."""
+    routed = any(layer.experts is not None for layer in report.layers)
+    return routed and not any(layer.sites for layer in report.layers)
