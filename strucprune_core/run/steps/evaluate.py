@@ -21,15 +21,22 @@ def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
 
     Raises:
         NumericalFailure: that of the dense model is not finite.
-        QualityCollapsed: that of the pruned model is too high.
+        QualityCollapsed: that of the pruned model is too high, and there is no other size.
     """
     if unit.name == Evaluate("dense").unit:
         value = _perplexity(job, job.dense)
         _check_finite(value)
-    else:
-        value = _perplexity(job, reopened(job)[1])
+        draft.record(EvaluateValues(value))
+        return
+    value = _perplexity(job, reopened(job)[1])
+    rejected = None
+    try:
         _check_collapse(job, value)
-    draft.record(EvaluateValues(value))
+    except QualityCollapsed as error:
+        if not job.size:
+            raise
+        rejected = error.message  # Of several sizes, the others may be good.
+    draft.record(EvaluateValues(value, rejected))
 
 
 def _perplexity(job: Job, stream: ModelStream) -> float:
