@@ -132,7 +132,7 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: GgufVocabulary) -> None:
 
 
 def _in_file(source: WeightSource, tensor: GgufTensor) -> Tensor:
-    """A tensor as the file holds it, rows in the checkpoint's order: numbers, or bytes of blocks."""
+    """A tensor as the file holds it, rows in the checkpoint's order: numbers, or bytes."""
     if tensor.dtype != "Q8_0":
         return rounded(source, tensor)
     try:

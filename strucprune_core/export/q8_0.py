@@ -7,8 +7,8 @@ float16, then 32 integers:
     q_i = round(x_i * (1 / d))             in float32, halves away from zero; 0 if 1 / d is infinite
     scale = float16(d)
 
-and is read as q_i * scale. Source: `quantize_row_q8_0_ref` of ggml (ggml-quants.c) and `gguf.quants`
-of its Python package; tests compare the bytes.
+and is read as q_i * scale. Source: `quantize_row_q8_0_ref` of ggml (ggml-quants.c). Tests compare
+the bytes with those of `gguf.quants`, ggml's own Python package.
 """
 
 from __future__ import annotations

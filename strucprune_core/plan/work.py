@@ -64,6 +64,8 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    # An export is written and compared; in FP8 both read matrices for their factors as well.
+    passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
@@ -126,6 +128,7 @@ def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         evaluate=spec.evaluation is not None,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
+        exports=spec.pruning.exports,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
 

@@ -13,6 +13,7 @@ from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
+from strucprune_core.export.checks import check_installed
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
@@ -73,6 +74,7 @@ def opened(
     facts = inspect_job(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri
     ).model
+    check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = replace(facts, index=with_tokenizer(facts.index))
     device = choose_device(spec.runtime.device)

@@ -18,6 +18,7 @@ from strucprune_core.run.steps.divergence import divergence
 from strucprune_core.run.steps.drop import drop
 from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
+from strucprune_core.run.steps.fp8 import fp8
 from strucprune_core.run.steps.gguf import gguf
 from strucprune_core.run.steps.gradient import gradient
 from strucprune_core.run.steps.model_check import model_check
@@ -65,6 +66,8 @@ STEPS: dict[str, Step] = {
     "distill": distill,
     "assemble": assemble,
     "gguf": gguf,
+    "gguf_q8_0": gguf,
+    "fp8": fp8,
     "block_configs": block_configs,
     "check": check,
     "evaluate": evaluate,

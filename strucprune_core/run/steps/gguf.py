@@ -1,4 +1,4 @@
-"""`gguf`: write the result as one GGUF file.
+"""`gguf`, `gguf_q8_0`: write the result as one GGUF file.
 
 Exporting cuts, rounds and copies: whichever machine does it, the bytes are the same.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.plan.graph import Unit
-from strucprune_core.run.artifacts import Gguf
+from strucprune_core.run.artifacts import Gguf, GgufQ80
 from strucprune_core.run.context import Job
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.workspace import Draft
@@ -15,7 +15,7 @@ from strucprune_core.storage.uri import short_name
 
 
 def gguf(job: Job, unit: Unit, draft: Draft) -> None:
-    """Write the file, with weights rounded to 16 bits."""
+    """Write the file, with weights rounded to 16 bits or quantised to 8."""
     from strucprune_core.export.gguf_file import write_gguf
 
     model, index = PrunedModel(job), job.index
@@ -28,4 +28,5 @@ def gguf(job: Job, unit: Unit, draft: Draft) -> None:
         read_vocabulary(index.store, index.other_files, index.config, vocab_size),
         short_name(job.spec.model.uri),
         job.tick,
+        quantised=unit.kind == GgufQ80.kind,
     )
