@@ -102,6 +102,7 @@ def config_json(pruned: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
         "format": "float-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": SCHEME},
-        "ignore": sorted(others | {config.names.head.removesuffix(_SUFFIX)}),
+        # transformers 5 has one name for all heads, whatever the files call them.
+        "ignore": sorted(others | {config.names.head.removesuffix(_SUFFIX), "lm_head"}),
     }
     return {**pruned, QUANTISATION: section}

@@ -20,6 +20,7 @@ from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
 from strucprune_core.run.steps.fp8 import fp8
 from strucprune_core.run.steps.gguf import gguf
+from strucprune_core.run.steps.gguf_q8_0 import gguf_q8_0
 from strucprune_core.run.steps.gradient import gradient
 from strucprune_core.run.steps.model_check import model_check
 from strucprune_core.run.steps.price import price
@@ -66,7 +67,7 @@ STEPS: dict[str, Step] = {
     "distill": distill,
     "assemble": assemble,
     "gguf": gguf,
-    "gguf_q8_0": gguf,
+    "gguf_q8_0": gguf_q8_0,
     "fp8": fp8,
     "block_configs": block_configs,
     "check": check,

@@ -27,6 +27,10 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 512,
     "max_position_embeddings": 2048,
 }
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+# Exports that hold nothing but models with llama's tensors and arithmetic.
+LLAMAS_ALONE = ["gguf", "gguf_q8_0", "block_configs"]
 
 
 def pruning(**changes: Any) -> PruningSpec:
@@ -100,11 +104,14 @@ def test_what_to_change() -> None:
         ({}, {}, []),
         ({"model_type": "mistral", "sliding_window": None}, {}, []),
         ({"model_type": "mistral", "sliding_window": 2048}, {}, []),
-        ({"model_type": "mistral", "sliding_window": 1024}, {}, ["gguf", "block_configs"]),
-        ({"model_type": "qwen2"}, {}, ["gguf", "block_configs"]),
-        ({"attention_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"mlp_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"hidden_act": "gelu"}, {}, ["gguf", "block_configs"]),
+        ({"model_type": "mistral", "sliding_window": 1024}, {}, LLAMAS_ALONE),
+        ({"model_type": "qwen2"}, {}, LLAMAS_ALONE),
+        ({"attention_bias": True}, {}, LLAMAS_ALONE),
+        ({"mlp_bias": True}, {}, LLAMAS_ALONE),
+        ({"hidden_act": "gelu"}, {}, LLAMAS_ALONE),
+        ({"hidden_size": 80, "head_dim": 20}, {}, ["gguf_q8_0"]),
+        (GPT2, {}, [*LLAMAS_ALONE, "fp8"]),
+        (MIXTRAL, {}, [*LLAMAS_ALONE, "fp8"]),
         ({"head_dim": 32}, {}, ["block_configs"]),
         ({}, {"structures": ["kv_groups"]}, ["block_configs"]),
         ({}, {"structures": ["ffn_channels", "query_heads"]}, ["block_configs"]),
@@ -133,7 +140,7 @@ def test_a_job_is_refused_before_any_work(
     (issue,) = examine_job(spec, lambda uri: LocalStore(Path(uri))).issues
     assert issue.field == "pruning.exports"
     facts = inspect_model(LocalStore(tiny_model))
-    assert possible_exports(facts.config, facts.index) == ["gguf", "block_configs"]
+    assert possible_exports(facts.config, facts.index) == list(get_args(Export))
 
 
 def test_an_export_is_named_once() -> None:
