@@ -154,7 +154,7 @@ def test_several_files_and_removed_blocks(
 
 
 def worsen(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Multiply a perplexity of the job: the dense model's is 1, the pruned one's 2, then exports'."""
+    """Multiply the job's nth perplexity: first the dense model's, then the pruned one's."""
     measured, found = evaluate._perplexity, []
 
     def worse(job: Any, stream: Any) -> float:

@@ -64,6 +64,7 @@ def test_the_table_names_families_that_exist() -> None:
             [".", ".", "gguf", "block_configs"],
         ),
         ({"layout": "uniform", "exports": ["block_configs", "gguf"]}, [".", ".", "gguf", "."]),
+        ({"exports": ["gguf_q8_0", "fp8"]}, [".", ".", "gguf_q8_0", None]),
     ],
     ids=str,
 )
@@ -78,7 +79,9 @@ def test_folders_of_a_llama(changes: dict[str, Any], expected: list[str | None])
 
 def test_what_to_change() -> None:
     found = support(LLAMA)
-    assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."
+    assert found["llama.cpp"].remedy == (
+        "Add 'gguf' to pruning.exports, or add 'gguf_q8_0' to pruning.exports."
+    )
     assert found["MLX"].remedy == (
         "Use layout 'uniform', or add 'block_configs' to pruning.exports."
     )
