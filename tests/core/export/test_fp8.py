@@ -74,7 +74,7 @@ def test_pieces_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_section_is_the_package_s_own() -> None:
     preset = preset_name_to_scheme("FP8_DYNAMIC", ["Linear"]).model_dump()
     ours = QuantizationConfig(config_groups={"group_0": fp8.SCHEME}).config_groups["group_0"]
-    found = ours.model_dump()  # type: ignore[union-attr]
+    found = ours.model_dump()
     assert found == preset
 
 
