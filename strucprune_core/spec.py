@@ -11,7 +11,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from strucprune_core.storage.uri import check_uri, check_writable_uri
 
@@ -139,8 +149,10 @@ _BLOCKS = frozenset({"attention_blocks", "ffn_blocks", "layers"})
 
 
 def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
-    """The defaults of a job that removes experts: equally many of each layer."""
+    """The defaults of a job that removes experts: it takes equally many of each layer."""
     layout, allocation = data.get("layout"), data.get("allocation")
+    if set(data["structures"]) != {"experts"}:  # Channels by layer, experts equally.
+        return {"layout": "per_layer", "allocation": "threshold"}
     by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
     if by_layer:
         return {"layout": "per_layer", "allocation": "threshold"}
@@ -169,15 +181,24 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head). Whole blocks beside them or alone: `attention_blocks`, "
         "`ffn_blocks`, or `layers`, which are both at once (alone, their layout is `uniform`). Or "
-        "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
-        "default for them), or by layer.",
+        "`experts`: alone, equally many of every mixture-of-experts layer (layout `uniform`, the "
+        "default for them) or by layer; or, equally many, beside `ffn_channels` (of dense layers "
+        "and shared experts).",
     )
-    sparsity: Annotated[float, _Fraction] = Field(
+    expert_count: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of structures `experts`, in place of `sparsity`: experts that every layer "
+        "keeps.",
+    )
+    sparsity: Annotated[float | None, _Fraction] = Field(
+        default=None,
+        validate_default=True,
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
-        "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
-        "experts of a layer.",
+        "structures; with `ffn_channels` alone, of all FFN channels; with `experts` alone, of the "
+        "routed experts of a layer. Required, unless `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -273,6 +294,24 @@ class PruningSpec(_Strict):
         "and 256 for K-quants; FP8 kernels are fast from 16 on.",
     )
 
+    @field_validator("sparsity")
+    @classmethod
+    def _sparsity_or_count(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if "expert_count" not in info.data:  # It is wrong, which is said already.
+            return value
+        counted = info.data["expert_count"] is not None
+        if value is None and not counted:
+            raise PydanticCustomError("missing", "Field required")
+        if value is not None and counted:
+            raise ValueError("sparsity and expert_count exclude each other. Leave one of them out.")
+        return value
+
+    @property
+    def asked_sparsity(self) -> float:
+        """The sparsity, of a job that has one: not of one that has an `expert_count`."""
+        assert self.sparsity is not None  # noqa: S101 - validated
+        return self.sparsity
+
     @model_validator(mode="before")
     @classmethod
     def _default_allocation(cls, data: Any) -> Any:
@@ -291,6 +330,16 @@ class PruningSpec(_Strict):
     def removes_experts(self) -> bool:
         """Whether the job removes whole experts."""
         return "experts" in self.structures
+
+    @property
+    def removes_experts_alone(self) -> bool:
+        """Whether it removes nothing else."""
+        return set(self.structures) == {"experts"}
+
+    @property
+    def keeps_equal_experts(self) -> bool:
+        """Whether every layer keeps equally many experts, and config.json says how many."""
+        return self.layout == "uniform" or not self.removes_experts_alone
 
     @property
     def removes_blocks(self) -> bool:
@@ -347,12 +396,12 @@ class PruningSpec(_Strict):
                 raise ValueError("expert_score is only used by structures ['experts'].")
             if self.expert_repair:
                 raise ValueError("expert_repair is only used by structures ['experts'].")
+            if self.expert_count is not None:
+                raise ValueError("expert_count is only used by structures ['experts'].")
             return self
-        if len(self.structures) > 1:
-            raise ValueError(
-                "structures 'experts' cannot be removed together with others yet. Remove them "
-                "alone, and prune the result in a second job."
-            )
+        if not self.removes_experts_alone:
+            self._experts_fit_others()
+            return self
         others = {
             "rounds": self.rounds > 1,
             "solver": self.solver != "obs",
@@ -370,12 +419,56 @@ class PruningSpec(_Strict):
                 "layout 'per_layer' of experts needs an allocation that gives layers different "
                 "numbers. Use allocation 'threshold', or layout 'uniform'."
             )
+        if self.layout == "per_layer" and self.expert_count is not None:
+            raise ValueError(
+                "expert_count is the number of every layer. Use layout 'uniform', or a sparsity in "
+                "its place."
+            )
         if self.layout == "uniform" and self.max_sparsity_by_layer:
             raise ValueError(
                 "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
                 "'per_layer'."
             )
         return self
+
+    def _experts_fit_others(self) -> None:
+        """Experts beside FFN channels; what of it is not implemented."""
+        if "kv_groups" in self.structures or "query_heads" in self.structures:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with heads: experts are removed "
+                "while transformers' own modules run, which hide heads. Remove them alone, and "
+                "prune the result in a second job."
+            )
+        if self.removes_blocks:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with blocks or layers: both are "
+                "measured as numbers that go, and only one of them shares a budget with channels. "
+                "Remove them alone, and prune the result in a second job."
+            )
+        others = {
+            "rounds": self.rounds > 1,
+            "recover": self.recover is not None,
+            "distill": self.distill is not None,
+            "exports": bool(self.exports),
+            "expert_repair": self.expert_repair,
+            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
+        }
+        for name, asked in others.items():
+            if asked:
+                raise ValueError(
+                    f"{name} is not implemented for structures 'experts' beside others. Leave it "
+                    f"out."
+                )
+        if self.expert_count is not None:
+            raise ValueError(
+                "expert_count leaves nothing to decide between experts and other structures. Use a "
+                "sparsity, or remove experts alone."
+            )
+        if self.allocation == "uniform" or self.energy == "forward":
+            raise ValueError(
+                "experts and channels are compared by the model's loss, which needs allocation "
+                "'threshold' or 'softmax' and energy 'kl_probe' or 'gradient'."
+            )
 
     @model_validator(mode="after")
     def _structures_are_distinct(self) -> PruningSpec:

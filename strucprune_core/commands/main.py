@@ -233,7 +233,8 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
 def _estimated(body: dict[str, Any]) -> dict[str, Any]:
     """The job with placeholders where an estimate needs no value: it reads no text."""
     body["output"].setdefault("uri_prefix", "not-written")
-    body["pruning"].setdefault("sparsity", 0.3)
+    if "expert_count" not in body["pruning"]:
+        body["pruning"].setdefault("sparsity", 0.3)
     if body["calibration"].get("source") != "self":
         body["calibration"].setdefault("uri", "not-read.txt")
     body.setdefault("evaluation", {}).setdefault("uri", "not-read.txt")

@@ -57,7 +57,9 @@ def sites_apart(places: list[PlannedSite], blocks: list[Block]) -> list[PlannedS
 
 def block_budget(config: ModelConfig, pruning: PruningSpec) -> int:
     """Parameters that a job removes, of blocks and of other structures together."""
-    return parameters_to_remove(pruning.sparsity, [removable_parameters(config, pruning)], [1])
+    return parameters_to_remove(
+        pruning.asked_sparsity, [removable_parameters(config, pruning)], [1]
+    )
 
 
 def one_of_each_stays(config: ModelConfig, gone: Collection[Block], block: Block) -> bool:
@@ -121,10 +123,10 @@ def check_blocks(config: ModelConfig, pruning: PruningSpec) -> None:
         for place in sites
     )
     reachable = (sum(sizes) + rest) / total
-    if pruning.sparsity > reachable:
-        raise out_of_reach(pruning.sparsity, reachable)
-    if pruning.removes_blocks_alone and pruning.sparsity * total < min(sizes) / 2:
-        raise too_small(pruning.sparsity, min(sizes) / total)
+    if pruning.asked_sparsity > reachable:
+        raise out_of_reach(pruning.asked_sparsity, reachable)
+    if pruning.removes_blocks_alone and pruning.asked_sparsity * total < min(sizes) / 2:
+        raise too_small(pruning.asked_sparsity, min(sizes) / total)
 
 
 def refits(pruning: PruningSpec, config: ModelConfig) -> bool:

@@ -22,6 +22,7 @@ from strucprune_core.models.experts import (
     experts_of,
     first_experts,
     removed_share,
+    routing_of,
     without_experts,
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
@@ -38,12 +39,15 @@ from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
+from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
     keeps_drafting,
     kept_experts,
     likely_experts,
     plan_sites,
     pruned_config,
+    requested_sparsity,
 )
 from strucprune_core.plan.work import active_weights, flops, weights_read
 from strucprune_core.report.document import SizeSummary
@@ -123,6 +127,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
     removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    requested = requested_sparsity(spec.pruning, config)
     bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
@@ -133,7 +138,7 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.sparsity,
+        sparsity_requested=requested,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -143,13 +148,14 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         host_peak_bytes=PROCESS_BYTES + host + (0 if on_device else plan.device_peak_bytes),
         device_peak_bytes=plan.device_peak_bytes if on_device else 0,
         step_bytes=plan.device_terms,
-        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
+        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values()))
+        + _gathered_bytes(spec, config, plan),
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
         warnings=[
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.sparsity, reached),
+            *sparsity_warning(requested, reached),
             *batch_warning(spec),
             *block_warning(spec.pruning, config),
             *quantised_warning(spec, index),
@@ -168,7 +174,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
 def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     """Parameters and bytes that are removed, and the share of what may be."""
     config, index = facts.config, facts.index
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         return _removed_experts(pruning, facts)
     gone, reached = _removed_parameters(pruning, config)
     stored = index.tensors[next(iter(_removable_tensors(pruning, config)))]
@@ -210,15 +216,18 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     if pruning.removes_blocks:
         gone = estimated_removal(config, pruning)
         return gone, gone / removable_parameters(config, pruning)
+    if pruning.removes_experts:
+        gone = shared_budget(config, pruning)
+        return gone, gone / shared_budget_whole(config, pruning)
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     if pruning.allocation != "uniform":
-        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        gone = nearest_removal(pruning.asked_sparsity, widths, parameters, rules)
         return gone, gone / total
-    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
     gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
@@ -234,7 +243,9 @@ def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
         return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
+    kept = allocate_uniformly(
+        widths, pruning.asked_sparsity, [place.rule for place in planned]
+    ).widths
     return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
 
 
@@ -273,6 +284,17 @@ def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> i
     solved = sum(columns) * config.hidden_size * FP32_BYTES
     trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
     return streams + grams + solved + trained + result_bytes
+
+
+def _gathered_bytes(spec: JobSpec, config: ModelConfig, plan: Plan) -> int:
+    """What experts that are read one at a time are given and give, of all tokens of a pass."""
+    if not plan.tiles.expert_by_expert:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    if spec.evaluation is not None:
+        tokens = max(tokens, spec.evaluation.sequences * spec.evaluation.sequence_length)
+    # Their inputs and sums, and for each choice its number (int64) and its weight.
+    return FP32_BYTES * tokens * (2 * config.hidden_size + 3 * routing_of(config).chosen)
 
 
 def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:

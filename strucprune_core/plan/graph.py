@@ -28,7 +28,11 @@ else, there are neither curves nor prices:
 
     capture.L-1 ── block_probe.g ── drop.1 ── drop.2 ── … ── allocate
 
-A job that removes experts solves nothing, and its graph is short:
+Experts beside channels are scored by `capture.l`, and numbers of them measured before `allocate`:
+
+    capture.L-1, price.1 ── expert_probe ── allocate ── solve.l ── divergence
+
+A job that removes experts alone solves nothing, and its graph is short:
 
     tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
                           └── probe.g (by choice) ──┘   └─ divergence
@@ -62,6 +66,7 @@ from strucprune_core.run.artifacts import (
     Embed,
     Evaluate,
     EvaluationTokens,
+    ExpertProbe,
     File,
     Fp8,
     Gguf,
@@ -187,6 +192,7 @@ def build_graph(
     blocks: int = 0,
     sites: bool = True,
     refit: bool = False,
+    experts: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -206,6 +212,7 @@ def build_graph(
         blocks: The most blocks that go whole.
         sites: Whether anything but whole blocks is removed.
         refit: Whether matrices behind removed blocks are solved again.
+        experts: Whether experts go beside sites.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
@@ -217,7 +224,15 @@ def build_graph(
     units = [
         *_inspection(evaluate=evaluate),
         *_calibration(layers, sites=sites),
-        *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
+        *_allocation(
+            layers,
+            energy,
+            rounds,
+            distill=distill_steps > 0,
+            blocks=blocks,
+            sites=sites,
+            experts=experts,
+        ),
         *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
         *(_refits(layers) if refit else ()),
@@ -231,6 +246,9 @@ def build_graph(
     accepted = [_judge(Verify(), solutions, checkpoint)]
     if evaluate:
         accepted.insert(0, _evaluate_written("pruned", checkpoint))
+    if experts:
+        hidden = Capture(layers - 1).hidden
+        accepted.insert(0, _divergence(hidden, [Allocate().unit], solutions))
     after = [unit.name for unit in accepted]
     writers_in_fewer_bits = [
         _write(file, held, solutions, after)
@@ -268,11 +286,9 @@ def build_experts_graph(
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
-    dense = Route(layers - 1).hidden
     repairs = [_repair(layer) for layer in range(layers)] if repair else []
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
-    reads = [windows, dense, *repaired]
-    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
+    divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
         *([_evaluate_written("pruned", checkpoint)] if evaluate else ()),
         _judge(Verify(), repaired, checkpoint),
@@ -302,6 +318,12 @@ def build_experts_graph(
         *judges,
         _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _divergence(dense: File, after: Iterable[str], solutions: Iterable[File]) -> Unit:
+    """Compare the model without experts with what the dense one made of the text."""
+    reads = [Tokens().calibration, dense, *solutions]
+    return _unit(Divergence(), Phase.ALLOCATING, after=after, reads=reads, releases=[dense])
 
 
 def _expert_probes(layers: int) -> list[Unit]:
@@ -375,23 +397,39 @@ def _curve(layer: int) -> Unit:
 
 
 def _allocation(
-    layers: int, energy: Energy, rounds: int, *, distill: bool, blocks: int, sites: bool
+    layers: int,
+    energy: Energy,
+    rounds: int,
+    *,
+    distill: bool,
+    blocks: int,
+    sites: bool,
+    experts: bool,
 ) -> list[Unit]:
     """Measure energies, set the price in rounds, and measure blocks."""
     if not sites:
         dropped = _drops(blocks, layers, [])
-        return [*dropped, _allocate(0, layers, dropped, distill=distill)]
+        return [*dropped, _allocate(0, layers, dropped, keeps_dense=distill)]
     measured = _energies(energy, layers)
     units = [*measured, _price(1, layers, measured)]
     if blocks:
         units += _drops(blocks, layers, [units[-1]])
+    if experts:
+        units.append(_expert_probe(layers, units[-1]))
     for number in range(1, rounds + 1):
         if rounds > 1:
             units += [_trial(number, layer, layers) for layer in range(layers)]
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, reviews)]
-    return [*units, _allocate(rounds, layers, units[-1:] if blocks else [], distill=distill)]
+    last = units[-1:] if blocks or experts else []
+    return [*units, _allocate(rounds, layers, last, keeps_dense=distill or experts)]
+
+
+def _expert_probe(layers: int, after: Unit) -> Unit:
+    """Measure the dense model with fewer and fewer experts."""
+    reads = [Capture(layers - 1).hidden, Capture(0).probe_input]
+    return _unit(ExpertProbe(), Phase.ALLOCATING, after=[after.name], reads=reads)
 
 
 def _drops(blocks: int, layers: int, after: list[Unit]) -> list[Unit]:
@@ -488,18 +526,18 @@ def _streams(number: int, layers: int) -> list[File]:
     return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
-def _allocate(rounds: int, layers: int, dropped: list[Unit], *, distill: bool) -> Unit:
-    """Choose a round, and blocks. Distillation still needs what the dense model made of the text.
+def _allocate(rounds: int, layers: int, dropped: list[Unit], *, keeps_dense: bool) -> Unit:
+    """Choose a round, and blocks or a number of experts.
 
     Args:
         rounds: Times the price was set; 0 if blocks alone are removed.
         layers: Decoder layers.
-        dropped: The steps of removing blocks.
-        distill: Whether the model is trained as a whole.
+        dropped: The steps of removing blocks, or what measures numbers of experts.
+        keeps_dense: Whether what the dense model made of the text is needed afterwards.
     """
     after = [Price(number).unit for number in range(1, rounds + 1)]
     after += [unit.name for unit in dropped]
-    releases = [] if distill else [Capture(layers - 1).hidden]
+    releases = [] if keeps_dense else [Capture(layers - 1).hidden]
     if rounds > 1:
         after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
         releases += _streams(rounds, layers)

@@ -54,6 +54,7 @@ from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
+from strucprune_core.plan.shared_budget import check_shared_budget
 from strucprune_core.plan.sites import (
     kept_experts,
     plan_experts,
@@ -314,8 +315,12 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             floors allow; a limit names a layer that the model does not have; or the layout does not
             fit a model whose layers already differ.
     """
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         _check_experts(pruning, config)
+        return
+    if pruning.removes_experts:
+        if plan_sites(config, pruning):  # Else `check_generic` says why.
+            check_shared_budget(config, pruning)
         return
     if pruning.layout == "uniform" and pruning.removes_blocks:
         _check_unpruned(config)
@@ -336,22 +341,22 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     _check_removable(pruning, widths)
     reachable = reachable_sparsity(widths, parameters, rules)
     if reachable <= 0:
-        raise out_of_reach(pruning.sparsity, reachable)
+        raise out_of_reach(pruning.asked_sparsity, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
-    if pruning.sparsity * total < least:
+    if pruning.asked_sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure",
+            f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
-        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+        kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
         if pruning.layout == "uniform":
             _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
         return
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -364,8 +369,8 @@ def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
     widths = [place.steps for place in places]
     parameters = [place.parameters for place in places]
     rules = [place.rule for place in places]
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_step(
@@ -430,8 +435,8 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
-            f"architecture '{config.family}' has no FFN whose channels can be removed, only "
-            "experts",
+            f"architecture '{config.family}' has no FFN beside its experts whose channels can be "
+            "removed, only experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )

@@ -34,8 +34,9 @@ from strucprune_core.plan.graph import (
     distill_units,
     probe_groups,
 )
-from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
+from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
+from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.spec import JobSpec
 
@@ -68,6 +69,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return round(passes * (body + ends)) + partial + _read_again(spec, config, tiles)
@@ -81,8 +83,8 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         - resident_bytes(config, layer, tiles) // FP32_BYTES
         for layer, each in enumerate(shapes)
     ]
-    if not any(streamed):
-        return 0
+    if not any(streamed) or (tiles.expert_by_expert and config.family not in ALL_TOKENS):
+        return 0  # An expert is read once for all micro-batches: `models.generic.gathered`.
 
     def more(sequences: int, length: int) -> int:
         return math.ceil(sequences / micro_batch(tiles, sequences, length).sequences) - 1
@@ -100,7 +102,7 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
-    if spec.pruning.removes_experts:
+    if spec.pruning.removes_experts_alone:
         units = build_experts_graph(
             layers=config.layers,
             shards=(),
@@ -123,6 +125,7 @@ def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
         sites=not pruning.removes_blocks_alone,
         refit=refits(pruning, config),
+        experts=pruning.removes_experts,
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
@@ -217,6 +220,9 @@ class _Work:
             return {"repairs": 4 * self._tokens * self._layers[layer]}
         if unit.kind == "divergence":
             return {"trials": self._probed * (self._body + 2 * self._head)}
+        if unit.kind == "expert_probe":
+            runs = len(measured_steps(self._config, self._spec.pruning))
+            return {"probes": self._probed * (runs * self._body + (runs + 1) * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":
@@ -288,7 +294,7 @@ class _Work:
 
     def _solve(self, layer: int) -> int:
         """Reconstruction and its held-out error, as if every layer lost the same share."""
-        sparsity, d = self._spec.pruning.sparsity, self._config.hidden_size
+        sparsity, d = self._spec.pruning.asked_sparsity, self._config.hidden_size
         judged = min(HOLDOUT_TOKENS, self._held_out)
         errors = 0
         for site in self._sites[layer]:
@@ -320,14 +326,14 @@ class _Work:
 
     def _kinds(self, layer: int) -> int:
         """Variants of a layer."""
-        if self._spec.pruning.removes_experts:
+        if self._spec.pruning.removes_experts_alone:
             return int(experts_of(self._config, layer) is not None)
         return len({site.kind for site in self._sites[layer]})
 
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1
         passing = self._layers[layer] + (2 * self._head if last else 0)
-        return self._ridges(layer, self._spec.pruning.sparsity) + self._probed * passing
+        return self._ridges(layer, self._spec.pruning.asked_sparsity) + self._probed * passing
 
     def _gradient(self, number: int) -> int:
         """A layer forward again and back, as much as forward: weights have no gradient."""

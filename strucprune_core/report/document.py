@@ -411,3 +411,9 @@ def has_few_tokens(site: SiteReport) -> bool:
 def layers_with_experts(layers: Iterable[LayerReport]) -> list[tuple[LayerReport, ExpertsReport]]:
     """The layers whose experts a job removed some of."""
     return [(layer, layer.experts) for layer in layers if layer.experts is not None]
+
+
+def removes_experts_alone(report: Report) -> bool:
+    """Whether a job removed experts and nothing else."""
+    structures: list[str] = report.spec["pruning"]["structures"]
+    return [*structures] == ["experts"]

@@ -147,8 +147,13 @@ class Job:
 
     @property
     def removes_experts(self) -> bool:
-        """Whether whole experts are removed, and nothing else."""
+        """Whether whole experts are removed."""
         return self.spec.pruning.removes_experts
+
+    @property
+    def removes_experts_alone(self) -> bool:
+        """Whether nothing else is."""
+        return self.spec.pruning.removes_experts_alone
 
     @property
     def repairs_experts(self) -> bool:
@@ -167,7 +172,7 @@ class Job:
     def shards(self) -> ShardPlan:
         """The files of the result."""
         config = with_drafting(self.config, self.spec.pruning)
-        if self.removes_experts and self.spec.pruning.layout == "uniform":
+        if self.removes_experts_alone and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
             count = kept_experts(self.spec.pruning, config)
             kept = first_experts(config, [count] * config.layers)
@@ -185,7 +190,7 @@ class Job:
     def graph(self) -> list[Unit]:
         """The job's units, in order."""
         exports, shards = self.spec.pruning.exports, self.shards
-        if self.removes_experts:
+        if self.removes_experts_alone:
             return build_experts_graph(
                 layers=self.config.layers,
                 shards=[
@@ -209,6 +214,7 @@ class Job:
             blocks=self.block_steps,
             sites=bool(self.planned),
             refit=self.refits,
+            experts=self.removes_experts,
         )
 
     def stored_dtype(self, name: str) -> str:

@@ -136,7 +136,7 @@ def divergence_warning(kl: float) -> list[str]:
     return [
         f"without these experts the model diverges from the dense one by {kl:.3g} nats per token "
         f"on held-out calibration text, as if perplexity had grown {times:.3g}-fold. They were not "
-        f"redundant: lower pruning.sparsity."
+        f"redundant: keep more of them."
     ]
 
 

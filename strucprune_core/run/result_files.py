@@ -23,6 +23,7 @@ from strucprune_core.export.tokenizer_class import with_tokenizer_class
 from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.blocks import kept_layers
 from strucprune_core.models.drafting import says_no_drafting
+from strucprune_core.models.experts import routing_of, with_count
 from strucprune_core.models.pruned_shapes import family_of
 from strucprune_core.models.tensors import expected_tensors, stored_tensors
 from strucprune_core.report.document import FileEntry
@@ -74,8 +75,12 @@ def _side_files(job: Job) -> dict[str, bytes]:
     dense = job.index.config
     if job.config.drafting and not pruned.config.drafting:
         dense = says_no_drafting(dense)
-    if job.removes_experts:
+    if job.removes_experts_alone:
         contents = expert_side_files(layout, dense, pruned.config)
+    elif job.removes_experts:
+        routing = routing_of(pruned.config)
+        dense = with_count(dense, routing, routing.experts)
+        contents = side_files(layout, dense, pruned.config)
     else:
         dense = with_layers(dense, job.config, kept_layers(pruned.config))
         if layout == "uniform" and job.spec.pruning.removes_blocks:

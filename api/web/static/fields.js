@@ -12,8 +12,8 @@ export function sections(capabilities) {
       { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a model in FP8 bfloat16." },
     ] },
     { title: "Pruning", fields: [
-      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
-      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
+      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },
     ] },
@@ -35,6 +35,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
+      { pointer: "/pruning/expert_count", label: "Experts to keep", kind: "number", placeholder: "by sparsity", hint: "Of experts: how many every layer keeps. Leave sparsity empty." },
       { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["reap", "output_norm"], hint: "Of experts: which of them stay. The first is the default." },
       { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report, layers_with_experts
+from strucprune_core.report.document import Report, layers_with_experts, removes_experts_alone
 from strucprune_core.report.html.bars import Bars, memory_bars, perplexity_bars, phase_bars
 from strucprune_core.report.html.charts import (
     Chart,
@@ -56,6 +56,7 @@ class View:
     layer_table: Table
     block_table: Table
     removes_experts: bool
+    experts_alone: bool
     kept_experts: Chart
     expert_layer_table: Table
     expert_table: Table
@@ -99,6 +100,7 @@ def view_of(report: Report) -> View:
         layer_table=layer_table(layers),
         block_table=block_table(report.blocks),
         removes_experts=bool(layers_with_experts(layers)),
+        experts_alone=removes_experts_alone(report),
         kept_experts=kept_experts(layers),
         expert_layer_table=expert_layer_table(layers),
         expert_table=expert_table(layers),

@@ -13,6 +13,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan import shared_budget
 from strucprune_core.plan.blocks import removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
@@ -25,7 +26,7 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
-from strucprune_core.plan.sites import PlannedSite
+from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.report.document import (
     BlockReport,
     CalibrationSummary,
@@ -55,7 +56,7 @@ from strucprune_core.run import artifacts
 from strucprune_core.run.card import card_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
-from strucprune_core.run.expert_choice import scores_of
+from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
@@ -91,7 +92,8 @@ def _report(job: Job) -> Report:
     """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
-    asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
+    asked = requested_sparsity(job.spec.pruning, job.config)
+    reached = _reached(job, pruned)
     layers = _layers(job, pruned)
     return Report(
         job_fingerprint=job.fingerprint,
@@ -196,8 +198,11 @@ def _model(job: Job) -> ModelSummary:
 
 def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return removed_share(job.config, pruned.experts)
+    if job.removes_experts:
+        gone = _dense_parameters(job) - _parameters(pruned.config)
+        return gone / shared_budget.removable_parameters(job.config, job.spec.pruning)
     if job.spec.pruning.removes_blocks:
         gone = _dense_parameters(job) - _parameters(pruned.config)
         return gone / removable_parameters(job.config, job.spec.pruning)
@@ -208,7 +213,7 @@ def _reached(job: Job, pruned: PrunedModel) -> float:
 
 
 def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return [_expert_layer(job, layer, kept) for layer, kept in enumerate(pruned.experts)]
     sites: list[list[SiteReport]] = [[] for _ in job.config.blocks]
     for place, site in zip(job.planned, _sites(job), strict=True):
@@ -220,15 +225,7 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
     """A layer of a job that removes experts, which has no sites."""
     block, unit = job.config.blocks[layer], artifacts.Route(layer)
     chosen = job.units.values(artifacts.Select())
-    values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
-    experts = None
-    if kept:
-        experts = ExpertsReport(
-            removed=sorted(set(range(len(values.tokens))) - set(kept)),
-            calibration_tokens=values.tokens,
-            scores=scores_of(job.spec.pruning, values),
-            repair=_repair(job, layer),
-        )
+    manifest = job.workspace.manifest(unit.unit)
     return LayerReport(
         index=layer,
         width_before=sum(block.ffn_widths),
@@ -238,13 +235,26 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         kv_heads_before=block.kv_heads,
         kv_heads_after=block.kv_heads,
         sites=[],
-        experts=experts,
+        experts=_experts(job, layer, kept),
         energy=chosen.energies[layer],
         predicted_damage=chosen.damages[layer],
         reconstruction_error=None,
         damping=0.0,
         damping_retries=0,
         seconds=0.0 if manifest is None else manifest.seconds,
+    )
+
+
+def _experts(job: Job, layer: int, kept: list[int]) -> ExpertsReport | None:
+    """What became of a layer's experts; None if it has none."""
+    if not kept:
+        return None
+    values = seen_of(job, layer)
+    return ExpertsReport(
+        removed=sorted(set(range(len(values.tokens))) - set(kept)),
+        calibration_tokens=values.tokens,
+        scores=scores_of(job.spec.pruning, values),
+        repair=_repair(job, layer),
     )
 
 
@@ -267,6 +277,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
+        experts=_experts(job, layer, pruned.experts[layer]) if job.removes_experts else None,
         recovery=_recovery(job, pruned, layer),
         refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
@@ -370,13 +381,18 @@ def _blocks(job: Job) -> list[BlockReport]:
 
 
 def _rounds(job: Job) -> list[RoundReport]:
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return [_removal(job)]
     if job.spec.pruning.removes_blocks_alone:
         return []
     allocation = job.units.values(artifacts.Allocate())
     if job.spec.pruning.removes_blocks:  # The only round's price is of a model with all blocks.
         return [_round(allocation, None, used=True)]
+    if job.removes_experts:
+        kl = job.units.values(artifacts.Divergence()).kl
+        beside = _round(allocation, kl, used=True)
+        loss = beside.predicted_damage + allocation.expert_loss
+        return [beside.model_copy(update={"predicted_damage": loss})]
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]
     return [

@@ -69,6 +69,7 @@ ALONE: dict[tuple[str, ...], Any] = {
     ("pruning", "structures"): ["experts"],
     ("pruning", "expert_score"): "reap",
     ("pruning", "expert_repair"): True,
+    ("pruning", "expert_count"): 6,
 }
 TRANSLATED: dict[tuple[str, ...], Any] = {
     ("pruning", "max_sparsity_by_layer"): {3: 0.1, 0: 0.0},
@@ -88,6 +89,10 @@ def value_at(spec: JobSpec, path: tuple[str, ...]) -> Any:
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_each_option_sets_its_field(option: JobOption) -> None:
     given = {**REQUIRED, **(GIVEN if option.path in GIVEN else ALONE)}
+    if option.path == ("pruning", "expert_count"):
+        del given["pruning", "sparsity"]
+    else:
+        given.pop(("pruning", "expert_count"), None)
     spec = parse_spec(job_body(None, given))
     assert value_at(spec, option.path) == TRANSLATED.get(option.path, given[option.path])
 

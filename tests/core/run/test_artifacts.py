@@ -40,7 +40,11 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Weights: artifacts.WeightsValues(29),
     artifacts.Tokens: artifacts.TokensValues("ff", True, COUNTS),
     artifacts.EvaluationTokens: artifacts.EvaluationTokensValues("ff", COUNTS),
-    artifacts.Capture: artifacts.CaptureValues({"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)}),
+    artifacts.Capture: artifacts.CaptureValues(
+        {"ffn": SiteStatistics(64, 96, 1.0, 0.5, None)},
+        artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], []),
+    ),
+    artifacts.ExpertProbe: artifacts.ExpertProbeValues([(1, 0.5), (3, 1.25)]),
     artifacts.Route: artifacts.RouteValues([7, 0], [0.5, 0.0], [0.25, 0.0], [(1, 0.5)]),
     artifacts.Select: artifacts.SelectValues([[], [0, 2]], None, None, [1.0, 1.0], [0.0, 0.5]),
     artifacts.Probe: artifacts.ProbeValues([artifacts.OfKind(1, "ffn", 0.5)]),
@@ -104,6 +108,9 @@ def every_unit() -> Iterator[Unit]:
         blocks=2,
         sites=False,
         refit=True,
+    )
+    yield from build_graph(
+        layers=3, shards=[[0, 1, 2]], energy="kl_probe", evaluate=True, experts=True
     )
     yield from build_experts_graph(
         layers=3, shards=[[]], energy="kl_probe", evaluate=True, repair=True
