@@ -146,8 +146,10 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    pruned = (Evaluate("pruned"), *(Evaluate(each) for each in QUANTISED_EXPORTS))
-    if unit == Report().unit or unit in {each.unit for each in pruned}:
+    # Exports in fewer bits come after the evaluation, and so does all that is made of them.
+    if unit in (Evaluate("pruned").unit, Report().unit) or set(QUANTISED_EXPORTS) & {
+        *unit.split(".")
+    }:
         return (CALIBRATION, EVALUATION)
     return (CALIBRATION,)
 
