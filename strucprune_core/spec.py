@@ -75,6 +75,7 @@ Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
+MAX_SIZES = 8
 
 
 class _Strict(BaseModel):
@@ -114,7 +115,7 @@ class OutputSpec(_Strict):
     dtype: Dtype | None = Field(
         default=None,
         description="What weights are converted to as they are read, and stored in. Default: what "
-        "the model is stored in; for a model in FP8 bfloat16.",
+        "the model is stored in; for a quantised model bfloat16.",
     )
 
 
@@ -159,6 +160,11 @@ def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
     return {"layout": "uniform", "allocation": "uniform"}
 
 
+def size_label(sparsity: float) -> str:
+    """The name of one of several sizes: of its units and of its folder."""
+    return f"{sparsity:.6g}"
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -191,6 +197,12 @@ class PruningSpec(_Strict):
         description="Of structures `experts`, in place of `sparsity`: experts that every layer "
         "keeps.",
     )
+    sizes: tuple[Annotated[float, _Fraction, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(),
+        max_length=MAX_SIZES,
+        description="In place of `sparsity` several of them: the model is measured once, and a "
+        "result is published for each in a folder of its own, named after it.",
+    )
     sparsity: Annotated[float | None, _Fraction] = Field(
         default=None,
         validate_default=True,
@@ -198,7 +210,7 @@ class PruningSpec(_Strict):
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
         "structures; with `ffn_channels` alone, of all FFN channels; with `experts` alone, of the "
-        "routed experts of a layer. Required, unless `expert_count` is given.",
+        "routed experts of a layer. Required, unless `sizes` or `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -294,22 +306,32 @@ class PruningSpec(_Strict):
         "and 256 for K-quants; FP8 kernels are fast from 16 on.",
     )
 
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_are_distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({size_label(sparsity) for sparsity in value}) != len(value):
+            raise ValueError("one sparsity is listed twice")
+        return value
+
     @field_validator("sparsity")
     @classmethod
-    def _sparsity_or_count(cls, value: float | None, info: ValidationInfo) -> float | None:
-        if "expert_count" not in info.data:  # It is wrong, which is said already.
+    def _one_way_to_say_how_much(cls, value: float | None, info: ValidationInfo) -> float | None:
+        others = ("sizes", "expert_count")
+        if not info.data.keys() >= {*others}:  # One is wrong, which is said already.
             return value
-        counted = info.data["expert_count"] is not None
-        if value is None and not counted:
+        given = [name for name in others if info.data[name]]
+        if value is not None:
+            given.insert(0, "sparsity")
+        if not given:
             raise PydanticCustomError("missing", "Field required")
-        if value is not None and counted:
-            raise ValueError("sparsity and expert_count exclude each other. Leave one of them out.")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other. Leave one of them out.")
         return value
 
     @property
     def asked_sparsity(self) -> float:
-        """The sparsity, of a job that has one: not of one that has an `expert_count`."""
-        assert self.sparsity is not None  # noqa: S101 - validated
+        """The sparsity, of a job that has one: of several sizes see `JobSpec.by_size`."""
+        assert self.sparsity is not None  # noqa: S101 - validated, but for several sizes
         return self.sparsity
 
     @model_validator(mode="before")
@@ -666,14 +688,32 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    def by_size(self) -> dict[str, JobSpec]:
+        """The job of each size, by its label: as if it were the only one. "" where it is."""
+        if not self.pruning.sizes:
+            return {"": self}
+        alone = {"sizes": (), "sparsity": None}
+        return {
+            size_label(sparsity): self.model_copy(
+                update={"pruning": self.pruning.model_copy(update={**alone, "sparsity": sparsity})}
+            )
+            for sparsity in self.pruning.sizes
+        }
+
     def result_fingerprint(self) -> str:
-        """SHA-256 (hex) over the fields that determine the result.
+        """SHA-256 (hex) over the fields that determine the result, of several sizes each result.
+
+        So a job of several sizes may be continued by one with others: it shares its measurements.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
         device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.pruning.sizes:
+            relevant["pruning"]["sizes"] = "several"
+        else:
+            del relevant["pruning"]["sizes"]  # As in versions that had one size alone.
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

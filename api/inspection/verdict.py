@@ -68,7 +68,8 @@ def judge(
     issues = [*found.issues, *size_issues(spec, found, limits)]
     if issues or found.model is None:
         return Verdict(issues)
-    runtimes = runtime_support(found.model.config, spec.pruning)
+    first = next(iter(spec.by_size().values()))  # Sizes differ in nothing that a runtime minds.
+    runtimes = runtime_support(found.model.config, first.pruning)
     return Verdict((), estimate_job(spec, found.model), runtimes)
 
 

@@ -39,6 +39,7 @@ _NAMES: dict[Path_, str] = {
     ("output", "uri_prefix"): "output",
     ("pruning", "structures"): "structure",
     ("pruning", "exports"): "export",
+    ("pruning", "sizes"): "size",
     ("calibration", "uri"): "calibration",
     ("calibration", "format"): "calibration-format",
     ("calibration", "field"): "calibration-field",

@@ -29,23 +29,28 @@ def check_export(
 ) -> None:
     """Check that an export can hold what a job will make of a model.
 
+    A tokenizer that has yet to be converted is checked by `check_vocabulary` once the job has it.
+
     Raises:
         InvalidSpec: it cannot; names the field `pruning.exports`.
         InvalidCheckpoint: the tokenizer's files are malformed.
         StorageError: the store refused or failed.
     """
     check_shape(export, pruning, config)
-    if export in GGUF_EXPORTS:
-        if TOKENIZER not in index.other_files:
-            raise InvalidSpec(
-                f"the {export} export needs the model's own {TOKENIZER}, which it lacks",
-                field=FIELD,
-                remedy="Save the tokenizer beside the model "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), or leave "
-                f"'{export}' out.",
-            )
-        with naming_field("model.uri"):
-            read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
+    if export in GGUF_EXPORTS and TOKENIZER in index.other_files:
+        check_vocabulary(config, index)
+
+
+def check_vocabulary(config: ModelConfig, index: CheckpointIndex) -> None:
+    """Check that a GGUF file can hold a model's tokenizer.
+
+    Raises:
+        InvalidSpec: it cannot; names the field `pruning.exports`.
+        InvalidCheckpoint: the tokenizer's files are malformed.
+        StorageError: the store refused or failed.
+    """
+    with naming_field("model.uri"):
+        read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
 
 
 def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> None:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_source
 from strucprune_core.checkpoint.index import CheckpointIndex
@@ -107,3 +107,12 @@ def batch_warning(spec: JobSpec) -> list[str]:
         f"pruning.distill.batch_sequences: {distill.batch_sequences} were asked for, but "
         f"calibration.samples leaves {left} to train on; a step uses those."
     ]
+
+
+def warnings_of_sizes(each: Mapping[str, Sequence[str]]) -> list[str]:
+    """Warnings of several sizes, by the size's label: those of all once, the others by size."""
+    said = list(each.values())
+    of_all = [line for line in said[0] if all(line in lines for lines in said)]
+    others = (f"{size}: {line}" for size, lines in each.items() for line in lines)
+    known = {f"{size}: {line}" for size in each for line in of_all}
+    return [*of_all, *(line for line in others if line not in known)]

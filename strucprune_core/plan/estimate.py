@@ -34,6 +34,7 @@ from strucprune_core.plan.deviations import (
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
+    warnings_of_sizes,
 )
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
@@ -49,9 +50,20 @@ from strucprune_core.plan.sites import (
     pruned_config,
     requested_sparsity,
 )
-from strucprune_core.plan.work import active_weights, flops, weights_read
+from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
+
+
+class SizeEstimate(BaseModel):
+    """What one of several sizes will come to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sparsity_reached: float
+    parameters_after: int
+    bytes_after: int
+    export_bytes: dict[Export, int]
 
 
 class Estimate(BaseModel):
@@ -82,6 +94,11 @@ class Estimate(BaseModel):
     sparsity_reached: float = Field(
         description="The nearest that whole structures and `multiple_of` allow; where steps differ "
         "in size, the job may end one step off."
+    )
+    sizes: dict[str, SizeEstimate] = Field(
+        default_factory=dict,
+        description="Of a job of several sizes what each will come to; the figures above that are "
+        "about a result are those of the first.",
     )
     warnings: list[str] = Field(description="Where the job will do something else than asked for.")
 
@@ -121,8 +138,42 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """Estimate a job on an inspected model.
 
     Raises:
-        InvalidSpec: the model's widths do not allow the sparsity.
+        InvalidSpec: the model's widths do not allow a sparsity.
     """
+    sizes = spec.by_size()
+    each = {size: _estimate_alone(alone, facts) for size, alone in sizes.items()}
+    first, *others = each.values()
+    if not spec.pruning.sizes:
+        return first
+    config = facts.config
+    shared = _shared_workspace_bytes(spec, config)
+    again = len(others) * weights_read_by_size(next(iter(sizes.values())), config)
+    stored = facts.index.total_bytes - drafting_bytes(config, facts.index)
+    read = first.bytes_read + again * stored // first.parameters_before
+    return first.model_copy(
+        update={
+            "workspace_bytes": shared + sum(one.workspace_bytes - shared for one in each.values()),
+            "host_peak_bytes": max(one.host_peak_bytes for one in each.values()),
+            "device_peak_bytes": max(one.device_peak_bytes for one in each.values()),
+            "bytes_read": read,
+            "flops": flops(spec, config, plan_job(spec, config).panels),
+            "sizes": {size: _of_size(one) for size, one in each.items()},
+            "warnings": warnings_of_sizes({size: one.warnings for size, one in each.items()}),
+        }
+    )
+
+
+def _of_size(estimate: Estimate) -> SizeEstimate:
+    return SizeEstimate(
+        sparsity_reached=estimate.sparsity_reached,
+        parameters_after=estimate.parameters_after,
+        bytes_after=estimate.bytes_after,
+        export_bytes=estimate.export_bytes,
+    )
+
+
+def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
+    """The estimate of a job of one size."""
     config, index = facts.config, facts.index
     drafting = drafting_bytes(config, index)
     parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
@@ -275,15 +326,23 @@ def _bytes_in_fp8(config: ModelConfig, stored: Callable[[str], str]) -> int:
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
     """Disk space of the workspace; `result_bytes` is the pruned checkpoint and its exports."""
+    # Solved layers, which are kept to resume from until the shards are assembled.
+    solved = sum(_columns(spec, config)) * config.hidden_size * FP32_BYTES
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return _shared_workspace_bytes(spec, config) + solved + trained + result_bytes
+
+
+def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """The part that the sizes of a job share: hidden states and statistics."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
+    return streams + sum(width * width for width in _columns(spec, config)) * FP32_BYTES
+
+
+def _columns(spec: JobSpec, config: ModelConfig) -> list[int]:
+    """Input columns of each site's matrix."""
     sites = [place.site for place in plan_sites(config, spec.pruning)]
-    columns = [site.structures * site.columns for site in sites]
-    grams = sum(width * width for width in columns) * FP32_BYTES
-    # Solved layers, which are kept to resume from until the shards are assembled.
-    solved = sum(columns) * config.hidden_size * FP32_BYTES
-    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
-    return streams + grams + solved + trained + result_bytes
+    return [site.structures * site.columns for site in sites]
 
 
 def _gathered_bytes(spec: JobSpec, config: ModelConfig, plan: Plan) -> int:

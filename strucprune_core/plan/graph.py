@@ -83,6 +83,7 @@ from strucprune_core.run.artifacts import (
     Review,
     Route,
     Select,
+    Sizes,
     Solve,
     Tokens,
     Trial,
@@ -101,6 +102,9 @@ PROBE_GROUP_LAYERS = 8
 # training and their moments.
 DISTILL_UNIT_STEPS = 10
 
+# Between a unit's name and the size that it is for.
+SIZE_MARK = "@"
+
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
 """The fields that name a job's texts."""
 
@@ -110,7 +114,8 @@ class Unit:
     """One piece of work.
 
     Attributes:
-        name: Unique; "capture.7" is the capture of layer 7.
+        name: Unique; "capture.7" is the capture of layer 7, "solve.7@0.3" the solve of that layer
+            for one of several sizes (`plan.sizes`).
         phase: The phase that its progress and time count towards.
         after: Units that must be finished before.
         reads: Files it needs.
@@ -126,12 +131,12 @@ class Unit:
     @property
     def kind(self) -> str:
         """What is done: "capture" of "capture.7"."""
-        return self.name.partition(".")[0]
+        return plain_name(self.name).partition(".")[0]
 
     @property
     def index(self) -> int:
         """The layer, group, shard or (of a price) round; -1 for units that have none."""
-        suffix = self.name.rpartition(".")[2]
+        suffix = plain_name(self.name).rpartition(".")[2]
         return int(suffix) if suffix.isdigit() else -1
 
     @property
@@ -139,17 +144,27 @@ class Unit:
         """Of trials and reviews, in which round, from 1: 2 of "trial.2.7"."""
         return int(self.name.split(".")[1])
 
+    @property
+    def size(self) -> str:
+        """The label of the size that it is for; "" if it is for all, or there is one."""
+        return self.name.partition(SIZE_MARK)[2]
+
+
+def plain_name(unit: str) -> str:
+    """A unit's name without the size that it is for."""
+    return unit.partition(SIZE_MARK)[0]
+
 
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
+    unit = plain_name(unit)
     if unit in (ModelCheck().unit, Weights().unit):
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
     # Exports in fewer bits come after the evaluation, and so does all that is made of them.
-    if unit in (Evaluate("pruned").unit, Report().unit) or set(QUANTISED_EXPORTS) & {
-        *unit.split(".")
-    }:
+    of_both = {Evaluate("pruned").unit, Report().unit, Sizes().unit}
+    if unit in of_both or set(QUANTISED_EXPORTS) & {*unit.split(".")}:
         return (CALIBRATION, EVALUATION)
     return (CALIBRATION,)
 
@@ -656,8 +671,8 @@ def _report(judges: list[Unit], files: Iterable[Written]) -> Unit:
 def publication(units: list[Unit]) -> Unit:
     """Publishing as a unit that is never finished: it reads what a complete job must have."""
     report = units[-1]
-    reads = (*report.reads, Report().json, Report().html)
-    return Unit("publish", Phase.COMMITTING, (report.name,), reads)
+    documents = (File(report.name, name) for name in (Report.json, Report.html, Report.card))
+    return Unit("publish", Phase.COMMITTING, (report.name,), (*report.reads, *documents))
 
 
 def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:

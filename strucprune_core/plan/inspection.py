@@ -206,13 +206,16 @@ def check_output_usable(store: InspectableStore, fingerprint: str | None = None)
     store.check_writable()
 
 
-def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+def check_apart(
+    model: str, output: str, workspace: str | None = None, adapter: str | None = None
+) -> None:
     """Check that no place of a job lies in another, where its files would be mistaken for others.
 
     Args:
         model: URI of the model's store.
         output: URI of the output's store.
         workspace: URI of the workspace's store, if it is the user's choice.
+        adapter: URI of the adapter's store, if there is one. It may lie in the model's.
 
     Raises:
         InvalidSpec: two are the same, or one lies below the other.
@@ -223,6 +226,10 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
             ("workspace", "the workspace", workspace, "the model's", model),
             ("workspace", "the workspace", workspace, "the output's", output),
         ]
+    if adapter is not None:
+        pairs.append(("output.uri_prefix", "the output", output, "the adapter's", adapter))
+        if workspace is not None:
+            pairs.append(("workspace", "the workspace", workspace, "the adapter's", adapter))
     for field, what, place, other, root in pairs:
         if contains(root, place):
             where = f"{what} {place} lies in {other} place {root}"
@@ -546,7 +553,7 @@ def inspect_job(
     """
     _check_apart(spec, open_store, workspace)
     model = read_job_model(spec, open_store)
-    for check in _model_checks(spec, model):
+    for check in _all_model_checks(spec, model):
         check()
     if check_output:
         with naming_field("output.uri_prefix"):
@@ -582,7 +589,9 @@ def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, s
         index: The model's files.
         texts: Versions of the texts, from `text_versions`.
     """
-    parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    parts: list[object] = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    if spec.pruning.sizes:
+        parts.append([*spec.pruning.sizes])
     return sha256_of_bytes(json.dumps(parts).encode())
 
 
@@ -625,7 +634,8 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             with naming_field(field):
                 return check()
         except StrucPruneError as error:
-            issues.append(error)
+            if error.as_dict() not in [issue.as_dict() for issue in issues]:  # Of another size.
+                issues.append(error)
             return None
 
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
@@ -634,10 +644,11 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
         lambda: read_job_model(spec, open_store),
     )
     if model is not None:
-        for model_check in _model_checks(spec, model):
+        for model_check in _all_model_checks(spec, model):
             collect("pruning", model_check)
         if not issues:  # A plan can only be made of a valid job.
-            collect("runtime", partial(plan_job, spec, model.config))
+            for alone in spec.by_size().values():
+                collect("runtime", partial(plan_job, alone, model.config))
     fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
     if not any(issue.field == "output.uri_prefix" for issue in issues):
         collect(
@@ -652,9 +663,11 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
     try:
         model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+        uri = spec.model.adapter_uri
+        adapter = None if uri is None else open_store(uri).uri
     except StrucPruneError:  # Raised again where the store is used.
         return
-    check_apart(model, output, workspace)
+    check_apart(model, output, workspace, adapter)
 
 
 def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:
@@ -665,8 +678,29 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
         return None
 
 
+def _all_model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """`_model_checks` of every size."""
+    return [
+        partial(_of_size, size, check) if size else check
+        for size, alone in spec.by_size().items()
+        for check in _model_checks(alone, model)
+    ]
+
+
+def _of_size(size: str, check: Callable[[], object]) -> None:
+    """A check whose error names the size if it is about the sparsity."""
+    try:
+        check()
+    except InvalidSpec as error:
+        if error.field != "pruning.sparsity":
+            raise
+        raise InvalidSpec(
+            f"{size}: {error.message}", field="pruning.sizes", remedy=error.remedy
+        ) from error
+
+
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
-    """The checks that need only the spec and the model's small files."""
+    """The checks of a job of one size that need only the spec and the model's small files."""
     config = model.config
     lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
     if spec.evaluation is not None:

@@ -38,11 +38,12 @@ from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_ba
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
+from strucprune_core.plan.sizes import own_units
 from strucprune_core.spec import JobSpec
 
 
 def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
-    """Parameters that a job reads from the model's files, at most.
+    """Parameters that a job of one size reads from the model's files, at most.
 
     Those that are resident are read once in each pass, the others for every micro-batch.
     """
@@ -52,12 +53,11 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     ]
     body = sum(layers)
     ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 3.0  # The check for finite values, the statistics, and the assembly of the result.
+    passes = 2 + _passes_by_size(spec, config)  # The check for finite values, the statistics.
     partial = 0
     pruning = spec.pruning
     if pruning.removes_blocks:
         partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
-        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
     if energy_of(pruning) == "kl_probe" and not pruning.removes_blocks_alone:
         # The runs of a group of layers pass through all layers behind it.
         partial += sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
@@ -65,6 +65,20 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    return passes * (body + ends) + partial + _read_again(spec, config, tiles)
+
+
+def weights_read_by_size(spec: JobSpec, config: ModelConfig) -> int:
+    """The part of `weights_read` that each further size of a job reads again."""
+    parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
+    return _passes_by_size(spec, config) * parameters
+
+
+def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
+    """How often a size reads all weights for itself."""
+    pruning, passes = spec.pruning, 1  # The assembly of the result.
+    if pruning.removes_blocks:
+        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
     # An export is written and compared; in FP8 both read matrices for their factors as well.
     passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
@@ -72,7 +86,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
-    return round(passes * (body + ends)) + partial + _read_again(spec, config, tiles)
+    return passes
 
 
 def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
@@ -102,23 +116,26 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
+    counts: Counter[str] = Counter()
+    for number, alone in enumerate(spec.by_size().values()):
+        units = _units(alone, config)
+        own = own_units(units) if number else frozenset(unit.name for unit in units)
+        for name, purposes in unit_flops(units, alone, config, panels).items():
+            if name in own:
+                counts.update(purposes)
+    return dict(counts)
+
+
+def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    """The units of a job of one size that compute something."""
     if spec.pruning.removes_experts_alone:
-        units = build_experts_graph(
+        return build_experts_graph(
             layers=config.layers,
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
             repair=spec.pruning.expert_repair,
         )
-    else:
-        units = _solving_graph(spec, config)
-    counts: Counter[str] = Counter()
-    for purposes in unit_flops(units, spec, config, panels).values():
-        counts.update(purposes)
-    return dict(counts)
-
-
-def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
     pruning = spec.pruning
     return build_graph(
         layers=config.layers,

@@ -759,9 +759,15 @@ Written = Assemble | Gguf | GgufQ80 | Fp8 | BlockConfigs
 
 @dataclass(frozen=True, slots=True)
 class EvaluateValues:
-    """Perplexity on the evaluation text."""
+    """Perplexity on the evaluation text.
+
+    Attributes:
+        perplexity: Of the model.
+        rejected: Of one of several sizes, why it is not published.
+    """
 
     perplexity: float
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)
@@ -799,3 +805,10 @@ class Report(Artifacts):
     json = _FileName(REPORT_JSON)
     html = _FileName(REPORT_HTML)
     card = _FileName(MODEL_CARD)
+
+
+@dataclass(frozen=True)
+class Sizes(Artifacts):
+    """`sizes`: documents on all sizes of a job that has several, under the names of `Report`."""
+
+    kind = "sizes"

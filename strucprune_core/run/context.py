@@ -31,10 +31,10 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
-from strucprune_core.run.workspace import Workspace
 from strucprune_core.scratch.mapped_matrix import ScratchMatrices
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -42,10 +42,11 @@ from strucprune_core.storage.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """One pruning job while it runs.
+    """One pruning job while it runs; of several sizes the job of one.
 
     Attributes:
         spec: What was asked for.
+        size: Its label among several sizes; "" if it is the only one.
         index: The dense checkpoint's layout.
         config: Its parsed config.
         reader: Its tensors by name.
@@ -61,10 +62,11 @@ class Job:
     """
 
     spec: JobSpec
+    size: str
     index: CheckpointIndex
     config: ModelConfig
     reader: TensorReader
-    workspace: Workspace
+    workspace: FinishedUnits
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]

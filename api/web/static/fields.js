@@ -9,10 +9,11 @@ export function sections(capabilities) {
       { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors, or hf://org/name." },
       { pointer: "/model/adapter_uri", label: "Adapter", kind: "text", placeholder: "none", hint: "A LoRA adapter of PEFT, merged into the model as it is read." },
       { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
-      { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a model in FP8 bfloat16." },
+      { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a quantised model bfloat16." },
     ] },
     { title: "Pruning", fields: [
-      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
+      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, when: ["/pruning/sizes", undefined], hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
+      { pointer: "/pruning/sizes", label: "Several sizes", kind: "shares", placeholder: "0.2, 0.3, 0.5", hint: "In place of one sparsity: the model is measured once, and each size is published." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },

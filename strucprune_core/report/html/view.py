@@ -69,7 +69,7 @@ class View:
     file_table: Table
 
 
-def _name(uri: str) -> str:
+def model_name(uri: str) -> str:
     """A name for the model; of a URI that cannot be parsed, as the report's reader gave it."""
     try:
         return short_name(uri)
@@ -85,7 +85,7 @@ def view_of(report: Report) -> View:
     errors = {layer.index: layer.reconstruction_error for layer in layers}
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
-        model=_name(report.model.uri),
+        model=model_name(report.model.uri),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),

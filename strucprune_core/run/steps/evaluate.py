@@ -29,20 +29,26 @@ def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
 
     Raises:
         NumericalFailure: that of the dense model is not finite.
-        QualityCollapsed: that of the pruned model or of the export is too high.
+        QualityCollapsed: that of the pruned model or of the export is too high, and there is no
+            other size.
     """
     if unit.name == Evaluate("dense").unit:
         value = _perplexity(job, job.dense)
         _check_finite(value)
-    elif unit.name == Evaluate("pruned").unit:
-        value = _perplexity(job, reopened(job)[1])
-        _check_collapse(job, value)
-    else:
-        exports = job.spec.pruning.exports
-        export = next(each for each in exports if Evaluate(each).unit == unit.name)
-        value = _perplexity(job, reopened_export(job, export).stream(job))
+        draft.record(EvaluateValues(value))
+        return
+    exports = job.spec.pruning.exports
+    export = next((each for each in exports if Evaluate(each).unit == unit.name), None)
+    written = reopened(job)[1] if export is None else reopened_export(job, export).stream(job)
+    value = _perplexity(job, written)
+    rejected = None
+    try:
         _check_collapse(job, value, export)
-    draft.record(EvaluateValues(value))
+    except QualityCollapsed as error:
+        if not job.size:
+            raise
+        rejected = error.message  # Of several sizes, the others may be good.
+    draft.record(EvaluateValues(value, rejected))
 
 
 def _perplexity(job: Job, stream: ModelStream) -> float:

@@ -28,6 +28,7 @@ from strucprune_core.plan.graph import Unit, distill_units
 from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.report.document import (
+    AdapterSummary,
     BlockReport,
     CalibrationSummary,
     DistillationReport,
@@ -193,6 +194,21 @@ def _model(job: Job) -> ModelSummary:
         vocab_size=config.vocab_size,
         dtype=job.index.tensors[job.config.names.embedding].dtype,
         digest=job.index.digest(),
+        adapter=_adapter(job),
+    )
+
+
+def _adapter(job: Job) -> AdapterSummary | None:
+    adapter, uri = job.index.adapter, job.spec.model.adapter_uri
+    if adapter is None or uri is None:
+        return None
+    return AdapterSummary(
+        uri=uri,
+        version=adapter.version,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        modules=list(adapter.modules),
+        replaced=list(adapter.replaced),
     )
 
 

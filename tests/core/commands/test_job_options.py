@@ -70,8 +70,10 @@ ALONE: dict[tuple[str, ...], Any] = {
     ("pruning", "expert_score"): "reap",
     ("pruning", "expert_repair"): True,
     ("pruning", "expert_count"): 6,
+    ("pruning", "sizes"): ["0.2", "0.5"],
 }
 TRANSLATED: dict[tuple[str, ...], Any] = {
+    ("pruning", "sizes"): [0.2, 0.5],
     ("pruning", "max_sparsity_by_layer"): {3: 0.1, 0: 0.0},
     ("runtime", "device_memory_bytes"): 2 * 2**30,
     ("runtime", "host_memory_bytes"): 3 * 2**30,
@@ -89,10 +91,11 @@ def value_at(spec: JobSpec, path: tuple[str, ...]) -> Any:
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_each_option_sets_its_field(option: JobOption) -> None:
     given = {**REQUIRED, **(GIVEN if option.path in GIVEN else ALONE)}
-    if option.path == ("pruning", "expert_count"):
+    instead_of_sparsity = {("pruning", "expert_count"), ("pruning", "sizes")}
+    if option.path in instead_of_sparsity:
         del given["pruning", "sparsity"]
-    else:
-        given.pop(("pruning", "expert_count"), None)
+    for other in instead_of_sparsity - {option.path}:
+        given.pop(other, None)
     spec = parse_spec(job_body(None, given))
     assert value_at(spec, option.path) == TRANSLATED.get(option.path, given[option.path])
 
