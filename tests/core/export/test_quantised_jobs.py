@@ -17,6 +17,7 @@ from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidSpec, QualityCollapsed, Stopped
 from strucprune_core.evaluation.standalone import verify_checkpoint
 from strucprune_core.export import checks
+from strucprune_core.pipeline import run_job
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.memory.host import host_terms
@@ -185,6 +186,32 @@ def test_an_export_that_ruins_the_model_is_refused(
     assert refused.value.field == "pruning.exports"
     assert "'fp8'" in str(refused.value.remedy)
     assert not (tmp_path / "out").exists()
+
+
+def test_of_several_sizes_the_others_are_published(
+    tmp_path: Path, model: Path, text_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured, calls = evaluate._perplexity, 0
+
+    def worse(job: Any, stream: Any) -> float:
+        nonlocal calls
+        found = measured(job, stream)
+        if job.size == "0.4":
+            calls += 1
+            return found * (1e7 if calls == 2 else 1.0)  # of the export
+        return found
+
+    monkeypatch.setattr(evaluate, "_perplexity", worse)
+    changes = {"sparsity": None, "sizes": [0.2, 0.4], "exports": ["gguf_q8_0"]}
+    run_job(
+        spec_of(model, text_file, tmp_path / "out", **changes),
+        workspace=LocalStore(tmp_path / "workspace"),
+        scratch=tmp_path / "scratch",
+        open_store=lambda uri: LocalStore(Path(uri)),
+    )
+    assert calls == 2
+    files = {name for name in files_of(tmp_path / "out") if name.endswith("model.gguf")}
+    assert files == {"0.2/gguf_q8_0/model.gguf"}
 
 
 def test_without_evaluation_there_is_no_figure(
