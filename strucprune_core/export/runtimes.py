@@ -35,6 +35,12 @@ _EVERY = (
 _LLAMAS = ("llama", "mistral")
 # As `checks.check_shape` lets them be exported.
 _IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
+# Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
+# (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
+_WIDTH_DERIVED_IN_VLLM = ("qwen2",)
+_WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+# Families whose FFN is always four times as wide as the hidden states there.
+_FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -57,6 +63,11 @@ class LoadableForm(_Part):
     not_without: tuple[str, ...] = Field(
         default=(), description="Structures: if any of these were removed, it does not load."
     )
+    full_heads: bool = Field(
+        default=False,
+        description="It loads only while query heads times their width are the hidden size: none "
+        "was removed.",
+    )
 
 
 class Runtime(_Part):
@@ -64,6 +75,10 @@ class Runtime(_Part):
 
     name: str
     loads: tuple[LoadableForm, ...]
+
+
+def _others(families: tuple[str, ...], without: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in families if name not in without)
 
 
 RUNTIMES: tuple[Runtime, ...] = (
@@ -95,10 +110,15 @@ RUNTIMES: tuple[Runtime, ...] = (
     Runtime(
         name="vLLM",
         loads=(
-            LoadableForm(form="uniform", families=_EVERY, note="as it is"),
+            LoadableForm(
+                form="uniform", families=_others(_EVERY, _WIDTH_DERIVED_IN_VLLM), note="as it is"
+            ),
+            LoadableForm(
+                form="uniform", families=_WIDTH_DERIVED_IN_VLLM, note="as it is", full_heads=True
+            ),
             LoadableForm(
                 form="per_layer",
-                families=tuple(name for name in _EVERY if name != "gpt_neox"),
+                families=_others(_EVERY, ("gpt_neox",)),
                 note="with `strucprune` installed beside it",
                 not_without=("experts",),
             ),
@@ -122,8 +142,17 @@ RUNTIMES: tuple[Runtime, ...] = (
         loads=(
             LoadableForm(
                 form="uniform",
-                families=tuple(name for name in _EVERY if name != "opt"),
+                families=_others(_EVERY, ("opt", *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)),
                 note="as it is",
+            ),
+            LoadableForm(
+                form="uniform",
+                families=_FFN_DERIVED_IN_MLX,
+                note="as it is",
+                not_without=("ffn_channels",),
+            ),
+            LoadableForm(
+                form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="as it is"),
         ),
@@ -189,6 +218,7 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         for form in runtime.loads
         if config.family in form.families
         and not set(form.not_without).intersection(pruning.structures)
+        and not (form.full_heads and _loses_heads(config, pruning))
     ]
     for form in known:
         if form.form == pruning.layout:
@@ -204,6 +234,14 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         reason=f"it does not load {produced} of family '{config.family}'",
         remedy=_remedy(known, config, pruning),
     )
+
+
+def _loses_heads(config: ModelConfig, pruning: PruningSpec) -> bool:
+    """Whether heads of the result are not as wide, all together, as its hidden states."""
+    if {"kv_groups", "query_heads"}.intersection(pruning.structures):
+        return True
+    heads = {block.query_heads for block in config.blocks} - {0}
+    return any(count * config.head_dim != config.hidden_size for count in heads)
 
 
 def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec) -> str | None:

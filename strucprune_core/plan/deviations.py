@@ -11,9 +11,11 @@ from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_so
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.quantised import DEFAULT_DTYPE
 from strucprune_core.export.gguf_layout import Q8_0_BLOCK, GgufTensor
+from strucprune_core.export.uniform_config import loading_family
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.plan.sites import holdout_sequences, keeps_drafting
+from strucprune_core.plan.uniform_heads import uniform_shape
 from strucprune_core.spec import JobSpec, PruningSpec
 
 
@@ -94,6 +96,19 @@ def drafting_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
         f"The result is without the {len(names)} tensors that draft further tokens (multi-token "
         f"prediction, '{names[0]}' and so on): programs would build them by the numbers in "
         "config.json, which the job changes. The model's own predictions do not need them."
+    ]
+
+
+def family_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
+    """A result in layout `uniform` that is written as a model of another family."""
+    shape = uniform_shape(pruning, config)
+    family = None if shape is None else loading_family(shape)
+    if shape is None or family is None or family == config.family:
+        return []
+    return [
+        f"pruning.layout: config.json of the result names the model type '{family}'. "
+        f"transformers' {config.family} cannot have {shape.blocks[0].query_heads} query heads with "
+        f"a hidden size of {config.hidden_size}; {family} can, and computes the same."
     ]
 
 

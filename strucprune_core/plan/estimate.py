@@ -31,6 +31,7 @@ from strucprune_core.plan.deviations import (
     batch_warning,
     block_warning,
     drafting_warning,
+    family_warning,
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
@@ -205,6 +206,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
         warnings=[
+            *family_warning(spec.pruning, config),
             *drafting_warning(spec.pruning, config),
             *sparsity_warning(requested, reached),
             *batch_warning(spec),

@@ -59,8 +59,8 @@ from strucprune_core.plan.sites import (
     kept_experts,
     plan_experts,
     plan_sites,
-    pruned_config,
 )
+from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -358,9 +358,8 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
-        kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
-        if pruning.layout == "uniform":
-            _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
+        allocate_uniformly(widths, pruning.asked_sparsity, rules)
+        check_heads_load(pruning, config)
         return
     reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
     _check_step(pruning.asked_sparsity, widths, parameters, rules)
@@ -482,31 +481,6 @@ def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
     """The part of a layer's shape that pruning may change."""
     return block.query_heads, block.kv_heads, block.ffn_widths
-
-
-# Their classes in transformers divide the hidden size evenly among the heads.
-_FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
-
-# Their configs must have a hidden size that is a multiple of the number of heads.
-_EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
-
-
-def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
-    """The family's own classes load fewer heads only where its config can express them."""
-    heads = pruned.blocks[0].query_heads
-    if heads == dense.blocks[0].query_heads:
-        return
-    indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
-    rope = dense.blocks[0].rope
-    # phi3's config expects as many longrope factors as hidden size and heads alone give.
-    longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
-    if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
-        raise InvalidSpec(
-            f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
-            f"{dense.hidden_size}, so no uniform layout can hold the result",
-            field="pruning.layout",
-            remedy="Use layout 'per_layer', another sparsity, or structures ['ffn_channels'].",
-        )
 
 
 def _check_query_heads(config: ModelConfig) -> None:

@@ -88,7 +88,7 @@ def _side_files(job: Job) -> dict[str, bytes]:
         else:
             contents = side_files(layout, dense, pruned.in_files)
     contents |= _copied_files(job)
-    if layouts.MODELLING_FILE in contents:
+    if layouts.is_renamed(contents, job.config.family):
         _name_tokenizer_class(job, contents)
     return contents
 
@@ -190,7 +190,7 @@ def _terms(job: Job) -> dict[str, bytes]:
 
 
 def _name_tokenizer_class(job: Job, contents: dict[str, bytes]) -> None:
-    """Let AutoTokenizer find the tokenizer of a model type that is not transformers' own."""
+    """Let AutoTokenizer find the dense model's tokenizer by another model type."""
     if TOKENIZER in contents:
         found = contents.get(TOKENIZER_CONFIG, b"{}")
         model_type = family_of(str(job.index.config.get("model_type")))

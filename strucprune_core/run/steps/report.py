@@ -18,6 +18,7 @@ from strucprune_core.plan.blocks import removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
     drafting_warning,
+    family_warning,
     left_wide_warning,
     quantised_warning,
     sparsity_warning,
@@ -127,6 +128,7 @@ def _report(job: Job) -> Report:
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=[],
         warnings=[
+            *family_warning(job.spec.pruning, job.config),
             *_model_warnings(job),
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),

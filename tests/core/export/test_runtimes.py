@@ -77,6 +77,39 @@ def test_folders_of_a_llama(changes: dict[str, Any], expected: list[str | None])
         assert entry.loads or entry.remedy is not None
 
 
+@pytest.mark.parametrize(
+    ("changes", "structures", "loads"),
+    [
+        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, True]),
+        ({"model_type": "qwen2"}, ["kv_groups"], [True, False, False, False]),
+        ({"model_type": "qwen2"}, ["ffn_channels", "query_heads"], [True, False, False, False]),
+        ({"model_type": "qwen2", "head_dim": 8}, ["ffn_channels"], [True, False, False, False]),
+        ({"model_type": "phi3"}, ["kv_groups"], [True, True, False, False]),
+        ({"model_type": "mixtral"}, ["kv_groups"], [True, True, False, False]),
+        ({"model_type": "mixtral"}, ["ffn_channels"], [True, True, False, True]),
+        ({"model_type": "qwen3", "head_dim": 8}, ["kv_groups"], [True, True, False, True]),
+        ({}, ["kv_groups"], [True, True, False, True]),
+    ],
+    ids=str,
+)
+def test_heads_removed_where_a_runtime_derives_their_width(
+    changes: dict[str, Any], structures: list[str], loads: list[bool]
+) -> None:
+    """vLLM and MLX ignore `head_dim` in some families; the other layout or none is offered."""
+    found = support({**LLAMA, **changes}, layout="uniform", structures=structures)
+    assert [entry.loads for entry in found.values()] == loads
+    if not found["vLLM"].loads:
+        assert found["vLLM"].remedy == "Use layout 'per_layer'."
+
+
+@pytest.mark.parametrize(("structures", "loads"), [(["ffn_channels"], False), (["layers"], True)])
+def test_mlx_has_one_width_of_ffns_in_gpt_neox(structures: list[str], loads: bool) -> None:
+    config = {**LLAMA, "model_type": "gpt_neox", "num_key_value_heads": 4}
+    found = support(config, layout="uniform", structures=structures)
+    assert found["MLX"].loads == loads
+    assert found["vLLM"].loads
+
+
 def test_what_to_change() -> None:
     found = support(LLAMA)
     assert found["llama.cpp"].remedy == (
