@@ -216,7 +216,8 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
     known = [
         form
         for form in runtime.loads
-        if config.family in form.families
+        if form.form != "fp8"  # It has the layout's shape, and loads where that does.
+        and config.family in form.families
         and not set(form.not_without).intersection(pruning.structures)
         and not (form.full_heads and _loses_heads(config, pruning))
     ]
