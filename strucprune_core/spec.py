@@ -83,7 +83,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Export = Literal["gguf", "block_configs"]
+Export = Literal["gguf", "gguf_q8_0", "fp8", "block_configs"]
+GGUF_EXPORTS: tuple[Export, ...] = ("gguf", "gguf_q8_0")
+QUANTISED_EXPORTS: tuple[Export, ...] = ("gguf_q8_0", "fp8")
+"""Exports in 8 bits: made of the accepted result, and measured by themselves."""
 Dtype = Literal["bfloat16", "float16", "float32"]
 ExpertScore = Literal["reap", "output_norm"]
 
@@ -269,10 +272,12 @@ class PruningSpec(_Strict):
     )
     exports: tuple[Export, ...] = Field(
         default=(),
-        max_length=2,
+        max_length=4,
         description="Further forms of the result, each in its own folder beside it: `gguf`, "
-        "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
-        "and MLX understand, padded to multiples of 256 channels.",
+        "one 16-bit file for llama.cpp; `gguf_q8_0`, the same with matrices in 8 bits (Q8_0); "
+        "`fp8`, the checkpoint with matrices in FP8 (compressed-tensors); `block_configs`, a "
+        "checkpoint whose per-layer widths vLLM and MLX understand, padded to multiples of 256 "
+        "channels.",
     )
     damping: float | None = Field(
         default=None,
@@ -294,7 +299,11 @@ class PruningSpec(_Strict):
         "unpruned.",
     )
     multiple_of: int = Field(
-        default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Kept widths are multiples of this (hardware tiles). GGUF needs 32 for Q8_0 "
+        "and 256 for K-quants; FP8 kernels are fast from 16 on.",
     )
 
     @field_validator("sizes")

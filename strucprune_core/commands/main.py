@@ -442,7 +442,10 @@ def _print_summary(report: Report, output: str) -> None:
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
-        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+        measured = "" if export.perplexity is None else f", perplexity {export.perplexity:.3f}"
+        console.print(
+            f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}{measured}"
+        )
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.export import fp8
 from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
@@ -28,6 +29,7 @@ from strucprune_core.models.tensors import expected_tensors, layer_tensors, tens
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
+    block_warning,
     drafting_warning,
     family_warning,
     quantised_warning,
@@ -51,7 +53,7 @@ from strucprune_core.plan.sites import (
 )
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
-from strucprune_core.spec import Export, JobSpec, PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
 
 
 class SizeEstimate(BaseModel):
@@ -208,6 +210,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *drafting_warning(spec.pruning, config),
             *sparsity_warning(requested, reached),
             *batch_warning(spec),
+            *block_warning(spec.pruning, config),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
         ],
@@ -305,10 +308,22 @@ def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
     def stored(name: str) -> str:
         return facts.index.tensors[name].dtype
 
-    if export == "gguf":
-        return sum(tensor.size_bytes for tensor in plan_tensors(config, stored))
+    if export in GGUF_EXPORTS:
+        planned = plan_tensors(config, stored, quantised=export == "gguf_q8_0")
+        return sum(tensor.size_bytes for tensor in planned)
+    if export == "fp8":
+        return _bytes_in_fp8(config, stored)
     shapes = expected_tensors(padded(config))
     return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
+
+
+def _bytes_in_fp8(config: ModelConfig, stored: Callable[[str], str]) -> int:
+    matrices = fp8.quantised_matrices(config)
+    return sum(
+        math.prod(shape)
+        * DTYPE_BYTES[fp8.stored_dtype(name, matrices, stored(fp8.matrix_of(name, matrices)))]
+        for name, shape in fp8.with_factors(expected_tensors(config), matrices).items()
+    )
 
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:

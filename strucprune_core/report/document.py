@@ -343,11 +343,17 @@ class Verification(Part):
 class ExportReport(Part):
     """A further form of the result, in a folder beside the checkpoint."""
 
-    name: str = Field(description="`gguf` or `block_configs`.")
+    name: str = Field(description="`gguf`, `gguf_q8_0`, `fp8` or `block_configs`.")
     folder: str
     bytes: int = Field(description="Bytes of all its files.")
     verification: Verification = Field(
-        description="Its reload check; for gguf against the weights rounded to 16 bits."
+        description="Its reload check; for gguf against the weights rounded to 16 bits, for "
+        "gguf_q8_0 and fp8 against those rounded to 8."
+    )
+    perplexity: float | None = Field(
+        default=None,
+        description="Of an export in 8 bits, with its weights as they are read again and "
+        "activations that are not quantised; null for others, or if none was asked for.",
     )
 
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
@@ -18,6 +19,7 @@ from strucprune_core.plan.deviations import (
     batch_warning,
     drafting_warning,
     family_warning,
+    left_wide_warning,
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
@@ -73,7 +75,7 @@ from strucprune_core.run.report_warnings import (
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.workspace import Draft
-from strucprune_core.spec import Export
+from strucprune_core.spec import QUANTISED_EXPORTS, Export
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
@@ -131,6 +133,7 @@ def _report(job: Job) -> Report:
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *batch_warning(job.spec),
+            *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
             *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
@@ -512,8 +515,21 @@ def _export(job: Job, export: Export) -> ExportReport:
     store = exported(job, export)
     sizes = [len(data) for data in store.contents.values()]
     sizes += [path.stat().st_size for path in store.paths.values()]
-    check = _verification(job, artifacts.Check(export))
-    return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
+    measured = export in QUANTISED_EXPORTS and job.spec.evaluation is not None
+    return ExportReport(
+        name=export,
+        folder=export,
+        bytes=sum(sizes),
+        verification=_verification(job, artifacts.Check(export)),
+        perplexity=job.units.values(artifacts.Evaluate(export)).perplexity if measured else None,
+    )
+
+
+def _left_wide(job: Job, pruned: PrunedModel) -> list[str]:
+    """Matrices that an export for llama.cpp could not quantise."""
+    if "gguf_q8_0" not in job.spec.pruning.exports:
+        return []
+    return left_wide_warning(plan_tensors(pruned.in_files, pruned.stored_dtype, quantised=True))
 
 
 def _verification(job: Job, unit: artifacts.Verify | artifacts.Check) -> Verification:
