@@ -29,6 +29,7 @@ Path_ = tuple[str, ...]
 # Before the names of a section's fields; those of `pruning` stand alone.
 _PREFIXES: dict[Path_, str] = {
     ("evaluation",): "evaluation-",
+    ("pruning", "target"): "target-",
     ("pruning", "recover"): "recover-",
     ("pruning", "distill"): "distill-",
 }

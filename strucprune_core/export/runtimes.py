@@ -16,7 +16,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.spec import Export, PruningSpec
 
-Form = Literal["per_layer", "uniform", "gguf", "block_configs"]
+Form = Literal["per_layer", "uniform", "gguf", "gguf_q8_0", "fp8", "block_configs"]
 
 _EVERY = (
     "llama",
@@ -39,6 +39,8 @@ _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
 _WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
 # Families whose FFN is always four times as wide as the hidden states there.
 _FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
+# As `checks.check_shape` lets them be exported.
+_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -98,6 +100,11 @@ RUNTIMES: tuple[Runtime, ...] = (
                 families=generic_model_types(),
                 note=f"{_WAYS}; from transformers 5",
             ),
+            LoadableForm(
+                form="fp8",
+                families=_IN_FP8,
+                note="with compressed-tensors installed; per_layer as the checkpoint itself",
+            ),
         ),
     ),
     Runtime(
@@ -116,11 +123,19 @@ RUNTIMES: tuple[Runtime, ...] = (
                 not_without=("experts",),
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+            LoadableForm(
+                form="fp8",
+                families=tuple(name for name in _IN_FP8 if name != "gpt_neox"),
+                note="as the checkpoint itself",
+            ),
         ),
     ),
     Runtime(
         name="llama.cpp",
-        loads=(LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),),
+        loads=(
+            LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),
+            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is"),
+        ),
     ),
     Runtime(
         name="MLX",

@@ -203,7 +203,6 @@ class Job:
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
             )
-        block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
             layers=self.config.layers,
             shards=shards.layers_in(shards.checkpoint),
@@ -213,7 +212,7 @@ class Job:
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             exports=exports,
-            export_shards=shards.layers_in(block_configs),
+            export_shards={each: shards.layers_in(shards.of_export(each)) for each in exports},
             blocks=self.block_steps,
             sites=bool(self.planned),
             refit=self.refits,

@@ -16,7 +16,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/sizes", label: "Several sizes", kind: "shares", placeholder: "0.2, 0.3, 0.5", hint: "In place of one sparsity: the model is measured once, and each size is published." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
-      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
+      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },
     ] },
     { title: "Calibration", fields: [
       { pointer: "/calibration/source", label: "Text", kind: "choice", options: ["file", "self"], initial: "file", hint: "self: the model writes the text, no data needed." },

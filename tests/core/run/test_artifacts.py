@@ -96,8 +96,8 @@ def every_unit() -> Iterator[Unit]:
             evaluate=True,
             recover=True,
             rounds=2,
-            exports=("gguf", "block_configs"),
-            export_shards=[[0, 1, 2]],
+            exports=("gguf", "gguf_q8_0", "fp8", "block_configs"),
+            export_shards={"fp8": [[0, 1, 2]], "block_configs": [[0, 1, 2]]},
             distill_steps=20,
         )
     yield from build_graph(
