@@ -33,14 +33,14 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+# As `checks.check_shape` lets them be exported.
+_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
 # Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
 _WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
 # Families whose FFN is always four times as wide as the hidden states there.
 _FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
-# As `checks.check_shape` lets them be exported.
-_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -216,7 +216,8 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
     known = [
         form
         for form in runtime.loads
-        if config.family in form.families
+        if form.form != "fp8"  # It has the layout's shape, and loads where that does.
+        and config.family in form.families
         and not set(form.not_without).intersection(pruning.structures)
         and not (form.full_heads and _loses_heads(config, pruning))
     ]

@@ -44,6 +44,7 @@ from strucprune_core.plan.pieces import Plan, plan_job
 from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
 from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
+    equal_widths,
     keeps_drafting,
     kept_experts,
     likely_experts,
@@ -295,11 +296,8 @@ def export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
         whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
         return round(bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
-    widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(
-        widths, pruning.asked_sparsity, [place.rule for place in planned]
-    ).widths
-    return bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
+    kept = equal_widths(planned, pruning.asked_sparsity)
+    return bytes_as(export, pruned_config(config, pruning, planned, kept), facts)
 
 
 def bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:

@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.plan.estimate import export_bytes, removed_by
 from strucprune_core.plan.facts import ModelFacts
-from strucprune_core.plan.sites import plan_sites, pruned_config
+from strucprune_core.plan.sites import equal_widths, plan_sites, pruned_config
 from strucprune_core.spec import JobSpec, PruningSpec, TargetSpec
 
 # The sparsity is found to one part in a million; the result moves in whole structures anyway.
@@ -71,7 +70,7 @@ def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
             remedy=f"Ask for at least {least_left:,}, remove further structures, or lower "
             "pruning.min_keep_fraction.",
         )
-    return spec.at(_least_sparsity(spec, facts, most))
+    return spec.at(_least_sparsity(spec, facts, check, most))
 
 
 def result_of(spec: JobSpec, facts: ModelFacts) -> int:
@@ -97,10 +96,8 @@ def _cache_bytes(spec: JobSpec, facts: ModelFacts) -> int:
     assert target is not None  # noqa: S101 - as above
     if "kv_groups" in pruning.structures and pruning.sparsity and not pruning.removes_blocks:
         planned = plan_sites(config, pruning)
-        widths = [place.site.structures for place in planned]
-        rules = [place.rule for place in planned]
-        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
-        config = pruned_config(config, pruning, planned, list(kept))
+        kept = equal_widths(planned, pruning.sparsity)
+        config = pruned_config(config, pruning, planned, kept)
     values = config.kv_cache_values_per_token
     if values is None:
         raise InvalidSpec(
@@ -161,7 +158,7 @@ def _most_sparsity(spec: JobSpec, check: Check) -> float:
     return low
 
 
-def _least_sparsity(spec: JobSpec, facts: ModelFacts, most: float) -> float:
+def _least_sparsity(spec: JobSpec, facts: ModelFacts, check: Check, most: float) -> float:
     """The lowest whose result is small enough; with `most` it is."""
     target = spec.pruning.target
     assert target is not None  # noqa: S101 - as above
@@ -170,7 +167,8 @@ def _least_sparsity(spec: JobSpec, facts: ModelFacts, most: float) -> float:
         middle = round((low + high) / 2, _DIGITS)
         if not low < middle < high:
             break
-        if result_of(spec.at(middle), facts) <= target.most:
+        allowed = _is_allowed(spec, middle, check)  # Less than a step is not.
+        if allowed and result_of(spec.at(middle), facts) <= target.most:
             high = middle
         else:
             low = middle
