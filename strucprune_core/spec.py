@@ -177,7 +177,7 @@ def _count(value: Any) -> Any:
     return value
 
 
-Result = Literal["checkpoint"] | Export
+Result = Literal["checkpoint", Export]
 
 
 class TargetSpec(_Strict):
