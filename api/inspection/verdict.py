@@ -65,6 +65,7 @@ def judge(
         open_store: Opens the stores that the spec names.
     """
     found = examine_job(spec, open_store)
+    spec = found.spec  # With the sparsity that a target comes to.
     issues = [*found.issues, *size_issues(spec, found, limits)]
     if issues or found.model is None:
         return Verdict(issues)

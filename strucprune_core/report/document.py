@@ -95,6 +95,14 @@ class SparsitySummary(Part):
     parameters_removed: int
 
 
+class TargetReport(Part):
+    """What the result was to come to, and what it comes to."""
+
+    kind: str = Field(description="`parameters`, `bytes` or `memory_bytes`.")
+    most: int = Field(description="What was asked for.")
+    reached: int
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -389,6 +397,9 @@ class Report(Part):
     before: SizeSummary
     after: SizeSummary
     sparsity: SparsitySummary
+    target: TargetReport | None = Field(
+        default=None, description="Null: the job asked for a sparsity."
+    )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(
         default_factory=list, description="Blocks that went whole, in the order of their removal."

@@ -17,9 +17,9 @@ from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
 from strucprune_core.plan.inspection import (
-    ModelFacts,
     inspect_job,
     job_fingerprint,
     text_versions,
@@ -79,9 +79,11 @@ def opened(
     spec = pinned_spec(order.spec, partial(pinned_in, order.workspace))
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
-    facts = inspect_job(
+    job_facts = inspect_job(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri
-    ).model
+    )
+    spec, facts = job_facts.spec, job_facts.model
+    order = replace(order, spec=spec)
     check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)

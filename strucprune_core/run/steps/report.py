@@ -24,9 +24,9 @@ from strucprune_core.plan.deviations import (
     sparsity_warning,
     tokenizer_warning,
 )
-from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
-from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.report.document import (
     AdapterSummary,
@@ -50,6 +50,7 @@ from strucprune_core.report.document import (
     SiteReport,
     SizeSummary,
     SparsitySummary,
+    TargetReport,
     Verification,
     largest_known,
 )
@@ -70,6 +71,7 @@ from strucprune_core.run.report_warnings import (
     layer_rank,
     rank_warning,
     retry_warnings,
+    target_warning,
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
@@ -96,7 +98,7 @@ def _report(job: Job) -> Report:
     before, after = _sizes(job, pruned)
     asked = requested_sparsity(job.spec.pruning, job.config)
     reached = _reached(job, pruned)
-    layers = _layers(job, pruned)
+    layers, target = _layers(job, pruned), _target(job, pruned, after)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -115,6 +117,7 @@ def _report(job: Job) -> Report:
             blocks_removed=sum(len(each.block.kinds) for each in _removed_blocks(job)),
             parameters_removed=before.parameters - after.parameters,
         ),
+        target=target,
         layers=layers,
         blocks=_blocks(job),
         rounds=_rounds(job),
@@ -132,6 +135,7 @@ def _report(job: Job) -> Report:
             *_model_warnings(job),
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
+            *target_warning(target),
             *batch_warning(job.spec),
             *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
@@ -144,6 +148,23 @@ def _report(job: Job) -> Report:
             *retry_warnings(layers),
         ],
     )
+
+
+def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
+    """What the target counts, of the result."""
+    target = job.spec.pruning.target
+    if target is None:
+        return None
+    if target.kind == "parameters":
+        reached = after.parameters
+    elif target.of != "checkpoint":
+        reached = bytes_as(target.of, pruned.in_files, ModelFacts(job.index, job.config))
+    else:
+        reached = after.bytes
+    if target.kind == "memory_bytes":
+        tokens = target.context_tokens * target.batch_sequences
+        reached += tokens * (after.kv_cache_bytes_per_token or 0)
+    return TargetReport(kind=target.kind, most=target.most, reached=reached)
 
 
 def _model_warnings(job: Job) -> list[str]:
