@@ -498,6 +498,8 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         return None
     before = job.units.values(artifacts.Evaluate("dense")).perplexity
     after = job.units.values(artifacts.Evaluate("pruned")).perplexity
+    if not math.isfinite(after):  # Of a size that is not published; JSON has no such number.
+        return None
     return PerplexitySummary(
         before=before,
         after=after,
