@@ -97,7 +97,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Export = Literal["gguf", "block_configs"]
+Export = Literal["gguf", "gguf_q8_0", "fp8", "block_configs"]
+GGUF_EXPORTS: tuple[Export, ...] = ("gguf", "gguf_q8_0")
+QUANTISED_EXPORTS: tuple[Export, ...] = ("gguf_q8_0", "fp8")
+"""Exports in 8 bits: made of the accepted result, and measured by themselves."""
 Dtype = Literal["bfloat16", "float16", "float32"]
 ExpertScore = Literal["reap", "output_norm"]
 
@@ -176,6 +179,70 @@ def size_label(sparsity: float) -> str:
     return f"{sparsity:.6g}"
 
 
+_COUNT_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _count(value: Any) -> Any:
+    """A number of parameters as people write it: "120M", "7B"."""
+    if isinstance(value, str) and value.strip()[-1:].upper() in _COUNT_UNITS:
+        text = value.strip()
+        with contextlib.suppress(ValueError):
+            return round(float(text[:-1]) * _COUNT_UNITS[text[-1].upper()])
+    return value
+
+
+Result = Literal["checkpoint", Export]
+
+
+class TargetSpec(_Strict):
+    """What the result is to come to, in place of a sparsity: one of the first three."""
+
+    parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = Field(
+        default=None, description='Most parameters of the result, such as 120000000 or "120M".'
+    )
+    bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of the weights of the result that `of` names."
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes of weights and KV cache together, of `batch_sequences` sequences "
+        "of `context_tokens`.",
+    )
+    of: Result = Field(
+        default="checkpoint", description="What `bytes` counts: the checkpoint, or an export."
+    )
+    context_tokens: int = Field(
+        default=4096, ge=1, le=2**24, description="Of `memory_bytes`: tokens of a sequence."
+    )
+    batch_sequences: int = Field(
+        default=1, ge=1, le=2**16, description="Of `memory_bytes`: sequences at once."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TargetSpec:
+        kinds = ("parameters", "bytes", "memory_bytes")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)}")
+        if self.of != "checkpoint" and self.bytes is None:
+            raise ValueError("of belongs to bytes. Leave it out.")
+        return self
+
+    @property
+    def kind(self) -> Literal["parameters", "bytes", "memory_bytes"]:
+        """Which of them is given."""
+        if self.parameters is not None:
+            return "parameters"
+        return "bytes" if self.bytes is not None else "memory_bytes"
+
+    @property
+    def most(self) -> int:
+        """What the result may come to."""
+        value: int = getattr(self, self.kind)
+        return value
+
+
 class PruningSpec(_Strict):
     """What is removed and how the survivors are repaired."""
 
@@ -214,6 +281,11 @@ class PruningSpec(_Strict):
         description="In place of `sparsity` several of them: the model is measured once, and a "
         "result is published for each in a folder of its own, named after it.",
     )
+    target: TargetSpec | None = Field(
+        default=None,
+        description="In place of `sparsity` what the result is to come to: the sparsity follows "
+        "from the model's files, and `validate` says it.",
+    )
     sparsity: Annotated[float | None, _Fraction] = Field(
         default=None,
         validate_default=True,
@@ -221,7 +293,7 @@ class PruningSpec(_Strict):
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
         "structures; with `ffn_channels` alone, of all FFN channels; with `experts` alone, of the "
-        "routed experts of a layer. Required, unless `sizes` or `expert_count` is given.",
+        "routed experts of a layer. Required, unless `sizes`, `target` or `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -283,10 +355,12 @@ class PruningSpec(_Strict):
     )
     exports: tuple[Export, ...] = Field(
         default=(),
-        max_length=2,
+        max_length=4,
         description="Further forms of the result, each in its own folder beside it: `gguf`, "
-        "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
-        "and MLX understand, padded to multiples of 256 channels.",
+        "one 16-bit file for llama.cpp; `gguf_q8_0`, the same with matrices in 8 bits (Q8_0); "
+        "`fp8`, the checkpoint with matrices in FP8 (compressed-tensors); `block_configs`, a "
+        "checkpoint whose per-layer widths vLLM and MLX understand, padded to multiples of 256 "
+        "channels.",
     )
     damping: float | None = Field(
         default=None,
@@ -308,7 +382,11 @@ class PruningSpec(_Strict):
         "unpruned.",
     )
     multiple_of: int = Field(
-        default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Kept widths are multiples of this (hardware tiles). GGUF needs 32 for Q8_0 "
+        "and 256 for K-quants; FP8 kernels are fast from 16 on.",
     )
 
     @field_validator("sizes")
@@ -321,7 +399,7 @@ class PruningSpec(_Strict):
     @field_validator("sparsity")
     @classmethod
     def _one_way_to_say_how_much(cls, value: float | None, info: ValidationInfo) -> float | None:
-        others = ("sizes", "expert_count")
+        others = ("sizes", "target", "expert_count")
         if not info.data.keys() >= {*others}:  # One is wrong, which is said already.
             return value
         given = [name for name in others if info.data[name]]
@@ -352,6 +430,10 @@ class PruningSpec(_Strict):
         if "allocation" not in data and data.get("layout") == "uniform":
             return {**data, "allocation": "uniform"}
         return data
+
+    def at(self, sparsity: float) -> PruningSpec:
+        """The same with a sparsity, whatever it was to follow from."""
+        return self.model_copy(update={"sparsity": sparsity, "sizes": ()})
 
     @property
     def removes_experts(self) -> bool:
@@ -508,6 +590,13 @@ class PruningSpec(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _target_is_written(self) -> PruningSpec:
+        of = "checkpoint" if self.target is None else self.target.of
+        if of != "checkpoint" and of not in self.exports:
+            raise ValueError(f"target.of '{of}' is not written. Add it to exports.")
+        return self
+
+    @model_validator(mode="after")
     def _exports_are_distinct(self) -> PruningSpec:
         if len(set(self.exports)) != len(self.exports):
             raise ValueError("exports lists one kind twice")
@@ -633,8 +722,8 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
-    tasks: list[TaskName] = Field(
-        default_factory=list,
+    tasks: tuple[TaskName, ...] = Field(
+        default=(),
         max_length=32,
         description="Tasks of lm-evaluation-harness to judge by, before and after: by the "
         "harness's names, or of `task_files`.",
@@ -783,13 +872,11 @@ class JobSpec(_Strict):
         """The job of each size, by its label: as if it were the only one. "" where it is."""
         if not self.pruning.sizes:
             return {"": self}
-        alone = {"sizes": (), "sparsity": None}
-        return {
-            size_label(sparsity): self.model_copy(
-                update={"pruning": self.pruning.model_copy(update={**alone, "sparsity": sparsity})}
-            )
-            for sparsity in self.pruning.sizes
-        }
+        return {size_label(sparsity): self.at(sparsity) for sparsity in self.pruning.sizes}
+
+    def at(self, sparsity: float) -> JobSpec:
+        """The job of one size."""
+        return self.model_copy(update={"pruning": self.pruning.at(sparsity)})
 
     def result_fingerprint(self) -> str:
         """SHA-256 (hex) over the fields that determine the result, of several sizes each result.
@@ -814,6 +901,7 @@ class JobSpec(_Strict):
             relevant["pruning"]["sizes"] = "several"
         else:
             del relevant["pruning"]["sizes"]  # As in versions that had one size alone.
+        del relevant["pruning"]["target"]  # The sparsity follows from it.
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

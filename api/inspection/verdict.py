@@ -70,6 +70,7 @@ def judge(
         task_downloads: Whether data of tasks may come from a hub.
     """
     found = examine_job(spec, open_store, task_downloads=task_downloads)
+    spec = found.spec  # With the sparsity that a target comes to.
     issues = [*found.issues, *size_issues(spec, found, limits)]
     if issues or found.model is None:
         return Verdict(issues)

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -226,11 +227,13 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
     """
     from strucprune_core.plan.estimate import estimate_job
     from strucprune_core.plan.inspection import check_reach, read_job_model
+    from strucprune_core.plan.targets import resolved
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
         spec = parse_spec(_estimated(body()))
         facts = read_job_model(spec, open_store)
+        spec = resolved(spec, facts, partial(check_reach, config=facts.config))
         for alone in spec.by_size().values():
             check_reach(alone.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
@@ -239,7 +242,7 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
 def _estimated(body: dict[str, Any]) -> dict[str, Any]:
     """The job with placeholders where an estimate needs no value: it reads no text."""
     body["output"].setdefault("uri_prefix", "not-written")
-    if "expert_count" not in body["pruning"] and not body["pruning"].get("sizes"):
+    if not {"expert_count", "sizes", "target"} & {*body["pruning"]}:
         body["pruning"].setdefault("sparsity", 0.3)
     if body["calibration"].get("source") != "self":
         body["calibration"].setdefault("uri", "not-read.txt")
@@ -523,7 +526,10 @@ def _print_summary(report: Report, output: str) -> None:
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
-        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+        measured = "" if export.perplexity is None else f", perplexity {export.perplexity:.3f}"
+        console.print(
+            f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}{measured}"
+        )
     show_samples(report.samples)
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)

@@ -92,6 +92,7 @@ class _Model:
 
         import strucprune_core.register  # noqa: F401 - registers the classes of pruned models
 
+        transformers.logging.disable_progress_bar()
         self._request = request
         self._device = torch.device(request.device)
         self._without = _resident("VmRSS")

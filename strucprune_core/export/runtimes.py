@@ -16,7 +16,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.spec import Export, PruningSpec
 
-Form = Literal["per_layer", "uniform", "gguf", "block_configs"]
+Form = Literal["per_layer", "uniform", "gguf", "gguf_q8_0", "fp8", "block_configs"]
 
 _EVERY = (
     "llama",
@@ -33,6 +33,8 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+# As `checks.check_shape` lets them be exported.
+_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
 # Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
@@ -98,6 +100,11 @@ RUNTIMES: tuple[Runtime, ...] = (
                 families=generic_model_types(),
                 note=f"{_WAYS}; from transformers 5",
             ),
+            LoadableForm(
+                form="fp8",
+                families=_IN_FP8,
+                note="with compressed-tensors installed; per_layer as the checkpoint itself",
+            ),
         ),
     ),
     Runtime(
@@ -116,11 +123,19 @@ RUNTIMES: tuple[Runtime, ...] = (
                 not_without=("experts",),
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+            LoadableForm(
+                form="fp8",
+                families=tuple(name for name in _IN_FP8 if name != "gpt_neox"),
+                note="as the checkpoint itself",
+            ),
         ),
     ),
     Runtime(
         name="llama.cpp",
-        loads=(LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),),
+        loads=(
+            LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),
+            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is"),
+        ),
     ),
     Runtime(
         name="MLX",
@@ -201,7 +216,8 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
     known = [
         form
         for form in runtime.loads
-        if config.family in form.families
+        if form.form != "fp8"  # It has the layout's shape, and loads where that does.
+        and config.family in form.families
         and not set(form.not_without).intersection(pruning.structures)
         and not (form.full_heads and _loses_heads(config, pruning))
     ]

@@ -14,7 +14,7 @@ from strucprune_core.method.allocation.budget import (
 from strucprune_core.models.blocks import Block, block_parameters, blocks_of
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.plan.sites import PlannedSite, plan_sites
-from strucprune_core.spec import PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, PruningSpec
 
 # Blocks that are measured again before each further one goes: those that were cheapest last.
 REMEASURED_BLOCKS = 16
@@ -27,7 +27,7 @@ def candidates(config: ModelConfig, pruning: PruningSpec) -> list[Block]:
     """
 
     def may_go(block: Block) -> bool:
-        if block == Block(0, "attention_blocks") and "gguf" in pruning.exports:
+        if block == Block(0, "attention_blocks") and set(GGUF_EXPORTS) & set(pruning.exports):
             return False
         most = pruning.max_sparsity_by_layer.get(block.layer, 1.0)
         return min(most, pruning.max_layer_sparsity) >= 1.0

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from strucprune_core.calibration.tokenizer_config import TOKENIZER, tokenizer_source
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.quantised import DEFAULT_DTYPE
+from strucprune_core.export.gguf_layout import Q8_0_BLOCK, GgufTensor
 from strucprune_core.export.uniform_config import loading_family
 from strucprune_core.method.allocation.budget import REACH_TOLERANCE, differs
 from strucprune_core.models.config import ModelConfig
@@ -25,6 +26,38 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     return [
         f"pruning.sparsity: {asked:.4g} was asked for, {reached:.4g} is the nearest that whole "
         f"structures and pruning.multiple_of allow (off by more than {REACH_TOLERANCE:.0%})."
+    ]
+
+
+def block_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
+    """Matrices that Q8_0 may have to leave in 16 bits."""
+    if "gguf_q8_0" not in pruning.exports:
+        return []
+    channels = "ffn_channels" in pruning.structures and pruning.multiple_of % Q8_0_BLOCK
+    heads = {"kv_groups", "query_heads"} & set(pruning.structures) and config.head_dim % Q8_0_BLOCK
+    if not channels and not heads:
+        return []
+    return [
+        f"pruning.exports: Q8_0 stores {Q8_0_BLOCK} numbers of a row together. Matrices behind a "
+        "width that is no multiple of that stay in 16 bits in gguf_q8_0. "
+        f"Set pruning.multiple_of to {Q8_0_BLOCK}."
+    ]
+
+
+def left_wide_warning(tensors: Sequence[GgufTensor]) -> list[str]:
+    """Matrices that Q8_0 has left in 16 bits.
+
+    Args:
+        tensors: Of the file.
+    """
+    matrices = [tensor for tensor in tensors if len(tensor.shape) == 2]
+    wide = sum(tensor.dtype != "Q8_0" for tensor in matrices)
+    if not wide:
+        return []
+    return [
+        f"pruning.exports: {wide} of {len(matrices)} matrices of gguf_q8_0 are stored in 16 bits, "
+        f"since their rows are no multiples of {Q8_0_BLOCK} numbers. Set pruning.multiple_of to "
+        f"{Q8_0_BLOCK} to have them in 8."
     ]
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.export import fp8
 from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
@@ -28,6 +29,7 @@ from strucprune_core.models.tensors import expected_tensors, layer_tensors, tens
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
+    block_warning,
     drafting_warning,
     family_warning,
     quantised_warning,
@@ -35,13 +37,14 @@ from strucprune_core.plan.deviations import (
     tokenizer_warning,
     warnings_of_sizes,
 )
-from strucprune_core.plan.inspection import ModelFacts
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
 from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
 from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
+    equal_widths,
     keeps_drafting,
     kept_experts,
     likely_experts,
@@ -50,9 +53,10 @@ from strucprune_core.plan.sites import (
     requested_sparsity,
 )
 from strucprune_core.plan.speed import over_budget, speed_warning, tensor_bytes
+from strucprune_core.plan.task_memory import batch_tokens, task_tokens
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
-from strucprune_core.spec import Export, JobSpec, PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
 
 
 class SizeEstimate(BaseModel):
@@ -181,13 +185,13 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """The estimate of a job of one size."""
     config, index = facts.config, facts.index
     drafting = drafting_bytes(config, index)
-    parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
-    removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    parameters = facts.parameters
+    removed_parameters, removed_bytes, reached = removed_by(spec.pruning, facts)
     requested = requested_sparsity(spec.pruning, config)
     bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
-    exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
+    exports = {export: export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.device == "cuda"
@@ -216,6 +220,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *drafting_warning(spec.pruning, config),
             *sparsity_warning(requested, reached),
             *batch_warning(spec),
+            *block_warning(spec.pruning, config),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
             *speed_warning(_speed_over_budget(spec, facts, bytes_after)),
@@ -242,7 +247,7 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 
-def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
+def removed_by(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     """Parameters and bytes that are removed, and the share of what may be."""
     config, index = facts.config, facts.index
     if pruning.removes_experts_alone:
@@ -305,31 +310,40 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     return gone, gone / total
 
 
-def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
+def export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
     """Bytes of an export if all layers lose the same share; of blocks, as if all had one size."""
     config, pruning = facts.config, spec.pruning
     if pruning.removes_blocks:
         gone, _ = _removed_parameters(pruning, config)
         whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
-        return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
+        return round(bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
-    widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(
-        widths, pruning.asked_sparsity, [place.rule for place in planned]
-    ).widths
-    return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
+    kept = equal_widths(planned, pruning.asked_sparsity)
+    return bytes_as(export, pruned_config(config, pruning, planned, kept), facts)
 
 
-def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
+def bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
     """Bytes of a model in the form of an export."""
 
     def stored(name: str) -> str:
         return facts.index.tensors[name].dtype
 
-    if export == "gguf":
-        return sum(tensor.size_bytes for tensor in plan_tensors(config, stored))
+    if export in GGUF_EXPORTS:
+        planned = plan_tensors(config, stored, quantised=export == "gguf_q8_0")
+        return sum(tensor.size_bytes for tensor in planned)
+    if export == "fp8":
+        return _bytes_in_fp8(config, stored)
     shapes = expected_tensors(padded(config))
     return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
+
+
+def _bytes_in_fp8(config: ModelConfig, stored: Callable[[str], str]) -> int:
+    matrices = fp8.quantised_matrices(config)
+    return sum(
+        math.prod(shape)
+        * DTYPE_BYTES[fp8.stored_dtype(name, matrices, stored(fp8.matrix_of(name, matrices)))]
+        for name, shape in fp8.with_factors(expected_tensors(config), matrices).items()
+    )
 
 
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
@@ -344,6 +358,9 @@ def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
     """The part that the sizes of a job share: hidden states and statistics."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
+    # The hidden states of a batch of requests, and those that are scored.
+    requests = min(task_tokens(spec), batch_tokens(config.hidden_size))
+    streams += 2 * requests * config.hidden_size * FP32_BYTES
     return streams + sum(width * width for width in _columns(spec, config)) * FP32_BYTES
 
 

@@ -15,6 +15,7 @@
     weights ─ samples.dense, assemble.s ─ samples.pruned (optional)
     weights ─ tasks.dense (optional; tasks.pruned after it, beside evaluate.pruned)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
+                     evaluate.pruned ── gguf_q8_0, fp8.s ── check.*, evaluate.* (optional) ──┤
                                                                     … ── report ── (publish)
 
 All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
@@ -47,10 +48,11 @@ depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from strucprune_core.run.artifacts import (
     Allocate,
@@ -69,7 +71,9 @@ from strucprune_core.run.artifacts import (
     EvaluationTokens,
     ExpertProbe,
     File,
+    Fp8,
     Gguf,
+    GgufQ80,
     Gradient,
     ModelCheck,
     Price,
@@ -94,7 +98,7 @@ from strucprune_core.run.artifacts import (
     Written,
 )
 from strucprune_core.run.progress import Phase
-from strucprune_core.spec import Energy, Export
+from strucprune_core.spec import QUANTISED_EXPORTS, Energy, Export
 
 # Layers probed or reviewed by one unit. A unit streams the weights from its first layer to the last
 # once, for all of its layers together: larger groups read less, smaller ones spread over more
@@ -171,7 +175,9 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return (CALIBRATION, TASK_FILES)
     if unit == Evaluate("pruned").unit:
         return (CALIBRATION, EVALUATION)
-    if unit in (Report().unit, Sizes().unit):
+    # Exports in fewer bits come after the judges, and so does all that is made of them.
+    of_all = {Report().unit, Sizes().unit}
+    if unit in of_all or set(QUANTISED_EXPORTS) & {*unit.split(".")}:
         return (CALIBRATION, EVALUATION, TASK_FILES)
     return (CALIBRATION,)
 
@@ -212,7 +218,7 @@ def build_graph(
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
-    export_shards: Sequence[Iterable[int]] = (),
+    export_shards: Mapping[Export, Sequence[Iterable[int]]] | None = None,
     distill_steps: int = 0,
     blocks: int = 0,
     sites: bool = True,
@@ -235,7 +241,7 @@ def build_graph(
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
-        export_shards: The same of each file of the export `block_configs`.
+        export_shards: As `shards`, of each export that has such files.
         distill_steps: Steps that the whole model is trained for.
         blocks: The most blocks that go whole.
         sites: Whether anything but whole blocks is removed.
@@ -249,7 +255,8 @@ def build_graph(
         for layer in range(layers)
     ]
     checkpoint = _checkpoint_files(shards)
-    exported = {each: _export_files(each, layers, export_shards) for each in exports}
+    files_of = export_shards or {}
+    exported = {each: _export_files(each, layers, files_of.get(each, ())) for each in exports}
     units = [
         *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
         *_calibration(layers, sites=sites),
@@ -269,18 +276,31 @@ def build_graph(
     if distill_steps:
         given = [repaired_solution(n, recover=recover, refit=refit) for n in range(layers)]
         units += _distillation(layers, distill_steps, given)
-    every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
-    writers = [_write(file, held, solutions) for file, held in every_file]
-    judges = [
-        *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
-        _judge(Verify(), solutions, checkpoint),
-        *(_judge(Check(each), solutions, files) for each, files in exported.items()),
-        *([_speed(checkpoint)] if speed else ()),
-    ]
+    quantised = {each: files for each, files in exported.items() if each in QUANTISED_EXPORTS}
+    others = [files.items() for each, files in exported.items() if each not in quantised]
+    writers = [_write(file, held, solutions) for file, held in chain(checkpoint.items(), *others)]
+    accepted = [_judge(Verify(), solutions, checkpoint)]
+    if evaluate:
+        accepted.insert(0, _evaluate_written("pruned", checkpoint))
+    if tasks:
+        accepted.insert(0, _tasks_of_pruned(checkpoint))
     if experts:
-        judges.insert(0, _divergence(Capture(layers - 1).hidden, [Allocate().unit], solutions))
-    report = _report(judges, [file for file, _ in every_file])
-    return [*_as_soon_as_possible(units, writers), *judges, report]
+        hidden = Capture(layers - 1).hidden
+        accepted.insert(0, _divergence(hidden, [Allocate().unit], solutions))
+    after = [unit.name for unit in accepted]
+    writers_in_fewer_bits = [
+        _write(file, held, solutions, after)
+        for files in quantised.values()
+        for file, held in files.items()
+    ]
+    judges = [_judge(Check(each), solutions, files) for each, files in exported.items()]
+    if evaluate:
+        judges += [_evaluate_written(each, files) for each, files in quantised.items()]
+    judges += _shown(checkpoint, samples=samples, speed=speed)
+    every_file = chain(checkpoint, *exported.values())
+    report = _report([*accepted, *judges], every_file)
+    written = _as_soon_as_possible(units, writers)
+    return [*written, *accepted, *writers_in_fewer_bits, *judges, report]
 
 
 def build_experts_graph(
@@ -315,9 +335,10 @@ def build_experts_graph(
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
     divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
-        *_pruned_on_its_own(checkpoint, evaluate=evaluate, tasks=tasks, samples=samples),
+        *([_evaluate_written("pruned", checkpoint)] if evaluate else ()),
+        *([_tasks_of_pruned(checkpoint)] if tasks else ()),
         _judge(Verify(), repaired, checkpoint),
-        *([_speed(checkpoint)] if speed else ()),
+        *_shown(checkpoint, samples=samples, speed=speed),
     ]
     return [
         *_inspection(evaluate=evaluate, tasks=tasks, samples=samples),
@@ -636,13 +657,18 @@ def _export_files(
     """The same of an export's files of weights."""
     if export == "gguf":
         return {Gguf(): range(layers)}
-    return {BlockConfigs(number): held for number, held in enumerate(shards)}
+    if export == "gguf_q8_0":
+        return {GgufQ80(): range(layers)}
+    kind = Fp8 if export == "fp8" else BlockConfigs
+    return {kind(number): held for number, held in enumerate(shards)}
 
 
-def _write(file: Written, layers: Iterable[int], solutions: list[File]) -> Unit:
-    """Write a file that holds what became of these layers."""
+def _write(
+    file: Written, layers: Iterable[int], solutions: list[File], after: Iterable[str] = ()
+) -> Unit:
+    """Write a file that holds what became of these layers, once the units `after` are finished."""
     reads = [solutions[layer] for layer in layers]
-    return _unit(file, Phase.UPLOADING, after=[Allocate().unit], reads=reads)
+    return _unit(file, Phase.UPLOADING, after=[Allocate().unit, *after], reads=reads)
 
 
 def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
@@ -657,32 +683,29 @@ def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
     return ordered
 
 
-def _pruned_on_its_own(
-    checkpoint: Iterable[Written], *, evaluate: bool, tasks: bool, samples: bool
-) -> Iterator[Unit]:
-    """What the written files are as a language model."""
+def _evaluate_written(model: Literal["pruned"] | Export, files: Iterable[Written]) -> Unit:
+    """Measure the perplexity of written files."""
+    reads = [EvaluationTokens().evaluation, *(file.written for file in files)]
+    after = [Evaluate("dense").unit]
+    return _unit(Evaluate(model), Phase.EVALUATING, after=after, reads=reads)
+
+
+def _tasks_of_pruned(checkpoint: Iterable[Written]) -> Unit:
+    """Judge the written files by tasks."""
+    reads = [file.written for file in checkpoint]
+    return _unit(Tasks("pruned"), Phase.EVALUATING, after=[Tasks("dense").unit], reads=reads)
+
+
+def _shown(checkpoint: Iterable[Written], *, samples: bool, speed: bool) -> Iterator[Unit]:
+    """What the written files are like, which decides nothing."""
     written = [file.written for file in checkpoint]
-    if evaluate:
-        yield _evaluate_pruned(written)
-    if tasks:
-        after = [Tasks("dense").unit]
-        yield _unit(Tasks("pruned"), Phase.EVALUATING, after=after, reads=written)
     if samples:
         after = [Samples("dense").unit]
         yield _unit(Samples("pruned"), Phase.EVALUATING, after=after, reads=written)
-
-
-def _evaluate_pruned(written: Iterable[File]) -> Unit:
-    """Measure the perplexity of the written files."""
-    reads = [EvaluationTokens().evaluation, *written]
-    after = [Evaluate("dense").unit]
-    return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
-
-
-def _speed(checkpoint: Iterable[Written]) -> Unit:
-    """Measure files that transformers has loaded already."""
-    reads = [Tokens().calibration, *(file.written for file in checkpoint)]
-    return _unit(Speed(), Phase.EVALUATING, after=[Verify().unit], reads=reads)
+    if speed:  # Of files that transformers has loaded already.
+        reads = [Tokens().calibration, *written]
+        after = [Verify().unit, Evaluate("pruned").unit]
+        yield _unit(Speed(), Phase.EVALUATING, after=after, reads=reads)
 
 
 def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:

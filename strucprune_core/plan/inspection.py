@@ -52,6 +52,7 @@ from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
 from strucprune_core.plan.shared_budget import check_shared_budget
@@ -60,6 +61,7 @@ from strucprune_core.plan.sites import (
     plan_experts,
     plan_sites,
 )
+from strucprune_core.plan.targets import resolved
 from strucprune_core.plan.tasks import check_tasks, task_file_versions
 from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
@@ -81,23 +83,17 @@ _EXTRA_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """A model that passed inspection: the layout of its files and its configuration."""
-
-    index: CheckpointIndex
-    config: ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
 class JobFacts:
     """A job that passed inspection.
 
     Attributes:
+        spec: The job, with the sparsity that its target comes to.
         model: The model.
         calibration_bytes: Size of the calibration file, None if the model writes its own text.
         evaluation_bytes: Size of the evaluation text, None if there is none.
     """
 
+    spec: JobSpec
     model: ModelFacts
     calibration_bytes: int | None
     evaluation_bytes: int | None
@@ -109,10 +105,12 @@ class Examination:
 
     Attributes:
         issues: Everything that is wrong with it, without issues that follow from another one.
+        spec: The job, with the sparsity that its target comes to.
         model: The model, None if something is wrong with it.
     """
 
     issues: list[StrucPruneError]
+    spec: JobSpec
     model: ModelFacts | None = None
 
 
@@ -530,6 +528,7 @@ def inspect_job(
     """
     _check_apart(spec, open_store, workspace)
     model = read_job_model(spec, open_store)
+    spec = _resolved(spec, model)
     for check in _all_model_checks(spec, model):
         check()
     if check_output:
@@ -537,6 +536,7 @@ def inspect_job(
             check_output_usable(open_store(spec.output.uri_prefix))
     check_tasks(spec, open_store, downloads=task_downloads)
     return JobFacts(
+        spec=spec,
         model=model,
         calibration_bytes=_calibration_bytes(spec, open_store),
         evaluation_bytes=_evaluation_bytes(spec, open_store),
@@ -625,7 +625,11 @@ def examine_job(
         "model.uri",
         lambda: read_job_model(spec, open_store),
     )
+    of_target: JobSpec | None = spec
     if model is not None:
+        of_target = collect("pruning.target", partial(_resolved, spec, model))
+    spec = of_target or spec
+    if model is not None and of_target is not None:
         for model_check in _all_model_checks(spec, model):
             collect("pruning", model_check)
         if not issues:  # A plan can only be made of a valid job.
@@ -640,7 +644,7 @@ def examine_job(
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
     collect("evaluation.tasks", lambda: check_tasks(spec, open_store, downloads=task_downloads))
-    return Examination(issues, model)
+    return Examination(issues, spec, model)
 
 
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
@@ -659,6 +663,14 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
         return job_fingerprint(spec, model.index, text_versions(spec, open_store))
     except StrucPruneError:
         return None
+
+
+def _resolved(spec: JobSpec, model: ModelFacts) -> JobSpec:
+    """The job with the sparsity that its target comes to."""
+    if spec.pruning.target is not None:  # What no sparsity would mend is said first.
+        check_generic(spec.pruning, model.config)
+        check_layers_removable(spec.pruning, model.config, model.index.config)
+    return resolved(spec, model, partial(check_reach, config=model.config))
 
 
 def _all_model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:

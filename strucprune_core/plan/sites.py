@@ -72,6 +72,18 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
     ]
 
 
+def equal_widths(planned: list[PlannedSite], sparsity: float) -> list[int]:
+    """Structures that sites keep if all lose the same share, or as much as their limits allow.
+
+    For what is not known before a job runs: where layers lose different shares.
+    """
+    return [
+        max(place.rule.floor(size), round((1.0 - sparsity) * size))
+        for place in planned
+        for size in (place.site.structures,)
+    ]
+
+
 def keeps_drafting(pruning: PruningSpec, config: ModelConfig) -> bool:
     """Whether what drafts further tokens still loads beside the pruned model.
 

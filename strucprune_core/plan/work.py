@@ -85,6 +85,8 @@ def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
     passes += 1 if spec.measures_speed else 0  # The dense model is written as it is read.
     if pruning.removes_blocks:
         passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
+    # An export is written and compared; in FP8 both read matrices for their factors as well.
+    passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
     passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
@@ -158,6 +160,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         tasks=spec.judges_by_tasks,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
+        exports=spec.pruning.exports,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
 

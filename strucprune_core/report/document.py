@@ -95,6 +95,14 @@ class SparsitySummary(Part):
     parameters_removed: int
 
 
+class TargetReport(Part):
+    """What the result was to come to, and what it comes to."""
+
+    kind: str = Field(description="`parameters`, `bytes` or `memory_bytes`.")
+    most: int = Field(description="What was asked for.")
+    reached: int
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -469,11 +477,17 @@ class Verification(Part):
 class ExportReport(Part):
     """A further form of the result, in a folder beside the checkpoint."""
 
-    name: str = Field(description="`gguf` or `block_configs`.")
+    name: str = Field(description="`gguf`, `gguf_q8_0`, `fp8` or `block_configs`.")
     folder: str
     bytes: int = Field(description="Bytes of all its files.")
     verification: Verification = Field(
-        description="Its reload check; for gguf against the weights rounded to 16 bits."
+        description="Its reload check; for gguf against the weights rounded to 16 bits, for "
+        "gguf_q8_0 and fp8 against those rounded to 8."
+    )
+    perplexity: float | None = Field(
+        default=None,
+        description="Of an export in 8 bits, with its weights as they are read again and "
+        "activations that are not quantised; null for others, or if none was asked for.",
     )
 
 
@@ -509,6 +523,9 @@ class Report(Part):
     before: SizeSummary
     after: SizeSummary
     sparsity: SparsitySummary
+    target: TargetReport | None = Field(
+        default=None, description="Null: the job asked for a sparsity."
+    )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(
         default_factory=list, description="Blocks that went whole, in the order of their removal."

@@ -725,6 +725,25 @@ class Gguf(Artifacts):
 
 
 @dataclass(frozen=True)
+class GgufQ80(Artifacts):
+    """`gguf_q8_0`: the export of this name, one file."""
+
+    kind = "gguf_q8_0"
+
+    written = _FileName("model.gguf")
+
+
+@dataclass(frozen=True)
+class Fp8(Artifacts):
+    """`fp8.s`: a file of the export of this name."""
+
+    kind = "fp8"
+    shard: int
+
+    written = _FileName("shard.safetensors")
+
+
+@dataclass(frozen=True)
 class BlockConfigs(Artifacts):
     """`block_configs.s`: a file of the export of this name."""
 
@@ -734,7 +753,7 @@ class BlockConfigs(Artifacts):
     written = _FileName("shard.safetensors")
 
 
-Written = Assemble | Gguf | BlockConfigs
+Written = Assemble | Gguf | GgufQ80 | Fp8 | BlockConfigs
 """Units whose file `written` is published."""
 
 
@@ -753,11 +772,11 @@ class EvaluateValues:
 
 @dataclass(frozen=True)
 class Evaluate(ValuedArtifacts[EvaluateValues]):
-    """`evaluate.dense`, `evaluate.pruned`: the perplexity of one model."""
+    """`evaluate.dense`, `evaluate.pruned`, `evaluate.e`: the perplexity of one model."""
 
     kind = "evaluate"
     values_type = EvaluateValues
-    model: Literal["dense", "pruned"]
+    model: Literal["dense", "pruned"] | Export  # an export in fewer bits
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,7 +208,6 @@ class Job:
                 speed=self.spec.measures_speed,
                 tasks=self.spec.judges_by_tasks,
             )
-        block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
             layers=self.config.layers,
             shards=shards.layers_in(shards.checkpoint),
@@ -221,7 +220,7 @@ class Job:
             speed=self.spec.measures_speed,
             tasks=self.spec.judges_by_tasks,
             exports=exports,
-            export_shards=shards.layers_in(block_configs),
+            export_shards={each: shards.layers_in(shards.of_export(each)) for each in exports},
             blocks=self.block_steps,
             sites=bool(self.planned),
             refit=self.refits,

@@ -13,13 +13,13 @@ from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
-from strucprune_core.export.checks import check_vocabulary
+from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
 from strucprune_core.plan.inspection import (
-    ModelFacts,
     inspect_job,
     job_fingerprint,
     text_versions,
@@ -35,7 +35,7 @@ from strucprune_core.run.pins import pinned_in
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import Workspace
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import GGUF_EXPORTS, JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store, Tick
@@ -81,13 +81,16 @@ def opened(
     spec = pinned_spec(order.spec, partial(pinned_in, order.workspace))
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
-    facts = inspect_job(
+    job_facts = inspect_job(
         spec,
         order.open_store,
         check_output=False,
         workspace=order.workspace.uri,
         task_downloads=order.task_downloads,
-    ).model
+    )
+    spec, facts = job_facts.spec, job_facts.model
+    order = replace(order, spec=spec)
+    check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
     facts = _with_tokenizer(facts, spec)
     device = choose_device(spec.runtime.device)
@@ -129,7 +132,7 @@ def opened(
 def _with_tokenizer(facts: ModelFacts, spec: JobSpec) -> ModelFacts:
     """The model with a tokenizer.json. What inspection could not check of a new one is checked."""
     index = with_tokenizer(facts.index)
-    if index is not facts.index and "gguf" in spec.pruning.exports:
+    if index is not facts.index and set(GGUF_EXPORTS) & set(spec.pruning.exports):
         check_vocabulary(facts.config, index)
     return replace(facts, index=index)
 

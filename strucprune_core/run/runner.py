@@ -32,10 +32,10 @@ from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_lay
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.run.progress import FinishedUnit, UnitSink
 from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.report_on_sizes import report_on_sizes
 from strucprune_core.run.reservations import UnitReservations
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.step_table import STEPS
-from strucprune_core.run.steps.sizes import sizes as report_on_sizes
 from strucprune_core.run.unit_errors import errors_of
 from strucprune_core.run.workspace import Draft, Stored, Workspace
 

@@ -12,7 +12,7 @@ from strucprune_core.plan.unit_costs import unit_costs
 from strucprune_core.run.artifacts import Evaluate, File, Tasks
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Workspace
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import QUANTISED_EXPORTS, JobSpec
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,9 @@ def rejection(job: Job) -> str | None:
     """Why a size of several is not published; None if it is."""
     if job.spec.evaluation is None:
         return None
-    rejected = job.units.values(Evaluate("pruned")).rejected
-    if rejected is None and job.spec.judges_by_tasks:
-        rejected = job.units.values(Tasks("pruned")).rejected
-    return rejected
+    measured = [each for each in job.spec.pruning.exports if each in QUANTISED_EXPORTS]
+    judged = [Evaluate("pruned"), *(Evaluate(each) for each in measured)]
+    reasons = [job.units.values(each).rejected for each in judged]
+    if job.spec.judges_by_tasks:
+        reasons.append(job.units.values(Tasks("pruned")).rejected)
+    return next((reason for reason in reasons if reason is not None), None)

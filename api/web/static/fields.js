@@ -2,6 +2,18 @@
 
 const GB = 1e9;
 
+/** A field of the form alone: it chooses which of the job's fields are shown. */
+export const HOW = "#how";
+const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory"];
+const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory" };
+
+/** What a job names: the value of the field `HOW`. */
+export function wayOf({ pruning }) {
+  if (pruning?.sizes?.length) return "several_sizes";
+  const kind = Object.keys(WAY_OF).find((name) => pruning?.target?.[name] != null);
+  return kind ? WAY_OF[kind] : "sparsity";
+}
+
 /** Sections of fields. `capabilities` names the choices that this deployment has. */
 export function sections(capabilities) {
   return [
@@ -12,11 +24,17 @@ export function sections(capabilities) {
       { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a quantised model bfloat16." },
     ] },
     { title: "Pruning", fields: [
-      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, when: ["/pruning/sizes", undefined], hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
-      { pointer: "/pruning/sizes", label: "Several sizes", kind: "shares", placeholder: "0.2, 0.3, 0.5", hint: "In place of one sparsity: the model is measured once, and each size is published." },
+      { pointer: HOW, label: "How much", kind: "choice", options: WAYS, initial: "sparsity", hint: "What you name; the sparsity follows from it, and the estimate says it." },
+      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, when: [HOW, "sparsity"], hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
+      { pointer: "/pruning/sizes", label: "Several sizes", kind: "shares", placeholder: "0.2, 0.3, 0.5", when: [HOW, "several_sizes"], hint: "The model is measured once, and each size is published." },
+      { pointer: "/pruning/target/parameters", label: "Parameters at most, millions", kind: "number", scale: 1e6, when: [HOW, "parameters"] },
+      { pointer: "/pruning/target/bytes", label: "Checkpoint at most, GB", kind: "number", scale: GB, when: [HOW, "checkpoint_size"] },
+      { pointer: "/pruning/target/memory_bytes", label: "Memory at most, GB", kind: "number", scale: GB, when: [HOW, "memory"], hint: "Weights and KV cache together." },
+      { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", placeholder: "4096", when: [HOW, "memory"] },
+      { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", placeholder: "1", when: [HOW, "memory"] },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
-      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
+      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },
     ] },
     { title: "Calibration", fields: [
       { pointer: "/calibration/source", label: "Text", kind: "choice", options: ["file", "self"], initial: "file", hint: "self: the model writes the text, no data needed." },
@@ -66,11 +84,13 @@ const steps = (pointer) => pointer.split("/").slice(1);
 
 /** The value that a pointer names, or undefined. */
 export function valueAt(spec, pointer) {
+  if (pointer === HOW) return wayOf(spec);
   return steps(pointer).reduce((part, step) => part?.[step], spec);
 }
 
 /** Set the value that a pointer names; undefined removes it. */
 export function setValue(spec, pointer, value) {
+  if (pointer === HOW) return;
   const path = steps(pointer);
   const last = path.pop();
   let part = spec;

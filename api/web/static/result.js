@@ -2,7 +2,7 @@
 
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
-import { bytes, change, count, duration, number, percent, visible } from "./format.js";
+import { bytes, change, count, duration, number, percent, visible, words } from "./format.js";
 import { layerFigures } from "./layers.js";
 import { scatter, tick } from "./plots.js";
 
@@ -70,7 +70,7 @@ function details(report) {
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, report.tasks ? taskTable(report.tasks) : null, speedOf(report.speed), samplesOf(report), ...figures.nodes, h("section", { class: "card" },
+  return [warnings, report.tasks ? taskTable(report.tasks) : null, speedOf(report.speed), samplesOf(report), ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -111,6 +111,17 @@ function samplesOf({ samples = [] }) {
       h("p", { class: "written prompt", dir: "auto" }, visible(prompt)),
       h("div", { class: "pair" }, written("Dense", same, dense), written("Pruned", same, pruned)),
     ]));
+}
+
+/** Exports with their size, and the perplexity of those in 8 bits. */
+function exportTable(exports) {
+  if (!exports.length) return null;
+  return h("section", { class: "card" },
+    h("h2", {}, "Exports"),
+    h("dl", {}, exports.map(({ name, folder, bytes: size, perplexity }) => [
+      h("dt", {}, words(name)),
+      h("dd", {}, `${bytes(size)} in ${folder}${typeof perplexity === "number" ? `, perplexity ${number(perplexity)}` : ""}`),
+    ])));
 }
 
 /** The files with download links, renewed before they expire, as long as the page is open. */

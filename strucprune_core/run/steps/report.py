@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
@@ -18,13 +19,14 @@ from strucprune_core.plan.deviations import (
     batch_warning,
     drafting_warning,
     family_warning,
+    left_wide_warning,
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
 )
-from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
-from strucprune_core.plan.inspection import ModelFacts
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.plan.speed import speed_warning
 from strucprune_core.report.document import (
@@ -51,6 +53,7 @@ from strucprune_core.report.document import (
     SizeSummary,
     SparsitySummary,
     SpeedReport,
+    TargetReport,
     TasksSummary,
     Verification,
     largest_known,
@@ -73,6 +76,7 @@ from strucprune_core.run.report_warnings import (
     layer_rank,
     rank_warning,
     retry_warnings,
+    target_warning,
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
@@ -80,7 +84,7 @@ from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.speed_figures import speed_report
 from strucprune_core.run.steps.tasks import task_scores
 from strucprune_core.run.workspace import Draft
-from strucprune_core.spec import Export
+from strucprune_core.spec import QUANTISED_EXPORTS, Export
 
 _TASK_UNITS = (artifacts.Tasks("dense"), artifacts.Tasks("pruned"))
 
@@ -103,7 +107,7 @@ def _report(job: Job) -> Report:
     before, after = _sizes(job, pruned)
     asked = requested_sparsity(job.spec.pruning, job.config)
     reached = _reached(job, pruned)
-    layers = _layers(job, pruned)
+    layers, target = _layers(job, pruned), _target(job, pruned, after)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,6 +126,7 @@ def _report(job: Job) -> Report:
             blocks_removed=sum(len(each.block.kinds) for each in _removed_blocks(job)),
             parameters_removed=before.parameters - after.parameters,
         ),
+        target=target,
         layers=layers,
         blocks=_blocks(job),
         rounds=_rounds(job),
@@ -142,7 +147,9 @@ def _report(job: Job) -> Report:
             *_model_warnings(job),
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
+            *target_warning(target),
             *batch_warning(job.spec),
+            *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
             *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
@@ -154,6 +161,23 @@ def _report(job: Job) -> Report:
             *_speed_warnings(job),
         ],
     )
+
+
+def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
+    """What the target counts, of the result."""
+    target = job.spec.pruning.target
+    if target is None:
+        return None
+    if target.kind == "parameters":
+        reached = after.parameters
+    elif target.of != "checkpoint":
+        reached = bytes_as(target.of, pruned.in_files, ModelFacts(job.index, job.config))
+    else:
+        reached = after.bytes
+    if target.kind == "memory_bytes":
+        tokens = target.context_tokens * target.batch_sequences
+        reached += tokens * (after.kv_cache_bytes_per_token or 0)
+    return TargetReport(kind=target.kind, most=target.most, reached=reached)
 
 
 def _model_warnings(job: Job) -> list[str]:
@@ -481,6 +505,8 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         return None
     before = job.units.values(artifacts.Evaluate("dense")).perplexity
     after = job.units.values(artifacts.Evaluate("pruned")).perplexity
+    if not math.isfinite(after):  # Of a size that is not published; JSON has no such number.
+        return None
     return PerplexitySummary(
         before=before,
         after=after,
@@ -560,8 +586,21 @@ def _export(job: Job, export: Export) -> ExportReport:
     store = exported(job, export)
     sizes = [len(data) for data in store.contents.values()]
     sizes += [path.stat().st_size for path in store.paths.values()]
-    check = _verification(job, artifacts.Check(export))
-    return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
+    measured = export in QUANTISED_EXPORTS and job.spec.evaluation is not None
+    return ExportReport(
+        name=export,
+        folder=export,
+        bytes=sum(sizes),
+        verification=_verification(job, artifacts.Check(export)),
+        perplexity=job.units.values(artifacts.Evaluate(export)).perplexity if measured else None,
+    )
+
+
+def _left_wide(job: Job, pruned: PrunedModel) -> list[str]:
+    """Matrices that an export for llama.cpp could not quantise."""
+    if "gguf_q8_0" not in job.spec.pruning.exports:
+        return []
+    return left_wide_warning(plan_tensors(pruned.in_files, pruned.stored_dtype, quantised=True))
 
 
 def _verification(job: Job, unit: artifacts.Verify | artifacts.Check) -> Verification:

@@ -22,7 +22,7 @@ from strucprune_core.evaluation.speed_process import Request
 from strucprune_core.plan import speed as plan
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import MeasuredModel
-from strucprune_core.run.artifacts import SpeedValues, Tokens
+from strucprune_core.run.artifacts import Evaluate, SpeedValues, Tokens
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.result_files import pruned_checkpoint
@@ -38,7 +38,7 @@ def speed(job: Job, unit: Unit, draft: Draft) -> None:
     Raises:
         ScratchUnavailable: there is no space for the dense model as it is read.
     """
-    reason = _too_large(job)
+    reason = _reason_not_to(job)
     if reason is not None:
         draft.record(SpeedValues(not_measured=reason))
         return
@@ -48,8 +48,10 @@ def speed(job: Job, unit: Unit, draft: Draft) -> None:
         draft.record(SpeedValues(not_measured=str(error)))
 
 
-def _too_large(job: Job) -> str | None:
+def _reason_not_to(job: Job) -> str | None:
     """Why both models are not loaded; None if they are."""
+    if job.units.values(Evaluate("pruned")).rejected is not None:
+        return "this size is not published"
     pruned = sum(path.stat().st_size for path in pruned_checkpoint(job).paths.values())
     needed = plan.tensor_bytes(job.spec, job.config, job.index.read_bytes, pruned)
     on_device = job.device.type == "cuda"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from compressed_tensors import quantization
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -106,7 +107,6 @@ def test_exponents_of_something_else_are_refused(tiny_model: Path, tmp_path: Pat
 def test_compressed_tensors_dequantises_alike(
     tiny_model: Path, tmp_path: Path, scheme: Scheme
 ) -> None:
-    quantization = pytest.importorskip("compressed_tensors.quantization")
     # Its blocks divide the matrix.
     model = in_fp8(tiny_model, tmp_path / "m", scheme, block=(32, 16), factors=torch.bfloat16)
     tensors = load_file(model / "model.safetensors")

@@ -37,7 +37,8 @@ from strucprune_core.export.gguf_layout import (
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
-from strucprune_core.plan.inspection import ModelFacts, inspect_model
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.support.sentencepiece import sentencepiece_tokenizer

@@ -27,6 +27,10 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 512,
     "max_position_embeddings": 2048,
 }
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+# Exports that hold nothing but models with llama's tensors and arithmetic.
+LLAMAS_ALONE = ["gguf", "gguf_q8_0", "block_configs"]
 
 
 def pruning(**changes: Any) -> PruningSpec:
@@ -60,6 +64,7 @@ def test_the_table_names_families_that_exist() -> None:
             [".", ".", "gguf", "block_configs"],
         ),
         ({"layout": "uniform", "exports": ["block_configs", "gguf"]}, [".", ".", "gguf", "."]),
+        ({"exports": ["gguf_q8_0", "fp8"]}, [".", ".", "gguf_q8_0", None]),
     ],
     ids=str,
 )
@@ -107,7 +112,9 @@ def test_mlx_has_one_width_of_ffns_in_gpt_neox(structures: list[str], loads: boo
 
 def test_what_to_change() -> None:
     found = support(LLAMA)
-    assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."
+    assert found["llama.cpp"].remedy == (
+        "Add 'gguf' to pruning.exports, or add 'gguf_q8_0' to pruning.exports."
+    )
     assert found["MLX"].remedy == (
         "Use layout 'uniform', or add 'block_configs' to pruning.exports."
     )
@@ -133,11 +140,14 @@ def test_what_to_change() -> None:
         ({}, {}, []),
         ({"model_type": "mistral", "sliding_window": None}, {}, []),
         ({"model_type": "mistral", "sliding_window": 2048}, {}, []),
-        ({"model_type": "mistral", "sliding_window": 1024}, {}, ["gguf", "block_configs"]),
-        ({"model_type": "qwen2"}, {}, ["gguf", "block_configs"]),
-        ({"attention_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"mlp_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"hidden_act": "gelu"}, {}, ["gguf", "block_configs"]),
+        ({"model_type": "mistral", "sliding_window": 1024}, {}, LLAMAS_ALONE),
+        ({"model_type": "qwen2"}, {}, LLAMAS_ALONE),
+        ({"attention_bias": True}, {}, LLAMAS_ALONE),
+        ({"mlp_bias": True}, {}, LLAMAS_ALONE),
+        ({"hidden_act": "gelu"}, {}, LLAMAS_ALONE),
+        ({"hidden_size": 80, "head_dim": 20}, {}, ["gguf_q8_0"]),
+        (GPT2, {}, [*LLAMAS_ALONE, "fp8"]),
+        (MIXTRAL, {}, [*LLAMAS_ALONE, "fp8"]),
         ({"head_dim": 32}, {}, ["block_configs"]),
         ({}, {"structures": ["kv_groups"]}, ["block_configs"]),
         ({}, {"structures": ["ffn_channels", "query_heads"]}, ["block_configs"]),
@@ -166,7 +176,7 @@ def test_a_job_is_refused_before_any_work(
     (issue,) = examine_job(spec, lambda uri: LocalStore(Path(uri))).issues
     assert issue.field == "pruning.exports"
     facts = inspect_model(LocalStore(tiny_model))
-    assert possible_exports(facts.config, facts.index) == ["gguf", "block_configs"]
+    assert possible_exports(facts.config, facts.index) == list(get_args(Export))
 
 
 def test_an_export_is_named_once() -> None:

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from strucprune_core.evaluation import speed as measuring
+from strucprune_core.pipeline import run_job
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.speed import ROUNDS
 from strucprune_core.report.document import Report
+from strucprune_core.report.sizes import SizesReport
 from strucprune_core.run.steps import speed as step
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import EASY, RemoteStore, checkpoint_of, run, tiny_spec
+from tests.support.tiny_llama import make_tiny_llama
 
 SPEED = {**EASY, "speed": True}
 
@@ -132,6 +135,35 @@ def test_a_measurement_that_fails_leaves_the_result(
     assert report.speed is None
     assert any("the process that measures ended" in warning for warning in report.warnings)
     assert (tmp_path / "out/strucprune.json").exists()
+
+
+def test_a_size_that_is_not_published_is_not_measured(text_file: Path, tmp_path: Path) -> None:
+    model = make_tiny_llama(tmp_path / "model", layers=3, intermediate=96)
+
+    def sized(name: str, limit: float) -> SizesReport:
+        root = tmp_path / name
+        spec = job(
+            model,
+            text_file,
+            root / "out",
+            pruning={"sparsity": None, "sizes": [0.2, 0.5]},
+            evaluation={**SPEED, "max_perplexity_ratio": limit},
+        )
+        report = run_job(
+            spec,
+            workspace=LocalStore(root / "workspace"),
+            scratch=root / "scratch",
+            open_store=lambda uri: LocalStore(Path(uri)),
+        )
+        assert isinstance(report, SizesReport)
+        return report
+
+    ratios = [one.perplexity_ratio or 0.0 for one in sized("all", 1e6).sizes]
+    limit = max(1.0001, (min(ratios) * max(ratios)) ** 0.5)
+    (rejected,) = [each for each in sized("one", limit).sizes if not each.folder]
+    units = tmp_path / "one/workspace/units"
+    said = (units / f"speed@{rejected.name}" / "manifest.json").read_text()
+    assert "this size is not published" in said
 
 
 def test_what_a_process_says_of_its_failure_is_escaped() -> None:

@@ -11,11 +11,13 @@ import pytest
 from strucprune_core.errors import InvalidSpec, QualityCollapsed
 from strucprune_core.evaluation.tasks.opened import open_answers
 from strucprune_core.pipeline import run_job
+from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import examine_job, inspect_job
 from strucprune_core.report.document import Report
 from strucprune_core.report.sizes import SizesReport
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
+from tests.core.commands.calling import failed, prune_command
 from tests.core.jobs.tiny_job import files_of, run, tiny_spec
 
 FILES = Path(__file__).parents[3] / "embedded/tasks"
@@ -227,6 +229,19 @@ def test_other_data_are_another_job(
     assert before != text_versions(spec, open_local)
 
 
+def test_the_command_takes_several_tasks(
+    tmp_path: Path, tiny_model: Path, text_file: Path, liked: Path
+) -> None:
+    """Both are checked: the second one is not known."""
+    given = prune_command(tiny_model, text_file, tmp_path / "out", "--evaluation", text_file)
+    tasks = ("--task", "everyday", "--task", "piqq", "--task-files", str(liked))
+    error = failed(
+        *given, *tasks, "--evaluation-sequences", "2", "--evaluation-sequence-length", "32"
+    )
+    assert error["field"] == "evaluation.tasks"
+    assert "Did you mean" in error["remedy"]
+
+
 @pytest.mark.parametrize(
     ("evaluation", "message"),
     [
@@ -251,3 +266,18 @@ def test_a_job_without_tasks_has_the_fingerprint_of_before() -> None:
             Path("m"), Path("t"), Path("o"), evaluation={"tasks": ["a"]}
         ).result_fingerprint()
     )
+
+
+def test_the_estimate_counts_what_requests_take(
+    tmp_path: Path, tiny_model: Path, text_file: Path, liked: Path
+) -> None:
+    spec = judged(tiny_model, text_file, tmp_path / "out", liked, evaluation={"limit": 100})
+    assert spec.evaluation is not None
+    without = spec.evaluation.model_copy(update={"tasks": (), "task_files": None, "limit": None})
+    model = inspect_job(spec, open_local).model
+    plain = estimate_job(spec.model_copy(update={"evaluation": without}), model)
+    found = estimate_job(spec, model)
+    assert found.workspace_bytes - plain.workspace_bytes == 2 * 100 * 200 * 4 * 64
+    assert found.host_peak_bytes > plain.host_peak_bytes
+    assert found.step_bytes["tasks"] > 0
+    assert found.bytes_read > plain.bytes_read

@@ -1,4 +1,4 @@
-"""`sizes`: the report of a job of several sizes, from the reports of all of them."""
+"""The unit `sizes`, which is about all sizes of a job: its report, from the reports of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from strucprune_core.run.sizes import Sizes, rejection
 from strucprune_core.run.workspace import Draft
 
 
-def sizes(job: Sizes, draft: Draft) -> None:
+def report_on_sizes(job: Sizes, draft: Draft) -> None:
     """Write the report as a document and as a page, and a card that lists the sizes.
 
     Raises:
