@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
-from strucprune_core.report.document import SampleReport, TaskScores
+from strucprune_core.report.document import SampleReport, SpeedReport, Spread, TaskScores
 from strucprune_core.report.visible_text import visible
 from strucprune_core.storage.uri import parse_uri
 
@@ -112,6 +112,40 @@ def show_samples(samples: Sequence[SampleReport]) -> None:
                 (" (ended)" if own.ended else "", "dim"),
             )
             console.print(line)
+
+
+def show_speed(speed: SpeedReport) -> None:
+    """Print how fast both models are: medians, and how many times as fast the pruned one is."""
+    where = f"in {speed.runtime} on {speed.device}, {speed.dtype}, threads: {speed.threads}"
+    dense, pruned = speed.dense, speed.pruned
+    table = Table("", "dense", "pruned", "pruned / dense", box=None)
+    for name, was, now, gain in (
+        (
+            "prefill tokens per second",
+            dense.prefill_tokens_per_second,
+            pruned.prefill_tokens_per_second,
+            speed.prefill_gain,
+        ),
+        (
+            "decode tokens per second",
+            dense.decode_tokens_per_second,
+            pruned.decode_tokens_per_second,
+            speed.decode_gain,
+        ),
+    ):
+        table.add_row(name, _spread(was), _spread(now), f"{gain:.3f}")
+    first = (dense.first_token_seconds.median, pruned.first_token_seconds.median)
+    table.add_row("seconds to the first token", *(f"{each:.3f}" for each in first))
+    peaks = (f"{dense.peak_bytes:,}", f"{pruned.peak_bytes:,}")
+    ratio = f"{pruned.peak_bytes / dense.peak_bytes:.3f}" if dense.peak_bytes else ""
+    table.add_row("peak bytes while running", *peaks, ratio)
+    console = Console()
+    console.print(Text(visible(where, keeping="")))
+    console.print(table)
+
+
+def _spread(found: Spread) -> str:
+    return f"{found.median:.1f} ({found.least:.1f} to {found.most:.1f})"
 
 
 def _one_line(text: str) -> str:

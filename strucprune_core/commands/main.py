@@ -29,13 +29,14 @@ from strucprune_core.commands.console import (
     show,
     show_estimate,
     show_samples,
+    show_speed,
     show_tasks,
     show_warnings,
     stderr,
 )
 from strucprune_core.commands.job_options import JobBody, parse_spec, takes_job
 from strucprune_core.errors import Stopped
-from strucprune_core.report.document import Report, SpeedReport, TaskScores
+from strucprune_core.report.document import Report, TaskScores
 from strucprune_core.report.sizes import AnyReport, SizesReport
 from strucprune_core.run import progress as core_progress
 from strucprune_core.spec import JobSpec
@@ -479,20 +480,6 @@ def _print_sizes(report: SizesReport, output: str) -> None:
     show_warnings(report.warnings)
 
 
-def _speed_rows(speed: SpeedReport) -> list[tuple[str, float, float, str]]:
-    dense, pruned = speed.dense, speed.pruned
-    prefill = (dense.prefill_tokens_per_second.median, pruned.prefill_tokens_per_second.median)
-    decode = (dense.decode_tokens_per_second.median, pruned.decode_tokens_per_second.median)
-    first = (dense.first_token_seconds.median, pruned.first_token_seconds.median)
-    where = f"{speed.runtime} on {speed.device}"
-    return [
-        (f"prefill tokens per second, {where}", *prefill, ",.1f"),
-        ("decode tokens per second", *decode, ",.1f"),
-        ("seconds to the first token", *first, ".3f"),
-        ("peak memory while running", dense.peak_bytes, pruned.peak_bytes, ",.0f"),
-    ]
-
-
 def _print_summary(report: Report, output: str) -> None:
     table = Table("", "before", "after", "after / before", box=None)
     before, after = report.before, report.after
@@ -510,8 +497,6 @@ def _print_summary(report: Report, output: str) -> None:
         for before_task, after_task in zip(report.tasks.dense, report.tasks.pruned, strict=True):
             for was, now in zip(before_task.metrics, after_task.metrics, strict=True):
                 rows.append((f"{before_task.task} {was.name}", was.value, now.value, ".4f"))
-    if report.speed is not None:
-        rows += _speed_rows(report.speed)
     for name, dense, pruned, style in rows:
         table.add_row(
             name,
@@ -530,6 +515,8 @@ def _print_summary(report: Report, output: str) -> None:
         console.print(
             f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}{measured}"
         )
+    if report.speed is not None:
+        show_speed(report.speed)
     show_samples(report.samples)
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)
