@@ -71,11 +71,14 @@ class Output:
     Attributes:
         tokens: Greedy continuation of each prompt.
         logits: Of the token after each prompt, (prompts, vocabulary) float32.
+        margins: By how much the logit of each token exceeds the next one; None from runtimes that
+            do not say.
         text_tokens: Of the request's text; None from runtimes that read tokenizer.json.
     """
 
     tokens: list[list[int]]
     logits: npt.NDArray[np.float32]
+    margins: list[list[float]] | None = None
     text_tokens: list[int] | None = None
 
 
@@ -160,7 +163,9 @@ def read_answer(path: Path, prompts: int) -> Answer:
             errors[name] = found["error"]
         else:
             logits = np.fromfile(found["logits"], "<f4").reshape(prompts, -1)
-            outputs[name] = Output(found["tokens"], logits, found.get("text_tokens"))
+            outputs[name] = Output(
+                found["tokens"], logits, found.get("margins"), found.get("text_tokens")
+            )
     speeds = {
         name: Speed(
             [each["prefill_seconds"] for each in rounds],

@@ -24,6 +24,9 @@ class Row:
         versions: Of it and its parts.
         form: Of the result.
         checkpoint: Which pruned model.
+        family: Of the model.
+        tiny: Whether it is a tiny random one, or else SmolLM2-135M.
+        missing: Blocks that some of its layers do not have: "attention", "ffn".
         how: With the checkpoint's own code or without.
         claimed: Whether the library says that it loads.
         error: Why it does not load; None if it does.
@@ -44,6 +47,9 @@ class Row:
     versions: Mapping[str, str]
     form: str
     checkpoint: str
+    family: str
+    tiny: bool
+    missing: Sequence[str]
     how: str
     claimed: bool
     error: str | None
@@ -90,10 +96,10 @@ def _short(error: str, limit: int = 160) -> str:
 def _agreement(found: Agreement | None) -> tuple[str, str]:
     if found is None:
         return "reference", "reference"
-    return (
-        f"{found.same_tokens} of {found.tokens}",
-        f"{found.max_abs_logit_difference:.1g}",
-    )
+    same = f"{found.same_tokens} of {found.tokens}"
+    if found.parting_margin is not None:
+        same += f" (near tie: {found.parting_margin:.1g})"
+    return same, f"{found.max_abs_logit_difference:.1g}"
 
 
 def _speeds(row: Row) -> tuple[str, str]:

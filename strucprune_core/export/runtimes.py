@@ -33,6 +33,7 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_SLIDING = ("gemma2", "gemma3_text")
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -52,6 +53,19 @@ class LoadableForm(_Part):
     form: Form = Field(description="A layout of the checkpoint, or an export.")
     families: tuple[str, ...]
     note: str = Field(description="How it is loaded.")
+    since: str | None = Field(
+        default=None, description="The earliest release that loads it; null: that is not known."
+    )
+    blocks_since: str | None = Field(
+        default=None, description="The same for a result without some attention or FFN blocks."
+    )
+    without_blocks: tuple[str, ...] = Field(
+        default=(),
+        description="Families of which a result without some attention and FFN blocks was loaded.",
+    )
+    not_tried: tuple[str, ...] = Field(
+        default=(), description="Families of which no result was loaded; the code is there."
+    )
     not_without: tuple[str, ...] = Field(
         default=(), description="Structures: if any of these were removed, it does not load."
     )
@@ -71,9 +85,18 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(form="uniform", families=_EVERY, note="the family's own classes"),
             LoadableForm(
                 form="per_layer",
-                families=_EVERY,
+                families=tuple(name for name in _EVERY if name not in _SLIDING),
                 note=f"{_WAYS}; from transformers 4.51, with sliding windows or without whole "
                 "blocks from 4.57",
+                since="4.51",
+                blocks_since="4.57",
+            ),
+            LoadableForm(
+                form="per_layer",
+                families=_SLIDING,
+                note=f"{_WAYS}; from transformers 4.57",
+                since="4.57",
+                blocks_since="4.57",
             ),
             LoadableForm(
                 form="uniform", families=generic_model_types(), note="the family's own classes"
@@ -82,6 +105,7 @@ RUNTIMES: tuple[Runtime, ...] = (
                 form="per_layer",
                 families=generic_model_types(),
                 note=f"{_WAYS}; from transformers 5",
+                since="5",
             ),
         ),
     ),

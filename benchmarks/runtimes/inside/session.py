@@ -25,8 +25,11 @@ class Model(Protocol):
     def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits (vocabulary,) of the token after the prompt."""
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        """The likeliest continuation, token by token; an end token does not end it."""
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float] | None]:
+        """The likeliest continuation, token by token; an end token does not end it.
+
+        Beside it, by how much the logit of each token exceeds the next one, if that is known.
+        """
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Seconds to the first new token, and from there to the last of `1 + tokens`."""
@@ -61,8 +64,11 @@ def _answers(model: Model, request: Mapping[str, Any], logits_path: Path) -> dic
     prompts = request["prompts"]
     logits = np.stack([model.next_logits(prompt) for prompt in prompts])
     logits.astype("<f4").tofile(logits_path)
+    found = [model.greedy(prompt, request["new_tokens"]) for prompt in prompts]
+    margins = [each for _, each in found if each is not None]
     return {
-        "tokens": [model.greedy(prompt, request["new_tokens"]) for prompt in prompts],
+        "tokens": [tokens for tokens, _ in found],
+        "margins": margins or None,
         "logits": str(logits_path),
     }
 
