@@ -21,7 +21,7 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -82,21 +82,27 @@ def main() -> int:
             raise SystemExit(f"{name} lacks {missing_blocks(checkpoints[name])}")
     references: dict[str, Mapping[str, Output]] = {}
     rows = _recorded(options.json, cases) if options.cases else {}
-    for case in cases:
-        _say(case.name)
-        directory = checkpoints[case.checkpoint]
-        dense = case.dense_path(models[case.checkpoint], dense_gguf)
-        pruned = case.pruned_path(directory)
-        answer = _try(case, dense, pruned, request, options)
-        reference = references.get(case.checkpoint)
-        row = _row(case, directory, dense, pruned, answer, request, reference, text_tokens)
-        rows[case] = row
+    for together in sessions(cases):
+        _say(f"{together[0].runtime}: {', '.join(case.name for case in together)}")
+        paths = {
+            case: Paths(
+                case.dense_path(models[case.checkpoint], dense_gguf),
+                case.pruned_path(checkpoints[case.checkpoint]),
+            )
+            for case in together
+        }
+        for case, answer in _try(paths, request, options).items():
+            reference = references.get(case.checkpoint)
+            missing = missing_blocks(checkpoints[case.checkpoint])
+            row = _row(case, missing, paths[case], answer, request, reference, text_tokens)
+            rows[case] = row
+            if case.checkpoint not in references:
+                if PRUNED in answer.errors:
+                    raise SystemExit(f"{case.name} is what others are compared with: {row.error}")
+                references[case.checkpoint] = answer.outputs
         ordered = [rows[each] for each in CASES if each in rows]
-        _write(options, recipe, ordered)  # after every row: a stopped run keeps what it measured
-        if case.checkpoint not in references:
-            if PRUNED in answer.errors:
-                raise SystemExit(f"{case.name} is what others are compared with: {row.error}")
-            references[case.checkpoint] = answer.outputs
+        # After every session: a stopped run keeps what it measured.
+        _write(options, recipe, ordered)
     print(markdown(ordered))
     wrong = [problem for row in ordered for problem in problems(row)]
     for problem in wrong:
@@ -116,6 +122,15 @@ def chosen_cases(patterns: Sequence[str]) -> list[Case]:
         references.setdefault(case.checkpoint, case)
     matched |= {references[case.checkpoint] for case in matched}
     return [case for case in CASES if case in matched]
+
+
+def sessions(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases that share a process, which takes long to start: tiny models of a runtime."""
+    found: dict[Case | str, list[Case]] = {}
+    for case in cases:
+        key = case.runtime if PRUNINGS[case.checkpoint].tiny else case
+        found.setdefault(key, []).append(case)
+    return list(found.values())
 
 
 def _recorded(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
@@ -178,30 +193,53 @@ def _request(options: argparse.Namespace, tokenizer: Tokenizer, text: str) -> Re
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The models of a case."""
+
+    dense: Path
+    pruned: Path
+
+
 def _try(
-    case: Case, dense: Path, pruned: Path, request: Request, options: argparse.Namespace
-) -> Answer:
-    """Run a case; the dense model is there only if both are timed."""
-    models = [ModelEntry(PRUNED, str(pruned.resolve()), case.how)]
-    if case.timed:
-        models.insert(0, ModelEntry(DENSE, str(dense.resolve())))
+    paths: Mapping[Case, Paths], request: Request, options: argparse.Namespace
+) -> dict[Case, Answer]:
+    """Run the cases of a session; the dense model is there only if both are timed."""
+    first = next(iter(paths))
+    models = [
+        ModelEntry(f"{case.name}-{PRUNED}", str(each.pruned.resolve()), case.how)
+        for case, each in paths.items()
+    ]
+    if first.timed:
+        models.insert(0, ModelEntry(f"{first.name}-{DENSE}", str(paths[first].dense.resolve())))
     environment = make_environment(
-        case.runtime, options.root, options.threads, options.pip_args.split()
+        first.runtime, options.root, options.threads, options.pip_args.split()
     )
-    return ask(
+    answer = ask(
         environment.command,
-        replace(request, models=models, timing=request.timing if case.timed else None),
-        options.root / "sessions" / case.name,
+        replace(request, models=models, timing=request.timing if first.timed else None),
+        options.root / "sessions" / first.name,
         environment.variables,
         options.limit_seconds,
+    )
+    return {case: _own(case, answer) for case in paths}
+
+
+def _own(case: Case, answer: Answer) -> Answer:
+    """What a session says of a case's models, by `DENSE` and `PRUNED`."""
+    names = {f"{case.name}-{kind}": kind for kind in (DENSE, PRUNED)}
+    return Answer(
+        outputs={names[name]: each for name, each in answer.outputs.items() if name in names},
+        errors={names[name]: each for name, each in answer.errors.items() if name in names},
+        speeds={names[name]: each for name, each in answer.speeds.items() if name in names},
+        versions=answer.versions,
     )
 
 
 def _row(
     case: Case,
-    directory: Path,
-    dense: Path,
-    pruned: Path,
+    missing: Sequence[str],
+    paths: Paths,
     answer: Answer,
     request: Request,
     reference: Mapping[str, Output] | None,
@@ -222,12 +260,12 @@ def _row(
         checkpoint=case.checkpoint,
         family=case.family,
         tiny=PRUNINGS[case.checkpoint].tiny,
-        missing=missing_blocks(directory),
+        missing=missing,
         how=case.how,
         claimed=case.claimed,
         error=answer.errors.get(PRUNED),
-        dense_bytes=weight_bytes(dense),
-        pruned_bytes=weight_bytes(pruned),
+        dense_bytes=weight_bytes(paths.dense),
+        pruned_bytes=weight_bytes(paths.pruned),
         dense_agreement=agreements.get(DENSE),
         agreement=agreements.get(PRUNED),
         same_text_tokens=_same_tokens(answer.outputs.get(PRUNED), text_tokens),
