@@ -17,6 +17,8 @@ _HEADS: Mapping[str, Any] = {"layout": "per_layer", "structures": ["ffn_channels
 _EXPORTS = ["gguf", "block_configs"]
 _NO_ATTENTION: Mapping[str, Any] = {"layout": "per_layer", "structures": ["attention_blocks"]}
 _BOTH = ("attention", "ffn")
+# Without a pass through the model for each layer: of random weights any choice is as good.
+_FAST = {"energy": "forward"}
 # Only layers 1 and 3 of six may lose blocks. Both kinds must then go: two blocks of the larger kind
 # are less than this share of all parameters in blocks, for each of the tiny models.
 _BLOCKS: Mapping[str, Any] = {
@@ -61,13 +63,13 @@ PRUNINGS: Mapping[str, Pruning] = {
     # Layers of different widths and different numbers of heads.
     "per_layer_heads": Pruning("llama", {**_HEADS, "exports": ["gguf"]}, tiny=False),
     **{f"{family}_uniform": Pruning(family, {"layout": "uniform"}) for family in FAMILIES},
-    **{f"{family}_heads": Pruning(family, _HEADS) for family in (*FAMILIES, *GENERIC)},
+    **{f"{family}_heads": Pruning(family, {**_HEADS, **_FAST}) for family in (*FAMILIES, *GENERIC)},
     **{f"{family}_blocks": Pruning(family, _BLOCKS, missing=_BOTH) for family in FAMILIES},
     **{
         f"{family}_{name}": Pruning(family, {**settings, "exports": exports}, missing=missing)
         for family in EXPORTED
         for name, settings, exports, missing in (
-            ("channels", {"layout": "per_layer"}, _EXPORTS, ()),
+            ("channels", {"layout": "per_layer", **_FAST}, _EXPORTS, ()),
             ("no_attention", _NO_ATTENTION, _EXPORTS, ("attention",)),
             # A GGUF file cannot hold it.
             ("exported_blocks", _BLOCKS, ["block_configs"], _BOTH),
