@@ -74,11 +74,15 @@ def main() -> int:
     checkpoints, models = {}, {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
-        family, tiny = PRUNINGS[name].family, PRUNINGS[name].tiny
-        models[name] = ensure_tiny(family, model, folder) if tiny else model
+        pruning = PRUNINGS[name]
+        models[name] = (
+            ensure_tiny(pruning.family, model, folder, faint_blocks=bool(pruning.missing))
+            if pruning.tiny
+            else model
+        )
         own = replace(recipe, model=models[name])
         checkpoints[name] = ensure_pruned(name, own, folder, reuse=options.reuse)
-        if missing_blocks(checkpoints[name]) != list(PRUNINGS[name].missing):
+        if missing_blocks(checkpoints[name]) != list(pruning.missing):
             raise SystemExit(f"{name} lacks {missing_blocks(checkpoints[name])}")
     references: dict[str, Mapping[str, Output]] = {}
     rows = _recorded(options.json, cases) if options.cases else {}

@@ -163,7 +163,7 @@ CASES = (
     *_uniform("llama_layers"),
     *(case for family in MIXTURES for case in _uniform(f"{family}_experts")),
     *(
-        Case("transformers", "per_layer", f"{family}_heads", how)
+        Case("transformers", "per_layer", f"{family}_channels", how)
         for family in GENERIC
         for how in ("register", "trust_remote_code")
     ),

@@ -19,13 +19,11 @@ _NO_ATTENTION: Mapping[str, Any] = {"layout": "per_layer", "structures": ["atten
 _BOTH = ("attention", "ffn")
 # Without a pass through the model for each layer: of random weights any choice is as good.
 _FAST = {"energy": "forward"}
-# Only layers 1 and 3 of six may lose blocks. Both kinds must then go: two blocks of the larger kind
-# are less than this share of all parameters in blocks, for each of the tiny models.
+# One block of each kind in six layers: those that the model has made faint.
 _BLOCKS: Mapping[str, Any] = {
     "layout": "per_layer",
     "structures": ["attention_blocks", "ffn_blocks"],
-    "sparsity": 0.3,
-    "max_sparsity_by_layer": dict.fromkeys((0, 2, 4, 5), 0.0),
+    "sparsity": 0.16,
 }
 
 
@@ -63,7 +61,11 @@ PRUNINGS: Mapping[str, Pruning] = {
     # Layers of different widths and different numbers of heads.
     "per_layer_heads": Pruning("llama", {**_HEADS, "exports": ["gguf"]}, tiny=False),
     **{f"{family}_uniform": Pruning(family, {"layout": "uniform"}) for family in FAMILIES},
-    **{f"{family}_heads": Pruning(family, {**_HEADS, **_FAST}) for family in (*FAMILIES, *GENERIC)},
+    **{f"{family}_heads": Pruning(family, {**_HEADS, **_FAST}) for family in FAMILIES},
+    **{
+        f"{family}_channels": Pruning(family, {"layout": "per_layer", **_FAST})
+        for family in GENERIC
+    },
     **{f"{family}_blocks": Pruning(family, _BLOCKS, missing=_BOTH) for family in FAMILIES},
     **{
         f"{family}_{name}": Pruning(family, {**settings, "exports": exports}, missing=missing)
