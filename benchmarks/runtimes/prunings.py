@@ -60,7 +60,10 @@ PRUNINGS: Mapping[str, Pruning] = {
     "uniform": Pruning("llama", {"layout": "uniform", "exports": ["gguf"]}, tiny=False),
     # Layers of different widths and different numbers of heads.
     "per_layer_heads": Pruning("llama", {**_HEADS, "exports": ["gguf"]}, tiny=False),
-    **{f"{family}_uniform": Pruning(family, {"layout": "uniform"}) for family in FAMILIES},
+    **{
+        f"{family}_uniform": Pruning(family, {"layout": "uniform", "multiple_of": 8})
+        for family in FAMILIES
+    },
     **{f"{family}_heads": Pruning(family, {**_HEADS, **_FAST}) for family in FAMILIES},
     **{
         f"{family}_channels": Pruning(family, {"layout": "per_layer", **_FAST})
