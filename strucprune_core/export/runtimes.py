@@ -1,6 +1,8 @@
 """Which runtimes load a job's result, and from which folder; else what to change. No torch.
 
-`RUNTIMES` is the one table of these claims; `make runtimes` tests them.
+`RUNTIMES` is the one table of these claims. `make runtimes` loads what it says; a test compares it
+with what was recorded (`benchmarks/results/runtimes.json`). Architectures that are not written out
+were loaded in transformers when their table was made (`tests.coverage`).
 """
 
 from __future__ import annotations
@@ -148,6 +150,11 @@ class RuntimeSupport(_Part):
     folder: str | None = Field(
         default=None, description="Under the output prefix, '.' for itself; null: does not load."
     )
+    tried: bool | None = Field(
+        default=None,
+        description="Whether such a result of this family was loaded in a recorded run; null: does "
+        "not load.",
+    )
     note: str | None = Field(default=None, description="How it is loaded.")
     reason: str | None = Field(default=None, description="Why it does not load.")
     remedy: str | None = Field(default=None, description="What to change so that it does.")
@@ -200,11 +207,13 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         and not set(form.not_without).intersection(pruning.structures)
     ]
     for form in known:
-        if form.form == pruning.layout:
-            return RuntimeSupport(runtime=runtime.name, loads=True, folder=".", note=form.note)
-        if form.form in pruning.exports:
+        if form.form == pruning.layout or form.form in pruning.exports:
             return RuntimeSupport(
-                runtime=runtime.name, loads=True, folder=form.form, note=form.note
+                runtime=runtime.name,
+                loads=True,
+                folder="." if form.form == pruning.layout else form.form,
+                tried=_tried(form, config, pruning),
+                note=form.note,
             )
     produced = " and ".join([f"layout '{pruning.layout}'", *pruning.exports])
     return RuntimeSupport(
@@ -212,6 +221,15 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         loads=False,
         reason=f"it does not load {produced} of family '{config.family}'",
         remedy=_remedy(known, config, pruning),
+    )
+
+
+def _tried(form: LoadableForm, config: ModelConfig, pruning: PruningSpec) -> bool:
+    lacks_blocks = form.form != "uniform" and {"attention_blocks", "ffn_blocks"} & set(
+        pruning.structures
+    )
+    return config.family not in form.not_tried and (
+        not lacks_blocks or config.family in form.without_blocks
     )
 
 

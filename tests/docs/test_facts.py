@@ -146,6 +146,12 @@ def test_the_clients_methods_are_listed() -> None:
     assert public <= listed
 
 
+def test_the_table_of_what_loads_where_is_the_librarys() -> None:
+    assert runtimes_table.table() in read("docs/loading.md"), (
+        "run python -m tests.docs.runtimes_table"
+    )
+
+
 def test_the_table_of_runtimes_is_what_was_measured() -> None:
     result = json.loads((ROOT / "benchmarks/results/runtimes.json").read_text(encoding="utf-8"))
     table = markdown(TypeAdapter(list[Row]).validate_python(result["rows"]))
