@@ -98,7 +98,8 @@ def main() -> int:
         for case, answer in _try(paths, request, options).items():
             reference = references.get(case.checkpoint)
             missing = missing_blocks(checkpoints[case.checkpoint])
-            row = _row(case, missing, paths[case], answer, request, reference, text_tokens)
+            facts = Facts(missing, recipe.samples * recipe.sequence_length)
+            row = _row(case, facts, paths[case], answer, request, reference, text_tokens)
             rows[case] = row
             if case.checkpoint not in references:
                 if PRUNED in answer.errors:
@@ -205,6 +206,14 @@ class Paths:
     pruned: Path
 
 
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of a pruned checkpoint: see `table.Row`."""
+
+    missing: Sequence[str]
+    calibration_tokens: int
+
+
 def _try(
     paths: Mapping[Case, Paths], request: Request, options: argparse.Namespace
 ) -> dict[Case, Answer]:
@@ -242,7 +251,7 @@ def _own(case: Case, answer: Answer) -> Answer:
 
 def _row(
     case: Case,
-    missing: Sequence[str],
+    facts: Facts,
     paths: Paths,
     answer: Answer,
     request: Request,
@@ -264,7 +273,8 @@ def _row(
         checkpoint=case.checkpoint,
         family=case.family,
         tiny=PRUNINGS[case.checkpoint].tiny,
-        missing=missing,
+        missing=facts.missing,
+        calibration_tokens=facts.calibration_tokens,
         how=case.how,
         claimed=case.claimed,
         error=answer.errors.get(PRUNED),
@@ -290,7 +300,6 @@ def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> 
     content = {
         "model": recipe.model.name,
         "sparsity": recipe.sparsity,
-        "calibration": {"samples": recipe.samples, "sequence_length": recipe.sequence_length},
         "cpus": os.cpu_count(),
         "threads": options.threads,
         "rounds": options.rounds,

@@ -27,6 +27,7 @@ class Row:
         family: Of the model.
         tiny: Whether it is a tiny random one, or else SmolLM2-135M.
         missing: Blocks that some of its layers do not have: "attention", "ffn".
+        calibration_tokens: That it was pruned with.
         how: With the checkpoint's own code or without.
         claimed: Whether the library says that it loads.
         error: Why it does not load; None if it does.
@@ -50,6 +51,7 @@ class Row:
     family: str
     tiny: bool
     missing: Sequence[str]
+    calibration_tokens: int
     how: str
     claimed: bool
     error: str | None

@@ -46,6 +46,7 @@ ROW = Row(
     family="llama",
     tiny=False,
     missing=(),
+    calibration_tokens=512,
     how="plain",
     claimed=True,
     error=None,

@@ -112,3 +112,8 @@ def test_a_model_of_any_other_architecture_needs_transformers_5(
     monkeypatch.setattr(PRUNED, "RELEASE", (4, 57))
     with pytest.raises(ImportError, match="a pruned olmo2 needs transformers 5 or later"):
         PRUNED.classes_of("olmo2")
+
+
+def test_gemma_asks_attention_that_was_removed_for_its_window() -> None:
+    """Its layer in release 4.57 does, to choose rotary positions."""
+    assert PRUNED.NoAttention(0).is_sliding is False
