@@ -28,6 +28,7 @@ class Row:
         tiny: Whether it is a tiny random one, or else SmolLM2-135M.
         missing: Blocks that some of its layers do not have: "attention", "ffn".
         calibration_tokens: That it was pruned with.
+        threads: Of the runtime.
         how: With the checkpoint's own code or without.
         claimed: Whether the library says that it loads.
         error: Why it does not load; None if it does.
@@ -52,6 +53,7 @@ class Row:
     tiny: bool
     missing: Sequence[str]
     calibration_tokens: int
+    threads: int
     how: str
     claimed: bool
     error: str | None

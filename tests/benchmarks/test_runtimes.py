@@ -47,6 +47,7 @@ ROW = Row(
     tiny=False,
     missing=(),
     calibration_tokens=512,
+    threads=1,
     how="plain",
     claimed=True,
     error=None,
