@@ -35,6 +35,7 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_IN_VLLM = tuple(name for name in _EVERY if name != "gpt_neox")
 _SLIDING = ("gemma2", "gemma3_text")
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
@@ -92,6 +93,7 @@ RUNTIMES: tuple[Runtime, ...] = (
                 "blocks from 4.57",
                 since="4.51",
                 blocks_since="4.57",
+                without_blocks=tuple(name for name in _EVERY if name not in _SLIDING),
             ),
             LoadableForm(
                 form="per_layer",
@@ -99,6 +101,7 @@ RUNTIMES: tuple[Runtime, ...] = (
                 note=f"{_WAYS}; from transformers 4.57",
                 since="4.57",
                 blocks_since="4.57",
+                without_blocks=_SLIDING,
             ),
             LoadableForm(
                 form="uniform", families=generic_model_types(), note="the family's own classes"
@@ -117,8 +120,9 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(form="uniform", families=_EVERY, note="as it is"),
             LoadableForm(
                 form="per_layer",
-                families=tuple(name for name in _EVERY if name != "gpt_neox"),
+                families=_IN_VLLM,
                 note="with `strucprune` installed beside it",
+                without_blocks=_IN_VLLM,
                 not_without=("experts",),
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
