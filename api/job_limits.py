@@ -11,7 +11,8 @@ from api.jobs.limits import TenantLimits
 from api.jobs.record import Priority
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.plan.estimate import estimate_job
-from strucprune_core.plan.inspection import Examination, ModelFacts
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.inspection import Examination
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
 # Names and values of a job's labels together.

@@ -6,7 +6,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.storage.open import open_store
+from strucprune_core.storage.open import open_store, pinned
 from strucprune_core.storage.s3_settings import S3Settings
 from strucprune_core.storage.store import Store
 from strucprune_core.storage.uri import Location, parse_uri
@@ -50,16 +50,8 @@ class Stores:
         return bucket.child(location.key) if location.key else bucket
 
     def pinned(self, uri: str) -> str:
-        """The URI with the commit in place of a branch or tag of a hub: `storage.open.pinned`.
-
-        Raises:
-            InvalidSpec: the URI is malformed.
-            StorageError: the hub refused, failed, or knows no such repository or revision.
-        """
-        location = _parsed(uri)
-        if not location.may_change:
-            return uri
-        return str(location.at_commit(_hub(location).repository.commit))
+        """`storage.open.pinned`, which waits no longer than a client's request may."""
+        return pinned(uri, longest_wait_seconds=_LONGEST_WAIT_SECONDS)
 
     def _open_bucket(self, bucket: str) -> Store:
         return open_store(f"s3://{bucket}", self._s3)

@@ -2,11 +2,11 @@
 
 The command is `strucprune`; from Python:
 
-    report = strucprune_core.prune(spec, workspace=..., scratch=...)
+    report = strucprune_core.prune(spec, workspace=..., scratch=...)  # run_job: several sizes
     model = strucprune_core.load_pretrained("pruned/")
 
 Importing this package imports nothing else: each name loads its module on first use. So programs
-that need one module of it start fast, and only `prune` and `load_pretrained` load torch.
+that need one module of it start fast, and only `prune`, `run_job` and `load_pretrained` load torch.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from strucprune_core.errors import StrucPruneError
     from strucprune_core.export.loading import load_pretrained
-    from strucprune_core.pipeline import prune
+    from strucprune_core.pipeline import prune, run_job
     from strucprune_core.report.document import Report
+    from strucprune_core.report.sizes import SizesReport
     from strucprune_core.spec import (
         CalibrationSpec,
         EvaluationSpec,
@@ -40,18 +41,22 @@ __all__ = [
     "PruningSpec",
     "Report",
     "RuntimeSpec",
+    "SizesReport",
     "StrucPruneError",
     "__version__",
     "load_pretrained",
     "prune",
+    "run_job",
 ]
 
 
 _MODULES = {
     "Report": "report.document",
+    "SizesReport": "report.sizes",
     "StrucPruneError": "errors",
     "load_pretrained": "export.loading",
     "prune": "pipeline",
+    "run_job": "pipeline",
 }
 
 

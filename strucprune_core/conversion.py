@@ -27,6 +27,7 @@ from strucprune_core.checkpoint.index import (
 )
 from strucprune_core.checkpoint.other_formats import PICKLED_MODEL, not_convertible, nothing_there
 from strucprune_core.checkpoint.pickled import PickledTensors, dtype_name, pickled_files
+from strucprune_core.checkpoint.terms import terms_of
 from strucprune_core.checkpoint.writer import PlannedTensor, index_json, plan_shards, write_shard
 from strucprune_core.errors import (
     InvalidCheckpoint,
@@ -53,7 +54,7 @@ def convert(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     tick: Callable[[float], None] = lambda share: None,
 ) -> dict[str, Any]:
-    """Write a pickled checkpoint as safetensors, with its config and tokenizer files.
+    """Write a pickled checkpoint as safetensors, with its config, tokenizer and licence files.
 
     Args:
         source: The pickled model.
@@ -78,6 +79,8 @@ def convert(
     with naming_field("SRC"):
         config_bytes, config = _config(source)
         files, weight_map = pickled_files(source)
+        sizes = {info.key: info.size_bytes for info in islice(source.list(), MAX_OBJECTS)}
+        terms = terms_of(sizes)
     with naming_field("DST"):
         check_output_usable(output)
     with naming_field("SRC"):
@@ -104,7 +107,7 @@ def convert(
             written.append(shard.file_name)
             output.upload(shard.file_name, path)
             path.unlink()
-        small = {name: bytes(source.read(name)) for name in _side_files(source)}
+        small = {name: bytes(source.read(name)) for name in (*_side_files(source), *terms)}
         tokenizer = _tokenizer(source, small, config)
         if len(shards) > 1:
             small[SHARD_INDEX] = index_json(shards)

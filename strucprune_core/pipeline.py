@@ -1,9 +1,9 @@
-"""`prune`: the whole job, in one process, or with the help of others that `assist`.
+"""`run_job`: the whole job, in one process, or with the help of others that `assist`.
 
     inspect ─ open the workspace ─ run the pending units of the graph ─ publish
 
 The graph is in `plan.graph`, the work of each unit in `run.steps`, how units are run in
-`run.runner`, and what is finished in the workspace. So stopping anywhere and calling `prune` again
+`run.runner`, and what is finished in the workspace. So stopping anywhere and calling it again
 with the same workspace continues, and ends with the same bytes. If a file of the workspace turns
 out to be damaged or gone, the run looks again at what is pending.
 """
@@ -21,12 +21,12 @@ from typing import TypeVar
 
 from strucprune_core.checkpoint.adapter import open_adapter
 from strucprune_core.checkpoint.index import open_checkpoint
-from strucprune_core.errors import InvalidCheckpoint, naming_field
+from strucprune_core.checkpoint.terms import MODEL_CARD
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
 from strucprune_core.plan.inspection import check_texts_unchanged
-from strucprune_core.report.document import REPORT_JSON, Report
-from strucprune_core.run import artifacts
+from strucprune_core.report.document import REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report.sizes import AnyReport, read_report
 from strucprune_core.run.background import Background
-from strucprune_core.run.context import Job
 from strucprune_core.run.layer_updates import LayerSink, ignore_layers
 from strucprune_core.run.opening import Order, opened
 from strucprune_core.run.output_reservation import (
@@ -47,8 +47,9 @@ from strucprune_core.run.progress import (
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.publish import publish
 from strucprune_core.run.reservations import ALONE, UnitReservations
-from strucprune_core.run.result_files import file_entries, result
 from strucprune_core.run.runner import Run, help_out, run_pending
+from strucprune_core.run.size_files import entries, results
+from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import LostFile, Stored, Workspace
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store as open_store_from_environment
@@ -67,7 +68,7 @@ MAX_LOSSES = 3
 PATIENCE_SECONDS = 120.0
 
 
-def prune(
+def run_job(
     spec: JobSpec,
     *,
     workspace: Store,
@@ -78,8 +79,8 @@ def prune(
     finished: UnitSink = ignore_unit,
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
-) -> Report:
-    """Prune a model and publish the result.
+) -> AnyReport:
+    """Prune a model to one size or to several, and publish the results.
 
     Args:
         spec: The job.
@@ -94,7 +95,7 @@ def prune(
             with those of earlier attempts, then with those of units done here or by others.
 
     Returns:
-        The report that was published with the checkpoint.
+        The report that was published with the checkpoint; of several sizes the one on all.
 
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
@@ -103,17 +104,55 @@ def prune(
     with _running(order, progress, stop, finished, reservations, layers) as run:
         output = open_store(spec.output.uri_prefix)
 
-        def attempt() -> Report:
-            reservation = find_reservation(output, run.job)
+        def attempt() -> AnyReport:
+            reservation = find_reservation(output, run.sizes)
             run_pending(run)
             began_at, began = time.time(), time.monotonic()
-            report = _publish(run.job, output, reservation, run.meter)
+            report = _publish(run.sizes, output, reservation, run.meter)
             seconds = time.monotonic() - began
             finished(FinishedUnit("publish", "publish", began_at, seconds))
             return report
 
-        report = _despite_losses(run.job.workspace, attempt)
+        report = _despite_losses(run.sizes.workspace, attempt)
     run.meter.finish()
+    return report
+
+
+def prune(
+    spec: JobSpec,
+    *,
+    workspace: Store,
+    scratch: Path,
+    open_store: Callable[[str], Store] = open_store_from_environment,
+    progress: ProgressSink = ignore_progress,
+    stop: StopSignal | None = None,
+    finished: UnitSink = ignore_unit,
+    reservations: UnitReservations = ALONE,
+    layers: LayerSink = ignore_layers,
+) -> Report:
+    """`run_job` of a job of one size, with its report.
+
+    Raises:
+        StrucPruneError: as `run_job`; the job has several sizes.
+    """
+    if spec.pruning.sizes:
+        raise InvalidSpec(
+            "the job has several sizes, of which no one report tells",
+            field="pruning.sizes",
+            remedy="Call run_job, which reports on all of them, or give pruning.sparsity.",
+        )
+    report = run_job(
+        spec,
+        workspace=workspace,
+        scratch=scratch,
+        open_store=open_store,
+        progress=progress,
+        stop=stop,
+        finished=finished,
+        reservations=reservations,
+        layers=layers,
+    )
+    assert isinstance(report, Report)  # noqa: S101 - of one size
     return report
 
 
@@ -129,7 +168,7 @@ def assist(
     finished: UnitSink = ignore_unit,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> None:
-    """Do units of a job that another process leads, which calls `prune` with the same workspace.
+    """Do units of a job that another process leads, which calls `run_job` with the same workspace.
 
     Returns once there is nothing more to do here. Whoever does a unit, its bytes are the same;
     nothing is published, and what goes wrong here is no failure of the job.
@@ -141,7 +180,7 @@ def assist(
         reservations: Keeps the leader and others off the units that this process does.
         open_store: Opens the stores that the spec names.
         progress: Shows that this process is alive; of the job's progress it knows only a part.
-        stop: As for `prune`.
+        stop: As for `run_job`.
         finished: Called with each unit that was done here.
         patience_seconds: How long to wait for something to do.
 
@@ -150,7 +189,7 @@ def assist(
     """
     order = Order(spec, workspace, scratch, open_store)
     with _running(order, progress, stop, finished, reservations) as run:
-        _despite_losses(run.job.workspace, lambda: help_out(run, patience_seconds))
+        _despite_losses(run.sizes.workspace, lambda: help_out(run, patience_seconds))
 
 
 def _despite_losses(workspace: Workspace, attempt: Callable[[], T]) -> T:
@@ -179,42 +218,46 @@ def _running(
     """This process's part in the job, ready to run."""
     storing: Background[tuple[Stored, float]] = Background()
     meter = ProgressMeter(progress, AnyStop(stop or NeverStop(), storing))
-    with storing, opened(order, meter, storing.tick) as (job, memory):
-        yield Run(job, meter, memory, finished, reservations, storing, layers)
+    with storing, opened(order, meter, storing.tick) as (sizes, memory):
+        yield Run(sizes, meter, memory, finished, reservations, storing, layers)
 
 
 def _publish(
-    job: Job, output: Store, reservation: Reservation | None, meter: ProgressMeter
-) -> Report:
-    """Copy the finished checkpoint and its report to the output."""
-    files = (artifacts.Report().json, artifacts.Report().html)
-    documents = {file.name: job.units.path(file).read_bytes() for file in files}
-    checkpoint = result(job, job.units.path(artifacts.Report().card).read_bytes())
-    _check_unchanged(job, checkpoint, Report.model_validate_json(documents[REPORT_JSON]))
+    sizes: Sizes, output: Store, reservation: Reservation | None, meter: ProgressMeter
+) -> AnyReport:
+    """Copy the finished checkpoints and the report to the output."""
+    documents = {name: _document(sizes, name) for name in (REPORT_JSON, REPORT_HTML)}
+    files = results(sizes, _document(sizes, MODEL_CARD))
+    _check_unchanged(sizes, files, read_report(documents[REPORT_JSON]))
     with naming_field("output.uri_prefix"):
         if reservation is not None:
-            documents = documents_under(reservation, documents, output, job)
+            documents = documents_under(reservation, documents, output, sizes)
         with naming_field("workspace"):
-            job.workspace.keep_reservation(documents[REPORT_JSON])
-        report = Report.model_validate_json(documents[REPORT_JSON])
-        publish(output, checkpoint, report.files, documents, meter.publishing)
+            sizes.workspace.keep_reservation(documents[REPORT_JSON])
+        report = read_report(documents[REPORT_JSON])
+        publish(output, files, report.files, documents, meter.publishing)
     return report
 
 
-def _check_unchanged(job: Job, checkpoint: OverlayStore, report: Report) -> None:
+def _document(sizes: Sizes, name: str) -> bytes:
+    return sizes.workspace.file(*sizes.document(name)).read_bytes()
+
+
+def _check_unchanged(sizes: Sizes, files: OverlayStore, report: AnyReport) -> None:
     """Check that what goes out is what was computed and reported.
 
     Raises:
         InvalidCheckpoint: the model was written again meanwhile, or a file that is copied from it.
         InvalidText: a text was.
     """
+    job = sizes.first
     check_texts_unchanged(job.spec, job.open_store, job.texts, *job.texts)
     now = open_checkpoint(job.index.store)
     if job.spec.model.adapter_uri is not None:
         adapter = open_adapter(job.open_store(job.spec.model.adapter_uri))
-        now = replace(now, adapter=adapter.version)
+        now = replace(now, adapter=adapter.summary())
     same_model = now.version() == job.index.version()
-    if not same_model or file_entries(job, checkpoint) != report.files:
+    if not same_model or entries(sizes, files) != report.files:
         raise InvalidCheckpoint(
             f"the model under {job.index.store.uri} changed while the job ran",
             field="model.uri",

@@ -11,7 +11,17 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from strucprune_core.storage.uri import check_uri, check_writable_uri
 
@@ -65,6 +75,7 @@ Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
 
 MIN_SAMPLES = 2
 MAX_DEADLINE_SECONDS = 30 * 24 * 3600
+MAX_SIZES = 8
 
 
 class _Strict(BaseModel):
@@ -72,7 +83,10 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Export = Literal["gguf", "block_configs"]
+Export = Literal["gguf", "gguf_q8_0", "fp8", "block_configs"]
+GGUF_EXPORTS: tuple[Export, ...] = ("gguf", "gguf_q8_0")
+QUANTISED_EXPORTS: tuple[Export, ...] = ("gguf_q8_0", "fp8")
+"""Exports in 8 bits: made of the accepted result, and measured by themselves."""
 Dtype = Literal["bfloat16", "float16", "float32"]
 ExpertScore = Literal["reap", "output_norm"]
 
@@ -101,7 +115,7 @@ class OutputSpec(_Strict):
     dtype: Dtype | None = Field(
         default=None,
         description="What weights are converted to as they are read, and stored in. Default: what "
-        "the model is stored in; for a model in FP8 bfloat16.",
+        "the model is stored in; for a quantised model bfloat16.",
     )
 
 
@@ -136,12 +150,83 @@ _BLOCKS = frozenset({"attention_blocks", "ffn_blocks", "layers"})
 
 
 def _experts_layout(data: dict[str, Any]) -> dict[str, str]:
-    """The defaults of a job that removes experts: equally many of each layer."""
+    """The defaults of a job that removes experts: it takes equally many of each layer."""
     layout, allocation = data.get("layout"), data.get("allocation")
+    if set(data["structures"]) != {"experts"}:  # Channels by layer, experts equally.
+        return {"layout": "per_layer", "allocation": "threshold"}
     by_layer = layout == "per_layer" or allocation in ("threshold", "softmax")
     if by_layer:
         return {"layout": "per_layer", "allocation": "threshold"}
     return {"layout": "uniform", "allocation": "uniform"}
+
+
+def size_label(sparsity: float) -> str:
+    """The name of one of several sizes: of its units and of its folder."""
+    return f"{sparsity:.6g}"
+
+
+_COUNT_UNITS = {"K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _count(value: Any) -> Any:
+    """A number of parameters as people write it: "120M", "7B"."""
+    if isinstance(value, str) and value.strip()[-1:].upper() in _COUNT_UNITS:
+        text = value.strip()
+        with contextlib.suppress(ValueError):
+            return round(float(text[:-1]) * _COUNT_UNITS[text[-1].upper()])
+    return value
+
+
+Result = Literal["checkpoint", Export]
+
+
+class TargetSpec(_Strict):
+    """What the result is to come to, in place of a sparsity: one of the first three."""
+
+    parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = Field(
+        default=None, description='Most parameters of the result, such as 120000000 or "120M".'
+    )
+    bytes: int | None = Field(
+        default=None, ge=1, description="Most bytes of the weights of the result that `of` names."
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Most bytes of weights and KV cache together, of `batch_sequences` sequences "
+        "of `context_tokens`.",
+    )
+    of: Result = Field(
+        default="checkpoint", description="What `bytes` counts: the checkpoint, or an export."
+    )
+    context_tokens: int = Field(
+        default=4096, ge=1, le=2**24, description="Of `memory_bytes`: tokens of a sequence."
+    )
+    batch_sequences: int = Field(
+        default=1, ge=1, le=2**16, description="Of `memory_bytes`: sequences at once."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> TargetSpec:
+        kinds = ("parameters", "bytes", "memory_bytes")
+        given = [name for name in kinds if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(kinds)}")
+        if self.of != "checkpoint" and self.bytes is None:
+            raise ValueError("of belongs to bytes. Leave it out.")
+        return self
+
+    @property
+    def kind(self) -> Literal["parameters", "bytes", "memory_bytes"]:
+        """Which of them is given."""
+        if self.parameters is not None:
+            return "parameters"
+        return "bytes" if self.bytes is not None else "memory_bytes"
+
+    @property
+    def most(self) -> int:
+        """What the result may come to."""
+        value: int = getattr(self, self.kind)
+        return value
 
 
 class PruningSpec(_Strict):
@@ -166,15 +251,35 @@ class PruningSpec(_Strict):
         "(a key-value head with its query heads: the KV cache shrinks) or `query_heads` (equally "
         "many of each key-value head). Whole blocks beside them or alone: `attention_blocks`, "
         "`ffn_blocks`, or `layers`, which are both at once (alone, their layout is `uniform`). Or "
-        "`experts` alone: equally many of every mixture-of-experts layer (layout `uniform`, the "
-        "default for them), or by layer.",
+        "`experts`: alone, equally many of every mixture-of-experts layer (layout `uniform`, the "
+        "default for them) or by layer; or, equally many, beside `ffn_channels` (of dense layers "
+        "and shared experts).",
     )
-    sparsity: Annotated[float, _Fraction] = Field(
+    expert_count: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of structures `experts`, in place of `sparsity`: experts that every layer "
+        "keeps.",
+    )
+    sizes: tuple[Annotated[float, _Fraction, Field(gt=0.0, lt=1.0)], ...] = Field(
+        default=(),
+        max_length=MAX_SIZES,
+        description="In place of `sparsity` several of them: the model is measured once, and a "
+        "result is published for each in a folder of its own, named after it.",
+    )
+    target: TargetSpec | None = Field(
+        default=None,
+        description="In place of `sparsity` what the result is to come to: the sparsity follows "
+        "from the model's files, and `validate` says it.",
+    )
+    sparsity: Annotated[float | None, _Fraction] = Field(
+        default=None,
+        validate_default=True,
         gt=0.0,
         lt=1.0,
         description="Fraction to remove of all parameters that belong to the chosen "
-        "structures; with `ffn_channels` alone, of all FFN channels; with `experts`, of the routed "
-        "experts of a layer.",
+        "structures; with `ffn_channels` alone, of all FFN channels; with `experts` alone, of the "
+        "routed experts of a layer. Required, unless `sizes`, `target` or `expert_count` is given.",
     )
     expert_score: ExpertScore | None = Field(
         default=None,
@@ -236,10 +341,12 @@ class PruningSpec(_Strict):
     )
     exports: tuple[Export, ...] = Field(
         default=(),
-        max_length=2,
+        max_length=4,
         description="Further forms of the result, each in its own folder beside it: `gguf`, "
-        "one 16-bit file for llama.cpp; `block_configs`, a checkpoint whose per-layer widths vLLM "
-        "and MLX understand, padded to multiples of 256 channels.",
+        "one 16-bit file for llama.cpp; `gguf_q8_0`, the same with matrices in 8 bits (Q8_0); "
+        "`fp8`, the checkpoint with matrices in FP8 (compressed-tensors); `block_configs`, a "
+        "checkpoint whose per-layer widths vLLM and MLX understand, padded to multiples of 256 "
+        "channels.",
     )
     damping: float | None = Field(
         default=None,
@@ -261,8 +368,40 @@ class PruningSpec(_Strict):
         "unpruned.",
     )
     multiple_of: int = Field(
-        default=1, ge=1, le=1024, description="Kept widths are multiples of this (hardware tiles)."
+        default=1,
+        ge=1,
+        le=1024,
+        description="Kept widths are multiples of this (hardware tiles). GGUF needs 32 for Q8_0 "
+        "and 256 for K-quants; FP8 kernels are fast from 16 on.",
     )
+
+    @field_validator("sizes")
+    @classmethod
+    def _sizes_are_distinct(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len({size_label(sparsity) for sparsity in value}) != len(value):
+            raise ValueError("one sparsity is listed twice")
+        return value
+
+    @field_validator("sparsity")
+    @classmethod
+    def _one_way_to_say_how_much(cls, value: float | None, info: ValidationInfo) -> float | None:
+        others = ("sizes", "target", "expert_count")
+        if not info.data.keys() >= {*others}:  # One is wrong, which is said already.
+            return value
+        given = [name for name in others if info.data[name]]
+        if value is not None:
+            given.insert(0, "sparsity")
+        if not given:
+            raise PydanticCustomError("missing", "Field required")
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other. Leave one of them out.")
+        return value
+
+    @property
+    def asked_sparsity(self) -> float:
+        """The sparsity, of a job that has one: of several sizes see `JobSpec.by_size`."""
+        assert self.sparsity is not None  # noqa: S101 - validated, but for several sizes
+        return self.sparsity
 
     @model_validator(mode="before")
     @classmethod
@@ -278,10 +417,24 @@ class PruningSpec(_Strict):
             return {**data, "allocation": "uniform"}
         return data
 
+    def at(self, sparsity: float) -> PruningSpec:
+        """The same with a sparsity, whatever it was to follow from."""
+        return self.model_copy(update={"sparsity": sparsity, "sizes": ()})
+
     @property
     def removes_experts(self) -> bool:
         """Whether the job removes whole experts."""
         return "experts" in self.structures
+
+    @property
+    def removes_experts_alone(self) -> bool:
+        """Whether it removes nothing else."""
+        return set(self.structures) == {"experts"}
+
+    @property
+    def keeps_equal_experts(self) -> bool:
+        """Whether every layer keeps equally many experts, and config.json says how many."""
+        return self.layout == "uniform" or not self.removes_experts_alone
 
     @property
     def removes_blocks(self) -> bool:
@@ -338,12 +491,12 @@ class PruningSpec(_Strict):
                 raise ValueError("expert_score is only used by structures ['experts'].")
             if self.expert_repair:
                 raise ValueError("expert_repair is only used by structures ['experts'].")
+            if self.expert_count is not None:
+                raise ValueError("expert_count is only used by structures ['experts'].")
             return self
-        if len(self.structures) > 1:
-            raise ValueError(
-                "structures 'experts' cannot be removed together with others yet. Remove them "
-                "alone, and prune the result in a second job."
-            )
+        if not self.removes_experts_alone:
+            self._experts_fit_others()
+            return self
         others = {
             "rounds": self.rounds > 1,
             "solver": self.solver != "obs",
@@ -361,12 +514,56 @@ class PruningSpec(_Strict):
                 "layout 'per_layer' of experts needs an allocation that gives layers different "
                 "numbers. Use allocation 'threshold', or layout 'uniform'."
             )
+        if self.layout == "per_layer" and self.expert_count is not None:
+            raise ValueError(
+                "expert_count is the number of every layer. Use layout 'uniform', or a sparsity in "
+                "its place."
+            )
         if self.layout == "uniform" and self.max_sparsity_by_layer:
             raise ValueError(
                 "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
                 "'per_layer'."
             )
         return self
+
+    def _experts_fit_others(self) -> None:
+        """Experts beside FFN channels; what of it is not implemented."""
+        if "kv_groups" in self.structures or "query_heads" in self.structures:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with heads: experts are removed "
+                "while transformers' own modules run, which hide heads. Remove them alone, and "
+                "prune the result in a second job."
+            )
+        if self.removes_blocks:
+            raise ValueError(
+                "structures 'experts' cannot be removed together with blocks or layers: both are "
+                "measured as numbers that go, and only one of them shares a budget with channels. "
+                "Remove them alone, and prune the result in a second job."
+            )
+        others = {
+            "rounds": self.rounds > 1,
+            "recover": self.recover is not None,
+            "distill": self.distill is not None,
+            "exports": bool(self.exports),
+            "expert_repair": self.expert_repair,
+            "max_sparsity_by_layer": bool(self.max_sparsity_by_layer),
+        }
+        for name, asked in others.items():
+            if asked:
+                raise ValueError(
+                    f"{name} is not implemented for structures 'experts' beside others. Leave it "
+                    f"out."
+                )
+        if self.expert_count is not None:
+            raise ValueError(
+                "expert_count leaves nothing to decide between experts and other structures. Use a "
+                "sparsity, or remove experts alone."
+            )
+        if self.allocation == "uniform" or self.energy == "forward":
+            raise ValueError(
+                "experts and channels are compared by the model's loss, which needs allocation "
+                "'threshold' or 'softmax' and energy 'kl_probe' or 'gradient'."
+            )
 
     @model_validator(mode="after")
     def _structures_are_distinct(self) -> PruningSpec:
@@ -376,6 +573,13 @@ class PruningSpec(_Strict):
             raise ValueError(
                 "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_written(self) -> PruningSpec:
+        of = "checkpoint" if self.target is None else self.target.of
+        if of != "checkpoint" and of not in self.exports:
+            raise ValueError(f"target.of '{of}' is not written. Add it to exports.")
         return self
 
     @model_validator(mode="after")
@@ -564,14 +768,31 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    def by_size(self) -> dict[str, JobSpec]:
+        """The job of each size, by its label: as if it were the only one. "" where it is."""
+        if not self.pruning.sizes:
+            return {"": self}
+        return {size_label(sparsity): self.at(sparsity) for sparsity in self.pruning.sizes}
+
+    def at(self, sparsity: float) -> JobSpec:
+        """The job of one size."""
+        return self.model_copy(update={"pruning": self.pruning.at(sparsity)})
+
     def result_fingerprint(self) -> str:
-        """SHA-256 (hex) over the fields that determine the result.
+        """SHA-256 (hex) over the fields that determine the result, of several sizes each result.
+
+        So a job of several sizes may be continued by one with others: it shares its measurements.
 
         `runtime`, `labels` and the output place are left out, so that a job may resume on another
         device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.pruning.sizes:
+            relevant["pruning"]["sizes"] = "several"
+        else:
+            del relevant["pruning"]["sizes"]  # As in versions that had one size alone.
+        del relevant["pruning"]["target"]  # The sparsity follows from it.
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

@@ -19,8 +19,9 @@ from typing import Any
 from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
-from strucprune_core.pipeline import assist, prune
+from strucprune_core.pipeline import assist, run_job
 from strucprune_core.report.document import Report
+from strucprune_core.report.sizes import AnyReport, SizesReport
 from strucprune_core.run.layer_updates import LayerUpdate, as_columns
 from strucprune_core.run.progress import FinishedUnit, Progress
 from strucprune_core.run.reservations import ALONE
@@ -82,7 +83,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 reservations=reservations,
             )
             return EXIT_DONE
-        report = prune(
+        report = run_job(
             request.spec,
             workspace=open_metered(request.workspace_uri),
             scratch=Path(request.scratch),
@@ -110,8 +111,37 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
     return EXIT_DONE
 
 
-def summary_of(report: Report) -> dict[str, Any]:
+def summary_of(report: AnyReport) -> dict[str, Any]:
     """The report's main figures, for the job's record."""
+    return _of_sizes(report) if isinstance(report, SizesReport) else _of_one(report)
+
+
+def _of_sizes(report: SizesReport) -> dict[str, Any]:
+    """Those of each size, and what the job took."""
+    return {
+        "parameters": {"before": report.before.parameters},
+        "bytes": {"before": report.before.bytes},
+        "perplexity": report.perplexity_before and {"before": report.perplexity_before},
+        "sizes": [
+            {
+                "name": each.name,
+                "folder": each.folder,
+                "rejected": each.rejected,
+                "parameters": each.after.parameters,
+                "bytes": each.after.bytes,
+                "perplexity": each.perplexity,
+                "perplexity_ratio": each.perplexity_ratio,
+                "sparsity": each.sparsity.reached,
+                "best_of_its_size": each.best_of_its_size,
+            }
+            for each in report.sizes
+        ],
+        "seconds": round(sum(phase.seconds for phase in report.phases), 3),
+        "warnings": report.warnings[:MOST_WARNINGS],
+    }
+
+
+def _of_one(report: Report) -> dict[str, Any]:
     perplexity = report.perplexity
     return {
         "parameters": {"before": report.before.parameters, "after": report.after.parameters},

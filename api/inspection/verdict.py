@@ -65,10 +65,12 @@ def judge(
         open_store: Opens the stores that the spec names.
     """
     found = examine_job(spec, open_store)
+    spec = found.spec  # With the sparsity that a target comes to.
     issues = [*found.issues, *size_issues(spec, found, limits)]
     if issues or found.model is None:
         return Verdict(issues)
-    runtimes = runtime_support(found.model.config, spec.pruning)
+    first = next(iter(spec.by_size().values()))  # Sizes differ in nothing that a runtime minds.
+    runtimes = runtime_support(found.model.config, first.pruning)
     return Verdict((), estimate_job(spec, found.model), runtimes)
 
 

@@ -25,8 +25,8 @@ from strucprune_core.report.document import (
     REPORT_HTML,
     REPORT_JSON,
     FileEntry,
-    Report,
 )
+from strucprune_core.report.sizes import AnyReport
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.keys import MAX_KEY_BYTES
 from strucprune_core.storage.store import Store
@@ -52,7 +52,7 @@ router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["results"])
 
 @router.get(
     "/report",
-    response_model=Report,
+    response_model=AnyReport,
     responses={
         200: {"content": {"text/html": {"schema": {"type": "string"}}}},
         **problems(401, 403, 404, 409, 422, 503),
@@ -65,13 +65,26 @@ def get_report(
     format: Annotated[  # noqa: A002 - the name is the query parameter's
         Literal["json", "html"] | None, Query(description="Default: by Accept, else json.")
     ] = None,
+    size: Annotated[
+        str | None, Query(max_length=16, description="Of several sizes, the report of this one.")
+    ] = None,
 ) -> Response:
-    """The report of a succeeded job."""
-    store = services.stores.open(_output_of(job))
+    """The report of a succeeded job; of several sizes that on all of them, or on one."""
+    store, folder = services.stores.open(_output_of(job)), _folder_of(job, size)
     by_accept = "html" if "text/html" in request.headers.get("Accept", "") else "json"
     if (format or by_accept) == "html":
-        return _document(store, REPORT_HTML, "text/html", {**_HEADERS, **_HTML_HEADERS})
-    return _document(store, REPORT_JSON, "application/json", _HEADERS)
+        return _document(store, folder + REPORT_HTML, "text/html", {**_HEADERS, **_HTML_HEADERS})
+    return _document(store, folder + REPORT_JSON, "application/json", _HEADERS)
+
+
+def _folder_of(job: JobRecord, size: str | None) -> str:
+    """Where a size's documents lie; those of the whole job lie beside the sizes' folders."""
+    if size is None:
+        return ""
+    published = [each["folder"] for each in (job.summary or {}).get("sizes", [])]
+    if size not in published:
+        raise ApiError(HTTPStatus.NOT_FOUND, "artifact_gone", "The job has published no such size.")
+    return f"{size}/"
 
 
 def _document(store: Store, key: str, media_type: str, headers: Mapping[str, str]) -> Response:

@@ -43,12 +43,19 @@ DTYPE_BYTES: Mapping[str, int] = {
     "BOOL": 1,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
 }
 
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
+EXPONENTS = "F8_E8M0"
+"""Powers of two from 2^-127 to 2^127, each stored as its exponent. Factors have this dtype."""
+
+MXFP4 = "MXFP4"
+"""Stands in `ScaledForm.dtype` for blocks of numbers of 4 bits, whose files call them U8."""
+
 # Dtypes of the format that no prunable model has.
-_PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2", "F8_E8M0")
+_PACKED_DTYPES = ("U16", "U32", "U64", "F4", "F6_E2M3", "F6_E3M2")
 
 _DOWNLOAD = "Download the file itself; a web page comes from its viewer, or without permission."
 # Recognised by their first bytes, which read as a header's length exceed its limit by far.
@@ -88,20 +95,36 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True)
+class Substitution:
+    """Where a tensor lies that takes the place of the model's.
+
+    Attributes:
+        store: The store of its file.
+        replaced: The tensor of the model, which is not read.
+    """
+
+    store: Readable
+    replaced: TensorInfo
+
+
+@dataclass(frozen=True, slots=True)
 class ScaledForm:
     """How a tensor is stored that is read in another dtype.
 
     Attributes:
-        dtype: The safetensors dtype of its file.
-        factors: The tensor of the factors that it is multiplied by; None if there are none.
+        dtype: The safetensors dtype of its file, or `MXFP4`.
+        factors: The tensor of the factors that it is multiplied by (of MXFP4 their exponents); None
+            if there are none.
         block: Rows and columns that share a factor; None if there is one for all.
         low_rank: What is added to it then.
+        substitution: If it lies elsewhere than the model.
     """
 
     dtype: str
     factors: TensorInfo | None = None
     block: tuple[int, int] | None = None
     low_rank: LowRank | None = None
+    substitution: Substitution | None = None
 
     @property
     def is_computed(self) -> bool:

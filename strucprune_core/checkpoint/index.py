@@ -77,6 +77,25 @@ Allow = Callable[[dict[str, Any]], Allowance]
 
 
 @dataclass(frozen=True, slots=True)
+class MergedAdapter:
+    """An adapter that is merged into the model while it is read.
+
+    Attributes:
+        version: Changes when a file of it is written again.
+        rank: r of its configuration.
+        alpha: lora_alpha.
+        modules: Names of the modules to whose matrices a product is added.
+        replaced: Names of the tensors in whose place it has another.
+    """
+
+    version: str
+    rank: int
+    alpha: float
+    modules: tuple[str, ...]
+    replaced: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointIndex:
     """A checkpoint whose headers were read and checked.
 
@@ -92,7 +111,7 @@ class CheckpointIndex:
         terms: Names of its README, licence and notice files (see `terms_of`).
         config_sha256: SHA-256 (hex) of config.json as it is stored.
         quantised: Name of the quantisation that is undone while tensors are read.
-        adapter: Version of the adapter that is merged while they are read.
+        adapter: The adapter that is merged while they are read.
     """
 
     store: ReadableStore = field(repr=False)
@@ -106,7 +125,7 @@ class CheckpointIndex:
     config_sha256: str
     terms: tuple[str, ...] = ()
     quantised: str | None = None
-    adapter: str | None = None
+    adapter: MergedAdapter | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -121,9 +140,11 @@ class CheckpointIndex:
         """
         bytes_ = self.total_bytes
         for info in self.tensors.values():
-            bytes_ += info.read_bytes - info.size_bytes
-            if info.form is not None and info.form.factors is not None:
-                bytes_ -= info.form.factors.size_bytes
+            elsewhere = None if info.form is None else info.form.substitution
+            stored = info if elsewhere is None else elsewhere.replaced
+            bytes_ += info.read_bytes - stored.size_bytes
+            if stored.form is not None and stored.form.factors is not None:
+                bytes_ -= stored.form.factors.size_bytes
         return bytes_
 
     def version(self) -> str:
@@ -133,7 +154,7 @@ class CheckpointIndex:
         has the same layout.
         """
         versions = sorted(self.file_versions.items())
-        adapter = self.adapter or ""
+        adapter = "" if self.adapter is None else self.adapter.version
         return hashlib.sha256(f"{self.digest()}{versions}{adapter}".encode()).hexdigest()
 
     def digest(self) -> str:

@@ -1,12 +1,15 @@
-"""Models in FP8 with scales: what config.json and headers say of them. No torch.
+"""Models in FP8 or MXFP4: what config.json and headers say of them. No torch.
 
-Two formats are read, both of which store a matrix as numbers of 8 bits and, beside it, the factors
-by which blocks of it are multiplied:
+Two formats of FP8 are read, both of which store a matrix as numbers of 8 bits and, beside it, the
+factors by which blocks of it are multiplied:
 
 - fine-grained FP8 (`quant_method` "fp8": DeepSeek-V3, Qwen3-FP8): `NAME_scale_inv` (or, of older
   tools, `NAME_scale`) with a factor for each block of `weight_block_size`, or one for the matrix;
 - compressed-tensors (`format` "float-quantized"): `NAME_scale` with one factor for the matrix, for
   each output channel, or for each block.
+
+A factor may also be stored as its exponent alone (`scale_fmt` "ue8m0": a tensor in F8_E8M0).
+gpt-oss in MXFP4 is described in `checkpoint.mxfp4`.
 
 The arithmetic is in `checkpoint.dequantised`. Factors of activations and of the KV cache belong to
 kernels that compute in FP8; a model in more bits has no use for them, and they are left out.
@@ -20,12 +23,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from strucprune_core.checkpoint.header import FLOAT_DTYPES, ScaledForm, TensorInfo
+from strucprune_core.checkpoint.header import (
+    EXPONENTS,
+    FLOAT_DTYPES,
+    MXFP4,
+    ScaledForm,
+    TensorInfo,
+)
 from strucprune_core.checkpoint.hostile_json import shown
+from strucprune_core.checkpoint.mxfp4 import MODEL_TYPE, unpacked
 from strucprune_core.errors import InvalidCheckpoint, UnsupportedArchitecture
 
 QUANTISATION = "quantization_config"
 FP8_DTYPES = ("F8_E4M3", "F8_E5M2")
+_FACTOR_DTYPES = (*FLOAT_DTYPES, EXPONENTS)
 OUTPUT_DTYPES: Mapping[str, str] = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 """Safetensors dtypes by the names that config.json and `output.dtype` have for them."""
 DEFAULT_DTYPE = "bfloat16"
@@ -48,8 +59,8 @@ class Quantisation:
     """
 
     name: str
-    blocks: tuple[int, int] | None
-    channels: bool
+    blocks: tuple[int, int] | None = None
+    channels: bool = False
 
 
 def quantisation_of(config: Mapping[str, Any]) -> Quantisation | None:
@@ -66,9 +77,11 @@ def quantisation_of(config: Mapping[str, Any]) -> Quantisation | None:
         if given.get("expert_dtype", "fp8") != "fp8":
             raise _unread("expert_dtype", given["expert_dtype"])
         blocks = given.get("weight_block_size")
-        return Quantisation("FP8", None if blocks is None else _block(blocks), False)
+        return Quantisation("FP8", None if blocks is None else _block(blocks))
     if given.get("quant_method") == "compressed-tensors":
         return _compressed(given)
+    if given.get("quant_method") == "mxfp4" and config.get("model_type") == MODEL_TYPE:
+        return Quantisation(MXFP4)
     return None
 
 
@@ -130,8 +143,10 @@ def dequantised(
     """The tensors that the model has once it is dequantised, in bfloat16.
 
     Raises:
-        InvalidCheckpoint: no matrix is stored in FP8, or one has no factors, or they do not fit it.
+        InvalidCheckpoint: no matrix is quantised, or one has no factors, or they do not fit it.
     """
+    if quantisation.name == MXFP4:
+        return as_dtype(unpacked(tensors), DEFAULT_DTYPE)
     if not any(info.dtype in FP8_DTYPES for info in tensors.values()):
         raise InvalidCheckpoint(
             f"{QUANTISATION} of config.json says that the model is stored in FP8, but no tensor is",
@@ -179,7 +194,7 @@ def _block_of(
         InvalidCheckpoint: there are other numbers of factors than config.json says.
     """
     what = f"tensor {shown(grid.name)} of dtype {grid.dtype} and shape {grid.shape}"
-    if grid.dtype not in FLOAT_DTYPES:
+    if grid.dtype not in _FACTOR_DTYPES:
         raise InvalidCheckpoint(f"{what} cannot hold the factors of an FP8 matrix")
     if grid.parameters == 1:
         return None

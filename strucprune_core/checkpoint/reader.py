@@ -12,10 +12,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from strucprune_core.checkpoint.dequantised import low_rank_rows, scale_blocks
-from strucprune_core.checkpoint.header import LowRank, TensorInfo
+from strucprune_core.checkpoint.dequantised import low_rank_rows, mxfp4_channels, scale_blocks
+from strucprune_core.checkpoint.header import EXPONENTS, MXFP4, LowRank, TensorInfo
 from strucprune_core.checkpoint.hostile_json import shown
 from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.checkpoint.mxfp4 import BLOCK_BYTES, BLOCK_NUMBERS
 from strucprune_core.errors import InvalidCheckpoint
 from strucprune_core.storage.store import Readable
 
@@ -32,11 +33,14 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    EXPONENTS: torch.float8_e8m0fnu,
 }
 
 # A tensor that is converted or moved is read in pieces of this size, so that its stored form is
 # never in memory beside it. Large enough that requests to a store stay few.
 PIECE_BYTES = 32 * 2**20
+# Of a number in MXFP4 while it is unpacked: 0.5 as stored, 2 as an index, 4 as its value.
+_BYTES_PER_PACKED_NUMBER = 8
 
 
 class TensorReader:
@@ -66,7 +70,7 @@ class TensorReader:
             StorageError: the store refused or failed.
         """
         info = self.info(name)
-        return self._index.store.read(info.file, info.start, info.size_bytes)
+        return self._store(info).read(info.file, info.start, info.size_bytes)
 
     def tensor(
         self,
@@ -146,8 +150,10 @@ class TensorReader:
         """Rows in the dtype that the tensor is read in."""
         if info.form is None:
             return self._rows_as(info, info.dtype, start, stop)
-        values = self._rows_as(info, info.form.dtype, start, stop)
         factors = info.form.factors
+        if info.form.dtype == MXFP4 and factors is not None:
+            return self._unpacked_rows(info, factors, start, stop)
+        values = self._rows_as(info, info.form.dtype, start, stop)
         if info.form.is_computed:
             values = values.float()
         if factors is not None:
@@ -155,6 +161,27 @@ class TensorReader:
         if info.form.low_rank is not None:
             self._add(values, info.form.low_rank, slice(start, stop))
         return values.to(TORCH_DTYPES[info.dtype])
+
+    def _unpacked_rows(
+        self, info: TensorInfo, exponents: TensorInfo, start: int, stop: int
+    ) -> Tensor:
+        """Matrices of experts that are stored in MXFP4, some output channels at a time."""
+        _, inputs, outputs = info.shape
+        blocks = inputs // BLOCK_NUMBERS
+        step = max(1, PIECE_BYTES // max(1, _BYTES_PER_PACKED_NUMBER * inputs))
+        # By output channels, as they are stored.
+        packed = replace(info, shape=(info.shape[0] * outputs, blocks, BLOCK_BYTES))
+        of_blocks = replace(exponents, shape=(info.shape[0] * outputs, blocks))
+        result = torch.empty((stop - start, inputs, outputs), dtype=TORCH_DTYPES[info.dtype])
+        for expert in range(start, stop):
+            for first in range(0, outputs, step):
+                last = min(first + step, outputs)
+                span = (expert * outputs + first, expert * outputs + last)
+                channels = mxfp4_channels(
+                    self._rows_as(packed, "U8", *span), self._rows_as(of_blocks, "U8", *span)
+                )
+                result[expert - start, :, first:last].copy_(channels.T)
+        return result
 
     def _scale(
         self, values: Tensor, factors: TensorInfo, block: tuple[int, int] | None, start: int
@@ -186,10 +213,14 @@ class TensorReader:
         turned = low_rank.transposed
         values.add_(low_rank_rows(down, up, low_rank.scale, span, turned=turned))
 
+    def _store(self, info: TensorInfo) -> Readable:
+        elsewhere = None if info.form is None else info.form.substitution
+        return self._index.store if elsewhere is None else elsewhere.store
+
     def _rows_as(self, info: TensorInfo, dtype: str, start: int, stop: int) -> Tensor:
         """Rows as they are stored, in `dtype`."""
         row_bytes = _row_bytes(info)
-        data = self._index.store.read(
+        data = self._store(info).read(
             info.file, info.start + start * row_bytes, (stop - start) * row_bytes
         )
         return _decode(data, dtype, (stop - start, *info.shape[1:]))

@@ -29,6 +29,7 @@ Path_ = tuple[str, ...]
 # Before the names of a section's fields; those of `pruning` stand alone.
 _PREFIXES: dict[Path_, str] = {
     ("evaluation",): "evaluation-",
+    ("pruning", "target"): "target-",
     ("pruning", "recover"): "recover-",
     ("pruning", "distill"): "distill-",
 }
@@ -39,6 +40,7 @@ _NAMES: dict[Path_, str] = {
     ("output", "uri_prefix"): "output",
     ("pruning", "structures"): "structure",
     ("pruning", "exports"): "export",
+    ("pruning", "sizes"): "size",
     ("calibration", "uri"): "calibration",
     ("calibration", "format"): "calibration-format",
     ("calibration", "field"): "calibration-field",
@@ -58,6 +60,8 @@ _HELP: dict[Path_, str] = {
         "steps",
     ): "Steps of a last training of the whole model; 0 leaves it out. [default: 0]",
 }
+# Numbers that people write with a unit, which the field itself understands: "120M".
+_AS_TEXT: frozenset[Path_] = frozenset({("pruning", "target", "parameters")})
 # Set by `--calibration self`.
 _NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
 # Only a service uses them.
@@ -99,7 +103,7 @@ class JobOption:
     @property
     def is_size(self) -> bool:
         """Whether it is given in bytes: "2GiB"."""
-        return self.path[-1].endswith("_bytes")
+        return self.path[-1].endswith("bytes")
 
     @property
     def for_services(self) -> bool:
@@ -122,6 +126,7 @@ class JobOption:
         if self.is_list:
             return list[str]
         plain = self.kind in (bool, int, float) and not self.is_size
+        plain = plain and self.path not in _AS_TEXT
         return self.kind if plain else str
 
     def _default(self) -> str:
@@ -140,6 +145,8 @@ class JobOption:
             return "[" + "|".join(get_args(kind)) + "]"
         if get_origin(kind) is dict:
             return "NAME=VALUE" if self.path == ("labels",) else "LAYER=SHARE"
+        if self.path in _AS_TEXT:
+            return "NUMBER"
         return "SIZE" if self.is_size else None
 
     def value(self, given: Any) -> Any:

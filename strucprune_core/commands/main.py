@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,7 @@ from strucprune_core.commands.console import (
 from strucprune_core.commands.job_options import JobBody, parse_spec, takes_job
 from strucprune_core.errors import Stopped
 from strucprune_core.report.document import Report
+from strucprune_core.report.sizes import AnyReport, SizesReport
 from strucprune_core.run import progress as core_progress
 from strucprune_core.spec import JobSpec
 
@@ -208,6 +210,8 @@ def prune(
         report = _run_prune(spec, workspace)
         if as_json:
             show(report.model_dump(mode="json"), as_json=True)
+        elif isinstance(report, SizesReport):
+            _print_sizes(report, spec.output.uri_prefix)
         else:
             _print_summary(report, spec.output.uri_prefix)
 
@@ -221,19 +225,23 @@ def estimate(body: JobBody, as_json: JsonOption = False) -> None:
     """
     from strucprune_core.plan.estimate import estimate_job
     from strucprune_core.plan.inspection import check_reach, read_job_model
+    from strucprune_core.plan.targets import resolved
     from strucprune_core.storage.open import open_store
 
     with failures(as_json):
         spec = parse_spec(_estimated(body()))
         facts = read_job_model(spec, open_store)
-        check_reach(spec.pruning, facts.config)
+        spec = resolved(spec, facts, partial(check_reach, config=facts.config))
+        for alone in spec.by_size().values():
+            check_reach(alone.pruning, facts.config)
         show_estimate(estimate_job(spec, facts).model_dump(), as_json)
 
 
 def _estimated(body: dict[str, Any]) -> dict[str, Any]:
     """The job with placeholders where an estimate needs no value: it reads no text."""
     body["output"].setdefault("uri_prefix", "not-written")
-    body["pruning"].setdefault("sparsity", 0.3)
+    if not {"expert_count", "sizes", "target"} & {*body["pruning"]}:
+        body["pruning"].setdefault("sparsity", 0.3)
     if body["calibration"].get("source") != "self":
         body["calibration"].setdefault("uri", "not-read.txt")
     body.setdefault("evaluation", {}).setdefault("uri", "not-read.txt")
@@ -331,8 +339,8 @@ def main() -> None:
     app()
 
 
-def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
-    from strucprune_core.pipeline import prune as run
+def _run_prune(spec: JobSpec, workspace: str | None) -> AnyReport:
+    from strucprune_core.pipeline import run_job
     from strucprune_core.scratch.directories import scratch_directory, sweep
     from strucprune_core.storage.open import open_store
 
@@ -340,7 +348,7 @@ def _run_prune(spec: JobSpec, workspace: str | None) -> Report:
     sweep()  # Files that a killed run left.
     with scratch_directory() as scratch, progress_bar() as bar:
         show = _ProgressDisplay(bar)
-        return run(
+        return run_job(
             spec,
             workspace=open_store(workspace or str(scratch / "workspace")),
             scratch=scratch,
@@ -390,6 +398,31 @@ class _StopOnInterrupt:
             )
 
 
+def _print_sizes(report: SizesReport, output: str) -> None:
+    from strucprune_core.report.html.numbers import ABSENT, count, number, percent, size
+
+    before = report.before
+    table = Table("", "parameters", "bytes", "perplexity", "ratio", "", box=None)
+    dense = number(report.perplexity_before, none=ABSENT)
+    table.add_row("dense", count(before.parameters), size(before.bytes), dense, "", "")
+    for each in report.sizes:
+        best = "best of its size" if each.best_of_its_size else ""
+        table.add_row(
+            f"{percent(each.sparsity.reached)} removed",
+            count(each.after.parameters),
+            size(each.after.bytes),
+            number(each.perplexity, none=ABSENT),
+            number(each.perplexity_ratio, none=ABSENT),
+            "not published" if each.rejected else best,
+        )
+    console = Console()
+    console.print(table)
+    seconds = sum(phase.seconds for phase in report.phases)
+    folders = ", ".join(each.folder for each in report.sizes if each.folder is not None)
+    console.print(f"{seconds:.0f} s, written to {output}: {folders}", highlight=False)
+    show_warnings(report.warnings)
+
+
 def _print_summary(report: Report, output: str) -> None:
     table = Table("", "before", "after", "after / before", box=None)
     before, after = report.before, report.after
@@ -412,7 +445,10 @@ def _print_summary(report: Report, output: str) -> None:
     peak = report.memory.host_peak_bytes.measured or 0
     seconds = sum(phase.seconds for phase in report.phases)
     for export in report.exports:
-        console.print(f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}")
+        measured = "" if export.perplexity is None else f", perplexity {export.perplexity:.3f}"
+        console.print(
+            f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}{measured}"
+        )
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)
 

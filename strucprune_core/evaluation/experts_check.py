@@ -9,7 +9,8 @@ transformers that will load the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -141,7 +142,29 @@ def masked_output(
         kept: The experts that can be chosen.
         given: The layer's input, (b x n x d).
     """
-    experts, config = experts_of(dense.config, layer), dense.config
+    with masked(dense.config, modules, layer, tensors, kept) as weights:
+        output: Rows = dense.run_layer(layer, weights, given).hidden.cpu().numpy()
+    return output
+
+
+@contextmanager
+def masked(
+    config: ModelConfig,
+    modules: Modules,
+    layer: int,
+    tensors: LayerWeights,
+    kept: Sequence[int],
+) -> Iterator[LayerWeights]:
+    """Inside, a dense layer's router chooses among some experts: (the tensors that it runs with).
+
+    Args:
+        config: The dense model.
+        modules: Its modules.
+        layer: Which layer.
+        tensors: Its tensors by name within the layer.
+        kept: The experts that can be chosen.
+    """
+    experts = experts_of(config, layer)
     assert experts is not None  # noqa: S101 - asked for layers with experts alone
     removed = sorted(set(range(experts.count)) - set(kept))
     filled: dict[str, Tensor] = {}
@@ -152,10 +175,8 @@ def masked_output(
             filled[name] = _filled(tensors[name], axis, removed)
         elif len(shape) == 2 and axis == 0:
             routers.append(tensor_name(config, layer, name))
-    weights = with_tensors(tensors, filled)
     with modules.masking(routers, removed):
-        output: Rows = dense.run_layer(layer, weights, given).hidden.cpu().numpy()
-    return output
+        yield with_tensors(tensors, filled)
 
 
 def _filled(values: Tensor, axis: int, removed: Sequence[int]) -> Tensor:

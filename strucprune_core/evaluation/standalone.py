@@ -22,8 +22,8 @@ from strucprune_core.models.finite_weights import check_finite_weights
 from strucprune_core.models.own_head import with_own_head
 from strucprune_core.models.streaming import ModelStream, open_stream
 from strucprune_core.models.tiles import VERIFY_SEQUENCES, VERIFY_TOKENS, Tiles
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import (
-    ModelFacts,
     check_sequence_length,
     check_text,
     inspect_model,

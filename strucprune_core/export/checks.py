@@ -5,14 +5,18 @@ A format that cannot express the model is refused before any heavy work.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import get_args
 
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
+from strucprune_core.export import fp8
+from strucprune_core.export.gguf_layout import Q8_0_BLOCK
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.export.tokenizer_json import TOKENIZER
 from strucprune_core.models.config import LayerConfig, ModelConfig
-from strucprune_core.spec import Export, PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, Export, PruningSpec
 
 FIELD = "pruning.exports"
 # Families whose tensors and arithmetic are llama's.
@@ -25,22 +29,28 @@ def check_export(
 ) -> None:
     """Check that an export can hold what a job will make of a model.
 
+    A tokenizer that has yet to be converted is checked by `check_vocabulary` once the job has it.
+
     Raises:
         InvalidSpec: it cannot; names the field `pruning.exports`.
         InvalidCheckpoint: the tokenizer's files are malformed.
         StorageError: the store refused or failed.
     """
     check_shape(export, pruning, config)
-    if export == "gguf":
-        if TOKENIZER not in index.other_files:
-            raise InvalidSpec(
-                f"the gguf export needs the model's own {TOKENIZER}, which it lacks",
-                field=FIELD,
-                remedy="Save the tokenizer beside the model "
-                "(AutoTokenizer.from_pretrained(...).save_pretrained(...)), or leave 'gguf' out.",
-            )
-        with naming_field("model.uri"):
-            read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
+    if export in GGUF_EXPORTS and TOKENIZER in index.other_files:
+        check_vocabulary(config, index)
+
+
+def check_vocabulary(config: ModelConfig, index: CheckpointIndex) -> None:
+    """Check that a GGUF file can hold a model's tokenizer.
+
+    Raises:
+        InvalidSpec: it cannot; names the field `pruning.exports`.
+        InvalidCheckpoint: the tokenizer's files are malformed.
+        StorageError: the store refused or failed.
+    """
+    with naming_field("model.uri"):
+        read_vocabulary(index.store, index.other_files, index.config, config.vocab_size)
 
 
 def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> None:
@@ -49,6 +59,9 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
     Raises:
         InvalidSpec: the export cannot hold the result.
     """
+    if export == "fp8":
+        _check_fp8(config)
+        return
     if config.family not in FAMILIES:
         raise _refusal(export, f"models of family '{config.family}', only {' and '.join(FAMILIES)}")
     if config.activation != "silu":
@@ -60,19 +73,52 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
     ropes = {block.rope for block in config.blocks}
     if len(ropes) > 1 or any(rope is None or rope.type not in ROPE_TYPES for rope in ropes):
         raise _refusal(export, f"rotary positions other than {', '.join(ROPE_TYPES)}")
-    if export == "gguf" and "ffn_blocks" in pruning.structures:
+    if export in GGUF_EXPORTS:
+        _check_gguf(export, pruning, config)
+    else:
+        _check_heads(pruning, config)
+
+
+def check_installed(exports: Iterable[Export]) -> None:
+    """Check that what exports are made with is installed here.
+
+    Raises:
+        InvalidSpec: it is not.
+    """
+    if "fp8" in exports and find_spec(fp8.PACKAGE) is None:
+        raise InvalidSpec(
+            "the fp8 export is made with the package compressed-tensors, which is not installed",
+            field=FIELD,
+            remedy="Install it (pip install 'strucprune[fp8]'), or leave 'fp8' out.",
+        )
+
+
+def _check_gguf(export: Export, pruning: PruningSpec, config: ModelConfig) -> None:
+    if "ffn_blocks" in pruning.structures:
         raise InvalidSpec(
             "llama.cpp leaves out the attention of a layer without an FFN, so a GGUF file cannot "
             "hold a model that lost FFN blocks",
             field=FIELD,
-            remedy="Remove 'attention_blocks' or 'layers', or leave 'gguf' out.",
+            remedy=f"Remove 'attention_blocks' or 'layers', or leave '{export}' out.",
         )
-    if any("ffn" in block.without for block in config.blocks) and export == "gguf":
+    if any("ffn" in block.without for block in config.blocks):
         raise _refusal(export, "layers without an FFN")
-    if export == "gguf" and _may_begin_without_attention(pruning, config):
+    if _may_begin_without_attention(pruning, config):
         raise _refusal(export, "a first layer without attention, of which llama.cpp asks the heads")
-    if export == "block_configs":
-        _check_heads(pruning, config)
+    if export == "gguf_q8_0" and config.hidden_size % Q8_0_BLOCK:
+        raise _refusal(
+            export, f"a hidden size that is no multiple of {Q8_0_BLOCK} ({config.hidden_size})"
+        )
+
+
+def _check_fp8(config: ModelConfig) -> None:
+    """Runtimes quantise linear modules, each with a matrix of its own in the files."""
+    if config.generic is not None:
+        raise _refusal("fp8", f"models of architecture '{config.family}'")
+    if config.transposed:
+        raise _refusal("fp8", "matrices that are stored transposed, which runtimes do not quantise")
+    if any(block.names.router is not None for block in config.blocks):
+        raise _refusal("fp8", "mixtures of experts")
 
 
 def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:

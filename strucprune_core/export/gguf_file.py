@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.errors import InvalidCheckpoint, NumericalFailure
+from strucprune_core.export import q8_0
 from strucprune_core.export.gguf_layout import (
     REPORT,
     ROPE_FACTORS,
@@ -49,6 +50,8 @@ def write_gguf(
     vocabulary: GgufVocabulary,
     name: str,
     tick: Callable[[int, int], None],
+    *,
+    quantised: bool = False,
 ) -> None:
     """Write a model as one GGUF file.
 
@@ -60,11 +63,12 @@ def write_gguf(
         vocabulary: Its tokenizer.
         name: The model's name in the file.
         tick: Called with tensors (done, total) before each one: safe points to stop at.
+        quantised: Whether matrices become Q8_0 (see `gguf_layout.plan_tensors`).
 
     Raises:
         NumericalFailure: a value is too large for float16.
     """
-    tensors = plan_tensors(config, stored)
+    tensors = plan_tensors(config, stored, quantised=quantised)
     factors = _rope_factors(config)
     writer = GGUFWriter(path, architecture(config))
     try:
@@ -86,7 +90,7 @@ def write_gguf(
         writer.write_ti_data_to_file()
         for number, tensor in enumerate(tensors):
             tick(number, len(tensors))
-            values = permute_rotary(rounded(source, tensor), tensor.rotary_heads)
+            values = permute_rotary(_in_file(source, tensor), tensor.rotary_heads)
             writer.write_tensor_data(_as_bytes(values))
         if factors is not None:
             writer.write_tensor_data(factors)
@@ -127,8 +131,18 @@ def _add_vocabulary(writer: GGUFWriter, vocabulary: GgufVocabulary) -> None:
         writer.add_chat_template(vocabulary.chat_template)
 
 
+def _in_file(source: WeightSource, tensor: GgufTensor) -> Tensor:
+    """A tensor as the file holds it, rows in the checkpoint's order: numbers, or bytes."""
+    if tensor.dtype != "Q8_0":
+        return rounded(source, tensor)
+    try:
+        return q8_0.quantise(source.tensor(tensor.source, dtype=None))
+    except NumericalFailure as error:
+        raise _not_finite(tensor) from error
+
+
 def rounded(source: WeightSource, tensor: GgufTensor) -> Tensor:
-    """A tensor's values in the dtype of the file, rows in the checkpoint's order.
+    """A tensor's values in the 16 or 32 bits of the file, rows in the checkpoint's order.
 
     Raises:
         NumericalFailure: a value is not finite there: above 65504 in float16.
@@ -137,12 +151,16 @@ def rounded(source: WeightSource, tensor: GgufTensor) -> Tensor:
     narrow = values.to(_TORCH_DTYPES[tensor.dtype])
     # By the extremes: a mask of all values would be a copy of the tensor's size.
     if not all(torch.isfinite(extreme) for extreme in torch.aminmax(narrow)):
-        raise NumericalFailure(
-            f"tensor '{tensor.source}' has values that are not finite in {tensor.dtype}",
-            field="pruning.exports",
-            remedy="Save the model in bfloat16, or leave the export 'gguf' out.",
-        )
+        raise _not_finite(tensor)
     return narrow
+
+
+def _not_finite(tensor: GgufTensor) -> NumericalFailure:
+    return NumericalFailure(
+        f"tensor '{tensor.source}' has values that are not finite in {tensor.dtype}",
+        field="pruning.exports",
+        remedy="Leave the exports for llama.cpp out, or save the model in bfloat16 for 'gguf'.",
+    )
 
 
 def permute_rotary(values: Tensor, heads: int) -> Tensor:
@@ -181,13 +199,18 @@ class RoundedSource(StoredSource):
         self._tensors = {tensor.source: tensor for tensor in tensors}
 
     def stored(self, name: str) -> Tensor:
-        """A whole tensor, rounded."""
-        return rounded(self._source, self._tensors[name])
+        """A whole tensor, rounded; what is quantised as it is read again, in float32."""
+        tensor = self._tensors[name]
+        values = _in_file(self._source, tensor)
+        return q8_0.dequantise(values) if tensor.dtype == "Q8_0" else values
 
     def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of a tensor, rounded."""
+        """Rows [start, stop) of it."""
         values = self._source.rows(name, start, stop, dtype=None)
-        return values.to(_TORCH_DTYPES[self._tensors[name].dtype])
+        dtype = self._tensors[name].dtype
+        if dtype == "Q8_0":
+            return q8_0.dequantise(q8_0.quantise(values))
+        return values.to(_TORCH_DTYPES[dtype])
 
 
 class GgufFile(StoredSource):
@@ -260,4 +283,6 @@ class GgufFile(StoredSource):
         values = torch.from_numpy(np.array(stored.data[rows]))
         if stored.tensor_type == GGMLQuantizationType.BF16:  # NumPy has no bfloat16: rows of bytes.
             values = values.view(torch.bfloat16)
+        if stored.tensor_type == GGMLQuantizationType.Q8_0:
+            values = q8_0.dequantise(values)
         return values

@@ -18,10 +18,20 @@ from strucprune_core.models.config import ModelConfig, RopeConfig
 from strucprune_core.models.pruned_shapes import FORMAT_VERSION, PRUNED_PREFIX
 from strucprune_core.models.tensors import expected_tensors, tensor_name
 
-GgufDtype = Literal["F32", "F16", "BF16"]
+GgufDtype = Literal["F32", "F16", "BF16", "Q8_0"]
 Value = int | float | str | list[int]
 
-DTYPE_BYTES: Mapping[GgufDtype, int] = {"F32": 4, "F16": 2, "BF16": 2}
+Q8_0_BLOCK = 32
+"""Weights of a row that share a scale in Q8_0; see `export.q8_0`."""
+Q8_0_BLOCK_BYTES = 2 + Q8_0_BLOCK
+
+# Values that are stored together, and the bytes that they take.
+_BLOCKS: Mapping[GgufDtype, tuple[int, int]] = {
+    "F32": (1, 4),
+    "F16": (1, 2),
+    "BF16": (1, 2),
+    "Q8_0": (Q8_0_BLOCK, Q8_0_BLOCK_BYTES),
+}
 ROPE_FACTORS = "rope_freqs.weight"
 """Factors by which each pair of a head rotates slower (llama3), (head_dim / 2,) float32."""
 
@@ -45,7 +55,9 @@ _LAYER = {
     "mlp.down_proj.weight": "ffn_down.weight",
 }
 # GGUF's numbers for the dtype of most matrices in a file.
-_FILE_TYPES: Mapping[GgufDtype, int] = {"F16": 1, "BF16": 32}
+_FILE_TYPES: Mapping[GgufDtype, int] = {"F16": 1, "Q8_0": 7, "BF16": 32}
+# Of the block formats; ggml has kept it since 2023.
+_QUANTISATION_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +81,21 @@ class GgufTensor:
     @property
     def size_bytes(self) -> int:
         """Bytes of its values."""
-        count = 1
-        for size in self.shape:
-            count *= size
-        return count * DTYPE_BYTES[self.dtype]
+        count, size = _BLOCKS[self.dtype]
+        return math.prod(self.shape) // count * size
 
 
-def plan_tensors(config: ModelConfig, stored: Callable[[str], str]) -> list[GgufTensor]:
+def plan_tensors(
+    config: ModelConfig, stored: Callable[[str], str], *, quantised: bool = False
+) -> list[GgufTensor]:
     """All tensors of a model, in file order.
 
     Args:
         config: A llama.
         stored: Safetensors dtype of a checkpoint tensor by name. bfloat16 matrices stay bfloat16,
             others become float16; vectors become float32.
+        quantised: Whether matrices become Q8_0, as llama.cpp's quantiser does it: those whose rows
+            are no multiple of 32 become float16.
     """
     names = {source: (name, 0) for source, name in _MODEL.items()}
     for layer, block in enumerate(config.blocks):
@@ -93,7 +107,13 @@ def plan_tensors(config: ModelConfig, stored: Callable[[str], str]) -> list[Gguf
             source = tensor_name(config, layer, role)
             names[source] = (f"blk.{layer}.{name}", heads.get(role, 0))
     return [
-        GgufTensor(names[source][0], source, shape, _dtype(shape, stored(source)), names[source][1])
+        GgufTensor(
+            names[source][0],
+            source,
+            shape,
+            _quantised_dtype(shape) if quantised else _dtype(shape, stored(source)),
+            names[source][1],
+        )
         for source, shape in expected_tensors(config).items()
     ]
 
@@ -102,6 +122,12 @@ def _dtype(shape: tuple[int, ...], stored: str) -> GgufDtype:
     if len(shape) == 1:
         return "F32"
     return "BF16" if stored == "BF16" else "F16"
+
+
+def _quantised_dtype(shape: tuple[int, ...]) -> GgufDtype:
+    if len(shape) == 1:
+        return "F32"
+    return "F16" if shape[1] % Q8_0_BLOCK else "Q8_0"
 
 
 def architecture(config: ModelConfig) -> str:
@@ -121,7 +147,7 @@ def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[
     arch = architecture(config)
     rope = config.blocks[0].rope or RopeConfig()
     matrices: list[GgufDtype] = [tensor.dtype for tensor in tensors if len(tensor.shape) == 2]
-    most = max(sorted(set(matrices)), key=matrices.count)
+    most = "Q8_0" if "Q8_0" in matrices else max(sorted(set(matrices)), key=matrices.count)
     pairs: dict[str, Value] = {
         "general.type": "model",
         "general.name": name,
@@ -139,6 +165,8 @@ def metadata(config: ModelConfig, name: str, tensors: list[GgufTensor]) -> dict[
         f"{arch}.rope.freq_base": rope.theta,
         f"{arch}.vocab_size": config.vocab_size,
     }
+    if most == "Q8_0":
+        pairs["general.quantization_version"] = _QUANTISATION_VERSION
     if rope.type == "linear":
         pairs[f"{arch}.rope.scaling.type"] = "linear"
         pairs[f"{arch}.rope.scaling.factor"] = rope.factor

@@ -1,6 +1,7 @@
 """The config and modelling code that make a pruned checkpoint loadable, one function per layout.
 
-`uniform`: every layer has the same shape; transformers' own classes load it everywhere.
+`uniform`: every layer has the same shape; transformers' own classes load it everywhere (see
+`uniform_config`).
 `per_layer`: the config holds the shape of each layer, and a modelling file lies beside the weights.
 It loads with `AutoModelForCausalLM.from_pretrained(..., trust_remote_code=True)`, or without remote
 code with `strucprune_core.load_pretrained(...)`.
@@ -12,9 +13,10 @@ import json
 from importlib import resources
 from typing import Any
 
+from strucprune_core.export.earlier_keys import with_earlier_keys
+from strucprune_core.export.uniform_config import uniform_config
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import routing_of, with_count
-from strucprune_core.models.generic.size_keys import with_widths
 from strucprune_core.models.pruned_shapes import (
     EXPERTS_PREFIX,
     PRUNED_PREFIX,
@@ -54,7 +56,7 @@ def side_files(layout: str, dense_config: dict[str, Any], pruned: ModelConfig) -
     if pruned.generic is not None or ties_head(dense_config) != pruned.tie_word_embeddings:
         config["tie_word_embeddings"] = pruned.tie_word_embeddings  # See `models.own_head`.
     if layout == "uniform":
-        return {"config.json": _json(_uniform(config, pruned))}
+        return {"config.json": _json(uniform_config(config, pruned))}
     stem = class_stem(pruned.family)
     config |= _remote_classes(stem, dense_config)
     config |= {
@@ -72,6 +74,8 @@ def vanilla_side_files(dense_config: dict[str, Any], pruned: ModelConfig) -> dic
         pruned: The pruned model's shape.
     """
     config = {**dense_config, "tie_word_embeddings": pruned.tie_word_embeddings}
+    if pruned.generic is None:
+        config = with_earlier_keys(config, pruned.family)
     return {"config.json": _json(config)}
 
 
@@ -108,6 +112,16 @@ def _remote_classes(stem: str, dense_config: dict[str, Any]) -> dict[str, Any]:
     return {"architectures": [f"{stem}ForCausalLM"], "auto_map": auto_map}
 
 
+def is_renamed(contents: dict[str, bytes], family: str) -> bool:
+    """Whether config.json, one of these side files, names another model type than the dense one.
+
+    Args:
+        contents: The side files.
+        family: Model type of the dense model.
+    """
+    return bool(json.loads(contents["config.json"])["model_type"] != family)
+
+
 def class_stem(family: str) -> str:
     """What the names of a family's classes in the modelling file begin with."""
     if family in CLASS_STEMS:
@@ -118,27 +132,6 @@ def class_stem(family: str) -> str:
 def modelling_code() -> bytes:
     """The modelling file as it is shipped with a `per_layer` checkpoint."""
     return resources.files("strucprune_core.export").joinpath(MODELLING_FILE).read_bytes()
-
-
-# Names that families give to the width of an FFN or expert, and to the numbers of heads.
-_WIDTH_KEYS = {"opt": "ffn_dim", "gpt2": "n_inner", "qwen3_moe": "moe_intermediate_size"}
-
-
-def _uniform(config: dict[str, Any], pruned: ModelConfig) -> dict[str, Any]:
-    if pruned.generic is not None:
-        config.pop("strucprune", None)
-        return with_widths(config, pruned) | {"model_type": pruned.family}
-    shapes = {(b.query_heads, b.kv_heads, b.ffn_widths) for b in pruned.blocks}
-    if len(shapes) != 1:
-        raise ValueError("layout 'uniform' needs one shape for all layers")
-    ((query_heads, kv_heads, ffn_widths),) = shapes
-    config.pop("strucprune", None)
-    config[_WIDTH_KEYS.get(pruned.family, "intermediate_size")] = ffn_widths[0]
-    if "num_attention_heads" in config:
-        config |= {"num_attention_heads": query_heads, "head_dim": pruned.head_dim}
-    if "num_key_value_heads" in config or query_heads != kv_heads:
-        config["num_key_value_heads"] = kv_heads
-    return config | {"model_type": pruned.family}
 
 
 def _json(config: dict[str, Any]) -> bytes:

@@ -105,7 +105,9 @@ def narrow_attention(layer, shape, head):
     attention.num_key_value_heads = shape["kv_heads"]
     if hasattr(attention, "split_size"):  # gpt2 splits its fused matrix by this,
         attention.split_size = queries
-    if hasattr(attention, "qkv_proj"):  # and phi3 by its config.
+    if hasattr(attention, "embed_dim"):  # opt, before transformers 4.57, joins its heads to this,
+        attention.embed_dim = queries
+    if hasattr(attention, "qkv_proj"):  # and phi3 splits by its config.
         attention.config = copy.copy(attention.config)
         attention.config.num_attention_heads = shape["query_heads"]
 

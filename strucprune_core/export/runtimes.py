@@ -18,7 +18,7 @@ from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.spec import Export, PruningSpec
 
-Form = Literal["per_layer", "uniform", "gguf", "block_configs"]
+Form = Literal["per_layer", "uniform", "gguf", "gguf_q8_0", "fp8", "block_configs"]
 
 _EVERY = (
     "llama",
@@ -35,8 +35,16 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
-_IN_VLLM = tuple(name for name in _EVERY if name != "gpt_neox")
+_IN_VLLM = tuple(name for name in _EVERY if name != "gpt_neox")  # It has no class of its own.
 _SLIDING = ("gemma2", "gemma3_text")
+# As `checks.check_shape` lets them be exported.
+_IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
+# Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
+# (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
+_WIDTH_DERIVED_IN_VLLM = ("qwen2",)
+_WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+# Families whose FFN is always four times as wide as the hidden states there.
+_FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
 _PROMPT = "The most famous play by William Shakespeare is"
 _COMMANDS = {
     "vLLM": "vllm serve {folder}{options}",
@@ -72,6 +80,11 @@ class LoadableForm(_Part):
     not_without: tuple[str, ...] = Field(
         default=(), description="Structures: if any of these were removed, it does not load."
     )
+    full_heads: bool = Field(
+        default=False,
+        description="It loads only while query heads times their width are the hidden size: none "
+        "was removed.",
+    )
 
 
 class Runtime(_Part):
@@ -79,6 +92,10 @@ class Runtime(_Part):
 
     name: str
     loads: tuple[LoadableForm, ...]
+
+
+def _others(families: tuple[str, ...], without: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in families if name not in without)
 
 
 RUNTIMES: tuple[Runtime, ...] = (
@@ -112,12 +129,23 @@ RUNTIMES: tuple[Runtime, ...] = (
                 note=f"{_WAYS}; from transformers 5",
                 since="5",
             ),
+            LoadableForm(
+                form="fp8",
+                families=_IN_FP8,
+                note="with compressed-tensors installed; per_layer as the checkpoint itself",
+                not_tried=_IN_FP8,
+            ),
         ),
     ),
     Runtime(
         name="vLLM",
         loads=(
-            LoadableForm(form="uniform", families=_EVERY, note="as it is"),
+            LoadableForm(
+                form="uniform", families=_others(_EVERY, _WIDTH_DERIVED_IN_VLLM), note="as it is"
+            ),
+            LoadableForm(
+                form="uniform", families=_WIDTH_DERIVED_IN_VLLM, note="as it is", full_heads=True
+            ),
             LoadableForm(
                 form="per_layer",
                 families=_IN_VLLM,
@@ -126,19 +154,38 @@ RUNTIMES: tuple[Runtime, ...] = (
                 not_without=("experts",),
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+            LoadableForm(
+                form="fp8",
+                families=_others(_IN_FP8, ("gpt_neox",)),
+                note="as the checkpoint itself",
+                not_tried=_others(_IN_FP8, ("gpt_neox",)),
+            ),
         ),
     ),
     Runtime(
         name="llama.cpp",
-        loads=(LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),),
+        loads=(
+            LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),
+            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is", not_tried=_LLAMAS),
+        ),
     ),
     Runtime(
         name="MLX",
         loads=(
             LoadableForm(
                 form="uniform",
-                families=tuple(name for name in _EVERY if name != "opt"),
+                families=_others(_EVERY, ("opt", *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)),
                 note="as it is",
+            ),
+            LoadableForm(
+                form="uniform",
+                families=_FFN_DERIVED_IN_MLX,
+                note="as it is",
+                not_without=("ffn_channels",),
+                not_tried=_FFN_DERIVED_IN_MLX,
+            ),
+            LoadableForm(
+                form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True
             ),
             LoadableForm(form="block_configs", families=_LLAMAS, note="as it is"),
         ),
@@ -207,8 +254,10 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
     known = [
         form
         for form in runtime.loads
-        if config.family in form.families
+        if form.form != "fp8"  # It has the layout's shape, and loads where that does.
+        and config.family in form.families
         and not set(form.not_without).intersection(pruning.structures)
+        and not (form.full_heads and _loses_heads(config, pruning))
     ]
     for form in known:
         if form.form == pruning.layout or form.form in pruning.exports:
@@ -229,12 +278,20 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
 
 
 def _tried(form: LoadableForm, config: ModelConfig, pruning: PruningSpec) -> bool:
-    lacks_blocks = form.form != "uniform" and {"attention_blocks", "ffn_blocks"} & set(
-        pruning.structures
-    )
-    return config.family not in form.not_tried and (
-        not lacks_blocks or config.family in form.without_blocks
-    )
+    removed = set(pruning.structures)
+    if config.family in form.not_tried:
+        return False
+    if form.form == "uniform":
+        return not removed & {"kv_groups", "query_heads"}
+    return config.family in form.without_blocks or not removed & {"attention_blocks", "ffn_blocks"}
+
+
+def _loses_heads(config: ModelConfig, pruning: PruningSpec) -> bool:
+    """Whether heads of the result are not as wide, all together, as its hidden states."""
+    if {"kv_groups", "query_heads"}.intersection(pruning.structures):
+        return True
+    heads = {block.query_heads for block in config.blocks} - {0}
+    return any(count * config.head_dim != config.hidden_size for count in heads)
 
 
 def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec) -> str | None:

@@ -111,23 +111,8 @@ def kept_count(
     Raises:
         InvalidSpec: that is less than one expert, or more than may go.
     """
-    step = math.lcm(routing.groups, multiple_of)
+    possible, step = _possible_counts(routing, multiple_of, min_keep_fraction, max_layer_sparsity)
     total = routing.experts
-    share = max(min_keep_fraction, 1.0 - max_layer_sparsity)
-    floor = max(least_kept(routing), math.ceil(share * total - 1e-9))
-    if least_kept(routing) >= total:
-        raise InvalidSpec(
-            f"no expert can be removed: of {total} experts {_needed(routing)}",
-            field="pruning.structures",
-            remedy="Remove FFN channels instead.",
-        )
-    possible = [count for count in range(step, total, step) if count >= floor]
-    if not possible:
-        raise InvalidSpec(
-            f"no expert can be removed: {floor} of {total} must stay, in multiples of {step}",
-            field="pruning.structures",
-            remedy="Remove FFN channels instead.",
-        )
     wanted = (1.0 - sparsity) * total
     if wanted > (possible[-1] + total) / 2:
         least = (1.0 - possible[-1] / total) / 2
@@ -145,6 +130,70 @@ def kept_count(
             remedy=f"Ask for at most {math.floor(most * 1e4) / 1e4:g}.",
         )
     return min(possible, key=lambda count: (abs(count - wanted), -count))
+
+
+def checked_count(
+    routing: Routing,
+    count: int,
+    *,
+    multiple_of: int,
+    min_keep_fraction: float,
+    max_layer_sparsity: float,
+) -> int:
+    """A number of experts that every layer is to keep.
+
+    Raises:
+        InvalidSpec: so many cannot stay; the remedy is the nearest number that can.
+    """
+    possible, step = _possible_counts(routing, multiple_of, min_keep_fraction, max_layer_sparsity)
+    if count in possible:
+        return count
+    total = routing.experts
+    if count >= total:
+        message = f"a layer has {total} experts, and {count} of them would stay"
+    elif count < possible[0]:
+        message = f"at least {possible[0]} experts of a layer must stay: {_needed(routing)}"
+        if possible[0] > least_kept(routing):
+            message += ", and pruning.min_keep_fraction and its like hold"
+    elif count % routing.groups:
+        message = f"{count} is not a multiple of {step}: experts form {routing.groups} groups"
+    else:
+        message = f"{count} is not a multiple of {step} (pruning.multiple_of)"
+    above = [each for each in possible if each > count][:1]
+    below = [each for each in possible if each < count][-1:]
+    raise InvalidSpec(
+        message,
+        field="pruning.expert_count",
+        remedy=f"Ask for {' or '.join(str(each) for each in (*above, *below))}.",
+    )
+
+
+def _possible_counts(
+    routing: Routing, multiple_of: int, min_keep_fraction: float, max_layer_sparsity: float
+) -> tuple[list[int], int]:
+    """Numbers of experts that a layer may keep, ascending, and the step between them.
+
+    Raises:
+        InvalidSpec: none can be removed.
+    """
+    step = math.lcm(routing.groups, multiple_of)
+    total = routing.experts
+    share = max(min_keep_fraction, 1.0 - max_layer_sparsity)
+    floor = max(least_kept(routing), math.ceil(share * total - 1e-9))
+    if least_kept(routing) >= total:
+        raise InvalidSpec(
+            f"no expert can be removed: of {total} experts {_needed(routing)}",
+            field="pruning.structures",
+            remedy="Remove FFN channels instead.",
+        )
+    possible = [count for count in range(step, total, step) if count >= floor]
+    if not possible:
+        raise InvalidSpec(
+            f"no expert can be removed: {floor} of {total} must stay, in multiples of {step}",
+            field="pruning.structures",
+            remedy="Remove FFN channels instead.",
+        )
+    return possible, step
 
 
 def first_experts(config: ModelConfig, counts: Sequence[int]) -> list[list[int]]:

@@ -96,10 +96,12 @@ def _has_counts(raw: RawConfig) -> bool:
 def _read_with_experts(index: CheckpointIndex) -> tuple[ModelConfig, CheckpointIndex]:
     raw = index.config
     found = _expert_architecture(raw)
-    architecture = found.architecture.named_as_in(index.tensors)
-    index = with_full_names(architecture.names, index)
+    # With the channels of dense layers and shared experts, where some are known.
+    known = architecture(str(_family(raw))) or found.architecture
+    known = known.named_as_in(index.tensors)
+    index = with_full_names(known.names, index)
     shapes = {name: info.shape for name, info in index.tensors.items()}
-    config = describe(raw, shapes, architecture, found.pattern)
+    config = describe(raw, shapes, known, found.pattern)
     counts = [
         block.generic.experts.count
         for block in config.blocks

@@ -14,7 +14,7 @@ from strucprune_core.method.allocation.budget import (
 from strucprune_core.models.blocks import Block, block_parameters, blocks_of
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.plan.sites import PlannedSite, plan_sites
-from strucprune_core.spec import PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, PruningSpec
 
 # Blocks that are measured again before each further one goes: those that were cheapest last.
 REMEASURED_BLOCKS = 16
@@ -27,7 +27,7 @@ def candidates(config: ModelConfig, pruning: PruningSpec) -> list[Block]:
     """
 
     def may_go(block: Block) -> bool:
-        if block == Block(0, "attention_blocks") and "gguf" in pruning.exports:
+        if block == Block(0, "attention_blocks") and set(GGUF_EXPORTS) & set(pruning.exports):
             return False
         most = pruning.max_sparsity_by_layer.get(block.layer, 1.0)
         return min(most, pruning.max_layer_sparsity) >= 1.0
@@ -57,7 +57,9 @@ def sites_apart(places: list[PlannedSite], blocks: list[Block]) -> list[PlannedS
 
 def block_budget(config: ModelConfig, pruning: PruningSpec) -> int:
     """Parameters that a job removes, of blocks and of other structures together."""
-    return parameters_to_remove(pruning.sparsity, [removable_parameters(config, pruning)], [1])
+    return parameters_to_remove(
+        pruning.asked_sparsity, [removable_parameters(config, pruning)], [1]
+    )
 
 
 def one_of_each_stays(config: ModelConfig, gone: Collection[Block], block: Block) -> bool:
@@ -121,10 +123,10 @@ def check_blocks(config: ModelConfig, pruning: PruningSpec) -> None:
         for place in sites
     )
     reachable = (sum(sizes) + rest) / total
-    if pruning.sparsity > reachable:
-        raise out_of_reach(pruning.sparsity, reachable)
-    if pruning.removes_blocks_alone and pruning.sparsity * total < min(sizes) / 2:
-        raise too_small(pruning.sparsity, min(sizes) / total)
+    if pruning.asked_sparsity > reachable:
+        raise out_of_reach(pruning.asked_sparsity, reachable)
+    if pruning.removes_blocks_alone and pruning.asked_sparsity * total < min(sizes) / 2:
+        raise too_small(pruning.asked_sparsity, min(sizes) / total)
 
 
 def refits(pruning: PruningSpec, config: ModelConfig) -> bool:

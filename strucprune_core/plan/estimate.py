@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex
+from strucprune_core.export import fp8
 from strucprune_core.export.block_configs import padded
 from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.method.allocation.budget import nearest_removal
@@ -21,31 +22,50 @@ from strucprune_core.models.experts import (
     experts_of,
     first_experts,
     removed_share,
+    routing_of,
     without_experts,
 )
 from strucprune_core.models.tensors import expected_tensors, layer_tensors, tensor_name
 from strucprune_core.plan.blocks import estimated_removal, removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
+    block_warning,
     drafting_warning,
+    family_warning,
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
+    warnings_of_sizes,
 )
-from strucprune_core.plan.inspection import ModelFacts
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
+from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
+    equal_widths,
     keeps_drafting,
     kept_experts,
     likely_experts,
     plan_sites,
     pruned_config,
+    requested_sparsity,
 )
-from strucprune_core.plan.work import active_weights, flops, weights_read
+from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
-from strucprune_core.spec import Export, JobSpec, PruningSpec
+from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
+
+
+class SizeEstimate(BaseModel):
+    """What one of several sizes will come to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sparsity_reached: float
+    parameters_after: int
+    bytes_after: int
+    export_bytes: dict[Export, int]
 
 
 class Estimate(BaseModel):
@@ -76,6 +96,11 @@ class Estimate(BaseModel):
     sparsity_reached: float = Field(
         description="The nearest that whole structures and `multiple_of` allow; where steps differ "
         "in size, the job may end one step off."
+    )
+    sizes: dict[str, SizeEstimate] = Field(
+        default_factory=dict,
+        description="Of a job of several sizes what each will come to; the figures above that are "
+        "about a result are those of the first.",
     )
     warnings: list[str] = Field(description="Where the job will do something else than asked for.")
 
@@ -115,23 +140,58 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
     """Estimate a job on an inspected model.
 
     Raises:
-        InvalidSpec: the model's widths do not allow the sparsity.
+        InvalidSpec: the model's widths do not allow a sparsity.
     """
+    sizes = spec.by_size()
+    each = {size: _estimate_alone(alone, facts) for size, alone in sizes.items()}
+    first, *others = each.values()
+    if not spec.pruning.sizes:
+        return first
+    config = facts.config
+    shared = _shared_workspace_bytes(spec, config)
+    again = len(others) * weights_read_by_size(next(iter(sizes.values())), config)
+    stored = facts.index.total_bytes - drafting_bytes(config, facts.index)
+    read = first.bytes_read + again * stored // first.parameters_before
+    return first.model_copy(
+        update={
+            "workspace_bytes": shared + sum(one.workspace_bytes - shared for one in each.values()),
+            "host_peak_bytes": max(one.host_peak_bytes for one in each.values()),
+            "device_peak_bytes": max(one.device_peak_bytes for one in each.values()),
+            "bytes_read": read,
+            "flops": flops(spec, config, plan_job(spec, config).panels),
+            "sizes": {size: _of_size(one) for size, one in each.items()},
+            "warnings": warnings_of_sizes({size: one.warnings for size, one in each.items()}),
+        }
+    )
+
+
+def _of_size(estimate: Estimate) -> SizeEstimate:
+    return SizeEstimate(
+        sparsity_reached=estimate.sparsity_reached,
+        parameters_after=estimate.parameters_after,
+        bytes_after=estimate.bytes_after,
+        export_bytes=estimate.export_bytes,
+    )
+
+
+def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
+    """The estimate of a job of one size."""
     config, index = facts.config, facts.index
     drafting = drafting_bytes(config, index)
-    parameters = sum(index.tensors[name].parameters for name in expected_tensors(config))
-    removed_parameters, removed_bytes, reached = _removed(spec.pruning, facts)
+    parameters = facts.parameters
+    removed_parameters, removed_bytes, reached = removed_by(spec.pruning, facts)
+    requested = requested_sparsity(spec.pruning, config)
     bytes_after = index.read_bytes - removed_bytes
     if not keeps_drafting(spec.pruning, config):
         bytes_after -= drafting
-    exports = {export: _export_bytes(export, spec, facts) for export in spec.pruning.exports}
+    exports = {export: export_bytes(export, spec, facts) for export in spec.pruning.exports}
     plan = plan_job(spec, config)
     host = max(host_terms(spec, config).values())
     on_device = spec.runtime.device == "cuda"
     parameters_read = weights_read(spec, config, plan.tiles)
     read = parameters_read * (index.total_bytes - drafting) // parameters
     return Estimate(
-        sparsity_requested=spec.pruning.sparsity,
+        sparsity_requested=requested,
         sparsity_reached=reached,
         parameters_before=parameters,
         parameters_after=parameters - removed_parameters,
@@ -141,14 +201,17 @@ def estimate_job(spec: JobSpec, facts: ModelFacts) -> Estimate:
         host_peak_bytes=PROCESS_BYTES + host + (0 if on_device else plan.device_peak_bytes),
         device_peak_bytes=plan.device_peak_bytes if on_device else 0,
         step_bytes=plan.device_terms,
-        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values())),
+        workspace_bytes=_workspace_bytes(spec, config, bytes_after + sum(exports.values()))
+        + _gathered_bytes(spec, config, plan),
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
         warnings=[
+            *family_warning(spec.pruning, config),
             *drafting_warning(spec.pruning, config),
-            *sparsity_warning(spec.pruning.sparsity, reached),
+            *sparsity_warning(requested, reached),
             *batch_warning(spec),
+            *block_warning(spec.pruning, config),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
         ],
@@ -162,10 +225,10 @@ def _pieces(plan: Plan, config: ModelConfig) -> dict[str, int | None]:
     return {**tiles, "experts": experts, "solver_columns": min(plan.panels.panel, widest)}
 
 
-def _removed(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
+def removed_by(pruning: PruningSpec, facts: ModelFacts) -> tuple[int, int, float]:
     """Parameters and bytes that are removed, and the share of what may be."""
     config, index = facts.config, facts.index
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         return _removed_experts(pruning, facts)
     gone, reached = _removed_parameters(pruning, config)
     stored = index.tensors[next(iter(_removable_tensors(pruning, config)))]
@@ -207,57 +270,90 @@ def _removed_parameters(pruning: PruningSpec, config: ModelConfig) -> tuple[int,
     if pruning.removes_blocks:
         gone = estimated_removal(config, pruning)
         return gone, gone / removable_parameters(config, pruning)
+    if pruning.removes_experts:
+        gone = shared_budget(config, pruning)
+        return gone, gone / shared_budget_whole(config, pruning)
     planned = plan_sites(config, pruning)
     widths = [place.site.structures for place in planned]
     parameters = [place.site.parameters for place in planned]
     rules = [place.rule for place in planned]
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     if pruning.allocation != "uniform":
-        gone = nearest_removal(pruning.sparsity, widths, parameters, rules)
+        gone = nearest_removal(pruning.asked_sparsity, widths, parameters, rules)
         return gone, gone / total
-    kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
+    kept = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
     gone = sum(
         (width - left) * each for width, left, each in zip(widths, kept, parameters, strict=True)
     )
     return gone, gone / total
 
 
-def _export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
+def export_bytes(export: Export, spec: JobSpec, facts: ModelFacts) -> int:
     """Bytes of an export if all layers lose the same share; of blocks, as if all had one size."""
     config, pruning = facts.config, spec.pruning
     if pruning.removes_blocks:
         gone, _ = _removed_parameters(pruning, config)
         whole = sum(math.prod(shape) for shape in expected_tensors(config).values())
-        return round(_bytes_as(export, config, facts) * (1.0 - gone / whole))
+        return round(bytes_as(export, config, facts) * (1.0 - gone / whole))
     planned = plan_sites(config, pruning)
-    widths = [place.site.structures for place in planned]
-    kept = allocate_uniformly(widths, pruning.sparsity, [place.rule for place in planned]).widths
-    return _bytes_as(export, pruned_config(config, pruning, planned, list(kept)), facts)
+    kept = equal_widths(planned, pruning.asked_sparsity)
+    return bytes_as(export, pruned_config(config, pruning, planned, kept), facts)
 
 
-def _bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
+def bytes_as(export: Export, config: ModelConfig, facts: ModelFacts) -> int:
     """Bytes of a model in the form of an export."""
 
     def stored(name: str) -> str:
         return facts.index.tensors[name].dtype
 
-    if export == "gguf":
-        return sum(tensor.size_bytes for tensor in plan_tensors(config, stored))
+    if export in GGUF_EXPORTS:
+        planned = plan_tensors(config, stored, quantised=export == "gguf_q8_0")
+        return sum(tensor.size_bytes for tensor in planned)
+    if export == "fp8":
+        return _bytes_in_fp8(config, stored)
     shapes = expected_tensors(padded(config))
     return sum(math.prod(shape) * DTYPE_BYTES[stored(name)] for name, shape in shapes.items())
 
 
+def _bytes_in_fp8(config: ModelConfig, stored: Callable[[str], str]) -> int:
+    matrices = fp8.quantised_matrices(config)
+    return sum(
+        math.prod(shape)
+        * DTYPE_BYTES[fp8.stored_dtype(name, matrices, stored(fp8.matrix_of(name, matrices)))]
+        for name, shape in fp8.with_factors(expected_tensors(config), matrices).items()
+    )
+
+
 def _workspace_bytes(spec: JobSpec, config: ModelConfig, result_bytes: int) -> int:
     """Disk space of the workspace; `result_bytes` is the pruned checkpoint and its exports."""
+    # Solved layers, which are kept to resume from until the shards are assembled.
+    solved = sum(_columns(spec, config)) * config.hidden_size * FP32_BYTES
+    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
+    return _shared_workspace_bytes(spec, config) + solved + trained + result_bytes
+
+
+def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
+    """The part that the sizes of a job share: hidden states and statistics."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
+    return streams + sum(width * width for width in _columns(spec, config)) * FP32_BYTES
+
+
+def _columns(spec: JobSpec, config: ModelConfig) -> list[int]:
+    """Input columns of each site's matrix."""
     sites = [place.site for place in plan_sites(config, spec.pruning)]
-    columns = [site.structures * site.columns for site in sites]
-    grams = sum(width * width for width in columns) * FP32_BYTES
-    # Solved layers, which are kept to resume from until the shards are assembled.
-    solved = sum(columns) * config.hidden_size * FP32_BYTES
-    trained = _training_bytes(spec, config) + _repair_bytes(spec, config)
-    return streams + grams + solved + trained + result_bytes
+    return [site.structures * site.columns for site in sites]
+
+
+def _gathered_bytes(spec: JobSpec, config: ModelConfig, plan: Plan) -> int:
+    """What experts that are read one at a time are given and give, of all tokens of a pass."""
+    if not plan.tiles.expert_by_expert:
+        return 0
+    tokens = spec.calibration.samples * spec.calibration.sequence_length
+    if spec.evaluation is not None:
+        tokens = max(tokens, spec.evaluation.sequences * spec.evaluation.sequence_length)
+    # Their inputs and sums, and for each choice its number (int64) and its weight.
+    return FP32_BYTES * tokens * (2 * config.hidden_size + 3 * routing_of(config).chosen)
 
 
 def _repair_bytes(spec: JobSpec, config: ModelConfig) -> int:

@@ -12,6 +12,7 @@
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
+                     evaluate.pruned ── gguf_q8_0, fp8.s ── check.*, evaluate.* (optional) ──┤
                                                                     … ── report ── (publish)
 
 All but `tokens` begin after `weights`, in which every tensor is read once and must be finite: one
@@ -27,7 +28,11 @@ else, there are neither curves nor prices:
 
     capture.L-1 ── block_probe.g ── drop.1 ── drop.2 ── … ── allocate
 
-A job that removes experts solves nothing, and its graph is short:
+Experts beside channels are scored by `capture.l`, and numbers of them measured before `allocate`:
+
+    capture.L-1, price.1 ── expert_probe ── allocate ── solve.l ── divergence
+
+A job that removes experts alone solves nothing, and its graph is short:
 
     tokens ─ embed ─ route.0 ─ … ─ route.L-1 ── select ─┬─ assemble.s ── verify, evaluate.pruned …
                           └── probe.g (by choice) ──┘   └─ divergence
@@ -40,10 +45,11 @@ depend on each other.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 from strucprune_core.run.artifacts import (
     Allocate,
@@ -60,8 +66,11 @@ from strucprune_core.run.artifacts import (
     Embed,
     Evaluate,
     EvaluationTokens,
+    ExpertProbe,
     File,
+    Fp8,
     Gguf,
+    GgufQ80,
     Gradient,
     ModelCheck,
     Price,
@@ -74,6 +83,7 @@ from strucprune_core.run.artifacts import (
     Review,
     Route,
     Select,
+    Sizes,
     Solve,
     Tokens,
     Trial,
@@ -82,7 +92,7 @@ from strucprune_core.run.artifacts import (
     Written,
 )
 from strucprune_core.run.progress import Phase
-from strucprune_core.spec import Energy, Export
+from strucprune_core.spec import QUANTISED_EXPORTS, Energy, Export
 
 # Layers probed or reviewed by one unit. A unit streams the weights from its first layer to the last
 # once, for all of its layers together: larger groups read less, smaller ones spread over more
@@ -91,6 +101,9 @@ PROBE_GROUP_LAYERS = 8
 # Steps of distillation in one unit: what is lost if a run is killed. Each unit keeps all weights in
 # training and their moments.
 DISTILL_UNIT_STEPS = 10
+
+# Between a unit's name and the size that it is for.
+SIZE_MARK = "@"
 
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
 """The fields that name a job's texts."""
@@ -101,7 +114,8 @@ class Unit:
     """One piece of work.
 
     Attributes:
-        name: Unique; "capture.7" is the capture of layer 7.
+        name: Unique; "capture.7" is the capture of layer 7, "solve.7@0.3" the solve of that layer
+            for one of several sizes (`plan.sizes`).
         phase: The phase that its progress and time count towards.
         after: Units that must be finished before.
         reads: Files it needs.
@@ -117,12 +131,12 @@ class Unit:
     @property
     def kind(self) -> str:
         """What is done: "capture" of "capture.7"."""
-        return self.name.partition(".")[0]
+        return plain_name(self.name).partition(".")[0]
 
     @property
     def index(self) -> int:
         """The layer, group, shard or (of a price) round; -1 for units that have none."""
-        suffix = self.name.rpartition(".")[2]
+        suffix = plain_name(self.name).rpartition(".")[2]
         return int(suffix) if suffix.isdigit() else -1
 
     @property
@@ -130,14 +144,27 @@ class Unit:
         """Of trials and reviews, in which round, from 1: 2 of "trial.2.7"."""
         return int(self.name.split(".")[1])
 
+    @property
+    def size(self) -> str:
+        """The label of the size that it is for; "" if it is for all, or there is one."""
+        return self.name.partition(SIZE_MARK)[2]
+
+
+def plain_name(unit: str) -> str:
+    """A unit's name without the size that it is for."""
+    return unit.partition(SIZE_MARK)[0]
+
 
 def texts_behind(unit: str) -> tuple[str, ...]:
     """The texts, by field, that a unit's results depend on: what it reads comes from them."""
+    unit = plain_name(unit)
     if unit in (ModelCheck().unit, Weights().unit):
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    if unit in (Evaluate("pruned").unit, Report().unit):
+    # Exports in fewer bits come after the evaluation, and so does all that is made of them.
+    of_both = {Evaluate("pruned").unit, Report().unit, Sizes().unit}
+    if unit in of_both or set(QUANTISED_EXPORTS) & {*unit.split(".")}:
         return (CALIBRATION, EVALUATION)
     return (CALIBRATION,)
 
@@ -177,11 +204,12 @@ def build_graph(
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
-    export_shards: Sequence[Iterable[int]] = (),
+    export_shards: Mapping[Export, Sequence[Iterable[int]]] | None = None,
     distill_steps: int = 0,
     blocks: int = 0,
     sites: bool = True,
     refit: bool = False,
+    experts: bool = False,
 ) -> list[Unit]:
     """All units of a job, every one after those it depends on.
 
@@ -196,22 +224,32 @@ def build_graph(
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
-        export_shards: The same of each file of the export `block_configs`.
+        export_shards: As `shards`, of each export that has such files.
         distill_steps: Steps that the whole model is trained for.
         blocks: The most blocks that go whole.
         sites: Whether anything but whole blocks is removed.
         refit: Whether matrices behind removed blocks are solved again.
+        experts: Whether experts go beside sites.
     """
     solutions = [
         final_solution(layer, recover=recover, distill_steps=distill_steps, refit=refit)
         for layer in range(layers)
     ]
     checkpoint = _checkpoint_files(shards)
-    exported = {each: _export_files(each, layers, export_shards) for each in exports}
+    files_of = export_shards or {}
+    exported = {each: _export_files(each, layers, files_of.get(each, ())) for each in exports}
     units = [
         *_inspection(evaluate=evaluate),
         *_calibration(layers, sites=sites),
-        *_allocation(layers, energy, rounds, distill=distill_steps > 0, blocks=blocks, sites=sites),
+        *_allocation(
+            layers,
+            energy,
+            rounds,
+            distill=distill_steps > 0,
+            blocks=blocks,
+            sites=sites,
+            experts=experts,
+        ),
         *(_solve(layer, sites=sites) for layer in range(layers)),
         *(_recovery(layers) if recover else ()),
         *(_refits(layers) if refit else ()),
@@ -219,15 +257,28 @@ def build_graph(
     if distill_steps:
         given = [repaired_solution(n, recover=recover, refit=refit) for n in range(layers)]
         units += _distillation(layers, distill_steps, given)
-    every_file = [*checkpoint.items(), *chain(*(files.items() for files in exported.values()))]
-    writers = [_write(file, held, solutions) for file, held in every_file]
-    judges = [
-        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
-        _judge(Verify(), solutions, checkpoint),
-        *(_judge(Check(each), solutions, files) for each, files in exported.items()),
+    quantised = {each: files for each, files in exported.items() if each in QUANTISED_EXPORTS}
+    others = [files.items() for each, files in exported.items() if each not in quantised]
+    writers = [_write(file, held, solutions) for file, held in chain(checkpoint.items(), *others)]
+    accepted = [_judge(Verify(), solutions, checkpoint)]
+    if evaluate:
+        accepted.insert(0, _evaluate_written("pruned", checkpoint))
+    if experts:
+        hidden = Capture(layers - 1).hidden
+        accepted.insert(0, _divergence(hidden, [Allocate().unit], solutions))
+    after = [unit.name for unit in accepted]
+    writers_in_fewer_bits = [
+        _write(file, held, solutions, after)
+        for files in quantised.values()
+        for file, held in files.items()
     ]
-    report = _report(judges, [file for file, _ in every_file])
-    return [*_as_soon_as_possible(units, writers), *judges, report]
+    judges = [_judge(Check(each), solutions, files) for each, files in exported.items()]
+    if evaluate:
+        judges += [_evaluate_written(each, files) for each, files in quantised.items()]
+    every_file = chain(checkpoint, *exported.values())
+    report = _report([*accepted, *judges], every_file)
+    written = _as_soon_as_possible(units, writers)
+    return [*written, *accepted, *writers_in_fewer_bits, *judges, report]
 
 
 def build_experts_graph(
@@ -252,13 +303,11 @@ def build_experts_graph(
     windows = Tokens().calibration
     checkpoint = _checkpoint_files(shards)
     chosen = [Select().unit]
-    dense = Route(layers - 1).hidden
     repairs = [_repair(layer) for layer in range(layers)] if repair else []
     repaired = [Repair(layer).solution for layer in range(layers)] if repair else []
-    reads = [windows, dense, *repaired]
-    divergence = _unit(Divergence(), Phase.ALLOCATING, after=chosen, reads=reads, releases=[dense])
+    divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
-        *([_evaluate_pruned(checkpoint)] if evaluate else ()),
+        *([_evaluate_written("pruned", checkpoint)] if evaluate else ()),
         _judge(Verify(), repaired, checkpoint),
     ]
     return [
@@ -286,6 +335,12 @@ def build_experts_graph(
         *judges,
         _report([divergence, *judges], [*checkpoint]),
     ]
+
+
+def _divergence(dense: File, after: Iterable[str], solutions: Iterable[File]) -> Unit:
+    """Compare the model without experts with what the dense one made of the text."""
+    reads = [Tokens().calibration, dense, *solutions]
+    return _unit(Divergence(), Phase.ALLOCATING, after=after, reads=reads, releases=[dense])
 
 
 def _expert_probes(layers: int) -> list[Unit]:
@@ -359,23 +414,39 @@ def _curve(layer: int) -> Unit:
 
 
 def _allocation(
-    layers: int, energy: Energy, rounds: int, *, distill: bool, blocks: int, sites: bool
+    layers: int,
+    energy: Energy,
+    rounds: int,
+    *,
+    distill: bool,
+    blocks: int,
+    sites: bool,
+    experts: bool,
 ) -> list[Unit]:
     """Measure energies, set the price in rounds, and measure blocks."""
     if not sites:
         dropped = _drops(blocks, layers, [])
-        return [*dropped, _allocate(0, layers, dropped, distill=distill)]
+        return [*dropped, _allocate(0, layers, dropped, keeps_dense=distill)]
     measured = _energies(energy, layers)
     units = [*measured, _price(1, layers, measured)]
     if blocks:
         units += _drops(blocks, layers, [units[-1]])
+    if experts:
+        units.append(_expert_probe(layers, units[-1]))
     for number in range(1, rounds + 1):
         if rounds > 1:
             units += [_trial(number, layer, layers) for layer in range(layers)]
         if number < rounds:
             reviews = _reviews(number, layers)
             units += [*reviews, _price(number + 1, layers, reviews)]
-    return [*units, _allocate(rounds, layers, units[-1:] if blocks else [], distill=distill)]
+    last = units[-1:] if blocks or experts else []
+    return [*units, _allocate(rounds, layers, last, keeps_dense=distill or experts)]
+
+
+def _expert_probe(layers: int, after: Unit) -> Unit:
+    """Measure the dense model with fewer and fewer experts."""
+    reads = [Capture(layers - 1).hidden, Capture(0).probe_input]
+    return _unit(ExpertProbe(), Phase.ALLOCATING, after=[after.name], reads=reads)
 
 
 def _drops(blocks: int, layers: int, after: list[Unit]) -> list[Unit]:
@@ -472,18 +543,18 @@ def _streams(number: int, layers: int) -> list[File]:
     return [Trial(number, layer).stream for layer in range(layers - 1)]
 
 
-def _allocate(rounds: int, layers: int, dropped: list[Unit], *, distill: bool) -> Unit:
-    """Choose a round, and blocks. Distillation still needs what the dense model made of the text.
+def _allocate(rounds: int, layers: int, dropped: list[Unit], *, keeps_dense: bool) -> Unit:
+    """Choose a round, and blocks or a number of experts.
 
     Args:
         rounds: Times the price was set; 0 if blocks alone are removed.
         layers: Decoder layers.
-        dropped: The steps of removing blocks.
-        distill: Whether the model is trained as a whole.
+        dropped: The steps of removing blocks, or what measures numbers of experts.
+        keeps_dense: Whether what the dense model made of the text is needed afterwards.
     """
     after = [Price(number).unit for number in range(1, rounds + 1)]
     after += [unit.name for unit in dropped]
-    releases = [] if distill else [Capture(layers - 1).hidden]
+    releases = [] if keeps_dense else [Capture(layers - 1).hidden]
     if rounds > 1:
         after += [Trial(number, layers - 1).unit for number in range(1, rounds + 1)]
         releases += _streams(rounds, layers)
@@ -552,13 +623,18 @@ def _export_files(
     """The same of an export's files of weights."""
     if export == "gguf":
         return {Gguf(): range(layers)}
-    return {BlockConfigs(number): held for number, held in enumerate(shards)}
+    if export == "gguf_q8_0":
+        return {GgufQ80(): range(layers)}
+    kind = Fp8 if export == "fp8" else BlockConfigs
+    return {kind(number): held for number, held in enumerate(shards)}
 
 
-def _write(file: Written, layers: Iterable[int], solutions: list[File]) -> Unit:
-    """Write a file that holds what became of these layers."""
+def _write(
+    file: Written, layers: Iterable[int], solutions: list[File], after: Iterable[str] = ()
+) -> Unit:
+    """Write a file that holds what became of these layers, once the units `after` are finished."""
     reads = [solutions[layer] for layer in layers]
-    return _unit(file, Phase.UPLOADING, after=[Allocate().unit], reads=reads)
+    return _unit(file, Phase.UPLOADING, after=[Allocate().unit, *after], reads=reads)
 
 
 def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
@@ -573,11 +649,11 @@ def _as_soon_as_possible(units: list[Unit], late: list[Unit]) -> list[Unit]:
     return ordered
 
 
-def _evaluate_pruned(checkpoint: Iterable[Written]) -> Unit:
-    """Measure the perplexity of the written files."""
-    reads = [EvaluationTokens().evaluation, *(file.written for file in checkpoint)]
+def _evaluate_written(model: Literal["pruned"] | Export, files: Iterable[Written]) -> Unit:
+    """Measure the perplexity of written files."""
+    reads = [EvaluationTokens().evaluation, *(file.written for file in files)]
     after = [Evaluate("dense").unit]
-    return _unit(Evaluate("pruned"), Phase.EVALUATING, after=after, reads=reads)
+    return _unit(Evaluate(model), Phase.EVALUATING, after=after, reads=reads)
 
 
 def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:
@@ -595,8 +671,8 @@ def _report(judges: list[Unit], files: Iterable[Written]) -> Unit:
 def publication(units: list[Unit]) -> Unit:
     """Publishing as a unit that is never finished: it reads what a complete job must have."""
     report = units[-1]
-    reads = (*report.reads, Report().json, Report().html)
-    return Unit("publish", Phase.COMMITTING, (report.name,), reads)
+    documents = (File(report.name, name) for name in (Report.json, Report.html, Report.card))
+    return Unit("publish", Phase.COMMITTING, (report.name,), (*report.reads, *documents))
 
 
 def ancestors(units: list[Unit]) -> dict[str, frozenset[str]]:

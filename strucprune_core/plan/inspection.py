@@ -52,14 +52,17 @@ from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.structures import sites
 from strucprune_core.models.tensors import check_tensors
 from strucprune_core.plan.blocks import check_blocks
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.removable_layers import check_layers_removable
+from strucprune_core.plan.shared_budget import check_shared_budget
 from strucprune_core.plan.sites import (
     kept_experts,
     plan_experts,
     plan_sites,
-    pruned_config,
 )
+from strucprune_core.plan.targets import resolved
+from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
 from strucprune_core.storage.digests import sha256_of_bytes
@@ -79,23 +82,17 @@ _EXTRA_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class ModelFacts:
-    """A model that passed inspection: the layout of its files and its configuration."""
-
-    index: CheckpointIndex
-    config: ModelConfig
-
-
-@dataclass(frozen=True, slots=True)
 class JobFacts:
     """A job that passed inspection.
 
     Attributes:
+        spec: The job, with the sparsity that its target comes to.
         model: The model.
         calibration_bytes: Size of the calibration file, None if the model writes its own text.
         evaluation_bytes: Size of the evaluation text, None if there is none.
     """
 
+    spec: JobSpec
     model: ModelFacts
     calibration_bytes: int | None
     evaluation_bytes: int | None
@@ -107,10 +104,12 @@ class Examination:
 
     Attributes:
         issues: Everything that is wrong with it, without issues that follow from another one.
+        spec: The job, with the sparsity that its target comes to.
         model: The model, None if something is wrong with it.
     """
 
     issues: list[StrucPruneError]
+    spec: JobSpec
     model: ModelFacts | None = None
 
 
@@ -205,13 +204,16 @@ def check_output_usable(store: InspectableStore, fingerprint: str | None = None)
     store.check_writable()
 
 
-def check_apart(model: str, output: str, workspace: str | None = None) -> None:
+def check_apart(
+    model: str, output: str, workspace: str | None = None, adapter: str | None = None
+) -> None:
     """Check that no place of a job lies in another, where its files would be mistaken for others.
 
     Args:
         model: URI of the model's store.
         output: URI of the output's store.
         workspace: URI of the workspace's store, if it is the user's choice.
+        adapter: URI of the adapter's store, if there is one. It may lie in the model's.
 
     Raises:
         InvalidSpec: two are the same, or one lies below the other.
@@ -222,6 +224,10 @@ def check_apart(model: str, output: str, workspace: str | None = None) -> None:
             ("workspace", "the workspace", workspace, "the model's", model),
             ("workspace", "the workspace", workspace, "the output's", output),
         ]
+    if adapter is not None:
+        pairs.append(("output.uri_prefix", "the output", output, "the adapter's", adapter))
+        if workspace is not None:
+            pairs.append(("workspace", "the workspace", workspace, "the adapter's", adapter))
     for field, what, place, other, root in pairs:
         if contains(root, place):
             where = f"{what} {place} lies in {other} place {root}"
@@ -314,8 +320,12 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
             floors allow; a limit names a layer that the model does not have; or the layout does not
             fit a model whose layers already differ.
     """
-    if pruning.removes_experts:
+    if pruning.removes_experts_alone:
         _check_experts(pruning, config)
+        return
+    if pruning.removes_experts:
+        if plan_sites(config, pruning):  # Else `check_generic` says why.
+            check_shared_budget(config, pruning)
         return
     if pruning.layout == "uniform" and pruning.removes_blocks:
         _check_unpruned(config)
@@ -336,22 +346,21 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     _check_removable(pruning, widths)
     reachable = reachable_sparsity(widths, parameters, rules)
     if reachable <= 0:
-        raise out_of_reach(pruning.sparsity, reachable)
+        raise out_of_reach(pruning.asked_sparsity, reachable)
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
-    if pruning.sparsity * total < least:
+    if pruning.asked_sparsity * total < least:
         raise InvalidSpec(
-            f"{pruning.sparsity:.4g} of {total:,} parameters is less than one structure",
+            f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
             remedy=f"Ask for at least {rounded_up(least / total):g}.",
         )
     if pruning.allocation == "uniform":
-        kept = allocate_uniformly(widths, pruning.sparsity, rules).widths
-        if pruning.layout == "uniform":
-            _check_heads_load(config, pruned_config(config, pruning, planned, list(kept)))
+        allocate_uniformly(widths, pruning.asked_sparsity, rules)
+        check_heads_load(pruning, config)
         return
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
@@ -364,8 +373,8 @@ def _check_experts(pruning: PruningSpec, config: ModelConfig) -> None:
     widths = [place.steps for place in places]
     parameters = [place.parameters for place in places]
     rules = [place.rule for place in places]
-    reachable_budget(pruning.sparsity, widths, parameters, rules)
-    _check_step(pruning.sparsity, widths, parameters, rules)
+    reachable_budget(pruning.asked_sparsity, widths, parameters, rules)
+    _check_step(pruning.asked_sparsity, widths, parameters, rules)
 
 
 def _check_step(
@@ -430,8 +439,8 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
         )
     if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
-            f"architecture '{config.family}' has no FFN whose channels can be removed, only "
-            "experts",
+            f"architecture '{config.family}' has no FFN beside its experts whose channels can be "
+            "removed, only experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
         )
@@ -470,31 +479,6 @@ def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
 def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
     """The part of a layer's shape that pruning may change."""
     return block.query_heads, block.kv_heads, block.ffn_widths
-
-
-# Their classes in transformers divide the hidden size evenly among the heads.
-_FIXED_HEAD_FAMILIES = ("opt", "gpt2", "gpt_neox")
-
-# Their configs must have a hidden size that is a multiple of the number of heads.
-_EVEN_HEAD_FAMILIES = ("llama", "gemma2", "gemma3_text")
-
-
-def _check_heads_load(dense: ModelConfig, pruned: ModelConfig) -> None:
-    """The family's own classes load fewer heads only where its config can express them."""
-    heads = pruned.blocks[0].query_heads
-    if heads == dense.blocks[0].query_heads:
-        return
-    indivisible = dense.family in _EVEN_HEAD_FAMILIES and dense.hidden_size % heads
-    rope = dense.blocks[0].rope
-    # phi3's config expects as many longrope factors as hidden size and heads alone give.
-    longrope = dense.family == "phi3" and rope is not None and rope.type == "longrope"
-    if dense.family in _FIXED_HEAD_FAMILIES or indivisible or longrope:
-        raise InvalidSpec(
-            f"transformers' {dense.family} cannot have {heads} query heads with a hidden size of "
-            f"{dense.hidden_size}, so no uniform layout can hold the result",
-            field="pruning.layout",
-            remedy="Use layout 'per_layer', another sparsity, or structures ['ffn_channels'].",
-        )
 
 
 def _check_query_heads(config: ModelConfig) -> None:
@@ -541,12 +525,14 @@ def inspect_job(
     """
     _check_apart(spec, open_store, workspace)
     model = read_job_model(spec, open_store)
-    for check in _model_checks(spec, model):
+    spec = _resolved(spec, model)
+    for check in _all_model_checks(spec, model):
         check()
     if check_output:
         with naming_field("output.uri_prefix"):
             check_output_usable(open_store(spec.output.uri_prefix))
     return JobFacts(
+        spec=spec,
         model=model,
         calibration_bytes=_calibration_bytes(spec, open_store),
         evaluation_bytes=_evaluation_bytes(spec, open_store),
@@ -577,7 +563,9 @@ def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, s
         index: The model's files.
         texts: Versions of the texts, from `text_versions`.
     """
-    parts = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    parts: list[object] = [spec.result_fingerprint(), index.version(), sorted(texts.items())]
+    if spec.pruning.sizes:
+        parts.append([*spec.pruning.sizes])
     return sha256_of_bytes(json.dumps(parts).encode())
 
 
@@ -620,7 +608,8 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
             with naming_field(field):
                 return check()
         except StrucPruneError as error:
-            issues.append(error)
+            if error.as_dict() not in [issue.as_dict() for issue in issues]:  # Of another size.
+                issues.append(error)
             return None
 
     collect("output.uri_prefix", lambda: _check_apart(spec, open_store, None))
@@ -628,11 +617,16 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
         "model.uri",
         lambda: read_job_model(spec, open_store),
     )
+    of_target: JobSpec | None = spec
     if model is not None:
-        for model_check in _model_checks(spec, model):
+        of_target = collect("pruning.target", partial(_resolved, spec, model))
+    spec = of_target or spec
+    if model is not None and of_target is not None:
+        for model_check in _all_model_checks(spec, model):
             collect("pruning", model_check)
         if not issues:  # A plan can only be made of a valid job.
-            collect("runtime", partial(plan_job, spec, model.config))
+            for alone in spec.by_size().values():
+                collect("runtime", partial(plan_job, alone, model.config))
     fingerprint = None if model is None else _fingerprint_now(spec, model, open_store)
     if not any(issue.field == "output.uri_prefix" for issue in issues):
         collect(
@@ -641,15 +635,17 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
         )
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
-    return Examination(issues, model)
+    return Examination(issues, spec, model)
 
 
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
     try:
         model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
+        uri = spec.model.adapter_uri
+        adapter = None if uri is None else open_store(uri).uri
     except StrucPruneError:  # Raised again where the store is used.
         return
-    check_apart(model, output, workspace)
+    check_apart(model, output, workspace, adapter)
 
 
 def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) -> str | None:
@@ -660,8 +656,37 @@ def _fingerprint_now(spec: JobSpec, model: ModelFacts, open_store: OpenStore) ->
         return None
 
 
+def _resolved(spec: JobSpec, model: ModelFacts) -> JobSpec:
+    """The job with the sparsity that its target comes to."""
+    if spec.pruning.target is not None:  # What no sparsity would mend is said first.
+        check_generic(spec.pruning, model.config)
+        check_layers_removable(spec.pruning, model.config, model.index.config)
+    return resolved(spec, model, partial(check_reach, config=model.config))
+
+
+def _all_model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
+    """`_model_checks` of every size."""
+    return [
+        partial(_of_size, size, check) if size else check
+        for size, alone in spec.by_size().items()
+        for check in _model_checks(alone, model)
+    ]
+
+
+def _of_size(size: str, check: Callable[[], object]) -> None:
+    """A check whose error names the size if it is about the sparsity."""
+    try:
+        check()
+    except InvalidSpec as error:
+        if error.field != "pruning.sparsity":
+            raise
+        raise InvalidSpec(
+            f"{size}: {error.message}", field="pruning.sizes", remedy=error.remedy
+        ) from error
+
+
 def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]]:
-    """The checks that need only the spec and the model's small files."""
+    """The checks of a job of one size that need only the spec and the model's small files."""
     config = model.config
     lengths = {"calibration.sequence_length": spec.calibration.sequence_length}
     if spec.evaluation is not None:

@@ -17,6 +17,7 @@ from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.drafting import draft_with_experts
 from strucprune_core.models.experts import (
+    checked_count,
     expert_parameters,
     experts_of,
     kept_count,
@@ -50,6 +51,13 @@ def probe_shape(spec: CalibrationSpec) -> tuple[int, int]:
     return sequences, min(PROBE_TOKENS, spec.sequence_length)
 
 
+def requested_sparsity(pruning: PruningSpec, config: ModelConfig) -> float:
+    """The sparsity that is asked for, or that the number of experts is."""
+    if pruning.expert_count is None:
+        return pruning.asked_sparsity
+    return 1.0 - pruning.expert_count / routing_of(config).experts
+
+
 def energy_of(pruning: PruningSpec) -> Energy:
     """How layers' energies are measured; a uniform allocation needs none."""
     return "forward" if pruning.allocation == "uniform" else pruning.energy
@@ -61,6 +69,18 @@ def plan_sites(config: ModelConfig, pruning: PruningSpec) -> list[PlannedSite]:
         PlannedSite(layer, site, _rule(layer, site, pruning))
         for layer in range(config.layers)
         for site in sites(config, layer, pruning.structures)
+    ]
+
+
+def equal_widths(planned: list[PlannedSite], sparsity: float) -> list[int]:
+    """Structures that sites keep if all lose the same share, or as much as their limits allow.
+
+    For what is not known before a job runs: where layers lose different shares.
+    """
+    return [
+        max(place.rule.floor(size), round((1.0 - sparsity) * size))
+        for place in planned
+        for size in (place.site.structures,)
     ]
 
 
@@ -120,7 +140,7 @@ def allocate_widths(
         pruning.allocation,
         damages,
         energies,
-        pruning.sparsity if sparsity is None else sparsity,
+        pruning.asked_sparsity if sparsity is None else sparsity,
         [place.rule for place in planned],
         [place.site.parameters for place in planned],
         pruning.temperature,
@@ -167,12 +187,16 @@ def tried_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
     Raises:
         InvalidSpec: the floors do not allow the sparsity.
     """
+    routing = routing_of(config)
+    if not pruning.removes_experts_alone:
+        # How many stay beside channels is not known yet; that one of each group can go always is.
+        return [routing.experts - routing.groups] * config.layers
     if pruning.layout == "uniform":
         return [kept_experts(pruning, config)] * config.layers
     counts = [0] * config.layers
     for place in plan_experts(config, pruning):
         most = place.steps - place.rule.floor(place.steps)
-        gone = min(most, max(1, round(pruning.sparsity * place.steps)))
+        gone = min(most, max(1, round(pruning.asked_sparsity * place.steps)))
         counts[place.layer] = (place.steps - gone) * routing_of(config).groups
     return counts
 
@@ -189,7 +213,7 @@ def likely_experts(pruning: PruningSpec, config: ModelConfig) -> list[int]:
         "threshold",
         damages,
         [1.0] * len(places),
-        pruning.sparsity,
+        pruning.asked_sparsity,
         [place.rule for place in places],
         [place.parameters for place in places],
     )
@@ -201,11 +225,20 @@ def kept_experts(pruning: PruningSpec, config: ModelConfig) -> int:
     """Experts that every layer keeps, of a job that removes equally many of each.
 
     Raises:
-        InvalidSpec: the sparsity is less than one expert, or more than the floors allow.
+        InvalidSpec: the sparsity is less than one expert, or more than the floors allow; or so many
+            cannot stay.
     """
+    if pruning.expert_count is not None:
+        return checked_count(
+            routing_of(config),
+            pruning.expert_count,
+            multiple_of=pruning.multiple_of,
+            min_keep_fraction=pruning.min_keep_fraction,
+            max_layer_sparsity=pruning.max_layer_sparsity,
+        )
     return kept_count(
         routing_of(config),
-        pruning.sparsity,
+        pruning.asked_sparsity,
         multiple_of=pruning.multiple_of,
         min_keep_fraction=pruning.min_keep_fraction,
         max_layer_sparsity=pruning.max_layer_sparsity,

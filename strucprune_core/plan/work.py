@@ -34,14 +34,16 @@ from strucprune_core.plan.graph import (
     distill_units,
     probe_groups,
 )
-from strucprune_core.plan.memory.forward import FP32_BYTES, micro_batch, resident_bytes
+from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
+from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
+from strucprune_core.plan.sizes import own_units
 from strucprune_core.spec import JobSpec
 
 
 def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
-    """Parameters that a job reads from the model's files, at most.
+    """Parameters that a job of one size reads from the model's files, at most.
 
     Those that are resident are read once in each pass, the others for every micro-batch.
     """
@@ -51,12 +53,11 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
     ]
     body = sum(layers)
     ends = sum(math.prod(shape) for shape in expected_tensors(config).values()) - body
-    passes = 3.0  # The check for finite values, the statistics, and the assembly of the result.
+    passes = 2 + _passes_by_size(spec, config)  # The check for finite values, the statistics.
     partial = 0
     pruning = spec.pruning
     if pruning.removes_blocks:
         partial = sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
-        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
     if energy_of(pruning) == "kl_probe" and not pruning.removes_blocks_alone:
         # The runs of a group of layers pass through all layers behind it.
         partial += sum(sum(layers[group.start :]) for group in probe_groups(config.layers))
@@ -64,11 +65,28 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    return passes * (body + ends) + partial + _read_again(spec, config, tiles)
+
+
+def weights_read_by_size(spec: JobSpec, config: ModelConfig) -> int:
+    """The part of `weights_read` that each further size of a job reads again."""
+    parameters = sum(math.prod(shape) for shape in expected_tensors(config).values())
+    return _passes_by_size(spec, config) * parameters
+
+
+def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
+    """How often a size reads all weights for itself."""
+    pruning, passes = spec.pruning, 1  # The assembly of the result.
+    if pruning.removes_blocks:
+        passes += max(0, most_steps(config, pruning) - 1)  # The first is measured by the groups.
+    # An export is written and compared; in FP8 both read matrices for their factors as well.
+    passes += sum(4 if export == "fp8" else 2 for export in pruning.exports)
     passes += 1 if pruning.recover is not None or refits(pruning, config) else 0
     passes += 1 if pruning.removes_experts else 0  # The model without them.
+    passes += 1 if pruning.removes_experts and not pruning.removes_experts_alone else 0  # Numbers.
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
-    return round(passes * (body + ends)) + partial + _read_again(spec, config, tiles)
+    return passes
 
 
 def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
@@ -79,8 +97,8 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         - resident_bytes(config, layer, tiles) // FP32_BYTES
         for layer, each in enumerate(shapes)
     ]
-    if not any(streamed):
-        return 0
+    if not any(streamed) or (tiles.expert_by_expert and config.family not in ALL_TOKENS):
+        return 0  # An expert is read once for all micro-batches: `models.generic.gathered`.
 
     def more(sequences: int, length: int) -> int:
         return math.ceil(sequences / micro_batch(tiles, sequences, length).sequences) - 1
@@ -98,34 +116,39 @@ def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
 
 def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
     """Operations of a whole job by purpose, as `unit_flops` names them."""
-    if spec.pruning.removes_experts:
-        units = build_experts_graph(
+    counts: Counter[str] = Counter()
+    for number, alone in enumerate(spec.by_size().values()):
+        units = _units(alone, config)
+        own = own_units(units) if number else frozenset(unit.name for unit in units)
+        for name, purposes in unit_flops(units, alone, config, panels).items():
+            if name in own:
+                counts.update(purposes)
+    return dict(counts)
+
+
+def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
+    """The units of a job of one size that compute something."""
+    if spec.pruning.removes_experts_alone:
+        return build_experts_graph(
             layers=config.layers,
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
             repair=spec.pruning.expert_repair,
         )
-    else:
-        units = _solving_graph(spec, config)
-    counts: Counter[str] = Counter()
-    for purposes in unit_flops(units, spec, config, panels).values():
-        counts.update(purposes)
-    return dict(counts)
-
-
-def _solving_graph(spec: JobSpec, config: ModelConfig) -> list[Unit]:
     pruning = spec.pruning
     return build_graph(
         layers=config.layers,
         blocks=most_steps(config, pruning) if pruning.removes_blocks else 0,
         sites=not pruning.removes_blocks_alone,
         refit=refits(pruning, config),
+        experts=pruning.removes_experts,
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
+        exports=spec.pruning.exports,
         distill_steps=0 if spec.pruning.distill is None else spec.pruning.distill.steps,
     )
 
@@ -214,6 +237,9 @@ class _Work:
             return {"repairs": 4 * self._tokens * self._layers[layer]}
         if unit.kind == "divergence":
             return {"trials": self._probed * (self._body + 2 * self._head)}
+        if unit.kind == "expert_probe":
+            runs = len(measured_steps(self._config, self._spec.pruning))
+            return {"probes": self._probed * (runs * self._body + (runs + 1) * self._head)}
         if unit.kind == "curve":
             return {"curves": self._curves(layer)}
         if unit.kind == "probe":
@@ -285,7 +311,7 @@ class _Work:
 
     def _solve(self, layer: int) -> int:
         """Reconstruction and its held-out error, as if every layer lost the same share."""
-        sparsity, d = self._spec.pruning.sparsity, self._config.hidden_size
+        sparsity, d = self._spec.pruning.asked_sparsity, self._config.hidden_size
         judged = min(HOLDOUT_TOKENS, self._held_out)
         errors = 0
         for site in self._sites[layer]:
@@ -317,14 +343,14 @@ class _Work:
 
     def _kinds(self, layer: int) -> int:
         """Variants of a layer."""
-        if self._spec.pruning.removes_experts:
+        if self._spec.pruning.removes_experts_alone:
             return int(experts_of(self._config, layer) is not None)
         return len({site.kind for site in self._sites[layer]})
 
     def _trial(self, layer: int) -> int:
         last = layer == len(self._layers) - 1
         passing = self._layers[layer] + (2 * self._head if last else 0)
-        return self._ridges(layer, self._spec.pruning.sparsity) + self._probed * passing
+        return self._ridges(layer, self._spec.pruning.asked_sparsity) + self._probed * passing
 
     def _gradient(self, number: int) -> int:
         """A layer forward again and back, as much as forward: weights have no gradient."""

@@ -129,6 +129,11 @@ def _figures(report: Report) -> str:
     found = report.perplexity
     if found is not None:
         rows.append(("perplexity", f"{found.before:.2f}", f"{found.after:.2f}"))
+    rows += [
+        (f"perplexity of `{each.folder}`, weights in 8 bits", "", f"{each.perplexity:.2f}")
+        for each in report.exports
+        if each.perplexity is not None
+    ]
     lines = ["| | dense | pruned |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     note = "Perplexity was not measured."

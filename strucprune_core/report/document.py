@@ -16,11 +16,24 @@ SCHEMA_VERSION = "1.2"
 REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A part of a report: nothing but its fields, and they stay."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ModelSummary(_Part):
+class AdapterSummary(Part):
+    """Which LoRA adapter was merged into the model."""
+
+    uri: str = Field(description="Of a hub with the commit that was read.")
+    version: str = Field(description="SHA-256 (hex) over its configuration, header and version.")
+    rank: int = Field(description="`r` of its configuration.")
+    alpha: float = Field(description="`lora_alpha` of its configuration.")
+    modules: list[str] = Field(description="Modules to whose matrices a product was added.")
+    replaced: list[str] = Field(description="Tensors in whose place it has another.")
+
+
+class ModelSummary(Part):
     """Which model was pruned."""
 
     uri: str
@@ -31,9 +44,10 @@ class ModelSummary(_Part):
     vocab_size: int
     dtype: str
     digest: str = Field(description="SHA-256 (hex) of config.json and every safetensors header.")
+    adapter: AdapterSummary | None = Field(default=None, description="None if there is none.")
 
 
-class Environment(_Part):
+class Environment(Part):
     """What ran the job."""
 
     strucprune: str
@@ -44,7 +58,7 @@ class Environment(_Part):
     threads: int
 
 
-class SizeSummary(_Part):
+class SizeSummary(Part):
     """Size of one checkpoint."""
 
     parameters: int
@@ -66,7 +80,7 @@ class SizeSummary(_Part):
     )
 
 
-class SparsitySummary(_Part):
+class SparsitySummary(Part):
     """Requested against reached: the share of the prunable structures' parameters."""
 
     requested: float
@@ -81,7 +95,15 @@ class SparsitySummary(_Part):
     parameters_removed: int
 
 
-class AdmmReport(_Part):
+class TargetReport(Part):
+    """What the result was to come to, and what it comes to."""
+
+    kind: str = Field(description="`parameters`, `bytes` or `memory_bytes`.")
+    most: int = Field(description="What was asked for.")
+    reached: int
+
+
+class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
     status: str = Field(
@@ -107,7 +129,7 @@ class AdmmReport(_Part):
     taken: bool = Field(description="Whether ADMM's choice erred less on held-out tokens.")
 
 
-class SiteReport(_Part):
+class SiteReport(Part):
     """One matrix that lost input columns: of the FFN, of an expert, of attention."""
 
     name: str
@@ -137,7 +159,7 @@ class SiteReport(_Part):
     admm: AdmmReport | None = Field(default=None, description="Null: not asked for.")
 
 
-class BlockReport(_Part):
+class BlockReport(Part):
     """A block that went whole."""
 
     layer: int = Field(description="Its layer, by the dense model's number.")
@@ -149,7 +171,7 @@ class BlockReport(_Part):
     )
 
 
-class RoundReport(_Part):
+class RoundReport(Part):
     """One allocation of widths, by one price."""
 
     price: float | None = Field(description="Loss per parameter of the last step; null: softmax.")
@@ -163,7 +185,7 @@ class RoundReport(_Part):
     used: bool
 
 
-class RecoveryReport(_Part):
+class RecoveryReport(Part):
     """Training of one layer: squared error of its output on held-out tokens.
 
     It is relative to the energy of what the FFN is to add to the residual stream; of layers that
@@ -175,7 +197,7 @@ class RecoveryReport(_Part):
     error_after: float | None = Field(description="Null if unknown, or if training diverged.")
 
 
-class RefitReport(_Part):
+class RefitReport(Part):
     """The FFN's output matrix behind a removed block, solved again on what now reaches it."""
 
     error_before: float | None = Field(
@@ -186,7 +208,7 @@ class RefitReport(_Part):
     taken: bool = Field(description="Whether the new matrix is used.")
 
 
-class DistillationReport(_Part):
+class DistillationReport(Part):
     """Training of the model as a whole: KL divergence from the dense one, nats per token."""
 
     status: str = Field(description="accepted, rejected or diverged; only accepted weights stay.")
@@ -197,7 +219,7 @@ class DistillationReport(_Part):
     seconds: float
 
 
-class RepairReport(_Part):
+class RepairReport(Part):
     """Repair of a layer's experts: squared error of its output relative to its energy."""
 
     status: str = Field(description="accepted, rejected, or why it was not tried.")
@@ -205,7 +227,7 @@ class RepairReport(_Part):
     error_after: float | None = Field(description="The same with the repaired experts.")
 
 
-class ExpertsReport(_Part):
+class ExpertsReport(Part):
     """The routed experts of a layer; lists go by their dense numbers."""
 
     removed: list[int] = Field(description="Those that went; the others keep their order.")
@@ -226,7 +248,7 @@ class ExpertsReport(_Part):
         return self.before - len(self.removed)
 
 
-class LayerReport(_Part):
+class LayerReport(Part):
     """One decoder layer. Its energy, error and damping are the largest of its sites."""
 
     index: int
@@ -255,7 +277,7 @@ class LayerReport(_Part):
     seconds: float = Field(description="Capture, curve, and solve time of this layer.")
 
 
-class PerplexitySummary(_Part):
+class PerplexitySummary(Part):
     """Perplexity before and after, on the same windows."""
 
     before: float
@@ -268,7 +290,7 @@ class PerplexitySummary(_Part):
     text_sha256: str
 
 
-class CalibrationSummary(_Part):
+class CalibrationSummary(Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
     tokens: int
@@ -279,14 +301,14 @@ class CalibrationSummary(_Part):
     text_sha256: str
 
 
-class MemoryFigure(_Part):
+class MemoryFigure(Part):
     """Peak bytes, planned and measured. `measured` is None where the device is not measured."""
 
     predicted: int
     measured: int | None
 
 
-class MemorySummary(_Part):
+class MemorySummary(Part):
     """Peak memory of the pruning process."""
 
     host_peak_bytes: MemoryFigure
@@ -295,14 +317,14 @@ class MemorySummary(_Part):
     note: str = Field(description="How it was measured.")
 
 
-class PhaseTime(_Part):
+class PhaseTime(Part):
     """Seconds of work in one phase, over all attempts and all workers."""
 
     name: str
     seconds: float
 
 
-class ModelCheck(_Part):
+class ModelCheck(Part):
     """The dense reload check: our forward pass against transformers' on the model's own files.
 
     Embeddings, the first and the last layer, one of each further kind, final norm and head.
@@ -317,7 +339,7 @@ class ModelCheck(_Part):
     tolerance: float
 
 
-class Verification(_Part):
+class Verification(Part):
     """The reload check: written files against the pruned weights that were in memory."""
 
     reference: str = Field(description="Implementation that reloaded the files.")
@@ -326,18 +348,24 @@ class Verification(_Part):
     tolerance: float
 
 
-class ExportReport(_Part):
+class ExportReport(Part):
     """A further form of the result, in a folder beside the checkpoint."""
 
-    name: str = Field(description="`gguf` or `block_configs`.")
+    name: str = Field(description="`gguf`, `gguf_q8_0`, `fp8` or `block_configs`.")
     folder: str
     bytes: int = Field(description="Bytes of all its files.")
     verification: Verification = Field(
-        description="Its reload check; for gguf against the weights rounded to 16 bits."
+        description="Its reload check; for gguf against the weights rounded to 16 bits, for "
+        "gguf_q8_0 and fp8 against those rounded to 8."
+    )
+    perplexity: float | None = Field(
+        default=None,
+        description="Of an export in 8 bits, with its weights as they are read again and "
+        "activations that are not quantised; null for others, or if none was asked for.",
     )
 
 
-class FileEntry(_Part):
+class FileEntry(Part):
     """One published file, by its path under the output."""
 
     name: str
@@ -354,7 +382,7 @@ class PublishedManifest(BaseModel):
     files: list[FileEntry]
 
 
-class Report(_Part):
+class Report(Part):
     """The results, figures and circumstances of one finished job."""
 
     schema_version: str = SCHEMA_VERSION
@@ -369,6 +397,9 @@ class Report(_Part):
     before: SizeSummary
     after: SizeSummary
     sparsity: SparsitySummary
+    target: TargetReport | None = Field(
+        default=None, description="Null: the job asked for a sparsity."
+    )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(
         default_factory=list, description="Blocks that went whole, in the order of their removal."
@@ -405,3 +436,9 @@ def has_few_tokens(site: SiteReport) -> bool:
 def layers_with_experts(layers: Iterable[LayerReport]) -> list[tuple[LayerReport, ExpertsReport]]:
     """The layers whose experts a job removed some of."""
     return [(layer, layer.experts) for layer in layers if layer.experts is not None]
+
+
+def removes_experts_alone(report: Report) -> bool:
+    """Whether a job removed experts and nothing else."""
+    pruning = report.spec.get("pruning")  # A report may be anybody's.
+    return isinstance(pruning, dict) and pruning.get("structures") == ["experts"]

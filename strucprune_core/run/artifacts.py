@@ -191,10 +191,33 @@ class Embed(Artifacts):
 
 
 @dataclass(frozen=True, slots=True)
+class RouteValues:
+    """What a layer's experts do with the calibration text; lists by expert, empty without experts.
+
+    Attributes:
+        tokens: Tokens that reach an expert.
+        output_norm: Mean squared norm of its output on these; 0 if there are none.
+        reap: Mean of that norm times the router's weight.
+        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
+    """
+
+    tokens: list[int]
+    output_norm: list[float]
+    reap: list[float]
+    damage: list[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class CaptureValues:
-    """Statistics of a layer's sites, by the site's name."""
+    """Statistics of a layer's sites, by the site's name.
+
+    Attributes:
+        sites: These.
+        experts: What its experts do, of a job that removes some beside sites.
+    """
 
     sites: dict[str, SiteStatistics]
+    experts: RouteValues | None = None
 
 
 @dataclass(frozen=True)
@@ -227,23 +250,6 @@ class Curve(Artifacts):
 
 
 # Experts.
-
-
-@dataclass(frozen=True, slots=True)
-class RouteValues:
-    """What a layer's experts do with the calibration text; lists by expert, empty without experts.
-
-    Attributes:
-        tokens: Tokens that reach an expert.
-        output_norm: Mean squared norm of its output on these; 0 if there are none.
-        reap: Mean of that norm times the router's weight.
-        damage: (removals, mean squared error of the layer's output) of some numbers of removals.
-    """
-
-    tokens: list[int]
-    output_norm: list[float]
-    reap: list[float]
-    damage: list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -335,6 +341,26 @@ class Divergence(ValuedArtifacts[DivergenceValues]):
 
     kind = "divergence"
     values_type = DivergenceValues
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertProbeValues:
+    """Numbers of experts beside sites.
+
+    Attributes:
+        losses: (steps, mean KL divergence per token from the dense model, in nats). A step takes
+            one expert of each group from every layer.
+    """
+
+    losses: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class ExpertProbe(ValuedArtifacts[ExpertProbeValues]):
+    """`expert_probe`: the dense model with fewer and fewer experts in every layer."""
+
+    kind = "expert_probe"
+    values_type = ExpertProbeValues
 
 
 # Blocks.
@@ -501,11 +527,15 @@ class AllocateValues(PriceValues):
         round: Which round's, from 1.
         kls: Of each round's model; empty if there was only one.
         blocks: Blocks that go whole, in the order of their removal.
+        experts: By layer the experts that stay, of a job that removes some beside sites.
+        expert_loss: Mean KL divergence per token of the dense model without the others.
     """
 
     round: int
     kls: list[float]
     blocks: list[BlockLoss] = field(default_factory=list)
+    experts: list[list[int]] = field(default_factory=list)
+    expert_loss: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -695,6 +725,25 @@ class Gguf(Artifacts):
 
 
 @dataclass(frozen=True)
+class GgufQ80(Artifacts):
+    """`gguf_q8_0`: the export of this name, one file."""
+
+    kind = "gguf_q8_0"
+
+    written = _FileName("model.gguf")
+
+
+@dataclass(frozen=True)
+class Fp8(Artifacts):
+    """`fp8.s`: a file of the export of this name."""
+
+    kind = "fp8"
+    shard: int
+
+    written = _FileName("shard.safetensors")
+
+
+@dataclass(frozen=True)
 class BlockConfigs(Artifacts):
     """`block_configs.s`: a file of the export of this name."""
 
@@ -704,24 +753,30 @@ class BlockConfigs(Artifacts):
     written = _FileName("shard.safetensors")
 
 
-Written = Assemble | Gguf | BlockConfigs
+Written = Assemble | Gguf | GgufQ80 | Fp8 | BlockConfigs
 """Units whose file `written` is published."""
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluateValues:
-    """Perplexity on the evaluation text."""
+    """Perplexity on the evaluation text.
+
+    Attributes:
+        perplexity: Of the model.
+        rejected: Of one of several sizes, why it is not published.
+    """
 
     perplexity: float
+    rejected: str | None = None
 
 
 @dataclass(frozen=True)
 class Evaluate(ValuedArtifacts[EvaluateValues]):
-    """`evaluate.dense`, `evaluate.pruned`: the perplexity of one model."""
+    """`evaluate.dense`, `evaluate.pruned`, `evaluate.e`: the perplexity of one model."""
 
     kind = "evaluate"
     values_type = EvaluateValues
-    model: Literal["dense", "pruned"]
+    model: Literal["dense", "pruned"] | Export  # an export in fewer bits
 
 
 @dataclass(frozen=True)
@@ -750,3 +805,10 @@ class Report(Artifacts):
     json = _FileName(REPORT_JSON)
     html = _FileName(REPORT_HTML)
     card = _FileName(MODEL_CARD)
+
+
+@dataclass(frozen=True)
+class Sizes(Artifacts):
+    """`sizes`: documents on all sizes of a job that has several, under the names of `Report`."""
+
+    kind = "sizes"

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
-from numpy.typing import NDArray
-
-from strucprune_core.errors import InvalidSpec
 from strucprune_core.method.allocation.blocks import Step, choose_steps, steps_to_budget
-from strucprune_core.method.allocation.threshold import Allocation
 from strucprune_core.plan.blocks import block_budget, sites_apart
-from strucprune_core.plan.sites import allocate_widths
-from strucprune_core.run.artifacts import BlockLoss, Drop, Price
+from strucprune_core.run.artifacts import BlockLoss, Drop
 from strucprune_core.run.context import Job
-from strucprune_core.run.energies import removed_damage
-from strucprune_core.run.measured_site import MeasuredSite
+from strucprune_core.run.site_split import SiteSplit, Split
 
 # Blocks that are tried after the best number of them: a dear one may hide cheap ones behind it.
 PATIENCE = 2
@@ -39,25 +31,12 @@ def is_worth_it(job: Job, taken: Sequence[BlockLoss], more: BlockLoss) -> bool:
     return best is None or len(taken) - best <= PATIENCE
 
 
-@dataclass(frozen=True, slots=True)
-class Split:
-    """What goes of the sites that stay, beside some blocks. Lists go by planned site."""
-
-    widths: tuple[int, ...]
-    price: float | None
-    temperature: float | None
-    predicted_damages: list[float]
-
-
 class BlockChoice:
     """How the budget is shared between blocks and the sites of those that stay."""
 
     def __init__(self, job: Job) -> None:
         self._job, self._budget = job, block_budget(job.config, job.spec.pruning)
-        self._energies = job.units.values(Price(1)).energies
-        self._damages: list[NDArray[np.float64]] = [
-            MeasuredSite(job, place.layer, place.site).damage() for place in job.planned
-        ]
+        self._sites = SiteSplit(job)
 
     def best(self, steps: Sequence[BlockLoss]) -> int | None:
         """How many of the steps are taken; None if the budget cannot be met with so few."""
@@ -77,30 +56,5 @@ class BlockChoice:
         return found
 
     def _split(self, steps: Sequence[BlockLoss], budget: int) -> Split | None:
-        job = self._job
-        left = sites_apart(job.planned, [each.block for each in steps])
-        numbers = [number for number, place in enumerate(job.planned) if place in left]
-        total = sum(place.site.structures * place.site.parameters for place in left)
-        widths = [0] * len(job.planned)
-        for number in numbers:
-            widths[number] = job.planned[number].site.structures
-        allocation = Allocation(tuple(widths[number] for number in numbers), None)
-        if budget > 0:
-            if budget >= total:
-                return None
-            try:
-                allocation = allocate_widths(
-                    job.spec.pruning,
-                    left,
-                    [self._damages[number] for number in numbers],
-                    [self._energies[number] for number in numbers],
-                    budget / total,
-                )
-            except InvalidSpec:  # The floors of what is left allow less.
-                return None
-        predicted = [0.0] * len(job.planned)
-        for number, width in zip(numbers, allocation.widths, strict=True):
-            widths[number] = width
-            damage = removed_damage(self._damages[number], width)
-            predicted[number] = self._energies[number] * damage
-        return Split(tuple(widths), allocation.price, allocation.temperature, predicted)
+        left = sites_apart(self._job.planned, [each.block for each in steps])
+        return self._sites.of(left, budget)

@@ -31,10 +31,10 @@ from strucprune_core.plan.sites import (
     plan_sites,
     with_drafting,
 )
+from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.shards import ShardPlan
 from strucprune_core.run.text_split import TextSplit
 from strucprune_core.run.unit_files import UnitFiles
-from strucprune_core.run.workspace import Workspace
 from strucprune_core.scratch.mapped_matrix import ScratchMatrices
 from strucprune_core.spec import Energy, JobSpec
 from strucprune_core.storage.store import Store
@@ -42,10 +42,11 @@ from strucprune_core.storage.store import Store
 
 @dataclass(frozen=True)
 class Job:
-    """One pruning job while it runs.
+    """One pruning job while it runs; of several sizes the job of one.
 
     Attributes:
         spec: What was asked for.
+        size: Its label among several sizes; "" if it is the only one.
         index: The dense checkpoint's layout.
         config: Its parsed config.
         reader: Its tensors by name.
@@ -61,10 +62,11 @@ class Job:
     """
 
     spec: JobSpec
+    size: str
     index: CheckpointIndex
     config: ModelConfig
     reader: TensorReader
-    workspace: Workspace
+    workspace: FinishedUnits
     scratch: Path
     device: torch.device
     open_store: Callable[[str], Store]
@@ -147,8 +149,13 @@ class Job:
 
     @property
     def removes_experts(self) -> bool:
-        """Whether whole experts are removed, and nothing else."""
+        """Whether whole experts are removed."""
         return self.spec.pruning.removes_experts
+
+    @property
+    def removes_experts_alone(self) -> bool:
+        """Whether nothing else is."""
+        return self.spec.pruning.removes_experts_alone
 
     @property
     def repairs_experts(self) -> bool:
@@ -167,7 +174,7 @@ class Job:
     def shards(self) -> ShardPlan:
         """The files of the result."""
         config = with_drafting(self.config, self.spec.pruning)
-        if self.removes_experts and self.spec.pruning.layout == "uniform":
+        if self.removes_experts_alone and self.spec.pruning.layout == "uniform":
             # How many experts stay is known; whichever they are, they get the first numbers.
             count = kept_experts(self.spec.pruning, config)
             kept = first_experts(config, [count] * config.layers)
@@ -185,7 +192,7 @@ class Job:
     def graph(self) -> list[Unit]:
         """The job's units, in order."""
         exports, shards = self.spec.pruning.exports, self.shards
-        if self.removes_experts:
+        if self.removes_experts_alone:
             return build_experts_graph(
                 layers=self.config.layers,
                 shards=[
@@ -196,7 +203,6 @@ class Job:
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
             )
-        block_configs = shards.block_configs if "block_configs" in exports else []
         return build_graph(
             layers=self.config.layers,
             shards=shards.layers_in(shards.checkpoint),
@@ -206,10 +212,11 @@ class Job:
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
             exports=exports,
-            export_shards=shards.layers_in(block_configs),
+            export_shards={each: shards.layers_in(shards.of_export(each)) for each in exports},
             blocks=self.block_steps,
             sites=bool(self.planned),
             refit=self.refits,
+            experts=self.removes_experts,
         )
 
     def stored_dtype(self, name: str) -> str:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
 
+from strucprune_core.errors import NumericalFailure
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY, energy
 from strucprune_core.method.experts import removal_damages, stay
 from strucprune_core.models.experts import routing_of
 from strucprune_core.plan.graph import probe_groups
 from strucprune_core.plan.sites import ExpertLayer, kept_experts, plan_experts
-from strucprune_core.run.artifacts import Probe, Route, RouteValues
+from strucprune_core.run.artifacts import Capture, Probe, Route, RouteValues
 from strucprune_core.run.context import Job
 from strucprune_core.spec import PruningSpec
+
+if TYPE_CHECKING:
+    from strucprune_core.models.generic.routed import ExpertSums
 
 CURVE_POINTS = 8
 """Numbers of experts for which a layer's damage is measured, beside that of its probe."""
@@ -23,9 +29,36 @@ def scores_of(pruning: PruningSpec, values: RouteValues) -> list[float]:
     return values.output_norm if pruning.expert_score == "output_norm" else values.reap
 
 
+def seen_of(job: Job, layer: int) -> RouteValues:
+    """What a layer's experts do with the calibration text."""
+    if job.removes_experts_alone:
+        return job.units.values(Route(layer))
+    values = job.units.values(Capture(layer)).experts
+    assert values is not None  # noqa: S101 - captured beside sites
+    return values
+
+
+def means_of(sums: ExpertSums, layer: int) -> RouteValues:
+    """What experts do on the average, of sums over tokens.
+
+    Raises:
+        NumericalFailure: an output of an expert is not finite.
+    """
+    tokens = sums.tokens.clamp(min=1)
+    norms, gated = (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist()
+    if not np.isfinite([*norms, *gated]).all():
+        raise NumericalFailure(
+            "the output of an expert is not finite",
+            field="model.uri",
+            layer=layer,
+            remedy="The checkpoint is damaged, or its values are too large for float32.",
+        )
+    return RouteValues(sums.tokens.tolist(), norms, gated, [])
+
+
 def kept_of(job: Job, layer: int, count: int) -> list[int]:
     """The experts of a layer that stay, if so many do."""
-    values = job.units.values(Route(layer))
+    values = seen_of(job, layer)
     scores = scores_of(job.spec.pruning, values)
     return stay(scores, values.tokens, count, routing_of(job.config).groups)
 

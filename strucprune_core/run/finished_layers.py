@@ -41,7 +41,8 @@ def updates_of(job: Job, unit: Unit) -> list[LayerUpdate]:
             return _allocated(job, job.units.values(Price(unit.index)))
         case "allocate" if _differs_from_price(job):
             allocation = job.units.values(Allocate())
-            return _allocated(job, allocation, [each.block for each in allocation.blocks])
+            updates = _allocated(job, allocation, [each.block for each in allocation.blocks])
+            return _with_experts(updates, allocation.experts)
         case "select":
             return _selected(job)
         case "repair":
@@ -71,16 +72,27 @@ def updates_so_far(job: Job, finished: Sequence[Unit]) -> list[LayerUpdate]:
 
 
 def _dense(job: Job) -> list[LayerUpdate]:
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return [
             LayerUpdate(layer, experts_before=experts.count)
             for layer in range(job.config.layers)
             if (experts := experts_of(job.config, layer)) is not None
         ]
     return [
-        LayerUpdate(layer, width_before=sum(block.ffn_widths), query_heads_before=block.query_heads)
+        LayerUpdate(
+            layer,
+            width_before=sum(block.ffn_widths),
+            query_heads_before=block.query_heads,
+            experts_before=_experts_before(job, layer),
+        )
         for layer, block in enumerate(job.config.blocks)
     ]
+
+
+def _experts_before(job: Job, layer: int) -> int | None:
+    """Experts of a layer, where some are removed beside sites."""
+    experts = experts_of(job.config, layer)
+    return None if not job.removes_experts or experts is None else experts.count
 
 
 def _measured(job: Job, unit: Unit) -> list[LayerUpdate]:
@@ -116,7 +128,15 @@ def _repaired(job: Job, layer: int) -> list[LayerUpdate]:
 
 def _differs_from_price(job: Job) -> bool:
     """Whether the allocation may be another than that of the only price."""
-    return job.spec.pruning.rounds > 1 or job.spec.pruning.removes_blocks
+    pruning = job.spec.pruning
+    return pruning.rounds > 1 or pruning.removes_blocks or pruning.removes_experts
+
+
+def _with_experts(updates: list[LayerUpdate], kept: Sequence[Sequence[int]]) -> list[LayerUpdate]:
+    """Updates with the experts that stay, of a job that removes some beside sites."""
+    if not kept:
+        return updates
+    return [replace(each, experts_after=len(kept[each.index]) or None) for each in updates]
 
 
 def _allocated(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from strucprune_core.models.expert_source import ExpertSource
 from strucprune_core.models.experts import experts_of, without_experts
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.pruned_weights import PrunedSource, prune_layer
 from strucprune_core.models.streaming import ModelStream
@@ -144,9 +144,10 @@ def pass_layer(
 ) -> Rows:
     """The output of a layer of a model, (sequences x tokens x d)."""
     output = np.empty_like(hidden)
-    sequences, length = hidden.shape[:2]
-    for rows in micro_batches(sequences, length, job.tiles.micro_batch_tokens):
-        output[rows] = stream.run_layer(layer, weights, hidden[rows]).hidden.cpu().numpy()
+    batches = run_batches(stream, layer, weights, hidden, job.scratch, job.safe_point)
+    for rows, trace in batches:
+        output[rows] = trace.hidden.cpu().numpy()
+        del trace  # Not beside the next micro-batch's.
         job.safe_point()
     return output
 

@@ -13,20 +13,29 @@ from strucprune_core.calibration.own_tokenizer import with_tokenizer
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import naming_field
+from strucprune_core.export.checks import check_installed, check_vocabulary
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.devices import choose_device, settle_vector_math
 from strucprune_core.models.own_head import with_own_head
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import texts_behind
-from strucprune_core.plan.inspection import inspect_job, job_fingerprint, text_versions
+from strucprune_core.plan.inspection import (
+    inspect_job,
+    job_fingerprint,
+    text_versions,
+)
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
+from strucprune_core.run.finished_units import UnitsOfSize
 from strucprune_core.run.memory_meter import MemoryMeter
 from strucprune_core.run.pins import pinned_in
 from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import Workspace
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import GGUF_EXPORTS, JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.read_ahead import ReadAheadStore
 from strucprune_core.storage.store import Store, Tick
@@ -56,8 +65,8 @@ class Order:
 @contextmanager
 def opened(
     order: Order, meter: ProgressMeter, on_upload: Tick
-) -> Iterator[tuple[Job, MemoryMeter]]:
-    """The job, and the meter of this process's memory while it works on it.
+) -> Iterator[tuple[Sizes, MemoryMeter]]:
+    """The job with its sizes, and the meter of this process's memory while it works on it.
 
     Args:
         order: What to open.
@@ -70,11 +79,14 @@ def opened(
     spec = pinned_spec(order.spec, partial(pinned_in, order.workspace))
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
-    facts = inspect_job(
+    job_facts = inspect_job(
         spec, order.open_store, check_output=False, workspace=order.workspace.uri
-    ).model
+    )
+    spec, facts = job_facts.spec, job_facts.model
+    order = replace(order, spec=spec)
+    check_installed(spec.pruning.exports)
     workspace = _workspace(order, facts.index, texts, meter, on_upload)
-    facts = replace(facts, index=with_tokenizer(facts.index))
+    facts = _with_tokenizer(facts, spec)
     device = choose_device(spec.runtime.device)
     settle_vector_math()
     with (
@@ -83,22 +95,39 @@ def opened(
     ):
         with naming_field("model.uri"):
             config = with_own_head(facts.config, weights, meter.safe_point)
-        job = Job(
-            spec=spec,
-            index=facts.index,
-            config=config,
-            reader=TensorReader(weights),
-            workspace=workspace,
-            scratch=order.scratch,
-            device=device,
-            open_store=order.open_store,
-            texts=texts,
-            fingerprint=job_fingerprint(spec, facts.index, texts),
-            tick=meter.tick,
-            safe_point=meter.safe_point,
-            plan=plan_job(spec, config),
-        )
-        yield job, memory
+        reader = TensorReader(weights)
+
+        def of_size(size: str, alone: JobSpec) -> Job:
+            job = Job(
+                spec=alone,
+                size=size,
+                index=facts.index,
+                config=config,
+                reader=reader,
+                workspace=workspace,
+                scratch=order.scratch,
+                device=device,
+                open_store=order.open_store,
+                texts=texts,
+                fingerprint=job_fingerprint(alone, facts.index, texts),
+                tick=meter.tick,
+                safe_point=meter.safe_point,
+                plan=plan_job(alone, config),
+            )
+            if not size:
+                return job
+            return replace(job, workspace=UnitsOfSize(workspace, size, own_units(job.graph)))
+
+        jobs = {size: of_size(size, alone) for size, alone in spec.by_size().items()}
+        yield Sizes(spec, jobs, workspace, job_fingerprint(spec, facts.index, texts)), memory
+
+
+def _with_tokenizer(facts: ModelFacts, spec: JobSpec) -> ModelFacts:
+    """The model with a tokenizer.json. What inspection could not check of a new one is checked."""
+    index = with_tokenizer(facts.index)
+    if index is not facts.index and set(GGUF_EXPORTS) & set(spec.pruning.exports):
+        check_vocabulary(facts.config, index)
+    return replace(facts, index=index)
 
 
 def _workspace(

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from strucprune_core.errors import OutputNotEmpty, naming_field
 from strucprune_core.plan.inspection import check_output_usable
-from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON, Report
+from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
 from strucprune_core.report.html import render_html
-from strucprune_core.run import artifacts
-from strucprune_core.run.context import Job
+from strucprune_core.report.sizes import AnyReport, read_report
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.publish import reserving_report, unfinished, withdraw
+from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.workspace import LostFile
 from strucprune_core.storage.store import Store
 
@@ -34,7 +34,7 @@ class Reservation:
     ours: bool
 
 
-def find_reservation(output: Store, job: Job) -> Reservation | None:
+def find_reservation(output: Store, job: Sizes) -> Reservation | None:
     """With what this very job began to publish earlier; None if the output is empty.
 
     Raises:
@@ -58,20 +58,20 @@ def find_reservation(output: Store, job: Job) -> Reservation | None:
             return Reservation(report, ours=False)
 
 
-def _check_same_inputs(output: Store, report: bytes, job: Job) -> None:
+def _check_same_inputs(output: Store, report: bytes, job: Sizes) -> None:
     """Refuse to touch a complete output of this job whose inputs were others."""
     if output.stat(MANIFEST) is None:
         return
-    if Report.model_validate_json(report).job_fingerprint != job.fingerprint:
+    if read_report(report).job_fingerprint != job.fingerprint:
         raise OutputNotEmpty(
             f"{output.uri} already holds this job's result for texts that were replaced since",
             remedy="Choose a new output prefix.",
         )
 
 
-def _check_same_environment(output: Store, left: Report, job: Job) -> None:
+def _check_same_environment(output: Store, left: AnyReport, job: Sizes) -> None:
     """Refuse early what would be refused after all the work: another machine rounds otherwise."""
-    if left.environment != environment_of(job.device):
+    if left.environment != environment_of(job.first.device):
         raise _left_by_another(output)
 
 
@@ -85,17 +85,18 @@ def _left_by_another(output: Store) -> OutputNotEmpty:
     )
 
 
-def _finished_report(job: Job) -> bytes | None:
-    if job.workspace.manifest(artifacts.Report().unit) is None:
+def _finished_report(job: Sizes) -> bytes | None:
+    unit, name = job.document(REPORT_JSON)
+    if job.workspace.manifest(unit) is None:
         return None
     try:
-        return job.units.path(artifacts.Report().json).read_bytes()
+        return job.workspace.file(unit, name).read_bytes()
     except LostFile:  # The unit is done again.
         return None
 
 
 def documents_under(
-    reservation: Reservation, documents: dict[str, bytes], output: Store, job: Job
+    reservation: Reservation, documents: dict[str, bytes], output: Store, job: Sizes
 ) -> dict[str, bytes]:
     """The documents to publish where an earlier run of this job has reserved the output.
 
@@ -107,8 +108,8 @@ def documents_under(
     Raises:
         OutputNotEmpty: it is not to be removed.
     """
-    earlier = Report.model_validate_json(reservation.report)
-    new = Report.model_validate_json(documents[REPORT_JSON])
+    earlier = read_report(reservation.report)
+    new = read_report(documents[REPORT_JSON])
     complete = output.stat(MANIFEST) is not None
     if not reservation.ours and complete:  # The other run was at work all the time.
         raise OutputNotEmpty(

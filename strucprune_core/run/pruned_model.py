@@ -56,10 +56,12 @@ class PrunedModel:
         """The pruned model's shape."""
         job = self._job
         dense = with_drafting(job.config, job.spec.pruning)
-        if job.removes_experts:
-            equally = job.spec.pruning.layout == "uniform"
+        equally = job.spec.pruning.keeps_equal_experts
+        if job.removes_experts_alone:
             return without_experts(dense, self.experts, equally=equally)
         pruned = pruned_config(dense, job.spec.pruning, job.planned, [*self.widths])
+        if job.removes_experts:
+            return without_experts(pruned, self.experts, equally=equally)
         return without_blocks(pruned, self.removed_blocks)
 
     @cached_property
@@ -79,7 +81,9 @@ class PrunedModel:
     @cached_property
     def experts(self) -> list[list[int]]:
         """Experts kept in each layer, of a job that removes some."""
-        return self._job.units.values(Select()).kept
+        if self._job.removes_experts_alone:
+            return self._job.units.values(Select()).kept
+        return self._job.units.values(Allocate()).experts
 
     def stream(self) -> ModelStream:
         """The model in memory, as it is published."""
@@ -120,13 +124,13 @@ class PrunedModel:
     def source(self) -> WeightSource:
         """Its tensors, as they are published."""
         if self._job.removes_experts:
-            return ExpertSource(
-                self._job.reader, self._job.config, self.experts, self._repaired_experts
-            )
+            alone = self._job.removes_experts_alone
+            others: WeightSource = self._job.reader if alone else self.repaired_source()
+            return ExpertSource(others, self._job.config, self.experts, self._repaired_experts)
         if not self._job.distill_steps:
             return self.repaired_source()
-        others = self._distilled_tensors()
-        return PrunedSource(self._job.reader, self._job.config, self._sites, self.solution, others)
+        trained = self._distilled_tensors()
+        return PrunedSource(self._job.reader, self._job.config, self._sites, self.solution, trained)
 
     def repaired_source(self) -> PrunedSource:
         """Its tensors before it is trained as a whole."""

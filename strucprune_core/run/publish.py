@@ -24,8 +24,8 @@ from strucprune_core.report.document import (
     REPORT_JSON,
     FileEntry,
     PublishedManifest,
-    Report,
 )
+from strucprune_core.report.sizes import AnyReport, read_report
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.overlay import OverlayStore
 from strucprune_core.storage.store import Readable, ReadableStore, Store
@@ -77,7 +77,7 @@ def publish(
     for name, data in documents.items():
         if name != REPORT_JSON:
             output.put(name, data)
-    output.put(MANIFEST, _manifest(entries, documents))
+    output.put(MANIFEST, manifest_json(entries, documents))
 
 
 def reserving_report(output: Readable) -> bytes | None:
@@ -88,7 +88,7 @@ def reserving_report(output: Readable) -> bytes | None:
         return None
 
 
-def unfinished(output: ReadableStore, fingerprint: str) -> Report | None:
+def unfinished(output: ReadableStore, fingerprint: str) -> AnyReport | None:
     """The report of a run of this job that broke off while it published; else None.
 
     None too if anything lies there that such a run does not write.
@@ -104,14 +104,14 @@ def unfinished(output: ReadableStore, fingerprint: str) -> Report | None:
     if info is None or info.size_bytes > MAX_REPORT_BYTES:
         return None
     try:
-        report = Report.model_validate_json(bytes(output.read(REPORT_JSON)))
+        report = read_report(bytes(output.read(REPORT_JSON)))
     except (ValidationError, ObjectNotFound):
         return None
     ours = report.job_fingerprint == fingerprint and keys <= set(_written(report))
     return report if ours else None
 
 
-def withdraw(output: Store, report: Report) -> None:
+def withdraw(output: Store, report: AnyReport) -> None:
     """Remove what a run left that broke off while it published, its reservation last.
 
     Only for the job that reserved it, and while no manifest says that the output is complete.
@@ -120,12 +120,13 @@ def withdraw(output: Store, report: Report) -> None:
         output.delete(name)
 
 
-def _written(report: Report) -> list[str]:
+def _written(report: AnyReport) -> list[str]:
     """What publishing writes before the manifest; the reservation last."""
     return [*(entry.name for entry in report.files), REPORT_HTML, REPORT_JSON]
 
 
-def _manifest(entries: Sequence[FileEntry], documents: Mapping[str, bytes]) -> bytes:
+def manifest_json(entries: Sequence[FileEntry], documents: Mapping[str, bytes]) -> bytes:
+    """`strucprune.json` of an output: its files and documents with their digests."""
     files = list(entries)
     for name, data in sorted(documents.items()):
         files.append(FileEntry(name=name, bytes=len(data), sha256=sha256_of_bytes(data)))

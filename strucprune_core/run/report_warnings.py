@@ -10,6 +10,7 @@ from strucprune_core.calibration.text import CALIBRATION_TEXT_BYTES
 from strucprune_core.plan.graph import EVALUATION
 from strucprune_core.report.document import (
     LayerReport,
+    TargetReport,
     has_few_tokens,
     largest_known,
     layers_with_experts,
@@ -21,6 +22,8 @@ LARGE_DIVERGENCE = math.log(2.0)
 """From here on, perplexity on text that the dense model writes is twice the dense model's."""
 
 _EXPONENT = 50.0  # exp of a larger number says no more, and may overflow.
+TARGET_TOLERANCE = 0.001
+"""Headers of files, and the last structure, are not worth a warning."""
 FEW_EXPERT_TOKENS = 100
 """The mean over fewer tokens is off by a tenth of their spread, or more."""
 
@@ -136,7 +139,7 @@ def divergence_warning(kl: float) -> list[str]:
     return [
         f"without these experts the model diverges from the dense one by {kl:.3g} nats per token "
         f"on held-out calibration text, as if perplexity had grown {times:.3g}-fold. They were not "
-        f"redundant: lower pruning.sparsity."
+        f"redundant: keep more of them."
     ]
 
 
@@ -147,4 +150,14 @@ def retry_warnings(layers: Sequence[LayerReport]) -> list[str]:
         f"its Gram matrix"
         for layer in layers
         if layer.damping_retries
+    ]
+
+
+def target_warning(target: TargetReport | None) -> list[str]:
+    """A result that is larger than it was to be: steps are whole structures."""
+    if target is None or target.reached <= (1 + TARGET_TOLERANCE) * target.most:
+        return []
+    return [
+        f"pruning.target.{target.kind}: {target.most:,} was the most asked for, and the result has "
+        f"{target.reached:,}. Ask for a little less if it must not be more."
     ]

@@ -24,7 +24,7 @@ from types import TracebackType
 
 from strucprune_core.errors import naming_field
 from strucprune_core.plan.graph import Unit, ancestors, pending, publication
-from strucprune_core.plan.unit_costs import unit_costs
+from strucprune_core.run import artifacts
 from strucprune_core.run.background import Background
 from strucprune_core.run.context import Job
 from strucprune_core.run.finished_layers import updates_of, updates_so_far
@@ -32,10 +32,12 @@ from strucprune_core.run.layer_updates import LayerSink, LayerUpdate, ignore_lay
 from strucprune_core.run.memory_meter import MemoryMeter, return_free_memory
 from strucprune_core.run.progress import FinishedUnit, UnitSink
 from strucprune_core.run.progress_meter import ProgressMeter
+from strucprune_core.run.report_on_sizes import report_on_sizes
 from strucprune_core.run.reservations import UnitReservations
+from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.unit_errors import errors_of
-from strucprune_core.run.workspace import Draft, Stored
+from strucprune_core.run.workspace import Draft, Stored, Workspace
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Run:
     """One process's part in a job.
 
     Attributes:
-        job: What its units are given.
+        sizes: The job with all its sizes.
         meter: Reports progress, and asks for stops.
         memory: Measures each unit.
         finished: Called with each unit that was done here.
@@ -59,7 +61,7 @@ class Run:
         layers: Called by the leader with updates on layers, from its own units and those of others.
     """
 
-    job: Job
+    sizes: Sizes
     meter: ProgressMeter
     memory: MemoryMeter
     finished: UnitSink
@@ -93,17 +95,17 @@ def run_pending(run: Run) -> None:
     Raises:
         StrucPruneError: see `errors`; a `LostFile` is a reason to look again at what is pending.
     """
-    todo = _pending(run.job)
-    if any(run.job.workspace.manifest(unit.name) is not None for unit in todo):
+    todo = _pending(run.sizes)
+    if any(run.sizes.workspace.manifest(unit.name) is not None for unit in todo):
         # Pages of a listing are read at different times while others may be at work, so a file
         # counts as lost only if two listings lack it.
-        run.job.workspace.refresh()
-        todo = _pending(run.job)
+        run.sizes.workspace.refresh()
+        todo = _pending(run.sizes)
     for unit in todo:
-        run.job.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
+        run.sizes.workspace.forget(unit.name)  # A unit that runs again replaces its old manifest.
     pending_names = {unit.name for unit in todo}
-    done = [unit for unit in run.job.graph if unit.name not in pending_names]
-    _send(run, updates_so_far(run.job, done))
+    done = [unit for unit in run.sizes.graph if unit.name not in pending_names]
+    _send(run, updates_so_far(run.sizes.first, [unit for _, unit in _shown(run.sizes, done)]))
     with _Work(run, todo, leads=True) as work:
         while work.left:
             if not work.do_one():
@@ -120,8 +122,8 @@ def help_out(run: Run, patience_seconds: float) -> None:
     Raises:
         StrucPruneError: as `run_pending`.
     """
-    workspace = run.job.workspace
-    todo = [unit for unit in run.job.graph if workspace.manifest(unit.name) is None]
+    workspace = run.sizes.workspace
+    todo = [unit for unit in run.sizes.graph if workspace.manifest(unit.name) is None]
     with _Work(run, todo, leads=False) as work:
         idle_since = time.monotonic()
         while work.left and time.monotonic() - idle_since < patience_seconds:
@@ -142,13 +144,12 @@ class _Work:
 
     def __init__(self, run: Run, todo: list[Unit], *, leads: bool) -> None:
         self.left = {unit.name: unit for unit in todo}
-        self._before = ancestors(run.job.graph)
+        self._before = ancestors(run.sizes.graph)
         self._run = run
         self._leads = leads
         self._pause_seconds = FIRST_PAUSE_SECONDS
         self._being_stored: _Computed | None = None
-        job = run.job
-        run.meter.plan(job.graph, todo, unit_costs(job.graph, job.spec, job.config, job.panels))
+        run.meter.plan(run.sizes.graph, todo, run.sizes.costs())
 
     def do_one(self) -> bool:
         """Do a unit, or see that others did one. False if there is nothing to do now."""
@@ -162,7 +163,7 @@ class _Work:
         unit = self.left[name]
         if not self._done_by_others([unit]):
             self._run.meter.begin(unit)
-            self._store(_compute(self._run.job, unit, self._run.memory))
+            self._store(_compute(self._run.sizes, unit, self._run.memory))
         self._pause_seconds = FIRST_PAUSE_SECONDS
         return True
 
@@ -183,14 +184,14 @@ class _Work:
         If not, a file was lost, which only the leader repairs; or another process has finished the
         unit and released what it read.
         """
-        present = self._run.job.workspace.has_file
+        present = self._run.sizes.workspace.has_file
         return self._leads or all(present(owner, name) for owner, name in unit.reads)
 
     def _done_by_others(self, units: list[Unit]) -> bool:
         """Whether others have finished any of these units meanwhile."""
         if not self._run.reservations.shared:
             return False
-        done = [unit for unit in units if self._run.job.workspace.look(unit.name)]
+        done = [unit for unit in units if self._run.sizes.workspace.look(unit.name)]
         for unit in done:
             self._end(unit)
         return bool(done)
@@ -203,8 +204,8 @@ class _Work:
             computed.scratch.close()
             raise
         self._being_stored = computed
-        self._run.storing.start(partial(_stored, self._run.job, computed))
-        if not self._run.job.workspace.is_remote:
+        self._run.storing.start(partial(_stored, self._run.sizes.workspace, computed))
+        if not self._run.sizes.workspace.is_remote:
             # The disk is this machine's, and so would be the processor time of copying: there is
             # nothing to be gained.
             self._finish_storing()
@@ -214,7 +215,7 @@ class _Work:
         computed, self._being_stored = self._being_stored, None
         if computed is None:
             return False
-        unit, workspace = computed.unit, self._run.job.workspace
+        unit, workspace = computed.unit, self._run.sizes.workspace
         stored, seconds = self._run.storing.result(self._run.meter.storing)
         workspace.adopt(stored)
         for owner, name in unit.releases:
@@ -257,7 +258,8 @@ class _Work:
         del self.left[unit.name]
         self._run.meter.end(unit)
         if self._leads:
-            _send(self._run, updates_of(self._run.job, unit))
+            for job, plain in _shown(self._run.sizes, [unit]):
+                _send(self._run, updates_of(job, plain))
 
 
 def _send(run: Run, updates: list[LayerUpdate]) -> None:
@@ -265,34 +267,46 @@ def _send(run: Run, updates: list[LayerUpdate]) -> None:
         run.layers(updates)
 
 
-def _pending(job: Job) -> list[Unit]:
+def _shown(sizes: Sizes, units: list[Unit]) -> list[tuple[Job, Unit]]:
+    """Units that say something of layers which is shown while the job runs.
+
+    Layers differ between sizes; those of the size that was named first are shown.
+    """
+    return [sizes.of(unit) for unit in units if unit.size in ("", sizes.first.size)]
+
+
+def _pending(sizes: Sizes) -> list[Unit]:
     """The units to run: the unfinished ones, and those whose files are missing where needed."""
-    units = [*job.graph, publication(job.graph)]
-    finished = {unit.name for unit in units if job.workspace.manifest(unit.name) is not None}
+    units, workspace = [*sizes.graph, publication(sizes.graph)], sizes.workspace
+    finished = {unit.name for unit in units if workspace.manifest(unit.name) is not None}
     needed = {read for unit in units for read in unit.reads}
-    present = {read for read in needed if job.workspace.has_file(*read)}
+    present = {read for read in needed if workspace.has_file(*read)}
     return pending(units, finished, present)[:-1]
 
 
-def _compute(job: Job, unit: Unit, memory: MemoryMeter) -> _Computed:
+def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
     """Compute one unit."""
     began_at, began = time.time(), time.monotonic()
     return_free_memory()
     memory.take_host_peak()
     memory.take_device_peak()
     with errors_of(unit), ExitStack() as scratch:
-        draft = scratch.enter_context(job.workspace.draft())
+        draft = scratch.enter_context(sizes.workspace.draft())
         with memory.counting():
-            STEPS[unit.kind](job, unit, draft)
+            if unit.kind == artifacts.Sizes.kind:
+                report_on_sizes(sizes, draft)
+            else:
+                job, plain = sizes.of(unit)
+                STEPS[unit.kind](job, plain, draft)
         seconds = round(time.monotonic() - began, 4)
         peaks = memory.take_host_peak(), memory.take_device_peak()
         return _Computed(unit, draft, scratch.pop_all(), began_at, began, seconds, *peaks)
 
 
-def _stored(job: Job, computed: _Computed) -> tuple[Stored, float]:
+def _stored(workspace: Workspace, computed: _Computed) -> tuple[Stored, float]:
     """Store what was computed; and the seconds since it was begun."""
     with errors_of(computed.unit), computed.scratch, naming_field("workspace"):
-        stored = job.workspace.store(
+        stored = workspace.store(
             computed.unit.name,
             computed.draft,
             seconds=computed.seconds,

@@ -8,6 +8,7 @@ from functools import cached_property
 
 from strucprune_core.checkpoint.index import CheckpointIndex
 from strucprune_core.checkpoint.writer import PlannedTensor, Shard, plan_shards
+from strucprune_core.export import fp8
 from strucprune_core.export.block_configs import padded
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.tensors import (
@@ -19,6 +20,7 @@ from strucprune_core.models.tensors import (
 )
 from strucprune_core.plan.sites import PlannedSite
 from strucprune_core.run.solutions import distilled_roles, recovered_roles
+from strucprune_core.spec import Export
 
 # Shards are planned on the dense sizes, so that their number is known before any width is.
 MAX_SHARD_BYTES = 1 << 30
@@ -54,10 +56,27 @@ class ShardPlan:
         """The files of the export `block_configs`, filled up to the widths that it can say."""
         return self._planned(expected_tensors(padded(self.config)))
 
+    @cached_property
+    def fp8(self) -> list[Shard]:
+        """The files of the export `fp8`."""
+        matrices = fp8.quantised_matrices(self.config)
+        shapes = fp8.with_factors(stored_tensors(self.config), matrices)
+        tensors = []
+        for name, shape in shapes.items():
+            dense = self.index.tensors[fp8.matrix_of(name, matrices)].dtype
+            tensors.append(PlannedTensor(name, fp8.stored_dtype(name, matrices, dense), shape))
+        return plan_shards(tensors, MAX_SHARD_BYTES)
+
+    def of_export(self, export: Export) -> list[Shard]:
+        """The files of an export that has some of safetensors; none of others."""
+        if export == "fp8":
+            return self.fp8
+        return self.block_configs if export == "block_configs" else []
+
     def layers_in(self, shards: Sequence[Shard]) -> list[list[int]]:
         """Of each file, the layers whose solutions are needed to write it."""
         solved = self._layers_by_tensor
-        names = [[tensor.name for tensor in shard.tensors] for shard in shards]
+        names = [[fp8.matrix_of(t.name, solved) for t in shard.tensors] for shard in shards]
         return [sorted({solved[name] for name in each if name in solved}) for each in names]
 
     @cached_property

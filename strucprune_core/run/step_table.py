@@ -18,7 +18,10 @@ from strucprune_core.run.steps.divergence import divergence
 from strucprune_core.run.steps.drop import drop
 from strucprune_core.run.steps.embed import embed
 from strucprune_core.run.steps.evaluate import evaluate
+from strucprune_core.run.steps.expert_probe import expert_probe
+from strucprune_core.run.steps.fp8 import fp8
 from strucprune_core.run.steps.gguf import gguf
+from strucprune_core.run.steps.gguf_q8_0 import gguf_q8_0
 from strucprune_core.run.steps.gradient import gradient
 from strucprune_core.run.steps.model_check import model_check
 from strucprune_core.run.steps.price import price
@@ -57,6 +60,7 @@ STEPS: dict[str, Step] = {
     "review": review,
     "block_probe": block_probe,
     "drop": drop,
+    "expert_probe": expert_probe,
     "allocate": allocate,
     "solve": solve,
     "replay": replay,
@@ -65,6 +69,8 @@ STEPS: dict[str, Step] = {
     "distill": distill,
     "assemble": assemble,
     "gguf": gguf,
+    "gguf_q8_0": gguf_q8_0,
+    "fp8": fp8,
     "block_configs": block_configs,
     "check": check,
     "evaluate": evaluate,

@@ -15,7 +15,8 @@ from strucprune_core.checkpoint.bundle import load_from_bundle, map_from_bundle
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Matrix
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.run.artifacts import File, ValuedArtifacts
-from strucprune_core.run.workspace import LostFile, Workspace
+from strucprune_core.run.finished_units import FinishedUnits
+from strucprune_core.run.workspace import LostFile
 from strucprune_core.scratch.mapped_matrix import HostMatrix
 
 V = TypeVar("V")
@@ -30,7 +31,7 @@ class UnitFiles:
         panels: The pieces in which matrices are solved.
     """
 
-    def __init__(self, workspace: Workspace, device: torch.device, panels: Panels) -> None:
+    def __init__(self, workspace: FinishedUnits, device: torch.device, panels: Panels) -> None:
         self._workspace = workspace
         self._device = device
         self._panels = panels

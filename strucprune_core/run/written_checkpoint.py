@@ -18,7 +18,7 @@ def reopened(job: Job) -> tuple[CheckpointIndex, ModelStream]:
         InvalidCheckpoint: they are not what their config.json describes.
     """
     config, index = read_config(
-        open_checkpoint(pruned_checkpoint(job)), experts=job.spec.pruning.removes_experts
+        open_checkpoint(pruned_checkpoint(job)), experts=job.removes_experts_alone
     )
     check_tensors(config, index)
     return index, job.stream(config, TensorReader(index))

@@ -171,14 +171,15 @@ class HubStore:
         return f"{self.location.key}/{key}" if self.location.key else key
 
 
-def open_hub(location: Location, *, longest_wait_seconds: float = LONGEST_WAIT_SECONDS) -> HubStore:
+def open_hub(location: Location, *, longest_wait_seconds: float | None = None) -> HubStore:
     """A store on a place of a hub. Makes no request.
 
     Args:
         location: The place.
-        longest_wait_seconds: See `HubClient`.
+        longest_wait_seconds: See `HubClient`; None: its own.
     """
-    client = HubClient(location.bucket, longest_wait_seconds)
+    longest = LONGEST_WAIT_SECONDS if longest_wait_seconds is None else longest_wait_seconds
+    client = HubClient(location.bucket, longest)
     return HubStore(Repository(client, location.revision), location)
 
 

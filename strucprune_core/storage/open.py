@@ -37,10 +37,14 @@ def open_store(uri: str, s3: S3Settings | None = None) -> Store:
     return open_s3(location.bucket, location.key, s3 or S3Settings.from_environment())
 
 
-def pinned(uri: str) -> str:
+def pinned(uri: str, *, longest_wait_seconds: float | None = None) -> str:
     """The URI, with the commit in place of a branch or tag of a hub.
 
     Only such a URI makes a request: what lies at others is told by versions of objects.
+
+    Args:
+        uri: Any place.
+        longest_wait_seconds: See `storage.hub.open_hub`.
 
     Raises:
         InvalidSpec: the URI is malformed.
@@ -51,7 +55,8 @@ def pinned(uri: str) -> str:
         return uri
     from strucprune_core.storage.hub import open_hub
 
-    return str(location.at_commit(open_hub(location).repository.commit))
+    hub = open_hub(location, longest_wait_seconds=longest_wait_seconds)
+    return str(location.at_commit(hub.repository.commit))
 
 
 def split_object(uri: str) -> tuple[str, str]:

@@ -266,8 +266,8 @@ def test_capabilities(client: TestClient) -> None:
     assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]
     assert answer["layouts"] == ["per_layer", "uniform"]
-    assert answer["exports"] == ["gguf", "block_configs"]
+    assert answer["exports"] == ["gguf", "gguf_q8_0", "fp8", "block_configs"]
     loads = {each["name"]: [form["form"] for form in each["loads"]] for each in answer["runtimes"]}
-    assert loads["llama.cpp"] == ["gguf"]
-    assert loads["vLLM"] == ["uniform", "per_layer", "block_configs"]
+    assert loads["llama.cpp"] == ["gguf", "gguf_q8_0"]
+    assert loads["vLLM"] == ["uniform", "per_layer", "block_configs", "fp8"]
     assert answer["limits"]["request_bytes"] == 256 * 1024

@@ -242,9 +242,11 @@ def test_the_public_names() -> None:
         "PruningSpec",
         "Report",
         "RuntimeSpec",
+        "SizesReport",
         "StrucPruneError",
         "__version__",
         "load_pretrained",
         "prune",
+        "run_job",
     ]
     assert all(hasattr(strucprune_core, name) for name in strucprune_core.__all__)

@@ -87,6 +87,23 @@ def refused(
     return caught.value
 
 
+def test_licences_and_the_card_go_along(tiny_model: Path, tmp_path: Path) -> None:
+    source = pickled_model(tiny_model, tmp_path / "source")
+    terms = {"LICENSE": b"free", "NOTICE.txt": b"of whom", "README.md": b"---\nlicense: mit\n---\n"}
+    for name, data in {**terms, "train.log": b"steps"}.items():
+        (source / name).write_bytes(data)
+    converted(source, tmp_path / "out")
+    found = files_of(tmp_path / "out")
+    assert {name: found[name] for name in terms} == terms
+    assert "train.log" not in found
+
+
+def test_a_licence_that_is_too_large_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    source = pickled_model(tiny_model, tmp_path / "source")
+    (source / "LICENSE").write_bytes(b" " * (2**20 + 1))
+    assert refused(source, tmp_path / "out", "LICENSE has").field == "SRC"
+
+
 def test_a_tokenizer_is_made_of_older_files(tmp_path: Path) -> None:
     model = make_tiny_llama(tmp_path / "model", layers=2)
     source = pickled_model(model, tmp_path / "source")

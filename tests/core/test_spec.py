@@ -131,6 +131,9 @@ def test_rounds_need_a_price_to_set() -> None:
         JobSpec.model_validate(body() | {"pruning": pruning | {"rounds": 0}})
 
 
+BOTH = ["experts", "ffn_channels"]
+
+
 @pytest.mark.parametrize(
     ("fields", "reason"),
     [
@@ -138,7 +141,20 @@ def test_rounds_need_a_price_to_set() -> None:
         ({"temperature": 1.0}, "only used by allocation 'softmax'"),
         ({"structures": ["kv_groups", "query_heads"]}, "exclude each other"),
         ({"structures": ["kv_groups", "kv_groups"]}, "one kind twice"),
-        ({"structures": ["experts", "ffn_channels"]}, "together with others yet"),
+        ({"structures": ["experts", "kv_groups"]}, "together with heads"),
+        ({"structures": ["experts", "ffn_channels", "query_heads"]}, "together with heads"),
+        ({"structures": ["experts", "layers"]}, "together with blocks or layers"),
+        (
+            {"structures": BOTH, "recover": {}},
+            "recover is not implemented for structures 'experts'",
+        ),
+        ({"structures": BOTH, "rounds": 2}, "rounds is not implemented for structures 'experts'"),
+        ({"structures": BOTH, "expert_repair": True}, "expert_repair is not implemented"),
+        ({"structures": BOTH, "exports": ["gguf"]}, "exports is not implemented"),
+        ({"structures": BOTH, "max_sparsity_by_layer": {0: 0.1}}, "max_sparsity_by_layer is not"),
+        ({"structures": BOTH, "energy": "forward"}, "compared by the model's loss"),
+        ({"structures": BOTH, "allocation": "uniform"}, "compared by the model's loss"),
+        ({"structures": BOTH, "layout": "uniform"}, "layout 'uniform' keeps one width"),
         (
             {"structures": ["experts"], "allocation": "uniform", "layout": "per_layer"},
             "needs an allocation that gives layers different numbers",
@@ -160,6 +176,44 @@ def test_rounds_need_a_price_to_set() -> None:
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValidationError, match=reason):
         PruningSpec.model_validate({"sparsity": 0.3, **fields})
+
+
+@pytest.mark.parametrize(
+    ("pruning", "field", "reason"),
+    [
+        ({}, "sparsity", "Field required"),
+        ({"structures": ["experts"]}, "sparsity", "Field required"),
+        ({"sparsity": None}, "sparsity", "Field required"),
+        (
+            {"sparsity": 0.3, "expert_count": 4, "structures": ["experts"]},
+            "sparsity",
+            "exclude each other",
+        ),
+        ({"expert_count": 0, "structures": ["experts"]}, "expert_count", "greater than or equal"),
+        ({"expert_count": 4}, None, "expert_count is only used by structures"),
+        (
+            {"expert_count": 4, "structures": ["experts"], "layout": "per_layer"},
+            None,
+            "expert_count is the number of every layer",
+        ),
+        (
+            {"expert_count": 4, "structures": ["experts", "ffn_channels"]},
+            None,
+            "expert_count leaves nothing to decide",
+        ),
+    ],
+)
+def test_a_sparsity_or_a_count(pruning: dict[str, Any], field: str | None, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason) as raised:
+        PruningSpec.model_validate(pruning)
+    (error,) = raised.value.errors()
+    assert error["loc"] == (() if field is None else (field,))
+
+
+def test_a_count_takes_the_place_of_a_sparsity() -> None:
+    pruning = PruningSpec.model_validate({"expert_count": 4, "structures": ["experts"]})
+    assert (pruning.expert_count, pruning.sparsity, pruning.layout) == (4, None, "uniform")
+    assert PruningSpec.model_validate(pruning.model_dump(mode="json")) == pruning
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def _examined(checkpoint: TinyCheckpoint) -> Examined:
     tokens = tiny_tokens()
     wanted = checkpoint.model(input_ids=tokens, use_cache=False).logits
     found = find_architecture(checkpoint, _tokens((1, _SEARCH_TOKENS)))
-    raw = {**checkpoint.model.config.to_dict()}
+    raw = _as_read(checkpoint.model)
     source = Tensors(checkpoint.tensors)
     stream = open_stream(described(checkpoint, found, raw), source, torch.device("cpu"))
     assert stream.modules is not None
@@ -235,9 +235,15 @@ def _pruned(config: ModelConfig, source: Tensors) -> tuple[ModelConfig, PrunedSo
 def pruned_model(model: Any, found: Architecture) -> Any:
     """A tiny model without a quarter of its channels, loaded from its files."""
     checkpoint = as_stored(model)
-    raw = {**model.config.to_dict()}
+    raw = _as_read(model)
     cut = _pruned(described(checkpoint, found, raw), Tensors(checkpoint.tensors))
     return _reloaded(raw, cut)
+
+
+def _as_read(model: Any) -> dict[str, Any]:
+    """The model's config.json as it is read from a file, where all keys are text."""
+    raw: dict[str, Any] = json.loads(json.dumps(model.config.to_dict()))
+    return raw
 
 
 def _reloaded(raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource]) -> Any:
@@ -245,7 +251,7 @@ def _reloaded(raw: dict[str, Any], pruned: tuple[ModelConfig, PrunedSource]) -> 
     config, source = pruned
     with tempfile.TemporaryDirectory() as place:
         directory = Path(place)
-        for name, data in side_files("per_layer", json.loads(json.dumps(raw)), config).items():
+        for name, data in side_files("per_layer", raw, config).items():
             (directory / name).write_bytes(data)
         tensors = {name: source.tensor(name).contiguous() for name in expected_tensors(config)}
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})

@@ -160,6 +160,7 @@ def _examined(checkpoint: TinyCheckpoint, keys: tuple[str, ...]) -> ExaminedExpe
     more = _checkpoint(with_changes(config, dict.fromkeys(keys, _MORE)))
     outline = find_outline(checkpoint, _ids((1, 16)))
     own, sliced = _differing(checkpoint, more, outline.layer)
+    _refuse_tables(checkpoint, outline.layer)
     _try_recording(checkpoint)
     pattern = ExpertPattern(
         count_keys=keys,
@@ -394,6 +395,19 @@ def _differing(
             raise NotPrunable("a tensor of its layers holds more than a slice of each expert")
         sliced[found[1], axes[0]] = None
     return tuple(own), tuple(sliced)
+
+
+def _refuse_tables(checkpoint: TinyCheckpoint, prefix: str) -> None:
+    """Refuse layers that look up a token's experts by its id."""
+    layer = re.compile(re.escape(prefix).replace(r"\{\}", r"\d+") + "(.+)")
+    vocabulary = checkpoint.model.config.get_text_config().vocab_size
+    for name, tensor in checkpoint.tensors.items():
+        is_table = not tensor.is_floating_point() and tensor.shape[:1] == (vocabulary,)
+        if is_table and (found := layer.fullmatch(name)) is not None:
+            raise NotPrunable(
+                f"some of its layers look up the experts of a token in a table by its id "
+                f"('{found[1]}'), which names experts that would go"
+            )
 
 
 def _try_recording(checkpoint: TinyCheckpoint) -> None:

@@ -39,14 +39,18 @@ def table() -> str:
 
 
 def _cell(forms: list[LoadableForm], family: str) -> str:
-    form = next((each for each in forms if family in each.families), None)
-    if form is None:
+    known = [each for each in forms if family in each.families]
+    if not known:
         return "no"
+    form = known[0]
     if family in form.not_tried:
-        return "not tried"
+        only = f" ({', '.join(form.not_without)} may not go)" if form.not_without else ""
+        return f"not tried{only}"
     text = "yes" if form.since is None else f"from {form.since}"
     if family in form.without_blocks and form.blocks_since not in (None, form.since):
         text += f", without blocks from {form.blocks_since}"
+    if form.full_heads and not any(not each.full_heads for each in known):
+        text += ", with all heads"
     may_lack_blocks = form.form != "uniform" and family in CLASS_STEMS
     if may_lack_blocks and family not in form.without_blocks:
         text += ", without blocks not tried"

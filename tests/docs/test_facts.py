@@ -31,7 +31,7 @@ from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
-from tests.docs import settings_page
+from tests.docs import runtimes_table, settings_page
 from tests.docs.pages import PAGES, blocks, read, resolve
 from tests.support.routes import KINDS
 from worker.settings import Settings as WorkerSettings

@@ -8,13 +8,15 @@ sends and expects, and after the hub's documented answers; it is no proof of how
     HEAD, GET /[datasets/]{id}/resolve/{commit}/{path}        a redirect: of a small file to
                                                               /api/resolve-cache of the hub itself,
                                                               of a large one to a second host (a
-                                                              CDN), which refuses tokens
+                                                              CDN), which refuses tokens, with the
+                                                              headers of a file in Xet storage
     POST /api/repos/create, /api/validate-yaml                publishing
     POST /api/models/{id}/preupload/{rev}                     which files go to the LFS store
-    POST /{id}.git/info/lfs/objects/batch, PUT to the CDN     uploads to it, in one part
+    POST /{id}.git/info/lfs/objects/batch, PUT to the CDN     uploads to it, in one part or many,
+    POST /api/complete_multipart                              which are then put together
     POST /api/models/{id}/commit/{rev}                        a commit, as lines of JSON
 
-Not spoken: Xet uploads (tests set HF_HUB_DISABLE_XET), uploads in parts, pull requests.
+Not spoken: Xet's own protocol (tests that upload set HF_HUB_DISABLE_XET), pull requests.
 """
 
 from __future__ import annotations
@@ -83,6 +85,8 @@ class Hub:
         ignores_ranges: Whether files are always sent whole.
         broken: How many of the next files are to break off in the middle.
         uploaded: The LFS store.
+        part_bytes: Larger files are uploaded in parts of this size; None if all in one.
+        parts: Uploaded parts, by the digest of the file and their numbers.
     """
 
     def __init__(self) -> None:
@@ -94,6 +98,8 @@ class Hub:
         self.ignores_ranges = False
         self.broken = 0
         self.uploaded: dict[str, bytes] = {}
+        self.part_bytes: int | None = None
+        self.parts: dict[tuple[str, int], bytes] = {}
 
     def add(self, name: str, source: Path | dict[str, bytes], **options: Any) -> Repo:
         """A new repository with one commit: the files of a directory, or as given."""
@@ -127,6 +133,11 @@ def blob_id(data: bytes) -> str:
 def sha256(data: bytes) -> str:
     """The name that the LFS store has for a file."""
     return hashlib.sha256(data).hexdigest()
+
+
+def xet_hash(data: bytes) -> str:
+    """Stands for the name that Xet storage has for a file: another one than the LFS store's."""
+    return hashlib.blake2b(data, digest_size=32).hexdigest()
 
 
 class _Answer(Exception):
@@ -217,13 +228,17 @@ class _Cdn(_Handler):
     def route(self, path: str) -> None:
         if self.token:
             raise _error(400, "a token was sent to another host than the hub")
-        digest = path.removeprefix("/lfs/")
+        digest, _, part = path.removeprefix("/lfs/").partition("/")
+        if part:
+            self.hub.parts[digest, int(part)] = self.body
+            raise _Answer(200, b"", {"ETag": f'"{sha256(self.body)}"'})
         if self.command == "PUT":
             if sha256(self.body) != digest:
                 raise _error(400, "BadDigest")
             self.hub.uploaded[digest] = self.body
             raise _Answer(200, {})
-        raise self.file(self.hub.uploaded[digest], {"ETag": f'"{digest}"'})
+        data = self.hub.uploaded[digest]
+        raise self.file(data, {"ETag": f'"{xet_hash(data)}"'})
 
 
 class _Hub(_Handler):
@@ -240,6 +255,7 @@ class _Hub(_Handler):
             r"POST /api/validate-yaml": self.yaml,
             r"POST /api/models/([^/]+/[^/]+)/preupload/([^/]+)": self.preupload,
             r"POST /([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
+            r"POST /api/complete_multipart": self.complete,
             r"POST /api/models/([^/]+/[^/]+)/commit/([^/]+)": self.commit,
         }
         for pattern, handler in routes.items():
@@ -311,6 +327,11 @@ class _Hub(_Handler):
         digest = sha256(data)
         self.hub.uploaded[digest] = data
         headers |= {"X-Linked-Size": str(len(data)), "X-Linked-Etag": f'"{digest}"'}
+        # Clients of Xet would fetch a token from the first link, and pieces by the second.
+        token = f"{self.hub.endpoint}/api/models/{name}/xet-read-token/{commit}"
+        pieces = f"https://cas.invalid/v1/reconstructions/{xet_hash(data)}"
+        headers["X-Xet-Hash"] = xet_hash(data)
+        headers["Link"] = f'<{token}>; rel="xet-auth", <{pieces}>; rel="xet-reconstruction-info"'
         raise _Answer(302, b"", {**headers, "Location": f"{self.hub.cdn}/lfs/{digest}"})
 
     def cached(self, kind: str, name: str, commit: str, path: str) -> None:
@@ -352,9 +373,28 @@ class _Hub(_Handler):
             if each["oid"] in self.hub.uploaded:
                 objects.append(each)
                 continue
-            href = f"{self.hub.cdn}/lfs/{each['oid']}"
-            objects.append({**each, "actions": {"upload": {"href": href, "header": {}}}})
-        raise _Answer(200, {"transfer": "basic", "objects": objects})
+            objects.append({**each, "actions": {"upload": self.upload(each["oid"], each["size"])}})
+        raise _Answer(200, {"transfer": "multipart", "objects": objects})
+
+    def upload(self, digest: str, size: int) -> dict[str, Any]:
+        """Where a file goes: to one place, or each of its parts to another."""
+        place, step = f"{self.hub.cdn}/lfs/{digest}", self.hub.part_bytes
+        if step is None or size <= step:
+            return {"href": place, "header": {}}
+        parts = {f"{number + 1:05d}": f"{place}/{number + 1}" for number in range(-(-size // step))}
+        href = f"{self.hub.endpoint}/api/complete_multipart"
+        return {"href": href, "header": {"chunk_size": str(step), **parts}}
+
+    def complete(self) -> None:
+        asked = json.loads(self.body)
+        digest = asked["oid"]
+        parts = [self.hub.parts[digest, each["partNumber"]] for each in asked["parts"]]
+        if [each["etag"] for each in asked["parts"]] != [f'"{sha256(each)}"' for each in parts]:
+            raise _error(400, "BadPart")
+        if sha256(b"".join(parts)) != digest:
+            raise _error(400, "BadDigest")
+        self.hub.uploaded[digest] = b"".join(parts)
+        raise _Answer(200, {})
 
     def commit(self, name: str, revision: str) -> None:
         repo = self.repo("models", name, writes=True)
@@ -383,7 +423,7 @@ def _tree_entry(path: str, data: bytes) -> dict[str, Any]:
     if is_large(path, data):
         pointer = f"oid sha256:{sha256(data)}\nsize {len(data)}\n".encode()
         lfs = {"oid": sha256(data), "size": len(data), "pointerSize": len(pointer)}
-        entry |= {"oid": blob_id(pointer), "lfs": lfs}
+        entry |= {"oid": blob_id(pointer), "lfs": lfs, "xetHash": xet_hash(data)}
     return entry
 
 

@@ -9,21 +9,41 @@ export function showEstimate(box, { estimate, runtimes }) {
     ? [["Device memory, peak", bytes(estimate.device_peak_bytes)], ["Host memory, peak", bytes(estimate.host_peak_bytes)]]
     : [["Memory, peak", bytes(estimate.host_peak_bytes)]];
   const exports = Object.entries(estimate.export_bytes).map(([name, size]) => [words(name), bytes(size)]);
+  const several = Object.entries(estimate.sizes);
   const work = Object.values(estimate.flops).reduce((sum, one) => sum + one, 0);
   box.replaceChildren(
-    h("p", { class: "now" }, bytes(estimate.bytes_after)),
-    h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} (${change(estimate.bytes_before, estimate.bytes_after)})`),
+    ...(several.length ? sizes(estimate, several) : [
+      h("p", { class: "now" }, bytes(estimate.bytes_after)),
+      h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} (${change(estimate.bytes_before, estimate.bytes_after)})`),
+    ]),
     notice(estimate.warnings),
     list([
-      ["Sparsity", `${percent(estimate.sparsity_reached, 1)}, ${percent(estimate.sparsity_requested, 1)} asked for`],
-      ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
-      ...exports, ...memory,
+      ...(several.length ? [] : [
+        ["Sparsity", `${percent(estimate.sparsity_reached, 1)}, ${percent(estimate.sparsity_requested, 1)} asked for`],
+        ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
+        ...exports,
+      ]),
+      ...memory,
       ["Workspace", bytes(estimate.workspace_bytes)],
       ["Weights read", bytes(estimate.bytes_read)],
       ["Work", `${flops(work)}FLOP`],
     ]),
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
     h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map(runtime)));
+}
+
+/** Of a job of several sizes: what each comes to. */
+function sizes(estimate, several) {
+  const row = ([name, one]) => h("tr", {}, h("th", { scope: "row" }, name),
+    h("td", { class: "num" }, bytes(one.bytes_after)),
+    h("td", { class: "num" }, change(estimate.bytes_before, one.bytes_after)),
+    h("td", { class: "num" }, count(one.parameters_after)));
+  return [
+    h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} with ${count(estimate.parameters_before)} parameters`),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), ["Checkpoint", "Change", "Parameters"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
+      h("tbody", {}, several.map(row)))),
+  ];
 }
 
 const notice = (warnings) => (warnings.length ? h("div", { class: "notice note" }, h("ul", {}, warnings.map((text) => h("li", {}, text)))) : "");

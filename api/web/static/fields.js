@@ -2,6 +2,18 @@
 
 const GB = 1e9;
 
+/** A field of the form alone: it chooses which of the job's fields are shown. */
+export const HOW = "#how";
+const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory"];
+const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory" };
+
+/** What a job names: the value of the field `HOW`. */
+export function wayOf({ pruning }) {
+  if (pruning?.sizes?.length) return "several_sizes";
+  const kind = Object.keys(WAY_OF).find((name) => pruning?.target?.[name] != null);
+  return kind ? WAY_OF[kind] : "sparsity";
+}
+
 /** Sections of fields. `capabilities` names the choices that this deployment has. */
 export function sections(capabilities) {
   return [
@@ -9,13 +21,20 @@ export function sections(capabilities) {
       { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors, or hf://org/name." },
       { pointer: "/model/adapter_uri", label: "Adapter", kind: "text", placeholder: "none", hint: "A LoRA adapter of PEFT, merged into the model as it is read." },
       { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
-      { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a model in FP8 bfloat16." },
+      { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a quantised model bfloat16." },
     ] },
     { title: "Pruning", fields: [
-      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, hint: "Share that goes of all parameters of the chosen structures." },
-      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts alone." },
+      { pointer: HOW, label: "How much", kind: "choice", options: WAYS, initial: "sparsity", hint: "What you name; the sparsity follows from it, and the estimate says it." },
+      { pointer: "/pruning/sparsity", label: "Sparsity", kind: "share", initial: 0.3, when: [HOW, "sparsity"], hint: "Share that goes of all parameters of the chosen structures. Empty where experts are counted." },
+      { pointer: "/pruning/sizes", label: "Several sizes", kind: "shares", placeholder: "0.2, 0.3, 0.5", when: [HOW, "several_sizes"], hint: "The model is measured once, and each size is published." },
+      { pointer: "/pruning/target/parameters", label: "Parameters at most, millions", kind: "number", scale: 1e6, when: [HOW, "parameters"] },
+      { pointer: "/pruning/target/bytes", label: "Checkpoint at most, GB", kind: "number", scale: GB, when: [HOW, "checkpoint_size"] },
+      { pointer: "/pruning/target/memory_bytes", label: "Memory at most, GB", kind: "number", scale: GB, when: [HOW, "memory"], hint: "Weights and KV cache together." },
+      { pointer: "/pruning/target/context_tokens", label: "Tokens of a sequence", kind: "number", placeholder: "4096", when: [HOW, "memory"] },
+      { pointer: "/pruning/target/batch_sequences", label: "Sequences at once", kind: "number", placeholder: "1", when: [HOW, "memory"] },
+      { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
-      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp; block configs for vLLM and MLX." },
+      { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },
     ] },
     { title: "Calibration", fields: [
       { pointer: "/calibration/source", label: "Text", kind: "choice", options: ["file", "self"], initial: "file", hint: "self: the model writes the text, no data needed." },
@@ -35,6 +54,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/allocation", label: "Allocation", kind: "choice", options: capabilities.allocations },
       { pointer: "/pruning/energy", label: "Energy", kind: "choice", options: capabilities.energies },
       { pointer: "/pruning/solver", label: "Solver", kind: "choice", options: capabilities.solvers },
+      { pointer: "/pruning/expert_count", label: "Experts to keep", kind: "number", placeholder: "by sparsity", hint: "Of experts: how many every layer keeps. Leave sparsity empty." },
       { pointer: "/pruning/expert_score", label: "Expert score", kind: "choice", options: ["reap", "output_norm"], hint: "Of experts: which of them stay. The first is the default." },
       { pointer: "/pruning/expert_repair", label: "Repair experts", kind: "flag", hint: "Fit the experts that stay to what the dense layer's put out." },
       { pointer: "/pruning/rounds", label: "Rounds", kind: "number", placeholder: "1" },
@@ -56,11 +76,13 @@ const steps = (pointer) => pointer.split("/").slice(1);
 
 /** The value that a pointer names, or undefined. */
 export function valueAt(spec, pointer) {
+  if (pointer === HOW) return wayOf(spec);
   return steps(pointer).reduce((part, step) => part?.[step], spec);
 }
 
 /** Set the value that a pointer names; undefined removes it. */
 export function setValue(spec, pointer, value) {
+  if (pointer === HOW) return;
   const path = steps(pointer);
   const last = path.pop();
   let part = spec;

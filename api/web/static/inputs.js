@@ -94,6 +94,19 @@ const KINDS = {
     };
   },
 
+  shares(field, id, described) {
+    const made = KINDS.text(field, id, described);
+    return {
+      ...made,
+      read() {
+        const parts = (made.read() ?? "").split(",").map((part) => part.trim()).filter(Boolean);
+        // Text that is no number is sent as it is: the API answers with an error for this field.
+        return parts.length ? parts.map((part) => (Number.isFinite(Number(part)) ? Number(part) : part)) : undefined;
+      },
+      fill: (value) => made.fill((value ?? []).join(", ")),
+    };
+  },
+
   labels(field, id, described) {
     const made = KINDS.text(field, id, described);
     return {

@@ -178,7 +178,7 @@ function factsOf(job) {
     ["Id", h("span", { class: "mono" }, job.id)],
     ["Model", h("span", { class: "mono" }, spec.model.uri)],
     ["Output", h("span", { class: "mono" }, spec.output.uri_prefix)],
-    ["Removes", `${percent(spec.pruning.sparsity, 1)} of ${spec.pruning.structures.map(words).join(", ")}`],
+    ["Removes", spec.pruning.expert_count ? `all but ${spec.pruning.expert_count} experts of each layer` : `${percent(spec.pruning.sparsity, 1)} of ${spec.pruning.structures.map(words).join(", ")}`],
     ["Method", `${spec.pruning.allocation}, ${words(spec.pruning.energy)}, ${spec.pruning.solver}, layout ${words(spec.pruning.layout)}`],
     ["Calibration", `${spec.calibration.source === "self" ? "written by the model" : leaf(spec.calibration.uri)}, ${spec.calibration.samples} × ${spec.calibration.sequence_length} tokens`],
     ["Evaluation", spec.evaluation ? `${leaf(spec.evaluation.uri)}, ${spec.evaluation.sequences} × ${spec.evaluation.sequence_length} tokens` : "none"],

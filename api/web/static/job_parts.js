@@ -7,8 +7,9 @@ const TONES = { succeeded: "good", failed: "bad", running: "live", pausing: "liv
 
 export const pill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state);
 
-/** A job's name for people: its model and its sparsity. */
-export const title = (job) => `${leaf(job.spec.model.uri)}, ${percent(job.spec.pruning.sparsity, 0)} sparsity`;
+/** A job's name for people: its model and its sparsity, or how many experts layers keep. */
+export const title = ({ spec: { model, pruning } }) =>
+  `${leaf(model.uri)}, ${pruning.expert_count ? `${pruning.expert_count} experts a layer` : `${percent(pruning.sparsity, 0)} sparsity`}`;
 
 /** A bar and a line of text, kept up to date by `update(job)`. */
 export function progressBar() {

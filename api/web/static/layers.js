@@ -35,16 +35,17 @@ export function layerFigures() {
       const rows = given.map(withExperts);
       const routed = rows.filter((one) => known(one.experts_after));
       if (routed.length) {
-        widths.update(false);
-        energies.update(false);
-        heads.update(false);
         const kl = rows.find((one) => known(one.kl))?.kl;
         const probed = known(kl) ? ` Without the others, the model diverges from the dense one by ${number(kl, 3)} nats per token on held-out text.` : "";
         experts.update(true, `${count(sum(routed, "experts_after"))} of ${count(sum(routed, "experts_before"))} stay.${probed}`, () =>
           barsByLayer(rows.map((one) => ({ value: one.experts_after, of: one.experts_before, absent: "no experts" })), { name: "Experts kept", format: count }));
-        return;
-      }
-      experts.update(false);
+        if (!rows.some((one) => known(one.width_after) && one.width_after !== one.width_before)) {
+          widths.update(false);
+          energies.update(false);
+          heads.update(false);
+          return;
+        }
+      } else experts.update(false);
       const chosen = rows.filter((one) => known(one.width_after));
       const measured = rows.filter((one) => known(one.energy));
       const solved = rows.filter(isSolved);

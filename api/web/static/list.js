@@ -117,7 +117,8 @@ function makeRow(first, choose) {
     node,
     update(job) {
       when.textContent = ago(job.created_at);
-      box.disabled = job.state !== "succeeded";
+      // A job of several sizes is a comparison by itself.
+      box.disabled = job.state !== "succeeded" || Boolean(job.summary?.sizes);
       if (known !== job.state) state.replaceChildren(pill(job.state));
       if (known && known !== job.state) announce(`${title(job)} is ${job.state}`);
       known = job.state;
@@ -133,7 +134,8 @@ function makeRow(first, choose) {
 function outcome(job) {
   if (job.state === "failed") return [h("p", { class: "clip bad-text" }, job.error?.message ?? "")];
   if (job.state !== "succeeded" || !job.summary) return [];
-  const { bytes: size, perplexity, sparsity } = job.summary;
+  const { bytes: size, perplexity, sparsity, sizes } = job.summary;
+  if (sizes) return [figure("sizes", sizes.map((one) => (one.folder ? bytes(one.bytes) : `${one.name}: not published`)).join(", "))];
   return [
     figure("size", `${bytes(size.after)} (${change(size.before, size.after)})`),
     figure("reached", percent(sparsity.reached, 1)),

@@ -2,8 +2,9 @@
 
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
-import { bytes, change, count, duration, number, percent } from "./format.js";
+import { bytes, change, count, duration, number, percent, words } from "./format.js";
 import { layerFigures } from "./layers.js";
+import { scatter, tick } from "./plots.js";
 
 // Links are renewed this long before they expire.
 const RENEW_AT = 0.8;
@@ -11,13 +12,14 @@ const RENEW_AT = 0.8;
 /** Fill `box` with the result. Resolves once the report has loaded. */
 export async function showResult(box, job, signal) {
   const files = h("section", { class: "card" }, h("h2", {}, "Files"));
-  const summary = h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
+  const several = job.summary?.sizes;
+  const summary = several ? sizesOf(job.summary) : h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
   const layers = h("div", { class: "stack" });
   box.replaceChildren(summary, layers, files);
   showFiles(files, job.id, signal);
   try {
     const report = await getReport(job.id, signal);
-    layers.replaceChildren(...details(report));
+    layers.replaceChildren(...(several ? [notes(report)].filter(Boolean) : details(report)));
   } catch (error) {
     if (!signal.aborted) layers.replaceChildren(problemBox(error));
   }
@@ -36,14 +38,38 @@ function cards({ parameters, bytes: size, perplexity, sparsity, seconds, peak_me
 
 const card = (name, now, was) => h("div", { class: "card" }, h("h3", {}, name), h("p", { class: "now" }, now), h("p", { class: "hint" }, was));
 
-function details(report) {
-  const warnings = report.warnings.length
-    ? h("section", { class: "notice note" }, h("h2", {}, "Warnings"), h("ul", {}, report.warnings.map((text) => h("li", {}, text))))
+const notes = (report) => (report.warnings.length
+  ? h("section", { class: "notice note" }, h("h2", {}, "Warnings"), h("ul", {}, report.warnings.map((text) => h("li", {}, text))))
+  : null);
+
+/** Several sizes: perplexity over size, and a table. */
+function sizesOf({ sizes, bytes: size, parameters, perplexity, seconds }) {
+  const judged = sizes.filter((one) => one.perplexity !== null);
+  const points = judged.map((one) => ({ x: one.bytes, y: one.perplexity, label: one.name, text: `${one.name}: ${bytes(one.bytes)}, perplexity ${number(one.perplexity)}` }));
+  const dense = perplexity ? [{ x: size.before, y: perplexity.before, label: "dense", hollow: true, text: `dense: ${bytes(size.before)}, perplexity ${number(perplexity.before)}` }] : [];
+  const curve = points.length
+    ? h("figure", {}, h("figcaption", {}, h("h2", {}, "Perplexity over size")), scatter([{ name: "sizes", tone: "tone1", points: [...dense, ...points] }], { x: "checkpoint", y: "perplexity", formatX: bytes, formatY: tick }))
     : null;
+  const verdict = (one) => (one.folder ? (one.best_of_its_size ? "best of its size" : "") : `not published: ${one.rejected}`);
+  const row = (one) => h("tr", {}, h("th", { scope: "row" }, one.name),
+    [bytes(one.bytes), change(size.before, one.bytes), count(one.parameters), number(one.perplexity), number(one.perplexity_ratio, 3)].map((text) => h("td", { class: "num" }, text)),
+    h("td", {}, verdict(one)));
+  const first = h("tr", {}, h("th", { scope: "row" }, "dense"),
+    [bytes(size.before), "–", count(parameters.before), number(perplexity?.before), "–"].map((text) => h("td", { class: "num" }, text)), h("td", {}, ""));
+  const head = ["Checkpoint", "Change", "Parameters", "Perplexity", "Ratio"].map((text) => h("th", { scope: "col", class: "num" }, text));
+  return h("div", { class: "stack" }, curve, h("section", { class: "card" }, h("h2", {}, "Sizes"),
+    h("p", { class: "hint" }, `Each lies in the folder of its name, with a report of its own. ${duration(seconds)} in all phases.`),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), head, h("th", { scope: "col" }, ""))),
+      h("tbody", {}, first, sizes.map(row))))));
+}
+
+function details(report) {
+  const warnings = notes(report);
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, ...figures.nodes, h("section", { class: "card" },
+  return [warnings, ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -52,6 +78,17 @@ function details(report) {
       ["Dense weights alone", bytes(memory.whole_model_bytes)],
       ...report.phases.map((phase) => [phase.name, duration(phase.seconds)]),
     ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])))].filter(Boolean);
+}
+
+/** Exports with their size, and the perplexity of those in 8 bits. */
+function exportTable(exports) {
+  if (!exports.length) return null;
+  return h("section", { class: "card" },
+    h("h2", {}, "Exports"),
+    h("dl", {}, exports.map(({ name, folder, bytes: size, perplexity }) => [
+      h("dt", {}, words(name)),
+      h("dd", {}, `${bytes(size)} in ${folder}${typeof perplexity === "number" ? `, perplexity ${number(perplexity)}` : ""}`),
+    ])));
 }
 
 /** The files with download links, renewed before they expire, as long as the page is open. */

@@ -32,6 +32,9 @@ class ExpertwiseLayer(Mapping[str, Tensor]):
         experts: Its experts; `own` and `sliced` name the matrices that are read when used.
         read: Reads a tensor, or some of its rows.
         resident: The other tensors; None: they are read now.
+
+    Attributes:
+        shapes, experts, read, resident: These.
     """
 
     def __init__(
@@ -41,7 +44,7 @@ class ExpertwiseLayer(Mapping[str, Tensor]):
         read: Read,
         resident: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self._shapes, self._read, self.experts = shapes, read, experts
+        self.shapes, self.read, self.experts = shapes, read, experts
         streamed = {name.format(n) for name in experts.own for n in range(experts.count)}
         streamed |= {name for name, _ in experts.sliced}
         if resident is None:
@@ -51,18 +54,18 @@ class ExpertwiseLayer(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name in self.resident:
             return self.resident[name]
-        if name not in self._shapes:
+        if name not in self.shapes:
             raise KeyError(name)
-        return self._read(name, None)
+        return self.read(name, None)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._shapes
+        return name in self.shapes
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
+        return iter(self.shapes)
 
     def __len__(self) -> int:
-        return len(self._shapes)
+        return len(self.shapes)
 
     def of_expert(self, name: str, expert: int) -> tuple[str, Tensor]:
         """An expert's part of the tensors that `experts` calls so: (its name in the files, values).
@@ -71,14 +74,14 @@ class ExpertwiseLayer(Mapping[str, Tensor]):
         """
         if "{}" in name:
             own = name.format(expert)
-            return own, self._read(own, None)
-        return name, self._read(name, (expert, expert + 1))
+            return own, self.read(own, None)
+        return name, self.read(name, (expert, expert + 1))
 
     def replaced(self, tensors: Mapping[str, Tensor]) -> ExpertwiseLayer:
         """The same with other values of tensors that are resident."""
         if not tensors.keys() <= self.resident.keys():
             raise KeyError("experts' matrices cannot be replaced")
-        return ExpertwiseLayer(self._shapes, self.experts, self._read, {**self.resident, **tensors})
+        return ExpertwiseLayer(self.shapes, self.experts, self.read, {**self.resident, **tensors})
 
 
 def with_tensors(weights: LayerWeights, tensors: Mapping[str, Tensor]) -> LayerWeights:

@@ -9,7 +9,7 @@ once for all tokens, as for the families that are written out, whatever the arch
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -28,6 +28,13 @@ from transformers import (
 from strucprune_core.errors import UnsupportedArchitecture
 from strucprune_core.models.config import GenericModel
 from strucprune_core.models.fields import FIELD
+from strucprune_core.models.generic.gathered import (
+    ExpertOutputs,
+    GatheredLayer,
+    Room,
+    compute,
+    new_outputs,
+)
 from strucprune_core.models.generic.layer_tensors import (
     ExpertMatrices,
     ExpertwiseLayer,
@@ -40,6 +47,7 @@ from strucprune_core.models.generic.routed import (
     ExpertSums,
     NoRecord,
     Seen,
+    asked,
     can_record,
     masking,
     observing,
@@ -259,6 +267,55 @@ class Modules:
     def observing(self, layer: int, seen: Seen) -> AbstractContextManager[None]:
         """Inside, a layer's experts tell what they are given and give: see `generic.routed`."""
         return observing(self._layers[layer], seen)
+
+    def gather(
+        self,
+        layer: int,
+        tensors: ExpertwiseLayer,
+        prefix: str,
+        batches: Iterable[Tensor],
+        room: Room,
+    ) -> GatheredLayer:
+        """The layer with what its experts make of all micro-batches; each was read once.
+
+        Args:
+            layer: Its number.
+            tensors: Its tensors.
+            prefix: As of `run_layer`.
+            batches: Its input, (b, n, d) each, in the order in which it will run.
+            room: Where that is kept, and in which pieces it is computed.
+
+        Raises:
+            NoRecord: its class does not ask for the experts of every token once.
+        """
+        self._at = layer
+        with self._loaded(layer, tensors, prefix):
+            outputs = self._given_to_experts(layer, batches, room)
+            with one_by_one(self._layers[layer]) as experts:
+                compute(experts, vars(experts)["forward"], outputs, room)
+        return GatheredLayer(tensors, outputs)
+
+    def _given_to_experts(self, layer: int, batches: Iterable[Tensor], room: Room) -> ExpertOutputs:
+        """What a layer's experts are given, of all micro-batches."""
+        outputs: ExpertOutputs | None = None
+
+        def keep(tokens: Tensor, chosen: Tensor, gates: Tensor) -> Tensor:
+            nonlocal outputs
+            if outputs is None:
+                outputs = new_outputs(room.scratch, room.tokens, tokens, chosen)
+            outputs.add(tokens, chosen, gates)
+            raise _Stopped(tokens)
+
+        known = 0
+        with asked(self._layers[layer], keep):
+            for hidden in batches:
+                self._run_stored(hidden)
+                known += hidden.shape[0] * hidden.shape[1]
+                if outputs is None or outputs.count != known:
+                    raise NoRecord("its experts are not asked for every token once")
+                room.safe_point()
+        assert outputs is not None  # noqa: S101 - a pass has micro-batches
+        return outputs
 
     @contextmanager
     def down_matrices(
@@ -532,6 +589,10 @@ class Modules:
                 yield
                 return
             self._set(self._made(tensors.resident, prefix))
+            if isinstance(tensors, GatheredLayer):
+                with asked(self._layers[layer], tensors.outputs.answer):
+                    yield
+                return
             with one_by_one(self._layers[layer]) as experts:
                 self._stand_in(experts, tensors, prefix)
                 yield
@@ -565,10 +626,27 @@ class Modules:
         if isinstance(tensors, LayerTensors) and tensors.parameters is not None:
             return tensors.parameters
         full = {prefix + name: tensor for name, tensor in tensors.items()}
+        for name, tensor in full.items():
+            self._expect_experts(name, tensor)
         made = self._names.parameters(full)
         if isinstance(tensors, LayerTensors):
             tensors.parameters = made
         return made
+
+    def _expect_experts(self, name: str, tensor: Tensor) -> None:
+        """Let a parameter of all experts have as many as a tensor of the files.
+
+        Some rules of loading compare the shapes: to them, another number means another layout.
+        """
+        parameter, pattern = self._names.parameter_of(name)
+        shape = self._shapes.get(parameter)
+        if pattern is None or shape is None or len(shape) < 3 or tensor.dim() != len(shape):
+            return
+        if tensor.shape[0] != shape[0]:
+            path, _, attribute = parameter.rpartition(".")
+            empty = torch.empty(tensor.shape[0], *shape[1:], device="meta")
+            module = self._model.get_submodule(path)
+            module._parameters[attribute] = nn.Parameter(empty, requires_grad=False)
 
     def _set(self, parameters: Mapping[str, Tensor]) -> None:
         """Give parameters their values. Where one is narrower, its modules are told."""

@@ -57,6 +57,9 @@ class ExpertSums:
         self.gated[expert] += (gates.double() * squares.sqrt()).sum().cpu()
 
 
+Answer = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Given tokens (n x d), their experts (n x k) and the weights of these (n x k): the sum (n x d)."""
+
 Add = Callable[[int, Tensor, Tensor], None]
 """Called with an expert, its outputs (n x d) and their weights (n,) in the layer's sum."""
 
@@ -82,7 +85,7 @@ def one_by_one(layer: nn.Module) -> Iterator[nn.Module]:
         NoRecord: as `recording`.
     """
     module = _experts_module(layer)
-    if isinstance(vars(module).get("forward"), _Recorder | _Weighted):
+    if isinstance(vars(module).get("forward"), Recorder | _Weighted):
         yield module
         return
     with _computing(module, None):
@@ -90,10 +93,32 @@ def one_by_one(layer: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
+def asked(layer: nn.Module, answer: Answer) -> Iterator[None]:
+    """Inside, `answer` is asked in place of a decoder layer's experts.
+
+    Raises:
+        NoRecord: as `recording`, or a class of its own says less.
+    """
+    module = _experts_module(layer)
+    if type(module).__name__ in _WEIGHTED:
+        raise NoRecord("its class weights what experts are given, not what they give")
+    plain = module.forward
+
+    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+        return answer(hidden_states, top_k_index, top_k_weights)
+
+    module.forward = forward
+    try:
+        yield
+    finally:
+        module.forward = plain
+
+
+@contextlib.contextmanager
 def _computing(module: Any, add: Add | None) -> Iterator[None]:
     """Inside, a module computes one expert after the other, and tells `add` what they put out."""
     plain = module.forward
-    kind = _Recorder if hasattr(module, _FLAGS[0]) else _Weighted
+    kind = Recorder if hasattr(module, _FLAGS[0]) else _Weighted
     module.forward = kind(module, add)
     try:
         yield
@@ -179,7 +204,7 @@ def _experts_module(layer: nn.Module) -> Any:
     return found[0]
 
 
-class _Recorder:
+class Recorder:
     """Computes what a decorated experts module does, one expert after the other."""
 
     def __init__(self, module: Any, add: Add | None) -> None:
@@ -192,12 +217,16 @@ class _Recorder:
             tokens, place = (top_k_index == expert).nonzero(as_tuple=True)
             if not len(tokens):
                 continue
-            outputs = self._outputs(expert, hidden_states[tokens])
-            gates = top_k_weights[tokens, place]
-            if self._add is not None:
-                self._add(expert, outputs, gates)
-            result.index_add_(0, tokens, (outputs * gates[:, None]).to(result.dtype))
+            weighted = self.weighted(expert, hidden_states[tokens], top_k_weights[tokens, place])
+            result.index_add_(0, tokens, weighted.to(result.dtype))
         return result
+
+    def weighted(self, expert: int, tokens: Tensor, gates: Tensor) -> Tensor:
+        """An expert's outputs (n x d) times their weights (n,), for tokens (n x d)."""
+        outputs = self._outputs(expert, tokens)
+        if self._add is not None:
+            self._add(expert, outputs, gates)
+        return outputs * gates[:, None]
 
     def _outputs(self, expert: int, tokens: Tensor) -> Tensor:
         """One expert's output, (n x d)."""

@@ -41,6 +41,7 @@ from strucprune_core.plan.memory.vocabulary import (
     embedding_bytes,
     losses_bytes,
 )
+from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import (
     PlannedSite,
     energy_of,
@@ -79,7 +80,7 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
     """The same without what transformers' modules hold all the time."""
     places, text = plan_sites(config, spec.pruning), spec.calibration
     calibration = micro_batch(tiles, text.samples, text.sequence_length)
-    if spec.pruning.removes_experts:
+    if spec.pruning.removes_experts_alone:
         return _experts(spec, config, calibration, tiles)
     terms = _solver(spec, config, places, panels)
     terms["embed"] = embedding_bytes(config, text.samples * text.sequence_length, tiles)
@@ -88,6 +89,8 @@ def _terms(spec: JobSpec, config: ModelConfig, tiles: Tiles, panels: Panels) -> 
         terms |= _probes(spec, config, places, tiles, panels)
     if spec.pruning.removes_blocks:
         terms |= _blocks(spec, config, tiles, terms.get("divergence", 0))
+    if spec.pruning.removes_experts:
+        terms |= _beside_experts(spec, config, tiles, terms.get("divergence", 0))
     if refits(spec.pruning, config):
         terms |= _refit(config, calibration, tiles, panels)
     terms["verify"] = _verify(config, tiles)
@@ -120,6 +123,19 @@ def _experts(spec: JobSpec, config: ModelConfig, batch: Batch, tiles: Tiles) -> 
         "verify": _verify(config, tiles),
         **_evaluation(spec, config, tiles),
     }
+
+
+def _beside_experts(
+    spec: JobSpec, config: ModelConfig, tiles: Tiles, divergence: int
+) -> dict[str, int]:
+    """Numbers of experts side by side: routers avoid the others. Then the model without them."""
+    sequences, length = probe_shape(spec.calibration)
+    runs = len(measured_steps(config, spec.pruning))
+    probe = _forward(config, micro_batch(tiles, runs * sequences, length), tiles)
+    if tiles.expert_by_expert:  # Where routers avoid experts, the last expert's matrices stay.
+        probe += max(matrices_bytes(config, layer) for layer in range(config.layers))
+    shown = divergences_bytes(config, sequences * length, runs, tiles)
+    return {"expert_probe": probe, "divergence": max(divergence, shown)}
 
 
 def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, int]:

@@ -21,7 +21,7 @@ from strucprune_core.models.tiles import Tiles
 
 FP32_BYTES = 4
 _EXPERT = re.compile(r"experts?[._]")
-_ALL_TOKENS = ("llama4", "llama4_text")
+ALL_TOKENS = ("llama4", "llama4_text")
 """Families whose experts are given all tokens, times the router's weights."""
 
 
@@ -162,7 +162,7 @@ def _routed(config: ModelConfig, layer: int, experts: Experts, tokens: int, tile
     All experts at once get a row for each expert of a token; one of them may get every token.
     """
     routing = None if config.generic is None else config.generic.routing
-    given = tokens * experts.count if config.family in _ALL_TOKENS else 0
+    given = tokens * experts.count if config.family in ALL_TOKENS else 0
     rows = given or tokens * (1 if routing is None else routing.chosen)
     if tiles.expert_by_expert:
         rows = tokens

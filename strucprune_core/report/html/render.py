@@ -11,10 +11,11 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from strucprune_core.report.document import Report
 from strucprune_core.report.html import numbers
 from strucprune_core.report.html.axes import drawable
+from strucprune_core.report.html.sizes_view import sizes_view_of
 from strucprune_core.report.html.view import view_of
+from strucprune_core.report.sizes import AnyReport, SizesReport
 
 # Control characters are not XML, lone surrogates are not UTF-8, and direction overrides let one
 # string disguise its neighbours: all are shown as U+FFFD.
@@ -24,17 +25,21 @@ _UNSAFE = re.compile(
 _NUMBERS = ("change", "duration", "exact", "number", "percent", "share", "size", "tick")
 
 
-def render_html(report: Report) -> str:
+def render_html(report: AnyReport) -> str:
     """The report as a self-contained page.
 
     Args:
-        report: The report of a finished job.
+        report: The report of a finished job, of one size or of several.
 
     Returns:
         A whole HTML document, to be written as UTF-8.
     """
-    template = environment().get_template("page.html")
-    page = template.render(report=report, view=view_of(report))
+    if isinstance(report, SizesReport):
+        template = environment().get_template("sizes.html")
+        page = template.render(report=report, view=sizes_view_of(report))
+    else:
+        template = environment().get_template("page.html")
+        page = template.render(report=report, view=view_of(report))
     return _UNSAFE.sub("\ufffd", page)
 
 

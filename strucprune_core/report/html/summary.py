@@ -8,7 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from strucprune_core.report.document import MemorySummary, PerplexitySummary, PhaseTime, Report
+from strucprune_core.report.document import (
+    MemorySummary,
+    PerplexitySummary,
+    PhaseTime,
+    Report,
+    removes_experts_alone,
+)
 from strucprune_core.report.html.numbers import (
     ABSENT,
     change,
@@ -69,7 +75,7 @@ def _removed(report: Report) -> str:
     parts = _blocks(report)
     parts += [f"{part:,} of {whole:,} {kind}" for kind, (part, whole) in kinds.items() if part]
     asked = f"requested: {percent(gone.requested)}"
-    if gone.experts_removed:
+    if removes_experts_alone(report):
         return f"StrucPrune removed {parts[0]}: {percent(gone.reached)} ({asked})."
     return (
         f"StrucPrune removed {', '.join(parts) or 'nothing'}: {percent(gone.reached)} of "

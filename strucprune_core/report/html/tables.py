@@ -17,6 +17,7 @@ from strucprune_core.report.document import (
     RoundReport,
     has_few_tokens,
     layers_with_experts,
+    removes_experts_alone,
 )
 from strucprune_core.report.html.numbers import (
     ABSENT,
@@ -66,9 +67,9 @@ def size_table(report: Report) -> Table:
         for field, name in names.items()
         if getattr(report.before, field) is not None
     }
-    if report.sparsity.experts_removed:
+    if removes_experts_alone(report):
         del sizes["FFN channels"]
-    else:
+    elif not report.sparsity.experts_removed:
         del sizes["Routed experts"]
         sizes["of which FFN"] = ffn_flops(report)
     rows = [[name, exact(was), exact(now), change(was, now)] for name, (was, now) in sizes.items()]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report, layers_with_experts
+from strucprune_core.report.document import Report, layers_with_experts, removes_experts_alone
 from strucprune_core.report.html.bars import Bars, memory_bars, perplexity_bars, phase_bars
 from strucprune_core.report.html.charts import (
     Chart,
@@ -56,6 +56,7 @@ class View:
     layer_table: Table
     block_table: Table
     removes_experts: bool
+    experts_alone: bool
     kept_experts: Chart
     expert_layer_table: Table
     expert_table: Table
@@ -68,7 +69,7 @@ class View:
     file_table: Table
 
 
-def _name(uri: str) -> str:
+def model_name(uri: str) -> str:
     """A name for the model; of a URI that cannot be parsed, as the report's reader gave it."""
     try:
         return short_name(uri)
@@ -84,7 +85,7 @@ def view_of(report: Report) -> View:
     errors = {layer.index: layer.reconstruction_error for layer in layers}
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
-        model=_name(report.model.uri),
+        model=model_name(report.model.uri),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),
@@ -99,6 +100,7 @@ def view_of(report: Report) -> View:
         layer_table=layer_table(layers),
         block_table=block_table(report.blocks),
         removes_experts=bool(layers_with_experts(layers)),
+        experts_alone=removes_experts_alone(report),
         kept_experts=kept_experts(layers),
         expert_layer_table=expert_layer_table(layers),
         expert_table=expert_table(layers),

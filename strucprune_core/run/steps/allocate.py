@@ -1,4 +1,4 @@
-"""`allocate`: which round's widths are used, and which blocks go."""
+"""`allocate`: which round's widths are used, and which blocks or experts go."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from strucprune_core.run.artifacts import AllocateValues, Price, PriceValues
 from strucprune_core.run.block_choice import BlockChoice, dropped_blocks
 from strucprune_core.run.context import Job
 from strucprune_core.run.energies import round_divergence
+from strucprune_core.run.shared_choice import best_number, kept_after
 from strucprune_core.run.workspace import Draft
 
 
@@ -22,6 +23,8 @@ def allocate(job: Job, unit: Unit, draft: Draft) -> None:
         draft.record(AllocateValues((), None, None, [], [], round=1, kls=[], blocks=blocks))
     elif pruning.removes_blocks:
         draft.record(_beside_blocks(job))
+    elif pruning.removes_experts:
+        draft.record(_beside_experts(job))
     else:
         draft.record(_best_round(job))
 
@@ -45,3 +48,16 @@ def _beside_blocks(job: Job) -> AllocateValues:
     energies = job.units.values(Price(1)).energies
     split = choice.split(blocks)
     return AllocateValues(**asdict(split), energies=energies, round=1, kls=[], blocks=blocks)
+
+
+def _beside_experts(job: Job) -> AllocateValues:
+    """The number of experts with which the predicted loss is least, and widths beside it."""
+    steps, loss, split = best_number(job)
+    return AllocateValues(
+        **asdict(split),
+        energies=job.units.values(Price(1)).energies,
+        round=1,
+        kls=[],
+        experts=kept_after(job, steps),
+        expert_loss=loss,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,16 +18,21 @@ from strucprune_core.checkpoint.writer import PlannedTensor
 from strucprune_core.method.gram import GramAccumulator, assumed_energy, token_weights
 from strucprune_core.method.site_statistics import SiteStatistics
 from strucprune_core.models.decoder import LayerTrace
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.experts import experts_of
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.structures import Site, SiteKind
 from strucprune_core.models.tiles import HOLDOUT_TOKENS
 from strucprune_core.plan.graph import Unit
 from strucprune_core.report.document import largest_known
 from strucprune_core.run.artifacts import Capture, CaptureValues
 from strucprune_core.run.context import Job
+from strucprune_core.run.expert_choice import means_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array
 from strucprune_core.scratch.mapped_matrix import HostMatrix
+
+if TYPE_CHECKING:
+    from strucprune_core.models.generic.routed import ExpertSums
 
 Rows = NDArray[np.float32]
 
@@ -36,18 +43,36 @@ def capture(job: Job, unit: Unit, draft: Draft) -> None:
 
     Raises:
         InvalidText: the text is degenerate (see `calibration.degeneracy`).
+        NumericalFailure: an output of an expert is not finite.
     """
     this = Capture(unit.index)
     hidden = job.units.array(this.entering)
     output = new_array(draft.path(Capture.hidden), hidden.shape)
     layer = _Layer(job, this.layer, hidden, output)
-    statistics, total_weight = layer.sum_up(draft.path(Capture.grams))
+    with _recorded(job, this.layer) as sums:  # Scores see no held-out text.
+        statistics, total_weight = layer.sum_up(draft.path(Capture.grams))
     _refuse_degenerate(job, statistics)
     mean_weight = total_weight / (job.split.train * hidden.shape[1])
     save_bundle(draft.path(Capture.holdout), layer.hold_out(mean_weight))
     output.flush()
     np.save(draft.path(Capture.probe_input), job.split.probe_windows(hidden))
-    draft.record(CaptureValues(statistics))
+    experts = None if sums is None else means_of(sums, this.layer)
+    draft.record(CaptureValues(statistics, experts))
+
+
+@contextlib.contextmanager
+def _recorded(job: Job, layer: int) -> Iterator[ExpertSums | None]:
+    """Inside, sum up what a layer's experts do; None if they are not removed, or if it has none."""
+    experts, modules = experts_of(job.config, layer), job.dense.modules
+    if not job.removes_experts or experts is None or modules is None:
+        yield None
+        return
+    # transformers takes seconds and 100 MB to import: only here.
+    from strucprune_core.models.generic.routed import ExpertSums
+
+    sums = ExpertSums(experts.count)
+    with modules.recording(layer, sums):
+        yield sums
 
 
 def _refuse_degenerate(job: Job, statistics: dict[str, SiteStatistics]) -> None:
@@ -111,10 +136,12 @@ class _Layer:
         job = self._job
         weights = job.dense.layer(self._index)
         kinds = {site.kind for site in self._sites}
-        length = self._hidden.shape[1]
-        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
+        given = self._hidden[sequences.start : sequences.stop]
+        batches = run_batches(
+            job.dense, self._index, weights, given, job.scratch, job.safe_point, record=kinds
+        )
+        for batch, trace in batches:
             rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            trace = job.dense.run_layer(self._index, weights, self._hidden[rows], record=kinds)
             self._output[rows] = trace.hidden.cpu().numpy()
             yield rows, trace
             del trace

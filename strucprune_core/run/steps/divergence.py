@@ -10,7 +10,7 @@ import torch
 
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.plan.graph import Unit
-from strucprune_core.run.artifacts import DivergenceValues, Route, Tokens
+from strucprune_core.run.artifacts import Capture, DivergenceValues, Route, Tokens
 from strucprune_core.run.context import Job
 from strucprune_core.run.layer_variants import divergences_from_dense
 from strucprune_core.run.pruned_model import PrunedModel
@@ -26,5 +26,6 @@ def divergence(job: Job, unit: Unit, draft: Draft) -> None:
     hidden = final_hidden(
         PrunedModel(job).stream(), windows, job.scratch, lambda: job.tick(next(ticks), layers)
     )
-    (kl,) = divergences_from_dense(job, Route(layers - 1).hidden, [np.asarray(hidden)])
+    last = Route(layers - 1).hidden if job.removes_experts_alone else Capture(layers - 1).hidden
+    (kl,) = divergences_from_dense(job, last, [np.asarray(hidden)])
     draft.record(DivergenceValues(kl))

@@ -1,4 +1,7 @@
-"""`evaluate.dense`, `evaluate.pruned`: the perplexity of a model, and whether pruning ruined it."""
+"""`evaluate.dense`, `evaluate.pruned`, `evaluate.e`: the perplexity of a model.
+
+And whether pruning, or storing the result in fewer bits, ruined it.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,38 @@ from strucprune_core.run.artifacts import Evaluate, EvaluateValues, EvaluationTo
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Draft
 from strucprune_core.run.written_checkpoint import reopened
+from strucprune_core.run.written_exports import reopened_export
+from strucprune_core.spec import Export
 
 
 def evaluate(job: Job, unit: Unit, draft: Draft) -> None:
-    """Measure the perplexity of the dense or the pruned model, streamed; writes no file.
+    """Measure the perplexity of the dense or the pruned model or an export, streamed.
+
+    That of an export in fewer bits is of its weights as they are read again; activations are not
+    quantised. Writes no file.
 
     Raises:
         NumericalFailure: that of the dense model is not finite.
-        QualityCollapsed: that of the pruned model is too high.
+        QualityCollapsed: that of the pruned model or of the export is too high, and there is no
+            other size.
     """
     if unit.name == Evaluate("dense").unit:
         value = _perplexity(job, job.dense)
         _check_finite(value)
-    else:
-        value = _perplexity(job, reopened(job)[1])
-        _check_collapse(job, value)
-    draft.record(EvaluateValues(value))
+        draft.record(EvaluateValues(value))
+        return
+    exports = job.spec.pruning.exports
+    export = next((each for each in exports if Evaluate(each).unit == unit.name), None)
+    written = reopened(job)[1] if export is None else reopened_export(job, export).stream(job)
+    value = _perplexity(job, written)
+    rejected = None
+    try:
+        _check_collapse(job, value, export)
+    except QualityCollapsed as error:
+        if not job.size:
+            raise
+        rejected = error.message  # Of several sizes, the others may be good.
+    draft.record(EvaluateValues(value, rejected))
 
 
 def _perplexity(job: Job, stream: ModelStream) -> float:
@@ -48,16 +67,21 @@ def _check_finite(dense: float) -> None:
         )
 
 
-def _check_collapse(job: Job, pruned: float) -> None:
+def _check_collapse(job: Job, found: float, export: Export | None = None) -> None:
+    """Check the perplexity of the pruned model, or of an export of it."""
     evaluation = job.spec.evaluation
     assert evaluation is not None  # noqa: S101 - else the graph has no such unit
     limit = evaluation.max_perplexity_ratio
     dense = job.units.values(Evaluate("dense")).perplexity
-    if not pruned <= limit * dense:  # `not <=`, so that NaN fails too.
+    if not found <= limit * dense:  # `not <=`, so that NaN fails too.
+        where = "" if export is None else f" in the export {export}"
+        cure = "Lower pruning.sparsity, use more calibration text"
+        if export is not None:
+            cure = f"Leave '{export}' out"
         raise QualityCollapsed(
-            f"perplexity went from {dense:.2f} to {pruned:.4g}, more than {limit:g} times as much; "
-            "nothing was published",
-            field="pruning.sparsity",
-            remedy="Lower pruning.sparsity, use more calibration text, or raise "
+            f"perplexity went from {dense:.2f} to {found:.4g}{where}, more than {limit:g} times as "
+            "much; nothing was published",
+            field="pruning.sparsity" if export is None else "pruning.exports",
+            remedy=f"{cure}, or raise "
             "evaluation.max_perplexity_ratio if you want the model all the same.",
         )

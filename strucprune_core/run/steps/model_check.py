@@ -69,5 +69,5 @@ def _experts_check(job: Job) -> ExpertsCheck:
         job.dense,
         tried_experts(job.spec.pruning, job.config),
         job.spec.calibration.seed,
-        equally=job.spec.pruning.layout == "uniform",
+        equally=job.spec.pruning.keeps_equal_experts,
     )

@@ -21,7 +21,7 @@ from strucprune_core.run.workspace import Draft
 def probe(job: Job, unit: Unit, draft: Draft) -> None:
     """Measure the divergence of each variant; writes no file."""
     group = probe_groups(job.config.layers)[unit.index]
-    if job.removes_experts:
+    if job.removes_experts_alone:
         places = {each.layer: each for each in plan_experts(job.config, job.spec.pruning)}
         kl = expert_divergences(job, group, lambda layer: probed_experts(job, places[layer]))
         draft.record(ProbeValues(kl))

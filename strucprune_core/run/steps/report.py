@@ -8,23 +8,28 @@ from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from strucprune_core.export.gguf_layout import plan_tensors
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
 from strucprune_core.models.tensors import expected_tensors
+from strucprune_core.plan import shared_budget
 from strucprune_core.plan.blocks import removable_parameters
 from strucprune_core.plan.deviations import (
     batch_warning,
     drafting_warning,
+    family_warning,
+    left_wide_warning,
     quantised_warning,
     sparsity_warning,
     tokenizer_warning,
 )
-from strucprune_core.plan.estimate import drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
-from strucprune_core.plan.inspection import ModelFacts
-from strucprune_core.plan.sites import PlannedSite
+from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.report.document import (
+    AdapterSummary,
     BlockReport,
     CalibrationSummary,
     DistillationReport,
@@ -45,6 +50,7 @@ from strucprune_core.report.document import (
     SiteReport,
     SizeSummary,
     SparsitySummary,
+    TargetReport,
     Verification,
     largest_known,
 )
@@ -53,7 +59,7 @@ from strucprune_core.run import artifacts
 from strucprune_core.run.card import card_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
-from strucprune_core.run.expert_choice import scores_of
+from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
 from strucprune_core.run.progress import Phase
@@ -65,12 +71,13 @@ from strucprune_core.run.report_warnings import (
     layer_rank,
     rank_warning,
     retry_warnings,
+    target_warning,
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.workspace import Draft
-from strucprune_core.spec import Export
+from strucprune_core.spec import QUANTISED_EXPORTS, Export
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
@@ -89,8 +96,9 @@ def _report(job: Job) -> Report:
     """The report of a job whose units before `report` are all finished, without its files."""
     pruned = PrunedModel(job)
     before, after = _sizes(job, pruned)
-    asked, reached = job.spec.pruning.sparsity, _reached(job, pruned)
-    layers = _layers(job, pruned)
+    asked = requested_sparsity(job.spec.pruning, job.config)
+    reached = _reached(job, pruned)
+    layers, target = _layers(job, pruned), _target(job, pruned, after)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -109,6 +117,7 @@ def _report(job: Job) -> Report:
             blocks_removed=sum(len(each.block.kinds) for each in _removed_blocks(job)),
             parameters_removed=before.parameters - after.parameters,
         ),
+        target=target,
         layers=layers,
         blocks=_blocks(job),
         rounds=_rounds(job),
@@ -122,10 +131,13 @@ def _report(job: Job) -> Report:
         exports=[_export(job, export) for export in job.spec.pruning.exports],
         files=[],
         warnings=[
+            *family_warning(job.spec.pruning, job.config),
             *_model_warnings(job),
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
+            *target_warning(target),
             *batch_warning(job.spec),
+            *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
             *tokenizer_warning(job.index.file_versions),
             *text_warnings(job.spec, job.config.vocab_size, *_texts(job)),
@@ -136,6 +148,23 @@ def _report(job: Job) -> Report:
             *retry_warnings(layers),
         ],
     )
+
+
+def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
+    """What the target counts, of the result."""
+    target = job.spec.pruning.target
+    if target is None:
+        return None
+    if target.kind == "parameters":
+        reached = after.parameters
+    elif target.of != "checkpoint":
+        reached = bytes_as(target.of, pruned.in_files, ModelFacts(job.index, job.config))
+    else:
+        reached = after.bytes
+    if target.kind == "memory_bytes":
+        tokens = target.context_tokens * target.batch_sequences
+        reached += tokens * (after.kv_cache_bytes_per_token or 0)
+    return TargetReport(kind=target.kind, most=target.most, reached=reached)
 
 
 def _model_warnings(job: Job) -> list[str]:
@@ -188,13 +217,31 @@ def _model(job: Job) -> ModelSummary:
         vocab_size=config.vocab_size,
         dtype=job.index.tensors[job.config.names.embedding].dtype,
         digest=job.index.digest(),
+        adapter=_adapter(job),
+    )
+
+
+def _adapter(job: Job) -> AdapterSummary | None:
+    adapter, uri = job.index.adapter, job.spec.model.adapter_uri
+    if adapter is None or uri is None:
+        return None
+    return AdapterSummary(
+        uri=uri,
+        version=adapter.version,
+        rank=adapter.rank,
+        alpha=adapter.alpha,
+        modules=list(adapter.modules),
+        replaced=list(adapter.replaced),
     )
 
 
 def _reached(job: Job, pruned: PrunedModel) -> float:
     """Share of the prunable structures' parameters that went; of experts, of their number."""
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return removed_share(job.config, pruned.experts)
+    if job.removes_experts:
+        gone = _dense_parameters(job) - _parameters(pruned.config)
+        return gone / shared_budget.removable_parameters(job.config, job.spec.pruning)
     if job.spec.pruning.removes_blocks:
         gone = _dense_parameters(job) - _parameters(pruned.config)
         return gone / removable_parameters(job.config, job.spec.pruning)
@@ -205,7 +252,7 @@ def _reached(job: Job, pruned: PrunedModel) -> float:
 
 
 def _layers(job: Job, pruned: PrunedModel) -> list[LayerReport]:
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return [_expert_layer(job, layer, kept) for layer, kept in enumerate(pruned.experts)]
     sites: list[list[SiteReport]] = [[] for _ in job.config.blocks]
     for place, site in zip(job.planned, _sites(job), strict=True):
@@ -217,15 +264,7 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
     """A layer of a job that removes experts, which has no sites."""
     block, unit = job.config.blocks[layer], artifacts.Route(layer)
     chosen = job.units.values(artifacts.Select())
-    values, manifest = job.units.values(unit), job.workspace.manifest(unit.unit)
-    experts = None
-    if kept:
-        experts = ExpertsReport(
-            removed=sorted(set(range(len(values.tokens))) - set(kept)),
-            calibration_tokens=values.tokens,
-            scores=scores_of(job.spec.pruning, values),
-            repair=_repair(job, layer),
-        )
+    manifest = job.workspace.manifest(unit.unit)
     return LayerReport(
         index=layer,
         width_before=sum(block.ffn_widths),
@@ -235,13 +274,26 @@ def _expert_layer(job: Job, layer: int, kept: list[int]) -> LayerReport:
         kv_heads_before=block.kv_heads,
         kv_heads_after=block.kv_heads,
         sites=[],
-        experts=experts,
+        experts=_experts(job, layer, kept),
         energy=chosen.energies[layer],
         predicted_damage=chosen.damages[layer],
         reconstruction_error=None,
         damping=0.0,
         damping_retries=0,
         seconds=0.0 if manifest is None else manifest.seconds,
+    )
+
+
+def _experts(job: Job, layer: int, kept: list[int]) -> ExpertsReport | None:
+    """What became of a layer's experts; None if it has none."""
+    if not kept:
+        return None
+    values = seen_of(job, layer)
+    return ExpertsReport(
+        removed=sorted(set(range(len(values.tokens))) - set(kept)),
+        calibration_tokens=values.tokens,
+        scores=scores_of(job.spec.pruning, values),
+        repair=_repair(job, layer),
     )
 
 
@@ -264,6 +316,7 @@ def _layer(job: Job, pruned: PrunedModel, layer: int, sites: list[SiteReport]) -
         kv_heads_before=before.kv_heads,
         kv_heads_after=after.kv_heads,
         sites=sites,
+        experts=_experts(job, layer, pruned.experts[layer]) if job.removes_experts else None,
         recovery=_recovery(job, pruned, layer),
         refit=_refit(job, layer),
         energy=max((site.energy for site in sites), default=0.0),
@@ -367,13 +420,18 @@ def _blocks(job: Job) -> list[BlockReport]:
 
 
 def _rounds(job: Job) -> list[RoundReport]:
-    if job.removes_experts:
+    if job.removes_experts_alone:
         return [_removal(job)]
     if job.spec.pruning.removes_blocks_alone:
         return []
     allocation = job.units.values(artifacts.Allocate())
     if job.spec.pruning.removes_blocks:  # The only round's price is of a model with all blocks.
         return [_round(allocation, None, used=True)]
+    if job.removes_experts:
+        kl = job.units.values(artifacts.Divergence()).kl
+        beside = _round(allocation, kl, used=True)
+        loss = beside.predicted_damage + allocation.expert_loss
+        return [beside.model_copy(update={"predicted_damage": loss})]
     rounds = range(1, job.spec.pruning.rounds + 1)
     kls: list[float | None] = [*allocation.kls] or [None]
     return [
@@ -478,8 +536,21 @@ def _export(job: Job, export: Export) -> ExportReport:
     store = exported(job, export)
     sizes = [len(data) for data in store.contents.values()]
     sizes += [path.stat().st_size for path in store.paths.values()]
-    check = _verification(job, artifacts.Check(export))
-    return ExportReport(name=export, folder=export, bytes=sum(sizes), verification=check)
+    measured = export in QUANTISED_EXPORTS and job.spec.evaluation is not None
+    return ExportReport(
+        name=export,
+        folder=export,
+        bytes=sum(sizes),
+        verification=_verification(job, artifacts.Check(export)),
+        perplexity=job.units.values(artifacts.Evaluate(export)).perplexity if measured else None,
+    )
+
+
+def _left_wide(job: Job, pruned: PrunedModel) -> list[str]:
+    """Matrices that an export for llama.cpp could not quantise."""
+    if "gguf_q8_0" not in job.spec.pruning.exports:
+        return []
+    return left_wide_warning(plan_tensors(pruned.in_files, pruned.stored_dtype, quantised=True))
 
 
 def _verification(job: Job, unit: artifacts.Verify | artifacts.Check) -> Verification:

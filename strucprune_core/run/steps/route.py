@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from strucprune_core.errors import NumericalFailure
 from strucprune_core.method.experts import stay
 from strucprune_core.models.experts import experts_of, routing_of
-from strucprune_core.models.forward import micro_batches
+from strucprune_core.models.forward import run_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.plan.graph import Unit
-from strucprune_core.run.artifacts import Route, RouteValues
+from strucprune_core.run.artifacts import Route
 from strucprune_core.run.context import Job
-from strucprune_core.run.expert_choice import measured_steps, scores_of
+from strucprune_core.run.expert_choice import means_of, measured_steps, scores_of
 from strucprune_core.run.workspace import Draft
 from strucprune_core.scratch.arrays import new_array
 
@@ -43,15 +42,15 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
     assert modules is not None  # noqa: S101 - experts are removed of generic models alone
     sums = ExpertSums(0 if experts is None else experts.count)
     weights = job.dense.layer(this.layer)
-    samples, length = hidden.shape[:2]
+    samples = len(hidden)
 
     def run(sequences: range) -> None:
-        for batch in micro_batches(len(sequences), length, job.tiles.micro_batch_tokens):
-            rows = slice(sequences.start + batch.start, sequences.start + batch.stop)
-            trace = job.dense.run_layer(this.layer, weights, hidden[rows])
-            output[rows] = trace.hidden.cpu().numpy()
-            del trace
-            job.tick(rows.stop, samples)
+        given, found = hidden[sequences.start : sequences.stop], output[sequences.start :]
+        batches = run_batches(job.dense, this.layer, weights, given, job.scratch, job.safe_point)
+        for batch, trace in batches:
+            found[batch] = trace.hidden.cpu().numpy()
+            del trace  # Not beside the next micro-batch's.
+            job.tick(sequences.start + batch.stop, samples)
 
     first = job.split.train  # Scores see no held-out text.
     with contextlib.nullcontext() if experts is None else modules.recording(this.layer, sums):
@@ -61,22 +60,7 @@ def route(job: Job, unit: Unit, draft: Draft) -> None:
     damage = [] if experts is None else _damage(job, this.layer, weights, hidden, output, sums)
     if job.energy == "kl_probe":
         np.save(draft.path(Route.probe_input), job.split.probe_windows(hidden))
-    values = replace(_means(sums), damage=damage)
-    if not np.isfinite([*values.output_norm, *values.reap]).all():
-        raise NumericalFailure(
-            "the output of an expert is not finite",
-            field="model.uri",
-            layer=this.layer,
-            remedy="The checkpoint is damaged, or its values are too large for float32.",
-        )
-    draft.record(values)
-
-
-def _means(sums: ExpertSums) -> RouteValues:
-    tokens = sums.tokens.clamp(min=1)
-    return RouteValues(
-        sums.tokens.tolist(), (sums.squares / tokens).tolist(), (sums.gated / tokens).tolist(), []
-    )
+    draft.record(replace(means_of(sums, this.layer), damage=damage))
 
 
 def _damage(
@@ -88,20 +72,16 @@ def _damage(
     sums: ExpertSums,
 ) -> list[tuple[int, float]]:
     """What removing more and more experts does to the layer's output on some of the text."""
-    from strucprune_core.evaluation.experts_check import masked_output
+    from strucprune_core.run.masked_experts import masked_layer
 
-    modules, routing = job.dense.modules, routing_of(job.config)
-    assert modules is not None  # noqa: S101 - experts are removed of generic models alone
+    routing = routing_of(job.config)
     where = np.s_[: job.split.probe_sequences, : job.split.probe_tokens]
     given, wanted = np.ascontiguousarray(hidden[where]), output[where]
-    scores, damage = scores_of(job.spec.pruning, _means(sums)), []
+    scores, damage = scores_of(job.spec.pruning, means_of(sums, layer)), []
     for steps in measured_steps(job, layer):
         count = routing.experts - steps * routing.groups
         kept = stay(scores, sums.tokens.tolist(), count, routing.groups)
-        error = 0.0
-        for rows in micro_batches(len(given), given.shape[1], job.tiles.micro_batch_tokens):
-            found = masked_output(job.dense, modules, layer, weights, kept, given[rows])
-            error += float(np.square(found - wanted[rows], dtype=np.float64).sum())
-            job.safe_point()
+        found = masked_layer(job, layer, weights, kept, given)
+        error = float(np.square(found - wanted, dtype=np.float64).sum())
         damage.append((steps, error / (given.shape[0] * given.shape[1])))
     return damage

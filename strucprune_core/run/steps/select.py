@@ -41,7 +41,7 @@ def _by_layer(job: Job) -> SelectValues:
         pruning.allocation,
         [damages_of(job, place.layer) for place in places],
         energies,
-        pruning.sparsity,
+        pruning.asked_sparsity,
         [place.rule for place in places],
         [place.parameters for place in places],
         pruning.temperature,

@@ -22,7 +22,7 @@ from api.jobs.state import JobState
 from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
-from strucprune_core.report.document import PerplexitySummary, Report
+from strucprune_core.report.document import ExportReport, PerplexitySummary, Report
 from strucprune_core.run.progress import Phase, Progress
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -179,8 +179,16 @@ def made_report(perplexity: float, sparsity: float) -> Report:
     assert made.perplexity is not None
     before = made.perplexity.before
     changed = {**made.perplexity.model_dump(), "after": perplexity, "ratio": perplexity / before}
+    export = ExportReport(
+        name="gguf_q8_0",
+        folder="gguf_q8_0",
+        bytes=34_000_000,
+        verification=made.verification,
+        perplexity=perplexity + 0.5,
+    )
     return made.model_copy(
         update={
+            "exports": [export],
             "perplexity": PerplexitySummary.model_validate(changed),
             "sparsity": made.sparsity.model_copy(
                 update={"requested": sparsity, "reached": sparsity}

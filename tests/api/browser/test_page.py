@@ -380,6 +380,7 @@ def test_a_result(page: Page, jobs: Jobs) -> None:
     page.get_by_role("img", name="FFN channels kept of each of 30 layers").wait_for()
     page.get_by_role("img", name="Energy of each of 30 layers").wait_for()
     assert page.get_by_text("was 23.49 (× 1.42)").is_visible()
+    assert page.get_by_text("34 MB in gguf_q8_0, perplexity 33.93").is_visible()
     link = page.get_by_role("link", name="model.safetensors").get_attribute("href")
     assert link is not None
     assert httpx.get(link).content == WEIGHTS  # without the key

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from strucprune_core.plan.inspection import inspect_job, inspect_model
 from strucprune_core.storage.local import LocalStore
 from tests.core.jobs.tiny_job import run, tiny_spec
 from tests.support.sentencepiece import sentencepiece_model
+from tests.support.tiny_llama import make_tiny_llama
 
 TEXTS = ("hello world, this is a test", "é 日本 and numbers 1234", "a\n\n  b\tc")
 
@@ -97,11 +99,37 @@ def test_no_tokenizer_at_all(model: Path) -> None:
         inspect_model(LocalStore(model))
 
 
-def test_gguf_needs_the_file(model: Path, text_file: Path, tmp_path: Path) -> None:
-    in_sentencepiece(model)
-    spec = tiny_spec(model, text_file, tmp_path / "out", pruning={"exports": ["gguf"]})
-    with pytest.raises(InvalidSpec, match="gguf export needs"):
-        inspect_job(spec, lambda uri: LocalStore(Path(uri)))
+@pytest.mark.parametrize("older", [in_two_files, in_sentencepiece])
+def test_gguf_of_such_a_model(
+    model: Path, text_file: Path, tmp_path: Path, older: Callable[[Path], object]
+) -> None:
+    """The file is that of the model with the tokenizer.json that was made."""
+    shutil.rmtree(model)
+    make_tiny_llama(model, vocab=600)
+    older(model)
+    having = Path(shutil.copytree(model, tmp_path / "having" / model.name))
+    index = with_tokenizer(inspect_model(LocalStore(model)).index)
+    (having / "tokenizer.json").write_bytes(index.store.read("tokenizer.json"))
+    files = []
+    for number, each in enumerate((model, having)):
+        pruning = {"sparsity": 0.3, "exports": ["gguf"]}
+        spec = tiny_spec(each, text_file, tmp_path / f"out-{number}", pruning=pruning)
+        run(spec, tmp_path / f"run-{number}")
+        files.append((tmp_path / f"out-{number}/gguf/model.gguf").read_bytes())
+    assert files[0] == files[1]
+
+
+def test_gguf_of_a_tokenizer_that_it_cannot_hold(
+    model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    in_two_files(model, add_prefix_space=True)
+    pruning = {"sparsity": 0.3, "exports": ["gguf"]}
+    spec = tiny_spec(model, text_file, tmp_path / "out", pruning=pruning)
+    inspect_job(spec, lambda uri: LocalStore(Path(uri)))
+    with pytest.raises(InvalidSpec, match="pre_tokenizer") as caught:
+        run(spec, tmp_path)
+    assert caught.value.field == "pruning.exports"
+    assert not list((tmp_path / "workspace").rglob("manifest.json"))
 
 
 def test_code_of_a_checkpoint_does_not_run(model: Path, tmp_path: Path) -> None:

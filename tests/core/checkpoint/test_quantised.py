@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from compressed_tensors import quantization
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
@@ -72,11 +74,39 @@ def test_transformers_dequantises_alike(tmp_path: Path, factors: torch.dtype) ->
     assert torch.equal(reader.tensor("a.weight", dtype=None), theirs)
 
 
+@pytest.mark.parametrize("experts", [(), (3,)])
+def test_factors_that_are_exponents(tmp_path: Path, experts: tuple[int, ...]) -> None:
+    """scale_fmt "ue8m0": every exponent that the format has, but NaN."""
+    stored = torch.randn(*experts, 60, 68).to(torch.float8_e4m3fn)
+    exponents = torch.arange(255, dtype=torch.uint8).view(15, 17).expand(*experts, 15, 17)
+    grid = exponents.contiguous().view(torch.float8_e8m0fnu)
+    section = {**FINE, "weight_block_size": [4, 4], "scale_fmt": "ue8m0"}
+    tensors = {"a.weight": stored, "a.weight_scale_inv": grid}
+    index = open_checkpoint(LocalStore(written(tmp_path, tensors, section)))
+    powers = torch.pow(2.0, exponents.double() - 127)
+    powers = powers.repeat_interleave(4, dim=-2).repeat_interleave(4, dim=-1)
+    expected = (stored.double() * powers).float().bfloat16()
+    assert index.tensors.keys() == {"a.weight"}
+    found = TensorReader(index).tensor("a.weight", dtype=None)
+    assert torch.equal(found, expected)
+    theirs = Fp8Dequantize(None)._dequantize_one(stored, grid, torch.bfloat16)
+    assert torch.equal(found, theirs)
+
+
+def test_exponents_of_something_else_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model, tmp_path / "m"))
+    tensors = load_file(model / "model.safetensors")
+    tensors[NAME] = torch.ones_like(tensors[NAME]).to(torch.float8_e8m0fnu)
+    save_file(tensors, model / "model.safetensors")
+    with pytest.raises(InvalidCheckpoint, match="dtype F8_E8M0") as caught:
+        inspect_model(LocalStore(model))
+    assert "unquantised" in str(caught.value.remedy)
+
+
 @pytest.mark.parametrize("scheme", ["tensor", "channel", "block"])
 def test_compressed_tensors_dequantises_alike(
     tiny_model: Path, tmp_path: Path, scheme: Scheme
 ) -> None:
-    quantization = pytest.importorskip("compressed_tensors.quantization")
     # Its blocks divide the matrix.
     model = in_fp8(tiny_model, tmp_path / "m", scheme, block=(32, 16), factors=torch.bfloat16)
     tensors = load_file(model / "model.safetensors")

@@ -64,13 +64,29 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("runtime", "max_workers"): 4,
     ("labels",): ["team=a", "run=b=c"],
 }
+# What `--target-memory` goes with; the other two kinds stand alone.
+TARGET: dict[str, Any] = {
+    "parameters": "120M",
+    "bytes": "2GiB",
+    "memory_bytes": "2GiB",
+    "of": "checkpoint",
+    "context_tokens": 128,
+    "batch_sequences": 3,
+}
 # The same of options that do not go with those.
 ALONE: dict[tuple[str, ...], Any] = {
     ("pruning", "structures"): ["experts"],
     ("pruning", "expert_score"): "reap",
     ("pruning", "expert_repair"): True,
+    ("pruning", "expert_count"): 6,
+    ("pruning", "sizes"): ["0.2", "0.5"],
+    **{("pruning", "target", name): value for name, value in TARGET.items()},
 }
 TRANSLATED: dict[tuple[str, ...], Any] = {
+    ("pruning", "sizes"): [0.2, 0.5],
+    ("pruning", "target", "parameters"): 120_000_000,
+    ("pruning", "target", "bytes"): 2 * 2**30,
+    ("pruning", "target", "memory_bytes"): 2 * 2**30,
     ("pruning", "max_sparsity_by_layer"): {3: 0.1, 0: 0.0},
     ("runtime", "device_memory_bytes"): 2 * 2**30,
     ("runtime", "host_memory_bytes"): 3 * 2**30,
@@ -85,9 +101,25 @@ def value_at(spec: JobSpec, path: tuple[str, ...]) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def instead(path: tuple[str, ...]) -> bool:
+    """Whether an option says how much is removed, in place of a sparsity."""
+    return path[:1] == ("pruning",) and path[1] in ("sizes", "target", "expert_count")
+
+
 @pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
 def test_each_option_sets_its_field(option: JobOption) -> None:
     given = {**REQUIRED, **(GIVEN if option.path in GIVEN else ALONE)}
+    for path in [path for path in given if path != ("pruning", "sparsity") and instead(path)]:
+        beside = path[1] == "target" == option.path[1] and path[-1] in ("context_tokens", "of")
+        kind = path == ("pruning", "target", "memory_bytes") and option.path[-1] in (
+            "of",
+            "context_tokens",
+            "batch_sequences",
+        )
+        if path != option.path and not beside and not kind:
+            del given[path]
+    if instead(option.path):
+        del given["pruning", "sparsity"]
     spec = parse_spec(job_body(None, given))
     assert value_at(spec, option.path) == TRANSLATED.get(option.path, given[option.path])
 

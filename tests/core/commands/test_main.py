@@ -42,7 +42,7 @@ def test_version() -> None:
 def test_inspect(tiny_model: Path) -> None:
     facts = result_of("inspect", tiny_model)
     assert (facts["architecture"], facts["layers"]) == ("llama", 4)
-    assert facts["exports"] == ["gguf", "block_configs"]
+    assert facts["exports"] == ["gguf", "gguf_q8_0", "fp8", "block_configs"]
     assert (facts["query_heads"], facts["kv_heads"]) == ([4] * 4, [2] * 4)
     shown = call("inspect", tiny_model).stdout
     assert "parameters" in shown

@@ -37,9 +37,10 @@ from strucprune_core.export.gguf_layout import (
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.families import parse_config
 from strucprune_core.models.tensors import expected_tensors
-from strucprune_core.plan.inspection import ModelFacts, inspect_model
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.storage.local import LocalStore
-from tests.core.jobs.tiny_job import run, tiny_spec
+from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.support.sentencepiece import sentencepiece_tokenizer
 from tests.support.tiny_llama import make_tiny_llama
 
@@ -262,3 +263,29 @@ def test_one_shape_is_a_plain_llama(tmp_path: Path, tiny_model: Path, text_file:
     config = inspect_model(LocalStore(tmp_path / "out")).config
     assert architecture(config) == "llama"
     assert reader.get_field("llama.feed_forward_length").contents() == config.ffn_channels // 4
+
+
+def test_heads_that_are_gone_from_every_layer(tmp_path: Path, text_file: Path) -> None:
+    """llama.cpp takes `key_length` for the width of a head, and not embedding_length / heads."""
+    model = make_tiny_llama(tmp_path / "dense", heads=4, kv_heads=4)
+    pruning = {
+        "layout": "uniform",
+        "structures": ["kv_groups"],
+        "sparsity": 0.25,
+        "exports": ["gguf"],
+    }
+    run(tiny_spec(model, text_file, tmp_path / "out", pruning=pruning, evaluation=EASY), tmp_path)
+    reader = GGUFReader(tmp_path / "out/gguf/model.gguf")
+
+    def field(key: str) -> Any:
+        found = reader.get_field(f"llama.{key}")
+        assert found is not None
+        return found.contents()
+
+    assert reader.get_field("general.architecture").contents() == "llama"
+    assert (field("attention.head_count"), field("attention.head_count_kv")) == (3, 3)
+    assert (field("attention.key_length"), field("attention.value_length")) == (16, 16)
+    assert (field("rope.dimension_count"), field("embedding_length")) == (16, 64)
+    shapes = {each.name: tuple(int(size) for size in each.shape) for each in reader.tensors}
+    assert shapes["blk.0.attn_q.weight"] == (64, 48)
+    assert shapes["blk.0.attn_output.weight"] == (48, 64)

@@ -34,6 +34,10 @@ LLAMA: dict[str, Any] = {
     "vocab_size": 512,
     "max_position_embeddings": 2048,
 }
+GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 2048}
+MIXTRAL = {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2}
+# Exports that hold nothing but models with llama's tensors and arithmetic.
+LLAMAS_ALONE = ["gguf", "gguf_q8_0", "block_configs"]
 
 
 def pruning(**changes: Any) -> PruningSpec:
@@ -67,6 +71,7 @@ def test_the_table_names_families_that_exist() -> None:
             [".", ".", "gguf", "block_configs"],
         ),
         ({"layout": "uniform", "exports": ["block_configs", "gguf"]}, [".", ".", "gguf", "."]),
+        ({"exports": ["gguf_q8_0", "fp8"]}, [".", ".", "gguf_q8_0", None]),
     ],
     ids=str,
 )
@@ -108,9 +113,44 @@ def test_a_form_that_was_not_tried_is_named_so(monkeypatch: pytest.MonkeyPatch) 
     assert [each.tried for each in layers.values()] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("changes", "structures", "loads"),
+    [
+        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, True]),
+        ({"model_type": "qwen2"}, ["kv_groups"], [True, False, False, False]),
+        ({"model_type": "qwen2"}, ["ffn_channels", "query_heads"], [True, False, False, False]),
+        ({"model_type": "qwen2", "head_dim": 8}, ["ffn_channels"], [True, False, False, False]),
+        ({"model_type": "phi3"}, ["kv_groups"], [True, True, False, False]),
+        ({"model_type": "mixtral"}, ["kv_groups"], [True, True, False, False]),
+        ({"model_type": "mixtral"}, ["ffn_channels"], [True, True, False, True]),
+        ({"model_type": "qwen3", "head_dim": 8}, ["kv_groups"], [True, True, False, True]),
+        ({}, ["kv_groups"], [True, True, False, True]),
+    ],
+    ids=str,
+)
+def test_heads_removed_where_a_runtime_derives_their_width(
+    changes: dict[str, Any], structures: list[str], loads: list[bool]
+) -> None:
+    """vLLM and MLX ignore `head_dim` in some families; the other layout or none is offered."""
+    found = support({**LLAMA, **changes}, layout="uniform", structures=structures)
+    assert [entry.loads for entry in found.values()] == loads
+    if not found["vLLM"].loads:
+        assert found["vLLM"].remedy == "Use layout 'per_layer'."
+
+
+@pytest.mark.parametrize(("structures", "loads"), [(["ffn_channels"], False), (["layers"], True)])
+def test_mlx_has_one_width_of_ffns_in_gpt_neox(structures: list[str], loads: bool) -> None:
+    config = {**LLAMA, "model_type": "gpt_neox", "num_key_value_heads": 4}
+    found = support(config, layout="uniform", structures=structures)
+    assert found["MLX"].loads == loads
+    assert found["vLLM"].loads
+
+
 def test_what_to_change() -> None:
     found = support(LLAMA)
-    assert found["llama.cpp"].remedy == "Add 'gguf' to pruning.exports."
+    assert found["llama.cpp"].remedy == (
+        "Add 'gguf' to pruning.exports, or add 'gguf_q8_0' to pruning.exports."
+    )
     assert found["MLX"].remedy == (
         "Use layout 'uniform', or add 'block_configs' to pruning.exports."
     )
@@ -136,11 +176,14 @@ def test_what_to_change() -> None:
         ({}, {}, []),
         ({"model_type": "mistral", "sliding_window": None}, {}, []),
         ({"model_type": "mistral", "sliding_window": 2048}, {}, []),
-        ({"model_type": "mistral", "sliding_window": 1024}, {}, ["gguf", "block_configs"]),
-        ({"model_type": "qwen2"}, {}, ["gguf", "block_configs"]),
-        ({"attention_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"mlp_bias": True}, {}, ["gguf", "block_configs"]),
-        ({"hidden_act": "gelu"}, {}, ["gguf", "block_configs"]),
+        ({"model_type": "mistral", "sliding_window": 1024}, {}, LLAMAS_ALONE),
+        ({"model_type": "qwen2"}, {}, LLAMAS_ALONE),
+        ({"attention_bias": True}, {}, LLAMAS_ALONE),
+        ({"mlp_bias": True}, {}, LLAMAS_ALONE),
+        ({"hidden_act": "gelu"}, {}, LLAMAS_ALONE),
+        ({"hidden_size": 80, "head_dim": 20}, {}, ["gguf_q8_0"]),
+        (GPT2, {}, [*LLAMAS_ALONE, "fp8"]),
+        (MIXTRAL, {}, [*LLAMAS_ALONE, "fp8"]),
         ({"head_dim": 32}, {}, ["block_configs"]),
         ({}, {"structures": ["kv_groups"]}, ["block_configs"]),
         ({}, {"structures": ["ffn_channels", "query_heads"]}, ["block_configs"]),
@@ -169,7 +212,7 @@ def test_a_job_is_refused_before_any_work(
     (issue,) = examine_job(spec, lambda uri: LocalStore(Path(uri))).issues
     assert issue.field == "pruning.exports"
     facts = inspect_model(LocalStore(tiny_model))
-    assert possible_exports(facts.config, facts.index) == ["gguf", "block_configs"]
+    assert possible_exports(facts.config, facts.index) == list(get_args(Export))
 
 
 def test_an_export_is_named_once() -> None:

@@ -11,17 +11,23 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from strucprune_core.checkpoint import reader as reader_module
 from strucprune_core.checkpoint.reader import TensorReader
-from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, ObjectNotFound
 from strucprune_core.plan.inspection import inspect_job, read_job_model
 from strucprune_core.plan.pins import pinned_spec
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from tests.core.jobs.tiny_job import checkpoint_of, run, tiny_spec, without_card
+from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec, without_card
 from tests.support.fp8 import in_fp8
 
 MODULES = ("model.layers.0.self_attn.q_proj", "model.layers.2.mlp.down_proj")
@@ -95,17 +101,19 @@ def test_numbers_do_not_depend_on_the_pieces(
 
 
 def merged_by_peft(model: Path, adapter: Path, target: Path, settings: dict[str, Any]) -> Path:
-    """Train nothing, but give B random values; the model with the adapter merged by PEFT."""
+    """Train nothing, but give what is trained random values; the model as PEFT merges it."""
     peft = pytest.importorskip("peft")
     torch.manual_seed(5)
     base = AutoModelForCausalLM.from_pretrained(model)
     wrapped = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
-        for name, value in wrapped.named_parameters():
-            if "lora_B" in name:
+        for value in wrapped.parameters():
+            if value.requires_grad:
                 value.normal_(std=0.1)
     wrapped.save_pretrained(adapter)
-    wrapped.merge_and_unload().save_pretrained(target)
+    # Read again: the keys of patterns are then in another order, as files have them sorted.
+    again = peft.PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
+    again.merge_and_unload().save_pretrained(target)
     return target
 
 
@@ -120,6 +128,12 @@ def test_peft_merges_alike(tiny_model: Path, text_file: Path, tmp_path: Path, fa
         shutil.copy(tiny_model / "tokenizer.json", model)
     settings = {"r": 3, "lora_alpha": 7, "use_rslora": True, "target_modules": targets}
     settings["rank_pattern"] = {targets[-1]: 5}
+    # The first key that matches counts.
+    settings["alpha_pattern"] = {
+        "llama": {"^model.layers.1.self_attn.k_proj": 2.5, "q_proj": 3, "self_attn.q_proj": 9},
+        "gpt2": {"^transformer.h.1.attn.c_attn": 2.5, "mlp.c_proj": 3, r"0\.mlp.c_proj": 9},
+    }[family]
+    settings["bias"] = "all" if family == "gpt2" else "none"
     settings["fan_in_fan_out"] = family == "gpt2"
     adapter = tmp_path / "adapter"
     theirs = merged_by_peft(model, adapter, tmp_path / "theirs", settings)
@@ -128,8 +142,118 @@ def test_peft_merges_alike(tiny_model: Path, text_file: Path, tmp_path: Path, fa
     dense = load_file(model / "model.safetensors")
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-7)
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-7), name
     assert sum(not torch.equal(found[name], dense[name]) for name in dense) >= 8
+
+
+UNTIED: dict[str, dict[str, Any]] = {
+    "embedding and head": {"target_modules": ["q_proj", "embed_tokens", "lm_head"]},
+    "whole modules": {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["lm_head", "embed_tokens", "norm"],
+    },
+    "whole and added": {
+        "target_modules": ["o_proj", "embed_tokens"],
+        "modules_to_save": ["lm_head"],
+        "alpha_pattern": {"embed_tokens": 3},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def untied(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny llama whose head is not its embedding, in bfloat16."""
+    target = tmp_path_factory.mktemp("untied") / "model"
+    config = LlamaConfig.from_pretrained(tiny_model, tie_word_embeddings=False)
+    torch.manual_seed(2)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+    shutil.copy(tiny_model / "tokenizer.json", target)
+    return target
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*embedding layers.*:UserWarning")
+@pytest.mark.parametrize("settings", UNTIED.values(), ids=UNTIED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_embeddings_and_whole_modules(
+    untied: Path, text_file: Path, tmp_path: Path, settings: dict[str, Any], dtype: torch.dtype
+) -> None:
+    model = tmp_path / "model"
+    AutoModelForCausalLM.from_pretrained(untied, dtype=dtype).save_pretrained(model)
+    shutil.copy(untied / "tokenizer.json", model)
+    adapter = tmp_path / "adapter"
+    theirs = merged_by_peft(model, adapter, tmp_path / "theirs", {"r": 4, **settings})
+    found = weights(model, adapter, text_file, tmp_path / "out")
+    expected, dense = (load_file(each / "model.safetensors") for each in (theirs, model))
+    assert found.keys() == expected.keys()
+    # PEFT rounds the product to bfloat16 before it is added.
+    tolerance = 1e-6 if dtype == torch.float32 else 2**-7
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype == dtype
+        assert torch.allclose(found[name], value, rtol=tolerance, atol=tolerance / 8), name
+    changed = {name.split(".")[-2] for name in dense if not torch.equal(found[name], dense[name])}
+    named = {*settings["target_modules"], *settings.get("modules_to_save", ())}
+    assert {each.removeprefix("input_").removeprefix("post_attention_") for each in changed} <= {
+        *named,
+        "layernorm",
+    }
+    assert named <= changed
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_the_report_names_the_adapter(untied: Path, text_file: Path, tmp_path: Path) -> None:
+    adapter = tmp_path / "adapter"
+    settings = {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj"], "modules_to_save": ["norm"]}
+    merged_by_peft(untied, adapter, tmp_path / "theirs", settings)
+    spec = with_adapter(tiny_spec(untied, text_file, tmp_path / "out", evaluation=EASY), adapter)
+    index = read_job_model(spec, open_store).index
+    report = run(spec, tmp_path / "run")
+    named = report.model.adapter
+    assert named is not None
+    assert (named.uri, named.rank, named.alpha) == (str(adapter), 4, 6.0)
+    assert index.adapter is not None
+    assert named.version == index.adapter.version
+    layers = range(report.model.layers)
+    assert named.modules == [f"model.layers.{n}.self_attn.q_proj" for n in layers]
+    assert "model.norm.weight" in named.replaced
+    assert report.before.bytes == (untied / "model.safetensors").stat().st_size
+    assert 2 * report.after.parameters < report.after.bytes < 2.1 * report.after.parameters + 2**14
+    page = (tmp_path / "out/report.html").read_text()
+    assert named.version in page
+    assert "r 4, alpha 6" in page
+
+
+def test_bytes_count_as_if_the_model_had_the_tensors(
+    untied: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Though the adapter has the embedding in twice as many bytes as the model."""
+    adapter = adapter_for(untied, tmp_path / "adapter")
+    file = adapter / "adapter_model.safetensors"
+    embedding = load_file(untied / "model.safetensors")["model.embed_tokens.weight"].float()
+    save_file({**load_file(file), "base_model.model.model.embed_tokens.weight": embedding}, file)
+    spec = tiny_spec(untied, text_file, tmp_path / "out")
+    plain, merged = (
+        read_job_model(each, open_store).index for each in (spec, with_adapter(spec, adapter))
+    )
+    assert merged.read_bytes == plain.read_bytes
+
+
+@pytest.mark.parametrize("output", ["", "below"])
+@pytest.mark.parametrize("adapter", ["", "below"])
+def test_the_output_is_apart_from_the_adapter(
+    tiny_model: Path, text_file: Path, tmp_path: Path, output: str, adapter: str
+) -> None:
+    (tmp_path / "place").mkdir()
+    place = tmp_path / "place" / adapter
+    if adapter:
+        adapter_for(tiny_model, place)
+    else:
+        adapter_for(tiny_model, tmp_path / "other").rename(place)
+    spec = tiny_spec(tiny_model, text_file, tmp_path / "place" / output)
+    with pytest.raises(
+        InvalidSpec, match=r"the output .* adapter's|adapter's .* the output"
+    ) as why:
+        inspect_job(with_adapter(spec, place), open_store)
+    assert why.value.field == "output.uri_prefix"
 
 
 @pytest.mark.parametrize("quantised", [False, True])
@@ -169,9 +293,11 @@ def test_another_adapter_is_another_model(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "DoRA": ({"use_dora": True}, "use_dora"),
     "another kind": ({"peft_type": "IA3"}, "IA3"),
-    "whole modules": ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
-    "biases": ({"bias": "all"}, "bias"),
-    "alpha by module": ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern"),
+    "tokens": ({"trainable_token_indices": [3]}, "trainable_token_indices"),
+    "a bias of B": ({"lora_bias": True}, "lora_bias"),
+    "alpha by expressions": ({"alpha_pattern": {"(a+)+b": 3}}, "not a module's name"),
+    "alpha without number": ({"alpha_pattern": {"q_proj": "3"}}, "alpha_pattern is '3'"),
+    "no map of alphas": ({"alpha_pattern": [3]}, "not a map"),
     "PiSSA": ({"init_lora_weights": "pissa"}, "changes the base model"),
     "unheard of": ({"use_something": True}, "use_something"),
     "another rank": ({"r": 8}, "has rank 4, but r is 8"),
@@ -194,8 +320,12 @@ def test_other_adapters_are_refused(
 
 TENSORS: dict[str, tuple[str, tuple[int, ...], str]] = {
     "no such module": ("model.layers.9.mlp.up_proj.lora_A.weight", (4, 64), "no A and B"),
-    "the embedding": ("model.embed_tokens.lora_embedding_A", (4, 512), "not part of a LoRA pair"),
-    "a magnitude": (f"{MODULES[0]}.lora_magnitude_vector", (64,), "not part of a LoRA pair"),
+    "half of an embedding": ("model.embed_tokens.lora_embedding_A", (4, 512), "no A and B"),
+    "a magnitude": (f"{MODULES[0]}.lora_magnitude_vector", (64,), "neither part of a LoRA pair"),
+    "a bias of B": (f"{MODULES[0]}.lora_B.bias", (64,), "neither part of a LoRA pair"),
+    "a tied matrix": ("model.embed_tokens.weight", (512, 64), "which share it"),
+    "a larger norm": ("model.norm.weight", (65,), "shape .65,., but the base model's has"),
+    "an unknown bias": ("model.norm.bias", (64,), "is not in the base model"),
     "a shape": (f"{MODULES[0]}.lora_A.weight", (4, 63), "product of shape"),
     "a rank": (f"{MODULES[0]}.lora_A.weight", (3, 64), "of one rank"),
 }
@@ -225,7 +355,7 @@ def test_a_tied_embedding_is_not_changed(tiny_model: Path, text_file: Path, tmp_
     prefix = "base_model.model.model.embed_tokens.lora_"
     save_file({f"{prefix}{each}.weight": value for each, value in pair.items()}, file)
     spec = with_adapter(tiny_spec(tiny_model, text_file, tmp_path / "out"), adapter)
-    with pytest.raises(InvalidCheckpoint, match="shares its matrix"):
+    with pytest.raises(InvalidCheckpoint, match="which share it"):
         inspect_job(spec, open_store)
 
 

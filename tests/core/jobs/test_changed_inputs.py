@@ -217,8 +217,8 @@ def test_what_units_depend_on_is_what_comes_before_them() -> None:
             evaluate=evaluate,
             recover=True,
             rounds=2,
-            exports=("gguf", "block_configs"),
-            export_shards=[[0, 1, 2]],
+            exports=("gguf", "gguf_q8_0", "fp8", "block_configs"),
+            export_shards={"fp8": [[0, 1, 2]], "block_configs": [[0, 1, 2]]},
             distill_steps=12,
         )
         before = ancestors([*graph, publication(graph)])

@@ -206,7 +206,7 @@ def test_experts_that_were_needed_are_warned_of(
     assert kl is not None
     assert kl > LARGE_DIVERGENCE
     (warning,) = (line for line in report.warnings if "They were not redundant" in line)
-    assert "lower pruning.sparsity" in warning
+    assert "keep more of them" in warning
 
 
 def copied(model: Path, directory: Path) -> Path:
@@ -411,6 +411,63 @@ def test_numbers_that_cannot_be(
     assert error.field == field
     assert text in error.message
     assert error.remedy
+
+
+@pytest.mark.parametrize(
+    ("model_type", "count", "changes", "text", "remedy"),
+    [
+        (
+            "mixtral",
+            1,
+            {},
+            "at least 2 experts of a layer must stay: a token chooses 2",
+            "Ask for 2.",
+        ),
+        ("mixtral", 8, {}, "a layer has 8 experts, and 8 of them would stay", "Ask for 7."),
+        ("mixtral", 40, {}, "a layer has 8 experts, and 40 of them would stay", "Ask for 7."),
+        ("mixtral", 5, {"multiple_of": 2}, "5 is not a multiple of 2", "Ask for 6 or 4."),
+        ("mixtral", 3, {"min_keep_fraction": 0.5}, "at least 4 experts", "Ask for 4"),
+        (
+            "deepseek_v3",
+            5,
+            {},
+            "5 is not a multiple of 2: experts form 2 groups",
+            "Ask for 6 or 4.",
+        ),
+        ("deepseek_v3", 7, {}, "7 is not a multiple of 2", "Ask for 6."),
+    ],
+)
+def test_a_count_that_cannot_be_names_the_nearest_that_can(
+    text_file: Path,
+    tmp_path: Path,
+    model_type: str,
+    count: int,
+    changes: dict[str, Any],
+    text: str,
+    remedy: str,
+) -> None:
+    model = save_tiny_experts(model_type, tmp_path / "model")
+    error = refusal(model, text_file, tmp_path, sparsity=None, expert_count=count, **changes)
+    assert error.field == "pruning.expert_count"
+    assert text in error.message
+    assert remedy in (error.remedy or "")
+
+
+def test_a_count_says_what_a_sparsity_says(mixtral: Path, text_file: Path, tmp_path: Path) -> None:
+    """The files are equal; sizes and warnings are those of the sparsity that the count is."""
+    share, count = tmp_path / "share", tmp_path / "count"
+    without_experts(mixtral, text_file, share, sparsity=0.375)
+    asked = {"sparsity": None, "expert_count": 5, "structures": ["experts"]}
+    spec = tiny_spec(mixtral, text_file, count / "out", pruning=asked, evaluation=EASY)
+    estimate = estimate_job(spec, inspect_model(LocalStore(mixtral), experts=True))
+    report = run(spec, count)
+    weights = (load_file(each / "out/model.safetensors") for each in (share, count))
+    first, second = weights
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    assert (report.sparsity.requested, report.sparsity.reached) == (0.375, 0.375)
+    assert (estimate.sparsity_requested, estimate.sparsity_reached) == (0.375, 0.375)
+    assert not any("sparsity" in line for line in [*report.warnings, *estimate.warnings])
 
 
 def test_models_without_experts_are_refused(text_file: Path, tmp_path: Path) -> None:

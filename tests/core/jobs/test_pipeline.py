@@ -206,7 +206,7 @@ def test_variants(
     spec = tiny_spec(tiny_model, text_file, tmp_path / "out", **changes)
     report = run(spec, tmp_path)
     widths = [layer.width_after for layer in report.layers]
-    assert report.sparsity.reached >= spec.pruning.sparsity - 1e-9
+    assert report.sparsity.reached >= spec.pruning.asked_sparsity - 1e-9
     assert min(widths) > spec.pruning.min_keep_fraction * 192 - 1
     assert all(width % spec.pruning.multiple_of == 0 for width in widths)
     assert parameters(tmp_path / "out") == report.after.parameters

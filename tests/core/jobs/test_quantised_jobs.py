@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
@@ -18,8 +18,10 @@ from strucprune_core.plan.inspection import read_job_model
 from strucprune_core.spec import Dtype, JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
-from tests.core.jobs.tiny_job import checkpoint_of, run, tiny_spec, without_card
+from tests.core.jobs.tiny_job import EASY, checkpoint_of, run, tiny_spec, without_card
 from tests.support.fp8 import Scheme, in_fp8
+from tests.support.mxfp4 import in_mxfp4
+from tests.support.tiny_experts import save_tiny_experts
 
 
 def dequantised(model: Path, target: Path) -> Path:
@@ -116,3 +118,33 @@ def test_a_number_that_is_not_finite_is_named(
     with pytest.raises(InvalidCheckpoint, match=name) as caught:
         run(tiny_spec(model, text_file, tmp_path / "out"), tmp_path)
     assert caught.value.layer == 2
+
+
+def test_gpt_oss_in_mxfp4(text_file: Path, tmp_path: Path) -> None:
+    source = save_tiny_experts("gpt_oss", tmp_path / "gpt_oss", intermediate_size=64)
+    model = in_mxfp4(source, tmp_path / "mxfp4")
+    plain = dequantised(model, tmp_path / "plain")
+    reports = []
+    for each in (model, plain):
+        spec = tiny_spec(
+            each,
+            text_file,
+            tmp_path / f"out-{each.name}",
+            pruning={"sparsity": 0.25, "structures": ["experts"]},
+            evaluation=EASY,
+        )
+        reports.append(run(spec, tmp_path / f"run-{each.name}"))
+    results = [without_card(checkpoint_of(tmp_path / f"out-{name}")) for name in ("mxfp4", "plain")]
+    # The order of tensors in a file follows that of the dense model's.
+    of_mxfp4, of_plain = (load(each.pop("model.safetensors")) for each in results)
+    assert results[0] == results[1]
+    assert of_mxfp4.keys() == of_plain.keys()
+    assert all(torch.equal(value, of_plain[name]) for name, value in of_mxfp4.items())
+    assert of_mxfp4["model.layers.0.mlp.experts.gate_up_proj"].shape == (6, 64, 128)
+    config = json.loads(results[0]["config.json"])
+    assert "quantization_config" not in config
+    assert (config["dtype"], config["num_local_experts"]) == ("bfloat16", 6)
+    assert reports[0].perplexity == reports[1].perplexity
+    assert [any("MXFP4" in line for line in each.warnings) for each in reports] == [True, False]
+    assert reports[0].before.bytes == (model / "model.safetensors").stat().st_size
+    assert reports[0].after.bytes == reports[1].after.bytes

@@ -13,8 +13,9 @@ from strucprune_core.errors import InvalidSpec
 from strucprune_core.method.linalg.panels import ALL_RESIDENT
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.plan.estimate import estimate_job, size_of
+from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import build_graph
-from strucprune_core.plan.inspection import ModelFacts, inspect_model
+from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.memory.host import PROCESS_BYTES, READING_BYTES, STORING_BYTES
 from strucprune_core.plan.memory.solver import error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.work import flops, unit_flops

@@ -49,8 +49,8 @@ def exporting() -> list[Unit]:
         shards=[[0, 1, 2]],
         energy="kl_probe",
         evaluate=True,
-        exports=("gguf", "block_configs"),
-        export_shards=[[], [0, 1], [2]],
+        exports=("gguf", "gguf_q8_0", "fp8", "block_configs"),
+        export_shards={"fp8": [[0], [1, 2]], "block_configs": [[], [0, 1], [2]]},
     )
 
 
@@ -107,6 +107,21 @@ def test_exports_are_written_once_solved_and_checked_before_the_report() -> None
     for unit in units.values():
         assert {*unit.after, *(owner for owner, _ in unit.reads)} <= seen
         seen.add(unit.name)
+
+
+def test_exports_in_fewer_bits_are_made_of_an_accepted_result_and_measured() -> None:
+    units = {unit.name: unit for unit in exporting()}
+    for name in ("gguf_q8_0", "fp8.0", "fp8.1"):
+        assert {"evaluate.pruned", "verify"} <= set(units[name].after)
+    assert "solve.2" not in units["fp8.0"].after
+    assert "solve.2" in units["fp8.1"].after
+    judges = {f"{kind}.{each}" for kind in ("check", "evaluate") for each in ("gguf_q8_0", "fp8")}
+    assert judges <= set(units["report"].after)
+    assert "evaluate.gguf" not in units
+    shards = {(f"fp8.{shard}", "shard.safetensors") for shard in range(2)}
+    for judge in ("check.fp8", "evaluate.fp8"):
+        assert shards <= set(units[judge].reads)
+    assert shards <= set(publication(list(units.values())).reads)
 
 
 @pytest.mark.parametrize(

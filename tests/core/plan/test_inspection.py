@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from strucprune_core.plan.inspection import (
     inspect_job,
     inspect_model,
 )
+from strucprune_core.plan.uniform_heads import uniform_shape
 from strucprune_core.spec import JobSpec, PruningSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
@@ -385,15 +387,65 @@ def test_a_job_on_s3(body: dict[str, Any], s3_server: S3Server) -> None:
     assert caught.value.field == "model.uri"
 
 
-@pytest.mark.parametrize("name", ["google/gemma-2-9b", "microsoft/Phi-3.5-mini-instruct"])
-def test_uniform_heads_that_transformers_would_refuse(name: str) -> None:
-    """Found before the work, not by the reload check after it."""
-    pruning = {"sparsity": 0.25, "structures": ["kv_groups"], "layout": "uniform"}
-    with pytest.raises(InvalidSpec, match="cannot have"):
-        check_reach(PruningSpec.model_validate(pruning), parse_config(HUB[name][0]))
+def uniform(**changes: Any) -> PruningSpec:
+    return PruningSpec.model_validate(
+        {"sparsity": 0.25, "structures": ["kv_groups"], "layout": "uniform", **changes}
+    )
 
 
-def test_uniform_heads_that_divide_the_hidden_size() -> None:
-    config = parse_config(HUB["google/gemma-3-1b-pt"][0])  # 1152, of four heads three stay
-    pruning = {"sparsity": 0.25, "structures": ["query_heads"], "layout": "uniform"}
-    check_reach(PruningSpec.model_validate(pruning), config)
+@pytest.mark.parametrize(
+    ("name", "changes", "reason", "counts"),
+    [
+        ("google/gemma-2-9b", {}, "12 query heads with a hidden size of 3584", [14, 8, 4, 2]),
+        ("google/gemma-2-9b", {"max_layer_sparsity": 0.6}, "12 query heads", [14, 8]),
+        (
+            "google/gemma-2-27b",
+            {"structures": ["ffn_channels", "kv_groups"], "sparsity": 0.3},
+            "22 query heads",
+            [24, 18, 16, 12],
+        ),
+        ("microsoft/Phi-3.5-mini-instruct", {}, "24 query heads of width 96", []),
+        ("facebook/opt-125m", {}, "9 query heads of width 64", []),
+        ("openai-community/gpt2", {}, "9 query heads of width 64", []),
+        ("EleutherAI/pythia-160m", {}, "9 query heads of width 64", []),
+    ],
+)
+def test_uniform_heads_that_transformers_would_refuse(
+    name: str, changes: dict[str, Any], reason: str, counts: list[int]
+) -> None:
+    """Found before the work, not by the reload check after it; what is offered instead would do."""
+    config = parse_config(HUB[name][0])
+    with pytest.raises(InvalidSpec, match=f"cannot have {reason}") as caught:
+        check_reach(uniform(**changes), config)
+    remedy = str(caught.value.remedy)
+    assert caught.value.field == "pruning.layout"
+    assert "'per_layer'" in remedy
+    offered = re.findall(r"([0-9.]+) \(([0-9]+) query heads\)", remedy)
+    assert [int(heads) for _, heads in offered] == counts
+    assert ("no smaller number" in remedy) == (not counts)
+    for sparsity, heads in offered:
+        spec = uniform(**{**changes, "sparsity": float(sparsity)})
+        check_reach(spec, config)
+        shape = uniform_shape(spec, config)
+        assert shape is not None
+        assert {block.query_heads for block in shape.blocks} == {int(heads)}
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("google/gemma-3-1b-pt", {"structures": ["query_heads"]}),  # 1152, of four heads three stay
+        ("meta-llama/Llama-3.1-8B", {}),  # 24 of 32 heads do not divide 4096: mistral's do
+        ("mistralai/Mistral-7B-v0.1", {}),
+        ("Qwen/Qwen2.5-7B", {"sparsity": 0.3}),
+    ],
+)
+def test_uniform_heads_that_transformers_has(name: str, changes: dict[str, Any]) -> None:
+    check_reach(uniform(**changes), parse_config(HUB[name][0]))
+
+
+def test_a_llama_with_biases_has_no_other_class() -> None:
+    raw = {**HUB["meta-llama/Llama-3.1-8B"][0], "mlp_bias": True}
+    with pytest.raises(InvalidSpec, match="mistral, which can, has no biases") as caught:
+        check_reach(uniform(), parse_config(raw))
+    assert "0.5 (16 query heads)" in str(caught.value.remedy)

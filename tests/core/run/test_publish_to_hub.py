@@ -23,7 +23,7 @@ from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.store import ReadableStore
 from strucprune_core.storage.uri import parse_uri
-from tests.support.hub_server import LFS_BYTES, Hub
+from tests.support.hub_server import LFS_BYTES, Hub, sha256
 
 # The library's own, in an upload to the LFS store.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -86,6 +86,16 @@ def test_a_result_becomes_a_private_repository(
     assert (published.private, published.files) == (True, len(FILES) + 1)
     assert published.total_bytes == sum(map(len, FILES.values())) + len(head["strucprune.json"])
     assert len(repo.commits) == 2  # That of its creation, and one with all files.
+
+
+def test_large_files_are_sent_in_parts(result: LocalStore, hub: Hub, tmp_path: Path) -> None:
+    hub.part_bytes = 1000
+    publish(result, tmp_path / "scratch")
+    head = hub.repos["acme/small"].head()
+    assert {name: head[name] for name in FILES} == FILES
+    numbers = [number for digest, number in hub.parts if digest == sha256(FILES["gguf/model.gguf"])]
+    assert sorted(numbers) == list(range(1, 10))
+    assert sum(len(part) for part in hub.parts.values()) == 3 * LFS_BYTES + 1
 
 
 def test_public_only_if_asked(result: LocalStore, hub: Hub, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, get_hf_file_metadata
 
 from strucprune_core.errors import (
     AccessDenied,
@@ -25,7 +25,7 @@ from strucprune_core.storage.hub import HubStore, open_hub
 from strucprune_core.storage.open import open_object, open_store, pinned
 from strucprune_core.storage.store import ObjectInfo, Store
 from strucprune_core.storage.uri import parse_uri
-from tests.support.hub_server import Hub, blob_id, sha256
+from tests.support.hub_server import Hub, blob_id, sha256, xet_hash
 
 TOKEN = "hf_secret_of_the_tests"
 LARGE = bytes(range(256)) * 400
@@ -93,6 +93,22 @@ def test_versions_are_digests_of_the_bytes(store: HubStore, hub: Hub) -> None:
         assert info.version == listed[key]
     assert listed["config.json"] == blob_id(FILES["config.json"])
     assert listed["model.safetensors"] == sha256(LARGE)
+
+
+def test_files_in_xet_storage_are_read_by_plain_ranges(store: HubStore, hub: Hub) -> None:
+    """A hub offers Xet in headers, which its own client would take: ours asks no Xet service."""
+    url = f"{hub.endpoint}/acme/tiny/resolve/{hub.repos['acme/tiny'].branches['main']}"
+    offered = get_hf_file_metadata(f"{url}/model.safetensors").xet_file_data
+    assert offered is not None
+    assert offered.file_hash == xet_hash(LARGE)
+    assert store.stat("model.safetensors") == ObjectInfo("model.safetensors", len(LARGE))
+    assert store.read("model.safetensors", 70_000, 30) == LARGE[70_000:70_030]
+    assert store.read("model.safetensors") == LARGE
+    assert not [request for request in hub.requests if "xet" in request.path]
+    # The second host's own name for the file is not taken for its version.
+    info = store.stat("model.safetensors")
+    assert info is not None
+    assert info.version == sha256(LARGE)
 
 
 def test_a_store_stays_at_its_commit(store: HubStore, hub: Hub) -> None:

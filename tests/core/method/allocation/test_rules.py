@@ -76,7 +76,7 @@ class Problem:
     @property
     def budget(self) -> int:
         return parameters_to_remove(
-            self.pruning.sparsity,
+            self.pruning.asked_sparsity,
             [place.site.structures for place in self.planned],
             [place.site.parameters for place in self.planned],
         )
@@ -137,7 +137,7 @@ def rounds_to_nothing(found: Problem) -> bool:
     try:
         _ = found.widths
     except InvalidSpec:
-        share = found.pruning.sparsity
+        share = found.pruning.asked_sparsity
         assert all(
             share * place.site.structures <= place.rule.multiple_of / 2 for place in found.planned
         )

@@ -22,7 +22,7 @@ from tests.coverage.tiny import tiny_config
 
 # One tensor per expert, and a plain first layer; one for all, with biases; a class of its own; a
 # router with rows that are no routed expert's; a number of chosen experts that no key says.
-SAMPLE = ["deepseek_v3", "gpt_oss", "llama4_text", "inkling_text", "phimoe"]
+SAMPLE = ["deepseek_v3", "gpt_oss", "llama4_text", "inkling_text", "phimoe", "qwen3_vl_moe"]
 
 
 @pytest.mark.parametrize("model_type", SAMPLE)

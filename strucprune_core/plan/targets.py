@@ -1,0 +1,175 @@
+"""The sparsity of a job that says what its result is to come to. No torch.
+
+It is the least with which the result is small enough, found by halving: the result of a sparsity
+follows from the model's config and the sizes of its files, and more sparsity makes nothing larger.
+The sparsity is a function of the job and the model, so every attempt finds the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.plan.estimate import export_bytes, removed_by
+from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.sites import equal_widths, plan_sites, pruned_config
+from strucprune_core.spec import JobSpec, PruningSpec, TargetSpec
+
+# The sparsity is found to one part in a million; the result moves in whole structures anyway.
+_STEPS, _DIGITS = 20, 6
+# Of which one is allowed if any is: some models allow only coarse steps, some limits only few.
+_SPREAD = (
+    0.5,
+    0.25,
+    0.75,
+    0.125,
+    0.375,
+    0.625,
+    0.875,
+    0.06,
+    0.03,
+    0.01,
+    0.003,
+    0.001,
+    0.0003,
+    1e-4,
+)
+
+Check = Callable[[PruningSpec], object]
+"""Raises `InvalidSpec` for a sparsity that the model does not allow."""
+
+
+def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
+    """The job with the sparsity that its target comes to; any other job as it is.
+
+    Args:
+        spec: The job.
+        facts: Its model.
+        check: Whether a sparsity can be had of it.
+
+    Raises:
+        InvalidSpec: the target cannot be reached, or asks for nothing to be removed.
+    """
+    target = spec.pruning.target
+    if target is None or spec.pruning.sparsity is not None:
+        return spec
+    field = f"pruning.target.{target.kind}"
+    if _is_small_enough(_dense(spec, facts), target.most):
+        raise InvalidSpec(
+            f"the model has no more than {target.most:,} {_what(target)} as it is",
+            field=field,
+            remedy="Ask for less.",
+        )
+    most = _most_sparsity(spec, check)
+    least_left = result_of(spec.at(most), facts)
+    if least_left > target.most:
+        raise InvalidSpec(
+            f"no sparsity leaves {target.most:,} {_what(target)} or less; the least that can be "
+            f"reached is {least_left:,}",
+            field=field,
+            remedy=f"Ask for at least {least_left:,}, remove further structures, or lower "
+            "pruning.min_keep_fraction.",
+        )
+    return spec.at(_least_sparsity(spec, facts, check, most))
+
+
+def result_of(spec: JobSpec, facts: ModelFacts) -> int:
+    """What a job's result comes to, in what its target counts.
+
+    KV caches are counted as if all layers lost the same share of heads; where blocks go, as if
+    none lost any.
+    """
+    target = spec.pruning.target
+    assert target is not None  # noqa: S101 - asked for jobs with a target
+    if target.kind == "bytes" and target.of != "checkpoint":
+        return export_bytes(target.of, spec, facts)
+    parameters, size, _ = removed_by(spec.pruning, facts)
+    if target.kind == "parameters":
+        return facts.parameters - parameters
+    left = facts.index.read_bytes - size
+    return left if target.kind == "bytes" else left + _cache_bytes(spec, facts)
+
+
+def _cache_bytes(spec: JobSpec, facts: ModelFacts) -> int:
+    pruning, config = spec.pruning, facts.config
+    target = pruning.target
+    assert target is not None  # noqa: S101 - as above
+    if "kv_groups" in pruning.structures and pruning.sparsity and not pruning.removes_blocks:
+        planned = plan_sites(config, pruning)
+        kept = equal_widths(planned, pruning.sparsity)
+        config = pruned_config(config, pruning, planned, kept)
+    values = config.kv_cache_values_per_token
+    if values is None:
+        raise InvalidSpec(
+            f"architecture '{config.family}' keeps something else than keys and values",
+            field="pruning.target.memory_bytes",
+            remedy="Use target.bytes, or a sparsity.",
+        )
+    stored = facts.index.read_bytes // max(1, facts.parameters)
+    return values * stored * target.context_tokens * target.batch_sequences
+
+
+def _dense(spec: JobSpec, facts: ModelFacts) -> int | None:
+    """What the dense model comes to; None where it is no such form."""
+    target = spec.pruning.target
+    assert target is not None  # noqa: S101 - as above
+    if target.kind == "parameters":
+        return facts.parameters
+    if target.kind == "memory_bytes":
+        return facts.index.read_bytes + _cache_bytes(spec, facts)
+    return facts.index.read_bytes if target.of == "checkpoint" else None
+
+
+def _is_small_enough(size: int | None, most: int) -> bool:
+    return size is not None and size <= most
+
+
+def _what(target: TargetSpec) -> str:
+    if target.kind == "parameters":
+        return "parameters"
+    return "bytes" if target.kind == "bytes" else "bytes of weights and KV cache"
+
+
+def _is_allowed(spec: JobSpec, sparsity: float, check: Check) -> bool:
+    try:
+        check(spec.pruning.at(sparsity))
+    except InvalidSpec:
+        return False
+    return True
+
+
+def _most_sparsity(spec: JobSpec, check: Check) -> float:
+    """The highest that the model allows.
+
+    Raises:
+        InvalidSpec: it allows none.
+    """
+    allowed = (each for each in _SPREAD if _is_allowed(spec, each, check))
+    low, high = next(allowed, None), 1.0
+    if low is None:
+        check(spec.pruning.at(_SPREAD[0]))
+        low = _SPREAD[0]
+    for _ in range(_STEPS):
+        middle = round((low + high) / 2, _DIGITS)
+        if middle < 1.0 and _is_allowed(spec, middle, check):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _least_sparsity(spec: JobSpec, facts: ModelFacts, check: Check, most: float) -> float:
+    """The lowest whose result is small enough; with `most` it is."""
+    target = spec.pruning.target
+    assert target is not None  # noqa: S101 - as above
+    low, high = 0.0, most
+    for _ in range(_STEPS):
+        middle = round((low + high) / 2, _DIGITS)
+        if not low < middle < high:
+            break
+        allowed = _is_allowed(spec, middle, check)  # Less than a step is not.
+        if allowed and result_of(spec.at(middle), facts) <= target.most:
+            high = middle
+        else:
+            low = middle
+    return high

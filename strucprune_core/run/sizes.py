@@ -1,0 +1,86 @@
+"""The sizes of a job while it runs: for each the job of this size, over one workspace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from strucprune_core.plan.graph import Unit, plain_name
+from strucprune_core.plan.sizes import joined, named
+from strucprune_core.plan.unit_costs import unit_costs
+from strucprune_core.run.artifacts import Evaluate, File
+from strucprune_core.run.context import Job
+from strucprune_core.run.workspace import Workspace
+from strucprune_core.spec import QUANTISED_EXPORTS, JobSpec
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """A job with all its sizes.
+
+    Attributes:
+        spec: What was asked for.
+        jobs: The job of each size by its label; one alone is labelled "".
+        workspace: Finished units of all sizes.
+        fingerprint: Of the specification, the model's files and the texts.
+    """
+
+    spec: JobSpec
+    jobs: Mapping[str, Job]
+    workspace: Workspace
+    fingerprint: str
+
+    @property
+    def first(self) -> Job:
+        """The job of the size that was named first; it does what all sizes share."""
+        return next(iter(self.jobs.values()))
+
+    @property
+    def several(self) -> bool:
+        """Whether there is more than one size, or might have been."""
+        return "" not in self.jobs
+
+    @cached_property
+    def graph(self) -> list[Unit]:
+        """All units, in order."""
+        return joined({size: job.graph for size, job in self.jobs.items()})
+
+    def of(self, unit: Unit) -> tuple[Job, Unit]:
+        """The job that does a unit, and the unit as this job knows it."""
+        job = self.jobs.get(unit.size, self.first)
+        return job, self._plain.get((unit.size, plain_name(unit.name)), unit)
+
+    @cached_property
+    def _plain(self) -> dict[tuple[str, str], Unit]:
+        units = {(size, unit.name): unit for size, job in self.jobs.items() for unit in job.graph}
+        shared = {("", unit.name): unit for unit in self.first.graph}
+        return {**shared, **units}
+
+    def costs(self) -> dict[str, float]:
+        """Cost of each unit by name: see `plan.unit_costs`."""
+        costs: dict[str, float] = {self.graph[-1].name: 0.0}
+        for size, job in self.jobs.items():
+            of_size = unit_costs(job.graph, job.spec, job.config, job.panels)
+            costs |= {named(name, size): cost for name, cost in of_size.items()}
+            costs = {**of_size, **costs}
+        return costs
+
+    def document(self, name: str) -> File:
+        """A document on the whole job: report.json, report.html or README.md."""
+        return File(self.graph[-1].name, name)
+
+    @cached_property
+    def accepted(self) -> dict[str, Job]:
+        """The sizes that are published, once they are all judged."""
+        return {size: job for size, job in self.jobs.items() if rejection(job) is None}
+
+
+def rejection(job: Job) -> str | None:
+    """Why a size of several is not published; None if it is."""
+    if job.spec.evaluation is None:
+        return None
+    measured = [each for each in job.spec.pruning.exports if each in QUANTISED_EXPORTS]
+    judged = [Evaluate("pruned"), *(Evaluate(each) for each in measured)]
+    reasons = (job.units.values(each).rejected for each in judged)
+    return next((reason for reason in reasons if reason is not None), None)
