@@ -153,7 +153,12 @@ RUNTIMES: tuple[Runtime, ...] = (
                 without_blocks=_IN_VLLM,
                 not_without=("experts",),
             ),
-            LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+            LoadableForm(
+                form="block_configs",
+                families=_LLAMAS,
+                note="--trust-remote-code",
+                without_blocks=_LLAMAS,
+            ),
             LoadableForm(
                 form="fp8",
                 families=_others(_IN_FP8, ("gpt_neox",)),
@@ -165,7 +170,7 @@ RUNTIMES: tuple[Runtime, ...] = (
     Runtime(
         name="llama.cpp",
         loads=(
-            LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),
+            LoadableForm(form="gguf", families=_LLAMAS, note="as it is", without_blocks=_LLAMAS),
             LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is", not_tried=_LLAMAS),
         ),
     ),
@@ -187,7 +192,9 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True
             ),
-            LoadableForm(form="block_configs", families=_LLAMAS, note="as it is"),
+            LoadableForm(
+                form="block_configs", families=_LLAMAS, note="as it is", without_blocks=_LLAMAS
+            ),
         ),
     ),
 )
