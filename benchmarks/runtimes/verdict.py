@@ -17,7 +17,15 @@ def problems(row: Row) -> list[str]:
     name = f"{row.runtime}, {row.form} of {row.checkpoint} ({row.how})"
     if row.error is not None:
         return [f"{name}: said to load, but: {row.error}"] if row.claimed else []
-    found = [] if row.claimed else [f"{name}: loads, which strucprune_core does not say"]
+    differences = _all_differences(row, name)
+    if not row.claimed:
+        # What loads and computes something else is rightly not said to load.
+        return [] if differences else [f"{name}: loads, which strucprune_core does not say"]
+    return differences
+
+
+def _all_differences(row: Row, name: str) -> list[str]:
+    found = []
     if row.same_text_tokens is False:
         found.append(f"{name}: its tokenizer splits text differently from tokenizer.json")
     for kind, each in (("pruned", row.agreement), ("dense", row.dense_agreement)):
@@ -60,6 +68,7 @@ def proved(rows: Sequence[Row], runtime: str, form: str, *, blocks: bool) -> set
         for row in rows
         if row.runtime == runtime
         and row.form == form
+        and row.claimed
         and row.error is None
         and not problems(row)
         and (row.missing or not blocks)

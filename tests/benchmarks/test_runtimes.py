@@ -304,6 +304,7 @@ def test_the_table_has_a_line_for_each_row() -> None:
 def test_what_contradicts_the_library_is_a_problem() -> None:
     assert not problems(ROW)
     assert not problems(replace(ROW, claimed=False, error="no such architecture"))
+    assert not problems(replace(ROW, claimed=False, agreement=Agreement(9, 160, 13.7)))
     assert not problems(replace(ROW, agreement=Agreement(140, 160, 2e-5, LOGIT_TOLERANCE)))
     for wrong in (
         replace(ROW, error="no such architecture"),
