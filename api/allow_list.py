@@ -27,6 +27,8 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
         uris["calibration.uri"] = spec.calibration.uri
     if spec.evaluation is not None:
         uris["evaluation.uri"] = spec.evaluation.uri
+        if spec.evaluation.task_files is not None:
+            uris["evaluation.task_files"] = spec.evaluation.task_files
     refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())
     return [
         UriNotAllowed(refusal[0], field=field, remedy=refusal[1])

@@ -95,6 +95,9 @@ class Settings(LimitSettings):
             oldest ended jobs are archived. No other limits by default. Workers need the same value,
             since they enforce `running_jobs`.
         tenant_limits: JSON object, tenant -> limits that replace those above as a whole.
+        task_downloads: Whether jobs may name tasks of lm-evaluation-harness, whose data workers
+            then download from a Hugging Face hub (or read from its cache, with `HF_HUB_OFFLINE`).
+            If not, jobs bring task files. API and workers need the same value.
         retention_days: The reconciler removes jobs that ended this long ago, with their workspaces.
             What they published stays. `null` keeps all jobs for ever.
         webhook_secrets: JSON object, tenant -> `whsec_` and the base64 of 24 to 64 bytes: the key

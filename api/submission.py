@@ -146,7 +146,12 @@ def examine(
         spec = pinned_spec(spec, services.stores.pinned)
     except StrucPruneError as error:
         return Verdict([error, *late]), spec
-    found = services.inspectors.judge(spec, limits, services.stores.open)
+    found = services.inspectors.judge(
+        spec,
+        limits,
+        services.stores.open,
+        task_downloads=services.settings.task_downloads,
+    )
     return (replace(found, issues=[*found.issues, *late]) if late else found), spec
 
 

@@ -20,7 +20,7 @@ WORKDIR /build
 # Only these two files decide which packages are installed, so changes of code keep this layer.
 COPY pyproject.toml constraints.txt ./
 # pip installs a group's dependencies without the project, but not the project's own.
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > requirements.txt
+RUN python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *project["optional-dependencies"]["tasks"], sep="\n")' > requirements.txt
 # An image needs no tests, headers, pip, nor pyarrow's network protocol.
 RUN case "${DEVICE}" in \
         cpu) index="${TORCH_CPU_INDEX}" ;; \

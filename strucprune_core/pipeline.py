@@ -79,6 +79,7 @@ def run_job(
     finished: UnitSink = ignore_unit,
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
+    task_downloads: bool = True,
 ) -> AnyReport:
     """Prune a model to one size or to several, and publish the results.
 
@@ -93,6 +94,7 @@ def run_job(
         reservations: Keeps other processes that `assist` off the units that this one does.
         layers: Called with the energies, widths and errors of layers as they become known: first
             with those of earlier attempts, then with those of units done here or by others.
+        task_downloads: Whether lm-evaluation-harness may read data of its own tasks from a hub.
 
     Returns:
         The report that was published with the checkpoint; of several sizes the one on all.
@@ -100,7 +102,7 @@ def run_job(
     Raises:
         StrucPruneError: see `errors`. Nothing is published unless every check has passed.
     """
-    order = Order(spec, workspace, scratch, open_store)
+    order = Order(spec, workspace, scratch, open_store, task_downloads)
     with _running(order, progress, stop, finished, reservations, layers) as run:
         output = open_store(spec.output.uri_prefix)
 
@@ -129,6 +131,7 @@ def prune(
     finished: UnitSink = ignore_unit,
     reservations: UnitReservations = ALONE,
     layers: LayerSink = ignore_layers,
+    task_downloads: bool = True,
 ) -> Report:
     """`run_job` of a job of one size, with its report.
 
@@ -151,6 +154,7 @@ def prune(
         finished=finished,
         reservations=reservations,
         layers=layers,
+        task_downloads=task_downloads,
     )
     assert isinstance(report, Report)  # noqa: S101 - of one size
     return report
@@ -167,6 +171,7 @@ def assist(
     stop: StopSignal | None = None,
     finished: UnitSink = ignore_unit,
     patience_seconds: float = PATIENCE_SECONDS,
+    task_downloads: bool = True,
 ) -> None:
     """Do units of a job that another process leads, which calls `run_job` with the same workspace.
 
@@ -183,11 +188,12 @@ def assist(
         stop: As for `run_job`.
         finished: Called with each unit that was done here.
         patience_seconds: How long to wait for something to do.
+        task_downloads: As for `run_job`.
 
     Raises:
         StrucPruneError: see `errors`.
     """
-    order = Order(spec, workspace, scratch, open_store)
+    order = Order(spec, workspace, scratch, open_store, task_downloads)
     with _running(order, progress, stop, finished, reservations) as run:
         _despite_losses(run.sizes.workspace, lambda: help_out(run, patience_seconds))
 

@@ -51,6 +51,8 @@ _FORMATS: dict[str, FileFormat] = {
 }
 
 
+TaskName = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][^\s,/\\]*$")]
+
 Energy = Literal["kl_probe", "gradient", "forward"]
 
 
@@ -708,6 +710,45 @@ class EvaluationSpec(_Strict):
         gt=1.0,
         description="The job fails, and publishes nothing, if pruned / dense perplexity is higher.",
     )
+    tasks: tuple[TaskName, ...] = Field(
+        default=(),
+        max_length=32,
+        description="Tasks of lm-evaluation-harness to judge by, before and after: by the "
+        "harness's names, or of `task_files`.",
+    )
+    task_files: Uri | None = Field(
+        default=None,
+        description="Prefix with task files, `NAME.yaml` and its data: tasks named there come from "
+        "there.",
+    )
+    limit: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Documents of each task, from the first; all if null.",
+    )
+    num_fewshot: int | None = Field(
+        default=None,
+        ge=0,
+        le=64,
+        description="Examples before each document of a task; null: as the task says.",
+    )
+    min_task_retention: float | None = Field(
+        default=None,
+        gt=0.0,
+        le=1.0,
+        description="The job fails, and publishes nothing, if less of the dense model's accuracy "
+        "on the tasks above chance is kept.",
+    )
+
+    @model_validator(mode="after")
+    def _tasks_belong_together(self) -> EvaluationSpec:
+        if len(set(self.tasks)) < len(self.tasks):
+            raise ValueError("tasks names a task twice")
+        for name in ("task_files", "limit", "num_fewshot", "min_task_retention"):
+            if getattr(self, name) is not None and not self.tasks:
+                raise ValueError(f"{name} is about tasks: name some in tasks, or leave it out")
+        return self
 
 
 class RuntimeSpec(_Strict):
@@ -768,6 +809,11 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    @property
+    def judges_by_tasks(self) -> bool:
+        """Whether both models are judged by tasks."""
+        return self.evaluation is not None and bool(self.evaluation.tasks)
+
     def by_size(self) -> dict[str, JobSpec]:
         """The job of each size, by its label: as if it were the only one. "" where it is."""
         if not self.pruning.sizes:
@@ -788,6 +834,10 @@ class JobSpec(_Strict):
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
+        if self.evaluation is not None and not self.evaluation.tasks:
+            # As before there were tasks, so that workspaces of such jobs stay usable.
+            for name in ("tasks", "task_files", "limit", "num_fewshot", "min_task_retention"):
+                del relevant["evaluation"][name]
         if self.pruning.sizes:
             relevant["pruning"]["sizes"] = "several"
         else:

@@ -254,6 +254,7 @@ def _solve(
             part="lead" if reservations is not None else "alone",
             traceparent=TRACEPARENT.get(),
             log_format=attempt.settings.log_format,
+            task_downloads=attempt.settings.task_downloads,
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(

@@ -140,6 +140,7 @@ def _assist(
             part="help",
             traceparent=TRACEPARENT.get(),
             log_format=settings.log_format,
+            task_downloads=settings.task_downloads,
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(

@@ -28,6 +28,7 @@ class Request(_Part):
     Attributes:
         part: Whether the solve does the job `alone`, may get helpers (`lead`), or is one (`help`).
         traceparent: The span of the attempt, for log lines.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     job_id: str
@@ -37,6 +38,7 @@ class Request(_Part):
     part: Literal["alone", "lead", "help"] = "alone"
     traceparent: str | None = None
     log_format: LogFormat = "text"
+    task_downloads: bool = False
 
 
 class ProgressMessage(_Part):

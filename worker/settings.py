@@ -43,6 +43,9 @@ class Settings(LimitSettings):
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object as for the API, of which workers enforce `running_jobs`.
         tenant_limits: JSON object as for the API.
+        task_downloads: Whether jobs may name tasks of lm-evaluation-harness, whose data workers
+            then download from a Hugging Face hub (or read from its cache, with `HF_HUB_OFFLINE`).
+            If not, jobs bring task files. API and workers need the same value.
     """
 
     model_config = CONFIG

@@ -20,7 +20,7 @@ from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
 from strucprune_core.pipeline import assist, run_job
-from strucprune_core.report.document import Report
+from strucprune_core.report.document import Report, TaskScores
 from strucprune_core.report.sizes import AnyReport, SizesReport
 from strucprune_core.run.layer_updates import LayerUpdate, as_columns
 from strucprune_core.run.progress import FinishedUnit, Progress
@@ -81,6 +81,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
                 stop=stop,
                 finished=count,
                 reservations=reservations,
+                task_downloads=request.task_downloads,
             )
             return EXIT_DONE
         report = run_job(
@@ -93,6 +94,7 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
             finished=count,
             reservations=reservations if request.part == "lead" else ALONE,
             layers=report_layers,
+            task_downloads=request.task_downloads,
         )
     except Stopped:
         return EXIT_STOPPED
@@ -152,6 +154,12 @@ def _of_one(report: Report) -> dict[str, Any]:
             "after": perplexity.after,
             "ratio": perplexity.ratio,
         },
+        "tasks": report.tasks
+        and {
+            "retention": report.tasks.retention,
+            "dense": [_short(each) for each in report.tasks.dense],
+            "pruned": [_short(each) for each in report.tasks.pruned],
+        },
         "sparsity": {
             "requested": report.sparsity.requested,
             "reached": report.sparsity.reached,
@@ -162,6 +170,17 @@ def _of_one(report: Report) -> dict[str, Any]:
             "device": report.memory.device_peak_bytes.measured,
         },
         "warnings": report.warnings[:MOST_WARNINGS],
+    }
+
+
+def _short(scores: TaskScores) -> dict[str, Any]:
+    """A task's metrics, without what only the report shows."""
+    return {
+        "task": scores.task,
+        "metrics": {
+            each.name: {"value": each.value, "standard_error": each.standard_error}
+            for each in scores.metrics
+        },
     }
 
 

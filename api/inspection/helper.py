@@ -57,6 +57,7 @@ def _answer(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             JobSpec.model_validate(request["spec"]),
             TenantLimits.model_validate(request["limits"]),
             partial(open_remote, channel),
+            task_downloads=request["task_downloads"],
         )
         return {"verdict": VerdictMessage.of(verdict).model_dump(mode="json")}
     except MemoryError:

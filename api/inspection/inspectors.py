@@ -96,9 +96,14 @@ class Inspectors:
                 self._idle.append(_Helper(self._limits))
 
     def judge(
-        self, spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]
+        self,
+        spec: JobSpec,
+        limits: TenantLimits,
+        open_store: Callable[[str], Store],
+        *,
+        task_downloads: bool = False,
     ) -> Verdict:
-        """Judge a job whose URIs are allowed.
+        """Judge a job whose URIs are allowed; its tasks may use a hub with `task_downloads` only.
 
         Raises:
             InspectionUnavailable: no helper was free or could be started, or it was too slow.
@@ -106,7 +111,7 @@ class Inspectors:
         helper = self._take()
         spent = True
         try:
-            verdict, spent = helper.judge(spec, limits, open_store)
+            verdict, spent = helper.judge(spec, limits, open_store, task_downloads)
             return verdict
         finally:
             self._give_back(helper, spent=spent)
@@ -190,14 +195,22 @@ class _Helper:
         self._ready = False
 
     def judge(
-        self, spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], Store]
+        self,
+        spec: JobSpec,
+        limits: TenantLimits,
+        open_store: Callable[[str], Store],
+        task_downloads: bool,
     ) -> tuple[Verdict, bool]:
         """The verdict, and whether the helper is to be replaced."""
         calls = HelperCalls(spec, open_store)
         try:
             self._await_ready()
             self._channel.send(
-                {"spec": spec.model_dump(mode="json"), "limits": limits.model_dump(mode="json")}
+                {
+                    "spec": spec.model_dump(mode="json"),
+                    "limits": limits.model_dump(mode="json"),
+                    "task_downloads": task_downloads,
+                }
             )
             reply = self._serve(calls)
         except TooLate:

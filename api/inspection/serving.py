@@ -124,6 +124,8 @@ def _places(spec: JobSpec) -> dict[str, str]:
     places = {spec.model.uri: "model.uri", spec.output.uri_prefix: "output.uri_prefix"}
     if spec.model.adapter_uri is not None:
         places.setdefault(spec.model.adapter_uri, "model.adapter_uri")
+    if spec.evaluation is not None and spec.evaluation.task_files is not None:
+        places.setdefault(spec.evaluation.task_files, "evaluation.task_files")
     texts = {"calibration.uri": spec.calibration.uri}
     if spec.evaluation is not None:
         texts["evaluation.uri"] = spec.evaluation.uri

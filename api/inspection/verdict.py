@@ -55,7 +55,11 @@ class VerdictMessage(BaseModel):
 
 
 def judge(
-    spec: JobSpec, limits: TenantLimits, open_store: Callable[[str], InspectableStore]
+    spec: JobSpec,
+    limits: TenantLimits,
+    open_store: Callable[[str], InspectableStore],
+    *,
+    task_downloads: bool = False,
 ) -> Verdict:
     """Examine a job whose URIs are allowed. Parses hostile files.
 
@@ -63,8 +67,9 @@ def judge(
         spec: The job.
         limits: The limits of its tenant, for its size.
         open_store: Opens the stores that the spec names.
+        task_downloads: Whether data of tasks may come from a hub.
     """
-    found = examine_job(spec, open_store)
+    found = examine_job(spec, open_store, task_downloads=task_downloads)
     spec = found.spec  # With the sparsity that a target comes to.
     issues = [*found.issues, *size_issues(spec, found, limits)]
     if issues or found.model is None:

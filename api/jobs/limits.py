@@ -97,10 +97,14 @@ class LimitSettings(BaseSettings):
     Attributes:
         limits: JSON object, `TenantLimits` of every tenant without limits of its own.
         tenant_limits: JSON object, tenant -> `TenantLimits`, which replace `limits` as a whole.
+        task_downloads: Whether jobs may name tasks of lm-evaluation-harness, whose data workers
+            then download from a Hugging Face hub (or read from its cache, with `HF_HUB_OFFLINE`).
+            If not, jobs bring task files.
     """
 
     limits: TenantLimits = TenantLimits()
     tenant_limits: dict[Tenant, TenantLimits] = Field(default_factory=dict)
+    task_downloads: bool = False
 
     def limits_of(self, tenant: str) -> TenantLimits:
         """The limits of a tenant."""

@@ -88,6 +88,11 @@ class ProcessLimits:
         self._seconds += self._limits.seconds_per_record
         self.text(size_bytes, 2 * size_bytes + _TEMPLATE_BYTES)
 
+    def prompt(self, size_bytes: int) -> None:
+        """A text of this size comes next, which is tokenised at once."""
+        self._seconds += self._limits.seconds_per_record
+        self.text(size_bytes, size_bytes)
+
     def text(self, size_bytes: int, uncut_bytes: int) -> None:
         """More text comes next.
 

@@ -120,7 +120,7 @@ def text_tokens(
         uris={"model": index.store.uri, "text": text.store.uri},
         limits=LIMITS,
         vocab_size=vocab_size,
-        config=_special_tokens(index),
+        config=special_tokens(index),
         side_files=tuple(index.other_files),
         key=text.key,
         field=text.field,
@@ -129,7 +129,7 @@ def text_tokens(
         chat=chat,
         limit_bytes=limit_bytes,
     )
-    with _TextProcess(request, {"model": index.store, "text": text.store}, text, wait) as process:
+    with TextProcess(request, {"model": index.store, "text": text.store}, text, wait) as process:
         for kind, payload in process.messages():
             if kind is Kind.TOKENS:
                 yield np.frombuffer(payload, dtype=np.int32)
@@ -152,10 +152,10 @@ def tokenizer_facts(index: CheckpointIndex, vocab_size: int) -> tuple[int | None
         uris={"model": index.store.uri},
         limits=LIMITS,
         vocab_size=vocab_size,
-        config=_special_tokens(index),
+        config=special_tokens(index),
         side_files=tuple(index.other_files),
     )
-    with _TextProcess(request, {"model": index.store}) as process:
+    with TextProcess(request, {"model": index.store}) as process:
         facts: dict[str, Any] = {}
         for _, payload in process.messages():
             facts = json.loads(payload)
@@ -182,17 +182,18 @@ def converted_tokenizer(store: Readable, side_files: Collection[str], model_type
         config={"model_type": model_type},
         side_files=tuple(side_files),
     )
-    with _TextProcess(request, {"model": store}) as process:
+    with TextProcess(request, {"model": store}) as process:
         answer = next(payload for kind, payload in process.messages() if kind is Kind.DONE)
     return str(json.loads(answer)["tokenizer"]).encode()
 
 
-def _special_tokens(index: CheckpointIndex) -> dict[str, Any]:
+def special_tokens(index: CheckpointIndex) -> dict[str, Any]:
+    """What config.json says of the tokens that begin and end a text."""
     names = ("bos_token_id", "eos_token_id")
     return {name: index.config[name] for name in names if name in index.config}
 
 
-class _TextProcess:
+class TextProcess:
     """A process that answers one request. A context manager; leaving it ends the process.
 
     Args:
@@ -220,10 +221,14 @@ class _TextProcess:
         with contextlib.suppress(BrokenPipeError):  # If it has ended, reading from it says so.
             self._pipes.send(Kind.REQUEST, request.model_dump_json().encode())
 
-    def __enter__(self) -> _TextProcess:
+    def __enter__(self) -> TextProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process."""
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
@@ -231,7 +236,7 @@ class _TextProcess:
                 pipe.close()
 
     def messages(self) -> Iterator[tuple[Kind, bytes]]:
-        """Its TOKENS, and DONE at the end. Its questions to stores are answered meanwhile.
+        """Its TOKENS and ANSWERs, and DONE at the end. Its questions to stores are answered.
 
         Raises:
             StrucPruneError: it failed, or was killed.
@@ -244,7 +249,7 @@ class _TextProcess:
                     self._serve(kind, StoreCall.model_validate_json(payload))
                 case Kind.AT:
                     self._where = payload.decode()
-                case Kind.TOKENS:
+                case Kind.TOKENS | Kind.ANSWER:
                     yield kind, payload
                 case Kind.DONE:
                     yield kind, payload
@@ -255,6 +260,33 @@ class _TextProcess:
                     raise self._too_much("memory")
                 case _:
                     raise RuntimeError(f"the process that reads texts sent {kind}")
+
+    def ask(self, kind: Kind, payload: bytes, where: str) -> bytes:
+        """Send a message of a session, and wait for its answer.
+
+        Args:
+            kind: What is asked.
+            payload: The message.
+            where: What is encoded or decoded, for errors.
+
+        Raises:
+            StrucPruneError: it failed, or was killed.
+        """
+        self._where, self._heard_at = where, time.monotonic()
+        with contextlib.suppress(BrokenPipeError):  # If it has ended, reading from it says so.
+            self._pipes.send(kind, payload)
+        return self.answer()
+
+    def answer(self) -> bytes:
+        """The next answer of a session; its questions to stores are answered meanwhile.
+
+        Raises:
+            StrucPruneError: it failed, or was killed.
+        """
+        for kind, payload in self.messages():
+            if kind is Kind.ANSWER:
+                return payload
+        raise RuntimeError("the process that reads texts ended a session")
 
     def _next(self) -> tuple[Kind, bytes]:
         try:
@@ -308,8 +340,10 @@ class _TextProcess:
         return RuntimeError(f"the process that reads texts ended with status {status}; see its log")
 
     def _doing(self) -> str:
-        if self._where is None or self._text is None:
+        if self._where is None:
             return "the tokenizer was loaded"
+        if self._text is None:
+            return f"{self._where} was tokenised"
         return f"{self._where} of {self._text.key} was tokenised"
 
     def _too_much(self, what: str) -> StrucPruneError:

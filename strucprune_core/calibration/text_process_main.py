@@ -31,11 +31,14 @@ from strucprune_core.calibration.process_limits import ProcessLimits
 from strucprune_core.calibration.records import Record
 from strucprune_core.calibration.text import Text, decoded, encode_pieces
 from strucprune_core.calibration.text_protocol import (
+    DecodeCall,
     DocumentsRead,
+    EncodeCall,
     Failure,
     Kind,
     Pipes,
     ReadRequest,
+    SpecialTokens,
     StoreCall,
 )
 from strucprune_core.calibration.tokenizer import TextTokenizer, load_tokenizer
@@ -56,6 +59,8 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+# Of text, at most, for the limits.
+_BYTES_PER_TOKEN = 16
 
 
 class ServedStore:
@@ -117,10 +122,14 @@ class Reader:
         if self._request.what == "tokenizer":
             return {"tokenizer": self._converted()}
         tokenizer = self._tokenizer()
-        if self._request.what == "facts":
+        if self._request.what in ("facts", "session"):
             settings = read_tokenizer_config(self._model, self._request.side_files)
             start = start_of_text(tokenizer, settings, self._request.config)
-            return {"start": start, "vocab_size": tokenizer.vocab_size}
+            if self._request.what == "facts":
+                return {"start": start, "vocab_size": tokenizer.vocab_size}
+            end = end_of_text(tokenizer, settings, self._request.config)
+            self._answer_calls(tokenizer, SpecialTokens(start=start, end=end))
+            return {}
         text = Text(
             ServedStore("text", self._request.uris["text"], self._pipes),
             self._request.key,
@@ -134,6 +143,28 @@ class Reader:
         self._send(self._document_tokens(text, records, tokenizer, sha.update))
         cut = next(records, None) is not None
         return DocumentsRead(sha256=sha.hexdigest(), cut=cut).model_dump()
+
+    def _answer_calls(self, tokenizer: TextTokenizer, tokens: SpecialTokens) -> None:
+        """Encode and decode until the other process needs no more."""
+        self._pipes.send(Kind.ANSWER, tokens.model_dump_json().encode())
+        while (message := self._pipes.receive()) is not None:
+            kind, payload = message
+            answer: list[list[int]] | list[str]
+            if kind is Kind.ENCODE:
+                texts = EncodeCall.model_validate_json(payload)
+                answer = [self._encoded(tokenizer, text, texts) for text in texts.texts]
+            else:
+                ids = DecodeCall.model_validate_json(payload)
+                answer = [self._decoded(tokenizer, each, ids) for each in ids.tokens]
+            self._pipes.send(Kind.ANSWER, json.dumps(answer).encode())
+
+    def _encoded(self, tokenizer: TextTokenizer, text: str, call: EncodeCall) -> list[int]:
+        self._limits.prompt(len(text.encode()))
+        return tokenizer.encode(text, special_tokens=call.special_tokens)
+
+    def _decoded(self, tokenizer: TextTokenizer, ids: list[int], call: DecodeCall) -> str:
+        self._limits.prompt(_BYTES_PER_TOKEN * len(ids))
+        return tokenizer.decode(ids, special_tokens=call.special_tokens)
 
     def _tokenizer(self) -> TextTokenizer:
         info = self._model.stat(TOKENIZER)

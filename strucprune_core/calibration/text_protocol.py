@@ -31,6 +31,8 @@ class Kind(Enum):
 
     To the process that reads texts: REQUEST first, then ANSWER or ABSENT to each STAT and READ.
     From it: AT and TOKENS while it reads, at the end one of DONE, FAILED and NO_MEMORY.
+
+    In a session with a tokenizer: ENCODE and DECODE to it, and an ANSWER to each from it.
     """
 
     REQUEST = b"q"
@@ -43,14 +45,16 @@ class Kind(Enum):
     DONE = b"d"
     FAILED = b"e"
     NO_MEMORY = b"m"
+    ENCODE = b"c"
+    DECODE = b"x"
 
 
 class ReadRequest(BaseModel):
     """What is to be read.
 
     Attributes:
-        what: The tokens of the text, only facts about the tokenizer, or a tokenizer.json made of
-            older files.
+        what: The tokens of the text, only facts about the tokenizer, a tokenizer.json made of
+            older files, or a session that encodes and decodes what it is sent.
         uris: Of the stores "model" and "text", for messages.
         limits: For memory and time.
         vocab_size: Rows of the model's embedding.
@@ -66,7 +70,7 @@ class ReadRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    what: Literal["tokens", "facts", "tokenizer"]
+    what: Literal["tokens", "facts", "tokenizer", "session"]
     uris: dict[str, str]
     limits: TextLimits
     vocab_size: int
@@ -90,6 +94,37 @@ class DocumentsRead(BaseModel):
 
     sha256: str
     cut: bool
+
+
+class SpecialTokens(BaseModel):
+    """The tokens that begin and end a text: see `documents.start_of_text`, `end_of_text`."""
+
+    start: int | None
+    end: int | None
+
+
+class EncodeCall(BaseModel):
+    """Texts to turn into tokens.
+
+    Attributes:
+        texts: The texts.
+        special_tokens: Whether to add what the tokenizer begins or ends texts with.
+    """
+
+    texts: list[str]
+    special_tokens: bool
+
+
+class DecodeCall(BaseModel):
+    """Tokens to turn into texts.
+
+    Attributes:
+        tokens: Ids of each text.
+        special_tokens: Whether the text of special tokens is part of it.
+    """
+
+    tokens: list[list[int]]
+    special_tokens: bool
 
 
 class StoreCall(BaseModel):

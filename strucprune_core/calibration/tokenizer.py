@@ -60,6 +60,20 @@ class TextTokenizer:
             self._check_id(max(ids))
         return ids
 
+    def decode(self, ids: list[int], *, special_tokens: bool) -> str:
+        """The text of token ids.
+
+        Args:
+            ids: Ids below `vocab_size`; others have no text.
+            special_tokens: Whether the text of special tokens is part of it.
+
+        Raises:
+            InvalidCheckpoint: the tokenizer fails.
+        """
+        with _translated(_not_decoded):
+            text: str = self._tokenizer.decode(ids, skip_special_tokens=not special_tokens)
+        return text
+
     def token_id(self, token: str) -> int | None:
         """Id of a token by its text, None if the tokenizer has no such token.
 
@@ -152,6 +166,14 @@ def _not_encoded(reason: str, panicked: bool) -> StrucPruneError:
     return InvalidText(
         f"the model's tokenizer cannot encode the text: {reason}",
         remedy=f"Use a text whose words it all knows, or a {TOKENIZER} with an unknown token.",
+    )
+
+
+def _not_decoded(reason: str, panicked: bool) -> StrucPruneError:
+    return InvalidCheckpoint(
+        f"the tokenizer cannot decode tokens: {reason}",
+        field=_FIELD,
+        remedy=f"Correct the decoder in {TOKENIZER}.",
     )
 
 

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.report.document import TaskScores
 from strucprune_core.storage.uri import parse_uri
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -92,6 +93,23 @@ def show(result: dict[str, Any], as_json: bool) -> None:
     table.add_column(overflow="fold")  # Digests are shown whole.
     for key, value in result.items():
         table.add_row(key.replace("_", " "), _shown(value))
+    Console().print(table)
+
+
+def show_tasks(scores: Sequence[TaskScores]) -> None:
+    """Print what a model made of tasks: a line for each metric."""
+    table = Table("task", "metric", "value", "standard error", "chance", "documents", box=None)
+    for each in scores:
+        for metric in each.metrics:
+            error = metric.standard_error
+            table.add_row(
+                each.task,
+                metric.name,
+                f"{metric.value:.4f}",
+                "" if error is None else f"{error:.4f}",
+                f"{each.chance:.2f}" if metric.name.startswith("acc") else "",
+                f"{each.documents:,} of {each.available_documents:,}",
+            )
     Console().print(table)
 
 

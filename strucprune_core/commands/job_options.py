@@ -46,6 +46,11 @@ _NAMES: dict[Path_, str] = {
     ("calibration", "field"): "calibration-field",
     ("evaluation", "uri"): "evaluation",
     ("evaluation", "max_perplexity_ratio"): "max-perplexity-ratio",
+    ("evaluation", "tasks"): "task",
+    ("evaluation", "task_files"): "task-files",
+    ("evaluation", "limit"): "task-limit",
+    ("evaluation", "num_fewshot"): "num-fewshot",
+    ("evaluation", "min_task_retention"): "min-task-retention",
     ("labels",): "label",
 }
 # Where the command says more than the field.

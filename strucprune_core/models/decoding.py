@@ -24,13 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strucprune_core.errors import ScratchUnavailable
-from strucprune_core.models.attention import attend_last, rotate_first
+from strucprune_core.models.attention import attend, attend_last, rotate_first
 from strucprune_core.models.config import LayerConfig, ModelConfig
 from strucprune_core.models.decoder import Decoder, rotations_of
-from strucprune_core.models.forward import Tick
+from strucprune_core.models.forward import Tick, micro_batches
 from strucprune_core.models.panels import LayerWeights
 from strucprune_core.models.streaming import ModelStream
-from strucprune_core.models.vocabulary import rows_of_tokens, sample_tokens
+from strucprune_core.models.vocabulary import embed, rows_of_tokens, sample_tokens
 from strucprune_core.scratch.arrays import temporary_array
 
 # Sequences that pass a layer together are bounded in number, and in bytes of keys and values. Not a
@@ -70,33 +70,78 @@ def generate(
     tokens = np.empty((len(first), length), dtype=np.int32)
     tokens[:, 0] = first
     generator = np.random.Generator(np.random.PCG64(seed))
-    take = _own_step if stream.config.generic is None else _generic_step
-    one_more = take(stream, len(first), length, scratch, alive)
-    for position in range(length - 1):
-        hidden = one_more(tokens[:, : position + 1], tick)
-        tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
+    with _naming_samples():
+        one_more = stepping(stream, len(first), length, scratch, alive)
+        for position in range(length - 1):
+            hidden = one_more(tokens[:, : position + 1], tick)
+            tokens[:, position + 1] = sample_tokens(stream, hidden, generator)
     return tokens
 
 
-def _own_step(stream: ModelStream, sequences: int, length: int, scratch: Path, alive: Tick) -> Step:
-    cache = key_value_cache(scratch, stream.config, sequences, length)
-    return lambda tokens, tick: step(stream, tokens[:, -1], tokens.shape[1] - 1, cache, tick)
-
-
-def _generic_step(
-    stream: ModelStream, sequences: int, length: int, scratch: Path, alive: Tick
+def stepping(
+    stream: ModelStream, sequences: int, length: int, scratch: Path, alive: Tick = lambda: None
 ) -> Step:
-    # transformers takes seconds and 100 MB to import: only here.
-    from strucprune_core.models.generic.steps import step_of
+    """What runs one token after another, of sequences of equal length.
 
-    with _naming_samples():
-        take = step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+    Args:
+        stream: The model.
+        sequences: How many there are.
+        length: Most tokens of one.
+        scratch: Directory for keys and values.
+        alive: Called at safe points before that, where a generic model is tried.
 
-    def named(tokens: NDArray[np.int32], tick: Tick) -> NDArray[np.float32]:
-        with _naming_samples():
-            return take(tokens, tick)
+    Raises:
+        ScratchUnavailable: the scratch directory has no space. So does a step.
+    """
+    if stream.config.generic is not None:
+        # transformers takes seconds and 100 MB to import: only here.
+        from strucprune_core.models.generic.steps import step_of
 
-    return named
+        return step_of(stream, sequences, length, scratch, _group_of_bytes, alive)
+    cache = key_value_cache(scratch, stream.config, sequences, length)
+    seen = 0
+
+    def one_more(tokens: NDArray[np.int32], tick: Tick) -> NDArray[np.float32]:
+        nonlocal seen
+        before, seen = seen, tokens.shape[1]
+        if seen == before + 1:
+            return step(stream, tokens[:, -1], before, cache, tick)
+        return prefill(stream, tokens, cache, scratch, tick)
+
+    return one_more
+
+
+@torch.inference_mode()
+def prefill(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    cache: NDArray[np.float32],
+    scratch: Path,
+    tick: Tick = lambda: None,
+) -> NDArray[np.float32]:
+    """Run the first tokens of every sequence through all layers at once, filling the cache.
+
+    Args:
+        stream: The model; not a generic one.
+        tokens: Token ids, (sequences x n).
+        cache: See `key_value_cache`.
+        scratch: Directory for hidden states.
+        tick: Called after each layer.
+
+    Returns:
+        Output of the last layer for the last token, before the final norm, (sequences x d).
+    """
+    config, (sequences, length) = stream.config, tokens.shape
+    hidden = temporary_array(scratch, (sequences, length, config.hidden_size))
+    embed(stream, tokens, hidden)
+    for layer in range(config.layers):
+        weights = stream.layer(layer)
+        for part in micro_batches(sequences, length, stream.tiles.micro_batch_tokens):
+            decoder = _Beginning(config, torch.from_numpy(cache[layer, :, part]))
+            x = stream.load(hidden[part])
+            hidden[part] = decoder.forward_layer(config.blocks[layer], x, weights).hidden.cpu()
+        tick()
+    return np.array(hidden[:, -1])
 
 
 def step(
@@ -126,6 +171,12 @@ def step(
     return hidden
 
 
+def key_value_bytes(config: ModelConfig, length: int) -> int:
+    """Bytes of the keys and values of one sequence, in all layers."""
+    heads = _kv_heads(config)
+    return config.layers * 2 * heads * length * config.head_dim * _FP32_BYTES
+
+
 def _kv_heads(config: ModelConfig) -> int:
     """Key-value heads of the layer with most of them."""
     return max(block.kv_heads for block in config.blocks)
@@ -140,8 +191,7 @@ def key_value_cache(
         ScratchUnavailable: the directory has no space for it.
     """
     shape = (config.layers, 2, sequences, _kv_heads(config), length, config.head_dim)
-    with _naming_samples():
-        return temporary_array(directory, shape)
+    return temporary_array(directory, shape)
 
 
 @contextlib.contextmanager
@@ -178,6 +228,40 @@ def _embed(stream: ModelStream, tokens: NDArray[np.int32], position: int) -> NDA
         rows = rows + stream.source.rows(names.positions, at, at + 1, dtype=torch.float32)
     hidden: NDArray[np.float32] = rows.numpy()
     return hidden
+
+
+class _Beginning(Decoder):
+    """The decoder for the first tokens of sequences, whose keys and values the cache receives."""
+
+    def __init__(self, config: ModelConfig, cache: Tensor) -> None:
+        super().__init__(config)
+        self._cache = cache  # (2, b, kv_heads, length, head_dim)
+
+    def kv_head_panels(self, block: LayerConfig, weights: LayerWeights) -> Iterator[range]:
+        """All at once, as the cache holds them."""
+        yield range(block.kv_heads)
+
+    def mix(self, block: LayerConfig, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Causal attention, (b, n, heads * head_dim); turned by angles for the cache's length."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        length = query.shape[2]
+        if block.rope is not None:
+            rotations = rotations_of(
+                block.rope, self.config.rotary_dims, self._cache.shape[-2], query.device
+            )
+            here = (rotations[0][:length], rotations[1][:length])
+            query, key = (rotate_first(x, here) for x in (query, key))
+        self._cache[0, :, : block.kv_heads, :length] = key.cpu()
+        self._cache[1, :, : block.kv_heads, :length] = value.cpu()
+        return attend(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            rotations=None,
+            scale=self.config.attention_scale,
+            soft_cap=self.config.attention_soft_cap,
+            window=block.window,
+        )
 
 
 class _Continuing(Decoder):

@@ -13,12 +13,16 @@ The formulas are those that the models were trained with; tests compare them wit
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from strucprune_core.models.config import RopeConfig
+from strucprune_core.models.config import ModelConfig, RopeConfig
+
+# In config.json of a model in transformers' modules: the older key, and the newer one.
+_LENGTH_DEPENDENT = re.compile(r'"(rope_type|type)":\s*"(dynamic|longrope)"')
 
 
 def inverse_frequencies(rope: RopeConfig, dims: int, length: int) -> Tensor:
@@ -41,6 +45,26 @@ def inverse_frequencies(rope: RopeConfig, dims: int, length: int) -> Tensor:
         beyond = length > rope.original_max_position_embeddings
         return speeds / torch.tensor(rope.long_factors if beyond else rope.short_factors)
     return speeds
+
+
+def angle_class(config: ModelConfig, length: int) -> int:
+    """Sequences of one class are turned by the same angles, however far they are padded together.
+
+    With "dynamic" and "longrope", angles depend on the length of the whole sequence.
+
+    Args:
+        config: The model.
+        length: Tokens of the sequence.
+    """
+    if config.generic is not None:
+        return length if _LENGTH_DEPENDENT.search(config.generic.config_json) else 0
+    ropes = {block.rope for block in config.blocks if block.rope is not None}
+    beyond = {
+        rope.type
+        for rope in ropes
+        if rope.type in ("dynamic", "longrope") and length > rope.original_max_position_embeddings
+    }
+    return length if "dynamic" in beyond else len(beyond)
 
 
 def _theta(rope: RopeConfig, dims: int, length: int) -> float:

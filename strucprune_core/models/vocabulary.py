@@ -6,7 +6,8 @@ maximum m and a running sum of exp(z - m) (the online softmax of Milakov & Gimel
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,28 +37,71 @@ def embed(
         out: Filled with the embeddings, (sequences x length x d); may be memory-mapped.
         tick: Called after every tile of the table that is used: a safe point to stop at.
     """
+    flat = out.view()
+    flat.shape = (tokens.size, out.shape[-1])  # Never a copy: what is filled must be `out`.
+    embed_blocks(stream, tokens.reshape(-1), [tokens.shape], flat, tick)
+
+
+@torch.inference_mode()
+def embed_blocks(
+    stream: ModelStream,
+    tokens: NDArray[np.int32],
+    shapes: Sequence[tuple[int, ...]],
+    out: NDArray[np.float32],
+    tick: Callable[[], None] = lambda: None,
+) -> None:
+    """The same of sequences of several lengths, with one pass through the table.
+
+    Args:
+        stream: The model.
+        tokens: Token ids of all blocks, one after another, (n,).
+        shapes: Of each block, (sequences, length).
+        out: Filled with the embeddings, (n x d); may be memory-mapped.
+        tick: Called after every tile of the table that is used.
+    """
     if stream.modules is not None:
-        _embed_generic(stream, stream.modules, tokens, out, tick)
+        _embed_generic(stream, stream.modules, tokens, shapes, out, tick)
         return
-    names, config = stream.config.names, stream.config
+    names = stream.config.names
     into = None if names.project_in is None else stream.tensor(names.project_in)
     for where, rows in _look_up(stream, tokens):
         out[where] = (rows if into is None else rows @ into.T).cpu().numpy()
         del rows
         tick()
     if names.positions is not None:
-        for start in range(0, tokens.shape[1], stream.tiles.head_tokens):
-            stop = min(start + stream.tiles.head_tokens, tokens.shape[1])
-            first = config.position_offset
-            table = stream.source.rows(names.positions, first + start, first + stop)
-            out[:, start:stop] += table.float().numpy()
+        _add_positions(stream, names.positions, shapes, out)
+
+
+def _add_positions(
+    stream: ModelStream,
+    name: str,
+    shapes: Sequence[tuple[int, ...]],
+    out: NDArray[np.float32],
+) -> None:
+    """Add rows of the table of learned positions, a part of each block's sequences at a time."""
+    for part, (sequences, length) in _blocks(shapes):
+        block = out[part].reshape(sequences, length, -1)
+        for start in range(0, length, stream.tiles.head_tokens):
+            stop = min(start + stream.tiles.head_tokens, length)
+            first = stream.config.position_offset
+            table = stream.source.rows(name, first + start, first + stop)
+            block[:, start:stop] += table.float().numpy()
             del table
+
+
+def _blocks(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[slice, tuple[int, int]]]:
+    """Where each block lies among all tokens, and its shape."""
+    start = 0
+    for sequences, length in shapes:
+        yield slice(start, start + sequences * length), (sequences, length)
+        start += sequences * length
 
 
 def _embed_generic(
     stream: ModelStream,
     modules: Modules,
     tokens: NDArray[np.int32],
+    shapes: Sequence[tuple[int, ...]],
     out: NDArray[np.float32],
     tick: Callable[[], None],
 ) -> None:
@@ -68,14 +112,16 @@ def _embed_generic(
     for where, found in _look_up(stream, tokens):
         rows[where] = found.cpu().numpy()
         tick()
-    length = tokens.shape[1]
-    step = max(1, stream.tiles.micro_batch_tokens // length)
-    for start in range(0, len(tokens), step):
-        part = slice(start, start + step)
-        table = stream.load(rows[part].reshape(-1, rows.shape[-1]))
-        ids = torch.arange(len(table), device=stream.device).view(-1, length)
-        given = torch.from_numpy(tokens[part].astype(np.int64)).to(stream.device)
-        out[part] = modules.embed(ids, table, given).cpu().numpy()
+    for part, (sequences, length) in _blocks(shapes):
+        step = max(1, stream.tiles.micro_batch_tokens // length)
+        for start in range(0, sequences, step):
+            first = part.start + start * length
+            here = slice(first, min(first + step * length, part.stop))
+            table = stream.load(rows[here])
+            ids = torch.arange(len(table), device=stream.device).view(-1, length)
+            given = torch.from_numpy(tokens[here].astype(np.int64)).to(stream.device)
+            made = modules.embed(ids, table, given.view(-1, length))
+            out[here] = made.reshape(-1, made.shape[-1]).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -215,13 +261,36 @@ class LogPartition:
         return self.peak.double() + self.total.log()
 
 
+@dataclass(frozen=True, slots=True)
+class TokenScores:
+    """What the model says of tokens that follow positions.
+
+    Attributes:
+        losses: Cross-entropy of each, in nats, (n,) float64.
+        greedy: Whether no other token is more probable, (n,).
+    """
+
+    losses: NDArray[np.float64]
+    greedy: NDArray[np.bool_]
+
+
 def token_losses(
     stream: ModelStream,
     hidden: NDArray[np.float32],
     targets: NDArray[np.int32],
     tick: Callable[[], None] = lambda: None,
 ) -> NDArray[np.float64]:
-    """Cross-entropy of each target, in nats.
+    """Cross-entropy of each target, in nats: see `token_scores`."""
+    return token_scores(stream, hidden, targets, tick).losses
+
+
+def token_scores(
+    stream: ModelStream,
+    hidden: NDArray[np.float32],
+    targets: NDArray[np.int32],
+    tick: Callable[[], None] = lambda: None,
+) -> TokenScores:
+    """Score the token that follows each position.
 
     Args:
         stream: The model.
@@ -245,9 +314,11 @@ def token_losses(
             del logits, picked
         del rows  # Freed before the next tile is read.
         tick()
+    if not chunks:
+        return TokenScores(np.zeros(0), np.zeros(0, dtype=np.bool_))
     log_partition = torch.cat([partition.value().cpu() for partition in partitions])
-    losses: NDArray[np.float64] = (log_partition - chosen).numpy()
-    return losses
+    peaks = torch.cat([partition.peak.double().cpu() for partition in partitions])
+    return TokenScores((log_partition - chosen).numpy(), (chosen == peaks).numpy())
 
 
 def kl_divergences(
@@ -307,14 +378,35 @@ def sample_tokens(
         hidden: Output of the last layer, before the final norm, (n x d).
         generator: Source of the noise.
     """
+
+    def perturbed(logits: Tensor) -> Tensor:
+        noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
+        return logits - noise.log_()
+
+    return _largest(stream, hidden, perturbed)
+
+
+def greedy_tokens(stream: ModelStream, hidden: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The most probable token after each position, (n,); the first of equal ones.
+
+    Args:
+        stream: The model.
+        hidden: Output of the last layer, before the final norm, (n x d).
+    """
+    return _largest(stream, hidden, Tensor.double)
+
+
+def _largest(
+    stream: ModelStream, hidden: NDArray[np.float32], score_of: Callable[[Tensor], Tensor]
+) -> NDArray[np.int32]:
+    """The token with the highest score, which is made of a tile of logits on the host."""
     head = Head(stream)
     best = torch.full((len(hidden),), -torch.inf, dtype=torch.float64)
     chosen = torch.zeros(len(hidden), dtype=torch.int64)
     for first_row, rows in head.tiles():
         for start, stop in head.chunks(len(hidden)):
             logits = head.logits(hidden[start:stop], rows).cpu()
-            noise = torch.from_numpy(generator.standard_exponential(tuple(logits.shape)))
-            score, column = (logits - noise.log_()).max(-1)
+            score, column = score_of(logits).max(-1)
             better = score > best[start:stop]
             best[start:stop] = torch.where(better, score, best[start:stop])
             chosen[start:stop] = torch.where(better, first_row + column, chosen[start:stop])

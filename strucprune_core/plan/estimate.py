@@ -52,6 +52,7 @@ from strucprune_core.plan.sites import (
     pruned_config,
     requested_sparsity,
 )
+from strucprune_core.plan.task_memory import batch_tokens, task_tokens
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
 from strucprune_core.report.document import SizeSummary
 from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
@@ -336,6 +337,9 @@ def _shared_workspace_bytes(spec: JobSpec, config: ModelConfig) -> int:
     """The part that the sizes of a job share: hidden states and statistics."""
     tokens = spec.calibration.samples * spec.calibration.sequence_length
     streams = 2 * tokens * config.hidden_size * FP32_BYTES  # A layer's inputs and outputs.
+    # The hidden states of a batch of requests, and those that are scored.
+    requests = min(task_tokens(spec), batch_tokens(config.hidden_size))
+    streams += 2 * requests * config.hidden_size * FP32_BYTES
     return streams + sum(width * width for width in _columns(spec, config)) * FP32_BYTES
 
 

@@ -11,6 +11,7 @@
     tokens ─ replay ── recover.0 ─ recover.1 ─ … (optional) ──┤              └─ evaluate.pruned
                        refit.0 ─ refit.1 ─ … (if blocks go) ──┤
                        distill.0 ─ distill.1 ─ … (optional) ──┘
+    weights ─ tasks.dense (optional; tasks.pruned after it, beside evaluate.pruned)
     tokens ─ evaluate.dense      (the same) ── gguf, block_configs.s ── check.* (optional) ──┐
                      evaluate.pruned ── gguf_q8_0, fp8.s ── check.*, evaluate.* (optional) ──┤
                                                                     … ── report ── (publish)
@@ -85,6 +86,7 @@ from strucprune_core.run.artifacts import (
     Select,
     Sizes,
     Solve,
+    Tasks,
     Tokens,
     Trial,
     Verify,
@@ -106,6 +108,7 @@ DISTILL_UNIT_STEPS = 10
 SIZE_MARK = "@"
 
 CALIBRATION, EVALUATION = "calibration.uri", "evaluation.uri"
+TASK_FILES = "evaluation.task_files"
 """The fields that name a job's texts."""
 
 
@@ -162,10 +165,16 @@ def texts_behind(unit: str) -> tuple[str, ...]:
         return ()
     if unit in (EvaluationTokens().unit, Evaluate("dense").unit):
         return (EVALUATION,)
-    # Exports in fewer bits come after the evaluation, and so does all that is made of them.
-    of_both = {Evaluate("pruned").unit, Report().unit, Sizes().unit}
-    if unit in of_both or set(QUANTISED_EXPORTS) & {*unit.split(".")}:
+    if unit == Tasks("dense").unit:
+        return (TASK_FILES,)
+    if unit == Tasks("pruned").unit:
+        return (CALIBRATION, TASK_FILES)
+    if unit == Evaluate("pruned").unit:
         return (CALIBRATION, EVALUATION)
+    # Exports in fewer bits come after the judges, and so does all that is made of them.
+    of_all = {Report().unit, Sizes().unit}
+    if unit in of_all or set(QUANTISED_EXPORTS) & {*unit.split(".")}:
+        return (CALIBRATION, EVALUATION, TASK_FILES)
     return (CALIBRATION,)
 
 
@@ -201,6 +210,7 @@ def build_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     recover: bool = False,
     rounds: int = 1,
     exports: Sequence[Export] = (),
@@ -221,6 +231,7 @@ def build_graph(
         shards: Of each file of the pruned checkpoint, the layers whose solutions it holds.
         energy: Where layers' energies come from; `forward` needs no units.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         recover: Whether solved layers are trained.
         rounds: Times the price is set.
         exports: Further forms of the result.
@@ -239,7 +250,7 @@ def build_graph(
     files_of = export_shards or {}
     exported = {each: _export_files(each, layers, files_of.get(each, ())) for each in exports}
     units = [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, tasks=tasks),
         *_calibration(layers, sites=sites),
         *_allocation(
             layers,
@@ -263,6 +274,8 @@ def build_graph(
     accepted = [_judge(Verify(), solutions, checkpoint)]
     if evaluate:
         accepted.insert(0, _evaluate_written("pruned", checkpoint))
+    if tasks:
+        accepted.insert(0, _tasks_of_pruned(checkpoint))
     if experts:
         hidden = Capture(layers - 1).hidden
         accepted.insert(0, _divergence(hidden, [Allocate().unit], solutions))
@@ -287,6 +300,7 @@ def build_experts_graph(
     shards: Sequence[Iterable[int]],
     energy: Energy,
     evaluate: bool,
+    tasks: bool = False,
     repair: bool = False,
 ) -> list[Unit]:
     """All units of a job that removes experts, every one after those it depends on.
@@ -296,6 +310,7 @@ def build_experts_graph(
         shards: Of each file of the pruned checkpoint, the layers of whose experts it holds some.
         energy: Where layers' energies come from: `forward` or `kl_probe`.
         evaluate: Whether perplexity is measured.
+        tasks: Whether both models are judged by tasks.
         repair: Whether the experts that stay are repaired.
     """
     probes = _expert_probes(layers) if energy == "kl_probe" else []
@@ -308,10 +323,11 @@ def build_experts_graph(
     divergence = _divergence(Route(layers - 1).hidden, chosen, repaired)
     judges = [
         *([_evaluate_written("pruned", checkpoint)] if evaluate else ()),
+        *([_tasks_of_pruned(checkpoint)] if tasks else ()),
         _judge(Verify(), repaired, checkpoint),
     ]
     return [
-        *_inspection(evaluate=evaluate),
+        *_inspection(evaluate=evaluate, tasks=tasks),
         _unit(Embed(), Phase.CALIBRATING, after=[Weights().unit], reads=[windows]),
         *(_route(layer) for layer in range(layers)),
         *probes,
@@ -379,7 +395,7 @@ def _unit(
     return Unit(artifacts.unit, phase, tuple(before), reads, tuple(releases))
 
 
-def _inspection(*, evaluate: bool) -> list[Unit]:
+def _inspection(*, evaluate: bool, tasks: bool) -> list[Unit]:
     """What is checked and read before any heavy work."""
     check = [ModelCheck().unit]
     units = [_unit(ModelCheck(), Phase.INSPECTING)]
@@ -391,6 +407,8 @@ def _inspection(*, evaluate: bool) -> list[Unit]:
         windows = EvaluationTokens().evaluation
         after = [Weights().unit]
         units.append(_unit(Evaluate("dense"), Phase.EVALUATING, after=after, reads=[windows]))
+    if tasks:
+        units.append(_unit(Tasks("dense"), Phase.EVALUATING, after=[Weights().unit]))
     return units
 
 
@@ -654,6 +672,12 @@ def _evaluate_written(model: Literal["pruned"] | Export, files: Iterable[Written
     reads = [EvaluationTokens().evaluation, *(file.written for file in files)]
     after = [Evaluate("dense").unit]
     return _unit(Evaluate(model), Phase.EVALUATING, after=after, reads=reads)
+
+
+def _tasks_of_pruned(checkpoint: Iterable[Written]) -> Unit:
+    """Judge the written files by tasks."""
+    reads = [file.written for file in checkpoint]
+    return _unit(Tasks("pruned"), Phase.EVALUATING, after=[Tasks("dense").unit], reads=reads)
 
 
 def _judge(judge: Verify | Check, solutions: list[File], files: Iterable[Written]) -> Unit:

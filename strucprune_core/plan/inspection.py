@@ -62,6 +62,7 @@ from strucprune_core.plan.sites import (
     plan_sites,
 )
 from strucprune_core.plan.targets import resolved
+from strucprune_core.plan.tasks import check_tasks, task_file_versions
 from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
 from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
@@ -511,6 +512,7 @@ def inspect_job(
     *,
     check_output: bool = True,
     workspace: str | None = None,
+    task_downloads: bool = True,
 ) -> JobFacts:
     """Check a whole job, stopping at the first issue.
 
@@ -519,6 +521,7 @@ def inspect_job(
         open_store: Opens the stores that the spec names.
         check_output: False for a job that may resume after it began to publish.
         workspace: URI of the workspace's store; None if it is a temporary one.
+        task_downloads: Whether data of tasks may come from a hub.
 
     Raises:
         StrucPruneError: the first issue, with its field.
@@ -531,6 +534,7 @@ def inspect_job(
     if check_output:
         with naming_field("output.uri_prefix"):
             check_output_usable(open_store(spec.output.uri_prefix))
+    check_tasks(spec, open_store, downloads=task_downloads)
     return JobFacts(
         spec=spec,
         model=model,
@@ -552,7 +556,8 @@ def text_versions(spec: JobSpec, open_store: OpenStore) -> dict[str, str]:
                 store = open_store(parent)
                 info = store.stat(name)
                 versions[field] = "" if info is None else version_of(store, info)
-    return versions
+    of_tasks = task_file_versions(spec, open_store)
+    return versions if of_tasks is None else {**versions, "evaluation.task_files": of_tasks}
 
 
 def job_fingerprint(spec: JobSpec, index: CheckpointIndex, texts: Mapping[str, str]) -> str:
@@ -594,12 +599,15 @@ def check_texts_unchanged(
             )
 
 
-def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
+def examine_job(
+    spec: JobSpec, open_store: OpenStore, *, task_downloads: bool = True
+) -> Examination:
     """Check a whole job and collect all issues, except those that follow from another one.
 
     Args:
         spec: The job.
         open_store: Opens the stores that the spec names.
+        task_downloads: Whether data of tasks may come from a hub.
     """
     issues: list[StrucPruneError] = []
 
@@ -635,6 +643,7 @@ def examine_job(spec: JobSpec, open_store: OpenStore) -> Examination:
         )
     collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
     collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
+    collect("evaluation.tasks", lambda: check_tasks(spec, open_store, downloads=task_downloads))
     return Examination(issues, spec, model)
 
 

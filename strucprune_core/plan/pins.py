@@ -35,6 +35,10 @@ def pinned_spec(spec: JobSpec, pin: Callable[[str], str]) -> JobSpec:
     if evaluation is not None:
         with naming_field("evaluation.uri"):
             evaluation = evaluation.model_copy(update={"uri": pin(evaluation.uri)})
+        if evaluation.task_files is not None:
+            with naming_field("evaluation.task_files"):
+                pinned_files = pin(evaluation.task_files)
+                evaluation = evaluation.model_copy(update={"task_files": pinned_files})
     return spec.model_copy(
         update={"model": model, "calibration": calibration, "evaluation": evaluation}
     )

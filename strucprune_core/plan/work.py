@@ -39,6 +39,7 @@ from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_fl
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
+from strucprune_core.plan.task_memory import task_tokens
 from strucprune_core.spec import JobSpec
 
 
@@ -65,6 +66,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     if spec.evaluation is not None:
         passes += 1
+    passes += 1 if spec.judges_by_tasks else 0
     return passes * (body + ends) + partial + _read_again(spec, config, tiles)
 
 
@@ -134,6 +136,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
             shards=(),
             energy=energy_of(spec.pruning),
             evaluate=spec.evaluation is not None,
+            tasks=spec.judges_by_tasks,
             repair=spec.pruning.expert_repair,
         )
     pruning = spec.pruning
@@ -146,6 +149,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         shards=(),  # Writing files computes nothing.
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
+        tasks=spec.judges_by_tasks,
         recover=spec.pruning.recover is not None,
         rounds=spec.pruning.rounds,
         exports=spec.pruning.exports,
@@ -270,6 +274,8 @@ class _Work:
             judged = self._spec.evaluation
             tokens = judged.sequences * judged.sequence_length
             return {"evaluation": tokens * (self._body + self._head)}
+        if unit.kind == "tasks":
+            return {"evaluation": task_tokens(self._spec) * (self._body + self._head)}
         if unit.kind == "verify":  # Twice: by our forward pass and by transformers'.
             tokens = 2 * VERIFY_SEQUENCES * VERIFY_TOKENS
             return {"verification": tokens * (self._body + self._head)}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report
+from strucprune_core.report.document import Report, TaskMetric, TasksSummary
 from strucprune_core.report.front_matter import front_matter
 
 # A hub knows four relations: adapter, merge, quantized, finetune. No other covers weights of the
@@ -134,6 +134,12 @@ def _figures(report: Report) -> str:
         for each in report.exports
         if each.perplexity is not None
     ]
+    tried = "No other task was tried."
+    if report.tasks is not None:
+        rows += _task_rows(report.tasks)
+        tried = (
+            f"Tasks are of lm-evaluation-harness {report.tasks.harness}, with its standard errors."
+        )
     lines = ["| | dense | pruned |", "|---|---|---|"]
     lines += [f"| {' | '.join(row)} |" for row in rows]
     note = "Perplexity was not measured."
@@ -142,9 +148,24 @@ def _figures(report: Report) -> str:
             f"Perplexity is of {found.tokens:,} tokens of one text (SHA-256 "
             f"{found.text_sha256[:16]}), in windows of {found.sequence_length:,}."
         )
-    return (
-        "\n".join(lines) + f"\n\n{note} No other task was tried. `report.html` shows every layer."
-    )
+    return "\n".join(lines) + f"\n\n{note} {tried} `report.html` shows every layer."
+
+
+def _task_rows(tasks: TasksSummary) -> list[tuple[str, str, str]]:
+    return [
+        (
+            f"{dense.task}, {was.name} ({dense.num_fewshot}-shot, {dense.documents:,} documents)",
+            _metric(was),
+            _metric(now),
+        )
+        for dense, pruned in zip(tasks.dense, tasks.pruned, strict=True)
+        for was, now in zip(dense.metrics, pruned.metrics, strict=True)
+    ]
+
+
+def _metric(metric: TaskMetric) -> str:
+    error = metric.standard_error
+    return f"{metric.value:.4f}" + ("" if error is None else f" ± {error:.4f}")
 
 
 def _loading(way: Loading) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 # Names of the documents in an output, next to the files of the checkpoint.
 REPORT_JSON, REPORT_HTML, MANIFEST = "report.json", "report.html", "strucprune.json"
 
@@ -290,6 +290,53 @@ class PerplexitySummary(Part):
     text_sha256: str
 
 
+class TaskMetric(Part):
+    """One metric of a task, as lm-evaluation-harness computes it."""
+
+    name: str = Field(
+        description="Such as `acc`; after a comma a filter of answers, if it has one."
+    )
+    value: float
+    standard_error: float | None = Field(description="Null: the harness has none for it.")
+    higher_is_better: bool | None = Field(description="Null: the task does not say.")
+
+
+class TaskScores(Part):
+    """What one model made of one task."""
+
+    task: str
+    version: str
+    num_fewshot: int
+    documents: int = Field(description="Documents that were judged.")
+    available_documents: int = Field(description="Documents that the task has.")
+    chance: float = Field(
+        description="Accuracy of a random choice: the mean of 1 / choices over the documents; 0 "
+        "where nothing is chosen from a list."
+    )
+    metrics: list[TaskMetric]
+    requests_sha256: str = Field(description="SHA-256 (hex) of all that the model was asked.")
+
+    def metric(self, *names: str) -> TaskMetric | None:
+        """The first metric of one of these names."""
+        by_name = {metric.name: metric for metric in self.metrics}
+        return next((by_name[name] for name in names if name in by_name), None)
+
+
+class TasksSummary(Part):
+    """What both models made of the tasks, task by task in the same order."""
+
+    harness: str = Field(description="Release of lm-evaluation-harness.")
+    dense: list[TaskScores]
+    pruned: list[TaskScores]
+    retention: float | None = Field(
+        description="Share of the dense model's accuracy above chance that is kept, over tasks at "
+        "which the dense model is above chance by two standard errors; null: there are none."
+    )
+    cut_requests: int = Field(
+        description="Requests that were longer than the context and lost their beginning."
+    )
+
+
 class CalibrationSummary(Part):
     """The text that the statistics were computed on; the spec says where it comes from."""
 
@@ -412,6 +459,7 @@ class Report(Part):
         default=None, description="Null: of a report before 1.1."
     )
     perplexity: PerplexitySummary | None
+    tasks: TasksSummary | None = Field(default=None, description="Null: not asked for.")
     memory: MemorySummary
     phases: list[PhaseTime]
     model_check: ModelCheck | None = Field(

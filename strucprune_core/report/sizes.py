@@ -37,6 +37,11 @@ class SizeResult(Part):
         description="On the evaluation text; null if there is none, or if it is not finite."
     )
     perplexity_ratio: float | None = Field(description="Pruned / dense.")
+    task_retention: float | None = Field(
+        default=None,
+        description="Share of the dense model's accuracy above chance that is kept on tasks; null "
+        "if there are none.",
+    )
     best_of_its_size: bool = Field(
         description="No other size has as few bytes and as low a perplexity (the Pareto front)."
     )

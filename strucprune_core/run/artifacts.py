@@ -779,6 +779,32 @@ class Evaluate(ValuedArtifacts[EvaluateValues]):
     model: Literal["dense", "pruned"] | Export  # an export in fewer bits
 
 
+@dataclass(frozen=True, slots=True)
+class TasksValues:
+    """Scores on tasks.
+
+    Attributes:
+        harness: Release of lm-evaluation-harness.
+        scores: For each task the fields of `report.document.TaskScores`.
+        cut_requests: Requests that were too long and lost their beginning.
+        rejected: Why this size of several is not published; None if it is.
+    """
+
+    harness: str
+    scores: list[dict[str, Any]]
+    cut_requests: int
+    rejected: str | None = None
+
+
+@dataclass(frozen=True)
+class Tasks(ValuedArtifacts[TasksValues]):
+    """`tasks.dense`, `tasks.pruned`: what one model makes of the tasks."""
+
+    kind = "tasks"
+    values_type = TasksValues
+    model: Literal["dense", "pruned"]
+
+
 @dataclass(frozen=True)
 class Verify(ValuedArtifacts[ReloadValues]):
     """`verify`: the pruned checkpoint in transformers."""

@@ -59,6 +59,7 @@ class Job:
         tick: Called at safe points with (done, total) of the unit; may raise `errors.Stopped`.
         safe_point: The same without progress.
         plan: The pieces in which it runs.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     spec: JobSpec
@@ -75,6 +76,7 @@ class Job:
     tick: Callable[[int, int], None]
     safe_point: Callable[[], None]
     plan: Plan
+    task_downloads: bool = True
 
     @cached_property
     def units(self) -> UnitFiles:
@@ -202,6 +204,7 @@ class Job:
                 energy=self.energy,
                 repair=self.repairs_experts,
                 evaluate=self.spec.evaluation is not None,
+                tasks=self.spec.judges_by_tasks,
             )
         return build_graph(
             layers=self.config.layers,
@@ -211,6 +214,7 @@ class Job:
             distill_steps=self.distill_steps,
             rounds=self.spec.pruning.rounds,
             evaluate=self.spec.evaluation is not None,
+            tasks=self.spec.judges_by_tasks,
             exports=exports,
             export_shards={each: shards.layers_in(shards.of_export(each)) for each in exports},
             blocks=self.block_steps,

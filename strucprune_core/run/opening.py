@@ -54,12 +54,14 @@ class Order:
         workspace: Where finished units are kept.
         scratch: Local directory for temporary files.
         open_store: Opens the stores that the spec names.
+        task_downloads: Whether data of tasks may come from a hub.
     """
 
     spec: JobSpec
     workspace: Store
     scratch: Path
     open_store: Callable[[str], Store]
+    task_downloads: bool = True
 
 
 @contextmanager
@@ -80,7 +82,11 @@ def opened(
     order = replace(order, spec=spec)
     texts = text_versions(spec, order.open_store)  # before anything is read of them
     job_facts = inspect_job(
-        spec, order.open_store, check_output=False, workspace=order.workspace.uri
+        spec,
+        order.open_store,
+        check_output=False,
+        workspace=order.workspace.uri,
+        task_downloads=order.task_downloads,
     )
     spec, facts = job_facts.spec, job_facts.model
     order = replace(order, spec=spec)
@@ -113,6 +119,7 @@ def opened(
                 tick=meter.tick,
                 safe_point=meter.safe_point,
                 plan=plan_job(alone, config),
+                task_downloads=order.task_downloads,
             )
             if not size:
                 return job

@@ -79,6 +79,7 @@ def _result(size: str, job: Job, report: Report) -> SizeResult:
         after=report.after,
         perplexity=quality.after if quality is not None and finite else None,
         perplexity_ratio=quality.ratio if quality is not None and finite else None,
+        task_retention=None if report.tasks is None else report.tasks.retention,
         best_of_its_size=False,
     )
 

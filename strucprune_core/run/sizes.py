@@ -9,7 +9,7 @@ from functools import cached_property
 from strucprune_core.plan.graph import Unit, plain_name
 from strucprune_core.plan.sizes import joined, named
 from strucprune_core.plan.unit_costs import unit_costs
-from strucprune_core.run.artifacts import Evaluate, File
+from strucprune_core.run.artifacts import Evaluate, File, Tasks
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import QUANTISED_EXPORTS, JobSpec
@@ -82,5 +82,7 @@ def rejection(job: Job) -> str | None:
         return None
     measured = [each for each in job.spec.pruning.exports if each in QUANTISED_EXPORTS]
     judged = [Evaluate("pruned"), *(Evaluate(each) for each in measured)]
-    reasons = (job.units.values(each).rejected for each in judged)
+    reasons = [job.units.values(each).rejected for each in judged]
+    if job.spec.judges_by_tasks:
+        reasons.append(job.units.values(Tasks("pruned")).rejected)
     return next((reason for reason in reasons if reason is not None), None)

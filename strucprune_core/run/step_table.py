@@ -35,6 +35,7 @@ from strucprune_core.run.steps.review import review
 from strucprune_core.run.steps.route import route
 from strucprune_core.run.steps.select import select
 from strucprune_core.run.steps.solve import solve
+from strucprune_core.run.steps.tasks import tasks
 from strucprune_core.run.steps.tokens import tokens
 from strucprune_core.run.steps.trial import trial
 from strucprune_core.run.steps.verify import verify
@@ -74,6 +75,7 @@ STEPS: dict[str, Step] = {
     "block_configs": block_configs,
     "check": check,
     "evaluate": evaluate,
+    "tasks": tasks,
     "verify": verify,
     "report": report,
 }

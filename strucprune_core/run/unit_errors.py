@@ -14,7 +14,7 @@ from strucprune_core.scratch.directories import scratch_errors
 # Kinds of units whose index is a layer.
 _OF_A_LAYER = ("capture", "curve", "trial", "solve", "recover")
 # Kinds that push tokens through layers: smaller micro-batches need less memory there.
-_PUSHES_TOKENS = ("capture", "probe", "distill", "evaluate")
+_PUSHES_TOKENS = ("capture", "probe", "distill", "evaluate", "tasks")
 
 
 @contextmanager

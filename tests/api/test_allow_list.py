@@ -21,7 +21,11 @@ def job(**uris: str) -> JobSpec:
             "output": {"uri_prefix": uris.get("output", "s3://data/team/out")},
             "pruning": {"sparsity": 0.5},
             "calibration": {"uri": uris.get("text", "s3://data/team/text")},
-            "evaluation": {"uri": "s3://data/team/eval"},
+            "evaluation": {
+                "uri": "s3://data/team/eval",
+                "tasks": ["mine"],
+                "task_files": uris.get("tasks", "s3://data/team/tasks"),
+            },
         }
     )
 
@@ -99,7 +103,13 @@ def test_local_paths_where_allowed(tmp_path: Path) -> None:
 
 def test_a_list_for_some_refuses_all_others() -> None:
     """A mistyped tenant must not open everything to the one that was meant."""
-    everything = ["model.uri", "output.uri_prefix", "calibration.uri", "evaluation.uri"]
+    everything = [
+        "model.uri",
+        "output.uri_prefix",
+        "calibration.uri",
+        "evaluation.uri",
+        "evaluation.task_files",
+    ]
     assert refused(job(), rules(allowed_prefixes={"acne": ["s3://data/team"]})) == everything
     assert refused(job(), rules(allowed_prefixes={"acme": []})) == everything
 
@@ -145,11 +155,16 @@ ATTEMPTS = {
 
 
 @pytest.mark.parametrize("uri", ATTEMPTS.values(), ids=ATTEMPTS)
-@pytest.mark.parametrize("field", ["model", "output", "text"])
+@pytest.mark.parametrize("field", ["model", "output", "text", "tasks"])
 def test_attempts_to_leave_the_list(uri: str, field: str) -> None:
     """Each is refused, by the form of the URI or by the list."""
     settings = rules(allowed_prefixes={"acme": ["s3://data/team"]})
-    fields = {"model": "model.uri", "output": "output.uri_prefix", "text": "calibration.uri"}
+    fields = {
+        "model": "model.uri",
+        "output": "output.uri_prefix",
+        "text": "calibration.uri",
+        "tasks": "evaluation.task_files",
+    }
     try:
         spec = job(**{field: uri})
     except ValidationError:
@@ -232,6 +247,7 @@ def test_a_hub_is_allowed_by_patterns() -> None:
         "output.uri_prefix",
         "calibration.uri",
         "evaluation.uri",
+        "evaluation.task_files",
     ]
 
 

@@ -272,3 +272,38 @@ def test_a_store_of_the_desk_is_the_one_asked_for(body: dict[str, Any]) -> None:
     reply, _ = ours.answer({"call": "stat", "store": reply["store"], "key": text.name})
     assert reply["size"] == text.stat().st_size
     assert opened == [str(text.resolve().parent)]
+
+
+def judged_by(body: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation on the calibration text."""
+    return {"uri": body["calibration"]["uri"], "sequences": 2, "sequence_length": 32}
+
+
+TASKS = Path(__file__).parents[2] / "embedded/tasks"
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_tasks_use_a_hub_only_where_they_may(
+    inspectors: Inspectors, body: dict[str, Any], allowed: bool
+) -> None:
+    files = {"tasks": ["everyday", "piqa"], "task_files": str(TASKS)}
+    body["evaluation"] = {**judged_by(body), **files}
+    spec = JobSpec.model_validate(body)
+    verdict = inspectors.judge(spec, LIMITS, open_store, task_downloads=allowed)
+    assert [issue.field for issue in verdict.issues] == ([] if allowed else ["evaluation.tasks"])
+
+
+def test_a_service_downloads_no_data_of_tasks_by_default(
+    client: TestClient, body: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """And a task file is parsed by the helper, from its prefix."""
+    body["evaluation"] = {**judged_by(body), "tasks": ["piqa"]}
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["pointer"] == "/evaluation/tasks"
+    assert "STRUCPRUNE_TASK_DOWNLOADS" in str(issue)
+    files = tmp_path_factory.mktemp("tasks")
+    (files / "piqa.yaml").write_text("task: piqa\ndoc_to_text: !function os.system\n")
+    body["evaluation"]["task_files"] = str(files)
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["pointer"] == "/evaluation/task_files"
+    assert "names code" in str(issue)

@@ -74,6 +74,66 @@ def test_an_architecture_without_code_of_its_own(
     assert size < found.estimate["parameters_before"]
 
 
+def test_several_sizes(
+    client: StrucPruneClient, make_spec: MakeSpec, stack: Stack, tmp_path: Path
+) -> None:
+    spec = make_spec()
+    spec["pruning"] = {"sizes": [0.2, 0.4]}
+    found = client.validate(spec)
+    assert found.estimate is not None
+    assert {*found.estimate["sizes"]} == {"0.2", "0.4"}
+    job = client.wait(client.submit(spec).id)
+    assert job.error is None
+    assert job.summary is not None
+    report = client.report(job.id)
+    names = [each["name"] for each in report["sizes"]]
+    assert names == [each["folder"] for each in job.summary["sizes"]] == ["0.2", "0.4"]
+    paths = client.download(job.id, tmp_path / "out")
+    assert {str(path.relative_to(tmp_path / "out")) for path in paths} == set(
+        published(stack, spec)
+    )
+    for each in report["sizes"]:
+        folder = tmp_path / "out" / each["folder"]
+        size = sum(tensor.size for tensor in load_file(folder / "model.safetensors").values())
+        assert size == each["after"]["parameters"]
+        alone = httpx.get(
+            f"{stack.api_url}{JOBS}/{job.id}/report",
+            params={"size": each["name"]},
+            headers={"Authorization": f"Bearer {stack.api_key}"},
+        )
+        assert alone.json()["perplexity"]["after"] == each["perplexity"]
+        assert alone.content == (folder / "report.json").read_bytes()
+    missing = httpx.get(
+        f"{stack.api_url}{JOBS}/{job.id}/report",
+        params={"size": "../0.2"},
+        headers={"Authorization": f"Bearer {stack.api_key}"},
+    )
+    assert missing.status_code == 404
+    client.delete(job.id, outputs=True)
+    assert published(stack, spec) == []
+
+
+def test_a_target(client: StrucPruneClient, make_spec: MakeSpec) -> None:
+    """What it comes to is known before submission, and is what the job does."""
+    spec = make_spec()
+    found = client.validate(spec)
+    assert found.estimate is not None
+    most = found.estimate["parameters_after"]
+    spec["pruning"] = {"target": {"parameters": most}}
+    again = client.validate(spec)
+    assert again.estimate is not None
+    assert again.estimate["parameters_after"] <= most
+    job = client.wait(client.submit(spec).id)
+    assert job.error is None
+    report = client.report(job.id)
+    assert report["target"] == {
+        "kind": "parameters",
+        "most": most,
+        "reached": report["after"]["parameters"],
+    }
+    assert report["sparsity"]["requested"] == again.estimate["sparsity_requested"]
+
+
 def test_keys_of_any_characters(
     stack: Stack,
     client: StrucPruneClient,

@@ -96,7 +96,10 @@ def test_what_is_copied_is_not_ignored(image: str) -> None:
 def requirements(image: str) -> list[str]:
     """What the image installs, as pip is told."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    own: list[str] = project["project"]["dependencies"] if image == "worker" else []
+    own: list[str] = []
+    if image == "worker":
+        whole = project["project"]
+        own = [*whole["dependencies"], *whole["optional-dependencies"]["tasks"]]
     return [*own, *project["dependency-groups"][image]]
 
 

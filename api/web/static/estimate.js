@@ -36,12 +36,11 @@ export function showEstimate(box, { estimate, runtimes }) {
 function sizes(estimate, several) {
   const row = ([name, one]) => h("tr", {}, h("th", { scope: "row" }, name),
     h("td", { class: "num" }, bytes(one.bytes_after)),
-    h("td", { class: "num" }, change(estimate.bytes_before, one.bytes_after)),
     h("td", { class: "num" }, count(one.parameters_after)));
   return [
     h("p", { class: "hint" }, `instead of ${bytes(estimate.bytes_before)} with ${count(estimate.parameters_before)} parameters`),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
-      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), ["Checkpoint", "Change", "Parameters"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
+      h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), ["Checkpoint", "Parameters"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
       h("tbody", {}, several.map(row)))),
   ];
 }

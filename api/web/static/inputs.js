@@ -37,6 +37,18 @@ const KINDS = {
     return { node: input, focus: input, read: () => input.value.trim() || undefined, fill: (value) => { input.value = value ?? ""; } };
   },
 
+  names(field, id, described) {
+    const made = KINDS.text(field, id, described);
+    return {
+      ...made,
+      read() {
+        const names = (made.read() ?? "").split(",").map((name) => name.trim()).filter(Boolean);
+        return names.length ? names : undefined;
+      },
+      fill: (value) => made.fill((value ?? []).join(", ")),
+    };
+  },
+
   number(field, id, described) {
     const input = h("input", { id, type: "text", inputmode: "decimal", autocomplete: "off", placeholder: field.placeholder, ...described });
     const scale = field.scale ?? 1;

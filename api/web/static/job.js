@@ -5,7 +5,7 @@ import { ENDED, events, getJob } from "./api.js";
 import { announce, h, problemBox } from "./dom.js";
 import { eventList, logView } from "./history.js";
 import { duration, leaf, moment, percent, words } from "./format.js";
-import { pill, progressBar, title } from "./job_parts.js";
+import { howMuch, pill, progressBar, title } from "./job_parts.js";
 import { layerFigures, layerNotes } from "./layers.js";
 import { showResult } from "./result.js";
 
@@ -178,10 +178,11 @@ function factsOf(job) {
     ["Id", h("span", { class: "mono" }, job.id)],
     ["Model", h("span", { class: "mono" }, spec.model.uri)],
     ["Output", h("span", { class: "mono" }, spec.output.uri_prefix)],
-    ["Removes", spec.pruning.expert_count ? `all but ${spec.pruning.expert_count} experts of each layer` : `${percent(spec.pruning.sparsity, 1)} of ${spec.pruning.structures.map(words).join(", ")}`],
+    ["Removes", `${spec.pruning.structures.map(words).join(", ")}: ${howMuch(spec.pruning)}`],
     ["Method", `${spec.pruning.allocation}, ${words(spec.pruning.energy)}, ${spec.pruning.solver}, layout ${words(spec.pruning.layout)}`],
     ["Calibration", `${spec.calibration.source === "self" ? "written by the model" : leaf(spec.calibration.uri)}, ${spec.calibration.samples} × ${spec.calibration.sequence_length} tokens`],
     ["Evaluation", spec.evaluation ? `${leaf(spec.evaluation.uri)}, ${spec.evaluation.sequences} × ${spec.evaluation.sequence_length} tokens` : "none"],
+    ...(spec.evaluation?.tasks?.length ? [["Tasks", spec.evaluation.tasks.join(", ")]] : []),
     ["Created", moment(job.created_at)],
     ["Started", moment(job.started_at)],
     ["Finished", job.finished_at ? `${moment(job.finished_at)}, after ${duration((Date.parse(job.finished_at) - Date.parse(job.started_at ?? job.created_at)) / 1000)}` : "–"],

@@ -1,15 +1,25 @@
 // Shows a job's state and progress, in lists and on its own page.
 
 import { h } from "./dom.js";
-import { duration, leaf, percent, words } from "./format.js";
+import { bytes, count, duration, leaf, percent, words } from "./format.js";
 
 const TONES = { succeeded: "good", failed: "bad", running: "live", pausing: "live", cancelling: "live" };
 
 export const pill = (state) => h("span", { class: `pill ${TONES[state] ?? ""}` }, state);
 
-/** A job's name for people: its model and its sparsity, or how many experts layers keep. */
+/** How much a job removes, for people: a sparsity, several, a target, or a number of experts. */
+export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
+  if (experts) return `${experts} experts a layer`;
+  if (sizes?.length) return `${sizes.map((one) => percent(one, 0)).join(", ")} sparsity`;
+  if (target?.parameters) return `at most ${count(target.parameters)} parameters`;
+  if (target?.bytes) return `at most ${bytes(target.bytes)}`;
+  if (target?.memory_bytes) return `at most ${bytes(target.memory_bytes)} of memory`;
+  return `${percent(sparsity, 0)} sparsity`;
+}
+
+/** A job's name for people: its model, and how much goes. */
 export const title = ({ spec: { model, pruning } }) =>
-  `${leaf(model.uri)}, ${pruning.expert_count ? `${pruning.expert_count} experts a layer` : `${percent(pruning.sparsity, 0)} sparsity`}`;
+  `${leaf(model.uri)}, ${howMuch(pruning)}`;
 
 /** A bar and a line of text, kept up to date by `update(job)`. */
 export function progressBar() {

@@ -25,11 +25,12 @@ export async function showResult(box, job, signal) {
   }
 }
 
-function cards({ parameters, bytes: size, perplexity, sparsity, seconds, peak_memory_bytes: peak }) {
+function cards({ parameters, bytes: size, perplexity, tasks, sparsity, seconds, peak_memory_bytes: peak }) {
   return [
     card("Size", bytes(size.after), `was ${bytes(size.before)} (${change(size.before, size.after)})`),
     card("Parameters", count(parameters.after), `was ${count(parameters.before)} (${change(parameters.before, parameters.after)})`),
     perplexity ? card("Perplexity", number(perplexity.after), `was ${number(perplexity.before)} (× ${number(perplexity.ratio, 3)})`) : card("Perplexity", "–", "no evaluation text was given"),
+    ...(tasks ? [card("Accuracy kept", tasks.retention === null ? "–" : percent(tasks.retention, 1), "of the dense accuracy above chance, on tasks")] : []),
     card("Sparsity", percent(sparsity.reached, 1), `${percent(sparsity.requested, 1)} requested`),
     card("Peak memory", bytes(peak.device ?? peak.host), peak.device ? `on the device; host ${bytes(peak.host)}` : "of the pruning process"),
     card("Time", duration(seconds), "in all phases"),
@@ -69,7 +70,7 @@ function details(report) {
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
+  return [warnings, report.tasks ? taskTable(report.tasks) : null, ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -106,6 +107,18 @@ async function showFiles(box, id, signal) {
     }
     if (signal.aborted) return;
   }
+}
+
+/** Every metric of every task, of both models, with the standard errors. */
+function taskTable({ harness, dense, pruned }) {
+  const shown = ({ value, standard_error: error }) => (error === null ? number(value) : `${number(value)} ± ${number(error, 2)}`);
+  const rows = dense.flatMap((task, place) => task.metrics.map((metric, index) => h("tr", {},
+    h("th", { scope: "row" }, task.task), h("td", {}, metric.name),
+    h("td", { class: "num" }, shown(metric)), h("td", { class: "num" }, shown(pruned[place].metrics[index])),
+    h("td", { class: "num" }, `${count(task.documents)} of ${count(task.available_documents)}`))));
+  const head = h("tr", {}, ["Task", "Metric"].map((name) => h("th", { scope: "col" }, name)), ["Dense", "Pruned", "Documents"].map((name) => h("th", { scope: "col", class: "num" }, name)));
+  return h("section", { class: "card" }, h("h2", {}, "Tasks"), h("p", { class: "hint" }, `lm-evaluation-harness ${harness}, with its standard errors.`),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Tasks" }, h("table", {}, h("thead", {}, head), h("tbody", {}, rows))));
 }
 
 function fileTable(files) {

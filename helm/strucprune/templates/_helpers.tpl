@@ -152,6 +152,10 @@ affinity:
 - name: STRUCPRUNE_TENANT_LIMITS
   value: {{ toJson . | quote }}
 {{- end }}
+{{- if .Values.taskDownloads }}
+- name: STRUCPRUNE_TASK_DOWNLOADS
+  value: "true"
+{{- end }}
 {{- with .Values.extraEnv }}
 {{ toYaml . }}
 {{- end }}

@@ -49,6 +49,7 @@ from strucprune_core.plan.sites import (
     plan_sites,
     probe_shape,
 )
+from strucprune_core.plan.task_memory import batch_tokens, context_of
 from strucprune_core.spec import JobSpec
 
 VOCABULARY_STEPS = frozenset({"embed", "divergence", "losses"})
@@ -143,10 +144,19 @@ def _evaluation(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> dict[str, i
     if judged is None:
         return {}
     batch = micro_batch(tiles, judged.sequences, judged.sequence_length)
-    return {
+    terms = {
         "evaluate": _forward(config, batch, tiles),
         "losses": losses_bytes(config, judged.sequences * judged.sequence_length, tiles),
     }
+    if judged.tasks:
+        tokens = batch_tokens(config.hidden_size)
+        request = micro_batch(tiles, tokens, context_of(config))
+        terms["tasks"] = max(
+            _forward(config, request, tiles),
+            embedding_bytes(config, tokens, tiles),
+            losses_bytes(config, tokens, tiles),
+        )
+    return terms
 
 
 def _probes(

@@ -22,6 +22,8 @@ STORING_BYTES = 16 * 2**20
 # The GGUF reader's objects for a token and its share of the merges (seen: 1.2 kB with one merge per
 # token; Llama 3 has two).
 GGUF_TOKEN_BYTES = 2000
+# lm-evaluation-harness and the libraries that it imports, with the documents of a task.
+HARNESS_BYTES = 300 * 10**6
 
 
 def host_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
@@ -36,4 +38,6 @@ def host_terms(spec: JobSpec, config: ModelConfig) -> dict[str, int]:
             terms["exports"] = vocabulary * (3 * FP32_BYTES + FP16_BYTES) + CONVERTING_BYTES
         if set(GGUF_EXPORTS) & set(spec.pruning.exports):
             terms["exports"] += config.vocab_size * GGUF_TOKEN_BYTES
+    if spec.judges_by_tasks:
+        terms["tasks"] = HARNESS_BYTES + READING_BYTES
     return {step: size + STORING_BYTES for step, size in terms.items()}

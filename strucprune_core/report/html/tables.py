@@ -15,6 +15,8 @@ from strucprune_core.report.document import (
     PhaseTime,
     Report,
     RoundReport,
+    TaskMetric,
+    TasksSummary,
     has_few_tokens,
     layers_with_experts,
     removes_experts_alone,
@@ -239,6 +241,22 @@ def round_table(rounds: Sequence[RoundReport]) -> Table:
     ]
     head = ["Round", "Price", "Predicted damage", "KL to dense, held out"]
     return Table("Rounds of the price", head, rows)
+
+
+def task_table(tasks: TasksSummary | None) -> Table:
+    """Every metric of every task, of both models."""
+    rows = []
+    for dense, pruned in [] if tasks is None else zip(tasks.dense, tasks.pruned, strict=True):
+        for was, now in zip(dense.metrics, pruned.metrics, strict=True):
+            counts = f"{dense.documents:,} of {dense.available_documents:,}"
+            rows.append([dense.task, was.name, _metric(was), _metric(now), counts])
+    return Table("Tasks", ["Task", "Metric", "Dense", "Pruned", "Documents"], rows, mono=["Metric"])
+
+
+def _metric(metric: TaskMetric) -> str:
+    """A value with its standard error, if it has one."""
+    error = metric.standard_error
+    return number(metric.value) if error is None else f"{number(metric.value)} ± {number(error, 2)}"
 
 
 def memory_table(memory: MemorySummary) -> Table:

@@ -33,6 +33,7 @@ from strucprune_core.report.html.tables import (
     phase_table,
     round_table,
     size_table,
+    task_table,
 )
 from strucprune_core.storage.uri import short_name
 
@@ -47,6 +48,7 @@ class View:
     spec: Mapping[str, str]
     perplexity: Bars | None
     size_table: Table
+    task_table: Table
     kept_share: str
     kept_widths: Chart
     energy: Chart
@@ -91,6 +93,7 @@ def view_of(report: Report) -> View:
         spec=flat(report.spec),
         perplexity=None if quality is None else perplexity_bars(quality),
         size_table=size_table(report),
+        task_table=task_table(report.tasks),
         kept_share=kept_share(layers),
         kept_widths=kept_widths(layers),
         energy=layer_chart("Energy", energies, "violet", line=True),

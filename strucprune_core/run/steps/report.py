@@ -51,10 +51,12 @@ from strucprune_core.report.document import (
     SizeSummary,
     SparsitySummary,
     TargetReport,
+    TasksSummary,
     Verification,
     largest_known,
 )
 from strucprune_core.report.html import render_html
+from strucprune_core.report.task_retention import retention
 from strucprune_core.run import artifacts
 from strucprune_core.run.card import card_of
 from strucprune_core.run.context import Job
@@ -76,8 +78,11 @@ from strucprune_core.run.report_warnings import (
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
 from strucprune_core.run.solutions import recovered_roles
+from strucprune_core.run.steps.tasks import task_scores
 from strucprune_core.run.workspace import Draft
 from strucprune_core.spec import QUANTISED_EXPORTS, Export
+
+_TASK_UNITS = (artifacts.Tasks("dense"), artifacts.Tasks("pruned"))
 
 
 def report(job: Job, unit: Unit, draft: Draft) -> None:
@@ -124,6 +129,7 @@ def _report(job: Job) -> Report:
         distillation=_distillation(job),
         calibration=_calibration(job, layers),
         perplexity=_perplexity(job),
+        tasks=_tasks(job),
         memory=_memory(job),
         phases=_phases(job),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
@@ -501,6 +507,20 @@ def _perplexity(job: Job) -> PerplexitySummary | None:
         tokens=evaluation.sequences * (evaluation.sequence_length - 1),
         text_uri=evaluation.uri,
         text_sha256=job.units.values(artifacts.EvaluationTokens()).evaluation_sha256,
+    )
+
+
+def _tasks(job: Job) -> TasksSummary | None:
+    if not job.spec.judges_by_tasks:
+        return None
+    dense, pruned = (job.units.values(each) for each in _TASK_UNITS)
+    before, after = task_scores(dense), task_scores(pruned)
+    return TasksSummary(
+        harness=dense.harness,
+        dense=before,
+        pruned=after,
+        retention=retention(before, after),
+        cut_requests=dense.cut_requests,
     )
 
 

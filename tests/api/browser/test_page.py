@@ -363,6 +363,26 @@ def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert page.get_by_label("Workers at most").input_value() == "4"
 
 
+def test_tasks_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
+    """A service that downloads no data says so at the field; the fields after it need tasks."""
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Evaluation text").fill(f"{model_uri}/text.txt")
+    for section, sequences in (("calibration", "samples"), ("evaluation", "sequences")):
+        page.locator(f'[data-pointer="/{section}/{sequences}"] input').fill("4")
+        page.locator(f'[data-pointer="/{section}/sequence_length"] input').fill("32")
+    tasks = page.get_by_label("Tasks", exact=True)
+    tasks.fill("piqa, lambada_openai")
+    page.get_by_label("Documents of each task").fill("50")
+    field = page.locator('[data-pointer="/evaluation/tasks"]')
+    field.get_by_text("come from a hub").wait_for()
+    tasks.fill("")
+    page.get_by_text("Memory by step").wait_for()
+    assert not field.locator(".field-error").text_content()
+
+
 def test_a_job_is_deleted(page: Page, jobs: Jobs) -> None:
     job_id = jobs.succeeded()
     page.goto(f"/#/jobs/{job_id}")

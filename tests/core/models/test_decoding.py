@@ -11,7 +11,7 @@ import torch
 
 from strucprune_core.errors import ScratchUnavailable, Stopped
 from strucprune_core.models import decoding
-from strucprune_core.models.decoding import generate, key_value_cache, step
+from strucprune_core.models.decoding import generate, key_value_cache, step, stepping
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.tiles import Tiles
 from strucprune_core.models.vocabulary import next_token_logits, sample_tokens
@@ -48,6 +48,21 @@ def test_every_family_steps_to_the_same_logits(tmp_path: Path, variant: str) -> 
         steps.append(next_token_logits(stream, hidden))
     found = torch.stack(steps, dim=1)
     torch.testing.assert_close(found, reference_logits(model, tokens), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", families.VARIANTS)
+def test_tokens_that_are_run_at_once_fill_the_cache(tmp_path: Path, variant: str) -> None:
+    """Steps after them give the same logits."""
+    model, tokens = families.random_model(variant), random_tokens(5, 24, 512)
+    stream = stream_of(model, tmp_path / "model")
+    stream = replace(stream, tiles=Tiles(micro_batch_tokens=40))
+    one_more = stepping(stream, 5, 24, tmp_path)
+    found = [
+        next_token_logits(stream, one_more(tokens[:, :length], lambda: None))
+        for length in range(17, 25)
+    ]
+    wanted = reference_logits(model, tokens)[:, 16:]
+    torch.testing.assert_close(torch.stack(found, dim=1), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_groups_change_nothing_but_rounding(

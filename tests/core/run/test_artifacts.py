@@ -72,6 +72,7 @@ VALUES: dict[type[Artifacts], Any] = {
     artifacts.Repair: artifacts.RepairValues("accepted", 0.5, 0.25),
     artifacts.Divergence: artifacts.DivergenceValues(0.25),
     artifacts.Evaluate: artifacts.EvaluateValues(12.5),
+    artifacts.Tasks: artifacts.TasksValues("0.4.13", [{"task": "x", "metrics": []}], 3),
     artifacts.Verify: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
     artifacts.Check: artifacts.ReloadValues("x", 4, 1e-7, 1e-3),
 }
@@ -94,6 +95,7 @@ def every_unit() -> Iterator[Unit]:
             shards=[[0, 1, 2]],
             energy=energy,
             evaluate=True,
+            tasks=True,
             recover=True,
             rounds=2,
             exports=("gguf", "gguf_q8_0", "fp8", "block_configs"),
