@@ -2,11 +2,15 @@
 
     python -m benchmarks.runtimes                # everything: `make runtimes`
     python -m benchmarks.runtimes --reuse        # the same checkpoints again, for new timings
+    python -m benchmarks.runtimes --reuse --cases 'vLLM-*'    # these, and what they need
 
 Each runtime gets an environment of its own under `--root`, made on the first run (several GB, most
-of it vLLM's). Every checkpoint is loaded beside the dense model. Greedy tokens and logits must be
-those of transformers on the same checkpoint. Both models are timed in turns, so that whatever else
-the machine does slows both. Exit code 1 if a runtime does not load what the library says it loads
+of it vLLM's). Greedy tokens and logits must be those of transformers on the same checkpoint; tokens
+may part at a near tie. SmolLM2 is loaded beside the dense model, and both are timed in turns, so
+that whatever else the machine does slows both. Tiny random models of other families are loaded by
+themselves. With `--cases`, rows of other cases stay as they were recorded.
+
+Exit code 1 if a runtime does not load what the library says it loads
 (`strucprune_core.export.runtimes`), loads what it is said not to, or computes something else.
 """
 
@@ -17,31 +21,32 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from tokenizers import Tokenizer
 
-from benchmarks.runtimes.cases import CASES, FAMILY, Case
+from benchmarks.runtimes.cases import CASES, Case
 from benchmarks.runtimes.checkpoints import (
     Recipe,
     ensure_dense_gguf,
     ensure_pruned,
+    missing_blocks,
     weight_bytes,
 )
 from benchmarks.runtimes.comparison import agreement, gain, rates
 from benchmarks.runtimes.environments import make_environment
 from benchmarks.runtimes.protocol import Answer, ModelEntry, Output, Request, Timing, ask
+from benchmarks.runtimes.prunings import PRUNINGS
 from benchmarks.runtimes.table import Row, markdown
 from benchmarks.runtimes.tiny import ensure_tiny
+from benchmarks.runtimes.verdict import problems
 from embedded.model import ensure_model
 from embedded.text import ensure_texts
 
 DENSE, PRUNED = "dense", "pruned"
-# Greedy continuations may part where 16-bit weights decide a near tie, so tokens alone are no
-# criterion; logits (about 20 wide here) may differ by the rounding of weights and sums.
-LOGIT_TOLERANCES = {"gguf": 0.25}
-LOGIT_TOLERANCE = 0.01
 # Added to prose, for tokenizers: contractions, digits, runs of blanks, letters beyond ASCII.
 _ODD_TEXT = "I'll pay 12,345.67 for a naïve café; 日本語 🙂.\n\n\n    def f(x):\n\treturn x**2  \n"
 _TEXT_CHARACTERS = 4000
@@ -59,59 +64,110 @@ def main() -> int:
         samples=options.samples,
         sequence_length=options.sequence_length,
     )
-    cases = [case for case in CASES if case.runtime in ("transformers", *options.runtimes)]
+    cases = chosen_cases(options.cases)
     tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
     text = (options.evaluation or texts.evaluation).read_text("utf-8")
     request = _request(options, tokenizer, text)
     text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
     dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
-    checkpoints, models = {}, {FAMILY: model}
-    for name, family in dict.fromkeys((case.checkpoint, case.family) for case in cases):
+    checkpoints, models = {}, {}
+    for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
-        if family not in models:
-            models[family] = ensure_tiny(family, model, folder)
-        of_family = replace(recipe, model=models[family])
-        checkpoints[name] = ensure_pruned(name, of_family, folder, reuse=options.reuse)
-    references: dict[str, Mapping[str, Output]] = {}
-    rows = []
-    for case in cases:
-        _say(case.name)
-        dense = case.dense_path(models[case.family], dense_gguf)
-        pruned = case.pruned_path(checkpoints[case.checkpoint])
-        answer = _try(case, dense, pruned, request, options)
-        rows.append(
-            _row(case, dense, pruned, answer, request, references.get(case.checkpoint), text_tokens)
+        pruning = PRUNINGS[name]
+        models[name] = (
+            ensure_tiny(pruning.family, model, folder, faint_blocks=bool(pruning.missing))
+            if pruning.tiny
+            else model
         )
-        _write(options, recipe, rows)  # after every row: a stopped run keeps what it measured
-        if case.checkpoint not in references:
-            if PRUNED in answer.errors:
-                raise SystemExit(f"{case.name} is what others are compared with: {rows[-1].error}")
-            references[case.checkpoint] = answer.outputs
-    print(markdown(rows))
-    wrong = [problem for row in rows for problem in _problems(row)]
+        own = replace(recipe, model=models[name])
+        checkpoints[name] = ensure_pruned(name, own, folder, reuse=options.reuse)
+        if missing_blocks(checkpoints[name]) != list(pruning.missing):
+            raise SystemExit(f"{name} lacks {missing_blocks(checkpoints[name])}")
+    references: dict[str, Mapping[str, Output]] = {}
+    rows = _recorded(options.json, cases) if options.cases else {}
+    for together in sessions(cases):
+        _say(f"{together[0].runtime}: {', '.join(case.name for case in together)}")
+        paths = {
+            case: Paths(
+                case.dense_path(models[case.checkpoint], dense_gguf),
+                case.pruned_path(checkpoints[case.checkpoint]),
+            )
+            for case in together
+        }
+        for case, answer in _try(paths, request, options).items():
+            reference = references.get(case.checkpoint)
+            missing = missing_blocks(checkpoints[case.checkpoint])
+            facts = Facts(missing, recipe.samples * recipe.sequence_length)
+            row = _row(case, facts, paths[case], answer, request, reference, text_tokens)
+            rows[case] = row
+            if case.checkpoint not in references:
+                if PRUNED in answer.errors:
+                    raise SystemExit(f"{case.name} is what others are compared with: {row.error}")
+                references[case.checkpoint] = answer.outputs
+        ordered = [rows[each] for each in CASES if each in rows]
+        # After every session: a stopped run keeps what it measured.
+        _write(options, recipe, ordered)
+    print(markdown(ordered))
+    wrong = [problem for row in ordered for problem in problems(row)]
     for problem in wrong:
         print(problem, file=sys.stderr)
     return int(bool(wrong))
 
 
+def chosen_cases(patterns: Sequence[str]) -> list[Case]:
+    """Cases whose names match a pattern, all if there is none, and what they are compared with."""
+    if not patterns:
+        return list(CASES)
+    matched = {
+        case for case in CASES if any(fnmatchcase(case.name, pattern) for pattern in patterns)
+    }
+    references: dict[str, Case] = {}
+    for case in CASES:
+        references.setdefault(case.checkpoint, case)
+    matched |= {references[case.checkpoint] for case in matched}
+    return [case for case in CASES if case in matched]
+
+
+def sessions(cases: Sequence[Case]) -> list[list[Case]]:
+    """Cases that share a process, which takes long to start: tiny models of a runtime."""
+    found: dict[Case | str, list[Case]] = {}
+    for case in cases:
+        key = case.runtime if PRUNINGS[case.checkpoint].tiny else case
+        found.setdefault(key, []).append(case)
+    return list(found.values())
+
+
+def _recorded(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
+    """Rows of a file, without those of these cases and of cases that there are no more."""
+    if not path.exists():
+        return {}
+    rows = TypeAdapter(list[Row]).validate_python(json.loads(path.read_text("utf-8"))["rows"])
+    by_name = {(row.runtime, row.form, row.checkpoint, row.how): row for row in rows}
+    known = {
+        case: by_name.get((case.runtime, case.form, case.checkpoint, case.how))
+        for case in CASES
+        if case not in cases
+    }
+    return {case: row for case, row in known.items() if row is not None}
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    runtimes = list(dict.fromkeys(case.runtime for case in CASES))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.runtimes", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--root", type=Path, default=Path(".cache/runtimes"))
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/runtimes.json"))
     parser.add_argument(
-        "--runtimes", nargs="+", choices=runtimes, default=runtimes, help="transformers always runs"
+        "--cases", nargs="+", default=[], help="patterns of names, as in progress messages"
     )
     parser.add_argument("--reuse", action="store_true", help="prune only what is not there yet")
     parser.add_argument("--model", type=Path, help="a llama; default: SmolLM2-135M")
     parser.add_argument("--calibration", type=Path, help="default: the text of embedded.text")
     parser.add_argument("--evaluation", type=Path, help="where prompts come from")
     parser.add_argument("--sparsity", type=float, default=0.3)
-    parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--sequence-length", type=int, default=512)
+    parser.add_argument("--samples", type=int, default=4)
+    parser.add_argument("--sequence-length", type=int, default=128)
     parser.add_argument("--prompts", type=int, default=5)
     parser.add_argument("--prompt-tokens", type=int, default=24)
     parser.add_argument("--new-tokens", type=int, default=32, help="of each greedy continuation")
@@ -142,29 +198,61 @@ def _request(options: argparse.Namespace, tokenizer: Tokenizer, text: str) -> Re
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The models of a case."""
+
+    dense: Path
+    pruned: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Of a pruned checkpoint: see `table.Row`."""
+
+    missing: Sequence[str]
+    calibration_tokens: int
+
+
 def _try(
-    case: Case, dense: Path, pruned: Path, request: Request, options: argparse.Namespace
-) -> Answer:
-    """Run a case; what is not said to load is tried without the dense model beside it."""
-    models = [ModelEntry(PRUNED, str(pruned.resolve()), case.how)]
-    if case.claimed:
-        models.insert(0, ModelEntry(DENSE, str(dense.resolve())))
+    paths: Mapping[Case, Paths], request: Request, options: argparse.Namespace
+) -> dict[Case, Answer]:
+    """Run the cases of a session; the dense model is there only if both are timed."""
+    first = next(iter(paths))
+    models = [
+        ModelEntry(f"{case.name}-{PRUNED}", str(each.pruned.resolve()), case.how)
+        for case, each in paths.items()
+    ]
+    if first.timed:
+        models.insert(0, ModelEntry(f"{first.name}-{DENSE}", str(paths[first].dense.resolve())))
     environment = make_environment(
-        case.runtime, options.root, options.threads, options.pip_args.split()
+        first.runtime, options.root, options.threads, options.pip_args.split()
     )
-    return ask(
+    answer = ask(
         environment.command,
-        replace(request, models=models, timing=request.timing if case.claimed else None),
-        options.root / "sessions" / case.name,
+        replace(request, models=models, timing=request.timing if first.timed else None),
+        options.root / "sessions" / first.name,
         environment.variables,
         options.limit_seconds,
+    )
+    return {case: _own(case, answer) for case in paths}
+
+
+def _own(case: Case, answer: Answer) -> Answer:
+    """What a session says of a case's models, by `DENSE` and `PRUNED`."""
+    names = {f"{case.name}-{kind}": kind for kind in (DENSE, PRUNED)}
+    return Answer(
+        outputs={names[name]: each for name, each in answer.outputs.items() if name in names},
+        errors={names[name]: each for name, each in answer.errors.items() if name in names},
+        speeds={names[name]: each for name, each in answer.speeds.items() if name in names},
+        versions=answer.versions,
     )
 
 
 def _row(
     case: Case,
-    dense: Path,
-    pruned: Path,
+    facts: Facts,
+    paths: Paths,
     answer: Answer,
     request: Request,
     reference: Mapping[str, Output] | None,
@@ -183,11 +271,16 @@ def _row(
         versions=answer.versions,
         form=case.form,
         checkpoint=case.checkpoint,
+        family=case.family,
+        tiny=PRUNINGS[case.checkpoint].tiny,
+        missing=facts.missing,
+        calibration_tokens=facts.calibration_tokens,
+        threads=request.threads,
         how=case.how,
         claimed=case.claimed,
         error=answer.errors.get(PRUNED),
-        dense_bytes=weight_bytes(dense),
-        pruned_bytes=weight_bytes(pruned),
+        dense_bytes=weight_bytes(paths.dense),
+        pruned_bytes=weight_bytes(paths.pruned),
         dense_agreement=agreements.get(DENSE),
         agreement=agreements.get(PRUNED),
         same_text_tokens=_same_tokens(answer.outputs.get(PRUNED), text_tokens),
@@ -204,33 +297,11 @@ def _same_tokens(output: Output | None, wanted: list[int]) -> bool | None:
     return output.text_tokens == wanted
 
 
-def _problems(row: Row) -> list[str]:
-    """What of a row contradicts the library."""
-    name = f"{row.runtime}, {row.form} of {row.checkpoint} ({row.how})"
-    if row.error is not None:
-        return [f"{name}: said to load, but: {row.error}"] if row.claimed else []
-    found = [] if row.claimed else [f"{name}: loads, which strucprune_core does not say"]
-    if row.same_text_tokens is False:
-        found.append(f"{name}: its tokenizer splits text differently from tokenizer.json")
-    tolerance = LOGIT_TOLERANCES.get(row.form, LOGIT_TOLERANCE)
-    for kind, each in ((PRUNED, row.agreement), (DENSE, row.dense_agreement)):
-        # Not `>`: a logit that is not a number is no agreement either.
-        if each is not None and not each.max_abs_logit_difference <= tolerance:
-            found.append(
-                f"{name}: logits of the {kind} model are {each.max_abs_logit_difference:.3g} away"
-                f" from transformers', more than {tolerance}"
-            )
-    return found
-
-
 def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> None:
     content = {
         "model": recipe.model.name,
         "sparsity": recipe.sparsity,
-        "calibration": {"samples": recipe.samples, "sequence_length": recipe.sequence_length},
         "cpus": os.cpu_count(),
-        "threads": options.threads,
-        "rounds": options.rounds,
         "prefill_tokens": options.prefill_tokens,
         "decode_tokens": options.decode_tokens,
         "rows": [asdict(row) for row in rows],

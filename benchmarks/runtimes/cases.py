@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.runtimes.protocol import How
-from strucprune_core.export.runtimes import RUNTIMES, Form
+from benchmarks.runtimes.prunings import FAMILIES, GENERIC, MIXTURES, PRUNINGS
+from strucprune_core.export.checks import FAMILIES as EXPORTED
+from strucprune_core.export.runtimes import RUNTIMES, Form, LoadableForm
 
 Runtime = Literal[
     "transformers", "transformers 4.51", "transformers 4.57", "MLX", "llama.cpp", "vLLM"
 ]
-FAMILY = "llama"
-# Tried on tiny random models: in transformers as reference, and in vLLM.
-TINY_FAMILIES = ("qwen2", "qwen3", "gemma3_text", "qwen3_moe")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +23,14 @@ class Case:
     Attributes:
         runtime: That is to load it.
         form: Of the result.
-        checkpoint: Of `checkpoints.PRUNINGS`.
+        checkpoint: Of `prunings.PRUNINGS`.
         how: With the checkpoint's own code or without.
-        family: Of the model; any but llama is a tiny random one.
     """
 
     runtime: Runtime
     form: Form
     checkpoint: str
     how: How = "plain"
-    family: str = FAMILY
 
     @property
     def name(self) -> str:
@@ -42,14 +39,33 @@ class Case:
         return "-".join([runtime, self.form, self.checkpoint, self.how])
 
     @property
+    def family(self) -> str:
+        """Of the model."""
+        return PRUNINGS[self.checkpoint].family
+
+    @property
     def claimed(self) -> bool:
         """Whether the library says that the runtime loads this."""
+        name, _, release = self.runtime.partition(" ")
         return any(
-            form.form == self.form and self.family in form.families
+            form.form == self.form
+            and self.family in form.families
+            and not PRUNINGS[self.checkpoint].structures.intersection(form.not_without)
+            and self._reached(form, release)
             for runtime in RUNTIMES
-            if runtime.name == self.runtime.partition(" ")[0]
+            if runtime.name == name
             for form in runtime.loads
         )
+
+    def _reached(self, form: LoadableForm, release: str) -> bool:
+        """Whether a release, "" for the newest, is as late as the form asks for."""
+        least = form.blocks_since if PRUNINGS[self.checkpoint].missing else form.since
+        return not release or least is None or _numbers(least) <= _numbers(release)
+
+    @property
+    def timed(self) -> bool:
+        """Whether its speed is measured, beside the dense model's."""
+        return self.claimed and not PRUNINGS[self.checkpoint].tiny
 
     def pruned_path(self, checkpoint: Path) -> Path:
         """What the runtime gets of a checkpoint's directory."""
@@ -58,8 +74,12 @@ class Case:
         return checkpoint / "block_configs" if self.form == "block_configs" else checkpoint
 
     def dense_path(self, model: Path, dense_gguf: Path) -> Path:
-        """What it is compared with."""
+        """What it is compared with, if it is timed."""
         return dense_gguf if self.form == "gguf" else model
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in release.split("."))
 
 
 _EARLIER: tuple[Runtime, ...] = ("transformers 4.51", "transformers 4.57")
@@ -68,15 +88,14 @@ _IN_EARLIER: tuple[tuple[Form, str, How], ...] = (
     ("per_layer", "per_layer", "trust_remote_code"),
     ("per_layer", "per_layer_heads", "trust_remote_code"),
 )
-
-# transformers comes first: the others are compared with it.
-CASES = (
+_REAL = (
     Case("transformers", "uniform", "uniform"),
     Case("transformers", "per_layer", "per_layer", "trust_remote_code"),
     Case("transformers", "per_layer", "per_layer", "load_pretrained"),
     Case("transformers", "per_layer", "per_layer", "register"),
     Case("transformers", "per_layer", "per_layer_256", "trust_remote_code"),
     Case("transformers", "per_layer", "per_layer_heads", "trust_remote_code"),
+    Case("transformers", "per_layer", "per_layer_heads", "register"),
     *(
         Case(release, form, checkpoint, how)
         for release in _EARLIER
@@ -94,12 +113,58 @@ CASES = (
     Case("vLLM", "block_configs", "per_layer_256", "trust_remote_code"),
     Case("vLLM", "per_layer", "per_layer"),
     Case("vLLM", "per_layer", "per_layer_heads"),
+)
+
+
+def _uniform(checkpoint: str) -> tuple[Case, ...]:
+    return (
+        Case("transformers", "uniform", checkpoint),
+        Case("vLLM", "uniform", checkpoint),
+        Case("MLX", "uniform", checkpoint),
+    )
+
+
+def _by_layer(checkpoint: str) -> tuple[Case, ...]:
+    return (
+        Case("transformers", "per_layer", checkpoint, "register"),
+        *(Case(release, "per_layer", checkpoint, "trust_remote_code") for release in _EARLIER),
+        Case("vLLM", "per_layer", checkpoint),
+    )
+
+
+def _exported(checkpoint: str) -> tuple[Case, ...]:
+    exports = PRUNINGS[checkpoint].settings["exports"]
+    return (
+        Case("transformers", "per_layer", checkpoint, "register"),
+        *([Case("llama.cpp", "gguf", checkpoint)] if "gguf" in exports else []),
+        Case("vLLM", "block_configs", checkpoint, "trust_remote_code"),
+        Case("MLX", "block_configs", checkpoint),
+    )
+
+
+# For each checkpoint transformers comes first: the others are compared with it.
+CASES = (
+    *_REAL,
     *(
         case
-        for family in TINY_FAMILIES
+        for family in FAMILIES
         for case in (
-            Case("transformers", "per_layer", family, "load_pretrained", family),
-            Case("vLLM", "per_layer", family, family=family),
+            *_by_layer(f"{family}_heads"),
+            *_by_layer(f"{family}_blocks"),
+            *_uniform(f"{family}_uniform"),
         )
+    ),
+    *(
+        case
+        for family in EXPORTED
+        for name in ("channels", "no_attention", "exported_blocks")
+        for case in _exported(f"{family}_{name}")
+    ),
+    *_uniform("llama_layers"),
+    *(case for family in MIXTURES for case in _uniform(f"{family}_experts")),
+    *(
+        Case("transformers", "per_layer", f"{family}_channels", how)
+        for family in GENERIC
+        for how in ("register", "trust_remote_code")
     ),
 )

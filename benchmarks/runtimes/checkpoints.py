@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.runtimes.cases import TINY_FAMILIES
+from benchmarks.runtimes.prunings import PRUNINGS
 from strucprune_core import JobSpec, prune
 from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
@@ -18,20 +17,6 @@ from strucprune_core.export.gguf_vocabulary import read_vocabulary
 from strucprune_core.models.families import parse_config
 from strucprune_core.report.document import MANIFEST
 from strucprune_core.storage.open import open_store
-
-_HEADS: Mapping[str, Any] = {
-    "layout": "per_layer",
-    "structures": ["ffn_channels", "kv_groups"],
-}
-PRUNINGS: Mapping[str, Mapping[str, Any]] = {
-    "per_layer": {"layout": "per_layer", "exports": ["gguf", "block_configs"]},
-    # Nothing for `block_configs` to fill up.
-    "per_layer_256": {"layout": "per_layer", "multiple_of": 256, "exports": ["block_configs"]},
-    "uniform": {"layout": "uniform", "exports": ["gguf"]},
-    # Layers of different widths and different numbers of heads.
-    "per_layer_heads": {**_HEADS, "exports": ["gguf"]},
-    **dict.fromkeys(TINY_FAMILIES, _HEADS),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +31,7 @@ class Recipe:
 
 
 def ensure_pruned(name: str, recipe: Recipe, root: Path, *, reuse: bool) -> Path:
-    """The directory of one of `PRUNINGS`.
+    """The directory of one of `prunings.PRUNINGS`.
 
     Args:
         name: Of the pruning.
@@ -62,7 +47,7 @@ def ensure_pruned(name: str, recipe: Recipe, root: Path, *, reuse: bool) -> Path
         {
             "model": {"uri": str(recipe.model)},
             "output": {"uri_prefix": str(output)},
-            "pruning": {"sparsity": recipe.sparsity, **PRUNINGS[name]},
+            "pruning": {"sparsity": recipe.sparsity, **PRUNINGS[name].settings},
             "calibration": {
                 "uri": str(recipe.calibration),
                 "samples": recipe.samples,
@@ -101,6 +86,17 @@ def ensure_dense_gguf(model: Path, root: Path, *, reuse: bool) -> Path:
         lambda done, total: None,
     )
     return path
+
+
+def missing_blocks(directory: Path) -> list[str]:
+    """Blocks that some layers of a checkpoint do not have: "attention", "ffn"."""
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    layers = config.get("strucprune", {}).get("layers", [])
+    missing = {
+        "attention": any(not layer["query_heads"] for layer in layers),
+        "ffn": any(not layer["ffn"] for layer in layers),
+    }
+    return [name for name, some in missing.items() if some]
 
 
 def weight_bytes(path: Path) -> int:

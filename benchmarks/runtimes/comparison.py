@@ -18,15 +18,22 @@ class Agreement:
         same_tokens: Greedy tokens before the first that differs, over all prompts.
         tokens: Greedy tokens compared.
         max_abs_logit_difference: Over all prompts and the whole vocabulary.
+        parting_margin: Where a prompt's tokens part: by how much the reference prefers its token to
+            the next one, the largest over all prompts. None if all tokens are the same.
     """
 
     same_tokens: int
     tokens: int
     max_abs_logit_difference: float
+    parting_margin: float | None = None
 
 
 def agreement(found: Output, reference: Output) -> Agreement:
     """Compare outputs for the same prompts.
+
+    Args:
+        found: Of the runtime.
+        reference: Of transformers, with margins.
 
     Raises:
         ValueError: they are not for the same prompts, vocabulary and number of tokens.
@@ -35,13 +42,21 @@ def agreement(found: Output, reference: Output) -> Agreement:
         raise ValueError(
             f"logits of shape {found.logits.shape} cannot be compared with {reference.logits.shape}"
         )
-    same = sum(
+    if reference.margins is None:
+        raise ValueError("the reference has no margins")
+    same = [
         _same(ours, theirs) for ours, theirs in zip(found.tokens, reference.tokens, strict=True)
-    )
+    ]
+    partings = [
+        margins[count]
+        for count, margins in zip(same, reference.margins, strict=True)
+        if count < len(margins)
+    ]
     return Agreement(
-        same_tokens=same,
+        same_tokens=sum(same),
         tokens=sum(len(tokens) for tokens in reference.tokens),
         max_abs_logit_difference=float(np.abs(found.logits - reference.logits).max()),
+        parting_margin=max(partings, default=None),
     )
 
 

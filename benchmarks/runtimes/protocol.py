@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -71,11 +71,14 @@ class Output:
     Attributes:
         tokens: Greedy continuation of each prompt.
         logits: Of the token after each prompt, (prompts, vocabulary) float32.
+        margins: By how much the logit of each token exceeds the next one; None from runtimes that
+            do not say.
         text_tokens: Of the request's text; None from runtimes that read tokenizer.json.
     """
 
     tokens: list[list[int]]
     logits: npt.NDArray[np.float32]
+    margins: list[list[float]] | None = None
     text_tokens: list[int] | None = None
 
 
@@ -96,12 +99,14 @@ class Answer:
         errors: By model; those that did not.
         speeds: By model; empty unless all loaded and were to be timed.
         versions: Of the runtime and its parts.
+        lost: Models that a crash left without an answer, the one that was being tried first.
     """
 
     outputs: Mapping[str, Output]
     errors: Mapping[str, str]
     speeds: Mapping[str, Speed] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    lost: Sequence[str] = ()
 
 
 def ask(
@@ -111,15 +116,40 @@ def ask(
     environment: Mapping[str, str],
     limit_seconds: float,
 ) -> Answer:
-    """Run a session; a session that crashes or hangs is an answer with an error for every model.
+    """Run sessions until every model has an answer, most often one.
+
+    A session that crashes or hangs is an answer with an error for the model that it tried last, and
+    where models are timed together, for all that had no answer.
 
     Args:
         command: Starts the session; paths of request and answer are added.
         request: The work.
         folder: For request, answer, logits and the session's output; made if it is not there.
         environment: Added to this process's.
-        limit_seconds: After so long the session is killed.
+        limit_seconds: After so long for each of its models, a session is killed.
     """
+    found = _ask_once(command, request, folder, environment, limit_seconds)
+    if request.timing is not None or len(found.lost) < 2:
+        return found
+    later = set(found.lost[1:])
+    models = [entry for entry in request.models if entry.name in later]
+    rest = ask(command, replace(request, models=models), folder, environment, limit_seconds)
+    errors = {name: error for name, error in found.errors.items() if name not in later}
+    return Answer(
+        outputs={**found.outputs, **rest.outputs},
+        errors={**errors, **rest.errors},
+        versions={**found.versions, **rest.versions},
+        lost=[*found.lost[:1], *rest.lost],
+    )
+
+
+def _ask_once(
+    command: Sequence[str],
+    request: Request,
+    folder: Path,
+    environment: Mapping[str, str],
+    limit_seconds: float,
+) -> Answer:
     folder.mkdir(parents=True, exist_ok=True)
     request_path, answer_path = folder / "request.json", folder / "answer.json"
     answer_path.unlink(missing_ok=True)
@@ -132,18 +162,23 @@ def ask(
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
-                timeout=limit_seconds,
+                timeout=limit_seconds * len(request.models),
                 check=False,
             )
             ending = f"ended with exit code {done.returncode}"
         except subprocess.TimeoutExpired:
             ending = f"did not end within {limit_seconds:.0f} s"
-    if not answer_path.exists():
-        lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        said = " / ".join(lines[-_LAST_LINES:])
-        error = f"the process {ending}: {said}" if said else f"the process {ending}"
-        return Answer(outputs={}, errors={entry.name: error for entry in request.models})
-    return read_answer(answer_path, len(request.prompts))
+    found = Answer(outputs={}, errors={})
+    if answer_path.exists():
+        found = read_answer(answer_path, len(request.prompts))
+    names = [entry.name for entry in request.models]
+    lost = [name for name in names if name not in found.outputs and name not in found.errors]
+    if not lost:
+        return found
+    lines = log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    said = " / ".join(lines[-_LAST_LINES:])
+    error = f"the process {ending}: {said}" if said else f"the process {ending}"
+    return replace(found, errors={**found.errors, **dict.fromkeys(lost, error)}, lost=lost)
 
 
 def read_answer(path: Path, prompts: int) -> Answer:
@@ -160,7 +195,9 @@ def read_answer(path: Path, prompts: int) -> Answer:
             errors[name] = found["error"]
         else:
             logits = np.fromfile(found["logits"], "<f4").reshape(prompts, -1)
-            outputs[name] = Output(found["tokens"], logits, found.get("text_tokens"))
+            outputs[name] = Output(
+                found["tokens"], logits, found.get("margins"), found.get("text_tokens")
+            )
     speeds = {
         name: Speed(
             [each["prefill_seconds"] for each in rounds],

@@ -24,6 +24,11 @@ class Row:
         versions: Of it and its parts.
         form: Of the result.
         checkpoint: Which pruned model.
+        family: Of the model.
+        tiny: Whether it is a tiny random one, or else SmolLM2-135M.
+        missing: Blocks that some of its layers do not have: "attention", "ffn".
+        calibration_tokens: That it was pruned with.
+        threads: Of the runtime.
         how: With the checkpoint's own code or without.
         claimed: Whether the library says that it loads.
         error: Why it does not load; None if it does.
@@ -44,6 +49,11 @@ class Row:
     versions: Mapping[str, str]
     form: str
     checkpoint: str
+    family: str
+    tiny: bool
+    missing: Sequence[str]
+    calibration_tokens: int
+    threads: int
     how: str
     claimed: bool
     error: str | None
@@ -65,7 +75,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def _line(row: Row) -> str:
-    cells = [f"{row.runtime} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+    name = row.runtime.partition(" ")[0]  # Without the release that a case asks for.
+    cells = [f"{name} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
     if row.error is not None:
         cells += [f"no: {_short(row.error)}", "", "", "", "", ""]
     else:
@@ -90,10 +101,10 @@ def _short(error: str, limit: int = 160) -> str:
 def _agreement(found: Agreement | None) -> tuple[str, str]:
     if found is None:
         return "reference", "reference"
-    return (
-        f"{found.same_tokens} of {found.tokens}",
-        f"{found.max_abs_logit_difference:.1g}",
-    )
+    same = f"{found.same_tokens} of {found.tokens}"
+    if found.parting_margin is not None:
+        same += f" (near tie: {found.parting_margin:.1g})"
+    return same, f"{found.max_abs_logit_difference:.1g}"
 
 
 def _speeds(row: Row) -> tuple[str, str]:

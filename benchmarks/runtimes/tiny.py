@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
 
 # Heads of 32 channels: the narrowest that vLLM's attention on a CPU has.
@@ -36,15 +38,26 @@ _OWN: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def ensure_tiny(family: str, tokenizer_of: Path, folder: Path) -> Path:
+# The matrices with which a block adds to the residual stream, of all families here; and the norms
+# behind them, of gemma.
+_ATTENTION_OUT = r"(o_proj|out_proj|attn\.c_proj|attention\.dense|post_attention_layernorm)\b"
+_FFN_OUT = r"(down_proj|fc2|mlp\.c_proj|dense_4h_to_h|post_feedforward_layernorm)\b"
+_FAINT = 0.05
+
+
+def ensure_tiny(
+    family: str, tokenizer_of: Path, folder: Path, *, faint_blocks: bool = False
+) -> Path:
     """The directory of a tiny model with random weights, and another model's tokenizer.
 
     Args:
         family: Its model type.
         tokenizer_of: A model's directory, with tokenizer.json.
         folder: Where it is made, once.
+        faint_blocks: Let the attention of layer 3 and the FFN of layer 1 add little, so that they
+            are the cheapest blocks to remove.
     """
-    directory = folder / f"dense_{family}"
+    directory = folder / f"dense_{family}{'_faint' if faint_blocks else ''}"
     if (directory / "tokenizer.json").exists():
         return directory
     names = [each.name for each in tokenizer_of.glob("tokenizer*.json")]
@@ -57,7 +70,20 @@ def ensure_tiny(family: str, tokenizer_of: Path, folder: Path) -> Path:
         for parameter in model.parameters():
             if parameter.dim() == 1:  # transformers begins with ones and zeros
                 parameter.data += 0.3 * torch.randn_like(parameter)
+        if faint_blocks:
+            _make_faint(model, family)
     model.save_pretrained(directory)
     for name in names:
         shutil.copy(tokenizer_of / name, directory)
     return directory
+
+
+def _make_faint(model: nn.Module, family: str) -> None:
+    faint = re.compile(rf"\.3\..*{_ATTENTION_OUT}|\.1\..*{_FFN_OUT}")
+    for name, parameter in model.named_parameters():
+        if not faint.search(name):
+            continue
+        if "layernorm" not in name:
+            parameter.data *= _FAINT
+        elif family.startswith("gemma"):  # Elsewhere this norm is that before the FFN.
+            parameter.data = _FAINT * (1 + parameter.data) - 1

@@ -139,6 +139,8 @@ def remove_blocks(layer, shape):
 class NoAttention(nn.Module):
     """In the place of attention that was removed: adds nothing."""
 
+    is_sliding = False  # Gemma 3 of transformers 4.57 asks this to choose rotary positions.
+
     def __init__(self, layer_idx):
         super().__init__()
         self.layer_idx = layer_idx

@@ -1,6 +1,8 @@
 """Which runtimes load a job's result, and from which folder; else what to change. No torch.
 
-`RUNTIMES` is the one table of these claims; `make runtimes` tests them.
+`RUNTIMES` is the one table of these claims. `make runtimes` loads what it says; a test compares it
+with what was recorded (`benchmarks/results/runtimes.json`). Architectures that are not written out
+were loaded in transformers when their table was made (`tests.coverage`).
 """
 
 from __future__ import annotations
@@ -33,12 +35,17 @@ _EVERY = (
     "qwen3_moe",
 )
 _LLAMAS = ("llama", "mistral")
+_IN_VLLM = tuple(name for name in _EVERY if name != "gpt_neox")  # It has no class of its own.
+_SLIDING = ("gemma2", "gemma3_text")
 # As `checks.check_shape` lets them be exported.
 _IN_FP8 = tuple(name for name in _EVERY if name not in ("gpt2", "mixtral", "qwen3_moe"))
 # Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
-_WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+_WIDTH_DERIVED_IN_MLX = ("phi3", "mixtral")
+# opt is unknown to it. Of config.json as transformers 5 writes it, MLX does not read what qwen2 and
+# qwen3_moe need. Of gemma2 it computed other logits. See benchmarks/results/runtimes.json.
+_NOT_IN_MLX = ("opt", "qwen2", "qwen3_moe", "gemma2")
 # Families whose FFN is always four times as wide as the hidden states there.
 _FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
 _PROMPT = "The most famous play by William Shakespeare is"
@@ -60,6 +67,19 @@ class LoadableForm(_Part):
     form: Form = Field(description="A layout of the checkpoint, or an export.")
     families: tuple[str, ...]
     note: str = Field(description="How it is loaded.")
+    since: str | None = Field(
+        default=None, description="The earliest release that loads it; null: that is not known."
+    )
+    blocks_since: str | None = Field(
+        default=None, description="The same for a result without some attention or FFN blocks."
+    )
+    without_blocks: tuple[str, ...] = Field(
+        default=(),
+        description="Families of which a result without some attention and FFN blocks was loaded.",
+    )
+    not_tried: tuple[str, ...] = Field(
+        default=(), description="Families of which no result was loaded; the code is there."
+    )
     not_without: tuple[str, ...] = Field(
         default=(), description="Structures: if any of these were removed, it does not load."
     )
@@ -88,9 +108,20 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(form="uniform", families=_EVERY, note="the family's own classes"),
             LoadableForm(
                 form="per_layer",
-                families=_EVERY,
+                families=tuple(name for name in _EVERY if name not in _SLIDING),
                 note=f"{_WAYS}; from transformers 4.51, with sliding windows or without whole "
                 "blocks from 4.57",
+                since="4.51",
+                blocks_since="4.57",
+                without_blocks=tuple(name for name in _EVERY if name not in _SLIDING),
+            ),
+            LoadableForm(
+                form="per_layer",
+                families=_SLIDING,
+                note=f"{_WAYS}; from transformers 4.57",
+                since="4.57",
+                blocks_since="4.57",
+                without_blocks=_SLIDING,
             ),
             LoadableForm(
                 form="uniform", families=generic_model_types(), note="the family's own classes"
@@ -99,11 +130,13 @@ RUNTIMES: tuple[Runtime, ...] = (
                 form="per_layer",
                 families=generic_model_types(),
                 note=f"{_WAYS}; from transformers 5",
+                since="5",
             ),
             LoadableForm(
                 form="fp8",
                 families=_IN_FP8,
                 note="with compressed-tensors installed; per_layer as the checkpoint itself",
+                not_tried=_IN_FP8,
             ),
         ),
     ),
@@ -118,23 +151,30 @@ RUNTIMES: tuple[Runtime, ...] = (
             ),
             LoadableForm(
                 form="per_layer",
-                families=_others(_EVERY, ("gpt_neox",)),
+                families=_IN_VLLM,
                 note="with `strucprune` installed beside it",
+                without_blocks=_IN_VLLM,
                 not_without=("experts",),
             ),
-            LoadableForm(form="block_configs", families=_LLAMAS, note="--trust-remote-code"),
+            LoadableForm(
+                form="block_configs",
+                families=_LLAMAS,
+                note="--trust-remote-code",
+                without_blocks=_LLAMAS,
+            ),
             LoadableForm(
                 form="fp8",
-                families=tuple(name for name in _IN_FP8 if name != "gpt_neox"),
+                families=_others(_IN_FP8, ("gpt_neox",)),
                 note="as the checkpoint itself",
+                not_tried=_others(_IN_FP8, ("gpt_neox",)),
             ),
         ),
     ),
     Runtime(
         name="llama.cpp",
         loads=(
-            LoadableForm(form="gguf", families=_LLAMAS, note="as it is"),
-            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is"),
+            LoadableForm(form="gguf", families=_LLAMAS, note="as it is", without_blocks=_LLAMAS),
+            LoadableForm(form="gguf_q8_0", families=_LLAMAS, note="as it is", not_tried=_LLAMAS),
         ),
     ),
     Runtime(
@@ -142,7 +182,9 @@ RUNTIMES: tuple[Runtime, ...] = (
         loads=(
             LoadableForm(
                 form="uniform",
-                families=_others(_EVERY, ("opt", *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)),
+                families=_others(
+                    _EVERY, (*_NOT_IN_MLX, *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)
+                ),
                 note="as it is",
             ),
             LoadableForm(
@@ -150,11 +192,14 @@ RUNTIMES: tuple[Runtime, ...] = (
                 families=_FFN_DERIVED_IN_MLX,
                 note="as it is",
                 not_without=("ffn_channels",),
+                not_tried=_FFN_DERIVED_IN_MLX,
             ),
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True
             ),
-            LoadableForm(form="block_configs", families=_LLAMAS, note="as it is"),
+            LoadableForm(
+                form="block_configs", families=_LLAMAS, note="as it is", without_blocks=_LLAMAS
+            ),
         ),
     ),
 )
@@ -167,6 +212,11 @@ class RuntimeSupport(_Part):
     loads: bool
     folder: str | None = Field(
         default=None, description="Under the output prefix, '.' for itself; null: does not load."
+    )
+    tried: bool | None = Field(
+        default=None,
+        description="Whether such a result of this family was loaded in a recorded run; null: does "
+        "not load.",
     )
     note: str | None = Field(default=None, description="How it is loaded.")
     reason: str | None = Field(default=None, description="Why it does not load.")
@@ -222,11 +272,13 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         and not (form.full_heads and _loses_heads(config, pruning))
     ]
     for form in known:
-        if form.form == pruning.layout:
-            return RuntimeSupport(runtime=runtime.name, loads=True, folder=".", note=form.note)
-        if form.form in pruning.exports:
+        if form.form == pruning.layout or form.form in pruning.exports:
             return RuntimeSupport(
-                runtime=runtime.name, loads=True, folder=form.form, note=form.note
+                runtime=runtime.name,
+                loads=True,
+                folder="." if form.form == pruning.layout else form.form,
+                tried=_tried(form, config, pruning),
+                note=form.note,
             )
     produced = " and ".join([f"layout '{pruning.layout}'", *pruning.exports])
     return RuntimeSupport(
@@ -235,6 +287,15 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
         reason=f"it does not load {produced} of family '{config.family}'",
         remedy=_remedy(known, config, pruning),
     )
+
+
+def _tried(form: LoadableForm, config: ModelConfig, pruning: PruningSpec) -> bool:
+    removed = set(pruning.structures)
+    if config.family in form.not_tried:
+        return False
+    if form.form == "uniform":
+        return not removed & {"kv_groups", "query_heads"}
+    return config.family in form.without_blocks or not removed & {"attention_blocks", "ffn_blocks"}
 
 
 def _loses_heads(config: ModelConfig, pruning: PruningSpec) -> bool:

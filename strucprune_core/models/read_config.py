@@ -143,6 +143,10 @@ def _no_experts(
     return InvalidSpec(message, field="pruning.structures", remedy=remedy)
 
 
+# Parts that see or hear may count blocks by other keys, or not at all (Gemma 3n's: 548 tensors).
+_UNCOUNTED_PARTS, _UNCOUNTED_TENSORS = 3, 2048
+
+
 def header_allowance(raw: RawConfig) -> Allowance:
     """What the headers of a model with this config.json may hold.
 
@@ -156,10 +160,13 @@ def header_allowance(raw: RawConfig) -> Allowance:
         _architecture(raw)
     parts = [raw, *(part for part in raw.values() if isinstance(part, dict))]
     tensors = _OTHER_TENSORS
+    uncounted = 0
     for part in parts:  # What sees images has layers of its own.
         layers = _largest(part, fields.LAYER_KEYS, fields.MAX_LAYERS, 0)
+        uncounted += layers == 0 and "model_type" in part
         experts = _largest(part, _EXPERT_KEYS, fields.MAX_EXPERTS, 0)
         tensors += layers * (_LAYER_TENSORS + _EXPERT_TENSORS * experts)
+    tensors += min(uncounted, _UNCOUNTED_PARTS) * _UNCOUNTED_TENSORS
     return Allowance(tensors, min(MAX_HEADERS_BYTES, tensors * _ENTRY_BYTES + _METADATA_BYTES))
 
 

@@ -41,5 +41,8 @@ def _loading(job: Job) -> list[Loading]:
     for support in runtime_support(job.config, job.spec.pruning):
         if support.loads:
             language, example = loading_example(support, job.spec.pruning, job.config)
-            found.append(Loading(support.runtime, support.note or "", language, example))
+            note = support.note or ""
+            if not support.tried:
+                note += "; not tried"
+            found.append(Loading(support.runtime, note, language, example))
     return found

@@ -16,14 +16,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.runtimes import environments
-from benchmarks.runtimes.__main__ import LOGIT_TOLERANCE, _problems
-from benchmarks.runtimes.cases import CASES, FAMILY
+from benchmarks.runtimes.__main__ import chosen_cases, sessions
+from benchmarks.runtimes.cases import CASES, Case
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates, agreement, gain, rates
 from benchmarks.runtimes.inside import session
 from benchmarks.runtimes.inside.hf_transformers import TransformersModel
 from benchmarks.runtimes.protocol import ModelEntry, Output, Request, Speed, Timing, ask
+from benchmarks.runtimes.prunings import PRUNINGS
 from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.verdict import LOGIT_TOLERANCE, problems, proved
 from strucprune_core.export.runtimes import RUNTIMES
+from strucprune_core.models.generic.architectures import generic_model_types
 from tests.support.tiny_llama import make_tiny_llama
 
 TIMING = Timing(prompt=[1, 2, 3, 4], new_tokens=2, rounds=3)
@@ -40,6 +43,11 @@ ROW = Row(
     versions={"mlx": "0.32.0"},
     form="block_configs",
     checkpoint="per_layer",
+    family="llama",
+    tiny=False,
+    missing=(),
+    calibration_tokens=512,
+    threads=1,
     how="plain",
     claimed=True,
     error=None,
@@ -64,8 +72,8 @@ class Counter:
     def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
         return np.array([*prompt[:2], 0.5], np.float32)
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        return [prompt[-1] + 1 + number for number in range(tokens)]
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float]]:
+        return [prompt[-1] + 1 + number for number in range(tokens)], [0.5] * tokens
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         self._calls.append(self._name)
@@ -73,7 +81,7 @@ class Counter:
 
 
 def run_session(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: str = ""
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, broken: str = "", timed: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
     calls: list[str] = []
 
@@ -84,7 +92,7 @@ def run_session(
 
     request, answer = tmp_path / "request.json", tmp_path / "answer.json"
     models = [{"name": name, "path": "", "how": "plain"} for name in ("dense", "pruned")]
-    timing = {"prompt": [1, 2], "new_tokens": 2, "rounds": 3}
+    timing = {"prompt": [1, 2], "new_tokens": 2, "rounds": 3} if timed else None
     request.write_text(
         json.dumps(
             {"models": models, "prompts": [[1, 2], [3, 4]], "new_tokens": 3, "timing": timing}
@@ -102,6 +110,7 @@ def test_models_are_timed_in_turns_after_a_warm_up(
     assert calls == ["dense", "pruned", "pruned", "dense", "dense", "pruned", "pruned", "dense"]
     assert [each["prefill_seconds"] for each in answer["times"]["dense"]] == [4.0, 5.0, 8.0]
     assert answer["models"]["pruned"]["tokens"] == [[3, 4, 5], [5, 6, 7]]
+    assert answer["models"]["pruned"]["margins"] == [[0.5] * 3] * 2
     logits = np.fromfile(answer["models"]["pruned"]["logits"], "<f4").reshape(2, -1)
     assert logits.tolist() == [[1.0, 2.0, 0.5], [3.0, 4.0, 0.5]]
 
@@ -114,6 +123,30 @@ def test_a_model_that_does_not_load_is_reported_and_nothing_is_timed(
     assert answer["models"]["dense"]["tokens"]
     assert not calls
     assert not answer["times"]
+
+
+def test_models_that_are_not_timed_do_not_stay_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[int] = []
+    living = 0
+
+    class Big(Counter):
+        def __init__(self, name: str, calls: list[str]) -> None:
+            nonlocal living
+            super().__init__(name, calls)
+            living += 1
+            alive.append(living)
+
+        def __del__(self) -> None:
+            nonlocal living
+            living -= 1
+
+    monkeypatch.setitem(globals(), "Counter", Big)
+    answer, calls = run_session(tmp_path, monkeypatch, timed=False)
+    assert set(answer["models"]) == {"dense", "pruned"}
+    assert not calls
+    assert alive == [1, 1]
 
 
 def ask_python(code: str, folder: Path, limit_seconds: float = 60.0) -> Any:
@@ -148,20 +181,53 @@ def test_a_crash_is_an_error_of_every_model_and_old_answers_do_not_count(tmp_pat
     assert answer.errors["pruned"] == "the process ended with exit code -6: unknown architecture"
 
 
+# Answers one more model than the file `done` counts, then crashes.
+CRASHES = """
+import array, json, os, sys
+request = json.load(open(sys.argv[1]))
+names = [entry["name"] for entry in request["models"]]
+path = sys.argv[2] + ".f32"
+array.array("f", [1, 2]).tofile(open(path, "wb"))
+models = {}
+for name in names:
+    if name == "bad":
+        print("out of luck", flush=True)
+        os.abort()
+    models[name] = {"tokens": [[1]], "margins": [[0.5]], "logits": path}
+    answer = {"versions": {"a": "1"}, "models": models, "times": {}}
+    json.dump(answer, open(sys.argv[2], "w"))
+"""
+
+
+def test_models_after_one_that_crashes_are_asked_again(tmp_path: Path) -> None:
+    models = [ModelEntry(name, name) for name in ("one", "bad", "two", "three")]
+    request = replace(REQUEST, models=models, prompts=[[1]], timing=None)
+    answer = ask([sys.executable, "-c", CRASHES], request, tmp_path, {}, 60.0)
+    assert answer.errors == {"bad": "the process ended with exit code -6: out of luck"}
+    assert set(answer.outputs) == {"one", "two", "three"}
+    assert answer.lost == ["bad"]
+    assert answer.outputs["two"].margins == [[0.5]]
+
+
 def test_a_session_that_hangs_is_stopped(tmp_path: Path) -> None:
     answer = ask_python("import time; time.sleep(60)", tmp_path, limit_seconds=0.3)
     assert answer.errors["dense"] == "the process did not end within 0 s"
 
 
 def output(tokens: list[list[int]], logits: list[list[float]]) -> Output:
-    return Output(tokens, np.array(logits, np.float32))
+    margins = [[0.1 * (place + 1) for place in range(len(each))] for each in tokens]
+    return Output(tokens, np.array(logits, np.float32), margins)
 
 
 def test_tokens_count_up_to_the_first_difference() -> None:
     reference = output([[1, 2, 3], [4, 5, 6]], [[0.0, 1.0], [2.0, 3.0]])
     found = output([[1, 9, 3], [4, 5, 6]], [[0.0, 1.0], [2.25, 3.0]])
-    assert agreement(found, reference) == Agreement(4, 6, 0.25)
+    assert agreement(found, reference) == Agreement(4, 6, 0.25, parting_margin=0.2)
     assert agreement(reference, reference) == Agreement(6, 6, 0.0)
+    unknown = replace(reference, margins=None)
+    assert agreement(unknown, reference).parting_margin is None
+    with pytest.raises(ValueError, match="no margins"):
+        agreement(reference, unknown)
 
 
 def test_other_vocabularies_are_not_compared() -> None:
@@ -176,16 +242,50 @@ def test_a_slow_moment_of_the_machine_does_not_change_the_gain() -> None:
     assert rates(dense, TIMING) == Rates(4 / 2.0, 2 / 4.0)
 
 
-def test_everything_that_the_library_says_a_llama_loads_in_is_tried() -> None:
+def test_everything_that_the_library_says_loads_is_a_case() -> None:
+    generic = set(generic_model_types())
     said = {
-        (runtime.name, form.form)
+        (runtime.name, form.form, family)
         for runtime in RUNTIMES
         for form in runtime.loads
-        if FAMILY in form.families
+        for family in set(form.families) - set(form.not_tried) - generic
     }
-    tried = {(case.runtime.partition(" ")[0], case.form) for case in CASES if case.claimed}
-    assert said == tried
+    claimed = [case for case in CASES if case.claimed and case.family not in generic]
+    assert said == {(case.runtime.partition(" ")[0], case.form, case.family) for case in claimed}
     assert any(not case.claimed for case in CASES)
+    assert {case.family for case in CASES} & generic
+
+
+def test_cases_are_chosen_with_what_they_are_compared_with() -> None:
+    assert chosen_cases([]) == list(CASES)
+    vllm = Case("vLLM", "per_layer", "qwen3_blocks")
+    chosen = chosen_cases(["vLLM-per_layer-qwen3_b*"])
+    assert chosen == [Case("transformers", "per_layer", "qwen3_blocks", "register"), vllm]
+    for case in CASES:
+        first = next(each for each in CASES if each.checkpoint == case.checkpoint)
+        assert first.runtime == "transformers"
+
+
+def test_tiny_models_share_a_session_of_their_runtime() -> None:
+    shared = sessions(CASES)
+    assert sum(len(each) for each in shared) == len(CASES)
+    for each in shared:
+        assert len({case.runtime for case in each}) == 1
+        assert len(each) == 1 or all(PRUNINGS[case.checkpoint].tiny for case in each)
+    order = [case for each in shared for case in each]
+    reference = Case("transformers", "per_layer", "qwen3_blocks", "register")
+    assert order.index(reference) < order.index(Case("vLLM", "per_layer", "qwen3_blocks"))
+
+
+def test_what_a_row_proves() -> None:
+    blocks = replace(ROW, family="mistral", missing=["attention"])
+    wrong = replace(ROW, family="qwen2", agreement=Agreement(160, 160, 1.0))
+    refused = replace(ROW, family="qwen3", error="no such architecture")
+    rows = [ROW, blocks, wrong, refused]
+    assert proved(rows, "MLX", "block_configs", blocks=False) == {"llama", "mistral"}
+    assert proved(rows, "MLX", "block_configs", blocks=True) == {"mistral"}
+    assert not proved(rows, "MLX", "uniform", blocks=False)
+    assert not proved(rows, "vLLM", "block_configs", blocks=False)
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
@@ -197,19 +297,24 @@ def test_the_table_has_a_line_for_each_row() -> None:
         "| 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
     )
     assert "no: ValueError: a / b long" in lines[3]
+    tie = replace(ROW, agreement=Agreement(140, 160, 2e-5, 0.001))
+    assert "| 140 of 160 (near tie: 0.001) |" in markdown([tie])
 
 
 def test_what_contradicts_the_library_is_a_problem() -> None:
-    assert not _problems(ROW)
-    assert not _problems(replace(ROW, claimed=False, error="no such architecture"))
+    assert not problems(ROW)
+    assert not problems(replace(ROW, claimed=False, error="no such architecture"))
+    assert not problems(replace(ROW, claimed=False, agreement=Agreement(9, 160, 13.7)))
+    assert not problems(replace(ROW, agreement=Agreement(140, 160, 2e-5, LOGIT_TOLERANCE)))
     for wrong in (
         replace(ROW, error="no such architecture"),
         replace(ROW, claimed=False),
         replace(ROW, same_text_tokens=False),
         replace(ROW, agreement=Agreement(9, 9, 2 * LOGIT_TOLERANCE)),
         replace(ROW, dense_agreement=Agreement(9, 9, float("nan"))),
+        replace(ROW, agreement=Agreement(140, 160, 2e-5, 3 * LOGIT_TOLERANCE)),
     ):
-        assert len(_problems(wrong)) == 1
+        assert len(problems(wrong)) == 1
 
 
 def test_requirements_are_pinned_and_name_no_host() -> None:
@@ -236,8 +341,10 @@ def test_the_reference_is_what_transformers_generates(tmp_path: Path) -> None:
             torch.tensor([prompt]), max_new_tokens=8, min_new_tokens=8, do_sample=False
         )
     assert np.abs(ours.next_logits(prompt) - wanted.numpy()).max() < 1e-5
-    greedy = ours.greedy(prompt, 8)
-    assert len(greedy) == 8
+    greedy, margins = ours.greedy(prompt, 8)
+    assert len(greedy) == len(margins) == 8
+    first, second = wanted.topk(2).values
+    assert margins[0] == pytest.approx(float(first - second), abs=1e-5)
     # generate() never picks the end token here (min_new_tokens); ours would.
     end = greedy.index(0) if 0 in greedy else 8
     assert greedy[:end] == made[0, len(prompt) : len(prompt) + end].tolist()

@@ -57,10 +57,10 @@ function steps(sizes) {
       h("meter", { min: "0", max: String(largest), value: String(size), "aria-hidden": "true" }))));
 }
 
-function runtime({ runtime: name, loads, folder, note, reason, remedy }) {
+function runtime({ runtime: name, loads, tried, folder, note, reason, remedy }) {
   const where = folder && folder !== "." ? `from ${folder}/` : "";
   const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : [reason, remedy].filter(Boolean).join(". ");
   return h("li", {},
-    h("span", { class: `pill ${loads ? "good" : ""}` }, loads ? "loads" : "does not load"), " ", name,
+    h("span", { class: `pill ${tried ? "good" : ""}` }, !loads ? "does not load" : tried ? "loads" : "not tried"), " ", name,
     text ? h("p", { class: "hint" }, text) : null);
 }

@@ -7,6 +7,7 @@ import { eventList, logView } from "./history.js";
 import { duration, leaf, moment, percent, words } from "./format.js";
 import { howMuch, pill, progressBar, title } from "./job_parts.js";
 import { layerFigures, layerNotes } from "./layers.js";
+import { recipes } from "./recipes.js";
 import { showResult } from "./result.js";
 
 // Updates of layers that come within this time are drawn together.
@@ -47,7 +48,7 @@ export async function showJob(main, signal, id) {
     h("div", { class: "grid" },
       h("section", { class: "card" }, h("h2", {}, "Job"), facts),
       h("section", { class: "card" }, h("h2", {}, "Events"), history.node)),
-    log.node);
+    recipes(job), log.node);
 
   let last = "0";
   let following = false;

@@ -48,14 +48,18 @@ class TransformersModel:
         """See `session.Model`."""
         return self._step(prompt, None)[0].numpy()
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float]]:
         """See `session.Model`."""
+        found: list[int] = []
+        margins: list[float] = []
         logits, cache = self._step(prompt, None)
-        found = [int(logits.argmax())]
-        while len(found) < tokens:
-            logits, cache = self._step(found[-1:], cache)
+        while True:
+            first, second = logits.topk(2).values.tolist()
+            margins.append(first - second)
             found.append(int(logits.argmax()))
-        return found
+            if len(found) == tokens:
+                return found, margins
+            logits, cache = self._step(found[-1:], cache)
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """See `session.Model`."""

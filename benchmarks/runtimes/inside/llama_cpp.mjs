@@ -94,6 +94,13 @@ const llama = await getLlama({
     logLevel: LlamaLogLevel.error,
     logger: (level, message) => complaints.push(message.trim()),
 });
+const {version} = JSON.parse(
+    fs.readFileSync(new URL("node_modules/node-llama-cpp/package.json", import.meta.url), "utf8"));
+const versions = {"llama.cpp": llama.llamaCppRelease.release, "node-llama-cpp": version};
+const write = (answers, times) => {
+    fs.writeFileSync(`${answerPath}.unfinished`, JSON.stringify({versions, models: answers, times}));
+    fs.renameSync(`${answerPath}.unfinished`, answerPath);
+};
 const models = {}, answers = {};
 for (const {name, path: file} of request.models) {
     complaints.length = 0;
@@ -103,13 +110,8 @@ for (const {name, path: file} of request.models) {
     } catch (error) {
         answers[name] = {error: [error.message, ...complaints].join("; ")};
     }
+    write(answers, {}); // after every model: a crash loses the later ones only
 }
 const complete = Object.values(answers).every((each) => !("error" in each));
-const {version} = JSON.parse(
-    fs.readFileSync(new URL("node_modules/node-llama-cpp/package.json", import.meta.url), "utf8"));
-fs.writeFileSync(answerPath, JSON.stringify({
-    versions: {"llama.cpp": llama.llamaCppRelease.release, "node-llama-cpp": version},
-    models: answers,
-    times: complete && request.timing ? await times(models, request.timing) : {},
-}));
+if (complete && request.timing) write(answers, await times(models, request.timing));
 process.exit(0); // without waiting for the runtime to free its memory

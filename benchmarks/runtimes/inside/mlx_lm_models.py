@@ -33,13 +33,13 @@ class MlxModel:
         logits = self._step(prompt, make_prompt_cache(self._model))
         return np.array(logits.astype(mx.float32))
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], None]:
         """See `session.Model`."""
         cache = make_prompt_cache(self._model)
         found = [int(mx.argmax(self._step(prompt, cache)).item())]
         while len(found) < tokens:
             found.append(int(mx.argmax(self._step(found[-1:], cache)).item()))
-        return found
+        return found, None
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """See `session.Model`."""

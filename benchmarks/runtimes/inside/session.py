@@ -9,6 +9,7 @@ load is an answer too: its error.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +26,11 @@ class Model(Protocol):
     def next_logits(self, prompt: Sequence[int]) -> npt.NDArray[np.float32]:
         """Logits (vocabulary,) of the token after the prompt."""
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
-        """The likeliest continuation, token by token; an end token does not end it."""
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], list[float] | None]:
+        """The likeliest continuation, token by token; an end token does not end it.
+
+        Beside it, by how much the logit of each token exceeds the next one, if that is known.
+        """
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """Seconds to the first new token, and from there to the last of `1 + tokens`."""
@@ -42,27 +46,41 @@ def serve(load: Callable[[Mapping[str, Any]], Model], versions: Mapping[str, str
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     answer_path = Path(sys.argv[2])
     models: dict[str, Model] = {}
-    answers: dict[str, dict[str, Any]] = {}
+    answer: dict[str, Any] = {"versions": dict(versions), "models": {}, "times": {}}
     for entry in request["models"]:
         name = entry["name"]
+        logits_path = answer_path.with_name(f"{answer_path.stem}-{name}.f32")
         try:
-            models[name] = load(entry)
-            logits_path = answer_path.with_name(f"{answer_path.stem}-{name}.f32")
-            answers[name] = _answers(models[name], request, logits_path)
+            model = load(entry)
+            answer["models"][name] = _answers(model, request, logits_path)
         except Exception as error:  # of the runtime's own kinds; reported, not hidden
-            answers[name] = {"error": f"{type(error).__name__}: {error}"}
-    complete = all("error" not in answer for answer in answers.values())
-    times = _times(models, request["timing"]) if complete and request["timing"] else {}
-    answer = {"versions": dict(versions), "models": answers, "times": times}
-    answer_path.write_text(json.dumps(answer), encoding="utf-8")
+            answer["models"][name] = {"error": f"{type(error).__name__}: {error}"}
+        else:
+            if request["timing"]:
+                models[name] = model
+            del model
+        gc.collect()
+        _write(answer_path, answer)  # after every model: a crash loses the later ones only
+    if models and len(models) == len(request["models"]):
+        answer["times"] = _times(models, request["timing"])
+        _write(answer_path, answer)
+
+
+def _write(path: Path, answer: Mapping[str, Any]) -> None:
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(answer), encoding="utf-8")
+    unfinished.replace(path)
 
 
 def _answers(model: Model, request: Mapping[str, Any], logits_path: Path) -> dict[str, Any]:
     prompts = request["prompts"]
     logits = np.stack([model.next_logits(prompt) for prompt in prompts])
     logits.astype("<f4").tofile(logits_path)
+    found = [model.greedy(prompt, request["new_tokens"]) for prompt in prompts]
+    margins = [each for _, each in found if each is not None]
     return {
-        "tokens": [model.greedy(prompt, request["new_tokens"]) for prompt in prompts],
+        "tokens": [tokens for tokens, _ in found],
+        "margins": margins or None,
         "logits": str(logits_path),
     }
 

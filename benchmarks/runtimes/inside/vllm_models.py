@@ -52,9 +52,9 @@ class VllmModel:
             logits[token] = entry.logprob
         return logits
 
-    def greedy(self, prompt: Sequence[int], tokens: int) -> list[int]:
+    def greedy(self, prompt: Sequence[int], tokens: int) -> tuple[list[int], None]:
         """See `session.Model`."""
-        return list(self._generate(prompt, tokens, None).outputs[0].token_ids)
+        return list(self._generate(prompt, tokens, None).outputs[0].token_ids), None
 
     def timed(self, prompt: Sequence[int], tokens: int) -> tuple[float, float]:
         """See `session.Model`. By the engine's own clock: scheduled, first token, last token."""

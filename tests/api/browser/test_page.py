@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +14,7 @@ from api.jobs.sequel import retry
 from api.jobs.state import JobState
 from strucprune_core.report.document import Continuation, SampleReport
 from strucprune_core.run.progress import Phase
+from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
@@ -383,6 +385,33 @@ def test_tasks_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
     tasks.fill("")
     page.get_by_text("Memory by step").wait_for()
     assert not field.locator(".field-error").text_content()
+
+
+def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
+    """What is shown is the job, in every form; a label cannot end the string of Python."""
+    job_id = jobs.succeeded(note="it's ''' quoted")
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_text("Send this job again").click()
+    shown = page.get_by_label("The job", exact=True)
+    spec = JobSpec.model_validate_json(shown.text_content() or "")
+    record = jobs.services.ledger.get(job_id)
+    assert record is not None
+    assert spec == JobSpec.model_validate(record.spec)
+    form = page.get_by_label("Form", exact=True)
+    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit -")):
+        form.select_option(name)
+        assert word in (shown.text_content() or "")
+        assert page.url.split("/#")[0] in (shown.text_content() or "")
+    form.select_option("Python")
+    tree = ast.parse(shown.text_content() or "")
+    (text,) = [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and "uri_prefix" in str(node.value)
+    ]
+    assert JobSpec.model_validate_json(str(text)) == spec
+    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("status").get_by_text("ed").first.wait_for()
 
 
 def test_a_job_is_deleted(page: Page, jobs: Jobs) -> None:

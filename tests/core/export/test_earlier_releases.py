@@ -114,6 +114,11 @@ def test_a_model_of_any_other_architecture_needs_transformers_5(
         PRUNED.classes_of("olmo2")
 
 
+def test_gemma_asks_attention_that_was_removed_for_its_window() -> None:
+    """Its layer in release 4.57 does, to choose rotary positions."""
+    assert PRUNED.NoAttention(0).is_sliding is False
+
+
 def test_opt_joins_its_heads_to_the_width_that_they_have() -> None:
     """transformers 4.51 reshapes to `embed_dim` there, in eager attention."""
     layers = [{**FULL, "query_heads": count, "kv_heads": count} for count in (1, 3)]

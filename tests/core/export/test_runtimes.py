@@ -8,8 +8,15 @@ from typing import Any, get_args
 import pytest
 
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.export import runtimes
 from strucprune_core.export.checks import check_shape, possible_exports
-from strucprune_core.export.runtimes import RUNTIMES, RuntimeSupport, runtime_support
+from strucprune_core.export.runtimes import (
+    RUNTIMES,
+    LoadableForm,
+    Runtime,
+    RuntimeSupport,
+    runtime_support,
+)
 from strucprune_core.models.families import FAMILIES, parse_config
 from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.plan.inspection import examine_job, inspect_model
@@ -77,10 +84,39 @@ def test_folders_of_a_llama(changes: dict[str, Any], expected: list[str | None])
         assert entry.loads or entry.remedy is not None
 
 
+def test_what_was_not_tried_is_not_said_to_be() -> None:
+    for form in (form for runtime in RUNTIMES for form in runtime.loads):
+        assert set(form.without_blocks) <= set(form.families)
+        assert set(form.not_tried) <= set(form.families)
+        assert form.form != "uniform" or not form.without_blocks
+    blocks = ["ffn_channels", "attention_blocks"]
+    for runtime in RUNTIMES:
+        for form in runtime.loads:
+            if form.form == "per_layer" and "llama" in form.families:
+                found = support(LLAMA, structures=blocks)[runtime.name]
+                assert found.tried == ("llama" in form.without_blocks)
+    assert {entry.tried for entry in support(LLAMA).values()} == {True, None}
+
+
+def test_a_form_that_was_not_tried_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms = [
+        LoadableForm(form="per_layer", families=("llama",), note="as it is"),
+        LoadableForm(form="per_layer", families=("llama",), note="", not_tried=("llama",)),
+        LoadableForm(form="per_layer", families=("llama",), note="", without_blocks=("llama",)),
+    ]
+    table = tuple(Runtime(name=str(number), loads=(each,)) for number, each in enumerate(forms))
+    monkeypatch.setattr(runtimes, "RUNTIMES", table)
+    assert [each.tried for each in support(LLAMA).values()] == [True, False, True]
+    lost = support(LLAMA, structures=["attention_blocks"])
+    assert [each.tried for each in lost.values()] == [False, False, True]
+    layers = support(LLAMA, structures=["layers", "ffn_channels"])
+    assert [each.tried for each in layers.values()] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("changes", "structures", "loads"),
     [
-        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, True]),
+        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, False]),
         ({"model_type": "qwen2"}, ["kv_groups"], [True, False, False, False]),
         ({"model_type": "qwen2"}, ["ffn_channels", "query_heads"], [True, False, False, False]),
         ({"model_type": "qwen2", "head_dim": 8}, ["ffn_channels"], [True, False, False, False]),

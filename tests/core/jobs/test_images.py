@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from strucprune_core.export.loading import load_pretrained
-from strucprune_core.models.read_config import read_config
+from strucprune_core.models.read_config import header_allowance, read_config
 from tests.core.jobs.tiny_job import EASY, run, tiny_spec
 from tests.core.models.generic.tiny import save_tiny
+from tests.coverage.tiny import tiny_config
 from tests.support.cut_by_hand import filled_up
 
 
@@ -75,3 +77,17 @@ def test_the_context_and_the_head_are_those_of_the_decoder(gemma3: Path) -> None
     assert config.max_position_embeddings == 131072
     assert config.tie_word_embeddings
     assert config.layers == 4
+
+
+def test_parts_that_count_no_blocks_may_have_many_tensors() -> None:
+    """What sees images of Gemma 3n has 548 tensors, and its config.json does not say so.
+
+    Its own class needs timm and torchvision, which are not among what tests install. By hand, with
+    both, a tiny text decoder was pruned beside the whole tower: its logits on a picture are those
+    of the same weights cut by hand.
+    """
+    raw = json.loads(json.dumps(tiny_config("gemma3n").to_dict()))
+    found = header_allowance(raw)
+    assert found.tensors > 926
+    many = {f"part_{number}": raw["vision_config"] for number in range(1000)}
+    assert header_allowance({**raw, **many}).tensors < 3 * found.tensors
