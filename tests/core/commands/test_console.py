@@ -23,7 +23,8 @@ def test_samples(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
-def test_speed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_speed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     show_speed(made_speed())
     out = capsys.readouterr().out
     assert "in transformers 5.1 on a device, bfloat16, threads: 2" in out
