@@ -25,6 +25,7 @@ from strucprune_core.calibration.tokenizer_config import (
     tokenizer_source,
 )
 from strucprune_core.checkpoint.adapter import Adapter, merged, open_adapter
+from strucprune_core.checkpoint.header import DTYPE_BYTES
 from strucprune_core.checkpoint.index import CheckpointIndex, open_checkpoint, read_in
 from strucprune_core.errors import (
     InvalidCheckpoint,
@@ -50,7 +51,7 @@ from strucprune_core.models.generic.size_keys import widths_by_key
 from strucprune_core.models.pruned_shapes import EXPERTS_PREFIX
 from strucprune_core.models.read_config import header_allowance, read_config
 from strucprune_core.models.structures import sites
-from strucprune_core.models.tensors import check_tensors
+from strucprune_core.models.tensors import check_tensors, tensor_name
 from strucprune_core.plan.blocks import check_blocks
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.pieces import plan_job
@@ -404,6 +405,36 @@ def _check_uniform(config: ModelConfig) -> None:
         )
 
 
+# PyTorch multiplies all experts of a layer at once only if their rows begin at such bytes.
+_GROUPED_BYTES = 16
+
+
+def _check_experts_multiply(pruning: PruningSpec, model: ModelFacts) -> None:
+    """Transformers' own classes of mixtures of experts must be able to multiply with the result."""
+    config, tensors = model.config, model.index.tensors
+    if pruning.layout != "uniform" or "ffn_channels" not in pruning.structures:
+        return
+    planned = [
+        place
+        for place in plan_sites(config, pruning)
+        if place.site.kind == "ffn" and config.blocks[place.layer].names.router is not None
+    ]
+    if not planned:
+        return
+    widths, rules = [p.site.structures for p in planned], [p.rule for p in planned]
+    (kept, *_) = allocate_uniformly(widths, pruning.asked_sparsity, rules).widths
+    first = planned[0]
+    dtype = tensors[tensor_name(config, first.layer, first.site.output.role)].dtype
+    aligned = _GROUPED_BYTES // DTYPE_BYTES[dtype]
+    if kept % aligned:
+        raise InvalidSpec(
+            f"experts of {kept} channels in {dtype} cannot be multiplied by transformers' own "
+            f"class, which needs multiples of {aligned}",
+            field="pruning.multiple_of",
+            remedy=f"Set pruning.multiple_of to {aligned}, or use layout 'per_layer'.",
+        )
+
+
 def _check_unpruned(config: ModelConfig) -> None:
     """Without layers alone, the result is loaded by the class that loads the model itself."""
     if config.model_type != config.family:
@@ -704,6 +735,7 @@ def _model_checks(spec: JobSpec, model: ModelFacts) -> list[Callable[[], object]
         partial(check_generic, spec.pruning, config),
         partial(check_layers_removable, spec.pruning, config, model.index.config),
         partial(check_reach, spec.pruning, config),
+        partial(_check_experts_multiply, spec.pruning, model),
         *(partial(check_sequence_length, n, config, field) for field, n in lengths.items()),
         *(
             partial(check_export, export, spec.pruning, config, model.index)

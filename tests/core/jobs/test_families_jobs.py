@@ -23,6 +23,7 @@ from tests.core.models.reference import (
     reference_logits,
     streamed_logits,
 )
+from tests.support.tiny_experts import save_tiny_experts
 
 KINDS: list[list[StructureKind]] = [["ffn_channels", "kv_groups"], ["query_heads"]]
 
@@ -127,3 +128,19 @@ def test_a_uniform_model_is_plain(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=False)
     assert type(loaded).__module__.startswith("transformers.models.")
     assert sum(p.numel() for p in loaded.parameters()) == report.after.parameters
+
+
+def test_experts_of_a_width_that_cannot_be_multiplied_are_refused(
+    text_file: Path, tmp_path: Path
+) -> None:
+    """Before any work: transformers' class would fail on the result, as our reload check would."""
+    model = save_tiny_experts("mixtral", tmp_path / "model")
+    uniform = {"layout": "uniform", "sparsity": 0.3}
+    odd = tiny_spec(model, text_file, tmp_path / "odd", pruning=uniform, evaluation=EASY)
+    with pytest.raises(InvalidSpec, match="needs multiples of 4") as caught:
+        run(odd, tmp_path / "1")
+    assert caught.value.field == "pruning.multiple_of"
+    even = {**uniform, "multiple_of": 4}
+    run(tiny_spec(model, text_file, tmp_path / "even", pruning=even, evaluation=EASY), tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "even", trust_remote_code=False)
+    assert loaded(input_ids=torch.arange(12).view(1, 12)).logits.isfinite().all()
