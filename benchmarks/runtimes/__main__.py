@@ -278,7 +278,7 @@ def _row(
         threads=request.threads,
         how=case.how,
         claimed=case.claimed,
-        error=answer.errors.get(PRUNED),
+        error=_without_place(answer.errors.get(PRUNED)),
         dense_bytes=weight_bytes(paths.dense),
         pruned_bytes=weight_bytes(paths.pruned),
         dense_agreement=agreements.get(DENSE),
@@ -308,6 +308,11 @@ def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> 
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_place(error: str | None) -> str | None:
+    """An error without where this repository happens to lie."""
+    return None if error is None else error.replace(f"{Path.cwd()}/", "")
 
 
 def _say(text: str) -> None:
