@@ -269,5 +269,6 @@ def test_capabilities(client: TestClient) -> None:
     assert answer["exports"] == ["gguf", "gguf_q8_0", "fp8", "block_configs"]
     loads = {each["name"]: [form["form"] for form in each["loads"]] for each in answer["runtimes"]}
     assert loads["llama.cpp"] == ["gguf", "gguf_q8_0"]
-    assert loads["vLLM"] == ["uniform", "per_layer", "block_configs", "fp8"]
+    # Uniform twice: of some families only with all heads.
+    assert loads["vLLM"] == ["uniform", "uniform", "per_layer", "block_configs", "fp8"]
     assert answer["limits"]["request_bytes"] == 256 * 1024
