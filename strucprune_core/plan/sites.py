@@ -77,11 +77,13 @@ def equal_widths(planned: list[PlannedSite], sparsity: float) -> list[int]:
 
     For what is not known before a job runs: where layers lose different shares.
     """
-    return [
-        max(place.rule.floor(size), round((1.0 - sparsity) * size))
-        for place in planned
-        for size in (place.site.structures,)
-    ]
+    return [_equal_width(place, sparsity) for place in planned]
+
+
+def _equal_width(place: PlannedSite, sparsity: float) -> int:
+    size, multiple = place.site.structures, place.rule.multiple_of
+    width = round((1.0 - sparsity) * size / multiple) * multiple
+    return min(size, max(place.rule.floor(size), width))
 
 
 def keeps_drafting(pruning: PruningSpec, config: ModelConfig) -> bool:
