@@ -79,8 +79,7 @@ def result_of(spec: JobSpec, facts: ModelFacts) -> int:
     KV caches are counted as if all layers lost the same share of heads; where blocks go, as if
     none lost any.
     """
-    target = spec.pruning.target
-    assert target is not None  # noqa: S101 - asked for jobs with a target
+    target = _target(spec)
     if target.kind == "bytes" and target.of != "checkpoint":
         return export_bytes(target.of, spec, facts)
     parameters, size, _ = removed_by(spec.pruning, facts)
@@ -90,10 +89,15 @@ def result_of(spec: JobSpec, facts: ModelFacts) -> int:
     return left if target.kind == "bytes" else left + _cache_bytes(spec, facts)
 
 
+def _target(spec: JobSpec) -> TargetSpec:
+    """The target of a job that has one."""
+    assert spec.pruning.target is not None  # noqa: S101 - asked for no other job
+    return spec.pruning.target
+
+
 def _cache_bytes(spec: JobSpec, facts: ModelFacts) -> int:
     pruning, config = spec.pruning, facts.config
-    target = pruning.target
-    assert target is not None  # noqa: S101 - as above
+    target = _target(spec)
     if "kv_groups" in pruning.structures and pruning.sparsity and not pruning.removes_blocks:
         planned = plan_sites(config, pruning)
         kept = equal_widths(planned, pruning.sparsity)
@@ -111,8 +115,7 @@ def _cache_bytes(spec: JobSpec, facts: ModelFacts) -> int:
 
 def _dense(spec: JobSpec, facts: ModelFacts) -> int | None:
     """What the dense model comes to; None where it is no such form."""
-    target = spec.pruning.target
-    assert target is not None  # noqa: S101 - as above
+    target = _target(spec)
     if target.kind == "parameters":
         return facts.parameters
     if target.kind == "memory_bytes":
@@ -160,8 +163,7 @@ def _most_sparsity(spec: JobSpec, check: Check) -> float:
 
 def _least_sparsity(spec: JobSpec, facts: ModelFacts, check: Check, most: float) -> float:
     """The lowest whose result is small enough; with `most` it is."""
-    target = spec.pruning.target
-    assert target is not None  # noqa: S101 - as above
+    target = _target(spec)
     low, high = 0.0, most
     for _ in range(_STEPS):
         middle = round((low + high) / 2, _DIGITS)

@@ -7,14 +7,13 @@ from datetime import UTC, datetime
 
 from strucprune_core.errors import QualityCollapsed
 from strucprune_core.plan.deviations import warnings_of_sizes
-from strucprune_core.plan.graph import Unit
-from strucprune_core.report.document import PhaseTime, Report
+from strucprune_core.report.document import Report
 from strucprune_core.report.html import render_html
 from strucprune_core.report.sizes import SizeResult, SizesReport, pareto_front
 from strucprune_core.report.sizes_card import sizes_card
 from strucprune_core.run import artifacts
 from strucprune_core.run.context import Job
-from strucprune_core.run.progress import Phase
+from strucprune_core.run.phase_times import phase_times
 from strucprune_core.run.size_files import entries_of_sizes
 from strucprune_core.run.sizes import Sizes, rejection
 from strucprune_core.run.workspace import Draft
@@ -56,7 +55,7 @@ def _report(job: Sizes) -> SizesReport:
             result.model_copy(update={"best_of_its_size": best})
             for result, best in zip(results, front, strict=True)
         ],
-        phases=_phases(job),
+        phases=phase_times(job.graph, job.workspace),
         files=[],
         warnings=_warnings(reports, results),
     )
@@ -88,22 +87,6 @@ def _warnings(reports: dict[str, Report], results: list[SizeResult]) -> list[str
     """Sizes that were rejected, and what each report says."""
     lines = [f"{each.name}: not published: {each.rejected}" for each in results if each.rejected]
     return [*lines, *warnings_of_sizes({size: each.warnings for size, each in reports.items()})]
-
-
-def _phases(job: Sizes) -> list[PhaseTime]:
-    seconds = dict.fromkeys(Phase, 0.0)
-    for unit in job.graph:
-        seconds[unit.phase] += _seconds(job, unit)
-    return [
-        PhaseTime(name=phase.value, seconds=round(spent, 3))
-        for phase, spent in seconds.items()
-        if spent > 0.0
-    ]
-
-
-def _seconds(job: Sizes, unit: Unit) -> float:
-    manifest = job.workspace.manifest(unit.name)
-    return 0.0 if manifest is None else manifest.seconds
 
 
 def _all_collapsed(job: Sizes) -> QualityCollapsed:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.report.document import MANIFEST, FileEntry
-from strucprune_core.run.artifacts import Report
+from strucprune_core.run.artifacts import File, Report
 from strucprune_core.run.context import Job
 from strucprune_core.run.publish import manifest_json
 from strucprune_core.run.result_files import file_entries, result
@@ -35,9 +35,8 @@ def results(job: Sizes, card: bytes) -> OverlayStore:
     contents: dict[str, bytes] = {MODEL_CARD: card}
     paths: dict[str, Path] = {}
     for size, each in job.accepted.items():
-        files, documents = result(each, _document(each, Report.card)), _documents(each)
-        manifest = manifest_json(file_entries(each, files), documents)
-        contents |= _within(size, {**files.contents, **documents, MANIFEST: manifest})
+        files, _ = _output(each)
+        contents |= _within(size, files.contents)
         paths |= _within(size, files.paths)
     return OverlayStore(contents, paths)
 
@@ -53,11 +52,7 @@ def entries_of_sizes(job: Sizes, card: bytes) -> list[FileEntry]:
     """The same for several sizes."""
     found = [_entry(MODEL_CARD, card)]
     for size, each in job.accepted.items():
-        files, documents = result(each, _document(each, Report.card)), _documents(each)
-        of_size = file_entries(each, files)
-        manifest = manifest_json(of_size, documents)
-        of_size += [_entry(name, data) for name, data in documents.items()]
-        of_size.append(_entry(MANIFEST, manifest))
+        _, of_size = _output(each)
         found += [
             entry.model_copy(update={"name": f"{size}/{entry.name}"})
             for entry in sorted(of_size, key=lambda entry: entry.name)
@@ -65,13 +60,21 @@ def entries_of_sizes(job: Sizes, card: bytes) -> list[FileEntry]:
     return found
 
 
+def _output(job: Job) -> tuple[OverlayStore, list[FileEntry]]:
+    """What a job of one size publishes, to the last file, and all of it with digests."""
+    files, documents = result(job, _document(job, Report.card)), _documents(job)
+    listed = file_entries(job, files)
+    documents[MANIFEST] = manifest_json(listed, documents)
+    whole = OverlayStore({**files.contents, **documents}, files.paths)
+    return whole, [*listed, *(_entry(name, data) for name, data in documents.items())]
+
+
 def _documents(job: Job) -> dict[str, bytes]:
     return {name: _document(job, name) for name in (Report.json, Report.html)}
 
 
 def _document(job: Job, name: str) -> bytes:
-    files = {Report.json: Report().json, Report.html: Report().html, Report.card: Report().card}
-    return job.units.path(files[name]).read_bytes()
+    return job.units.path(File(Report().unit, name)).read_bytes()
 
 
 def _within(folder: str, files: Mapping[str, V]) -> dict[str, V]:

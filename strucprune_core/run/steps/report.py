@@ -42,7 +42,6 @@ from strucprune_core.report.document import (
     ModelCheck,
     ModelSummary,
     PerplexitySummary,
-    PhaseTime,
     RecoveryReport,
     RefitReport,
     RepairReport,
@@ -67,7 +66,7 @@ from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of, seen_of
 from strucprune_core.run.manifest import Manifest
 from strucprune_core.run.measured_site import MeasuredSite
-from strucprune_core.run.progress import Phase
+from strucprune_core.run.phase_times import phase_times
 from strucprune_core.run.pruned_model import PrunedModel
 from strucprune_core.run.report_warnings import (
     divergence_warning,
@@ -137,7 +136,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
-        phases=_phases(job),
+        phases=phase_times(job.graph, job.workspace),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
@@ -568,18 +567,6 @@ def _memory(job: Job) -> MemorySummary:
         note="Host: anonymous resident memory, sampled. Device: the CUDA allocator's peak; on a "
         "CPU the device is the host. Whole model: its weights in float32, as computed with.",
     )
-
-
-def _phases(job: Job) -> list[PhaseTime]:
-    seconds = dict.fromkeys(Phase, 0.0)
-    for unit in job.graph:
-        manifest = job.workspace.manifest(unit.name)
-        seconds[unit.phase] += manifest.seconds if manifest is not None else 0.0
-    return [
-        PhaseTime(name=phase.value, seconds=round(spent, 3))
-        for phase, spent in seconds.items()
-        if spent > 0.0
-    ]
 
 
 def _export(job: Job, export: Export) -> ExportReport:
