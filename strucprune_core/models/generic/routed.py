@@ -99,13 +99,22 @@ def asked(layer: nn.Module, answer: Answer) -> Iterator[None]:
     Raises:
         NoRecord: as `recording`, or a class of its own says less.
     """
+    with _standing_in(layer, lambda _, *given: answer(*given)):
+        yield
+
+
+@contextlib.contextmanager
+def _standing_in(
+    layer: nn.Module, stand_in: Callable[[Answer, Tensor, Tensor, Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside, `stand_in` is called in place of a layer's experts, which it is given first."""
     module = _experts_module(layer)
     if type(module).__name__ in _WEIGHTED:
         raise NoRecord("its class weights what experts are given, not what they give")
     plain = module.forward
 
     def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        return answer(hidden_states, top_k_index, top_k_weights)
+        return stand_in(plain, hidden_states, top_k_index, top_k_weights)
 
     module.forward = forward
     try:
@@ -138,21 +147,14 @@ def observing(layer: nn.Module, seen: Seen) -> Iterator[None]:
     Raises:
         NoRecord: as `recording`, or a class of its own says less.
     """
-    module = _experts_module(layer)
-    if type(module).__name__ in _WEIGHTED:
-        raise NoRecord("its class weights what experts are given, not what they give")
-    plain = module.forward
 
-    def forward(hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-        result: Tensor = plain(hidden_states, top_k_index, top_k_weights)
-        seen(hidden_states, top_k_index, top_k_weights, result)
+    def observed(experts: Answer, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        result = experts(tokens, chosen, weights)
+        seen(tokens, chosen, weights, result)
         return result
 
-    module.forward = forward
-    try:
+    with _standing_in(layer, observed):
         yield
-    finally:
-        module.forward = plain
 
 
 class DownMatrices:
