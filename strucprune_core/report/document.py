@@ -103,6 +103,26 @@ class TargetReport(Part):
     reached: int
 
 
+class PredictedSpeed(Part):
+    """How fast both models are by the table of a device, which was measured beforehand."""
+
+    asked: float = Field(description="How many times as fast the result was to be.")
+    predicted: float = Field(description="What it comes to by the table.")
+    of: str = Field(description="`decode` or `prefill`.")
+    dense_seconds: float = Field(description="Of a pass: a token of each sequence, or a prompt.")
+    pruned_seconds: float
+    sequences: int
+    tokens: int = Field(description="New tokens of each sequence in a pass.")
+    context_tokens: int = Field(description="Tokens of each sequence in the KV cache before it.")
+    table: str = Field(description="Name of the table; of one that came with the job, `own`.")
+    table_sha256: str = Field(description="Of what the table says.")
+    device: str
+    threads: int
+    dtype: str
+    runtime: str = Field(description="With its version.")
+    measured_on: str = Field(description="Date of the table.")
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -524,7 +544,10 @@ class Report(Part):
     after: SizeSummary
     sparsity: SparsitySummary
     target: TargetReport | None = Field(
-        default=None, description="Null: the job asked for a sparsity."
+        default=None, description="Null: the job asked for a sparsity, or for a speedup."
+    )
+    predicted_speed: PredictedSpeed | None = Field(
+        default=None, description="Null: the job asked for no speedup."
     )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(

@@ -27,6 +27,11 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
+from strucprune_core.plan.predicted_speed import (
+    alignment_warning,
+    predicted_speed,
+    slower_warning,
+)
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.plan.speed import speed_warning
 from strucprune_core.report.document import (
@@ -107,6 +112,8 @@ def _report(job: Job) -> Report:
     asked = requested_sparsity(job.spec.pruning, job.config)
     reached = _reached(job, pruned)
     layers, target = _layers(job, pruned), _target(job, pruned, after)
+    facts = ModelFacts(job.index, job.config)
+    predicted = predicted_speed(job.spec, facts, pruned.in_files)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -126,6 +133,7 @@ def _report(job: Job) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         target=target,
+        predicted_speed=predicted,
         layers=layers,
         blocks=_blocks(job),
         rounds=_rounds(job),
@@ -147,6 +155,8 @@ def _report(job: Job) -> Report:
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *target_warning(target),
+            *alignment_warning(job.spec.pruning),
+            *slower_warning(predicted),
             *batch_warning(job.spec),
             *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
@@ -163,9 +173,9 @@ def _report(job: Job) -> Report:
 
 
 def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
-    """What the target counts, of the result."""
+    """What the target counts, of the result; None of one that counts nothing."""
     target = job.spec.pruning.target
-    if target is None:
+    if target is None or target.kind == "speedup":
         return None
     if target.kind == "parameters":
         reached = after.parameters
