@@ -287,6 +287,15 @@ class TargetSpec(_Strict):
         return "bytes" if self.bytes is not None else "memory_bytes"
 
     @property
+    def export(self) -> Export | None:
+        """The export whose bytes are counted."""
+        match self.of:
+            case "checkpoint" | "decode" | "prefill":
+                return None
+            case export:
+                return export
+
+    @property
     def most(self) -> int:
         """What the result may come to, of a kind that is counted: not of `speedup`."""
         value: int = getattr(self, self.kind)
@@ -641,9 +650,8 @@ class PruningSpec(_Strict):
 
     @model_validator(mode="after")
     def _target_is_written(self) -> PruningSpec:
-        of = "checkpoint" if self.target is None else self.target.of
-        written = ("checkpoint", *get_args(Pass), *self.exports)
-        if of not in written:
+        of = None if self.target is None else self.target.export
+        if of is not None and of not in self.exports:
             raise ValueError(f"target.of '{of}' is not written. Add it to exports.")
         return self
 

@@ -14,10 +14,11 @@ a + b in + c out + d in*out, as reading a matrix and multiplying by it do, is me
 widths between two measured ones. Not met are steps of kernels: rows of an odd length took up to
 twice as long in float32 on the CPU that was tried. Therefore `alignment_warning`.
 
-More never takes less: a time counts as at least that of everything smaller (the running maximum
-over all axes), so that noise of a measurement cannot promise a gain. What is smaller than all that
-was measured counts as the smallest. What is larger is refused; only the head's outputs, of which
-there are as many as tokens, are counted in pieces of the largest width.
+More never takes less: a time counts as at most that of anything larger (the running minimum over
+all axes, from their ends), in whose place it could be computed with zeros. Noise makes times longer
+rather than shorter, so this takes some of it away, and more sparsity is never slower. What is
+smaller than all that was measured counts as the smallest. What is larger is refused; only the
+head's outputs, of which there are as many as tokens, are counted in pieces of the largest width.
 
 The parts are measured of a Llama. Layers of other families have other norms and activations; their
 products count as they are, the rest as a Llama's.
@@ -67,11 +68,9 @@ class Surface:
         """The surface of a table's times; null is NaN."""
         seconds = np.array(times, dtype=np.float64)
         for axis in range(seconds.ndim):
-            seconds = np.where(
-                np.isnan(seconds),
-                np.nan,
-                np.fmax.accumulate(np.where(np.isnan(seconds), -np.inf, seconds), axis=axis),
-            )
+            from_end = np.flip(np.where(np.isnan(seconds), np.inf, seconds), axis)
+            least = np.flip(np.minimum.accumulate(from_end, axis=axis), axis)
+            seconds = np.where(np.isnan(seconds), np.nan, least)
         return cls(name, tuple(tuple(axis) for axis in axes), seconds)
 
     def at(self, *places: int) -> float:
@@ -206,9 +205,12 @@ def _matrices(config: ModelConfig) -> list[tuple[tuple[int, int], ...]]:
     """(inputs, outputs) of each layer's matrices."""
     found = []
     for layer in range(config.layers):
-        shapes = [shape for shape in layer_tensors(config, layer).values() if len(shape) == 2]
-        order = slice(None) if config.transposed else slice(None, None, -1)
-        found.append(tuple((shape[order][0], shape[order][1]) for shape in shapes))
+        matrices = []
+        for shape in layer_tensors(config, layer).values():
+            if len(shape) == 2:
+                first, second = shape
+                matrices.append((first, second) if config.transposed else (second, first))
+        found.append(tuple(matrices))
     return found
 
 

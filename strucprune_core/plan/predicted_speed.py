@@ -17,13 +17,13 @@ from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.latency import pass_model
 from strucprune_core.plan.sites import equal_widths, plan_sites, pruned_config
 from strucprune_core.report.document import PredictedSpeed
-from strucprune_core.spec import Dtype, JobSpec, PruningSpec, TargetSpec
+from strucprune_core.spec import JobSpec, PruningSpec, TargetSpec
 
 # Rows of a matrix whose length is a multiple of this many numbers are read fast everywhere.
 ALIGNED_WIDTH = 16
 # A result that is slower than asked for by more than this is warned of.
 SPEED_TOLERANCE = 0.01
-_STORED: dict[str, Dtype] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_STORED = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 
 
 def predicted_speed(

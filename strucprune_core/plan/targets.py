@@ -107,8 +107,8 @@ def result_of(spec: JobSpec, facts: ModelFacts) -> int:
     none lost any.
     """
     target = _target(spec)
-    if target.kind == "bytes" and target.of != "checkpoint":
-        return export_bytes(target.of, spec, facts)
+    if target.export is not None:
+        return export_bytes(target.export, spec, facts)
     parameters, size, _ = removed_by(spec.pruning, facts)
     if target.kind == "parameters":
         return facts.parameters - parameters

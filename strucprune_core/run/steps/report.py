@@ -179,8 +179,8 @@ def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport |
         return None
     if target.kind == "parameters":
         reached = after.parameters
-    elif target.of != "checkpoint":
-        reached = bytes_as(target.of, pruned.in_files, ModelFacts(job.index, job.config))
+    elif target.export is not None:
+        reached = bytes_as(target.export, pruned.in_files, ModelFacts(job.index, job.config))
     else:
         reached = after.bytes
     if target.kind == "memory_bytes":
