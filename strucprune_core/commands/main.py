@@ -25,6 +25,7 @@ from strucprune_core.commands import jobs, keys
 from strucprune_core.commands.console import (
     JsonOption,
     failures,
+    predicted_line,
     progress_bar,
     show,
     show_estimate,
@@ -555,6 +556,9 @@ def _print_summary(report: Report, output: str) -> None:
         )
     if report.speed is not None:
         show_speed(report.speed)
+    if report.predicted_speed is not None:
+        line = predicted_line(report.predicted_speed, report.speed)
+        console.print(line, markup=False, highlight=False)
     show_samples(report.samples)
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)

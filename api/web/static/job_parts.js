@@ -14,6 +14,7 @@ export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
   if (target?.parameters) return `at most ${count(target.parameters)} parameters`;
   if (target?.bytes) return `at most ${bytes(target.bytes)}`;
   if (target?.memory_bytes) return `at most ${bytes(target.memory_bytes)} of memory`;
+  if (target?.speedup) return `${target.of} ${target.speedup} times as fast`;
   return `${percent(sparsity, 0)} sparsity`;
 }
 
