@@ -80,6 +80,22 @@ def size_table(report: Report) -> Table:
     return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
 
 
+def search_table(report: Report) -> Table:
+    """Every sparsity that was tried."""
+    tries = () if report.search is None else report.search.tries
+    rows = [
+        [
+            percent(each.sparsity),
+            number(each.predicted_ratio),
+            "" if each.perplexity_ratio is None else number(each.perplexity_ratio, 4),
+            "taken" if each.sparsity == report.sparsity.requested else "",
+        ]
+        for each in tries
+    ]
+    head = ["Sparsity", "Perplexity ratio, predicted", "Measured", ""]
+    return Table("How the sparsity was found", head, rows)
+
+
 def speed_table(speed: SpeedReport | None) -> Table:
     """How fast both models are, and how many times as fast the pruned one is."""
     head = ["", "Dense", "Pruned", "Pruned / dense"]
