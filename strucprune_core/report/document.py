@@ -123,6 +123,23 @@ class PredictedSpeed(Part):
     measured_on: str = Field(description="Date of the table.")
 
 
+class TryReport(Part):
+    """One sparsity that was tried."""
+
+    sparsity: float
+    predicted_ratio: float = Field(
+        description="Of perplexities, as damage curves and energies predict it."
+    )
+    perplexity_ratio: float | None = Field(description="As measured; null: not finite.")
+
+
+class SearchReport(Part):
+    """How the sparsity was found that keeps perplexity."""
+
+    max_perplexity_ratio: float = Field(description="What was asked for.")
+    tries: list[TryReport]
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -544,10 +561,13 @@ class Report(Part):
     after: SizeSummary
     sparsity: SparsitySummary
     target: TargetReport | None = Field(
-        default=None, description="Null: the job asked for a sparsity, or for a speedup."
+        default=None, description="Null: the job asked for no size."
     )
     predicted_speed: PredictedSpeed | None = Field(
         default=None, description="Null: the job asked for no speedup."
+    )
+    search: SearchReport | None = Field(
+        default=None, description="Null: the job did not look for its sparsity."
     )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(

@@ -77,7 +77,7 @@ export async function showSubmit(main, signal, query) {
     const { target } = body.pruning;
     // A table that came with the job that the form was filled from stays while none is chosen.
     if (target && (target.speedup == null || target.device)) delete target.device_table;
-    if (target && ["parameters", "bytes", "memory_bytes", "speedup"].every((name) => target[name] == null)) delete body.pruning.target;
+    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"].every((name) => target[name] == null)) delete body.pruning.target;
     for (const part of ["model", "output", "pruning", "calibration"]) body[part] ??= {};
     return body;
   }

@@ -173,7 +173,11 @@ def test_a_job_on_a_measured_device(tmp_path: Path, text_file: Path) -> None:
     model = make_tiny_llama(tmp_path / "model", layers=3)
     file = tmp_path / "mine.json"
     file.write_text(made_table().model_dump_json(), encoding="utf-8")
-    asked = ["--target-speedup", "1.05", "--target-device", file, "--target-context-tokens", "64"]
+    asked: list[str | Path] = [
+        *("--target-speedup", "1.05"),
+        *("--target-device", file),
+        *("--target-context-tokens", "64"),
+    ]
     command = [
         each
         for each in prune_command(model, text_file, tmp_path / "out", *asked)

@@ -83,7 +83,8 @@ def test_the_least_sparsity_that_is_fast_enough(
     assert gain(at) >= 1.05
     speed = estimate_job(at, facts).predicted_speed
     assert speed is not None
-    assert (speed.of, speed.predicted) == (of, pytest.approx(gain(at)))
+    assert speed.of == of
+    assert speed.predicted == pytest.approx(gain(at))
     assert speed.table_sha256 == TABLE.sha256()
     less = at.at(at.pruning.sparsity - 2e-6)
     try:
