@@ -79,6 +79,8 @@ TARGET: dict[str, Any] = {
     "parameters": "120M",
     "bytes": "2GiB",
     "memory_bytes": "2GiB",
+    "max_perplexity_ratio": 1.2,
+    "tries": 2,
     "speedup": 1.3,
     "of": "checkpoint",
     "context_tokens": 128,
@@ -91,6 +93,7 @@ BESIDE: dict[str, tuple[str, ...]] = {
     "of": ("memory_bytes", "context_tokens"),
     "context_tokens": ("memory_bytes", "of"),
     "batch_sequences": ("memory_bytes",),
+    "tries": ("max_perplexity_ratio",),
     "speedup": ("device",),
     "device": ("speedup",),
 }
@@ -134,6 +137,10 @@ def test_each_option_sets_its_field(option: JobOption) -> None:
         of_target = path[1] == "target" == option.path[1]
         if path != option.path and not (of_target and path[-1] in BESIDE.get(option.path[-1], ())):
             del given[path]
+    if option.path[-1] in ("max_perplexity_ratio", "tries"):
+        given["evaluation", "uri"] = "e.txt"
+        for name in ("structures", "expert_score", "expert_repair"):
+            given.pop(("pruning", name), None)
     if instead(option.path):
         del given["pruning", "sparsity"]
     spec = parse_spec(job_body(None, given))
