@@ -12,14 +12,14 @@ from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
-from strucprune_core.report.document import Continuation, SampleReport
+from strucprune_core.report.document import Continuation, Loading, SampleReport
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
 from tests.support.device_tables import made_table
-from tests.support.reports import made_speed
+from tests.support.reports import made_prediction, made_sizes, made_speed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -318,7 +318,7 @@ def test_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
     jobs.layers(job_id, index=[1, 2], energy=[0.5, 0.25])
     energies.get_by_role("img", name="Energy of 2 of 3 layers; from 0.25 to 0.5").wait_for()
     energies.get_by_text("2 of 3 layers are measured so far").wait_for()
-    assert energies.locator("rect.violet").count() == 2
+    assert energies.locator("circle.violet").count() == 2
     assert widths.is_hidden()
 
     more = {"width_before": [100] * 3, "query_heads_before": [8] * 3}
@@ -469,7 +469,7 @@ def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
         if isinstance(node, ast.Constant) and "uri_prefix" in str(node.value)
     ]
     assert JobSpec.model_validate_json(str(text)) == spec
-    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copy: the job").click()
     page.get_by_role("status").get_by_text("ed").first.wait_for()
 
 
@@ -500,6 +500,41 @@ def test_a_result(page: Page, jobs: Jobs) -> None:
     assert page.get_by_label("Output").input_value() == ""
 
 
+def test_what_to_do_with_a_result_comes_first(page: Page, jobs: Jobs) -> None:
+    loading = [Loading(runtime="vLLM", note="a plugin", language="sh", example="vllm serve .")]
+    report = made_report(33.43, 0.3).model_copy(update={"loading": loading})
+    job_id = jobs.succeeded(report=report)
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_role("heading", name="Load in vLLM").wait_for()
+    heading = page.locator("main h2:visible").first
+    assert heading.inner_text() == "Use the result"
+    command = page.get_by_label("Download all files", exact=True).text_content()
+    assert f"strucprune jobs download {job_id} --output {job_id}" in (command or "")
+    assert page.get_by_label("Load in vLLM", exact=True).text_content() == "vllm serve ."
+    page.get_by_role("button", name="Copy: Load in vLLM").click()
+    page.get_by_role("status").get_by_text("ed").first.wait_for()
+
+
+def test_several_sizes_are_compared_on_their_page(page: Page, jobs: Jobs) -> None:
+    page.goto(f"/#/jobs/{jobs.succeeded(report=made_sizes())}")
+    page.get_by_role("heading", name="Perplexity over size").wait_for()
+    page.get_by_role("img", name="speed while writing, dense = 1 against checkpoint").wait_for()
+    tasks = page.get_by_role("region", name="Tasks").inner_text()
+    assert "piqa, acc" in tasks
+    assert tasks.count("0.66 ± 0.047") == 4
+    assert page.get_by_role("region", name="Speed").get_by_text("× 1.5").count() == 3
+    assert page.get_by_text(" there was one who").count() == 3
+    assert page.get_by_text("not published: perplexity went too far").first.is_visible()
+
+
+def test_the_phase_that_failed_is_marked(page: Page, jobs: Jobs) -> None:
+    page.goto(f"/#/jobs/{jobs.failed('broken')}")
+    phases = page.get_by_label("Phases")
+    phases.get_by_text("solving: failed").wait_for()
+    done = phases.locator("li.done").all_inner_texts()
+    assert done == ["inspecting", "calibrating", "allocating"]
+
+
 def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     hostile = "<img src=x onerror=alert(1)>\x1b\u202e"
     dense = Continuation(token=" one", rest=hostile, tokens=5, ended=False)
@@ -507,7 +542,13 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     sample = SampleReport(
         prompt="A prompt\nof two lines", same=" both", same_tokens=2, dense=dense, pruned=pruned
     )
-    report = made_report(33.43, 0.3).model_copy(update={"samples": [sample], "speed": made_speed()})
+    report = made_report(33.43, 0.3).model_copy(
+        update={
+            "samples": [sample],
+            "speed": made_speed(),
+            "predicted_speed": made_prediction(),
+        }
+    )
     page.goto(f"/#/jobs/{jobs.succeeded(33.43, report=report)}")
     page.get_by_role("heading", name="Samples").wait_for()
     assert page.locator("mark").all_inner_texts() == [" one", " two"]
@@ -520,6 +561,12 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     assert "20 (19 to 22)" in table.inner_text()
     assert "× 1.5" in table.inner_text()
     assert page.get_by_text("transformers 5.1, bfloat16, on a device with 2 threads").is_visible()
+    predicted = page.locator("section", has=page.get_by_role("heading", name="Predicted speed"))
+    lines = predicted.last.inner_text().split("\n")
+    shown = {name: lines[place + 1] for place, name in enumerate(lines[:-1])}
+    assert shown["Asked for"] == "decode × 1.25"
+    assert shown["Predicted decode"] == "× 1.3, 65 ms → 50 ms"
+    assert shown["Measured in this job"] == f"× {made_speed().decode_gain:g}"
 
 
 def test_samples_and_speed_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
