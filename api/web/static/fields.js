@@ -32,7 +32,7 @@ export function sections(capabilities) {
       { pointer: "/pruning/target/memory_bytes", label: "Memory at most, GB", kind: "number", scale: GB, when: [HOW, "memory"], hint: "Weights and KV cache together." },
       { pointer: "/pruning/target/speedup", label: "Times as fast", kind: "number", placeholder: "1.3", when: [HOW, "speedup"], hint: "By times that were measured on a device, in transformers." },
       { pointer: "/pruning/target/of", label: "What is to be faster", kind: "choice", options: ["decode", "prefill"], when: [HOW, "speedup"], hint: "decode: one token at a time (the default); prefill: a prompt." },
-      { pointer: "/pruning/target/device", label: "Device of the times", kind: "choice", options: capabilities.device_tables, when: [HOW, "speedup"], hint: "For another device, submit with the command and a file of bench-device." },
+      { pointer: "/pruning/target/device", label: "Device of the times", kind: "choice", options: capabilities.device_tables, when: [HOW, "speedup"], hint: "Choose one. For another device, submit with the command and a file of bench-device." },
       { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", placeholder: "4096", when: [HOW, "memory", "speedup"] },
       { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", placeholder: "1", when: [HOW, "memory", "speedup"] },
       { pointer: "/pruning/target/max_perplexity_ratio", label: "Perplexity may grow by a factor of", kind: "number", placeholder: "1.1", when: [HOW, "perplexity"], hint: "On the evaluation text. The job looks for the smallest model that keeps it." },
