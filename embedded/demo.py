@@ -60,6 +60,7 @@ def job_spec(output: str) -> dict[str, Any]:
             "sequences": 8,
             "sequence_length": 512,
             "tasks": [TASK],
+            "limit": 40,
             "task_files": f"s3://{WORK_BUCKET}/tasks",
             "samples": True,
             "sample_tokens": 16,
