@@ -99,6 +99,17 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
     )
 
 
+def conflict(error: StrucPruneError) -> ApiError:
+    """The answer to a request that something else stands against at present: 409."""
+    detail = field_error(error)
+    return ApiError(
+        HTTPStatus.CONFLICT,
+        error.code,
+        f"The job has a problem: {detail.detail}",
+        errors=[detail],
+    )
+
+
 def install(app: FastAPI) -> None:
     """Make the app answer every failure with a problem."""
     app.add_exception_handler(RequestValidationError, _on_validation)

@@ -1,4 +1,4 @@
-"""Submits a job: checks it, reserves its place, journals it, queues it, and rings the doorbell.
+"""Submits a job: checks it, reserves place and output, journals it, queues it, rings the doorbell.
 
 The order matters. After a crash between two steps, the client's retry or the reconciler completes
 the rest. The answer is 202 only if the job is in the journal.
@@ -62,7 +62,8 @@ def submit(
 
     Raises:
         ApiError: 422 if the job cannot work, or if the key was used for another body or for a
-            deleted job; 429 if the tenant has reached its limit of jobs.
+            deleted job; 409 if another job that has not ended has the output; 429 if the tenant has
+            reached its limit of jobs.
         LedgerUnavailable: the ledger does not answer.
         StorageError: the journal does not answer.
         InspectionUnavailable: as `examine`.
@@ -87,7 +88,7 @@ def submit(
             raise invalid(verdict.issues)
         if idempotency_key is not None and _is_deleted(services, job_id):
             raise _key_of_deleted()
-        admit_job(services, tenant, job_id)
+        admit_job(services, tenant, job_id, spec.output.uri_prefix)
         scratch_bytes = verdict.estimate.workspace_bytes
         # The commits that were judged are those of the job; a replay compares the request.
         judged = with_deadline(judged, services.settings.limits_of(tenant))

@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.jobs.ledger import Finished
-from api.jobs.record import JobRecord, NewJob
+from api.jobs.record import JobRecord, NewJob, place_of
 from strucprune_core.errors import ObjectNotFound, StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
@@ -71,6 +71,7 @@ class JournalEntry(_Document):
             labels=dict(self.spec.labels),
             deadline_seconds=self.spec.runtime.deadline_seconds,
             scratch_bytes=self.scratch_bytes,
+            output=place_of(self.spec.output.uri_prefix),
             fence=fence,
             run=run,
         )

@@ -390,6 +390,26 @@ class Ledger:
         """
         return bool(self._run("reserve", tenant, job_id, limit, RESERVATION_SECONDS))
 
+    def reserve_output(self, job_id: str, output: str) -> str | None:
+        """Reserve an output (see `place_of`) for a job that is about to be queued.
+
+        A job has its output until it ends. If the job is not queued within `RESERVATION_SECONDS`,
+        the output is free again.
+
+        Returns:
+            The id of another job that has this output, one that contains it or one inside it. None
+            if the output is reserved.
+        """
+        return self._run("reserve_output", job_id, output, RESERVATION_SECONDS) or None
+
+    def free_output(self, job_id: str, output: str) -> None:
+        """Give up a reservation that `reserve_output` made. A queued job keeps its output."""
+        self._run("free_output", job_id, output)
+
+    def output_holder(self, output: str) -> str | None:
+        """The id of a job that has this output, one that contains it or one inside it, or None."""
+        return self._run("output_holder", output) or None
+
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
         """Take a token from the tenant's bucket. Returns 0.0, or the seconds until there is one."""
         return float(self._run("take_token", tenant, per_second, most))

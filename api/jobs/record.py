@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.state import JobState
+from strucprune_core.storage.uri import canonical
 
 # From the highest to the lowest.
 Priority = Literal["high", "normal", "low"]
@@ -23,6 +24,11 @@ class Signal(StrEnum):
     LOST = "lost"
 
 
+def place_of(uri: str) -> str:
+    """An output as the ledger compares it: two overlap if one begins with the other."""
+    return canonical(uri).rstrip("/") + "/"
+
+
 class NewJob(BaseModel):
     """A job to enter in the ledger.
 
@@ -32,6 +38,7 @@ class NewJob(BaseModel):
         deadline_seconds: Time that the run may take from its first start; None for no limit.
         traceparent: The span that submitted it (see `tracing`).
         scratch_bytes: Estimated space for temporary files that a worker needs; 0 if unknown.
+        output: Where it publishes (see `place_of`); "" if unknown.
         fence: The fence of the first claim is higher than this: 0 for a new job, the present
             microsecond for one that is restored from the journal (see `rebuild`).
     """
@@ -51,6 +58,7 @@ class NewJob(BaseModel):
     deadline_seconds: float | None = None
     traceparent: str | None = None
     scratch_bytes: int = 0
+    output: str = ""
     fence: int = 0
 
 

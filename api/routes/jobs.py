@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
+from api.admission import output_issues
 from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
@@ -72,7 +73,7 @@ IdempotencyKey = Annotated[
     response_model=JobView,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 415, 422, 503),
+        **problems(400, 401, 403, 409, 413, 415, 422, 503),
     },
 )
 async def submit_job(
@@ -107,10 +108,14 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
         verdict, _ = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
-    if any(issue.retryable for issue in verdict.issues):
-        raise invalid(verdict.issues)  # cannot be decided now
-    if verdict.issues:
-        issues = [field_error(issue) for issue in verdict.issues]
+    found = list(verdict.issues)
+    if any(issue.retryable for issue in found):
+        raise invalid(found)  # cannot be decided now
+    if not any(issue.field == "output.uri_prefix" for issue in found):
+        # Beside others, so that it shows at its field as soon as that is filled in.
+        found += await run_in_threadpool(output_issues, services, tenant, spec.output.uri_prefix)
+    if found:
+        issues = [field_error(issue) for issue in found]
         return ValidationView(valid=False, issues=issues, estimate=None)
     runtimes = list(verdict.runtimes or ())
     return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)

@@ -16,7 +16,7 @@ from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
 from tests.support.claims import claim_job
-from tests.support.routes import JOBS, submit
+from tests.support.routes import JOBS, elsewhere, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:
@@ -157,7 +157,7 @@ def test_long_poll_without_a_tag_waits_for_the_end(
 def test_list_pages_and_filters(
     client: TestClient, services: Services, body: dict[str, Any]
 ) -> None:
-    ids = [submit(client, body)["id"] for _ in range(3)]
+    ids = [submit(client, elsewhere(body))["id"] for _ in range(3)]
     first = client.get(JOBS, params={"limit": 2}).json()
     assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
     second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()

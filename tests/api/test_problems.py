@@ -285,6 +285,7 @@ def test_openapi(client: TestClient) -> None:
         "400",
         "401",
         "403",
+        "409",
         "413",
         "415",
         "422",

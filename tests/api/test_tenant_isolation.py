@@ -18,7 +18,7 @@ from api.jobs.job_reads import JobReads
 from api.jobs.ledger import Ledger
 from api.services import Services
 from strucprune_core.storage.local import LocalStore
-from tests.support.routes import KINDS, Kind, submit
+from tests.support.routes import KINDS, Kind, elsewhere, submit
 
 NOBODYS_JOB = "job_" + "0" * 32
 
@@ -78,7 +78,7 @@ def test_what_is_open_tells_of_no_tenant(
 def test_what_is_common_is_the_same_for_all(
     client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
 ) -> None:
-    job = submit(client, body)
+    job = submit(client, elsewhere(body))
     more = {"json": body} if method == "POST" else {}
     mine = call(client, method, path, keys["acme"], **more)
     theirs = call(client, method, path, keys["rival"], **more)
@@ -117,7 +117,7 @@ def test_anothers_job_does_not_exist(
 def test_lists_show_the_callers_own(
     client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
 ) -> None:
-    jobs = [submit(client, body) for _ in range(2)]
+    jobs = [submit(client, elsewhere(body)) for _ in range(2)]
     page = call(client, method, path, keys["acme"], params={"limit": 1}).json()
     assert [job["id"] for job in page["data"]] == [jobs[1]["id"]]
     for params in ({}, {"cursor": page["next_cursor"]}, {"label": "team=nlp"}, {"state": "queued"}):
@@ -133,7 +133,10 @@ def test_what_is_created_is_the_callers(
     once = {"Idempotency-Key": "the-same-key"}
     mine, theirs = (
         client.request(
-            method, path, json=body, headers={"Authorization": f"Bearer {keys[name]}", **once}
+            method,
+            path,
+            json=elsewhere(body),
+            headers={"Authorization": f"Bearer {keys[name]}", **once},
         )
         for name in ("acme", "rival")
     )

@@ -12,6 +12,7 @@ create    makes something that only the caller sees
 from __future__ import annotations
 
 from typing import Any, Literal
+from uuid import uuid4
 
 from fastapi.testclient import TestClient
 
@@ -42,6 +43,11 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("GET", "/"): "open",
     ("GET", "/static/{name}"): "open",
 }
+
+
+def elsewhere(body: dict[str, Any]) -> dict[str, Any]:
+    """The same job with an output of its own: two that have not ended may not have one."""
+    return {**body, "output": {"uri_prefix": f"{body['output']['uri_prefix']}-{uuid4().hex}"}}
 
 
 def submit(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:
