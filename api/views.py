@@ -77,6 +77,9 @@ class JobView(BaseModel):
     progress: ProgressView | None
     error: JobErrorView | None
     labels: dict[str, str]
+    extends: str | None = Field(
+        default=None, description="The job whose measurements this one has taken over, if any."
+    )
     spec: JobSpec
     summary: dict[str, Any] | None = Field(
         description="Set once the job succeeded: parameters, bytes and perplexity before and "
@@ -219,6 +222,7 @@ def job_view(record: JobRecord) -> JobView:
             "progress": record.progress,
             "error": record.error,
             "labels": record.labels,
+            "extends": record.extends,
             "spec": _spec(json.dumps(record.spec)),
             "summary": record.summary,
             "links": {

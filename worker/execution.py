@@ -249,7 +249,7 @@ def _solve(
         request = Request(
             job_id=attempt.claim.job_id,
             spec=following(spec, attempt.record.plan),
-            workspace_uri=attempt.journal.workspace(attempt.claim.job_id).uri,
+            workspace_uri=attempt.journal.workspace(attempt.record.workspace_id).uri,
             scratch=str(files),
             part="lead" if reservations is not None else "alone",
             traceparent=TRACEPARENT.get(),

@@ -135,7 +135,7 @@ def _assist(
         request = Request(
             job_id=place.job_id,
             spec=following(spec, record.plan),
-            workspace_uri=services.journal.workspace(place.job_id).uri,
+            workspace_uri=services.journal.workspace(record.workspace_id).uri,
             scratch=str(directory),
             part="help",
             traceparent=TRACEPARENT.get(),

@@ -39,6 +39,8 @@ class NewJob(BaseModel):
         traceparent: The span that submitted it (see `tracing`).
         scratch_bytes: Estimated space for temporary files that a worker needs; 0 if unknown.
         output: Where it publishes (see `place_of`); "" if unknown.
+        extends: The job whose measurements it goes on from, if any (see `api.extension`).
+        workspace_of: The job whose workspace it works in, if not in its own.
         fence: The fence of the first claim is higher than this: 0 for a new job, the present
             microsecond for one that is restored from the journal (see `rebuild`).
     """
@@ -59,6 +61,8 @@ class NewJob(BaseModel):
     traceparent: str | None = None
     scratch_bytes: int = 0
     output: str = ""
+    extends: str | None = None
+    workspace_of: str | None = None
     fence: int = 0
 
 
@@ -108,10 +112,17 @@ class JobRecord(BaseModel):
     plan: dict[str, Any] | None = None
     traceparent: str | None = None
     scratch_bytes: int = 0
+    extends: str | None = None
+    workspace_of: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str
     spec: dict[str, Any]
+
+    @property
+    def workspace_id(self) -> str:
+        """The job whose workspace it works in, perhaps itself."""
+        return self.workspace_of or self.id
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,13 @@ async def submit_job(
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
         submission = await run_in_threadpool(
-            submit, services, tenant, spec, idempotency_key, request.notifications
+            submit,
+            services,
+            tenant,
+            spec,
+            idempotency_key,
+            request.notifications,
+            request.extends,
         )
     view = job_view(submission.record)
     answer_headers = {
@@ -107,7 +113,9 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     """
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
-        verdict, _ = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
+        verdict, _ = await run_in_threadpool(
+            examine, services, tenant, spec, request.notifications, request.extends
+        )
     found = list(verdict.issues)
     if any(issue.retryable for issue in found):
         raise invalid(found)  # cannot be decided now

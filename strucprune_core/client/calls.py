@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -41,20 +41,63 @@ Spec = JobSpec | Mapping[str, Any]
 _A = TypeVar("_A", bound=BaseModel)
 
 
-def submit(retries: Retries, spec: Spec, *, idempotency_key: str | None = None) -> Flow[Job]:
+def submit(
+    retries: Retries,
+    spec: Spec,
+    *,
+    extends: str | None = None,
+    idempotency_key: str | None = None,
+) -> Flow[Job]:
     """Submit a job, a `JobSpec` or a mapping like it.
 
     Args:
         retries: The client's.
         spec: The job.
+        extends: A finished job whose measurements this one takes over (see `extend`).
         idempotency_key: The same key and job give the same job, also from another process;
             None makes one up for this call.
 
     Raises:
         RequestInvalid: the job cannot work; `problem.errors` names the fields.
+        JobConflict: another job that has not ended has the output.
     """
     headers = {"Idempotency-Key": idempotency_key or f"client-{uuid4().hex}"}
-    return _job((yield from retries.send(Call("POST", JOBS, headers=headers, body=_body(spec)))))
+    body = _body(spec) if extends is None else {**_body(spec), "extends": extends}
+    return _job((yield from retries.send(Call("POST", JOBS, headers=headers, body=body))))
+
+
+def extend(
+    retries: Retries,
+    job_id: str,
+    sizes: Sequence[float],
+    output: str,
+    *,
+    idempotency_key: str | None = None,
+) -> Flow[Job]:
+    """Submit a job that adds sizes to a finished one, from its measurements.
+
+    Args:
+        retries: The client's.
+        job_id: A job that has succeeded with `pruning.sizes`.
+        sizes: The further sparsities.
+        output: Where they are published: an empty prefix.
+        idempotency_key: As for `submit`.
+
+    Returns:
+        The new job, with a report of its own.
+
+    Raises:
+        RequestInvalid: the job cannot be extended; `problem.errors` says why.
+        JobNotFound: there is none, or it is another tenant's.
+        JobConflict: another job that has not ended has the output.
+    """
+    spec = (yield from get(retries, job_id)).spec
+    spec = {
+        **spec,
+        "pruning": {**spec["pruning"], "sizes": [*sizes]},
+        "output": {**spec["output"], "uri_prefix": output},
+    }
+    return (yield from submit(retries, spec, extends=job_id, idempotency_key=idempotency_key))
 
 
 def validate(retries: Retries, spec: Spec) -> Flow[Validation]:

@@ -45,6 +45,7 @@ class Job(_Answer):
         run: 1, and one more with each retry.
         attempt: Attempts begun in this run.
         workers: How many workers serve it now.
+        extends: The job whose measurements this one has taken over, if any.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job, which changes whenever anything here changes.
@@ -61,6 +62,7 @@ class Job(_Answer):
     progress: Progress | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+    extends: str | None = None
     spec: dict[str, Any]
     summary: dict[str, Any] | None = None
     etag: str | None = None

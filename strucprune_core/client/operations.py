@@ -103,6 +103,7 @@ class Operations(ABC):
         """Make the two HTTP clients, given their arguments."""
 
     submit = Operation(calls.submit)
+    extend = Operation(calls.extend)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
     list = Listing(calls.jobs)
