@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.jobs.record import JobEvent, JobRecord, LogLine
+from api.jobs.limits import TenantLimits
+from api.jobs.record import JobEvent, JobRecord, LogLine, QueuePlace, WorkerRecord
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
@@ -32,6 +33,24 @@ class ProgressView(BaseModel):
     layers_total: int
     fraction: float = Field(description="Share of the whole job that is done, in [0, 1].")
     eta_seconds: float | None = None
+    unit: str | None = Field(
+        default=None, description="The unit of work that is computed now, by its stable name."
+    )
+
+
+class QueueView(BaseModel):
+    """Where a queued job stands: an estimate."""
+
+    position: int | None = Field(
+        description="1 is next. About how many jobs of all organisations are started up to this "
+        "one, as if none came, ended or changed meanwhile. Null while the job rests."
+    )
+    waits_for: Literal["turn", "limit", "rest"] = Field(
+        description="`turn`: for a worker. `limit`: your organisation has, or will have before, as "
+        "many jobs running as it may. `rest`: its last attempt failed for now, and another follows "
+        "soon."
+    )
+    workers: int = Field(description="Workers that are there, whatever they are at.")
 
 
 class JobErrorView(BaseModel):
@@ -73,6 +92,11 @@ class JobView(BaseModel):
     workers: int = Field(
         description="Workers that serve the job now. More than one only if "
         "`runtime.max_workers` allows it."
+    )
+    queue: QueueView | None = Field(
+        default=None,
+        description="While the job is queued, where it stands. Only in the answer for one job, and "
+        "no part of its ETag.",
     )
     progress: ProgressView | None
     error: JobErrorView | None
@@ -162,6 +186,49 @@ class ArtifactList(BaseModel):
     )
 
 
+class WorkerView(BaseModel):
+    """A worker."""
+
+    name: str = Field(description="Host and process id.")
+    host: str
+    pool: str = Field(description="Its pool, as `STRUCPRUNE_POOL` says; may be empty.")
+    version: str | None
+    started_at: datetime | None
+    last_heartbeat_at: datetime | None
+    device: str | None = Field(
+        description="What its last solve computed with; null before its first."
+    )
+    threads: int | None = Field(description="Threads of that solve.")
+    job_id: str | None = Field(description="The job at hand.")
+    part: Literal["lead", "help"] | None = Field(
+        description="Whether it leads that job or helps with it."
+    )
+    phase: str | None
+    unit: str | None = Field(description="The unit of work at hand.")
+
+
+class WorkerList(BaseModel):
+    """The workers that have spoken within the last minute, by name."""
+
+    data: list[WorkerView]
+
+
+class QuotaUse(BaseModel):
+    """What your organisation has at present."""
+
+    open_jobs: int = Field(description="Jobs that have not ended.")
+    running_jobs: int = Field(description="Jobs that workers hold.")
+    kept_jobs: int = Field(description="Jobs in the list; older ones are in the archive.")
+    kept_bytes: int = Field(description="Memory that these jobs take.")
+
+
+class Quota(BaseModel):
+    """The limits of your organisation, and what it has of them."""
+
+    limits: TenantLimits = Field(description="Null means no limit.")
+    use: QuotaUse
+
+
 class Limits(BaseModel):
     """Limits of this deployment."""
 
@@ -206,8 +273,8 @@ def answer(
     )
 
 
-def job_view(record: JobRecord) -> JobView:
-    """A record as its owner sees it."""
+def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
+    """A record as its owner sees it, with its place in the queue if that was asked for."""
     here = f"/v1/pruning-jobs/{record.id}"
     return JobView.model_validate(
         {
@@ -219,6 +286,7 @@ def job_view(record: JobRecord) -> JobView:
             "run": record.run,
             "attempt": record.attempt,
             "workers": record.workers,
+            "queue": place and queue_view(place),
             "progress": record.progress,
             "error": record.error,
             "labels": record.labels,
@@ -235,6 +303,20 @@ def job_view(record: JobRecord) -> JobView:
                 "retry": f"{here}/retry",
             },
         }
+    )
+
+
+def queue_view(place: QueuePlace) -> QueueView:
+    """A job's place in the queue as its owner sees it."""
+    position = None if place.ahead is None else place.ahead + 1
+    return QueueView(position=position, waits_for=place.waits_for, workers=place.workers)
+
+
+def worker_view(worker: WorkerRecord) -> WorkerView:
+    """A worker as operators see it."""
+    about = worker.model_dump(exclude={"started_at", "seen_at"})
+    return WorkerView(
+        **about, started_at=_utc(worker.started_at), last_heartbeat_at=_utc(worker.seen_at)
     )
 
 

@@ -38,6 +38,7 @@ from worker.conclusion import Attempt, conclude, give_back, retry
 from worker.failures import no_room, unforeseen
 from worker.lease import Lease
 from worker.memory_retry import following
+from worker.presence import Presence, own_name
 from worker.protocol import EXIT_FAILED, Request
 from worker.scratch import Scratch, Unfit
 from worker.settings import Settings
@@ -56,24 +57,30 @@ _NO_SCRATCH = -1
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services that a worker uses."""
+    """The services that a worker uses, and its name."""
 
     ledger: Ledger
     journal: Journal
     doorbell: Doorbell
     tracing: Tracing = field(default_factory=NoTracing)
+    name: str = field(default_factory=own_name)
 
     @classmethod
     @contextlib.contextmanager
-    def connected(cls, settings: Settings) -> Iterator[Services]:
-        """Connections for one job, so that none is shared across a fork and none grows stale."""
+    def connected(cls, settings: Settings, name: str) -> Iterator[Services]:
+        """Connections for one job, so that none is shared across a fork and none grows stale.
+
+        Args:
+            settings: Where the services are.
+            name: Of the worker (see `presence`).
+        """
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
         # Not before the fork: spans are exported by a thread.
         spans = tracing("strucprune-worker")
         journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
-            yield cls(ledger, journal, doorbell, spans)
+            yield cls(ledger, journal, doorbell, spans, name)
         finally:
             spans.close()
             doorbell.close()
@@ -121,6 +128,7 @@ def run_next(
         tally,
         services.tracing,
         scratch,
+        Presence(services.ledger, services.name),
     )
     scratch.fits()
     tally.count(ATTEMPTS)
@@ -266,4 +274,5 @@ def _solve(
                 attempt.tracing,
                 attempt.claim.seconds_left,
                 reservations,
+                attempt.presence,
             ).watch()

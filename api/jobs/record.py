@@ -216,6 +216,52 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a queued job stands.
+
+    Attributes:
+        waits_for: "turn": for a worker; "limit": its tenant has as many jobs running as it may, or
+            will have before this one's turn; "rest": it failed for now, and rests a while.
+        workers: How many workers are there, whatever they are at.
+        ahead: About how many jobs are claimed before it, of all tenants; None while it rests.
+    """
+
+    waits_for: Literal["turn", "limit", "rest"]
+    workers: int
+    ahead: int | None = None
+
+
+class WorkerRecord(BaseModel):
+    """A worker as it shows itself. Times are unix seconds, by the ledger's clock.
+
+    Attributes:
+        name: Host and process id.
+        pool: Which pool of the deployment it belongs to; "" if none was named.
+        device: What its last solve computed with, as PyTorch names it; None before its first.
+        threads: Threads of that solve.
+        job_id: The job at hand.
+        part: Whether it leads the job ("lead") or helps with it ("help").
+        unit: The unit of the job at hand (see `strucprune_core.plan.graph`).
+    """
+
+    # Another release may say more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    host: str = ""
+    pool: str = ""
+    version: str | None = None
+    started_at: float
+    seen_at: float
+    device: str | None = None
+    threads: int | None = None
+    job_id: str | None = None
+    part: Literal["lead", "help"] | None = None
+    phase: str | None = None
+    unit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Page:
     """A page of jobs, newest first; `next_cursor` is None on the last page."""
 

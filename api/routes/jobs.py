@@ -190,7 +190,10 @@ async def get_job(
         answer_headers["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=answer_headers)
-    return answer(job_view(record), headers=answer_headers)
+    place = None
+    if record.state == JobState.QUEUED:
+        place = await services.job_reads.queue_place(job_id, services.settings.running_limits)
+    return answer(job_view(record, place), headers=answer_headers)
 
 
 async def _wait(

@@ -27,7 +27,10 @@ from strucprune_core.client.models import (
     LogLine,
     LogPage,
     Problem,
+    Quota,
     Validation,
+    Worker,
+    WorkerList,
 )
 from strucprune_core.spec import JobSpec
 
@@ -311,6 +314,20 @@ def presigned(retries: Retries, job_id: str, name: str) -> Flow[list[Artifact]]:
     """One file of a finished job with a fresh download URL; an older service lists all."""
     call = Call("GET", path(job_id, "artifacts"), {"presign": _flag(True), "name": name})
     return _parse((yield from retries.send(call)), ArtifactList).data
+
+
+def quota(retries: Retries) -> Flow[Quota]:
+    """The limits of the caller's tenant, and what it has of them."""
+    return _parse((yield from retries.send(Call("GET", "/v1/quota"))), Quota)
+
+
+def workers(retries: Retries) -> Flow[list[Worker]]:
+    """The workers, by name; for keys with the scope `admin`.
+
+    Raises:
+        NotAllowed: the key lacks that scope.
+    """
+    return _parse((yield from retries.send(Call("GET", "/v1/workers"))), WorkerList).data
 
 
 def catch_up(

@@ -23,6 +23,21 @@ class Progress(_Answer):
     layers_total: int
     fraction: float
     eta_seconds: float | None = None
+    unit: str | None = None
+
+
+class QueuePlace(_Answer):
+    """Where a queued job stands: an estimate.
+
+    Attributes:
+        position: 1 is next; None while the job rests after a failed attempt.
+        waits_for: "turn", "limit" (of running jobs) or "rest".
+        workers: How many workers there are, busy or not.
+    """
+
+    position: int | None = None
+    waits_for: str
+    workers: int
 
 
 class JobError(_Answer):
@@ -45,6 +60,7 @@ class Job(_Answer):
         run: 1, and one more with each retry.
         attempt: Attempts begun in this run.
         workers: How many workers serve it now.
+        queue: Where it stands while it is queued; only of a job that was asked for by its id.
         extends: The job whose measurements this one has taken over, if any.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
@@ -59,6 +75,7 @@ class Job(_Answer):
     run: int = 1
     attempt: int = 0
     workers: int = 0
+    queue: QueuePlace | None = None
     progress: Progress | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
@@ -166,6 +183,44 @@ class ArtifactList(_Answer):
 
     data: list[Artifact]
     next_after: str | None = None
+
+
+class Quota(_Answer):
+    """The limits of a tenant (None: no limit), and what it has of them, each by its name."""
+
+    limits: dict[str, int | float | str | None]
+    use: dict[str, int]
+
+
+class Worker(_Answer):
+    """A worker.
+
+    Attributes:
+        pool: Which pool of the deployment it belongs to.
+        device: What its last solve computed with; None before its first.
+        job_id: The job at hand, of any tenant.
+        part: Whether it leads that job ("lead") or helps with it ("help").
+        unit: The unit of work at hand.
+    """
+
+    name: str
+    host: str = ""
+    pool: str = ""
+    version: str | None = None
+    started_at: datetime
+    last_heartbeat_at: datetime
+    device: str | None = None
+    threads: int | None = None
+    job_id: str | None = None
+    part: str | None = None
+    phase: str | None = None
+    unit: str | None = None
+
+
+class WorkerList(_Answer):
+    """All workers."""
+
+    data: list[Worker]
 
 
 class Problem(_Answer):

@@ -117,4 +117,6 @@ class Operations(ABC):
     report = Operation(calls.report)
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
+    quota = Operation(calls.quota)
+    workers = Operation(calls.workers)
     download = Operation(transfer.download)

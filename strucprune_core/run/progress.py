@@ -35,6 +35,7 @@ class Progress:
         layers_total: Layers (or steps) of this phase.
         fraction: Share of the whole job that is done, in [0, 1], never decreasing.
         eta_seconds: Estimated seconds left, or None while unknown.
+        unit: The unit that is computed now (see `plan.graph`), or None while none is.
     """
 
     phase: Phase
@@ -42,6 +43,7 @@ class Progress:
     layers_total: int
     fraction: float
     eta_seconds: float | None = None
+    unit: str | None = None
 
     def as_dict(self) -> dict[str, str | int | float | None]:
         """The wire form used in job records and events."""
@@ -51,6 +53,7 @@ class Progress:
             "layers_total": self.layers_total,
             "fraction": round(self.fraction, 4),
             "eta_seconds": None if self.eta_seconds is None else round(self.eta_seconds, 1),
+            "unit": self.unit,
         }
 
 

@@ -148,7 +148,14 @@ class ProgressMeter:
             pace = (time.monotonic() - self._began) / worked
             eta = pace * (self._total_cost - done)
         self._send(
-            Progress(phase, self._phase_done[phase], self._phase_total[phase], fraction, eta)
+            Progress(
+                phase,
+                self._phase_done[phase],
+                self._phase_total[phase],
+                fraction,
+                eta,
+                self._current.name if self._current is not None else None,
+            )
         )
 
     def _send(self, progress: Progress) -> None:

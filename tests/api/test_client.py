@@ -189,7 +189,7 @@ def test_the_life_of_a_job(
         {"team": "nlp"},
         0.25,
     )
-    assert client.get(job.id) == job
+    assert client.get(job.id).model_copy(update={"queue": None}) == job
     assert client.pause(job.id).state == "paused"
     assert client.resume(job.id).state == "queued"
     finish(services, job.id)
@@ -295,6 +295,20 @@ def test_list_goes_over_pages(
     now = datetime.now(UTC)
     assert list(client.list(created_after=now + timedelta(hours=1))) == []
     assert len(list(client.list(created_before=now + timedelta(hours=1)))) == 5
+
+
+def test_what_a_tenant_has_of_its_limits(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    services.ledger.note_worker("one:1", {"host": "one"})
+    job = client.submit(body)
+    place = client.get(job.id).queue
+    assert place is not None
+    assert (place.position, place.waits_for, place.workers) == (1, "turn", 1)
+    quota = client.quota()
+    assert (quota.use["open_jobs"], quota.limits["open_jobs"]) == (1, None)
+    with pytest.raises(NotAllowed):
+        client.workers()
 
 
 def test_a_submission_whose_answer_got_lost_is_one_job(

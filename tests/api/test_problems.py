@@ -273,6 +273,8 @@ def test_openapi(client: TestClient) -> None:
             )
         ),
         "/v1/capabilities",
+        "/v1/quota",
+        "/v1/workers",
         "/healthz",
         "/readyz",
         "/metrics",

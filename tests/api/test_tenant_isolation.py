@@ -54,7 +54,7 @@ def test_every_route_is_in_the_table(client: TestClient) -> None:
     assert there == set(KINDS)
 
 
-@of_kind("common", "own", "list", "create")
+@of_kind("common", "own", "list", "create", "figures", "operator")
 @pytest.mark.parametrize("key", [None, "wrong"])
 def test_without_a_key_there_is_nothing(
     client: TestClient, method: str, path: str, key: str | None
@@ -123,6 +123,26 @@ def test_lists_show_the_callers_own(
     for params in ({}, {"cursor": page["next_cursor"]}, {"label": "team=nlp"}, {"state": "queued"}):
         theirs = call(client, method, path, keys["rival"], params=params)
         assert theirs.json() == {"data": [], "next_cursor": None}
+
+
+@of_kind("figures")
+def test_figures_are_of_the_callers_tenant(
+    client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
+) -> None:
+    before = call(client, method, path, keys["rival"]).json()
+    submit(client, body)
+    assert call(client, method, path, keys["rival"]).json() == before
+    assert call(client, method, path, keys["acme"]).json() != before
+
+
+@of_kind("operator")
+def test_what_is_for_operators_needs_their_scope(
+    client: TestClient, keys: dict[str, str], method: str, path: str
+) -> None:
+    for name in ("acme", "acme-reader"):
+        answer = call(client, method, path, keys[name])
+        assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+    assert call(client, method, path, keys["operator"]).status_code == 200
 
 
 @of_kind("create")

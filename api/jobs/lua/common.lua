@@ -42,6 +42,10 @@
 --                                            first, then age (see `stand_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> when the reservation of a submission ends
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:workers                       zset    worker -> when it was last seen
+--   NS:worker:WORKER                 hash    started_at, seen_at, and what it says of itself: host, pool,
+--                                            version, device, threads, job_id, part, phase, unit;
+--                                            busy_at: when it last spoke of its job; expires
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
