@@ -29,15 +29,15 @@ def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAll
         uris["evaluation.uri"] = spec.evaluation.uri
         if spec.evaluation.task_files is not None:
             uris["evaluation.task_files"] = spec.evaluation.task_files
-    refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())
+    refusals = ((field, refusal(uri, tenant, settings)) for field, uri in uris.items())
     return [
-        UriNotAllowed(refusal[0], field=field, remedy=refusal[1])
-        for field, refusal in refusals
-        if refusal is not None
+        UriNotAllowed(found[0], field=field, remedy=found[1])
+        for field, found in refusals
+        if found is not None
     ]
 
 
-def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
+def refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
     """Why the tenant may not use the URI, and what to do; None if it may."""
     location = parse_uri(uri)
     if location.scheme == "hf":

@@ -21,6 +21,7 @@ from api.routes import (
     jobs,
     logs,
     metrics,
+    models,
     usage,
     web,
 )
@@ -80,6 +81,7 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
         events,
         logs,
         artifacts,
+        models,
         capabilities,
         usage,
         health,

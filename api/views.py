@@ -186,6 +186,16 @@ class ArtifactList(BaseModel):
     )
 
 
+class ModelList(BaseModel):
+    """URIs of models."""
+
+    data: list[str]
+    complete: bool = Field(
+        description="Whether these are all. If not, there are more, or more objects than are "
+        "looked at: a longer prefix finds the others."
+    )
+
+
 class WorkerView(BaseModel):
     """A worker."""
 

@@ -26,6 +26,7 @@ from strucprune_core.client.models import (
     JobPage,
     LogLine,
     LogPage,
+    ModelList,
     Problem,
     Quota,
     Validation,
@@ -314,6 +315,18 @@ def presigned(retries: Retries, job_id: str, name: str) -> Flow[list[Artifact]]:
     """One file of a finished job with a fresh download URL; an older service lists all."""
     call = Call("GET", path(job_id, "artifacts"), {"presign": _flag(True), "name": name})
     return _parse((yield from retries.send(call)), ArtifactList).data
+
+
+def models(retries: Retries, prefix: str = "", *, limit: int = 20) -> Flow[list[str]]:
+    """URIs of models that the caller's jobs may name and that begin like this.
+
+    Args:
+        retries: The client's.
+        prefix: The beginning of a URI; "" for all below the tenant's allowed prefixes.
+        limit: Most models, at most 100.
+    """
+    call = Call("GET", "/v1/models", {"prefix": prefix, "limit": limit})
+    return _parse((yield from retries.send(call)), ModelList).data
 
 
 def quota(retries: Retries) -> Flow[Quota]:

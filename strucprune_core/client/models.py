@@ -185,6 +185,13 @@ class ArtifactList(_Answer):
     next_after: str | None = None
 
 
+class ModelList(_Answer):
+    """URIs of models; `complete` says whether these are all."""
+
+    data: list[str]
+    complete: bool = True
+
+
 class Quota(_Answer):
     """The limits of a tenant (None: no limit), and what it has of them, each by its name."""
 

@@ -117,6 +117,7 @@ class Operations(ABC):
     report = Operation(calls.report)
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
+    models = Operation(calls.models)
     quota = Operation(calls.quota)
     workers = Operation(calls.workers)
     download = Operation(transfer.download)

@@ -273,6 +273,7 @@ def test_openapi(client: TestClient) -> None:
             )
         ),
         "/v1/capabilities",
+        "/v1/models",
         "/v1/quota",
         "/v1/workers",
         "/healthz",

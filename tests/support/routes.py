@@ -28,6 +28,7 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("GET", "/openapi.json"): "open",
     ("GET", "/docs"): "open",
     ("GET", "/v1/capabilities"): "common",
+    ("GET", "/v1/models"): "common",
     ("GET", "/v1/quota"): "figures",
     ("GET", "/v1/workers"): "operator",
     ("GET", JOBS): "list",
