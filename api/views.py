@@ -12,12 +12,14 @@ from typing import Any, Literal
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.event_titles import event_title
 from api.jobs.limits import TenantLimits
 from api.jobs.record import JobEvent, JobRecord, LogLine, QueuePlace, WorkerRecord
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
 from strucprune_core.plan.estimate import Estimate
+from strucprune_core.plan.titles import phase_title, unit_title
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
@@ -29,6 +31,7 @@ class ProgressView(BaseModel):
     """Progress of a job."""
 
     phase: Phase
+    title: str = Field(description="What is done in this phase.")
     layers_done: int
     layers_total: int
     fraction: float = Field(description="Share of the whole job that is done, in [0, 1].")
@@ -36,6 +39,7 @@ class ProgressView(BaseModel):
     unit: str | None = Field(
         default=None, description="The unit of work that is computed now, by its stable name."
     )
+    unit_title: str | None = Field(default=None, description="What that unit does.")
 
 
 class QueueView(BaseModel):
@@ -125,6 +129,7 @@ class EventView(BaseModel):
     id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
     at: datetime
     type: str = Field(description="`state`, `progress`, `workers` or `layers`. Ignore other types.")
+    title: str = Field(description="What happened, for people. Texts may change.")
     data: dict[str, Any]
 
 
@@ -297,7 +302,7 @@ def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
             "attempt": record.attempt,
             "workers": record.workers,
             "queue": place and queue_view(place),
-            "progress": record.progress,
+            "progress": record.progress and _progress(record.progress),
             "error": record.error,
             "labels": record.labels,
             "extends": record.extends,
@@ -314,6 +319,12 @@ def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
             },
         }
     )
+
+
+def _progress(progress: Mapping[str, Any]) -> dict[str, Any]:
+    unit = progress.get("unit")
+    titles = {"title": phase_title(progress["phase"]), "unit_title": unit and unit_title(unit)}
+    return {**progress, **titles}
 
 
 def queue_view(place: QueuePlace) -> QueueView:
@@ -333,7 +344,8 @@ def worker_view(worker: WorkerRecord) -> WorkerView:
 def event_view(event: JobEvent) -> EventView:
     """An event as the job's owner sees it."""
     at = datetime.fromtimestamp(event.at, UTC)
-    return EventView(id=event.id, at=at, type=event.type, data=event.data)
+    title = event_title(event.type, event.data)
+    return EventView(id=event.id, at=at, type=event.type, title=title, data=event.data)
 
 
 def log_line_view(line: LogLine) -> LogLineView:

@@ -24,6 +24,8 @@ class Progress(_Answer):
     fraction: float
     eta_seconds: float | None = None
     unit: str | None = None
+    title: str = ""
+    unit_title: str | None = None
 
 
 class QueuePlace(_Answer):
@@ -102,11 +104,13 @@ class Event(_Answer):
 
     Attributes:
         type: "state", "progress", "workers", "layers", or a type of a newer service.
+        title: What happened, for people.
     """
 
     id: str
     at: datetime
     type: str
+    title: str = ""
     data: dict[str, Any]
 
     @property
