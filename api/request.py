@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.spec import JobSpec
 
+# What these texts of a request must match; `problems` says it in words.
+JOB_ID = r"^job_[0-9a-f]{32}$"
+EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
+LABEL = r"^[^=]+="
+
 EventName = Literal[
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled"
 ]
@@ -40,7 +45,7 @@ class JobRequest(JobSpec):
 
     extends: str | None = Field(
         default=None,
-        pattern=r"^job_[0-9a-f]{32}$",
+        pattern=JOB_ID,
         description="A job of yours that has succeeded with `pruning.sizes`: this job takes over "
         "its measurements and adds the sizes named here. All else that determines a result must "
         "be as there; the output must be another one.",

@@ -29,6 +29,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
+from strucprune_core.plain_errors import plain_messages
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -227,7 +228,10 @@ def _run_claimed(attempt: Attempt, drain: Drain, solve: Sequence[str]) -> None:
         spec = JobSpec.model_validate(attempt.record.spec)
     except ValidationError as error:
         # Another release of the API accepted it.
-        failure = InvalidSpec(f"This worker's release cannot read the job: {error}.")
+        failure = InvalidSpec(
+            f"this worker's release cannot read the job ({plain_messages(error.errors())})",
+            remedy="Submit it again, or ask the operator to run one release of all parts.",
+        )
         conclude(attempt, lease, Ended(EXIT_FAILED, error=failure.as_dict()))
         return
     if drain.started:

@@ -22,7 +22,7 @@ from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
-from api.request import JobRequest
+from api.request import LABEL, JobRequest
 from api.services import Services, Wired
 from api.submission import examine, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
@@ -142,7 +142,7 @@ def list_jobs(
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of a page.")] = None,
     state: Annotated[JobState | None, Query()] = None,
     label: Annotated[
-        str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
+        str | None, Query(pattern=LABEL, description="A label the jobs have: `name=value`.")
     ] = None,
     created_after: Annotated[Instant | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
     created_before: Annotated[Instant | None, Query()] = None,

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from api.jobs.instants import instant
 from api.lookup import ReadableJob
 from api.openapi import problems
-from api.routes.events import EVENT_ID
+from api.request import EVENT_ID
 from api.services import Wired
 from api.views import LogLineView, LogPage, log_line_view
 

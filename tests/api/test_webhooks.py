@@ -448,6 +448,7 @@ def test_a_job_is_told_about(
     assert [message["type"] for message in receiver.messages] == ["job.running", "job.succeeded"]
     assert receiver.messages[1]["data"] == {
         "job_id": job["id"],
+        "title": "Succeeded; the result is published",
         "state": "succeeded",
         "run": 1,
         "attempt": 1,
