@@ -23,6 +23,7 @@ class Progress(_Answer):
     layers_total: int
     fraction: float
     eta_seconds: float | None = None
+    phases: dict[str, tuple[int, int]] = {}
     unit: str | None = None
     title: str = ""
     unit_title: str | None = None

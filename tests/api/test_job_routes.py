@@ -99,6 +99,7 @@ def test_a_running_and_a_failed_job(
         "layers_total": 4,
         "fraction": 0.5,
         "eta_seconds": None,
+        "phases": {"solving": [2, 4]},
         "unit": "solve.2",
     }
     services.ledger.heartbeat(job_id, claim.fence, 60, progress)
