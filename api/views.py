@@ -269,6 +269,7 @@ class Capabilities(BaseModel):
     layouts: list[str]
     exports: list[str]
     runtimes: list[Runtime]
+    device_tables: list[str]
     limits: Limits
 
 
