@@ -15,28 +15,26 @@ export async function showUsage(main, signal) {
   main.append(h("h1", { tabindex: "-1" }, "Usage"), quota, workers);
   const follow = async () => {
     await Promise.all([
-      fill(quota, () => getQuota(signal), ofQuota, signal),
-      fill(workers, () => getWorkers(signal), ofWorkers, signal),
+      fill(quota, () => getQuota(signal), ofQuota, "A key with the scope jobs:read sees the quota of its organisation here.", signal),
+      fill(workers, () => getWorkers(signal), ofWorkers, "A key with the scope admin sees the workers here.", signal),
     ]);
     if (!signal.aborted) setTimeout(() => signal.aborted || follow(), EVERY_MILLISECONDS);
   };
   await follow();
 }
 
-async function fill(box, read, show, signal) {
+async function fill(box, read, show, forbidden, signal) {
   let nodes;
   try {
     nodes = show(await read());
   } catch (error) {
-    nodes = error.status === 403 ? forOperators() : [problemBox(error)];
+    nodes = error.status === 403 ? [h("p", { class: "hint" }, forbidden)] : [problemBox(error)];
   }
   const text = nodes.map((node) => node.textContent).join("\n");
   if (signal.aborted || box.dataset.shown === text) return; // what stands still can be read in peace
   box.dataset.shown = text;
   box.replaceChildren(...nodes);
 }
-
-const forOperators = () => [h("h2", {}, "Workers"), h("p", { class: "hint" }, "A key with the scope admin sees the workers here.")];
 
 function ofQuota({ limits, use }) {
   const none = (show) => (value) => (value === null || value === undefined ? "no limit" : show(value));
