@@ -27,18 +27,18 @@ from strucprune_core.storage.uri import check_uri, check_writable_uri
 
 Uri = Annotated[
     str,
-    AfterValidator(check_uri),
     Field(
         min_length=1,
         max_length=2048,
         description="`s3://bucket/key`, `hf://[datasets/]org/name[@revision][/path]` (a Hugging "
         "Face hub), or a local path.",
     ),
+    AfterValidator(check_uri),
 ]
 WritableUri = Annotated[
     str,
-    AfterValidator(check_writable_uri),
     Field(min_length=1, max_length=2048, description="`s3://bucket/key`, or a local path."),
+    AfterValidator(check_writable_uri),
 ]
 
 
@@ -74,6 +74,18 @@ def _no_percentage(value: Any) -> Any:
 # Adds no limit: what it refuses, `Field`'s limits would refuse with a worse message.
 _Fraction = BeforeValidator(_no_percentage)
 Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
+
+
+def _one_line(name: str) -> str:
+    """A name is shown in lists and logs, so it holds nothing that hides or reorders text."""
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(
+            "a name is one line of printable characters that neither begins nor ends with a space."
+        )
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
 
 Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -849,6 +861,11 @@ class JobSpec(_Strict):
         default=None, description="Omit to skip the perplexity report (and its quality gate)."
     )
     runtime: RuntimeSpec = RuntimeSpec()
+    name: Name | None = Field(
+        default=None,
+        description="What people call the job: in lists, the report and webhooks. It need not be "
+        "unique.",
+    )
     labels: dict[
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
@@ -883,8 +900,8 @@ class JobSpec(_Strict):
 
         So a job of several sizes may be continued by one with others: it shares its measurements.
 
-        `runtime`, `labels` and the output place are left out, so that a job may resume on another
-        device or with another output; so is what only decides whether a text is refused.
+        `runtime`, `name`, `labels` and the output place are left out, so that a job may resume on
+        another device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]

@@ -66,6 +66,12 @@ class Job(_Answer):
     etag: str | None = None
 
     @property
+    def name(self) -> str | None:
+        """What people call it, as its specification says."""
+        name = self.spec.get("name")
+        return name if isinstance(name, str) else None
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDED

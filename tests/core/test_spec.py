@@ -124,6 +124,31 @@ def test_how_many_workers_serve_a_job_changes_no_result() -> None:
             JobSpec.model_validate(body() | {"runtime": {"max_workers": number}})
 
 
+def test_what_a_job_is_called_changes_no_result() -> None:
+    plain, named = (
+        JobSpec.model_validate({**body(), "name": name}) for name in (None, "Läufe, 30 %")
+    )
+    assert (plain.name, named.name) == (None, "Läufe, 30 %")
+    assert plain.result_fingerprint() == named.result_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "at least 1 character"),
+        (101 * "a", "at most 100 characters"),
+        ("a\nb", "one line of printable"),
+        ("\u202etxt", "one line of printable"),
+        ("a\x1b[31m", "one line of printable"),
+        (" a", "neither begins nor ends with a space"),
+        (5, "valid string"),
+    ],
+)
+def test_names_that_hide_or_break_text(name: Any, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        JobSpec.model_validate({**body(), "name": name})
+
+
 def test_rounds_need_a_price_to_set() -> None:
     pruning = {"sparsity": 0.5, "rounds": 2}
     assert JobSpec.model_validate(body() | {"pruning": pruning}).pruning.rounds == 2

@@ -21,6 +21,7 @@ export function sections(capabilities) {
       { pointer: "/model/uri", label: "Model", kind: "text", required: true, placeholder: "s3://bucket/models/llama", hint: "Prefix with config.json, tokenizer.json and safetensors, or hf://org/name." },
       { pointer: "/model/adapter_uri", label: "Adapter", kind: "text", placeholder: "none", hint: "A LoRA adapter of PEFT, merged into the model as it is read." },
       { pointer: "/output/uri_prefix", label: "Output", kind: "text", required: true, placeholder: "s3://bucket/pruned/run-1", hint: "Where the result goes. Must hold nothing yet." },
+      { pointer: "/name", label: "Name", kind: "text", placeholder: "none", hint: "What the job is called in lists, its report and webhooks." },
       { pointer: "/output/dtype", label: "Dtype", kind: "choice", options: ["bfloat16", "float16", "float32"], hint: "What weights are stored in. Default: as in the model; of a quantised model bfloat16." },
     ] },
     { title: "Pruning", fields: [

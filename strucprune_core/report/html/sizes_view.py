@@ -9,7 +9,7 @@ from strucprune_core.report.html.axes import Axis, linear_axis
 from strucprune_core.report.html.bars import Bars, phase_bars
 from strucprune_core.report.html.numbers import ABSENT, change, count, number, percent, size
 from strucprune_core.report.html.tables import Table, file_table, phase_table
-from strucprune_core.report.html.view import flat, model_name
+from strucprune_core.report.html.view import flat, job_name, model_name
 from strucprune_core.report.sizes import SizeResult, SizesReport
 
 _HEIGHT = 180
@@ -42,6 +42,7 @@ class SizesView:
     """What the template needs apart from the report; `curve` is None if nothing was evaluated."""
 
     model: str
+    name: str | None
     lead: str
     curve: Curve | None
     table: Table
@@ -55,6 +56,7 @@ def sizes_view_of(report: SizesReport) -> SizesView:
     """Compute what the template needs."""
     return SizesView(
         model=model_name(report.model.uri),
+        name=job_name(report.spec),
         lead=_lead(report),
         curve=_curve(report),
         table=_table(report),

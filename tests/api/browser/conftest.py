@@ -72,8 +72,10 @@ class Jobs:
     def queued(
         self,
         model: str = "smollm2-135m",
-        sparsity: float = 0.3,
+        sparsity: float | None = 0.3,
         *,
+        name: str | None = None,
+        pruning: dict[str, Any] | None = None,
         scratch_bytes: int = 1,
         **labels: str,
     ) -> str:
@@ -83,9 +85,10 @@ class Jobs:
             {
                 "model": {"uri": f"{self.prefix}/models/{model}"},
                 "output": {"uri_prefix": f"{self.prefix}/{job_id}"},
-                "pruning": {"sparsity": sparsity},
+                "pruning": {"sparsity": sparsity, **(pruning or {})},
                 "calibration": {"uri": f"{self.prefix}/text.txt"},
                 "evaluation": {"uri": f"{self.prefix}/evaluation.txt"},
+                "name": name,
                 "labels": labels,
             }
         )

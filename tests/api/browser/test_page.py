@@ -72,6 +72,25 @@ def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
     assert "label=team%3Dnlp" in page.url
 
 
+def test_the_list_says_what_each_job_is(page: Page, jobs: Jobs) -> None:
+    named = jobs.queued(name="Nightly <b>", team="nlp")
+    jobs.queued(model="other", sparsity=None, pruning={"sizes": [0.2, 0.5]})
+    jobs.queued(model="third", sparsity=None, pruning={"target": {"bytes": 70_000_000}})
+    page.reload()
+    row = page.get_by_role("listitem").filter(has=page.get_by_role("link", name="Nightly <b>"))
+    row.get_by_text("smollm2-135m, 30% sparsity").wait_for()
+    assert row.get_by_text("queued", exact=True).is_visible()
+    assert row.get_by_text("just now").is_visible()
+    assert page.get_by_role("link", name="other, 20%, 50% sparsity").is_visible()
+    assert page.get_by_role("link", name="third, at most 70 MB").is_visible()
+    page.get_by_role("link", name="Nightly <b>").click()
+    page.get_by_role("heading", name="Nightly <b>").wait_for()
+    assert page.title() == "Nightly <b> · StrucPrune"
+    page.goto(f"/#/new?from={named}")
+    page.get_by_role("heading", name="New job").wait_for()
+    assert page.get_by_label("Name").input_value() == "Nightly <b>"
+
+
 def test_what_jobs_say_is_text(page: Page, jobs: Jobs) -> None:
     hostile = "<img src=x onerror=alert(1)>"
     job_id = jobs.failed(hostile, team=hostile)
