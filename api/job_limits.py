@@ -9,7 +9,7 @@ from typing import get_args
 
 from api.jobs.limits import TenantLimits
 from api.jobs.record import Priority
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import Examination
@@ -43,6 +43,7 @@ def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
             f"your organisation's jobs may not have the priority {spec.runtime.priority}",
             field="runtime.priority",
             remedy=f"Ask for {limits.max_priority} or less.",
+            mends=[Mend("runtime.priority", limits.max_priority)],
         )
     ]
 
@@ -72,6 +73,7 @@ def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
             f"a deadline of {asked:,} s is more than your organisation's jobs may have",
             field="runtime.deadline_seconds",
             remedy=f"Set at most {most} seconds, or leave it out to get that.",
+            mends=[Mend("runtime.deadline_seconds", most)],
         )
     ]
 
@@ -119,7 +121,12 @@ def _scratch_issues(spec: JobSpec, model: ModelFacts, most: int | None) -> list[
             )
         ]
     return [
-        OverLimit(message, field="calibration.samples", remedy=f"Draw at most {samples:,} samples.")
+        OverLimit(
+            message,
+            field="calibration.samples",
+            remedy=f"Draw at most {samples:,} samples.",
+            mends=[Mend("calibration.samples", samples)],
+        )
     ]
 
 

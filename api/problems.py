@@ -16,7 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
 from api.request import JobRequest
-from strucprune_core.errors import AccessDenied, StrucPruneError
+from strucprune_core.errors import AccessDenied, Mend, StrucPruneError
+from strucprune_core.spec import Unfit
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +40,11 @@ class FieldError(BaseModel):
     parameter: str | None = Field(default=None, description="Query, path or header parameter.")
     code: str
     detail: str
+    mends: list[Mend] = Field(
+        default_factory=list,
+        description="Changes of one field each (a dotted path), of which any cures it; the value "
+        "null leaves the field out. Empty if none is known.",
+    )
 
 
 class Problem(BaseModel):
@@ -81,7 +87,12 @@ def field_error(error: StrucPruneError) -> FieldError:
     pointer = _pointer(error.field.split(".")) if error.field else None
     sentence = error.message if error.message.endswith(".") else f"{error.message}."
     detail = f"{sentence} {error.remedy}" if error.remedy else sentence
-    return FieldError(pointer=pointer, code=error.code, detail=_cut(detail, _MAX_DETAIL_LENGTH))
+    return FieldError(
+        pointer=pointer,
+        code=error.code,
+        detail=_cut(detail, _MAX_DETAIL_LENGTH),
+        mends=list(error.mends),
+    )
 
 
 def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
@@ -208,9 +219,15 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
         # pydantic marks a wrong key of a dictionary by a last step "[key]".
         steps = [str(step) for step in path if step != "[key]"]
         pointer = _cut(_pointer(steps), _MAX_POINTER_LENGTH)
-        return FieldError(pointer=pointer, code=item["type"], detail=_words(item, steps))
+        detail, mends = _words(item, steps), _mends(item, steps)
+        return FieldError(pointer=pointer, code=item["type"], detail=detail, mends=mends)
     parameter = _cut(".".join(str(step) for step in path), _MAX_POINTER_LENGTH)
     return FieldError(parameter=parameter, code=item["type"], detail=_words(item, []))
+
+
+def _mends(item: Mapping[str, Any], steps: Sequence[str]) -> list[Mend]:
+    cause = item.get("ctx", {}).get("error")
+    return cause.mends_in(".".join(steps)) if isinstance(cause, Unfit) else []
 
 
 def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:

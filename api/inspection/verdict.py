@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from api.job_limits import size_issues
 from api.jobs.limits import TenantLimits
-from strucprune_core.errors import StrucPruneError
+from strucprune_core.errors import Mend, StrucPruneError
 from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import examine_job
@@ -89,6 +89,7 @@ def revived(fields: dict[str, Any]) -> StrucPruneError:
         remedy=_text(fields.get("remedy")),
         phase=_text(fields.get("phase")),
         layer=layer if isinstance(layer, int) else None,
+        mends=_mends(fields.get("mends")),
     )
 
 
@@ -97,6 +98,12 @@ def _kinds(root: type[StrucPruneError]) -> dict[str, type[StrucPruneError]]:
     for kind in root.__subclasses__():
         found |= _kinds(kind)
     return {**found, root.code: root}  # of classes that share a code, the base class
+
+
+def _mends(value: object) -> list[Mend]:
+    found = [mend for mend in value if isinstance(mend, dict)] if isinstance(value, list) else []
+    fields = [(_text(mend.get("field")), mend.get("value")) for mend in found]
+    return [Mend(field, new) for field, new in fields if field is not None]
 
 
 def _text(value: object) -> str | None:

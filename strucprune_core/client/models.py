@@ -127,12 +127,18 @@ class LogPage(_Answer):
 
 
 class FieldError(_Answer):
-    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do."""
+    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do.
+
+    Attributes:
+        mends: Changes of one field each (`field`, a dotted path, and `value`; None leaves it out),
+            of which any cures it.
+    """
 
     pointer: str | None = None
     parameter: str | None = None
     code: str
     detail: str
+    mends: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Validation(_Answer):

@@ -31,6 +31,7 @@ from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidSpec,
     InvalidText,
+    Mend,
     ObjectNotFound,
     OutputNotEmpty,
     StrucPruneError,
@@ -183,6 +184,7 @@ def read_model(
             raise ObjectNotFound(
                 error.message,
                 remedy=f"For the model of the Hugging Face hub, use hf://{uri}.",
+                mends=[Mend("model.uri", f"hf://{uri}")],
             ) from error
 
 
@@ -335,7 +337,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         _check_uniform(config)
     _check_layers(pruning, config)
     if "query_heads" in pruning.structures and config.generic is None:
-        _check_query_heads(config)
+        _check_query_heads(pruning, config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
@@ -352,10 +354,12 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
     if pruning.asked_sparsity * total < least:
+        enough = rounded_up(least / total)
         raise InvalidSpec(
             f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {rounded_up(least / total):g}.",
+            remedy=f"Ask for at least {enough:g}.",
+            mends=[Mend("pruning.sparsity", enough)],
         )
     if pruning.allocation == "uniform":
         allocate_uniformly(widths, pruning.asked_sparsity, rules)
@@ -402,6 +406,7 @@ def _check_uniform(config: ModelConfig) -> None:
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
+            mends=[Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -432,6 +437,7 @@ def _check_experts_multiply(pruning: PruningSpec, model: ModelFacts) -> None:
             f"class, which needs multiples of {aligned}",
             field="pruning.multiple_of",
             remedy=f"Set pruning.multiple_of to {aligned}, or use layout 'per_layer'.",
+            mends=[Mend("pruning.multiple_of", aligned), Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -442,6 +448,7 @@ def _check_unpruned(config: ModelConfig) -> None:
             "the model was pruned before, and has widths that no class of transformers knows",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
+            mends=[Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -468,6 +475,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             f"architecture '{config.family}' has no FFN that could be trained, only experts",
             field="pruning.recover",
             remedy="Leave recover out; distill trains the whole model.",
+            mends=[Mend("pruning.recover", None)],
         )
     if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
@@ -475,6 +483,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "removed, only experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
+            mends=[Mend("pruning.structures", ["experts"])],
         )
     if not kinds <= {"ffn_channels", "layers"} and not experts:
         raise InvalidSpec(
@@ -482,6 +491,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "transformers' own modules",
             field="pruning.structures",
             remedy="Use structures ['ffn_channels'] or ['layers'].",
+            mends=[Mend("pruning.structures", [kind]) for kind in ("ffn_channels", "layers")],
         )
 
 
@@ -505,6 +515,7 @@ def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
         f"every layer has only one of {', '.join(pruning.structures)}, and it must stay",
         field="pruning.structures",
         remedy=f"Remove another kind: {other}.",
+        mends=[Mend("pruning.structures", [other])],
     )
 
 
@@ -513,12 +524,14 @@ def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
     return block.query_heads, block.kv_heads, block.ffn_widths
 
 
-def _check_query_heads(config: ModelConfig) -> None:
+def _check_query_heads(pruning: PruningSpec, config: ModelConfig) -> None:
     if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
+        groups = ["kv_groups" if kind == "query_heads" else kind for kind in pruning.structures]
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",
             remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
+            mends=[Mend("pruning.structures", groups)],
         )
 
 
@@ -534,6 +547,7 @@ def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
             f"{config.max_position_embeddings}",
             field=field,
             remedy=f"Ask for at most {config.max_position_embeddings}.",
+            mends=[Mend(field, config.max_position_embeddings)],
         )
 
 

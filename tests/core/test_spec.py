@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
+from strucprune_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, PruningSpec, Unfit
 
 # Of the job of `body` without anything else, by versions without samples.
 FINGERPRINT = "945fe86bab3fe39e1f287a88cf21c11bfe5c68ac036a08fa0274c317fb979d2e"
@@ -202,8 +202,49 @@ BOTH = ["experts", "ffn_channels"]
     ],
 )
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValidationError, match=reason):
-        PruningSpec.model_validate({"sparsity": 0.3, **fields})
+    pruning = {"sparsity": 0.3, **fields}
+    with pytest.raises(ValidationError, match=reason) as caught:
+        PruningSpec.model_validate(pruning)
+    for cured in cured_by_mends(pruning, caught.value):
+        assert reason not in messages(PruningSpec, cured)
+
+
+def cured_by_mends(body: dict[str, Any], error: ValidationError) -> list[dict[str, Any]]:
+    """The body after each mend of the error, of which there are some."""
+    causes = [each.get("ctx", {}).get("error") for each in error.errors()]
+    mends = [mend for cause in causes if isinstance(cause, Unfit) for mend in cause.mends]
+    assert mends
+    changed = [{**body, mend.field: mend.value} for mend in mends]
+    return [{name: value for name, value in each.items() if value is not None} for each in changed]
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [("sparsity", 30, 0.3), ("sparsity", "25%", 0.25), ("max_layer_sparsity", 60, 0.6)],
+)
+def test_a_percentage_is_mended(field: str, given: Any, meant: float) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PruningSpec.model_validate({"sparsity": 0.3, field: given})
+    (error,) = caught.value.errors()
+    (mend,) = error["ctx"]["error"].mends_in(f"pruning.{field}")
+    assert (mend.field, mend.value) == (f"pruning.{field}", meant)
+
+
+def test_a_text_that_is_missing_or_not_read_is_mended() -> None:
+    for fields in ({}, {"source": "self", "uri": "a.txt"}, {"source": "self", "field": "x"}):
+        with pytest.raises(ValidationError) as caught:
+            calibration(**fields)
+        for cured in cured_by_mends(fields, caught.value):
+            calibration(**cured)
+
+
+def messages(kind: type[BaseModel], body: dict[str, Any]) -> str:
+    """What is wrong with a section, if anything is."""
+    try:
+        kind.model_validate(body)
+    except ValidationError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(
@@ -265,8 +306,10 @@ def test_layers_lose_equally_many_experts_unless_told_otherwise(
 
 @pytest.mark.parametrize("fields", [{"prompts": ["The"]}, {"sample_tokens": 5}])
 def test_what_is_about_samples_needs_samples(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="set samples to true"):
-        JobSpec.model_validate(body(**fields))
+    with pytest.raises(ValidationError, match="set samples to true") as caught:
+        EvaluationSpec.model_validate({"uri": "text", **fields})
+    for cured in cured_by_mends({"uri": "text", **fields}, caught.value):
+        EvaluationSpec.model_validate(cured)
     assert JobSpec.model_validate(body(samples=True, **fields)).sampled_prompts
 
 
