@@ -11,7 +11,7 @@ from typing import Any, get_args
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
@@ -169,6 +169,23 @@ def _on_validation(request: Request, error: Exception) -> Response:
     if any(item["loc"] == ("body",) and isinstance(item["input"], bytes | str) for item in found):
         # The framework parses a body only if its content type is JSON.
         return response(request, _not_json())
+    return response(request, _malformed(found))
+
+
+def unfinished(error: ValidationError, issues: Sequence[StrucPruneError]) -> ApiError:
+    """The answer to a job's body that is not valid as a whole.
+
+    Args:
+        error: What is wrong with the body.
+        issues: What is wrong with the parts of it that could be judged.
+    """
+    found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+    answer = _malformed(found)
+    answer.errors += [field_error(issue) for issue in issues]
+    return answer
+
+
+def _malformed(found: Sequence[Mapping[str, Any]]) -> ApiError:
     # Unknown fields first: a misspelt name is an unknown field and a missing one.
     shown = sorted(found, key=lambda item: item["type"] != "extra_forbidden")[:MAX_ERRORS]
     errors = [_from_pydantic(item) for item in shown]
@@ -176,10 +193,7 @@ def _on_validation(request: Request, error: Exception) -> Response:
     detail = f"The request is not valid; first at {where}: {errors[0].detail}"
     if len(found) > len(shown):
         detail += f" Of {len(found):,} errors the first {len(shown)} are listed."
-    return response(
-        request,
-        ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors),
-    )
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors)
 
 
 def _on_library_error(request: Request, error: Exception) -> Response:

@@ -25,6 +25,7 @@ from api.jobs.archive import recall
 from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import JournalEntry
 from api.jobs.ledger import LedgerUnavailable
+from api.jobs.limits import TenantLimits
 from api.jobs.record import JobRecord
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
@@ -36,7 +37,9 @@ from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.partial import PartialJob
+from strucprune_core.plan.pins import pinned_parts, pinned_spec
+from strucprune_core.plan.places import named_uris
 from strucprune_core.spec import JobSpec
 
 # 128 bits of a digest, so that keys do not collide and ids cannot be guessed.
@@ -120,7 +123,7 @@ def _subscribe(
 def examine(
     services: Services, tenant: str, spec: JobSpec, notifications: Notifications | None = None
 ) -> tuple[Verdict, JobSpec]:
-    """Judge a job: what would keep it from working. Reads nothing if a URI is not allowed.
+    """Judge a job: what would keep it from working. Reads nothing at a URI that is not allowed.
 
     The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit.
 
@@ -130,29 +133,49 @@ def examine(
     Raises:
         InspectionUnavailable: no helper has answered in time.
     """
-    limits = services.settings.limits_of(tenant)
-    late = [
-        *deadline_issues(spec, limits),
-        *priority_issues(spec, limits),
-        *label_issues(spec),
-    ]
-    refused = [
-        *uri_issues(spec, tenant, services.settings),
-        *webhook_issues(notifications, tenant, services.settings),
-    ]
-    if refused:
-        return Verdict([*refused, *late]), spec
+    about_webhook = webhook_issues(notifications, tenant, services.settings)
+    allowed = not uri_issues(spec, tenant, services.settings)
     try:
-        spec = pinned_spec(spec, services.stores.pinned)
-    except StrucPruneError as error:
-        return Verdict([error, *late]), spec
-    found = services.inspectors.judge(
-        spec,
-        limits,
-        services.stores.open,
-        task_downloads=services.settings.task_downloads,
+        judged = pinned_spec(spec, services.stores.pinned) if allowed else None
+    except StrucPruneError:
+        judged = None
+    if judged is None:  # The other places are checked all the same.
+        return Verdict(
+            [*examine_parts(services, tenant, PartialJob.of(spec)), *about_webhook]
+        ), spec
+    limits = services.settings.limits_of(tenant)
+    found = _judge(services, judged, limits)
+    late = [*_issues_of_limits(judged, limits), *about_webhook]
+    return (replace(found, issues=[*found.issues, *late]) if late else found), judged
+
+
+def examine_parts(services: Services, tenant: str, job: PartialJob) -> list[StrucPruneError]:
+    """What is wrong with the parts of a job that are known, as `examine` of a whole job.
+
+    Raises:
+        InspectionUnavailable: as `examine`.
+    """
+    limits = services.settings.limits_of(tenant)
+    refused = uri_issues(job, tenant, services.settings)
+    for issue in refused:
+        job = job.without(str(issue.field))
+    job, unpinned = pinned_parts(job, services.stores.pinned)
+    found = _judge(services, job, limits) if named_uris(job) else Verdict()
+    return [*refused, *unpinned, *found.issues, *_issues_of_limits(job, limits)]
+
+
+def _judge(services: Services, job: JobSpec | PartialJob, limits: TenantLimits) -> Verdict:
+    return services.inspectors.judge(
+        job, limits, services.stores.open, task_downloads=services.settings.task_downloads
     )
-    return (replace(found, issues=[*found.issues, *late]) if late else found), spec
+
+
+def _issues_of_limits(job: JobSpec | PartialJob, limits: TenantLimits) -> list[StrucPruneError]:
+    return [
+        *deadline_issues(job, limits),
+        *priority_issues(job, limits),
+        *label_issues(job),
+    ]
 
 
 def webhook_issues(

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from api.job_limits import size_issues
+from api.job_limits import model_issues, size_issues
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import Mend, StrucPruneError
 from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import examine_job
+from strucprune_core.plan.partial import PartialJob, examine_places
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import InspectableStore
 
@@ -77,6 +78,25 @@ def judge(
     first = next(iter(spec.by_size().values()))  # Sizes differ in nothing that a runtime minds.
     runtimes = runtime_support(found.model.config, first.pruning)
     return Verdict((), estimate_job(spec, found.model), runtimes)
+
+
+def judge_parts(
+    job: PartialJob,
+    limits: TenantLimits,
+    open_store: Callable[[str], InspectableStore],
+    *,
+    task_downloads: bool = False,
+) -> Verdict:
+    """`judge` of what is known of a job that is not complete. There is no estimate of it.
+
+    Args:
+        job: What is known of the job.
+        limits: As of `judge`.
+        open_store: As of `judge`.
+        task_downloads: As of `judge`.
+    """
+    issues, model = examine_places(job, open_store, task_downloads=task_downloads)
+    return Verdict([*issues, *(model_issues(model, limits) if model is not None else ())])
 
 
 def revived(fields: dict[str, Any]) -> StrucPruneError:

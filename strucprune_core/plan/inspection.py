@@ -67,7 +67,15 @@ from strucprune_core.plan.targets import resolved
 from strucprune_core.plan.tasks import check_tasks, task_file_versions
 from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
-from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
+from strucprune_core.spec import (
+    CalibrationSpec,
+    Dtype,
+    EvaluationSpec,
+    JobSpec,
+    ModelSpec,
+    OutputSpec,
+    PruningSpec,
+)
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
@@ -147,17 +155,20 @@ def inspect_model(
 
 
 def read_job_model(spec: JobSpec, open_store: OpenStore) -> ModelFacts:
-    """`read_model` of a job, with the adapter that it names merged into it."""
-    model = read_model(
-        spec.model.uri,
-        open_store,
-        experts=spec.pruning.removes_experts,
-        dtype=spec.output.dtype,
-    )
-    if spec.model.adapter_uri is None:
+    """`read_adapted_model` of a job."""
+    experts, dtype = spec.pruning.removes_experts, spec.output.dtype
+    return read_adapted_model(spec.model, open_store, experts=experts, dtype=dtype)
+
+
+def read_adapted_model(
+    named: ModelSpec, open_store: OpenStore, *, experts: bool, dtype: Dtype | None
+) -> ModelFacts:
+    """`read_model`, with the adapter that is named with it merged into it."""
+    model = read_model(named.uri, open_store, experts=experts, dtype=dtype)
+    if named.adapter_uri is None:
         return model
     with naming_field("model.adapter_uri"):
-        adapter = open_adapter(open_store(spec.model.adapter_uri))
+        adapter = open_adapter(open_store(named.adapter_uri))
         return ModelFacts(_with_adapter(model, adapter), model.config)
 
 
@@ -188,20 +199,24 @@ def read_model(
             ) from error
 
 
-def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
+def check_output_usable(
+    store: InspectableStore, fingerprint: str | None = None, *, of_any_job: bool = False
+) -> None:
     """Check that the output prefix is empty (nothing is ever overwritten) and can be written to.
 
     Args:
         store: The output.
         fingerprint: The job's (`job_fingerprint`). If it is given, the prefix may hold what a run
             of this job left that broke off while it published.
+        of_any_job: Allow what a run of any job left so, as long as it is not known which job it is.
 
     Raises:
         OutputNotEmpty: it holds something else.
         StorageError: the store refused or failed, or would refuse a write.
     """
     first = next(iter(store.list()), None)
-    if first is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
+    may_be_ours = fingerprint is not None or of_any_job
+    if first is not None and not (may_be_ours and unfinished(store, fingerprint) is not None):
         raise OutputNotEmpty(
             f"{store.uri} already holds '{first.key}'", remedy="Choose a new output prefix."
         )
@@ -579,12 +594,12 @@ def inspect_job(
     if check_output:
         with naming_field("output.uri_prefix"):
             check_output_usable(open_store(spec.output.uri_prefix))
-    check_tasks(spec, open_store, downloads=task_downloads)
+    check_tasks(spec.evaluation, open_store, downloads=task_downloads)
     return JobFacts(
         spec=spec,
         model=model,
-        calibration_bytes=_calibration_bytes(spec, open_store),
-        evaluation_bytes=_evaluation_bytes(spec, open_store),
+        calibration_bytes=calibration_bytes(spec.calibration, open_store),
+        evaluation_bytes=evaluation_bytes(spec.evaluation, open_store),
     )
 
 
@@ -686,16 +701,30 @@ def examine_job(
             "output.uri_prefix",
             lambda: check_output_usable(open_store(spec.output.uri_prefix), fingerprint),
         )
-    collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
-    collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
-    collect("evaluation.tasks", lambda: check_tasks(spec, open_store, downloads=task_downloads))
+    collect("calibration.uri", lambda: calibration_bytes(spec.calibration, open_store))
+    collect("evaluation.uri", lambda: evaluation_bytes(spec.evaluation, open_store))
+    collect(
+        "evaluation.tasks",
+        lambda: check_tasks(spec.evaluation, open_store, downloads=task_downloads),
+    )
     return Examination(issues, spec, model)
 
 
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
+    check_places_apart(spec.model, spec.output, open_store, workspace)
+
+
+def check_places_apart(
+    named: ModelSpec, result: OutputSpec, open_store: OpenStore, workspace: str | None = None
+) -> None:
+    """`check_apart` of the places that a job names; those that cannot be opened are left out.
+
+    Raises:
+        InvalidSpec: as `check_apart`.
+    """
     try:
-        model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
-        uri = spec.model.adapter_uri
+        model, output = open_store(named.uri).uri, open_store(result.uri_prefix).uri
+        uri = named.adapter_uri
         adapter = None if uri is None else open_store(uri).uri
     except StrucPruneError:  # Raised again where the store is used.
         return
@@ -765,8 +794,12 @@ def _check_chat_template(index: CheckpointIndex) -> None:
     check_chat_template(read_tokenizer_config(index.store, index.other_files))
 
 
-def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
-    text = spec.calibration
+def calibration_bytes(text: CalibrationSpec, open_store: OpenStore) -> int | None:
+    """Check the text that a job calibrates on; its size, None if the model writes it.
+
+    Raises:
+        StrucPruneError: as `check_text` and `check_documents`, with the field.
+    """
     if text.uri is None:
         return None
     with naming_field("calibration.uri"):
@@ -776,8 +809,12 @@ def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
         return check_documents(open_store(parent), name, text)
 
 
-def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
-    text = spec.evaluation
+def evaluation_bytes(text: EvaluationSpec | None, open_store: OpenStore) -> int | None:
+    """Check the text that a job evaluates on; its size, None if there is none.
+
+    Raises:
+        StrucPruneError: as `check_text`, with the field.
+    """
     if text is None:
         return None
     with naming_field("evaluation.uri"):
