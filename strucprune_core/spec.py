@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,7 +21,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_jsonable_python
 
 from strucprune_core.errors import Mend
 from strucprune_core.storage.uri import check_uri, check_writable_uri
@@ -996,3 +996,25 @@ class JobSpec(_Strict):
             relevant["dtype"] = self.output.dtype
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def field_defaults(section: type[BaseModel], path: str = "") -> dict[str, Any]:
+    """The defaults of a job's fields as JSON, by dotted path; without those that are null.
+
+    The layout and the allocation of a job that removes experts have others (`PruningSpec`).
+
+    Args:
+        section: `JobSpec`, or one of its sections.
+        path: Before the names of its fields, with a dot at its end.
+    """
+    defaults: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        inside = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Strict)]
+        if inside:
+            defaults |= field_defaults(inside[0], f"{path}{name}.")
+        elif not field.is_required():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if default is not None:
+                defaults[f"{path}{name}"] = to_jsonable_python(default)
+    return defaults
