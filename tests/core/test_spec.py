@@ -230,6 +230,22 @@ def test_a_percentage_is_mended(field: str, given: Any, meant: float) -> None:
     assert (mend.field, mend.value) == (f"pruning.{field}", meant)
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structures": ["layers"]},
+        {"structures": ["ffn_channels", "layers"]},
+        {"structures": ["ffn_channels", "kv_groups"], "layout": "uniform"},
+    ],
+)
+def test_what_a_search_does_not_fit_is_mended(fields: dict[str, Any]) -> None:
+    pruning = {"target": {"max_perplexity_ratio": 1.1}, **fields}
+    with pytest.raises(ValidationError) as caught:
+        PruningSpec.model_validate(pruning)
+    for cured in cured_by_mends(pruning, caught.value):
+        PruningSpec.model_validate(cured)
+
+
 def test_a_text_that_is_missing_or_not_read_is_mended() -> None:
     for fields in ({}, {"source": "self", "uri": "a.txt"}, {"source": "self", "field": "x"}):
         with pytest.raises(ValidationError) as caught:

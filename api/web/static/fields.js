@@ -6,8 +6,8 @@ const GB = 1e9;
 
 /** A field of the form alone: it chooses which of the job's fields are shown. */
 export const HOW = "#how";
-const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory"];
-const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory" };
+const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory", "perplexity"];
+const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory", max_perplexity_ratio: "perplexity" };
 
 /** What a job names: the value of the field `HOW`. */
 export function wayOf({ pruning }) {
@@ -37,6 +37,8 @@ export function sections(capabilities) {
       { pointer: "/pruning/target/of", label: "Counted files", kind: "choice", options: ["checkpoint", ...capabilities.exports], when: [HOW, "checkpoint_size"] },
       { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", when: [HOW, "memory"] },
       { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", when: [HOW, "memory"] },
+      { pointer: "/pruning/target/max_perplexity_ratio", label: "Perplexity may grow by a factor of", kind: "number", placeholder: "1.1", when: [HOW, "perplexity"], hint: "On the evaluation text. The job looks for the smallest model that keeps it." },
+      { pointer: "/pruning/target/tries", label: "Tries", kind: "number", when: [HOW, "perplexity"], hint: "Sparsities that are pruned and measured before the result." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },
@@ -126,11 +128,11 @@ export function setValue(spec, pointer, value) {
  * it. An error of a whole section begins with the name of the field at fault.
  */
 export function fieldOf({ pointer, detail }, pointers) {
-  if (!pointer) return null;
+  if (pointer === null || pointer === undefined) return null;
   const around = pointers.filter((own) => own === pointer || pointer.startsWith(`${own}/`));
   if (around.length) return around.sort((a, b) => b.length - a.length)[0];
   const inside = pointers.filter((own) => own.startsWith(`${pointer}/`));
   if (inside.length === 1) return inside[0];
-  const named = `${pointer}/${detail.split(" ")[0]}`;
+  const named = `${pointer}/${detail.split(" ")[0].replaceAll(".", "/")}`;
   return inside.find((own) => own === named || own.startsWith(`${named}/`)) ?? null;
 }
