@@ -16,7 +16,7 @@ export function control(plain, defaults = {}) {
   const hint = field.hint ? h("p", { class: "hint", id: hintId }, field.hint) : null;
   const node = made.group
     ? h("fieldset", { class: "field", ...described }, h("legend", {}, field.label), made.node, hint, error, mends)
-    : h("div", { class: `field ${field.kind}` }, h("label", { for: id }, field.label), made.node, hint, error, mends);
+    : h("div", { class: `field ${field.kind} ${field.wide ? "wide" : ""}` }, h("label", { for: id }, field.label), made.node, hint, error, mends);
   node.dataset.pointer = field.pointer;
   made.fill(field.initial);
   return {

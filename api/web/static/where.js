@@ -8,7 +8,7 @@ const ANY = "any";
 
 /** The field, with the runtimes of the table. */
 export const whereField = ({ runtimes }) => ({
-  pointer: WHERE, label: "Where will it run?", kind: "choice", initial: ANY,
+  pointer: WHERE, label: "Where will it run?", kind: "choice", initial: ANY, wide: true,
   options: [ANY, ...runtimes.map(({ name }) => name)], names: { [ANY]: "any, not decided yet" },
 });
 
