@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 from api.jobs.record import JobRecord
 from strucprune_core.spec import JobSpec, field_defaults
 from tests.api.browser.conftest import Jobs
+from tests.support.browser import watched_page
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 SUBMIT = "Submit job"
 
@@ -205,3 +206,72 @@ def test_placeholders_are_the_defaults(page: Page) -> None:
     for pointer in ("/calibration/samples", "/evaluation/sequence_length", "/pruning/rounds"):
         shown = field(page, pointer).locator("input").get_attribute("placeholder")
         assert shown == str(defaults[pointer[1:].replace("/", ".")])
+
+
+# Longer than the way through the whole form.
+MAX_TABS = 80
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until something has the focus; what has it is to be seen."""
+    for _ in range(MAX_TABS):
+        page.keyboard.press("Tab")
+        if target.count() and target.evaluate("node => node === document.activeElement"):
+            assert target.evaluate("node => getComputedStyle(node).outlineStyle") != "none"
+            return
+    raise AssertionError("the keyboard does not lead there")
+
+
+def test_a_job_is_submitted_by_the_keyboard_alone(
+    browser: Browser, url: str, keys: dict[str, str], jobs: Jobs, model_uri: str
+) -> None:
+    def write(label: str, text: str, place: int = 0) -> None:
+        tab_to(page, page.get_by_label(label, exact=True).nth(place))
+        page.keyboard.type(text)
+
+    with watched_page(browser, url) as page:
+        page.goto("/")
+        page.get_by_label("API key").wait_for()
+        page.keyboard.type(keys["acme"])  # The field has the focus.
+        page.keyboard.press("Enter")
+        page.get_by_text("There are no jobs yet.").wait_for()
+        tab_to(page, page.get_by_role("main").get_by_role("link", name="New job"))
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="New job").wait_for()
+
+        where = page.get_by_label("Where will it run?")
+        tab_to(page, where)
+        page.keyboard.type("MLX")
+        assert where.input_value() == "MLX"
+        write("Model", f"{model_uri}/nowhere")
+        field(page, "/model/uri").locator(".field-error:not(:empty)").wait_for()
+        page.keyboard.press("Control+a")
+        page.keyboard.type(f"{model_uri}/model")
+        write("Output", f"{jobs.prefix}/out")
+        write("Name", "By the keyboard")
+        tab_to(page, page.get_by_label("kv groups"))
+        page.keyboard.press("Space")
+        write("Calibration text", f"{model_uri}/text.txt")
+        write("Sequences", "4")
+        write("Tokens each", "32")
+        tab_to(page, page.locator("summary").filter(has_text="Running"))
+        page.keyboard.press("Enter")
+        write("Workers at most", "100")
+        field(page, "/runtime/max_workers").get_by_text("less than or equal to 64").wait_for()
+        page.keyboard.press("Enter")
+        page.get_by_role("button", name=SUBMIT, disabled=False).wait_for()
+        workers = page.get_by_label("Workers at most")
+        assert workers.evaluate("node => node === document.activeElement")  # The wrong field.
+        page.keyboard.press("Control+a")
+        page.keyboard.type("2")
+        estimate = page.get_by_role("complementary", name="Estimate")
+        estimate.get_by_text("Memory by step").wait_for()
+        tab_to(page, page.get_by_role("button", name=SUBMIT))
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", name="By the keyboard").wait_for()
+        record = jobs.services.ledger.get(page.url.rpartition("/")[2])
+    assert record is not None
+    assert record.spec["name"] == "By the keyboard"
+    assert record.spec["pruning"]["layout"] == "uniform"
+    assert record.spec["pruning"]["structures"] == ["ffn_channels", "kv_groups"]
+    assert record.max_workers == 2
