@@ -4,7 +4,7 @@ import { showCompare } from "./compare.js";
 import { showGate } from "./gate.js";
 import { showJob } from "./job.js";
 import { showList } from "./list.js";
-import { forgetKey, getKey } from "./session.js";
+import { askForKey, forgetKey, getKey, watchKey } from "./session.js";
 import { showSubmit } from "./submit.js";
 
 const ROUTES = [
@@ -68,4 +68,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address after # is ours
   main.focus();
 });
+let begun = false;
+watchKey(() => begun && navigate());
+await askForKey();
+begun = true;
 navigate();
