@@ -120,6 +120,15 @@ class SearchReport(Part):
     tries: list[TryReport]
 
 
+class Loading(Part):
+    """How a runtime loads the result."""
+
+    runtime: str
+    note: str = Field(description="What it needs.")
+    language: str = Field(description="Of the example: `python` or `sh`.")
+    example: str = Field(description="A program, or a command, run in the result's directory.")
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -542,6 +551,9 @@ class Report(Part):
     sparsity: SparsitySummary
     target: TargetReport | None = Field(
         default=None, description="Null: the job asked for no size."
+    )
+    loading: list[Loading] = Field(
+        default_factory=list, description="How runtimes load the result, as its README.md says."
     )
     search: SearchReport | None = Field(
         default=None, description="Null: the job did not look for its sparsity."

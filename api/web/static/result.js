@@ -4,6 +4,7 @@ import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { bytes, change, count, duration, number, percent, visible, words } from "./format.js";
 import { layerFigures } from "./layers.js";
+import { nextSteps } from "./next.js";
 import { scatter, tick } from "./plots.js";
 
 // Links are renewed this long before they expire.
@@ -14,11 +15,13 @@ export async function showResult(box, job, signal) {
   const files = h("section", { class: "card" }, h("h2", {}, "Files"));
   const several = job.summary?.sizes;
   const summary = several ? sizesOf(job.summary) : h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
+  const next = h("div", {}, nextSteps(job, []));
   const layers = h("div", { class: "stack" });
-  box.replaceChildren(summary, layers, files);
+  box.replaceChildren(next, summary, layers, files);
   showFiles(files, job.id, signal);
   try {
     const report = await getReport(job.id, signal);
+    next.replaceChildren(nextSteps(job, report.loading ?? []));
     layers.replaceChildren(...(several ? detailsOfSizes(report) : details(report)));
   } catch (error) {
     if (!signal.aborted) layers.replaceChildren(problemBox(error));
@@ -213,7 +216,7 @@ function taskTable({ harness, dense, pruned }) {
 }
 
 function fileTable(files) {
-  const name = (file) => (file.url ? h("a", { href: file.url, download: file.name.split("/").pop(), rel: "noreferrer", target: "_blank" }, file.name) : h("span", { title: file.uri }, file.name));
+  const name = (file) => (file.url ? h("a", { href: file.url, ...(file.name.endsWith(".html") ? {} : { download: file.name.split("/").pop() }), rel: "noreferrer", target: "_blank" }, file.name) : h("span", { title: file.uri }, file.name));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "num" }, "Size"), h("th", { scope: "col" }, "SHA-256"))),
     h("tbody", {}, files.map((file) => h("tr", {}, h("th", { scope: "row" }, name(file)), h("td", { class: "num" }, bytes(file.bytes)), h("td", { class: "mono digest", title: file.sha256 }, `${file.sha256.slice(0, 16)}…`))))));

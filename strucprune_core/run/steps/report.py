@@ -64,7 +64,7 @@ from strucprune_core.report.document import (
 from strucprune_core.report.html import render_html
 from strucprune_core.report.task_retention import retention
 from strucprune_core.run import artifacts
-from strucprune_core.run.card import card_of
+from strucprune_core.run.card import card_of, loading_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of, seen_of
@@ -131,6 +131,7 @@ def _report(job: Job) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         target=target,
+        loading=loading_of(job),
         search=_search(job),
         layers=layers,
         blocks=_blocks(job),
