@@ -16,8 +16,10 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
+from strucprune_core.plan.device_table import shipped_tables
 from tests.support.claims import claim_job
-from tests.support.routes import JOBS, submit
+from tests.support.device_tables import made_table
+from tests.support.routes import JOBS, elsewhere, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:
@@ -67,6 +69,31 @@ def test_validate_says_which_runtimes_load_the_result(
     assert not found["MLX"]["loads"]
     assert "block_configs" in found["MLX"]["remedy"]
     assert answer["estimate"]["export_bytes"]["gguf"] > 0
+
+
+def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> None:
+    table = made_table().model_dump(mode="json")
+    target = {"speedup": 1.05, "context_tokens": 64, "device_table": table}
+    body["pruning"] = {"target": target, "multiple_of": 16}
+    answer = client.post(f"{JOBS}/validate", json=body).json()
+    assert answer["issues"] == []
+    speed = answer["estimate"]["predicted_speed"]
+    assert speed["predicted"] >= 1.05
+    assert (speed["of"], speed["table_sha256"]) == ("decode", made_table().sha256())
+    here = submit(client, body)["links"]["self"]
+    kept = client.get(here).json()["spec"]["pruning"]["target"]["device_table"]
+    assert kept == table
+
+    body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
+    body = elsewhere(body)
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["pointer"] == "/pruning/target/device"
+    assert shipped_tables()[0] in issue["detail"]
+    broken = {**table, "widths": [8]}
+    body["pruning"]["target"] = {"speedup": 1.05, "device_table": broken}
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/pruning/target/device_table"
 
 
 def test_validate_says_what_is_wrong(
@@ -175,10 +202,17 @@ def test_a_running_and_a_failed_job(
         "layers_total": 4,
         "fraction": 0.5,
         "eta_seconds": None,
+        "phases": {"solving": [2, 4]},
+        "unit": "solve.2",
     }
     services.ledger.heartbeat(job_id, claim.fence, 60, progress)
     job = client.get(here).json()
-    assert (job["state"], job["attempt"], job["progress"]) == ("running", 1, progress)
+    assert (job["state"], job["attempt"]) == ("running", 1)
+    titles = {
+        "title": "Pruning and repairing layers",
+        "unit_title": "Prune and repair layer 2",
+    }
+    assert job["progress"] == {**progress, **titles}
     error = {"code": "numerical_failure", "message": "m", "retryable": False, "layer": 3}
     services.ledger.finish(job_id, claim.fence, JobState.FAILED, error=error)
     job = client.get(here).json()
@@ -233,7 +267,7 @@ def test_long_poll_without_a_tag_waits_for_the_end(
 def test_list_pages_and_filters(
     client: TestClient, services: Services, body: dict[str, Any]
 ) -> None:
-    ids = [submit(client, body)["id"] for _ in range(3)]
+    ids = [submit(client, elsewhere(body))["id"] for _ in range(3)]
     first = client.get(JOBS, params={"limit": 2}).json()
     assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
     second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()
@@ -338,6 +372,7 @@ def test_capabilities(client: TestClient) -> None:
         "ffn_blocks",
         "layers",
     ]
+    assert answer["device_tables"] == shipped_tables()
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
     assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]

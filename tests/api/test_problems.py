@@ -312,6 +312,9 @@ def test_openapi(client: TestClient) -> None:
             )
         ),
         "/v1/capabilities",
+        "/v1/models",
+        "/v1/quota",
+        "/v1/workers",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -324,6 +327,7 @@ def test_openapi(client: TestClient) -> None:
         "400",
         "401",
         "403",
+        "409",
         "413",
         "415",
         "422",

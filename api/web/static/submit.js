@@ -25,7 +25,7 @@ export async function showSubmit(main, signal, query) {
   const controls = [];
   const parts = sections(known).map((section) => sectionNode(section, controls, known.defaults));
   const base = origin ? template(origin, controls.map((one) => one.field.pointer), known.defaults) : {};
-  const inherited = inheritedCard((pointer) => apply(pointer, undefined));
+  const inherited = inheritedCard(known.defaults, (pointer) => apply(pointer, undefined));
   const whatFollows = h("div", { "aria-live": "polite" });
   const ways = h("div", {});
   find(WHERE).node.append(whatFollows, ways);
@@ -73,7 +73,7 @@ export async function showSubmit(main, signal, query) {
 
   function showWhatApplies() {
     for (const { field, node } of controls) {
-      if (field.when) node.hidden = find(field.when[0]).read() !== field.when[1];
+      if (field.when) node.hidden = !field.when.slice(1).includes(find(field.when[0]).read());
     }
     inherited.update(spec(), controls.map((one) => one.field.pointer));
   }
@@ -126,7 +126,9 @@ export async function showSubmit(main, signal, query) {
       if (body.pruning[part]?.steps === undefined) delete body.pruning[part];
     }
     const { target } = body.pruning;
-    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio"].every((name) => target[name] == null)) delete body.pruning.target;
+    // A table that came with the job that the form was filled from stays while none is chosen.
+    if (target && (target.speedup == null || target.device)) delete target.device_table;
+    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"].every((name) => target[name] == null)) delete body.pruning.target;
     for (const part of ["model", "output", "pruning", "calibration"]) body[part] ??= {};
     return body;
   }
