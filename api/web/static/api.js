@@ -17,6 +17,7 @@ export class ApiProblem extends Error {
 }
 
 export const capabilities = (signal) => json("v1/capabilities", { signal });
+export const listModels = (prefix, signal) => json(`v1/models?${new URLSearchParams({ prefix })}`, { signal });
 export const getJob = (id, signal) => json(path(id), { signal });
 export const getReport = (id, signal) => json(`${path(id)}/report?format=json`, { signal });
 /** All files, page by page, with download links. */

@@ -7,6 +7,7 @@ import { fieldOf, sections, setValue, valueAt } from "./fields.js";
 import { inheritedCard, pathOf, template } from "./inherited.js";
 import { control } from "./inputs.js";
 import { mendButtons } from "./mends.js";
+import { suggestModels } from "./suggestions.js";
 import { consequence, settingsOf, WHERE } from "./where.js";
 
 const QUIET_MILLISECONDS = 500;
@@ -29,6 +30,7 @@ export async function showSubmit(main, signal, query) {
   const whatFollows = h("div", { "aria-live": "polite" });
   const ways = h("div", {});
   find(WHERE).node.append(whatFollows, ways);
+  suggestModels(find("/model/uri").node.querySelector("input"), signal);
   const problems = h("div", {});
   const estimate = h("div", { "aria-live": "polite" });
   const button = h("button", { class: "primary" }, "Submit job");

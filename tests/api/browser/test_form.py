@@ -130,6 +130,19 @@ def test_problems_of_storage_show_at_once(page: Page, jobs: Jobs, model_uri: str
     assert field(page, "/model/uri").locator(".field-error").text_content()
 
 
+def test_models_are_suggested(page: Page, model_uri: str) -> None:
+    page.goto("/#/new")
+    model = page.get_by_label("Model", exact=True)
+    model.fill(f"{model_uri}/mo")
+    suggested = field(page, "/model/uri").locator("datalist option")
+    suggested.first.wait_for(state="attached")
+    values = suggested.evaluate_all("nodes => nodes.map((node) => node.value)")
+    assert values == [f"{model_uri}/model"]
+    assert model.evaluate("node => node.list.options.length") == 1
+    model.fill(f"{model_uri}/nothing")
+    suggested.first.wait_for(state="detached")
+
+
 # Settings without a field in the form.
 FURTHER: dict[str, Any] = {
     "damping": 0.02,
