@@ -5,7 +5,7 @@ from __future__ import annotations
 from api.allowed_hub import is_allowed
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.spec import JobSpec
+from strucprune_core.plan.places import NamesPlaces, named_uris
 from strucprune_core.storage.uri import canonical, contains, parse_uri
 
 
@@ -15,21 +15,10 @@ class UriNotAllowed(InvalidSpec):
     code = "uri_not_allowed"
 
 
-def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAllowed]:
+def uri_issues(job: NamesPlaces, tenant: str, settings: Settings) -> list[UriNotAllowed]:
     """One error for each URI of the job that its tenant may not use."""
-    uris = {
-        "model.uri": spec.model.uri,
-        "output.uri_prefix": spec.output.uri_prefix,
-    }
-    if spec.model.adapter_uri is not None:
-        uris["model.adapter_uri"] = spec.model.adapter_uri
-    if spec.calibration.uri is not None:
-        uris["calibration.uri"] = spec.calibration.uri
-    if spec.evaluation is not None:
-        uris["evaluation.uri"] = spec.evaluation.uri
-        if spec.evaluation.task_files is not None:
-            uris["evaluation.task_files"] = spec.evaluation.task_files
-    refusals = ((field, refusal(uri, tenant, settings)) for field, uri in uris.items())
+    uris = named_uris(job).items()
+    refusals = ((field, refusal(uri, tenant, settings)) for field, uri in uris)
     return [
         UriNotAllowed(found[0], field=field, remedy=found[1])
         for field, found in refusals

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WrapValidator,
+)
 
 from strucprune_core.spec import JobSpec
 
@@ -40,6 +48,19 @@ class Notifications(BaseModel):
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The body of a job that is not valid as a whole.
+
+    Attributes:
+        error: What is wrong with it.
+        body: The body.
+    """
+
+    error: ValidationError
+    body: dict[str, Any]
+
+
 class JobRequest(JobSpec):
     """A job to run, which one it goes on from, and where to send webhooks about it."""
 
@@ -58,3 +79,18 @@ class JobRequest(JobSpec):
         """The job alone, as it is journalled and as workers run it."""
         own = set(JobRequest.model_fields) - set(JobSpec.model_fields)
         return JobSpec.model_validate(self.model_dump(mode="json", exclude=own))
+
+
+def _or_unfinished(
+    body: Any, validate: ModelWrapValidatorHandler[JobRequest]
+) -> JobRequest | Unfinished:
+    try:
+        return validate(body)
+    except ValidationError as error:
+        if not isinstance(body, dict):
+            raise
+        return Unfinished(error, body)
+
+
+PerhapsJob = Annotated[JobRequest, WrapValidator(_or_unfinished)]
+"""A `JobRequest`, or an `Unfinished` one where the body is an object; described as the former."""

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 
-from api.admission import admit_job
+from api.admission import admit_job, output_issues
 from api.allow_list import uri_issues
 from api.extension import extension_issues, workspace_of
 from api.inspection.verdict import Verdict
@@ -25,6 +25,7 @@ from api.jobs.archive import recall
 from api.jobs.doorbell import ring_if_missing
 from api.jobs.journal import ID_HEX_DIGITS, JournalEntry, new_id
 from api.jobs.ledger import LedgerUnavailable
+from api.jobs.limits import TenantLimits
 from api.jobs.record import JobRecord
 from api.jobs.sequel import deleted
 from api.jobs.state import JobState
@@ -36,7 +37,9 @@ from api.settings import Settings
 from api.webhooks.outbox import Subscription
 from api.webhooks.targets import WebhookNotAllowed, parse_target
 from strucprune_core.errors import StrucPruneError
-from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.partial import PartialJob
+from strucprune_core.plan.pins import pinned_parts, pinned_spec
+from strucprune_core.plan.places import named_uris
 from strucprune_core.spec import JobSpec
 
 
@@ -133,7 +136,7 @@ def examine(
     notifications: Notifications | None = None,
     extends: str | None = None,
 ) -> tuple[Verdict, JobSpec]:
-    """Judge a job: what would keep it from working. Reads nothing if a URI is not allowed.
+    """Judge a job: what would keep it from working. Reads nothing at a URI that is not allowed.
 
     The verdict comes with the job as it was judged: a branch of a hub is replaced by its commit.
 
@@ -145,30 +148,56 @@ def examine(
         StorageError: the job extends another one, and the journal does not answer.
         LedgerUnavailable: it does, and the ledger does not answer.
     """
-    limits = services.settings.limits_of(tenant)
-    late: list[StrucPruneError] = [
-        *deadline_issues(spec, limits),
-        *priority_issues(spec, limits),
-        *label_issues(spec),
-    ]
-    refused = [
-        *uri_issues(spec, tenant, services.settings),
-        *webhook_issues(notifications, tenant, services.settings),
-    ]
-    if refused:
-        return Verdict([*refused, *late]), spec
+    about_webhook = webhook_issues(notifications, tenant, services.settings)
+    allowed = not uri_issues(spec, tenant, services.settings)
     try:
-        spec = pinned_spec(spec, services.stores.pinned)
-    except StrucPruneError as error:
-        return Verdict([error, *late]), spec
-    late += extension_issues(services, tenant, spec, extends)
-    found = services.inspectors.judge(
-        spec,
-        limits,
-        services.stores.open,
-        task_downloads=services.settings.task_downloads,
+        judged = pinned_spec(spec, services.stores.pinned) if allowed else None
+    except StrucPruneError:
+        judged = None
+    if judged is None:  # The other places are checked all the same.
+        return Verdict(
+            [*examine_parts(services, tenant, PartialJob.of(spec)), *about_webhook]
+        ), spec
+    limits = services.settings.limits_of(tenant)
+    found = _judge(services, judged, limits)
+    late = [
+        *_issues_of_limits(judged, limits),
+        *about_webhook,
+        *extension_issues(services, tenant, judged, extends),
+    ]
+    return (replace(found, issues=[*found.issues, *late]) if late else found), judged
+
+
+def examine_parts(services: Services, tenant: str, job: PartialJob) -> list[StrucPruneError]:
+    """What is wrong with the parts of a job that are known, as `examine` of a whole job.
+
+    Raises:
+        InspectionUnavailable: as `examine`.
+    """
+    limits = services.settings.limits_of(tenant)
+    refused = uri_issues(job, tenant, services.settings)
+    for issue in refused:
+        job = job.without(str(issue.field))
+    job, unpinned = pinned_parts(job, services.stores.pinned)
+    found = _judge(services, job, limits) if named_uris(job) else Verdict()
+    issues = [*refused, *unpinned, *found.issues, *_issues_of_limits(job, limits)]
+    if job.output is not None and not any(each.field == "output.uri_prefix" for each in issues):
+        issues += output_issues(services, tenant, job.output.uri_prefix)
+    return issues
+
+
+def _judge(services: Services, job: JobSpec | PartialJob, limits: TenantLimits) -> Verdict:
+    return services.inspectors.judge(
+        job, limits, services.stores.open, task_downloads=services.settings.task_downloads
     )
-    return (replace(found, issues=[*found.issues, *late]) if late else found), spec
+
+
+def _issues_of_limits(job: JobSpec | PartialJob, limits: TenantLimits) -> list[StrucPruneError]:
+    return [
+        *deadline_issues(job, limits),
+        *priority_issues(job, limits),
+        *label_issues(job),
+    ]
 
 
 def webhook_issues(

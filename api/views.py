@@ -268,6 +268,9 @@ class Capabilities(BaseModel):
     solvers: list[str]
     layouts: list[str]
     exports: list[str]
+    defaults: dict[str, Any] = Field(
+        description="Defaults of a job's fields, by dotted path; of some it depends on others."
+    )
     runtimes: list[Runtime]
     device_tables: list[str]
     limits: Limits

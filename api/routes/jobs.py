@@ -17,15 +17,17 @@ from api.admission import output_issues
 from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
+from api.inspection.inspectors import InspectionUnavailable
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
-from api.problems import field_error, invalid
-from api.request import LABEL, JobRequest
+from api.problems import ApiError, field_error, invalid, unfinished
+from api.request import LABEL, JobRequest, PerhapsJob, Unfinished
 from api.services import Services, Wired
-from api.submission import examine, submit
+from api.submission import examine, examine_parts, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
+from strucprune_core.plan.partial import PartialJob
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60
@@ -106,12 +108,16 @@ async def submit_job(
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
-async def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
+async def validate_job(request: PerhapsJob, principal: Writer, services: Wired) -> ValidationView:
     """Report what is wrong with a job, or what it would cost, without submitting it.
 
-    Reads the model's configuration and weight headers only.
+    Reads the model's configuration and weight headers only. Of a job that is not complete, or wrong
+    in some fields, the places that it names are checked all the same.
     """
-    tenant, spec = principal.tenant, request.job_spec()
+    tenant = principal.tenant
+    if isinstance(request, Unfinished):
+        raise await _unfinished(request, tenant, services)
+    spec = request.job_spec()
     async with services.inspections.turn(tenant):
         verdict, _ = await run_in_threadpool(
             examine, services, tenant, spec, request.notifications, request.extends
@@ -127,6 +133,17 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
         return ValidationView(valid=False, issues=issues, estimate=None)
     runtimes = list(verdict.runtimes or ())
     return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
+
+
+async def _unfinished(request: Unfinished, tenant: str, services: Services) -> ApiError:
+    """The answer to a job that is not valid as a whole."""
+    parts = PartialJob.salvaged(request.body)
+    async with services.inspections.turn(tenant):
+        try:
+            issues = await run_in_threadpool(examine_parts, services, tenant, parts)
+        except InspectionUnavailable as error:
+            issues = [error]  # What is wrong with the body itself is known all the same.
+    return unfinished(request.error, issues)
 
 
 @router.get(

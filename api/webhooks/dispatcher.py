@@ -313,6 +313,7 @@ def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
             "run": event.data.get("run", 1),
             "attempt": event.data.get("attempt"),
             "error": event.data.get("error"),
+            "name": record.spec.get("name"),
             "labels": record.labels,
         },
     }

@@ -88,6 +88,12 @@ class Job(_Answer):
     etag: str | None = None
 
     @property
+    def name(self) -> str | None:
+        """What people call it, as its specification says."""
+        name = self.spec.get("name")
+        return name if isinstance(name, str) else None
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more will happen to it."""
         return self.state in ENDED
@@ -145,12 +151,18 @@ class LogPage(_Answer):
 
 
 class FieldError(_Answer):
-    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do."""
+    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do.
+
+    Attributes:
+        mends: Changes of one field each (`field`, a dotted path, and `value`; None leaves it out),
+            of which any cures it.
+    """
 
     pointer: str | None = None
     parameter: str | None = None
     code: str
     detail: str
+    mends: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Validation(_Answer):

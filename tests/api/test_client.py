@@ -737,10 +737,13 @@ def test_a_job_is_submitted_by_options(
     named = (
         *("--model", body["model"]["uri"], "--output", body["output"]["uri_prefix"]),
         *("--calibration", body["calibration"]["uri"], "--sparsity", "0.25"),
-        *("--priority", "high", "--label", "team=a"),
+        *("--priority", "high", "--label", "team=a", "--name", "Nightly"),
     )
     job = json.loads(command("submit", *named, "--json").stdout)
     assert job["labels"] == {"team": "a"}
+    assert job["spec"]["name"] == "Nightly"
+    assert "Nightly" in command("show", job["id"]).stdout
+    assert "Nightly" in command("list").stdout
     assert job["spec"]["pruning"]["sparsity"] == 0.25
     assert job["spec"]["runtime"]["priority"] == "high"
 

@@ -10,6 +10,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from api.inspection.inspectors import InspectionUnavailable, Inspectors
 from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -112,6 +113,81 @@ def test_validate_says_what_is_wrong(
         "/pruning/sparsity": "invalid_spec",
         "/output/uri_prefix": "output_not_empty",
     }
+
+
+def test_validate_checks_places_of_a_job_that_is_not_complete(
+    client: TestClient, body: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/something").touch()
+    model = {"uri": str(tmp_path / "nothing")}
+    for partial, storage in (
+        ({"model": model}, {"/model/uri"}),
+        ({"output": body["output"]}, {"/output/uri_prefix"}),
+        ({"calibration": model, "pruning": {"sparsity": 7}}, {"/calibration/uri"}),
+        ({"evaluation": model, "runtime": {"max_workers": 0}}, {"/evaluation/uri"}),
+        (
+            {**body, "model": model, "pruning": {"sparsity": "much"}},
+            {"/model/uri", "/output/uri_prefix"},
+        ),
+    ):
+        answer = client.post(f"{JOBS}/validate", json=partial)
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "validation_failed")
+        codes = {error["pointer"]: error["code"] for error in problem["errors"]}
+        found = {
+            pointer
+            for pointer, code in codes.items()
+            if code in ("object_not_found", "output_not_empty")
+        }
+        assert found == storage
+        assert len(codes) > len(found)  # What is missing is said as well.
+        submitted = client.post(JOBS, json=partial).json()
+        assert [each["pointer"] for each in submitted["errors"]] == [
+            error["pointer"] for error in problem["errors"] if error["pointer"] not in storage
+        ]
+
+
+def test_a_place_that_is_not_allowed_hides_no_other_problem(
+    client: TestClient, body: dict[str, Any], services: Services, tmp_path: Path
+) -> None:
+    body["output"]["uri_prefix"] = services.settings.state_uri
+    body["model"]["uri"] = str(tmp_path / "nothing")
+    issues = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert {issue["pointer"]: issue["code"] for issue in issues} == {
+        "/output/uri_prefix": "uri_not_allowed",
+        "/model/uri": "object_not_found",
+    }
+    del body["calibration"]
+    errors = client.post(f"{JOBS}/validate", json=body).json()["errors"]
+    assert [error["code"] for error in errors] == [
+        "missing",
+        "uri_not_allowed",
+        "object_not_found",
+    ]
+
+
+def test_helpers_that_are_busy_hide_no_malformed_field(
+    client: TestClient, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: Any, **__: Any) -> Any:
+        raise InspectionUnavailable("Too many jobs are being checked.")
+
+    monkeypatch.setattr(Inspectors, "judge", busy)
+    body["pruning"]["sparsity"] = 30
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 422
+    wrong, unknown = answer.json()["errors"]
+    assert wrong["pointer"] == "/pruning/sparsity"
+    assert (unknown["code"], unknown["pointer"]) == ("inspection_unavailable", None)
+
+
+def test_both_ways_in_describe_the_same_body(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    submitted, validated = (
+        paths[path]["post"]["requestBody"] for path in (JOBS, f"{JOBS}/validate")
+    )
+    assert submitted == validated
 
 
 def test_a_running_and_a_failed_job(

@@ -434,7 +434,8 @@ def test_a_job_is_told_about(
     receiver: Receiver,
     body: dict[str, Any],
 ) -> None:
-    job = submit(client, wishing(body, receiver, "job.running", "job.succeeded"))
+    named = {**body, "name": "nightly"}
+    job = submit(client, wishing(named, receiver, "job.running", "job.succeeded"))
     assert "notifications" not in job["spec"]
     dispatcher.step()
     assert receiver.requests == []
@@ -453,6 +454,7 @@ def test_a_job_is_told_about(
         "run": 1,
         "attempt": 1,
         "error": None,
+        "name": "nightly",
         "labels": {"team": "nlp"},
     }
     ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]

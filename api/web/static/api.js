@@ -17,6 +17,7 @@ export class ApiProblem extends Error {
 }
 
 export const capabilities = (signal) => json("v1/capabilities", { signal });
+export const listModels = (prefix, signal) => json(`v1/models?${new URLSearchParams({ prefix })}`, { signal });
 export const getQuota = (signal) => json("v1/quota", { signal });
 /** For keys with the scope admin. */
 export const getWorkers = (signal) => json("v1/workers", { signal });

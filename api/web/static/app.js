@@ -4,7 +4,7 @@ import { showCompare } from "./compare.js";
 import { showGate } from "./gate.js";
 import { showJob } from "./job.js";
 import { showList } from "./list.js";
-import { forgetKey, getKey } from "./session.js";
+import { askForKey, forgetKey, getKey, watchKey } from "./session.js";
 import { showSubmit } from "./submit.js";
 import { showUsage } from "./usage.js";
 
@@ -70,4 +70,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address after # is ours
   main.focus();
 });
+let begun = false;
+watchKey(() => begun && navigate());
+await askForKey();
+begun = true;
 navigate();

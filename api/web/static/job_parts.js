@@ -19,9 +19,11 @@ export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
   return `${percent(sparsity, 0)} sparsity`;
 }
 
-/** A job's name for people: its model, and how much goes. */
-export const title = ({ spec: { model, pruning } }) =>
-  `${leaf(model.uri)}, ${howMuch(pruning)}`;
+/** What a job does, in few words: its model, and how much goes. */
+export const task = ({ spec: { model, pruning } }) => `${leaf(model.uri)}, ${howMuch(pruning)}`;
+
+/** What a job is called: its name, or else what it does. */
+export const title = (job) => job.spec.name ?? task(job);
 
 /** A bar and a line of text, kept up to date by `update(job)`. */
 export function progressBar() {
