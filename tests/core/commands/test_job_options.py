@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from strucprune_core.commands.job_options import OPTIONS, JobOption, job_body, parse_spec
+from strucprune_core.commands.job_body import job_body, parse_spec
+from strucprune_core.commands.job_options import OPTIONS, JobOption
 from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec

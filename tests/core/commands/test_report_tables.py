@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from strucprune_core.commands.console import show_samples, show_speed
+from strucprune_core.commands.report_tables import show_samples, show_speed
 from strucprune_core.report.document import Continuation, SampleReport
 from tests.support.reports import made_speed
 

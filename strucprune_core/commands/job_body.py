@@ -1,0 +1,110 @@
+"""The specification of a job from a file and the options beside it. No torch."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from pydantic import ValidationError
+
+from strucprune_core.commands.console import local_path
+from strucprune_core.commands.job_options import OPTIONS, Path_
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import JobSpec
+
+
+def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
+    """The specification of a file and of the options given beside it.
+
+    Args:
+        spec: Name of a JSON file, or "-"; None for no file.
+        given: Values of options by field; None where an option is not given.
+
+    Raises:
+        InvalidSpec: the file cannot be read, or an option's value.
+    """
+    body = read_spec(spec) if spec is not None else {}
+    for option in OPTIONS:
+        value = given.get(option.path)
+        if value is not None:
+            _section(body, option.path)[option.path[-1]] = option.value(value)
+    for name in ("model", "output", "pruning", "calibration"):
+        body.setdefault(name, {})
+    return _without_zeros(_self_calibrated(body, given))
+
+
+def _section(body: dict[str, Any], path: Path_) -> dict[str, Any]:
+    for name in path[:-1]:
+        if not isinstance(body.get(name), dict):
+            body[name] = {}
+        body = body[name]
+    return body
+
+
+def _self_calibrated(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str, Any]:
+    """`--calibration` names the source `self`, or a file, whichever the specification had."""
+    text = given.get(("calibration", "uri"))
+    if text is not None:
+        body["calibration"]["source"] = "self" if text == "self" else "file"
+    if text == "self":
+        del body["calibration"]["uri"]
+    return body
+
+
+def _without_zeros(body: dict[str, Any]) -> dict[str, Any]:
+    """`--recover-steps 0` and `--distill-steps 0` leave a training out."""
+    pruning = body["pruning"]
+    if isinstance(pruning, dict):
+        for name in ("recover", "distill"):
+            if isinstance(pruning.get(name), dict) and pruning[name].get("steps") == 0:
+                del pruning[name]
+    return body
+
+
+def read_spec(name: str) -> dict[str, Any]:
+    """A JSON object from a file, or from standard input for "-".
+
+    Raises:
+        InvalidSpec: the file cannot be read, or holds something else.
+    """
+    try:
+        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
+        body = json.loads(text)
+    except OSError as error:
+        raise InvalidSpec(
+            f"cannot read {name}: {error.strerror}", remedy="Check its name and its permissions."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise InvalidSpec(
+            f"{name} does not hold a JSON object",
+            remedy="Write the job as REST takes it, as one object.",
+        )
+    return body
+
+
+def parse_spec(body: dict[str, Any]) -> JobSpec:
+    """The specification, checked.
+
+    Raises:
+        InvalidSpec: with the first field that is wrong; one that is missing is named as an option.
+    """
+    try:
+        return JobSpec.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        path = tuple(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise InvalidSpec(f"{_option_of(path)} is missing", field=".".join(path)) from None
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+        raise InvalidSpec(message + given, field=".".join(path)) from None
+
+
+def _option_of(path: Path_) -> str:
+    if path == ("model", "uri"):
+        return "MODEL"
+    names = [f"--{option.name}" for option in OPTIONS if option.path == path]
+    return names[0] if names else ".".join(path)

@@ -1,0 +1,47 @@
+"""`strucprune jobs cancel`, `pause`, `resume`, `retry` and `delete`. No torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from strucprune_core.commands.console import JsonOption, failures, show
+from strucprune_core.commands.jobs.service import JobArgument, UrlOption, connect
+from strucprune_core.commands.jobs.view import print_job
+
+
+def cancel(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Cancel a job: at once if it waits, at its next safe point if it runs."""
+    with failures(as_json), connect(url) as client:
+        print_job(client.cancel(job), as_json)
+
+
+def pause(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Pause a job; its finished layers are kept."""
+    with failures(as_json), connect(url) as client:
+        print_job(client.pause(job), as_json)
+
+
+def resume(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Continue a paused job."""
+    with failures(as_json), connect(url) as client:
+        print_job(client.resume(job), as_json)
+
+
+def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
+    """Run a failed or cancelled job again, from its last finished layer."""
+    with failures(as_json), connect(url) as client:
+        print_job(client.retry(job), as_json)
+
+
+def delete(
+    job: JobArgument,
+    outputs: Annotated[bool, typer.Option(help="Also remove the files it has published.")] = False,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove a job that has ended."""
+    with failures(as_json), connect(url) as client:
+        client.delete(job, outputs=outputs)
+        show({"id": job, "deleted": True, "outputs": outputs}, as_json)

@@ -1,0 +1,58 @@
+"""`strucprune jobs submit`. No torch."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from strucprune_core.commands.console import EXIT_FAILED, JsonOption, failures, show, stderr
+from strucprune_core.commands.estimate_table import show_estimate
+from strucprune_core.commands.job_command import JobBody, takes_job
+from strucprune_core.commands.jobs.service import UrlOption, connect
+from strucprune_core.commands.jobs.view import print_job
+from strucprune_core.commands.jobs.watch import watch_job
+
+
+@takes_job(service=True)
+def submit(
+    body: JobBody,
+    watch: Annotated[bool, typer.Option(help="Then watch it until it ends.")] = False,
+    validate: Annotated[
+        bool, typer.Option(help="Only say what is wrong or what it would cost.")
+    ] = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Repeating it with the same job makes no second job.")
+    ] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Submit a job and print its id."""
+    with failures(as_json):
+        job_body = body()
+        with connect(url) as client:
+            if validate:
+                verdict = client.validate(job_body)
+                _show(verdict.model_dump(mode="json"), as_json)
+                raise typer.Exit(0 if verdict.valid else EXIT_FAILED)
+            job = client.submit(job_body, idempotency_key=idempotency_key)
+        if watch:
+            if not as_json:
+                stderr.print(f"submitted {job.id}", highlight=False)
+            watch_job(job.id, url, as_json)
+        elif as_json:
+            print_job(job, as_json)
+        else:
+            sys.stdout.write(f"{job.id}\n")
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    """The result of a validation, one issue a line."""
+    if as_json:
+        show(result, as_json)
+        return
+    estimate = result["estimate"] or {}
+    show_estimate({"valid": result["valid"], **estimate}, as_json)
+    for issue in result["issues"]:
+        stderr.print(f"{issue['pointer'] or ''}: {issue['detail']}", markup=False, highlight=False)

@@ -1,0 +1,22 @@
+"""`strucprune verify`: whether a pruned checkpoint is whole and loads."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from strucprune_core.commands.console import JsonOption, failures, show
+
+
+def verify(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A pruned checkpoint: directory, s3:// or hf://.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
+    from strucprune_core.evaluation.standalone import verify_checkpoint
+
+    with failures(as_json):
+        show(verify_checkpoint(directory), as_json)
