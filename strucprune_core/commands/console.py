@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
+from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.uri import parse_uri
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
@@ -26,26 +25,6 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 stderr = Console(stderr=True)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
-
-@contextmanager
-def failures(as_json: bool) -> Iterator[None]:
-    """Show a failure as one readable message (or JSON) and exit with its code."""
-    try:
-        yield
-    except StrucPruneError as error:
-        fail(error, as_json)
-
-
-def fail(error: StrucPruneError, as_json: bool) -> NoReturn:
-    """Show a failure and exit with its code."""
-    if as_json:
-        sys.stdout.write(json.dumps({"error": error.as_dict()}) + "\n")
-    stderr.print(f"[bold red]error[/] ({error.code}) ", end="")
-    stderr.print(f"{error}{_place(error)}", markup=False, highlight=False)
-    usage = isinstance(error, InvalidSpec)
-    stopped = isinstance(error, Stopped)
-    raise typer.Exit(EXIT_INTERRUPTED if stopped else EXIT_USAGE if usage else EXIT_FAILED)
 
 
 def local_path(text: str, option: str | None = None) -> Path:
@@ -61,13 +40,6 @@ def local_path(text: str, option: str | None = None) -> Path:
     except ValueError as error:
         raise InvalidSpec(str(error), field=option) from error
     raise InvalidSpec(f"'{text}' is not on this machine", field=option, remedy="Give a local path.")
-
-
-def _place(error: StrucPruneError) -> str:
-    """The layer at fault and the phase of the job, if there is one."""
-    if error.layer is None:
-        return ""
-    return f" (layer {error.layer}, {error.phase})" if error.phase else f" (layer {error.layer})"
 
 
 def progress_bar() -> Progress:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from strucprune_core.commands.console import JsonOption, failures
+from strucprune_core.commands.console import JsonOption
 from strucprune_core.commands.estimate_table import show_estimate
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.job_body import parse_spec
 from strucprune_core.commands.job_command import JobBody, takes_job
 
 
 @takes_job()
 def estimate(body: JobBody, as_json: JsonOption = False) -> None:
-    """Estimate a job: sizes before and after, memory by step, disk, work. Reads no weights.
+    """Estimate what a job will need and produce.
+
+    Sizes before and after, memory by step, disk and work; no weights are read.
 
     Takes the options of prune. The default is 30 % and a perplexity report of the default size.
     """

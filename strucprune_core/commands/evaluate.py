@@ -6,17 +6,19 @@ from typing import Annotated, Any
 
 import typer
 
-from strucprune_core.commands.arguments import DeviceOption, ModelArgument
-from strucprune_core.commands.console import JsonOption, failures, progress_bar, show
+from strucprune_core.commands.arguments import DeviceOption, ModelArgument, whole_number
+from strucprune_core.commands.console import JsonOption, progress_bar, show
+from strucprune_core.commands.failures import failures
 
 
 def evaluate(
     model: ModelArgument,
     text: Annotated[
-        str | None, typer.Option(help="Text (UTF-8); windows are taken from its start.")
+        str | None,
+        typer.Option(metavar="URI", help="Text (UTF-8); windows are taken from its start."),
     ] = None,
-    sequences: Annotated[int, typer.Option(min=1, help="Windows of the text.")] = 24,
-    sequence_length: Annotated[int, typer.Option(min=8, help="Tokens per window.")] = 1024,
+    sequences: Annotated[int, whole_number("NUMBER", "Windows of the text.")] = 24,
+    sequence_length: Annotated[int, whole_number("TOKENS", "Tokens per window.", least=8)] = 1024,
     tasks: Annotated[
         str | None,
         typer.Option(
@@ -25,22 +27,31 @@ def evaluate(
         ),
     ] = None,
     task_files: Annotated[
-        str | None, typer.Option(help="Directory, s3:// or hf:// prefix with task files.")
+        str | None,
+        typer.Option(metavar="URI", help="Directory, s3:// or hf:// prefix with task files."),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Documents of each task, from the first.")
+        int | None,
+        whole_number("NUMBER", "Documents of each task, from the first. By default all."),
     ] = None,
     num_fewshot: Annotated[
-        int | None, typer.Option(min=0, help="Examples before each document of a task.")
+        int | None,
+        whole_number(
+            "NUMBER",
+            "Examples before each document of a task. By default as the task says.",
+            least=0,
+        ),
     ] = None,
     device: DeviceOption = "auto",
-    micro_batch_tokens: Annotated[int, typer.Option(min=8, help="Tokens per pass.")] = 4096,
+    micro_batch_tokens: Annotated[
+        int, whole_number("TOKENS", "Tokens pushed through a layer at a time.", least=8)
+    ] = 4096,
     as_json: JsonOption = False,
 ) -> None:
-    """Judge a model, streamed: its perplexity on a text, its scores on tasks, or both.
+    """Judge a model by perplexity, tasks, or both.
 
-    Each window of a text is scored on its own. Tasks need lm-evaluation-harness: pip install
-    'strucprune[tasks]'.
+    One layer is in memory at a time. Each window of a text is scored on its own. Tasks need
+    lm-evaluation-harness: pip install 'strucprune[tasks]'.
     """
     from strucprune_core.errors import InvalidSpec
 

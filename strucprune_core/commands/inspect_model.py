@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from strucprune_core.commands.arguments import ModelArgument
-from strucprune_core.commands.console import JsonOption, failures, show
+from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.failures import failures
 
 if TYPE_CHECKING:
     from strucprune_core.models.config import ModelConfig

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from strucprune_core.commands.console import local_path
-from strucprune_core.commands.job_options import OPTIONS, Path_
+from strucprune_core.commands.job_options import OPTIONS, Path_, option_of
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
+from strucprune_core.spec_errors import problem_of
 
 
 def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
@@ -94,17 +97,18 @@ def parse_spec(body: dict[str, Any]) -> JobSpec:
     try:
         return JobSpec.model_validate(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = tuple(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise InvalidSpec(f"{_option_of(path)} is missing", field=".".join(path)) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        raise InvalidSpec(message + given, field=".".join(path)) from None
+        raise _refused(error.errors(include_url=False)) from None
 
 
-def _option_of(path: Path_) -> str:
-    if path == ("model", "uri"):
-        return "MODEL"
-    names = [f"--{option.name}" for option in OPTIONS if option.path == path]
-    return names[0] if names else ".".join(path)
+def _refused(errors: Sequence[ErrorDetails]) -> InvalidSpec:
+    # A name that is misspelt is both unknown and missing: the unknown one says more.
+    first = min(errors, key=lambda each: each["type"] != "extra_forbidden")
+    path = tuple(str(part) for part in first["loc"])
+    field = ".".join(path)
+    if first["type"] == "missing":
+        name = "MODEL" if path == ("model", "uri") else option_of(path) or field
+        return InvalidSpec(f"{name} is missing", field=field, remedy=f"Give {name}.")
+    wrong, cure = problem_of(first)
+    given = first["input"]
+    shown = "" if isinstance(given, dict) else f" (got {given!r})"
+    return InvalidSpec(wrong + shown, field=field, remedy=cure)

@@ -10,9 +10,8 @@ import inspect
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -51,18 +50,6 @@ _NAMES: dict[Path_, str] = {
     ("evaluation", "num_fewshot"): "num-fewshot",
     ("evaluation", "min_task_retention"): "min-task-retention",
     ("labels",): "label",
-}
-# Where the command says more than the field.
-_HELP: dict[Path_, str] = {
-    ("calibration", "uri"): "Text (UTF-8), JSON lines or parquet; or `self`, text that the model "
-    "writes (a file of that name is ./self).",
-    ("pruning", "recover", "steps"): "Steps of training for each pruned layer; 0 leaves it out. "
-    "[default: 0]",
-    (
-        "pruning",
-        "distill",
-        "steps",
-    ): "Steps of a last training of the whole model; 0 leaves it out. [default: 0]",
 }
 # Numbers that people write with a unit, which the field itself understands: "120M".
 _AS_TEXT: frozenset[Path_] = frozenset({("pruning", "target", "parameters")})
@@ -114,45 +101,6 @@ class JobOption:
         """Whether only a service uses it."""
         return self.path[-1] in _OF_A_SERVICE
 
-    def as_parameter(self) -> inspect.Parameter:
-        """The option as a parameter of a command: None where it is not given."""
-        negative = f"/--no-{self.name}" if self.kind is bool else ""
-        option = typer.Option(
-            f"--{self.name}{negative}",
-            help=_HELP.get(self.path) or f"{self.field.description}{self._default()}",
-            metavar=self._metavar(),
-            show_default=False,
-        )
-        return keyword(self.parameter, Annotated[self._type() | None, option], None)
-
-    def _type(self) -> Any:
-        """The type that the command line's text is turned into."""
-        if self.is_list:
-            return list[str]
-        plain = self.kind in (bool, int, float) and not self.is_size
-        plain = plain and self.path not in _AS_TEXT
-        return self.kind if plain else str
-
-    def _default(self) -> str:
-        """The default as help shows it, if there is one to show."""
-        default = self.field.get_default(call_default_factory=True, validated_data={})
-        if self.field.is_required() or default is None or default in ({}, ()):
-            return ""
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        return f" [default: {shown}]"
-
-    def _metavar(self) -> str | None:
-        kind = self.kind
-        if get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-        if get_origin(kind) is Literal:
-            return "[" + "|".join(get_args(kind)) + "]"
-        if get_origin(kind) is dict:
-            return "NAME=VALUE" if self.path == ("labels",) else "LAYER=SHARE"
-        if self.path in _AS_TEXT:
-            return "NUMBER"
-        return "SIZE" if self.is_size else None
-
     def value(self, given: Any) -> Any:
         """What the field is set to.
 
@@ -163,6 +111,8 @@ class JobOption:
             return _size(given, f"--{self.name}")
         if get_origin(self.kind) is dict:
             return dict(_pair(each, f"--{self.name}") for each in given)
+        if self.kind in (int, float) and self.path not in _AS_TEXT:
+            return _number(given, self.kind)
         return given
 
 
@@ -190,10 +140,21 @@ OPTIONS = tuple(_fields(JobSpec))
 """All of them, in the order of the specification; the first is the model."""
 
 
-def keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    """A parameter of a command, by keyword."""
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+_BY_PATH = {option.path: option for option in OPTIONS}
+
+
+def option_of(path: Path_) -> str | None:
+    """The option that sets a field, with its dashes; None where there is none."""
+    found = _BY_PATH.get(path)
+    return None if found is None else f"--{found.name}"
+
+
+def _number(text: str, kind: type[int] | type[float]) -> int | float | str:
+    """The number, or the text itself, which the specification then refuses."""
+    try:
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _size(text: str, option: str) -> int:

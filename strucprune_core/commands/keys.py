@@ -28,7 +28,10 @@ from strucprune_core.access.keys import (
     key_id,
     new_key,
 )
-from strucprune_core.commands.console import JsonOption, failures, stderr
+from strucprune_core.commands.arguments import positive_number
+from strucprune_core.commands.console import JsonOption, stderr
+from strucprune_core.commands.failures import failures
+from strucprune_core.commands.help import add_command
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.open import open_store
 
@@ -39,31 +42,44 @@ app = typer.Typer(
 StateOption = Annotated[
     str | None,
     typer.Option(
+        metavar="URI",
         envvar="STRUCPRUNE_STATE_URI",
         help="The service's state: s3://bucket/prefix, or a path.",
     ),
 ]
 
 
-@app.command()
 def create(
-    tenant: Annotated[str, typer.Argument(help="Whose jobs the key sees and makes.")],
+    tenant: Annotated[
+        str, typer.Argument(metavar="TENANT", help="Whose jobs the key sees and makes.")
+    ],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help=f"{' or '.join(get_args(Scope))}; repeat for both. Default: both."),
+        typer.Option(
+            metavar=f"[{'|'.join(get_args(Scope))}]",
+            help="What the key may do; give it twice for both. Default: both.",
+        ),
     ] = None,
-    name: Annotated[str, typer.Option(help="A note: who has the key, and what for.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="TEXT", help="A note: who has the key, and what for.")
+    ] = "",
     expires_days: Annotated[
-        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
+        float | None,
+        positive_number("DAYS", "Days until it expires. Default: never."),
     ] = None,
     print_only: Annotated[
         bool,
-        typer.Option(help="Store nothing: print the entry for STRUCPRUNE_API_KEYS instead."),
+        typer.Option(
+            "--print-only", help="Store nothing: print the entry for STRUCPRUNE_API_KEYS instead."
+        ),
     ] = False,
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key. It is shown once and can never be shown again: only a hash of it is kept."""
+    """Make a key.
+
+    It is shown once and can never be shown again: only a hash of it is kept.
+    """
     with failures(as_json):
         pepper = _pepper()
         key = new_key(pepper)
@@ -97,13 +113,17 @@ def create(
         stderr.print(f"id {record.id}; keep the key safe, it cannot be shown again", markup=False)
 
 
-@app.command(name="list")
 def list_keys(
-    tenant: Annotated[str | None, typer.Option(help="Of this tenant only.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="TENANT", help="Of this tenant only.")
+    ] = None,
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the records of all keys, expired and revoked ones too. Keys themselves are not kept."""
+    """List the records of all keys.
+
+    Expired and revoked ones too. Keys themselves are not kept.
+    """
     with failures(as_json):
         records = [
             record
@@ -124,13 +144,15 @@ def list_keys(
         Console().print(table)
 
 
-@app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")],
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Refuse a key from now on (within STRUCPRUNE_KEY_CACHE_SECONDS, 5 s if not set)."""
+    """Refuse a key from now on.
+
+    It takes at most STRUCPRUNE_KEY_CACHE_SECONDS (5 s if not set).
+    """
     with failures(as_json):
         record = _store(state_uri).revoke(key_id, datetime.now(UTC))
         if as_json:
@@ -176,3 +198,13 @@ def _state_of(record: KeyRecord) -> str:
     if not record.is_valid(datetime.now(UTC)):
         return "expired"
     return "valid" if record.expires_at is None else f"valid until {record.expires_at:%Y-%m-%d}"
+
+
+add_command(
+    app,
+    create,
+    "strucprune keys create search-team --name 'nightly jobs' --expires-days 90",
+    "strucprune keys create dashboards --scope jobs:read",
+)
+add_command(app, list_keys, "strucprune keys list --tenant search-team", name="list")
+add_command(app, revoke, "strucprune keys revoke 5d1c09a2f7b3e846")

@@ -20,6 +20,7 @@ from strucprune_core.commands.console import stderr
 from strucprune_core.commands.convert import convert
 from strucprune_core.commands.estimate import estimate
 from strucprune_core.commands.evaluate import evaluate
+from strucprune_core.commands.help import add_command
 from strucprune_core.commands.inspect_model import inspect
 from strucprune_core.commands.prune import prune
 from strucprune_core.commands.publish import publish
@@ -33,8 +34,35 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
 )
-for command in (inspect, estimate, prune, evaluate, verify, convert, publish):
-    app.command()(command)
+add_command(
+    app,
+    inspect,
+    "strucprune inspect ./model",
+    "strucprune inspect hf://org/name --json",
+)
+add_command(
+    app,
+    estimate,
+    "strucprune estimate ./model --sparsity 0.3",
+    "strucprune estimate ./model --target-bytes 2GB --structure ffn_channels --structure kv_groups",
+)
+add_command(
+    app,
+    prune,
+    "strucprune prune ./model --output ./smaller --sparsity 0.3 --calibration text.txt",
+    "strucprune prune ./model --output ./smaller --target-parameters 100M --calibration self",
+    "strucprune prune ./model --output ./sizes --size 0.2 --size 0.4 --calibration text.txt "
+    "--evaluation other.txt",
+)
+add_command(
+    app,
+    evaluate,
+    "strucprune evaluate ./smaller --text other.txt",
+    "strucprune evaluate ./smaller --tasks piqa,lambada_openai --limit 200",
+)
+add_command(app, verify, "strucprune verify ./smaller")
+add_command(app, convert, "strucprune convert ./pickled-model ./model")
+add_command(app, publish, "strucprune publish ./smaller hf://org/smaller")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 

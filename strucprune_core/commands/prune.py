@@ -9,14 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from strucprune_core.commands.console import (
-    JsonOption,
-    StepDisplay,
-    failures,
-    progress_bar,
-    show,
-    stderr,
-)
+from strucprune_core.commands.console import JsonOption, StepDisplay, progress_bar, show, stderr
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.job_body import parse_spec
 from strucprune_core.commands.job_command import JobBody, takes_job
 from strucprune_core.errors import Stopped
@@ -32,7 +26,10 @@ def prune(
     body: JobBody,
     workspace: Annotated[
         str | None,
-        typer.Option(help="Directory or s3:// prefix for finished steps; reuse it to resume."),
+        typer.Option(
+            metavar="URI",
+            help="Directory or s3:// prefix for finished steps; give it again to resume.",
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

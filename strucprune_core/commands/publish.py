@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, failures, progress_bar, show
+from strucprune_core.commands.console import JsonOption, progress_bar, show
+from strucprune_core.commands.failures import failures
 
 
 def publish(

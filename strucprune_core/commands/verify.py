@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, failures, show
+from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.failures import failures
 
 
 def verify(
@@ -15,7 +16,10 @@ def verify(
     ],
     as_json: JsonOption = False,
 ) -> None:
-    """Check a pruned checkpoint: every file's digest, the tensors, and a reload in transformers."""
+    """Check a pruned checkpoint.
+
+    The digest of every file, the tensors, and whether transformers loads it.
+    """
     from strucprune_core.evaluation.standalone import verify_checkpoint
 
     with failures(as_json):

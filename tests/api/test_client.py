@@ -671,10 +671,10 @@ def test_commands(
     body["output"]["uri_prefix"] = f"{prefix}/out"
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps(body), encoding="utf-8")
-    shown = command("submit", str(spec), "--validate").stdout
+    shown = command("submit", "--spec", str(spec), "--validate").stdout
     assert "valid" in shown
-    job_id = command("submit", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
-    again = ("submit", str(spec), "--idempotency-key", uuid4().hex, "--json")
+    job_id = command("submit", "--spec", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
+    again = ("submit", "--spec", str(spec), "--idempotency-key", uuid4().hex, "--json")
     other = json.loads(command(*again).stdout)["id"]
     assert json.loads(command(*again).stdout)["id"] == other
     assert "cancelled" in command("cancel", other).stdout
@@ -732,7 +732,7 @@ def test_a_job_is_submitted_by_options(
 def test_a_retried_job_is_watched_to_the_end_of_its_last_run(
     command: Callable[..., Result], services: Services, body: dict[str, Any]
 ) -> None:
-    job_id = command("submit", "-", text=json.dumps(body)).stdout.strip()
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
     finish(services, job_id, JobState.FAILED)
     command("retry", job_id)
     later = threading.Timer(0.3, finish, (services, job_id))
@@ -748,13 +748,13 @@ def test_commands_say_what_is_wrong(
     command: Callable[..., Result], body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body["pruning"]["sparsity"] = 0.99
-    refused = command("submit", "-", "--json", text=json.dumps(body), code=1)
+    refused = command("submit", "--spec", "-", "--json", text=json.dumps(body), code=1)
     error = json.loads(refused.stdout)["error"]
     assert (error["code"], error["status"]) == ("invalid_spec", 422)
-    found = command("submit", "-", "--validate", text=json.dumps(body), code=1)
-    assert "/pruning/sparsity" in found.stderr
-    assert "not valid JSON" in command("submit", "-", text="{", code=2).stderr
-    assert "cannot read" in command("submit", "/nowhere/job.json", code=2).stderr
+    found = command("submit", "--spec", "-", "--validate", text=json.dumps(body), code=1)
+    assert "--sparsity: " in found.stderr
+    assert "not valid JSON" in command("submit", "--spec", "-", text="{", code=2).stderr
+    assert "cannot read" in command("submit", "--spec", "/nowhere/job.json", code=2).stderr
     assert "There is no such job" in command("show", "job_" + "0" * 32, code=1).stderr
     monkeypatch.delenv("STRUCPRUNE_API_KEY")
     assert "STRUCPRUNE_API_KEY" in command("list", code=2).stderr

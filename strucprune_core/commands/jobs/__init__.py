@@ -8,6 +8,7 @@ from __future__ import annotations
 import typer
 
 from strucprune_core.client.connection import KEY_VARIABLE, URL_VARIABLE
+from strucprune_core.commands.help import add_command
 from strucprune_core.commands.jobs.control import cancel, delete, pause, resume, retry
 from strucprune_core.commands.jobs.lists import list_jobs, show_job
 from strucprune_core.commands.jobs.results import download, logs
@@ -15,13 +16,32 @@ from strucprune_core.commands.jobs.submit import submit
 from strucprune_core.commands.jobs.watch import watch
 
 app = typer.Typer(
-    help=f"Jobs of a service, at {URL_VARIABLE} with the key {KEY_VARIABLE}.",
+    help="Submit, watch and control jobs of a service.\n\n"
+    f"The service is at {URL_VARIABLE}, and the key is {KEY_VARIABLE}.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
 
-app.command()(submit)
-app.command(name="list")(list_jobs)
-app.command(name="show")(show_job)
-for command in (watch, cancel, pause, resume, retry, delete, logs, download):
-    app.command()(command)
+add_command(
+    app,
+    submit,
+    "strucprune jobs submit s3://models/m --output s3://team/m-30 --sparsity 0.3 "
+    "--calibration s3://team/text.txt",
+    "strucprune jobs submit --spec job.json --priority high --watch",
+)
+add_command(
+    app,
+    list_jobs,
+    "strucprune jobs list --state running",
+    "strucprune jobs list --label team=search --limit 10",
+    name="list",
+)
+add_command(app, show_job, "strucprune jobs show job_3f2a", name="show")
+add_command(app, watch, "strucprune jobs watch job_3f2a")
+add_command(app, logs, "strucprune jobs logs job_3f2a")
+add_command(app, download, "strucprune jobs download job_3f2a --output ./smaller")
+add_command(app, cancel, "strucprune jobs cancel job_3f2a")
+add_command(app, pause, "strucprune jobs pause job_3f2a")
+add_command(app, resume, "strucprune jobs resume job_3f2a")
+add_command(app, retry, "strucprune jobs retry job_3f2a")
+add_command(app, delete, "strucprune jobs delete job_3f2a --outputs")

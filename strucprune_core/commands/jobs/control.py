@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, failures, show
+from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import JobArgument, UrlOption, connect
 from strucprune_core.commands.jobs.view import print_job
 
 
 def cancel(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Cancel a job: at once if it waits, at its next safe point if it runs."""
+    """Cancel a job.
+
+    At once if it waits, at its next safe point if it runs.
+    """
     with failures(as_json), connect(url) as client:
         print_job(client.cancel(job), as_json)
 
@@ -30,14 +34,19 @@ def resume(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False)
 
 
 def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Run a failed or cancelled job again, from its last finished layer."""
+    """Run a failed or cancelled job again.
+
+    It continues from its last finished layer.
+    """
     with failures(as_json), connect(url) as client:
         print_job(client.retry(job), as_json)
 
 
 def delete(
     job: JobArgument,
-    outputs: Annotated[bool, typer.Option(help="Also remove the files it has published.")] = False,
+    outputs: Annotated[
+        bool, typer.Option("--outputs", help="Also remove the files that it published.")
+    ] = False,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,17 +12,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from strucprune_core.commands.console import JsonOption, failures
+from strucprune_core.commands.arguments import whole_number
+from strucprune_core.commands.console import JsonOption
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import JobArgument, UrlOption, connect
 from strucprune_core.commands.jobs.view import as_dict, print_job
 
+STATES = "queued|running|pausing|paused|cancelling|succeeded|failed|cancelled"
+
 
 def list_jobs(
-    state: Annotated[str | None, typer.Option(help="Only jobs in this state.")] = None,
-    label: Annotated[
-        str | None, typer.Option(help="Only jobs with this label: name=value.")
+    state: Annotated[
+        str | None, typer.Option(metavar=f"[{STATES}]", help="Only jobs in this state.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Most jobs to list, newest first.")] = 50,
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME=VALUE", help="Only jobs with this label.")
+    ] = None,
+    limit: Annotated[int, whole_number("NUMBER", "Most jobs to list, newest first.")] = 50,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from strucprune_core.commands.console import JsonOption, failures, local_path, stderr
+from strucprune_core.commands.console import JsonOption, local_path, stderr
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import (
     WATCH_RETRY_SECONDS,
     JobArgument,
@@ -19,7 +20,10 @@ from strucprune_core.commands.jobs.service import (
 
 
 def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Print what a job's process has logged; with --json, a line of JSON each."""
+    """Print what a job has logged.
+
+    With --json, each line is one of JSON.
+    """
     with failures(as_json), connect(url) as client:
         for line in client.logs(job):
             text = (
@@ -34,12 +38,22 @@ def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -
 def download(
     job: JobArgument,
     output: Annotated[
-        str, typer.Option(help="Directory; made if missing. Files that are there are kept.")
+        str,
+        typer.Option(
+            "--to",
+            "--output",
+            metavar="DIR",
+            help="Directory; made if missing. Files that are there already are kept.",
+        ),
     ],
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fetch all files of a succeeded job and compare their digests. Run again, it continues."""
+    """Download what a succeeded job published.
+
+    Checkpoint, reports and exports, with their digests compared. After an interruption, the same
+    command continues.
+    """
     with failures(as_json), connect(url, WATCH_RETRY_SECONDS) as client, _download_bar() as bar:
         tasks: dict[str, Any] = {}
 

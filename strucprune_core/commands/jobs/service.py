@@ -17,7 +17,9 @@ RETRY_SECONDS = 5.0
 WATCH_RETRY_SECONDS = 300.0
 
 JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
-UrlOption = Annotated[str | None, typer.Option(envvar=URL_VARIABLE, help="URL of the service.")]
+UrlOption = Annotated[
+    str | None, typer.Option(metavar="URL", envvar=URL_VARIABLE, help="URL of the service.")
+]
 
 
 def connect(url: str | None, retry_seconds: float = RETRY_SECONDS) -> StrucPruneClient:

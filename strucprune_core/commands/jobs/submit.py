@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from strucprune_core.commands.console import EXIT_FAILED, JsonOption, failures, show, stderr
+from strucprune_core.commands.console import EXIT_FAILED, JsonOption, show, stderr
 from strucprune_core.commands.estimate_table import show_estimate
+from strucprune_core.commands.failures import failures, option_name
 from strucprune_core.commands.job_command import JobBody, takes_job
 from strucprune_core.commands.jobs.service import UrlOption, connect
 from strucprune_core.commands.jobs.view import print_job
@@ -18,12 +19,13 @@ from strucprune_core.commands.jobs.watch import watch_job
 @takes_job(service=True)
 def submit(
     body: JobBody,
-    watch: Annotated[bool, typer.Option(help="Then watch it until it ends.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Then watch it until it ends.")] = False,
     validate: Annotated[
-        bool, typer.Option(help="Only say what is wrong or what it would cost.")
+        bool, typer.Option("--validate", help="Only say what is wrong or what it would cost.")
     ] = False,
     idempotency_key: Annotated[
-        str | None, typer.Option(help="Repeating it with the same job makes no second job.")
+        str | None,
+        typer.Option(metavar="TEXT", help="Repeating it with the same job makes no second job."),
     ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
@@ -55,4 +57,5 @@ def _show(result: dict[str, Any], as_json: bool) -> None:
     estimate = result["estimate"] or {}
     show_estimate({"valid": result["valid"], **estimate}, as_json)
     for issue in result["issues"]:
-        stderr.print(f"{issue['pointer'] or ''}: {issue['detail']}", markup=False, highlight=False)
+        name = option_name(issue["pointer"]) if issue["pointer"] else ""
+        stderr.print(f"{name}: {issue['detail']}", markup=False, highlight=False, soft_wrap=True)

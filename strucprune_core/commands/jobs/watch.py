@@ -16,10 +16,10 @@ from strucprune_core.commands.console import (
     EXIT_INTERRUPTED,
     JsonOption,
     StepDisplay,
-    failures,
     progress_bar,
     stderr,
 )
+from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import (
     WATCH_RETRY_SECONDS,
     JobArgument,
@@ -33,9 +33,10 @@ if TYPE_CHECKING:
 
 
 def watch(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
-    """Watch a job until it ends; the exit code is 0 only if it succeeded.
+    """Watch a job until it ends.
 
-    Ctrl-C stops the watching, not the job. With --json, each change is one line of JSON.
+    The exit code is 0 only if it succeeded. Ctrl-C stops the watching, not the job. With --json,
+    each change is one line of JSON.
     """
     with failures(as_json):
         watch_job(job, url, as_json)
