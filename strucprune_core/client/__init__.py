@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from strucprune_core.client.asynchronous import AsyncStrucPruneClient
     from strucprune_core.client.errors import (
+        AmbiguousId,
         ApiProblem,
         ClientError,
         DownloadFailed,
         JobConflict,
         JobNotFound,
+        NoSuchId,
         NotAllowed,
         RateLimited,
         RequestInvalid,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENDED",
+    "AmbiguousId",
     "ApiProblem",
     "Artifact",
     "AsyncStrucPruneClient",
@@ -62,6 +65,7 @@ __all__ = [
     "JobError",
     "JobNotFound",
     "LogLine",
+    "NoSuchId",
     "NotAllowed",
     "Progress",
     "RateLimited",
@@ -78,11 +82,13 @@ _MODULES = {
     "asynchronous": ["AsyncStrucPruneClient"],
     "synchronous": ["StrucPruneClient"],
     "errors": [
+        "AmbiguousId",
         "ApiProblem",
         "ClientError",
         "DownloadFailed",
         "JobConflict",
         "JobNotFound",
+        "NoSuchId",
         "NotAllowed",
         "RateLimited",
         "RequestInvalid",

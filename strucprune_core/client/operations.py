@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from strucprune_core.client import calls, transfer
+from strucprune_core.client import calls, find, transfer
 from strucprune_core.client.connection import connection
 from strucprune_core.client.flow import Flow, Pages, Retries
 
@@ -105,6 +105,7 @@ class Operations(ABC):
     submit = Operation(calls.submit)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
+    find = Operation(find.find)
     list = Listing(calls.jobs)
     wait = Operation(calls.wait)
     cancel = Operation(calls.cancel)

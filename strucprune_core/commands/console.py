@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.uri import parse_uri
@@ -76,33 +76,15 @@ class StepDisplay:
         now = (step, int(fraction * 10))
         if now != self._last:
             self._last = now
-            stderr.print(f"{fraction:4.0%} {label}", highlight=False)
+            stderr.print(f"{fraction:4.0%} {label}", highlight=False, soft_wrap=True)
 
 
-def show(result: dict[str, Any], as_json: bool) -> None:
-    """Print a result: a table for people, or JSON."""
-    if as_json:
-        sys.stdout.write(json.dumps(result, indent=2) + "\n")
-        return
-    table = Table(show_header=False, box=None)
-    table.add_column()
-    table.add_column(overflow="fold")  # Digests are shown whole.
-    for key, value in result.items():
-        table.add_row(key.replace("_", " "), _shown(value))
-    Console().print(table)
+def print_json(document: Any) -> None:
+    """Print one JSON document."""
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
 
 
 def show_warnings(warnings: Sequence[str]) -> None:
     """Print warnings, one a line, apart from the results."""
     for warning in warnings:
-        stderr.print("[bold yellow]warning[/] ", end="")
-        stderr.print(warning, markup=False, highlight=False)
-
-
-def _shown(value: object) -> str:
-    """A value for people: thousands separated, fractions with four digits."""
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+        stderr.print(f"[bold yellow]warning[/] {escape(warning)}", highlight=False, soft_wrap=True)

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, progress_bar, show
+from strucprune_core.commands.console import JsonOption, progress_bar
 from strucprune_core.commands.failures import failures
+from strucprune_core.commands.tables import show
 
 
 def convert(

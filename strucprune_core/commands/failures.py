@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
@@ -44,11 +44,19 @@ def _fail(error: StrucPruneError, as_json: bool) -> NoReturn:
 def show_failure(error: StrucPruneError) -> None:
     """Print what is wrong on a line, and what to do about it on the next."""
     wrong, *more = _problems(error)
-    _print(
-        f"[bold red]error[/] ({error.as_dict()['code']}): ", _sentence(f"{wrong}{_place(error)}")
-    )
-    for line in (*more, *([error.remedy] if error.remedy else ())):
-        _print("  ", _sentence(line.strip()))
+    code = str(error.as_dict()["code"])  # Of a service's answer, the service's own.
+    show_problem(code, f"{wrong}{_place(error)}", more, error.remedy)
+
+
+def show_problem(
+    code: str, wrong: str, more: Sequence[str] = (), remedy: str | None = None
+) -> None:
+    """Print a problem with its code, then what else there is to it, then what to do."""
+    _print(f"[bold red]error[/] ({code}): ", _sentence(wrong))
+    for line in more:
+        _print("  ", line.strip())
+    if remedy:
+        _print("  ", _sentence(remedy))
 
 
 def _sentence(text: str) -> str:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from strucprune_core.commands import figures
 from strucprune_core.commands.arguments import ModelArgument
-from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.console import JsonOption
 from strucprune_core.commands.failures import failures
+from strucprune_core.commands.tables import show
 
 if TYPE_CHECKING:
     from strucprune_core.models.config import ModelConfig
@@ -64,7 +66,9 @@ def _for_people(facts: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
     else:
         facts = {**facts, "experts": _by_layer(facts["experts"])}
     return {
-        **facts,
+        **{name: value for name, value in facts.items() if name not in ("bytes", "quantised")},
+        "size": figures.size(facts["bytes"]),
+        "quantised": facts["quantised"] or "no",
         "intermediate_sizes": _by_layer([_ffn(block.ffn_widths) for block in config.blocks]),
         "query_heads": _by_layer(facts["query_heads"]),
         "kv_heads": _by_layer(facts["kv_heads"]),

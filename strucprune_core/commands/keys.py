@@ -14,9 +14,6 @@ from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import (
@@ -29,9 +26,10 @@ from strucprune_core.access.keys import (
     new_key,
 )
 from strucprune_core.commands.arguments import positive_number
-from strucprune_core.commands.console import JsonOption, stderr
+from strucprune_core.commands.console import JsonOption, print_json, stderr
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.help import add_command
+from strucprune_core.commands.tables import print_table
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.open import open_store
 
@@ -132,16 +130,20 @@ def list_keys(
         ]
         records.sort(key=lambda record: record.created_at)
         if as_json:
-            sys.stdout.write(json.dumps([_shown(record) for record in records], indent=2) + "\n")
+            print_json([_shown(record) for record in records])
             return
-        table = Table("id", "tenant", "scopes", "name", "created", "state", box=None)
-        for record in records:
-            created = f"{record.created_at:%Y-%m-%d}"
-            scopes = " ".join(sorted(record.scopes))
-            table.add_row(
-                record.id, record.tenant, scopes, Text(record.name), created, _state_of(record)
-            )
-        Console().print(table)
+        rows = [
+            [
+                record.id,
+                record.tenant,
+                " ".join(sorted(record.scopes)),
+                record.name,
+                f"{record.created_at:%Y-%m-%d}",
+                _state_of(record),
+            ]
+            for record in records
+        ]
+        print_table(["id", "tenant", "scopes", "name", "created", "state"], rows)
 
 
 def revoke(

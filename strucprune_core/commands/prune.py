@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from strucprune_core.commands.console import JsonOption, StepDisplay, progress_bar, show, stderr
+from strucprune_core.commands.console import JsonOption, StepDisplay, progress_bar, stderr
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.job_body import parse_spec
 from strucprune_core.commands.job_command import JobBody, takes_job
+from strucprune_core.commands.tables import show
 from strucprune_core.errors import Stopped
 from strucprune_core.spec import JobSpec
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
+from strucprune_core.commands import figures
 from strucprune_core.commands.console import show_warnings
-from strucprune_core.report.document import Report, SampleReport, SpeedReport, Spread, TaskScores
-from strucprune_core.report.html.numbers import ABSENT, count, number, percent, size
+from strucprune_core.commands.tables import print_facts, print_heading, print_table
+from strucprune_core.report.document import (
+    PhaseTime,
+    Report,
+    SampleReport,
+    SpeedReport,
+    Spread,
+    TaskScores,
+    TasksSummary,
+)
 from strucprune_core.report.sizes import SizesReport
 from strucprune_core.report.visible_text import visible
 
@@ -18,68 +26,82 @@ from strucprune_core.report.visible_text import visible
 def show_sizes(report: SizesReport, output: str) -> None:
     """Print what several sizes came to: a line for each."""
     before = report.before
-    table = Table("", "parameters", "bytes", "perplexity", "ratio", "", box=None)
-    dense = number(report.perplexity_before, none=ABSENT)
-    table.add_row("dense", count(before.parameters), size(before.bytes), dense, "", "")
+    dense = figures.number(report.perplexity_before)
+    rows = [["dense", figures.count(before.parameters), figures.size(before.bytes), dense, "", ""]]
     for each in report.sizes:
         best = "best of its size" if each.best_of_its_size else ""
-        table.add_row(
-            f"{percent(each.sparsity.reached)} removed",
-            count(each.after.parameters),
-            size(each.after.bytes),
-            number(each.perplexity, none=ABSENT),
-            number(each.perplexity_ratio, none=ABSENT),
-            "not published" if each.rejected else best,
+        rows.append(
+            [
+                f"{figures.percent(each.sparsity.reached)} removed",
+                figures.count(each.after.parameters),
+                figures.size(each.after.bytes),
+                figures.number(each.perplexity),
+                figures.number(each.perplexity_ratio),
+                "not published" if each.rejected else best,
+            ]
         )
-    console = Console()
-    console.print(table)
-    seconds = sum(phase.seconds for phase in report.phases)
+    numbers = ["parameters", "checkpoint", "perplexity", "ratio"]
+    print_table(["", *numbers, " "], rows, right=numbers)
     folders = ", ".join(each.folder for each in report.sizes if each.folder is not None)
-    console.print(f"{seconds:.0f} s, written to {output}: {folders}", highlight=False)
+    print_facts({"time": _time(report.phases), "written to": f"{output}: {folders}"})
     show_warnings(report.warnings)
 
 
 def show_report(report: Report, output: str) -> None:
     """Print what a job came to: sizes, quality and time."""
-    table = Table("", "before", "after", "after / before", box=None)
-    before, after = report.before, report.after
-    rows: list[tuple[str, float, float, str]] = [
-        ("parameters", before.parameters, after.parameters, ",.0f"),
-        ("bytes", before.bytes, after.bytes, ",.0f"),
-        ("FLOPs per token", before.flops_per_token, after.flops_per_token, ",.0f"),
-    ]
-    cached, left = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
-    if cached is not None and left is not None:
-        rows.append(("KV cache bytes per token", cached, left, ",.0f"))
-    if report.perplexity is not None:
-        rows.append(("perplexity", report.perplexity.before, report.perplexity.after, ".3f"))
+    print_facts(_result(report))
     if report.tasks is not None:
-        for before_task, after_task in zip(report.tasks.dense, report.tasks.pruned, strict=True):
-            for was, now in zip(before_task.metrics, after_task.metrics, strict=True):
-                rows.append((f"{before_task.task} {was.name}", was.value, now.value, ".4f"))
-    for name, dense, pruned, style in rows:
-        table.add_row(
-            name,
-            format(dense, style),
-            format(pruned, style),
-            f"{pruned / dense:.3f}" if dense else "",
-        )
-    console = Console()
-    console.print(table)
-    gone = report.sparsity
-    console.print(f"sparsity {gone.reached:.4f}, {gone.requested:.4f} asked for", highlight=False)
-    peak = report.memory.host_peak_bytes.measured or 0
-    seconds = sum(phase.seconds for phase in report.phases)
-    for export in report.exports:
-        measured = "" if export.perplexity is None else f", perplexity {export.perplexity:.3f}"
-        console.print(
-            f"{export.name}: {export.bytes:,} bytes in {output}/{export.folder}{measured}"
-        )
+        _show_both_tasks(report.tasks)
     if report.speed is not None:
         show_speed(report.speed)
     show_samples(report.samples)
-    console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
+    facts = {
+        f"export {each.name}": f"{figures.size(each.bytes)} in {output}/{each.folder}"
+        + ("" if each.perplexity is None else f", perplexity {figures.number(each.perplexity)}")
+        for each in report.exports
+    }
+    peak = report.memory.host_peak_bytes.measured
+    memory = {} if peak is None else {"peak host memory": figures.size(peak)}
+    print_facts({**facts, "time": _time(report.phases), **memory, "written to": output})
     show_warnings(report.warnings)
+
+
+def _result(report: Report) -> dict[str, str]:
+    """What the model was and has become."""
+    before, after = report.before, report.after
+    facts = {
+        "parameters": figures.counts(before.parameters, after.parameters),
+        "checkpoint": figures.sizes(before.bytes, after.bytes),
+        "FLOPs per token": figures.from_to(
+            figures.flops(before.flops_per_token),
+            figures.flops(after.flops_per_token),
+            figures.change(before.flops_per_token, after.flops_per_token),
+        ),
+    }
+    cached, left = before.kv_cache_bytes_per_token, after.kv_cache_bytes_per_token
+    if cached is not None and left is not None:
+        facts["KV cache per token"] = figures.sizes(cached, left)
+    if report.perplexity is not None:
+        was, now = report.perplexity.before, report.perplexity.after
+        facts["perplexity"] = figures.from_to(
+            figures.number(was), figures.number(now), f"x {figures.number(report.perplexity.ratio)}"
+        )
+    reached, asked = map(figures.percent, (report.sparsity.reached, report.sparsity.requested))
+    facts["sparsity"] = reached if reached == asked else f"{reached}, {asked} asked for"
+    return facts
+
+
+def _show_both_tasks(tasks: TasksSummary) -> None:
+    rows = [
+        [dense.task, was.name, f"{was.value:.4f}", f"{now.value:.4f}"]
+        for dense, pruned in zip(tasks.dense, tasks.pruned, strict=True)
+        for was, now in zip(dense.metrics, pruned.metrics, strict=True)
+    ]
+    print_table(["task", "metric", "dense", "pruned"], rows, right=["dense", "pruned"])
+
+
+def _time(phases: Sequence[PhaseTime]) -> str:
+    return figures.duration(sum(phase.seconds for phase in phases))
 
 
 def show_samples(samples: Sequence[SampleReport]) -> None:
@@ -102,30 +124,30 @@ def show_speed(speed: SpeedReport) -> None:
     """Print how fast both models are: medians, and how many times as fast the pruned one is."""
     where = f"in {speed.runtime} on {speed.device}, {speed.dtype}, threads: {speed.threads}"
     dense, pruned = speed.dense, speed.pruned
-    table = Table("", "dense", "pruned", "pruned / dense", box=None)
-    for name, was, now, gain in (
-        (
-            "prefill tokens per second",
-            dense.prefill_tokens_per_second,
-            pruned.prefill_tokens_per_second,
-            speed.prefill_gain,
-        ),
-        (
-            "decode tokens per second",
-            dense.decode_tokens_per_second,
-            pruned.decode_tokens_per_second,
-            speed.decode_gain,
-        ),
-    ):
-        table.add_row(name, _spread(was), _spread(now), f"{gain:.3f}")
     first = (dense.first_token_seconds.median, pruned.first_token_seconds.median)
-    table.add_row("seconds to the first token", *(f"{each:.3f}" for each in first))
-    peaks = (f"{dense.peak_bytes:,}", f"{pruned.peak_bytes:,}")
-    ratio = f"{pruned.peak_bytes / dense.peak_bytes:.3f}" if dense.peak_bytes else ""
-    table.add_row("peak bytes while running", *peaks, ratio)
-    console = Console()
-    console.print(Text(visible(where, keeping="")))
-    console.print(table)
+    rows = [
+        [
+            "prefill tokens per second",
+            _spread(dense.prefill_tokens_per_second),
+            _spread(pruned.prefill_tokens_per_second),
+            f"{speed.prefill_gain:.3f}",
+        ],
+        [
+            "decode tokens per second",
+            _spread(dense.decode_tokens_per_second),
+            _spread(pruned.decode_tokens_per_second),
+            f"{speed.decode_gain:.3f}",
+        ],
+        ["seconds to the first token", *(f"{each:.3f}" for each in first), ""],
+        [
+            "peak memory while running",
+            figures.size(dense.peak_bytes),
+            figures.size(pruned.peak_bytes),
+            f"{pruned.peak_bytes / dense.peak_bytes:.3f}" if dense.peak_bytes else "",
+        ],
+    ]
+    print_heading(visible(where, keeping=""))
+    print_table(["", "dense", "pruned", "pruned / dense"], rows)
 
 
 def _spread(found: Spread) -> str:
@@ -138,16 +160,17 @@ def _one_line(text: str) -> str:
 
 def show_tasks(scores: Sequence[TaskScores]) -> None:
     """Print what a model made of tasks: a line for each metric."""
-    table = Table("task", "metric", "value", "standard error", "chance", "documents", box=None)
-    for each in scores:
-        for metric in each.metrics:
-            error = metric.standard_error
-            table.add_row(
-                each.task,
-                metric.name,
-                f"{metric.value:.4f}",
-                "" if error is None else f"{error:.4f}",
-                f"{each.chance:.2f}" if metric.name.startswith("acc") else "",
-                f"{each.documents:,} of {each.available_documents:,}",
-            )
-    Console().print(table)
+    rows = [
+        [
+            each.task,
+            metric.name,
+            f"{metric.value:.4f}",
+            "" if metric.standard_error is None else f"{metric.standard_error:.4f}",
+            f"{each.chance:.2f}" if metric.name.startswith("acc") else "",
+            f"{each.documents:,} of {each.available_documents:,}",
+        ]
+        for each in scores
+        for metric in each.metrics
+    ]
+    numbers = ["value", "standard error", "chance", "documents"]
+    print_table(["task", "metric", *numbers], rows, right=numbers)

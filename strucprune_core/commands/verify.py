@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.console import JsonOption
 from strucprune_core.commands.failures import failures
+from strucprune_core.commands.tables import show
 
 
 def verify(

@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
-from strucprune_core.commands.console import JsonOption, show
+from strucprune_core.commands.console import JsonOption
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import JobArgument, UrlOption, connect
 from strucprune_core.commands.jobs.view import print_job
+from strucprune_core.commands.tables import show
 
 
 def cancel(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
@@ -18,19 +19,19 @@ def cancel(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False)
     At once if it waits, at its next safe point if it runs.
     """
     with failures(as_json), connect(url) as client:
-        print_job(client.cancel(job), as_json)
+        print_job(client.cancel(client.find(job)), as_json)
 
 
 def pause(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Pause a job; its finished layers are kept."""
     with failures(as_json), connect(url) as client:
-        print_job(client.pause(job), as_json)
+        print_job(client.pause(client.find(job)), as_json)
 
 
 def resume(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Continue a paused job."""
     with failures(as_json), connect(url) as client:
-        print_job(client.resume(job), as_json)
+        print_job(client.resume(client.find(job)), as_json)
 
 
 def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
@@ -39,7 +40,7 @@ def retry(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) 
     It continues from its last finished layer.
     """
     with failures(as_json), connect(url) as client:
-        print_job(client.retry(job), as_json)
+        print_job(client.retry(client.find(job)), as_json)
 
 
 def delete(
@@ -52,5 +53,6 @@ def delete(
 ) -> None:
     """Remove a job that has ended."""
     with failures(as_json), connect(url) as client:
-        client.delete(job, outputs=outputs)
-        show({"id": job, "deleted": True, "outputs": outputs}, as_json)
+        job_id = client.find(job)
+        client.delete(job_id, outputs=outputs)
+        show({"id": job_id, "deleted": True, "outputs": outputs}, as_json)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from itertools import islice
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from strucprune_core.commands.arguments import whole_number
-from strucprune_core.commands.console import JsonOption
+from strucprune_core.commands.console import JsonOption, print_json
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import JobArgument, UrlOption, connect
 from strucprune_core.commands.jobs.view import as_dict, print_job
+from strucprune_core.commands.tables import print_table
+from strucprune_core.storage.uri import short_name
 
 STATES = "queued|running|pausing|paused|cancelling|succeeded|failed|cancelled"
 
@@ -38,17 +35,21 @@ def list_jobs(
             islice(client.list(state=state, label=label, page_size=min(limit, 100)), limit)
         )
         if as_json:
-            sys.stdout.write(json.dumps([as_dict(job) for job in newest], indent=2) + "\n")
+            print_json([as_dict(job) for job in newest])
             return
-        table = Table("id", "state", "done", "created (UTC)", "labels", box=None)
+        rows = []
         for job in newest:
             done = f"{job.progress.fraction:.0%}" if job.progress else ""
-            labels = Text(" ".join(f"{name}={value}" for name, value in job.labels.items()))
-            table.add_row(job.id, job.state, done, f"{job.created_at:%Y-%m-%d %H:%M}", labels)
-        Console().print(table)
+            labels = " ".join(f"{name}={value}" for name, value in job.labels.items())
+            model = short_name(job.spec["model"]["uri"])
+            rows.append(
+                [job.id, job.state, done, f"{job.created_at:%Y-%m-%d %H:%M}", model, labels]
+            )
+        headings = ["id", "state", "done", "created (UTC)", "model", "labels"]
+        print_table(headings, rows, right=["done"])
 
 
 def show_job(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
     """Show a job as it is now."""
     with failures(as_json), connect(url) as client:
-        print_job(client.get(job), as_json)
+        print_job(client.get(client.find(job)), as_json)

@@ -25,7 +25,7 @@ def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -
     With --json, each line is one of JSON.
     """
     with failures(as_json), connect(url) as client:
-        for line in client.logs(job):
+        for line in client.logs(client.find(job)):
             text = (
                 line.model_dump_json()
                 if as_json
@@ -62,7 +62,9 @@ def download(
                 tasks[name] = bar.add_task(name, total=total_bytes)
             bar.update(tasks[name], completed=here_bytes)
 
-        paths = client.download(job, local_path(output, "--output"), on_bytes=show_bytes)
+        paths = client.download(
+            client.find(job), local_path(output, "--output"), on_bytes=show_bytes
+        )
     if as_json:
         sys.stdout.write(json.dumps([str(path) for path in paths], indent=2) + "\n")
     else:

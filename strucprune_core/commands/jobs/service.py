@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 RETRY_SECONDS = 5.0
 WATCH_RETRY_SECONDS = 300.0
 
-JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job.")]
+JobArgument = Annotated[str, typer.Argument(metavar="JOB", help="Id of the job, or its beginning.")]
 UrlOption = Annotated[
     str | None, typer.Option(metavar="URL", envvar=URL_VARIABLE, help="URL of the service.")
 ]

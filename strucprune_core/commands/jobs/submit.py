@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from strucprune_core.commands.console import EXIT_FAILED, JsonOption, show, stderr
+from strucprune_core.commands.console import EXIT_FAILED, JsonOption, print_json, stderr
 from strucprune_core.commands.estimate_table import show_estimate
-from strucprune_core.commands.failures import failures, option_name
+from strucprune_core.commands.failures import failures, option_name, show_problem
 from strucprune_core.commands.job_command import JobBody, takes_job
 from strucprune_core.commands.jobs.service import UrlOption, connect
 from strucprune_core.commands.jobs.view import print_job
 from strucprune_core.commands.jobs.watch import watch_job
+from strucprune_core.commands.tables import print_facts
 
 
 @takes_job(service=True)
@@ -49,13 +50,13 @@ def submit(
             sys.stdout.write(f"{job.id}\n")
 
 
-def _show(result: dict[str, Any], as_json: bool) -> None:
+def _show(verdict: dict[str, Any], as_json: bool) -> None:
     """The result of a validation, one issue a line."""
     if as_json:
-        show(result, as_json)
-        return
-    estimate = result["estimate"] or {}
-    show_estimate({"valid": result["valid"], **estimate}, as_json)
-    for issue in result["issues"]:
-        name = option_name(issue["pointer"]) if issue["pointer"] else ""
-        stderr.print(f"{name}: {issue['detail']}", markup=False, highlight=False, soft_wrap=True)
+        print_json(verdict)
+    elif verdict["valid"]:
+        print_facts({"valid": "yes"})
+        show_estimate(verdict["estimate"], as_json)
+    for issue in verdict["issues"]:
+        name = option_name(issue["pointer"]) if issue["pointer"] else "job"
+        show_problem(issue["code"], f"{name}: {issue['detail']}")

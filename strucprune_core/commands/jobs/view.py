@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from strucprune_core.commands.console import show, show_warnings
+from strucprune_core.commands import figures
+from strucprune_core.commands.console import print_json, show_warnings
+from strucprune_core.commands.failures import show_problem
+from strucprune_core.commands.tables import print_facts, print_table
 
 if TYPE_CHECKING:
     from strucprune_core.client.models import Job
@@ -18,24 +23,79 @@ def as_dict(job: Job) -> dict[str, Any]:
 def print_job(job: Job, as_json: bool) -> None:
     """Print a job."""
     if as_json:
-        show(as_dict(job), as_json)
+        print_json(as_dict(job))
         return
-    facts: dict[str, Any] = {"id": job.id, "state": job.state, "attempt": job.attempt}
-    facts["model"] = job.spec["model"]["uri"]
-    facts["output"] = job.spec["output"]["uri_prefix"]
-    facts["created"] = f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC"
-    if job.progress is not None and not job.ended:
-        now = job.progress
-        facts["progress"] = f"{now.fraction:.0%}, {now.phase} {now.layers_done}/{now.layers_total}"
-        if now.eta_seconds is not None:
-            facts["about"] = f"{now.eta_seconds:.0f} s left"
+    print_facts({**_about(job), **_progress(job), **_outcome(job.summary or {})})
+    if "sizes" in (job.summary or {}):
+        _print_sizes((job.summary or {})["sizes"])
     if job.error is not None:
-        layer = "" if job.error.layer is None else f" in layer {job.error.layer}"
-        remedy = job.error.remedy or ""
-        facts["error"] = f"{job.error.code}{layer}: {job.error.message} {remedy}"
-    for name in ("parameters", "perplexity"):
-        figures = (job.summary or {}).get(name)
-        if figures:
-            facts[name] = f"{figures['before']:,.6g} -> {figures['after']:,.6g}"
-    show(facts, as_json)
+        place = "" if job.error.layer is None else f" (layer {job.error.layer})"
+        show_problem(job.error.code, f"{job.error.message}{place}", remedy=job.error.remedy)
     show_warnings((job.summary or {}).get("warnings", []))
+
+
+def time_of(at: datetime) -> str:
+    """A point of time, in UTC."""
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _about(job: Job) -> dict[str, str]:
+    facts = {
+        "id": job.id,
+        "state": job.state,
+        "model": job.spec["model"]["uri"],
+        "output": job.spec["output"]["uri_prefix"],
+        "created": time_of(job.created_at),
+    }
+    if job.run > 1 or job.attempt > 1:
+        facts["attempt"] = f"{job.attempt} of run {job.run}"
+    if job.labels:
+        facts["labels"] = " ".join(f"{name}={value}" for name, value in job.labels.items())
+    return facts
+
+
+def _progress(job: Job) -> dict[str, str]:
+    now = job.progress
+    if now is None or job.ended:
+        return {}
+    facts = {"progress": f"{now.fraction:.0%}, {now.phase} {now.layers_done}/{now.layers_total}"}
+    if now.eta_seconds is not None:
+        facts["left"] = f"about {figures.duration(now.eta_seconds)}"
+    return facts
+
+
+def _outcome(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What a job came to; of several sizes what they have in common."""
+    facts = {}
+    styles: dict[str, tuple[str, Callable[[float], str]]] = {
+        "parameters": ("parameters", figures.count),
+        "bytes": ("checkpoint", figures.size),
+        "perplexity": ("perplexity", figures.number),
+    }
+    for name, (shown, style) in styles.items():
+        found = summary.get(name) or {}
+        if "after" in found:
+            before, after = found["before"], found["after"]
+            changed = figures.change(before, after)
+            facts[shown] = figures.from_to(style(before), style(after), changed)
+        elif "before" in found:
+            facts[f"dense {shown}"] = style(found["before"])
+    if "seconds" in summary:
+        facts["time"] = figures.duration(summary["seconds"])
+    return facts
+
+
+def _print_sizes(sizes: Sequence[Mapping[str, Any]]) -> None:
+    rows = [
+        [
+            each["name"],
+            figures.count(each["parameters"]),
+            figures.size(each["bytes"]),
+            figures.number(each["perplexity"]),
+            figures.number(each["perplexity_ratio"]),
+            "not published" if each["rejected"] else "",
+        ]
+        for each in sizes
+    ]
+    numbers = ["parameters", "checkpoint", "perplexity", "ratio"]
+    print_table(["size", *numbers, ""], rows, right=numbers)

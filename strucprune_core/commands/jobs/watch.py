@@ -45,6 +45,7 @@ def watch(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) 
 def watch_job(job_id: str, url: str | None, as_json: bool) -> None:
     """Watch a job until it ends, and exit with 0 only if it succeeded."""
     with connect(url, WATCH_RETRY_SECONDS) as client, _interruptible():
+        job_id = client.find(job_id)
         if as_json:
             job = client.wait(job_id, on_change=_print_line)
         else:

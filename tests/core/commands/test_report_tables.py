@@ -31,4 +31,4 @@ def test_speed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     rows = [line.split() for line in out.splitlines()]
     decode = "decode tokens per second 20.0 (19.0 to 22.0) 30.0 (29.0 to 32.0) 1.500"
     assert decode.split() in rows
-    assert ["peak", "bytes", "while", "running", "123,000,000", "123,000,000", "1.000"] in rows
+    assert ["peak", "memory", "while", "running", "123", "MB", "123", "MB", "1.000"] in rows
