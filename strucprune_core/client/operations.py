@@ -118,3 +118,4 @@ class Operations(ABC):
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
     download = Operation(transfer.download)
+    files_of = Operation(transfer.files_of)

@@ -27,6 +27,8 @@ add_command(
     submit,
     "strucprune jobs submit s3://models/m --output s3://team/m-30 --sparsity 0.3 "
     "--calibration s3://team/text.txt",
+    "strucprune jobs submit ./model --output s3://team/m-30 --sparsity 0.3 "
+    "--calibration ./text.txt",
     "strucprune jobs submit --spec job.json --priority high --watch",
 )
 add_command(
@@ -39,7 +41,12 @@ add_command(
 add_command(app, show_job, "strucprune jobs show job_3f2a", name="show")
 add_command(app, watch, "strucprune jobs watch job_3f2a")
 add_command(app, logs, "strucprune jobs logs job_3f2a")
-add_command(app, download, "strucprune jobs download job_3f2a --output ./smaller")
+add_command(
+    app,
+    download,
+    "strucprune jobs download job_3f2a --to ./smaller",
+    "strucprune jobs download job_3f2a --to ./sizes --size 0.3",
+)
 add_command(app, cancel, "strucprune jobs cancel job_3f2a")
 add_command(app, pause, "strucprune jobs pause job_3f2a")
 add_command(app, resume, "strucprune jobs resume job_3f2a")

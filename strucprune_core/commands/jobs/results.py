@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from strucprune_core.commands.console import JsonOption, local_path, stderr
+from strucprune_core.commands import figures
+from strucprune_core.commands.byte_display import byte_display
+from strucprune_core.commands.console import JsonOption, local_path, print_json, stderr
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import (
     WATCH_RETRY_SECONDS,
@@ -17,6 +17,8 @@ from strucprune_core.commands.jobs.service import (
     UrlOption,
     connect,
 )
+from strucprune_core.errors import InvalidSpec
+from strucprune_core.spec import size_label
 
 
 def logs(job: JobArgument, url: UrlOption = None, as_json: JsonOption = False) -> None:
@@ -46,6 +48,13 @@ def download(
             help="Directory; made if missing. Files that are there already are kept.",
         ),
     ],
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="Of a job of several sizes, only this one. It keeps its folder.",
+        ),
+    ] = None,
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -54,29 +63,26 @@ def download(
     Checkpoint, reports and exports, with their digests compared. After an interruption, the same
     command continues.
     """
-    with failures(as_json), connect(url, WATCH_RETRY_SECONDS) as client, _download_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def show_bytes(name: str, here_bytes: int, total_bytes: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total_bytes)
-            bar.update(tasks[name], completed=here_bytes)
-
-        paths = client.download(
-            client.find(job), local_path(output, "--output"), on_bytes=show_bytes
-        )
-    if as_json:
-        sys.stdout.write(json.dumps([str(path) for path in paths], indent=2) + "\n")
-    else:
-        stderr.print(f"{len(paths)} files in {output}", highlight=False, markup=False)
+    with failures(as_json), connect(url, WATCH_RETRY_SECONDS) as client:
+        directory, job_id = local_path(output, "--to"), client.find(job)
+        folder = None if size is None else _folder(size)
+        total = sum(file.bytes for file in client.files_of(job_id, size=folder))
+        with byte_display("downloading", total) as display:
+            paths = client.download(job_id, directory, size=folder, on_bytes=display)
+        if as_json:
+            print_json([str(path) for path in paths])
+        else:
+            found = f"{len(paths)} files, {figures.size(total)}, in {directory}"
+            stderr.print(found, highlight=False, markup=False, soft_wrap=True)
 
 
-def _download_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description:<32}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        console=stderr,
-        transient=True,
-    )
+def _folder(size: str) -> str:
+    """The folder of a size, as the job names it: 0.30 is 0.3."""
+    try:
+        return size_label(float(size))
+    except ValueError:
+        raise InvalidSpec(
+            f"'{size}' is no number",
+            field="--size",
+            remedy="Give a sparsity of the job, such as 0.3.",
+        ) from None
