@@ -12,11 +12,10 @@ from strucprune_core.commands.estimate_table import show_estimate
 from strucprune_core.commands.failures import failures, option_name, show_problem
 from strucprune_core.commands.job_command import JobBody, takes_job
 from strucprune_core.commands.jobs.service import UrlOption, connect
-from strucprune_core.commands.jobs.upload import option_to_upload, with_uploads
+from strucprune_core.commands.jobs.upload import note_on_uploads, ready_job
 from strucprune_core.commands.jobs.view import print_job
 from strucprune_core.commands.jobs.watch import watch_job
 from strucprune_core.commands.tables import print_facts
-from strucprune_core.errors import InvalidSpec
 
 
 @takes_job(service=True)
@@ -35,7 +34,8 @@ def submit(
         typer.Option(
             metavar="URI",
             help="Where a model and texts of this machine go before the job is submitted: "
-            "s3://bucket/prefix. By default the folder `uploads` beside --output.",
+            "s3://bucket/prefix. By default those that the service cannot read go to the folder "
+            "`uploads` beside --output.",
         ),
     ] = None,
     url: UrlOption = None,
@@ -43,19 +43,19 @@ def submit(
 ) -> None:
     """Submit a job and print its id.
 
-    A model or a text of this machine is uploaded first, with the S3 credentials of this machine.
-    What is there already is not sent again.
+    A model and texts of this machine are uploaded first if the service cannot read them, with the
+    S3 credentials of this machine. What is there already is not sent again.
     """
     with failures(as_json):
         job_body = body()
         with connect(url) as client:
             if validate:
-                _refuse_local(option_to_upload(job_body, upload_to))
                 verdict = client.validate(job_body)
                 _show(verdict.model_dump(mode="json"), as_json)
+                note_on_uploads(job_body, verdict)
                 raise typer.Exit(0 if verdict.valid else EXIT_FAILED)
-            job_body = with_uploads(job_body, upload_to)
-            job = client.submit(job_body, idempotency_key=idempotency_key)
+            ready = ready_job(client, job_body, upload_to)
+            job = client.submit(ready, idempotency_key=idempotency_key)
         if watch:
             if not as_json:
                 stderr.print(f"submitted {job.id}", highlight=False)
@@ -64,20 +64,6 @@ def submit(
             print_job(job, as_json)
         else:
             sys.stdout.write(f"{job.id}\n")
-
-
-def _refuse_local(option: str | None) -> None:
-    """A check uploads nothing, and without that the service cannot look at local files.
-
-    Raises:
-        InvalidSpec: an option names files of this machine.
-    """
-    if option is not None:
-        raise InvalidSpec(
-            "it is on this machine, where the service cannot read it",
-            field=option,
-            remedy="Use strucprune estimate, which checks the same here, or submit the job.",
-        )
 
 
 def _show(verdict: dict[str, Any], as_json: bool) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strucprune_core.commands.byte_display import byte_display
 from strucprune_core.commands.console import stderr
-from strucprune_core.commands.job_options import Path_, option_of
+from strucprune_core.commands.job_options import Path_
 from strucprune_core.errors import naming_field
 from strucprune_core.storage.uri import parse_uri
+
+if TYPE_CHECKING:
+    from strucprune_core.client.models import Validation
+    from strucprune_core.client.synchronous import StrucPruneClient
 
 UPLOADS = "uploads"
 """The folder of uploads beside a job's output, where `--upload-to` names no other place."""
@@ -24,35 +28,56 @@ _PLACES: dict[Path_, str] = {
 }
 
 
-def with_uploads(body: dict[str, Any], upload_to: str | None) -> dict[str, Any]:
-    """The job with URIs of storage in place of files of this machine, which are uploaded.
+def ready_job(
+    client: StrucPruneClient, body: dict[str, Any], upload_to: str | None
+) -> dict[str, Any]:
+    """The job as the service can run it: files of this machine are uploaded if it cannot read them.
 
     Args:
+        client: Of the service, which is asked about the job if it names local files.
         body: The job as REST takes it.
-        upload_to: Where files go; None for a folder beside the output. If that is not in S3, and
-            for paths that are not on this machine, the job stays: they may be the service's.
+        upload_to: Where files go, whatever the service can read; None for a folder beside the
+            output, if that is in S3.
 
     Raises:
         InvalidCheckpoint: the model cannot be pruned.
         StorageError: the store refused or failed.
+        ClientError: the service refused or failed.
     """
     root = upload_to or _beside_output(body)
-    if root is None:
+    places = dict(_places_here(body))
+    if not places or root is None:
         return body
+    if upload_to is None and not _is_refused(client.validate(body), places):
+        return body
+    return _with_uploads(body, places, root)
+
+
+def note_on_uploads(body: dict[str, Any], verdict: Validation) -> None:
+    """Say that a check uploads nothing, if it fails because files are on this machine."""
+    if _is_refused(verdict, dict(_places_here(body))):
+        stderr.print(
+            "The job names files of this machine. Without --validate they are uploaded first; "
+            "strucprune estimate checks the job here.",
+            soft_wrap=True,
+        )
+
+
+def _is_refused(verdict: Validation, places: Mapping[Path_, Path]) -> bool:
+    """Whether one of these places is what is wrong with a job."""
+    pointers = {"/" + "/".join(path) for path in places}
+    return any(issue.pointer in pointers for issue in verdict.issues)
+
+
+def _with_uploads(body: dict[str, Any], places: Mapping[Path_, Path], root: str) -> dict[str, Any]:
+    """The job with URIs of storage in place of files of this machine."""
     changed = {name: dict(each) if isinstance(each, dict) else each for name, each in body.items()}
-    for path, place in _places_here(body):
+    for path, place in places.items():
         with naming_field(".".join(path)):
             if path == ("model", "uri"):
                 _check_model(place)
             changed[path[0]][path[1]] = _uploaded(place, f"{root.rstrip('/')}/{_PLACES[path]}")
     return changed
-
-
-def option_to_upload(body: dict[str, Any], upload_to: str | None) -> str | None:
-    """The first option whose files `with_uploads` would upload, if there is one."""
-    if upload_to is None and _beside_output(body) is None:
-        return None
-    return next((option_of(path) for path, _ in _places_here(body)), None)
 
 
 def _places_here(body: dict[str, Any]) -> Iterator[tuple[Path_, Path]]:
