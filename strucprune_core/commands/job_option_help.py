@@ -96,6 +96,8 @@ _HELP: dict[Path_, str] = {
     ("pruning", "target", "parameters"): "The result may have so many parameters: 120M, 7B.",
     ("pruning", "target", "bytes"): "The result's weights may take so many bytes: 2GB, 1.5GiB.",
     ("pruning", "target", "memory_bytes"): "Weights and KV cache together may take so many bytes.",
+    ("pruning", "target", "max_perplexity_ratio"): "Perplexity on the evaluation text may grow by "
+    "this factor; the smallest model that keeps it is looked for.",
     ("pruning", "target", "of"): "What --target-bytes counts.",
     ("pruning", "target", "context_tokens"): "Tokens of a sequence in that KV cache.",
     ("pruning", "target", "batch_sequences"): "Sequences in that KV cache.",

@@ -88,6 +88,9 @@ def _result(report: Report) -> dict[str, str]:
         )
     reached, asked = map(figures.percent, (report.sparsity.reached, report.sparsity.requested))
     facts["sparsity"] = reached if reached == asked else f"{reached}, {asked} asked for"
+    if report.search is not None:
+        limit = figures.number(report.search.max_perplexity_ratio)
+        facts["found"] = f"in {len(report.search.tries)} tries, for perplexity x {limit} at most"
     return facts
 
 

@@ -74,14 +74,24 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("runtime", "max_workers"): 4,
     ("labels",): ["team=a", "run=b=c"],
 }
-# What `--target-memory` goes with; the other two kinds stand alone.
 TARGET: dict[str, Any] = {
     "parameters": "120M",
     "bytes": "2GiB",
     "memory_bytes": "2GiB",
+    "max_perplexity_ratio": 1.2,
+    "tries": 4,
     "of": "checkpoint",
     "context_tokens": 128,
     "batch_sequences": 3,
+}
+# What each of them is given with; the other kinds stand alone.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "memory_bytes": ("of", "context_tokens"),
+    "of": ("memory_bytes", "context_tokens"),
+    "context_tokens": ("memory_bytes", "of"),
+    "batch_sequences": ("memory_bytes",),
+    "max_perplexity_ratio": ("tries",),
+    "tries": ("max_perplexity_ratio",),
 }
 # The same of options that do not go with those.
 ALONE: dict[tuple[str, ...], Any] = {
@@ -120,14 +130,14 @@ def instead(path: tuple[str, ...]) -> bool:
 def test_each_option_sets_its_field(option: JobOption) -> None:
     given = {**REQUIRED, **(GIVEN if option.path in GIVEN else ALONE)}
     for path in [path for path in given if path != ("pruning", "sparsity") and instead(path)]:
-        beside = path[1] == "target" == option.path[1] and path[-1] in ("context_tokens", "of")
-        kind = path == ("pruning", "target", "memory_bytes") and option.path[-1] in (
-            "of",
-            "context_tokens",
-            "batch_sequences",
-        )
-        if path != option.path and not beside and not kind:
+        of_target = path[1] == "target" == option.path[1]
+        if path != option.path and not (of_target and path[-1] in BESIDE.get(option.path[-1], ())):
             del given[path]
+    if option.path[-1] in ("max_perplexity_ratio", "tries"):
+        given["evaluation", "uri"] = "e.txt"
+        for path in [path for path in given if path[-1].startswith("expert_")]:
+            del given[path]
+        given["pruning", "structures"] = ["ffn_channels"]
     if instead(option.path):
         del given["pruning", "sparsity"]
     spec = parse_spec(job_body(None, given))
