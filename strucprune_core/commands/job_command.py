@@ -11,6 +11,7 @@ import typer
 
 from strucprune_core.commands.job_body import job_body
 from strucprune_core.commands.job_option_help import (
+    choices_of,
     heading_of,
     help_of,
     metavar_of,
@@ -98,9 +99,17 @@ def _parameter(option: JobOption) -> inspect.Parameter:
         metavar=metavar_of(option),
         show_default=False,
         rich_help_panel=heading_of(option),
+        autocompletion=_completed(choices_of(option)),
     )
     kind = list[str] if option.is_list else bool if option.kind is bool else str
     return _keyword(option.parameter, Annotated[kind | None, shown], None)
+
+
+def _completed(choices: tuple[str, ...]) -> Callable[[str], list[str]] | None:
+    """Which choices begin with what is typed; None leaves completion to the shell."""
+    if not choices:
+        return None
+    return lambda incomplete: [each for each in choices if each.startswith(incomplete)]
 
 
 def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:

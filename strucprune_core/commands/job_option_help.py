@@ -187,8 +187,8 @@ def metavar_of(option: JobOption) -> str:
         kind = get_args(kind)[0]
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
-    if get_origin(kind) is Literal:
-        return "[" + "|".join(get_args(kind)) + "]"
+    if choices := choices_of(option):
+        return f"[{'|'.join(choices)}]"
     if option.is_size:
         return "SIZE"
     name = option.path[-1]
@@ -201,6 +201,14 @@ def metavar_of(option: JobOption) -> str:
             else "NUMBER"
         )
     return _UNITS.get(name.rpartition("_")[2], "NUMBER")
+
+
+def choices_of(option: JobOption) -> tuple[str, ...]:
+    """The values that an option may have; none if they are not listed."""
+    kind = option.kind
+    if get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _default(option: JobOption) -> Iterator[str]:

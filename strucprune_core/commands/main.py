@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 
 from strucprune_core import __version__
 from strucprune_core.commands import jobs, keys
+from strucprune_core.commands.completion import PROGRAM, completion
 from strucprune_core.commands.console import stderr
 from strucprune_core.commands.convert import convert
 from strucprune_core.commands.estimate import estimate
@@ -27,11 +28,10 @@ from strucprune_core.commands.publish import publish
 from strucprune_core.commands.verify import verify
 
 app = typer.Typer(
-    name="strucprune",
+    name=PROGRAM,
     help="Make a large language model smaller and faster: whole FFN channels and attention heads "
     "are removed and the rest is repaired, one decoder layer in memory at a time.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
 )
 add_command(
@@ -63,6 +63,12 @@ add_command(
 add_command(app, verify, "strucprune verify ./smaller")
 add_command(app, convert, "strucprune convert ./pickled-model ./model")
 add_command(app, publish, "strucprune publish ./smaller hf://org/smaller")
+add_command(
+    app,
+    completion,
+    'eval "$(strucprune completion bash)"',
+    "strucprune completion fish > ~/.config/fish/completions/strucprune.fish",
+)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
 
@@ -90,7 +96,7 @@ def _options_of_all_commands(
 
 def main() -> None:
     """Entry point of the command."""
-    app()
+    app(prog_name=PROGRAM)
 
 
 if __name__ == "__main__":

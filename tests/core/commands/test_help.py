@@ -76,7 +76,8 @@ def test_examples_are_valid(command: str) -> None:
     found: Any = EVERY[command]
     assert found.epilog
     for line in found.epilog.splitlines():
-        program, *words = shlex.split(line)
+        program, *words = shlex.split(re.sub(r'^eval "\$\((.*)\)"$', r"\1", line))
+        words = words[: words.index(">")] if ">" in words else words
         assert program == "strucprune"
         assert words[: len(command.split())] == command.split()
         with found.make_context(command, words[len(command.split()) :]) as context:
