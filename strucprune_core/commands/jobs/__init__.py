@@ -9,6 +9,7 @@ import typer
 
 from strucprune_core.client.connection import KEY_VARIABLE, URL_VARIABLE
 from strucprune_core.commands.help import add_command
+from strucprune_core.commands.jobs.compare import compare_jobs
 from strucprune_core.commands.jobs.control import cancel, delete, pause, resume, retry
 from strucprune_core.commands.jobs.lists import list_jobs, show_job
 from strucprune_core.commands.jobs.results import download, logs
@@ -46,6 +47,13 @@ add_command(
     download,
     "strucprune jobs download job_3f2a --to ./smaller",
     "strucprune jobs download job_3f2a --to ./sizes --size 0.3",
+)
+add_command(
+    app,
+    compare_jobs,
+    "strucprune jobs compare job_3f2a job_77c0",
+    "strucprune jobs compare job_3f2a job_77c0 --csv table.csv",
+    name="compare",
 )
 add_command(app, cancel, "strucprune jobs cancel job_3f2a")
 add_command(app, pause, "strucprune jobs pause job_3f2a")
