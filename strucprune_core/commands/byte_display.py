@@ -53,5 +53,6 @@ def byte_display(verb: str, total_bytes: int) -> Iterator[ByteDisplay]:
         TransferSpeedColumn(),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,
     ) as bar:
         yield ByteDisplay(bar, verb, total_bytes)

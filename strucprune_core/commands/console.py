@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from strucprune_core.commands import figures
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.uri import parse_uri
 
@@ -51,6 +52,7 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=stderr,
         transient=True,
+        disable=not stderr.is_terminal,
     )
 
 
@@ -62,13 +64,16 @@ class StepDisplay:
         self._task = bar.add_task("", total=1.0)
         self._last: tuple[str, int] | None = None
 
-    def show(self, step: str, label: str, fraction: float) -> None:
+    def show(
+        self, step: str, label: str, fraction: float, left_seconds: float | None = None
+    ) -> None:
         """Show how far it is.
 
         Args:
             step: Each new one is a line of a log.
             label: What the line says.
             fraction: Share of the whole that is done, in [0, 1].
+            left_seconds: About how long the rest takes, if that is known; a bar shows its own.
         """
         if stderr.is_terminal:
             self._bar.update(self._task, completed=fraction, description=label)
@@ -76,7 +81,8 @@ class StepDisplay:
         now = (step, int(fraction * 10))
         if now != self._last:
             self._last = now
-            stderr.print(f"{fraction:4.0%} {label}", highlight=False, soft_wrap=True)
+            left = "" if left_seconds is None else f", about {figures.duration(left_seconds)} left"
+            stderr.print(f"{fraction:4.0%} {label}{left}", highlight=False, soft_wrap=True)
 
 
 def print_json(document: Any) -> None:

@@ -84,7 +84,7 @@ class _ProgressDisplay:
 
     def __call__(self, progress: core_progress.Progress) -> None:
         label = f"{progress.phase.value} {progress.layers_done}/{progress.layers_total}"
-        self._line.show(progress.phase.value, label, progress.fraction)
+        self._line.show(progress.phase.value, label, progress.fraction, progress.eta_seconds)
 
 
 class _StopOnInterrupt:

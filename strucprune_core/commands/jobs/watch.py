@@ -66,7 +66,7 @@ class _Display:
         fraction = progress.fraction if progress else float(job.state == "succeeded")
         if job.state == "running" and progress is not None:
             label = f"{progress.phase} {progress.layers_done}/{progress.layers_total}"
-            self._line.show(progress.phase, label, fraction)
+            self._line.show(progress.phase, label, fraction, progress.eta_seconds)
         else:
             self._line.show(job.state, job.state, fraction)
 
