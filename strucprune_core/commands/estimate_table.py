@@ -16,6 +16,12 @@ def show_estimate(estimate: dict[str, Any], as_json: bool) -> None:
         return
     print_heading("Result")
     print_facts(_results(estimate))
+    if estimate.get("predicted_speed") is not None:
+        from strucprune_core.commands.report_tables import predicted_line
+        from strucprune_core.report.document import PredictedSpeed
+
+        speed = PredictedSpeed.model_validate(estimate["predicted_speed"])
+        print_facts({"predicted speed": predicted_line(speed)})
     if estimate["sizes"]:
         _print_sizes(estimate)
     print_heading("\nMemory, at most")

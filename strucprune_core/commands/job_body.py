@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 from strucprune_core.commands.console import local_path
 from strucprune_core.commands.job_options import OPTIONS, Path_, option_of
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.plan.device_table import DeviceTable, parse_table, shipped_tables
 from strucprune_core.spec import JobSpec
 from strucprune_core.spec_errors import problem_of
 
@@ -34,7 +35,7 @@ def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
             _section(body, option.path)[option.path[-1]] = option.value(value)
     for name in ("model", "output", "pruning", "calibration"):
         body.setdefault(name, {})
-    return _without_zeros(_self_calibrated(body, given))
+    return _without_zeros(_with_device_table(_self_calibrated(body, given), given))
 
 
 def _section(body: dict[str, Any], path: Path_) -> dict[str, Any]:
@@ -53,6 +54,44 @@ def _self_calibrated(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str,
     if text == "self":
         del body["calibration"]["uri"]
     return body
+
+
+def _with_device_table(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str, Any]:
+    """`--target-device` names a table of the package, or a file whose table the job then brings.
+
+    Raises:
+        InvalidSpec: there is neither, or the file holds no table.
+    """
+    device = given.get(("pruning", "target", "device"))
+    if device is None:
+        return body
+    target = body["pruning"]["target"]
+    target.pop("device_table", None)
+    if device in shipped_tables():
+        return body
+    del target["device"]
+    target["device_table"] = _device_table(device).model_dump(mode="json")
+    return body
+
+
+def _device_table(name: str) -> DeviceTable:
+    path = local_path(name, "--target-device")
+    if not path.exists():
+        raise InvalidSpec(
+            f"'{name}' is neither a file nor a table of the package",
+            field="--target-device",
+            remedy=f"Measure a file with strucprune bench-device, or use one of "
+            f"{', '.join(shipped_tables())}.",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSpec(
+            f"cannot read {name}: {error}",
+            field="--target-device",
+            remedy="Use a file that strucprune bench-device wrote.",
+        ) from error
+    return parse_table(text, name)
 
 
 def _without_zeros(body: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from strucprune_core.commands.job_options import JobOption, Path_, option_of
+from strucprune_core.plan.device_table import shipped_tables
 
 _HEADINGS: dict[Path_, str] = {
     ("model",): "Model",
@@ -98,7 +99,10 @@ _HELP: dict[Path_, str] = {
     ("pruning", "target", "memory_bytes"): "Weights and KV cache together may take so many bytes.",
     ("pruning", "target", "max_perplexity_ratio"): "Perplexity on the evaluation text may grow by "
     "this factor; the smallest model that keeps it is looked for.",
-    ("pruning", "target", "of"): "What --target-bytes counts.",
+    ("pruning", "target", "speedup"): "How many times as fast the result is to be, on "
+    "--target-device.",
+    ("pruning", "target", "device"): "Of --target-speedup: a table of the package "
+    f"({', '.join(shipped_tables())}), or a file of bench-device.",
     ("pruning", "target", "context_tokens"): "Tokens of a sequence in that KV cache.",
     ("pruning", "target", "batch_sequences"): "Sequences in that KV cache.",
     ("pruning", "structures"): "What is removed; may be given several times. `kv_groups` also "

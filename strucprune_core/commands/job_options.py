@@ -53,8 +53,10 @@ _NAMES: dict[Path_, str] = {
 }
 # Numbers that people write with a unit, which the field itself understands: "120M".
 _AS_TEXT: frozenset[Path_] = frozenset({("pruning", "target", "parameters")})
-# Set by `--calibration self`.
-_NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
+# Set by `--calibration self`, and by `--target-device FILE`.
+_NO_OPTION: frozenset[Path_] = frozenset(
+    {("calibration", "source"), ("pruning", "target", "device_table")}
+)
 # Only a service uses them.
 _OF_A_SERVICE = ("priority", "deadline_seconds", "max_attempts", "max_workers", "labels")
 
@@ -130,9 +132,11 @@ def _fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[JobOption]:
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
         here = (*path, name)
+        if here in _NO_OPTION:
+            continue
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
             yield from _fields(kind, here)
-        elif here not in _NO_OPTION:
+        else:
             yield JobOption(here, field, kind)
 
 

@@ -16,6 +16,7 @@ from rich.logging import RichHandler
 
 from strucprune_core import __version__
 from strucprune_core.commands import jobs, keys
+from strucprune_core.commands.bench_device import bench_device
 from strucprune_core.commands.completion import PROGRAM, completion
 from strucprune_core.commands.console import stderr
 from strucprune_core.commands.convert import convert
@@ -60,6 +61,7 @@ add_command(
     "strucprune evaluate ./smaller --text other.txt",
     "strucprune evaluate ./smaller --tasks piqa,lambada_openai --limit 200",
 )
+add_command(app, bench_device, "strucprune bench-device --output laptop.json", name="bench-device")
 add_command(app, verify, "strucprune verify ./smaller")
 add_command(app, convert, "strucprune convert ./pickled-model ./model")
 add_command(app, publish, "strucprune publish ./smaller hf://org/smaller")

@@ -12,6 +12,7 @@ from strucprune_core.commands.console import show_warnings
 from strucprune_core.commands.tables import print_facts, print_heading, print_table
 from strucprune_core.report.document import (
     PhaseTime,
+    PredictedSpeed,
     Report,
     SampleReport,
     SpeedReport,
@@ -54,6 +55,8 @@ def show_report(report: Report, output: str) -> None:
         _show_both_tasks(report.tasks)
     if report.speed is not None:
         show_speed(report.speed)
+    if report.predicted_speed is not None:
+        print_facts({"predicted speed": predicted_line(report.predicted_speed, report.speed)})
     show_samples(report.samples)
     facts = {
         f"export {each.name}": f"{figures.size(each.bytes)} in {output}/{each.folder}"
@@ -151,6 +154,20 @@ def show_speed(speed: SpeedReport) -> None:
     ]
     print_heading(visible(where, keeping=""))
     print_table(["", "dense", "pruned", "pruned / dense"], rows)
+
+
+def predicted_line(speed: PredictedSpeed, measured: SpeedReport | None = None) -> str:
+    """How fast the result is by the table of a device, and what was measured, in one sentence."""
+    found = ""
+    if measured is not None:
+        gain = measured.decode_gain if speed.of == "decode" else measured.prefill_gain
+        found = f"; measured here: {gain:.3f} times"
+    return visible(
+        f"{speed.of} {speed.predicted:.3f} times as fast ({speed.asked:g} asked for), "
+        f"{1e3 * speed.dense_seconds:.4g} ms -> {1e3 * speed.pruned_seconds:.4g} ms, by table "
+        f"{speed.table} of {speed.device}, {speed.dtype}, threads: {speed.threads}{found}",
+        keeping="",
+    )
 
 
 def _spread(found: Spread) -> str:

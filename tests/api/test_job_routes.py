@@ -15,7 +15,9 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
+from strucprune_core.plan.device_table import shipped_tables
 from tests.support.claims import claim_job
+from tests.support.device_tables import made_table
 from tests.support.routes import JOBS, submit
 
 
@@ -66,6 +68,30 @@ def test_validate_says_which_runtimes_load_the_result(
     assert not found["MLX"]["loads"]
     assert "block_configs" in found["MLX"]["remedy"]
     assert answer["estimate"]["export_bytes"]["gguf"] > 0
+
+
+def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> None:
+    table = made_table().model_dump(mode="json")
+    target = {"speedup": 1.05, "context_tokens": 64, "device_table": table}
+    body["pruning"] = {"target": target, "multiple_of": 16}
+    answer = client.post(f"{JOBS}/validate", json=body).json()
+    assert answer["issues"] == []
+    speed = answer["estimate"]["predicted_speed"]
+    assert speed["predicted"] >= 1.05
+    assert (speed["of"], speed["table_sha256"]) == ("decode", made_table().sha256())
+    here = submit(client, body)["links"]["self"]
+    kept = client.get(here).json()["spec"]["pruning"]["target"]["device_table"]
+    assert kept == table
+
+    body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["pointer"] == "/pruning/target/device"
+    assert shipped_tables()[0] in issue["detail"]
+    broken = {**table, "widths": [8]}
+    body["pruning"]["target"] = {"speedup": 1.05, "device_table": broken}
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/pruning/target/device_table"
 
 
 def test_validate_says_what_is_wrong(
@@ -262,6 +288,7 @@ def test_capabilities(client: TestClient) -> None:
         "ffn_blocks",
         "layers",
     ]
+    assert answer["device_tables"] == shipped_tables()
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
     assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]
