@@ -15,8 +15,9 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from api.request import JobRequest
+from api.request import EVENT_ID, JOB_ID, LABEL, JobRequest
 from strucprune_core.errors import AccessDenied, StrucPruneError
+from strucprune_core.plain_errors import plain_message
 
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,14 @@ MAX_ERRORS = 100
 # Longest text about a request or a file: both contain names that a sender chose.
 _MAX_DETAIL_LENGTH = 1000
 _MAX_POINTER_LENGTH = 500
+
+
+# What to write where a text must match this regular expression.
+PATTERNS = {
+    JOB_ID: "Write the id of a job: job_ and 32 hexadecimal digits.",
+    EVENT_ID: "Write the id of an event or a line, as an answer had it; 0 for the beginning.",
+    LABEL: "Write a label as name=value.",
+}
 
 
 class FieldError(BaseModel):
@@ -96,6 +105,17 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
         errors[0].code,
         f"The job has {count}: {details[0].detail}",
         errors=details,
+    )
+
+
+def conflict(error: StrucPruneError) -> ApiError:
+    """The answer to a request that something else stands against at present: 409."""
+    detail = field_error(error)
+    return ApiError(
+        HTTPStatus.CONFLICT,
+        error.code,
+        f"The job has a problem: {detail.detail}",
+        errors=[detail],
     )
 
 
@@ -214,10 +234,9 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
 
 
 def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
-    """Pydantic's message, without its technical terms."""
+    """What is wrong, and the cure."""
     if item["type"] != "extra_forbidden":
-        message: str = item["msg"]
-        return _cut(message.removeprefix("Value error, "), _MAX_DETAIL_LENGTH)
+        return _cut(plain_message(item, PATTERNS), _MAX_DETAIL_LENGTH)
     near = difflib.get_close_matches(steps[-1], _known_fields(steps[:-1]), n=1)
     hint = f"is '{near[0]}' meant?" if near else "see /docs for the fields."
     return f"There is no such field; {hint}"

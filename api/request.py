@@ -8,6 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from strucprune_core.spec import JobSpec
 
+# What these texts of a request must match; `problems` says it in words.
+JOB_ID = r"^job_[0-9a-f]{32}$"
+EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
+LABEL = r"^[^=]+="
+
 EventName = Literal[
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled"
 ]
@@ -36,12 +41,20 @@ class Notifications(BaseModel):
 
 
 class JobRequest(JobSpec):
-    """A job to run, and where to send webhooks about it."""
+    """A job to run, which one it goes on from, and where to send webhooks about it."""
 
+    extends: str | None = Field(
+        default=None,
+        pattern=JOB_ID,
+        description="A job of yours that has succeeded with `pruning.sizes`: this job takes over "
+        "its measurements and adds the sizes named here. All else that determines a result must "
+        "be as there; the output must be another one.",
+    )
     notifications: Notifications | None = Field(
         default=None, description="Webhooks; none if omitted. See also `…/events`."
     )
 
     def job_spec(self) -> JobSpec:
         """The job alone, as it is journalled and as workers run it."""
-        return JobSpec.model_validate(self.model_dump(mode="json", exclude={"notifications"}))
+        own = set(JobRequest.model_fields) - set(JobSpec.model_fields)
+        return JobSpec.model_validate(self.model_dump(mode="json", exclude=own))

@@ -13,6 +13,7 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
+from api.admission import output_issues
 from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
@@ -21,7 +22,7 @@ from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
 from api.problems import field_error, invalid
-from api.request import JobRequest
+from api.request import LABEL, JobRequest
 from api.services import Services, Wired
 from api.submission import examine, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
@@ -72,7 +73,7 @@ IdempotencyKey = Annotated[
     response_model=JobView,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 415, 422, 503),
+        **problems(400, 401, 403, 409, 413, 415, 422, 503),
     },
 )
 async def submit_job(
@@ -85,7 +86,13 @@ async def submit_job(
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
         submission = await run_in_threadpool(
-            submit, services, tenant, spec, idempotency_key, request.notifications
+            submit,
+            services,
+            tenant,
+            spec,
+            idempotency_key,
+            request.notifications,
+            request.extends,
         )
     view = job_view(submission.record)
     answer_headers = {
@@ -106,11 +113,17 @@ async def validate_job(request: JobRequest, principal: Writer, services: Wired) 
     """
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
-        verdict, _ = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
-    if any(issue.retryable for issue in verdict.issues):
-        raise invalid(verdict.issues)  # cannot be decided now
-    if verdict.issues:
-        issues = [field_error(issue) for issue in verdict.issues]
+        verdict, _ = await run_in_threadpool(
+            examine, services, tenant, spec, request.notifications, request.extends
+        )
+    found = list(verdict.issues)
+    if any(issue.retryable for issue in found):
+        raise invalid(found)  # cannot be decided now
+    if not any(issue.field == "output.uri_prefix" for issue in found):
+        # Beside others, so that it shows at its field as soon as that is filled in.
+        found += await run_in_threadpool(output_issues, services, tenant, spec.output.uri_prefix)
+    if found:
+        issues = [field_error(issue) for issue in found]
         return ValidationView(valid=False, issues=issues, estimate=None)
     runtimes = list(verdict.runtimes or ())
     return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
@@ -129,7 +142,7 @@ def list_jobs(
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of a page.")] = None,
     state: Annotated[JobState | None, Query()] = None,
     label: Annotated[
-        str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
+        str | None, Query(pattern=LABEL, description="A label the jobs have: `name=value`.")
     ] = None,
     created_after: Annotated[Instant | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
     created_before: Annotated[Instant | None, Query()] = None,
@@ -177,7 +190,10 @@ async def get_job(
         answer_headers["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=answer_headers)
-    return answer(job_view(record), headers=answer_headers)
+    place = None
+    if record.state == JobState.QUEUED:
+        place = await services.job_reads.queue_place(job_id, services.settings.running_limits)
+    return answer(job_view(record, place), headers=answer_headers)
 
 
 async def _wait(

@@ -46,7 +46,10 @@ if TYPE_CHECKING:
         JobError,
         LogLine,
         Progress,
+        QueuePlace,
+        Quota,
         Validation,
+        Worker,
     )
     from strucprune_core.client.synchronous import StrucPruneClient
 
@@ -68,6 +71,8 @@ __all__ = [
     "NoSuchId",
     "NotAllowed",
     "Progress",
+    "QueuePlace",
+    "Quota",
     "RateLimited",
     "RequestInvalid",
     "ServiceUnavailable",
@@ -75,6 +80,7 @@ __all__ = [
     "Unreachable",
     "Validation",
     "WaitTimeout",
+    "Worker",
 ]
 
 

@@ -103,6 +103,7 @@ class Operations(ABC):
         """Make the two HTTP clients, given their arguments."""
 
     submit = Operation(calls.submit)
+    extend = Operation(calls.extend)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
     find = Operation(find.find)
@@ -117,5 +118,8 @@ class Operations(ABC):
     report = Operation(calls.report)
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
+    models = Operation(calls.models)
+    quota = Operation(calls.quota)
+    workers = Operation(calls.workers)
     download = Operation(transfer.download)
     files_of = Operation(transfer.files_of)

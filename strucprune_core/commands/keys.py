@@ -17,8 +17,8 @@ from pydantic import ValidationError
 
 from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import (
-    ALL_SCOPES,
     MIN_PEPPER_LENGTH,
+    USUAL_SCOPES,
     KeyRecord,
     Scope,
     hash_key,
@@ -55,7 +55,8 @@ def create(
         list[str] | None,
         typer.Option(
             metavar=f"[{'|'.join(get_args(Scope))}]",
-            help="What the key may do; give it twice for both. Default: both.",
+            help="What the key may do; give it several times for more. "
+            f"Default: {' and '.join(sorted(USUAL_SCOPES))}.",
         ),
     ] = None,
     name: Annotated[
@@ -86,7 +87,7 @@ def create(
             {
                 "id": key_id(key, pepper),
                 "tenant": tenant,
-                "scopes": scope or sorted(ALL_SCOPES),
+                "scopes": scope or sorted(USUAL_SCOPES),
                 "key_hmac": hash_key(key, pepper),
                 "name": name,
                 "created_at": now,

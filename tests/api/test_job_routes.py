@@ -18,7 +18,7 @@ from api.services import Services
 from strucprune_core.plan.device_table import shipped_tables
 from tests.support.claims import claim_job
 from tests.support.device_tables import made_table
-from tests.support.routes import JOBS, submit
+from tests.support.routes import JOBS, elsewhere, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:
@@ -84,6 +84,7 @@ def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> No
     assert kept == table
 
     body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
+    body = elsewhere(body)
     (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
     assert issue["pointer"] == "/pruning/target/device"
     assert shipped_tables()[0] in issue["detail"]
@@ -125,10 +126,17 @@ def test_a_running_and_a_failed_job(
         "layers_total": 4,
         "fraction": 0.5,
         "eta_seconds": None,
+        "phases": {"solving": [2, 4]},
+        "unit": "solve.2",
     }
     services.ledger.heartbeat(job_id, claim.fence, 60, progress)
     job = client.get(here).json()
-    assert (job["state"], job["attempt"], job["progress"]) == ("running", 1, progress)
+    assert (job["state"], job["attempt"]) == ("running", 1)
+    titles = {
+        "title": "Pruning and repairing layers",
+        "unit_title": "Prune and repair layer 2",
+    }
+    assert job["progress"] == {**progress, **titles}
     error = {"code": "numerical_failure", "message": "m", "retryable": False, "layer": 3}
     services.ledger.finish(job_id, claim.fence, JobState.FAILED, error=error)
     job = client.get(here).json()
@@ -183,7 +191,7 @@ def test_long_poll_without_a_tag_waits_for_the_end(
 def test_list_pages_and_filters(
     client: TestClient, services: Services, body: dict[str, Any]
 ) -> None:
-    ids = [submit(client, body)["id"] for _ in range(3)]
+    ids = [submit(client, elsewhere(body))["id"] for _ in range(3)]
     first = client.get(JOBS, params={"limit": 2}).json()
     assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
     second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()

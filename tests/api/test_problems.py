@@ -273,6 +273,9 @@ def test_openapi(client: TestClient) -> None:
             )
         ),
         "/v1/capabilities",
+        "/v1/models",
+        "/v1/quota",
+        "/v1/workers",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -285,6 +288,7 @@ def test_openapi(client: TestClient) -> None:
         "400",
         "401",
         "403",
+        "409",
         "413",
         "415",
         "422",

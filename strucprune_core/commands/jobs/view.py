@@ -12,7 +12,7 @@ from strucprune_core.commands.failures import show_problem
 from strucprune_core.commands.tables import print_facts, print_table
 
 if TYPE_CHECKING:
-    from strucprune_core.client.models import Job
+    from strucprune_core.client.models import Job, QueuePlace
 
 
 def as_dict(job: Job) -> dict[str, Any]:
@@ -55,6 +55,8 @@ def _about(job: Job) -> dict[str, str]:
 
 
 def _progress(job: Job) -> dict[str, str]:
+    if job.queue is not None:
+        return {"queue": queue_place(job.queue)}
     now = job.progress
     if now is None or job.ended:
         return {}
@@ -62,6 +64,17 @@ def _progress(job: Job) -> dict[str, str]:
     if now.eta_seconds is not None:
         facts["left"] = f"about {figures.duration(now.eta_seconds)}"
     return facts
+
+
+def queue_place(place: QueuePlace) -> str:
+    """Where a job stands that has not begun: an estimate."""
+    waits = {
+        "limit": "waits for the limit of running jobs",
+        "rest": "rests before it is tried again",
+    }
+    where = "" if place.position is None else f"number {place.position}"
+    workers = f"{place.workers} worker{'' if place.workers == 1 else 's'}"
+    return ", ".join(filter(None, [where, waits.get(place.waits_for, ""), workers]))
 
 
 def _outcome(summary: Mapping[str, Any]) -> dict[str, str]:

@@ -26,7 +26,7 @@ from strucprune_core.commands.jobs.service import (
     UrlOption,
     connect,
 )
-from strucprune_core.commands.jobs.view import as_dict, print_job
+from strucprune_core.commands.jobs.view import as_dict, print_job, queue_place
 
 if TYPE_CHECKING:
     from strucprune_core.client.models import Job
@@ -68,7 +68,8 @@ class _Display:
             label = f"{progress.phase} {progress.layers_done}/{progress.layers_total}"
             self._line.show(progress.phase, label, fraction, progress.eta_seconds)
         else:
-            self._line.show(job.state, job.state, fraction)
+            label = f"{job.state}, {queue_place(job.queue)}" if job.queue else job.state
+            self._line.show(label, label, fraction)
 
 
 @contextmanager

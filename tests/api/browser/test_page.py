@@ -102,7 +102,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.get_by_text("did you mean 0.015").wait_for()
     assert sparsity.get_attribute("aria-invalid") == "true"
     assert sparsity.evaluate("node => node === document.activeElement")
-    page.get_by_text("Input should be a valid integer").wait_for()
+    page.get_by_text("It must be a whole number").wait_for()
     sparsity.fill("0.25")
     page.get_by_label("Tokens each").first.fill("32")
 
@@ -410,7 +410,7 @@ def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
     workers = page.get_by_label("Workers at most")
     workers.fill("100")
     field = page.locator('[data-pointer="/runtime/max_workers"]')
-    field.get_by_text("Input should be less than or equal to 64").wait_for()
+    field.get_by_text("It must be at most 64").wait_for()
     assert workers.get_attribute("aria-invalid") == "true"
     assert "the result is the same" in (field.locator(".hint").text_content() or "")
     workers.fill("4")

@@ -89,3 +89,24 @@ def test_json_is_exact(capsys: pytest.CaptureFixture[str]) -> None:
     summary = {"parameters": {"before": 134_515_008, "after": 118_600_001}}
     print_job(Job.model_validate({**JOB, "summary": summary}), as_json=True)
     assert json.loads(capsys.readouterr().out)["summary"] == summary
+
+
+@pytest.mark.parametrize(
+    ("queue", "told"),
+    [
+        ({"position": 3, "waits_for": "turn", "workers": 2}, "number 3, 2 workers"),
+        (
+            {"position": 1, "waits_for": "limit", "workers": 1},
+            "number 1, waits for the limit of running jobs, 1 worker",
+        ),
+        (
+            {"position": None, "waits_for": "rest", "workers": 0},
+            "rests before it is tried again, 0 workers",
+        ),
+    ],
+)
+def test_a_waiting_job(
+    queue: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, _ = shown(capsys, state="queued", queue=queue)
+    assert out[-1] == f"queue {told}"
