@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Match, Route
 from api.request import EVENT_ID, JOB_ID, LABEL, JobRequest
 from strucprune_core.errors import AccessDenied, StrucPruneError
 from strucprune_core.plain_errors import plain_message
+from strucprune_core.plan.device_table import DATE
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ _MAX_POINTER_LENGTH = 500
 PATTERNS = {
     JOB_ID: "Write the id of a job: job_ and 32 hexadecimal digits.",
     EVENT_ID: "Write the id of an event or a line, as an answer had it; 0 for the beginning.",
+    DATE: "Write a date like 2026-01-31.",
     LABEL: "Write a label as name=value.",
 }
 

@@ -83,6 +83,7 @@ def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> No
     kept = client.get(here).json()["spec"]["pruning"]["target"]["device_table"]
     assert kept == table
 
+    body = elsewhere(body)
     body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
     body = elsewhere(body)
     (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]

@@ -6,11 +6,13 @@ import { showJob } from "./job.js";
 import { showList } from "./list.js";
 import { forgetKey, getKey } from "./session.js";
 import { showSubmit } from "./submit.js";
+import { showUsage } from "./usage.js";
 
 const ROUTES = [
   [/^\/$/, "list", (main, signal, query) => showList(main, signal, query)],
   [/^\/new$/, "new", (main, signal, query) => showSubmit(main, signal, query)],
   [/^\/compare$/, "compare", (main, signal, query) => showCompare(main, signal, query)],
+  [/^\/usage$/, "usage", (main, signal) => showUsage(main, signal)],
   [/^\/jobs\/([\w-]+)$/, "job", (main, signal, query, id) => showJob(main, signal, id)],
 ];
 

@@ -34,6 +34,11 @@ export function showGate(main, refusal, enter) {
       await capabilities();
       enter();
     } catch (problem) {
+      if (problem.status === 403) { // an operator's key, which may read no jobs
+        location.hash = "#/usage";
+        enter();
+        return;
+      }
       forgetKey();
       // A refused key has already shown this form again, with the reason.
       if (problem.status !== 401) refuse(problem.message);

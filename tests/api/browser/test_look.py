@@ -127,6 +127,16 @@ def show_failed(jobs: Jobs) -> Show:
     return show
 
 
+def show_usage(jobs: Jobs) -> Show:
+    jobs.running()
+
+    def show(page: Page) -> None:
+        page.goto("/#/usage")
+        page.get_by_role("region", name="Quota").wait_for()
+
+    return show
+
+
 def show_comparison(jobs: Jobs) -> Show:
     ids = [
         jobs.succeeded(perplexity, sparsity=sparsity)
@@ -148,6 +158,7 @@ VIEWS: dict[str, Callable[[Jobs], Show]] = {
     "done": show_done,
     "sizes": show_sizes,
     "failed": show_failed,
+    "usage": show_usage,
     "comparison": show_comparison,
 }
 

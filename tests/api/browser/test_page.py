@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -612,6 +613,38 @@ def test_a_comparison(page: Page, jobs: Jobs) -> None:
         "49.7 (× 2.12)",
         "28.7 (× 1.22)",
     ]
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as CSV").click()
+    with saved.value.path().open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(row["perplexity"]) for row in rows] == [49.7, 28.7]
+    assert float(rows[0]["perplexity_ratio"]) > 2
+    assert rows[0]["name"] == "smollm2-135m, 50% sparsity"
+
+
+def test_usage(page: Page, browser: Browser, url: str, keys: dict[str, str], jobs: Jobs) -> None:
+    job_id = jobs.running()
+    jobs.queued()
+    page.get_by_role("link", name="Usage").click()
+    quota = page.get_by_role("region", name="Quota")
+    assert "Jobs that have not ended\t2\tno limit" in quota.inner_text()
+    page.get_by_text("A key with the scope admin").wait_for()
+    host = {"host": "one", "pool": "h200", "version": "1", "device": "cuda", "threads": "8"}
+    jobs.services.ledger.note_worker("one:1", {**host, "job_id": job_id, "part": "lead"})
+    with watched_page(browser, url) as operators:
+        operators.goto("/")
+        operators.get_by_label("API key").fill(keys["operator"])
+        operators.get_by_label("API key").press("Enter")
+        operators.get_by_role("link", name="Usage").click()
+        shown = operators.get_by_role("region", name="Workers")
+        shown.get_by_role("link", name=job_id).wait_for()
+        assert "cuda, 8 threads" in shown.inner_text()
+
+
+def test_a_waiting_job_says_where_it_stands(page: Page, jobs: Jobs) -> None:
+    jobs.queued()
+    page.goto(f"/#/jobs/{jobs.queued()}")
+    page.get_by_text("number 2 in the queue, about · 0 workers are there").wait_for()
 
 
 def test_a_key_that_may_only_read(
