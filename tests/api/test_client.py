@@ -776,8 +776,7 @@ def test_a_model_of_this_machine_is_submitted(
     assert spec["model"]["uri"] == str(tiny_model)  # which this service reads itself
     uploads = f"s3://{bucket}/{uuid4().hex}"
     other = ("--output", f"s3://{bucket}/{uuid4().hex}", "--upload-to", uploads)
-    options = (*options, *other, "--json")
-    spec = json.loads(command("submit", *options).stdout)["spec"]
+    spec = json.loads(command("submit", *options, *other, "--json").stdout)["spec"]
     assert spec["model"]["uri"].startswith(f"{uploads}/models/{tiny_model.name}-")
     assert spec["calibration"]["uri"].startswith(f"{uploads}/texts/{text_file.name}-")
 
