@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,8 @@ _MESSAGES: dict[str, str] = {
     "timezone_aware": "The time has no offset. Write it like 2026-01-31T12:00:00Z.",
     "string_unicode": "It holds characters that are no text.",
 }
+# A sentence that says what to do follows the one that says what is wrong.
+_SENTENCES = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 _OTHERWISE = "This value cannot be used here. The documentation lists the fields and their values."
 
 
@@ -60,6 +63,16 @@ def plain_message(error: Mapping[str, Any], patterns: Mapping[str, str] | None =
         return (patterns or {}).get(context.get("pattern", ""), _OTHERWISE)
     shown = {name: _shown(value) for name, value in context.items()}
     return _MESSAGES[kind].format(**shown) if kind in _MESSAGES else _OTHERWISE
+
+
+def wrong_and_cure(error: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The same in two: what is wrong, to go on after the field's name, and the cure if it is said.
+
+    Args:
+        error: As of `plain_message`.
+    """
+    wrong, *cure = _SENTENCES.split(plain_message(error), maxsplit=1)
+    return wrong.removeprefix("It ").removesuffix("."), cure[0] if cure else None
 
 
 def plain_messages(errors: list[Mapping[str, Any]] | list[Any]) -> str:

@@ -528,7 +528,7 @@ def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
     assert record is not None
     assert spec == JobSpec.model_validate(record.spec)
     form = page.get_by_label("Form", exact=True)
-    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit -")):
+    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit --spec -")):
         form.select_option(name)
         assert word in (shown.text_content() or "")
         assert page.url.split("/#")[0] in (shown.text_content() or "")
