@@ -8,17 +8,18 @@ from typing import Any
 
 # By pydantic's type of the error; names in braces come from its context.
 _MESSAGES: dict[str, str] = {
+    "extra_forbidden": "It is no field that there is. Correct its name, or leave it out.",
     "missing": "This is required. Add it.",
     "string_type": "It must be text. Write it in quotes.",
-    "int_type": "It must be a whole number, written without quotes, like 4.",
-    "int_parsing": "It must be a whole number, written without quotes, like 4.",
+    "int_type": "It must be a whole number. Write it without quotes, like 4.",
+    "int_parsing": "It must be a whole number. Write it without quotes, like 4.",
     "int_parsing_size": "It must be a smaller number.",
     "int_from_float": "It must be a whole number: leave the fraction out.",
-    "float_type": "It must be a number, written without quotes, like 0.3.",
-    "float_parsing": "It must be a number, written without quotes, like 0.3.",
+    "float_type": "It must be a number. Write it without quotes, like 0.3.",
+    "float_parsing": "It must be a number. Write it without quotes, like 0.3.",
     "finite_number": "It must be a finite number, like 0.3.",
-    "bool_type": "It must be true or false, written without quotes.",
-    "bool_parsing": "It must be true or false, written without quotes.",
+    "bool_type": "It must be true or false. Write it without quotes.",
+    "bool_parsing": "It must be true or false. Write it without quotes.",
     "dict_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_attributes_type": "It must be an object. Write names and values in braces: "

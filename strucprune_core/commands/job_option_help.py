@@ -47,6 +47,7 @@ _OTHER_HEADINGS: dict[Path_, str] = {
         ],
         "Limits of layers",
     ),
+    ("name",): "Result",
     ("pruning", "layout"): "Result",
     ("pruning", "exports"): "Result",
     **dict.fromkeys(
