@@ -598,6 +598,21 @@ def test_several_sizes_are_compared_on_their_page(page: Page, jobs: Jobs) -> Non
     assert page.get_by_text("not published: perplexity went too far").first.is_visible()
 
 
+def test_sizes_are_added_to_a_finished_job(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.succeeded(report=made_sizes())
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_role("link", name="Add sizes").click()
+    page.get_by_role("heading", name="Add sizes").wait_for()
+    sizes = page.get_by_label("Several sizes")
+    assert sizes.input_value() == ""
+    with page.expect_request("**/validate") as asked:
+        sizes.fill("0.4")
+    body = asked.value.post_data_json
+    assert (body["extends"], body["pruning"]["sizes"]) == (job_id, [0.4])
+    assert "sparsity" not in body["pruning"]
+    assert page.get_by_role("button", name="Leave out extends").is_visible()
+
+
 def test_the_phase_that_failed_is_marked(page: Page, jobs: Jobs) -> None:
     page.goto(f"/#/jobs/{jobs.failed('broken')}")
     phases = page.get_by_label("Phases")
