@@ -33,6 +33,10 @@ def save_random_model(
     raw: dict[str, Any],
     max_shard_bytes: int = 1 << 30,
     written: Callable[[Path], None] = lambda path: None,
+    *,
+    words: int = WORDS,
+    scale: float = SCALE,
+    device: str = "cpu",
 ) -> Path:
     """Write config, weights and a tokenizer; the path of a text that it can read.
 
@@ -41,10 +45,14 @@ def save_random_model(
         raw: The config.json.
         max_shard_bytes: Size of a file, at most.
         written: Told each file of weights once it is whole, and may move it away.
+        words: Of the text; each is a token.
+        scale: Standard deviation of the matrices.
+        device: Where numbers are drawn: a GPU takes seconds for billions of them. Another kind of
+            device draws other numbers.
     """
     shapes, shards = _planned(raw, max_shard_bytes)
     _save_small_files(directory, raw, shards)
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
 
     def produce(name: str) -> Iterator[Tensor]:
         shape = shapes[name]
@@ -53,13 +61,14 @@ def save_random_model(
             return
         for start in range(0, shape[0], ROWS):
             rows = min(ROWS, shape[0] - start)
-            yield (torch.randn(rows, *shape[1:], generator=generator) * SCALE).bfloat16()
+            drawn = torch.randn(rows, *shape[1:], generator=generator, device=device)
+            yield (drawn * scale).bfloat16()
 
     for shard in shards:
         write_shard(directory / shard.file_name, shard, produce)
         written(directory / shard.file_name)
     text = directory.parent / "text.txt"
-    draw = torch.randint(raw["vocab_size"], (WORDS,), generator=generator)
+    draw = torch.randint(raw["vocab_size"], (words,), generator=generator, device=device)
     text.write_text(" ".join(map(str, draw.tolist())), encoding="utf-8")
     return text
 

@@ -141,7 +141,7 @@ def _phases(options: argparse.Namespace) -> dict[str, Any]:
     rounds: list[dict[str, Cost]] = []
     with tempfile.TemporaryDirectory() as folder:
         spec = _job(options.model, options.calibration, options, Path(folder))
-        tokens = _tokens(spec)
+        tokens = calibration_tokens(spec)
         model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
         _forward(model, tokens[:4])  # Pages of the weights, and threads.
         for number in range(options.rounds):
@@ -215,7 +215,7 @@ def _job(model: Path, text: Path, options: argparse.Namespace, root: Path) -> Jo
     )
 
 
-def _tokens(spec: JobSpec) -> NDArray[np.int32]:
+def calibration_tokens(spec: JobSpec) -> NDArray[np.int32]:
     """The job's calibration windows."""
     text, model = Path(spec.calibration.uri or ""), Path(spec.model.uri)
     config = inspect_model(LocalStore(model)).config

@@ -45,6 +45,17 @@ _FFN_OUT = r"(down_proj|fc2|mlp\.c_proj|dense_4h_to_h|post_feedforward_layernorm
 _FAINT = 0.05
 
 
+def tiny_config(family: str, vocabulary: int) -> Any:
+    """The configuration of a tiny model.
+
+    Args:
+        family: Its model type.
+        vocabulary: Rows of its embedding.
+    """
+    settings = {**_SHAPE, **_OWN.get(family, {}), "vocab_size": vocabulary}
+    return CONFIG_MAPPING[family](**settings)
+
+
 def ensure_tiny(
     family: str, tokenizer_of: Path, folder: Path, *, faint_blocks: bool = False
 ) -> Path:
@@ -61,12 +72,10 @@ def ensure_tiny(
     if (directory / "tokenizer.json").exists():
         return directory
     names = [each.name for each in tokenizer_of.glob("tokenizer*.json")]
-    config_class = CONFIG_MAPPING[family]
-    vocabulary = len(AutoTokenizer.from_pretrained(tokenizer_of))
-    settings = {**_SHAPE, **_OWN.get(family, {}), "vocab_size": vocabulary}
+    config = tiny_config(family, len(AutoTokenizer.from_pretrained(tokenizer_of)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForCausalLM.from_config(config_class(**settings))
+        model = AutoModelForCausalLM.from_config(config)
         for parameter in model.parameters():
             if parameter.dim() == 1:  # transformers begins with ones and zeros
                 parameter.data += 0.3 * torch.randn_like(parameter)
