@@ -39,34 +39,37 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
     parser.add_argument("--json", type=Path, default=RESULTS, help="where the results go")
+    # To try the command itself without a GPU: the shapes are made for one.
+    parser.add_argument("--device", choices=("cpu", "cuda"), help=argparse.SUPPRESS)
     # Of a part's process: the part, and an empty folder.
     parser.add_argument("--one", nargs=2, metavar=("PART", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
+    device = options.device or ("cuda" if torch.cuda.is_available() else None)
+    if device is None:
         print("No GPU is available to this process, so nothing was measured.\n")
         print(plans_text())
         return 0
     if options.one:
         part, folder = options.one
-        _measure(part, Path(folder), options.json)
+        _measure(part, device, Path(folder), options.json)
         return 0
-    return _all(options.parts, options.json)
+    return _all(options.parts, device, options.json)
 
 
-def _all(parts: list[str], path: Path) -> int:
+def _all(parts: list[str], device: str, path: Path) -> int:
     from benchmarks.gpu.parts import PARTS
     from benchmarks.gpu.record import Record
     from benchmarks.gpu.supervise import supervise
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     record = Record(path)
-    record.begin(_about())
+    record.begin(_about(device))
     cut = []
     for name in parts:
         # Made here: a process that is killed would leave it behind.
         with tempfile.TemporaryDirectory(prefix="strucprune-gpu-", dir=_roomy()) as folder:
             command = [sys.executable, "-m", "benchmarks.gpu", "--one", name, folder]
-            command += ["--json", str(path)]
+            command += ["--device", device, "--json", str(path)]
             status = supervise(command, name, PARTS[name].limit_seconds, record)
         print(f"{name}: {status}, {record.read()['parts'][name]['seconds']} s", flush=True)
         cut += [name] if status != "done" else []
@@ -74,7 +77,7 @@ def _all(parts: list[str], path: Path) -> int:
     return int(bool(cut))
 
 
-def _measure(name: str, folder: Path, path: Path) -> None:
+def _measure(name: str, device: str, folder: Path, path: Path) -> None:
     """One part, in this process."""
     from benchmarks.gpu.parts import PARTS
     from benchmarks.gpu.record import Record
@@ -82,7 +85,7 @@ def _measure(name: str, folder: Path, path: Path) -> None:
     def keep(found: dict[str, Any]) -> None:
         Record(path).update(name, found=found)
 
-    PARTS[name].measure("cuda", folder, keep)
+    PARTS[name].measure(device, folder, keep)
 
 
 def _roomy() -> Path | None:
@@ -94,15 +97,15 @@ def _roomy() -> Path | None:
     return MEMORY_FILES if free >= MEMORY_FILES_NEEDED else None
 
 
-def _about() -> dict[str, Any]:
+def _about(device: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    device = torch.cuda.get_device_properties(0)
+    gpu = torch.cuda.get_device_properties(0) if device == "cuda" else None
     return {
         "began_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": device.name,
-        "device_memory_bytes": device.total_memory,
+        "device": device if gpu is None else gpu.name,
+        "device_memory_bytes": None if gpu is None else gpu.total_memory,
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "transformers": transformers.__version__,

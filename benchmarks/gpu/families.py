@@ -15,9 +15,9 @@ from benchmarks.gpu.jobs import Text, Units, job, make_model, run
 from benchmarks.gpu.record import Keep
 from benchmarks.runtimes.prunings import FAMILIES, MIXTURES
 from benchmarks.runtimes.tiny import tiny_config
-from strucprune_core.checkpoint.index import open_checkpoint
 from strucprune_core.checkpoint.reader import TensorReader
 from strucprune_core.errors import StrucPruneError
+from strucprune_core.evaluation.perplexity import perplexity
 from strucprune_core.models.forward import final_hidden
 from strucprune_core.models.streaming import ModelStream
 from strucprune_core.models.vocabulary import next_token_logits
@@ -34,8 +34,6 @@ DAMAGE_TOLERANCE = 1e-3
 PERPLEXITY_TOLERANCE = 0.005
 """Relative, of the pruned model's perplexity. Both results are stored in bfloat16."""
 
-ANY_RATIO = 1e9  # Random weights may lose anything.
-
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -44,8 +42,20 @@ class Settings:
     families: Sequence[str] = (*FAMILIES, *MIXTURES)
     vocabulary: int = 512
     text: Text = field(default_factory=lambda: Text(16, 64))
+    windows: int = 4
+    """Of random tokens, that outputs and perplexity are of."""
     scale: float = 0.15
     """Of the weights: layers matter, and experts are told apart."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a device made of a model: the dense model's logits, then the pruned one."""
+
+    logits: Tensor
+    widths: list[int]
+    damage: float
+    perplexity: float
 
 
 def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings()) -> None:
@@ -67,57 +77,45 @@ def measure(device: str, folder: Path, keep: Keep, settings: Settings = Settings
 def _row(family: str, device: str, folder: Path, settings: Settings) -> dict[str, Any]:
     raw = tiny_config(family, settings.vocabulary).to_dict()
     model = make_model(folder, raw, settings.text, "cpu", scale=settings.scale)
-    outputs = [_logits(model[0], each, folder, settings) for each in ("cpu", device)]
-    reports = [
-        _report(model, folder / f"{number}", each, settings)
-        for number, each in enumerate(("cpu", device))
-    ]
-    return compared(outputs, reports)
+    return compared(*(_result(model, each, folder, settings) for each in ("cpu", device)))
 
 
-def _logits(model: Path, device: str, folder: Path, settings: Settings) -> Tensor:
-    store = LocalStore(model)
-    reader = TensorReader(open_checkpoint(store))
-    stream = ModelStream(inspect_model(store).config, reader, torch.device(device))
-    draw = np.random.default_rng(0)
-    shape = (2, settings.text.sequence_length)
-    tokens = draw.integers(0, settings.vocabulary, size=shape, dtype=np.int32)
-    hidden = final_hidden(stream, tokens, folder, lambda: None)
-    return next_token_logits(stream, hidden.reshape(-1, hidden.shape[-1])).cpu()
-
-
-def _report(model: tuple[Path, Path], root: Path, device: str, settings: Settings) -> Report:
-    text = settings.text
-    evaluation = {
-        "uri": str(model[1]),
-        "sequences": text.samples // 2,
-        "sequence_length": text.sequence_length,
-        "max_perplexity_ratio": ANY_RATIO,
-    }
-    report = run(
-        job(model, root, text, device, evaluation=evaluation), root, Units(lambda found: None)
-    )
+def _result(model: tuple[Path, Path], device: str, folder: Path, settings: Settings) -> Result:
+    root = folder / f"on_{device}_{len(list(folder.iterdir()))}"
+    report = run(job(model, root, settings.text, device), root, Units(lambda found: None))
     assert isinstance(report, Report)  # Nothing stops it.
-    return report
+    draw = np.random.default_rng(0)
+    shape = (settings.windows, settings.text.sequence_length)
+    tokens = draw.integers(0, settings.vocabulary, size=shape, dtype=np.int32)
+    dense, pruned = _stream(model[0], device), _stream(root / "out", device)
+    hidden = final_hidden(dense, tokens, folder, lambda: None)
+    logits = next_token_logits(dense, hidden.reshape(-1, hidden.shape[-1]))
+    return Result(
+        logits=logits.cpu(),
+        widths=[layer.width_after for layer in report.layers],
+        damage=sum(layer.predicted_damage for layer in report.layers),
+        perplexity=perplexity(pruned, tokens, folder),
+    )
 
 
-def compared(outputs: Sequence[Tensor], reports: Sequence[Report]) -> dict[str, Any]:
+def _stream(model: Path, device: str) -> ModelStream:
+    facts = inspect_model(LocalStore(model))
+    return ModelStream(facts.config, TensorReader(facts.index), torch.device(device))
+
+
+def compared(expected: Result, found: Result) -> dict[str, Any]:
     """How far two devices agree on a model: first that of the CPU."""
-    (expected, found), (here, there) = outputs, reports
-    output = float((found - expected).abs().max() / expected.abs().max())
-    damages = [sum(layer.predicted_damage for layer in report.layers) for report in reports]
-    damage = abs(damages[1] - damages[0]) / max(abs(damages[0]), 1e-30)
-    widths = [[layer.width_after for layer in report.layers] for report in reports]
-    assert here.perplexity is not None  # Both are evaluated.
-    assert there.perplexity is not None
-    perplexity = abs(there.perplexity.after / here.perplexity.after - 1.0)
-    same = widths[0] == widths[1]
+    largest = float(expected.logits.abs().max())
+    output = float((found.logits - expected.logits).abs().max()) / largest
+    damage = abs(found.damage / expected.damage - 1.0)
+    share = abs(found.perplexity / expected.perplexity - 1.0)
+    same = found.widths == expected.widths
     return {
         "output_difference": output,
         "widths_equal": same,
         "damage_difference": damage,
-        "perplexity_difference": perplexity,
+        "perplexity_difference": share,
         "agrees": output <= OUTPUT_TOLERANCE
         and (same or damage <= DAMAGE_TOLERANCE)
-        and perplexity <= PERPLEXITY_TOLERANCE,
+        and share <= PERPLEXITY_TOLERANCE,
     }

@@ -33,7 +33,7 @@ class Gpu:
     """A GPU, with the rates of matrix products that its data sheet names; operations per second."""
 
     name: str
-    memory_gib: int
+    memory_gib: float
     float32: float
     float64: float
 
@@ -147,7 +147,7 @@ def _shape(name: str, gpus: Sequence[Gpu]) -> list[str]:
     ]
     plans: dict[str, GpuPlan] = {}
     for gpu in gpus:
-        title = f"{gpu.name}, {gpu.memory_gib} GiB"
+        title = f"{gpu.name}, {gpu.memory_gib:g} GiB"
         try:
             plans[title] = plan_for(gpu, raw)
         except InvalidSpec as refused:
