@@ -15,7 +15,7 @@ INSTALLED := $(VENV)/.installed
 SOURCES := strucprune_core api worker embedded docker helm tests benchmarks docs/examples
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test lint types format runtimes images compose chart contract fuzz chaos coverage clean
+.PHONY: help setup model demo test lint types format runtimes images compose gpu chart contract fuzz chaos coverage clean
 
 help: ## List the commands.
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /\1\t/' | expand -t 10
@@ -71,6 +71,11 @@ images: setup ## Build both images without Docker, and run the product with them
 # newer), or Docker's own engine and compose plugin. Not part of `test`.
 compose: setup ## Start docker/compose.yaml on a Docker engine of its own, and check that it works.
 	$(BIN)/python -m docker.compose
+
+# Installs nothing, since a machine with a GPU may have no network: without .venv, PYTHON needs torch
+# and what benchmarks/gpu/requirements.py names.
+gpu: ## Check the engine on a GPU in eight minutes; without one, print plans for common GPUs.
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu
 
 chart: setup ## Write the chart's README from its values.yaml.
 	$(BIN)/python helm/readme.py --write

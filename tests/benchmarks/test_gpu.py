@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.gpu import distillation, families, forward, large_shape, memory
 from benchmarks.gpu.__main__ import main
-from benchmarks.gpu.jobs import Text
+from benchmarks.gpu.jobs import Text, phase_of
 from benchmarks.gpu.parts import PARTS, TOTAL_SECONDS
 from benchmarks.gpu.phase_limits import PhaseLimits
 from benchmarks.gpu.plans import GPUS, SHAPES, Gpu, plan_for, plans_text
@@ -178,6 +178,15 @@ def test_a_step_of_distillation(tmp_path: Path, kept: Kept) -> None:
     assert kept.last["tokens_of_step"] == 64
     assert kept.last["distillation"]["steps"] == 1
     assert kept.last["seconds_by_phase"]["distill"] > 0
+
+
+def test_another_kind_of_unit_is_a_phase_of_its_own() -> None:
+    assert [phase_of(name) for name in ("curve.3", "solve.0", "distill.1", "report")] == [
+        "curves",
+        "solve",
+        "distill",
+        "writing",
+    ]
 
 
 def test_rates_are_of_all_precisions() -> None:
