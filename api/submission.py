@@ -113,6 +113,7 @@ def _subscribe(
             events=notifications.events,
             fingerprint=entry.fingerprint,
             created_at=entry.created_at,
+            format=notifications.format,
         )
         services.outbox.subscribe(job_id, subscription)
 
@@ -180,7 +181,7 @@ def fingerprint(spec: JobSpec, notifications: Notifications | None = None) -> st
     """SHA-256 (hex) of the whole request, defaults filled in."""
     request = spec.model_dump(mode="json")
     if notifications is not None:
-        request["notifications"] = notifications.model_dump(mode="json")
+        request["notifications"] = notifications.fingerprinted()
     canonical = json.dumps(request, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
