@@ -38,6 +38,7 @@
 --                                            first, then age (see `stand_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> when the reservation of a submission ends
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:role:ROLE                     string  which process has it; expires
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
