@@ -10,6 +10,7 @@ The recorder is a thread of the reconciler. One of several reconcilers has the r
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import threading
@@ -47,7 +48,8 @@ MAX_PAUSE_SECONDS = 600.0
 MAX_AGE_SECONDS = 7 * 24 * 3600.0
 # A job has ended in the ledger a moment before it has in the journal.
 _JOURNAL_TRIES = 10
-_ROLE, _ROLE_SECONDS = "mlflow", 60
+# Longer than a comparison takes, during which the role is not renewed.
+_ROLE, _ROLE_SECONDS = "mlflow", 300
 # As the API limits them.
 _MAX_DOCUMENT_BYTES = 16 * 2**20
 
@@ -127,6 +129,14 @@ class Recorder:
         except _Interrupted:
             return
 
+    def close(self) -> None:
+        """Leave the role to another process.
+
+        Raises:
+            LedgerUnavailable: Redis does not answer.
+        """
+        self._ledger.hold_role(_ROLE, self._holder, 1)
+
     def _check(self, stop: threading.Event) -> None:
         """Keep the role."""
         if stop.is_set():
@@ -139,9 +149,11 @@ class Recorder:
     def _find(self) -> None:
         recent = self._ledger.ended_within(_RECENT_SECONDS, _RECENT)
         self._seen &= {*recent}
-        if self._clock() >= self._rescan_at:
+        if self._clock() >= self._rescan_at and len(self._waiting) <= _MOST_WAITING // 2:
             self._compare()
-            self._rescan_at = self._clock() + RESCAN_SECONDS
+            # If not all have fitted in, again once half of them are done with.
+            full = len(self._waiting) >= _MOST_WAITING
+            self._rescan_at = self._clock() + (0.0 if full else RESCAN_SECONDS)
         self._add(end for end in recent if end not in self._seen)
 
     def _compare(self) -> None:
@@ -275,3 +287,5 @@ def run(recorder: Recorder, stop: threading.Event, every_seconds: float = EVERY_
         except Exception:
             _log.exception("MLflow pass failed")
         stop.wait(every_seconds)
+    with contextlib.suppress(LedgerUnavailable):
+        recorder.close()

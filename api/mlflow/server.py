@@ -251,7 +251,8 @@ def _configure_client() -> None:
     """Set what MLflow's client reads from the environment when it is imported or called."""
     # It must not tell its makers that it is used.
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-    # Log lines have one format.
+    # Log lines have one format, and standard output has no others.
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
     os.environ["MLFLOW_CONFIGURE_LOGGING"] = "false"
     # Whoever calls tries again later, also after a restart.
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"

@@ -142,11 +142,12 @@ def test_one_size(mlflow: Any, server: MlflowServer, experiment: str, tmp_path: 
 def test_a_death_at_any_request(
     mlflow: Any, server: MlflowServer, experiment: str, tmp_path: Path
 ) -> None:
-    """Of a job of several sizes, one of them rejected. Whoever comes next completes it."""
+    """Of a job of two sizes, one of them rejected. Whoever comes next completes it."""
     output = tmp_path / "out"
     publish(output, made_sizes())
     for last in count():
-        name, wanted = f"{experiment}-{last}", of_sizes(output, f"job_{last}")
+        job, size, _, rejected = of_sizes(output, f"job_{last}")
+        name, wanted = f"{experiment}-{last}", [job, size, rejected]
         left = iter(range(last))
 
         def die_after(left: Iterator[int] = left) -> None:
@@ -156,8 +157,8 @@ def test_a_death_at_any_request(
         try:
             server.log(name, wanted, reader(output), die_after)
         except KeyboardInterrupt:
-            # The first ones in full; they show how it goes on. Then every third.
-            if last > 8 and last % 3:
+            # Each of the first steps, which repeat for every size, then every fourth.
+            if last > 8 and last % 4:
                 continue
             server.log(name, wanted, reader(output), never)
         else:
@@ -188,10 +189,10 @@ def test_two_at_once(
             return made
 
         server._client.create_run = create_together
-        created_by_none = server._found
+        find = server._found
 
         def found_none(*arguments: Any) -> Any:
-            server._found = created_by_none  # type: ignore[method-assign]
+            server._found = find  # type: ignore[method-assign]
             return []
 
         server._found = found_none  # type: ignore[method-assign]
@@ -228,10 +229,10 @@ def test_names_and_numbers_at_their_limits(
     mlflow: Any, server: MlflowServer, experiment: str, tmp_path: Path
 ) -> None:
     """MLflow's own rules: lengths, characters, entries of a request."""
-    names = ["../../etc/passwd", "/", "..", "", "a\n<x>\x00", "ü" * 10_000, "'; drop", "`"]
+    names = ["../../etc/passwd", "/", "..", "", "a\n<x>\x00", "ü" * 500, "'; drop", "`"]
     tasks = [
         {"task": task, "metrics": [{"name": name, "value": 1e308} for name in names]}
-        for task in [*names, *map(str, range(200))]
+        for task in [*names, *map(str, range(100))]
     ]
     figures = read_figures(json.dumps({"tasks": {"dense": tasks}}).encode())
     assert figures is not None
@@ -325,21 +326,14 @@ def test_an_outage_delays_and_loses_nothing(
     assert runs(mlflow, experiment) == []  # the second pause is twice as long
     now[0] += 5.1
     recorder.step(stop)
-    check_whole(
-        mlflow,
-        experiment,
-        contents_of("job_a", entry, ended, Figures(), _started(mlflow, experiment)),
-    )
+    (run,) = runs(mlflow, experiment)
+    began = run.info.start_time / 1000
+    check_whole(mlflow, experiment, contents_of("job_a", entry, ended, Figures(), began))
     assert [*marks.all()] == [("job_a", 1)]
     calls = proxy.connections
     now[0] += 1e6
     recorder.step(stop)
     assert proxy.connections == calls
-
-
-def _started(mlflow: Any, experiment: str) -> float:
-    (run,) = runs(mlflow, experiment)
-    return float(run.info.start_time) / 1000
 
 
 _ALONE = """
@@ -361,8 +355,9 @@ from tests.support.ended_jobs import entry_of, report_of_one, succeeded
 uri, experiment, output = sys.argv[1:]
 entry = entry_of(Path(output))
 contents = contents_of("job_1", entry, succeeded(report_of_one()), Figures(), 0.0)
-MlflowServer(uri).log(experiment, contents, lambda key: Path(output, key).read_bytes(), lambda: None)
-import time, json
+server = MlflowServer(uri)
+server.log(experiment, contents, lambda key: Path(output, key).read_bytes(), lambda: None)
+import json
 print(json.dumps({"opened": opened, "connected": connected}))
 """
 
@@ -398,7 +393,7 @@ def test_the_client_writes_and_calls_nothing_else(
     own = (str(scratch), "/dev/null")
     assert [name for name in seen["opened"] if not name.startswith(own)] == []
     assert {each for each in seen["connected"] if str(process.port) not in each} == set()
-    assert len(seen["connected"]) > 5
+    assert seen["connected"]
     assert [*home.iterdir()] == [*scratch.iterdir()] == []
     (run,) = runs(mlflow, experiment)
     assert run.data.tags[JOB_ID] == "job_1"

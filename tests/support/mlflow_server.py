@@ -39,6 +39,8 @@ class MlflowServerProcess(Server):
         environment = {
             **os.environ,
             "MLFLOW_DISABLE_TELEMETRY": "true",
+            # As older servers do, so that it can be tested that ours is not sent elsewhere.
+            "MLFLOW_ALLOWED_HOST_ADDRESSED_ARTIFACT_SCHEMES": "mlflow-artifacts",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "HOME": str(self._directory),
         }
