@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from api.mlflow.content import RunContent
 from api.mlflow.marks import Marks
 from api.mlflow.recorder import Recorder, run
 from api.mlflow.server import MlflowServer, NotLogged
+from api.reconciler import _recorder
+from api.services import Services
 from api.settings import Settings
 from strucprune_core.errors import StorageUnavailable
 from strucprune_core.storage.local import LocalStore
@@ -373,6 +376,21 @@ def test_a_pass_that_fails_is_not_the_last(
     run(place.recorder, place.stop, 0.001)
     assert passes == 3
     assert [bool(record.exc_info) for record in caplog.records] == [False, True, True]
+
+
+def test_nothing_is_logged_unless_it_is_asked_for(settings: Settings) -> None:
+    assert _recorder(settings, Services.connect(settings)) is None
+
+
+def test_a_client_that_is_not_installed(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mlflow"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    asked = settings.model_copy(update={"mlflow_tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(SystemExit, match="pip install"):
+        _recorder(asked, Services.connect(asked))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 
 from api.jobs.journal import Journal
 from api.jobs.ledger import Ledger
@@ -24,11 +25,13 @@ from api.mlflow.figures import Figures, read_figures
 from api.mlflow.marks import Marks
 from api.mlflow.recorder import Recorder
 from api.mlflow.server import MlflowServer, NotLogged
+from embedded.processes import ManagedProcess
 from embedded.stack import ROOT
 from strucprune_core.report.sizes import AnyReport
 from strucprune_core.storage.local import LocalStore
 from tests.support.claims import claim_job
 from tests.support.ended_jobs import (
+    ERROR,
     entry_of,
     failed,
     publish,
@@ -166,6 +169,26 @@ def test_a_death_at_any_request(
             break
         check_whole(mlflow, name, wanted)
     assert last > 20
+
+
+def test_the_example_finds_the_sizes(
+    process: MlflowServerProcess, server: MlflowServer, experiment: str, tmp_path: Path
+) -> None:
+    """docs/examples/mlflow_run.py, as it stands there."""
+    wanted = of_sizes(tmp_path / "out", "job_of_the_example")
+    server.log(experiment, wanted, lambda _: None, never)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "docs/examples/mlflow_run.py"), "job_of_the_example"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": process.url, "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = {tuple(line.split()[1:]) for line in done.stdout.splitlines()}
+    size = f"{made_sizes().before.parameters}"
+    out = tmp_path / "out"
+    assert told == {(f"{out}/0.2", size, "1.200"), (f"{out}/0.3", size, "1.300")}
 
 
 def test_two_at_once(
@@ -334,6 +357,43 @@ def test_an_outage_delays_and_loses_nothing(
     now[0] += 1e6
     recorder.step(stop)
     assert proxy.connections == calls
+
+
+def test_the_reconciler_logs_jobs(
+    mlflow: Any, process: MlflowServerProcess, experiment: str, tmp_path: Path, flush: redis.Redis
+) -> None:
+    """The program as it is run, from its settings to its end."""
+    journal = Journal(LocalStore(tmp_path / "state"))
+    entry, ended = entry_of(tmp_path / "out"), failed()
+    journal.write_spec("job_a", entry)
+    journal.write_outcome("job_a", ended)
+    connection = flush.connection_pool.connection_kwargs
+    environment = {
+        **os.environ,
+        "STRUCPRUNE_REDIS_URL": (
+            f"redis://:{connection['password']}@{connection['host']}:{connection['port']}"
+            f"/{connection['db']}"
+        ),
+        "STRUCPRUNE_STATE_URI": str(tmp_path / "state"),
+        "STRUCPRUNE_KEY_PEPPER": "pepper-of-the-tests",
+        "STRUCPRUNE_MLFLOW_TRACKING_URI": process.url,
+        "STRUCPRUNE_MLFLOW_EXPERIMENT": f"{experiment}-{{tenant}}",
+    }
+    program = ManagedProcess(
+        "reconciler",
+        [sys.executable, "-m", "api.reconciler"],
+        log_directory=tmp_path,
+        env=environment,
+        cwd=ROOT,
+    )
+    try:
+        program.wait_ready(lambda: (tmp_path / "state/mlflow/job_a/1.json").exists())
+    finally:
+        program.stop()
+    (run,) = runs(mlflow, f"{experiment}-acme")
+    assert (run.info.status, run.data.tags[JOB_ID]) == ("FAILED", "job_a")
+    assert run.data.tags["strucprune.error.remedy"] == ERROR["remedy"]
+    assert "job_a: logged to MLflow" in program.log_tail()
 
 
 _ALONE = """
