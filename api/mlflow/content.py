@@ -116,7 +116,7 @@ def _content(
 ) -> RunContent:
     failed = outcome.state != JobState.SUCCEEDED or (size is not None and bool(size["rejected"]))
     folder = "" if size is None else f"{size['folder']}/"
-    name = model_name(spec.model.uri)
+    name = spec.name or model_name(spec.model.uri)
     if outcome.run > 1:
         name = f"{name}, run {outcome.run}"
     output = spec.output.uri_prefix.rstrip("/")

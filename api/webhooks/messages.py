@@ -7,12 +7,13 @@ one line for people, in the body of Slack's incoming webhooks, which other chat 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
+from api.event_titles import event_title
+from api.jobs.instants import instant
 from api.jobs.record import JobEvent, JobRecord
-from strucprune_core.report.html.numbers import count, number, size
 from strucprune_core.report.html.view import model_name
+from strucprune_core.report.numbers import count, number, size
 from strucprune_core.report.visible_text import visible
 
 # Chat systems cut or refuse long messages: the shortest limit is Discord's, 2,000 characters.
@@ -43,13 +44,15 @@ def message_body(message_format: str, name: str, record: JobRecord, event: JobEv
 def _standard(name: str, record: JobRecord, event: JobEvent) -> dict[str, Any]:
     return {
         "type": name,
-        "timestamp": datetime.fromtimestamp(event.at, UTC).isoformat(),
+        "timestamp": instant(event.at),
         "data": {
             "job_id": record.id,
+            "title": event_title(event.type, event.data),
             "state": event.data.get("state"),
             "run": event.data.get("run", 1),
             "attempt": event.data.get("attempt"),
             "error": event.data.get("error"),
+            "name": record.spec.get("name"),
             "labels": record.labels,
         },
     }

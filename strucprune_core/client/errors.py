@@ -4,6 +4,8 @@ ClientError                a StrucPruneError: has message, remedy, code
 ├── Unreachable            no answer, or none of a StrucPrune service, for `retry_seconds`
 ├── WaitTimeout            the job did not end in the time given
 ├── DownloadFailed         a file cannot be fetched, or is not the one that the job wrote
+├── NoSuchId               no job has an id that begins so
+├── AmbiguousId            several jobs have
 └── ApiProblem             the service refused; `.problem` is its answer (RFC 9457)
 ├── NotAllowed         401, 403: the key
 ├── JobNotFound        404: no such job, or not yours
@@ -15,7 +17,7 @@ ClientError                a StrucPruneError: has message, remedy, code
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from strucprune_core.client.models import FieldError, Problem
 from strucprune_core.errors import StrucPruneError
@@ -48,6 +50,20 @@ class DownloadFailed(ClientError):
     code: ClassVar[str] = "download_failed"
 
 
+class NoSuchId(ClientError):
+    """No job has an id that begins like this."""
+
+    code: ClassVar[str] = "no_such_id"
+    usual_remedy: ClassVar[str | None] = "List the jobs: strucprune jobs list."
+
+
+class AmbiguousId(ClientError):
+    """Several jobs have an id that begins like this."""
+
+    code: ClassVar[str] = "ambiguous_id"
+    usual_remedy: ClassVar[str | None] = "Give more digits of the id."
+
+
 class ApiProblem(ClientError):
     """The service refused a request.
 
@@ -64,7 +80,7 @@ class ApiProblem(ClientError):
         super().__init__("\n".join(lines))
         self.problem = problem
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, Any]:
         """As every error, with the problem's own code, status and request id."""
         return {
             **super().as_dict(),

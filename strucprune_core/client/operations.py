@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from strucprune_core.client import calls, transfer
+from strucprune_core.client import calls, find, transfer
 from strucprune_core.client.connection import connection
 from strucprune_core.client.flow import Flow, Pages, Retries
 
@@ -103,8 +103,10 @@ class Operations(ABC):
         """Make the two HTTP clients, given their arguments."""
 
     submit = Operation(calls.submit)
+    extend = Operation(calls.extend)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
+    find = Operation(find.find)
     list = Listing(calls.jobs)
     wait = Operation(calls.wait)
     cancel = Operation(calls.cancel)
@@ -116,4 +118,8 @@ class Operations(ABC):
     report = Operation(calls.report)
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
+    models = Operation(calls.models)
+    quota = Operation(calls.quota)
+    workers = Operation(calls.workers)
     download = Operation(transfer.download)
+    files_of = Operation(transfer.files_of)

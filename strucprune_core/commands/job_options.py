@@ -6,20 +6,15 @@ An option that is not given is left out of the specification, whose own default 
 
 from __future__ import annotations
 
-import functools
 import inspect
-import json
-import sys
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin
 
-import typer
 from pydantic import BaseModel, ByteSize, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from strucprune_core.commands.console import local_path
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.spec import JobSpec
 
@@ -56,22 +51,12 @@ _NAMES: dict[Path_, str] = {
     ("evaluation", "min_task_retention"): "min-task-retention",
     ("labels",): "label",
 }
-# Where the command says more than the field.
-_HELP: dict[Path_, str] = {
-    ("calibration", "uri"): "Text (UTF-8), JSON lines or parquet; or `self`, text that the model "
-    "writes (a file of that name is ./self).",
-    ("pruning", "recover", "steps"): "Steps of training for each pruned layer; 0 leaves it out. "
-    "[default: 0]",
-    (
-        "pruning",
-        "distill",
-        "steps",
-    ): "Steps of a last training of the whole model; 0 leaves it out. [default: 0]",
-}
 # Numbers that people write with a unit, which the field itself understands: "120M".
 _AS_TEXT: frozenset[Path_] = frozenset({("pruning", "target", "parameters")})
-# Set by `--calibration self`.
-_NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
+# Set by `--calibration self`, and by `--target-device FILE`.
+_NO_OPTION: frozenset[Path_] = frozenset(
+    {("calibration", "source"), ("pruning", "target", "device_table")}
+)
 # Only a service uses them.
 _OF_A_SERVICE = ("priority", "deadline_seconds", "max_attempts", "max_workers", "labels")
 
@@ -118,45 +103,6 @@ class JobOption:
         """Whether only a service uses it."""
         return self.path[-1] in _OF_A_SERVICE
 
-    def as_parameter(self) -> inspect.Parameter:
-        """The option as a parameter of a command: None where it is not given."""
-        negative = f"/--no-{self.name}" if self.kind is bool else ""
-        option = typer.Option(
-            f"--{self.name}{negative}",
-            help=_HELP.get(self.path) or f"{self.field.description}{self._default()}",
-            metavar=self._metavar(),
-            show_default=False,
-        )
-        return _keyword(self.parameter, Annotated[self._type() | None, option], None)
-
-    def _type(self) -> Any:
-        """The type that the command line's text is turned into."""
-        if self.is_list:
-            return list[str]
-        plain = self.kind in (bool, int, float) and not self.is_size
-        plain = plain and self.path not in _AS_TEXT
-        return self.kind if plain else str
-
-    def _default(self) -> str:
-        """The default as help shows it, if there is one to show."""
-        default = self.field.get_default(call_default_factory=True, validated_data={})
-        if self.field.is_required() or default is None or default in ({}, ()):
-            return ""
-        shown = ", ".join(default) if isinstance(default, tuple) else default
-        return f" [default: {shown}]"
-
-    def _metavar(self) -> str | None:
-        kind = self.kind
-        if get_origin(kind) is tuple:
-            kind = get_args(kind)[0]
-        if get_origin(kind) is Literal:
-            return "[" + "|".join(get_args(kind)) + "]"
-        if get_origin(kind) is dict:
-            return "NAME=VALUE" if self.path == ("labels",) else "LAYER=SHARE"
-        if self.path in _AS_TEXT:
-            return "NUMBER"
-        return "SIZE" if self.is_size else None
-
     def value(self, given: Any) -> Any:
         """What the field is set to.
 
@@ -167,6 +113,8 @@ class JobOption:
             return _size(given, f"--{self.name}")
         if get_origin(self.kind) is dict:
             return dict(_pair(each, f"--{self.name}") for each in given)
+        if self.kind in (int, float) and self.path not in _AS_TEXT:
+            return _number(given, self.kind)
         return given
 
 
@@ -184,9 +132,11 @@ def _fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[JobOption]:
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
         here = (*path, name)
+        if here in _NO_OPTION:
+            continue
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
             yield from _fields(kind, here)
-        elif here not in _NO_OPTION:
+        else:
             yield JobOption(here, field, kind)
 
 
@@ -194,149 +144,21 @@ OPTIONS = tuple(_fields(JobSpec))
 """All of them, in the order of the specification; the first is the model."""
 
 
-JobBody = Callable[[], dict[str, Any]]
-"""Reads the specification that a command was given; may raise `InvalidSpec`."""
+_BY_PATH = {option.path: option for option in OPTIONS}
 
 
-def takes_job(*, service: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command a model and the options of a job; it gets a `body: JobBody` of them.
-
-    Args:
-        service: Whether the job is for a service. Then there are options for what only a service
-            uses, and the argument is a specification's file; else the argument is the model.
-    """
-    options = [option for option in OPTIONS if service or not option.for_services]
-    shared = [option.as_parameter() for option in options]
-    if not service:
-        shared[0] = shared[0].replace(annotation=Annotated[str | None, _MODEL_ARGUMENT])
-    spec_annotation = Annotated[str | None, _SPEC_ARGUMENT if service else _SPEC_OPTION]
-    shared.append(_keyword("spec", spec_annotation, None))
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(command)
-        def run(*, spec: str | None, **given: Any) -> None:
-            values = {option.path: given.pop(option.parameter) for option in options}
-            command(body=lambda: job_body(spec, values), **given)
-
-        hints = get_type_hints(command, include_extras=True)
-        own = [
-            _keyword(each.name, hints[each.name], each.default)
-            for each in inspect.signature(command).parameters.values()
-            if each.name != "body"
-        ]
-        # Typer reads options off a function's signature, so this one is put together here.
-        run.__signature__ = inspect.Signature([*shared, *own])  # type: ignore[attr-defined]
-        run.__annotations__ = {each.name: each.annotation for each in (*shared, *own)}
-        return run
-
-    return decorate
+def option_of(path: Path_) -> str | None:
+    """The option that sets a field, with its dashes; None where there is none."""
+    found = _BY_PATH.get(path)
+    return None if found is None else f"--{found.name}"
 
 
-def _keyword(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    return inspect.Parameter(name, kind, default=default, annotation=annotation)
-
-
-_MODEL_ARGUMENT = typer.Argument(metavar="MODEL", show_default=False)
-_SPEC_HELP = "The job as JSON, as REST takes it; - reads standard input. Options go before it."
-_SPEC_OPTION = typer.Option("--spec", metavar="FILE", help=_SPEC_HELP)
-_SPEC_ARGUMENT = typer.Argument(metavar="SPEC", show_default=False, help=_SPEC_HELP)
-
-
-def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
-    """The specification of a file and of the options given beside it.
-
-    Args:
-        spec: Name of a JSON file, or "-"; None for no file.
-        given: Values of options by field; None where an option is not given.
-
-    Raises:
-        InvalidSpec: the file cannot be read, or an option's value.
-    """
-    body = read_spec(spec) if spec is not None else {}
-    for option in OPTIONS:
-        value = given.get(option.path)
-        if value is not None:
-            _section(body, option.path)[option.path[-1]] = option.value(value)
-    for name in ("model", "output", "pruning", "calibration"):
-        body.setdefault(name, {})
-    return _without_zeros(_self_calibrated(body, given))
-
-
-def _section(body: dict[str, Any], path: Path_) -> dict[str, Any]:
-    for name in path[:-1]:
-        if not isinstance(body.get(name), dict):
-            body[name] = {}
-        body = body[name]
-    return body
-
-
-def _self_calibrated(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str, Any]:
-    """`--calibration` names the source `self`, or a file, whichever the specification had."""
-    text = given.get(("calibration", "uri"))
-    if text is not None:
-        body["calibration"]["source"] = "self" if text == "self" else "file"
-    if text == "self":
-        del body["calibration"]["uri"]
-    return body
-
-
-def _without_zeros(body: dict[str, Any]) -> dict[str, Any]:
-    """`--recover-steps 0` and `--distill-steps 0` leave a training out."""
-    pruning = body["pruning"]
-    if isinstance(pruning, dict):
-        for name in ("recover", "distill"):
-            if isinstance(pruning.get(name), dict) and pruning[name].get("steps") == 0:
-                del pruning[name]
-    return body
-
-
-def read_spec(name: str) -> dict[str, Any]:
-    """A JSON object from a file, or from standard input for "-".
-
-    Raises:
-        InvalidSpec: the file cannot be read, or holds something else.
-    """
+def _number(text: str, kind: type[int] | type[float]) -> int | float | str:
+    """The number, or the text itself, which the specification then refuses."""
     try:
-        text = sys.stdin.read() if name == "-" else local_path(name).read_text(encoding="utf-8")
-        body = json.loads(text)
-    except OSError as error:
-        raise InvalidSpec(
-            f"cannot read {name}: {error.strerror}", remedy="Check its name and its permissions."
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidSpec(f"{name} is not valid JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise InvalidSpec(
-            f"{name} does not hold a JSON object",
-            remedy="Write the job as REST takes it, as one object.",
-        )
-    return body
-
-
-def parse_spec(body: dict[str, Any]) -> JobSpec:
-    """The specification, checked.
-
-    Raises:
-        InvalidSpec: with the first field that is wrong; one that is missing is named as an option.
-    """
-    try:
-        return JobSpec.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = tuple(str(part) for part in first["loc"])
-        if first["type"] == "missing":
-            raise InvalidSpec(f"{_option_of(path)} is missing", field=".".join(path)) from None
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        raise InvalidSpec(message + given, field=".".join(path)) from None
-
-
-def _option_of(path: Path_) -> str:
-    if path == ("model", "uri"):
-        return "MODEL"
-    names = [f"--{option.name}" for option in OPTIONS if option.path == path]
-    return names[0] if names else ".".join(path)
+        return kind(text)
+    except ValueError:
+        return text
 
 
 def _size(text: str, option: str) -> int:

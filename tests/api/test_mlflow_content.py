@@ -88,14 +88,14 @@ def test_several_sizes() -> None:
 
 
 def test_a_failure_and_a_retry() -> None:
-    entry = entry_of(Path("/data/out"))
+    entry = entry_of(Path("/data/out"), name="Nightly")
     (job,) = contents_of("job_1", entry, failed(run=2), Figures(), 0.0)
     assert job.failed
     assert job.metrics == {}
     assert job.documents == ()
     assert {job.tags[f"strucprune.error.{part}"] for part in ERROR} == {*ERROR.values()}
     assert "strucprune.output_uri" not in job.tags
-    assert job.tags["mlflow.runName"] == "smollm2, run 2"
+    assert job.tags["mlflow.runName"] == "Nightly, run 2"
 
 
 HOSTILE = (

@@ -218,7 +218,7 @@ def test_two_at_once(
             server._found = find  # type: ignore[method-assign]
             return []
 
-        server._found = found_none  # type: ignore[method-assign]
+        server._found = found_none  # type: ignore[method-assign, assignment]
         try:
             server.log(experiment, wanted, reader(output), never)
         except NotLogged as error:

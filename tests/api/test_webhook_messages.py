@@ -62,6 +62,10 @@ def test_a_success() -> None:
     assert "118.6 M parameters. job_1" in told(record(summary=unmeasured))
 
 
+def test_a_job_with_a_name() -> None:
+    assert told(record(name="Nightly & co")).startswith("`Nightly &amp; co` (sparsity 0.3):")
+
+
 def test_several_sizes() -> None:
     result = {"rejected": None, "parameters": 118_590_144, "perplexity_ratio": 1.075}
     sizes = [

@@ -1,10 +1,10 @@
 // The estimate of a job: what it costs and gives, from the answer of `validate`.
 
 import { h } from "./dom.js";
-import { bytes, change, count, flops, percent, words } from "./format.js";
+import { bytes, change, count, flops, number, percent, words } from "./format.js";
 
-/** Fill `box` with the answer of a valid job. */
-export function showEstimate(box, { estimate, runtimes }) {
+/** Fill `box` with the answer of a valid job; `buttons` makes those of a runtime's mends. */
+export function showEstimate(box, { estimate, runtimes }, buttons) {
   const memory = estimate.device_peak_bytes
     ? [["Device memory, peak", bytes(estimate.device_peak_bytes)], ["Host memory, peak", bytes(estimate.host_peak_bytes)]]
     : [["Memory, peak", bytes(estimate.host_peak_bytes)]];
@@ -22,6 +22,7 @@ export function showEstimate(box, { estimate, runtimes }) {
         ["Sparsity", `${percent(estimate.sparsity_reached, 1)}, ${percent(estimate.sparsity_requested, 1)} asked for`],
         ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
         ...exports,
+        ...predicted(estimate.predicted_speed),
       ]),
       ...memory,
       ["Workspace", bytes(estimate.workspace_bytes)],
@@ -29,7 +30,7 @@ export function showEstimate(box, { estimate, runtimes }) {
       ["Work", `${flops(work)}FLOP`],
     ]),
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
-    h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map(runtime)));
+    h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map((one) => runtime(one, buttons))));
 }
 
 /** Of a job of several sizes: what each comes to. */
@@ -45,6 +46,16 @@ function sizes(estimate, several) {
   ];
 }
 
+/** How fast the result is by a device's table, in rows of a list. */
+export function predicted(speed) {
+  if (!speed) return [];
+  const passes = [speed.dense_seconds, speed.pruned_seconds].map((seconds) => `${number(1000 * seconds, 3)} ms`);
+  return [
+    [`Predicted ${speed.of}`, `× ${number(speed.predicted, 3)}, ${passes.join(" → ")}`],
+    ["On", `${speed.device}, ${speed.dtype}, threads: ${count(speed.threads)}`],
+  ];
+}
+
 const notice = (warnings) => (warnings.length ? h("div", { class: "notice note" }, h("ul", {}, warnings.map((text) => h("li", {}, text)))) : "");
 
 const list = (rows) => h("dl", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -57,10 +68,10 @@ function steps(sizes) {
       h("meter", { min: "0", max: String(largest), value: String(size), "aria-hidden": "true" }))));
 }
 
-function runtime({ runtime: name, loads, tried, folder, note, reason, remedy }) {
+function runtime({ runtime: name, loads, tried, folder, note, reason, mends }, buttons) {
   const where = folder && folder !== "." ? `from ${folder}/` : "";
-  const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : [reason, remedy].filter(Boolean).join(". ");
+  const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : reason;
   return h("li", {},
     h("span", { class: `pill ${tried ? "good" : ""}` }, !loads ? "does not load" : tried ? "loads" : "not tried"), " ", name,
-    text ? h("p", { class: "hint" }, text) : null);
+    text ? h("p", { class: "hint" }, text) : null, buttons(mends));
 }

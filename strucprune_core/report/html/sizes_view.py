@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from strucprune_core.report.html.axes import Axis, linear_axis
 from strucprune_core.report.html.bars import Bars, phase_bars
-from strucprune_core.report.html.numbers import (
+from strucprune_core.report.html.tables import Table, file_table, metric_text, phase_table
+from strucprune_core.report.html.view import flat, model_name
+from strucprune_core.report.numbers import (
     ABSENT,
     change,
     count,
@@ -16,8 +18,6 @@ from strucprune_core.report.html.numbers import (
     percent,
     size,
 )
-from strucprune_core.report.html.tables import Table, file_table, metric_text, phase_table
-from strucprune_core.report.html.view import flat, model_name
 from strucprune_core.report.sizes import SizesReport
 
 _HEIGHT = 180

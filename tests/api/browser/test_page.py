@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -18,7 +19,8 @@ from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
-from tests.support.reports import made_sizes, made_speed
+from tests.support.device_tables import made_table
+from tests.support.reports import made_prediction, made_sizes, made_speed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -54,6 +56,57 @@ def test_the_key(browser: Browser, url: str, keys: dict[str, str]) -> None:
         assert not [address for address in asked if keys["acme"] in address]
 
 
+def test_a_key_is_handed_to_new_tabs_where_its_user_asks_for_it(
+    browser: Browser, url: str, keys: dict[str, str]
+) -> None:
+    with watched_page(browser, url) as page:
+        enter(page, keys["acme"])
+        page.get_by_text("There are no jobs yet.").wait_for()
+        alone = page.context.new_page()
+        alone.goto("/")
+        alone.get_by_label("API key").wait_for()  # Nobody has asked for it.
+        page.get_by_role("button", name="Forget key").click()
+
+        page.get_by_label("API key").fill(keys["acme"])
+        page.get_by_label("Hand it on to new tabs").check()
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_text("There are no jobs yet.").wait_for()
+        second = page.context.new_page()
+        second.goto("/#/new")
+        second.get_by_role("heading", name="New job").wait_for()
+        page.close()
+        third = second.context.new_page()  # The second hands it on as well.
+        third.goto("/")
+        third.get_by_text("There are no jobs yet.").wait_for()
+        for tab in (second, third):
+            assert tab.evaluate("localStorage.length + document.cookie.length") == 0
+            assert tab.evaluate("indexedDB.databases().then((found) => found.length)") == 0
+        third.get_by_role("button", name="Forget key").click()
+        second.get_by_label("API key").wait_for()
+        assert second.evaluate("sessionStorage.length") == 0
+        second.reload()
+        second.get_by_label("API key").wait_for()
+
+
+def test_forgetting_a_key_leaves_other_keys_alone(
+    browser: Browser, url: str, keys: dict[str, str]
+) -> None:
+    with watched_page(browser, url) as page:
+        tabs = [page, page.context.new_page()]
+        tabs[1].goto("/")
+        for tab, name in zip(tabs, ("acme", "acme-reader"), strict=True):
+            tab.goto("/")
+            tab.get_by_label("API key").fill(keys[name])
+            if name == "acme-reader":
+                tab.get_by_label("Hand it on to new tabs").check()
+            tab.get_by_role("button", name="Continue").click()
+            tab.get_by_text("There are no jobs yet.").wait_for()
+        tabs[1].get_by_role("button", name="Forget key").click()
+        tabs[1].get_by_label("API key").wait_for()
+        page.reload()
+        page.get_by_text("There are no jobs yet.").wait_for()
+
+
 def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
     running = jobs.running(team="nlp")
     jobs.queued(model="other", team="search")
@@ -70,6 +123,25 @@ def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
     page.get_by_text("No job matches the filters.").wait_for()
     assert "state=failed" in page.url
     assert "label=team%3Dnlp" in page.url
+
+
+def test_the_list_says_what_each_job_is(page: Page, jobs: Jobs) -> None:
+    named = jobs.queued(name="Nightly <b>", team="nlp")
+    jobs.queued(model="other", sparsity=None, pruning={"sizes": [0.2, 0.5]})
+    jobs.queued(model="third", sparsity=None, pruning={"target": {"bytes": 70_000_000}})
+    page.reload()
+    row = page.get_by_role("listitem").filter(has=page.get_by_role("link", name="Nightly <b>"))
+    row.get_by_text("smollm2-135m, 30% sparsity").wait_for()
+    assert row.get_by_text("queued", exact=True).is_visible()
+    assert row.get_by_text("just now").is_visible()
+    assert page.get_by_role("link", name="other, 20%, 50% sparsity").is_visible()
+    assert page.get_by_role("link", name="third, at most 70 MB").is_visible()
+    page.get_by_role("link", name="Nightly <b>").click()
+    page.get_by_role("heading", name="Nightly <b>").wait_for()
+    assert page.title() == "Nightly <b> · StrucPrune"
+    page.goto(f"/#/new?from={named}")
+    page.get_by_role("heading", name="New job").wait_for()
+    assert page.get_by_label("Name").input_value() == "Nightly <b>"
 
 
 def test_what_jobs_say_is_text(page: Page, jobs: Jobs) -> None:
@@ -101,7 +173,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.get_by_text("did you mean 0.015").wait_for()
     assert sparsity.get_attribute("aria-invalid") == "true"
     assert sparsity.evaluate("node => node === document.activeElement")
-    page.get_by_text("Input should be a valid integer").wait_for()
+    page.get_by_text("It must be a whole number").wait_for()
     sparsity.fill("0.25")
     page.get_by_label("Tokens each").first.fill("32")
 
@@ -123,6 +195,64 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert record.spec["pruning"]["exports"] == ["block_configs"]
     assert record.spec["calibration"]["sequence_length"] == 32
     assert record.spec["evaluation"] is None
+
+
+def test_a_speedup_is_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    assert page.get_by_label("Times as fast").is_hidden()
+    page.get_by_label("How much").select_option("speedup")
+    page.get_by_label("Times as fast").fill("1.001")
+    assert page.get_by_label("Sparsity", exact=True).is_hidden()
+    page.locator('[data-pointer="/pruning/target/device"] select').select_option(
+        "epyc-zen4-1-thread-float32"
+    )
+    page.get_by_label("Context length").fill("64")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("Predicted decode").wait_for()
+    assert estimate.get_by_text("AMD EPYC").is_visible()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, decode 1.001 times as fast").wait_for()
+    job_id = page.url.rpartition("/")[2]
+    record = jobs.services.ledger.get(job_id)
+    assert record is not None
+    target = record.spec["pruning"]["target"]
+    assert (target["speedup"], target["of"], target["context_tokens"]) == (1.001, "decode", 64)
+
+    # A job that is made of it asks for the same; another target leaves the device out.
+    page.goto(f"/#/new?from={job_id}")
+    page.get_by_label("How much").select_option("parameters")
+    page.get_by_label("Parameters at most").fill("0.0001")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/other")
+    page.locator("[data-pointer] .field-error").get_by_text("least that can be reached").wait_for()
+
+
+def test_a_table_of_a_device_stays_with_its_job(page: Page, jobs: Jobs, model_uri: str) -> None:
+    table = made_table().model_dump(mode="json")
+    target = {"speedup": 1.01, "context_tokens": 64, "device_table": table}
+    job_id = jobs.queued(pruning={"target": target})
+    page.goto(f"/#/new?from={job_id}")
+    sent: list[dict[str, Any]] = []
+    page.on("request", lambda request: sent.append(request.post_data_json or {}))
+    page.get_by_label("Times as fast").fill("1.02")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Evaluation text").fill("")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("made for tests").wait_for()
+    assert sent[-1]["pruning"]["target"]["device_table"] == table
+    page.get_by_label("How much").select_option("sparsity")
+    page.get_by_label("Sparsity", exact=True).fill("0.3")
+    estimate.get_by_text("Predicted decode").wait_for(state="detached")
+    estimate.get_by_text("Memory by step").wait_for()
+    assert "target" not in sent[-1]["pruning"]
 
 
 def test_what_a_job_will_do_otherwise_is_said(page: Page, jobs: Jobs, model_uri: str) -> None:
@@ -351,7 +481,7 @@ def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
     workers = page.get_by_label("Workers at most")
     workers.fill("100")
     field = page.locator('[data-pointer="/runtime/max_workers"]')
-    field.get_by_text("Input should be less than or equal to 64").wait_for()
+    field.get_by_text("It must be at most 64").wait_for()
     assert workers.get_attribute("aria-invalid") == "true"
     assert "the result is the same" in (field.locator(".hint").text_content() or "")
     workers.fill("4")
@@ -398,7 +528,7 @@ def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
     assert record is not None
     assert spec == JobSpec.model_validate(record.spec)
     form = page.get_by_label("Form", exact=True)
-    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit -")):
+    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit --spec -")):
         form.select_option(name)
         assert word in (shown.text_content() or "")
         assert page.url.split("/#")[0] in (shown.text_content() or "")
@@ -483,7 +613,13 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     sample = SampleReport(
         prompt="A prompt\nof two lines", same=" both", same_tokens=2, dense=dense, pruned=pruned
     )
-    report = made_report(33.43, 0.3).model_copy(update={"samples": [sample], "speed": made_speed()})
+    report = made_report(33.43, 0.3).model_copy(
+        update={
+            "samples": [sample],
+            "speed": made_speed(),
+            "predicted_speed": made_prediction(),
+        }
+    )
     page.goto(f"/#/jobs/{jobs.succeeded(33.43, report=report)}")
     page.get_by_role("heading", name="Samples").wait_for()
     assert page.locator("mark").all_inner_texts() == [" one", " two"]
@@ -496,6 +632,12 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     assert "20 (19 to 22)" in table.inner_text()
     assert "× 1.5" in table.inner_text()
     assert page.get_by_text("transformers 5.1, bfloat16, on a device with 2 threads").is_visible()
+    predicted = page.locator("section", has=page.get_by_role("heading", name="Predicted speed"))
+    lines = predicted.last.inner_text().split("\n")
+    shown = {name: lines[place + 1] for place, name in enumerate(lines[:-1])}
+    assert shown["Asked for"] == "decode × 1.25"
+    assert shown["Predicted decode"] == "× 1.3, 65 ms → 50 ms"
+    assert shown["Measured in this job"] == f"× {made_speed().decode_gain:g}"
 
 
 def test_samples_and_speed_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
@@ -541,6 +683,38 @@ def test_a_comparison(page: Page, jobs: Jobs) -> None:
         "49.7 (× 2.12)",
         "28.7 (× 1.22)",
     ]
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as CSV").click()
+    with saved.value.path().open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(row["perplexity"]) for row in rows] == [49.7, 28.7]
+    assert float(rows[0]["perplexity_ratio"]) > 2
+    assert rows[0]["name"] == "smollm2-135m, 50% sparsity"
+
+
+def test_usage(page: Page, browser: Browser, url: str, keys: dict[str, str], jobs: Jobs) -> None:
+    job_id = jobs.running()
+    jobs.queued()
+    page.get_by_role("link", name="Usage").click()
+    quota = page.get_by_role("region", name="Quota")
+    assert "Jobs that have not ended\t2\tno limit" in quota.inner_text()
+    page.get_by_text("A key with the scope admin").wait_for()
+    host = {"host": "one", "pool": "h200", "version": "1", "device": "cuda", "threads": "8"}
+    jobs.services.ledger.note_worker("one:1", {**host, "job_id": job_id, "part": "lead"})
+    with watched_page(browser, url) as operators:
+        operators.goto("/")
+        operators.get_by_label("API key").fill(keys["operator"])
+        operators.get_by_label("API key").press("Enter")
+        operators.get_by_role("link", name="Usage").click()
+        shown = operators.get_by_role("region", name="Workers")
+        shown.get_by_role("link", name=job_id).wait_for()
+        assert "cuda, 8 threads" in shown.inner_text()
+
+
+def test_a_waiting_job_says_where_it_stands(page: Page, jobs: Jobs) -> None:
+    jobs.queued()
+    page.goto(f"/#/jobs/{jobs.queued()}")
+    page.get_by_text("number 2 in the queue, about · 0 workers are there").wait_for()
 
 
 def test_a_key_that_may_only_read(

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from strucprune_core.report import numbers
 from strucprune_core.report.document import (
     Continuation,
     DistillationReport,
@@ -18,7 +19,7 @@ from strucprune_core.report.document import (
     SampleReport,
     SizeSummary,
 )
-from strucprune_core.report.html import numbers, render_html
+from strucprune_core.report.html import render_html
 from strucprune_core.report.html.axes import wants_log
 from strucprune_core.report.html.bars import Bar, Bars
 from strucprune_core.report.html.charts import layer_chart
@@ -247,7 +248,7 @@ def _poison(value: Any) -> Any:
 
 def test_hostile_strings_are_escaped_everywhere() -> None:
     dumped = _poison(make_report().model_dump())
-    dumped["spec"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "labels": {HOSTILE: HOSTILE}}
+    dumped["spec"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "labels": {HOSTILE: HOSTILE}, "name": HOSTILE}
     dumped["spec"]["calibration"] = {"seed": HOSTILE}
     dumped["spec"]["pruning"] = {"allocation": HOSTILE, "layout": {HOSTILE: 1}}
     # Pydantic refuses lone surrogates; model_construct makes them as Python code could.
