@@ -44,6 +44,7 @@ FIRST_RETRY_SECONDS = 5.0
 # Of a job whose run is rejected, and of a server that does not answer.
 MAX_RETRY_SECONDS = 3600.0
 MAX_PAUSE_SECONDS = 600.0
+_MOST_DOUBLINGS = 32
 # Ends are not logged after this time.
 MAX_AGE_SECONDS = 7 * 24 * 3600.0
 # A job has ended in the ledger a moment before it has in the journal.
@@ -178,7 +179,9 @@ class Recorder:
     def _due(self) -> list[End]:
         if self._clock() < self._paused_until:
             return []
-        return [end for end, wait in self._waiting.items() if wait.due_at <= self._clock()]
+        due = [end for end, wait in self._waiting.items() if wait.due_at <= self._clock()]
+        # Those that have failed come last, so that they delay no other.
+        return sorted(due, key=lambda end: self._waiting[end].failures)
 
     def _handle(self, end: End, stop: threading.Event) -> None:
         if self._clock() < self._paused_until:
@@ -212,16 +215,18 @@ class Recorder:
             _log.warning("job %s: MLflow does not take its run yet: %s", end[0], error)
             self._wait_longer(end)
             return
-        # Whatever else is due would meet the same server.
+        # Whatever else is due would meet the same server. If it fails at this run alone, the others
+        # are tried before it from now on.
+        self._waiting[end].failures = min(self._waiting[end].failures + 1, _MOST_DOUBLINGS)
         pause = min(self._first_retry_seconds * 2.0**self._failures, MAX_PAUSE_SECONDS)
-        self._failures = min(self._failures + 1, 32)
+        self._failures = min(self._failures + 1, _MOST_DOUBLINGS)
         self._paused_until = self._clock() + pause
         _log.warning("MLflow does not answer, tried again in %.0f s: %s", pause, error)
 
     def _wait_longer(self, end: End) -> None:
         wait = self._waiting[end]
         seconds = min(self._first_retry_seconds * 2.0**wait.failures, MAX_RETRY_SECONDS)
-        wait.failures = min(wait.failures + 1, 32)
+        wait.failures = min(wait.failures + 1, _MOST_DOUBLINGS)
         wait.due_at = self._clock() + seconds
 
     def _record(self, end: End, stop: threading.Event) -> None:

@@ -245,6 +245,24 @@ def test_a_server_that_does_not_answer_is_asked_rarely(
     assert sorted(place.step()) == ["job_a", "job_b", "job_c"]
 
 
+def test_a_server_that_fails_at_one_run_takes_the_others(place: Place) -> None:
+    """As an outage, so far as one can see."""
+
+    def fail(job_id: str) -> None:
+        if job_id == "job_a":
+            raise NotLogged("500")
+
+    place.server.fail = fail
+    place.end("job_a")
+    assert place.step() == []
+    logged: list[str] = []
+    for number in range(20):
+        logged.append(f"job_{number}")
+        place.end(logged[-1])
+        place.now += 6  # the pause stays short, since others are logged
+        assert place.step() == logged
+
+
 def test_a_run_that_is_rejected_delays_no_other(place: Place) -> None:
     def fail(job_id: str) -> None:
         if job_id == "job_a":
