@@ -244,7 +244,8 @@ def _answering() -> Iterator[None]:
 
 
 def _not_logged(error: Exception, status: int) -> NotLogged:
-    return NotLogged(shown(str(error), 300), rejected=status in _REJECTED)
+    # The cause stands at the end of a long text.
+    return NotLogged(shown(str(error), 600), rejected=status in _REJECTED)
 
 
 def _configure_client() -> None:

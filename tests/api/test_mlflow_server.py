@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -201,7 +203,6 @@ def test_two_at_once(
     servers = [MlflowServer(process.url) for _ in range(2)]
     servers[0]._client.create_experiment(experiment)
     created = threading.Barrier(2)
-    rejected: list[NotLogged] = []
 
     def log(server: MlflowServer) -> None:
         create = server._client.create_run
@@ -219,18 +220,18 @@ def test_two_at_once(
             return []
 
         server._found = found_none  # type: ignore[method-assign, assignment]
-        try:
+        # Whoever meets the other one's changes tries again later.
+        with contextlib.suppress(NotLogged):
             server.log(experiment, wanted, reader(output), never)
-        except NotLogged as error:
-            rejected.append(error)
 
     threads = [threading.Thread(target=log, args=(each,)) for each in servers]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(error.rejected for error in rejected)
-    assert len(rejected) < 2
+    assert 1 <= len(runs(mlflow, experiment)) <= 2
+    for each in servers:
+        each.log(experiment, wanted, reader(output), never)
     check_whole(mlflow, experiment, wanted)
 
 
@@ -357,6 +358,23 @@ def test_an_outage_delays_and_loses_nothing(
     now[0] += 1e6
     recorder.step(stop)
     assert proxy.connections == calls
+
+
+def test_a_server_that_takes_connections_and_says_nothing(
+    experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked once, and left after the time that MLflow's own variable says."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        silent = MlflowServer(f"http://127.0.0.1:{listener.getsockname()[1]}")
+        wanted = contents(report_of_one(), tmp_path, "job_1")
+        with pytest.raises(NotLogged, match="timed out") as caught:
+            silent.log(experiment, wanted, lambda _: None, never)
+        assert not caught.value.rejected
+        listener.accept()[0].close()
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
 
 
 def test_the_reconciler_logs_jobs(
