@@ -86,15 +86,14 @@ class MlflowServer:
             experiment: Name of the experiment; made if there is none.
             contents: The job's run, then those of its sizes.
             read: Reads their documents.
-            check: Called before every request; what it raises ends the call.
+            check: Called between requests; what it raises ends the call.
 
         Raises:
             NotLogged: the server did not take all of it.
         """
         job, *sizes = contents
         with _answering():
-            check()
-            place = self._experiment(experiment)
+            place = self._experiment(experiment, check)
             parent = self._run(place, job, {}, check)
             if parent.info.status in _ENDED:
                 return
@@ -104,11 +103,13 @@ class MlflowServer:
             # Last: once it has ended, all is written.
             self._complete(parent, job, {}, read, check)
 
-    def _experiment(self, name: str) -> str:
+    def _experiment(self, name: str, check: Callable[[], None]) -> str:
         from mlflow.exceptions import MlflowException
 
+        check()
         found = self._client.get_experiment_by_name(name)
         if found is None:
+            check()
             try:
                 return str(self._client.create_experiment(name))
             except MlflowException:

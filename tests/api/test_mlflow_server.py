@@ -162,8 +162,8 @@ def test_a_death_at_any_request(
         try:
             server.log(name, wanted, reader(output), die_after)
         except KeyboardInterrupt:
-            # Each of the first steps, which repeat for every size, then every fourth.
-            if last > 8 and last % 4:
+            # Each of the first steps, which repeat for every size, then every sixth.
+            if last > 8 and last % 6:
                 continue
             server.log(name, wanted, reader(output), never)
         else:
