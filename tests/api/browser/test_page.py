@@ -580,7 +580,7 @@ def test_what_to_do_with_a_result_comes_first(page: Page, jobs: Jobs) -> None:
     heading = page.locator("main h2:visible").first
     assert heading.inner_text() == "Use the result"
     command = page.get_by_label("Download all files", exact=True).text_content()
-    assert f"strucprune jobs download {job_id} --output {job_id}" in (command or "")
+    assert f"strucprune jobs download {job_id} --to {job_id}" in (command or "")
     assert page.get_by_label("Load in vLLM", exact=True).text_content() == "vllm serve ."
     page.get_by_role("button", name="Copy: Load in vLLM").click()
     page.get_by_role("status").get_by_text("ed").first.wait_for()
