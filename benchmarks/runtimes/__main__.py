@@ -33,18 +33,22 @@ from benchmarks.runtimes.checkpoints import (
     Recipe,
     ensure_dense_gguf,
     ensure_pruned,
+    has_fewer_heads,
     missing_blocks,
+    quantised,
     weight_bytes,
 )
+from benchmarks.runtimes.commands import Command, failures, run_commands
 from benchmarks.runtimes.comparison import agreement, gain, rates
-from benchmarks.runtimes.environments import make_environment
+from benchmarks.runtimes.environments import make_environment, make_tools
 from benchmarks.runtimes.protocol import Answer, ModelEntry, Output, Request, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown
 from benchmarks.runtimes.tiny import ensure_tiny
 from benchmarks.runtimes.verdict import problems
 from embedded.model import ensure_model
 from embedded.text import ensure_texts
+from strucprune_core.spec import GGUF_EXPORTS
 
 DENSE, PRUNED = "dense", "pruned"
 # Added to prose, for tokenizers: contractions, digits, runs of blanks, letters beyond ASCII.
@@ -70,13 +74,23 @@ def main() -> int:
     request = _request(options, tokenizer, text)
     text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
-    dense_gguf = ensure_dense_gguf(model, folder, reuse=options.reuse)
+    dense_ggufs: dict[str, Path] = {
+        form: ensure_dense_gguf(model, folder, eight_bits=form == "gguf_q8_0", reuse=options.reuse)
+        for form in GGUF_EXPORTS
+    }
+    tools = make_tools(options.root, options.threads, options.pip_args.split())
     checkpoints, models = {}, {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
         pruning = PRUNINGS[name]
         models[name] = (
-            ensure_tiny(pruning.family, model, folder, faint_blocks=bool(pruning.missing))
+            ensure_tiny(
+                pruning.family,
+                model,
+                folder,
+                faint_blocks=bool(pruning.missing),
+                shape=pruning.shape,
+            )
             if pruning.tiny
             else model
         )
@@ -84,32 +98,43 @@ def main() -> int:
         checkpoints[name] = ensure_pruned(name, own, folder, reuse=options.reuse)
         if missing_blocks(checkpoints[name]) != list(pruning.missing):
             raise SystemExit(f"{name} lacks {missing_blocks(checkpoints[name])}")
-    references: dict[str, Mapping[str, Output]] = {}
+    references: dict[tuple[str, bool], Mapping[str, Output]] = {}
     rows = _recorded(options.json, cases) if options.cases else {}
+    commands = _recorded_commands(options.json) if options.cases else []
     for together in sessions(cases):
         _say(f"{together[0].runtime}: {', '.join(case.name for case in together)}")
         paths = {
-            case: Paths(
-                case.dense_path(models[case.checkpoint], dense_gguf),
-                case.pruned_path(checkpoints[case.checkpoint]),
+            case: _paths(
+                case, models[case.checkpoint], checkpoints[case.checkpoint], dense_ggufs, tools
             )
             for case in together
         }
         for case, answer in _try(paths, request, options).items():
-            reference = references.get(case.checkpoint)
-            missing = missing_blocks(checkpoints[case.checkpoint])
-            facts = Facts(missing, recipe.samples * recipe.sequence_length)
+            reference = references.get(case.compared_with)
+            checkpoint = checkpoints[case.checkpoint]
+            facts = Facts(
+                missing_blocks(checkpoint),
+                has_fewer_heads(checkpoint, models[case.checkpoint]),
+                recipe.samples * recipe.sequence_length,
+            )
             row = _row(case, facts, paths[case], answer, request, reference, text_tokens)
             rows[case] = row
-            if case.checkpoint not in references:
+            if case.compared_with not in references:
                 if PRUNED in answer.errors:
                     raise SystemExit(f"{case.name} is what others are compared with: {row.error}")
-                references[case.checkpoint] = answer.outputs
+                references[case.compared_with] = answer.outputs
         ordered = [rows[each] for each in CASES if each in rows]
         # After every session: a stopped run keeps what it measured.
-        _write(options, recipe, ordered)
+        _write(options, recipe, ordered, commands)
+    for name, directory in {} if options.cases else checkpoints.items():
+        if not PRUNINGS[name].tiny:
+            _say(f"commands of the card of {name}")
+            folders = (tools, options.root / "mlx" / "bin")
+            commands += run_commands(name, directory, folders, options.limit_seconds)
+    _write(options, recipe, ordered, commands)
     print(markdown(ordered))
-    wrong = [problem for row in ordered for problem in problems(row)]
+    print(commands_table(commands))
+    wrong = [problem for row in ordered for problem in problems(row)] + failures(commands)
     for problem in wrong:
         print(problem, file=sys.stderr)
     return int(bool(wrong))
@@ -122,10 +147,10 @@ def chosen_cases(patterns: Sequence[str]) -> list[Case]:
     matched = {
         case for case in CASES if any(fnmatchcase(case.name, pattern) for pattern in patterns)
     }
-    references: dict[str, Case] = {}
+    references: dict[tuple[str, bool], Case] = {}
     for case in CASES:
-        references.setdefault(case.checkpoint, case)
-    matched |= {references[case.checkpoint] for case in matched}
+        references.setdefault(case.compared_with, case)
+    matched |= {references[case.compared_with] for case in matched}
     return [case for case in CASES if case in matched]
 
 
@@ -150,6 +175,24 @@ def _recorded(path: Path, cases: Sequence[Case]) -> dict[Case, Row]:
         if case not in cases
     }
     return {case: row for case, row in known.items() if row is not None}
+
+
+def _recorded_commands(path: Path) -> list[Command]:
+    if not path.exists():
+        return []
+    recorded = json.loads(path.read_text("utf-8"))["commands"]
+    return TypeAdapter(list[Command]).validate_python(recorded)
+
+
+def _paths(
+    case: Case, model: Path, checkpoint: Path, dense_ggufs: Mapping[str, Path], tools: Path
+) -> Paths:
+    """The files of a case; quantises them first if it says so."""
+    dense = case.dense_path(model, dense_ggufs.get(case.form, model))
+    pruned = case.pruned_path(checkpoint)
+    if case.how == "Q4_K_M":
+        dense, pruned = (quantised(each, case.how, tools) for each in (dense, pruned))
+    return Paths(dense, pruned)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -211,6 +254,7 @@ class Facts:
     """Of a pruned checkpoint: see `table.Row`."""
 
     missing: Sequence[str]
+    fewer_heads: bool
     calibration_tokens: int
 
 
@@ -274,6 +318,7 @@ def _row(
         family=case.family,
         tiny=PRUNINGS[case.checkpoint].tiny,
         missing=facts.missing,
+        fewer_heads=facts.fewer_heads,
         calibration_tokens=facts.calibration_tokens,
         threads=request.threads,
         how=case.how,
@@ -297,7 +342,9 @@ def _same_tokens(output: Output | None, wanted: list[int]) -> bool | None:
     return output.text_tokens == wanted
 
 
-def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> None:
+def _write(
+    options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row], commands: Sequence[Command]
+) -> None:
     content = {
         "model": recipe.model.name,
         "sparsity": recipe.sparsity,
@@ -305,6 +352,7 @@ def _write(options: argparse.Namespace, recipe: Recipe, rows: Sequence[Row]) -> 
         "prefill_tokens": options.prefill_tokens,
         "decode_tokens": options.decode_tokens,
         "rows": [asdict(row) for row in rows],
+        "commands": [asdict(command) for command in commands],
     }
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

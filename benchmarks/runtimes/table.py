@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from benchmarks.runtimes.commands import Command
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates
 from benchmarks.runtimes.protocol import Speed
 
@@ -27,6 +28,7 @@ class Row:
         family: Of the model.
         tiny: Whether it is a tiny random one, or else SmolLM2-135M.
         missing: Blocks that some of its layers do not have: "attention", "ffn".
+        fewer_heads: Whether some of its attention heads were removed.
         calibration_tokens: That it was pruned with.
         threads: Of the runtime.
         how: With the checkpoint's own code or without.
@@ -52,6 +54,7 @@ class Row:
     family: str
     tiny: bool
     missing: Sequence[str]
+    fewer_heads: bool
     calibration_tokens: int
     threads: int
     how: str
@@ -72,6 +75,14 @@ def markdown(rows: Sequence[Row]) -> str:
     """The table."""
     columns = _HEADER.count("|") - 1
     return "\n".join([_HEADER, "|" + "---|" * columns, *(_line(row) for row in rows)])
+
+
+def commands_table(commands: Sequence[Command]) -> str:
+    """The commands of model cards, and how they ended."""
+    lines = ["| card of | command | exit code |", "|---|---|---|"]
+    for each in commands:
+        lines.append(f"| `{each.checkpoint}` | `{each.command}` | {each.exit_code} |")
+    return "\n".join(lines)
 
 
 def _line(row: Row) -> str:
@@ -104,7 +115,8 @@ def _agreement(found: Agreement | None) -> tuple[str, str]:
     same = f"{found.same_tokens} of {found.tokens}"
     if found.parting_margin is not None:
         same += f" (near tie: {found.parting_margin:.1g})"
-    return same, f"{found.max_abs_logit_difference:.1g}"
+    noise = "" if found.noise is None else f" (own noise: {found.noise:.1g})"
+    return same, f"{found.max_abs_logit_difference:.1g}{noise}"
 
 
 def _speeds(row: Row) -> tuple[str, str]:

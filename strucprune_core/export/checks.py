@@ -119,6 +119,12 @@ def _check_fp8(config: ModelConfig) -> None:
         raise _refusal("fp8", "matrices that are stored transposed, which runtimes do not quantise")
     if any(block.names.router is not None for block in config.blocks):
         raise _refusal("fp8", "mixtures of experts")
+    if config.family == "opt":
+        raise _refusal(
+            "fp8",
+            "models of family 'opt', of whose FFN transformers quantises the inputs of all tokens "
+            "together and vLLM those of each: they would compute different things",
+        )
 
 
 def possible_exports(config: ModelConfig, index: CheckpointIndex) -> list[Export]:

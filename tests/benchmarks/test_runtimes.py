@@ -18,12 +18,13 @@ from transformers import AutoModelForCausalLM
 from benchmarks.runtimes import environments
 from benchmarks.runtimes.__main__ import chosen_cases, sessions
 from benchmarks.runtimes.cases import CASES, Case
+from benchmarks.runtimes.commands import Command, failures, run_commands
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates, agreement, gain, rates
 from benchmarks.runtimes.inside import session
 from benchmarks.runtimes.inside.hf_transformers import TransformersModel
 from benchmarks.runtimes.protocol import ModelEntry, Output, Request, Speed, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown
 from benchmarks.runtimes.verdict import LOGIT_TOLERANCE, problems, proved
 from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.generic.architectures import generic_model_types
@@ -46,6 +47,7 @@ ROW = Row(
     family="llama",
     tiny=False,
     missing=(),
+    fewer_heads=False,
     calibration_tokens=512,
     threads=1,
     how="plain",
@@ -281,11 +283,13 @@ def test_what_a_row_proves() -> None:
     blocks = replace(ROW, family="mistral", missing=["attention"])
     wrong = replace(ROW, family="qwen2", agreement=Agreement(160, 160, 1.0))
     refused = replace(ROW, family="qwen3", error="no such architecture")
-    rows = [ROW, blocks, wrong, refused]
-    assert proved(rows, "MLX", "block_configs", blocks=False) == {"llama", "mistral"}
+    heads = replace(ROW, family="gemma2", fewer_heads=True)
+    rows = [ROW, blocks, wrong, refused, heads]
+    assert proved(rows, "MLX", "block_configs") == {"llama", "mistral", "gemma2"}
     assert proved(rows, "MLX", "block_configs", blocks=True) == {"mistral"}
-    assert not proved(rows, "MLX", "uniform", blocks=False)
-    assert not proved(rows, "vLLM", "block_configs", blocks=False)
+    assert proved(rows, "MLX", "block_configs", heads=True) == {"gemma2"}
+    assert not proved(rows, "MLX", "uniform")
+    assert not proved(rows, "vLLM", "block_configs")
 
 
 def test_the_table_has_a_line_for_each_row() -> None:
@@ -317,9 +321,48 @@ def test_what_contradicts_the_library_is_a_problem() -> None:
         assert len(problems(wrong)) == 1
 
 
+def test_what_is_quantised_may_differ_as_its_reference_does_from_itself() -> None:
+    row = replace(ROW, form="fp8", agreement=Agreement(42, 160, 1.5, 0.4, noise=2.0))
+    assert not problems(row)
+    for wrong in (
+        replace(row, agreement=Agreement(42, 160, 2.5, 0.4, noise=2.0)),
+        replace(row, agreement=Agreement(42, 160, 1.5, 4.5, noise=2.0)),
+        replace(row, agreement=Agreement(160, 160, 0.1, noise=1e-6)),
+    ):
+        assert len(problems(wrong)) == 1
+    assert "| 2 (own noise: 2) |" in markdown([row])
+    fewer_bits = replace(ROW, form="gguf", how="Q4_K_M", agreement=Agreement(9, 160, 1.0, 1.0))
+    assert not problems(fewer_bits)
+    assert len(problems(replace(fewer_bits, how="plain"))) == 2
+
+
+def test_commands_of_a_card_are_run_as_printed(tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, text in (
+        ("llama-cli", 'pwd; echo "$@"'),
+        ("mlx_lm.generate", "echo no such model >&2; exit 3"),
+    ):
+        (programs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "README.md").write_text(
+        "With vLLM:\n\n```sh\nvllm serve .\n```\n\n```sh\nllama-cli -p 'a b'\n```\n\n"
+        "```python\nllama-cli = 1\n```\n\n```sh\nmlx_lm.generate --model .\n```\n"
+    )
+    found = run_commands("pruned", tmp_path, [programs], limit_seconds=60.0)
+    assert found == [
+        Command("llama.cpp", "pruned", "llama-cli -p 'a b'", 0, f"{tmp_path}\n-p a b"),
+        Command("MLX", "pruned", "mlx_lm.generate --model .", 3, "no such model"),
+    ]
+    assert [each[:27] for each in failures(found)] == ["MLX, card of pruned: `mlx_l"]
+    assert failures([replace(found[0], output="")])
+    assert failures([replace(found[0], exit_code=None)])
+    assert commands_table(found).splitlines()[2] == "| `pruned` | `llama-cli -p 'a b'` | 0 |"
+
+
 def test_requirements_are_pinned_and_name_no_host() -> None:
     lists = sorted(environments.INSIDE.glob("*.txt"))
-    assert len(lists) == 4
+    assert len(lists) == 5
     for path in lists:
         for line in path.read_text().splitlines():
             assert "==" in line, line
