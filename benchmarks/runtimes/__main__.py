@@ -20,9 +20,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -78,7 +79,7 @@ def main() -> int:
         form: ensure_dense_gguf(model, folder, eight_bits=form == "gguf_q8_0", reuse=options.reuse)
         for form in GGUF_EXPORTS
     }
-    tools = make_tools(options.root, options.threads, options.pip_args.split())
+    tools = partial(make_tools, options.root, options.threads, options.pip_args.split())
     checkpoints, models = {}, {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
         _say(f"pruning: {name}")
@@ -129,7 +130,7 @@ def main() -> int:
     for name, directory in {} if options.cases else checkpoints.items():
         if not PRUNINGS[name].tiny:
             _say(f"commands of the card of {name}")
-            folders = (tools, options.root / "mlx" / "bin")
+            folders = (tools(), options.root / "mlx" / "bin")
             commands += run_commands(name, directory, folders, options.limit_seconds)
     _write(options, recipe, ordered, commands)
     print(markdown(ordered))
@@ -185,13 +186,17 @@ def _recorded_commands(path: Path) -> list[Command]:
 
 
 def _paths(
-    case: Case, model: Path, checkpoint: Path, dense_ggufs: Mapping[str, Path], tools: Path
+    case: Case,
+    model: Path,
+    checkpoint: Path,
+    dense_ggufs: Mapping[str, Path],
+    tools: Callable[[], Path],
 ) -> Paths:
     """The files of a case; quantises them first if it says so."""
     dense = case.dense_path(model, dense_ggufs.get(case.form, model))
     pruned = case.pruned_path(checkpoint)
     if case.how == "Q4_K_M":
-        dense, pruned = (quantised(each, case.how, tools) for each in (dense, pruned))
+        dense, pruned = (quantised(each, case.how, tools()) for each in (dense, pruned))
     return Paths(dense, pruned)
 
 
@@ -267,14 +272,15 @@ def _try(
         ModelEntry(f"{case.name}-{PRUNED}", str(each.pruned.resolve()), case.how)
         for case, each in paths.items()
     ]
-    if first.timed:
+    timing = request.timing if first.timed else None
+    if timing is not None:
         models.insert(0, ModelEntry(f"{first.name}-{DENSE}", str(paths[first].dense.resolve())))
     environment = make_environment(
         first.runtime, options.root, options.threads, options.pip_args.split()
     )
     answer = ask(
         environment.command,
-        replace(request, models=models, timing=request.timing if first.timed else None),
+        replace(request, models=models, timing=timing),
         options.root / "sessions" / first.name,
         environment.variables,
         options.limit_seconds,
