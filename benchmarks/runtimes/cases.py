@@ -120,8 +120,7 @@ _REAL = (
         for release in _EARLIER
         for form, checkpoint, how in _IN_EARLIER
     ),
-    Case("transformers", "per_layer", "per_layer_32", "trust_remote_code"),
-    Case("transformers", "fp8", "per_layer_32", "register"),
+    Case("transformers", "fp8", "per_layer", "register"),
     Case("transformers", "fp8", "uniform"),
     Case("transformers", "uniform", "uniform_heads"),
     Case("MLX", "uniform", "uniform"),
@@ -132,8 +131,8 @@ _REAL = (
     Case("llama.cpp", "gguf", "uniform"),
     Case("llama.cpp", "gguf", "per_layer"),
     Case("llama.cpp", "gguf", "per_layer_heads"),
-    Case("llama.cpp", "gguf_q8_0", "per_layer_32"),
-    Case("llama.cpp", "gguf", "per_layer_32", "Q4_K_M"),
+    Case("llama.cpp", "gguf_q8_0", "per_layer"),
+    Case("llama.cpp", "gguf", "per_layer", "Q4_K_M"),
     Case("llama.cpp", "gguf", "per_layer_256", "Q4_K_M"),
     Case("vLLM", "uniform", "uniform"),
     Case("vLLM", "uniform", "uniform_heads"),
@@ -141,7 +140,7 @@ _REAL = (
     Case("vLLM", "block_configs", "per_layer_256", "trust_remote_code"),
     Case("vLLM", "per_layer", "per_layer"),
     Case("vLLM", "per_layer", "per_layer_heads"),
-    Case("vLLM", "fp8", "per_layer_32"),
+    Case("vLLM", "fp8", "per_layer"),
     Case("vLLM", "fp8", "uniform"),
 )
 

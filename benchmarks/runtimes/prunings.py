@@ -62,17 +62,16 @@ class Pruning:
 
 
 PRUNINGS: Mapping[str, Pruning] = {
-    "per_layer": Pruning("llama", {"layout": "per_layer", "exports": _EXPORTS}, tiny=False),
+    # In multiples of 32, for every matrix of `gguf_q8_0` to be in 8 bits.
+    "per_layer": Pruning(
+        "llama",
+        {"layout": "per_layer", "multiple_of": 32, "exports": [*_EXPORTS, *_QUANTISED]},
+        tiny=False,
+    ),
     # Nothing for `block_configs` to fill up.
     "per_layer_256": Pruning(
         "llama",
         {"layout": "per_layer", "multiple_of": 256, "exports": _EXPORTS},
-        tiny=False,
-    ),
-    # Every matrix of `gguf_q8_0` in 8 bits.
-    "per_layer_32": Pruning(
-        "llama",
-        {"layout": "per_layer", "multiple_of": 32, "exports": ["gguf", *_QUANTISED]},
         tiny=False,
     ),
     "uniform": Pruning("llama", {"layout": "uniform", "exports": ["gguf", "fp8"]}, tiny=False),
