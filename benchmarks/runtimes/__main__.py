@@ -1,14 +1,17 @@
 """Loads a pruned SmolLM2-135M and its exports in transformers, MLX, llama.cpp and vLLM.
 
     python -m benchmarks.runtimes                # everything: `make runtimes`
-    python -m benchmarks.runtimes --reuse        # the same checkpoints again, for new timings
+    python -m benchmarks.runtimes --reuse        # with the same checkpoints again
     python -m benchmarks.runtimes --reuse --cases 'vLLM-*'    # these, and what they need
 
 Each runtime gets an environment of its own under `--root`, made on the first run (several GB, most
 of it vLLM's). Greedy tokens and logits must be those of transformers on the same checkpoint; tokens
-may part at a near tie. SmolLM2 is loaded beside the dense model, and both are timed in turns, so
-that whatever else the machine does slows both. Tiny random models of other families are loaded by
-themselves. With `--cases`, rows of other cases stay as they were recorded.
+may part at a near tie. With `--cases`, rows of other cases stay as they were recorded.
+
+    python -m benchmarks.runtimes --reuse --rounds 5 --json benchmarks/results/runtimes_speed.json
+
+also times SmolLM2 beside the dense model, in turns, so that whatever else the machine does slows
+both. Tiny random models of other families are never timed.
 
 Exit code 1 if a runtime does not load what the library says it loads
 (`strucprune_core.export.runtimes`), loads what it is said not to, or computes something else.
@@ -44,7 +47,7 @@ from benchmarks.runtimes.comparison import agreement, gain, rates
 from benchmarks.runtimes.environments import make_environment, make_tools
 from benchmarks.runtimes.protocol import Answer, ModelEntry, Output, Request, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, commands_table, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown, speeds_table
 from benchmarks.runtimes.tiny import ensure_tiny
 from benchmarks.runtimes.verdict import problems
 from embedded.model import ensure_model
@@ -135,6 +138,7 @@ def main() -> int:
     _write(options, recipe, ordered, commands)
     print(markdown(ordered))
     print(commands_table(commands))
+    print(speeds_table(ordered))
     wrong = [problem for row in ordered for problem in problems(row)] + failures(commands)
     for problem in wrong:
         print(problem, file=sys.stderr)
@@ -221,7 +225,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--new-tokens", type=int, default=32, help="of each greedy continuation")
     parser.add_argument("--prefill-tokens", type=int, default=128, help="of the timed prompt")
     parser.add_argument("--decode-tokens", type=int, default=32, help="timed after the first")
-    parser.add_argument("--rounds", type=int, default=5, help="of timing; 0: none")
+    parser.add_argument("--rounds", type=int, default=0, help="of timing; 0: none")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit-seconds", type=float, default=1800.0, help="of one session")
     parser.add_argument("--pip-args", default="", help="more options for pip, as one text")

@@ -9,10 +9,8 @@ from benchmarks.runtimes.commands import Command
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates
 from benchmarks.runtimes.protocol import Speed
 
-_HEADER = (
-    "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
-    " prefill, tokens/s | decode, tokens/s |"
-)
+_HEADER = "| runtime | given | loads | greedy tokens as transformers | logits differ by | weights |"
+_SPEED_HEADER = "| runtime | given | prefill, tokens/s | decode, tokens/s |"
 _ARROW = " → "
 
 
@@ -72,28 +70,38 @@ class Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The table."""
-    columns = _HEADER.count("|") - 1
-    return "\n".join([_HEADER, "|" + "---|" * columns, *(_line(row) for row in rows)])
+    """The table of what loaded, and how exactly it computes."""
+    return _table(_HEADER, [[*_named(row), *_loaded(row)] for row in rows])
+
+
+def speeds_table(rows: Sequence[Row]) -> str:
+    """The table of speeds, dense and pruned, of the rows that were timed."""
+    return _table(_SPEED_HEADER, [[*_named(row), *_speeds(row)] for row in rows if row.gain])
 
 
 def commands_table(commands: Sequence[Command]) -> str:
     """The commands of model cards, and how they ended."""
-    lines = ["| card of | command | exit code |", "|---|---|---|"]
-    for each in commands:
-        lines.append(f"| `{each.checkpoint}` | `{each.command}` | {each.exit_code} |")
-    return "\n".join(lines)
+    cells = [
+        [f"`{each.checkpoint}`", f"`{each.command}`", str(each.exit_code)] for each in commands
+    ]
+    return _table("| card of | command | exit code |", cells)
 
 
-def _line(row: Row) -> str:
+def _table(header: str, rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, "|" + "---|" * (header.count("|") - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(cells) + " |" for cells in rows)])
+
+
+def _named(row: Row) -> list[str]:
     name = row.runtime.partition(" ")[0]  # Without the release that a case asks for.
-    cells = [f"{name} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+    return [f"{name} {next(iter(row.versions.values()), '')}".strip(), _given(row)]
+
+
+def _loaded(row: Row) -> list[str]:
     if row.error is not None:
-        cells += [f"no: {_short(row.error)}", "", "", "", "", ""]
-    else:
-        sizes = (f"{row.dense_bytes / 1e6:.0f}", f"{row.pruned_bytes / 1e6:.0f} MB")
-        cells += ["yes", *_agreement(row.agreement), _ARROW.join(sizes), *_speeds(row)]
-    return "| " + " | ".join(cells) + " |"
+        return [f"no: {_short(row.error)}", "", "", ""]
+    sizes = (f"{row.dense_bytes / 1e6:.0f}", f"{row.pruned_bytes / 1e6:.0f} MB")
+    return ["yes", *_agreement(row.agreement), _ARROW.join(sizes)]
 
 
 def _given(row: Row) -> str:

@@ -24,7 +24,7 @@ from benchmarks.runtimes.inside import session
 from benchmarks.runtimes.inside.hf_transformers import TransformersModel
 from benchmarks.runtimes.protocol import ModelEntry, Output, Request, Speed, Timing, ask
 from benchmarks.runtimes.prunings import PRUNINGS
-from benchmarks.runtimes.table import Row, commands_table, markdown
+from benchmarks.runtimes.table import Row, commands_table, markdown, speeds_table
 from benchmarks.runtimes.verdict import LOGIT_TOLERANCE, problems, proved
 from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.generic.architectures import generic_model_types
@@ -295,11 +295,13 @@ def test_what_a_row_proves() -> None:
 def test_the_table_has_a_line_for_each_row() -> None:
     broken = replace(ROW, form="per_layer", error="ValueError: a | b\n" + "long " * 99, gain=None)
     lines = markdown([ROW, broken]).splitlines()
-    assert {line.count("|") for line in lines} == {9}
+    assert {line.count("|") for line in lines} == {7}
     assert lines[2] == (
-        "| MLX 0.32.0 | `block_configs` | yes | 160 of 160 | 2e-05 | 538 → 467 MB "
-        "| 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
+        "| MLX 0.32.0 | `block_configs` | yes | 160 of 160 | 2e-05 | 538 → 467 MB |"
     )
+    assert speeds_table([ROW, broken]).splitlines()[2:] == [
+        "| MLX 0.32.0 | `block_configs` | 100 → 125 (1.25x) | 10.0 → 12.0 (1.20x) |"
+    ]
     assert "no: ValueError: a / b long" in lines[3]
     tie = replace(ROW, agreement=Agreement(140, 160, 2e-5, 0.001))
     assert "| 140 of 160 (near tie: 0.001) |" in markdown([tie])
