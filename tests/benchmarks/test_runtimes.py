@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.runtimes import environments
 from benchmarks.runtimes.__main__ import chosen_cases, sessions
 from benchmarks.runtimes.cases import CASES, Case
+from benchmarks.runtimes.checkpoints import has_fewer_heads
 from benchmarks.runtimes.commands import Command, failures, run_commands
 from benchmarks.runtimes.comparison import Agreement, Gain, Rates, agreement, gain, rates
 from benchmarks.runtimes.inside import session
@@ -362,6 +363,14 @@ def test_commands_of_a_card_are_run_as_printed(tmp_path: Path) -> None:
     assert commands_table(found).splitlines()[2] == "| `pruned` | `llama-cli -p 'a b'` | 0 |"
 
 
+def test_heads_that_went_are_seen(tmp_path: Path) -> None:
+    dense, pruned = tmp_path / "dense", tmp_path / "pruned"
+    make_tiny_llama(dense)
+    assert not has_fewer_heads(dense, dense)
+    make_tiny_llama(pruned, heads=2, kv_heads=1)
+    assert has_fewer_heads(pruned, dense)
+
+
 def test_requirements_are_pinned_and_name_no_host() -> None:
     lists = sorted(environments.INSIDE.glob("*.txt"))
     assert len(lists) == 5
@@ -394,6 +403,13 @@ def test_the_reference_is_what_transformers_generates(tmp_path: Path) -> None:
     end = greedy.index(0) if 0 in greedy else 8
     assert greedy[:end] == made[0, len(prompt) : len(prompt) + end].tolist()
     assert end > 0
+    assert ours.noise(prompt) is None
+    # Of a model whose activations are quantised, every linear module has this.
+    ours._model.lm_head.quantization_scheme = "FP8"
+    noise = ours.noise(prompt)
+    assert noise is not None
+    assert 0.0 < noise < 1e-3
+    assert noise == ours.noise(prompt)
     prefill, decode = ours.timed(prompt, 4)
     assert prefill > 0.0
     assert decode > 0.0
