@@ -32,6 +32,11 @@ class ProgressView(BaseModel):
     layers_total: int
     fraction: float = Field(description="Share of the whole job that is done, in [0, 1].")
     eta_seconds: float | None = None
+    phases: dict[Phase, tuple[int, int]] = Field(
+        default_factory=dict,
+        description="Of each phase that the job has, steps that are finished, and all. Phases "
+        "overlap: the dense model is evaluated first, the pruned one last.",
+    )
 
 
 class JobErrorView(BaseModel):

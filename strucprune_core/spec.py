@@ -195,7 +195,7 @@ Result = Literal["checkpoint", Export]
 
 
 class TargetSpec(_Strict):
-    """What the result is to come to, in place of a sparsity: one of the first three."""
+    """What the result is to come to, in place of a sparsity: one of the first four."""
 
     parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = Field(
         default=None, description='Most parameters of the result, such as 120000000 or "120M".'
@@ -209,6 +209,12 @@ class TargetSpec(_Strict):
         description="Most bytes of weights and KV cache together, of `batch_sequences` sequences "
         "of `context_tokens`.",
     )
+    max_perplexity_ratio: float | None = Field(
+        default=None,
+        gt=1.0,
+        description="The most by which perplexity on the evaluation text may grow, as a factor. "
+        "The smallest model that keeps it is found in `tries`.",
+    )
     of: Result = Field(
         default="checkpoint", description="What `bytes` counts: the checkpoint, or an export."
     )
@@ -218,10 +224,17 @@ class TargetSpec(_Strict):
     batch_sequences: int = Field(
         default=1, ge=1, le=2**16, description="Of `memory_bytes`: sequences at once."
     )
+    tries: int = Field(
+        default=3,
+        ge=1,
+        le=8,
+        description="Of `max_perplexity_ratio`: how many sparsities are pruned and measured before "
+        "the result. They share all that does not depend on the sparsity.",
+    )
 
     @model_validator(mode="after")
     def _one_of_them(self) -> TargetSpec:
-        kinds = ("parameters", "bytes", "memory_bytes")
+        kinds = ("parameters", "bytes", "memory_bytes", "max_perplexity_ratio")
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)}")
@@ -230,15 +243,17 @@ class TargetSpec(_Strict):
         return self
 
     @property
-    def kind(self) -> Literal["parameters", "bytes", "memory_bytes"]:
+    def kind(self) -> Literal["parameters", "bytes", "memory_bytes", "max_perplexity_ratio"]:
         """Which of them is given."""
+        if self.max_perplexity_ratio is not None:
+            return "max_perplexity_ratio"
         if self.parameters is not None:
             return "parameters"
         return "bytes" if self.bytes is not None else "memory_bytes"
 
     @property
     def most(self) -> int:
-        """What the result may come to."""
+        """What the result may come to, of a target that counts something."""
         value: int = getattr(self, self.kind)
         return value
 
@@ -597,6 +612,27 @@ class PruningSpec(_Strict):
         return self
 
     @model_validator(mode="after")
+    def _search_is_by_sites_alone(self) -> PruningSpec:
+        if self.max_perplexity_ratio is None:
+            return self
+        if self.removes_experts or self.removes_blocks:
+            raise ValueError(
+                "target.max_perplexity_ratio is found among numbers of FFN channels and heads. "
+                "Leave other structures out, or give a sparsity or sizes."
+            )
+        if self.layout == "uniform" and set(self.structures) != {"ffn_channels"}:
+            raise ValueError(
+                "a uniform layout allows few numbers of heads, so that nothing can be searched "
+                "for. Give sizes in place of target.max_perplexity_ratio, or layout 'per_layer'."
+            )
+        return self
+
+    @property
+    def max_perplexity_ratio(self) -> float | None:
+        """By how much perplexity may grow, of a job that looks for the sparsity; else None."""
+        return None if self.target is None else self.target.max_perplexity_ratio
+
+    @model_validator(mode="after")
     def _exports_are_distinct(self) -> PruningSpec:
         if len(set(self.exports)) != len(self.exports):
             raise ValueError("exports lists one kind twice")
@@ -853,6 +889,30 @@ class JobSpec(_Strict):
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
 
+    @model_validator(mode="after")
+    def _search_is_measured(self) -> JobSpec:
+        ratio = self.pruning.max_perplexity_ratio
+        if ratio is None:
+            return self
+        if self.evaluation is None:
+            raise ValueError(
+                "pruning.target.max_perplexity_ratio is measured on the evaluation text. Add "
+                "evaluation.uri."
+            )
+        if ratio > self.evaluation.max_perplexity_ratio:
+            raise ValueError(
+                f"pruning.target.max_perplexity_ratio is {ratio:g}, but more than "
+                f"{self.evaluation.max_perplexity_ratio:g} is never published. Ask for less, or "
+                "raise evaluation.max_perplexity_ratio."
+            )
+        return self
+
+    @property
+    def tries(self) -> int:
+        """How many sparsities are tried before that of the result is known; 0 if it is given."""
+        target = self.pruning.target
+        return 0 if target is None or target.max_perplexity_ratio is None else target.tries
+
     @property
     def sampled_prompts(self) -> tuple[str, ...]:
         """What both models continue; nothing if samples are not asked for."""
@@ -901,7 +961,12 @@ class JobSpec(_Strict):
             relevant["pruning"]["sizes"] = "several"
         else:
             del relevant["pruning"]["sizes"]  # As in versions that had one size alone.
-        del relevant["pruning"]["target"]  # The sparsity follows from it.
+        if self.tries:  # The sparsity that is planned with determines nothing.
+            target = relevant["pruning"]["target"]
+            wanted = {name: target[name] for name in ("max_perplexity_ratio", "tries")}
+            relevant["pruning"] |= {"sparsity": None, "target": wanted}
+        else:
+            del relevant["pruning"]["target"]  # The sparsity follows from it.
         relevant["model"] = self.model.uri
         if self.model.adapter_uri is not None:
             relevant["adapter"] = self.model.adapter_uri

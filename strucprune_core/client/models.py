@@ -23,6 +23,7 @@ class Progress(_Answer):
     layers_total: int
     fraction: float
     eta_seconds: float | None = None
+    phases: dict[str, tuple[int, int]] = {}
 
 
 class JobError(_Answer):

@@ -29,6 +29,16 @@ def sparsity_warning(asked: float, reached: float) -> list[str]:
     ]
 
 
+def search_warning(spec: JobSpec) -> list[str]:
+    """Figures of a result whose sparsity is not known yet."""
+    if not spec.tries:
+        return []
+    return [
+        f"pruning.target.max_perplexity_ratio: the sparsity is found while the job runs, in "
+        f"{spec.tries} tries. Figures of the result are for {spec.pruning.asked_sparsity:.4g}."
+    ]
+
+
 def block_warning(pruning: PruningSpec, config: ModelConfig) -> list[str]:
     """Matrices that Q8_0 may have to leave in 16 bits."""
     if "gguf_q8_0" not in pruning.exports:

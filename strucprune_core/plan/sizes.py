@@ -58,7 +58,7 @@ def joined(graphs: Mapping[str, list[Unit]]) -> list[Unit]:
     for size, graph in graphs.items():
         own = own_units(graph)
         shared |= {unit.name: unit for unit in graph if unit.name not in own}
-        units += [_of_size(unit, size, own) for unit in graph if unit.name in own]
+        units += [of_size(unit, size, own) for unit in graph if unit.name in own]
     reports = [unit for unit in units if unit.kind == Report.kind]
     reads = [*dict.fromkeys(file for unit in reports for file in unit.reads)]
     reads += [
@@ -71,8 +71,14 @@ def joined(graphs: Mapping[str, list[Unit]]) -> list[Unit]:
     return [*shared.values(), *units, Unit(every, Phase.COMMITTING, after, tuple(reads))]
 
 
-def _of_size(unit: Unit, size: str, own: frozenset[str]) -> Unit:
-    """The unit under its name among all; it keeps what other sizes need too."""
+def of_size(unit: Unit, size: str, own: frozenset[str]) -> Unit:
+    """The unit under its name among all; it keeps what other sizes need too.
+
+    Args:
+        unit: A unit of a job of this size alone.
+        size: The size's label.
+        own: Names of the units that a size does for itself.
+    """
 
     def own_name(name: str) -> str:
         return named(name, size) if name in own else name

@@ -3,6 +3,9 @@
 It is the least with which the result is small enough, found by halving: the result of a sparsity
 follows from the model's config and the sizes of its files, and more sparsity makes nothing larger.
 The sparsity is a function of the job and the model, so every attempt finds the same.
+
+That of a perplexity is found while the job runs (`plan.search`). Until then it is planned with one
+that the model allows.
 """
 
 from __future__ import annotations
@@ -35,12 +38,17 @@ _SPREAD = (
     1e-4,
 )
 
+PLANNED_SPARSITY = 0.3
+"""What a job is planned with whose sparsity is found while it runs, if the model allows it."""
+
 Check = Callable[[PruningSpec], object]
 """Raises `InvalidSpec` for a sparsity that the model does not allow."""
 
 
 def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
-    """The job with the sparsity that its target comes to; any other job as it is.
+    """The job with the sparsity that its target comes to, or that it is planned with.
+
+    Any other job as it is.
 
     Args:
         spec: The job.
@@ -53,6 +61,9 @@ def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
     target = spec.pruning.target
     if target is None or spec.pruning.sparsity is not None:
         return spec
+    if spec.tries:
+        least, most = allowed_range(spec, check)
+        return spec.at(min(max(PLANNED_SPARSITY, least), most))
     field = f"pruning.target.{target.kind}"
     if _is_small_enough(_dense(spec, facts), target.most):
         raise InvalidSpec(
@@ -133,7 +144,31 @@ def _what(target: TargetSpec) -> str:
     return "bytes" if target.kind == "bytes" else "bytes of weights and KV cache"
 
 
-def _is_allowed(spec: JobSpec, sparsity: float, check: Check) -> bool:
+def allowed_range(spec: JobSpec, check: Check) -> tuple[float, float]:
+    """The lowest and the highest sparsity that the model allows.
+
+    Args:
+        spec: The job.
+        check: Whether a sparsity can be had of its model.
+
+    Raises:
+        InvalidSpec: it allows none.
+    """
+    most = _most_sparsity(spec, check)
+    low, high = 0.0, most
+    for _ in range(_STEPS):
+        middle = round((low + high) / 2, _DIGITS)
+        if not low < middle < high:
+            break
+        if is_allowed(spec, middle, check):
+            high = middle
+        else:
+            low = middle
+    return high, most
+
+
+def is_allowed(spec: JobSpec, sparsity: float, check: Check) -> bool:
+    """Whether the model allows a sparsity."""
     try:
         check(spec.pruning.at(sparsity))
     except InvalidSpec:
@@ -147,14 +182,14 @@ def _most_sparsity(spec: JobSpec, check: Check) -> float:
     Raises:
         InvalidSpec: it allows none.
     """
-    allowed = (each for each in _SPREAD if _is_allowed(spec, each, check))
+    allowed = (each for each in _SPREAD if is_allowed(spec, each, check))
     low, high = next(allowed, None), 1.0
     if low is None:
         check(spec.pruning.at(_SPREAD[0]))
         low = _SPREAD[0]
     for _ in range(_STEPS):
         middle = round((low + high) / 2, _DIGITS)
-        if middle < 1.0 and _is_allowed(spec, middle, check):
+        if middle < 1.0 and is_allowed(spec, middle, check):
             low = middle
         else:
             high = middle
@@ -169,7 +204,7 @@ def _least_sparsity(spec: JobSpec, facts: ModelFacts, check: Check, most: float)
         middle = round((low + high) / 2, _DIGITS)
         if not low < middle < high:
             break
-        allowed = _is_allowed(spec, middle, check)  # Less than a step is not.
+        allowed = is_allowed(spec, middle, check)  # Less than a step is not.
         if allowed and result_of(spec.at(middle), facts) <= target.most:
             high = middle
         else:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from strucprune_core.method.allocation.energies import PROBE_SPARSITY
@@ -37,6 +37,7 @@ from strucprune_core.plan.graph import (
 from strucprune_core.plan.memory.forward import ALL_TOKENS, FP32_BYTES, micro_batch, resident_bytes
 from strucprune_core.plan.memory.solver import curve_flops, error_flops, gram_flops, ridge_flops
 from strucprune_core.plan.samples import passes_per_model, sampled_tokens
+from strucprune_core.plan.search import try_units
 from strucprune_core.plan.shared_budget import measured_steps
 from strucprune_core.plan.sites import energy_of, holdout_sequences, plan_sites, probe_shape
 from strucprune_core.plan.sizes import own_units
@@ -70,6 +71,7 @@ def weights_read(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
         passes += 1
     passes += passes_per_model(spec, config)
     passes += 1 if spec.judges_by_tasks else 0
+    passes += spec.tries * _passes_by_try(spec, config)
     return passes * (body + ends) + partial + _read_again(spec, config, tiles)
 
 
@@ -93,6 +95,16 @@ def _passes_by_size(spec: JobSpec, config: ModelConfig) -> int:
     passes += 2 if pruning.expert_repair else 0  # The dense and the pruned model.
     passes += 0 if pruning.distill is None else 2 * pruning.distill.steps
     return passes
+
+
+def _passes_by_try(spec: JobSpec, config: ModelConfig) -> int:
+    """The same of a sparsity that is tried: without what is made of the result."""
+    if spec.evaluation is None:
+        return 0
+    pruning = spec.pruning.model_copy(update={"exports": ()})
+    evaluation = spec.evaluation.model_copy(update={"speed": False})
+    tried = spec.model_copy(update={"pruning": pruning, "evaluation": evaluation})
+    return _passes_by_size(tried, config)
 
 
 def _read_again(spec: JobSpec, config: ModelConfig, tiles: Tiles) -> int:
@@ -129,11 +141,22 @@ def flops(spec: JobSpec, config: ModelConfig, panels: Panels) -> dict[str, int]:
         for name, purposes in unit_flops(units, alone, config, panels).items():
             if name in own:
                 counts.update(purposes)
+    if spec.tries:
+        one = _units(spec, config, shards=[range(config.layers)])
+        of_try = unit_flops(try_units(one), spec, config, panels)
+        for purposes in of_try.values():
+            counts.update({purpose: spec.tries * count for purpose, count in purposes.items()})
     return dict(counts)
 
 
-def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
-    """The units of a job of one size that compute something."""
+def _units(spec: JobSpec, config: ModelConfig, shards: Sequence[Iterable[int]] = ()) -> list[Unit]:
+    """The units of a job of one size that compute something. Writing files does not.
+
+    Args:
+        spec: The job.
+        config: Its model.
+        shards: As of `build_graph`, where it matters what comes before written files.
+    """
     if spec.pruning.removes_experts_alone:
         return build_experts_graph(
             layers=config.layers,
@@ -152,7 +175,7 @@ def _units(spec: JobSpec, config: ModelConfig) -> list[Unit]:
         sites=not pruning.removes_blocks_alone,
         refit=refits(pruning, config),
         experts=pruning.removes_experts,
-        shards=(),  # Writing files computes nothing.
+        shards=shards,
         energy=energy_of(spec.pruning),
         evaluate=spec.evaluation is not None,
         samples=bool(spec.sampled_prompts),

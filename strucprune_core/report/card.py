@@ -5,11 +5,10 @@ It holds no times, so it is the same bytes in every run of a job.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from strucprune_core.report.document import Report, TaskMetric, TasksSummary
+from strucprune_core.report.document import Loading, Report, TaskMetric, TasksSummary
 from strucprune_core.report.front_matter import front_matter
 
 # A hub knows four relations: adapter, merge, quantized, finetune. No other covers weights of the
@@ -23,23 +22,6 @@ MARK = "<!-- This card was written by StrucPrune. Remove this line to keep your 
 
 
 @dataclass(frozen=True, slots=True)
-class Loading:
-    """How a runtime loads the result.
-
-    Attributes:
-        runtime: Its name.
-        note: What it needs.
-        language: Of the example: "python" or "sh".
-        example: A program, or a command, run in the result's directory.
-    """
-
-    runtime: str
-    note: str
-    language: str
-    example: str
-
-
-@dataclass(frozen=True, slots=True)
 class CardFacts:
     """What a card says that a report does not.
 
@@ -47,13 +29,11 @@ class CardFacts:
         base_model: `org/name` on a hub; None if the model came from elsewhere.
         carried: Values of the dense model's card that still hold.
         terms: Names of the licence and notice files that were copied.
-        loading: How runtimes load the result.
     """
 
     base_model: str | None
     carried: dict[str, Any]
     terms: tuple[str, ...]
-    loading: Sequence[Loading]
 
 
 def model_card(report: Report, facts: CardFacts) -> str:
@@ -65,7 +45,7 @@ def model_card(report: Report, facts: CardFacts) -> str:
         _opening(report, facts),
         "## What was removed\n\n" + _removed(report),
         "## Figures\n\n" + _figures(report),
-        "## Loading\n\n" + "\n\n".join(_loading(each) for each in facts.loading),
+        "## Loading\n\n" + "\n\n".join(_loading(each) for each in report.loading),
         "## Terms\n\n" + _terms(facts),
     ]
     return "\n\n".join(parts) + "\n"

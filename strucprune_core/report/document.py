@@ -103,6 +103,32 @@ class TargetReport(Part):
     reached: int
 
 
+class TryReport(Part):
+    """One sparsity that was tried."""
+
+    sparsity: float
+    predicted_ratio: float = Field(
+        description="Of perplexities, as damage curves and energies predict it."
+    )
+    perplexity_ratio: float | None = Field(description="As measured; null: not finite.")
+
+
+class SearchReport(Part):
+    """How the sparsity was found that keeps perplexity."""
+
+    max_perplexity_ratio: float = Field(description="What was asked for.")
+    tries: list[TryReport]
+
+
+class Loading(Part):
+    """How a runtime loads the result."""
+
+    runtime: str
+    note: str = Field(description="What it needs.")
+    language: str = Field(description="Of the example: `python` or `sh`.")
+    example: str = Field(description="A program, or a command, run in the result's directory.")
+
+
 class AdmmReport(Part):
     """What ADMM did at one site, started from the one-shot choice of structures."""
 
@@ -524,7 +550,13 @@ class Report(Part):
     after: SizeSummary
     sparsity: SparsitySummary
     target: TargetReport | None = Field(
-        default=None, description="Null: the job asked for a sparsity."
+        default=None, description="Null: the job asked for no size."
+    )
+    loading: list[Loading] = Field(
+        default_factory=list, description="How runtimes load the result, as its README.md says."
+    )
+    search: SearchReport | None = Field(
+        default=None, description="Null: the job did not look for its sparsity."
     )
     layers: list[LayerReport]
     blocks: list[BlockReport] = Field(

@@ -18,8 +18,11 @@ from strucprune_core.report.document import (
     Part,
     PhaseTime,
     Report,
+    SampleReport,
     SizeSummary,
     SparsitySummary,
+    SpeedReport,
+    TasksSummary,
 )
 
 
@@ -41,6 +44,11 @@ class SizeResult(Part):
         default=None,
         description="Share of the dense model's accuracy above chance that is kept on tasks; null "
         "if there are none.",
+    )
+    tasks: TasksSummary | None = Field(default=None, description="As in its own report.")
+    speed: SpeedReport | None = Field(default=None, description="As in its own report.")
+    samples: list[SampleReport] = Field(
+        default_factory=list, description="As in its own report: the same prompts for each size."
     )
     best_of_its_size: bool = Field(
         description="No other size has as few bytes and as low a perplexity (the Pareto front)."

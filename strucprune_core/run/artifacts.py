@@ -485,6 +485,28 @@ class Price(ValuedArtifacts[PriceValues]):
 
 
 @dataclass(frozen=True, slots=True)
+class SearchValues:
+    """A sparsity.
+
+    Attributes:
+        sparsity: To be tried, or of the last search, to be used.
+        predicted_loss: What the damage curves and energies predict for it: see `PriceValues`.
+    """
+
+    sparsity: float
+    predicted_loss: float
+
+
+@dataclass(frozen=True)
+class Search(ValuedArtifacts[SearchValues]):
+    """`search.k`: the sparsity of the k-th try, from 1, and after all tries that of the result."""
+
+    kind = "search"
+    values_type = SearchValues
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrialValues:
     """Mean KL divergence per token of the round's model; known after its last layer only."""
 

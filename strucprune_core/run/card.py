@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from strucprune_core.checkpoint.terms import MODEL_CARD
 from strucprune_core.export.runtimes import loading_example, runtime_support
-from strucprune_core.report.card import CardFacts, Loading, model_card
-from strucprune_core.report.document import Report
+from strucprune_core.report.card import CardFacts, model_card
+from strucprune_core.report.document import Loading, Report
 from strucprune_core.report.front_matter import carried_keys
 from strucprune_core.run.context import Job
 from strucprune_core.storage.uri import parse_uri
@@ -24,7 +24,6 @@ def card_of(job: Job, report: Report) -> bytes:
         base_model=_base_model(job.spec.model.uri),
         carried=carried_keys(readme),
         terms=tuple(name for name in terms if name != MODEL_CARD),
-        loading=_loading(job),
     )
     return model_card(report, facts).encode()
 
@@ -36,7 +35,8 @@ def _base_model(uri: str) -> str | None:
     return location.bucket if whole else None
 
 
-def _loading(job: Job) -> list[Loading]:
+def loading_of(job: Job) -> list[Loading]:
+    """How runtimes load the result."""
     found = []
     for support in runtime_support(job.config, job.spec.pruning):
         if support.loads:
@@ -44,5 +44,7 @@ def _loading(job: Job) -> list[Loading]:
             note = support.note or ""
             if not support.tried:
                 note += "; not tried"
-            found.append(Loading(support.runtime, note, language, example))
+            found.append(
+                Loading(runtime=support.runtime, note=note, language=language, example=example)
+            )
     return found

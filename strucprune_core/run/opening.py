@@ -27,6 +27,7 @@ from strucprune_core.plan.inspection import (
 from strucprune_core.plan.memory.forward import layer_bytes
 from strucprune_core.plan.pieces import plan_job
 from strucprune_core.plan.pins import pinned_spec
+from strucprune_core.plan.search import labels
 from strucprune_core.plan.sizes import own_units
 from strucprune_core.run.context import Job
 from strucprune_core.run.finished_units import UnitsOfSize
@@ -125,7 +126,8 @@ def opened(
                 return job
             return replace(job, workspace=UnitsOfSize(workspace, size, own_units(job.graph)))
 
-        jobs = {size: of_size(size, alone) for size, alone in spec.by_size().items()}
+        alone = spec.by_size() if not spec.tries else dict.fromkeys(labels(spec.tries), spec)
+        jobs = {size: of_size(size, each) for size, each in alone.items()}
         yield Sizes(spec, jobs, workspace, job_fingerprint(spec, facts.index, texts)), memory
 
 
@@ -145,13 +147,16 @@ def _workspace(
     on_upload: Tick,
 ) -> Workspace:
     """The finished units of this very job: of its specification, its model and its texts."""
+    every_text = sorted(texts)
+    # Where the sparsity is found on a text, all that follows from the sparsity depends on the text.
+    behind = (lambda _: every_text) if order.spec.tries else texts_behind
     model_and_spec = f"{order.spec.result_fingerprint()} {index.version()}"
     with naming_field("workspace"):
         return Workspace(
             order.workspace,
             order.scratch / "files",
             sha256_of_bytes(model_and_spec.encode()),
-            versions=lambda unit: json.dumps([texts.get(text) for text in texts_behind(unit)]),
+            versions=lambda unit: json.dumps([texts.get(text) for text in behind(unit)]),
             on_upload=on_upload,
             on_download=meter.fetching,
         )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Phase(StrEnum):
@@ -35,6 +35,7 @@ class Progress:
         layers_total: Layers (or steps) of this phase.
         fraction: Share of the whole job that is done, in [0, 1], never decreasing.
         eta_seconds: Estimated seconds left, or None while unknown.
+        phases: Of each phase that the job has, steps that are finished, and all.
     """
 
     phase: Phase
@@ -42,8 +43,9 @@ class Progress:
     layers_total: int
     fraction: float
     eta_seconds: float | None = None
+    phases: Mapping[Phase, tuple[int, int]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, str | int | float | None]:
+    def as_dict(self) -> dict[str, Any]:
         """The wire form used in job records and events."""
         return {
             "phase": self.phase.value,
@@ -51,6 +53,7 @@ class Progress:
             "layers_total": self.layers_total,
             "fraction": round(self.fraction, 4),
             "eta_seconds": None if self.eta_seconds is None else round(self.eta_seconds, 1),
+            "phases": {phase.value: [*steps] for phase, steps in self.phases.items()},
         }
 
 

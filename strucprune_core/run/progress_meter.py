@@ -90,7 +90,7 @@ class ProgressMeter:
             eta = (now - self._publishing_since) * (1.0 - share) / share
         steps = self._phase_total[Phase.COMMITTING]
         fraction = UNITS_SHARE + (0.999 - UNITS_SHARE) * share
-        self._send(Progress(Phase.COMMITTING, steps, steps, fraction, eta))
+        self._send(Progress(Phase.COMMITTING, steps, steps, fraction, eta, self._phases()))
 
     def safe_point(self) -> None:
         """A safe point without progress, as while others are waited for.
@@ -136,7 +136,14 @@ class ProgressMeter:
 
     def finish(self) -> None:
         """Everything is done."""
-        self._send(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0))
+        self._send(Progress(Phase.COMMITTING, 1, 1, 1.0, 0.0, self._phases()))
+
+    def _phases(self) -> dict[Phase, tuple[int, int]]:
+        """Of each phase, steps that are finished, and all; publishing is one more of the last."""
+        return {
+            phase: (self._phase_done[phase], total + (phase is Phase.COMMITTING))
+            for phase, total in self._phase_total.items()
+        }
 
     def _report(self, phase: Phase, left_cost: float) -> None:
         """Report all that was begun, without what is left to compute of it."""
@@ -147,9 +154,8 @@ class ProgressMeter:
         if worked > 0.02 * self._total_cost:  # Before that the pace is noise.
             pace = (time.monotonic() - self._began) / worked
             eta = pace * (self._total_cost - done)
-        self._send(
-            Progress(phase, self._phase_done[phase], self._phase_total[phase], fraction, eta)
-        )
+        done, total = self._phase_done[phase], self._phase_total[phase]
+        self._send(Progress(phase, done, total, fraction, eta, self._phases()))
 
     def _send(self, progress: Progress) -> None:
         if self._last is not None and progress.fraction < self._last.fraction:

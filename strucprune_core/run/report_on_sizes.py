@@ -79,6 +79,9 @@ def _result(size: str, job: Job, report: Report) -> SizeResult:
         perplexity=quality.after if quality is not None and finite else None,
         perplexity_ratio=quality.ratio if quality is not None and finite else None,
         task_retention=None if report.tasks is None else report.tasks.retention,
+        tasks=report.tasks,
+        speed=report.speed,
+        samples=report.samples,
         best_of_its_size=False,
     )
 

@@ -34,6 +34,7 @@ from strucprune_core.run.progress import FinishedUnit, UnitSink
 from strucprune_core.run.progress_meter import ProgressMeter
 from strucprune_core.run.report_on_sizes import report_on_sizes
 from strucprune_core.run.reservations import UnitReservations
+from strucprune_core.run.search import search
 from strucprune_core.run.sizes import Sizes
 from strucprune_core.run.step_table import STEPS
 from strucprune_core.run.unit_errors import errors_of
@@ -299,6 +300,8 @@ def _compute(sizes: Sizes, unit: Unit, memory: MemoryMeter) -> _Computed:
         with memory.counting():
             if unit.kind == artifacts.Sizes.kind:
                 report_on_sizes(sizes, draft)
+            elif unit.kind == artifacts.Search.kind:
+                search(sizes, unit, draft)
             else:
                 job, plain = sizes.of(unit)
                 STEPS[unit.kind](job, plain, draft)

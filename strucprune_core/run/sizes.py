@@ -1,15 +1,20 @@
-"""The sizes of a job while it runs: for each the job of this size, over one workspace."""
+"""The sizes of a job while it runs: for each the job of this size, over one workspace.
+
+A job that looks for its sparsity has a size for each try, and the result's, which is labelled "".
+Their sparsities are known once the units that choose them are finished.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from strucprune_core.plan.graph import Unit, plain_name
+from strucprune_core.plan.search import number_of_search, searched
 from strucprune_core.plan.sizes import joined, named
 from strucprune_core.plan.unit_costs import unit_costs
-from strucprune_core.run.artifacts import Evaluate, File, Tasks
+from strucprune_core.run.artifacts import Evaluate, File, Search, Tasks
 from strucprune_core.run.context import Job
 from strucprune_core.run.workspace import Workspace
 from strucprune_core.spec import QUANTISED_EXPORTS, JobSpec
@@ -21,7 +26,8 @@ class Sizes:
 
     Attributes:
         spec: What was asked for.
-        jobs: The job of each size by its label; one alone is labelled "".
+        jobs: The job of each size by its label; one alone is labelled "". With sparsities that are
+            yet to be found, see `of`.
         workspace: Finished units of all sizes.
         fingerprint: Of the specification, the model's files and the texts.
     """
@@ -34,7 +40,7 @@ class Sizes:
     @property
     def first(self) -> Job:
         """The job of the size that was named first; it does what all sizes share."""
-        return next(iter(self.jobs.values()))
+        return self._found(next(iter(self.jobs)))
 
     @property
     def several(self) -> bool:
@@ -44,12 +50,32 @@ class Sizes:
     @cached_property
     def graph(self) -> list[Unit]:
         """All units, in order."""
+        if self.spec.tries:
+            return searched(self.jobs[""].graph, self.spec.tries)
         return joined({size: job.graph for size, job in self.jobs.items()})
 
     def of(self, unit: Unit) -> tuple[Job, Unit]:
         """The job that does a unit, and the unit as this job knows it."""
-        job = self.jobs.get(unit.size, self.first)
-        return job, self._plain.get((unit.size, plain_name(unit.name)), unit)
+        size = unit.size if unit.size in self.jobs else next(iter(self.jobs))
+        return self._found(size), self._plain.get((unit.size, plain_name(unit.name)), unit)
+
+    def _found(self, size: str) -> Job:
+        """The job of a size, with the sparsity that was found for it, if that is so."""
+        job = self.jobs[size]
+        if not self.spec.tries:
+            return job
+        search = Search(number_of_search(size, self.spec.tries))
+        if self.workspace.manifest(search.unit) is None:
+            return job
+        sparsity = job.units.values(search).sparsity
+        known = self._with_sparsity.get(size)
+        if known is None or known.spec.pruning.sparsity != sparsity:
+            known = self._with_sparsity[size] = replace(job, spec=job.spec.at(sparsity))
+        return known
+
+    @cached_property
+    def _with_sparsity(self) -> dict[str, Job]:
+        return {}
 
     @cached_property
     def _plain(self) -> dict[tuple[str, str], Unit]:
@@ -59,7 +85,7 @@ class Sizes:
 
     def costs(self) -> dict[str, float]:
         """Cost of each unit by name: see `plan.unit_costs`."""
-        costs: dict[str, float] = {self.graph[-1].name: 0.0}
+        costs = {unit.name: 0.0 for unit in self.graph}
         for size, job in self.jobs.items():
             of_size = unit_costs(job.graph, job.spec, job.config, job.panels)
             costs |= {named(name, size): cost for name, cost in of_size.items()}

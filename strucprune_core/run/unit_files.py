@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from strucprune_core.checkpoint.bundle import load_from_bundle, map_from_bundle
 from strucprune_core.method.linalg.matrices import DeviceMatrix, Matrix
 from strucprune_core.method.linalg.panels import Panels
+from strucprune_core.plan.sizes import named
 from strucprune_core.run.artifacts import File, ValuedArtifacts
 from strucprune_core.run.finished_units import FinishedUnits
 from strucprune_core.run.workspace import LostFile
@@ -57,26 +58,31 @@ class UnitFiles:
             return DeviceMatrix(self.tensor(file, name))
         return HostMatrix(mapped, self._device)
 
-    def values(self, unit: ValuedArtifacts[V]) -> V:
+    def values(self, unit: ValuedArtifacts[V], size: str = "") -> V:
         """Small results of a unit.
+
+        Args:
+            unit: The unit.
+            size: The size that it was done for, if that is another one.
 
         Raises:
             LostFile: another version of the unit wrote them; the unit is to be done again.
         """
-        stored = self._workspace.values(unit.unit)
-        known = self._values.get(unit.unit)
+        name = named(unit.unit, size)
+        stored = self._workspace.values(name)
+        known = self._values.get(name)
         if known is None or known[0] is not stored:
-            known = self._values[unit.unit] = (stored, self._parsed(unit, stored))
+            known = self._values[name] = (stored, self._parsed(name, unit, stored))
         return cast(V, known[1])
 
-    def _parsed(self, unit: ValuedArtifacts[V], stored: Mapping[str, Any]) -> V:
+    def _parsed(self, name: str, unit: ValuedArtifacts[V], stored: Mapping[str, Any]) -> V:
         try:
             return unit.read(stored)
         except ValidationError as error:
-            self._workspace.forget(unit.unit)
+            self._workspace.forget(name)
             first = error.errors()[0]
             raise LostFile(
-                f"the values of {unit.unit} in the workspace {self._workspace.uri} are not what "
+                f"the values of {name} in the workspace {self._workspace.uri} are not what "
                 f"this version writes ({'.'.join(map(str, first['loc']))}: {first['msg']})",
-                unit.unit,
+                name,
             ) from error

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from strucprune_core.report.document import (
+    Continuation,
     Environment,
     FileEntry,
     LayerReport,
@@ -16,14 +17,19 @@ from strucprune_core.report.document import (
     PerplexitySummary,
     PhaseTime,
     Report,
+    SampleReport,
     SizeSummary,
     SparsitySummary,
     SpeedFigures,
     SpeedReport,
     SpeedRun,
     Spread,
+    TaskMetric,
+    TaskScores,
+    TasksSummary,
     Verification,
 )
+from strucprune_core.report.sizes import SizeResult, SizesReport
 
 # Markup, ends of attributes, and characters that are no text.
 HOSTILE = (
@@ -180,6 +186,64 @@ def make_report(layers: int = 30, **changes: Any) -> Report:
         "warnings": ["Illustration: the figures in this report are made up, not measured."],
     }
     return Report(**{**values, **changes})
+
+
+def made_sizes() -> SizesReport:
+    """Of three sizes, with everything that may be measured of each; the last is rejected."""
+    one = make_report()
+    task = TaskScores(
+        task="piqa",
+        version="1.0",
+        num_fewshot=0,
+        documents=100,
+        available_documents=1838,
+        chance=0.5,
+        metrics=[TaskMetric(name="acc", value=0.66, standard_error=0.047, higher_is_better=True)],
+        requests_sha256="0" * 64,
+    )
+    sample = SampleReport(
+        prompt="Once upon a time",
+        same=" there was",
+        same_tokens=2,
+        dense=Continuation(token=" a", rest=" king.", tokens=5, ended=True),
+        pruned=Continuation(token=" one", rest=" who", tokens=4, ended=False),
+    )
+    sizes = [
+        SizeResult(
+            name=name,
+            folder=None if share > 0.4 else name,
+            rejected="perplexity went too far" if share > 0.4 else None,
+            sparsity=one.sparsity.model_copy(update={"requested": share, "reached": share}),
+            after=one.before.model_copy(update={"bytes": round(one.before.bytes * (1 - share))}),
+            perplexity=23.5 * (1 + share),
+            perplexity_ratio=1 + share,
+            task_retention=1 - share,
+            tasks=TasksSummary(
+                harness="0.4.13",
+                dense=[task],
+                pruned=[task],
+                retention=1 - share,
+                cut_requests=0,
+            ),
+            speed=made_speed(),
+            samples=[sample],
+            best_of_its_size=share <= 0.4,
+        )
+        for name, share in (("0.2", 0.2), ("0.3", 0.3), ("0.5", 0.5))
+    ]
+    return SizesReport(
+        job_fingerprint=one.job_fingerprint,
+        created_at=one.created_at,
+        model=one.model,
+        spec=one.spec,
+        environment=one.environment,
+        before=one.before,
+        perplexity_before=23.5,
+        sizes=sizes,
+        phases=one.phases,
+        files=one.files,
+        warnings=["0.5: not published: perplexity went too far"],
+    )
 
 
 def made_speed() -> SpeedReport:

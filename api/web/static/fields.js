@@ -4,8 +4,8 @@ const GB = 1e9;
 
 /** A field of the form alone: it chooses which of the job's fields are shown. */
 export const HOW = "#how";
-const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory"];
-const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory" };
+const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory", "perplexity"];
+const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory", max_perplexity_ratio: "perplexity" };
 
 /** What a job names: the value of the field `HOW`. */
 export function wayOf({ pruning }) {
@@ -32,6 +32,8 @@ export function sections(capabilities) {
       { pointer: "/pruning/target/memory_bytes", label: "Memory at most, GB", kind: "number", scale: GB, when: [HOW, "memory"], hint: "Weights and KV cache together." },
       { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", placeholder: "4096", when: [HOW, "memory"] },
       { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", placeholder: "1", when: [HOW, "memory"] },
+      { pointer: "/pruning/target/max_perplexity_ratio", label: "Perplexity may grow by a factor of", kind: "number", placeholder: "1.1", when: [HOW, "perplexity"], hint: "On the evaluation text. The job looks for the smallest model that keeps it." },
+      { pointer: "/pruning/target/tries", label: "Tries", kind: "number", placeholder: "3", when: [HOW, "perplexity"], hint: "Sparsities that are pruned and measured before the result." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },
       { pointer: "/pruning/layout", label: "Layout", kind: "choice", options: capabilities.layouts, hint: "per layer: best quality. uniform: loads everywhere as it is; usual for experts." },
       { pointer: "/pruning/exports", label: "Also write", kind: "several", options: capabilities.exports, initial: [], hint: "gguf for llama.cpp, gguf q8 0 in 8 bits; fp8 for vLLM; block configs for vLLM and MLX." },

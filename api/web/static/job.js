@@ -94,7 +94,6 @@ export async function showJob(main, signal, id) {
     for await (const event of events(id, last, signal)) {
       last = event.id;
       history.add(event);
-      if (event.type === "progress") phases.saw(event.data.phase);
       if (event.type === "progress" && job.state === "running") {
         // Phases alternate where storing and computing overlap, so each is announced once.
         if (!announced.has(event.data.phase)) announce(`${event.data.phase}, ${percent(event.data.fraction)}`);
@@ -106,7 +105,6 @@ export async function showJob(main, signal, id) {
       } else if (event.type === "state") {
         if (toldRun !== null && event.data.run !== toldRun) {
           layers.clear();
-          phases.clear();
           announced.clear();
         }
         toldRun = event.data.run;
@@ -137,26 +135,34 @@ export async function showJob(main, signal, id) {
   }
 }
 
-/** The phases in order: those that are done, and the present one. */
+/** The phases in order, with what is done of each: they overlap, so that several may be under way. */
 function phaseList() {
   const items = new Map(PHASES.map((name) => [name, h("li", {}, name)]));
-  const seen = new Set();
   return {
     node: h("ol", { class: "phases", "aria-label": "Phases" }, [...items.values()]),
-    saw: (name) => seen.add(name),
-    clear: () => seen.clear(),
     update(job) {
-      const now = job.progress?.phase;
-      if (now) seen.add(PHASES[0]).add(now);
+      const { phase: now, phases: steps = {} } = job.progress ?? {};
+      const ended = ENDED.has(job.state);
+      const failed = job.state === "failed" ? job.error?.phase : null;
       for (const [name, item] of items) {
-        const on = name === now && !ENDED.has(job.state);
-        item.classList.toggle("done", job.state === "succeeded" || (seen.has(name) && !on));
+        const [done, all] = steps[name] ?? [0, 0];
+        const on = name === now && !ended;
+        const finished = job.state === "succeeded" || (all > 0 && done === all);
+        item.classList.toggle("done", finished && !on);
+        item.classList.toggle("part", !finished && done > 0 && !on);
         item.classList.toggle("on", on);
+        item.classList.toggle("bad", name === failed);
+        item.textContent = stateOf(name, { failed: name === failed, part: !finished && all > 0 && done > 0, done, all });
         if (on) item.setAttribute("aria-current", "step");
         else item.removeAttribute("aria-current");
       }
     },
   };
+}
+
+function stateOf(name, { failed, part, done, all }) {
+  if (failed) return `${name}: failed`;
+  return part ? `${name} ${done} of ${all}` : name;
 }
 
 function errorBox(job) {

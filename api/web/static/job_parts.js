@@ -13,6 +13,7 @@ export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
   if (sizes?.length) return `${sizes.map((one) => percent(one, 0)).join(", ")} sparsity`;
   if (target?.parameters) return `at most ${count(target.parameters)} parameters`;
   if (target?.bytes) return `at most ${bytes(target.bytes)}`;
+  if (target?.max_perplexity_ratio) return `perplexity × ${target.max_perplexity_ratio} at most`;
   if (target?.memory_bytes) return `at most ${bytes(target.memory_bytes)} of memory`;
   return `${percent(sparsity, 0)} sparsity`;
 }

@@ -2,7 +2,7 @@
 
 import { h } from "./dom.js";
 import { ABSENT, count, number } from "./format.js";
-import { barsByLayer } from "./plots.js";
+import { barsByLayer, dotsByLayer } from "./plots.js";
 
 /** The content of a job's events `layers` so far. Later events replace earlier ones. */
 export function layerNotes() {
@@ -53,8 +53,8 @@ export function layerFigures() {
       table.update(rows);
       widths.update(chosen.length > 0, `${count(sum(chosen, "width_after"))} of ${count(sum(chosen, "width_before"))} stay.${far}`, () =>
         barsByLayer(rows.map((one) => bar(one, "width")), { name: "FFN channels kept", format: count }));
-      energies.update(measured.length > 0, `Loss of the model for each unit of damage to the layer: where it is high, more is kept.${measured.length < rows.length ? ` ${measured.length} of ${rows.length} layers are measured so far.` : ""}`, () =>
-        barsByLayer(rows.map((one) => ({ value: one.energy })), { name: "Energy", format: (value) => number(value, 3), tone: "violet" }));
+      energies.update(measured.length > 0, `How much the model's loss grows for each unit of damage in the layer, on a logarithmic axis. Together with the damage curves it decides where channels go.${measured.length < rows.length ? ` ${measured.length} of ${rows.length} layers are measured so far.` : ""}`, () =>
+        dotsByLayer(rows.map((one) => one.energy), { name: "Energy", format: (value) => number(value, 3), tone: "violet" }));
       const attended = rows.filter((one) => known(one.query_heads_after));
       const [after, before] = [sum(attended, "query_heads_after"), sum(attended, "query_heads_before")];
       heads.update(after !== before, `${after} of ${before} stay.${far}`, () =>

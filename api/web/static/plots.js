@@ -34,6 +34,32 @@ export function barsByLayer(items, { name, format, tone = "accent" }) {
   return s("svg", { viewBox: `0 -8 ${WIDTH} ${height + 34}`, role: "img", "aria-label": `${name} of ${whose} layers; from ${format(Math.min(...values))} to ${format(Math.max(...values))}` }, lines, bars, labels);
 }
 
+/** A dot for each layer on a logarithmic axis: values that span orders of magnitude. Those unknown or not above 0 have none. */
+export function dotsByLayer(values, { name, format, tone = "accent" }) {
+  const [height, left] = [150, 56];
+  const drawn = values.filter((value) => value > 0 && Number.isFinite(value));
+  const [least, most] = [Math.min(...drawn), Math.max(...drawn)];
+  const low = Math.floor(Math.log10(least) + 1e-9);
+  const high = Math.max(low + 1, Math.ceil(Math.log10(most) - 1e-9));
+  const step = (WIDTH - left) / values.length;
+  const y = (value) => height * (1 - (Math.log10(value) - low) / (high - low));
+  const x = (layer) => left + (layer + 0.5) * step;
+  const every = Math.ceil(values.length / 12);
+  const apart = Math.ceil((high - low) / 5);
+  const powers = Array.from({ length: Math.floor((high - low) / apart) + 1 }, (_, place) => 10 ** (low + place * apart));
+  const known = values.filter((value) => value !== undefined && value !== null);
+  const whose = known.length < values.length ? `${known.length} of ${values.length}` : `each of ${values.length}`;
+  return s("svg", { viewBox: `0 -8 ${WIDTH} ${height + 34}`, role: "img", "aria-label": `${name} of ${whose} layers; from ${format(Math.min(...known))} to ${format(Math.max(...known))}` },
+    powers.map((power) => [
+      s("line", { class: "grid-line", x1: left, x2: WIDTH, y1: y(power), y2: y(power) }),
+      s("text", { x: left - 8, y: y(power) + 4, "text-anchor": "end" }, format(power)),
+    ]),
+    values.map((value, layer) => s("g", {}, s("title", {}, `Layer ${layer}: ${value === undefined || value === null ? "not known yet" : format(value)}`),
+      drawn.includes(value) ? s("circle", { class: tone, cx: x(layer), cy: y(value), r: Math.max(2, Math.min(5, step * 0.3)) }) : null,
+      s("rect", { class: "hit", x: left + layer * step, width: step, y: 0, height }))),
+    values.map((_, layer) => (layer % every ? null : s("text", { x: x(layer), y: height + 18, "text-anchor": "middle" }, String(layer)))));
+}
+
 /**
  * Points on two axes, those of one series joined by a line.
  * Series: `{ name, tone, points: [{ x, y, label, text }] }`.

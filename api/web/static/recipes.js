@@ -1,5 +1,6 @@
 // A job as it is sent again elsewhere: as JSON, for curl, the command and Python.
 
+import { copyButton } from "./copy.js";
 import { freshId, h } from "./dom.js";
 
 const FORMS = [
@@ -13,29 +14,18 @@ const FORMS = [
 export function recipes(job) {
   const id = freshId("recipe");
   const text = h("pre", { id, tabindex: "0", class: "log", "aria-label": "The job" });
-  const copied = h("span", { class: "hint", role: "status" });
   const select = h("select", { "aria-label": "Form", "aria-controls": id }, FORMS.map(([name]) => h("option", { value: name }, name)));
-  const copy = h("button", { type: "button" }, "Copy");
+  const copy = copyButton(text, "the job");
   const json = JSON.stringify(withoutNulls(job.spec), null, 2);
   const show = () => {
     text.textContent = FORMS.find(([name]) => name === select.value)[1](json);
-    copied.textContent = "";
+    copy.clear();
   };
   select.addEventListener("change", show);
-  copy.addEventListener("click", async () => {
-    try {
-      await navigator.clipboard.writeText(text.textContent);
-      copied.textContent = "Copied.";
-    } catch {
-      // Pages without https may not copy: the reader can, once the text is selected.
-      getSelection().selectAllChildren(text);
-      copied.textContent = "Selected: copy it with the keyboard.";
-    }
-  });
   show();
   return h("details", { class: "card" }, h("summary", {}, "Send this job again"),
     h("p", { class: "hint" }, "With another output: nothing is ever overwritten."),
-    h("div", { class: "row" }, select, copy, copied), text);
+    h("div", { class: "row" }, select, copy.nodes), text);
 }
 
 /** What was left out of the job is null in its record, and is left out again. */

@@ -4,6 +4,7 @@ import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { bytes, change, count, duration, number, percent, visible, words } from "./format.js";
 import { layerFigures } from "./layers.js";
+import { nextSteps } from "./next.js";
 import { scatter, tick } from "./plots.js";
 
 // Links are renewed this long before they expire.
@@ -14,12 +15,14 @@ export async function showResult(box, job, signal) {
   const files = h("section", { class: "card" }, h("h2", {}, "Files"));
   const several = job.summary?.sizes;
   const summary = several ? sizesOf(job.summary) : h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
+  const next = h("div", {}, nextSteps(job, []));
   const layers = h("div", { class: "stack" });
-  box.replaceChildren(summary, layers, files);
+  box.replaceChildren(next, summary, layers, files);
   showFiles(files, job.id, signal);
   try {
     const report = await getReport(job.id, signal);
-    layers.replaceChildren(...(several ? [notes(report)].filter(Boolean) : details(report)));
+    next.replaceChildren(nextSteps(job, report.loading ?? []));
+    layers.replaceChildren(...(several ? detailsOfSizes(report) : details(report)));
   } catch (error) {
     if (!signal.aborted) layers.replaceChildren(problemBox(error));
   }
@@ -63,6 +66,64 @@ function sizesOf({ sizes, bytes: size, parameters, perplexity, seconds }) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), head, h("th", { scope: "col" }, ""))),
       h("tbody", {}, first, sizes.map(row))))));
+}
+
+/** What was measured of each size, beside the dense model. */
+function detailsOfSizes(report) {
+  const having = (part) => report.sizes.filter((one) => one[part]);
+  return [notes(report), accuracyCurve(report), speedCurve(report), tasksOfSizes(having("tasks")), speedOfSizes(having("speed")), samplesOfSizes(report.sizes.filter((one) => one.samples?.length))].filter(Boolean);
+}
+
+/** A figure of each size over the size of its checkpoint; the dense model's is 1. */
+function curveOfSizes({ before, sizes }, title, valueOf, format) {
+  const known = sizes.filter((one) => valueOf(one) !== null);
+  if (!known.length) return null;
+  const point = (name, size, value, hollow) => ({ x: size, y: value, label: name, hollow, text: `${name}: ${bytes(size)}, ${format(value)}` });
+  const points = [point("dense", before.bytes, 1, true), ...known.map((one) => point(one.name, one.after.bytes, valueOf(one), false))];
+  return h("figure", {}, h("figcaption", {}, h("h2", {}, title)), scatter([{ name: "sizes", tone: "tone1", points }], { x: "checkpoint", y: title.toLowerCase(), formatX: bytes, formatY: format }));
+}
+
+const accuracyCurve = (report) => curveOfSizes(report, "Accuracy kept on tasks", (one) => one.task_retention ?? null, (value) => percent(value, 0));
+const speedCurve = (report) => curveOfSizes(report, "Speed while writing, dense = 1", (one) => one.speed?.decode_gain ?? null, (value) => `× ${number(value, 3)}`);
+
+/** A table that scrolls inside itself: rows of a name, then cells. */
+function wideTable(title, hint, head, rows) {
+  return h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "hint" }, hint),
+    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, h("table", {},
+      h("thead", {}, h("tr", {}, head.map((text, place) => h("th", { scope: "col", class: place ? "num" : null }, text)))),
+      h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((text) => h("td", { class: "num" }, text))))))));
+}
+
+function tasksOfSizes(sizes) {
+  if (!sizes.length) return null;
+  const { harness, dense } = sizes[0].tasks;
+  const rows = dense.flatMap((task, place) => task.metrics.map((metric, index) => [
+    `${task.task}, ${words(metric.name)}`, metricText(metric), ...sizes.map((one) => metricText(one.tasks.pruned[place].metrics[index])),
+  ]));
+  return wideTable("Tasks", `lm-evaluation-harness ${harness}, with its standard errors.`, ["Task", "Dense", ...sizes.map((one) => one.name)], rows);
+}
+
+function speedOfSizes(sizes) {
+  if (!sizes.length) return null;
+  const rows = sizes.map(({ name, speed }) => [name,
+    number(speed.pruned.prefill_tokens_per_second.median, 3), `× ${number(speed.prefill_gain, 3)}`,
+    number(speed.pruned.decode_tokens_per_second.median, 3), `× ${number(speed.decode_gain, 3)}`, bytes(speed.pruned.peak_bytes)]);
+  const { runtime, device } = sizes[0].speed;
+  return wideTable("Speed", `Each size and the dense model whole in ${runtime} on ${device}, in turns. Gains are against the dense model in the same turns.`,
+    ["Size", "Prefill, tokens/s", "Gain", "Decode, tokens/s", "Gain", "Memory"], rows);
+}
+
+/** How all models continue prompts. A model may write anything: it stays text, and is seen. */
+function samplesOfSizes(sizes) {
+  if (!sizes.length) return null;
+  const written = (name, text) => h("div", { class: "sample" }, h("h4", {}, name), h("p", { class: "written", dir: "auto" }, visible(text)));
+  const whole = (same, own) => same + own.token + own.rest;
+  return h("section", { class: "card" }, h("h2", {}, "Samples"),
+    h("p", { class: "hint" }, "All models continue the same prompts with the most probable token each time."),
+    sizes[0].samples.map(({ prompt, same, dense }, place) => [
+      h("p", { class: "written prompt", dir: "auto" }, visible(prompt)),
+      h("div", { class: "pair" }, written("Dense", whole(same, dense)), sizes.map((one) => written(one.name, whole(one.samples[place].same, one.samples[place].pruned)))),
+    ]));
 }
 
 function details(report) {
@@ -141,12 +202,13 @@ async function showFiles(box, id, signal) {
   }
 }
 
+const metricText = ({ value, standard_error: error }) => (error === null ? number(value) : `${number(value)} ± ${number(error, 2)}`);
+
 /** Every metric of every task, of both models, with the standard errors. */
 function taskTable({ harness, dense, pruned }) {
-  const shown = ({ value, standard_error: error }) => (error === null ? number(value) : `${number(value)} ± ${number(error, 2)}`);
   const rows = dense.flatMap((task, place) => task.metrics.map((metric, index) => h("tr", {},
     h("th", { scope: "row" }, task.task), h("td", {}, metric.name),
-    h("td", { class: "num" }, shown(metric)), h("td", { class: "num" }, shown(pruned[place].metrics[index])),
+    h("td", { class: "num" }, metricText(metric)), h("td", { class: "num" }, metricText(pruned[place].metrics[index])),
     h("td", { class: "num" }, `${count(task.documents)} of ${count(task.available_documents)}`))));
   const head = h("tr", {}, ["Task", "Metric"].map((name) => h("th", { scope: "col" }, name)), ["Dense", "Pruned", "Documents"].map((name) => h("th", { scope: "col", class: "num" }, name)));
   return h("section", { class: "card" }, h("h2", {}, "Tasks"), h("p", { class: "hint" }, `lm-evaluation-harness ${harness}, with its standard errors.`),
@@ -154,7 +216,7 @@ function taskTable({ harness, dense, pruned }) {
 }
 
 function fileTable(files) {
-  const name = (file) => (file.url ? h("a", { href: file.url, download: file.name.split("/").pop(), rel: "noreferrer", target: "_blank" }, file.name) : h("span", { title: file.uri }, file.name));
+  const name = (file) => (file.url ? h("a", { href: file.url, ...(file.name.endsWith(".html") ? {} : { download: file.name.split("/").pop() }), rel: "noreferrer", target: "_blank" }, file.name) : h("span", { title: file.uri }, file.name));
   return h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Files" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "num" }, "Size"), h("th", { scope: "col" }, "SHA-256"))),
     h("tbody", {}, files.map((file) => h("tr", {}, h("th", { scope: "row" }, name(file)), h("td", { class: "num" }, bytes(file.bytes)), h("td", { class: "mono digest", title: file.sha256 }, `${file.sha256.slice(0, 16)}…`))))));

@@ -75,7 +75,7 @@ export async function showSubmit(main, signal, query) {
       if (body.pruning[part]?.steps === undefined) delete body.pruning[part];
     }
     const { target } = body.pruning;
-    if (target && ["parameters", "bytes", "memory_bytes"].every((name) => target[name] == null)) delete body.pruning.target;
+    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio"].every((name) => target[name] == null)) delete body.pruning.target;
     for (const part of ["model", "output", "pruning", "calibration"]) body[part] ??= {};
     return body;
   }

@@ -80,6 +80,22 @@ def size_table(report: Report) -> Table:
     return Table("Exact sizes", ["", "Before", "After", "Change"], rows)
 
 
+def search_table(report: Report) -> Table:
+    """Every sparsity that was tried."""
+    tries = () if report.search is None else report.search.tries
+    rows = [
+        [
+            percent(each.sparsity),
+            number(each.predicted_ratio),
+            "" if each.perplexity_ratio is None else number(each.perplexity_ratio, 4),
+            "taken" if each.sparsity == report.sparsity.requested else "",
+        ]
+        for each in tries
+    ]
+    head = ["Sparsity", "Perplexity ratio, predicted", "Measured", ""]
+    return Table("How the sparsity was found", head, rows)
+
+
 def speed_table(speed: SpeedReport | None) -> Table:
     """How fast both models are, and how many times as fast the pruned one is."""
     head = ["", "Dense", "Pruned", "Pruned / dense"]
@@ -291,11 +307,11 @@ def task_table(tasks: TasksSummary | None) -> Table:
     for dense, pruned in [] if tasks is None else zip(tasks.dense, tasks.pruned, strict=True):
         for was, now in zip(dense.metrics, pruned.metrics, strict=True):
             counts = f"{dense.documents:,} of {dense.available_documents:,}"
-            rows.append([dense.task, was.name, _metric(was), _metric(now), counts])
+            rows.append([dense.task, was.name, metric_text(was), metric_text(now), counts])
     return Table("Tasks", ["Task", "Metric", "Dense", "Pruned", "Documents"], rows, mono=["Metric"])
 
 
-def _metric(metric: TaskMetric) -> str:
+def metric_text(metric: TaskMetric) -> str:
     """A value with its standard error, if it has one."""
     error = metric.standard_error
     return number(metric.value) if error is None else f"{number(metric.value)} ± {number(error, 2)}"

@@ -32,6 +32,7 @@ from strucprune_core.report.html.tables import (
     memory_table,
     phase_table,
     round_table,
+    search_table,
     size_table,
     speed_table,
     task_table,
@@ -48,6 +49,7 @@ class View:
     headlines: Sequence[Headline]
     spec: Mapping[str, str]
     perplexity: Bars | None
+    search_table: Table
     size_table: Table
     task_table: Table
     speed_table: Table
@@ -94,6 +96,7 @@ def view_of(report: Report) -> View:
         headlines=headlines(report),
         spec=flat(report.spec),
         perplexity=None if quality is None else perplexity_bars(quality),
+        search_table=search_table(report),
         size_table=size_table(report),
         task_table=task_table(report.tasks),
         speed_table=speed_table(report.speed),

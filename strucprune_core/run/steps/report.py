@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from strucprune_core.export.gguf_layout import plan_tensors
+from strucprune_core.method.allocation.loss_search import MOST_LOSS, Try
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import removed_share
 from strucprune_core.models.own_head import own_head_warning
@@ -27,6 +28,7 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
+from strucprune_core.plan.search import searched
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.plan.speed import speed_warning
 from strucprune_core.report.document import (
@@ -48,19 +50,21 @@ from strucprune_core.report.document import (
     Report,
     RoundReport,
     SampleReport,
+    SearchReport,
     SiteReport,
     SizeSummary,
     SparsitySummary,
     SpeedReport,
     TargetReport,
     TasksSummary,
+    TryReport,
     Verification,
     largest_known,
 )
 from strucprune_core.report.html import render_html
 from strucprune_core.report.task_retention import retention
 from strucprune_core.run import artifacts
-from strucprune_core.run.card import card_of
+from strucprune_core.run.card import card_of, loading_of
 from strucprune_core.run.context import Job
 from strucprune_core.run.environment import environment_of
 from strucprune_core.run.expert_choice import scores_of, seen_of
@@ -79,6 +83,7 @@ from strucprune_core.run.report_warnings import (
     text_warnings,
 )
 from strucprune_core.run.result_files import exported, file_entries, pruned_checkpoint, result
+from strucprune_core.run.search import tries_before
 from strucprune_core.run.solutions import recovered_roles
 from strucprune_core.run.speed_figures import speed_report
 from strucprune_core.run.steps.tasks import task_scores
@@ -126,6 +131,8 @@ def _report(job: Job) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         target=target,
+        loading=loading_of(job),
+        search=_search(job),
         layers=layers,
         blocks=_blocks(job),
         rounds=_rounds(job),
@@ -136,7 +143,7 @@ def _report(job: Job) -> Report:
         tasks=_tasks(job),
         speed=_speed(job),
         memory=_memory(job),
-        phases=phase_times(job.graph, job.workspace),
+        phases=phase_times(_whole_graph(job), job.workspace),
         model_check=ModelCheck(**asdict(job.units.values(artifacts.ModelCheck()))),
         verification=_verification(job, artifacts.Verify()),
         exports=[_export(job, export) for export in job.spec.pruning.exports],
@@ -165,7 +172,7 @@ def _report(job: Job) -> Report:
 def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
     """What the target counts, of the result."""
     target = job.spec.pruning.target
-    if target is None:
+    if target is None or job.spec.tries:
         return None
     if target.kind == "parameters":
         reached = after.parameters
@@ -177,6 +184,24 @@ def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport |
         tokens = target.context_tokens * target.batch_sequences
         reached += tokens * (after.kv_cache_bytes_per_token or 0)
     return TargetReport(kind=target.kind, most=target.most, reached=reached)
+
+
+def _search(job: Job) -> SearchReport | None:
+    """The sparsities that were tried."""
+    ratio = job.spec.pruning.max_perplexity_ratio
+    if ratio is None:
+        return None
+    tries = tries_before(job, job.spec.tries + 1)
+    return SearchReport(max_perplexity_ratio=ratio, tries=[_try(each) for each in tries])
+
+
+def _try(done: Try) -> TryReport:
+    measured = math.exp(done.measured) if done.measured < MOST_LOSS else None
+    return TryReport(
+        sparsity=done.sparsity,
+        predicted_ratio=math.exp(min(done.predicted, MOST_LOSS)),
+        perplexity_ratio=measured,
+    )
 
 
 def _model_warnings(job: Job) -> list[str]:
@@ -192,8 +217,13 @@ def _divergence_warnings(job: Job) -> list[str]:
     return divergence_warning(job.units.values(artifacts.Divergence()).kl)
 
 
+def _whole_graph(job: Job) -> list[Unit]:
+    """All units of the job, also those that tried sparsities."""
+    return searched(job.graph, job.spec.tries) if job.spec.tries else job.graph
+
+
 def _manifests(job: Job) -> list[Manifest]:
-    manifests = (job.workspace.manifest(unit.name) for unit in job.graph)
+    manifests = (job.workspace.manifest(unit.name) for unit in _whole_graph(job))
     return [manifest for manifest in manifests if manifest is not None]
 
 

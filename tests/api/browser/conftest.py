@@ -23,6 +23,7 @@ from api.services import Services
 from api.settings import Settings
 from embedded.s3 import S3Server
 from strucprune_core.report.document import ExportReport, PerplexitySummary, Report
+from strucprune_core.report.sizes import AnyReport
 from strucprune_core.run.progress import Phase, Progress
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -110,7 +111,10 @@ class Jobs:
         return job_id
 
     def progress(self, job_id: str, phase: Phase, fraction: float) -> None:
-        report = Progress(phase, round(30 * fraction), 30, fraction, 130.0)
+        done = round(30 * fraction)
+        before = [each for each in Phase if [*Phase].index(each) < [*Phase].index(phase)]
+        steps = dict.fromkeys(before, (1, 1)) | {phase: (done, 30)}
+        report = Progress(phase, done, 30, fraction, 130.0, steps)
         self.services.ledger.heartbeat(job_id, self.claims[job_id].fence, 600, report.as_dict())
 
     def layers(self, job_id: str, **columns: list[Any]) -> None:
@@ -144,13 +148,13 @@ class Jobs:
         return job_id
 
     def succeeded(
-        self, perplexity: float = 33.43, report: Report | None = None, **spec: Any
+        self, perplexity: float = 33.43, report: AnyReport | None = None, **spec: Any
     ) -> str:
         job_id = self.running(Phase.COMMITTING, 1.0, **spec)
         self.finish(job_id, report or made_report(perplexity, spec.get("sparsity", 0.3)))
         return job_id
 
-    def finish(self, job_id: str, report: Report) -> None:
+    def finish(self, job_id: str, report: AnyReport) -> None:
         """Publish a result and end the job."""
         store = self.services.stores.open(f"{self.prefix}/{job_id}")
         digest = hashlib.sha256(WEIGHTS).hexdigest()

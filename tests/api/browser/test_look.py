@@ -15,6 +15,7 @@ import pytest
 from strucprune_core.run.progress import Phase
 from tests.api.browser.conftest import Jobs
 from tests.support.browser import enter, watched_page
+from tests.support.reports import made_sizes
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -105,6 +106,27 @@ def show_done(jobs: Jobs) -> Show:
     return show
 
 
+def show_sizes(jobs: Jobs) -> Show:
+    job_id = jobs.succeeded(report=made_sizes())
+
+    def show(page: Page) -> None:
+        page.goto(f"/#/jobs/{job_id}")
+        page.get_by_role("heading", name="Accuracy kept on tasks").wait_for()
+        page.get_by_role("link", name="model.safetensors").wait_for()
+
+    return show
+
+
+def show_failed(jobs: Jobs) -> Show:
+    job_id = jobs.failed("Layer 12: the Gram matrix is not positive definite at any damping.")
+
+    def show(page: Page) -> None:
+        page.goto(f"/#/jobs/{job_id}")
+        page.get_by_text("solving: failed").wait_for()
+
+    return show
+
+
 def show_comparison(jobs: Jobs) -> Show:
     ids = [
         jobs.succeeded(perplexity, sparsity=sparsity)
@@ -124,6 +146,8 @@ VIEWS: dict[str, Callable[[Jobs], Show]] = {
     "measuring": show_measuring,
     "running": show_running,
     "done": show_done,
+    "sizes": show_sizes,
+    "failed": show_failed,
     "comparison": show_comparison,
 }
 

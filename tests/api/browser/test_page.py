@@ -12,13 +12,13 @@ from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.sequel import retry
 from api.jobs.state import JobState
-from strucprune_core.report.document import Continuation, SampleReport
+from strucprune_core.report.document import Continuation, Loading, SampleReport
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
-from tests.support.reports import made_speed
+from tests.support.reports import made_sizes, made_speed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -259,7 +259,7 @@ def test_layers_are_shown_as_they_become_known(page: Page, jobs: Jobs) -> None:
     jobs.layers(job_id, index=[1, 2], energy=[0.5, 0.25])
     energies.get_by_role("img", name="Energy of 2 of 3 layers; from 0.25 to 0.5").wait_for()
     energies.get_by_text("2 of 3 layers are measured so far").wait_for()
-    assert energies.locator("rect.violet").count() == 2
+    assert energies.locator("circle.violet").count() == 2
     assert widths.is_hidden()
 
     more = {"width_before": [100] * 3, "query_heads_before": [8] * 3}
@@ -410,7 +410,7 @@ def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
         if isinstance(node, ast.Constant) and "uri_prefix" in str(node.value)
     ]
     assert JobSpec.model_validate_json(str(text)) == spec
-    page.get_by_role("button", name="Copy").click()
+    page.get_by_role("button", name="Copy: the job").click()
     page.get_by_role("status").get_by_text("ed").first.wait_for()
 
 
@@ -439,6 +439,41 @@ def test_a_result(page: Page, jobs: Jobs) -> None:
     page.get_by_role("heading", name="New job").wait_for()
     assert page.get_by_label("Calibration text").input_value() == f"{jobs.prefix}/text.txt"
     assert page.get_by_label("Output").input_value() == ""
+
+
+def test_what_to_do_with_a_result_comes_first(page: Page, jobs: Jobs) -> None:
+    loading = [Loading(runtime="vLLM", note="a plugin", language="sh", example="vllm serve .")]
+    report = made_report(33.43, 0.3).model_copy(update={"loading": loading})
+    job_id = jobs.succeeded(report=report)
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_role("heading", name="Load in vLLM").wait_for()
+    heading = page.locator("main h2:visible").first
+    assert heading.inner_text() == "Use the result"
+    command = page.get_by_label("Download all files", exact=True).text_content()
+    assert f"strucprune jobs download {job_id} --output {job_id}" in (command or "")
+    assert page.get_by_label("Load in vLLM", exact=True).text_content() == "vllm serve ."
+    page.get_by_role("button", name="Copy: Load in vLLM").click()
+    page.get_by_role("status").get_by_text("ed").first.wait_for()
+
+
+def test_several_sizes_are_compared_on_their_page(page: Page, jobs: Jobs) -> None:
+    page.goto(f"/#/jobs/{jobs.succeeded(report=made_sizes())}")
+    page.get_by_role("heading", name="Perplexity over size").wait_for()
+    page.get_by_role("img", name="speed while writing, dense = 1 against checkpoint").wait_for()
+    tasks = page.get_by_role("region", name="Tasks").inner_text()
+    assert "piqa, acc" in tasks
+    assert tasks.count("0.66 ± 0.047") == 4
+    assert page.get_by_role("region", name="Speed").get_by_text("× 1.5").count() == 3
+    assert page.get_by_text(" there was one who").count() == 3
+    assert page.get_by_text("not published: perplexity went too far").first.is_visible()
+
+
+def test_the_phase_that_failed_is_marked(page: Page, jobs: Jobs) -> None:
+    page.goto(f"/#/jobs/{jobs.failed('broken')}")
+    phases = page.get_by_label("Phases")
+    phases.get_by_text("solving: failed").wait_for()
+    done = phases.locator("li.done").all_inner_texts()
+    assert done == ["inspecting", "calibrating", "allocating"]
 
 
 def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:

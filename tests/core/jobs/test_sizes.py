@@ -13,6 +13,7 @@ from strucprune_core.errors import InvalidSpec, QualityCollapsed, StrucPruneErro
 from strucprune_core.pipeline import prune, run_job
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import examine_job, inspect_model
+from strucprune_core.report.document import Report
 from strucprune_core.report.published import check_digests
 from strucprune_core.report.sizes import SizesReport, pareto_front, read_report
 from strucprune_core.run.layer_updates import LayerUpdate, merged
@@ -280,3 +281,25 @@ def test_an_estimate_counts_what_is_shared_once(sized: Sized) -> None:
 )
 def test_the_pareto_front(sizes: list[tuple[int, float | None]], front: list[bool]) -> None:
     assert pareto_front(sizes) == front
+
+
+def test_the_report_on_all_sizes_shows_what_was_measured_of_each(sized: Sized) -> None:
+    measured = {
+        **EASY,
+        "samples": True,
+        "sample_tokens": 4,
+        "speed": True,
+        "tasks": ["everyday"],
+        "task_files": "embedded/tasks",
+        "limit": 8,
+    }
+    report = sized.run(sized.spec("out", [0.3, 0.6], evaluation=measured))
+    for each in report.sizes:
+        own = read_report((sized.root / "out" / each.name / "report.json").read_bytes())
+        assert isinstance(own, Report)
+        assert each.speed is not None
+        assert (each.tasks, each.speed, each.samples) == (own.tasks, own.speed, own.samples)
+        assert len(each.samples) > 1
+    page = (sized.root / "out" / "report.html").read_text(encoding="utf-8")
+    for words in ("Speed over the checkpoint", "everyday", "Prompt 2", "tokens/s"):
+        assert words in page

@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from strucprune_core.plan.graph import (
     PROBE_GROUP_LAYERS,
     Unit,
+    ancestors,
     build_graph,
     pending,
     probe_groups,
     publication,
 )
+from strucprune_core.plan.search import searched, try_units
 from strucprune_core.spec import Energy
 
 
@@ -292,3 +294,30 @@ def test_whatever_is_lost_what_is_pending_can_run(
         available |= {file for file in all_files(units) if file[0] == unit.name}
         available -= set(unit.releases)
     assert done == set(names(units))
+
+
+@pytest.mark.parametrize(("recover", "distill"), [(False, 0), (True, 0), (False, 12)])
+@pytest.mark.parametrize("tries", [1, 3])
+def test_tries_come_one_after_another_and_before_the_result(
+    tries: int, recover: bool, distill: int
+) -> None:
+    one = graph(recover=recover, distill_steps=distill)
+    units = searched(one, tries)
+    done: set[str] = set()
+    gone: set[tuple[str, str]] = set()
+    for unit in units:
+        assert {*unit.after, *(file.unit for file in unit.reads)} <= done
+        assert not set(unit.reads) & gone
+        done.add(unit.name)
+        gone |= set(unit.releases)
+    before = ancestors(units)
+    assert f"search.{tries + 1}" in before["allocate"]
+    for number in range(1, tries + 1):
+        measured = f"evaluate.pruned@try{number}"
+        assert f"search.{number}" in before[f"price.1@try{number}"]
+        assert measured in before[f"search.{number + 1}"]
+    assert {unit.name for unit in one} <= done
+    tried = [name for name in done if name.endswith("@try1")]
+    assert len(tried) == len(try_units(one))
+    kept = {owner for owner, _ in all_files(units) - gone}
+    assert not [owner for owner in kept if "@try" in owner]
