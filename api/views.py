@@ -184,6 +184,7 @@ class Capabilities(BaseModel):
     layouts: list[str]
     exports: list[str]
     runtimes: list[Runtime]
+    device_tables: list[str]
     limits: Limits
 
 

@@ -2,8 +2,10 @@
 
     python -m embedded.demo [--keep]
 
-Starts the whole stack, uploads the model and two texts, submits a job, follows it, downloads the
-pruned checkpoint and its report to .demo/result, loads the checkpoint and lets it write a sentence.
+Starts the whole stack, uploads the model, two texts and a task, and submits a job of two sizes.
+Follows it, downloads the pruned checkpoints and their reports to .demo/result, shows quality, task
+accuracy, speed and samples side by side, and lets the smaller model write a sentence in a process
+that knows nothing of ours.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import signal
 import subprocess
 import sys
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -28,21 +31,25 @@ from embedded.s3 import REGION
 from embedded.stack import ROOT, WORK_BUCKET, Stack
 from embedded.text import Texts, ensure_texts
 from strucprune_core.client import Job, StrucPruneClient
+from strucprune_core.report.document import SizeSummary
+from strucprune_core.report.sizes import SizesReport
+from strucprune_core.report.visible_text import visible
 
 DIRECTORY = Path(".demo")
-# Where in the bucket the model is put; the texts lie under text/.
+# Where in the bucket the model is put; texts lie under text/, the task under tasks/.
 MODEL_KEY = "models/smollm2-135m"
+TASK = "everyday"
 PROMPT = "The most famous play by William Shakespeare is"
 # As a shell reports a program that Ctrl-C ended.
 _INTERRUPTED = 130
 
 
 def job_spec(output: str) -> dict[str, Any]:
-    """The job: remove 30 % of all FFN channels, wherever they are missed least."""
+    """The job: remove 20 % and 40 % of all FFN channels, wherever they are missed least."""
     return {
         "model": {"uri": f"s3://{WORK_BUCKET}/{MODEL_KEY}"},
         "output": {"uri_prefix": f"s3://{WORK_BUCKET}/{output}"},
-        "pruning": {"sparsity": 0.3, "allocation": "threshold", "layout": "per_layer"},
+        "pruning": {"sizes": [0.2, 0.4], "allocation": "threshold", "layout": "per_layer"},
         "calibration": {
             "uri": f"s3://{WORK_BUCKET}/text/calibration.txt",
             "samples": 32,
@@ -52,6 +59,13 @@ def job_spec(output: str) -> dict[str, Any]:
             "uri": f"s3://{WORK_BUCKET}/text/evaluation.txt",
             "sequences": 8,
             "sequence_length": 512,
+            "tasks": [TASK],
+            "limit": 40,
+            "task_files": f"s3://{WORK_BUCKET}/tasks",
+            "samples": True,
+            "sample_tokens": 16,
+            "prompts": [PROMPT, "Water freezes when the temperature"],
+            "speed": True,
         },
         "labels": {"made-by": "demo"},
     }
@@ -89,9 +103,11 @@ def run(console: Console, *, keep: bool) -> int:
             stack.start()
             status.update("Uploading the model and the texts")
             upload(stack, model, texts)
-        succeeded = prune(console, stack)
         if keep:
             show_access(console, stack)
+        succeeded = prune(console, stack)
+        if keep:
+            console.print("Everything is left running. Ctrl-C stops it.")
             signal.pause()
         return 0 if succeeded else 1
     finally:
@@ -101,12 +117,14 @@ def run(console: Console, *, keep: bool) -> int:
 
 
 def upload(stack: Stack, model: Path, texts: Texts) -> None:
-    """Put the model and the texts where the job will look for them."""
+    """Put the model, the texts and the task where the job will look for them."""
     client = stack.s3.client()
     for path in model.iterdir():
         client.upload_file(str(path), WORK_BUCKET, f"{MODEL_KEY}/{path.name}")
     for path in (texts.calibration, texts.evaluation):
         client.upload_file(str(path), WORK_BUCKET, f"text/{path.name}")
+    for path in (ROOT / "embedded" / "tasks").glob(f"{TASK}.*"):
+        client.upload_file(str(path), WORK_BUCKET, f"tasks/{path.name}")
 
 
 def prune(console: Console, stack: Stack) -> bool:
@@ -120,10 +138,17 @@ def prune(console: Console, stack: Stack) -> bool:
             return False
         result = DIRECTORY / "result"
         client.download(job.id, result)
-        show_report(console, client.report(job.id))
-    console.print(f"Checkpoint and report: [bold]{result}[/bold] (open report.html)")
-    console.print("\nThe pruned model, loaded with transformers in a fresh process, writes:")
-    console.print(f"[italic]{write_sentence(result)}[/italic]", highlight=False)
+        report = SizesReport.model_validate(client.report(job.id))
+        show_report(console, report)
+    console.print(f"Checkpoints and reports: [bold]{result}[/bold] (open report.html)")
+    smallest = min(
+        (each for each in report.sizes if each.folder), key=lambda each: each.after.bytes
+    )
+    console.print(
+        f"\nThe model of size {smallest.name}, loaded with transformers in a fresh process, writes:"
+    )
+    sentence = write_sentence(result / (smallest.folder or ""))
+    console.print(f"[italic]{sentence}[/italic]", highlight=False)
     return True
 
 
@@ -166,38 +191,52 @@ def show_failure(console: Console, stack: Stack, job: Job) -> None:
     console.print(stack.workers[0].log_tail(), highlight=False, markup=False)
 
 
-def show_report(console: Console, report: dict[str, Any]) -> None:
-    """The report's main figures as a table."""
-    before, after = report["before"], report["after"]
-    table = Table(title="SmolLM2-135M, 30 % of the FFN channels removed")
-    for name in ("", "before", "after", "change"):
-        table.add_column(name, justify="left" if not name else "right")
-    for label, field, unit in (
-        ("parameters", "parameters", 1e6),
-        ("bytes", "bytes", 1e6),
-        ("FLOPs per token", "flops_per_token", 1e6),
-    ):
-        table.add_row(
-            label,
-            f"{before[field] / unit:.1f} M",
-            f"{after[field] / unit:.1f} M",
-            f"{after[field] / before[field] - 1:+.1%}",
-        )
-    perplexity = report["perplexity"]
-    table.add_row(
-        "perplexity",
-        f"{perplexity['before']:.2f}",
-        f"{perplexity['after']:.2f}",
-        f"x {perplexity['ratio']:.2f}",
-    )
-    memory = report["memory"]
-    peak = memory["host_peak_bytes"]["measured"]
+def show_report(console: Console, report: SizesReport) -> None:
+    """The report's main figures as a table, a model in each column, and what the models write."""
+    table = Table(title="SmolLM2-135M in two sizes, from one measurement")
+    table.add_column("")
+    for name in ("dense", *(f"{float(each.name):.0%} removed" for each in report.sizes)):
+        table.add_column(name, justify="right")
+    for label, field in (("parameters", "parameters"), ("bytes", "bytes")):
+        sizes = (getattr(size, field) for size in (report.before, *_after(report)))
+        table.add_row(label, *(f"{size / 1e6:.1f} M" for size in sizes))
+    perplexities = (report.perplexity_before, *(each.perplexity for each in report.sizes))
+    table.add_row("perplexity", *(_shown(value, ".2f") for value in perplexities))
+    table.add_row(f"accuracy on '{TASK}'", *_accuracies(report))
+    gains = (None if each.speed is None else each.speed.decode_gain for each in report.sizes)
+    table.add_row("speed while writing", "x 1", *(_shown(gain, ".2f", "x ") for gain in gains))
     console.print(table)
-    console.print(
-        f"{sum(phase['seconds'] for phase in report['phases']):.0f} s of work"
-        + ("" if peak is None else f", peak memory {peak / 2**20:.0f} MiB")
-        + f"; the dense weights alone are {memory['whole_model_bytes'] / 2**20:.0f} MiB"
-    )
+    for place, sample in enumerate(report.sizes[0].samples):
+        console.print(sample.prompt, style="bold", highlight=False, markup=False)
+        texts = [("dense", sample.same + sample.dense.token + sample.dense.rest)]
+        for each in report.sizes:
+            own = each.samples[place]
+            texts.append((each.name, own.same + own.pruned.token + own.pruned.rest))
+        for name, text in texts:
+            console.print(f"  {name:<7}{visible(text)}", highlight=False, markup=False)
+    console.print(f"{sum(phase.seconds for phase in report.phases):.0f} s of work")
+
+
+def _after(report: SizesReport) -> list[SizeSummary]:
+    return [each.after for each in report.sizes]
+
+
+def _accuracies(report: SizesReport) -> Iterator[str]:
+    """Of the dense model and each size, with standard errors."""
+    judged = [each.tasks for each in report.sizes]
+    first = judged[0]
+    scores = [None if first is None else first.dense[0]]
+    scores += [None if each is None else each.pruned[0] for each in judged]
+    for score in scores:
+        metric = None if score is None else score.metric("acc")
+        if metric is None:
+            yield _shown(None, "")
+        else:
+            yield _shown(metric.value, ".2f") + _shown(metric.standard_error, ".2f", " ± ", "")
+
+
+def _shown(value: float | None, form: str, before: str = "", none: str = "–") -> str:
+    return none if value is None else f"{before}{value:{form}}"
 
 
 def write_sentence(checkpoint: Path) -> str:
@@ -220,7 +259,7 @@ def write_sentence(checkpoint: Path) -> str:
 
 
 def show_access(console: Console, stack: Stack) -> None:
-    """How to use what is left running."""
+    """How to use what runs: printed first, so that the job can be watched on the page."""
     # Plain lines, not wrapped: they are there to be copied.
     console.print(access(stack), highlight=False, markup=False, soft_wrap=True)
 
@@ -229,7 +268,7 @@ def access(stack: Stack) -> str:
     """Lines for another terminal, and where to look."""
     s3 = stack.s3
     return f"""
-Everything is left running. In another terminal:
+Everything runs, and stays. The page is {stack.api_url}/ with the key below. In another terminal:
 
 export URL={stack.api_url} KEY={stack.api_key}
 
@@ -241,8 +280,7 @@ export AWS_ACCESS_KEY_ID={s3.access_key_id} AWS_SECRET_ACCESS_KEY={s3.secret_acc
 In S3    s3://{WORK_BUCKET}/{MODEL_KEY}  s3://{WORK_BUCKET}/text/{{calibration,evaluation}}.txt
 API      {stack.api_url}/docs
 Logs     {stack.log_directory}
-
-Ctrl-C stops everything."""
+"""
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from strucprune_core.plan.device_table import DeviceTable
 from strucprune_core.storage.uri import check_uri, check_writable_uri
 
 Uri = Annotated[
@@ -192,10 +193,11 @@ def _count(value: Any) -> Any:
 
 
 Result = Literal["checkpoint", Export]
+Pass = Literal["decode", "prefill"]
 
 
 class TargetSpec(_Strict):
-    """What the result is to come to, in place of a sparsity: one of the first four."""
+    """What the result is to come to, in place of a sparsity: one of the first five."""
 
     parameters: Annotated[int, BeforeValidator(_count), Field(ge=1)] | None = Field(
         default=None, description='Most parameters of the result, such as 120000000 or "120M".'
@@ -209,20 +211,46 @@ class TargetSpec(_Strict):
         description="Most bytes of weights and KV cache together, of `batch_sequences` sequences "
         "of `context_tokens`.",
     )
+    speedup: float | None = Field(
+        default=None,
+        gt=1.0,
+        le=100.0,
+        description="How many times as fast the result is to be, by the times of a device: "
+        "`device` or `device_table`.",
+    )
     max_perplexity_ratio: float | None = Field(
         default=None,
         gt=1.0,
         description="The most by which perplexity on the evaluation text may grow, as a factor. "
         "The smallest model that keeps it is found in `tries`.",
     )
-    of: Result = Field(
-        default="checkpoint", description="What `bytes` counts: the checkpoint, or an export."
+    of: Literal[Result, Pass] = Field(
+        default="checkpoint",
+        description="What `bytes` counts: the checkpoint, or an export. Of `speedup`, what is to "
+        "be faster: `decode` (the default), one token at a time, or `prefill`, a prompt.",
     )
     context_tokens: int = Field(
-        default=4096, ge=1, le=2**24, description="Of `memory_bytes`: tokens of a sequence."
+        default=4096,
+        ge=1,
+        le=2**24,
+        description="Of `memory_bytes`, and of the `speedup` of `decode`: tokens of a sequence.",
     )
     batch_sequences: int = Field(
-        default=1, ge=1, le=2**16, description="Of `memory_bytes`: sequences at once."
+        default=1,
+        ge=1,
+        le=2**16,
+        description="Of `memory_bytes` and `speedup`: sequences at once.",
+    )
+    device: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="Of `speedup`: a table that is part of the package, by name; for the command "
+        "also a file that `bench-device` wrote.",
+    )
+    device_table: DeviceTable | None = Field(
+        default=None,
+        description="Of `speedup`, in place of `device`: what a file of `bench-device` holds.",
     )
     tries: int = Field(
         default=3,
@@ -232,24 +260,57 @@ class TargetSpec(_Strict):
         "the result. They share all that does not depend on the sparsity.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _decode_by_default(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("speedup") is not None:
+            return {"of": "decode", **data}
+        return data
+
     @model_validator(mode="after")
     def _one_of_them(self) -> TargetSpec:
-        kinds = ("parameters", "bytes", "memory_bytes", "max_perplexity_ratio")
+        kinds = ("parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup")
         given = [name for name in kinds if getattr(self, name) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)}")
-        if self.of != "checkpoint" and self.bytes is None:
-            raise ValueError("of belongs to bytes. Leave it out.")
+        if self.kind != "speedup" and self.of != "checkpoint" and self.bytes is None:
+            raise ValueError("of belongs to bytes and speedup. Leave it out.")
+        return self
+
+    @model_validator(mode="after")
+    def _device_belongs_to_speedup(self) -> TargetSpec:
+        passes = get_args(Pass)
+        if (self.of in passes) != (self.kind == "speedup"):
+            raise ValueError(f"of is {' or '.join(passes)} for speedup, and for nothing else.")
+        devices = [self.device, self.device_table]
+        given = sum(each is not None for each in devices)
+        if self.kind == "speedup" and given != 1:
+            raise ValueError("speedup needs device or device_table, and not both.")
+        if self.kind != "speedup" and given:
+            raise ValueError("device and device_table belong to speedup. Leave them out.")
         return self
 
     @property
-    def kind(self) -> Literal["parameters", "bytes", "memory_bytes", "max_perplexity_ratio"]:
+    def kind(
+        self,
+    ) -> Literal["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"]:
         """Which of them is given."""
         if self.max_perplexity_ratio is not None:
             return "max_perplexity_ratio"
         if self.parameters is not None:
             return "parameters"
+        if self.speedup is not None:
+            return "speedup"
         return "bytes" if self.bytes is not None else "memory_bytes"
+
+    @property
+    def export(self) -> Export | None:
+        """The export whose bytes are counted."""
+        match self.of:
+            case "checkpoint" | "decode" | "prefill":
+                return None
+            case export:
+                return export
 
     @property
     def most(self) -> int:
@@ -606,8 +667,8 @@ class PruningSpec(_Strict):
 
     @model_validator(mode="after")
     def _target_is_written(self) -> PruningSpec:
-        of = "checkpoint" if self.target is None else self.target.of
-        if of != "checkpoint" and of not in self.exports:
+        of = None if self.target is None else self.target.export
+        if of is not None and of not in self.exports:
             raise ValueError(f"target.of '{of}' is not written. Add it to exports.")
         return self
 

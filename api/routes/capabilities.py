@@ -15,6 +15,7 @@ from strucprune_core import __version__
 from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.families import FAMILIES
 from strucprune_core.models.generic.architectures import generic_model_types
+from strucprune_core.plan.device_table import shipped_tables
 from strucprune_core.spec import Export, PruningSpec
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
@@ -34,6 +35,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
         layouts=_choices("layout"),
         exports=list(get_args(Export)),
         runtimes=list(RUNTIMES),
+        device_tables=shipped_tables(),
         limits=Limits(
             request_bytes=services.settings.max_request_bytes,
             page_size=MAX_PAGE_SIZE,

@@ -20,7 +20,13 @@ from rich.table import Table
 from rich.text import Text
 
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
-from strucprune_core.report.document import SampleReport, SpeedReport, Spread, TaskScores
+from strucprune_core.report.document import (
+    PredictedSpeed,
+    SampleReport,
+    SpeedReport,
+    Spread,
+    TaskScores,
+)
 from strucprune_core.report.visible_text import visible
 from strucprune_core.storage.uri import parse_uri
 
@@ -174,8 +180,27 @@ def show_estimate(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         show(result, as_json)
         return
-    show({name: value for name, value in result.items() if name != "warnings"}, as_json)
+    apart = ("predicted_speed", "warnings")
+    shown = {name: value for name, value in result.items() if name not in apart}
+    if result.get("predicted_speed") is not None:
+        speed = PredictedSpeed.model_validate(result["predicted_speed"])
+        shown["predicted_speed"] = predicted_line(speed)
+    show(shown, as_json)
     show_warnings(result.get("warnings", []))
+
+
+def predicted_line(speed: PredictedSpeed, measured: SpeedReport | None = None) -> str:
+    """How fast the result is by the table of a device, and what was measured, in one sentence."""
+    found = ""
+    if measured is not None:
+        gain = measured.decode_gain if speed.of == "decode" else measured.prefill_gain
+        found = f"; measured here: {gain:.3f} times"
+    return visible(
+        f"{speed.of} {speed.predicted:.3f} times as fast ({speed.asked:g} asked for), "
+        f"{1e3 * speed.dense_seconds:.4g} ms -> {1e3 * speed.pruned_seconds:.4g} ms, by table "
+        f"{speed.table} of {speed.device}, {speed.dtype}, threads: {speed.threads}{found}",
+        keeping="",
+    )
 
 
 def show_warnings(warnings: Sequence[str]) -> None:

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 
 from strucprune_core.commands.console import local_path
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.plan.device_table import DeviceTable, parse_table, shipped_tables
 from strucprune_core.spec import JobSpec
 
 Path_ = tuple[str, ...]
@@ -62,6 +63,8 @@ _HELP: dict[Path_, str] = {
     "writes (a file of that name is ./self).",
     ("pruning", "recover", "steps"): "Steps of training for each pruned layer; 0 leaves it out. "
     "[default: 0]",
+    ("pruning", "target", "device"): "Of --target-speedup: a table of the package "
+    f"({', '.join(shipped_tables())}), or a file of bench-device.",
     (
         "pruning",
         "distill",
@@ -70,8 +73,10 @@ _HELP: dict[Path_, str] = {
 }
 # Numbers that people write with a unit, which the field itself understands: "120M".
 _AS_TEXT: frozenset[Path_] = frozenset({("pruning", "target", "parameters")})
-# Set by `--calibration self`.
-_NO_OPTION: frozenset[Path_] = frozenset({("calibration", "source")})
+# Set by `--calibration self`, and by `--target-device FILE`.
+_NO_OPTION: frozenset[Path_] = frozenset(
+    {("calibration", "source"), ("pruning", "target", "device_table")}
+)
 # Only a service uses them.
 _OF_A_SERVICE = ("priority", "deadline_seconds", "max_attempts", "max_workers", "labels")
 
@@ -184,9 +189,11 @@ def _fields(model: type[BaseModel], path: Path_ = ()) -> Iterator[JobOption]:
     for name, field in model.model_fields.items():
         kind = _without_none(field.annotation)
         here = (*path, name)
+        if here in _NO_OPTION:
+            continue
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
             yield from _fields(kind, here)
-        elif here not in _NO_OPTION:
+        else:
             yield JobOption(here, field, kind)
 
 
@@ -260,7 +267,7 @@ def job_body(spec: str | None, given: dict[Path_, Any]) -> dict[str, Any]:
             _section(body, option.path)[option.path[-1]] = option.value(value)
     for name in ("model", "output", "pruning", "calibration"):
         body.setdefault(name, {})
-    return _without_zeros(_self_calibrated(body, given))
+    return _without_zeros(_with_device_table(_self_calibrated(body, given), given))
 
 
 def _section(body: dict[str, Any], path: Path_) -> dict[str, Any]:
@@ -279,6 +286,44 @@ def _self_calibrated(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str,
     if text == "self":
         del body["calibration"]["uri"]
     return body
+
+
+def _with_device_table(body: dict[str, Any], given: dict[Path_, Any]) -> dict[str, Any]:
+    """`--target-device` names a table of the package, or a file whose table the job then brings.
+
+    Raises:
+        InvalidSpec: there is neither, or the file holds no table.
+    """
+    device = given.get(("pruning", "target", "device"))
+    if device is None:
+        return body
+    target = body["pruning"]["target"]
+    target.pop("device_table", None)
+    if device in shipped_tables():
+        return body
+    del target["device"]
+    target["device_table"] = _device_table(device).model_dump(mode="json")
+    return body
+
+
+def _device_table(name: str) -> DeviceTable:
+    path = local_path(name, "--target-device")
+    if not path.exists():
+        raise InvalidSpec(
+            f"'{name}' is neither a file nor a table of the package",
+            field="--target-device",
+            remedy=f"Measure a file with strucprune bench-device, or use one of "
+            f"{', '.join(shipped_tables())}.",
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidSpec(
+            f"cannot read {name}: {error}",
+            field="--target-device",
+            remedy="Use a file that strucprune bench-device wrote.",
+        ) from error
+    return parse_table(text, name)
 
 
 def _without_zeros(body: dict[str, Any]) -> dict[str, Any]:

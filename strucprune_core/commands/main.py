@@ -25,6 +25,7 @@ from strucprune_core.commands import jobs, keys
 from strucprune_core.commands.console import (
     JsonOption,
     failures,
+    predicted_line,
     progress_bar,
     show,
     show_estimate,
@@ -333,6 +334,44 @@ def _show_evaluation(result: dict[str, Any], as_json: bool) -> None:
         show_tasks([TaskScores.model_validate(each) for each in result["tasks"]])
 
 
+@app.command("bench-device")
+def bench_device(
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Where the table goes; standard output if left out."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="bfloat16, float16 or float32: that of the models.")
+    ] = "bfloat16",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of torch. [default: as torch chooses]")
+    ] = None,
+    largest: Annotated[
+        int,
+        typer.Option(
+            min=512,
+            max=16384,
+            help="Largest hidden size; FFNs may be four times as wide. More takes more memory.",
+        ),
+    ] = 4096,
+    seconds: Annotated[
+        int, typer.Option(min=1, help="About how long; slow devices may take longer.")
+    ] = 120,
+) -> None:
+    """Measure what parts of models take on this machine, for jobs that ask for a speedup.
+
+    Times products of many shapes, attention, norms and the rest, in transformers' modules, and
+    writes them as a table: the file that --target-device takes. Let the machine do nothing else.
+    """
+    with failures(as_json=False):
+        from strucprune_core.commands.bench import run_bench
+
+        run_bench(
+            output, device=device, dtype=dtype, threads=threads, largest=largest, seconds=seconds
+        )
+
+
 @app.command()
 def verify(
     directory: Annotated[
@@ -517,6 +556,9 @@ def _print_summary(report: Report, output: str) -> None:
         )
     if report.speed is not None:
         show_speed(report.speed)
+    if report.predicted_speed is not None:
+        line = predicted_line(report.predicted_speed, report.speed)
+        console.print(line, markup=False, highlight=False)
     show_samples(report.samples)
     console.print(f"{seconds:.0f} s, peak host memory {peak / 1e6:.0f} MB, written to {output}")
     show_warnings(report.warnings)

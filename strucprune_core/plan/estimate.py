@@ -42,6 +42,7 @@ from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.memory.forward import FP32_BYTES
 from strucprune_core.plan.memory.host import PROCESS_BYTES, host_terms
 from strucprune_core.plan.pieces import Plan, plan_job
+from strucprune_core.plan.predicted_speed import alignment_warning, predicted_speed
 from strucprune_core.plan.shared_budget import removable_parameters as shared_budget_whole
 from strucprune_core.plan.shared_budget import shared_budget
 from strucprune_core.plan.sites import (
@@ -56,7 +57,7 @@ from strucprune_core.plan.sites import (
 from strucprune_core.plan.speed import over_budget, speed_warning, tensor_bytes
 from strucprune_core.plan.task_memory import batch_tokens, task_tokens
 from strucprune_core.plan.work import active_weights, flops, weights_read, weights_read_by_size
-from strucprune_core.report.document import SizeSummary
+from strucprune_core.report.document import PredictedSpeed, SizeSummary
 from strucprune_core.spec import GGUF_EXPORTS, Export, JobSpec, PruningSpec
 
 
@@ -104,6 +105,9 @@ class Estimate(BaseModel):
     sparsity_reached: float = Field(
         description="The nearest that whole structures and `multiple_of` allow; where steps differ "
         "in size, the job may end one step off."
+    )
+    predicted_speed: PredictedSpeed | None = Field(
+        default=None, description="Of a target `speedup`: by the device's table, at equal widths."
     )
     sizes: dict[str, SizeEstimate] = Field(
         default_factory=dict,
@@ -216,6 +220,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
         bytes_read=read,
         flops=flops(spec, config, plan.panels),
         pieces=_pieces(plan, config),
+        predicted_speed=predicted_speed(spec, facts),
         warnings=[
             *family_warning(spec.pruning, config),
             *drafting_warning(spec.pruning, config),
@@ -223,6 +228,7 @@ def _estimate_alone(spec: JobSpec, facts: ModelFacts) -> Estimate:
             *search_warning(spec),
             *batch_warning(spec),
             *block_warning(spec.pruning, config),
+            *alignment_warning(spec.pruning),
             *quantised_warning(spec, index),
             *tokenizer_warning(index.file_versions),
             *speed_warning(_speed_over_budget(spec, facts, bytes_after)),

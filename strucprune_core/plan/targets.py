@@ -10,11 +10,13 @@ that the model allows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.plan.estimate import export_bytes, removed_by
 from strucprune_core.plan.facts import ModelFacts
+from strucprune_core.plan.predicted_speed import predicted_speed
 from strucprune_core.plan.sites import equal_widths, plan_sites, pruned_config
 from strucprune_core.spec import JobSpec, PruningSpec, TargetSpec
 
@@ -61,6 +63,8 @@ def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
     target = spec.pruning.target
     if target is None or spec.pruning.sparsity is not None:
         return spec
+    if target.speedup is not None:
+        return _at_speedup(spec, facts, check, target.speedup)
     if spec.tries:
         least, most = allowed_range(spec, check)
         return spec.at(min(max(PLANNED_SPARSITY, least), most))
@@ -81,7 +85,30 @@ def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
             remedy=f"Ask for at least {least_left:,}, remove further structures, or lower "
             "pruning.min_keep_fraction.",
         )
-    return spec.at(_least_sparsity(spec, facts, check, most))
+    return spec.at(
+        _least_sparsity(spec, check, most, lambda at: result_of(at, facts) <= target.most)
+    )
+
+
+def _at_speedup(spec: JobSpec, facts: ModelFacts, check: Check, asked: float) -> JobSpec:
+    """The job with the least sparsity whose result is so much faster, by a device's table."""
+
+    def predicted(at: JobSpec) -> float:
+        speed = predicted_speed(at, facts)
+        return 0.0 if speed is None else speed.predicted
+
+    most = _most_sparsity(spec, check)
+    reached = math.floor(predicted(spec.at(most)) * 1000) / 1000
+    if predicted(spec.at(most)) < asked:
+        target = _target(spec)
+        raise InvalidSpec(
+            f"no sparsity makes {target.of} {asked:.4g} times as fast on that device; the most "
+            f"that can be reached is {reached:.3f}",
+            field="pruning.target.speedup",
+            remedy=f"Ask for at most {reached:.3f}, remove further structures, or lower "
+            "pruning.min_keep_fraction.",
+        )
+    return spec.at(_least_sparsity(spec, check, most, lambda at: predicted(at) >= asked))
 
 
 def result_of(spec: JobSpec, facts: ModelFacts) -> int:
@@ -91,8 +118,8 @@ def result_of(spec: JobSpec, facts: ModelFacts) -> int:
     none lost any.
     """
     target = _target(spec)
-    if target.kind == "bytes" and target.of != "checkpoint":
-        return export_bytes(target.of, spec, facts)
+    if target.export is not None:
+        return export_bytes(target.export, spec, facts)
     parameters, size, _ = removed_by(spec.pruning, facts)
     if target.kind == "parameters":
         return facts.parameters - parameters
@@ -196,16 +223,17 @@ def _most_sparsity(spec: JobSpec, check: Check) -> float:
     return low
 
 
-def _least_sparsity(spec: JobSpec, facts: ModelFacts, check: Check, most: float) -> float:
-    """The lowest whose result is small enough; with `most` it is."""
-    target = _target(spec)
+def _least_sparsity(
+    spec: JobSpec, check: Check, most: float, is_enough: Callable[[JobSpec], bool]
+) -> float:
+    """The lowest whose result is enough; with `most` it is."""
     low, high = 0.0, most
     for _ in range(_STEPS):
         middle = round((low + high) / 2, _DIGITS)
         if not low < middle < high:
             break
         allowed = is_allowed(spec, middle, check)  # Less than a step is not.
-        if allowed and result_of(spec.at(middle), facts) <= target.most:
+        if allowed and is_enough(spec.at(middle)):
             high = middle
         else:
             low = middle

@@ -103,6 +103,26 @@ class TargetReport(Part):
     reached: int
 
 
+class PredictedSpeed(Part):
+    """How fast both models are by the table of a device, which was measured beforehand."""
+
+    asked: float = Field(description="How many times as fast the result was to be.")
+    predicted: float = Field(description="What it comes to by the table.")
+    of: str = Field(description="`decode` or `prefill`.")
+    dense_seconds: float = Field(description="Of a pass: a token of each sequence, or a prompt.")
+    pruned_seconds: float
+    sequences: int
+    tokens: int = Field(description="New tokens of each sequence in a pass.")
+    context_tokens: int = Field(description="Tokens of each sequence in the KV cache before it.")
+    table: str = Field(description="Name of the table; of one that came with the job, `own`.")
+    table_sha256: str = Field(description="Of what the table says.")
+    device: str
+    threads: int
+    dtype: str
+    runtime: str = Field(description="With its version.")
+    measured_on: str = Field(description="Date of the table.")
+
+
 class TryReport(Part):
     """One sparsity that was tried."""
 
@@ -551,6 +571,9 @@ class Report(Part):
     sparsity: SparsitySummary
     target: TargetReport | None = Field(
         default=None, description="Null: the job asked for no size."
+    )
+    predicted_speed: PredictedSpeed | None = Field(
+        default=None, description="Null: the job asked for no speedup."
     )
     loading: list[Loading] = Field(
         default_factory=list, description="How runtimes load the result, as its README.md says."

@@ -15,7 +15,9 @@ from api.jobs.record import Claim
 from api.jobs.state import JobState
 from api.routes import jobs
 from api.services import Services
+from strucprune_core.plan.device_table import shipped_tables
 from tests.support.claims import claim_job
+from tests.support.device_tables import made_table
 from tests.support.routes import JOBS, submit
 
 
@@ -68,6 +70,30 @@ def test_validate_says_which_runtimes_load_the_result(
     assert answer["estimate"]["export_bytes"]["gguf"] > 0
 
 
+def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> None:
+    table = made_table().model_dump(mode="json")
+    target = {"speedup": 1.05, "context_tokens": 64, "device_table": table}
+    body["pruning"] = {"target": target, "multiple_of": 16}
+    answer = client.post(f"{JOBS}/validate", json=body).json()
+    assert answer["issues"] == []
+    speed = answer["estimate"]["predicted_speed"]
+    assert speed["predicted"] >= 1.05
+    assert (speed["of"], speed["table_sha256"]) == ("decode", made_table().sha256())
+    here = submit(client, body)["links"]["self"]
+    kept = client.get(here).json()["spec"]["pruning"]["target"]["device_table"]
+    assert kept == table
+
+    body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["pointer"] == "/pruning/target/device"
+    assert shipped_tables()[0] in issue["detail"]
+    broken = {**table, "widths": [8]}
+    body["pruning"]["target"] = {"speedup": 1.05, "device_table": broken}
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 422
+    assert answer.json()["errors"][0]["pointer"] == "/pruning/target/device_table"
+
+
 def test_validate_says_what_is_wrong(
     client: TestClient, body: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -102,7 +128,8 @@ def test_a_running_and_a_failed_job(
     }
     services.ledger.heartbeat(job_id, claim.fence, 60, progress)
     job = client.get(here).json()
-    assert (job["state"], job["attempt"], job["progress"]) == ("running", 1, progress)
+    assert (job["state"], job["attempt"]) == ("running", 1)
+    assert job["progress"] == {**progress, "phases": {}}
     error = {"code": "numerical_failure", "message": "m", "retryable": False, "layer": 3}
     services.ledger.finish(job_id, claim.fence, JobState.FAILED, error=error)
     job = client.get(here).json()
@@ -262,6 +289,7 @@ def test_capabilities(client: TestClient) -> None:
         "ffn_blocks",
         "layers",
     ]
+    assert answer["device_tables"] == shipped_tables()
     assert answer["allocations"] == ["threshold", "softmax", "uniform"]
     assert answer["energies"] == ["kl_probe", "gradient", "forward"]
     assert answer["solvers"] == ["obs", "admm"]

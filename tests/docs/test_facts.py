@@ -28,6 +28,7 @@ from benchmarks.speed import phases_table
 from embedded.stack import ROOT
 from strucprune_core.client import StrucPruneClient
 from strucprune_core.commands.main import app as command
+from strucprune_core.plan.device_table import DeviceTable
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.spec import JobSpec
@@ -123,12 +124,13 @@ def _fields(kind: type[BaseModel]) -> Iterator[str]:
         yield name
         inside = (field.annotation, *get_args(field.annotation))
         for part in inside:
-            if isinstance(part, type) and issubclass(part, BaseModel):
+            # A device's table is written by a command, and by no people.
+            if isinstance(part, type) and issubclass(part, BaseModel) and part is not DeviceTable:
                 yield from _fields(part)
 
 
 def test_every_command_is_listed() -> None:
-    listed = set(re.findall(r"^\| `(\w+)[^`]*` \|", read("docs/command.md"), re.MULTILINE))
+    listed = set(re.findall(r"^\| `([\w-]+)[^`]*` \|", read("docs/command.md"), re.MULTILINE))
     assert set(group().commands) <= listed
 
 

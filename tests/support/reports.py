@@ -16,6 +16,7 @@ from strucprune_core.report.document import (
     ModelSummary,
     PerplexitySummary,
     PhaseTime,
+    PredictedSpeed,
     Report,
     SampleReport,
     SizeSummary,
@@ -243,6 +244,27 @@ def made_sizes() -> SizesReport:
         phases=one.phases,
         files=one.files,
         warnings=["0.5: not published: perplexity went too far"],
+    )
+
+
+def made_prediction() -> PredictedSpeed:
+    """A prediction by a table that was never measured."""
+    return PredictedSpeed(
+        asked=1.25,
+        predicted=1.3,
+        of="decode",
+        dense_seconds=0.065,
+        pruned_seconds=0.05,
+        sequences=1,
+        tokens=1,
+        context_tokens=256,
+        table="a-table",
+        table_sha256="0" * 64,
+        device="a device",
+        threads=2,
+        dtype="bfloat16",
+        runtime="transformers 5.1",
+        measured_on="2026-01-01",
     )
 
 

@@ -1,7 +1,7 @@
 // The estimate of a job: what it costs and gives, from the answer of `validate`.
 
 import { h } from "./dom.js";
-import { bytes, change, count, flops, percent, words } from "./format.js";
+import { bytes, change, count, flops, number, percent, words } from "./format.js";
 
 /** Fill `box` with the answer of a valid job. */
 export function showEstimate(box, { estimate, runtimes }) {
@@ -22,6 +22,7 @@ export function showEstimate(box, { estimate, runtimes }) {
         ["Sparsity", `${percent(estimate.sparsity_reached, 1)}, ${percent(estimate.sparsity_requested, 1)} asked for`],
         ["Parameters", `${count(estimate.parameters_before)} → ${count(estimate.parameters_after)}`],
         ...exports,
+        ...predicted(estimate.predicted_speed),
       ]),
       ...memory,
       ["Workspace", bytes(estimate.workspace_bytes)],
@@ -42,6 +43,16 @@ function sizes(estimate, several) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), ["Checkpoint", "Parameters"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
       h("tbody", {}, several.map(row)))),
+  ];
+}
+
+/** How fast the result is by a device's table, in rows of a list. */
+export function predicted(speed) {
+  if (!speed) return [];
+  const passes = [speed.dense_seconds, speed.pruned_seconds].map((seconds) => `${number(1000 * seconds, 3)} ms`);
+  return [
+    [`Predicted ${speed.of}`, `× ${number(speed.predicted, 3)}, ${passes.join(" → ")}`],
+    ["On", `${speed.device}, ${speed.dtype}, threads: ${count(speed.threads)}`],
   ];
 }
 

@@ -4,8 +4,8 @@ const GB = 1e9;
 
 /** A field of the form alone: it chooses which of the job's fields are shown. */
 export const HOW = "#how";
-const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory", "perplexity"];
-const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory", max_perplexity_ratio: "perplexity" };
+const WAYS = ["sparsity", "several_sizes", "parameters", "checkpoint_size", "memory", "perplexity", "speedup"];
+const WAY_OF = { parameters: "parameters", bytes: "checkpoint_size", memory_bytes: "memory", max_perplexity_ratio: "perplexity", speedup: "speedup" };
 
 /** What a job names: the value of the field `HOW`. */
 export function wayOf({ pruning }) {
@@ -30,8 +30,11 @@ export function sections(capabilities) {
       { pointer: "/pruning/target/parameters", label: "Parameters at most, millions", kind: "number", scale: 1e6, when: [HOW, "parameters"] },
       { pointer: "/pruning/target/bytes", label: "Checkpoint at most, GB", kind: "number", scale: GB, when: [HOW, "checkpoint_size"] },
       { pointer: "/pruning/target/memory_bytes", label: "Memory at most, GB", kind: "number", scale: GB, when: [HOW, "memory"], hint: "Weights and KV cache together." },
-      { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", placeholder: "4096", when: [HOW, "memory"] },
-      { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", placeholder: "1", when: [HOW, "memory"] },
+      { pointer: "/pruning/target/speedup", label: "Times as fast", kind: "number", placeholder: "1.3", when: [HOW, "speedup"], hint: "By times that were measured on a device, in transformers." },
+      { pointer: "/pruning/target/of", label: "What is to be faster", kind: "choice", options: ["decode", "prefill"], when: [HOW, "speedup"], hint: "decode: one token at a time (the default); prefill: a prompt." },
+      { pointer: "/pruning/target/device", label: "Device of the times", kind: "choice", options: capabilities.device_tables, when: [HOW, "speedup"], hint: "Choose one. For another device, submit with the command and a file of bench-device." },
+      { pointer: "/pruning/target/context_tokens", label: "Context length", kind: "number", placeholder: "4096", when: [HOW, "memory", "speedup"] },
+      { pointer: "/pruning/target/batch_sequences", label: "Batch size", kind: "number", placeholder: "1", when: [HOW, "memory", "speedup"] },
       { pointer: "/pruning/target/max_perplexity_ratio", label: "Perplexity may grow by a factor of", kind: "number", placeholder: "1.1", when: [HOW, "perplexity"], hint: "On the evaluation text. The job looks for the smallest model that keeps it." },
       { pointer: "/pruning/target/tries", label: "Tries", kind: "number", placeholder: "3", when: [HOW, "perplexity"], hint: "Sparsities that are pruned and measured before the result." },
       { pointer: "/pruning/structures", label: "Structures", kind: "several", options: capabilities.structures, initial: ["ffn_channels"], hint: "FFN channels, and of attention at most one kind; whole blocks beside them or alone; or experts, alone or with FFN channels." },

@@ -15,6 +15,7 @@ export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
   if (target?.bytes) return `at most ${bytes(target.bytes)}`;
   if (target?.max_perplexity_ratio) return `perplexity × ${target.max_perplexity_ratio} at most`;
   if (target?.memory_bytes) return `at most ${bytes(target.memory_bytes)} of memory`;
+  if (target?.speedup) return `${target.of} ${target.speedup} times as fast`;
   return `${percent(sparsity, 0)} sparsity`;
 }
 

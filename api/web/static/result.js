@@ -2,6 +2,7 @@
 
 import { getArtifacts, getReport, pause } from "./api.js";
 import { h, problemBox } from "./dom.js";
+import { predicted } from "./estimate.js";
 import { bytes, change, count, duration, number, percent, visible, words } from "./format.js";
 import { layerFigures } from "./layers.js";
 import { nextSteps } from "./next.js";
@@ -131,7 +132,7 @@ function details(report) {
   const { memory } = report;
   const figures = layerFigures();
   figures.update(report.layers);
-  return [warnings, report.tasks ? taskTable(report.tasks) : null, speedOf(report.speed), samplesOf(report), ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
+  return [warnings, report.tasks ? taskTable(report.tasks) : null, speedOf(report.speed), predictedOf(report), samplesOf(report), ...figures.nodes, exportTable(report.exports), h("section", { class: "card" },
     h("h2", {}, "Memory and time"),
     h("dl", {}, [
       ["Host, predicted", bytes(memory.host_peak_bytes.predicted)],
@@ -158,6 +159,20 @@ function speedOf(speed) {
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Speed" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, ""), ["Dense", "Pruned", "Pruned / dense"].map((text) => h("th", { scope: "col", class: "num" }, text)))),
       h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((text) => h("td", { class: "num" }, text))))))));
+}
+
+/** How fast the result is by a device's table, beside what was measured. */
+function predictedOf({ predicted_speed: speed, speed: measured }) {
+  if (!speed) return null;
+  const gain = measured && (speed.of === "decode" ? measured.decode_gain : measured.prefill_gain);
+  const rows = [
+    ["Asked for", `${speed.of} × ${number(speed.asked, 3)}`],
+    ...predicted(speed),
+    ["Measured in this job", gain ? `× ${number(gain, 3)}` : "not"],
+  ];
+  return h("section", { class: "card" }, h("h2", {}, "Predicted speed"),
+    h("p", { class: "hint" }, `By table ${speed.table}, measured on ${speed.measured_on} in ${speed.runtime}: ${count(speed.sequences)} × ${count(speed.tokens)} new tokens after ${count(speed.context_tokens)} in the KV cache.`),
+    h("dl", {}, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])));
 }
 
 /** How both models continue prompts. A model may write anything: it stays text, and is seen. */

@@ -59,7 +59,7 @@ export async function showSubmit(main, signal, query) {
 
   function showWhatApplies() {
     for (const { field, node } of controls) {
-      if (field.when) node.hidden = find(field.when[0]).read() !== field.when[1];
+      if (field.when) node.hidden = !field.when.slice(1).includes(find(field.when[0]).read());
     }
   }
 
@@ -75,7 +75,9 @@ export async function showSubmit(main, signal, query) {
       if (body.pruning[part]?.steps === undefined) delete body.pruning[part];
     }
     const { target } = body.pruning;
-    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio"].every((name) => target[name] == null)) delete body.pruning.target;
+    // A table that came with the job that the form was filled from stays while none is chosen.
+    if (target && (target.speedup == null || target.device)) delete target.device_table;
+    if (target && ["parameters", "bytes", "memory_bytes", "max_perplexity_ratio", "speedup"].every((name) => target[name] == null)) delete body.pruning.target;
     for (const part of ["model", "output", "pruning", "calibration"]) body[part] ??= {};
     return body;
   }

@@ -28,6 +28,11 @@ from strucprune_core.plan.deviations import (
 from strucprune_core.plan.estimate import bytes_as, drafting_bytes, estimate_job, size_of
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.graph import Unit, distill_units
+from strucprune_core.plan.predicted_speed import (
+    alignment_warning,
+    predicted_speed,
+    slower_warning,
+)
 from strucprune_core.plan.search import searched
 from strucprune_core.plan.sites import PlannedSite, requested_sparsity
 from strucprune_core.plan.speed import speed_warning
@@ -112,6 +117,8 @@ def _report(job: Job) -> Report:
     asked = requested_sparsity(job.spec.pruning, job.config)
     reached = _reached(job, pruned)
     layers, target = _layers(job, pruned), _target(job, pruned, after)
+    facts = ModelFacts(job.index, job.config)
+    predicted = predicted_speed(job.spec, facts, pruned.in_files)
     return Report(
         job_fingerprint=job.fingerprint,
         created_at=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -131,6 +138,7 @@ def _report(job: Job) -> Report:
             parameters_removed=before.parameters - after.parameters,
         ),
         target=target,
+        predicted_speed=predicted,
         loading=loading_of(job),
         search=_search(job),
         layers=layers,
@@ -154,6 +162,8 @@ def _report(job: Job) -> Report:
             *drafting_warning(job.spec.pruning, job.config),
             *sparsity_warning(asked, reached),
             *target_warning(target),
+            *alignment_warning(job.spec.pruning),
+            *slower_warning(predicted),
             *batch_warning(job.spec),
             *_left_wide(job, pruned),
             *quantised_warning(job.spec, job.index),
@@ -170,14 +180,14 @@ def _report(job: Job) -> Report:
 
 
 def _target(job: Job, pruned: PrunedModel, after: SizeSummary) -> TargetReport | None:
-    """What the target counts, of the result."""
+    """What the target counts, of the result; None of one that counts nothing."""
     target = job.spec.pruning.target
-    if target is None or job.spec.tries:
+    if target is None or target.kind == "speedup" or job.spec.tries:
         return None
     if target.kind == "parameters":
         reached = after.parameters
-    elif target.of != "checkpoint":
-        reached = bytes_as(target.of, pruned.in_files, ModelFacts(job.index, job.config))
+    elif target.export is not None:
+        reached = bytes_as(target.export, pruned.in_files, ModelFacts(job.index, job.config))
     else:
         reached = after.bytes
     if target.kind == "memory_bytes":

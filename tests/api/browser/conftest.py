@@ -76,6 +76,7 @@ class Jobs:
         sparsity: float = 0.3,
         *,
         scratch_bytes: int = 1,
+        pruning: dict[str, Any] | None = None,
         **labels: str,
     ) -> str:
         """A job that waits: `running` passes it over, having no scratch."""
@@ -84,7 +85,7 @@ class Jobs:
             {
                 "model": {"uri": f"{self.prefix}/models/{model}"},
                 "output": {"uri_prefix": f"{self.prefix}/{job_id}"},
-                "pruning": {"sparsity": sparsity},
+                "pruning": pruning or {"sparsity": sparsity},
                 "calibration": {"uri": f"{self.prefix}/text.txt"},
                 "evaluation": {"uri": f"{self.prefix}/evaluation.txt"},
                 "labels": labels,

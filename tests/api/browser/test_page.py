@@ -18,7 +18,8 @@ from strucprune_core.spec import JobSpec
 from tests.api.browser.conftest import WEIGHTS, Jobs, made_report
 from tests.support.browser import enter, watched_page
 from tests.support.claims import claim_job
-from tests.support.reports import made_sizes, made_speed
+from tests.support.device_tables import made_table
+from tests.support.reports import made_prediction, made_sizes, made_speed
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -123,6 +124,64 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     assert record.spec["pruning"]["exports"] == ["block_configs"]
     assert record.spec["calibration"]["sequence_length"] == 32
     assert record.spec["evaluation"] is None
+
+
+def test_a_speedup_is_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:
+    page.goto("/#/new")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    assert page.get_by_label("Times as fast").is_hidden()
+    page.get_by_label("How much").select_option("speedup")
+    page.get_by_label("Times as fast").fill("1.001")
+    assert page.get_by_label("Sparsity", exact=True).is_hidden()
+    page.locator('[data-pointer="/pruning/target/device"] select').select_option(
+        "epyc-zen4-1-thread-float32"
+    )
+    page.get_by_label("Context length").fill("64")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("Predicted decode").wait_for()
+    assert estimate.get_by_text("AMD EPYC").is_visible()
+    page.get_by_role("button", name=SUBMIT).click()
+    page.get_by_role("heading", name="model, decode 1.001 times as fast").wait_for()
+    job_id = page.url.rpartition("/")[2]
+    record = jobs.services.ledger.get(job_id)
+    assert record is not None
+    target = record.spec["pruning"]["target"]
+    assert (target["speedup"], target["of"], target["context_tokens"]) == (1.001, "decode", 64)
+
+    # A job that is made of it asks for the same; another target leaves the device out.
+    page.goto(f"/#/new?from={job_id}")
+    page.get_by_label("How much").select_option("parameters")
+    page.get_by_label("Parameters at most").fill("0.0001")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/other")
+    page.locator("[data-pointer] .field-error").get_by_text("least that can be reached").wait_for()
+
+
+def test_a_table_of_a_device_stays_with_its_job(page: Page, jobs: Jobs, model_uri: str) -> None:
+    table = made_table().model_dump(mode="json")
+    target = {"speedup": 1.01, "context_tokens": 64, "device_table": table}
+    job_id = jobs.queued(pruning={"target": target})
+    page.goto(f"/#/new?from={job_id}")
+    sent: list[dict[str, Any]] = []
+    page.on("request", lambda request: sent.append(request.post_data_json or {}))
+    page.get_by_label("Times as fast").fill("1.02")
+    page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+    page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+    page.get_by_label("Calibration text").fill(f"{model_uri}/text.txt")
+    page.get_by_label("Evaluation text").fill("")
+    page.get_by_label("Sequences").first.fill("4")
+    page.get_by_label("Tokens each").first.fill("32")
+    estimate = page.get_by_role("complementary", name="Estimate")
+    estimate.get_by_text("made for tests").wait_for()
+    assert sent[-1]["pruning"]["target"]["device_table"] == table
+    page.get_by_label("How much").select_option("sparsity")
+    page.get_by_label("Sparsity", exact=True).fill("0.3")
+    estimate.get_by_text("Predicted decode").wait_for(state="detached")
+    estimate.get_by_text("Memory by step").wait_for()
+    assert "target" not in sent[-1]["pruning"]
 
 
 def test_what_a_job_will_do_otherwise_is_said(page: Page, jobs: Jobs, model_uri: str) -> None:
@@ -483,7 +542,13 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     sample = SampleReport(
         prompt="A prompt\nof two lines", same=" both", same_tokens=2, dense=dense, pruned=pruned
     )
-    report = made_report(33.43, 0.3).model_copy(update={"samples": [sample], "speed": made_speed()})
+    report = made_report(33.43, 0.3).model_copy(
+        update={
+            "samples": [sample],
+            "speed": made_speed(),
+            "predicted_speed": made_prediction(),
+        }
+    )
     page.goto(f"/#/jobs/{jobs.succeeded(33.43, report=report)}")
     page.get_by_role("heading", name="Samples").wait_for()
     assert page.locator("mark").all_inner_texts() == [" one", " two"]
@@ -496,6 +561,12 @@ def test_samples_and_speed_of_a_result(page: Page, jobs: Jobs) -> None:
     assert "20 (19 to 22)" in table.inner_text()
     assert "× 1.5" in table.inner_text()
     assert page.get_by_text("transformers 5.1, bfloat16, on a device with 2 threads").is_visible()
+    predicted = page.locator("section", has=page.get_by_role("heading", name="Predicted speed"))
+    lines = predicted.last.inner_text().split("\n")
+    shown = {name: lines[place + 1] for place, name in enumerate(lines[:-1])}
+    assert shown["Asked for"] == "decode × 1.25"
+    assert shown["Predicted decode"] == "× 1.3, 65 ms → 50 ms"
+    assert shown["Measured in this job"] == f"× {made_speed().decode_gain:g}"
 
 
 def test_samples_and_speed_are_asked_for(page: Page, jobs: Jobs, model_uri: str) -> None:

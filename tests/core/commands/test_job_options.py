@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from strucprune_core.commands.job_options import OPTIONS, JobOption, job_body, parse_spec
 from strucprune_core.commands.main import app
 from strucprune_core.errors import InvalidSpec
+from strucprune_core.plan.device_table import shipped_tables
 from strucprune_core.spec import JobSpec
+from tests.support.device_tables import made_table
 
 REQUIRED: dict[tuple[str, ...], Any] = {
     ("model", "uri"): "m",
@@ -73,14 +75,27 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("runtime", "max_workers"): 4,
     ("labels",): ["team=a", "run=b=c"],
 }
-# What `--target-memory` goes with; the other two kinds stand alone.
 TARGET: dict[str, Any] = {
     "parameters": "120M",
     "bytes": "2GiB",
     "memory_bytes": "2GiB",
+    "max_perplexity_ratio": 1.2,
+    "tries": 2,
+    "speedup": 1.3,
     "of": "checkpoint",
     "context_tokens": 128,
     "batch_sequences": 3,
+    "device": shipped_tables()[0],
+}
+# What each of them is given with; the other kinds stand alone.
+BESIDE: dict[str, tuple[str, ...]] = {
+    "memory_bytes": ("of", "context_tokens"),
+    "of": ("memory_bytes", "context_tokens"),
+    "context_tokens": ("memory_bytes", "of"),
+    "batch_sequences": ("memory_bytes",),
+    "tries": ("max_perplexity_ratio",),
+    "speedup": ("device",),
+    "device": ("speedup",),
 }
 # The same of options that do not go with those.
 ALONE: dict[tuple[str, ...], Any] = {
@@ -119,14 +134,13 @@ def instead(path: tuple[str, ...]) -> bool:
 def test_each_option_sets_its_field(option: JobOption) -> None:
     given = {**REQUIRED, **(GIVEN if option.path in GIVEN else ALONE)}
     for path in [path for path in given if path != ("pruning", "sparsity") and instead(path)]:
-        beside = path[1] == "target" == option.path[1] and path[-1] in ("context_tokens", "of")
-        kind = path == ("pruning", "target", "memory_bytes") and option.path[-1] in (
-            "of",
-            "context_tokens",
-            "batch_sequences",
-        )
-        if path != option.path and not beside and not kind:
+        of_target = path[1] == "target" == option.path[1]
+        if path != option.path and not (of_target and path[-1] in BESIDE.get(option.path[-1], ())):
             del given[path]
+    if option.path[-1] in ("max_perplexity_ratio", "tries"):
+        given["evaluation", "uri"] = "e.txt"
+        for name in ("structures", "expert_score", "expert_repair"):
+            given.pop(("pruning", name), None)
     if instead(option.path):
         del given["pruning", "sparsity"]
     spec = parse_spec(job_body(None, given))
@@ -217,3 +231,46 @@ def test_an_estimate_counts_what_the_job_would_do(tiny_model: Path) -> None:
     trained = estimated("--distill-steps", "20")
     assert sum(trained["flops"].values()) > sum(plain["flops"].values())
     assert trained["step_bytes"] != plain["step_bytes"]
+
+
+def device_job(device: str | Path) -> dict[tuple[str, ...], Any]:
+    """A job that asks for a speedup on a device."""
+    asked = {path: value for path, value in REQUIRED.items() if path[-1] != "sparsity"}
+    target = {"speedup": 1.3, "device": str(device)}
+    return {**asked, **{("pruning", "target", name): value for name, value in target.items()}}
+
+
+def test_a_device_of_the_package_stays_a_name() -> None:
+    target = job_body(None, device_job(shipped_tables()[0]))["pruning"]["target"]
+    assert target == {"speedup": 1.3, "device": shipped_tables()[0]}
+
+
+def test_a_file_of_a_device_goes_into_the_job(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(made_table().model_dump_json(), encoding="utf-8")
+    target = parse_spec(job_body(None, device_job(file))).pruning.target
+    assert target is not None
+    assert (target.device, target.device_table) == (None, made_table())
+
+
+def test_a_device_replaces_that_of_a_specification(tmp_path: Path) -> None:
+    spec = tmp_path / "job.json"
+    target = {"speedup": 2.0, "device_table": made_table().model_dump(mode="json")}
+    spec.write_text(json.dumps({"pruning": {"target": target}}), encoding="utf-8")
+    kept = parse_spec(job_body(str(spec), {**REQUIRED, ("pruning", "sparsity"): None}))
+    assert kept.pruning.target is not None
+    assert kept.pruning.target.device_table == made_table()
+    changed = parse_spec(job_body(str(spec), device_job(shipped_tables()[0]))).pruning.target
+    assert changed is not None
+    assert (changed.device, changed.device_table) == (shipped_tables()[0], None)
+
+
+def test_a_device_that_is_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match="neither a file nor a table") as error:
+        job_body(None, device_job(tmp_path / "missing.json"))
+    assert shipped_tables()[0] in (error.value.remedy or "")
+    (tmp_path / "text.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InvalidSpec, match="is no table of a device"):
+        job_body(None, device_job(tmp_path / "text.json"))
+    with pytest.raises(InvalidSpec, match="cannot read"):
+        job_body(None, device_job(tmp_path))
