@@ -277,7 +277,7 @@ def _try(
         for case, each in paths.items()
     ]
     timing = request.timing if first.timed else None
-    if timing is not None:
+    if timing is not None or first.shows_dense:
         models.insert(0, ModelEntry(f"{first.name}-{DENSE}", str(paths[first].dense.resolve())))
     environment = make_environment(
         first.runtime, options.root, options.threads, options.pip_args.split()

@@ -87,6 +87,15 @@ class Case:
         """
         return self.claimed and not PRUNINGS[self.checkpoint].tiny and self.form != "fp8"
 
+    @property
+    def shows_dense(self) -> bool:
+        """Whether the dense model is loaded beside it, timed or not.
+
+        What fewer bits do to the dense model says what they may do to this one.
+        """
+        real = self.claimed and not PRUNINGS[self.checkpoint].tiny
+        return real and self.runtime in ("transformers", "llama.cpp") and self.form != "fp8"
+
     def pruned_path(self, checkpoint: Path) -> Path:
         """What the runtime gets of a checkpoint's directory."""
         folder = checkpoint if self.form in ("per_layer", "uniform") else checkpoint / self.form

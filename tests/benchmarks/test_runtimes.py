@@ -334,9 +334,18 @@ def test_what_is_quantised_may_differ_as_its_reference_does_from_itself() -> Non
     ):
         assert len(problems(wrong)) == 1
     assert "| 2 (own noise: 2) |" in markdown([row])
-    fewer_bits = replace(ROW, form="gguf", how="Q4_K_M", agreement=Agreement(9, 160, 1.0, 1.0))
-    assert not problems(fewer_bits)
-    assert len(problems(replace(fewer_bits, how="plain"))) == 2
+
+
+def test_fewer_bits_may_do_to_the_pruned_model_twice_what_they_do_to_the_dense_one() -> None:
+    dense = Agreement(50, 160, 3.0, 1.0)
+    row = replace(ROW, how="Q4_K_M", dense_agreement=dense, agreement=Agreement(40, 160, 5.0, 1.0))
+    assert not problems(row)
+    assert not problems(replace(row, form="gguf_q8_0", how="plain"))
+    assert len(problems(replace(row, agreement=Agreement(40, 160, 6.5, 1.0)))) == 1
+    assert len(problems(replace(row, agreement=Agreement(40, 160, 5.0, 13.0)))) == 1
+    assert len(problems(replace(row, form="gguf", how="plain"))) == 4
+    alone = replace(row, form="gguf_q8_0", how="plain", dense_agreement=None)
+    assert len(problems(alone)) == 1
 
 
 def test_commands_of_a_card_are_run_as_printed(tmp_path: Path) -> None:
