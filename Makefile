@@ -44,7 +44,8 @@ demo: setup ## Prune SmolLM2-135M through the whole service; KEEP=1 leaves it ru
 test: export PYTHONDONTWRITEBYTECODE =
 test: setup lint ## Run everything that CI checks.
 	$(BIN)/mypy & types=$$!; $(BIN)/python -m pytest --collect-only > /dev/null || true; wait $$types
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder \
+		--durations 40 --durations-min 5
 
 lint: setup ## Check style and formatting.
 	$(BIN)/ruff check $(SOURCES)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from api.allowed_hub import is_allowed
 from api.settings import Settings
 from strucprune_core.errors import InvalidSpec
-from strucprune_core.spec import JobSpec
-from strucprune_core.storage.uri import contains, parse_uri
+from strucprune_core.plan.places import NamesPlaces, named_uris
+from strucprune_core.storage.uri import canonical, contains, parse_uri
 
 
 class UriNotAllowed(InvalidSpec):
@@ -15,29 +15,18 @@ class UriNotAllowed(InvalidSpec):
     code = "uri_not_allowed"
 
 
-def uri_issues(spec: JobSpec, tenant: str, settings: Settings) -> list[UriNotAllowed]:
+def uri_issues(job: NamesPlaces, tenant: str, settings: Settings) -> list[UriNotAllowed]:
     """One error for each URI of the job that its tenant may not use."""
-    uris = {
-        "model.uri": spec.model.uri,
-        "output.uri_prefix": spec.output.uri_prefix,
-    }
-    if spec.model.adapter_uri is not None:
-        uris["model.adapter_uri"] = spec.model.adapter_uri
-    if spec.calibration.uri is not None:
-        uris["calibration.uri"] = spec.calibration.uri
-    if spec.evaluation is not None:
-        uris["evaluation.uri"] = spec.evaluation.uri
-        if spec.evaluation.task_files is not None:
-            uris["evaluation.task_files"] = spec.evaluation.task_files
-    refusals = ((field, _refusal(uri, tenant, settings)) for field, uri in uris.items())
+    uris = named_uris(job).items()
+    refusals = ((field, refusal(uri, tenant, settings)) for field, uri in uris)
     return [
-        UriNotAllowed(refusal[0], field=field, remedy=refusal[1])
-        for field, refusal in refusals
-        if refusal is not None
+        UriNotAllowed(found[0], field=field, remedy=found[1])
+        for field, found in refusals
+        if found is not None
     ]
 
 
-def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
+def refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | None:
     """Why the tenant may not use the URI, and what to do; None if it may."""
     location = parse_uri(uri)
     if location.scheme == "hf":
@@ -47,14 +36,14 @@ def _refusal(uri: str, tenant: str, settings: Settings) -> tuple[str, str] | Non
             return "local paths are not allowed here", "Use s3://bucket/key."
         if not location.key.startswith("/"):
             return "a local path must be absolute", "Give it from the root: /directory/name."
-    place, state = _canonical(uri), _canonical(settings.state_uri)
+    place, state = canonical(uri), canonical(settings.state_uri)
     # A job must neither read other jobs' state nor publish over it.
     if contains(state, place) or contains(place, state):
         return "this prefix belongs to the service itself", "Choose another prefix."
     if not settings.allowed_prefixes:
         return None
     allowed = settings.allowed_prefixes.get(tenant, ())
-    if any(contains(_canonical(root), place) for root in allowed):
+    if any(contains(canonical(root), place) for root in allowed):
         return None
     reason = "this prefix is not among those that your organisation may use"
     if not allowed:
@@ -71,9 +60,3 @@ def _hub_refusal(repository: str, tenant: str, settings: Settings) -> tuple[str,
     if not patterns:
         return reason, "Ask the service's operator to allow it, or copy the files to s3://."
     return reason, f"Use one of: {', '.join(f'hf://{pattern}' for pattern in patterns)}."
-
-
-def _canonical(uri: str) -> str:
-    location = parse_uri(uri)
-    # Links and '..' must not lead out of an allowed directory.
-    return str(location) if location.scheme == "s3" else str(location.path.resolve())

@@ -12,7 +12,19 @@ from api import openapi, problems
 from api.inspection.inspectors import Inspectors
 from api.jobs.tracing import tracing
 from api.middleware import BodyLimit, RequestId, SafeHeaders, Trace
-from api.routes import artifacts, capabilities, control, events, health, jobs, logs, metrics, web
+from api.routes import (
+    artifacts,
+    capabilities,
+    control,
+    events,
+    health,
+    jobs,
+    logs,
+    metrics,
+    models,
+    usage,
+    web,
+)
 from api.services import Services
 from api.settings import Settings
 from api.telemetry import CountRequests, Telemetry
@@ -63,6 +75,18 @@ def create_app(settings: Settings, inspectors: Inspectors | None = None) -> Fast
     app.add_middleware(Trace)
     problems.install(app)
     openapi.install(app)
-    for module in (jobs, control, events, logs, artifacts, capabilities, health, metrics, web):
+    for module in (
+        jobs,
+        control,
+        events,
+        logs,
+        artifacts,
+        models,
+        capabilities,
+        usage,
+        health,
+        metrics,
+        web,
+    ):
         app.include_router(module.router)
     return app

@@ -61,4 +61,5 @@ def _unauthorized(detail: str, challenge: str) -> ApiError:
 
 
 Reader = Annotated[Principal, Depends(_require("jobs:read"))]
+Operator = Annotated[Principal, Depends(_require("admin"))]
 Writer = Annotated[Principal, Depends(_require("jobs:write"))]

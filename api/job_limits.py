@@ -9,10 +9,11 @@ from typing import get_args
 
 from api.jobs.limits import TenantLimits
 from api.jobs.record import Priority
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.inspection import Examination
+from strucprune_core.plan.partial import PartialJob
 from strucprune_core.spec import MIN_SAMPLES, JobSpec
 
 # Names and values of a job's labels together.
@@ -33,7 +34,7 @@ def with_deadline(spec: JobSpec, limits: TenantLimits) -> JobSpec:
     return spec.model_copy(update={"runtime": spec.runtime.model_copy(update=longest)})
 
 
-def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
+def priority_issues(spec: JobSpec | PartialJob, limits: TenantLimits) -> list[OverLimit]:
     """What is wrong with the job's priority."""
     rising = get_args(Priority)[::-1]
     if rising.index(spec.runtime.priority) <= rising.index(limits.max_priority):
@@ -43,11 +44,12 @@ def priority_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
             f"your organisation's jobs may not have the priority {spec.runtime.priority}",
             field="runtime.priority",
             remedy=f"Ask for {limits.max_priority} or less.",
+            mends=[Mend("runtime.priority", limits.max_priority)],
         )
     ]
 
 
-def label_issues(spec: JobSpec) -> list[InvalidSpec]:
+def label_issues(spec: JobSpec | PartialJob) -> list[InvalidSpec]:
     """What is wrong with the job's labels, which Redis keeps in memory as long as the job."""
     size = sum(len(name.encode()) + len(value.encode()) for name, value in spec.labels.items())
     if size <= MAX_LABEL_BYTES:
@@ -62,7 +64,7 @@ def label_issues(spec: JobSpec) -> list[InvalidSpec]:
     ]
 
 
-def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
+def deadline_issues(spec: JobSpec | PartialJob, limits: TenantLimits) -> list[OverLimit]:
     """What is wrong with the job's deadline."""
     asked, most = spec.runtime.deadline_seconds, limits.deadline_seconds
     if asked is None or most is None or asked <= most:
@@ -72,6 +74,7 @@ def deadline_issues(spec: JobSpec, limits: TenantLimits) -> list[OverLimit]:
             f"a deadline of {asked:,} s is more than your organisation's jobs may have",
             field="runtime.deadline_seconds",
             remedy=f"Set at most {most} seconds, or leave it out to get that.",
+            mends=[Mend("runtime.deadline_seconds", most)],
         )
     ]
 
@@ -80,13 +83,15 @@ def size_issues(spec: JobSpec, found: Examination, limits: TenantLimits) -> list
     """What is too large about an examined job."""
     if found.model is None:
         return []
-    issues = _model_issues(found.model, limits.model_bytes)
+    issues = model_issues(found.model, limits)
     if not found.issues:  # The estimate needs a job without other issues.
         issues += _scratch_issues(spec, found.model, limits.scratch_bytes)
     return issues
 
 
-def _model_issues(model: ModelFacts, most: int | None) -> list[OverLimit]:
+def model_issues(model: ModelFacts, limits: TenantLimits) -> list[OverLimit]:
+    """What is too large about a model."""
+    most = limits.model_bytes
     size = model.index.total_bytes
     if most is None or size <= most:
         return []
@@ -119,7 +124,12 @@ def _scratch_issues(spec: JobSpec, model: ModelFacts, most: int | None) -> list[
             )
         ]
     return [
-        OverLimit(message, field="calibration.samples", remedy=f"Draw at most {samples:,} samples.")
+        OverLimit(
+            message,
+            field="calibration.samples",
+            remedy=f"Draw at most {samples:,} samples.",
+            mends=[Mend("calibration.samples", samples)],
+        )
     ]
 
 

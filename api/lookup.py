@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import AsyncIterator
 from http import HTTPStatus
 from typing import Annotated
@@ -14,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from api.auth import Reader, Writer, no_longer_valid
 from api.callers import NotCached, Principal
 from api.jobs.archive import recall
+from api.jobs.journal import new_id
 from api.jobs.record import JobRecord
 from api.problems import ApiError
 from api.services import Services, Wired
@@ -42,16 +42,12 @@ async def find_job(services: Services, principal: Principal, job_id: str) -> Job
     if record is None or record.tenant != principal.tenant:
         # The journal is asked in both cases, for an id that nobody has if the job is another
         # tenant's: the response time must not reveal which jobs exist.
-        sought = job_id if record is None else _nobodys_id()
+        sought = job_id if record is None else new_id()
         async with services.restores.turn(principal.tenant):
             record = await run_in_threadpool(recall, services.journal, services.ledger, sought)
     if record is None or record.tenant != principal.tenant:
         raise _unknown()
     return record
-
-
-def _nobodys_id() -> str:
-    return f"job_{secrets.token_hex(16)}"
 
 
 async def _is_valid(services: Services, principal: Principal) -> bool:

@@ -11,12 +11,15 @@ from typing import Any, get_args
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Match, Route
 
-from api.request import JobRequest
-from strucprune_core.errors import AccessDenied, StrucPruneError
+from api.request import EVENT_ID, JOB_ID, LABEL, JobRequest
+from strucprune_core.errors import AccessDenied, Mend, StrucPruneError
+from strucprune_core.plain_errors import plain_message
+from strucprune_core.plan.device_table import DATE
+from strucprune_core.spec import Unfit
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +33,15 @@ _MAX_DETAIL_LENGTH = 1000
 _MAX_POINTER_LENGTH = 500
 
 
+# What to write where a text must match this regular expression.
+PATTERNS = {
+    JOB_ID: "Write the id of a job: job_ and 32 hexadecimal digits.",
+    EVENT_ID: "Write the id of an event or a line, as an answer had it; 0 for the beginning.",
+    DATE: "Write a date like 2026-01-31.",
+    LABEL: "Write a label as name=value.",
+}
+
+
 class FieldError(BaseModel):
     """One thing that is wrong with the request."""
 
@@ -39,6 +51,11 @@ class FieldError(BaseModel):
     parameter: str | None = Field(default=None, description="Query, path or header parameter.")
     code: str
     detail: str
+    mends: list[Mend] = Field(
+        default_factory=list,
+        description="Changes of one field each (a dotted path), of which any cures it; the value "
+        "null leaves the field out. Empty if none is known.",
+    )
 
 
 class Problem(BaseModel):
@@ -81,7 +98,12 @@ def field_error(error: StrucPruneError) -> FieldError:
     pointer = _pointer(error.field.split(".")) if error.field else None
     sentence = error.message if error.message.endswith(".") else f"{error.message}."
     detail = f"{sentence} {error.remedy}" if error.remedy else sentence
-    return FieldError(pointer=pointer, code=error.code, detail=_cut(detail, _MAX_DETAIL_LENGTH))
+    return FieldError(
+        pointer=pointer,
+        code=error.code,
+        detail=_cut(detail, _MAX_DETAIL_LENGTH),
+        mends=list(error.mends),
+    )
 
 
 def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
@@ -96,6 +118,17 @@ def invalid(errors: Sequence[StrucPruneError]) -> ApiError:
         errors[0].code,
         f"The job has {count}: {details[0].detail}",
         errors=details,
+    )
+
+
+def conflict(error: StrucPruneError) -> ApiError:
+    """The answer to a request that something else stands against at present: 409."""
+    detail = field_error(error)
+    return ApiError(
+        HTTPStatus.CONFLICT,
+        error.code,
+        f"The job has a problem: {detail.detail}",
+        errors=[detail],
     )
 
 
@@ -158,6 +191,23 @@ def _on_validation(request: Request, error: Exception) -> Response:
     if any(item["loc"] == ("body",) and isinstance(item["input"], bytes | str) for item in found):
         # The framework parses a body only if its content type is JSON.
         return response(request, _not_json())
+    return response(request, _malformed(found))
+
+
+def unfinished(error: ValidationError, issues: Sequence[StrucPruneError]) -> ApiError:
+    """The answer to a job's body that is not valid as a whole.
+
+    Args:
+        error: What is wrong with the body.
+        issues: What is wrong with the parts of it that could be judged.
+    """
+    found = [{**each, "loc": ("body", *each["loc"])} for each in error.errors()]
+    answer = _malformed(found)
+    answer.errors += [field_error(issue) for issue in issues]
+    return answer
+
+
+def _malformed(found: Sequence[Mapping[str, Any]]) -> ApiError:
     # Unknown fields first: a misspelt name is an unknown field and a missing one.
     shown = sorted(found, key=lambda item: item["type"] != "extra_forbidden")[:MAX_ERRORS]
     errors = [_from_pydantic(item) for item in shown]
@@ -165,10 +215,7 @@ def _on_validation(request: Request, error: Exception) -> Response:
     detail = f"The request is not valid; first at {where}: {errors[0].detail}"
     if len(found) > len(shown):
         detail += f" Of {len(found):,} errors the first {len(shown)} are listed."
-    return response(
-        request,
-        ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors),
-    )
+    return ApiError(HTTPStatus.UNPROCESSABLE_ENTITY, "validation_failed", detail, errors=errors)
 
 
 def _on_library_error(request: Request, error: Exception) -> Response:
@@ -208,16 +255,21 @@ def _from_pydantic(item: Mapping[str, Any]) -> FieldError:
         # pydantic marks a wrong key of a dictionary by a last step "[key]".
         steps = [str(step) for step in path if step != "[key]"]
         pointer = _cut(_pointer(steps), _MAX_POINTER_LENGTH)
-        return FieldError(pointer=pointer, code=item["type"], detail=_words(item, steps))
+        detail, mends = _words(item, steps), _mends(item, steps)
+        return FieldError(pointer=pointer, code=item["type"], detail=detail, mends=mends)
     parameter = _cut(".".join(str(step) for step in path), _MAX_POINTER_LENGTH)
     return FieldError(parameter=parameter, code=item["type"], detail=_words(item, []))
 
 
+def _mends(item: Mapping[str, Any], steps: Sequence[str]) -> list[Mend]:
+    cause = item.get("ctx", {}).get("error")
+    return cause.mends_in(".".join(steps)) if isinstance(cause, Unfit) else []
+
+
 def _words(item: Mapping[str, Any], steps: Sequence[str]) -> str:
-    """Pydantic's message, without its technical terms."""
+    """What is wrong, and the cure."""
     if item["type"] != "extra_forbidden":
-        message: str = item["msg"]
-        return _cut(message.removeprefix("Value error, "), _MAX_DETAIL_LENGTH)
+        return _cut(plain_message(item, PATTERNS), _MAX_DETAIL_LENGTH)
     near = difflib.get_close_matches(steps[-1], _known_fields(steps[:-1]), n=1)
     hint = f"is '{near[0]}' meant?" if near else "see /docs for the fields."
     return f"There is no such field; {hint}"

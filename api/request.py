@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    WrapValidator,
+)
 
 from strucprune_core.spec import JobSpec
+
+# What these texts of a request must match; `problems` says it in words.
+JOB_ID = r"^job_[0-9a-f]{32}$"
+EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
+LABEL = r"^[^=]+="
 
 EventName = Literal[
     "job.queued", "job.running", "job.paused", "job.succeeded", "job.failed", "job.cancelled"
@@ -35,13 +48,49 @@ class Notifications(BaseModel):
     )
 
 
-class JobRequest(JobSpec):
-    """A job to run, and where to send webhooks about it."""
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """The body of a job that is not valid as a whole.
 
+    Attributes:
+        error: What is wrong with it.
+        body: The body.
+    """
+
+    error: ValidationError
+    body: dict[str, Any]
+
+
+class JobRequest(JobSpec):
+    """A job to run, which one it goes on from, and where to send webhooks about it."""
+
+    extends: str | None = Field(
+        default=None,
+        pattern=JOB_ID,
+        description="A job of yours that has succeeded with `pruning.sizes`: this job takes over "
+        "its measurements and adds the sizes named here. All else that determines a result must "
+        "be as there; the output must be another one.",
+    )
     notifications: Notifications | None = Field(
         default=None, description="Webhooks; none if omitted. See also `…/events`."
     )
 
     def job_spec(self) -> JobSpec:
         """The job alone, as it is journalled and as workers run it."""
-        return JobSpec.model_validate(self.model_dump(mode="json", exclude={"notifications"}))
+        own = set(JobRequest.model_fields) - set(JobSpec.model_fields)
+        return JobSpec.model_validate(self.model_dump(mode="json", exclude=own))
+
+
+def _or_unfinished(
+    body: Any, validate: ModelWrapValidatorHandler[JobRequest]
+) -> JobRequest | Unfinished:
+    try:
+        return validate(body)
+    except ValidationError as error:
+        if not isinstance(body, dict):
+            raise
+        return Unfinished(error, body)
+
+
+PerhapsJob = Annotated[JobRequest, WrapValidator(_or_unfinished)]
+"""A `JobRequest`, or an `Unfinished` one where the body is an object; described as the former."""

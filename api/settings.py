@@ -13,7 +13,7 @@ from api.jobs.environment import CONFIG, S3, BrokerUrl, RedisUrl
 from api.jobs.limits import LimitSettings
 from api.jobs.logs import LogFormat
 from api.webhooks.targets import Policy
-from strucprune_core.access.keys import ALL_SCOPES, MIN_PEPPER_LENGTH, Scope, Tenant
+from strucprune_core.access.keys import MIN_PEPPER_LENGTH, USUAL_SCOPES, Scope, Tenant
 from strucprune_core.client.webhooks import secret_bytes
 from strucprune_core.spec import WritableUri
 from strucprune_core.storage.s3_settings import S3Settings
@@ -59,7 +59,7 @@ class ApiKey(BaseModel):
 
     tenant: Tenant
     key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
-    scopes: frozenset[Scope] = ALL_SCOPES
+    scopes: frozenset[Scope] = USUAL_SCOPES
     expires_at: AwareDatetime | None = None
 
 

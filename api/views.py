@@ -7,16 +7,19 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from api.jobs.record import JobEvent, JobRecord, LogLine
+from api.event_titles import event_title
+from api.jobs.limits import TenantLimits
+from api.jobs.record import JobEvent, JobRecord, LogLine, QueuePlace, WorkerRecord
 from api.jobs.state import JobState
 from api.problems import FieldError
 from strucprune_core.export.runtimes import Runtime, RuntimeSupport
 from strucprune_core.plan.estimate import Estimate
+from strucprune_core.plan.titles import phase_title, unit_title
 from strucprune_core.run.progress import Phase
 from strucprune_core.spec import JobSpec
 
@@ -28,6 +31,7 @@ class ProgressView(BaseModel):
     """Progress of a job."""
 
     phase: Phase
+    title: str = Field(description="What is done in this phase.")
     layers_done: int
     layers_total: int
     fraction: float = Field(description="Share of the whole job that is done, in [0, 1].")
@@ -37,6 +41,25 @@ class ProgressView(BaseModel):
         description="Of each phase that the job has, steps that are finished, and all. Phases "
         "overlap: the dense model is evaluated first, the pruned one last.",
     )
+    unit: str | None = Field(
+        default=None, description="The unit of work that is computed now, by its stable name."
+    )
+    unit_title: str | None = Field(default=None, description="What that unit does.")
+
+
+class QueueView(BaseModel):
+    """Where a queued job stands: an estimate."""
+
+    position: int | None = Field(
+        description="1 is next. About how many jobs of all organisations are started up to this "
+        "one, as if none came, ended or changed meanwhile. Null while the job rests."
+    )
+    waits_for: Literal["turn", "limit", "rest"] = Field(
+        description="`turn`: for a worker. `limit`: your organisation has, or will have before, as "
+        "many jobs running as it may. `rest`: its last attempt failed for now, and another follows "
+        "soon."
+    )
+    workers: int = Field(description="Workers that are there, whatever they are at.")
 
 
 class JobErrorView(BaseModel):
@@ -79,9 +102,17 @@ class JobView(BaseModel):
         description="Workers that serve the job now. More than one only if "
         "`runtime.max_workers` allows it."
     )
+    queue: QueueView | None = Field(
+        default=None,
+        description="While the job is queued, where it stands. Only in the answer for one job, and "
+        "no part of its ETag.",
+    )
     progress: ProgressView | None
     error: JobErrorView | None
     labels: dict[str, str]
+    extends: str | None = Field(
+        default=None, description="The job whose measurements this one has taken over, if any."
+    )
     spec: JobSpec
     summary: dict[str, Any] | None = Field(
         description="Set once the job succeeded: parameters, bytes and perplexity before and "
@@ -103,6 +134,7 @@ class EventView(BaseModel):
     id: str = Field(description="Pass it as `after` or `Last-Event-ID` to go on from here.")
     at: datetime
     type: str = Field(description="`state`, `progress`, `workers` or `layers`. Ignore other types.")
+    title: str = Field(description="What happened, for people. Texts may change.")
     data: dict[str, Any]
 
 
@@ -164,6 +196,59 @@ class ArtifactList(BaseModel):
     )
 
 
+class ModelList(BaseModel):
+    """URIs of models."""
+
+    data: list[str]
+    complete: bool = Field(
+        description="Whether these are all. If not, there are more, or more objects than are "
+        "looked at: a longer prefix finds the others."
+    )
+
+
+class WorkerView(BaseModel):
+    """A worker."""
+
+    name: str = Field(description="Host and process id.")
+    host: str
+    pool: str = Field(description="Its pool, as `STRUCPRUNE_POOL` says; may be empty.")
+    version: str | None
+    started_at: datetime | None
+    last_heartbeat_at: datetime | None
+    device: str | None = Field(
+        description="What its last solve computed with; null before its first."
+    )
+    threads: int | None = Field(description="Threads of that solve.")
+    job_id: str | None = Field(description="The job at hand.")
+    part: Literal["lead", "help"] | None = Field(
+        description="Whether it leads that job or helps with it."
+    )
+    phase: str | None
+    unit: str | None = Field(description="The unit of work at hand.")
+
+
+class WorkerList(BaseModel):
+    """The workers that have spoken within the last minute, by name."""
+
+    data: list[WorkerView]
+
+
+class QuotaUse(BaseModel):
+    """What your organisation has at present."""
+
+    open_jobs: int = Field(description="Jobs that have not ended.")
+    running_jobs: int = Field(description="Jobs that workers hold.")
+    kept_jobs: int = Field(description="Jobs in the list; older ones are in the archive.")
+    kept_bytes: int = Field(description="Memory that these jobs take.")
+
+
+class Quota(BaseModel):
+    """The limits of your organisation, and what it has of them."""
+
+    limits: TenantLimits = Field(description="Null means no limit.")
+    use: QuotaUse
+
+
 class Limits(BaseModel):
     """Limits of this deployment."""
 
@@ -183,6 +268,9 @@ class Capabilities(BaseModel):
     solvers: list[str]
     layouts: list[str]
     exports: list[str]
+    defaults: dict[str, Any] = Field(
+        description="Defaults of a job's fields, by dotted path; of some it depends on others."
+    )
     runtimes: list[Runtime]
     device_tables: list[str]
     limits: Limits
@@ -209,8 +297,8 @@ def answer(
     )
 
 
-def job_view(record: JobRecord) -> JobView:
-    """A record as its owner sees it."""
+def job_view(record: JobRecord, place: QueuePlace | None = None) -> JobView:
+    """A record as its owner sees it, with its place in the queue if that was asked for."""
     here = f"/v1/pruning-jobs/{record.id}"
     return JobView.model_validate(
         {
@@ -222,9 +310,11 @@ def job_view(record: JobRecord) -> JobView:
             "run": record.run,
             "attempt": record.attempt,
             "workers": record.workers,
-            "progress": record.progress,
+            "queue": place and queue_view(place),
+            "progress": record.progress and _progress(record.progress),
             "error": record.error,
             "labels": record.labels,
+            "extends": record.extends,
             "spec": _spec(json.dumps(record.spec)),
             "summary": record.summary,
             "links": {
@@ -240,10 +330,31 @@ def job_view(record: JobRecord) -> JobView:
     )
 
 
+def _progress(progress: Mapping[str, Any]) -> dict[str, Any]:
+    unit = progress.get("unit")
+    titles = {"title": phase_title(progress["phase"]), "unit_title": unit and unit_title(unit)}
+    return {**progress, **titles}
+
+
+def queue_view(place: QueuePlace) -> QueueView:
+    """A job's place in the queue as its owner sees it."""
+    position = None if place.ahead is None else place.ahead + 1
+    return QueueView(position=position, waits_for=place.waits_for, workers=place.workers)
+
+
+def worker_view(worker: WorkerRecord) -> WorkerView:
+    """A worker as operators see it."""
+    about = worker.model_dump(exclude={"started_at", "seen_at"})
+    return WorkerView(
+        **about, started_at=_utc(worker.started_at), last_heartbeat_at=_utc(worker.seen_at)
+    )
+
+
 def event_view(event: JobEvent) -> EventView:
     """An event as the job's owner sees it."""
     at = datetime.fromtimestamp(event.at, UTC)
-    return EventView(id=event.id, at=at, type=event.type, data=event.data)
+    title = event_title(event.type, event.data)
+    return EventView(id=event.id, at=at, type=event.type, title=title, data=event.data)
 
 
 def log_line_view(line: LogLine) -> LogLineView:

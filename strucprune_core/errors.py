@@ -24,9 +24,23 @@ Messages name the layer or field, and `remedy` says what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """A change of one field that cures a failure: the remedy for programs, such as a form.
+
+    Attributes:
+        field: Dotted path of the job field ("pruning.layout").
+        value: What to set it to, as JSON; None: leave it out.
+    """
+
+    field: str
+    value: Any
 
 
 class StrucPruneError(Exception):
@@ -38,6 +52,7 @@ class StrucPruneError(Exception):
         remedy: What the user can do about it; the class's usual one if None.
         phase: The phase the job was in, if it had begun.
         layer: Index of the decoder layer at fault, if one is.
+        mends: Changes of one field each, of which any cures the failure.
     """
 
     code: ClassVar[str] = "internal_error"
@@ -52,6 +67,7 @@ class StrucPruneError(Exception):
         remedy: str | None = None,
         phase: str | None = None,
         layer: int | None = None,
+        mends: Sequence[Mend] = (),
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -59,14 +75,16 @@ class StrucPruneError(Exception):
         self.remedy = remedy or self.usual_remedy
         self.phase = phase
         self.layer = layer
+        self.mends = tuple(mends)
 
     def __str__(self) -> str:
         where = f"{self.field}: " if self.field else ""
         cure = f" {self.remedy}" if self.remedy else ""
         return f"{where}{self.message.removesuffix('.')}.{cure}"
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, Any]:
         """The wire form used in job records, `--json` output and problem details."""
+        mends = [asdict(mend) for mend in self.mends]
         return {
             "code": self.code,
             "message": self.message,
@@ -75,6 +93,7 @@ class StrucPruneError(Exception):
             "retryable": self.retryable,
             "phase": self.phase,
             "layer": self.layer,
+            **({"mends": mends} if mends else {}),
         }
 
 

@@ -239,7 +239,7 @@ def _publish(
         if reservation is not None:
             documents = documents_under(reservation, documents, output, sizes)
         with naming_field("workspace"):
-            sizes.workspace.keep_reservation(documents[REPORT_JSON])
+            sizes.workspace.keep_reservation(output.uri, documents[REPORT_JSON])
         report = read_report(documents[REPORT_JSON])
         publish(output, files, report.files, documents, meter.publishing)
     return report

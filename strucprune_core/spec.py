@@ -21,25 +21,45 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import PydanticCustomError, to_jsonable_python
 
+from strucprune_core.errors import Mend
 from strucprune_core.plan.device_table import DeviceTable
 from strucprune_core.storage.uri import check_uri, check_writable_uri
 
+
+class Unfit(ValueError):
+    """A value does not fit its field, or the others of its section.
+
+    Attributes:
+        mends: As those of an error, with fields of the section; the field "" is the value's own.
+    """
+
+    def __init__(self, message: str, *mends: Mend) -> None:
+        super().__init__(message)
+        self.mends = mends
+
+    def mends_in(self, section: str) -> list[Mend]:
+        """The mends with whole paths: of the section (or the field itself) at this dotted path."""
+        names = [(section, mend.field) for mend in self.mends]
+        paths = [".".join(filter(None, each)) for each in names]
+        return [Mend(path, each.value) for path, each in zip(paths, self.mends, strict=True)]
+
+
 Uri = Annotated[
     str,
-    AfterValidator(check_uri),
     Field(
         min_length=1,
         max_length=2048,
         description="`s3://bucket/key`, `hf://[datasets/]org/name[@revision][/path]` (a Hugging "
         "Face hub), or a local path.",
     ),
+    AfterValidator(check_uri),
 ]
 WritableUri = Annotated[
     str,
-    AfterValidator(check_writable_uri),
     Field(min_length=1, max_length=2048, description="`s3://bucket/key`, or a local path."),
+    AfterValidator(check_writable_uri),
 ]
 
 
@@ -66,8 +86,10 @@ def _no_percentage(value: Any) -> Any:
             number = float(value.strip().removesuffix("%"))
     given = isinstance(number, int | float) and not isinstance(number, bool)
     if given and (suffix or number > 1) and number <= 100:
-        raise ValueError(
-            f"a fraction between 0 and 1 is meant, not a percentage: did you mean {number / 100:g}?"
+        raise Unfit(
+            f"a fraction between 0 and 1 is meant, not a percentage: did you mean "
+            f"{number / 100:g}?",
+            Mend("", number / 100),
         )
     return value
 
@@ -75,6 +97,18 @@ def _no_percentage(value: Any) -> Any:
 # Adds no limit: what it refuses, `Field`'s limits would refuse with a worse message.
 _Fraction = BeforeValidator(_no_percentage)
 Share = Annotated[float, _Fraction, Field(ge=0.0, le=1.0)]
+
+
+def _one_line(name: str) -> str:
+    """A name is shown in lists and logs, so it holds nothing that hides or reorders text."""
+    if not name.isprintable() or name != name.strip():
+        raise ValueError(
+            "a name is one line of printable characters that neither begins nor ends with a space."
+        )
+    return name
+
+
+Name = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_one_line)]
 
 Prompt = Annotated[str, Field(min_length=1, max_length=1000)]
 DEFAULT_PROMPTS: tuple[str, ...] = (
@@ -274,20 +308,31 @@ class TargetSpec(_Strict):
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(kinds)}")
         if self.kind != "speedup" and self.of != "checkpoint" and self.bytes is None:
-            raise ValueError("of belongs to bytes and speedup. Leave it out.")
+            raise Unfit("of belongs to bytes and speedup. Leave it out.", Mend("of", None))
         return self
+
+    def _devices(self) -> list[str]:
+        """The fields that name a device's times."""
+        return [name for name in ("device", "device_table") if getattr(self, name) is not None]
 
     @model_validator(mode="after")
     def _device_belongs_to_speedup(self) -> TargetSpec:
         passes = get_args(Pass)
         if (self.of in passes) != (self.kind == "speedup"):
-            raise ValueError(f"of is {' or '.join(passes)} for speedup, and for nothing else.")
-        devices = [self.device, self.device_table]
-        given = sum(each is not None for each in devices)
+            raise Unfit(
+                f"of is {' or '.join(passes)} for speedup, and for nothing else.", Mend("of", None)
+            )
+        given = len(self._devices())
         if self.kind == "speedup" and given != 1:
-            raise ValueError("speedup needs device or device_table, and not both.")
+            raise Unfit(
+                "speedup needs device or device_table, and not both.",
+                *(Mend(name, None) for name in self._devices()),
+            )
         if self.kind != "speedup" and given:
-            raise ValueError("device and device_table belong to speedup. Leave them out.")
+            raise Unfit(
+                "device and device_table belong to speedup. Leave them out.",
+                *(Mend(name, None) for name in self._devices() if given == 1),
+            )
         return self
 
     @property
@@ -516,6 +561,9 @@ class PruningSpec(_Strict):
         """Whether the job removes whole experts."""
         return "experts" in self.structures
 
+    def _without(self, *kinds: str) -> Mend:
+        return Mend("structures", [each for each in self.structures if each not in kinds])
+
     @property
     def removes_experts_alone(self) -> bool:
         """Whether it removes nothing else."""
@@ -541,24 +589,31 @@ class PruningSpec(_Strict):
         if not self.removes_blocks or self.removes_experts:
             return self
         if "layers" in self.structures and len(_BLOCKS & set(self.structures)) > 1:
-            raise ValueError(
+            raise Unfit(
                 "structures 'layers' are attention and FFN blocks at once. Leave out 'layers', or "
-                "'attention_blocks' and 'ffn_blocks'."
+                "'attention_blocks' and 'ffn_blocks'.",
+                self._without("layers"),
+                self._without("attention_blocks", "ffn_blocks"),
             )
         if not self.removes_blocks_alone and self.allocation == "uniform":
-            raise ValueError(
+            raise Unfit(
                 "allocation 'uniform' has no price by which blocks and other structures could be "
-                "compared. Use allocation 'threshold', or remove blocks alone."
+                "compared. Use allocation 'threshold', or remove blocks alone.",
+                Mend("allocation", "threshold"),
+                self._without(*(set(self.structures) - _BLOCKS)),
             )
         if self.layout == "uniform" and set(self.structures) != {"layers"}:
-            raise ValueError(
+            raise Unfit(
                 "layout 'uniform' has the same blocks in all layers. Use layout 'per_layer', or "
-                "structures ['layers']."
+                "structures ['layers'].",
+                Mend("layout", "per_layer"),
+                Mend("structures", ["layers"]),
             )
         if self.rounds > 1:
-            raise ValueError(
+            raise Unfit(
                 "rounds are not implemented for blocks, which are measured one after another "
-                "anyway. Leave rounds out."
+                "anyway. Leave rounds out.",
+                Mend("rounds", None),
             )
         if self.removes_blocks_alone:
             solving = {
@@ -571,18 +626,18 @@ class PruningSpec(_Strict):
             }
             for name, asked in solving.items():
                 if asked:
-                    raise ValueError(f"{name} is not used where blocks alone go. Leave it out.")
+                    raise Unfit(
+                        f"{name} is not used where blocks alone go. Leave it out.",
+                        Mend(name.split()[0], None),
+                    )
         return self
 
     @model_validator(mode="after")
     def _experts_go_alone(self) -> PruningSpec:
         if not self.removes_experts:
-            if self.expert_score is not None:
-                raise ValueError("expert_score is only used by structures ['experts'].")
-            if self.expert_repair:
-                raise ValueError("expert_repair is only used by structures ['experts'].")
-            if self.expert_count is not None:
-                raise ValueError("expert_count is only used by structures ['experts'].")
+            for name in ("expert_score", "expert_repair", "expert_count"):
+                if getattr(self, name):
+                    raise Unfit(f"{name} is only used by structures ['experts'].", Mend(name, None))
             return self
         if not self.removes_experts_alone:
             self._experts_fit_others()
@@ -596,39 +651,46 @@ class PruningSpec(_Strict):
         }
         for name, asked in others.items():
             if asked:
-                raise ValueError(
-                    f"{name} is not implemented for structures 'experts'. Leave it out."
+                raise Unfit(
+                    f"{name} is not implemented for structures 'experts'. Leave it out.",
+                    Mend(name, None),
                 )
         if self.layout == "per_layer" and self.allocation == "uniform":
-            raise ValueError(
+            raise Unfit(
                 "layout 'per_layer' of experts needs an allocation that gives layers different "
-                "numbers. Use allocation 'threshold', or layout 'uniform'."
+                "numbers. Use allocation 'threshold', or layout 'uniform'.",
+                Mend("allocation", "threshold"),
+                Mend("layout", "uniform"),
             )
         if self.layout == "per_layer" and self.expert_count is not None:
-            raise ValueError(
+            raise Unfit(
                 "expert_count is the number of every layer. Use layout 'uniform', or a sparsity in "
-                "its place."
+                "its place.",
+                Mend("layout", "uniform"),
             )
         if self.layout == "uniform" and self.max_sparsity_by_layer:
-            raise ValueError(
+            raise Unfit(
                 "max_sparsity_by_layer needs layers with different numbers of experts. Use layout "
-                "'per_layer'."
+                "'per_layer'.",
+                Mend("layout", "per_layer"),
             )
         return self
 
     def _experts_fit_others(self) -> None:
         """Experts beside FFN channels; what of it is not implemented."""
         if "kv_groups" in self.structures or "query_heads" in self.structures:
-            raise ValueError(
+            raise Unfit(
                 "structures 'experts' cannot be removed together with heads: experts are removed "
                 "while transformers' own modules run, which hide heads. Remove them alone, and "
-                "prune the result in a second job."
+                "prune the result in a second job.",
+                Mend("structures", ["experts"]),
             )
         if self.removes_blocks:
-            raise ValueError(
+            raise Unfit(
                 "structures 'experts' cannot be removed together with blocks or layers: both are "
                 "measured as numbers that go, and only one of them shares a budget with channels. "
-                "Remove them alone, and prune the result in a second job."
+                "Remove them alone, and prune the result in a second job.",
+                Mend("structures", ["experts"]),
             )
         others = {
             "rounds": self.rounds > 1,
@@ -640,28 +702,36 @@ class PruningSpec(_Strict):
         }
         for name, asked in others.items():
             if asked:
-                raise ValueError(
+                raise Unfit(
                     f"{name} is not implemented for structures 'experts' beside others. Leave it "
-                    f"out."
+                    f"out.",
+                    Mend(name, None),
                 )
         if self.expert_count is not None:
-            raise ValueError(
+            raise Unfit(
                 "expert_count leaves nothing to decide between experts and other structures. Use a "
-                "sparsity, or remove experts alone."
+                "sparsity, or remove experts alone.",
+                Mend("structures", ["experts"]),
             )
-        if self.allocation == "uniform" or self.energy == "forward":
-            raise ValueError(
-                "experts and channels are compared by the model's loss, which needs allocation "
-                "'threshold' or 'softmax' and energy 'kl_probe' or 'gradient'."
-            )
+        needed = {"allocation": ("uniform", "threshold"), "energy": ("forward", "kl_probe")}
+        for name, (unfit, usual) in needed.items():
+            if getattr(self, name) == unfit:
+                raise Unfit(
+                    "experts and channels are compared by the model's loss, which needs allocation "
+                    "'threshold' or 'softmax' and energy 'kl_probe' or 'gradient'.",
+                    Mend(name, usual),
+                )
 
     @model_validator(mode="after")
     def _structures_are_distinct(self) -> PruningSpec:
         if len(set(self.structures)) != len(self.structures):
-            raise ValueError("structures lists one kind twice")
+            once = [*dict.fromkeys(self.structures)]
+            raise Unfit("structures lists one kind twice", Mend("structures", once))
         if {"kv_groups", "query_heads"} <= set(self.structures):
-            raise ValueError(
-                "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them."
+            raise Unfit(
+                "structures 'kv_groups' and 'query_heads' exclude each other. Choose one of them.",
+                self._without("query_heads"),
+                self._without("kv_groups"),
             )
         return self
 
@@ -669,7 +739,10 @@ class PruningSpec(_Strict):
     def _target_is_written(self) -> PruningSpec:
         of = None if self.target is None else self.target.export
         if of is not None and of not in self.exports:
-            raise ValueError(f"target.of '{of}' is not written. Add it to exports.")
+            raise Unfit(
+                f"target.of '{of}' is not written. Add it to exports.",
+                Mend("exports", [*self.exports, of]),
+            )
         return self
 
     @model_validator(mode="after")
@@ -677,14 +750,17 @@ class PruningSpec(_Strict):
         if self.max_perplexity_ratio is None:
             return self
         if self.removes_experts or self.removes_blocks:
-            raise ValueError(
+            left = self._without("experts", *_BLOCKS)
+            raise Unfit(
                 "target.max_perplexity_ratio is found among numbers of FFN channels and heads. "
-                "Leave other structures out, or give a sparsity or sizes."
+                "Leave other structures out, or give a sparsity or sizes.",
+                left if left.value else Mend("structures", ["ffn_channels"]),
             )
         if self.layout == "uniform" and set(self.structures) != {"ffn_channels"}:
-            raise ValueError(
+            raise Unfit(
                 "a uniform layout allows few numbers of heads, so that nothing can be searched "
-                "for. Give sizes in place of target.max_perplexity_ratio, or layout 'per_layer'."
+                "for. Give sizes in place of target.max_perplexity_ratio, or layout 'per_layer'.",
+                Mend("layout", "per_layer"),
             )
         return self
 
@@ -696,41 +772,51 @@ class PruningSpec(_Strict):
     @model_validator(mode="after")
     def _exports_are_distinct(self) -> PruningSpec:
         if len(set(self.exports)) != len(self.exports):
-            raise ValueError("exports lists one kind twice")
+            once = [*dict.fromkeys(self.exports)]
+            raise Unfit("exports lists one kind twice", Mend("exports", once))
         return self
 
     @model_validator(mode="after")
     def _recovery_has_something_to_train(self) -> PruningSpec:
         trained = "ffn_channels" in self.structures or self.removes_blocks
         if self.recover is not None and not trained:
-            raise ValueError(
+            raise Unfit(
                 "recover trains pruned FFNs, but structures lacks 'ffn_channels'. Add it, or leave "
-                "recover out."
+                "recover out.",
+                Mend("structures", [*self.structures, "ffn_channels"]),
+                Mend("recover", None),
             )
         return self
 
     @model_validator(mode="after")
     def _temperature_belongs_to_softmax(self) -> PruningSpec:
         if self.temperature is not None and self.allocation != "softmax":
-            raise ValueError("temperature is only used by allocation 'softmax'. Leave it out.")
+            raise Unfit(
+                "temperature is only used by allocation 'softmax'. Leave it out.",
+                Mend("temperature", None),
+            )
         return self
 
     @model_validator(mode="after")
     def _rounds_need_a_price(self) -> PruningSpec:
         if self.rounds > 1 and self.allocation == "uniform":
-            raise ValueError(
+            raise Unfit(
                 "rounds reset the price between layers, which allocation 'uniform' does without. "
-                "Leave rounds out, or use allocation 'threshold' or 'softmax'."
+                "Leave rounds out, or use allocation 'threshold' or 'softmax'.",
+                Mend("rounds", None),
+                Mend("allocation", "threshold"),
             )
         return self
 
     @model_validator(mode="after")
     def _layout_fits_allocation(self) -> PruningSpec:
         if self.layout == "uniform" and self.allocation != "uniform":
-            raise ValueError(
+            raise Unfit(
                 f"layout 'uniform' keeps one width for all layers, which allocation "
                 f"'{self.allocation}' does not give. Use allocation 'uniform', or layout "
-                f"'per_layer'."
+                f"'per_layer'.",
+                Mend("allocation", "uniform"),
+                Mend("layout", "per_layer"),
             )
         return self
 
@@ -792,12 +878,16 @@ class CalibrationSpec(_Strict):
         if self.source == "self":
             given = {"uri", "format", "field", "chat_template"} & self.model_fields_set
             if any(getattr(self, name) not in (None, False, "auto") for name in given):
-                raise ValueError(
-                    f"source 'self' reads no file; leave out {', '.join(sorted(given))}."
+                raise Unfit(
+                    f"source 'self' reads no file; leave out {', '.join(sorted(given))}.",
+                    *(Mend(name, None) for name in given if len(given) == 1),
+                    *([Mend("source", "file")] if self.uri is not None else ()),
                 )
             return self
         if self.uri is None:
-            raise ValueError("uri is missing. Name a text, or use source 'self'.")
+            raise Unfit(
+                "uri is missing. Name a text, or use source 'self'.", Mend("source", "self")
+            )
         if self.file_format == "text":
             for name in ("chat_template", "field"):
                 if getattr(self, name):
@@ -875,7 +965,9 @@ class EvaluationSpec(_Strict):
             raise ValueError("tasks names a task twice")
         for name in ("task_files", "limit", "num_fewshot", "min_task_retention"):
             if getattr(self, name) is not None and not self.tasks:
-                raise ValueError(f"{name} is about tasks: name some in tasks, or leave it out")
+                raise Unfit(
+                    f"{name} is about tasks: name some in tasks, or leave it out", Mend(name, None)
+                )
         return self
 
     @model_validator(mode="after")
@@ -883,7 +975,11 @@ class EvaluationSpec(_Strict):
         for name in ("prompts", "sample_tokens"):
             default = type(self).model_fields[name].default
             if not self.samples and getattr(self, name) != default:
-                raise ValueError(f"{name} is about samples: set samples to true, or leave it out.")
+                raise Unfit(
+                    f"{name} is about samples: set samples to true, or leave it out.",
+                    Mend("samples", True),
+                    Mend(name, None),
+                )
         return self
 
     @property
@@ -946,6 +1042,11 @@ class JobSpec(_Strict):
         default=None, description="Omit to skip the perplexity report (and its quality gate)."
     )
     runtime: RuntimeSpec = RuntimeSpec()
+    name: Name | None = Field(
+        default=None,
+        description="What people call the job: in lists, the report and webhooks. It need not be "
+        "unique.",
+    )
     labels: dict[
         Annotated[str, Field(min_length=1, max_length=63)], Annotated[str, Field(max_length=255)]
     ] = Field(default_factory=dict, max_length=64, description="Names and values to find jobs by.")
@@ -961,10 +1062,11 @@ class JobSpec(_Strict):
                 "evaluation.uri."
             )
         if ratio > self.evaluation.max_perplexity_ratio:
-            raise ValueError(
+            raise Unfit(
                 f"pruning.target.max_perplexity_ratio is {ratio:g}, but more than "
                 f"{self.evaluation.max_perplexity_ratio:g} is never published. Ask for less, or "
-                "raise evaluation.max_perplexity_ratio."
+                "raise evaluation.max_perplexity_ratio.",
+                Mend("evaluation.max_perplexity_ratio", ratio),
             )
         return self
 
@@ -1004,8 +1106,8 @@ class JobSpec(_Strict):
 
         So a job of several sizes may be continued by one with others: it shares its measurements.
 
-        `runtime`, `labels` and the output place are left out, so that a job may resume on another
-        device or with another output; so is what only decides whether a text is refused.
+        `runtime`, `name`, `labels` and the output place are left out, so that a job may resume on
+        another device or with another output; so is what only decides whether a text is refused.
         """
         relevant = self.model_dump(mode="json", include={"pruning", "calibration", "evaluation"})
         del relevant["calibration"]["allow_degenerate"]
@@ -1035,3 +1137,25 @@ class JobSpec(_Strict):
             relevant["dtype"] = self.output.dtype
         canonical = json.dumps(relevant, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def field_defaults(section: type[BaseModel], path: str = "") -> dict[str, Any]:
+    """The defaults of a job's fields as JSON, by dotted path; without those that are null.
+
+    The layout and the allocation of a job that removes experts have others (`PruningSpec`).
+
+    Args:
+        section: `JobSpec`, or one of its sections.
+        path: Before the names of its fields, with a dot at its end.
+    """
+    defaults: dict[str, Any] = {}
+    for name, field in section.model_fields.items():
+        kinds = (field.annotation, *get_args(field.annotation))
+        inside = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, _Strict)]
+        if inside:
+            defaults |= field_defaults(inside[0], f"{path}{name}.")
+        elif not field.is_required():
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if default is not None:
+                defaults[f"{path}{name}"] = to_jsonable_python(default)
+    return defaults

@@ -21,6 +21,7 @@ from strucprune_core.errors import StrucPruneError
 from worker.child import SOLVE
 from worker.die_with_parent import die_with_parent
 from worker.execution import Services
+from worker.presence import Presence, own_name
 from worker.settings import Settings
 from worker.stop import Drain
 from worker.tasks import register
@@ -32,13 +33,14 @@ def make_app(settings: Settings, solve: Sequence[str] = SOLVE) -> Celery:
     app = Celery("strucprune-worker")
     app.conf.update(celery_settings(settings.celery_broker_url))
     drain = Drain()
-    register(app, settings, drain, solve)
-    app.steps["worker"].add(watch_step(settings, drain))
-    _connect_signals(drain, settings)
+    name = own_name()
+    register(app, settings, drain, solve, name)
+    app.steps["worker"].add(watch_step(settings, drain, name))
+    _connect_signals(drain, settings, name)
     return app
 
 
-def _connect_signals(drain: Drain, settings: Settings) -> None:
+def _connect_signals(drain: Drain, settings: Settings, name: str) -> None:
     main_pid = os.getpid()
 
     def begin_drain(**_: Any) -> None:
@@ -53,7 +55,8 @@ def _connect_signals(drain: Drain, settings: Settings) -> None:
 
     def ring_again(**_: Any) -> None:
         # A doorbell that was read during the shutdown is lost with this worker.
-        with contextlib.suppress(StrucPruneError), Services.connected(settings) as services:
+        with contextlib.suppress(StrucPruneError), Services.connected(settings, name) as services:
+            Presence(services.ledger, name).leave()
             ring_if_missing(services.ledger, services.doorbell)
 
     # `weak=False`: nothing else refers to these functions.

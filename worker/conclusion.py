@@ -32,6 +32,7 @@ from strucprune_core.spec import JobSpec
 from worker import failures
 from worker.lease import Lease
 from worker.memory_retry import smaller_plan
+from worker.presence import Presence
 from worker.protocol import EXIT_STOPPED
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -58,6 +59,7 @@ class Attempt:
     tally: Tally
     tracing: Tracing
     scratch: Scratch
+    presence: Presence | None = None
 
 
 def conclude(attempt: Attempt, lease: Lease, ended: Ended) -> None:

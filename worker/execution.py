@@ -29,6 +29,7 @@ from strucprune_core.errors import (
     StorageUnavailable,
     StrucPruneError,
 )
+from strucprune_core.plain_errors import plain_messages
 from strucprune_core.scratch.directories import scratch_directory
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.open import open_store
@@ -38,6 +39,7 @@ from worker.conclusion import Attempt, conclude, give_back, retry
 from worker.failures import no_room, unforeseen
 from worker.lease import Lease
 from worker.memory_retry import following
+from worker.presence import Presence, own_name
 from worker.protocol import EXIT_FAILED, Request
 from worker.scratch import Scratch, Unfit
 from worker.settings import Settings
@@ -56,24 +58,30 @@ _NO_SCRATCH = -1
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The services that a worker uses."""
+    """The services that a worker uses, and its name."""
 
     ledger: Ledger
     journal: Journal
     doorbell: Doorbell
     tracing: Tracing = field(default_factory=NoTracing)
+    name: str = field(default_factory=own_name)
 
     @classmethod
     @contextlib.contextmanager
-    def connected(cls, settings: Settings) -> Iterator[Services]:
-        """Connections for one job, so that none is shared across a fork and none grows stale."""
+    def connected(cls, settings: Settings, name: str) -> Iterator[Services]:
+        """Connections for one job, so that none is shared across a fork and none grows stale.
+
+        Args:
+            settings: Where the services are.
+            name: Of the worker (see `presence`).
+        """
         ledger = connect(settings.redis_url)
         doorbell = Doorbell(settings.celery_broker_url)
         # Not before the fork: spans are exported by a thread.
         spans = tracing("strucprune-worker")
         journal = Journal(open_store(settings.state_uri, settings.s3))
         try:
-            yield cls(ledger, journal, doorbell, spans)
+            yield cls(ledger, journal, doorbell, spans, name)
         finally:
             spans.close()
             doorbell.close()
@@ -121,6 +129,7 @@ def run_next(
         tally,
         services.tracing,
         scratch,
+        Presence(services.ledger, services.name),
     )
     scratch.fits()
     tally.count(ATTEMPTS)
@@ -219,7 +228,10 @@ def _run_claimed(attempt: Attempt, drain: Drain, solve: Sequence[str]) -> None:
         spec = JobSpec.model_validate(attempt.record.spec)
     except ValidationError as error:
         # Another release of the API accepted it.
-        failure = InvalidSpec(f"This worker's release cannot read the job: {error}.")
+        failure = InvalidSpec(
+            f"this worker's release cannot read the job ({plain_messages(error.errors())})",
+            remedy="Submit it again, or ask the operator to run one release of all parts.",
+        )
         conclude(attempt, lease, Ended(EXIT_FAILED, error=failure.as_dict()))
         return
     if drain.started:
@@ -249,7 +261,7 @@ def _solve(
         request = Request(
             job_id=attempt.claim.job_id,
             spec=following(spec, attempt.record.plan),
-            workspace_uri=attempt.journal.workspace(attempt.claim.job_id).uri,
+            workspace_uri=attempt.journal.workspace(attempt.record.workspace_id).uri,
             scratch=str(files),
             part="lead" if reservations is not None else "alone",
             traceparent=TRACEPARENT.get(),
@@ -266,4 +278,5 @@ def _solve(
                 attempt.tracing,
                 attempt.claim.seconds_left,
                 reservations,
+                attempt.presence,
             ).watch()

@@ -28,6 +28,7 @@ from worker.conclusion import STOPPED
 from worker.execution import Services
 from worker.lease import Seat
 from worker.memory_retry import following
+from worker.presence import Presence
 from worker.protocol import EXIT_DONE, Request
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -135,7 +136,7 @@ def _assist(
         request = Request(
             job_id=place.job_id,
             spec=following(spec, record.plan),
-            workspace_uri=services.journal.workspace(place.job_id).uri,
+            workspace_uri=services.journal.workspace(record.workspace_id).uri,
             scratch=str(directory),
             part="help",
             traceparent=TRACEPARENT.get(),
@@ -144,5 +145,13 @@ def _assist(
         )
         with contextlib.closing(SolveProcess(request, argv)) as process:
             return Supervision(
-                process, seat, settings, drain, tally, services.tracing, None, reservations
+                process,
+                seat,
+                settings,
+                drain,
+                tally,
+                services.tracing,
+                None,
+                reservations,
+                Presence(services.ledger, services.name),
             ).watch()

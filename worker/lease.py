@@ -44,6 +44,11 @@ class Holding(ABC, Generic[Held]):
     def _renew(self, progress: Mapping[str, Any] | None) -> Signal:
         """Renew it in the ledger."""
 
+    @property
+    def job_id(self) -> str:
+        """The job."""
+        return self._held.job_id
+
     def beat(self, progress: Mapping[str, Any] | None = None) -> Signal:
         """Renew it, and return what to do.
 

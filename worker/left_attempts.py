@@ -17,6 +17,7 @@ from worker.attempt_mark import AttemptMark
 from worker.conclusion import Attempt, retry_smaller
 from worker.execution import Services
 from worker.failures import crash
+from worker.presence import own_name
 from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.stop import Drain
@@ -32,7 +33,7 @@ def conclude_left(marks: Sequence[AttemptMark], settings: Settings) -> None:
     if not marks:
         return
     try:
-        with Services.connected(settings) as services:
+        with Services.connected(settings, own_name()) as services:
             for mark in marks:
                 conclude_attempt(mark, services, settings)
     except StrucPruneError as error:

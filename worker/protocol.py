@@ -48,6 +48,14 @@ class ProgressMessage(_Part):
     progress: dict[str, Any]
 
 
+class DeviceMessage(_Part):
+    """What the solve computes with: the device as PyTorch names it, and its threads."""
+
+    type: Literal["device"] = "device"
+    device: str
+    threads: int
+
+
 class ResultMessage(_Part):
     """The solve has published its result."""
 
@@ -119,6 +127,7 @@ class Answer(_Part):
 
 Message = Annotated[
     ProgressMessage
+    | DeviceMessage
     | ResultMessage
     | ErrorMessage
     | LogMessage

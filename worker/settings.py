@@ -40,6 +40,8 @@ class Settings(LimitSettings):
         heartbeat_file: Touched every few seconds: its age shows whether the worker is alive.
         drain_file: Once it exists, the worker gives its job back at the next safe point and ends,
             as after SIGTERM. A worker that starts removes it.
+        pool: Name of the group of workers that this one belongs to, a class of GPU for instance.
+            `GET /v1/workers` shows it.
         log_format: `text` for people, or `json`: one object a line, with job and trace id.
         limits: JSON object as for the API, of which workers enforce `running_jobs`.
         tenant_limits: JSON object as for the API.
@@ -65,6 +67,7 @@ class Settings(LimitSettings):
     scratch_bytes: int | None = Field(default=None, gt=0)
     heartbeat_file: Path | None = None
     drain_file: Path | None = None
+    pool: str = ""
     log_format: LogFormat = "text"
 
     @model_validator(mode="after")

@@ -19,9 +19,11 @@ from typing import Any
 from api.jobs import logs
 from api.jobs.tracing import TRACEPARENT
 from strucprune_core.errors import Stopped
+from strucprune_core.models.devices import choose_device
 from strucprune_core.pipeline import assist, run_job
 from strucprune_core.report.document import Report, TaskScores
 from strucprune_core.report.sizes import AnyReport, SizesReport
+from strucprune_core.run.environment import environment_of
 from strucprune_core.run.layer_updates import LayerUpdate, as_columns
 from strucprune_core.run.progress import FinishedUnit, Progress
 from strucprune_core.run.reservations import ALONE
@@ -34,6 +36,7 @@ from worker.protocol import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_STOPPED,
+    DeviceMessage,
     ErrorMessage,
     LayersMessage,
     ProgressMessage,
@@ -71,6 +74,8 @@ def run(request: Request, channel: Channel, inbox: Inbox, stop: StopOnTerminate)
         channel.send(UnitMessage(**asdict(unit), read_bytes=read, written_bytes=written))
 
     try:
+        here = environment_of(choose_device(request.spec.runtime.device))
+        channel.send(DeviceMessage(device=here.device, threads=here.threads))
         if request.part == "help":
             assist(
                 request.spec,

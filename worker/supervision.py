@@ -20,7 +20,9 @@ from api.jobs.tracing import TRACEPARENT, Tracing
 from strucprune_core.oom import OomWatch
 from worker.child import SolveProcess
 from worker.lease import Lease, Seat
+from worker.presence import Presence
 from worker.protocol import (
+    DeviceMessage,
     ErrorMessage,
     LayersMessage,
     LogMessage,
@@ -95,6 +97,7 @@ class Supervision:
         tracing: Records a span for each unit, below the present span.
         deadline_seconds: Seconds that the job may still run, or None.
         reservations: Reserves units where several workers serve the job, else None.
+        presence: Shows operators what the worker is at; None for nobody.
     """
 
     def __init__(
@@ -107,8 +110,10 @@ class Supervision:
         tracing: Tracing,
         deadline_seconds: float | None,
         reservations: UnitReservations | None = None,
+        presence: Presence | None = None,
     ) -> None:
         self._solve = solve
+        self._presence = presence
         self._hold = hold
         self._reservations = reservations
         self._settings = settings
@@ -132,6 +137,7 @@ class Supervision:
 
     def watch(self) -> Ended:
         """Watch until the solve has ended."""
+        self._show()
         while (messages := self._solve.receive(_TICK_SECONDS)) is not None:
             for message in messages:
                 self._take(message)
@@ -142,6 +148,8 @@ class Supervision:
             self._kill_if_due()
         returncode = self._solve.wait()
         self._flush()
+        if self._presence is not None:
+            self._presence.rest()
         return Ended(
             returncode,
             self._summary,
@@ -156,6 +164,9 @@ class Supervision:
         match message:
             case ProgressMessage(progress=progress):
                 self._progress, self._progress_is_new = progress, True
+            case DeviceMessage(device=device, threads=threads):
+                if self._presence is not None:
+                    self._presence.computes_with(device, threads)
             case ResultMessage(summary=summary):
                 self._summary = summary
             case ErrorMessage(error=error):
@@ -177,9 +188,15 @@ class Supervision:
             return
         signal = self._hold.beat(self._progress)
         self._last_beat_at, self._progress_is_new = time.monotonic(), False
+        self._show()
         self._obey(signal)
         # A solve that reports all the time leaves `_check_if_due` no turn.
         self._flush()
+
+    def _show(self) -> None:
+        if self._presence is not None:
+            part = "help" if isinstance(self._hold, Seat) else "lead"
+            self._presence.work(self._hold.job_id, part, self._progress)
 
     def _check_if_due(self) -> None:
         """Check for a stop between heartbeats, which are far apart while the solve is silent."""

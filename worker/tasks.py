@@ -14,16 +14,18 @@ from worker.settings import Settings
 from worker.stop import Drain
 
 
-def register(app: Celery, settings: Settings, drain: Drain, solve: Sequence[str]) -> None:
-    """Register the tasks that answer doorbells."""
+def register(
+    app: Celery, settings: Settings, drain: Drain, solve: Sequence[str], name: str
+) -> None:
+    """Register the tasks that answer doorbells, for the worker of this name."""
     scratch = Scratch(settings.scratch_directory, drain, most_bytes=settings.scratch_bytes)
 
     def answer() -> None:
-        with Services.connected(settings) as services:
+        with Services.connected(settings, name) as services:
             run_next(services, settings, drain, scratch, solve)
 
     def help_out(job_id: str) -> None:
-        with Services.connected(settings) as services:
+        with Services.connected(settings, name) as services:
             help_job(job_id, services, settings, drain, scratch)
 
     app.task(answer, name=TASK)

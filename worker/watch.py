@@ -1,6 +1,7 @@
 """What a worker's main process does every second beside Celery's own work.
 
-It touches the heartbeat file (see `HeartbeatFile`), and it looks for the drain file. That file
+It touches the heartbeat file (see `HeartbeatFile`), shows operators that the worker is there (see
+`presence`), and looks for the drain file. That file
 means the same as SIGTERM: give the running job back at its next safe point, and end. It is for
 whoever cannot signal the process: a pod's preStop hook, a person with a shell in the container, a
 program that is notified before a machine is taken away.
@@ -19,6 +20,8 @@ from typing import Any
 from celery import bootsteps
 
 from api.jobs.heartbeat_file import HeartbeatFile
+from api.jobs.ledger import connect
+from worker.presence import PATIENCE_SECONDS, Presence
 from worker.settings import Settings
 from worker.stop import Drain
 
@@ -58,7 +61,7 @@ def forget_drain(drain_file: Path | None) -> None:
         drain_file.unlink(missing_ok=True)
 
 
-def watch_step(settings: Settings, drain: Drain) -> type[bootsteps.StartStopStep]:
+def watch_step(settings: Settings, drain: Drain, name: str) -> type[bootsteps.StartStopStep]:
     """The step of Celery's start-up that begins the watch."""
 
     class WatchStep(bootsteps.StartStopStep):  # type: ignore[misc]
@@ -68,7 +71,15 @@ def watch_step(settings: Settings, drain: Drain) -> type[bootsteps.StartStopStep
 
         def start(self, parent: Any) -> None:
             watch = Watch(HeartbeatFile(settings.heartbeat_file), settings.drain_file, drain)
-            watch.look()
-            parent.timer.call_repeatedly(_EVERY_SECONDS, watch.look)
+            # Not for long and not again: Celery's loop waits meanwhile.
+            ledger = connect(settings.redis_url, patience_seconds=PATIENCE_SECONDS, retries=0)
+            presence = Presence(ledger, name)
+
+            def look() -> None:
+                watch.look()
+                presence.introduce(settings)
+
+            look()
+            parent.timer.call_repeatedly(_EVERY_SECONDS, look)
 
     return WatchStep

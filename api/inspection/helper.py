@@ -20,8 +20,9 @@ from typing import Any
 from api.inspection.channel import Channel, ChannelBroken
 from api.inspection.remote_store import open_remote
 from api.inspection.serving import MAX_READ_BYTES
-from api.inspection.verdict import VerdictMessage, judge
+from api.inspection.verdict import VerdictMessage, judge, judge_parts
 from api.jobs.limits import TenantLimits
+from strucprune_core.plan.partial import PartialJob
 from strucprune_core.spec import JobSpec
 
 # A helper that has grown by this much is replaced, so that its next job has its full allowance.
@@ -53,12 +54,14 @@ def main() -> None:
 
 def _answer(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     try:
-        verdict = judge(
-            JobSpec.model_validate(request["spec"]),
-            TenantLimits.model_validate(request["limits"]),
-            partial(open_remote, channel),
-            task_downloads=request["task_downloads"],
-        )
+        limits = TenantLimits.model_validate(request["limits"])
+        opener, downloads = partial(open_remote, channel), request["task_downloads"]
+        if request["complete"]:
+            spec = JobSpec.model_validate(request["spec"])
+            verdict = judge(spec, limits, opener, task_downloads=downloads)
+        else:
+            parts = PartialJob.model_validate(request["spec"])
+            verdict = judge_parts(parts, limits, opener, task_downloads=downloads)
         return {"verdict": VerdictMessage.of(verdict).model_dump(mode="json")}
     except MemoryError:
         return {"over": "memory"}

@@ -19,6 +19,7 @@ from api.inspection.serving import HelperCalls, Reply
 from api.inspection.verdict import Verdict, VerdictMessage
 from api.jobs.limits import TenantLimits
 from strucprune_core.errors import InvalidSpec, StrucPruneError
+from strucprune_core.plan.partial import PartialJob
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
 
@@ -97,13 +98,15 @@ class Inspectors:
 
     def judge(
         self,
-        spec: JobSpec,
+        job: JobSpec | PartialJob,
         limits: TenantLimits,
         open_store: Callable[[str], Store],
         *,
         task_downloads: bool = False,
     ) -> Verdict:
-        """Judge a job whose URIs are allowed; its tasks may use a hub with `task_downloads` only.
+        """Judge a job, or what is known of one, whose URIs are allowed.
+
+        Its tasks may use a hub with `task_downloads` only.
 
         Raises:
             InspectionUnavailable: no helper was free or could be started, or it was too slow.
@@ -111,7 +114,7 @@ class Inspectors:
         helper = self._take()
         spent = True
         try:
-            verdict, spent = helper.judge(spec, limits, open_store, task_downloads)
+            verdict, spent = helper.judge(job, limits, open_store, task_downloads)
             return verdict
         finally:
             self._give_back(helper, spent=spent)
@@ -196,18 +199,19 @@ class _Helper:
 
     def judge(
         self,
-        spec: JobSpec,
+        job: JobSpec | PartialJob,
         limits: TenantLimits,
         open_store: Callable[[str], Store],
         task_downloads: bool,
     ) -> tuple[Verdict, bool]:
         """The verdict, and whether the helper is to be replaced."""
-        calls = HelperCalls(spec, open_store)
+        calls = HelperCalls(job, open_store)
         try:
             self._await_ready()
             self._channel.send(
                 {
-                    "spec": spec.model_dump(mode="json"),
+                    "complete": isinstance(job, JobSpec),
+                    "spec": job.model_dump(mode="json"),
                     "limits": limits.model_dump(mode="json"),
                     "task_downloads": task_downloads,
                 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from api.inspection.channel import ChannelBroken
 from strucprune_core.errors import InvalidCheckpoint, InvalidSpec
-from strucprune_core.spec import JobSpec
+from strucprune_core.plan.places import NamesPlaces, named_uris
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import ObjectInfo, Store
 
@@ -27,17 +27,17 @@ class HelperCalls:
     """Answers the calls of a helper while it judges one job.
 
     Args:
-        spec: The job. Its URIs must be allowed.
+        job: The job. Its URIs must be allowed.
         open_store: Opens a URI.
 
     Attributes:
         field: The field of the job whose store was used last.
     """
 
-    def __init__(self, spec: JobSpec, open_store: Callable[[str], Store]) -> None:
+    def __init__(self, job: NamesPlaces, open_store: Callable[[str], Store]) -> None:
         self.field = "model.uri"
         self._open_store = open_store
-        self._places = _places(spec)
+        self._places = _places(job)
         self._stores: list[tuple[str, Store]] = []
         self._listings: list[Iterator[ObjectInfo]] = []
         self._calls = self._bytes = 0
@@ -117,20 +117,14 @@ class HelperCalls:
 
 
 _READ = ("store", "key", "start", "length")
+# Fields that name an object, not a prefix.
+_TEXTS = ("calibration.uri", "evaluation.uri")
 
 
-def _places(spec: JobSpec) -> dict[str, str]:
+def _places(job: NamesPlaces) -> dict[str, str]:
     """URIs of the stores that judging a job opens, each with its field of the job."""
-    places = {spec.model.uri: "model.uri", spec.output.uri_prefix: "output.uri_prefix"}
-    if spec.model.adapter_uri is not None:
-        places.setdefault(spec.model.adapter_uri, "model.adapter_uri")
-    if spec.evaluation is not None and spec.evaluation.task_files is not None:
-        places.setdefault(spec.evaluation.task_files, "evaluation.task_files")
-    texts = {"calibration.uri": spec.calibration.uri}
-    if spec.evaluation is not None:
-        texts["evaluation.uri"] = spec.evaluation.uri
-    for field, uri in texts.items():
-        if uri is not None:
-            with suppress(InvalidSpec):  # the helper reports it
-                places.setdefault(split_object(uri)[0], field)
+    places: dict[str, str] = {}
+    for field, uri in named_uris(job).items():
+        with suppress(InvalidSpec):  # the helper reports it
+            places.setdefault(split_object(uri)[0] if field in _TEXTS else uri, field)
     return places

@@ -8,12 +8,13 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
-from api.job_limits import size_issues
+from api.job_limits import model_issues, size_issues
 from api.jobs.limits import TenantLimits
-from strucprune_core.errors import StrucPruneError
+from strucprune_core.errors import Mend, StrucPruneError
 from strucprune_core.export.runtimes import RuntimeSupport, runtime_support
 from strucprune_core.plan.estimate import Estimate, estimate_job
 from strucprune_core.plan.inspection import examine_job
+from strucprune_core.plan.partial import PartialJob, examine_places
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import InspectableStore
 
@@ -79,6 +80,25 @@ def judge(
     return Verdict((), estimate_job(spec, found.model), runtimes)
 
 
+def judge_parts(
+    job: PartialJob,
+    limits: TenantLimits,
+    open_store: Callable[[str], InspectableStore],
+    *,
+    task_downloads: bool = False,
+) -> Verdict:
+    """`judge` of what is known of a job that is not complete. There is no estimate of it.
+
+    Args:
+        job: What is known of the job.
+        limits: As of `judge`.
+        open_store: As of `judge`.
+        task_downloads: As of `judge`.
+    """
+    issues, model = examine_places(job, open_store, task_downloads=task_downloads)
+    return Verdict([*issues, *(model_issues(model, limits) if model is not None else ())])
+
+
 def revived(fields: dict[str, Any]) -> StrucPruneError:
     """The error that `as_dict` was called on; a plain `StrucPruneError` if its code is unknown."""
     kind = _kinds(StrucPruneError).get(str(fields.get("code")), StrucPruneError)
@@ -89,6 +109,7 @@ def revived(fields: dict[str, Any]) -> StrucPruneError:
         remedy=_text(fields.get("remedy")),
         phase=_text(fields.get("phase")),
         layer=layer if isinstance(layer, int) else None,
+        mends=_mends(fields.get("mends")),
     )
 
 
@@ -97,6 +118,12 @@ def _kinds(root: type[StrucPruneError]) -> dict[str, type[StrucPruneError]]:
     for kind in root.__subclasses__():
         found |= _kinds(kind)
     return {**found, root.code: root}  # of classes that share a code, the base class
+
+
+def _mends(value: object) -> list[Mend]:
+    found = [mend for mend in value if isinstance(mend, dict)] if isinstance(value, list) else []
+    fields = [(_text(mend.get("field")), mend.get("value")) for mend in found]
+    return [Mend(field, new) for field, new in fields if field is not None]
 
 
 def _text(value: object) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from api.jobs.record import JobEvent, JobRecord, NewJob
+from api.jobs.record import JobEvent, JobRecord, NewJob, WorkerRecord
 
 # Prefix of every key.
 NAMESPACE = "strucprune"
@@ -15,6 +15,7 @@ LUA = Path(__file__).parent / "lua"
 # The script whose answer `decode_jobs` reads.
 READ_JOBS = (LUA / "read_jobs.lua").read_text()
 
+_ABOUT_THE_JOB = frozenset({"job_id", "part", "phase", "unit"})
 _JSON_FIELDS = ("progress", "error", "summary", "labels", "spec", "plan")
 
 
@@ -40,6 +41,14 @@ def decode_jobs(text: str) -> list[JobRecord | None]:
 def decode_event(entry_id: str, entry: Mapping[str, str]) -> JobEvent:
     """An entry of a job's stream of events."""
     return JobEvent(entry_id, float(entry["at"]), entry["type"], json.loads(entry["data"]))
+
+
+def decode_worker(name: str, busy: bool, flat: list[str]) -> WorkerRecord:
+    """A worker from its hash; without its job if it is not known to be busy."""
+    present = {key: text for key, text in zip(flat[::2], flat[1::2], strict=True) if text != ""}
+    if not busy:
+        present = {key: text for key, text in present.items() if key not in _ABOUT_THE_JOB}
+    return WorkerRecord.model_validate({"name": name, **present})
 
 
 def decode_job(flat: list[str]) -> JobRecord:

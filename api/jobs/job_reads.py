@@ -17,9 +17,13 @@ from api.jobs.ledger import (
     RETRIES,
     RETRY_CAP_SECONDS,
     SOCKET_TIMEOUT_SECONDS,
+    WORKER_SECONDS,
     answering,
+    decode_place,
+    script_of,
 )
-from api.jobs.record import JobEvent, JobRecord
+from api.jobs.limits import RunningLimits
+from api.jobs.record import JobEvent, JobRecord, QueuePlace
 
 # Most connections of a process. A read that finds all in use waits for one.
 _CONNECTIONS = 32
@@ -40,6 +44,7 @@ class JobReads:
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._read = self._client.register_script(READ_JOBS)
+        self._place = self._client.register_script(script_of("queue_place"))
         self._namespace = namespace
 
     async def get(self, job_id: str) -> JobRecord | None:
@@ -51,6 +56,18 @@ class JobReads:
         with answering():
             text: Any = await self._read(args=[self._namespace, job_id])
         return decode_jobs(text)[0]
+
+    async def queue_place(self, job_id: str, limits: RunningLimits) -> QueuePlace | None:
+        """As `Ledger.queue_place`.
+
+        Raises:
+            LedgerUnavailable: Redis does not answer.
+        """
+        with answering():
+            text: Any = await self._place(
+                args=[self._namespace, job_id, limits.encode(), WORKER_SECONDS]
+            )
+        return decode_place(text)
 
     async def events_after(
         self, places: Sequence[tuple[str, str]], limit: int

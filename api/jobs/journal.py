@@ -6,19 +6,21 @@ jobs/{job_id}/sequel-1.json  what followed that end, if anything: a retry or the
 jobs/{job_id}/outcome-2.json how the retry (run 2) ended; sequel-2.json may follow, and so on
 jobs/{job_id}/archived-1-9.json  record of run 1, which ended at second 9, once it left the ledger
 workspaces/{job_id}/         finished units of work, from which another attempt continues
+sharing/{job_id}/{other_id}  of a workspace that several jobs use: one of them, itself included
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+import secrets
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.jobs.ledger import Finished
-from api.jobs.record import JobRecord, NewJob
+from api.jobs.record import JobRecord, NewJob, place_of
 from strucprune_core.errors import ObjectNotFound, StorageError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.store import Store
@@ -26,10 +28,20 @@ from strucprune_core.storage.store import Store
 _ROOT = "jobs/"
 # Not below `_ROOT`, so that listing all jobs does not list their workspaces.
 _WORKSPACES = "workspaces/"
+_SHARING = "sharing/"
 _SPEC = "spec.json"
 _OUTCOME = re.compile(r"outcome(?:-(\d{1,9}))?\.json")
 _ARCHIVED = re.compile(r"archived-(\d{1,9})-(\d{1,12})\.json")
 _SEQUEL = re.compile(r"sequel-(\d{1,9})\.json")
+
+
+# 128 bits, so that ids do not collide and cannot be guessed.
+ID_HEX_DIGITS = 32
+
+
+def new_id() -> str:
+    """An id that no job has."""
+    return f"job_{secrets.token_hex(ID_HEX_DIGITS // 2)}"
 
 
 class _Document(BaseModel):
@@ -49,6 +61,8 @@ class JournalEntry(_Document):
         fingerprint: SHA-256 (hex) of the whole request: distinguishes a replay from a reused key.
         created_at: Unix seconds.
         scratch_bytes: See `NewJob`.
+        extends: The job whose measurements this one goes on from, if any.
+        workspace_of: The job whose workspace this one works in, if not in its own.
     """
 
     tenant: str
@@ -56,6 +70,8 @@ class JournalEntry(_Document):
     fingerprint: str
     created_at: float
     scratch_bytes: int = 0
+    extends: str | None = None
+    workspace_of: str | None = None
 
     def as_new_job(self, job_id: str, *, fence: int = 0, run: int = 1) -> NewJob:
         """This entry as a job for the ledger."""
@@ -71,6 +87,9 @@ class JournalEntry(_Document):
             labels=dict(self.spec.labels),
             deadline_seconds=self.spec.runtime.deadline_seconds,
             scratch_bytes=self.scratch_bytes,
+            output=place_of(self.spec.output.uri_prefix),
+            extends=self.extends,
+            workspace_of=self.workspace_of,
             fence=fence,
             run=run,
         )
@@ -194,14 +213,39 @@ class Journal:
         return {job_id: _standing(names) for job_id, names in found.items()}
 
     def remove(self, job_id: str, run: int) -> None:
-        """Remove all of a job except the sequel of run `run`, the spec last."""
-        root = f"{_ROOT}{job_id}/"
+        """Remove all of a job except the sequel of run `run`, the spec last.
+
+        A workspace that other jobs use stays until the last of them is removed.
+        """
+        entry = self.read_spec(job_id)
+        self._leave_workspace(job_id if entry is None else entry.workspace_of or job_id, job_id)
         kept = {_spec_key(job_id), _sequel_key(job_id, run)}
-        for prefix in (f"{_WORKSPACES}{job_id}/", root):
-            for info in [*self._store.list(prefix)]:
-                if info.key not in kept:
-                    self._store.delete(info.key)
+        self._clear(f"{_ROOT}{job_id}/", kept)
         self._store.delete(_spec_key(job_id))
+
+    def share_workspace(self, owner: str, job_id: str) -> None:
+        """Note that job `job_id`, whose spec is written next, works in the workspace of `owner`."""
+        for user in (owner, job_id):
+            self._store.put(f"{_SHARING}{owner}/{user}", b"")
+
+    def _leave_workspace(self, owner: str, job_id: str) -> None:
+        """Remove a workspace once no job uses it.
+
+        Each job removes its own note first, and then looks for others. So of jobs that are removed
+        at the same time, the last one finds none. A note without a job is of a submission that came
+        to nothing.
+        """
+        notes = f"{_SHARING}{owner}/"
+        self._store.delete(f"{notes}{job_id}")
+        users = [info.key.removeprefix(notes) for info in self._store.list(notes)]
+        if not any(self._store.stat(_spec_key(user)) is not None for user in users):
+            self._clear(f"{_WORKSPACES}{owner}/")
+            self._clear(notes)
+
+    def _clear(self, prefix: str, kept: Collection[str] = ()) -> None:
+        for info in [*self._store.list(prefix)]:
+            if info.key not in kept:
+                self._store.delete(info.key)
 
     def remove_sequel(self, job_id: str, run: int) -> None:
         """Remove the sequel, which is the last document of a deleted job."""

@@ -26,6 +26,7 @@ from api.jobs.codec import (
     decode_event,
     decode_job,
     decode_jobs,
+    decode_worker,
     encode,
     encode_job,
 )
@@ -40,8 +41,10 @@ from api.jobs.record import (
     Page,
     Priority,
     Queue,
+    QueuePlace,
     Refusal,
     Signal,
+    WorkerRecord,
 )
 from api.jobs.seats import HELP_FAILURES, YIELD_SECONDS, Seats
 from api.jobs.state import HELD, TERMINAL, TRANSITIONS, JobState
@@ -55,6 +58,8 @@ LOGS_KEPT = 1000
 LABELS_LOOKED_AT = 1000
 # From the check of a quota until the job is in the ledger, with requests to the object store.
 RESERVATION_SECONDS = 60.0
+# A worker that is silent for so long is no longer counted. It speaks every ten seconds.
+WORKER_SECONDS = 60.0
 # If Redis does not answer, a request fails with `LedgerUnavailable` after three quick tries.
 SOCKET_TIMEOUT_SECONDS = 5.0
 RETRIES = 2
@@ -73,6 +78,7 @@ SERVER_CLOCK = (LUA / "clock.lua").read_text()
 JobIds = list[str]
 Events = list[JobEvent]
 LogLines = list[LogLine]
+Workers = list[WorkerRecord]
 Finished = Literal[JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED]
 Stop = Literal["cancel", "pause", "resume"]
 
@@ -90,14 +96,29 @@ class LedgerFull(LedgerUnavailable):
     code: ClassVar[str] = "ledger_full"
 
 
-def connect(redis_url: str, namespace: str = NAMESPACE, clock: str = SERVER_CLOCK) -> Ledger:
-    """The ledger at a Redis URL. Connects when first used."""
+def connect(
+    redis_url: str,
+    namespace: str = NAMESPACE,
+    clock: str = SERVER_CLOCK,
+    *,
+    patience_seconds: float = SOCKET_TIMEOUT_SECONDS,
+    retries: int = RETRIES,
+) -> Ledger:
+    """The ledger at a Redis URL. Connects when first used.
+
+    Args:
+        redis_url: Of the server.
+        namespace: Prefix of every key.
+        clock: See `Ledger`.
+        patience_seconds: How long to wait for each answer.
+        retries: How often to repeat a call without an answer.
+    """
     client = redis.Redis.from_url(
         redis_url,
         decode_responses=True,
-        socket_timeout=SOCKET_TIMEOUT_SECONDS,
-        socket_connect_timeout=SOCKET_TIMEOUT_SECONDS,
-        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), RETRIES),
+        socket_timeout=patience_seconds,
+        socket_connect_timeout=patience_seconds,
+        retry=Retry(ExponentialWithJitterBackoff(cap=RETRY_CAP_SECONDS), retries),
     )
     return Ledger(client, namespace, clock)
 
@@ -390,6 +411,26 @@ class Ledger:
         """
         return bool(self._run("reserve", tenant, job_id, limit, RESERVATION_SECONDS))
 
+    def reserve_output(self, job_id: str, output: str) -> str | None:
+        """Reserve an output (see `place_of`) for a job that is about to be queued.
+
+        A job has its output until it ends. If the job is not queued within `RESERVATION_SECONDS`,
+        the output is free again.
+
+        Returns:
+            The id of another job that has this output, one that contains it or one inside it. None
+            if the output is reserved.
+        """
+        return self._run("reserve_output", job_id, output, RESERVATION_SECONDS) or None
+
+    def free_output(self, job_id: str, output: str) -> None:
+        """Give up a reservation that `reserve_output` made. A queued job keeps its output."""
+        self._run("free_output", job_id, output)
+
+    def output_holder(self, output: str) -> str | None:
+        """The id of a job that has this output, one that contains it or one inside it, or None."""
+        return self._run("output_holder", output) or None
+
     def take_token(self, tenant: str, per_second: float, most: int) -> float:
         """Take a token from the tenant's bucket. Returns 0.0, or the seconds until there is one."""
         return float(self._run("take_token", tenant, per_second, most))
@@ -444,6 +485,36 @@ class Ledger:
         with answering():
             found: Any = self._client.hgetall(self._key("totals"))
         return {key: float(value) for key, value in found.items()}
+
+    def note_worker(self, name: str, fields: Mapping[str, str]) -> None:
+        """Note that a worker is there, and what it says of itself (see `WorkerRecord`)."""
+        flat = [text for pair in fields.items() for text in pair]
+        self._run("note_worker", name, WORKER_SECONDS, *flat)
+
+    def forget_worker(self, name: str) -> None:
+        """Note that a worker has ended."""
+        self._run("forget_worker", name)
+
+    def workers(self) -> Workers:
+        """The workers that are there, by name."""
+        return [decode_worker(*each) for each in json.loads(self._run("workers", WORKER_SECONDS))]
+
+    def queue_place(self, job_id: str, limits: RunningLimits) -> QueuePlace | None:
+        """Where a queued job stands, under these limits of running jobs; None if it is not queued.
+
+        An estimate: jobs that come, end or change, and workers that take part, move it.
+        """
+        return decode_place(self._run("queue_place", job_id, limits.encode(), WORKER_SECONDS))
+
+    def open_and_held(self, tenant: str) -> tuple[int, int]:
+        """How many jobs of the tenant have not ended, and how many of them workers hold."""
+        open_states = [state for state in JobState if state not in TERMINAL]
+        with answering():
+            pipeline = self._client.pipeline(transaction=False)
+            for state in open_states:
+                pipeline.zcard(self._key("tenant", tenant, "state", state))
+            found = dict(zip(open_states, pipeline.execute(), strict=True))
+        return sum(found.values()), sum(found[state] for state in open_states if state in HELD)
 
     def events(self, job_id: str, after: str = "0", limit: int = 100) -> Events:
         """Events of the job after event `after`, oldest first."""
@@ -508,6 +579,16 @@ def _script(text: str, prelude: str) -> str:
     """The script of a verb, with the prelude below its first line, which must be the flags."""
     flags, _, body = text.partition("\n")
     return f"{flags}\n{prelude}{body}"
+
+
+def script_of(verb: str) -> str:
+    """The script of a verb, for another client than the ledger's own."""
+    return _script((LUA / f"{verb}.lua").read_text(), _prelude(SERVER_CLOCK))
+
+
+def decode_place(text: str) -> QueuePlace | None:
+    """The answer of `queue_place`."""
+    return QueuePlace(**json.loads(text)) if text else None
 
 
 def _prelude(clock: str) -> str:

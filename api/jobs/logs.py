@@ -11,9 +11,9 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any, Literal
 
+from api.jobs.instants import instant
 from api.jobs.tracing import TRACEPARENT, trace_id
 
 LogFormat = Literal["text", "json"]
@@ -27,9 +27,8 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        at = datetime.fromtimestamp(record.created, UTC)
         line: dict[str, Any] = {
-            "time": at.isoformat(timespec="milliseconds"),
+            "time": instant(record.created, "milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),

@@ -14,7 +14,7 @@ from api.jobs.bucket_reads import NotAsWritten, read_manifest, read_small
 from strucprune_core.checkpoint.index import MAX_OBJECTS
 from strucprune_core.errors import ObjectNotFound
 from strucprune_core.report.document import MANIFEST, REPORT_HTML, REPORT_JSON
-from strucprune_core.run.workspace import RESERVATION
+from strucprune_core.run.workspace import reservation_key
 from strucprune_core.storage.store import Store
 
 
@@ -26,7 +26,7 @@ def remove_published(output: Store, workspace: Store) -> bool:
 
     Args:
         output: The output prefix.
-        workspace: The job's workspace.
+        workspace: The workspace that the job worked in.
 
     Returns:
         False, with nothing removed, if the prefix is not the job's, or it holds far more files
@@ -35,7 +35,7 @@ def remove_published(output: Store, workspace: Store) -> bool:
     Raises:
         StorageError: a store does not answer or forbids it.
     """
-    claim = _claim(workspace)
+    claim = _claim(workspace, output.uri)
     if claim is None or not _is(output, REPORT_JSON, claim):
         return False
     names = _names(output)
@@ -57,9 +57,9 @@ def _names(output: Store) -> set[str] | None:
         return present if len(present) <= MAX_OBJECTS else None
 
 
-def _claim(workspace: Store) -> bytes | None:
+def _claim(workspace: Store, output_uri: str) -> bytes | None:
     try:
-        return bytes(workspace.read(RESERVATION))
+        return bytes(workspace.read(reservation_key(output_uri)))
     except ObjectNotFound:
         return None
 

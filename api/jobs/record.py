@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.jobs.state import JobState
+from strucprune_core.storage.uri import canonical
 
 # From the highest to the lowest.
 Priority = Literal["high", "normal", "low"]
@@ -23,6 +24,11 @@ class Signal(StrEnum):
     LOST = "lost"
 
 
+def place_of(uri: str) -> str:
+    """An output as the ledger compares it: two overlap if one begins with the other."""
+    return canonical(uri).rstrip("/") + "/"
+
+
 class NewJob(BaseModel):
     """A job to enter in the ledger.
 
@@ -32,6 +38,9 @@ class NewJob(BaseModel):
         deadline_seconds: Time that the run may take from its first start; None for no limit.
         traceparent: The span that submitted it (see `tracing`).
         scratch_bytes: Estimated space for temporary files that a worker needs; 0 if unknown.
+        output: Where it publishes (see `place_of`); "" if unknown.
+        extends: The job whose measurements it goes on from, if any (see `api.extension`).
+        workspace_of: The job whose workspace it works in, if not in its own.
         fence: The fence of the first claim is higher than this: 0 for a new job, the present
             microsecond for one that is restored from the journal (see `rebuild`).
     """
@@ -51,6 +60,9 @@ class NewJob(BaseModel):
     deadline_seconds: float | None = None
     traceparent: str | None = None
     scratch_bytes: int = 0
+    output: str = ""
+    extends: str | None = None
+    workspace_of: str | None = None
     fence: int = 0
 
 
@@ -100,10 +112,17 @@ class JobRecord(BaseModel):
     plan: dict[str, Any] | None = None
     traceparent: str | None = None
     scratch_bytes: int = 0
+    extends: str | None = None
+    workspace_of: str | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     priority: Priority = "normal"
     fingerprint: str
     spec: dict[str, Any]
+
+    @property
+    def workspace_id(self) -> str:
+        """The job whose workspace it works in, perhaps itself."""
+        return self.workspace_of or self.id
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +213,52 @@ class Queue:
 
     jobs: int
     age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class QueuePlace:
+    """Where a queued job stands.
+
+    Attributes:
+        waits_for: "turn": for a worker; "limit": its tenant has as many jobs running as it may, or
+            will have before this one's turn; "rest": it failed for now, and rests a while.
+        workers: How many workers are there, whatever they are at.
+        ahead: About how many jobs are claimed before it, of all tenants; None while it rests.
+    """
+
+    waits_for: Literal["turn", "limit", "rest"]
+    workers: int
+    ahead: int | None = None
+
+
+class WorkerRecord(BaseModel):
+    """A worker as it shows itself. Times are unix seconds, by the ledger's clock.
+
+    Attributes:
+        name: Host and process id.
+        pool: Which pool of the deployment it belongs to; "" if none was named.
+        device: What its last solve computed with, as PyTorch names it; None before its first.
+        threads: Threads of that solve.
+        job_id: The job at hand.
+        part: Whether it leads the job ("lead") or helps with it ("help").
+        unit: The unit of the job at hand (see `strucprune_core.plan.graph`).
+    """
+
+    # Another release may say more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    name: str
+    host: str = ""
+    pool: str = ""
+    version: str | None = None
+    started_at: float
+    seen_at: float
+    device: str | None = None
+    threads: int | None = None
+    job_id: str | None = None
+    part: Literal["lead", "help"] | None = None
+    phase: str | None = None
+    unit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,6 +156,6 @@ def _remove(
     entry = journal.read_spec(job_id)
     if outputs and entry is not None:
         output = open_store(entry.spec.output.uri_prefix)
-        remove_published(output, journal.workspace(job_id))
+        remove_published(output, journal.workspace(entry.workspace_of or job_id))
     journal.remove(job_id, run)
     ledger.forget(job_id)

@@ -16,7 +16,7 @@ from strucprune_core.export.runtimes import RUNTIMES
 from strucprune_core.models.families import FAMILIES
 from strucprune_core.models.generic.architectures import generic_model_types
 from strucprune_core.plan.device_table import shipped_tables
-from strucprune_core.spec import Export, PruningSpec
+from strucprune_core.spec import Export, JobSpec, PruningSpec, field_defaults
 
 router = APIRouter(prefix="/v1", tags=["capabilities"])
 
@@ -34,6 +34,7 @@ def get_capabilities(principal: Reader, services: Wired) -> Capabilities:
         solvers=_choices("solver"),
         layouts=_choices("layout"),
         exports=list(get_args(Export)),
+        defaults=field_defaults(JobSpec),
         runtimes=list(RUNTIMES),
         device_tables=shipped_tables(),
         limits=Limits(

@@ -73,7 +73,7 @@ def retry_job(job: WritableJob, principal: Writer, services: Wired, response: Re
     nothing.
     """
     if job.state in (JobState.FAILED, JobState.CANCELLED):
-        admit_job(services, job.tenant, job.id)
+        admit_job(services, job.tenant, job.id, job.spec["output"]["uri_prefix"])
         if not retry(services.journal, services.ledger, job):
             state = from_thread.run(find_job, services, principal, job.id).state.value
             raise _conflict(f"The job is {state} after all, or is being deleted.")

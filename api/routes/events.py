@@ -19,6 +19,7 @@ from api.jobs.state import TERMINAL
 from api.lookup import JobId, find_job
 from api.openapi import problems
 from api.problems import ApiError
+from api.request import EVENT_ID
 from api.services import Services, Wired
 from api.views import EventPage, event_view
 from strucprune_core.errors import StrucPruneError
@@ -32,7 +33,6 @@ LOOK_SECONDS = 10.0
 COMMENT_SECONDS = 15.0
 
 _SSE = "text/event-stream"
-EVENT_ID = r"^\d{1,16}(-\d{1,16})?$"
 
 router = APIRouter(prefix="/v1/pruning-jobs/{job_id}", tags=["events"])
 

@@ -13,18 +13,21 @@ from fastapi import APIRouter, Header, Query, Response
 from pydantic import AwareDatetime, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 
+from api.admission import output_issues
 from api.auth import Reader, Writer
 from api.callers import Principal
 from api.cursor import Cursor, encode_cursor
+from api.inspection.inspectors import InspectionUnavailable
 from api.jobs.record import JobRecord
 from api.jobs.state import TERMINAL, JobState
 from api.lookup import JobId, Turn, find_job
 from api.openapi import headers, problems
-from api.problems import field_error, invalid
-from api.request import JobRequest
+from api.problems import ApiError, field_error, invalid, unfinished
+from api.request import LABEL, JobRequest, PerhapsJob, Unfinished
 from api.services import Services, Wired
-from api.submission import examine, submit
+from api.submission import examine, examine_parts, submit
 from api.views import JobPage, JobView, ValidationView, answer, etag, job_view
+from strucprune_core.plan.partial import PartialJob
 
 MAX_PAGE_SIZE = 100
 MAX_WAIT_SECONDS = 60
@@ -72,7 +75,7 @@ IdempotencyKey = Annotated[
     response_model=JobView,
     responses={
         202: headers("Location", "Retry-After", "ETag", "Idempotency-Replayed"),
-        **problems(400, 401, 403, 413, 415, 422, 503),
+        **problems(400, 401, 403, 409, 413, 415, 422, 503),
     },
 )
 async def submit_job(
@@ -85,7 +88,13 @@ async def submit_job(
     tenant, spec = principal.tenant, request.job_spec()
     async with services.inspections.turn(tenant):
         submission = await run_in_threadpool(
-            submit, services, tenant, spec, idempotency_key, request.notifications
+            submit,
+            services,
+            tenant,
+            spec,
+            idempotency_key,
+            request.notifications,
+            request.extends,
         )
     view = job_view(submission.record)
     answer_headers = {
@@ -99,21 +108,42 @@ async def submit_job(
 
 
 @router.post("/validate", responses=problems(400, 401, 403, 413, 415, 422, 503))
-async def validate_job(request: JobRequest, principal: Writer, services: Wired) -> ValidationView:
+async def validate_job(request: PerhapsJob, principal: Writer, services: Wired) -> ValidationView:
     """Report what is wrong with a job, or what it would cost, without submitting it.
 
-    Reads the model's configuration and weight headers only.
+    Reads the model's configuration and weight headers only. Of a job that is not complete, or wrong
+    in some fields, the places that it names are checked all the same.
     """
-    tenant, spec = principal.tenant, request.job_spec()
+    tenant = principal.tenant
+    if isinstance(request, Unfinished):
+        raise await _unfinished(request, tenant, services)
+    spec = request.job_spec()
     async with services.inspections.turn(tenant):
-        verdict, _ = await run_in_threadpool(examine, services, tenant, spec, request.notifications)
-    if any(issue.retryable for issue in verdict.issues):
-        raise invalid(verdict.issues)  # cannot be decided now
-    if verdict.issues:
-        issues = [field_error(issue) for issue in verdict.issues]
+        verdict, _ = await run_in_threadpool(
+            examine, services, tenant, spec, request.notifications, request.extends
+        )
+    found = list(verdict.issues)
+    if any(issue.retryable for issue in found):
+        raise invalid(found)  # cannot be decided now
+    if not any(issue.field == "output.uri_prefix" for issue in found):
+        # Beside others, so that it shows at its field as soon as that is filled in.
+        found += await run_in_threadpool(output_issues, services, tenant, spec.output.uri_prefix)
+    if found:
+        issues = [field_error(issue) for issue in found]
         return ValidationView(valid=False, issues=issues, estimate=None)
     runtimes = list(verdict.runtimes or ())
     return ValidationView(valid=True, issues=[], estimate=verdict.estimate, runtimes=runtimes)
+
+
+async def _unfinished(request: Unfinished, tenant: str, services: Services) -> ApiError:
+    """The answer to a job that is not valid as a whole."""
+    parts = PartialJob.salvaged(request.body)
+    async with services.inspections.turn(tenant):
+        try:
+            issues = await run_in_threadpool(examine_parts, services, tenant, parts)
+        except InspectionUnavailable as error:
+            issues = [error]  # What is wrong with the body itself is known all the same.
+    return unfinished(request.error, issues)
 
 
 @router.get(
@@ -129,7 +159,7 @@ def list_jobs(
     cursor: Annotated[Cursor | None, Query(description="`next_cursor` of a page.")] = None,
     state: Annotated[JobState | None, Query()] = None,
     label: Annotated[
-        str | None, Query(pattern=r"^[^=]+=", description="A label the jobs have: `name=value`.")
+        str | None, Query(pattern=LABEL, description="A label the jobs have: `name=value`.")
     ] = None,
     created_after: Annotated[Instant | None, Query(examples=["2026-01-31T12:00:00Z"])] = None,
     created_before: Annotated[Instant | None, Query()] = None,
@@ -177,7 +207,10 @@ async def get_job(
         answer_headers["Preference-Applied"] = f"wait={wait_seconds}"
     if _matches(record, if_none_match):
         return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=answer_headers)
-    return answer(job_view(record), headers=answer_headers)
+    place = None
+    if record.state == JobState.QUEUED:
+        place = await services.job_reads.queue_place(job_id, services.settings.running_limits)
+    return answer(job_view(record, place), headers=answer_headers)
 
 
 async def _wait(

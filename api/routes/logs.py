@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
+from api.jobs.instants import instant
 from api.lookup import ReadableJob
 from api.openapi import problems
-from api.routes.events import EVENT_ID
+from api.request import EVENT_ID
 from api.services import Wired
 from api.views import LogLineView, LogPage, log_line_view
 
@@ -48,5 +49,5 @@ def get_logs(
 
 
 def _as_text(line: LogLineView) -> str:
-    at = line.at.isoformat(timespec="milliseconds")
+    at = instant(line.at.timestamp(), "milliseconds")
     return f"{at} run {line.run} attempt {line.attempt} {line.level} {line.message}\n"

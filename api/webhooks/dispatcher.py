@@ -16,10 +16,11 @@ import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from pydantic import SecretStr
 
+from api.event_titles import event_title
+from api.jobs.instants import instant
 from api.jobs.ledger import Ledger
 from api.jobs.record import JobEvent, JobRecord
 from api.jobs.state import TERMINAL
@@ -304,13 +305,15 @@ def message_body(name: str, record: JobRecord, event: JobEvent) -> bytes:
     """The message: what happened to which job. The API has everything else."""
     content = {
         "type": name,
-        "timestamp": datetime.fromtimestamp(event.at, UTC).isoformat(),
+        "timestamp": instant(event.at),
         "data": {
             "job_id": record.id,
+            "title": event_title(event.type, event.data),
             "state": event.data.get("state"),
             "run": event.data.get("run", 1),
             "attempt": event.data.get("attempt"),
             "error": event.data.get("error"),
+            "name": record.spec.get("name"),
             "labels": record.labels,
         },
     }

@@ -16,8 +16,9 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-Scope = Literal["jobs:read", "jobs:write"]
-ALL_SCOPES: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
+# "admin" shows what the service does for all tenants, and is given by name only.
+Scope = Literal["jobs:read", "jobs:write", "admin"]
+USUAL_SCOPES: frozenset[Scope] = frozenset({"jobs:read", "jobs:write"})
 # Tenants are part of Redis keys.
 Tenant = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,63}$")]
 MIN_PEPPER_LENGTH = 16
@@ -47,7 +48,7 @@ class KeyRecord(BaseModel):
     format_version: Literal[1] = 1
     id: str = Field(pattern=r"^[0-9a-f]{16}$")
     tenant: Tenant
-    scopes: frozenset[Scope] = ALL_SCOPES
+    scopes: frozenset[Scope] = USUAL_SCOPES
     key_hmac: str = Field(pattern=r"^[0-9a-f]{64}$", repr=False)
     name: str = Field(default="", max_length=255)
     created_at: AwareDatetime

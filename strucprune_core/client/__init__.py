@@ -35,7 +35,10 @@ from strucprune_core.client.models import (
     JobError,
     LogLine,
     Progress,
+    QueuePlace,
+    Quota,
     Validation,
+    Worker,
 )
 from strucprune_core.client.synchronous import StrucPruneClient
 
@@ -55,6 +58,8 @@ __all__ = [
     "LogLine",
     "NotAllowed",
     "Progress",
+    "QueuePlace",
+    "Quota",
     "RateLimited",
     "RequestInvalid",
     "ServiceUnavailable",
@@ -62,4 +67,5 @@ __all__ = [
     "Unreachable",
     "Validation",
     "WaitTimeout",
+    "Worker",
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -26,8 +26,12 @@ from strucprune_core.client.models import (
     JobPage,
     LogLine,
     LogPage,
+    ModelList,
     Problem,
+    Quota,
     Validation,
+    Worker,
+    WorkerList,
 )
 from strucprune_core.spec import JobSpec
 
@@ -41,20 +45,63 @@ Spec = JobSpec | Mapping[str, Any]
 _A = TypeVar("_A", bound=BaseModel)
 
 
-def submit(retries: Retries, spec: Spec, *, idempotency_key: str | None = None) -> Flow[Job]:
+def submit(
+    retries: Retries,
+    spec: Spec,
+    *,
+    extends: str | None = None,
+    idempotency_key: str | None = None,
+) -> Flow[Job]:
     """Submit a job, a `JobSpec` or a mapping like it.
 
     Args:
         retries: The client's.
         spec: The job.
+        extends: A finished job whose measurements this one takes over (see `extend`).
         idempotency_key: The same key and job give the same job, also from another process;
             None makes one up for this call.
 
     Raises:
         RequestInvalid: the job cannot work; `problem.errors` names the fields.
+        JobConflict: another job that has not ended has the output.
     """
     headers = {"Idempotency-Key": idempotency_key or f"client-{uuid4().hex}"}
-    return _job((yield from retries.send(Call("POST", JOBS, headers=headers, body=_body(spec)))))
+    body = _body(spec) if extends is None else {**_body(spec), "extends": extends}
+    return _job((yield from retries.send(Call("POST", JOBS, headers=headers, body=body))))
+
+
+def extend(
+    retries: Retries,
+    job_id: str,
+    sizes: Sequence[float],
+    output: str,
+    *,
+    idempotency_key: str | None = None,
+) -> Flow[Job]:
+    """Submit a job that adds sizes to a finished one, from its measurements.
+
+    Args:
+        retries: The client's.
+        job_id: A job that has succeeded with `pruning.sizes`.
+        sizes: The further sparsities.
+        output: Where they are published: an empty prefix.
+        idempotency_key: As for `submit`.
+
+    Returns:
+        The new job, with a report of its own.
+
+    Raises:
+        RequestInvalid: the job cannot be extended; `problem.errors` says why.
+        JobNotFound: there is none, or it is another tenant's.
+        JobConflict: another job that has not ended has the output.
+    """
+    spec = (yield from get(retries, job_id)).spec
+    spec = {
+        **spec,
+        "pruning": {**spec["pruning"], "sizes": [*sizes]},
+        "output": {**spec["output"], "uri_prefix": output},
+    }
+    return (yield from submit(retries, spec, extends=job_id, idempotency_key=idempotency_key))
 
 
 def validate(retries: Retries, spec: Spec) -> Flow[Validation]:
@@ -268,6 +315,32 @@ def presigned(retries: Retries, job_id: str, name: str) -> Flow[list[Artifact]]:
     """One file of a finished job with a fresh download URL; an older service lists all."""
     call = Call("GET", path(job_id, "artifacts"), {"presign": _flag(True), "name": name})
     return _parse((yield from retries.send(call)), ArtifactList).data
+
+
+def models(retries: Retries, prefix: str = "", *, limit: int = 20) -> Flow[list[str]]:
+    """URIs of models that the caller's jobs may name and that begin like this.
+
+    Args:
+        retries: The client's.
+        prefix: The beginning of a URI; "" for all below the tenant's allowed prefixes.
+        limit: Most models, at most 100.
+    """
+    call = Call("GET", "/v1/models", {"prefix": prefix, "limit": limit})
+    return _parse((yield from retries.send(call)), ModelList).data
+
+
+def quota(retries: Retries) -> Flow[Quota]:
+    """The limits of the caller's tenant, and what it has of them."""
+    return _parse((yield from retries.send(Call("GET", "/v1/quota"))), Quota)
+
+
+def workers(retries: Retries) -> Flow[list[Worker]]:
+    """The workers, by name; for keys with the scope `admin`.
+
+    Raises:
+        NotAllowed: the key lacks that scope.
+    """
+    return _parse((yield from retries.send(Call("GET", "/v1/workers"))), WorkerList).data
 
 
 def catch_up(

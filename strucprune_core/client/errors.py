@@ -15,7 +15,7 @@ ClientError                a StrucPruneError: has message, remedy, code
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from strucprune_core.client.models import FieldError, Problem
 from strucprune_core.errors import StrucPruneError
@@ -64,7 +64,7 @@ class ApiProblem(ClientError):
         super().__init__("\n".join(lines))
         self.problem = problem
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, Any]:
         """As every error, with the problem's own code, status and request id."""
         return {
             **super().as_dict(),

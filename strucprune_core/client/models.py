@@ -24,6 +24,23 @@ class Progress(_Answer):
     fraction: float
     eta_seconds: float | None = None
     phases: dict[str, tuple[int, int]] = {}
+    unit: str | None = None
+    title: str = ""
+    unit_title: str | None = None
+
+
+class QueuePlace(_Answer):
+    """Where a queued job stands: an estimate.
+
+    Attributes:
+        position: 1 is next; None while the job rests after a failed attempt.
+        waits_for: "turn", "limit" (of running jobs) or "rest".
+        workers: How many workers there are, busy or not.
+    """
+
+    position: int | None = None
+    waits_for: str
+    workers: int
 
 
 class JobError(_Answer):
@@ -46,6 +63,8 @@ class Job(_Answer):
         run: 1, and one more with each retry.
         attempt: Attempts begun in this run.
         workers: How many workers serve it now.
+        queue: Where it stands while it is queued; only of a job that was asked for by its id.
+        extends: The job whose measurements this one has taken over, if any.
         spec: The job specification with all defaults filled in.
         summary: Once succeeded: parameters, bytes and perplexity before and after, and so on.
         etag: Version of the job, which changes whenever anything here changes.
@@ -59,12 +78,20 @@ class Job(_Answer):
     run: int = 1
     attempt: int = 0
     workers: int = 0
+    queue: QueuePlace | None = None
     progress: Progress | None = None
     error: JobError | None = None
     labels: dict[str, str] = Field(default_factory=dict)
+    extends: str | None = None
     spec: dict[str, Any]
     summary: dict[str, Any] | None = None
     etag: str | None = None
+
+    @property
+    def name(self) -> str | None:
+        """What people call it, as its specification says."""
+        name = self.spec.get("name")
+        return name if isinstance(name, str) else None
 
     @property
     def ended(self) -> bool:
@@ -84,11 +111,13 @@ class Event(_Answer):
 
     Attributes:
         type: "state", "progress", "workers", "layers", or a type of a newer service.
+        title: What happened, for people.
     """
 
     id: str
     at: datetime
     type: str
+    title: str = ""
     data: dict[str, Any]
 
     @property
@@ -122,12 +151,18 @@ class LogPage(_Answer):
 
 
 class FieldError(_Answer):
-    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do."""
+    """One thing that is wrong: a JSON pointer into the job, or a parameter, and what to do.
+
+    Attributes:
+        mends: Changes of one field each (`field`, a dotted path, and `value`; None leaves it out),
+            of which any cures it.
+    """
 
     pointer: str | None = None
     parameter: str | None = None
     code: str
     detail: str
+    mends: list[dict[str, Any]] = Field(default_factory=list)
 
 
 class Validation(_Answer):
@@ -165,6 +200,51 @@ class ArtifactList(_Answer):
 
     data: list[Artifact]
     next_after: str | None = None
+
+
+class ModelList(_Answer):
+    """URIs of models; `complete` says whether these are all."""
+
+    data: list[str]
+    complete: bool = True
+
+
+class Quota(_Answer):
+    """The limits of a tenant (None: no limit), and what it has of them, each by its name."""
+
+    limits: dict[str, int | float | str | None]
+    use: dict[str, int]
+
+
+class Worker(_Answer):
+    """A worker.
+
+    Attributes:
+        pool: Which pool of the deployment it belongs to.
+        device: What its last solve computed with; None before its first.
+        job_id: The job at hand, of any tenant.
+        part: Whether it leads that job ("lead") or helps with it ("help").
+        unit: The unit of work at hand.
+    """
+
+    name: str
+    host: str = ""
+    pool: str = ""
+    version: str | None = None
+    started_at: datetime
+    last_heartbeat_at: datetime
+    device: str | None = None
+    threads: int | None = None
+    job_id: str | None = None
+    part: str | None = None
+    phase: str | None = None
+    unit: str | None = None
+
+
+class WorkerList(_Answer):
+    """All workers."""
+
+    data: list[Worker]
 
 
 class Problem(_Answer):

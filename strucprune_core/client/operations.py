@@ -103,6 +103,7 @@ class Operations(ABC):
         """Make the two HTTP clients, given their arguments."""
 
     submit = Operation(calls.submit)
+    extend = Operation(calls.extend)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
     list = Listing(calls.jobs)
@@ -116,4 +117,7 @@ class Operations(ABC):
     report = Operation(calls.report)
     report_html = Operation(calls.report_html)
     artifacts = Operation(calls.artifacts)
+    models = Operation(calls.models)
+    quota = Operation(calls.quota)
+    workers = Operation(calls.workers)
     download = Operation(transfer.download)

@@ -22,7 +22,7 @@ from pydantic.fields import FieldInfo
 from strucprune_core.commands.console import local_path
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.plan.device_table import DeviceTable, parse_table, shipped_tables
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import JobSpec, Unfit
 
 Path_ = tuple[str, ...]
 """The place of a field in the specification: ("pruning", "recover", "steps")."""
@@ -374,7 +374,9 @@ def parse_spec(body: dict[str, Any]) -> JobSpec:
             raise InvalidSpec(f"{_option_of(path)} is missing", field=".".join(path)) from None
         message = first["msg"].removeprefix("Value error, ")
         given = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
-        raise InvalidSpec(message + given, field=".".join(path)) from None
+        cause, where = first.get("ctx", {}).get("error"), ".".join(path)
+        mends = cause.mends_in(where) if isinstance(cause, Unfit) else ()
+        raise InvalidSpec(message + given, field=where, mends=mends) from None
 
 
 def _option_of(path: Path_) -> str:

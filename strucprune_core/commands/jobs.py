@@ -101,11 +101,12 @@ def list_jobs(
         if as_json:
             sys.stdout.write(json.dumps([_as_dict(job) for job in newest], indent=2) + "\n")
             return
-        table = Table("id", "state", "done", "created (UTC)", "labels", box=None)
+        table = Table("id", "name", "state", "done", "created (UTC)", "labels", box=None)
         for job in newest:
             done = f"{job.progress.fraction:.0%}" if job.progress else ""
             labels = Text(" ".join(f"{name}={value}" for name, value in job.labels.items()))
-            table.add_row(job.id, job.state, done, f"{job.created_at:%Y-%m-%d %H:%M}", labels)
+            created = f"{job.created_at:%Y-%m-%d %H:%M}"
+            table.add_row(job.id, Text(job.name or ""), job.state, done, created, labels)
         Console().print(table)
 
 
@@ -283,6 +284,8 @@ def _print_job(job: Job, as_json: bool) -> None:
         show(_as_dict(job), as_json)
         return
     facts: dict[str, Any] = {"id": job.id, "state": job.state, "attempt": job.attempt}
+    if job.name is not None:
+        facts["name"] = job.name
     facts["model"] = job.spec["model"]["uri"]
     facts["output"] = job.spec["output"]["uri_prefix"]
     facts["created"] = f"{job.created_at:%Y-%m-%d %H:%M:%S} UTC"

@@ -20,8 +20,8 @@ from rich.text import Text
 
 from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import (
-    ALL_SCOPES,
     MIN_PEPPER_LENGTH,
+    USUAL_SCOPES,
     KeyRecord,
     Scope,
     hash_key,
@@ -50,7 +50,10 @@ def create(
     tenant: Annotated[str, typer.Argument(help="Whose jobs the key sees and makes.")],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help=f"{' or '.join(get_args(Scope))}; repeat for both. Default: both."),
+        typer.Option(
+            help=f"{', '.join(get_args(Scope))}; repeat for several. "
+            f"Default: {' and '.join(sorted(USUAL_SCOPES))}."
+        ),
     ] = None,
     name: Annotated[str, typer.Option(help="A note: who has the key, and what for.")] = "",
     expires_days: Annotated[
@@ -72,7 +75,7 @@ def create(
             {
                 "id": key_id(key, pepper),
                 "tenant": tenant,
-                "scopes": scope or sorted(ALL_SCOPES),
+                "scopes": scope or sorted(USUAL_SCOPES),
                 "key_hmac": hash_key(key, pepper),
                 "name": name,
                 "created_at": now,

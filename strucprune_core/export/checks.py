@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from typing import get_args
 
 from strucprune_core.checkpoint.index import CheckpointIndex
-from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, naming_field
+from strucprune_core.errors import InvalidCheckpoint, InvalidSpec, Mend, naming_field
 from strucprune_core.export import fp8
 from strucprune_core.export.gguf_layout import Q8_0_BLOCK
 from strucprune_core.export.gguf_vocabulary import read_vocabulary
@@ -60,19 +60,21 @@ def check_shape(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
         InvalidSpec: the export cannot hold the result.
     """
     if export == "fp8":
-        _check_fp8(config)
+        _check_fp8(pruning, config)
         return
     if config.family not in FAMILIES:
-        raise _refusal(export, f"models of family '{config.family}', only {' and '.join(FAMILIES)}")
+        raise _refusal(
+            export, pruning, f"models of family '{config.family}', only {' and '.join(FAMILIES)}"
+        )
     if config.activation != "silu":
-        raise _refusal(export, f"the activation '{config.activation}'")
+        raise _refusal(export, pruning, f"the activation '{config.activation}'")
     if config.qkv_bias or config.attention_output_bias or config.ffn_bias:
-        raise _refusal(export, "biases in attention or FFN")
+        raise _refusal(export, pruning, "biases in attention or FFN")
     if any(_slides(block, config) for block in config.blocks):
-        raise _refusal(export, "sliding windows shorter than the context")
+        raise _refusal(export, pruning, "sliding windows shorter than the context")
     ropes = {block.rope for block in config.blocks}
     if len(ropes) > 1 or any(rope is None or rope.type not in ROPE_TYPES for rope in ropes):
-        raise _refusal(export, f"rotary positions other than {', '.join(ROPE_TYPES)}")
+        raise _refusal(export, pruning, f"rotary positions other than {', '.join(ROPE_TYPES)}")
     if export in GGUF_EXPORTS:
         _check_gguf(export, pruning, config)
     else:
@@ -90,6 +92,7 @@ def check_installed(exports: Iterable[Export]) -> None:
             "the fp8 export is made with the package compressed-tensors, which is not installed",
             field=FIELD,
             remedy="Install it (pip install 'strucprune[fp8]'), or leave 'fp8' out.",
+            mends=[_without("fp8", exports)],
         )
 
 
@@ -100,28 +103,36 @@ def _check_gguf(export: Export, pruning: PruningSpec, config: ModelConfig) -> No
             "hold a model that lost FFN blocks",
             field=FIELD,
             remedy=f"Remove 'attention_blocks' or 'layers', or leave '{export}' out.",
+            mends=[_without(export, pruning.exports)],
         )
     if any("ffn" in block.without for block in config.blocks):
-        raise _refusal(export, "layers without an FFN")
+        raise _refusal(export, pruning, "layers without an FFN")
     if _may_begin_without_attention(pruning, config):
-        raise _refusal(export, "a first layer without attention, of which llama.cpp asks the heads")
+        raise _refusal(
+            export, pruning, "a first layer without attention, of which llama.cpp asks the heads"
+        )
     if export == "gguf_q8_0" and config.hidden_size % Q8_0_BLOCK:
         raise _refusal(
-            export, f"a hidden size that is no multiple of {Q8_0_BLOCK} ({config.hidden_size})"
+            export,
+            pruning,
+            f"a hidden size that is no multiple of {Q8_0_BLOCK} ({config.hidden_size})",
         )
 
 
-def _check_fp8(config: ModelConfig) -> None:
+def _check_fp8(pruning: PruningSpec, config: ModelConfig) -> None:
     """Runtimes quantise linear modules, each with a matrix of its own in the files."""
     if config.generic is not None:
-        raise _refusal("fp8", f"models of architecture '{config.family}'")
+        raise _refusal("fp8", pruning, f"models of architecture '{config.family}'")
     if config.transposed:
-        raise _refusal("fp8", "matrices that are stored transposed, which runtimes do not quantise")
+        raise _refusal(
+            "fp8", pruning, "matrices that are stored transposed, which runtimes do not quantise"
+        )
     if any(block.names.router is not None for block in config.blocks):
-        raise _refusal("fp8", "mixtures of experts")
+        raise _refusal("fp8", pruning, "mixtures of experts")
     if config.family == "opt":
         raise _refusal(
             "fp8",
+            pruning,
             "models of family 'opt', of whose FFN transformers quantises the inputs of all tokens "
             "together and vLLM those of each: they would compute different things",
         )
@@ -165,15 +176,26 @@ def _check_heads(pruning: PruningSpec, config: ModelConfig) -> None:
             "cannot be removed",
             field=FIELD,
             remedy="Use structures ['ffn_channels'], or leave 'block_configs' out.",
+            mends=[
+                Mend("pruning.structures", ["ffn_channels"]),
+                _without("block_configs", pruning.exports),
+            ],
         )
     heads = {block.query_heads for block in config.blocks} - {0}
     if any(count * config.head_dim != config.hidden_size for count in heads):
-        raise _refusal("block_configs", "heads whose widths do not add up to the hidden size")
+        raise _refusal(
+            "block_configs", pruning, "heads whose widths do not add up to the hidden size"
+        )
 
 
-def _refusal(export: str, what: str) -> InvalidSpec:
+def _without(export: str, exports: Iterable[str]) -> Mend:
+    return Mend(FIELD, [each for each in exports if each != export])
+
+
+def _refusal(export: str, pruning: PruningSpec, what: str) -> InvalidSpec:
     return InvalidSpec(
         f"the {export} export does not support {what}",
         field=FIELD,
         remedy=f"Leave '{export}' out of pruning.exports.",
+        mends=[_without(export, pruning.exports)],
     )

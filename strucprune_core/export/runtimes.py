@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.export.checks import check_shape
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.generic.architectures import generic_model_types
@@ -236,6 +236,9 @@ class RuntimeSupport(_Part):
     note: str | None = Field(default=None, description="How it is loaded.")
     reason: str | None = Field(default=None, description="Why it does not load.")
     remedy: str | None = Field(default=None, description="What to change so that it does.")
+    mends: tuple[Mend, ...] = Field(
+        default=(), description="The same as changes of one field each, of which any will do."
+    )
 
 
 def runtime_support(config: ModelConfig, pruning: PruningSpec) -> list[RuntimeSupport]:
@@ -295,12 +298,14 @@ def _support(runtime: Runtime, config: ModelConfig, pruning: PruningSpec) -> Run
                 tried=_tried(form, config, pruning),
                 note=form.note,
             )
+    mends = _mends(known, config, pruning)
     produced = " and ".join([f"layout '{pruning.layout}'", *pruning.exports])
     return RuntimeSupport(
         runtime=runtime.name,
         loads=False,
         reason=f"it does not load {produced} of family '{config.family}'",
-        remedy=_remedy(known, config, pruning),
+        remedy=_remedy(mends),
+        mends=mends,
     )
 
 
@@ -321,14 +326,27 @@ def _loses_heads(config: ModelConfig, pruning: PruningSpec) -> bool:
     return any(count * config.head_dim != config.hidden_size for count in heads)
 
 
-def _remedy(known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec) -> str | None:
-    """What would make a runtime load the result; None if nothing would."""
-    ways = []
+def _mends(
+    known: Sequence[LoadableForm], config: ModelConfig, pruning: PruningSpec
+) -> tuple[Mend, ...]:
+    """What would make a runtime load the result."""
+    mends = []
     for form in known:
         if form.form == "per_layer" or form.form == "uniform":
-            ways.append(f"use layout '{form.form}'")
+            mends.append(Mend("pruning.layout", form.form))
         elif _possible(form.form, pruning, config):
-            ways.append(f"add '{form.form}' to pruning.exports")
+            mends.append(Mend("pruning.exports", [*pruning.exports, form.form]))
+    return tuple(mends)
+
+
+def _remedy(mends: Sequence[Mend]) -> str | None:
+    """The mends as a sentence; None if there are none."""
+    ways = [
+        f"use layout '{mend.value}'"
+        if mend.field == "pruning.layout"
+        else f"add '{mend.value[-1]}' to pruning.exports"
+        for mend in mends
+    ]
     text = ", or ".join(ways)
     return f"{text[:1].upper()}{text[1:]}." if text else None
 

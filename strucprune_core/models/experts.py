@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.models.config import Experts, GenericLayer, ModelConfig, Routing
 from strucprune_core.models.tensors import tensor_name
 
@@ -120,6 +120,7 @@ def kept_count(
             f"{sparsity:.4g} of {total} experts rounds to none",
             field="pruning.sparsity",
             remedy=f"Ask for at least {math.ceil(least * 1e4) / 1e4:g}.",
+            mends=[Mend("pruning.sparsity", math.ceil(least * 1e4) / 1e4)],
         )
     if wanted < possible[0] - step / 2:
         most = 1.0 - possible[0] / total
@@ -128,6 +129,7 @@ def kept_count(
             f"{_needed(routing)}, and pruning.min_keep_fraction and its like hold",
             field="pruning.sparsity",
             remedy=f"Ask for at most {math.floor(most * 1e4) / 1e4:g}.",
+            mends=[Mend("pruning.sparsity", math.floor(most * 1e4) / 1e4)],
         )
     return min(possible, key=lambda count: (abs(count - wanted), -count))
 
@@ -165,6 +167,7 @@ def checked_count(
         message,
         field="pruning.expert_count",
         remedy=f"Ask for {' or '.join(str(each) for each in (*above, *below))}.",
+        mends=[Mend("pruning.expert_count", each) for each in (*above, *below)],
     )
 
 
@@ -185,6 +188,7 @@ def _possible_counts(
             f"no expert can be removed: of {total} experts {_needed(routing)}",
             field="pruning.structures",
             remedy="Remove FFN channels instead.",
+            mends=[Mend("pruning.structures", ["ffn_channels"])],
         )
     possible = [count for count in range(step, total, step) if count >= floor]
     if not possible:
@@ -192,6 +196,7 @@ def _possible_counts(
             f"no expert can be removed: {floor} of {total} must stay, in multiples of {step}",
             field="pruning.structures",
             remedy="Remove FFN channels instead.",
+            mends=[Mend("pruning.structures", ["ffn_channels"])],
         )
     return possible, step
 

@@ -29,6 +29,9 @@ Row = Annotated[tuple[Seconds | None, ...], Field(max_length=_MOST_ENTRIES)]
 Grid = Annotated[tuple[Row, ...], Field(max_length=_MOST_ENTRIES)]
 Cube = Annotated[tuple[Grid, ...], Field(max_length=_MOST_ENTRIES)]
 
+# What the day of a measurement is written like.
+DATE = r"^\d{4}-\d{2}-\d{2}$"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -67,7 +70,7 @@ class DeviceTable(_Strict):
     threads: int = Field(ge=1, le=4096, description="Of torch.")
     dtype: Literal["bfloat16", "float16", "float32"]
     runtime: str = Field(max_length=200, description="What the parts are of, with versions.")
-    measured_on: str = Field(pattern=r"^\d{4}-\d{2}-\d{2}$", description="Date, UTC.")
+    measured_on: str = Field(pattern=DATE, description="Date, UTC.")
     rounds: int = Field(ge=1, description="Times are medians of so many measurements.")
     spread: float = Field(
         ge=0.0, description="Half the range of their middle half, relative: the usual one."

@@ -31,6 +31,7 @@ from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidSpec,
     InvalidText,
+    Mend,
     ObjectNotFound,
     OutputNotEmpty,
     StrucPruneError,
@@ -66,7 +67,15 @@ from strucprune_core.plan.targets import resolved
 from strucprune_core.plan.tasks import check_tasks, task_file_versions
 from strucprune_core.plan.uniform_heads import check_heads_load
 from strucprune_core.run.publish import unfinished
-from strucprune_core.spec import CalibrationSpec, Dtype, JobSpec, PruningSpec
+from strucprune_core.spec import (
+    CalibrationSpec,
+    Dtype,
+    EvaluationSpec,
+    JobSpec,
+    ModelSpec,
+    OutputSpec,
+    PruningSpec,
+)
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.open import split_object
 from strucprune_core.storage.store import InspectableStore, ReadableStore
@@ -146,17 +155,20 @@ def inspect_model(
 
 
 def read_job_model(spec: JobSpec, open_store: OpenStore) -> ModelFacts:
-    """`read_model` of a job, with the adapter that it names merged into it."""
-    model = read_model(
-        spec.model.uri,
-        open_store,
-        experts=spec.pruning.removes_experts,
-        dtype=spec.output.dtype,
-    )
-    if spec.model.adapter_uri is None:
+    """`read_adapted_model` of a job."""
+    experts, dtype = spec.pruning.removes_experts, spec.output.dtype
+    return read_adapted_model(spec.model, open_store, experts=experts, dtype=dtype)
+
+
+def read_adapted_model(
+    named: ModelSpec, open_store: OpenStore, *, experts: bool, dtype: Dtype | None
+) -> ModelFacts:
+    """`read_model`, with the adapter that is named with it merged into it."""
+    model = read_model(named.uri, open_store, experts=experts, dtype=dtype)
+    if named.adapter_uri is None:
         return model
     with naming_field("model.adapter_uri"):
-        adapter = open_adapter(open_store(spec.model.adapter_uri))
+        adapter = open_adapter(open_store(named.adapter_uri))
         return ModelFacts(_with_adapter(model, adapter), model.config)
 
 
@@ -183,23 +195,28 @@ def read_model(
             raise ObjectNotFound(
                 error.message,
                 remedy=f"For the model of the Hugging Face hub, use hf://{uri}.",
+                mends=[Mend("model.uri", f"hf://{uri}")],
             ) from error
 
 
-def check_output_usable(store: InspectableStore, fingerprint: str | None = None) -> None:
+def check_output_usable(
+    store: InspectableStore, fingerprint: str | None = None, *, of_any_job: bool = False
+) -> None:
     """Check that the output prefix is empty (nothing is ever overwritten) and can be written to.
 
     Args:
         store: The output.
         fingerprint: The job's (`job_fingerprint`). If it is given, the prefix may hold what a run
             of this job left that broke off while it published.
+        of_any_job: Allow what a run of any job left so, as long as it is not known which job it is.
 
     Raises:
         OutputNotEmpty: it holds something else.
         StorageError: the store refused or failed, or would refuse a write.
     """
     first = next(iter(store.list()), None)
-    if first is not None and (fingerprint is None or unfinished(store, fingerprint) is None):
+    may_be_ours = fingerprint is not None or of_any_job
+    if first is not None and not (may_be_ours and unfinished(store, fingerprint) is not None):
         raise OutputNotEmpty(
             f"{store.uri} already holds '{first.key}'", remedy="Choose a new output prefix."
         )
@@ -335,7 +352,7 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
         _check_uniform(config)
     _check_layers(pruning, config)
     if "query_heads" in pruning.structures and config.generic is None:
-        _check_query_heads(config)
+        _check_query_heads(pruning, config)
     if pruning.removes_blocks:
         check_blocks(config, pruning)
         return
@@ -352,10 +369,12 @@ def check_reach(pruning: PruningSpec, config: ModelConfig) -> None:
     total = sum(width * each for width, each in zip(widths, parameters, strict=True))
     least = min(parameters)
     if pruning.asked_sparsity * total < least:
+        enough = rounded_up(least / total)
         raise InvalidSpec(
             f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {rounded_up(least / total):g}.",
+            remedy=f"Ask for at least {enough:g}.",
+            mends=[Mend("pruning.sparsity", enough)],
         )
     if pruning.allocation == "uniform":
         allocate_uniformly(widths, pruning.asked_sparsity, rules)
@@ -402,6 +421,7 @@ def _check_uniform(config: ModelConfig) -> None:
             "the model's layers already differ in width, so no uniform layout can hold them",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
+            mends=[Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -432,6 +452,7 @@ def _check_experts_multiply(pruning: PruningSpec, model: ModelFacts) -> None:
             f"class, which needs multiples of {aligned}",
             field="pruning.multiple_of",
             remedy=f"Set pruning.multiple_of to {aligned}, or use layout 'per_layer'.",
+            mends=[Mend("pruning.multiple_of", aligned), Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -442,6 +463,7 @@ def _check_unpruned(config: ModelConfig) -> None:
             "the model was pruned before, and has widths that no class of transformers knows",
             field="pruning.layout",
             remedy="Use layout 'per_layer'.",
+            mends=[Mend("pruning.layout", "per_layer")],
         )
 
 
@@ -468,6 +490,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             f"architecture '{config.family}' has no FFN that could be trained, only experts",
             field="pruning.recover",
             remedy="Leave recover out; distill trains the whole model.",
+            mends=[Mend("pruning.recover", None)],
         )
     if "ffn_channels" in kinds and not has_ffns:
         raise InvalidSpec(
@@ -475,6 +498,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "removed, only experts",
             field="pruning.structures",
             remedy="Use structures ['experts'].",
+            mends=[Mend("pruning.structures", ["experts"])],
         )
     if not kinds <= {"ffn_channels", "layers"} and not experts:
         raise InvalidSpec(
@@ -482,6 +506,7 @@ def check_generic(pruning: PruningSpec, config: ModelConfig) -> None:
             "transformers' own modules",
             field="pruning.structures",
             remedy="Use structures ['ffn_channels'] or ['layers'].",
+            mends=[Mend("pruning.structures", [kind]) for kind in ("ffn_channels", "layers")],
         )
 
 
@@ -505,6 +530,7 @@ def _check_removable(pruning: PruningSpec, structures: list[int]) -> None:
         f"every layer has only one of {', '.join(pruning.structures)}, and it must stay",
         field="pruning.structures",
         remedy=f"Remove another kind: {other}.",
+        mends=[Mend("pruning.structures", [other])],
     )
 
 
@@ -513,12 +539,14 @@ def shape_of(block: LayerConfig) -> tuple[int, int, tuple[int, ...]]:
     return block.query_heads, block.kv_heads, block.ffn_widths
 
 
-def _check_query_heads(config: ModelConfig) -> None:
+def _check_query_heads(pruning: PruningSpec, config: ModelConfig) -> None:
     if all(block.query_heads_per_kv_head <= 1 for block in config.blocks):
+        groups = ["kv_groups" if kind == "query_heads" else kind for kind in pruning.structures]
         raise InvalidSpec(
             "every query head has its own key-value head, so none can be removed alone",
             field="pruning.structures",
             remedy="Use 'kv_groups', which removes a query head along with its key-value head.",
+            mends=[Mend("pruning.structures", groups)],
         )
 
 
@@ -534,6 +562,7 @@ def check_sequence_length(length: int, config: ModelConfig, field: str) -> None:
             f"{config.max_position_embeddings}",
             field=field,
             remedy=f"Ask for at most {config.max_position_embeddings}.",
+            mends=[Mend(field, config.max_position_embeddings)],
         )
 
 
@@ -565,12 +594,12 @@ def inspect_job(
     if check_output:
         with naming_field("output.uri_prefix"):
             check_output_usable(open_store(spec.output.uri_prefix))
-    check_tasks(spec, open_store, downloads=task_downloads)
+    check_tasks(spec.evaluation, open_store, downloads=task_downloads)
     return JobFacts(
         spec=spec,
         model=model,
-        calibration_bytes=_calibration_bytes(spec, open_store),
-        evaluation_bytes=_evaluation_bytes(spec, open_store),
+        calibration_bytes=calibration_bytes(spec.calibration, open_store),
+        evaluation_bytes=evaluation_bytes(spec.evaluation, open_store),
     )
 
 
@@ -672,16 +701,30 @@ def examine_job(
             "output.uri_prefix",
             lambda: check_output_usable(open_store(spec.output.uri_prefix), fingerprint),
         )
-    collect("calibration.uri", lambda: _calibration_bytes(spec, open_store))
-    collect("evaluation.uri", lambda: _evaluation_bytes(spec, open_store))
-    collect("evaluation.tasks", lambda: check_tasks(spec, open_store, downloads=task_downloads))
+    collect("calibration.uri", lambda: calibration_bytes(spec.calibration, open_store))
+    collect("evaluation.uri", lambda: evaluation_bytes(spec.evaluation, open_store))
+    collect(
+        "evaluation.tasks",
+        lambda: check_tasks(spec.evaluation, open_store, downloads=task_downloads),
+    )
     return Examination(issues, spec, model)
 
 
 def _check_apart(spec: JobSpec, open_store: OpenStore, workspace: str | None) -> None:
+    check_places_apart(spec.model, spec.output, open_store, workspace)
+
+
+def check_places_apart(
+    named: ModelSpec, result: OutputSpec, open_store: OpenStore, workspace: str | None = None
+) -> None:
+    """`check_apart` of the places that a job names; those that cannot be opened are left out.
+
+    Raises:
+        InvalidSpec: as `check_apart`.
+    """
     try:
-        model, output = open_store(spec.model.uri).uri, open_store(spec.output.uri_prefix).uri
-        uri = spec.model.adapter_uri
+        model, output = open_store(named.uri).uri, open_store(result.uri_prefix).uri
+        uri = named.adapter_uri
         adapter = None if uri is None else open_store(uri).uri
     except StrucPruneError:  # Raised again where the store is used.
         return
@@ -751,8 +794,12 @@ def _check_chat_template(index: CheckpointIndex) -> None:
     check_chat_template(read_tokenizer_config(index.store, index.other_files))
 
 
-def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
-    text = spec.calibration
+def calibration_bytes(text: CalibrationSpec, open_store: OpenStore) -> int | None:
+    """Check the text that a job calibrates on; its size, None if the model writes it.
+
+    Raises:
+        StrucPruneError: as `check_text` and `check_documents`, with the field.
+    """
     if text.uri is None:
         return None
     with naming_field("calibration.uri"):
@@ -762,8 +809,12 @@ def _calibration_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
         return check_documents(open_store(parent), name, text)
 
 
-def _evaluation_bytes(spec: JobSpec, open_store: OpenStore) -> int | None:
-    text = spec.evaluation
+def evaluation_bytes(text: EvaluationSpec | None, open_store: OpenStore) -> int | None:
+    """Check the text that a job evaluates on; its size, None if there is none.
+
+    Raises:
+        StrucPruneError: as `check_text`, with the field.
+    """
     if text is None:
         return None
     with naming_field("evaluation.uri"):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.method.linalg.panels import Panels
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.experts import expert_matrices
@@ -81,6 +81,7 @@ def plan_job(spec: JobSpec, config: ModelConfig) -> Plan:
             f"the job does not fit {limit + fixed:,} bytes: {step} needs {least:,}",
             field=field,
             remedy=f"Allow at least {least:,} bytes{_advice(step)}.",
+            mends=[Mend(field, least)],
         )
     return plan
 

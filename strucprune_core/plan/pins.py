@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from strucprune_core.errors import naming_field
+from strucprune_core.errors import StrucPruneError, naming_field
+from strucprune_core.plan.partial import PartialJob
+from strucprune_core.plan.places import NamesPlaces, named_uris, with_uri
 from strucprune_core.spec import JobSpec
 
 
@@ -23,22 +25,31 @@ def pinned_spec(spec: JobSpec, pin: Callable[[str], str]) -> JobSpec:
     Raises:
         StrucPruneError: raised by `pin`, with the field of the job.
     """
-    with naming_field("model.uri"):
-        model = spec.model.model_copy(update={"uri": pin(spec.model.uri)})
-    if model.adapter_uri is not None:
-        with naming_field("model.adapter_uri"):
-            model = model.model_copy(update={"adapter_uri": pin(model.adapter_uri)})
-    calibration, evaluation = spec.calibration, spec.evaluation
-    if calibration.uri is not None:
-        with naming_field("calibration.uri"):
-            calibration = calibration.model_copy(update={"uri": pin(calibration.uri)})
-    if evaluation is not None:
-        with naming_field("evaluation.uri"):
-            evaluation = evaluation.model_copy(update={"uri": pin(evaluation.uri)})
-        if evaluation.task_files is not None:
-            with naming_field("evaluation.task_files"):
-                pinned_files = pin(evaluation.task_files)
-                evaluation = evaluation.model_copy(update={"task_files": pinned_files})
-    return spec.model_copy(
-        update={"model": model, "calibration": calibration, "evaluation": evaluation}
-    )
+    for field, uri in _read_uris(spec).items():
+        with naming_field(field):
+            spec = with_uri(spec, field, pin(uri))
+    return spec
+
+
+def pinned_parts(
+    job: PartialJob, pin: Callable[[str], str]
+) -> tuple[PartialJob, list[StrucPruneError]]:
+    """The same of a job that is not complete: without what cannot be pinned, and why it cannot.
+
+    Args:
+        job: What is known of it.
+        pin: As of `pinned_spec`.
+    """
+    issues = []
+    for field, uri in _read_uris(job).items():
+        try:
+            with naming_field(field):
+                job = with_uri(job, field, pin(uri))
+        except StrucPruneError as error:
+            issues.append(error)
+            job = job.without(field)
+    return job, issues
+
+
+def _read_uris(job: NamesPlaces) -> dict[str, str]:
+    return {field: uri for field, uri in named_uris(job).items() if field != "output.uri_prefix"}

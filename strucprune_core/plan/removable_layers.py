@@ -7,7 +7,7 @@ layers, that is another model, without an error.
 
 from __future__ import annotations
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.export.layer_keys import periods, with_layers
 from strucprune_core.models.config import ModelConfig
 from strucprune_core.models.families import parse_config
@@ -38,6 +38,7 @@ def check_layers_removable(pruning: PruningSpec, config: ModelConfig, raw: RawCo
             f"whole layers of this model cannot be removed: {reason}",
             field="pruning.structures",
             remedy="Remove other structures: ['ffn_channels'].",
+            mends=[Mend("pruning.structures", ["ffn_channels"])],
         )
 
 

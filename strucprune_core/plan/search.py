@@ -19,10 +19,12 @@ from strucprune_core.plan.sizes import named, of_size, own_units
 from strucprune_core.run.artifacts import Evaluate, File, Price, Search
 from strucprune_core.run.progress import Phase
 
+TRY = "try"
+
 
 def label_of_try(number: int) -> str:
     """Marks the units of a try, from 1."""
-    return f"try{number}"
+    return f"{TRY}{number}"
 
 
 def labels(tries: int) -> list[str]:

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.method.allocation.budget import (
     REACH_TOLERANCE,
     out_of_reach,
@@ -85,6 +85,7 @@ def check_shared_budget(config: ModelConfig, pruning: PruningSpec) -> None:
             "no expert can be removed: a token chooses as many as must stay",
             field="pruning.structures",
             remedy="Remove FFN channels alone, or lower pruning.min_keep_fraction.",
+            mends=[Mend("pruning.structures", ["ffn_channels"])],
         )
     total = removable_parameters(config, pruning)
     least = min(
@@ -92,10 +93,12 @@ def check_shared_budget(config: ModelConfig, pruning: PruningSpec) -> None:
         *(place.site.parameters for place in plan_sites(config, pruning)),
     )
     if pruning.asked_sparsity * total < least:
+        enough = rounded_up(least / total)
         raise InvalidSpec(
             f"{pruning.asked_sparsity:.4g} of {total:,} parameters is less than one structure",
             field="pruning.sparsity",
-            remedy=f"Ask for at least {rounded_up(least / total):g}.",
+            remedy=f"Ask for at least {enough:g}.",
+            mends=[Mend("pruning.sparsity", enough)],
         )
     measured_steps(config, pruning)
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.plan.estimate import export_bytes, removed_by
 from strucprune_core.plan.facts import ModelFacts
 from strucprune_core.plan.predicted_speed import predicted_speed
@@ -84,6 +84,7 @@ def resolved(spec: JobSpec, facts: ModelFacts, check: Check) -> JobSpec:
             field=field,
             remedy=f"Ask for at least {least_left:,}, remove further structures, or lower "
             "pruning.min_keep_fraction.",
+            mends=[Mend(field, least_left)],
         )
     return spec.at(
         _least_sparsity(spec, check, most, lambda at: result_of(at, facts) <= target.most)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from strucprune_core.errors import InvalidSpec, naming_field
 from strucprune_core.evaluation.tasks.task_files import FIELD, read_definitions
-from strucprune_core.spec import JobSpec
+from strucprune_core.spec import EvaluationSpec, JobSpec
 from strucprune_core.storage.digests import sha256_of_bytes
 from strucprune_core.storage.store import ReadableStore
 from strucprune_core.storage.versions import version_of
@@ -42,12 +42,15 @@ def unknown_task(name: str, known: Collection[str]) -> InvalidSpec:
 
 
 def check_tasks(
-    spec: JobSpec, open_store: Callable[[str], ReadableStore], *, downloads: bool
+    judged: EvaluationSpec | None,
+    open_store: Callable[[str], ReadableStore],
+    *,
+    downloads: bool,
 ) -> None:
     """Check that a job's tasks are known, and that their data may be had.
 
     Args:
-        spec: The job.
+        judged: What the job names them in; None: nothing.
         open_store: Opens the store of the task files.
         downloads: Whether data of the harness's own tasks may come from a hub.
 
@@ -56,7 +59,6 @@ def check_tasks(
         InvalidText: a file of data is missing or too large.
         StorageError: the store refused or failed.
     """
-    judged = spec.evaluation
     if judged is None or not judged.tasks:
         return
     own: Collection[str] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.export.uniform_config import loading_family, why_not
 from strucprune_core.method.allocation.uniform import allocate_uniformly
 from strucprune_core.models.config import ModelConfig
@@ -50,6 +50,7 @@ def check_heads_load(pruning: PruningSpec, config: ModelConfig) -> None:
         f"{why_not(shape)}, so no uniform layout can hold the result",
         field="pruning.layout",
         remedy=_remedy(pruning, config),
+        mends=_mends(pruning, config),
     )
 
 
@@ -69,6 +70,14 @@ def _remedy(pruning: PruningSpec, config: ModelConfig) -> str:
     if not offers:
         return f"{usual}; no smaller number of heads would do."
     return f"{usual}, or a pruning.sparsity of {_listed(offers)}."
+
+
+def _mends(pruning: PruningSpec, config: ModelConfig) -> list[Mend]:
+    mends = [Mend("pruning.layout", "per_layer")]
+    if set(_HEADS).intersection(pruning.structures):
+        mends.append(Mend("pruning.structures", ["ffn_channels"]))
+        mends += [Mend("pruning.sparsity", each) for each, _ in _offers(pruning, config)]
+    return mends
 
 
 def _offers(pruning: PruningSpec, config: ModelConfig) -> list[tuple[float, int]]:

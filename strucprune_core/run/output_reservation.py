@@ -48,7 +48,7 @@ def find_reservation(output: Store, job: Sizes) -> Reservation | None:
             report = reserving_report(output)
             if report is None:
                 raise
-            if report in (job.workspace.reservation(), _finished_report(job)):
+            if report in (job.workspace.reservation(output.uri), _finished_report(job)):
                 _check_same_inputs(output, report, job)
                 return Reservation(report, ours=True)
             left = unfinished(output, job.fingerprint)

@@ -36,6 +36,7 @@ class Progress:
         fraction: Share of the whole job that is done, in [0, 1], never decreasing.
         eta_seconds: Estimated seconds left, or None while unknown.
         phases: Of each phase that the job has, steps that are finished, and all.
+        unit: The unit that is computed now (see `plan.graph`), or None while none is.
     """
 
     phase: Phase
@@ -44,6 +45,7 @@ class Progress:
     fraction: float
     eta_seconds: float | None = None
     phases: Mapping[Phase, tuple[int, int]] = field(default_factory=dict)
+    unit: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The wire form used in job records and events."""
@@ -54,6 +56,7 @@ class Progress:
             "fraction": round(self.fraction, 4),
             "eta_seconds": None if self.eta_seconds is None else round(self.eta_seconds, 1),
             "phases": {phase.value: [*steps] for phase, steps in self.phases.items()},
+            "unit": self.unit,
         }
 
 

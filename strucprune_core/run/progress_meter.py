@@ -155,7 +155,8 @@ class ProgressMeter:
             pace = (time.monotonic() - self._began) / worked
             eta = pace * (self._total_cost - done)
         done, total = self._phase_done[phase], self._phase_total[phase]
-        self._send(Progress(phase, done, total, fraction, eta, self._phases()))
+        unit = self._current.name if self._current is not None else None
+        self._send(Progress(phase, done, total, fraction, eta, self._phases(), unit))
 
     def _send(self, progress: Progress) -> None:
         if self._last is not None and progress.fraction < self._last.fraction:

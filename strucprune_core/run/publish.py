@@ -88,14 +88,14 @@ def reserving_report(output: Readable) -> bytes | None:
         return None
 
 
-def unfinished(output: ReadableStore, fingerprint: str) -> AnyReport | None:
+def unfinished(output: ReadableStore, fingerprint: str | None) -> AnyReport | None:
     """The report of a run of this job that broke off while it published; else None.
 
     None too if anything lies there that such a run does not write.
 
     Args:
         output: Where it published.
-        fingerprint: The job's, as in its reports.
+        fingerprint: The job's, as in its reports; None: any job's.
     """
     keys = {info.key for info in islice(output.list(), MAX_FILES)}
     if MANIFEST in keys or REPORT_JSON not in keys or len(keys) == MAX_FILES:
@@ -107,7 +107,7 @@ def unfinished(output: ReadableStore, fingerprint: str) -> AnyReport | None:
         report = read_report(bytes(output.read(REPORT_JSON)))
     except (ValidationError, ObjectNotFound):
         return None
-    ours = report.job_fingerprint == fingerprint and keys <= set(_written(report))
+    ours = fingerprint in (None, report.job_fingerprint) and keys <= set(_written(report))
     return report if ours else None
 
 

@@ -3,7 +3,7 @@
 Layout under the workspace's root:
 
     job.json                          fingerprint of the job that owns the workspace
-    reservation.json                  the report that publishing began with
+    reservations/<output>.json        the report that publishing to an output began with
     units/<unit>/manifest.json        written last, with put-if-absent: the unit is finished
     units/<unit>/<nonce>/<file>       the unit's files; a nonce per attempt, never overwritten
 
@@ -42,8 +42,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_OWNER = "job.json"
-RESERVATION = "reservation.json"
+OWNER = "job.json"
+
+
+def reservation_key(output_uri: str) -> str:
+    """Where the report is kept that publishing to an output began with."""
+    return f"reservations/{sha256_of_bytes(output_uri.encode())[:32]}.json"
 
 
 class LostFile(StorageUnavailable):
@@ -136,9 +140,9 @@ class Workspace:
 
     def _take_possession(self) -> None:
         mine = _owner(self._fingerprint)
-        if self._store.put_if_absent(_OWNER, mine):
+        if self._store.put_if_absent(OWNER, mine):
             return
-        present = bytes(self._store.read(_OWNER))
+        present = bytes(self._store.read(OWNER))
         if present == mine:
             return
         if _is_owner(present):
@@ -148,8 +152,8 @@ class Workspace:
                 "written again since)",
                 remedy="Choose another workspace, or repeat the command that began this one.",
             )
-        log.warning("replacing damaged %s in workspace %s", _OWNER, self._store.uri)
-        self._store.put(_OWNER, mine)
+        log.warning("replacing damaged %s in workspace %s", OWNER, self._store.uri)
+        self._store.put(OWNER, mine)
 
     def refresh(self) -> None:
         """Look at what is there now: what was lost, and what other processes have done."""
@@ -259,7 +263,7 @@ class Workspace:
     @property
     def is_remote(self) -> bool:
         """Whether its files lie on another machine."""
-        return self._store.local_path(_OWNER) is None
+        return self._store.local_path(OWNER) is None
 
     @contextlib.contextmanager
     def draft(self) -> Iterator[Draft]:
@@ -338,14 +342,14 @@ class Workspace:
             self._store.delete(key)
             del self._present[key]
 
-    def keep_reservation(self, report: bytes) -> None:
+    def keep_reservation(self, output_uri: str, report: bytes) -> None:
         """Remember the report that an output is about to be reserved with."""
-        self._store.put(RESERVATION, report)
+        self._store.put(reservation_key(output_uri), report)
 
-    def reservation(self) -> bytes | None:
-        """What was last kept, damaged or not; None if nothing was."""
+    def reservation(self, output_uri: str) -> bytes | None:
+        """What was last kept of an output, damaged or not; None if nothing was."""
         try:
-            return bytes(self._store.read(RESERVATION))
+            return bytes(self._store.read(reservation_key(output_uri)))
         except ObjectNotFound:
             return None
 

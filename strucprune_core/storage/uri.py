@@ -212,6 +212,12 @@ def contains(root: str, place: str) -> bool:
     return place == root or place.startswith(root.rstrip("/") + "/")
 
 
+def canonical(uri: str) -> str:
+    """The one way to write a place, for `contains`: without links and `..` in a local path."""
+    location = parse_uri(uri)
+    return str(location) if location.scheme != "file" else str(location.path.resolve())
+
+
 def check_uri(uri: str) -> str:
     """Return the URI if it parses (for pydantic fields).
 

@@ -55,7 +55,7 @@ def flush(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def keys() -> dict[str, str]:
-    return {name: new_key(PEPPER) for name in ("acme", "rival", "acme-reader")}
+    return {name: new_key(PEPPER) for name in ("acme", "rival", "acme-reader", "operator")}
 
 
 @pytest.fixture
@@ -71,6 +71,11 @@ def settings(redis_url: str, tmp_path: Path, keys: dict[str, str]) -> Settings:
                 tenant="acme",
                 key_hmac=hash_key(keys["acme-reader"], PEPPER),
                 scopes=frozenset({"jobs:read"}),
+            ),
+            ApiKey(
+                tenant="operations",
+                key_hmac=hash_key(keys["operator"], PEPPER),
+                scopes=frozenset({"admin"}),
             ),
         ),
         allow_local_files=True,

@@ -89,7 +89,7 @@ def test_a_sparsity_outside_of_its_range(
         (error,) = answer.json()["errors"]
         assert error["pointer"] == "/pruning/sparsity"
         # As if it were left out, which a job may do that counts experts.
-        wanted = "Field required" if sparsity is None else "Input should be |.*did you mean"
+        wanted = "This is required" if sparsity is None else "It must be |.*did you mean"
         assert re.match(wanted, error["detail"])
     assert is_untouched(services)
 

@@ -53,6 +53,7 @@ from strucprune_core.storage.s3_settings import S3Settings
 from tests.api.conftest import PEPPER
 from tests.support.claims import claim_job
 from tests.support.flaky_proxy import FlakyProxy
+from tests.support.routes import elsewhere
 from tests.support.serving import served
 
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: several chunks
@@ -188,7 +189,7 @@ def test_the_life_of_a_job(
         {"team": "nlp"},
         0.25,
     )
-    assert client.get(job.id) == job
+    assert client.get(job.id).model_copy(update={"queue": None}) == job
     assert client.pause(job.id).state == "paused"
     assert client.resume(job.id).state == "queued"
     finish(services, job.id)
@@ -286,7 +287,7 @@ def test_what_is_wrong_is_typed(client: StrucPruneClient, make: Make, body: dict
 def test_list_goes_over_pages(
     client: StrucPruneClient, services: Services, body: dict[str, Any]
 ) -> None:
-    ids = [client.submit(body).id for _ in range(5)]
+    ids = [client.submit(elsewhere(body)).id for _ in range(5)]
     assert [job.id for job in client.list(page_size=2)] == ids[::-1]
     finish(services, ids[0])
     assert [job.id for job in client.list(state="succeeded")] == [ids[0]]
@@ -294,6 +295,20 @@ def test_list_goes_over_pages(
     now = datetime.now(UTC)
     assert list(client.list(created_after=now + timedelta(hours=1))) == []
     assert len(list(client.list(created_before=now + timedelta(hours=1)))) == 5
+
+
+def test_what_a_tenant_has_of_its_limits(
+    client: StrucPruneClient, services: Services, body: dict[str, Any]
+) -> None:
+    services.ledger.note_worker("one:1", {"host": "one"})
+    job = client.submit(body)
+    place = client.get(job.id).queue
+    assert place is not None
+    assert (place.position, place.waits_for, place.workers) == (1, "turn", 1)
+    quota = client.quota()
+    assert (quota.use["open_jobs"], quota.limits["open_jobs"]) == (1, None)
+    with pytest.raises(NotAllowed):
+        client.workers()
 
 
 def test_a_submission_whose_answer_got_lost_is_one_job(
@@ -311,7 +326,7 @@ def test_a_key_of_ones_own_makes_the_same_job_from_anywhere(
     key = f"nightly-{uuid4()}"
     first = make().submit(body, idempotency_key=key)
     assert make().submit(body, idempotency_key=key).id == first.id
-    assert make().submit(body).id != first.id
+    assert make().submit(elsewhere(body)).id != first.id
 
 
 def test_wait_tells_of_changes(
@@ -674,6 +689,7 @@ def test_commands(
     shown = command("submit", str(spec), "--validate").stdout
     assert "valid" in shown
     job_id = command("submit", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
+    spec.write_text(json.dumps(elsewhere(body)), encoding="utf-8")
     again = ("submit", str(spec), "--idempotency-key", uuid4().hex, "--json")
     other = json.loads(command(*again).stdout)["id"]
     assert json.loads(command(*again).stdout)["id"] == other
@@ -721,10 +737,13 @@ def test_a_job_is_submitted_by_options(
     named = (
         *("--model", body["model"]["uri"], "--output", body["output"]["uri_prefix"]),
         *("--calibration", body["calibration"]["uri"], "--sparsity", "0.25"),
-        *("--priority", "high", "--label", "team=a"),
+        *("--priority", "high", "--label", "team=a", "--name", "Nightly"),
     )
     job = json.loads(command("submit", *named, "--json").stdout)
     assert job["labels"] == {"team": "a"}
+    assert job["spec"]["name"] == "Nightly"
+    assert "Nightly" in command("show", job["id"]).stdout
+    assert "Nightly" in command("list").stdout
     assert job["spec"]["pruning"]["sparsity"] == 0.25
     assert job["spec"]["runtime"]["priority"] == "high"
 

@@ -23,7 +23,7 @@ from embedded.valkey import ValkeyServer
 from strucprune_core.storage.open import open_store
 from tests.support.full_redis import fill, mend
 from tests.support.records import ERROR, new_job
-from tests.support.routes import JOBS
+from tests.support.routes import JOBS, elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_reconciler_makes_room_though_it_cannot_restore(
 ) -> None:
     services = app.app.state.services  # type: ignore[attr-defined]
     for _ in range(3):
-        here = app.post(JOBS, json=body).json()["links"]["self"]
+        here = app.post(JOBS, json=elsewhere(body)).json()["links"]["self"]
     app.post(f"{here}/cancel")
     lost = services.ledger.list("acme").jobs[-1].id
     services.ledger.request_cancel(lost)
@@ -163,7 +163,7 @@ def test_one_tenant_cannot_fill_redis(
         greedy = {"Authorization": f"Bearer {keys['acme']}"}
 
         def submit_and_cancel(_: int) -> int:
-            answer = client.post(JOBS, json=body, headers=greedy)
+            answer = client.post(JOBS, json=elsewhere(body), headers=greedy)
             if answer.status_code == 202:
                 client.post(f"{answer.json()['links']['self']}/cancel", headers=greedy)
             return answer.status_code

@@ -18,7 +18,7 @@ from api.inspection.serving import MAX_READ_BYTES, HelperCalls
 from api.inspection.verdict import Verdict, judge, revived
 from api.job_limits import OverLimit
 from api.jobs.limits import TenantLimits
-from strucprune_core.errors import InvalidCheckpoint, ObjectNotFound, StrucPruneError
+from strucprune_core.errors import InvalidCheckpoint, Mend, ObjectNotFound, StrucPruneError
 from strucprune_core.spec import JobSpec
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
@@ -251,11 +251,13 @@ def test_errors_are_what_they_were() -> None:
     for error in (
         InvalidCheckpoint("m", field="model.uri", remedy="r", layer=3),
         ObjectNotFound("gone"),
-        OverLimit("large"),
+        OverLimit("large", mends=[Mend("calibration.samples", 4), Mend("pruning.exports", [])]),
     ):
         again = revived(error.as_dict())
         assert (type(again), again.as_dict()) == (type(error), error.as_dict())
     assert revived({"code": "of another release", "message": "m"}).message == "m"
+    for wrong in (5, [5], [{"value": 1}], [{"field": 1, "value": 1}]):
+        assert revived({"code": "over_limit", "message": "m", "mends": wrong}).mends == ()
 
 
 def test_a_store_of_the_desk_is_the_one_asked_for(body: dict[str, Any]) -> None:

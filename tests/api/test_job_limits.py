@@ -17,7 +17,7 @@ from api.jobs.rebuild import rebuild
 from api.services import Services
 from api.settings import Settings
 from strucprune_core.spec import MAX_DEADLINE_SECONDS, RuntimeSpec
-from tests.support.routes import JOBS
+from tests.support.routes import JOBS, elsewhere
 
 pytestmark = pytest.mark.usefixtures("flush")
 
@@ -56,7 +56,7 @@ def test_the_bytes_of_a_model(
 ) -> None:
     size = estimate(client, body)["bytes_before"]
     with limited(settings, keys, model_bytes=size) as just_enough:
-        assert refusals(just_enough, body) == {}
+        assert refusals(just_enough, elsewhere(body)) == {}
     with limited(settings, keys, model_bytes=size - 1) as too_little:
         told = refusals(too_little, body)
     assert list(told) == ["/model/uri"]
@@ -95,7 +95,7 @@ def test_the_scratch_that_the_model_alone_takes(
 def test_a_deadline(settings: Settings, keys: dict[str, str], body: dict[str, Any]) -> None:
     with limited(settings, keys, deadline_seconds=600) as client:
         body["runtime"] = {"deadline_seconds": 600}
-        assert refusals(client, body) == {}
+        assert refusals(client, elsewhere(body)) == {}
         body["runtime"] = {"deadline_seconds": 601}
         told = refusals(client, body)
     assert list(told) == ["/runtime/deadline_seconds"]
@@ -124,7 +124,7 @@ def test_without_a_deadline_a_job_has_the_longest(
         assert entry is not None
         assert entry.as_new_job(job["id"]).deadline_seconds == 600
     with limited(settings, keys) as client:
-        job = client.post(JOBS, json=body).json()
+        job = client.post(JOBS, json=elsewhere(body)).json()
         assert job["spec"]["runtime"]["deadline_seconds"] is None
 
 

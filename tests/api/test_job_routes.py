@@ -10,6 +10,7 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 
+from api.inspection.inspectors import InspectionUnavailable, Inspectors
 from api.jobs.ledger import Ledger
 from api.jobs.record import Claim
 from api.jobs.state import JobState
@@ -18,7 +19,7 @@ from api.services import Services
 from strucprune_core.plan.device_table import shipped_tables
 from tests.support.claims import claim_job
 from tests.support.device_tables import made_table
-from tests.support.routes import JOBS, submit
+from tests.support.routes import JOBS, elsewhere, submit
 
 
 def test_submit(client: TestClient, body: dict[str, Any]) -> None:
@@ -83,7 +84,9 @@ def test_validate_predicts_speed(client: TestClient, body: dict[str, Any]) -> No
     kept = client.get(here).json()["spec"]["pruning"]["target"]["device_table"]
     assert kept == table
 
+    body = elsewhere(body)
     body["pruning"]["target"] = {"speedup": 1.05, "device": "abacus"}
+    body = elsewhere(body)
     (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
     assert issue["pointer"] == "/pruning/target/device"
     assert shipped_tables()[0] in issue["detail"]
@@ -112,6 +115,81 @@ def test_validate_says_what_is_wrong(
     }
 
 
+def test_validate_checks_places_of_a_job_that_is_not_complete(
+    client: TestClient, body: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/something").touch()
+    model = {"uri": str(tmp_path / "nothing")}
+    for partial, storage in (
+        ({"model": model}, {"/model/uri"}),
+        ({"output": body["output"]}, {"/output/uri_prefix"}),
+        ({"calibration": model, "pruning": {"sparsity": 7}}, {"/calibration/uri"}),
+        ({"evaluation": model, "runtime": {"max_workers": 0}}, {"/evaluation/uri"}),
+        (
+            {**body, "model": model, "pruning": {"sparsity": "much"}},
+            {"/model/uri", "/output/uri_prefix"},
+        ),
+    ):
+        answer = client.post(f"{JOBS}/validate", json=partial)
+        problem = answer.json()
+        assert (answer.status_code, problem["code"]) == (422, "validation_failed")
+        codes = {error["pointer"]: error["code"] for error in problem["errors"]}
+        found = {
+            pointer
+            for pointer, code in codes.items()
+            if code in ("object_not_found", "output_not_empty")
+        }
+        assert found == storage
+        assert len(codes) > len(found)  # What is missing is said as well.
+        submitted = client.post(JOBS, json=partial).json()
+        assert [each["pointer"] for each in submitted["errors"]] == [
+            error["pointer"] for error in problem["errors"] if error["pointer"] not in storage
+        ]
+
+
+def test_a_place_that_is_not_allowed_hides_no_other_problem(
+    client: TestClient, body: dict[str, Any], services: Services, tmp_path: Path
+) -> None:
+    body["output"]["uri_prefix"] = services.settings.state_uri
+    body["model"]["uri"] = str(tmp_path / "nothing")
+    issues = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert {issue["pointer"]: issue["code"] for issue in issues} == {
+        "/output/uri_prefix": "uri_not_allowed",
+        "/model/uri": "object_not_found",
+    }
+    del body["calibration"]
+    errors = client.post(f"{JOBS}/validate", json=body).json()["errors"]
+    assert [error["code"] for error in errors] == [
+        "missing",
+        "uri_not_allowed",
+        "object_not_found",
+    ]
+
+
+def test_helpers_that_are_busy_hide_no_malformed_field(
+    client: TestClient, body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: Any, **__: Any) -> Any:
+        raise InspectionUnavailable("Too many jobs are being checked.")
+
+    monkeypatch.setattr(Inspectors, "judge", busy)
+    body["pruning"]["sparsity"] = 30
+    answer = client.post(f"{JOBS}/validate", json=body)
+    assert answer.status_code == 422
+    wrong, unknown = answer.json()["errors"]
+    assert wrong["pointer"] == "/pruning/sparsity"
+    assert (unknown["code"], unknown["pointer"]) == ("inspection_unavailable", None)
+
+
+def test_both_ways_in_describe_the_same_body(client: TestClient) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    submitted, validated = (
+        paths[path]["post"]["requestBody"] for path in (JOBS, f"{JOBS}/validate")
+    )
+    assert submitted == validated
+
+
 def test_a_running_and_a_failed_job(
     client: TestClient, services: Services, body: dict[str, Any]
 ) -> None:
@@ -125,11 +203,17 @@ def test_a_running_and_a_failed_job(
         "layers_total": 4,
         "fraction": 0.5,
         "eta_seconds": None,
+        "phases": {"solving": [2, 4]},
+        "unit": "solve.2",
     }
     services.ledger.heartbeat(job_id, claim.fence, 60, progress)
     job = client.get(here).json()
     assert (job["state"], job["attempt"]) == ("running", 1)
-    assert job["progress"] == {**progress, "phases": {}}
+    titles = {
+        "title": "Pruning and repairing layers",
+        "unit_title": "Prune and repair layer 2",
+    }
+    assert job["progress"] == {**progress, **titles}
     error = {"code": "numerical_failure", "message": "m", "retryable": False, "layer": 3}
     services.ledger.finish(job_id, claim.fence, JobState.FAILED, error=error)
     job = client.get(here).json()
@@ -184,7 +268,7 @@ def test_long_poll_without_a_tag_waits_for_the_end(
 def test_list_pages_and_filters(
     client: TestClient, services: Services, body: dict[str, Any]
 ) -> None:
-    ids = [submit(client, body)["id"] for _ in range(3)]
+    ids = [submit(client, elsewhere(body))["id"] for _ in range(3)]
     first = client.get(JOBS, params={"limit": 2}).json()
     assert [job["id"] for job in first["data"]] == [ids[2], ids[1]]
     second = client.get(JOBS, params={"limit": 2, "cursor": first["next_cursor"]}).json()

@@ -22,7 +22,7 @@ from api.settings import Settings
 from tests.support.claims import claim_job
 from tests.support.clock import advance
 from tests.support.records import new_job
-from tests.support.routes import JOBS
+from tests.support.routes import JOBS, elsewhere
 
 
 def test_of_racing_submissions_as_many_as_there_are_places_get_one(ledger: Ledger) -> None:
@@ -146,17 +146,17 @@ def test_a_quota_is_a_429_that_leaves_nothing(
 ) -> None:
     first = limited.post(JOBS, json=body, headers={"Idempotency-Key": "a"})
     assert first.status_code == 202
-    answer = limited.post(JOBS, json=body)
+    answer = limited.post(JOBS, json=elsewhere(body))
     assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
     assert int(answer.headers["Retry-After"]) > 0
     services: Services = limited.app.state.services  # type: ignore[attr-defined]
     assert len(services.journal.jobs()) == 1
     assert limited.post(JOBS, json=body, headers={"Idempotency-Key": "a"}).status_code == 202
     rival = {"Authorization": f"Bearer {keys['rival']}"}
-    assert limited.post(JOBS, json=body, headers=rival).status_code == 202
+    assert limited.post(JOBS, json=elsewhere(body), headers=rival).status_code == 202
     here = first.json()["links"]["self"]
     limited.post(f"{here}/cancel")
-    assert limited.post(JOBS, json=body).status_code == 202
+    assert limited.post(JOBS, json=elsewhere(body)).status_code == 202
     answer = limited.post(f"{here}/retry")
     assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
     assert limited.get(here).json()["state"] == "cancelled"

@@ -60,6 +60,45 @@ def test_pointers(
 
 
 @pytest.mark.parametrize(
+    ("pruning", "mends"),
+    [
+        ({"sparsity": 30}, [{"field": "pruning.sparsity", "value": 0.3}]),
+        (
+            {"sparsity": 0.3, "layout": "uniform", "allocation": "threshold"},
+            [
+                {"field": "pruning.allocation", "value": "uniform"},
+                {"field": "pruning.layout", "value": "per_layer"},
+            ],
+        ),
+        ({"sparsity": 0.3, "temperature": 1}, [{"field": "pruning.temperature", "value": None}]),
+        ({"sparsity": 0.3, "rounds": 0}, []),
+    ],
+)
+def test_what_would_mend_it(
+    client: TestClient, body: dict[str, Any], pruning: dict[str, Any], mends: list[dict[str, Any]]
+) -> None:
+    answer = client.post(JOBS, json={**body, "pruning": pruning})
+    (error,) = is_problem(answer, 422, "validation_failed")["errors"]
+    assert error["mends"] == mends
+
+
+def test_what_would_mend_what_only_the_model_tells(
+    client: TestClient, body: dict[str, Any]
+) -> None:
+    body["pruning"] = {"sparsity": 0.25, "structures": ["kv_groups"], "exports": ["block_configs"]}
+    (issue,) = client.post(f"{JOBS}/validate", json=body).json()["issues"]
+    assert issue["mends"] == [
+        {"field": "pruning.structures", "value": ["ffn_channels"]},
+        {"field": "pruning.exports", "value": []},
+    ]
+    body["pruning"] = {"sparsity": 0.25}
+    runtimes = client.post(f"{JOBS}/validate", json=body).json()["runtimes"]
+    (mlx,) = [each for each in runtimes if each["runtime"] == "MLX"]
+    assert {"field": "pruning.layout", "value": "uniform"} in mlx["mends"]
+    assert {"field": "pruning.exports", "value": ["block_configs"]} in mlx["mends"]
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"pruning": {"sparsty": 0.3}}, "There is no such field; is 'sparsity' meant?"),
@@ -273,6 +312,9 @@ def test_openapi(client: TestClient) -> None:
             )
         ),
         "/v1/capabilities",
+        "/v1/models",
+        "/v1/quota",
+        "/v1/workers",
         "/healthz",
         "/readyz",
         "/metrics",
@@ -285,6 +327,7 @@ def test_openapi(client: TestClient) -> None:
         "400",
         "401",
         "403",
+        "409",
         "413",
         "415",
         "422",

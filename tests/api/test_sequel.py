@@ -18,7 +18,7 @@ from api.jobs.record import Claim, JobRecord
 from api.jobs.sequel import delete, retry
 from api.jobs.state import JobState
 from strucprune_core.report.document import MANIFEST, REPORT_JSON
-from strucprune_core.run.workspace import RESERVATION
+from strucprune_core.run.workspace import reservation_key
 from strucprune_core.storage.local import LocalStore
 from strucprune_core.storage.open import open_store
 from tests.support.claims import claim_job
@@ -296,7 +296,7 @@ def output(tmp_path: Path, journal: Journal, ledger: Ledger) -> LocalStore:
     journal.write_spec("job_a", journal_entry().model_copy(update={"spec": spec}))
     ledger.create(journal_entry().as_new_job("job_a"))
     end(journal, ledger, claimed(ledger), JobState.SUCCEEDED)
-    journal.workspace("job_a").put(RESERVATION, b"report of job_a")
+    journal.workspace("job_a").put(reservation_key(store.uri), b"report of job_a")
     file = {"bytes": 1, "sha256": "0" * 64}
     names = ("model.safetensors", "tokenizer.json", REPORT_JSON)
     listed = ",".join(

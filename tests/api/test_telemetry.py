@@ -22,7 +22,7 @@ from api.services import Services
 from tests.support.claims import claim_job
 from tests.support.clock import advance
 from tests.support.records import new_job
-from tests.support.routes import JOBS, submit
+from tests.support.routes import JOBS, elsewhere, submit
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 DOCS = Path(__file__).parents[2] / "docs/metrics.md"
@@ -42,7 +42,7 @@ def scrape(client: TestClient) -> Samples:
 def test_jobs_and_queues(client: TestClient, services: Services, body: dict[str, Any]) -> None:
     for priority in ("low", "low", "high"):
         body["runtime"] = {"priority": priority}
-        job = submit(client, body)
+        job = submit(client, elsewhere(body))
     time.sleep(0.1)
     client.post(job["links"]["cancel"])
     found = scrape(client)

@@ -18,7 +18,7 @@ from api.jobs.job_reads import JobReads
 from api.jobs.ledger import Ledger
 from api.services import Services
 from strucprune_core.storage.local import LocalStore
-from tests.support.routes import KINDS, Kind, submit
+from tests.support.routes import KINDS, Kind, elsewhere, submit
 
 NOBODYS_JOB = "job_" + "0" * 32
 
@@ -54,7 +54,7 @@ def test_every_route_is_in_the_table(client: TestClient) -> None:
     assert there == set(KINDS)
 
 
-@of_kind("common", "own", "list", "create")
+@of_kind("common", "own", "list", "create", "figures", "operator")
 @pytest.mark.parametrize("key", [None, "wrong"])
 def test_without_a_key_there_is_nothing(
     client: TestClient, method: str, path: str, key: str | None
@@ -78,7 +78,7 @@ def test_what_is_open_tells_of_no_tenant(
 def test_what_is_common_is_the_same_for_all(
     client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
 ) -> None:
-    job = submit(client, body)
+    job = submit(client, elsewhere(body))
     more = {"json": body} if method == "POST" else {}
     mine = call(client, method, path, keys["acme"], **more)
     theirs = call(client, method, path, keys["rival"], **more)
@@ -117,12 +117,32 @@ def test_anothers_job_does_not_exist(
 def test_lists_show_the_callers_own(
     client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
 ) -> None:
-    jobs = [submit(client, body) for _ in range(2)]
+    jobs = [submit(client, elsewhere(body)) for _ in range(2)]
     page = call(client, method, path, keys["acme"], params={"limit": 1}).json()
     assert [job["id"] for job in page["data"]] == [jobs[1]["id"]]
     for params in ({}, {"cursor": page["next_cursor"]}, {"label": "team=nlp"}, {"state": "queued"}):
         theirs = call(client, method, path, keys["rival"], params=params)
         assert theirs.json() == {"data": [], "next_cursor": None}
+
+
+@of_kind("figures")
+def test_figures_are_of_the_callers_tenant(
+    client: TestClient, keys: dict[str, str], body: dict[str, Any], method: str, path: str
+) -> None:
+    before = call(client, method, path, keys["rival"]).json()
+    submit(client, body)
+    assert call(client, method, path, keys["rival"]).json() == before
+    assert call(client, method, path, keys["acme"]).json() != before
+
+
+@of_kind("operator")
+def test_what_is_for_operators_needs_their_scope(
+    client: TestClient, keys: dict[str, str], method: str, path: str
+) -> None:
+    for name in ("acme", "acme-reader"):
+        answer = call(client, method, path, keys[name])
+        assert (answer.status_code, answer.json()["code"]) == (403, "insufficient_scope")
+    assert call(client, method, path, keys["operator"]).status_code == 200
 
 
 @of_kind("create")
@@ -133,7 +153,10 @@ def test_what_is_created_is_the_callers(
     once = {"Idempotency-Key": "the-same-key"}
     mine, theirs = (
         client.request(
-            method, path, json=body, headers={"Authorization": f"Bearer {keys[name]}", **once}
+            method,
+            path,
+            json=elsewhere(body),
+            headers={"Authorization": f"Bearer {keys[name]}", **once},
         )
         for name in ("acme", "rival")
     )

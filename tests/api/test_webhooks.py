@@ -35,7 +35,7 @@ from api.webhooks.outbox import Subscription
 from api.webhooks.targets import Policy, WebhookNotAllowed, addresses, is_public, parse_target
 from strucprune_core.client.webhooks import InvalidSignature, sign, verify
 from tests.support.claims import claim_job
-from tests.support.routes import JOBS, submit
+from tests.support.routes import JOBS, elsewhere, submit
 
 SECRET = "whsec_MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="
 OTHER = "whsec_ZmVkY2JhOTg3NjU0MzIxMGZlZGNiYTk4NzY1NDMyMTA="
@@ -434,7 +434,8 @@ def test_a_job_is_told_about(
     receiver: Receiver,
     body: dict[str, Any],
 ) -> None:
-    job = submit(client, wishing(body, receiver, "job.running", "job.succeeded"))
+    named = {**body, "name": "nightly"}
+    job = submit(client, wishing(named, receiver, "job.running", "job.succeeded"))
     assert "notifications" not in job["spec"]
     dispatcher.step()
     assert receiver.requests == []
@@ -448,10 +449,12 @@ def test_a_job_is_told_about(
     assert [message["type"] for message in receiver.messages] == ["job.running", "job.succeeded"]
     assert receiver.messages[1]["data"] == {
         "job_id": job["id"],
+        "title": "Succeeded; the result is published",
         "state": "succeeded",
         "run": 1,
         "attempt": 1,
         "error": None,
+        "name": "nightly",
         "labels": {"team": "nlp"},
     }
     ids = [verify(SECRET, headers, sent) for headers, sent in receiver.requests]
@@ -625,7 +628,7 @@ def test_one_job_that_nothing_can_be_made_of_keeps_no_other_from_being_told(
     """Neither in the same pass nor in those that follow."""
     poisonous = submit(client, wishing(body, receiver))
     flush.hset(f"strucprune:webhook:{poisonous['id']}", "failures", "many")
-    others = [submit(client, wishing(body, receiver)) for _ in range(2)]
+    others = [submit(client, wishing(elsewhere(body), receiver)) for _ in range(2)]
     stop = threading.Event()
     thread = threading.Thread(target=run, args=(dispatcher, stop, 0.02))
     thread.start()

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
-from strucprune_core.spec import CalibrationSpec, JobSpec, PruningSpec
+from strucprune_core.spec import CalibrationSpec, EvaluationSpec, JobSpec, PruningSpec, Unfit
 
 # Of the job of `body` without anything else, by versions without samples.
 FINGERPRINT = "945fe86bab3fe39e1f287a88cf21c11bfe5c68ac036a08fa0274c317fb979d2e"
@@ -124,6 +124,31 @@ def test_how_many_workers_serve_a_job_changes_no_result() -> None:
             JobSpec.model_validate(body() | {"runtime": {"max_workers": number}})
 
 
+def test_what_a_job_is_called_changes_no_result() -> None:
+    plain, named = (
+        JobSpec.model_validate({**body(), "name": name}) for name in (None, "Läufe, 30 %")
+    )
+    assert (plain.name, named.name) == (None, "Läufe, 30 %")
+    assert plain.result_fingerprint() == named.result_fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "at least 1 character"),
+        (101 * "a", "at most 100 characters"),
+        ("a\nb", "one line of printable"),
+        ("\u202etxt", "one line of printable"),
+        ("a\x1b[31m", "one line of printable"),
+        (" a", "neither begins nor ends with a space"),
+        (5, "valid string"),
+    ],
+)
+def test_names_that_hide_or_break_text(name: Any, reason: str) -> None:
+    with pytest.raises(ValidationError, match=reason):
+        JobSpec.model_validate({**body(), "name": name})
+
+
 def test_rounds_need_a_price_to_set() -> None:
     pruning = {"sparsity": 0.5, "rounds": 2}
     assert JobSpec.model_validate(body() | {"pruning": pruning}).pruning.rounds == 2
@@ -177,8 +202,65 @@ BOTH = ["experts", "ffn_channels"]
     ],
 )
 def test_methods_that_do_not_fit(fields: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValidationError, match=reason):
-        PruningSpec.model_validate({"sparsity": 0.3, **fields})
+    pruning = {"sparsity": 0.3, **fields}
+    with pytest.raises(ValidationError, match=reason) as caught:
+        PruningSpec.model_validate(pruning)
+    for cured in cured_by_mends(pruning, caught.value):
+        assert reason not in messages(PruningSpec, cured)
+
+
+def cured_by_mends(body: dict[str, Any], error: ValidationError) -> list[dict[str, Any]]:
+    """The body after each mend of the error, of which there are some."""
+    causes = [each.get("ctx", {}).get("error") for each in error.errors()]
+    mends = [mend for cause in causes if isinstance(cause, Unfit) for mend in cause.mends]
+    assert mends
+    changed = [{**body, mend.field: mend.value} for mend in mends]
+    return [{name: value for name, value in each.items() if value is not None} for each in changed]
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "meant"),
+    [("sparsity", 30, 0.3), ("sparsity", "25%", 0.25), ("max_layer_sparsity", 60, 0.6)],
+)
+def test_a_percentage_is_mended(field: str, given: Any, meant: float) -> None:
+    with pytest.raises(ValidationError) as caught:
+        PruningSpec.model_validate({"sparsity": 0.3, field: given})
+    (error,) = caught.value.errors()
+    (mend,) = error["ctx"]["error"].mends_in(f"pruning.{field}")
+    assert (mend.field, mend.value) == (f"pruning.{field}", meant)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"structures": ["layers"]},
+        {"structures": ["ffn_channels", "layers"]},
+        {"structures": ["ffn_channels", "kv_groups"], "layout": "uniform"},
+    ],
+)
+def test_what_a_search_does_not_fit_is_mended(fields: dict[str, Any]) -> None:
+    pruning = {"target": {"max_perplexity_ratio": 1.1}, **fields}
+    with pytest.raises(ValidationError) as caught:
+        PruningSpec.model_validate(pruning)
+    for cured in cured_by_mends(pruning, caught.value):
+        PruningSpec.model_validate(cured)
+
+
+def test_a_text_that_is_missing_or_not_read_is_mended() -> None:
+    for fields in ({}, {"source": "self", "uri": "a.txt"}, {"source": "self", "field": "x"}):
+        with pytest.raises(ValidationError) as caught:
+            calibration(**fields)
+        for cured in cured_by_mends(fields, caught.value):
+            calibration(**cured)
+
+
+def messages(kind: type[BaseModel], body: dict[str, Any]) -> str:
+    """What is wrong with a section, if anything is."""
+    try:
+        kind.model_validate(body)
+    except ValidationError as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize(
@@ -240,8 +322,10 @@ def test_layers_lose_equally_many_experts_unless_told_otherwise(
 
 @pytest.mark.parametrize("fields", [{"prompts": ["The"]}, {"sample_tokens": 5}])
 def test_what_is_about_samples_needs_samples(fields: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="set samples to true"):
-        JobSpec.model_validate(body(**fields))
+    with pytest.raises(ValidationError, match="set samples to true") as caught:
+        EvaluationSpec.model_validate({"uri": "text", **fields})
+    for cured in cured_by_mends({"uri": "text", **fields}, caught.value):
+        EvaluationSpec.model_validate(cured)
     assert JobSpec.model_validate(body(samples=True, **fields)).sampled_prompts
 
 

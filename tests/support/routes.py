@@ -6,25 +6,31 @@ open      no key is needed, and the answer holds nothing of any tenant
 common    a key is needed; the answer is the same for all tenants
 own       about one job; other tenants get the answer for a job that does not exist
 list      shows the caller's own jobs only
+figures   shows numbers of the caller's tenant
+operator  shows what the service does for all, to keys with the scope `admin`
 create    makes something that only the caller sees
 """
 
 from __future__ import annotations
 
 from typing import Any, Literal
+from uuid import uuid4
 
 from fastapi.testclient import TestClient
 
 JOBS = "/v1/pruning-jobs"
 JOB = f"{JOBS}/{{job_id}}"
 
-Kind = Literal["open", "common", "own", "list", "create"]
+Kind = Literal["open", "common", "own", "list", "create", "figures", "operator"]
 KINDS: dict[tuple[str, str], Kind] = {
     ("GET", "/healthz"): "open",
     ("GET", "/readyz"): "open",
     ("GET", "/openapi.json"): "open",
     ("GET", "/docs"): "open",
     ("GET", "/v1/capabilities"): "common",
+    ("GET", "/v1/models"): "common",
+    ("GET", "/v1/quota"): "figures",
+    ("GET", "/v1/workers"): "operator",
     ("GET", JOBS): "list",
     ("POST", JOBS): "create",
     ("POST", f"{JOBS}/validate"): "common",
@@ -42,6 +48,11 @@ KINDS: dict[tuple[str, str], Kind] = {
     ("GET", "/"): "open",
     ("GET", "/static/{name}"): "open",
 }
+
+
+def elsewhere(body: dict[str, Any]) -> dict[str, Any]:
+    """The same job with an output of its own: two that have not ended may not have one."""
+    return {**body, "output": {"uri_prefix": f"{body['output']['uri_prefix']}-{uuid4().hex}"}}
 
 
 def submit(client: TestClient, body: dict[str, Any], **headers: str) -> dict[str, Any]:

@@ -41,11 +41,12 @@ def say(kind: str, /, **content: Any) -> None:
 
 def progress(done: int = 1) -> None:
     fields = {"phase": "solving", "layers_done": done, "layers_total": 4, "fraction": done / 4}
-    say("progress", progress={**fields, "eta_seconds": None})
+    say("progress", progress={**fields, "eta_seconds": None, "unit": "solve.7"})
 
 
 def work(termination: Termination) -> NoReturn:
     done = 0
+    say("device", device="a device", threads=3)
     while not termination.requested:
         progress(done % 5)
         done += 1

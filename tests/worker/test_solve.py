@@ -59,7 +59,12 @@ def test_a_solve_reports_progress_and_its_result(
 ) -> None:
     status, messages = run(request_json)
     assert status == EXIT_DONE
-    assert {message["type"] for message in messages[:-1]} == {"progress", "log", "unit", "layers"}
+    assert messages[0].keys() == {"type", "device", "threads"}
+    assert messages[0]["device"] == "cpu"
+    kinds = {message["type"] for message in messages[1:-1]}
+    assert kinds == {"progress", "log", "unit", "layers"}
+    computed = {message["progress"]["unit"] for message in messages if "progress" in message}
+    assert {"capture.0", "solve.3"} <= computed
     units = {message["name"]: message for message in messages if message["type"] == "unit"}
     assert {"tokens", "capture.0", "curve.3", "solve.0", "publish"} <= set(units)
     assert units["curve.3"]["kind"] == "curve"

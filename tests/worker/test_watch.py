@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from api.jobs.ledger import Ledger, connect
 from embedded.processes import wait_until
 from embedded.valkey import ValkeyServer
 from tests.worker.conftest import Bench
@@ -48,9 +49,13 @@ def start_worker(valkey_server: ValkeyServer, tmp_path: Path) -> Iterator[StartW
         process.wait()
 
 
+def shown(ledger: Ledger) -> set[str]:
+    return {worker.name for worker in ledger.workers()}
+
+
 @pytest.mark.services
 def test_a_worker_beats_until_its_drain_file_appears(
-    start_worker: StartWorker, tmp_path: Path
+    start_worker: StartWorker, valkey_server: ValkeyServer, tmp_path: Path
 ) -> None:
     heartbeat, drain, log = (tmp_path / name for name in ("heartbeat", "drain", "log"))
     drain.touch()  # an earlier worker's
@@ -60,8 +65,13 @@ def test_a_worker_beats_until_its_drain_file_appears(
     wait_until(lambda: heartbeat.stat().st_mtime > 1.0, "the worker beats again")
     assert worker.poll() is None
     assert not drain.exists()
+    ledger = connect(valkey_server.url)
+    names = [name for name in shown(ledger) if name.endswith(f":{worker.pid}")]
+    assert len(names) == 1
     drain.touch()
     assert worker.wait(timeout=30) == 0
+    assert not {*names} & shown(ledger)
+    ledger.close()
     assert "Warm shutdown" in log.read_text()
     assert "Cold shutdown" not in log.read_text()
 

@@ -8,6 +8,7 @@
 --                                            declined: '1' once its error says that free workers
 --                                            have too little space; lined_up_at: when this run was
 --                                            queued first, which is its place in its tenant's line;
+--                                            output: where it publishes, ending in '/';
 --                                            claim_nonce, release_nonce: of the last such call;
 --                                            unclaimed: units that were ready and free at the last
 --                                            reservation; help_failures: in this attempt
@@ -32,12 +33,19 @@
 --   NS:counts                        hash    STATE -> number of jobs
 --   NS:kept                          hash    TENANT -> bytes of memory that its jobs here take
 --   NS:totals                        hash    metrics of workers and reconcilers; see meters.py
+--   NS:outputs                       zset    "OUTPUT\nID" of jobs that have not ended, and of
+--                                            submissions in progress, all with score 0
+--   NS:outputs_reserved              zset    "OUTPUT\nID" -> when the reservation of a submission ends
 --   NS:tenant:TENANT:all             zset    positions of all jobs, all with score 0
 --   NS:tenant:TENANT:state:STATE     zset    positions of the jobs in this state
 --   NS:tenant:TENANT:line            zset    its queued jobs that a worker may claim: high priority
 --                                            first, then age (see `stand_in_line`)
 --   NS:tenant:TENANT:reserved        zset    ID -> when the reservation of a submission ends
 --   NS:tenant:TENANT:tokens          hash    tokens, at: the rate limit's bucket
+--   NS:workers                       zset    worker -> when it was last seen
+--   NS:worker:WORKER                 hash    started_at, seen_at, and what it says of itself: host, pool,
+--                                            version, device, threads, job_id, part, phase, unit;
+--                                            busy_at: when it last spoke of its job; expires
 --   NS:probe                         string  written by readiness probes; expires
 --   NS:intact                        string  present once every journalled job is in the ledger
 --
@@ -231,6 +239,46 @@ local function next_job(limits, free_bytes, seconds_ago)
   return nil, (#left > 0 and 'no_room') or (blocked and 'blocked') or 'nothing', left
 end
 
+-- No URI holds a line break.
+local function output_entry(output, id)
+  return output .. '\n' .. id
+end
+
+-- Note that no other submission may have this output. A job that is in the journal is never refused, so
+-- after a loss of Redis two jobs may have one.
+local function hold_output(id, job)
+  if (job.output or '') ~= '' then
+    local entry = output_entry(job.output, id)
+    redis.call('ZADD', key('outputs'), 0, entry)
+    redis.call('ZREM', key('outputs_reserved'), entry)
+  end
+end
+
+local function free_output(id, output)
+  redis.call('ZREM', key('outputs'), output_entry(output, id))
+  redis.call('ZREM', key('outputs_reserved'), output_entry(output, id))
+end
+
+-- Another job than `id` whose output is this one, contains it or is inside it; nil if there is none.
+local function output_holder(output, id, at)
+  local function first_below(place)
+    for _, entry in ipairs(redis.call('ZRANGEBYLEX', key('outputs'), '[' .. place, '[' .. place .. '\255')) do
+      local other = string.match(entry, '\n(.*)$')
+      local lapses = redis.call('ZSCORE', key('outputs_reserved'), entry)
+      if other ~= id and not (lapses and tonumber(lapses) <= at) then
+        return other
+      end
+    end
+  end
+  for slash in string.gmatch(output, '()/') do
+    local other = first_below(output_entry(string.sub(output, 1, slash), ''))
+    if other then
+      return other
+    end
+  end
+  return first_below(output)
+end
+
 -- About what its places in the indexes take.
 local INDEX_BYTES = 600
 
@@ -272,11 +320,13 @@ local function enter(id, job, to, fields, reason, rests)
     fields.stop_requested = ''
   end
   if TERMINAL[to] then
+    free_output(id, job.output or '')
     fields.finished_at = fields.finished_at or seconds(at)
     redis.call('ZADD', key('ended'), fields.finished_at, id)
     redis.call('ZREM', key('deadlines'), id)
   else
     redis.call('ZREM', key('ended'), id)
+    hold_output(id, job)
   end
   fields.state = to
   fields.declined = ''

@@ -17,6 +17,10 @@ export class ApiProblem extends Error {
 }
 
 export const capabilities = (signal) => json("v1/capabilities", { signal });
+export const listModels = (prefix, signal) => json(`v1/models?${new URLSearchParams({ prefix })}`, { signal });
+export const getQuota = (signal) => json("v1/quota", { signal });
+/** For keys with the scope admin. */
+export const getWorkers = (signal) => json("v1/workers", { signal });
 export const getJob = (id, signal) => json(path(id), { signal });
 export const getReport = (id, signal) => json(`${path(id)}/report?format=json`, { signal });
 /** All files, page by page, with download links. */

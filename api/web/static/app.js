@@ -4,13 +4,15 @@ import { showCompare } from "./compare.js";
 import { showGate } from "./gate.js";
 import { showJob } from "./job.js";
 import { showList } from "./list.js";
-import { forgetKey, getKey } from "./session.js";
+import { askForKey, forgetKey, getKey, watchKey } from "./session.js";
 import { showSubmit } from "./submit.js";
+import { showUsage } from "./usage.js";
 
 const ROUTES = [
   [/^\/$/, "list", (main, signal, query) => showList(main, signal, query)],
   [/^\/new$/, "new", (main, signal, query) => showSubmit(main, signal, query)],
   [/^\/compare$/, "compare", (main, signal, query) => showCompare(main, signal, query)],
+  [/^\/usage$/, "usage", (main, signal) => showUsage(main, signal)],
   [/^\/jobs\/([\w-]+)$/, "job", (main, signal, query, id) => showJob(main, signal, id)],
 ];
 
@@ -68,4 +70,8 @@ document.querySelector(".skip").addEventListener("click", (event) => {
   event.preventDefault(); // the address after # is ours
   main.focus();
 });
+let begun = false;
+watchKey(() => begun && navigate());
+await askForKey();
+begun = true;
 navigate();

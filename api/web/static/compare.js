@@ -25,6 +25,7 @@ export async function showCompare(main, signal, query) {
   }
   const entries = found.filter((one) => one.status === "fulfilled").map((one, place) => ({ ...one.value, letter: letter(place) }));
   if (entries.length === 0) return;
+  heading.append(h("button", { type: "button", onclick: () => saveCsv(entries) }, "Save as CSV"));
   main.append(quality(entries), table(entries), widths(entries));
 }
 
@@ -74,6 +75,40 @@ function table(entries) {
         const same = cells.every((cell) => cell === cells[0]);
         return h("tr", { class: same ? "same" : null }, h("th", { scope: "row" }, name), cells.map((cell) => h("td", {}, cell)));
       })))));
+}
+
+/** A file with a row for each job, in exact figures. Empty where nothing was measured. */
+function saveCsv(entries) {
+  const columns = {
+    job: ({ job }) => job.id,
+    name: ({ job }) => title(job),
+    model: ({ report }) => report.model.uri,
+    sparsity: ({ report }) => report.sparsity.reached,
+    parameters_before: ({ report }) => report.before.parameters,
+    parameters: ({ report }) => report.after.parameters,
+    bytes_before: ({ report }) => report.before.bytes,
+    bytes: ({ report }) => report.after.bytes,
+    perplexity_before: ({ report }) => report.perplexity?.before,
+    perplexity: ({ report }) => report.perplexity?.after,
+    perplexity_ratio: ({ report }) => report.perplexity?.ratio,
+    task_retention: ({ report }) => report.tasks?.retention,
+    decode_gain: ({ report }) => report.speed?.decode_gain,
+    prefill_gain: ({ report }) => report.speed?.prefill_gain,
+    seconds: ({ report }) => report.phases.reduce((sum, phase) => sum + phase.seconds, 0),
+  };
+  const lines = [Object.keys(columns), ...entries.map((entry) => Object.values(columns).map((value) => value(entry)))];
+  const text = lines.map((cells) => cells.map(csvCell).join(",")).join("\r\n");
+  const address = URL.createObjectURL(new Blob([`${text}\r\n`], { type: "text/csv" }));
+  h("a", { href: address, download: "comparison.csv" }).click();
+  URL.revokeObjectURL(address);
+}
+
+/** RFC 4180. A text that a spreadsheet would take for a formula begins with an apostrophe. */
+function csvCell(value) {
+  if (value === null || value === undefined) return "";
+  if (typeof value === "number") return String(value);
+  const safe = /^[=+\-@\t\r]/.test(value) ? `'${value}` : value;
+  return /[",\r\n]/.test(safe) ? `"${safe.replaceAll('"', '""')}"` : safe;
 }
 
 function widths(entries) {

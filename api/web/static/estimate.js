@@ -3,8 +3,8 @@
 import { h } from "./dom.js";
 import { bytes, change, count, flops, number, percent, words } from "./format.js";
 
-/** Fill `box` with the answer of a valid job. */
-export function showEstimate(box, { estimate, runtimes }) {
+/** Fill `box` with the answer of a valid job; `buttons` makes those of a runtime's mends. */
+export function showEstimate(box, { estimate, runtimes }, buttons) {
   const memory = estimate.device_peak_bytes
     ? [["Device memory, peak", bytes(estimate.device_peak_bytes)], ["Host memory, peak", bytes(estimate.host_peak_bytes)]]
     : [["Memory, peak", bytes(estimate.host_peak_bytes)]];
@@ -30,7 +30,7 @@ export function showEstimate(box, { estimate, runtimes }) {
       ["Work", `${flops(work)}FLOP`],
     ]),
     h("h3", {}, "Memory by step"), steps(estimate.step_bytes),
-    h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map(runtime)));
+    h("h3", {}, "Loads in"), h("ul", { class: "runtimes" }, runtimes.map((one) => runtime(one, buttons))));
 }
 
 /** Of a job of several sizes: what each comes to. */
@@ -68,10 +68,10 @@ function steps(sizes) {
       h("meter", { min: "0", max: String(largest), value: String(size), "aria-hidden": "true" }))));
 }
 
-function runtime({ runtime: name, loads, tried, folder, note, reason, remedy }) {
+function runtime({ runtime: name, loads, tried, folder, note, reason, mends }, buttons) {
   const where = folder && folder !== "." ? `from ${folder}/` : "";
-  const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : [reason, remedy].filter(Boolean).join(". ");
+  const text = loads ? [where, note === "as it is" ? "" : note].filter(Boolean).join(", ") : reason;
   return h("li", {},
     h("span", { class: `pill ${tried ? "good" : ""}` }, !loads ? "does not load" : tried ? "loads" : "not tried"), " ", name,
-    text ? h("p", { class: "hint" }, text) : null);
+    text ? h("p", { class: "hint" }, text) : null, buttons(mends));
 }

@@ -11,6 +11,7 @@ export function showGate(main, refusal, enter) {
     id: "key", type: "password", autocomplete: "off", spellcheck: "false", required: true,
     "aria-describedby": "key-hint key-error",
   });
+  const share = h("input", { type: "checkbox" });
   const button = h("button", { class: "primary" }, "Continue");
   const form = h("form", { class: "card gate", novalidate: true },
     h("h1", { tabindex: "-1" }, "Make a model smaller"),
@@ -18,8 +19,9 @@ export function showGate(main, refusal, enter) {
     h("div", { class: "field" },
       h("label", { for: "key" }, "API key"), input,
       h("p", { id: "key-hint", class: "hint" },
-        "Kept in this tab only, until it is closed. Whoever runs the service makes one with “strucprune keys create”."),
+        "Kept in this tab, until it is closed. Whoever runs the service makes one with “strucprune keys create”."),
       error),
+    h("label", { class: "check" }, share, "Hand it on to new tabs, as long as one is open"),
     h("div", { class: "actions" }, button));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -32,8 +34,14 @@ export function showGate(main, refusal, enter) {
     setKey(key);
     try {
       await capabilities();
+      setKey(key, share.checked);
       enter();
     } catch (problem) {
+      if (problem.status === 403) { // an operator's key, which may read no jobs
+        location.hash = "#/usage";
+        enter();
+        return;
+      }
       forgetKey();
       // A refused key has already shown this form again, with the reason.
       if (problem.status !== 401) refuse(problem.message);

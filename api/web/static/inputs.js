@@ -2,18 +2,21 @@
 
 import { freshId, h } from "./dom.js";
 import { words } from "./format.js";
+import { pathOf } from "./inherited.js";
 
-/** A control. `read()` gives the JSON value, undefined if left empty; `fail(text)` shows an error. */
-export function control(field) {
+/** A control; the defaults of the service are its placeholders. `read()` gives the JSON value, undefined if left empty; `fail(text)` shows an error. */
+export function control(plain, defaults = {}) {
+  const field = { placeholder: shownDefault(plain, defaults), ...plain };
   const id = freshId("field");
   const hintId = `${id}-hint`;
   const error = h("p", { class: "field-error", id: `${id}-error` });
+  const mends = h("div", {});
   const described = { "aria-describedby": `${field.hint ? `${hintId} ` : ""}${id}-error` };
   const made = KINDS[field.kind](field, id, described);
   const hint = field.hint ? h("p", { class: "hint", id: hintId }, field.hint) : null;
   const node = made.group
-    ? h("fieldset", { class: "field", ...described }, h("legend", {}, field.label), made.node, hint, error)
-    : h("div", { class: `field ${field.kind}` }, h("label", { for: id }, field.label), made.node, hint, error);
+    ? h("fieldset", { class: "field", ...described }, h("legend", {}, field.label), made.node, hint, error, mends)
+    : h("div", { class: `field ${field.kind} ${field.wide ? "wide" : ""}` }, h("label", { for: id }, field.label), made.node, hint, error, mends);
   node.dataset.pointer = field.pointer;
   made.fill(field.initial);
   return {
@@ -21,14 +24,26 @@ export function control(field) {
     node,
     read: made.read,
     fill: made.fill,
-    focus: () => made.focus.focus(),
+    /** A value of the field as the form shows it. */
+    show: (value) => (field.scale ? String(value / field.scale) : field.kind === "choice" ? words(value) : String(value)),
+    focus() {
+      node.closest("details")?.setAttribute("open", "");
+      made.focus.focus();
+    },
     get failed() { return error.textContent !== ""; },
-    fail(text) {
+    /** Show an error with buttons that mend it, or none. */
+    fail(text, buttons = null) {
       error.textContent = text ?? "";
+      mends.replaceChildren(...(buttons ? [buttons] : []));
       if (text) made.focus.setAttribute("aria-invalid", "true");
       else made.focus.removeAttribute("aria-invalid");
     },
   };
+}
+
+function shownDefault({ kind, pointer, scale = 1 }, defaults) {
+  const value = defaults[pathOf(pointer)];
+  return kind === "number" && typeof value === "number" ? String(value / scale) : undefined;
 }
 
 const KINDS = {
@@ -92,12 +107,15 @@ const KINDS = {
         const value = Number(input.value);
         return input.value.trim() && Number.isFinite(value) ? value : input.value.trim() || undefined;
       },
-      fill: (value) => { if (value !== undefined) { input.value = value; range.value = value; } },
+      fill(value) {
+        input.value = value ?? "";
+        if (value !== undefined) range.value = value;
+      },
     };
   },
 
   choice(field, id, described) {
-    const options = field.options.map((name) => h("option", { value: name }, words(name)));
+    const options = field.options.map((name) => h("option", { value: name }, field.names?.[name] ?? words(name)));
     const usual = field.initial ? [] : [h("option", { value: "" }, "default")];
     const select = h("select", { id, ...described }, usual, options);
     return { node: select, focus: select, read: () => select.value || undefined, fill: (value) => { select.value = value ?? field.initial ?? ""; } };

@@ -12,6 +12,8 @@ import { showResult } from "./result.js";
 
 // Updates of layers that come within this time are drawn together.
 const DRAW_MILLISECONDS = 100;
+// How soon the place in the queue is read again.
+const QUEUE_MILLISECONDS = 5000;
 const PHASES = ["inspecting", "calibrating", "allocating", "solving", "evaluating", "uploading", "committing"];
 
 /** Show a job and follow it until `signal` aborts. */
@@ -57,7 +59,8 @@ export async function showJob(main, signal, id) {
   let toldRun = null;
   const announced = new Set([job.progress?.phase]);
   let drawing;
-  signal.addEventListener("abort", () => clearTimeout(drawing));
+  let looking;
+  signal.addEventListener("abort", () => { clearTimeout(drawing); clearTimeout(looking); });
   update(job);
   follow();
 
@@ -66,7 +69,9 @@ export async function showJob(main, signal, id) {
     job = next;
     phases.update(job);
     bar.update(job);
-    const now = JSON.stringify({ ...job, progress: null });
+    clearTimeout(looking);
+    if (job.state === "queued" && !signal.aborted) looking = setTimeout(refresh, QUEUE_MILLISECONDS); // others move, too
+    const now = JSON.stringify({ ...job, progress: null, queue: null });
     if (shown === now) return; // what stands still can be read, selected and heard in peace
     shown = now;
     state.replaceChildren(pill(job.state));

@@ -19,9 +19,11 @@ export function howMuch({ sparsity, sizes, target, expert_count: experts }) {
   return `${percent(sparsity, 0)} sparsity`;
 }
 
-/** A job's name for people: its model, and how much goes. */
-export const title = ({ spec: { model, pruning } }) =>
-  `${leaf(model.uri)}, ${howMuch(pruning)}`;
+/** What a job does, in few words: its model, and how much goes. */
+export const task = ({ spec: { model, pruning } }) => `${leaf(model.uri)}, ${howMuch(pruning)}`;
+
+/** What a job is called: its name, or else what it does. */
+export const title = (job) => job.spec.name ?? task(job);
 
 /** A bar and a line of text, kept up to date by `update(job)`. */
 export function progressBar() {
@@ -33,7 +35,7 @@ export function progressBar() {
       const progress = job.progress;
       bar.value = progress?.fraction ?? 0;
       bar.classList.toggle("still", !["running"].includes(job.state));
-      text.textContent = progress ? sentence(progress, job.state) : waiting(job.state);
+      text.textContent = progress ? sentence(progress, job.state) : waiting(job);
     },
   };
 }
@@ -45,6 +47,16 @@ export function sentence(progress, state) {
   return `${words(progress.phase)}${steps} · ${percent(progress.fraction)}${left}`;
 }
 
-function waiting(state) {
+function waiting({ state, queue }) {
+  if (state === "queued" && queue) return inQueue(queue);
   return { queued: "waits for a worker", paused: "paused", running: "starting" }[state] ?? state;
+}
+
+/** Where a job stands in the queue, as far as that can be told. */
+function inQueue({ position, waits_for: reason, workers }) {
+  const there = `${count(workers)} ${workers === 1 ? "worker is" : "workers are"} there`;
+  if (reason === "rest") return `rests before its next attempt · ${there}`;
+  const place = position === 1 ? "next in the queue" : `number ${count(position)} in the queue, about`;
+  const why = reason === "limit" ? " · your organisation has as many jobs running as it may" : "";
+  return `${place} · ${there}${why}`;
 }

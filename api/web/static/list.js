@@ -3,7 +3,7 @@
 import { ENDED, listJobs, pause } from "./api.js";
 import { announce, h, problemBox } from "./dom.js";
 import { ago, bytes, change, moment, number, percent } from "./format.js";
-import { pill, progressBar, title } from "./job_parts.js";
+import { pill, progressBar, task, title } from "./job_parts.js";
 
 const STATES = ["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"];
 const BUSY_MILLISECONDS = 2000;
@@ -109,6 +109,7 @@ function makeRow(first, choose) {
     h("div", { class: "who" },
       h("a", { href: `#/jobs/${first.id}` }, title(first)),
       h("ul", { class: "chips", "aria-label": "Labels" }, labels),
+      first.spec.name ? h("p", {}, task(first)) : null,
       h("p", { class: "hint" }, when, ` · ${first.spec.pruning.structures.join(", ").replaceAll("_", " ")}`)),
     h("div", { class: "state" }, state),
     h("div", { class: "how" }, bar.node, result));

@@ -7,6 +7,7 @@ import { bytes, change, count, duration, number, percent, visible, words } from 
 import { layerFigures } from "./layers.js";
 import { nextSteps } from "./next.js";
 import { scatter, tick } from "./plots.js";
+import { table } from "./tables.js";
 
 // Links are renewed this long before they expire.
 const RENEW_AT = 0.8;
@@ -87,13 +88,7 @@ function curveOfSizes({ before, sizes }, title, valueOf, format) {
 const accuracyCurve = (report) => curveOfSizes(report, "Accuracy kept on tasks", (one) => one.task_retention ?? null, (value) => percent(value, 0));
 const speedCurve = (report) => curveOfSizes(report, "Speed while writing, dense = 1", (one) => one.speed?.decode_gain ?? null, (value) => `× ${number(value, 3)}`);
 
-/** A table that scrolls inside itself: rows of a name, then cells. */
-function wideTable(title, hint, head, rows) {
-  return h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "hint" }, hint),
-    h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": title }, h("table", {},
-      h("thead", {}, h("tr", {}, head.map((text, place) => h("th", { scope: "col", class: place ? "num" : null }, text)))),
-      h("tbody", {}, rows.map(([name, ...cells]) => h("tr", {}, h("th", { scope: "row" }, name), cells.map((text) => h("td", { class: "num" }, text))))))));
-}
+const wideTable = (title, hint, head, rows) => h("section", { class: "card" }, h("h2", {}, title), h("p", { class: "hint" }, hint), table(title, head, rows));
 
 function tasksOfSizes(sizes) {
   if (!sizes.length) return null;

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 
 _DIGITS = 4
 _LIMITS = (
@@ -156,6 +156,7 @@ def out_of_reach(sparsity: float, reachable: float) -> InvalidSpec:
         f"{reachable:.4g}",
         field="pruning.sparsity",
         remedy=f"Ask for at most {rounded_down(reachable):g}, or {_LIMITS}.",
+        mends=[Mend("pruning.sparsity", rounded_down(reachable))],
     )
 
 
@@ -183,4 +184,5 @@ def too_small(sparsity: float, least: float) -> InvalidSpec:
         f"{sparsity:.4g} rounds to nothing: the least that can be removed is {least:.4g}",
         field="pruning.sparsity",
         remedy=f"Ask for {least:.4g}, or lower pruning.multiple_of.",
+        mends=[Mend("pruning.sparsity", float(f"{least:.4g}"))],
     )

@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from strucprune_core.errors import InvalidSpec
+from strucprune_core.errors import InvalidSpec, Mend
 from strucprune_core.models.config import ModelConfig
 
 TABLE = "sizes.json"
@@ -66,6 +66,7 @@ def widths_by_key(config: ModelConfig) -> dict[str, int]:
                     "layout can hold the result",
                     field="pruning.layout",
                     remedy="Use layout 'per_layer'.",
+                    mends=[Mend("pruning.layout", "per_layer")],
                 )
             if widths.setdefault(key, each.channels) != each.channels:
                 raise InvalidSpec(
@@ -73,6 +74,7 @@ def widths_by_key(config: ModelConfig) -> dict[str, int]:
                     "hold them",
                     field="pruning.layout",
                     remedy="Use layout 'per_layer'.",
+                    mends=[Mend("pruning.layout", "per_layer")],
                 )
     return widths
 

@@ -45,6 +45,7 @@ class View:
     """What the templates need apart from the report; `perplexity` is None if not evaluated."""
 
     model: str
+    name: str | None
     lead: str
     headlines: Sequence[Headline]
     spec: Mapping[str, str]
@@ -83,6 +84,12 @@ def model_name(uri: str) -> str:
         return uri
 
 
+def job_name(spec: Mapping[str, Any]) -> str | None:
+    """What people call the job; None also if the report's reader gave something else."""
+    name = spec.get("name")
+    return name if isinstance(name, str) else None
+
+
 def view_of(report: Report) -> View:
     """Compute what the templates need."""
     layers, quality = report.layers, report.perplexity
@@ -92,6 +99,7 @@ def view_of(report: Report) -> View:
     seconds = {layer.index: layer.seconds for layer in layers}
     return View(
         model=model_name(report.model.uri),
+        name=job_name(report.spec),
         lead=lead(report),
         headlines=headlines(report),
         spec=flat(report.spec),

@@ -73,8 +73,9 @@ class Jobs:
     def queued(
         self,
         model: str = "smollm2-135m",
-        sparsity: float = 0.3,
+        sparsity: float | None = 0.3,
         *,
+        name: str | None = None,
         scratch_bytes: int = 1,
         pruning: dict[str, Any] | None = None,
         **labels: str,
@@ -85,9 +86,10 @@ class Jobs:
             {
                 "model": {"uri": f"{self.prefix}/models/{model}"},
                 "output": {"uri_prefix": f"{self.prefix}/{job_id}"},
-                "pruning": pruning or {"sparsity": sparsity},
+                "pruning": pruning_of(sparsity, pruning),
                 "calibration": {"uri": f"{self.prefix}/text.txt"},
                 "evaluation": {"uri": f"{self.prefix}/evaluation.txt"},
+                "name": name,
                 "labels": labels,
             }
         )
@@ -176,6 +178,13 @@ class Jobs:
         record = self.services.ledger.get(job_id)
         assert record is not None
         commit_end(self.services.journal, self.services.ledger, record)
+
+
+def pruning_of(sparsity: float | None, pruning: dict[str, Any] | None) -> dict[str, Any]:
+    """A section of a job: it has the sparsity unless something else says how much goes."""
+    given = pruning or {}
+    says = {"sizes", "target", "expert_count"} & given.keys()
+    return given if says else {"sparsity": sparsity, **given}
 
 
 def made_report(perplexity: float, sparsity: float) -> Report:

@@ -32,8 +32,9 @@ Show = Callable[["Page"], None]
 
 
 def show_list(jobs: Jobs) -> Show:
-    jobs.queued(model="qwen3-4b", sparsity=0.5, team="search")
-    jobs.running(team="nlp", run="42")
+    jobs.queued(model="qwen3-4b", sparsity=0.5, name="Half of it, for the phone", team="search")
+    jobs.queued(model="qwen3-4b", sparsity=None, pruning={"sizes": [0.2, 0.3, 0.5]})
+    jobs.running(team="nlp", run="42", name="nightly_run_of_the_small_model_with_a_long_name")
     jobs.running(Phase.CALIBRATING, 0.08, model="llama-3.2-1b", sparsity=0.2)
     jobs.failed("Layer 12: the Gram matrix is not positive definite at any damping.", sparsity=0.7)
     jobs.succeeded(28.7, sparsity=0.2, team="nlp")
@@ -127,6 +128,16 @@ def show_failed(jobs: Jobs) -> Show:
     return show
 
 
+def show_usage(jobs: Jobs) -> Show:
+    jobs.running()
+
+    def show(page: Page) -> None:
+        page.goto("/#/usage")
+        page.get_by_role("region", name="Quota").wait_for()
+
+    return show
+
+
 def show_comparison(jobs: Jobs) -> Show:
     ids = [
         jobs.succeeded(perplexity, sparsity=sparsity)
@@ -148,6 +159,7 @@ VIEWS: dict[str, Callable[[Jobs], Show]] = {
     "done": show_done,
     "sizes": show_sizes,
     "failed": show_failed,
+    "usage": show_usage,
     "comparison": show_comparison,
 }
 
@@ -156,11 +168,37 @@ VIEWS: dict[str, Callable[[Jobs], Show]] = {
 def test_nothing_sticks_out(
     browser: Browser, url: str, keys: dict[str, str], jobs: Jobs, view: str
 ) -> None:
+    look_at(browser, url, keys["acme"], view, VIEWS[view](jobs))
+
+
+def test_nothing_sticks_out_of_the_form(
+    browser: Browser, url: str, keys: dict[str, str], jobs: Jobs, model_uri: str
+) -> None:
+    """A template's further settings, a runtime that will not load the result, and an estimate."""
+    further = {"damping": 0.02, "max_sparsity_by_layer": {"0": 0.1, "3": 0.25}}
+    origin = jobs.queued(pruning=further, name="Nightly run of the small model", team="nlp")
+
+    def show(page: Page) -> None:
+        page.goto(f"/#/new?from={origin}")
+        page.get_by_label("Model", exact=True).fill(f"{model_uri}/model")
+        page.get_by_label("Output").fill(f"{jobs.prefix}/out")
+        for place, label in enumerate(("Calibration text", "Evaluation text")):
+            page.get_by_label(label).fill(f"{model_uri}/text.txt")
+            page.get_by_label("Sequences").nth(place).fill("4")
+            page.get_by_label("Tokens each").nth(place).fill("32")
+        page.get_by_label("Where will it run?").select_option("MLX")
+        page.get_by_label("Layout").select_option("per_layer")
+        page.get_by_text("MLX will not load the result").wait_for()
+
+    look_at(browser, url, keys["acme"], "form", show)
+
+
+def look_at(browser: Browser, url: str, key: str, view: str, show: Show) -> None:
+    """Check a view in every look, and keep its pictures if asked to."""
     kept = os.environ.get("STRUCPRUNE_SCREENSHOTS")
-    show = VIEWS[view](jobs)
     for look, (width, dark) in LOOKS.items():
         with watched_page(browser, url, width=width, dark=dark) as page:
-            enter(page, keys["acme"])
+            enter(page, key)
             show(page)
             assert page.evaluate(OVERFLOWING) == [], look
             if kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import csv
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -55,6 +56,57 @@ def test_the_key(browser: Browser, url: str, keys: dict[str, str]) -> None:
         assert not [address for address in asked if keys["acme"] in address]
 
 
+def test_a_key_is_handed_to_new_tabs_where_its_user_asks_for_it(
+    browser: Browser, url: str, keys: dict[str, str]
+) -> None:
+    with watched_page(browser, url) as page:
+        enter(page, keys["acme"])
+        page.get_by_text("There are no jobs yet.").wait_for()
+        alone = page.context.new_page()
+        alone.goto("/")
+        alone.get_by_label("API key").wait_for()  # Nobody has asked for it.
+        page.get_by_role("button", name="Forget key").click()
+
+        page.get_by_label("API key").fill(keys["acme"])
+        page.get_by_label("Hand it on to new tabs").check()
+        page.get_by_role("button", name="Continue").click()
+        page.get_by_text("There are no jobs yet.").wait_for()
+        second = page.context.new_page()
+        second.goto("/#/new")
+        second.get_by_role("heading", name="New job").wait_for()
+        page.close()
+        third = second.context.new_page()  # The second hands it on as well.
+        third.goto("/")
+        third.get_by_text("There are no jobs yet.").wait_for()
+        for tab in (second, third):
+            assert tab.evaluate("localStorage.length + document.cookie.length") == 0
+            assert tab.evaluate("indexedDB.databases().then((found) => found.length)") == 0
+        third.get_by_role("button", name="Forget key").click()
+        second.get_by_label("API key").wait_for()
+        assert second.evaluate("sessionStorage.length") == 0
+        second.reload()
+        second.get_by_label("API key").wait_for()
+
+
+def test_forgetting_a_key_leaves_other_keys_alone(
+    browser: Browser, url: str, keys: dict[str, str]
+) -> None:
+    with watched_page(browser, url) as page:
+        tabs = [page, page.context.new_page()]
+        tabs[1].goto("/")
+        for tab, name in zip(tabs, ("acme", "acme-reader"), strict=True):
+            tab.goto("/")
+            tab.get_by_label("API key").fill(keys[name])
+            if name == "acme-reader":
+                tab.get_by_label("Hand it on to new tabs").check()
+            tab.get_by_role("button", name="Continue").click()
+            tab.get_by_text("There are no jobs yet.").wait_for()
+        tabs[1].get_by_role("button", name="Forget key").click()
+        tabs[1].get_by_label("API key").wait_for()
+        page.reload()
+        page.get_by_text("There are no jobs yet.").wait_for()
+
+
 def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
     running = jobs.running(team="nlp")
     jobs.queued(model="other", team="search")
@@ -71,6 +123,25 @@ def test_the_list_is_filtered_and_alive(page: Page, jobs: Jobs) -> None:
     page.get_by_text("No job matches the filters.").wait_for()
     assert "state=failed" in page.url
     assert "label=team%3Dnlp" in page.url
+
+
+def test_the_list_says_what_each_job_is(page: Page, jobs: Jobs) -> None:
+    named = jobs.queued(name="Nightly <b>", team="nlp")
+    jobs.queued(model="other", sparsity=None, pruning={"sizes": [0.2, 0.5]})
+    jobs.queued(model="third", sparsity=None, pruning={"target": {"bytes": 70_000_000}})
+    page.reload()
+    row = page.get_by_role("listitem").filter(has=page.get_by_role("link", name="Nightly <b>"))
+    row.get_by_text("smollm2-135m, 30% sparsity").wait_for()
+    assert row.get_by_text("queued", exact=True).is_visible()
+    assert row.get_by_text("just now").is_visible()
+    assert page.get_by_role("link", name="other, 20%, 50% sparsity").is_visible()
+    assert page.get_by_role("link", name="third, at most 70 MB").is_visible()
+    page.get_by_role("link", name="Nightly <b>").click()
+    page.get_by_role("heading", name="Nightly <b>").wait_for()
+    assert page.title() == "Nightly <b> · StrucPrune"
+    page.goto(f"/#/new?from={named}")
+    page.get_by_role("heading", name="New job").wait_for()
+    assert page.get_by_label("Name").input_value() == "Nightly <b>"
 
 
 def test_what_jobs_say_is_text(page: Page, jobs: Jobs) -> None:
@@ -102,7 +173,7 @@ def test_a_job_is_submitted(page: Page, jobs: Jobs, model_uri: str) -> None:
     page.get_by_text("did you mean 0.015").wait_for()
     assert sparsity.get_attribute("aria-invalid") == "true"
     assert sparsity.evaluate("node => node === document.activeElement")
-    page.get_by_text("Input should be a valid integer").wait_for()
+    page.get_by_text("It must be a whole number").wait_for()
     sparsity.fill("0.25")
     page.get_by_label("Tokens each").first.fill("32")
 
@@ -410,7 +481,7 @@ def test_workers_at_most(page: Page, jobs: Jobs, model_uri: str) -> None:
     workers = page.get_by_label("Workers at most")
     workers.fill("100")
     field = page.locator('[data-pointer="/runtime/max_workers"]')
-    field.get_by_text("Input should be less than or equal to 64").wait_for()
+    field.get_by_text("It must be at most 64").wait_for()
     assert workers.get_attribute("aria-invalid") == "true"
     assert "the result is the same" in (field.locator(".hint").text_content() or "")
     workers.fill("4")
@@ -612,6 +683,38 @@ def test_a_comparison(page: Page, jobs: Jobs) -> None:
         "49.7 (× 2.12)",
         "28.7 (× 1.22)",
     ]
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save as CSV").click()
+    with saved.value.path().open(newline="") as file:
+        rows = [*csv.DictReader(file)]
+    assert [float(row["perplexity"]) for row in rows] == [49.7, 28.7]
+    assert float(rows[0]["perplexity_ratio"]) > 2
+    assert rows[0]["name"] == "smollm2-135m, 50% sparsity"
+
+
+def test_usage(page: Page, browser: Browser, url: str, keys: dict[str, str], jobs: Jobs) -> None:
+    job_id = jobs.running()
+    jobs.queued()
+    page.get_by_role("link", name="Usage").click()
+    quota = page.get_by_role("region", name="Quota")
+    assert "Jobs that have not ended\t2\tno limit" in quota.inner_text()
+    page.get_by_text("A key with the scope admin").wait_for()
+    host = {"host": "one", "pool": "h200", "version": "1", "device": "cuda", "threads": "8"}
+    jobs.services.ledger.note_worker("one:1", {**host, "job_id": job_id, "part": "lead"})
+    with watched_page(browser, url) as operators:
+        operators.goto("/")
+        operators.get_by_label("API key").fill(keys["operator"])
+        operators.get_by_label("API key").press("Enter")
+        operators.get_by_role("link", name="Usage").click()
+        shown = operators.get_by_role("region", name="Workers")
+        shown.get_by_role("link", name=job_id).wait_for()
+        assert "cuda, 8 threads" in shown.inner_text()
+
+
+def test_a_waiting_job_says_where_it_stands(page: Page, jobs: Jobs) -> None:
+    jobs.queued()
+    page.goto(f"/#/jobs/{jobs.queued()}")
+    page.get_by_text("number 2 in the queue, about · 0 workers are there").wait_for()
 
 
 def test_a_key_that_may_only_read(

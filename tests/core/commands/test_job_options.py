@@ -73,6 +73,7 @@ GIVEN: dict[tuple[str, ...], Any] = {
     ("runtime", "deadline_seconds"): 60,
     ("runtime", "max_attempts"): 2,
     ("runtime", "max_workers"): 4,
+    ("name",): "Nightly, 30 %",
     ("labels",): ["team=a", "run=b=c"],
 }
 TARGET: dict[str, Any] = {

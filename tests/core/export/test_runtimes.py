@@ -147,6 +147,27 @@ def test_mlx_has_one_width_of_ffns_in_gpt_neox(structures: list[str], loads: boo
     assert found["vLLM"].loads
 
 
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (LLAMA, {}),
+        (LLAMA, {"exports": ["fp8"]}),
+        (LLAMA, {"structures": ["kv_groups"]}),
+        ({**LLAMA, "model_type": "qwen2"}, {"layout": "uniform", "structures": ["kv_groups"]}),
+    ],
+)
+def test_each_mend_makes_the_runtime_load_it(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    mends = [(entry, mend) for entry in support(config, **changes).values() for mend in entry.mends]
+    assert mends
+    for entry, mend in mends:
+        assert str(entry.remedy)
+        section, name = mend.field.split(".")
+        assert section == "pruning"
+        assert support(config, **{**changes, name: mend.value})[entry.runtime].loads
+
+
 def test_what_to_change() -> None:
     found = support(LLAMA)
     assert found["llama.cpp"].remedy == (

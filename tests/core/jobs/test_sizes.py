@@ -208,12 +208,14 @@ def test_layers_shown_while_it_runs_are_those_of_the_first_size(sized: Sized) ->
 
 
 def test_the_output_says_which_folder_holds_what(sized: Sized) -> None:
-    report = sized.run(sized.spec("out", [0.3, 0.2], evaluation=None))
+    spec = sized.spec("out", [0.3, 0.2], evaluation=None).model_copy(update={"name": "Nightly"})
+    report = sized.run(spec)
     card = (sized.root / "out" / "README.md").read_text(encoding="utf-8")
     assert "[0.3](0.3/)" in card
     assert "[0.2](0.2/)" in card
     page = (sized.root / "out" / "report.html").read_text(encoding="utf-8")
     assert "2 sizes" in page
+    assert "StrucPrune report: Nightly" in page
     assert report.perplexity_before is None
     assert not any(each.best_of_its_size for each in report.sizes)
     read = read_report((sized.root / "out" / "report.json").read_bytes())

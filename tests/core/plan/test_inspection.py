@@ -18,6 +18,7 @@ from strucprune_core.errors import (
     InvalidCheckpoint,
     InvalidSpec,
     InvalidText,
+    Mend,
     ObjectNotFound,
     OutputNotEmpty,
     StorageError,
@@ -66,7 +67,23 @@ def only_issue(spec: JobSpec, kind: type[StrucPruneError], field: str) -> StrucP
     with pytest.raises(kind) as caught:
         inspect_job(spec, open_store)
     assert caught.value.as_dict() == issues[0].as_dict()
+    for mend in issues[0].mends:
+        left = examine_job(mended(spec, mend), open_store).issues
+        assert issues[0].message not in [issue.message for issue in left]
     return issues[0]
+
+
+def mended(spec: JobSpec, mend: Mend) -> JobSpec:
+    """The job after a mend."""
+    body = spec.model_dump(mode="json", exclude_unset=True)
+    *path, name = mend.field.split(".")
+    section = body
+    for each in path:
+        section = section.setdefault(each, {})
+    section[name] = mend.value
+    if mend.value is None:
+        del section[name]
+    return JobSpec.model_validate(body)
 
 
 def test_a_good_job(body: dict[str, Any], text_file: Path) -> None:

@@ -247,7 +247,7 @@ def _poison(value: Any) -> Any:
 
 def test_hostile_strings_are_escaped_everywhere() -> None:
     dumped = _poison(make_report().model_dump())
-    dumped["spec"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "labels": {HOSTILE: HOSTILE}}
+    dumped["spec"] = {HOSTILE: {HOSTILE: [HOSTILE]}, "labels": {HOSTILE: HOSTILE}, "name": HOSTILE}
     dumped["spec"]["calibration"] = {"seed": HOSTILE}
     dumped["spec"]["pruning"] = {"allocation": HOSTILE, "layout": {HOSTILE: 1}}
     # Pydantic refuses lone surrogates; model_construct makes them as Python code could.

@@ -79,6 +79,13 @@ def test_a_template_in_a_name_stays_text() -> None:
     assert ">49<" not in page
 
 
+def test_a_job_is_called_by_its_name() -> None:
+    page = render_html(make_report(1, spec={"name": "Nightly"}))
+    assert "<title>Nightly · StrucPrune report</title>" in page
+    assert "StrucPrune report: Nightly" in check_page(page).text
+    assert "StrucPrune report:" not in render_html(make_report(1, spec={"name": None}))
+
+
 def test_names_that_break_are_escaped_and_break() -> None:
     page = render_html(make_report(1, spec={"a.<b>_c": "."}))
     assert "<dt>a.<wbr>&lt;b&gt;_<wbr>c</dt>" in page

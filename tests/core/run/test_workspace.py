@@ -279,6 +279,7 @@ def test_transfers_are_watched(tmp_path: Path) -> None:
 
 def test_a_reservation_is_kept(tmp_path: Path) -> None:
     workspace = open_workspace(tmp_path)
-    assert workspace.reservation() is None
-    workspace.keep_reservation(b"{}")
-    assert open_workspace(tmp_path).reservation() == b"{}"
+    assert workspace.reservation("s3://work/out") is None
+    workspace.keep_reservation("s3://work/out", b"{}")
+    assert open_workspace(tmp_path).reservation("s3://work/out") == b"{}"
+    assert open_workspace(tmp_path).reservation("s3://work/other") is None
