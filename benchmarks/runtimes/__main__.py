@@ -26,7 +26,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from pydantic import TypeAdapter
@@ -78,10 +78,7 @@ def main() -> int:
     request = _request(options, tokenizer, text)
     text_tokens = tokenizer.encode(request.text, add_special_tokens=False).ids
     folder = options.root / "checkpoints"
-    dense_ggufs: dict[str, Path] = {
-        form: ensure_dense_gguf(model, folder, eight_bits=form == "gguf_q8_0", reuse=options.reuse)
-        for form in GGUF_EXPORTS
-    }
+    dense_gguf = cache(partial(ensure_dense_gguf, root=folder, reuse=options.reuse))
     tools = partial(make_tools, options.root, options.threads, options.pip_args.split())
     checkpoints, models = {}, {}
     for name in dict.fromkeys(case.checkpoint for case in cases):
@@ -109,7 +106,7 @@ def main() -> int:
         _say(f"{together[0].runtime}: {', '.join(case.name for case in together)}")
         paths = {
             case: _paths(
-                case, models[case.checkpoint], checkpoints[case.checkpoint], dense_ggufs, tools
+                case, models[case.checkpoint], checkpoints[case.checkpoint], dense_gguf, tools
             )
             for case in together
         }
@@ -160,10 +157,14 @@ def chosen_cases(patterns: Sequence[str]) -> list[Case]:
 
 
 def sessions(cases: Sequence[Case]) -> list[list[Case]]:
-    """Cases that share a process, which takes long to start: tiny models of a runtime."""
+    """Cases that share a process, which takes long to start: tiny models of a runtime.
+
+    Those that are loaded beside the dense model have a process each.
+    """
     found: dict[Case | str, list[Case]] = {}
     for case in cases:
-        key = case.runtime if PRUNINGS[case.checkpoint].tiny else case
+        shared = PRUNINGS[case.checkpoint].tiny and not case.shows_dense
+        key = case.runtime if shared else case
         found.setdefault(key, []).append(case)
     return list(found.values())
 
@@ -193,11 +194,13 @@ def _paths(
     case: Case,
     model: Path,
     checkpoint: Path,
-    dense_ggufs: Mapping[str, Path],
+    dense_gguf: Callable[[Path, bool], Path],
     tools: Callable[[], Path],
 ) -> Paths:
     """The files of a case; quantises them first if it says so."""
-    dense = case.dense_path(model, dense_ggufs.get(case.form, model))
+    dense = model
+    if case.form in GGUF_EXPORTS:
+        dense = dense_gguf(model, case.form == "gguf_q8_0")
     pruned = case.pruned_path(checkpoint)
     if case.how == "Q4_K_M":
         dense, pruned = (quantised(each, case.how, tools()) for each in (dense, pruned))

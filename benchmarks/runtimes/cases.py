@@ -93,17 +93,15 @@ class Case:
 
         What fewer bits do to the dense model says what they may do to this one.
         """
-        real = self.claimed and not PRUNINGS[self.checkpoint].tiny
-        return real and self.runtime in ("transformers", "llama.cpp") and self.form != "fp8"
+        pruning = PRUNINGS[self.checkpoint]
+        wanted = not pruning.tiny or pruning.settings.get("exports") == ["gguf_q8_0"]
+        computes_it = self.runtime in ("transformers", "llama.cpp") and self.form != "fp8"
+        return self.claimed and wanted and computes_it
 
     def pruned_path(self, checkpoint: Path) -> Path:
         """What the runtime gets of a checkpoint's directory."""
         folder = checkpoint if self.form in ("per_layer", "uniform") else checkpoint / self.form
         return folder / "model.gguf" if self.form in GGUF_EXPORTS else folder
-
-    def dense_path(self, model: Path, dense_gguf: Path) -> Path:
-        """What it is compared with, if it is timed."""
-        return dense_gguf if self.form in GGUF_EXPORTS else model
 
 
 def _numbers(release: str) -> tuple[int, ...]:

@@ -63,16 +63,16 @@ def ensure_pruned(name: str, recipe: Recipe, root: Path, *, reuse: bool) -> Path
     return output
 
 
-def ensure_dense_gguf(model: Path, root: Path, *, eight_bits: bool, reuse: bool) -> Path:
+def ensure_dense_gguf(model: Path, eight_bits: bool, root: Path, *, reuse: bool) -> Path:
     """The dense model as a GGUF file, written like the export: pruned files are compared with it.
 
     Args:
         model: A llama's directory.
-        root: Folder for checkpoints.
         eight_bits: In Q8_0, or else in 16 bits.
+        root: Folder for checkpoints.
         reuse: Take what is there already.
     """
-    path = root / ("dense_q8_0.gguf" if eight_bits else "dense.gguf")
+    path = root / f"{model.name}_{'q8_0' if eight_bits else 'f16'}.gguf"
     if reuse and path.exists():
         return path
     root.mkdir(parents=True, exist_ok=True)

@@ -115,8 +115,11 @@ PRUNINGS: Mapping[str, Pruning] = {
         )
     },
     **{
-        f"{family}_layers": Pruning(family, {"layout": "uniform", "structures": ["layers"]})
-        for family in ("llama", "gpt2", "gpt_neox")
+        f"{family}_layers": Pruning(
+            family, {"layout": "uniform", "structures": ["layers"]}, shape=shape
+        )
+        # MLX knows FFNs of gpt_neox that are four times as wide as the hidden states.
+        for family, shape in (("llama", {}), ("gpt2", {}), ("gpt_neox", {"intermediate_size": 512}))
     },
     **{
         f"{family}_experts": Pruning(family, {"layout": "uniform", "structures": ["experts"]})

@@ -42,12 +42,14 @@ _IN_FP8 = tuple(name for name in _EVERY if name not in ("opt", "gpt2", "mixtral"
 # Families whose code in a runtime divides the hidden size by the heads, whatever `head_dim` says.
 # (Of opt, gpt2 and gpt_neox transformers does that too, so no job leaves them other heads.)
 _WIDTH_DERIVED_IN_VLLM = ("qwen2",)
-_WIDTH_DERIVED_IN_MLX = ("phi3", "mixtral")
-# opt is unknown to it. Of config.json as transformers 5 writes it, MLX does not read what qwen2 and
-# qwen3_moe need. Of gemma2 it computed other logits. See benchmarks/results/runtimes.json.
-_NOT_IN_MLX = ("opt", "qwen2", "qwen3_moe", "gemma2")
+_WIDTH_DERIVED_IN_MLX = ("qwen2", "phi3", "mixtral")
+# opt is unknown to it. Of gpt2 it asks for a key that transformers 5 does not write. Of gemma2 it
+# computed other logits. See benchmarks/results/runtimes.json.
+_NOT_IN_MLX = ("opt", "gpt2", "gemma2")
+# Without experts its config.json has not the earlier names of keys that MLX reads.
+_WITH_EXPERTS_IN_MLX = ("qwen3_moe",)
 # Families whose FFN is always four times as wide as the hidden states there.
-_FFN_DERIVED_IN_MLX = ("gpt2", "gpt_neox")
+_FFN_DERIVED_IN_MLX = ("gpt_neox",)
 HEADS = frozenset({"kv_groups", "query_heads"})
 """Structures that leave fewer attention heads."""
 _HEADS_DIVIDE = ("opt", "gpt2", "gpt_neox")  # See above: their number stays in layout `uniform`.
@@ -196,11 +198,23 @@ RUNTIMES: tuple[Runtime, ...] = (
             LoadableForm(
                 form="uniform",
                 families=_others(
-                    _EVERY, (*_NOT_IN_MLX, *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)
+                    _EVERY,
+                    (
+                        *_NOT_IN_MLX,
+                        *_WIDTH_DERIVED_IN_MLX,
+                        *_FFN_DERIVED_IN_MLX,
+                        *_WITH_EXPERTS_IN_MLX,
+                    ),
                 ),
                 note="as it is",
                 fewer_heads=_others(
-                    _EVERY, (*_NOT_IN_MLX, *_WIDTH_DERIVED_IN_MLX, *_FFN_DERIVED_IN_MLX)
+                    _EVERY,
+                    (
+                        *_NOT_IN_MLX,
+                        *_WIDTH_DERIVED_IN_MLX,
+                        *_FFN_DERIVED_IN_MLX,
+                        *_WITH_EXPERTS_IN_MLX,
+                    ),
                 ),
             ),
             LoadableForm(
@@ -208,6 +222,13 @@ RUNTIMES: tuple[Runtime, ...] = (
                 families=_FFN_DERIVED_IN_MLX,
                 note="as it is",
                 not_without=("ffn_channels",),
+            ),
+            LoadableForm(
+                form="uniform",
+                families=_WITH_EXPERTS_IN_MLX,
+                note="as it is",
+                not_without=("experts",),
+                fewer_heads=_WITH_EXPERTS_IN_MLX,
             ),
             LoadableForm(
                 form="uniform", families=_WIDTH_DERIVED_IN_MLX, note="as it is", full_heads=True

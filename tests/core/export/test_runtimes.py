@@ -117,7 +117,7 @@ def test_a_form_that_was_not_tried_is_named_so(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("changes", "structures", "loads"),
     [
-        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, False]),
+        ({"model_type": "qwen2"}, ["ffn_channels"], [True, True, False, True]),
         ({"model_type": "qwen2"}, ["kv_groups"], [True, False, False, False]),
         ({"model_type": "qwen2"}, ["ffn_channels", "query_heads"], [True, False, False, False]),
         ({"model_type": "qwen2", "head_dim": 8}, ["ffn_channels"], [True, False, False, False]),
