@@ -51,7 +51,7 @@ from strucprune_core.calibration.tokenizer import load_tokenizer
 from strucprune_core.calibration.tokenizer_config import TOKENIZER
 from strucprune_core.evaluation.standalone import evaluate_model
 from strucprune_core.plan.inspection import inspect_model
-from strucprune_core.report.html.numbers import tick
+from strucprune_core.report.numbers import tick
 from strucprune_core.storage.open import open_object, open_store
 
 DENSE_TOLERANCE = 1e-4  # Relative: the shared perplexity against StrucPrune's streamed one.

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 # By pydantic's type of the error; names in braces come from its context.
 _MESSAGES: dict[str, str] = {
+    "extra_forbidden": "It is no field that there is. Correct its name, or leave it out.",
     "missing": "This is required. Add it.",
     "string_type": "It must be text. Write it in quotes.",
-    "int_type": "It must be a whole number, written without quotes, like 4.",
-    "int_parsing": "It must be a whole number, written without quotes, like 4.",
+    "int_type": "It must be a whole number. Write it without quotes, like 4.",
+    "int_parsing": "It must be a whole number. Write it without quotes, like 4.",
     "int_parsing_size": "It must be a smaller number.",
     "int_from_float": "It must be a whole number: leave the fraction out.",
-    "float_type": "It must be a number, written without quotes, like 0.3.",
-    "float_parsing": "It must be a number, written without quotes, like 0.3.",
+    "float_type": "It must be a number. Write it without quotes, like 0.3.",
+    "float_parsing": "It must be a number. Write it without quotes, like 0.3.",
     "finite_number": "It must be a finite number, like 0.3.",
-    "bool_type": "It must be true or false, written without quotes.",
-    "bool_parsing": "It must be true or false, written without quotes.",
+    "bool_type": "It must be true or false. Write it without quotes.",
+    "bool_parsing": "It must be true or false. Write it without quotes.",
     "dict_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_type": 'It must be an object. Write names and values in braces: {{"name": "value"}}.',
     "model_attributes_type": "It must be an object. Write names and values in braces: "
@@ -42,6 +44,8 @@ _MESSAGES: dict[str, str] = {
     "timezone_aware": "The time has no offset. Write it like 2026-01-31T12:00:00Z.",
     "string_unicode": "It holds characters that are no text.",
 }
+# A sentence that says what to do follows the one that says what is wrong.
+_SENTENCES = re.compile(r"(?<=[.?!])\s+(?=[A-Z])")
 _OTHERWISE = "This value cannot be used here. The documentation lists the fields and their values."
 
 
@@ -60,6 +64,16 @@ def plain_message(error: Mapping[str, Any], patterns: Mapping[str, str] | None =
         return (patterns or {}).get(context.get("pattern", ""), _OTHERWISE)
     shown = {name: _shown(value) for name, value in context.items()}
     return _MESSAGES[kind].format(**shown) if kind in _MESSAGES else _OTHERWISE
+
+
+def wrong_and_cure(error: Mapping[str, Any]) -> tuple[str, str | None]:
+    """The same in two: what is wrong, to go on after the field's name, and the cure if it is said.
+
+    Args:
+        error: As of `plain_message`.
+    """
+    wrong, *cure = _SENTENCES.split(plain_message(error), maxsplit=1)
+    return wrong.removeprefix("It ").removesuffix("."), cure[0] if cure else None
 
 
 def plain_messages(errors: list[Mapping[str, Any]] | list[Any]) -> str:

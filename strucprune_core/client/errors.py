@@ -4,6 +4,8 @@ ClientError                a StrucPruneError: has message, remedy, code
 ├── Unreachable            no answer, or none of a StrucPrune service, for `retry_seconds`
 ├── WaitTimeout            the job did not end in the time given
 ├── DownloadFailed         a file cannot be fetched, or is not the one that the job wrote
+├── NoSuchId               no job has an id that begins so
+├── AmbiguousId            several jobs have
 └── ApiProblem             the service refused; `.problem` is its answer (RFC 9457)
 ├── NotAllowed         401, 403: the key
 ├── JobNotFound        404: no such job, or not yours
@@ -46,6 +48,20 @@ class DownloadFailed(ClientError):
     """A file cannot be fetched, or is not the file that the job wrote."""
 
     code: ClassVar[str] = "download_failed"
+
+
+class NoSuchId(ClientError):
+    """No job has an id that begins like this."""
+
+    code: ClassVar[str] = "no_such_id"
+    usual_remedy: ClassVar[str | None] = "List the jobs: strucprune jobs list."
+
+
+class AmbiguousId(ClientError):
+    """Several jobs have an id that begins like this."""
+
+    code: ClassVar[str] = "ambiguous_id"
+    usual_remedy: ClassVar[str | None] = "Give more digits of the id."
 
 
 class ApiProblem(ClientError):

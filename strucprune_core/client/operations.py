@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from functools import wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 
-from strucprune_core.client import calls, transfer
+from strucprune_core.client import calls, find, transfer
 from strucprune_core.client.connection import connection
 from strucprune_core.client.flow import Flow, Pages, Retries
 
@@ -106,6 +106,7 @@ class Operations(ABC):
     extend = Operation(calls.extend)
     validate = Operation(calls.validate)
     get = Operation(calls.get)
+    find = Operation(find.find)
     list = Listing(calls.jobs)
     wait = Operation(calls.wait)
     cancel = Operation(calls.cancel)
@@ -121,3 +122,4 @@ class Operations(ABC):
     quota = Operation(calls.quota)
     workers = Operation(calls.workers)
     download = Operation(transfer.download)
+    files_of = Operation(transfer.files_of)

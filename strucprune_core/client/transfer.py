@@ -40,7 +40,12 @@ OnBytes = Callable[[str, int, int], None]
 
 
 def download(
-    retries: Retries, job_id: str, directory: Path | str, *, on_bytes: OnBytes | None = None
+    retries: Retries,
+    job_id: str,
+    directory: Path | str,
+    *,
+    size: str | None = None,
+    on_bytes: OnBytes | None = None,
 ) -> Flow[list[Path]]:
     """Fetch all files of a succeeded job, and compare their digests.
 
@@ -50,17 +55,35 @@ def download(
         retries: The client's.
         job_id: Its id.
         directory: Where they go; made if missing.
+        size: Of a job of several sizes, the folder of the only one to fetch: "0.3".
         on_bytes: Called with a file's name, its bytes here, and its bytes in all.
 
     Raises:
-        DownloadFailed: a file cannot be fetched, or is not the one that the job wrote.
+        DownloadFailed: a file cannot be fetched, or is not the one that the job wrote; or the job
+            has published no such size.
     """
     paths = []
-    for artifact in (yield from calls.artifacts(retries, job_id)):
+    for artifact in (yield from files_of(retries, job_id, size=size)):
         file = Transfer(artifact, Path(directory), retries.seconds, on_bytes)
         yield from _fetch(retries, job_id, file)
         paths.append(file.path)
     return paths
+
+
+def files_of(retries: Retries, job_id: str, *, size: str | None = None) -> Flow[list[Artifact]]:
+    """The files that `download` fetches; arguments and errors are the same."""
+    artifacts = yield from calls.artifacts(retries, job_id)
+    if size is None:
+        return artifacts
+    chosen = [each for each in artifacts if each.name.startswith(f"{size}/")]
+    if chosen:
+        return chosen
+    summary = (yield from calls.get(retries, job_id)).summary or {}
+    sizes = [each["folder"] for each in summary.get("sizes", []) if each["folder"]]
+    raise DownloadFailed(
+        f"The job has published no size '{size}'",
+        remedy=f"Choose one of {', '.join(sizes)}." if sizes else "Leave the size out.",
+    )
 
 
 def _fetch(retries: Retries, job_id: str, file: Transfer) -> Flow[None]:

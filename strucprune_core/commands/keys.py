@@ -14,9 +14,6 @@ from typing import Annotated, Any, get_args
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from strucprune_core.access.key_store import KeyStore
 from strucprune_core.access.keys import (
@@ -28,7 +25,11 @@ from strucprune_core.access.keys import (
     key_id,
     new_key,
 )
-from strucprune_core.commands.console import JsonOption, failures, stderr
+from strucprune_core.commands.arguments import positive_number
+from strucprune_core.commands.console import JsonOption, print_json, stderr
+from strucprune_core.commands.failures import failures
+from strucprune_core.commands.help import add_command
+from strucprune_core.commands.tables import print_table
 from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.open import open_store
 
@@ -39,34 +40,45 @@ app = typer.Typer(
 StateOption = Annotated[
     str | None,
     typer.Option(
+        metavar="URI",
         envvar="STRUCPRUNE_STATE_URI",
         help="The service's state: s3://bucket/prefix, or a path.",
     ),
 ]
 
 
-@app.command()
 def create(
-    tenant: Annotated[str, typer.Argument(help="Whose jobs the key sees and makes.")],
+    tenant: Annotated[
+        str, typer.Argument(metavar="TENANT", help="Whose jobs the key sees and makes.")
+    ],
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join(get_args(Scope))}; repeat for several. "
-            f"Default: {' and '.join(sorted(USUAL_SCOPES))}."
+            metavar=f"[{'|'.join(get_args(Scope))}]",
+            help="What the key may do; give it several times for more. "
+            f"Default: {' and '.join(sorted(USUAL_SCOPES))}.",
         ),
     ] = None,
-    name: Annotated[str, typer.Option(help="A note: who has the key, and what for.")] = "",
+    name: Annotated[
+        str, typer.Option(metavar="TEXT", help="A note: who has the key, and what for.")
+    ] = "",
     expires_days: Annotated[
-        float | None, typer.Option(min=0.0, help="Days until it expires. Default: never.")
+        float | None,
+        positive_number("DAYS", "Days until it expires. Default: never."),
     ] = None,
     print_only: Annotated[
         bool,
-        typer.Option(help="Store nothing: print the entry for STRUCPRUNE_API_KEYS instead."),
+        typer.Option(
+            "--print-only", help="Store nothing: print the entry for STRUCPRUNE_API_KEYS instead."
+        ),
     ] = False,
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a key. It is shown once and can never be shown again: only a hash of it is kept."""
+    """Make a key.
+
+    It is shown once and can never be shown again: only a hash of it is kept.
+    """
     with failures(as_json):
         pepper = _pepper()
         key = new_key(pepper)
@@ -100,13 +112,17 @@ def create(
         stderr.print(f"id {record.id}; keep the key safe, it cannot be shown again", markup=False)
 
 
-@app.command(name="list")
 def list_keys(
-    tenant: Annotated[str | None, typer.Option(help="Of this tenant only.")] = None,
+    tenant: Annotated[
+        str | None, typer.Option(metavar="TENANT", help="Of this tenant only.")
+    ] = None,
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the records of all keys, expired and revoked ones too. Keys themselves are not kept."""
+    """List the records of all keys.
+
+    Expired and revoked ones too. Keys themselves are not kept.
+    """
     with failures(as_json):
         records = [
             record
@@ -115,25 +131,31 @@ def list_keys(
         ]
         records.sort(key=lambda record: record.created_at)
         if as_json:
-            sys.stdout.write(json.dumps([_shown(record) for record in records], indent=2) + "\n")
+            print_json([_shown(record) for record in records])
             return
-        table = Table("id", "tenant", "scopes", "name", "created", "state", box=None)
-        for record in records:
-            created = f"{record.created_at:%Y-%m-%d}"
-            scopes = " ".join(sorted(record.scopes))
-            table.add_row(
-                record.id, record.tenant, scopes, Text(record.name), created, _state_of(record)
-            )
-        Console().print(table)
+        rows = [
+            [
+                record.id,
+                record.tenant,
+                " ".join(sorted(record.scopes)),
+                record.name,
+                f"{record.created_at:%Y-%m-%d}",
+                _state_of(record),
+            ]
+            for record in records
+        ]
+        print_table(["id", "tenant", "scopes", "name", "created", "state"], rows)
 
 
-@app.command()
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="As `keys list` shows it.")],
     state_uri: StateOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Refuse a key from now on (within STRUCPRUNE_KEY_CACHE_SECONDS, 5 s if not set)."""
+    """Refuse a key from now on.
+
+    It takes at most STRUCPRUNE_KEY_CACHE_SECONDS (5 s if not set).
+    """
     with failures(as_json):
         record = _store(state_uri).revoke(key_id, datetime.now(UTC))
         if as_json:
@@ -179,3 +201,13 @@ def _state_of(record: KeyRecord) -> str:
     if not record.is_valid(datetime.now(UTC)):
         return "expired"
     return "valid" if record.expires_at is None else f"valid until {record.expires_at:%Y-%m-%d}"
+
+
+add_command(
+    app,
+    create,
+    "strucprune keys create search-team --name 'nightly jobs' --expires-days 90",
+    "strucprune keys create dashboards --scope jobs:read",
+)
+add_command(app, list_keys, "strucprune keys list --tenant search-team", name="list")
+add_command(app, revoke, "strucprune keys revoke 5d1c09a2f7b3e846")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from strucprune_core.report.html.numbers import count, number, size
+from strucprune_core.report.numbers import count, number, size
 from strucprune_core.report.sizes import SizeResult, SizesReport
 
 

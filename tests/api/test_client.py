@@ -686,11 +686,11 @@ def test_commands(
     body["output"]["uri_prefix"] = f"{prefix}/out"
     spec = tmp_path / "job.json"
     spec.write_text(json.dumps(body), encoding="utf-8")
-    shown = command("submit", str(spec), "--validate").stdout
+    shown = command("submit", "--spec", str(spec), "--validate").stdout
     assert "valid" in shown
-    job_id = command("submit", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
+    job_id = command("submit", "--spec", "-", text=spec.read_text(encoding="utf-8")).stdout.strip()
     spec.write_text(json.dumps(elsewhere(body)), encoding="utf-8")
-    again = ("submit", str(spec), "--idempotency-key", uuid4().hex, "--json")
+    again = ("submit", "--spec", str(spec), "--idempotency-key", uuid4().hex, "--json")
     other = json.loads(command(*again).stdout)["id"]
     assert json.loads(command(*again).stdout)["id"] == other
     assert "cancelled" in command("cancel", other).stdout
@@ -748,10 +748,72 @@ def test_a_job_is_submitted_by_options(
     assert job["spec"]["runtime"]["priority"] == "high"
 
 
+def test_the_beginning_of_an_id_is_enough(
+    command: Callable[..., Result], body: dict[str, Any]
+) -> None:
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
+    digits = job_id.removeprefix("job_")[:12]
+    assert json.loads(command("show", digits, "--json").stdout)["id"] == job_id
+    assert job_id in command("cancel", f"job_{digits}").stdout
+    assert "no_such_id" in command("show", "f" * 31, code=1).stderr
+    assert "too short" in command("show", "job_0", code=2).stderr
+
+
+def test_a_model_of_this_machine_is_submitted(
+    command: Callable[..., Result],
+    body: dict[str, Any],
+    bucket: str,
+    s3_server: S3Server,
+    tiny_model: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STRUCPRUNE_S3_ENDPOINT_URL", s3_server.endpoint_url)
+    monkeypatch.setenv("STRUCPRUNE_S3_ACCESS_KEY_ID", s3_server.access_key_id)
+    monkeypatch.setenv("STRUCPRUNE_S3_SECRET_ACCESS_KEY", s3_server.secret_access_key)
+    options = (
+        *(str(tiny_model), "--output", body["output"]["uri_prefix"], "--sparsity", "0.25"),
+        *("--calibration", str(text_file), "--samples", "8", "--sequence-length", "32"),
+    )
+    spec = json.loads(command("submit", *options, "--json").stdout)["spec"]
+    assert spec["model"]["uri"] == str(tiny_model)  # which this service reads itself
+    uploads = f"s3://{bucket}/{uuid4().hex}"
+    other = ("--output", f"s3://{bucket}/{uuid4().hex}", "--upload-to", uploads)
+    spec = json.loads(command("submit", *options, *other, "--json").stdout)["spec"]
+    assert spec["model"]["uri"].startswith(f"{uploads}/models/{tiny_model.name}-")
+    assert spec["calibration"]["uri"].startswith(f"{uploads}/texts/{text_file.name}-")
+
+
+def test_one_of_several_sizes_is_downloaded(
+    command: Callable[..., Result],
+    services: Services,
+    body: dict[str, Any],
+    bucket: str,
+    tmp_path: Path,
+) -> None:
+    prefix = f"s3://{bucket}/{uuid4().hex}"
+    body["output"]["uri_prefix"] = f"{prefix}/out"
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
+    publish(services, prefix, {"0.2/w": b"a" * 1000, "0.5/w": b"bb", "0.5/gguf/m": b"ccc"})
+    claim = claim_job(services.ledger, job_id, "w", 60)
+    assert isinstance(claim, Claim)
+    sizes = [{"folder": "0.2"}, {"folder": "0.5"}, {"folder": None}]
+    services.ledger.finish(job_id, claim.fence, JobState.SUCCEEDED, summary={"sizes": sizes})
+    here = tmp_path / "one"
+    done = command("download", job_id, "--to", str(here), "--size", "0.50")
+    assert "2 files, 5 B, in" in done.stderr
+    assert sorted(path.name for path in here.rglob("*") if path.is_file()) == ["m", "w"]
+    assert (here / "0.5/w").read_bytes() == b"bb"
+    refused = command("download", job_id, "--to", str(here), "--size", "0.3", code=1).stderr
+    assert "Choose one of 0.2, 0.5." in refused
+    command("download", job_id, "--to", str(tmp_path / "all"))
+    assert (tmp_path / "all/0.2/w").read_bytes() == b"a" * 1000
+
+
 def test_a_retried_job_is_watched_to_the_end_of_its_last_run(
     command: Callable[..., Result], services: Services, body: dict[str, Any]
 ) -> None:
-    job_id = command("submit", "-", text=json.dumps(body)).stdout.strip()
+    job_id = command("submit", "--spec", "-", text=json.dumps(body)).stdout.strip()
     finish(services, job_id, JobState.FAILED)
     command("retry", job_id)
     later = threading.Timer(0.3, finish, (services, job_id))
@@ -767,13 +829,13 @@ def test_commands_say_what_is_wrong(
     command: Callable[..., Result], body: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     body["pruning"]["sparsity"] = 0.99
-    refused = command("submit", "-", "--json", text=json.dumps(body), code=1)
+    refused = command("submit", "--spec", "-", "--json", text=json.dumps(body), code=1)
     error = json.loads(refused.stdout)["error"]
     assert (error["code"], error["status"]) == ("invalid_spec", 422)
-    found = command("submit", "-", "--validate", text=json.dumps(body), code=1)
-    assert "/pruning/sparsity" in found.stderr
-    assert "not valid JSON" in command("submit", "-", text="{", code=2).stderr
-    assert "cannot read" in command("submit", "/nowhere/job.json", code=2).stderr
+    found = command("submit", "--spec", "-", "--validate", text=json.dumps(body), code=1)
+    assert "--sparsity: " in found.stderr
+    assert "not valid JSON" in command("submit", "--spec", "-", text="{", code=2).stderr
+    assert "cannot read" in command("submit", "--spec", "/nowhere/job.json", code=2).stderr
     assert "There is no such job" in command("show", "job_" + "0" * 32, code=1).stderr
     monkeypatch.delenv("STRUCPRUNE_API_KEY")
     assert "STRUCPRUNE_API_KEY" in command("list", code=2).stderr

@@ -6,7 +6,7 @@ import { freshId, h } from "./dom.js";
 const FORMS = [
   ["JSON", (json) => json],
   ["curl", (json) => `curl ${location.origin}/v1/pruning-jobs \\\n  -H "Authorization: Bearer $STRUCPRUNE_API_KEY" -H "Content-Type: application/json" \\\n  -d @- <<'END'\n${json}\nEND`],
-  ["Command", (json) => `export STRUCPRUNE_URL=${location.origin}\nstrucprune jobs submit - <<'END'\n${json}\nEND`],
+  ["Command", (json) => `export STRUCPRUNE_URL=${location.origin}\nstrucprune jobs submit --spec - <<'END'\n${json}\nEND`],
   ["Python", (json) => `import json, os\nfrom strucprune_core.client import StrucPruneClient\n\nspec = json.loads(r'''\n${json.replaceAll("'", "\\u0027")}\n''')\nwith StrucPruneClient("${location.origin}", os.environ["STRUCPRUNE_API_KEY"]) as client:\n    print(client.submit(spec).id)`],
 ];
 

@@ -16,7 +16,7 @@ const RENEW_AT = 0.8;
 export async function showResult(box, job, signal) {
   const files = h("section", { class: "card" }, h("h2", {}, "Files"));
   const several = job.summary?.sizes;
-  const summary = several ? sizesOf(job.summary) : h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
+  const summary = several ? sizesOf(job) : h("div", { class: "cards" }, job.summary ? cards(job.summary) : null);
   const next = h("div", {}, nextSteps(job, []));
   const layers = h("div", { class: "stack" });
   box.replaceChildren(next, summary, layers, files);
@@ -49,7 +49,7 @@ const notes = (report) => (report.warnings.length
   : null);
 
 /** Several sizes: perplexity over size, and a table. */
-function sizesOf({ sizes, bytes: size, parameters, perplexity, seconds }) {
+function sizesOf({ id, summary: { sizes, bytes: size, parameters, perplexity, seconds } }) {
   const judged = sizes.filter((one) => one.perplexity !== null);
   const points = judged.map((one) => ({ x: one.bytes, y: one.perplexity, label: one.name, text: `${one.name}: ${bytes(one.bytes)}, perplexity ${number(one.perplexity)}` }));
   const dense = perplexity ? [{ x: size.before, y: perplexity.before, label: "dense", hollow: true, text: `dense: ${bytes(size.before)}, perplexity ${number(perplexity.before)}` }] : [];
@@ -65,6 +65,7 @@ function sizesOf({ sizes, bytes: size, parameters, perplexity, seconds }) {
   const head = ["Checkpoint", "Change", "Parameters", "Perplexity", "Ratio"].map((text) => h("th", { scope: "col", class: "num" }, text));
   return h("div", { class: "stack" }, curve, h("section", { class: "card" }, h("h2", {}, "Sizes"),
     h("p", { class: "hint" }, `Each lies in the folder of its name, with a report of its own. ${duration(seconds)} in all phases.`),
+    h("p", {}, h("a", { class: "button", href: `#/new?extend=${id}` }, "Add sizes")),
     h("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sizes" }, h("table", {},
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Size"), head, h("th", { scope: "col" }, ""))),
       h("tbody", {}, first, sizes.map(row))))));

@@ -3,7 +3,7 @@
 import { capabilities, getJob, submit, validate } from "./api.js";
 import { h, problemBox } from "./dom.js";
 import { showEstimate } from "./estimate.js";
-import { fieldOf, sections, setValue, valueAt } from "./fields.js";
+import { fieldOf, HOW, sections, setValue, valueAt } from "./fields.js";
 import { inheritedCard, pathOf, template } from "./inherited.js";
 import { control } from "./inputs.js";
 import { mendButtons } from "./mends.js";
@@ -12,13 +12,15 @@ import { consequence, settingsOf, WHERE } from "./where.js";
 
 const QUIET_MILLISECONDS = 500;
 
-/** Show the form; `?from=<job>` fills it with that job's specification. */
+/** Show the form; `?from=<job>` fills it with that job's specification, `?extend=<job>` to add sizes to that job. */
 export async function showSubmit(main, signal, query) {
   let known;
   let origin = null;
+  const extended = query.get("extend");
+  const from = extended ?? query.get("from");
   try {
     known = await capabilities(signal);
-    if (query.get("from")) origin = await getJob(query.get("from"), signal);
+    if (from) origin = await getJob(from, signal);
   } catch (error) {
     if (!signal.aborted) main.append(h("h1", { tabindex: "-1" }, "New job"), problemBox(error));
     return;
@@ -26,6 +28,10 @@ export async function showSubmit(main, signal, query) {
   const controls = [];
   const parts = sections(known).map((section) => sectionNode(section, controls, known.defaults));
   const base = origin ? template(origin, controls.map((one) => one.field.pointer), known.defaults) : {};
+  if (extended) {
+    base.extends = extended;
+    setValue(base, "/pruning/sizes", undefined); // those that are there already
+  }
   const inherited = inheritedCard(known.defaults, (pointer) => apply(pointer, undefined));
   const whatFollows = h("div", { "aria-live": "polite" });
   const ways = h("div", {});
@@ -37,7 +43,7 @@ export async function showSubmit(main, signal, query) {
   const form = h("form", { class: "submit", novalidate: true },
     h("div", {}, problems, parts, inherited.node, h("div", { class: "actions" }, button)),
     h("aside", { class: "card estimate", "aria-label": "Estimate" }, h("h2", {}, "Estimate"), estimate));
-  main.append(h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, "New job")), form);
+  main.append(h("div", { class: "headline" }, h("h1", { tabindex: "-1" }, extended ? "Add sizes" : "New job")), form);
 
   const touched = new Set();
   let attempted = false;
@@ -50,6 +56,7 @@ export async function showSubmit(main, signal, query) {
       one.fill(value);
       if (value !== undefined) touched.add(one.field.pointer);
     }
+    if (extended) find(HOW).fill("several_sizes");
   } else showWhatFollows();
   changed(null);
 

@@ -12,7 +12,7 @@ from strucprune_core.report.document import (
     PhaseTime,
 )
 from strucprune_core.report.html.axes import drawable
-from strucprune_core.report.html.numbers import duration, number, size
+from strucprune_core.report.numbers import duration, number, size
 
 _COLOURS = 8
 

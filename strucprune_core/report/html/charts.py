@@ -14,7 +14,7 @@ from strucprune_core.report.html.axes import (
     linear_axis,
     width_axis,
 )
-from strucprune_core.report.html.numbers import number, share
+from strucprune_core.report.numbers import number, share
 
 _MAX_LAYER_NUMBERS = 9
 

@@ -11,7 +11,7 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from strucprune_core.report.html import numbers
+from strucprune_core.report import numbers
 from strucprune_core.report.html.axes import drawable
 from strucprune_core.report.html.sizes_view import sizes_view_of
 from strucprune_core.report.html.view import view_of

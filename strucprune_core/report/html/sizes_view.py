@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from strucprune_core.report.html.axes import Axis, linear_axis
 from strucprune_core.report.html.bars import Bars, phase_bars
-from strucprune_core.report.html.numbers import (
+from strucprune_core.report.html.tables import Table, file_table, metric_text, phase_table
+from strucprune_core.report.html.view import flat, model_name
+from strucprune_core.report.numbers import (
     ABSENT,
     change,
     count,
@@ -16,8 +18,6 @@ from strucprune_core.report.html.numbers import (
     percent,
     size,
 )
-from strucprune_core.report.html.tables import Table, file_table, metric_text, phase_table
-from strucprune_core.report.html.view import flat, job_name, model_name
 from strucprune_core.report.sizes import SizesReport
 
 _HEIGHT = 180
@@ -60,7 +60,6 @@ class SizesView:
     """What the template needs apart from the report. Tables and curves of nothing have no rows."""
 
     model: str
-    name: str | None
     lead: str
     curves: Sequence[Curve]
     table: Table
@@ -77,7 +76,6 @@ def sizes_view_of(report: SizesReport) -> SizesView:
     """Compute what the template needs."""
     return SizesView(
         model=model_name(report.model.uri),
-        name=job_name(report.spec),
         lead=_lead(report),
         curves=[curve for curve in _curves(report) if len(curve.points) > 1],
         table=_table(report),

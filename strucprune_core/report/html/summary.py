@@ -15,7 +15,8 @@ from strucprune_core.report.document import (
     Report,
     removes_experts_alone,
 )
-from strucprune_core.report.html.numbers import (
+from strucprune_core.report.html.tables import ffn_flops
+from strucprune_core.report.numbers import (
     ABSENT,
     change,
     count,
@@ -25,7 +26,6 @@ from strucprune_core.report.html.numbers import (
     percent,
     size,
 )
-from strucprune_core.report.html.tables import ffn_flops
 
 
 @dataclass(frozen=True, slots=True)

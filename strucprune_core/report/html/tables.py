@@ -23,7 +23,7 @@ from strucprune_core.report.document import (
     layers_with_experts,
     removes_experts_alone,
 )
-from strucprune_core.report.html.numbers import (
+from strucprune_core.report.numbers import (
     ABSENT,
     change,
     duration,

@@ -528,7 +528,7 @@ def test_a_job_can_be_sent_again(page: Page, jobs: Jobs) -> None:
     assert record is not None
     assert spec == JobSpec.model_validate(record.spec)
     form = page.get_by_label("Form", exact=True)
-    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit -")):
+    for name, word in (("curl", "Authorization"), ("Command", "strucprune jobs submit --spec -")):
         form.select_option(name)
         assert word in (shown.text_content() or "")
         assert page.url.split("/#")[0] in (shown.text_content() or "")
@@ -580,7 +580,7 @@ def test_what_to_do_with_a_result_comes_first(page: Page, jobs: Jobs) -> None:
     heading = page.locator("main h2:visible").first
     assert heading.inner_text() == "Use the result"
     command = page.get_by_label("Download all files", exact=True).text_content()
-    assert f"strucprune jobs download {job_id} --output {job_id}" in (command or "")
+    assert f"strucprune jobs download {job_id} --to {job_id}" in (command or "")
     assert page.get_by_label("Load in vLLM", exact=True).text_content() == "vllm serve ."
     page.get_by_role("button", name="Copy: Load in vLLM").click()
     page.get_by_role("status").get_by_text("ed").first.wait_for()
@@ -596,6 +596,21 @@ def test_several_sizes_are_compared_on_their_page(page: Page, jobs: Jobs) -> Non
     assert page.get_by_role("region", name="Speed").get_by_text("× 1.5").count() == 3
     assert page.get_by_text(" there was one who").count() == 3
     assert page.get_by_text("not published: perplexity went too far").first.is_visible()
+
+
+def test_sizes_are_added_to_a_finished_job(page: Page, jobs: Jobs) -> None:
+    job_id = jobs.succeeded(report=made_sizes())
+    page.goto(f"/#/jobs/{job_id}")
+    page.get_by_role("link", name="Add sizes").click()
+    page.get_by_role("heading", name="Add sizes").wait_for()
+    sizes = page.get_by_label("Several sizes")
+    assert sizes.input_value() == ""
+    with page.expect_request("**/validate") as asked:
+        sizes.fill("0.4")
+    body = asked.value.post_data_json
+    assert (body["extends"], body["pruning"]["sizes"]) == (job_id, [0.4])
+    assert "sparsity" not in body["pruning"]
+    assert page.get_by_role("button", name="Leave out extends").is_visible()
 
 
 def test_the_phase_that_failed_is_marked(page: Page, jobs: Jobs) -> None:

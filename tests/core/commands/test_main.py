@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from strucprune_core import __version__
+from strucprune_core.commands.figures import count, counts, flops, number, size, sizes
 from tests.core.commands.calling import call, failed, prune_command, result_of
 
 
@@ -176,7 +177,7 @@ def test_results_for_people(tiny_model: Path, text_file: Path) -> None:
     windows = ("--text", text_file, "--sequences", "2", "--sequence-length", "32")
     judged = result_of("evaluate", tiny_model, *windows)
     shown = "".join(call("evaluate", tiny_model, *windows).stdout.split())
-    assert f"perplexity{judged['perplexity']:.4f}sequences2" in shown
+    assert f"perplexity{number(judged['perplexity'], 5)}sequences2" in shown
     assert judged["text_sha256"] in shown  # on a narrow terminal too
 
 
@@ -210,8 +211,7 @@ def test_a_summary_for_people(tmp_path: Path, tiny_model: Path, text_file: Path)
     report = json.loads((tmp_path / "out/report.json").read_text())
     before, after = (report[k]["kv_cache_bytes_per_token"] for k in ("before", "after"))
     assert after < before
-    assert f"{before:,}" in line
-    assert f"{after:,}" in line
+    assert line.split(maxsplit=4)[4] == sizes(before, after)
 
 
 @pytest.mark.parametrize(
@@ -256,3 +256,20 @@ def test_a_missing_model(tmp_path: Path) -> None:
     result = call("inspect", tmp_path / "nothing", "--json")
     assert result.exit_code == 1
     assert json.loads(result.stdout)["error"]["field"] == "model.uri"
+
+
+def test_an_estimate_for_people(tiny_model: Path) -> None:
+    options = ("--size", "0.2", "--size", "0.5", "--export", "gguf", "--measure-speed")
+    exact = result_of("estimate", tiny_model, *options)
+    shown = call("estimate", tiny_model, *options).stdout
+    lines = [" ".join(line.split()) for line in shown.splitlines()]
+    for heading in ("Result", "Memory, at most", "Disk and reading", "Work"):
+        assert heading in lines
+    assert f"parameters {counts(exact['parameters_before'], exact['parameters_after'])}" in lines
+    assert f"of the process {size(exact['host_peak_bytes'])}" in lines
+    second = exact["sizes"]["0.5"]
+    found = (count(second["parameters_after"]), size(second["bytes_after"]))
+    (row,) = (line for line in lines if line.startswith("0.5 "))
+    assert row.split(" ", 2)[2] == " ".join([*found, size(second["export_bytes"]["gguf"])])
+    assert f"in all {flops(sum(exact['flops'].values()))}" in lines
+    assert not re.search(r"\d{7}|[{}]|None", shown)

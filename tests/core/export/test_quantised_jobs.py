@@ -22,7 +22,7 @@ from strucprune_core.plan.estimate import estimate_job
 from strucprune_core.plan.inspection import inspect_model
 from strucprune_core.plan.memory.host import host_terms
 from strucprune_core.report.html import render_html
-from strucprune_core.report.html.numbers import number
+from strucprune_core.report.numbers import number
 from strucprune_core.run import shards
 from strucprune_core.run.steps import evaluate
 from strucprune_core.spec import JobSpec

@@ -15,6 +15,7 @@ from uuid import uuid4
 import pytest
 
 from embedded.s3 import S3Server
+from strucprune_core.commands.failures import option_name
 from strucprune_core.errors import InvalidText, StrucPruneError
 from strucprune_core.storage import s3
 from strucprune_core.storage.local import LocalStore
@@ -32,7 +33,8 @@ def refusal(*command: str | Path, exit_code: int = 1) -> dict[str, Any]:
     assert (shown.exit_code, printed.exit_code) == (exit_code, exit_code)
     assert shown.stdout == ""
     error: dict[str, Any] = json.loads(printed.stdout)["error"]
-    words = f"error ({error['code']}) {error['field']}: {error['message']} {error['remedy'] or ''}"
+    field = option_name(error["field"])
+    words = f"error ({error['code']}): {field}: {error['message']} {error['remedy'] or ''}"
     for line in (shown.stderr, printed.stderr):
         assert squeezed(words) in squeezed(line)
     return error
@@ -76,8 +78,8 @@ def test_the_command_refuses_a_sparsity(
     more = (f"--sparsity={sparsity}", "--workspace", job / "workspace")
     error = refusal(*prune_command(tiny_model, text_file, job / "out", *more), exit_code=2)
     assert (error["code"], error["field"]) == ("invalid_spec", "pruning.sparsity")
-    # Either a cure, or a sentence that is one: "Input should be less than 1".
-    assert error["remedy"] or re.search("should be|did you mean", error["message"])
+    # Either a cure, or a sentence that is one: "must be below 1".
+    assert error["remedy"] or re.search("must be|did you mean", error["message"])
     assert not job.exists()
 
 

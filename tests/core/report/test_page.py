@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from strucprune_core.report import numbers
 from strucprune_core.report.document import (
     Continuation,
     DistillationReport,
@@ -18,7 +19,7 @@ from strucprune_core.report.document import (
     SampleReport,
     SizeSummary,
 )
-from strucprune_core.report.html import numbers, render_html
+from strucprune_core.report.html import render_html
 from strucprune_core.report.html.axes import wants_log
 from strucprune_core.report.html.bars import Bar, Bars
 from strucprune_core.report.html.charts import layer_chart

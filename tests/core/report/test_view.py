@@ -9,10 +9,10 @@ import pytest
 from strucprune_core.report.document import MemoryFigure, Report
 from strucprune_core.report.html.axes import fitting_axis, linear_axis, width_axis
 from strucprune_core.report.html.charts import kept_share, kept_widths, layer_chart
-from strucprune_core.report.html.numbers import ABSENT, number
 from strucprune_core.report.html.summary import Headline, headlines
 from strucprune_core.report.html.tables import layer_table
 from strucprune_core.report.html.view import flat, view_of
+from strucprune_core.report.numbers import ABSENT, number
 from tests.support.reports import make_layers, make_report
 
 
