@@ -3,9 +3,9 @@
     make gpu
     .venv/bin/python -m benchmarks.gpu [--parts families memory ...] [--json FILE]
 
-With a GPU it takes at most eight minutes, and ends with 1 if a part failed or was cut. What a part
-finds is written to the file at once. Figures that miss their bar are marked there; they do not
-fail the command.
+With a GPU it takes at most eight minutes, and ends with 1 if a part failed or was cut. Each run
+begins the file anew, and what a part finds is written to it at once. Figures that miss their bar
+are marked there, and do not fail the command.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import shutil
 import signal
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +32,9 @@ def main(arguments: list[str]) -> int:
         return 1
     import torch
 
-    from benchmarks.gpu.parts import PARTS
+    from benchmarks.gpu.parts import PARTS, run_part
     from benchmarks.gpu.plans import plans_text
+    from benchmarks.gpu.record import Record
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=[*PARTS], metavar="PART")
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         return 0
     if options.one:
         part, folder = options.one
-        _measure(part, device, Path(folder), options.json)
+        run_part(part, device, Path(folder), Record(options.json))
         return 0
     return _all(options.parts, device, options.json)
 
@@ -77,17 +77,6 @@ def _all(parts: list[str], device: str, path: Path) -> int:
     return int(bool(cut))
 
 
-def _measure(name: str, device: str, folder: Path, path: Path) -> None:
-    """One part, in this process."""
-    from benchmarks.gpu.parts import PARTS
-    from benchmarks.gpu.record import Record
-
-    def keep(found: dict[str, Any]) -> None:
-        Record(path).update(name, found=found)
-
-    PARTS[name].measure(device, folder, keep)
-
-
 def _roomy() -> Path | None:
     """Files in memory where there is room for them, else the system's temporary directory."""
     try:
@@ -98,6 +87,8 @@ def _roomy() -> Path | None:
 
 
 def _about(device: str) -> dict[str, Any]:
+    from datetime import UTC, datetime  # Here: Python 3.10, which is refused, has no UTC.
+
     import torch
     import transformers
 

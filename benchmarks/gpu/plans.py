@@ -30,7 +30,7 @@ SHAPES = (SMOLLM2, "llama-7b", "llama-3-70b")
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A GPU, with the rates of matrix products that its data sheet names; operations per second."""
+    """A GPU, with the peak rates that its data sheet names; operations per second."""
 
     name: str
     memory_gib: float

@@ -1,28 +1,49 @@
-"""Says at once which packages are missing. Imports nothing of the library."""
+"""Says at once what is missing or too old. Imports nothing of the library."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib.util import find_spec
+import re
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 
-NEEDED = (
-    "jinja2",
-    "numpy",
-    "pydantic",
-    "safetensors",
-    "tokenizers",
-    "torch",
-    "transformers",
-    "yaml",
-)
-"""What pruning imports, from a directory and to one, without a service, a hub or exports."""
+PYTHON = (3, 11)
+NEEDED = {
+    "jinja2": "3.1.6",
+    "numpy": "1.26",
+    "pydantic": "2.11",
+    "pyyaml": "6",
+    "safetensors": "0.5",
+    "tokenizers": "0.21",
+    "torch": "2.6",
+    "transformers": "5.0",
+}
+"""What pruning imports from a directory to a directory, without service, hub or exports, and the
+oldest release of each."""
 
 
-def missing(needed: Iterable[str] = NEEDED) -> list[str]:
-    """The packages that cannot be imported here, by their modules' names."""
-    return [name for name in needed if find_spec(name) is None]
+def missing(needed: Mapping[str, str] = NEEDED) -> list[str]:
+    """What is not installed here, or in too old a release."""
+    found = []
+    if sys.version_info < PYTHON:
+        found.append(f"Python {'.'.join(map(str, PYTHON))}")
+    for name, least in needed.items():
+        try:
+            installed = version(name)
+        except PackageNotFoundError:
+            found.append(f"{name} {least}")
+            continue
+        if _numbers(installed) < _numbers(least):
+            found.append(f"{name} {least} (here {installed})")
+    return found
 
 
-def complaint(names: Iterable[str]) -> str:
-    """One line about missing packages."""
-    return f"benchmarks.gpu: not installed here: {', '.join(names)}"
+def complaint(lacking: list[str]) -> str:
+    """One line about it."""
+    return f"benchmarks.gpu needs, in these releases or newer: {', '.join(lacking)}"
+
+
+def _numbers(release: str) -> tuple[int, ...]:
+    """The numbers that a release begins with: 2.13.0+cpu is (2, 13, 0)."""
+    begins = re.match(r"\d+(\.\d+)*", release)
+    return tuple(int(part) for part in begins[0].split(".")) if begins else ()

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +18,15 @@ import torch
 from benchmarks.gpu import distillation, families, forward, large_shape, memory
 from benchmarks.gpu.__main__ import main
 from benchmarks.gpu.jobs import Text, phase_of
-from benchmarks.gpu.parts import PARTS, TOTAL_SECONDS
+from benchmarks.gpu.parts import PARTS, TOTAL_SECONDS, Part, run_part
 from benchmarks.gpu.phase_limits import PhaseLimits
 from benchmarks.gpu.plans import GPUS, SHAPES, Gpu, plan_for, plans_text
 from benchmarks.gpu.rates import product_rates
-from benchmarks.gpu.record import Record
+from benchmarks.gpu.record import Keep, Record
 from benchmarks.gpu.requirements import NEEDED, complaint, missing
 from benchmarks.gpu.shapes import raw_of
 from benchmarks.gpu.supervise import supervise
+from embedded.stack import ROOT
 from strucprune_core.calibration import text_process
 from strucprune_core.errors import InvalidSpec, Stopped
 from strucprune_core.run.progress import Phase, Progress
@@ -236,6 +240,20 @@ def test_what_a_part_had_found_stays(
     assert [path.name for path in record.path.parent.iterdir()] == ["gpu.json"]
 
 
+def test_why_a_part_failed_is_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(device: str, folder: Path, keep: Keep) -> None:
+        keep({"rows": [device]})
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setitem(PARTS, "memory", Part(fail, 1.0))
+    record = Record(tmp_path / "gpu.json")
+    record.begin({})
+    with pytest.raises(RuntimeError):
+        run_part("memory", "cpu", tmp_path, record)
+    part = record.read()["parts"]["memory"]
+    assert part == {"found": {"rows": ["cpu"]}, "error": "RuntimeError: no kernel image"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_the_command_prints_plans(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -277,7 +295,23 @@ def test_a_gpu_that_is_too_small_is_said_to_be() -> None:
     assert "| L4, 24 GiB |" in text
 
 
-def test_missing_packages_are_named_at_once() -> None:
+def test_what_is_missing_is_named_at_once() -> None:
     assert missing() == []
-    assert missing([*NEEDED, "no_such_package", "nor_this"]) == ["no_such_package", "nor_this"]
-    assert complaint(["a", "b"]) == "benchmarks.gpu: not installed here: a, b"
+    lacking = missing({"no-such-package": "1.0", "torch": "99.1", "numpy": "1.26"})
+    assert lacking == ["no-such-package 1.0", f"torch 99.1 (here {version('torch')})"]
+    assert complaint(["a 1", "b 2"]) == (
+        "benchmarks.gpu needs, in these releases or newer: a 1, b 2"
+    )
+
+
+def test_it_needs_the_releases_that_the_project_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    stated = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
+    least = dict(
+        re.findall(r"^([\w-]+)>=([\d.]+)", "\n".join(filter(_is_text, stated)), re.MULTILINE)
+    )
+    assert {name: least[name] for name in NEEDED} == NEEDED
+
+
+def _is_text(entry: object) -> bool:
+    return isinstance(entry, str)
