@@ -96,9 +96,15 @@ class ApiProblem(ClientError):
 class NotAllowed(ApiProblem):
     """The key is missing, unknown, expired or revoked, or lacks the scope."""
 
+    usual_remedy: ClassVar[str | None] = (
+        "Use another key; operators make them with strucprune keys create."
+    )
+
 
 class JobNotFound(ApiProblem):
     """There is no such job, or it is another tenant's; or one of its files is missing."""
+
+    usual_remedy: ClassVar[str | None] = "List your jobs: strucprune jobs list."
 
 
 class JobConflict(ApiProblem):
