@@ -22,6 +22,9 @@ from strucprune_core.commands.job_options import option_of
 from strucprune_core.errors import InvalidSpec, Stopped, StrucPruneError
 from strucprune_core.report.visible_text import visible
 
+# Options of prune and evaluate that are no field of a job.
+_NOT_OF_A_JOB = ("workspace", "text")
+
 
 @contextmanager
 def failures(as_json: bool) -> Iterator[None]:
@@ -92,8 +95,8 @@ def option_name(field: str) -> str:
     Args:
         field: A dotted path, "pruning.sparsity", or a JSON pointer, "/pruning/sparsity".
     """
-    if field == "workspace":
-        return "--workspace"
+    if field in _NOT_OF_A_JOB:
+        return f"--{field}"
     path = tuple(field.strip("/").replace("/", ".").split("."))
     while path:
         if option := option_of(path):

@@ -18,12 +18,12 @@ from strucprune_core.commands.console import (
     print_json,
     show_warnings,
     stderr,
+    write_file,
 )
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.compared import Result, perplexities_compare, results_of
 from strucprune_core.commands.jobs.service import UrlOption, complete_id, connect
 from strucprune_core.commands.tables import print_records
-from strucprune_core.errors import InvalidSpec
 from strucprune_core.storage.uri import short_name
 
 
@@ -113,12 +113,5 @@ def _write_csv(results: Sequence[Result], name: str) -> None:
         sys.stdout.write(text.getvalue())
         return
     path = local_path(name, "--csv")
-    try:
-        path.write_text(text.getvalue(), encoding="utf-8", newline="")
-    except OSError as error:
-        raise InvalidSpec(
-            f"cannot write {name}: {error.strerror}",
-            field="--csv",
-            remedy="Check its folder and its permissions.",
-        ) from error
+    write_file(path, text.getvalue(), "--csv")
     stderr.print(f"{len(results)} results in {path}", markup=False, highlight=False, soft_wrap=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from strucprune_core.commands.arguments import positive_number
 from strucprune_core.commands.console import JsonOption
 from strucprune_core.commands.failures import failures
 from strucprune_core.commands.jobs.service import (
@@ -22,9 +23,8 @@ def extend(
     job: JobArgument,
     size: Annotated[
         list[float],
-        typer.Option(
-            metavar="FRACTION",
-            help="Sparsity of a further size, such as 0.5; give it several times for more.",
+        positive_number(
+            "FRACTION", "Sparsity of a further size, such as 0.5; give it several times for more."
         ),
     ],
     output: Annotated[
